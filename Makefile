@@ -1,0 +1,39 @@
+# `make demo` and `make test` are all a newcomer needs; each builds .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check bench test-stack install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The main job on real input: embedded Valkey, SQLite, a CPU worker and Flower; about five minutes the first time.
+demo: $(INSTALLED)
+	$(BIN)/python -m examples.demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# One benchmark: make bench NAME=bulk; see benchmarks/README.md.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.$(NAME)
+
+# The composed stack in a real Docker engine (started here if none is up; Debian and root).
+test-stack: $(INSTALLED)
+	$(BIN)/python -m pytest --override-ini addopts= tests/stack -s
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

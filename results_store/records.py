@@ -1,0 +1,143 @@
+"""The rows of the store as Python sees them. Times are Unix seconds; `output` and `error` are plain JSON values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class ResultState(StrEnum):
+    """The four terminal states of a result. There is no other: a result exists once it is terminal."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class EnvelopeState(StrEnum):
+    """The life of an envelope: ``accepted`` (in the outbox) → ``published`` → ``done``."""
+
+    ACCEPTED = "accepted"
+    PUBLISHED = "published"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to create. `idempotency_key`, where given, is unique: creating it again finds the first."""
+
+    id: str
+    priority: int
+    name: str | None = None
+    idempotency_key: str | None = None
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEnvelope:
+    """An envelope for the outbox. `payload` is its encoded message, opaque here, of `content_type`."""
+
+    id: str
+    job: str
+    model: str
+    priority: int
+    items: int
+    results: int
+    payload: bytes
+    content_type: str
+    created_at: float
+    deadline_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One item and task in its terminal state; (`job`, `seq`, `task`) is the key.
+
+    Succeeded: `output` (JSON) or `vector` (float32 bytes, little-endian) is set. Otherwise `error` is
+    ``{"kind": …, "message": …}``. The four times say when the item was queued by its producer, put in
+    a micro-batch, computed, and stored; an item that never got that far has None there.
+    """
+
+    job: str
+    seq: int
+    task: str
+    envelope: str
+    state: ResultState
+    key: str | None = None
+    output: Any = None
+    vector: bytes | None = None
+    error: dict[str, Any] | None = None
+    model: str | None = None
+    model_revision: str | None = None
+    batch: str | None = None
+    queued_at: float | None = None
+    batched_at: float | None = None
+    computed_at: float | None = None
+    stored_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch that ran: the flight recorder's row.
+
+    `rows` went through the backbone for `items` items; `tokens` are real, `padded_tokens` what was
+    computed (for images both count rows). `heads` and `priorities` count items by name and by value.
+    """
+
+    id: str
+    model: str
+    model_revision: str
+    device: str
+    worker: str
+    started_at: float
+    forward_s: float
+    queue_wait_s: float
+    items: int
+    rows: int
+    tokens: int
+    padded_tokens: int
+    heads: dict[str, int] = field(default_factory=dict)
+    priorities: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStatus:
+    """A job and its progress. The counts are of results (one per item and task), except `items`."""
+
+    id: str
+    name: str | None
+    priority: int
+    created_at: float
+    finished_at: float | None
+    cancelled_at: float | None
+    items: int
+    total: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+
+    @property
+    def done(self) -> int:
+        """Results that are terminal."""
+        return self.succeeded + self.failed + self.cancelled + self.expired
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingEnvelope:
+    """An envelope that the store still waits for, with what is needed to publish it again."""
+
+    id: str
+    job: str
+    model: str
+    priority: int
+    payload: bytes
+    content_type: str
+    created_at: float
+    attempts: int

@@ -1,0 +1,93 @@
+"""The interface between the fleet and a model: five methods, two of them on the device's side.
+
+One class serves both sides, as two instances. In the worker's parent process, which never imports
+torch, the fleet calls `prepare`, `collate`, `cost` and `finish`, from many threads at once. In the device
+process it calls `load` once and `forward` for every micro-batch, from one thread. So torch is imported
+inside `load` and `forward` only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from producers.catalogue import Task
+from producers.errors import InvalidInput
+
+Array: TypeAlias = NDArray[Any]
+Arrays: TypeAlias = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a model is made from: its name, its folder of weights, its revision, its tasks, and its own options."""
+
+    name: str
+    folder: Path
+    revision: str
+    tasks: Mapping[str, Task]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One item ready for the backbone.
+
+    `arrays` is its row, without a batch axis. `size` is the length that padding acts on (tokens; 1 where
+    rows are all alike). `content` is a digest: rows of equal content are computed once. `refused` holds the
+    tasks that this input cannot be used for, with the reason; the others go on.
+    """
+
+    arrays: Arrays
+    size: int
+    content: bytes
+    refused: Mapping[str, InvalidInput] = field(default_factory=dict)
+
+
+class Model(ABC):
+    """A backbone with its heads. The constructor only stores; `load` does the work."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    # --- in the parent process, from many threads ---
+
+    @abstractmethod
+    def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Turn an input (text, or the bytes of a file) into a row, for the tasks in `params`.
+
+        Raises InvalidInput (or InputTooLarge) if the input is of use to none of them.
+        """
+
+    def cost(self, prepared: Prepared) -> int:
+        """Return the row's cost in the unit of the batch budget: by default its size."""
+        return prepared.size
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Stack rows into arrays with a leading batch axis. Models whose rows differ in length pad here."""
+        return {name: np.stack([row.arrays[name] for row in rows]) for name in rows[0].arrays}
+
+    @abstractmethod
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        """Turn one row of a head's output into the task's output: a JSON value, or a float32 vector as an array."""
+
+    # --- in the device process, from one thread ---
+
+    @abstractmethod
+    def load(self, device: str) -> None:
+        """Load the weights onto `device` (``cpu``, ``cuda:0``). Called once, before any `forward`."""
+
+    @abstractmethod
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        """Run the backbone once over the batch, then each wanted head on its rows.
+
+        `wanted` maps a task to the indices (int64) of its rows. Returns for each of these tasks an array with
+        a leading axis as long as its indices, in their order; anything else is an error of the whole batch.
+        """
