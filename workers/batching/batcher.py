@@ -1,0 +1,304 @@
+"""The one thread that owns the waiting items: it feeds the device one micro-batch ahead and survives its deaths.
+
+Everything reaches it through one inbox, in order: new entries, and what the device says. After each it asks the policy for
+batches until the device has one running and one staged. It never waits on a timer; the only time limits are those
+after which a loading or a running device counts as hung.
+
+When a batch fails, guilt is found by halving: a failed batch's halves run again, one at a time and with nothing staged behind them,
+until single items remain. An item that raises alone has failed; one under which the process died must die twice alone,
+since the first death may have been somebody else's doing (the kernel's out-of-memory killer, an operator).
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from results_store.records import Batch
+from workers.batching.microbatch import MicroBatch
+from workers.batching.policy import Budget, Shares, next_batch
+from workers.batching.work import Entry, Expired, Failed, Group, Interrupted
+from workers.device_client import DeviceClient, DeviceEvent
+from workers.models.model import Arrays, Model
+from workers.transfer import Header
+
+logger = logging.getLogger(__name__)
+
+#: One running, one staged: the device never waits for Python, and an urgent item waits behind two batches at most.
+DEPTH = 2
+
+#: A device that does not come up this often in a row is out of service.
+MAX_FAILED_STARTS = 3
+
+#: Weight of the past in the recent cost that the guaranteed shares are measured on.
+SERVED_DECAY = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as the batcher needs it: its parent side, its revision, and its budget."""
+
+    model: Model
+    revision: str
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatcherSettings:
+    """`worker` and `device` name where batches ran, for the flight recorder. Times are seconds."""
+
+    worker: str
+    device: str
+    load_timeout_s: float
+    batch_timeout_s: float
+    guaranteed_shares: Mapping[int, float]
+
+
+class Batcher:
+    """Gathers entries into micro-batches for one device. `start`, `submit` from any thread, `stop`."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        settings: BatcherSettings,
+        *,
+        on_batch: Callable[[Batch], None],
+        on_out_of_service: Callable[[str], None],
+    ) -> None:
+        self._models = models
+        self._settings = settings
+        self._on_batch = on_batch
+        self._on_out_of_service = on_out_of_service
+        self._budgets = {name: served.budget for name, served in models.items()}
+        self._served: dict[int, float] = {}
+        self._inbox: queue.SimpleQueue[list[Entry] | DeviceEvent | None] = queue.SimpleQueue()
+        self._admission = threading.Lock()
+        self._closed = False
+        self._waiting: list[Entry] = []
+        self._suspects: deque[Sequence[Entry]] = deque()
+        self._in_flight: deque[MicroBatch] = deque()
+        self._running_since = 0.0  # monotonic; when the first in flight, or the loading, began
+        self._ready = False
+        self._failed_starts = 0
+        self._thread = threading.Thread(target=self._loop, name="batcher")
+        self._device: DeviceClient
+        self.came_up = threading.Event()  # the device is ready for the first time, or out of service
+        self.out_of_service: str | None = None
+
+    # --- for other threads ---
+
+    def start(self, device: DeviceClient) -> None:
+        """Start the device and the thread. `device` must report its events to `tell`."""
+        self._device = device
+        self._start_device()
+        self._thread.start()
+
+    def tell(self, event: DeviceEvent) -> None:
+        """Take note of what the device said."""
+        self._inbox.put(event)
+
+    def submit(self, entries: Sequence[Entry]) -> Group:
+        """Queue entries and return their group, to wait on. After `stop` they are interrupted at once."""
+        group = Group(entries)
+        with self._admission:
+            if not self._closed:
+                self._inbox.put(list(entries))
+                return group
+        for entry in entries:
+            entry.finish(Interrupted())
+        return group
+
+    def stop(self) -> None:
+        """Interrupt whatever waits or runs, end the device, and return when the thread has ended."""
+        with self._admission:
+            self._closed = True
+            self._inbox.put(None)
+        self._thread.join()
+        self._device.close()
+
+    # --- the batcher's own thread ---
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                message = self._inbox.get(timeout=self._patience_s())
+            except queue.Empty:
+                self._device_hangs()
+                continue
+            while message is not None:
+                self._take(message)
+                if self._inbox.empty():
+                    break
+                message = self._inbox.get()  # decide once on all that is here
+            if message is None:
+                self._interrupt_all()
+                return
+            if self.out_of_service:
+                self._interrupt_all()
+            else:
+                self._dispatch()
+
+    def _take(self, message: list[Entry] | DeviceEvent) -> None:
+        if isinstance(message, list):
+            self._waiting.extend(message)
+        elif message.life == self._device.life and not self.out_of_service:
+            self._on_device_event(message.header, message.arrays)
+
+    def _on_device_event(self, header: Header, arrays: Arrays) -> None:
+        event = header["event"]
+        if event == "ready":
+            self._ready = True
+            self._failed_starts = 0
+            self.came_up.set()
+        elif event == "done":
+            self._on_done(header["forward_s"], arrays)
+        elif event == "failed":
+            batch = self._in_flight.popleft()
+            self._running_since = time.monotonic()
+            self._on_failed(batch, header["kind"], header["message"], header.get("traceback", ""))
+        elif event == "unloadable":
+            logger.error(
+                "the device cannot load its models: %s: %s\n%s", *map(header.get, ("kind", "message", "traceback"))
+            )
+            self._leave_service(f"{header['kind']}: {header['message']}")
+        elif event == "lost":
+            self._on_lost("DeviceLost", header["message"])
+
+    def _dispatch(self) -> None:
+        while self._ready and len(self._in_flight) < (1 if self._suspects else DEPTH):
+            batch = self._next()
+            if batch is None:
+                return
+            try:
+                arrays = self._models[batch.model].model.collate(batch.rows)
+            except Exception as error:  # noqa: BLE001 - a model's own code; its batch is bisected like any other
+                self._on_failed(batch, type(error).__name__, str(error), "")
+                continue
+            if not self._in_flight:
+                self._running_since = time.monotonic()
+            self._in_flight.append(batch)
+            self._device.run(batch.id, batch.model, arrays, batch.wanted)
+
+    def _next(self) -> MicroBatch | None:
+        now = time.time()
+        if self._suspects:
+            return MicroBatch(self._suspects.popleft(), now)
+        shares = Shares(self._settings.guaranteed_shares, self._served)
+        decision = next_batch([entry.waiting for entry in self._waiting], self._budgets, now, shares)
+        for i in decision.expired:
+            self._waiting[i].finish(Expired())
+        chosen = [self._waiting[i] for i in decision.batch]
+        gone = {*decision.batch, *decision.expired}
+        self._waiting = [entry for i, entry in enumerate(self._waiting) if i not in gone]
+        return MicroBatch(chosen, now) if chosen else None
+
+    def _on_done(self, forward_s: float, arrays: Arrays) -> None:
+        batch = self._in_flight.popleft()
+        self._running_since = time.monotonic()
+        now = time.time()
+        batch.deliver(arrays, now)
+        self._served = {priority: cost * SERVED_DECAY for priority, cost in self._served.items()}
+        for entry in batch.entries:
+            priority = entry.waiting.priority
+            self._served[priority] = self._served.get(priority, 0.0) + entry.waiting.cost
+        self._on_batch(
+            batch.record(
+                revision=self._models[batch.model].revision,
+                device=self._settings.device,
+                worker=self._settings.worker,
+                forward_s=forward_s,
+                started_at=now - forward_s,
+            )
+        )
+
+    # --- faults ---
+
+    def _on_failed(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
+        if kind == "OutOfMemory":
+            self._shrink(batch)
+        if len(batch.entries) > 1:
+            self._halve(batch)
+            return
+        known = kind in ("OutOfMemory", "WrongOutput")
+        text = message if known else f"{kind}: {message}"
+        batch.entries[0].finish(Failed(kind if known else "ModelError", text, traceback, batch.id))
+
+    def _on_lost(self, kind: str, message: str) -> None:
+        logger.warning("%s: %s; restarting it", self._settings.device, message)
+        if not self._ready:
+            self._failed_starts += 1
+        self._ready = False
+        if self._in_flight:
+            self._blame(self._in_flight.popleft(), kind, message)
+        # what was only staged is innocent: it goes back to the front, as it was
+        for batch in reversed(self._in_flight):
+            self._waiting[:0] = batch.entries
+        self._in_flight.clear()
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            self._leave_service(f"it did not come up {self._failed_starts} times in a row: {message}")
+        else:
+            self._start_device()
+
+    def _blame(self, batch: MicroBatch, kind: str, message: str) -> None:
+        if len(batch.entries) > 1:
+            self._halve(batch)
+            return
+        entry = batch.entries[0]
+        entry.deaths += 1
+        if entry.deaths > 1 or kind == "DeviceHung":
+            entry.finish(Failed(kind, f"with this item alone, {message}", "", batch.id))
+        else:
+            self._suspects.appendleft(batch.entries)
+
+    def _halve(self, batch: MicroBatch) -> None:
+        middle = len(batch.entries) // 2
+        self._suspects.extendleft((batch.entries[middle:], batch.entries[:middle]))
+
+    def _shrink(self, batch: MicroBatch) -> None:
+        budget = self._budgets[batch.model]
+        smaller = Budget(
+            max(1, min(budget.cost, batch.padded_cost) // 2), max(1, min(budget.rows, len(batch.rows)) // 2)
+        )
+        logger.warning(
+            "%s: out of memory; batches of %s now hold at most %s", self._settings.device, batch.model, smaller
+        )
+        self._budgets[batch.model] = smaller
+
+    def _patience_s(self) -> float | None:
+        """How long the device may stay silent from now on; None while nothing is expected of it."""
+        if self.out_of_service or (self._ready and not self._in_flight):
+            return None
+        limit_s = self._settings.batch_timeout_s if self._ready else self._settings.load_timeout_s
+        return max(0.0, self._running_since + limit_s - time.monotonic())
+
+    def _device_hangs(self) -> None:
+        limit_s = self._settings.batch_timeout_s if self._ready else self._settings.load_timeout_s
+        # the word of its death would come as an event; taking it here keeps the reason with the batch
+        self._device.close()
+        self._on_lost("DeviceHung", f"the device process was silent for {limit_s:g} s and was killed")
+        self._dispatch()
+
+    def _start_device(self) -> None:
+        self._running_since = time.monotonic()
+        self._device.start()
+
+    def _leave_service(self, reason: str) -> None:
+        self.out_of_service = reason
+        self._device.kill()
+        self.came_up.set()
+        self._on_out_of_service(reason)
+
+    def _interrupt_all(self) -> None:
+        entries = [
+            *self._waiting,
+            *(e for group in self._suspects for e in group),
+            *(e for b in self._in_flight for e in b.entries),
+        ]
+        self._waiting, self._suspects, self._in_flight = [], deque(), deque()
+        for entry in entries:
+            entry.finish(Interrupted())

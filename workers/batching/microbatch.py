@@ -1,0 +1,75 @@
+"""A micro-batch: entries become rows (equal content once), and the heads' outputs become the entries' again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from producers.messages import new_id
+from results_store.records import Batch
+from workers.batching.work import Computed, Entry
+from workers.models.model import Array, Arrays, Prepared
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Entries that go through the backbone together. `rows` are their unique contents, in order of appearance."""
+
+    entries: Sequence[Entry]
+    formed_at: float
+    id: str = field(default_factory=new_id)
+    rows: list[Prepared] = field(default_factory=list)
+    row_of: list[int] = field(default_factory=list)  # entry position → row
+    wanted: dict[str, Array] = field(default_factory=dict)  # task → its rows, ascending
+
+    def __post_init__(self) -> None:
+        positions: dict[bytes, int] = {}
+        wanted: dict[str, set[int]] = {}
+        for entry in self.entries:
+            row = positions.setdefault(entry.prepared.content, len(positions))
+            if row == len(self.rows):
+                self.rows.append(entry.prepared)
+            self.row_of.append(row)
+            for task in entry.tasks:
+                wanted.setdefault(task, set()).add(row)
+        self.wanted = {task: np.array(sorted(rows), dtype=np.int64) for task, rows in wanted.items()}
+
+    @property
+    def model(self) -> str:
+        return self.entries[0].waiting.model
+
+    @property
+    def padded_cost(self) -> int:
+        return len(self.rows) * max(row.size for row in self.rows)
+
+    def deliver(self, outputs: Arrays, computed_at: float) -> None:
+        """Give each entry its tasks' rows of `outputs`, whose leading axes follow `wanted`."""
+        places = {task: {int(row): at for at, row in enumerate(rows)} for task, rows in self.wanted.items()}
+        for entry, row in zip(self.entries, self.row_of, strict=True):
+            own = {task: outputs[task][places[task][row]] for task in entry.tasks}
+            entry.finish(Computed(own, self.id, self.formed_at, computed_at))
+
+    def record(self, *, revision: str, device: str, worker: str, forward_s: float, started_at: float) -> Batch:
+        """Return the flight recorder's row for this batch, once it has run."""
+        heads = Counter(task for entry in self.entries for task in entry.tasks)
+        priorities = Counter(str(entry.waiting.priority) for entry in self.entries)
+        waits = [self.formed_at - entry.waiting.arrived_at for entry in self.entries]
+        return Batch(
+            id=self.id,
+            model=self.model,
+            model_revision=revision,
+            device=device,
+            worker=worker,
+            started_at=started_at,
+            forward_s=forward_s,
+            queue_wait_s=sum(waits) / len(waits),
+            items=len(self.entries),
+            rows=len(self.rows),
+            tokens=sum(row.size for row in self.rows),
+            padded_tokens=self.padded_cost,
+            heads=dict(heads),
+            priorities=dict(priorities),
+        )

@@ -1,0 +1,86 @@
+"""What waits in the batcher, and how it can end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from workers.batching.policy import Waiting
+from workers.models.model import Array, Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The heads' outputs for one item, by task; the batch that made them; when it was formed and done (Unix seconds)."""
+
+    outputs: Mapping[str, Array]
+    batch: str
+    batched_at: float
+    computed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The item was alone at fault. `kind` is ModelError, WrongOutput, OutOfMemory, DeviceLost or DeviceHung."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+    batch: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The deadline passed while the item waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The worker stops, or its device is out of service: the item was not computed here and goes back to the queue."""
+
+
+Outcome: TypeAlias = Computed | Failed | Expired | Interrupted
+
+
+class Group:
+    """The entries of one envelope. Only the batcher's thread counts down; the envelope's thread waits."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+        self._left = len(entries)
+        self._done = threading.Event()
+        if not entries:
+            self._done.set()
+        for entry in entries:
+            entry.group = self
+
+    def wait(self) -> None:
+        """Block until every entry has its outcome."""
+        self._done.wait()
+
+    def count_down(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._done.set()
+
+
+class Entry:
+    """One prepared item, waiting for its micro-batch; `outcome` is set once, by `finish`."""
+
+    __slots__ = ("deaths", "group", "outcome", "prepared", "tasks", "waiting")
+
+    def __init__(self, prepared: Prepared, tasks: tuple[str, ...], waiting: Waiting) -> None:
+        self.prepared = prepared
+        self.tasks = tasks
+        self.waiting = waiting
+        self.deaths = 0  # how often the device process died while this item was alone in it
+        self.group: Group | None = None
+        self.outcome: Outcome | None = None
+
+    def finish(self, outcome: Outcome) -> None:
+        assert self.outcome is None, "an entry ends once"
+        self.outcome = outcome
+        if self.group:
+            self.group.count_down()

@@ -1,0 +1,133 @@
+"""The parent's end of a device process: start it, feed it, kill it, and hear what becomes of its batches."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from workers import transfer
+from workers.device_process import ModelToLoad
+from workers.devices import Device, available_cores, pinned_environment
+from workers.models.model import Array, Arrays
+from workers.transfer import Header
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEvent:
+    """Something that the device process said, or (``lost``) that it is no more.
+
+    `life` counts its starts, so that a word from an earlier life is known for what it is. `header` is as sent by
+    `workers.device_process`: ``event`` is ready, unloadable, done, failed or lost.
+    """
+
+    life: int
+    header: Header
+    arrays: Arrays = field(default_factory=dict)
+
+
+class DeviceClient(Protocol):
+    """What the batcher needs of a device."""
+
+    @property
+    def life(self) -> int: ...
+    def start(self) -> None: ...
+    def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array]) -> None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class ProcessDevice:
+    """A device process and the thread that reads from it. `on_event` is called from that thread."""
+
+    def __init__(
+        self,
+        device: Device,
+        models: Sequence[ModelToLoad],
+        on_event: Callable[[DeviceEvent], None],
+        *,
+        threads: int = 0,
+    ) -> None:
+        self.device = device
+        self.life = 0
+        self._models = models
+        self._on_event = on_event
+        self._threads = threads or available_cores()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._reader: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The device process's id, or None where none runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start a new process and tell it what to load; ``ready`` or ``lost`` follows as an event."""
+        self.close()
+        self.life += 1
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", "workers.device_process", str(theirs.fileno())],
+                env=pinned_environment(self.device, os.environ, threads=self._threads),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
+            )
+        self._socket = ours
+        self._reader = threading.Thread(
+            target=self._read, args=(ours, self._process, self.life), name=f"device-{self.device.name}"
+        )
+        self._reader.start()
+        load: Header = {
+            "device": "cuda:0" if self.device.is_cuda else self.device.name,  # the one GPU it is pinned to
+            "threads": self._threads,
+            "models": msgspec.to_builtins(self._models),
+        }
+        with contextlib.suppress(OSError):  # it died already: the reader says so
+            transfer.send(ours, load)
+
+    def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array]) -> None:
+        """Send a micro-batch. If the process is gone, nothing happens here: ``lost`` arrives as an event."""
+        header: Header = {"batch": batch, "model": model, "tasks": list(wanted)}
+        with contextlib.suppress(OSError):
+            if self._socket:
+                transfer.send(self._socket, header, arrays | {f"wanted/{task}": rows for task, rows in wanted.items()})
+
+    def kill(self) -> None:
+        """Kill the process at once; ``lost`` follows as an event."""
+        if self._process:
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the process and wait until it and its reader are gone."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+        if self._reader and self._reader is not threading.current_thread():
+            self._reader.join()
+        if self._socket:
+            self._socket.close()
+        self._process = self._socket = self._reader = None
+
+    def _read(self, sock: socket.socket, process: subprocess.Popen[bytes], life: int) -> None:
+        while (frame := transfer.receive(sock)) is not None:
+            self._on_event(DeviceEvent(life, *frame))
+        code = process.wait()
+        self._on_event(DeviceEvent(life, {"event": "lost", "message": f"the device process ended with {_exit(code)}"}))
+
+
+def _exit(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,137 @@
+"""The process that owns a device: it loads the models and runs one micro-batch after another.
+
+Started by `workers.device_client` as ``python -m workers.device_process FD``; FD is its end of a socket pair. The only
+module outside `models/` and `training/` that imports torch. Its life: *load* → *ready*, then *run* → *done* or *failed*,
+until the socket closes. It dies with its parent: a closed socket ends it at once, whatever the device is doing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from producers.catalogue import KINDS, Task
+from workers import transfer
+from workers.models.model import Arrays, Model, ModelSpec
+from workers.transfer import Header
+
+logger = logging.getLogger(__name__)
+
+#: What a task's output becomes when the model returns something that is not one row per wanted row.
+WRONG_OUTPUT = "WrongOutput"
+
+
+class ModelToLoad(msgspec.Struct, frozen=True):
+    """A model as it travels from the parent: what `ModelSpec` holds, in plain values."""
+
+    class_: str
+    name: str
+    folder: str
+    revision: str
+    tasks: dict[str, tuple[str, str]]  # task: (kind, summary)
+    options: dict[str, Any]
+
+    @classmethod
+    def from_spec(cls, class_: str, spec: ModelSpec) -> ModelToLoad:
+        tasks = {name: (task.kind.name, task.summary) for name, task in spec.tasks.items()}
+        return cls(class_, spec.name, str(spec.folder), spec.revision, tasks, dict(spec.options))
+
+    def build(self) -> Model:
+        """Return the model, constructed but not loaded. Raises ImportError, AttributeError or TypeError."""
+        module, _, name = self.class_.partition(":")
+        tasks = {task: Task(task, KINDS[kind], self.name, summary) for task, (kind, summary) in self.tasks.items()}
+        spec = ModelSpec(self.name, Path(self.folder), self.revision, tasks, self.options)
+        model = getattr(importlib.import_module(module), name)(spec)
+        if not isinstance(model, Model):
+            raise TypeError(f"{self.class_} is not a workers.models.model.Model")
+        return model
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    frames: queue.SimpleQueue[tuple[Header, Arrays]] = queue.SimpleQueue()
+    # reading goes on while the device computes: the next batch is already here when this one is done
+    threading.Thread(target=_read_frames, args=(sock, frames), daemon=True).start()
+    header, _ = frames.get()
+    try:
+        models = _load(header)
+    except Exception as error:  # noqa: BLE001 - whatever a model's loading raises is reported by name
+        transfer.send(sock, {"event": "unloadable", **_described(error)})
+        return
+    transfer.send(sock, {"event": "ready"})
+    while True:
+        header, arrays = frames.get()
+        transfer.send(sock, *_run(models[header["model"]], header, arrays))
+
+
+def _read_frames(sock: socket.socket, frames: queue.SimpleQueue[tuple[Header, Arrays]]) -> None:
+    while True:
+        frame = transfer.receive(sock)
+        if frame is None:
+            os._exit(0)  # the parent is gone or wants us gone; a running forward would not notice an exception
+        frames.put(frame)
+
+
+def _load(header: Header) -> dict[str, Model]:
+    import torch
+
+    torch.set_num_threads(int(header["threads"]))
+    models: dict[str, Model] = {}
+    for wanted in msgspec.convert(header["models"], list[ModelToLoad]):
+        started = time.perf_counter()
+        model = wanted.build()
+        model.load(header["device"])
+        logger.info("model %s on %s in %.1f s", wanted.name, header["device"], time.perf_counter() - started)
+        models[wanted.name] = model
+    return models
+
+
+def _run(model: Model, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
+    """Run one micro-batch; whatever it raises is that batch's failure, not this process's."""
+    wanted = {task: arrays.pop(f"wanted/{task}") for task in header["tasks"]}
+    started = time.perf_counter()
+    try:
+        outputs = model.forward(arrays, wanted)
+        problem = _mismatch(outputs, wanted)
+    except Exception as error:  # noqa: BLE001 - the parent bisects the batch and names the item that raised
+        return {"event": "failed", "batch": header["batch"], **_described(error)}, {}
+    if problem:
+        return {"event": "failed", "batch": header["batch"], "kind": WRONG_OUTPUT, "message": problem}, {}
+    return {"event": "done", "batch": header["batch"], "forward_s": time.perf_counter() - started}, outputs
+
+
+def _mismatch(outputs: Arrays, wanted: Arrays) -> str:
+    """Return what is wrong with the outputs' number or shape, or nothing: results must never shift between items."""
+    if set(outputs) != set(wanted):
+        return f"outputs for {sorted(outputs)} where {sorted(wanted)} were wanted"
+    for task, rows in wanted.items():
+        output = outputs[task]
+        if not isinstance(output, np.ndarray) or output.ndim < 1 or len(output) != len(rows):
+            return f"{task}: output of shape {getattr(output, 'shape', None)} for {len(rows)} rows"
+    return ""
+
+
+def _described(error: BaseException) -> Header:
+    import torch
+
+    kind = type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        kind = "OutOfMemory"
+    return {"kind": kind, "message": str(error)[:2000], "traceback": traceback.format_exc(limit=20)[-8000:]}
+
+
+if __name__ == "__main__":
+    main()

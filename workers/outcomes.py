@@ -1,0 +1,90 @@
+"""How items end: the result rows of an envelope, one per item and task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+
+from producers.catalogue import Task
+from producers.errors import InvalidInput
+from producers.messages import BadItem, Envelope, Item
+from results_store.records import Result, ResultState
+from workers.batching.work import Computed, Expired, Failed, Outcome
+from workers.models.model import Model
+
+logger = logging.getLogger(__name__)
+
+Error: TypeAlias = dict[str, Any]
+
+
+def described(error: InvalidInput) -> Error:
+    """Return an input's error as it is kept with the row."""
+    return {"kind": type(error).__name__, "field": error.field, "message": str(error)}
+
+
+def ended(envelope: Envelope, item: Item, state: ResultState, error: Error | None = None) -> list[Result]:
+    """Return one result of `state` for each of the item's tasks."""
+    return [result(envelope, item, task, state, error) for task in item.tasks]
+
+
+def malformed(envelope: Envelope, bad: BadItem) -> list[Result]:
+    """Return the failed results of an item that could not be decoded."""
+    item = Item(bad.seq, "", bad.tasks)
+    return ended(envelope, item, ResultState.FAILED, {"kind": "InvalidMessage", "message": bad.error})
+
+
+def result(envelope: Envelope, item: Item, task: str, state: ResultState, error: Error | None = None) -> Result:
+    return Result(
+        job=envelope.job,
+        seq=item.seq,
+        task=task,
+        envelope=envelope.id,
+        state=state,
+        key=item.key,
+        error=error,
+        model=envelope.model,
+        queued_at=envelope.queued_at,
+    )
+
+
+def finished(
+    envelope: Envelope, item: Item, outcome: Outcome | None, model: Model, params: Mapping[Task, msgspec.Struct]
+) -> Iterator[Result]:
+    """Yield the results that `outcome` means for the tasks in `params`; none where the item was interrupted."""
+    for task, own in params.items():
+        match outcome:
+            case Computed():
+                yield _computed(envelope, item, outcome, model, task, own)
+            case Failed():
+                error = {"kind": outcome.kind, "message": outcome.message}
+                if outcome.traceback:
+                    error["traceback"] = outcome.traceback
+                yield replace(result(envelope, item, task.name, ResultState.FAILED, error), batch=outcome.batch)
+            case Expired():
+                yield result(envelope, item, task.name, ResultState.EXPIRED)
+
+
+def _computed(
+    envelope: Envelope, item: Item, computed: Computed, model: Model, task: Task, params: msgspec.Struct
+) -> Result:
+    row = replace(
+        result(envelope, item, task.name, ResultState.SUCCEEDED),
+        model_revision=model.spec.revision,
+        batch=computed.batch,
+        batched_at=computed.batched_at,
+        computed_at=computed.computed_at,
+    )
+    try:
+        output = model.finish(task, computed.outputs[task.name], params)
+        if isinstance(output, np.ndarray):
+            return replace(row, vector=np.ascontiguousarray(output, dtype="<f4").tobytes())
+        return replace(row, output=msgspec.to_builtins(output))
+    except Exception as error:  # a model's own code: its bug costs this result, never its neighbours
+        logger.exception("envelope %s, item %s, task %s: finishing failed", envelope.id, item.seq, task.name)
+        detail = {"kind": "ModelError", "message": f"finishing failed: {type(error).__name__}: {error}"}
+        return replace(row, state=ResultState.FAILED, error=detail)

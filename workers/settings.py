@@ -1,0 +1,152 @@
+"""Every setting of a fleet, typed and checked once at start. The only reader of ``fleet.toml`` in workers.
+
+The built-in models (``models/builtin.toml``) come first; a user's ``fleet.toml`` is merged over them table by table;
+where the broker and the store are comes from the environment, the file, or the running local fleet.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from producers.catalogue import Catalogue, Limits
+from producers.errors import ConfigurationError
+from producers.messages import Priority
+
+#: The producers' limits; a worker that is not told otherwise has the same.
+DEFAULT_LIMITS = Limits()
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a worker node runs. Times are seconds.
+
+    `profile` chooses the devices where `devices` names none. `models` are the ones served here (none named: all). `concurrency` is how many envelopes a node holds at
+    once: enough that interactive ones find a free slot beside bulk. `threads` bounds the CPU threads of the
+    device process (0: all cores). `bulk_share` is the share of device time that bulk work keeps under
+    interactive load.
+    """
+
+    profile: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    concurrency: int = 64
+    threads: int = 0
+    bulk_share: float = 0.1
+    lease_s: float = 60.0
+    grace_s: float = 30.0
+    load_timeout_s: float = 300.0
+    batch_timeout_s: float = 120.0
+    reconcile_every_s: float = 5.0
+    publish_overdue_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.concurrency <= 1024:
+            raise ValueError("`concurrency` must be 1 to 1024")
+        if not 0 <= self.bulk_share < 1:
+            raise ValueError("`bulk_share` must be at least 0 and under 1")
+        for name in ("lease_s", "load_timeout_s", "batch_timeout_s", "reconcile_every_s", "publish_overdue_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be over 0")
+
+
+class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What inputs may be; checked again at the worker. Paths and hosts are refused unless listed here."""
+
+    max_text_chars: int = DEFAULT_LIMITS.max_text_chars
+    max_input_bytes: int = DEFAULT_LIMITS.max_input_bytes
+    max_image_pixels: int = 50_000_000
+    allowed_roots: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    allow_private_addresses: bool = False
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model: its class (``module:Class``), where its weights come from, its batch budget, its own options.
+
+    `batch_cost` is in the model's unit of cost (tokens for text, images for vision), `batch_rows` in rows.
+    `tasks` is needed only for tasks that the built-in catalogue does not have.
+    """
+
+    class_: str = msgspec.field(name="class")
+    source: dict[str, Any]
+    batch_cost: int
+    batch_rows: int
+    tasks: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if self.batch_cost < 1 or self.batch_rows < 1:
+            raise ValueError("`batch_cost` and `batch_rows` must be 1 or more")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of a fleet; `load` makes one."""
+
+    worker: WorkerSettings = WorkerSettings()
+    limits: LimitSettings = LimitSettings()
+    models: dict[str, ModelSettings] = {}
+    data: dict[str, dict[str, Any]] = {}
+    broker: dict[str, str] = {}
+    store: dict[str, str] = {}
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The tasks this fleet serves: the built-in ones of its models, and those its file adds."""
+        tables = {name: {"tasks": model.tasks} for name, model in self.models.items()}
+        whole = Catalogue.builtin().with_models(tables, where="fleet.toml")
+        served = {name: task for name, task in whole.tasks.items() if task.model in self.models}
+        return Catalogue(served, Limits(self.limits.max_text_chars, self.limits.max_input_bytes))
+
+    @property
+    def guaranteed_shares(self) -> dict[int, float]:
+        return {int(Priority.BULK): self.worker.bulk_share}
+
+
+def load(path: str | Path | None = None, *, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings of `path` (default: ``$ARGOSY_FLEET``, or none) over the built-in ones.
+
+    Raises ConfigurationError naming the file and the setting.
+    """
+    builtin = _parse(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"), "builtin.toml")
+    chosen = path or environment.get("ARGOSY_FLEET")
+    if not chosen:
+        return _typed(builtin, "builtin.toml")
+    try:
+        text = Path(chosen).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{chosen}: cannot be read: {error}; check ARGOSY_FLEET") from error
+    return _typed(_merge(builtin, _parse(text, str(chosen))), str(chosen))
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{where}: not valid TOML: {error}") from error
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Merge tables: a table in `over` extends the one in `base`, any other value replaces it."""
+    merged = dict(base)
+    for key, value in over.items():
+        # a source is replaced whole: half of one and half of another name nothing that exists
+        extends = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "source"
+        merged[key] = _merge(base[key], value) if extends else value
+    return merged
+
+
+def _typed(raw: dict[str, Any], where: str) -> Settings:
+    try:
+        settings = msgspec.convert(raw, Settings)
+        _ = settings.catalogue  # a wrong kind is found at start, not at the first item
+    except msgspec.ValidationError as error:
+        message, _, position = str(error).partition(" - at `$.")
+        setting = position.rstrip("`") or "top level"
+        raise ConfigurationError(f"{where}: {setting}: {message}") from error
+    return settings
