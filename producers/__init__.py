@@ -1,0 +1,107 @@
+"""The client of an Argosy fleet: submit texts and images, await their results. Needs neither torch nor Celery.
+
+    from producers import Client
+
+    with Client() as client:
+        print(client.submit("sentiment", "a fine film").result(timeout_s=30))
+        job = client.submit_many(["sentiment", "topic"], texts)
+        job.wait()
+        for row in job.results():
+            print(row.seq, row.task, row.state, row.output)
+
+Names are imported when first used, so that ``import producers`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from producers.catalogue import Catalogue
+    from producers.client import Client
+    from producers.errors import (
+        ArgosyError,
+        BrokerUnavailable,
+        ConfigurationError,
+        InputTooLarge,
+        InvalidInput,
+        ItemCancelled,
+        ItemExpired,
+        ItemFailed,
+        Overloaded,
+        ResultTimeout,
+        UnknownTask,
+    )
+    from producers.handles import Handle, Job, value
+    from producers.messages import InlineBytes, PathInput, Priority, UrlInput
+    from producers.packing import Rejected
+    from producers.request import NewItem
+    from results_store.errors import StoreError, StoreUnavailable, UnknownJob
+    from results_store.records import JobStatus, Result, ResultState
+
+__all__ = [
+    "ArgosyError",
+    "BrokerUnavailable",
+    "Catalogue",
+    "Client",
+    "ConfigurationError",
+    "Handle",
+    "InlineBytes",
+    "InputTooLarge",
+    "InvalidInput",
+    "ItemCancelled",
+    "ItemExpired",
+    "ItemFailed",
+    "Job",
+    "JobStatus",
+    "NewItem",
+    "Overloaded",
+    "PathInput",
+    "Priority",
+    "Rejected",
+    "Result",
+    "ResultState",
+    "ResultTimeout",
+    "StoreError",
+    "StoreUnavailable",
+    "UnknownJob",
+    "UnknownTask",
+    "UrlInput",
+    "value",
+]
+
+_HOMES = {
+    "producers.catalogue": ("Catalogue",),
+    "producers.client": ("Client",),
+    "producers.errors": (
+        "ArgosyError",
+        "BrokerUnavailable",
+        "ConfigurationError",
+        "InputTooLarge",
+        "InvalidInput",
+        "ItemCancelled",
+        "ItemExpired",
+        "ItemFailed",
+        "Overloaded",
+        "ResultTimeout",
+        "UnknownTask",
+    ),
+    "producers.handles": ("Handle", "Job", "value"),
+    "producers.messages": ("InlineBytes", "PathInput", "Priority", "UrlInput"),
+    "producers.packing": ("Rejected",),
+    "producers.request": ("NewItem",),
+    "results_store.errors": ("StoreError", "StoreUnavailable", "UnknownJob"),
+    "results_store.records": ("JobStatus", "Result", "ResultState"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,7 +7,12 @@ from difflib import get_close_matches
 
 
 class ArgosyError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base of every error this project raises on purpose.
+
+    `job`, on an error that ended a `submit_many` midway, is the job that keeps what was accepted before.
+    """
+
+    job: str | None = None
 
 
 # --- The caller's: nothing was sent; correct the call and repeat it. ---------------------------

@@ -1,0 +1,160 @@
+"""Where the broker and the store are: given by the caller, set in the environment, or those of the local fleet.
+
+Each address is looked for in this order, and the first place that has it wins:
+
+1. the caller's argument;
+2. ``ARGOSY_BROKER_URL`` and ``ARGOSY_STORE_URL``, their passwords from the files that ``ARGOSY_BROKER_PASSWORD_FILE`` and
+   ``ARGOSY_STORE_PASSWORD_FILE`` name, if set;
+3. ``fleet.json`` in ``ARGOSY_HOME``, which `argosy up` writes; only if neither address is given otherwise, so that a
+   broker is never paired with the store of another fleet.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import msgspec
+
+from producers.catalogue import Catalogue
+from producers.errors import ConfigurationError
+
+Part = Literal["broker", "store"]
+
+_SCHEMES: Mapping[Part, tuple[str, ...]] = {"broker": ("redis", "rediss"), "store": ("sqlite", "postgresql")}
+_EXAMPLES: Mapping[Part, str] = {
+    "broker": "redis://localhost:6379/0",
+    "store": "sqlite:////var/lib/argosy/store.db or postgresql://user@host/argosy",
+}
+_USER_AND_PASSWORD = re.compile(r"^([^:/]+://[^:/@]*):.*@", re.DOTALL)
+_PASSWORD_IN_QUERY = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
+
+
+class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
+    """What `argosy up` writes to ``fleet.json`` while it runs."""
+
+    pid: int
+    broker_url: str
+    store_url: str
+    flower_url: str = ""
+    started_at: float = 0.0
+
+    @property
+    def running(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # it runs, as another user
+            return True
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The two addresses, found when they are first asked for: reading results needs no broker."""
+
+    given_broker_url: str | None = field(default=None, repr=False)
+    given_store_url: str | None = field(default=None, repr=False)
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+
+    @property
+    def broker_url(self) -> str:
+        """The Redis URL, with its password. Raises ConfigurationError if there is none, or the local fleet has stopped."""
+        url = self._set_url("broker")
+        if url is not None:
+            return url
+        fleet = self._local_fleet("broker")
+        if not fleet.running:
+            raise ConfigurationError(
+                f"the local fleet (process {fleet.pid}) has stopped; start it again with `argosy up`"
+            )
+        return fleet.broker_url
+
+    @property
+    def store_url(self) -> str:
+        """The database URL, with its password. Raises ConfigurationError if there is none."""
+        return self._set_url("store") or self._local_fleet("store").store_url
+
+    def _set_url(self, part: Part) -> str | None:
+        given = self.given_broker_url if part == "broker" else self.given_store_url
+        if given is not None:
+            return _checked(given, part, f"{part}_url")
+        variable = _variable(part)
+        url = self.environment.get(variable)
+        if not url:
+            return None
+        return self._with_password(_checked(url, part, variable), part)
+
+    def _with_password(self, url: str, part: Part) -> str:
+        variable = f"ARGOSY_{part.upper()}_PASSWORD_FILE"
+        path = self.environment.get(variable)
+        if not path:
+            return url
+        try:
+            password = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{variable}: {path} cannot be read: {error}") from error
+        return with_password(url, password)
+
+    def _local_fleet(self, part: Part) -> LocalFleet:
+        other: Part = "store" if part == "broker" else "broker"
+        if self._set_url(other) is not None:
+            raise ConfigurationError(
+                f"{_variable(part)}: not set, though the {other} is; set it, e.g. to {_EXAMPLES[part]}"
+            )
+        path = home(self.environment) / "fleet.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=LocalFleet)
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"no {part}: {_variable(part)} is not set and no local fleet runs; start one with `argosy up`, "
+                f"or set {_variable(part)}, e.g. to {_EXAMPLES[part]}"
+            ) from None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConfigurationError(
+                f"{path}: cannot be read: {error}; stop the fleet, delete the file, start again"
+            ) from error
+
+
+def home(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of the local fleet: ``ARGOSY_HOME``, or ``argosy`` in the user's data folder."""
+    if environment.get("ARGOSY_HOME"):
+        return Path(environment["ARGOSY_HOME"])
+    data = environment.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "argosy"
+
+
+def catalogue_here(environment: Mapping[str, str] = os.environ) -> Catalogue:
+    """Return the catalogue of the ``fleet.toml`` that ``ARGOSY_FLEET`` names, or else the built-in one."""
+    path = environment.get("ARGOSY_FLEET")
+    return Catalogue.from_toml(path) if path else Catalogue.builtin()
+
+
+def masked(url: str) -> str:
+    """Return `url` fit for people and logs: its password as ``***``. Errs on the side of hiding too much."""
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
+
+
+def with_password(url: str, password: str) -> str:
+    """Return `url` with `password` in it, quoted, in place of any that it had."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}"))
+
+
+def _variable(part: Part) -> str:
+    return f"ARGOSY_{part.upper()}_URL"
+
+
+def _checked(url: str, part: Part, where: str) -> str:
+    # sqlite+pysqlite and the like are SQLAlchemy's way to name a driver: the scheme proper stands before the plus
+    scheme = url.partition("://")[0].partition("+")[0]
+    if "://" not in url or scheme not in _SCHEMES[part]:
+        raise ConfigurationError(f"{where}: must look like {_EXAMPLES[part]}, not {masked(url)!r}")
+    return url

@@ -1,0 +1,154 @@
+"""What a submission asks for, checked before anything is sent. Pure: the sync and the asyncio client share it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from producers.catalogue import Catalogue, Task
+from producers.errors import InvalidInput
+from producers.messages import Input, Item, Params, Priority
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An input with what belongs to it alone.
+
+    `key` is the submitter's own identifier, kept with the result. `params` adds to those of the whole submission, in the
+    same shape. `origin` says where the input comes from, for error messages: ``reviews.csv:17``.
+    """
+
+    input: object
+    key: str | None = None
+    params: Mapping[str, Any] | None = None
+    origin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one submission asks for every input, checked. `single` says that one task was named, not a sequence."""
+
+    catalogue: Catalogue
+    tasks: tuple[Task, ...]
+    single: bool
+    priority: Priority
+    params: Mapping[str, Params]
+    models: Mapping[str, tuple[str, ...]]
+    deadline_s: float | None = None
+
+    @classmethod
+    def check(
+        cls,
+        catalogue: Catalogue,
+        task: str | Sequence[str],
+        *,
+        priority: Priority | str,
+        deadline_s: float | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Request:
+        """Return the request, or raise InvalidInput naming the argument that is wrong."""
+        tasks = _tasks(catalogue, task)
+        single = isinstance(task, str)
+        return cls(
+            catalogue=catalogue,
+            tasks=tasks,
+            single=single,
+            priority=parse_priority(priority),
+            params=_params(catalogue, tasks, params, single=single, field="params"),
+            models=catalogue.by_model(task.name for task in tasks),
+            deadline_s=_deadline(deadline_s),
+        )
+
+    def deadline_at(self, now: float) -> float | None:
+        """Return the time (Unix) past which items are not computed any more, for a submission made `now`."""
+        return None if self.deadline_s is None else now + self.deadline_s
+
+    def item(self, seq: int, value: object, *, field: str) -> Item:
+        """Return `value`, an input or a NewItem, as a checked item. Raises InvalidInput naming `field` and what in it."""
+        new = value if isinstance(value, NewItem) else NewItem(value)
+        if new.key is not None and not isinstance(new.key, str):
+            raise InvalidInput(f"{field}.key", f"must be text, not {type(new.key).__name__}", "convert it with str()")
+        return Item(
+            seq=seq,
+            input=self._input(new.input, field),
+            tasks=tuple(task.name for task in self.tasks),
+            params=self._item_params(new.params, field),
+            key=new.key,
+        )
+
+    def _input(self, value: object, field: str) -> Input:
+        if isinstance(value, Path):
+            value = value.absolute()  # the worker's folder is another one
+        # the tasks are of one modality, so that what is right for the first is right for all
+        return self.catalogue.check_input(self.tasks[0], value, field=field)
+
+    def _item_params(self, params: Mapping[str, Any] | None, field: str) -> dict[str, Params]:
+        if not params:
+            return dict(self.params)
+        own = _params(self.catalogue, self.tasks, params, single=self.single, field=f"{field}.params")
+        return {name: {**self.params.get(name, {}), **own.get(name, {})} for name in {**self.params, **own}}
+
+
+def parse_priority(value: object, field: str = "priority") -> Priority:
+    """Return a Priority from itself or from its name in any case. Raises InvalidInput."""
+    if isinstance(value, Priority):
+        return value
+    if isinstance(value, str) and value.upper() in Priority.__members__:
+        return Priority[value.upper()]
+    known = ", ".join(name.lower() for name in Priority.__members__)
+    raise InvalidInput(field, f"must be a Priority or its name, not {value!r}", f"one of {known}")
+
+
+def _tasks(catalogue: Catalogue, task: object) -> tuple[Task, ...]:
+    if isinstance(task, str):
+        return (catalogue.task(task),)
+    if not isinstance(task, Sequence):
+        raise InvalidInput("task", f"must be a task's name or several, not {type(task).__name__}")
+    if not task:
+        raise InvalidInput("task", "names no task", f"known tasks: {', '.join(sorted(catalogue.tasks))}")
+    tasks = tuple(catalogue.task(name, field=f"task[{place}]") for place, name in enumerate(task))
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise InvalidInput("task", f"names a task twice ({', '.join(names)})", "name each once")
+    modalities = sorted({task.kind.modality for task in tasks})
+    if len(modalities) > 1:
+        raise InvalidInput(
+            "task", f"mixes tasks for {' and '.join(modalities)}", "an input is one or the other: submit them apart"
+        )
+    return tasks
+
+
+def _params(
+    catalogue: Catalogue, tasks: tuple[Task, ...], params: object, *, single: bool, field: str
+) -> dict[str, Params]:
+    """Return parameters by task name: those given for the one task, or for several by their names."""
+    if params is None:
+        return {}
+    if not isinstance(params, Mapping):
+        raise InvalidInput(field, f"must be a mapping, not {type(params).__name__}")
+    by_task: Mapping[Any, Any] = {tasks[0].name: params} if single else params
+    named = {task.name: task for task in tasks}
+    checked: dict[str, Params] = {}
+    for name, values in by_task.items():
+        where = field if single else f"{field}.{name}"
+        if name not in named:
+            raise InvalidInput(where, "is not one of the tasks asked for", f"these are: {', '.join(named)}")
+        if not isinstance(values, Mapping):
+            raise InvalidInput(where, f"must be a mapping of parameters, not {type(values).__name__}")
+        catalogue.check_params(named[name], dict(values), field=where)
+        if values:
+            checked[name] = dict(values)
+    return checked
+
+
+def _deadline(deadline_s: object) -> float | None:
+    if deadline_s is None:
+        return None
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
+        raise InvalidInput("deadline_s", f"must be a number of seconds, not {type(deadline_s).__name__}")
+    if not math.isfinite(deadline_s) or deadline_s <= 0:
+        raise InvalidInput("deadline_s", f"must be more than 0 and finite, not {deadline_s}", "leave it out for none")
+    return float(deadline_s)
