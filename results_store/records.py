@@ -24,6 +24,22 @@ class EnvelopeState(StrEnum):
     DONE = "done"
 
 
+class Claim(StrEnum):
+    """What a worker is to do with an envelope it has received.
+
+    ``work``: it is this worker's now. ``done``: already stored; acknowledge it. ``cancelled``: it is this
+    worker's, and its job was cancelled: store `cancelled` results without computing. ``held``: another
+    worker has it under a lease that still runs; acknowledge this copy, since the reconciler publishes the
+    envelope again should that worker die. ``unknown``: the store has no such envelope.
+    """
+
+    WORK = "work"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    HELD = "held"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job to create. `idempotency_key`, where given, is unique: creating it again finds the first."""
@@ -141,3 +157,23 @@ class PendingEnvelope:
     content_type: str
     created_at: float
     attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What a commit changed: how many results were new, and the (job, envelope) pairs now done."""
+
+    inserted: int = 0
+    done: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """How much unfinished work one model, priority and state holds."""
+
+    model: str
+    priority: int
+    state: EnvelopeState
+    envelopes: int
+    items: int
+    results: int

@@ -1,0 +1,70 @@
+"""Values as the two databases take them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import ARRAY, ColumnElement, Connection, Text, any_, bindparam, func, select
+from sqlalchemy.sql.elements import KeyedColumnElement
+
+from results_store.errors import InvalidRow
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def among(connection: Connection, column: KeyedColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
+    """Return ``column IN values`` for any number of values, as one parameter and one constant statement."""
+    if connection.dialect.name == "sqlite":
+        listed = func.json_each(bindparam(None, json.dumps(list(values)), Text)).table_valued("value")
+        return column.in_(select(listed.c.value))
+    return column == any_(bindparam(None, list(values), ARRAY(column.type)))
+
+
+def text(value: str | None) -> str | None:
+    """Return `value` as both databases can hold it: NUL and lone surrogates become U+FFFD."""
+    if value is None or (value.isascii() and "\0" not in value):
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+
+
+def json_text(value: Any, field: str) -> str | None:
+    """Return `value` as JSON text, None as SQL's NULL. Raises InvalidRow, naming `field`, for what JSON has no word for."""
+    if value is None:
+        return None
+    try:
+        encoded = _encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRow(f"{field}: not a JSON value: {error}") from error
+    if "\\u0000" in encoded or text(encoded) != encoded:
+        return _encode(_clean(value))
+    return encoded
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, dict):
+        return {_clean(name): _clean(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(inner) for inner in value]
+    return value
+
+
+def pack_vector(numbers: Collection[float]) -> bytes:
+    """Return float32 bytes, little-endian, of `numbers`."""
+    packed = array("f", numbers)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_vector(packed: bytes) -> list[float]:
+    """Return the numbers in float32 bytes, exactly."""
+    numbers = array("f", packed)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tolist()

@@ -1,0 +1,13 @@
+"""Alembic's entry: runs the revisions on the connection, and in the transaction, that `run.py` hands over."""
+
+from alembic import context
+
+from results_store.schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transactional_ddl=True,  # true of SQLite as well, since its transactions are begun by hand
+    render_as_batch=True,  # SQLite alters a table by copying it
+)
+context.run_migrations()

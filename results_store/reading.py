@@ -1,0 +1,76 @@
+"""Reading: progress, results page by page, and what an operator asks. Nothing here writes or locks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
+
+from results_store.columns import among
+from results_store.errors import UnknownJob
+from results_store.records import Batch, Depth, EnvelopeState, JobStatus, Result, ResultState
+from results_store.schema import FAILED, UNFINISHED, batches, envelopes, jobs, results
+
+
+def job_status(row: RowMapping) -> JobStatus:
+    """Return the job in a row of `jobs`."""
+    return JobStatus(**{name: value for name, value in row.items() if name != "idempotency_key"})
+
+
+def job(connection: Connection, id_: str) -> JobStatus:
+    row = connection.execute(select(jobs).where(jobs.c.id == id_)).mappings().one_or_none()
+    if row is None:
+        raise UnknownJob(f"no job {id_!r}; `argosy status` lists the jobs there are")
+    return job_status(row)
+
+
+def newest_jobs(connection: Connection, limit: int, before: tuple[float, str] | None) -> list[JobStatus]:
+    wanted = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    if before is not None:
+        wanted = wanted.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
+    return [job_status(row) for row in connection.execute(wanted).mappings()]
+
+
+def page_of_results(connection: Connection, id_: str, after: tuple[int, str] | None, limit: int) -> list[Result]:
+    wanted = _results_of(id_).limit(limit)
+    if after is not None:
+        wanted = wanted.where(tuple_(results.c.seq, results.c.task) > after)
+    return [_result(row) for row in connection.execute(wanted).mappings()]
+
+
+def results_of(connection: Connection, id_: str, seqs: Collection[int]) -> list[Result]:
+    wanted = _results_of(id_).where(among(connection, results.c.seq, seqs))
+    return [_result(row) for row in connection.execute(wanted).mappings()]
+
+
+def recent_failures(connection: Connection, limit: int) -> list[Result]:
+    wanted = select(results).where(FAILED).order_by(results.c.stored_at.desc()).limit(limit)
+    return [_result(row) for row in connection.execute(wanted).mappings()]
+
+
+def recent_batches(connection: Connection, limit: int) -> list[Batch]:
+    wanted = select(batches).order_by(batches.c.started_at.desc(), batches.c.id.desc()).limit(limit)
+    return [Batch(**row) for row in connection.execute(wanted).mappings()]
+
+
+def depth(connection: Connection) -> list[Depth]:
+    key = (envelopes.c.model, envelopes.c.priority, envelopes.c.state)
+    rows = connection.execute(
+        select(*key, func.count(), func.sum(envelopes.c["items"]), func.sum(envelopes.c.results))
+        .where(UNFINISHED)
+        .group_by(*key)
+        .order_by(*key)
+    )
+    return [
+        Depth(model=m, priority=p, state=EnvelopeState(s), envelopes=n, items=int(items), results=int(owed))
+        for m, p, s, n, items, owed in rows
+    ]
+
+
+def _results_of(id_: str) -> Select[Any]:
+    return select(results).where(results.c.job == id_).order_by(results.c.seq, results.c.task)
+
+
+def _result(row: RowMapping) -> Result:
+    return Result(**{**row, "state": ResultState(row["state"])})

@@ -1,0 +1,111 @@
+"""Rows that may be there already: inserted if new, left alone if not, and counted exactly.
+
+A result's first terminal state wins. The count of what was really inserted comes from the insert itself, so the
+progress of a job stays exact whatever is delivered twice, by whomever, at the same time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Insert, Table
+from sqlalchemy.dialects import postgresql, sqlite
+
+from results_store.columns import json_text, text
+from results_store.records import Result, ResultState
+
+_COLUMNS = (
+    ("job", "text"),
+    ("seq", "bigint"),
+    ("task", "text"),
+    ("envelope", "text"),
+    ("state", "text"),
+    ("key", "text"),
+    ("output", "jsonb"),
+    ("vector", "bytea"),
+    ("error", "jsonb"),
+    ("model", "text"),
+    ("model_revision", "text"),
+    ("batch", "text"),
+    ("queued_at", "float8"),
+    ("batched_at", "float8"),
+    ("computed_at", "float8"),
+    ("stored_at", "float8"),
+)
+_NAMES = ", ".join(name for name, _ in _COLUMNS)
+
+_MARKS = ", ".join("?" * len(_COLUMNS))
+_SQLITE = f"INSERT INTO results ({_NAMES}) VALUES ({_MARKS}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
+
+# One array a column. JSON travels as text and is cast on arrival; the rest is binary, which spares vectors the hex.
+_ARRAYS = ", ".join("%t::text[]" if kind == "jsonb" else f"%b::{kind}[]" for _, kind in _COLUMNS)
+_VALUES = ", ".join(f"{name}::jsonb" if kind == "jsonb" else name for name, kind in _COLUMNS)
+_POSTGRESQL = f"""
+WITH new AS (
+  INSERT INTO results ({_NAMES}) SELECT {_VALUES} FROM unnest({_ARRAYS}) AS given ({_NAMES})
+  ON CONFLICT DO NOTHING RETURNING job, state
+)
+SELECT job, state, count(*) FROM new GROUP BY job, state
+"""  # noqa: S608 - constants
+
+
+def insert_new(connection: Connection, table: Table) -> Insert:
+    """Return an INSERT into `table` that leaves rows alone which are there already."""
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    return postgresql.insert(table).on_conflict_do_nothing()
+
+
+def insert_results(connection: Connection, new: Sequence[Result], at: float) -> Counter[tuple[str, ResultState]]:
+    """Insert results that are not there yet; return how many, by job and state. Raises InvalidRow.
+
+    In key order, so that two transactions with the same results wait for each other and never in a circle.
+    """
+    rows = sorted((_row(result, at) for result in new), key=lambda row: row[:3])
+    if not rows:
+        return Counter()
+    return _into_sqlite(connection, rows) if connection.dialect.name == "sqlite" else _into_postgresql(connection, rows)
+
+
+def _into_sqlite(connection: Connection, rows: list[tuple[Any, ...]]) -> Counter[tuple[str, ResultState]]:
+    # Past SQLAlchemy's bookkeeping, which costs more than the insert: 200,000 rows/s instead of 30,000.
+    inserted: Counter[tuple[str, ResultState]] = Counter()
+    cursor = connection.connection.cursor()
+    try:
+        for row in rows:
+            cursor.execute(_SQLITE, row)
+            if cursor.rowcount:
+                inserted[row[0], row[4]] += 1
+    finally:
+        cursor.close()
+    return inserted
+
+
+def _into_postgresql(connection: Connection, rows: list[tuple[Any, ...]]) -> Counter[tuple[str, ResultState]]:
+    columns = tuple(list(column) for column in zip(*rows, strict=True))
+    counted = connection.exec_driver_sql(_POSTGRESQL, columns)
+    return Counter({(job, ResultState(state)): count for job, state, count in counted})
+
+
+def _row(result: Result, at: float) -> tuple[Any, ...]:
+    where = f"results[{result.seq}, {result.task}]"
+    return (
+        result.job,
+        result.seq,
+        text(result.task),
+        result.envelope,
+        ResultState(result.state),
+        text(result.key),
+        json_text(result.output, f"{where}.output"),
+        result.vector,
+        json_text(result.error, f"{where}.error"),
+        result.model,
+        result.model_revision,
+        result.batch,
+        result.queued_at,
+        result.batched_at,
+        result.computed_at,
+        at if result.stored_at is None else result.stored_at,
+    )

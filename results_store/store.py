@@ -1,0 +1,233 @@
+"""The store: everything that producers, workers and operators do with the database, one method each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import select, table
+from sqlalchemy.sql import column
+
+from results_store import delivery, reading, submission
+from results_store.database import MIGRATE, Database
+from results_store.errors import SchemaMismatch
+from results_store.records import (
+    Batch,
+    Claim,
+    Committed,
+    Depth,
+    JobStatus,
+    NewEnvelope,
+    NewJob,
+    PendingEnvelope,
+    Result,
+)
+from results_store.schema import REVISION
+
+
+class Store:
+    """A database of jobs, envelopes, results and batches: SQLite or PostgreSQL.
+
+    Any number of threads may share one Store, and any number of processes one database. `timeout_s` bounds
+    every wait: for a connection, for a lock, for a statement. Every method but `close` raises StoreUnavailable
+    when the database cannot be reached in that time, and may then be repeated as it is.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+        self._database = Database(url, timeout_s=timeout_s)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self._database)!r})"
+
+    # --- life ---
+
+    def open(self) -> Self:
+        """Connect and check the schema. Raises SchemaMismatch, naming the command that helps."""
+        self._database.open()
+        try:
+            self._check_revision()
+        except BaseException:
+            self._database.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def migrate(self) -> None:
+        """Create the schema or bring it up to date. Needs no `open`; safe from several processes at once."""
+        from results_store.migrations.run import upgrade  # Alembic: with argosy[worker] only
+
+        upgrade(self._database)
+
+    def _check_revision(self) -> None:
+        if self._database.sqlite and not self._database.path.exists():
+            raise SchemaMismatch(f"{self._database}: there is no database yet; {MIGRATE}")
+        with self._database.read() as connection:
+            found = connection.execute(select(column("version_num")).select_from(table("alembic_version"))).scalar()
+        if found != REVISION:
+            newer = found is not None and found > REVISION
+            remedy = "upgrade argosy here: the database is newer" if newer else MIGRATE
+            raise SchemaMismatch(f"{self._database}: the schema is {found}, this version reads {REVISION}; {remedy}")
+
+    # --- producers ---
+
+    def create_job(self, job: NewJob) -> JobStatus:
+        """Create the job, or return the one that already has its id or its idempotency key."""
+        with self._database.write(durable=True) as connection:
+            return submission.create_job(connection, job)
+
+    def add_envelopes(
+        self,
+        envelopes: Sequence[NewEnvelope],
+        *,
+        jobs: Sequence[NewJob] = (),
+        expected_items: int | None = None,
+    ) -> None:
+        """Put envelopes into the outbox, all or none, and count them in their jobs. Accepted means: once this returns.
+
+        `jobs` are created in the same transaction, which saves a lone item one wait for the disk. With
+        `expected_items`, each job must hold exactly that many items before: the guard of a submission that
+        goes on where an earlier one broke off. Raises UnknownJob, SubmissionConflict.
+        """
+        with self._database.write(durable=True) as connection:
+            submission.add_envelopes(connection, envelopes, jobs, expected_items)
+
+    def mark_published(self, ids: Collection[str], at: float) -> None:
+        """Note that envelopes are in Redis, so that the reconciler leaves them alone."""
+        with self._database.write(durable=False) as connection:
+            delivery.mark_published(connection, ids, at)
+
+    def cancel_job(self, job: str, at: float) -> JobStatus:
+        """Cancel what is not computed yet: claims of its envelopes say so from now on. Raises UnknownJob."""
+        with self._database.write(durable=True) as connection:
+            return submission.cancel_job(connection, job, at)
+
+    # --- reading ---
+
+    def job(self, job: str) -> JobStatus:
+        """Return a job with its progress: one row, whatever its size. Raises UnknownJob."""
+        with self._database.read() as connection:
+            return reading.job(connection, job)
+
+    def jobs(self, *, limit: int = 20, before: tuple[float, str] | None = None) -> list[JobStatus]:
+        """Return jobs, newest first; `before` is the (created_at, id) of the last one of the page before."""
+        with self._database.read() as connection:
+            return reading.newest_jobs(connection, limit, before)
+
+    def results(self, job: str, *, after: tuple[int, str] | None = None, limit: int = 1000) -> list[Result]:
+        """Return a page of a job's results in (seq, task) order; `after` is the last key of the page before.
+
+        While the job runs, results appear behind a reader that has passed their place.
+        """
+        with self._database.read() as connection:
+            return reading.page_of_results(connection, job, after, limit)
+
+    def results_of(self, job: str, seqs: Collection[int]) -> list[Result]:
+        """Return what there is of these items of a job, in (seq, task) order."""
+        with self._database.read() as connection:
+            return reading.results_of(connection, job, seqs)
+
+    # --- workers ---
+
+    def claim(
+        self, ids: Collection[str], *, worker: str, leased_until: float, now: float | None = None
+    ) -> dict[str, Claim]:
+        """Return what to do with each envelope. What becomes the worker's is leased and counts one attempt."""
+        claims, _ = self.exchange(claims=ids, worker=worker, leased_until=leased_until, at=now)
+        return claims
+
+    def commit(
+        self,
+        results: Sequence[Result],
+        *,
+        done: Collection[str] = (),
+        batches: Sequence[Batch] = (),
+        at: float | None = None,
+    ) -> Committed:
+        """Store results, finish envelopes, record batches, and count the results in their jobs: all or nothing.
+
+        A result that is there already stays as it is and is not counted again. Raises InvalidRow.
+        """
+        _, committed = self.exchange(results=results, done=done, batches=batches, at=at)
+        return committed
+
+    def exchange(
+        self,
+        *,
+        results: Sequence[Result] = (),
+        done: Collection[str] = (),
+        batches: Sequence[Batch] = (),
+        claims: Collection[str] = (),
+        worker: str = "",
+        leased_until: float = 0.0,
+        at: float | None = None,
+    ) -> tuple[dict[str, Claim], Committed]:
+        """`commit` and `claim` in one transaction, for the group committer."""
+        with self._database.write(durable=bool(results or done or batches)) as connection:
+            return delivery.exchange(
+                connection,
+                results=results,
+                done=done,
+                ran=batches,
+                claims=claims,
+                worker=worker,
+                leased_until=leased_until,
+                now=time.time() if at is None else at,
+            )
+
+    def renew(self, ids: Collection[str], *, worker: str, leased_until: float) -> int:
+        """Prolong the worker's leases on envelopes; return how many it still has."""
+        with self._database.write(durable=False) as connection:
+            return delivery.renew(connection, ids, worker=worker, leased_until=leased_until)
+
+    def release(self, ids: Collection[str], *, worker: str) -> int:
+        """Give envelopes back uncomputed, for an operator's stop: lease gone, attempt not counted."""
+        with self._database.write(durable=False) as connection:
+            return delivery.release(connection, ids, worker=worker)
+
+    # --- the reconciler and the operator ---
+
+    def take_overdue(
+        self,
+        now: float,
+        *,
+        accepted_before: float,
+        published_before: float | None = None,
+        limit: int = 1000,
+    ) -> list[PendingEnvelope]:
+        """Take envelopes that were accepted long ago and not published, or whose lease ran out.
+
+        With `published_before`, also those published before then and never claimed: for when Redis has lost
+        its data. They are put back into the outbox as accepted `now`, so no other reconciler takes them;
+        publish them, then call `mark_published`.
+        """
+        with self._database.write(durable=False) as connection:
+            return delivery.take_overdue(
+                connection, now, accepted_before=accepted_before, published_before=published_before, limit=limit
+            )
+
+    def depth(self) -> list[Depth]:
+        """Return how much unfinished work there is, by model, priority and state."""
+        with self._database.read() as connection:
+            return reading.depth(connection)
+
+    def recent_failures(self, *, limit: int = 20) -> list[Result]:
+        """Return the newest failed results."""
+        with self._database.read() as connection:
+            return reading.recent_failures(connection, limit)
+
+    def recent_batches(self, *, limit: int = 20) -> list[Batch]:
+        """Return the newest micro-batches."""
+        with self._database.read() as connection:
+            return reading.recent_batches(connection, limit)

@@ -1,0 +1,210 @@
+"""The group committer: one thread that stores what many threads have, a transaction at a time.
+
+While one transaction runs, whatever arrives waits together for the next. So a lone result is stored at once, and
+under load the groups grow by themselves; nothing waits for a timer.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Self
+
+from results_store.errors import StoreError, StoreUnavailable
+from results_store.records import Batch, Claim, Committed, Result
+from results_store.store import Store
+
+logger = logging.getLogger(__name__)
+
+Done = tuple[str, str]
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """What one caller wants stored or claimed, and the way to tell it the outcome."""
+
+    results: Sequence[Result] = ()
+    done: Collection[str] = ()
+    batches: Sequence[Batch] = ()
+    claims: Collection[str] = ()
+    claimed: dict[str, Claim] = field(default_factory=dict)
+    error: BaseException | None = None
+    settled: threading.Event = field(default_factory=threading.Event)
+
+
+class Writer:
+    """Commits and claims for the threads of one worker, grouped.
+
+    `commit` and `claim` block until their own part is stored. When the database is away, the writer keeps
+    what it holds and tries again until it is back or `close` gives up; the callers go on waiting, so nothing
+    is acknowledged before it is stored. Each thread waits for its own request, so what can queue up here is
+    bounded by the number of threads.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        worker: str,
+        lease_s: float,
+        on_committed: Callable[[list[Done]], None] | None = None,
+        max_group_results: int = 8192,
+        first_retry_s: float = 0.1,
+        last_retry_s: float = 5.0,
+    ) -> None:
+        self._store = store
+        self._worker = worker
+        self._lease_s = lease_s
+        self._on_committed = on_committed
+        self._max_group_results = max_group_results
+        self._first_retry_s = first_retry_s
+        self._last_retry_s = last_retry_s
+        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="argosy-writer", daemon=True)
+        self._entrance = threading.Lock()  # nobody comes in once `close` has put its end mark behind the others
+        self._closed = False
+        self._give_up = threading.Event()
+        self._unavailable_since: float | None = None
+
+    # --- for the worker's threads ---
+
+    def start(self) -> Self:
+        self._thread.start()
+        return self
+
+    def commit(self, results: Sequence[Result], *, done: Collection[str] = (), batches: Sequence[Batch] = ()) -> None:
+        """Return once the results are stored, the envelopes in `done` finished and the batches recorded.
+
+        Raises InvalidRow if this call's own rows cannot be stored, StoreUnavailable if `close` gave up.
+        """
+        self._settle(_Request(results=results, done=done, batches=batches))
+
+    def claim(self, envelope: str) -> Claim:
+        """Return what to do with an envelope, which is leased to this worker for `lease_s` if it is to be done."""
+        return self._settle(_Request(claims=(envelope,))).claimed[envelope]
+
+    @property
+    def unavailable_since(self) -> float | None:
+        """When the database went away (Unix seconds), or None while it answers: no new work should be taken then."""
+        return self._unavailable_since
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Store what is waiting, for at most `timeout_s`; what is then left fails with StoreUnavailable."""
+        with self._entrance:
+            first, self._closed = not self._closed, True
+        if not self._thread.is_alive():
+            return
+        if first:
+            self._queue.put(None)
+        self._thread.join(timeout_s)
+        self._give_up.set()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _settle(self, request: _Request) -> _Request:
+        with self._entrance:
+            if self._closed:
+                raise StoreError("the writer is closed; start a new one")
+            self._queue.put(request)
+        request.settled.wait()
+        if request.error is not None:
+            raise request.error
+        return request
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        while group := self._next_group():
+            self._store_group(group)
+
+    def _next_group(self) -> list[_Request]:
+        """Wait for a request and take all that wait behind it; nothing once the end mark is met."""
+        request = self._queue.get()
+        group: list[_Request] = []
+        waiting = 0
+        while request is not None:
+            group.append(request)
+            waiting += len(request.results)
+            if waiting >= self._max_group_results:
+                break
+            try:
+                request = self._queue.get_nowait()
+            except queue.Empty:
+                break
+        if request is None and group:
+            self._queue.put(None)  # met again after this group
+        return group
+
+    def _store_group(self, group: list[_Request]) -> None:
+        try:
+            committed = self._persist(group)
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
+            self._refuse(group, error)
+            return
+        self._announce(committed)
+        for request in group:
+            request.settled.set()
+
+    def _refuse(self, group: list[_Request], error: Exception) -> None:
+        """Fail a request that cannot be stored; of several, find out which one it is, and spare the others."""
+        if len(group) == 1 or isinstance(error, StoreUnavailable):
+            for request in group:
+                request.error = error
+                request.settled.set()
+            return
+        middle = len(group) // 2
+        self._store_group(group[:middle])
+        self._store_group(group[middle:])
+
+    def _persist(self, group: list[_Request]) -> Committed:
+        """Store the group, however long the database is away. Raises StoreUnavailable only after `close` gave up."""
+        delay_s = self._first_retry_s
+        while True:
+            try:
+                committed = self._exchange(group)
+            except StoreUnavailable as error:
+                if self._unavailable_since is None:
+                    self._unavailable_since = time.time()
+                    logger.warning("keeping %d requests and trying again: %s", len(group), error)
+                if self._give_up.wait(delay_s):
+                    raise
+                delay_s = min(delay_s * 2, self._last_retry_s)
+            else:
+                if self._unavailable_since is not None:
+                    logger.warning("the database is back after %.0f s", time.time() - self._unavailable_since)
+                    self._unavailable_since = None
+                return committed
+
+    def _exchange(self, group: list[_Request]) -> Committed:
+        now = time.time()
+        claimed, committed = self._store.exchange(
+            results=[result for request in group for result in request.results],
+            done=list(chain.from_iterable(request.done for request in group)),
+            batches=[batch for request in group for batch in request.batches],
+            claims=list(chain.from_iterable(request.claims for request in group)),
+            worker=self._worker,
+            leased_until=now + self._lease_s,
+            at=now,
+        )
+        for request in group:
+            request.claimed = {envelope: claimed[envelope] for envelope in request.claims}
+        return committed
+
+    def _announce(self, committed: Committed) -> None:
+        """Tell of what is done. A notice that is lost costs its reader one poll; a commit must not fail for it."""
+        if self._on_committed is None or not committed.done:
+            return
+        try:
+            self._on_committed(list(committed.done))
+        except Exception as error:  # noqa: BLE001 - see above
+            logger.warning("notices of %d envelopes were not sent: %s", len(committed.done), error)
