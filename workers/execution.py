@@ -16,8 +16,7 @@ import msgspec
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput, InvalidMessage
 from producers.messages import BadItem, Envelope, Item, decode
-from results_store.records import Result, ResultState
-from results_store.store import Claim
+from results_store.records import Claim, Result, ResultState
 from results_store.writer import Writer
 from workers import outcomes
 from workers.batching.batcher import Batcher, ServedModel
@@ -111,9 +110,7 @@ class Execution:
                 refused[name] = error
         return params, refused
 
-    def _prepared(
-        self, envelope: Envelope, item: Item, params: Params, refused: Mapping[str, InvalidInput]
-    ) -> Step:
+    def _prepared(self, envelope: Envelope, item: Item, params: Params, refused: Mapping[str, InvalidInput]) -> Step:
         entry = None
         if params:
             model = self.models[envelope.model].model

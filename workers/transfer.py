@@ -30,7 +30,7 @@ def send(sock: socket.socket, header: Header, arrays: Mapping[str, Array] | None
     sock.sendall(_LENGTHS.pack(len(head), size) + head)
     for array in contiguous.values():
         if array.nbytes:
-            sock.sendall(memoryview(array.reshape(-1).view(np.uint8)))
+            sock.sendall(array.reshape(-1).view(np.uint8).data)
 
 
 def receive(sock: socket.socket) -> tuple[Header, Arrays] | None:

@@ -118,8 +118,9 @@ class Batcher:
         with self._admission:
             self._closed = True
             self._inbox.put(None)
-        self._thread.join()
-        self._device.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+            self._device.close()
 
     # --- the batcher's own thread ---
 

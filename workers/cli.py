@@ -1,0 +1,178 @@
+"""The commands that need more than the client: `up`, `worker`, `migrate`, `doctor`, `models`. Heavy imports wait in them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+FLEET_FILE = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="ARGOSY_FLEET",
+    help="A fleet.toml over the built-in settings.",
+)
+
+
+@click.command()
+@FLEET_FILE
+@click.option("--flower/--no-flower", default=True, show_default=True, help="Start Flower beside the workers.")
+def up(config: Path | None, flower: bool) -> None:
+    """Start a whole fleet on this machine and watch over it until Ctrl-C.
+
+    \b
+    Embedded Valkey (kept in the home folder), SQLite, one worker a device, Flower on
+    loopback. The home folder is $ARGOSY_HOME, or ~/.local/share/argosy; clients started
+    by the same user find the fleet by themselves:
+
+    \b
+        argosy models pull
+        argosy up
+        argosy submit reviews.txt --task sentiment --watch      (in another terminal)
+    """
+    from rich.console import Console
+
+    from producers import connection
+    from workers import fleet, settings
+
+    _log_to_stderr()
+    console = Console(stderr=True)
+    local = fleet.LocalFleet(settings.load(config), connection.home(), flower=flower)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while starting, either signal undoes what there is
+    with console.status("starting: broker, store, workers (loading models) …"):
+        local.start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: local.request_stop())
+    try:
+        for line in local.whereabouts():
+            click.echo(line)
+        local.watch()
+    finally:
+        with console.status("stopping: what is under way is finished or goes back to its queue …"):
+            local.stop()
+    click.echo("stopped; what is unfinished stays in the store and goes on with the next `argosy up`")
+
+
+@click.command()
+@FLEET_FILE
+@click.option("--device", help="cpu, cuda:0 …; by default the first device of the profile.")
+@click.option("--name", help="The node's name in Flower; by default made of device, process and host.")
+@click.option("--ready-file", type=click.Path(path_type=Path), help="A file that exists while envelopes are taken.")
+def worker(config: Path | None, device: str | None, name: str | None, ready_file: Path | None) -> None:
+    """Run one worker node: a device, its models, and the queues of these models.
+
+    \b
+    Where the broker and the store are: ARGOSY_BROKER_URL and ARGOSY_STORE_URL, or the
+    local fleet. SIGTERM stops it: what it holds is finished within worker.grace_s
+    seconds or goes back to its queue.
+
+    \b
+        argosy worker --device cuda:1
+    """
+    from producers.connection import Connection
+    from workers import devices, settings
+    from workers import worker as node
+
+    _log_to_stderr()
+    chosen = settings.load(config)
+    where = Connection(chosen.broker.get("url"), chosen.store.get("url"))
+    wanted = (device,) if device else chosen.worker.devices[:1]
+    node.run(
+        chosen,
+        devices.select(chosen.worker.profile, wanted)[0],
+        broker_url=where.broker_url,
+        store_url=where.store_url,
+        name=name,
+        ready_file=ready_file,
+    )
+
+
+@click.command()
+def migrate() -> None:
+    """Create the store's schema, or bring it up to date. Safe to run again, and from several places at once.
+
+    \b
+        ARGOSY_STORE_URL=postgresql://argosy@db/argosy argosy migrate
+    """
+    from producers.connection import Connection, masked
+    from results_store.store import Store
+
+    url = Connection().store_url
+    Store(url).migrate()
+    click.echo(f"{masked(url)}: the schema is up to date")
+
+
+@click.group()
+def models() -> None:
+    """The models of the fleet: see what is there, pull what is not."""
+
+
+@models.command("pull")
+@FLEET_FILE
+@click.argument("names", nargs=-1)
+def pull(config: Path | None, names: tuple[str, ...]) -> None:
+    """Download and verify models (all of the fleet's, or NAMES) into the cache folder.
+
+    \b
+    A second run touches no network; an interrupted one goes on where it stopped. Files are
+    checked against the sha256 in the settings. The cache is $ARGOSY_CACHE, or ~/.cache/argosy.
+    """
+    from producers.errors import ConfigurationError
+    from workers import settings
+    from workers.models import sources
+    from workers.models.progress import shown
+
+    chosen = settings.load(config).models
+    unknown = [name for name in names if name not in chosen]
+    if unknown:
+        raise ConfigurationError(f"no model {unknown[0]!r} in the settings; there are {', '.join(chosen)}")
+    with shown() as progress:
+        for name in names or chosen:
+            source = sources.parse(chosen[name].source, where=f"models.{name}.source")
+            pulled = sources.pull(source, sources.cache_folder(), progress)
+            click.echo(f"{name}: {pulled.revision} in {pulled.folder}")
+
+
+@models.command("list")
+@FLEET_FILE
+def list_(config: Path | None) -> None:
+    """Show the fleet's models, their tasks, and whether they are pulled."""
+    from workers import settings
+    from workers.models import sources
+
+    chosen = settings.load(config)
+    for name, model in chosen.models.items():
+        found = sources.locate(sources.parse(model.source, where=f"models.{name}.source"), sources.cache_folder())
+        tasks = ", ".join(task.name for task in chosen.catalogue.tasks.values() if task.model == name)
+        click.echo(f"{name}: {found.revision if found else 'not pulled; argosy models pull ' + name}: {tasks}")
+
+
+@click.command()
+@FLEET_FILE
+def doctor(config: Path | None) -> None:
+    """Check this machine: devices, settings, models, broker, store; a remedy for each thing missing.
+
+    Exit code 1 if anything is missing.
+    """
+    from workers.doctor import examine
+
+    findings = examine(config)
+    width = max(len(finding.about) for finding in findings)
+    for finding in findings:
+        mark = click.style("ok     ", fg="green") if finding.ok else click.style("missing", fg="red")
+        click.echo(f"{mark}  {finding.about:<{width}}  {finding.found}")
+        if not finding.ok:
+            click.echo(f"         {'':<{width}}  → {finding.remedy}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+COMMANDS: list[click.Command] = [up, worker, migrate, models, doctor]

