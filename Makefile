@@ -33,7 +33,7 @@ bench: $(INSTALLED)
 
 # The composed stack in a real Docker engine (started here if none is up; Debian and root).
 test-stack: $(INSTALLED)
-	$(BIN)/python -m pytest --override-ini addopts= tests/stack -s
+	ARGOSY_TEST_STACK=1 $(BIN)/python -m pytest tests/stack -s
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
