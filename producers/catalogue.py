@@ -149,7 +149,8 @@ class Catalogue:
         for model, settings in models.items():
             for name, task in dict(settings.get("tasks", {})).items():
                 setting = f"{where}: models.{model}.tasks.{name}"
-                kind = str(task.get("kind") if isinstance(task, dict) else task)
+                task = task if isinstance(task, dict) else {"kind": task}  # noqa: PLW2901 - the short form
+                kind = str(task.get("kind"))
                 if kind not in KINDS:
                     raise ConfigurationError(f"{setting}.kind: must be one of {', '.join(KINDS)}, not {kind!r}")
                 tasks[name] = Task(name, KINDS[kind], model, str(task.get("summary", "")))

@@ -1,0 +1,152 @@
+"""Where the broker and the store are looked for, and that no password is ever shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from producers.connection import Connection, catalogue_here, home, masked, with_password
+from producers.errors import ConfigurationError
+
+BROKER = "redis://localhost:6379/0"
+STORE = "sqlite:////tmp/store.db"
+
+
+def write_fleet(folder: Path, pid: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    fleet = {"pid": pid, "broker_url": BROKER, "store_url": STORE, "flower_url": "http://localhost", "started_at": 1.0}
+    (folder / "fleet.json").write_text(json.dumps(fleet))
+
+
+def a_dead_pid() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        return process.pid
+
+
+def test_arguments_win_over_the_environment() -> None:
+    """What the caller writes is what is meant."""
+    environment = {"ARGOSY_BROKER_URL": "redis://elsewhere", "ARGOSY_STORE_URL": "sqlite:///elsewhere.db"}
+    found = Connection(BROKER, STORE, environment)
+    assert (found.broker_url, found.store_url) == (BROKER, STORE)
+
+
+def test_the_environment_wins_over_the_local_fleet(tmp_path: Path) -> None:
+    """A laptop with a fleet of its own can still submit to the big one."""
+    write_fleet(tmp_path, os.getpid())
+    environment = {
+        "ARGOSY_HOME": str(tmp_path),
+        "ARGOSY_BROKER_URL": "rediss://big/0",
+        "ARGOSY_STORE_URL": "postgresql://big/argosy",
+    }
+    found = Connection(environment=environment)
+    assert (found.broker_url, found.store_url) == ("rediss://big/0", "postgresql://big/argosy")
+
+
+def test_a_running_local_fleet_needs_no_settings(tmp_path: Path) -> None:
+    """`argosy up` in one terminal, `argosy submit` in another."""
+    write_fleet(tmp_path, os.getpid())
+    found = Connection(environment={"ARGOSY_HOME": str(tmp_path)})
+    assert (found.broker_url, found.store_url) == (BROKER, STORE)
+
+
+def test_a_stopped_local_fleet_can_be_read_but_not_submitted_to(tmp_path: Path) -> None:
+    """Results outlive the fleet; work sent to it would wait for nobody."""
+    write_fleet(tmp_path, a_dead_pid())
+    found = Connection(environment={"ARGOSY_HOME": str(tmp_path)})
+    assert found.store_url == STORE
+    with pytest.raises(ConfigurationError, match="has stopped; start it again with `argosy up`"):
+        _ = found.broker_url
+
+
+def test_one_address_set_and_the_other_not_is_refused(tmp_path: Path) -> None:
+    """A broker paired with another fleet's store would take work whose results nobody finds."""
+    write_fleet(tmp_path, os.getpid())
+    environment = {"ARGOSY_HOME": str(tmp_path), "ARGOSY_STORE_URL": "postgresql://big/argosy"}
+    with pytest.raises(ConfigurationError, match="ARGOSY_BROKER_URL: not set, though the store is"):
+        _ = Connection(environment=environment).broker_url
+
+
+def test_nothing_set_says_what_to_do(tmp_path: Path) -> None:
+    """The first error that most newcomers meet."""
+    with pytest.raises(ConfigurationError, match="start one with `argosy up`, or set ARGOSY_STORE_URL"):
+        _ = Connection(environment={"ARGOSY_HOME": str(tmp_path)}).store_url
+
+
+def test_a_damaged_fleet_file_is_named(tmp_path: Path) -> None:
+    """The file is ours, but disks and editors happen."""
+    (tmp_path / "fleet.json").write_text("{")
+    with pytest.raises(ConfigurationError, match=r"fleet\.json: cannot be read"):
+        _ = Connection(environment={"ARGOSY_HOME": str(tmp_path)}).store_url
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "amqp://me:pa@ss:w/rd@host", ""])
+def test_a_url_of_the_wrong_kind_is_refused_without_its_password(url: str) -> None:
+    """The message goes to logs and screens."""
+    with pytest.raises(ConfigurationError) as caught:
+        _ = Connection(url).broker_url
+    assert str(caught.value).startswith("broker_url: must look like redis://")
+    assert "pa@ss" not in str(caught.value)
+
+
+def test_passwords_come_from_files(tmp_path: Path) -> None:
+    """Secrets are mounted as files; whatever is in them is quoted, and a last line end is not part of it."""
+    secret = tmp_path / "password"
+    secret.write_text("p@ss/w#rd\n")
+    environment = {
+        "ARGOSY_BROKER_URL": BROKER,
+        "ARGOSY_BROKER_PASSWORD_FILE": str(secret),
+        "ARGOSY_STORE_URL": "postgresql://argosy:old@db:5432/argosy?sslmode=require",
+        "ARGOSY_STORE_PASSWORD_FILE": str(secret),
+    }
+    found = Connection(environment=environment)
+    assert found.broker_url == "redis://:p%40ss%2Fw%23rd@localhost:6379/0"
+    assert found.store_url == "postgresql://argosy:p%40ss%2Fw%23rd@db:5432/argosy?sslmode=require"
+    assert "p%40ss" not in repr(found)
+
+
+def test_a_missing_password_file_is_named() -> None:
+    """A secret that was not mounted is a common mistake; an empty password would only fail later."""
+    environment = {"ARGOSY_BROKER_URL": BROKER, "ARGOSY_BROKER_PASSWORD_FILE": "/nowhere/password"}
+    with pytest.raises(ConfigurationError, match="ARGOSY_BROKER_PASSWORD_FILE: /nowhere/password cannot be read"):
+        _ = Connection(environment=environment).broker_url
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:secret@host:6379/0", "redis://:***@host:6379/0"),
+        ("postgresql://me:se@cr:et/x@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://host/db?user=me&password=secret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        (STORE, STORE),
+        (BROKER, BROKER),
+    ],
+)
+def test_urls_are_shown_without_passwords(url: str, shown: str) -> None:
+    """Hiding too much is a nuisance, hiding too little an incident."""
+    assert masked(url) == shown
+
+
+def test_a_password_goes_into_a_url_with_and_without_a_user() -> None:
+    """Redis often has a password and no user; PostgreSQL always has both."""
+    assert with_password("redis://host/0", "x") == "redis://:x@host/0"
+    assert with_password("redis://me@[::1]:6379/0", "x") == "redis://me:x@[::1]:6379/0"
+
+
+def test_the_home_folder_follows_the_conventions() -> None:
+    """ARGOSY_HOME, else the user's data folder."""
+    assert home({"ARGOSY_HOME": "/srv/argosy"}) == Path("/srv/argosy")
+    assert home({"XDG_DATA_HOME": "/data"}) == Path("/data/argosy")
+    assert home({}) == Path.home() / ".local/share/argosy"
+
+
+def test_the_fleets_own_tasks_are_known(tmp_path: Path) -> None:
+    """A client beside a fleet.toml can submit what that fleet adds."""
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text('[models.mine.tasks]\nmood = "text-classification"\n')
+    assert catalogue_here({"ARGOSY_FLEET": str(fleet)}).task("mood").model == "mine"
+    assert "mood" not in catalogue_here({}).tasks

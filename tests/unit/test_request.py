@@ -1,0 +1,97 @@
+"""What a submission may ask for: every wrong argument is refused by name before anything is sent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producers.catalogue import Catalogue
+from producers.errors import InputTooLarge, InvalidInput, UnknownTask
+from producers.messages import PathInput, Priority
+from producers.request import NewItem, Request, parse_priority
+
+
+def check(task: Any = "topic", **arguments: Any) -> Request:
+    return Request.check(Catalogue.builtin(), task, **{"priority": "standard", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("sentimnt", {}, "task: no task 'sentimnt'; did you mean 'sentiment'?"),
+        (["topic", "sentimnt"], {}, "task[1]: no task 'sentimnt'; did you mean 'sentiment'?"),
+        ([], {}, "task: names no task"),
+        (7, {}, "task: must be a task's name or several, not int"),
+        (["topic", 7], {}, "task[1]: must be a task's name, not int"),
+        (["topic", "topic"], {}, "task: names a task twice"),
+        (["topic", "image-embedding"], {}, "task: mixes tasks for image and text; "),
+        ("topic", {"priority": "urgent"}, "priority: must be a Priority or its name, not 'urgent'; one of interactive"),
+        ("topic", {"priority": 3}, "priority: must be a Priority or its name, not 3"),
+        ("topic", {"deadline_s": 0}, "deadline_s: must be more than 0 and finite, not 0"),
+        ("topic", {"deadline_s": float("nan")}, "deadline_s: must be more than 0 and finite, not nan"),
+        ("topic", {"deadline_s": "soon"}, "deadline_s: must be a number of seconds, not str"),
+        ("topic", {"params": {"topk": 2}}, "params: "),
+        ("topic", {"params": {"top_k": 0}}, "params: `top_k` must be 1 or more"),
+        ("topic", {"params": ["top_k"]}, "params: must be a mapping, not list"),
+        (["topic"], {"params": {"top_k": 2}}, "params.top_k: is not one of the tasks asked for; these are: topic"),
+        (["topic"], {"params": {"topic": 2}}, "params.topic: must be a mapping of parameters, not int"),
+        (["topic"], {"params": {"topic": {"top_k": "2"}}}, "params.topic: "),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_remedy(task: Any, arguments: dict[str, Any], message: str) -> None:
+    """Nothing has been sent when the caller learns of a mistake, and the message is enough to correct it."""
+    with pytest.raises(InvalidInput) as caught:
+        check(task, **arguments)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "field"),
+    [
+        ("  ", InvalidInput, "input"),
+        (b"bytes", InvalidInput, "input"),
+        (None, InvalidInput, "input"),
+        ("\ud800", InvalidInput, "input"),
+        ("x" * 100_001, InputTooLarge, "input"),
+        (NewItem("x", key=7), InvalidInput, "input.key"),  # type: ignore[arg-type]
+        (NewItem("x", params={"top_k": "many"}), InvalidInput, "input.params"),
+    ],
+)
+def test_a_wrong_input_is_named(value: object, kind: type[InvalidInput], field: str) -> None:
+    """Each input is checked at the producer already, so that a typing error costs no round trip."""
+    with pytest.raises(kind) as caught:
+        check().item(0, value, field="input")
+    assert caught.value.field == field
+
+
+def test_an_unknown_task_is_its_own_error() -> None:
+    """A caller can tell a wrong name from a wrong input."""
+    with pytest.raises(UnknownTask):
+        check("sentimnt")
+
+
+def test_a_relative_path_is_made_absolute() -> None:
+    """The worker runs in another folder, perhaps on another machine with the same share."""
+    item = check("image-embedding").item(0, Path("photos/cat.jpg"), field="input")
+    assert item.input == PathInput(f"{Path.cwd()}{os.sep}photos{os.sep}cat.jpg")
+
+
+def test_priorities_are_given_by_name_in_any_case() -> None:
+    """People write names; the numbers are Redis's business, and their order surprises."""
+    assert parse_priority("Bulk") is Priority.BULK
+    assert parse_priority(Priority.INTERACTIVE) is Priority.INTERACTIVE
+
+
+def test_the_shape_of_task_decides_the_shape_of_the_result() -> None:
+    """A sequence of one is still a sequence: code that builds the list gets one shape for every length."""
+    assert check("topic").single
+    assert not check(["topic"]).single
+
+
+def test_a_deadline_counts_from_the_submission() -> None:
+    """It travels as a point in time, since an envelope may wait for hours."""
+    assert check(deadline_s=30).deadline_at(100.0) == 130.0
+    assert check().deadline_at(100.0) is None
