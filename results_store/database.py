@@ -56,7 +56,7 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A connection for reading, each statement on its own. Raises StoreUnavailable."""
         with self._translated(), self._opened().connect() as connection:
-            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+            yield connection if self.sqlite else connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def write(self, *, durable: bool) -> Iterator[Connection]:

@@ -174,7 +174,7 @@ class Store:
         at: float | None = None,
     ) -> tuple[dict[str, Claim], Committed]:
         """`commit` and `claim` in one transaction, for the group committer."""
-        with self._database.write(durable=bool(results or done or batches)) as connection:
+        with self._database.write(durable=bool(results or done)) as connection:
             return delivery.exchange(
                 connection,
                 results=results,

