@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +13,6 @@ from results_store.records import JobStatus, Result, ResultState
 if TYPE_CHECKING:
     from producers.packing import Rejected
     from results_store.store import Store
-
-#: So many rows are read from the store at a time.
-PAGE = 1_000
 
 
 class Handle:
@@ -122,14 +117,13 @@ class Job:
         return status
 
     def results(self) -> Iterator[Result]:
-        """Yield the results that are stored by now, by item and then task, a page at a time.
+        """Yield the results that are stored by now, by item and then task, a page at a time. Raises UnknownJob.
 
         Wait first to have them all; before that, one that comes in behind the iteration's place is not seen.
         """
-        after: tuple[int, str] | None = None
-        while page := self._store.results(self.id, after=after, limit=PAGE):
-            yield from page
-            after = (page[-1].seq, page[-1].task)
+        from results_store.export import stream
+
+        return stream(self._store, self.id)
 
     def cancel(self) -> JobStatus:
         """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
@@ -140,14 +134,11 @@ def value(row: Result) -> Any:
     """Return a succeeded result's output, a vector as a list of numbers. Raises the error of any other."""
     if row.state is not ResultState.SUCCEEDED:
         raise _error(row)
-    return row.output if row.vector is None else _numbers(row.vector)
+    if row.vector is None:
+        return row.output
+    from results_store.columns import unpack_vector
 
-
-def _numbers(vector: bytes) -> list[float]:
-    numbers = array("f", vector)
-    if sys.byteorder == "big":  # stored little-endian
-        numbers.byteswap()
-    return numbers.tolist()
+    return list(unpack_vector(row.vector))
 
 
 def _error(row: Result) -> ArgosyError:

@@ -1,0 +1,141 @@
+"""What the command shows to people: tables and a progress bar. rich is imported only when something is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from producers.messages import Priority
+from results_store.records import JobStatus
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from producers.catalogue import Catalogue, Task
+
+#: Wide enough that no identifier is cut when the output is not a terminal.
+PLAIN_WIDTH = 200
+
+
+def show_jobs(jobs: Sequence[JobStatus]) -> None:
+    """Print a table of jobs."""
+    from rich.table import Table
+
+    table = Table("job", "name", "priority", "created", "state", "done", "failed", box=None, pad_edge=False)
+    for job in jobs:
+        done = f"{job.done:,} / {job.total:,}"
+        table.add_row(
+            job.id, job.name or "", _priority(job), _when(job.created_at), _state(job), done, f"{job.failed:,}"
+        )
+    for column in table.columns[-2:]:
+        column.justify = "right"
+    table.columns[0].no_wrap = True
+    _console().print(table)
+
+
+def show_job(job: JobStatus) -> None:
+    """Print one job, a line a fact."""
+    facts = [
+        ("job", job.id),
+        ("name", job.name or "-"),
+        ("state", _state(job)),
+        ("priority", _priority(job)),
+        ("created", _when(job.created_at)),
+        ("finished", "-" if job.finished_at is None else _when(job.finished_at)),
+        ("items", f"{job.items:,}"),
+        ("results", f"{job.done:,} of {job.total:,}: {_counts(job)}"),
+    ]
+    console = _console()
+    for name, fact in facts:
+        console.print(f"{name:<10}{fact}", markup=False, highlight=False)
+
+
+def show_tasks(catalogue: Catalogue) -> None:
+    """Print the tasks with their parameters and defaults."""
+    from rich.table import Table
+
+    table = Table("task", "kind", "model", "input", "parameters", "output", box=None, pad_edge=False)
+    for task in catalogue.tasks.values():
+        table.add_row(
+            task.name,
+            task.kind.name,
+            task.model,
+            task.kind.modality,
+            _parameters(task),
+            task.summary or task.kind.summary,
+        )
+    table.columns[0].no_wrap = True
+    _console().print(table)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[JobStatus], None]]:
+    """Show a bar with the rate on standard error, if that is a terminal; yields what to call with the progress."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    rate = TextColumn("{task.fields[rate]} results/s")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("results", total=None, rate="-")
+
+        def show(job: JobStatus) -> None:
+            speed = progress.tasks[0].speed
+            rate_shown = "-" if speed is None else f"{speed:,.0f}"
+            progress.update(bar, completed=job.done, total=job.total, rate=rate_shown)
+
+        yield show
+
+
+def summary(job: JobStatus) -> str:
+    """Return how a finished job ended, in one line."""
+    line = f"{_counts(job)} of {job.total:,} results"
+    if job.finished_at is None or job.finished_at <= job.created_at:
+        return line
+    took_s = job.finished_at - job.created_at
+    return f"{line} in {took_s:,.1f} s, {job.total / took_s:,.0f}/s"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def _counts(job: JobStatus) -> str:
+    counts = {
+        "succeeded": job.succeeded,
+        "failed": job.failed,
+        "cancelled": job.cancelled,
+        "expired": job.expired,
+    }
+    return ", ".join(f"{count:,} {state}" for state, count in counts.items() if count or state == "succeeded")
+
+
+def _state(job: JobStatus) -> str:
+    if job.finished:
+        return "cancelled" if job.cancelled else "finished"
+    if job.cancelled_at is not None:
+        return "cancelling"
+    return "running" if job.done else "waiting"
+
+
+def _priority(job: JobStatus) -> str:
+    return Priority(job.priority).name.lower()
+
+
+def _when(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _parameters(task: Task) -> str:
+    fields = msgspec.structs.fields(task.kind.params)
+    return " ".join(f"{field.name}={msgspec.json.encode(field.default).decode()}" for field in fields)
