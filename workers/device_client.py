@@ -93,7 +93,6 @@ class ProcessDevice:
         self._reader.start()
         load: Header = {
             "device": "cuda:0" if self.device.is_cuda else self.device.name,  # the one GPU it is pinned to
-            "threads": self._threads,
             "models": msgspec.to_builtins(self._models),
         }
         with contextlib.suppress(OSError):  # it died already: the reader says so

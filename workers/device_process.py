@@ -1,7 +1,7 @@
 """The process that owns a device: it loads the models and runs one micro-batch after another.
 
-Started by `workers.device_client` as ``python -m workers.device_process FD``; FD is its end of a socket pair. The only
-module outside `models/` and `training/` that imports torch. Its life: *load* → *ready*, then *run* → *done* or *failed*,
+Started by `workers.device_client` as ``python -m workers.device_process FD``; FD is its end of a socket pair. Its models
+import torch here, and nowhere else in a worker. Its life: *load* → *ready*, then *run* → *done* or *failed*,
 until the socket closes. It dies with its parent: a closed socket ends it at once, whatever the device is doing.
 """
 
@@ -86,9 +86,6 @@ def _read_frames(sock: socket.socket, frames: queue.SimpleQueue[tuple[Header, Ar
 
 
 def _load(header: Header) -> dict[str, Model]:
-    import torch
-
-    torch.set_num_threads(int(header["threads"]))
     models: dict[str, Model] = {}
     for wanted in msgspec.convert(header["models"], list[ModelToLoad]):
         started = time.perf_counter()
@@ -125,10 +122,8 @@ def _mismatch(outputs: Arrays, wanted: Arrays) -> str:
 
 
 def _described(error: BaseException) -> Header:
-    import torch
-
     kind = type(error).__name__
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if kind in ("MemoryError", "OutOfMemoryError"):  # Python's own, and torch's, which need not be imported here
         kind = "OutOfMemory"
     return {"kind": kind, "message": str(error)[:2000], "traceback": traceback.format_exc(limit=20)[-8000:]}
 

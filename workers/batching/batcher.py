@@ -202,11 +202,11 @@ class Batcher:
         batch = self._in_flight.popleft()
         self._running_since = time.monotonic()
         now = time.time()
-        batch.deliver(arrays, now)
         self._served = {priority: cost * SERVED_DECAY for priority, cost in self._served.items()}
         for entry in batch.entries:
             priority = entry.waiting.priority
             self._served[priority] = self._served.get(priority, 0.0) + entry.waiting.cost
+        # recorded before it is delivered, so that no result is stored whose batch is not
         self._on_batch(
             batch.record(
                 revision=self._models[batch.model].revision,
@@ -216,6 +216,7 @@ class Batcher:
                 started_at=now - forward_s,
             )
         )
+        batch.deliver(arrays, now)
 
     # --- faults ---
 

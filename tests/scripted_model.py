@@ -1,0 +1,79 @@
+"""A model that does what its inputs say: OK, raise, die, hang, run out of memory, return too few outputs.
+
+It stands in for a real model where faults are tested, in a real device process; it never replaces a real model's own test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from producers.catalogue import Task
+from producers.errors import InvalidInput
+from workers.models.model import Array, Arrays, Model, Prepared
+
+
+class ScriptedModel(Model):
+    """Answers a text with its CRC-32. ``raise``, ``die``, ``hang``, ``oom`` and ``short`` in the text are obeyed.
+
+    ``sleep 0.2`` makes its batch take that many seconds. Options: `fail_to_load` ends `load` (``raise`` or ``die``).
+    """
+
+    def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        assert isinstance(content, str)
+        if content.startswith("refuse"):
+            raise InvalidInput("input", "is refused by the script")
+        if content.startswith("bug"):
+            raise KeyError("a bug in preparation")
+        data = np.frombuffer(content.encode(), dtype=np.uint8)
+        return Prepared({"text": data}, len(data), hashlib.blake2b(content.encode(), digest_size=16).digest())
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        text = np.zeros((len(rows), max(row.size for row in rows)), dtype=np.uint8)
+        for place, row in enumerate(rows):
+            text[place, : row.size] = row.arrays["text"]
+        return {"text": text}
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        return {"crc": int(output[0]), "task": task.name}
+
+    def load(self, device: str) -> None:
+        how = self.spec.options.get("fail_to_load")
+        if how == "raise":
+            raise RuntimeError("scripted not to load")
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        texts = [bytes(row).rstrip(b"\0").decode() for row in arrays["text"]]
+        for text in texts:
+            _obey(text)
+        crcs = np.array([[zlib.crc32(text.encode())] for text in texts], dtype=np.int64)
+        if any(text.startswith("short") for text in texts):
+            crcs = crcs[:-1]
+            return dict.fromkeys(wanted, crcs)
+        return {task: crcs[rows] for task, rows in wanted.items()}
+
+
+def _obey(text: str) -> None:
+    word, _, rest = text.partition(" ")
+    match word:
+        case "raise":
+            raise ValueError("scripted to raise")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            threading.Event().wait()
+        case "oom":
+            raise MemoryError("scripted to run out of memory")
+        case "sleep":
+            time.sleep(float(rest.split()[0]))
