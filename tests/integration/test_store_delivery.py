@@ -1,0 +1,377 @@
+"""What workers and the reconciler rely on: one owner at a time, one terminal state, counters that are exact."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from results_store.columns import pack_vector, unpack_vector
+from results_store.errors import InvalidRow
+from results_store.records import Claim, EnvelopeState, Result, ResultState
+from results_store.store import Store
+from tests.integration.rows import batch, new_envelope, new_job, result, run_together, submit
+
+NOW = 1_000.0
+LATER = NOW + 60
+
+
+def claim(store: Store, *ids: str, worker: str = "w1", now: float = NOW) -> list[Claim]:
+    claims = store.claim(ids, worker=worker, now=now, leased_until=now + 60)
+    return [claims[id_] for id_ in ids]
+
+
+# --- results ---
+
+
+def test_a_result_comes_back_as_it_went_in(store: Store) -> None:
+    """Every field, also those that are left out, on both databases."""
+    submit(store)
+    given = result(
+        7,
+        "entities",
+        state=ResultState.FAILED,
+        key="row-7",
+        output={"words": ["Zürich", "東京", "🚢"], "scores": [0.1, 1e-9, 3]},
+        error={"kind": "InputTooLarge", "message": "items[7].input: too long"},
+        model="text",
+        model_revision="r1",
+        batch="b1",
+        queued_at=1.25,
+        batched_at=2.5,
+        computed_at=3.75,
+        stored_at=4.0,
+    )
+    bare = Result(job="job", seq=8, task="topic", envelope="e0", state=ResultState.CANCELLED)
+
+    store.commit([given, bare], at=5.0)
+
+    assert store.results("job") == [given, Result(**{**_fields(bare), "stored_at": 5.0})]
+    assert isinstance(store.results("job")[0].state, ResultState)
+
+
+def test_vectors_come_back_bit_by_bit(store: Store) -> None:
+    """A vector is compared and indexed later; a rounded digit would be another vector."""
+    submit(store)
+    generator = random.Random(3)
+    numbers = [generator.uniform(-1, 1) for _ in range(1280)] + [0.0, -0.0, 3.4e38, 1e-45]
+    packed = pack_vector(numbers)
+
+    store.commit([result(0, "embedding", output=None, vector=packed), result(1, "embedding", output=None, vector=b"")])
+
+    first, second = store.results("job")
+    assert (first.vector, second.vector) == (packed, b"")
+    assert unpack_vector(packed) == pytest.approx(numbers, rel=1e-6)
+
+
+def test_the_first_terminal_state_wins(store: Store) -> None:
+    """A redelivered envelope may fail where it had succeeded; what a reader has seen must stay true."""
+    submit(store)
+    store.commit([result(0, output="first")])
+
+    again = store.commit([result(0, state=ResultState.FAILED, output=None, error={"kind": "X", "message": ""})])
+
+    assert again.inserted == 0
+    assert [(r.state, r.output) for r in store.results("job")] == [(ResultState.SUCCEEDED, "first")]
+    assert (store.job("job").succeeded, store.job("job").failed) == (1, 0)
+
+
+def test_a_key_twice_in_one_commit_counts_once(store: Store) -> None:
+    """Two copies of an envelope can meet in one group."""
+    submit(store, items=2)
+
+    committed = store.commit([result(0), result(1), result(0)])
+
+    assert committed.inserted == 2
+    assert store.job("job").done == 2
+
+
+def test_counters_tell_the_states_apart(store: Store) -> None:
+    """Progress is what an operator looks at first; each state has a counter of its own."""
+    submit(store, items=10)
+    states = (
+        [ResultState.SUCCEEDED] * 4 + [ResultState.FAILED] * 3 + [ResultState.CANCELLED] * 2 + [ResultState.EXPIRED]
+    )
+
+    store.commit([result(seq, state=state) for seq, state in enumerate(states)], done=["e0"], at=NOW)
+
+    status = store.job("job")
+    assert (status.succeeded, status.failed, status.cancelled, status.expired) == (4, 3, 2, 1)
+    assert (status.finished, status.finished_at) == (True, NOW)
+
+
+def test_a_job_finishes_with_its_last_result_and_only_once(store: Store) -> None:
+    """`finished_at` is when it was done, not when something was delivered again."""
+    submit(store, 2)
+    store.commit([result(0)], done=["e0"], at=NOW)
+    assert store.job("job").finished_at is None
+
+    store.commit([result(1, envelope="e1")], done=["e1"], at=NOW + 1)
+    store.commit([result(1, envelope="e1")], done=["e1"], at=NOW + 2)
+
+    assert store.job("job").finished_at == NOW + 1
+
+
+def test_one_commit_may_serve_several_jobs(store: Store) -> None:
+    """A group holds whatever came while the previous one ran."""
+    for job in ("a", "b"):
+        store.add_envelopes([new_envelope(f"{job}0", job=job)], jobs=[new_job(job)])
+
+    committed = store.commit(
+        [result(0, job="b", envelope="b0"), result(0, job="a", envelope="a0")], done=["b0", "a0"], batches=[batch("x")]
+    )
+
+    assert (committed.inserted, sorted(committed.done)) == (2, [("a", "a0"), ("b", "b0")])
+    assert store.job("a").finished
+    assert store.job("b").finished
+    assert store.recent_batches() == [batch("x")]
+
+
+def test_what_json_has_no_word_for_is_refused_by_name(store: Store) -> None:
+    """A NaN would be refused by PostgreSQL and poison SQLite's JSON; nothing of the commit is kept."""
+    submit(store, items=2)
+
+    with pytest.raises(InvalidRow, match=r"results\[1, topic\]\.output: not a JSON value"):
+        store.commit([result(0), result(1, output={"score": float("nan")})], done=["e0"])
+
+    assert store.results("job") == []
+    assert store.job("job").done == 0
+
+
+def test_text_that_a_database_cannot_hold_is_replaced(store: Store) -> None:
+    """PostgreSQL has no NUL and no lone surrogates; one such input must not stop its neighbours' results."""
+    submit(store)
+    store.commit([result(0, key="a\0b\ud800", output={"w\0": ["x\0", "\udfff", "\\u0000"]})])
+
+    (stored,) = store.results("job")
+    assert stored.key == "a\ufffdb\ufffd"
+    assert stored.output == {"w\ufffd": ["x\ufffd", "\ufffd", "\\u0000"]}
+
+
+def test_pages_hold_every_result_once_and_in_order(store: Store) -> None:
+    """Keyset pages: nothing is skipped or repeated where items have several tasks."""
+    submit(store)
+    keys = [(seq, task) for seq in range(5) for task in ("sentiment", "spam", "topic")]
+    store.commit([result(seq, task) for seq, task in random.Random(1).sample(keys, len(keys))])
+
+    read: list[tuple[int, str]] = []
+    while page := store.results("job", after=read[-1] if read else None, limit=4):
+        read += [(r.seq, r.task) for r in page]
+
+    assert read == keys
+
+
+def test_single_items_can_be_asked_for(store: Store) -> None:
+    """A handle that awaits one item reads that item's rows and no others."""
+    submit(store)
+    store.commit([result(seq, task) for seq in range(4) for task in ("spam", "topic")])
+
+    found = store.results_of("job", [3, 1, 99])
+
+    assert [(r.seq, r.task) for r in found] == [(1, "spam"), (1, "topic"), (3, "spam"), (3, "topic")]
+
+
+def test_the_newest_failures_come_first(store: Store) -> None:
+    """An operator looks at what fails now."""
+    submit(store)
+    store.commit([result(0), result(1, state=ResultState.FAILED)], at=1.0)
+    store.commit([result(2, state=ResultState.FAILED)], at=2.0)
+
+    assert [r.seq for r in store.recent_failures()] == [2, 1]
+
+
+def test_many_writers_with_the_same_results_store_each_once(store: Store, store_url: str) -> None:
+    """Redelivery at its worst: every worker has every envelope, in another order, at the same time."""
+    envelopes = [f"e{number}" for number in range(12)]
+    submit(store, items=20, ids=envelopes)
+    owed = {id_: [result(20 * n + i, envelope=id_) for i in range(20)] for n, id_ in enumerate(envelopes)}
+    inserted: list[int] = []
+
+    def work(number: int) -> None:
+        with Store(store_url) as own:
+            for id_ in random.Random(number).sample(envelopes, len(envelopes)):
+                others = random.Random(number).sample(envelopes, 4)
+                rows = [row for each in (id_, *others) for row in owed[each]]
+                store_now = own.exchange(
+                    results=rows, done=[id_], claims=others, worker=f"w{number}", leased_until=LATER, at=NOW
+                )
+                inserted.append(store_now[1].inserted)
+
+    run_together(work, 4)
+
+    status = store.job("job")
+    assert sum(inserted) == status.succeeded == status.total == 240
+    assert status.finished_at == NOW
+    assert len(store.results("job")) == 240
+
+
+# --- claims ---
+
+
+def test_an_envelope_has_one_owner_while_its_lease_runs(store: Store) -> None:
+    """A second copy of a message must not be computed beside the first, nor for ever be refused."""
+    submit(store)
+
+    assert claim(store, "e0", worker="w1") == [Claim.WORK]
+    assert claim(store, "e0", worker="w2", now=NOW + 59) == [Claim.HELD]
+    assert claim(store, "e0", worker="w1", now=NOW + 59) == [Claim.WORK]
+    assert claim(store, "e0", worker="w2", now=NOW + 120) == [Claim.WORK]
+
+
+def test_what_is_done_or_unknown_is_not_work(store: Store) -> None:
+    """A late copy, and a message that somebody put on Redis by hand."""
+    submit(store)
+    store.commit([result(0)], done=["e0"])
+
+    assert claim(store, "e0", "forged") == [Claim.DONE, Claim.UNKNOWN]
+
+
+def test_envelopes_of_a_cancelled_job_are_handed_out_as_cancelled(store: Store) -> None:
+    """Somebody has to write their `cancelled` results, and only one."""
+    submit(store)
+    store.cancel_job("job", NOW)
+
+    assert claim(store, "e0", worker="w1") == [Claim.CANCELLED]
+    assert claim(store, "e0", worker="w2") == [Claim.HELD]
+
+
+def test_a_claim_may_be_faster_than_the_publisher(store: Store) -> None:
+    """The worker can have the message before its producer has noted that it was published."""
+    submit(store)
+    claim(store, "e0")
+    store.mark_published(["e0"], NOW)
+
+    assert [d.state for d in store.depth()] == [EnvelopeState.PUBLISHED]
+    assert store.take_overdue(NOW + 1, accepted_before=NOW + 1) == []
+    assert claim(store, "e0", worker="w2") == [Claim.HELD]
+
+
+def test_only_one_of_many_claimants_gets_it(store: Store, store_url: str) -> None:
+    """Four copies of each message reach four workers at once."""
+    ids = [f"e{number}" for number in range(10)]
+    submit(store, ids=ids)
+    won: list[str] = []
+
+    def work(number: int) -> None:
+        with Store(store_url) as own:
+            claims = own.claim(ids, worker=f"w{number}", now=NOW, leased_until=LATER)
+            won.extend(id_ for id_, verdict in claims.items() if verdict is Claim.WORK)
+
+    run_together(work, 4)
+
+    assert sorted(won) == ids
+
+
+def test_renewing_keeps_a_lease_that_is_still_held(store: Store) -> None:
+    """A long batch is not a dead worker; but a lease that went to another cannot be taken back."""
+    submit(store, 2)
+    claim(store, "e0", "e1", worker="w1")
+    claim(store, "e1", worker="w2", now=NOW + 61)
+
+    assert store.renew(["e0", "e1"], worker="w1", leased_until=NOW + 120) == 1
+    assert claim(store, "e0", worker="w3", now=NOW + 119) == [Claim.HELD]
+
+
+def test_releasing_gives_back_without_counting_the_attempt(store: Store) -> None:
+    """An operator's stop is not the envelope's fault."""
+    submit(store)
+    claim(store, "e0", worker="w1")
+
+    assert store.release(["e0"], worker="w2") == 0
+    assert store.release(["e0"], worker="w1") == 1
+    assert claim(store, "e0", worker="w2") == [Claim.WORK]
+    (taken,) = store.take_overdue(NOW + 61, accepted_before=NOW)
+    assert taken.attempts == 1
+
+
+# --- overdue ---
+
+
+def test_an_accepted_envelope_that_nobody_published_is_taken_once(store: Store) -> None:
+    """The producer died between its commit and Redis; the reconciler does its work, with the same bytes."""
+    store.add_envelopes(
+        [new_envelope("e0", payload=b"\x00\xff", content_type="application/x-msgpack")], jobs=[new_job()]
+    )
+
+    (taken,) = store.take_overdue(NOW, accepted_before=NOW - 30)
+
+    assert (taken.id, taken.job, taken.model, taken.priority) == ("e0", "job", "text", 9)
+    assert (taken.payload, taken.content_type, taken.attempts) == (b"\x00\xff", "application/x-msgpack", 0)
+    assert store.take_overdue(NOW + 1, accepted_before=NOW - 29) == []
+
+
+def test_what_was_taken_is_overdue_again_if_its_taker_died(store: Store) -> None:
+    """A reconciler can be killed before it publishes; the envelope must not be lost with it."""
+    submit(store)
+    store.take_overdue(NOW, accepted_before=NOW - 30)
+
+    assert [e.id for e in store.take_overdue(NOW + 31, accepted_before=NOW + 1)] == ["e0"]
+
+
+def test_a_fresh_or_published_or_done_envelope_is_not_overdue(store: Store) -> None:
+    """Publishing twice costs; a backlog that waits in Redis for hours is no reason to."""
+    submit(store, 3)
+    store.add_envelopes([new_envelope("fresh", created_at=NOW - 1)])
+    store.mark_published(["e0", "e1"], NOW - 5000)
+    claim(store, "e1")
+    store.commit([], done=["e2"])
+
+    assert store.take_overdue(NOW, accepted_before=NOW - 30) == []
+
+
+def test_a_lease_that_ran_out_is_overdue(store: Store) -> None:
+    """The worker was killed; its attempt stays counted, so that a poison envelope shows itself."""
+    submit(store)
+    claim(store, "e0")
+    assert store.take_overdue(NOW + 60, accepted_before=NOW) == []
+
+    (taken,) = store.take_overdue(NOW + 61, accepted_before=NOW)
+
+    assert taken.attempts == 1
+    assert claim(store, "e0", worker="w2", now=NOW + 62) == [Claim.WORK]
+
+
+def test_what_redis_has_lost_can_be_taken_back(store: Store) -> None:
+    """Redis restarted empty: what was published and never claimed is nowhere but here."""
+    submit(store, 3)
+    store.mark_published(["e0", "e1"], NOW - 100)
+    store.mark_published(["e2"], NOW - 1)
+    claim(store, "e1")
+
+    taken = store.take_overdue(NOW, accepted_before=NOW - 50, published_before=NOW - 50)
+
+    assert [e.id for e in taken] == ["e0"]
+
+
+def test_urgent_envelopes_are_returned_first_and_the_limit_holds(store: Store) -> None:
+    """After an outage there may be a million; they are taken in portions, urgent ones first within each."""
+    store.create_job(new_job())
+    store.add_envelopes([new_envelope(f"e{n}", priority=(9, 3, 0)[n % 3]) for n in range(9)])
+
+    first = store.take_overdue(NOW, accepted_before=NOW, limit=6)
+    second = store.take_overdue(NOW, accepted_before=NOW, limit=6)
+
+    assert len(first) == 6
+    assert len(second) == 3
+    assert [e.priority for e in first] == sorted(e.priority for e in first)
+
+
+def test_reconcilers_never_take_the_same_envelope(store: Store, store_url: str) -> None:
+    """Every node runs a reconciler; they share the work and do not repeat it."""
+    ids = [f"e{number:02}" for number in range(40)]
+    submit(store, ids=ids)
+    claim(store, *ids[:20])
+    taken: list[str] = []
+
+    def reconcile(_: int) -> None:
+        with Store(store_url) as own:
+            while portion := own.take_overdue(NOW + 61, accepted_before=NOW, limit=3):
+                taken.extend(envelope.id for envelope in portion)
+
+    run_together(reconcile, 4)
+
+    assert sorted(taken) == ids
+
+
+def _fields(given: Result) -> dict[str, object]:
+    return {name: getattr(given, name) for name in Result.__slots__}
