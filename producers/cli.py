@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PRIORITIES = [priority.name.lower() for priority in Priority]
 
 
-@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("argosy", cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="argosy")
 def main() -> None:
     """Put texts and images through a fleet of shared models; one result for each in SQL.
@@ -274,9 +274,9 @@ def _tell_rejected(job: Job) -> None:
 
 def _watch(job: Job) -> int:
     """Show the progress until the job is finished; return the exit code."""
-    from producers.presentation import progress_bar, summary
-
     try:
+        from producers.presentation import progress_bar, summary
+
         with progress_bar() as show:
             finished = job.wait(on_progress=show)
     except KeyboardInterrupt:
@@ -298,3 +298,7 @@ def _writing(output: Path | None) -> Iterator[TextIO]:
         part.replace(output)
     finally:
         part.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""The `argosy` command on real files, a real broker and a real store: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from producers import command_line
+from producers.cli import main
+from results_store.store import Store
+from tests.integration.stand_in import FAILS, StandIn
+
+JOB = re.compile(r"^[0-9a-z]{26}$")
+
+
+@pytest.fixture
+def store_url(sqlite_url: str) -> str:
+    """The command does nothing that depends on the database: one is enough."""
+    return sqlite_url
+
+
+@pytest.fixture(autouse=True)
+def environment(broker_url: str, store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGOSY_BROKER_URL", broker_url)
+    monkeypatch.setenv("ARGOSY_STORE_URL", store_url)
+
+
+@pytest.fixture
+def stand_in(broker_url: str, store: Store) -> StandIn:
+    return StandIn(broker_url, store)
+
+
+def argosy(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def submitted(*arguments: str | Path) -> str:
+    result = argosy("submit", *arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_a_file_is_submitted_followed_and_fetched(tmp_path: Path, stand_in: StandIn) -> None:
+    """The whole way of a pipeline: a file goes in, its job's id comes out alone, and a file of results."""
+    rows = tmp_path / "reviews.csv"
+    rows.write_text("id,review,stars\nx,good,5\ny,bad,1\n")
+    job = submitted(rows, "--task", "topic", "--task", "sentiment", "--input-column", "review")
+    assert JOB.match(job)
+    stand_in.work(1)
+    status = argosy("status", job)
+    assert "state     finished" in status.stdout
+    assert "results   4 of 4: 4 succeeded" in status.stdout
+    lines = [json.loads(line) for line in argosy("results", job).stdout.splitlines()]
+    assert [(line["key"], line["task"], line["output"][0]["label"]) for line in lines] == [
+        ("x", "sentiment", "sentiment of good"),
+        ("x", "topic", "topic of good"),
+        ("y", "sentiment", "sentiment of bad"),
+        ("y", "topic", "topic of bad"),
+    ]
+
+
+def test_results_are_written_as_the_files_name_says(tmp_path: Path, stand_in: StandIn) -> None:
+    """A .csv is CSV; the file appears complete or not at all."""
+    rows = tmp_path / "lines.txt"
+    rows.write_text(f"good\n{FAILS}\n")
+    job = submitted(rows, "--task", "topic")
+    unfinished = argosy("results", job, "--output", tmp_path / "early.jsonl")
+    assert "the job is not finished: 0 of 2 results" in unfinished.stderr
+    stand_in.work(1)
+    assert argosy("results", job, "--output", tmp_path / "out.csv").exit_code == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        read = [(row["key"], row["state"], row["error_kind"]) for row in csv.DictReader(file)]
+    assert read == [("1", "succeeded", ""), ("2", "failed", "InvalidInput")]
+    assert [path.name for path in tmp_path.glob("*.part")] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "exit_code", "summary"), [("good", 0, "1 succeeded"), (FAILS, 1, "0 succeeded, 1 failed")]
+)
+def test_watching_ends_with_the_job_and_says_how_it_went(
+    tmp_path: Path, stand_in: StandIn, text: str, exit_code: int, summary: str
+) -> None:
+    """A shell script can go on with `&&` only if every result is there and good."""
+    (tmp_path / "a.txt").write_text(text)
+    worker = threading.Thread(target=stand_in.work, args=(1,))
+    worker.start()
+    result = argosy("submit", tmp_path / "a.txt", "--task", "topic", "--watch")
+    worker.join()
+    assert result.exit_code == exit_code
+    assert JOB.match(result.stdout.strip())
+    assert f"{summary} of 1 results" in result.stderr
+
+
+def test_parameters_and_priority_travel(tmp_path: Path, stand_in: StandIn) -> None:
+    """For one task its parameters, for several by task: as in Python."""
+    (tmp_path / "a.txt").write_text("good\n")
+    submitted(tmp_path / "a.txt", "-t", "topic", "--params", '{"top_k": 3}', "-p", "interactive", "--deadline", "60")
+    submitted(tmp_path / "a.txt", "-t", "topic", "-t", "spam", "--params", '{"spam": {"top_k": 2}}')
+    urgent, bulk = stand_in.waiting()
+    assert urgent.items[0].params == {"topic": {"top_k": 3}}
+    assert urgent.deadline_at is not None
+    assert bulk.items[0].params == {"spam": {"top_k": 2}}
+
+
+def test_a_bad_row_stops_with_file_and_line(tmp_path: Path, stand_in: StandIn) -> None:
+    """One line that is enough to mend the file; nothing was sent."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good"}\n{"text": 7}\n')
+    result = argosy("submit", path, "--task", "topic")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"argosy: {path}:2: must be text, not int; decode bytes to str first\n"
+    assert stand_in.waiting() == []
+
+
+def test_a_bad_row_is_left_out_if_so_wished(tmp_path: Path, stand_in: StandIn) -> None:
+    """The rows left out are counted on standard error, and the id stands alone on standard output."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good"}\nnonsense\n{"text": ""}\n')
+    result = argosy("submit", path, "--task", "topic", "--on-error", "skip")
+    assert result.exit_code == 0
+    assert JOB.match(result.stdout.strip())
+    assert result.stderr.startswith(f"argosy: 2 rows left out; the first: {path}:2: is not JSON")
+    assert len(stand_in.waiting()[0].items) == 1
+
+
+def test_nothing_but_bad_rows_is_an_error(tmp_path: Path) -> None:
+    """A job of nothing would look like success."""
+    (tmp_path / "a.jsonl").write_text("nonsense\n")
+    result = argosy("submit", tmp_path / "a.jsonl", "--task", "topic", "--on-error", "skip")
+    assert result.exit_code == 1
+    assert "no row could be submitted" in result.stderr
+
+
+def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
+    """A script that is run again after a failure needs no care."""
+    (tmp_path / "a.txt").write_text("good\n")
+    jobs = {submitted(tmp_path / "a.txt", "-t", "topic", "--idempotency-key", "nightly") for _ in range(2)}
+    assert len(jobs) == 1
+    assert len(stand_in.waiting()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["submit", "none.csv", "-t", "topic"], 1, "argosy: none.csv: does not exist; check the path"),
+        (["submit", "none.csv", "-t", "topik"], 1, "argosy: task: no task 'topik'; did you mean 'topic'?"),
+        (["submit", "none.csv"], 2, "argosy: Missing option '-t' / '--task'; see `argosy submit --help`"),
+        (["submit", "a", "-t", "topic", "--params", "{"], 2, "argosy: --params: not JSON: "),
+        (["submit", "a", "-t", "topic", "-p", "now"], 2, "argosy: Invalid value for '-p' / '--priority'"),
+        (["status", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
+        (["results", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
+        (["cancel", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
+        (["frobnicate"], 2, "argosy: No such command 'frobnicate'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_a_remedy(arguments: list[str], exit_code: int, message: str) -> None:
+    """Nobody should read a traceback to learn of a typing error."""
+    result = argosy(*arguments)
+    assert result.exit_code == exit_code
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_broker_or_store_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the address, without the password."""
+    (tmp_path / "a.txt").write_text("good\n")
+    monkeypatch.setenv("ARGOSY_BROKER_URL", "redis://:secret@127.0.0.1:1/0")
+    away = argosy("submit", tmp_path / "a.txt", "-t", "topic")
+    assert away.exit_code == 1
+    assert re.fullmatch(r"argosy: Redis at 127\.0\.0\.1:1: .*; check that it runs and can be reached\n", away.stderr)
+    monkeypatch.setenv("ARGOSY_STORE_URL", f"sqlite:///{tmp_path}/none.db")
+    assert "run `argosy migrate`" in argosy("status").stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """A path that does not exist is the usual reason."""
+    (tmp_path / "a.txt").write_text("good\n")
+    job = submitted(tmp_path / "a.txt", "-t", "topic")
+    result = argosy("results", job, "--output", tmp_path / "none" / "out.csv")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("No such file or directory; check the path and its permissions\n")
+
+
+def test_jobs_are_listed_for_people_and_for_programs(tmp_path: Path) -> None:
+    """Identifiers are never cut, also where there is no terminal to be wide enough."""
+    assert "no jobs yet" in argosy("status").stderr
+    (tmp_path / "a.txt").write_text("good\n")
+    job = submitted(tmp_path / "a.txt", "-t", "topic", "--name", "a rather long name for a job of one line")
+    listed = argosy("status").stdout
+    assert job in listed
+    assert "a rather long name for a job of one line" in listed
+    assert json.loads(argosy("status", "--json").stdout)["id"] == job
+
+
+def test_a_job_is_cancelled(tmp_path: Path, stand_in: StandIn) -> None:
+    """The remedy for having submitted the wrong file."""
+    (tmp_path / "a.txt").write_text("good\n")
+    job = submitted(tmp_path / "a.txt", "-t", "topic")
+    assert argosy("cancel", job).stderr == f"job {job}: cancelled, with 0 of 1 results there\n"
+    assert "state     cancelling" in argosy("status", job).stdout
+    stand_in.work(1)
+    assert "state     cancelled" in argosy("status", job).stdout
+    assert argosy("cancel", job).stderr == f"job {job} was finished already\n"
+
+
+def test_tasks_are_listed_with_their_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the fleet's own file as well."""
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text('[models.mine.tasks]\nmood = "text-classification"\n')
+    monkeypatch.setenv("ARGOSY_FLEET", str(fleet))
+    lines = {line.split()[0]: line for line in argosy("tasks").stdout.splitlines()}
+    assert "top_k=1 truncation=false" in lines["sentiment"]
+    assert "text-classification  mine " in re.sub(r"  +", "  ", lines["mood"])
+
+
+@pytest.mark.parametrize("command", ["submit", "status", "results", "cancel", "tasks"])
+def test_every_help_is_there(command: str) -> None:
+    """Each is a small manual."""
+    result = argosy(command, "--help")
+    assert result.exit_code == 0
+    assert f"Usage: argosy {command}" in result.stdout
+
+
+def test_help_loads_neither_the_database_nor_the_tables() -> None:
+    """`--help` must answer at once."""
+    heavy = "{'torch', 'transformers', 'celery', 'kombu', 'sqlalchemy', 'redis', 'rich'}"
+    code = (
+        "import atexit, sys; from producers.cli import main;"
+        f"atexit.register(lambda: print('loaded:', {heavy} & set(sys.modules))); main(['submit', '--help'])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.endswith("loaded: set()\n")
+
+
+def test_commands_of_packages_that_are_not_installed_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain client has no workers; its own commands work all the same."""
+    broken = EntryPoint(name="worker", value="not_there:COMMANDS", group=command_line.GROUP)
+    monkeypatch.setattr(command_line, "entry_points", lambda group: [broken])
+    result = argosy("up")
+    assert result.exit_code == 2
+    assert "pip install 'argosy[local]'" in result.stderr
+    assert argosy("--help").exit_code == 0
+    assert argosy("tasks").exit_code == 0
+
+
+def test_commands_of_other_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry point is a list of click commands."""
+    monkeypatch.setattr(command_line, "entry_points", lambda group: [_Added()])
+    assert argosy("hail").stdout == "ahoy\n"
+    assert "hail" in argosy("--help").stdout
+
+
+class _Added:
+    @staticmethod
+    def load() -> list[click.Command]:
+        return [click.Command("hail", callback=lambda: click.echo("ahoy"))]
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path, stand_in: StandIn) -> None:
+    """`argosy results JOB | head` is what everybody types."""
+    (tmp_path / "a.txt").write_text("a line of some length\n" * 3_000)
+    job = submitted(tmp_path / "a.txt", "-t", "topic")
+    stand_in.work(len(stand_in.waiting()))
+    script = f"{sys.executable} -m producers.cli results {job} | head -n 1"
+    out = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(out.stdout)["seq"] == 0
+    assert out.stderr == ""
+
+
+def test_ctrl_c_while_watching_says_that_the_job_goes_on(tmp_path: Path) -> None:
+    """Stopping to look does not stop the work, and no traceback says otherwise."""
+    (tmp_path / "a.txt").write_text("good\n")
+    command = [sys.executable, "-m", "producers.cli", "submit", str(tmp_path / "a.txt"), "-t", "topic", "--watch"]
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unbuffered
+    ) as process:
+        assert process.stdout is not None
+        job = process.stdout.readline().strip()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    # the signal may also come between the job's id and the watching; then there is nothing to add
+    assert errors.strip() in ("", f"argosy: the job goes on; see `argosy status {job}`")
