@@ -108,6 +108,11 @@ class LocalFleet:
         return configured or f"sqlite:///{(self.home / 'store.db').resolve()}"
 
     @property
+    def pids(self) -> list[int]:
+        """The processes of the fleet; a worker's device process is its own child."""
+        return [self._valkey.process.pid, *(service.process.pid for service in self.services if service.process)]
+
+    @property
     def workers(self) -> list[Service]:
         return [service for service in self.services if service.ready_file]
 

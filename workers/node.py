@@ -172,7 +172,15 @@ class Node:
         return ServedModel(model, wanted.revision, Budget(chosen.batch_cost, chosen.batch_rows))
 
     def _input_limits(self) -> InputLimits:
-        raise NotImplementedError
+        limits = self.settings.limits
+        return InputLimits(
+            max_text_chars=limits.max_text_chars,
+            max_input_bytes=limits.max_input_bytes,
+            max_image_pixels=limits.max_image_pixels,
+            allowed_roots=limits.allowed_roots,
+            allowed_hosts=limits.allowed_hosts,
+            allow_private_addresses=limits.allow_private_addresses,
+        )
 
     def _renew_leases(self) -> None:
         with self._idle:

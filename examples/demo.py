@@ -1,0 +1,240 @@
+"""``make demo``: a whole fleet on this machine does the main job on real input, and shows it.
+
+Exits non-zero unless all of it happened: every result in SQL, the two bad items failed alone, interactive items answered
+while bulk ran, Flower saw the envelopes, and nothing is left running.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import statistics
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.workload import mixed_texts
+from producers import Client, Job, NewItem
+from results_store.records import Batch, JobStatus
+from results_store.store import Store
+from workers import settings
+from workers.fleet import LocalFleet
+from workers.models import sources
+from workers.models.progress import shown
+
+HOME = Path(".argosy/demo")
+TEXTS = 1500
+TEXT_TASKS = ("sentiment", "topic", "spam")
+IMAGE_TASKS = ("image-classification", "image-embedding")
+QUESTIONS = (
+    "This is the best film I have seen in years.",
+    "The battery died after two days and nobody answered my mails.",
+    "It was all right, I suppose.",
+    "Congratulations, you have won! Click here to claim your free prize now.",
+)
+
+console = Console()
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the demo saw, to be shown and judged at the end."""
+
+    bulk: JobStatus
+    images: JobStatus
+    bulk_s: float
+    idle_s: list[float]
+    loaded_s: list[float]
+    answers: dict[str, str]
+    batches: list[Batch]
+    flower_envelopes: int
+    pids: list[int]
+    complaints: list[str] = field(default_factory=list)
+
+    def expect(self, condition: bool, otherwise: str) -> None:
+        if not condition:
+            self.complaints.append(otherwise)
+
+
+def main() -> int:
+    console.rule("[bold]Argosy: the main job, on this machine")
+    chosen = settings.load()
+    photographs = pull(chosen)
+    shutil.rmtree(HOME, ignore_errors=True)
+    fleet = LocalFleet(chosen, HOME)
+    with console.status("starting Valkey, SQLite, a CPU worker and Flower …"):
+        fleet.start()
+    try:
+        for line in fleet.whereabouts():
+            console.print(f"  {line}", highlight=False)
+        seen = work(fleet, photographs)
+    finally:
+        with console.status("stopping …"):
+            fleet.stop()
+    judge(seen, fleet, len(photographs))
+    show(seen, fleet)
+    for complaint in seen.complaints:
+        console.print(f"[red]✗ {complaint}")
+    if not seen.complaints:
+        console.print("[green]✓ all of it happened, and nothing is left running")
+    return 1 if seen.complaints else 0
+
+
+def pull(chosen: settings.Settings) -> list[Path]:
+    """Fetch models and data, once; return the photographs."""
+    cache = sources.cache_folder()
+    with shown() as progress:
+        for name, model in chosen.models.items():
+            sources.pull(sources.parse(model.source, where=f"models.{name}.source"), cache, progress)
+        pulled = {
+            name: sources.pull(sources.parse(chosen.data[name]["source"], where=f"data.{name}.source"), cache, progress)
+            for name in ("bbc", "ratings", "photographs")
+        }
+    return sorted(path for path in pulled["photographs"].folder.rglob("*") if path.suffix in (".png", ".jpg"))
+
+
+def work(fleet: LocalFleet, photographs: list[Path]) -> Seen:
+    """Submit everything, wait for it, and report what was seen."""
+    texts: list[object] = [NewItem(text, key=f"text-{n}") for n, text in enumerate(mixed_texts(TEXTS))]
+    too_long = NewItem("a word " * 2000, key="over-long", params={task: {"truncation": False} for task in TEXT_TASKS})
+    texts.insert(len(texts) // 2, too_long)
+    whole = photographs[0].read_bytes()
+    images = [NewItem(path.read_bytes(), key=path.stem) for path in photographs]
+    images.append(NewItem(whole[: len(whole) // 3], key="broken"))
+    with Client(fleet.broker_url, fleet.store_url) as client:
+        client.submit("sentiment", QUESTIONS[0], priority="interactive").result(timeout_s=60)  # the first one warms up
+        idle_s = [ask(client, n)[0] for n in range(10)]
+        started = time.monotonic()
+        bulk = client.submit_many(TEXT_TASKS, texts, priority="bulk", name="demo texts")
+        vision = client.submit_many(IMAGE_TASKS, images, priority="standard", name="demo photographs")
+        loaded_s, answers = ask_while_running(client, bulk)
+        bulk_s = time.monotonic() - started
+        statuses = bulk.wait(timeout_s=600), vision.wait(timeout_s=600)
+    with Store(fleet.store_url) as store:
+        batches = store.recent_batches(limit=10_000)
+    # device processes too, which are the workers' children
+    pids = [process.pid for pid in fleet.pids for process in (psutil.Process(pid), *psutil.Process(pid).children())]
+    envelopes = flower_envelopes(fleet.flower_url)
+    return Seen(*statuses, bulk_s, idle_s, loaded_s, answers, batches, envelopes, pids)
+
+
+def ask(client: Client, n: int) -> tuple[float, str, str]:
+    """One interactive item, as an API backend would: submit, await. Returns seconds, question, answer."""
+    question = QUESTIONS[n % len(QUESTIONS)]
+    started = time.monotonic()
+    best = client.submit("sentiment", question, priority="interactive").result(timeout_s=60)[0]
+    return time.monotonic() - started, question, f"{best['label']} {best['score']:.0%}"
+
+
+def ask_while_running(client: Client, bulk: Job) -> tuple[list[float], dict[str, str]]:
+    """Ask interactive questions until the bulk job is done, with its progress on the screen."""
+    times: list[float] = []
+    answers: dict[str, str] = {}
+    finished = threading.Event()
+
+    def ask_on() -> None:
+        while not finished.wait(0.1):
+            seconds, question, answer = ask(client, len(times))
+            times.append(seconds)
+            answers[question] = answer
+
+    asker = threading.Thread(target=ask_on)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("results of 1,501 texts x 3 tasks", total=None)
+        asker.start()
+        try:
+            bulk.wait(600, on_progress=lambda status: bars.update(bar, completed=status.done, total=status.total))
+        finally:
+            finished.set()
+            asker.join()
+    return times, answers
+
+
+def flower_envelopes(url: str) -> int:
+    """How many envelopes Flower has seen succeed."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:  # noqa: S310 - our own Flower on loopback
+        lines = answer.read().decode().splitlines()
+    wanted = [line for line in lines if line.startswith("flower_events_total{") and 'type="task-succeeded"' in line]
+    return int(sum(float(line.rsplit(" ", 1)[1]) for line in wanted))
+
+
+def judge(seen: Seen, fleet: LocalFleet, photographs: int) -> None:
+    """Hold what was seen against what should have happened."""
+    with sqlite3.connect(fleet.home / "store.db") as database:
+        counts = dict(
+            database.execute("SELECT job || ' ' || state, count(*) FROM results GROUP BY job, state").fetchall()
+        )
+        failed = {key for (key,) in database.execute("SELECT DISTINCT key FROM results WHERE state = 'failed'")}
+    database.close()
+    texts, images = TEXTS * len(TEXT_TASKS), photographs * len(IMAGE_TASKS)
+    seen.expect(counts.get(f"{seen.bulk.id} succeeded") == texts, f"not {texts:,} text results in SQL: {counts}")
+    seen.expect(counts.get(f"{seen.images.id} succeeded") == images, f"not {images} image results in SQL: {counts}")
+    seen.expect(failed == {"broken", "over-long"}, f"failed items are {failed}, not the two bad ones")
+    seen.expect(len(seen.loaded_s) >= 3, f"only {len(seen.loaded_s)} interactive items while bulk ran")
+    seen.expect(seen.flower_envelopes >= 20, f"Flower saw only {seen.flower_envelopes} envelopes")
+    left = [pid for pid in seen.pids if psutil.pid_exists(pid)]
+    seen.expect(not left, f"still running: {left}")
+    seen.expect(not (fleet.home / "fleet.json").exists(), "fleet.json was left behind")
+
+
+def show(seen: Seen, fleet: LocalFleet) -> None:
+    predictions = Table(
+        "input", "task", "prediction", title="Some of the results, read from SQLite", title_justify="left"
+    )
+    database = sqlite3.connect(fleet.home / "store.db")
+    query = "SELECT key, task, output, error FROM results WHERE job = ? AND vector IS NULL ORDER BY state, seq, task LIMIT ?"
+    for status, limit in ((seen.bulk, 12), (seen.images, 12)):
+        for key, task, output, error in database.execute(query, (status.id, limit)):
+            predictions.add_row(str(key), task, told(output, error))
+    database.close()
+    console.print(predictions)
+    answers = Table("interactive question, while bulk ran", "sentiment")
+    for question, answer in seen.answers.items():
+        answers.add_row(question, answer)
+    console.print(answers)
+    console.print(figures(seen, fleet))
+
+
+def told(output: str | None, error: str | None) -> str:
+    if error:
+        found = msgspec.json.decode(error)
+        return f"[red]{found['kind']}: {found['message']}"
+    best = msgspec.json.decode(output or "[]")[0]
+    return f"{best['label']} {best['score']:.0%}"
+
+
+def figures(seen: Seen, fleet: LocalFleet) -> Table:
+    bulk = [batch for batch in seen.batches if batch.model == "text"]
+    real, padded = sum(batch.tokens for batch in bulk), sum(batch.padded_tokens for batch in bulk)
+    table = Table("figure", "value", show_header=False)
+    table.add_row("texts, 3 tasks each, end to end", f"{TEXTS / seen.bulk_s:.0f} items/s ({seen.bulk_s:.1f} s)")
+    sizes = [batch.items for batch in bulk]
+    table.add_row(
+        "text batches", f"{len(bulk)}, of {statistics.median(sizes):.0f} items in the middle, {max(sizes)} at most"
+    )
+    table.add_row("padding", f"{1 - real / padded:.1%} of the computed tokens")
+    table.add_row("interactive, idle fleet", latency(seen.idle_s))
+    table.add_row("interactive, under bulk", latency(seen.loaded_s))
+    table.add_row("envelopes seen by Flower", str(seen.flower_envelopes))
+    table.add_row("results", f"sqlite3 {os.path.relpath(fleet.home / 'store.db')}")
+    return table
+
+
+def latency(seconds: list[float]) -> str:
+    if not seconds:
+        return "none"
+    return f"median {statistics.median(seconds) * 1000:.0f} ms, worst {max(seconds) * 1000:.0f} ms, of {len(seconds)}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
