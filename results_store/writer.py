@@ -67,14 +67,16 @@ class Writer:
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="argosy-writer", daemon=True)
         self._entrance = threading.Lock()  # nobody comes in once `close` has put its end mark behind the others
-        self._closed = False
+        self._running = False
         self._give_up = threading.Event()
         self._unavailable_since: float | None = None
 
     # --- for the worker's threads ---
 
     def start(self) -> Self:
+        """Start the thread. A writer runs once; make a new one after `close`."""
         self._thread.start()
+        self._running = True
         return self
 
     def commit(self, results: Sequence[Result], *, done: Collection[str] = (), batches: Sequence[Batch] = ()) -> None:
@@ -91,7 +93,7 @@ class Writer:
     def record(self, batch: Batch) -> None:
         """Have a batch recorded along with the next group, without waiting for it. After `close` it is dropped."""
         with self._entrance:
-            if not self._closed:
+            if self._running:
                 self._queue.put(_Request(batches=(batch,)))
 
     @property
@@ -99,14 +101,19 @@ class Writer:
         """When the database went away (Unix seconds), or None while it answers: no new work should be taken then."""
         return self._unavailable_since
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the next transaction."""
+        return self._queue.qsize()
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Store what is waiting, for at most `timeout_s`; what is then left fails with StoreUnavailable."""
         with self._entrance:
-            first, self._closed = not self._closed, True
-        if not self._thread.is_alive():
+            if self._running:
+                self._queue.put(None)
+            self._running = False
+        if self._thread.ident is None:  # never started
             return
-        if first:
-            self._queue.put(None)
         self._thread.join(timeout_s)
         self._give_up.set()
         self._thread.join()
@@ -119,8 +126,8 @@ class Writer:
 
     def _settle(self, request: _Request) -> _Request:
         with self._entrance:
-            if self._closed:
-                raise StoreError("the writer is closed; start a new one")
+            if not self._running:
+                raise StoreError("the writer is not running; start it, or a new one after close()")
             self._queue.put(request)
         request.settled.wait()
         if request.error is not None:
