@@ -20,7 +20,7 @@ ENVELOPE_ITEMS = 64
 ENVELOPE_BYTES = 256 * 1024
 
 #: A chunk is what one outbox transaction and one pipeline carry: some 64 full envelopes, bounded in bytes for the
-#: sake of images, and in age so that a slow source's items don't wait for company.
+#: sake of images, and in age, looked at whenever an item comes, so that a slow source's items go out as it goes on.
 CHUNK_ITEMS = 64 * ENVELOPE_ITEMS
 CHUNK_BYTES = 16 * 1024 * 1024
 CHUNK_AGE_S = 1.0

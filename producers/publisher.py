@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from producers.errors import BrokerUnavailable
+from producers.connection import masked
+from producers.errors import BrokerUnavailable, ConfigurationError
 from producers.messages import JSON, MSGPACK, Priority, new_id
 from producers.queues import TASK, queue_name, redis_key
 
@@ -145,12 +146,14 @@ class Publisher:
 
     def publish(self, messages: Sequence[Message]) -> None:
         """Push all messages in one round trip. Raises BrokerUnavailable; some may then have been pushed."""
-        self._doubtful = True
-        with as_unavailable(self.redis), self.redis.pipeline(transaction=False) as pipeline:
-            for key, data in messages:
-                pipeline.lpush(key, data)
-            pipeline.execute()
-        self._doubtful = False
+        try:
+            with as_unavailable(self.redis), self.redis.pipeline(transaction=False) as pipeline:
+                for key, data in messages:
+                    pipeline.lpush(key, data)
+                pipeline.execute()
+        except BrokerUnavailable:
+            self._doubtful = True
+            raise
 
     def close(self) -> None:
         """Close the connections. The publisher can be used again, and then connects anew."""
@@ -162,20 +165,23 @@ class Publisher:
 
 
 def connect(broker_url: str) -> Redis:
-    """Return a Redis client with bounded waits. Nothing is connected yet."""
+    """Return a Redis client with bounded waits. Nothing is connected yet. Raises ConfigurationError."""
     from redis import Redis
     from redis.backoff import ExponentialBackoff
     from redis.exceptions import ConnectionError as NotConnected
     from redis.retry import Retry
 
-    return Redis.from_url(
-        broker_url,
-        socket_connect_timeout=TIMEOUT_S,
-        socket_timeout=TIMEOUT_S,
-        health_check_interval=30,
-        # enough for a connection that a restarted server dropped; one that is down or silent is reported, not waited for
-        retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2, supported_errors=(NotConnected,)),
-    )
+    try:
+        return Redis.from_url(
+            broker_url,
+            socket_connect_timeout=TIMEOUT_S,
+            socket_timeout=TIMEOUT_S,
+            health_check_interval=30,
+            # enough for a connection that a restarted server dropped; one that is down is reported, not waited for
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2, supported_errors=(NotConnected,)),
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"broker: {masked(broker_url)!r} is no Redis URL: {error}") from None
 
 
 @contextmanager

@@ -346,8 +346,16 @@ def test_a_wrong_redis_password_is_told_apart(own_valkey: ValkeyServer, store_ur
         client.submit("topic", "a")
 
 
-def test_a_full_redis_refuses_the_next_submission(own_valkey: ValkeyServer, store_url: str, store: Store) -> None:
-    """With `noeviction` a full Redis answers reads and refuses writes: the accepted item waits in the store."""
+def test_a_broker_url_that_makes_no_sense_is_a_setting_to_correct(store_url: str, store: Store) -> None:
+    """Not an outage, which would be worth waiting for."""
+    with Client("redis://:secret@host:port/0", store_url) as client, pytest.raises(ConfigurationError) as caught:
+        client.submit("topic", "a")
+    assert "redis://:***@host:port/0" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_what_a_full_redis_refuses_waits_in_the_store(own_valkey: ValkeyServer, store_url: str, store: Store) -> None:
+    """With `noeviction` a full Redis answers a ping and refuses the message: the item was accepted all the same."""
     with Redis(port=own_valkey.port) as redis:
         redis.config_set("maxmemory", "1")
     with Client(f"redis://127.0.0.1:{own_valkey.port}/0", store_url) as client:
