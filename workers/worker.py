@@ -80,5 +80,7 @@ def _consume(node: Node, broker_url: str, ready_file: Path | None) -> None:
     worker_shutting_down.connect(shutting_down, weak=False)
     app = create_app(broker_url, node.models, concurrency=node.settings.worker.concurrency, node=node)
     # gossip and mingle are for clocks and revocations shared between workers, which the store does here
-    worker = app.Worker(hostname=node.name, quiet=True, without_gossip=True, without_mingle=True)
+    worker = app.Worker(hostname=node.name, loglevel="INFO", quiet=True, without_gossip=True, without_mingle=True)
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)  # two lines an envelope; Flower shows them better
     worker.start()
