@@ -1,0 +1,78 @@
+"""What a user takes away: every result once, in order, readable by anything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from results_store.columns import pack_vector
+from results_store.errors import UnknownJob
+from results_store.export import stream, write_csv, write_jsonl
+from results_store.records import ResultState
+from results_store.store import Store
+from tests.integration.rows import result, submit
+
+
+def fill(store: Store) -> None:
+    submit(store, items=3)
+    failed = {"kind": "InputTooLarge", "message": 'a "long"\nstory, really'}
+    store.commit(
+        [
+            result(0, key="ä,1", output=[{"label": "sport", "score": 0.75}], queued_at=1.5, model="text"),
+            result(1, "embedding", output=None, vector=pack_vector([0.1, -2.0])),
+            result(2, state=ResultState.FAILED, output=None, error=failed),
+        ],
+        at=9.0,
+    )
+
+
+def test_jsonl_has_one_object_a_result(store: Store) -> None:
+    """Vectors come as lists, errors with their kind; null where there is nothing."""
+    fill(store)
+    out = io.StringIO()
+
+    assert write_jsonl(store, "job", out) == 3
+
+    rows = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [(row["seq"], row["task"], row["state"]) for row in rows] == [
+        (0, "topic", "succeeded"),
+        (1, "embedding", "succeeded"),
+        (2, "topic", "failed"),
+    ]
+    assert rows[0]["key"] == "ä,1"
+    assert (rows[0]["output"], rows[0]["queued_at"]) == ([{"label": "sport", "score": 0.75}], 1.5)
+    assert pack_vector(rows[1]["output"]) == pack_vector([0.1, -2.0])
+    assert rows[2]["output"] is None
+    assert rows[2]["error"]["kind"] == "InputTooLarge"
+
+
+def test_csv_survives_commas_quotes_and_line_ends(store: Store) -> None:
+    """A spreadsheet must read back what was stored."""
+    fill(store)
+    out = io.StringIO(newline="")
+
+    assert write_csv(store, "job", out) == 3
+
+    rows = list(csv.DictReader(io.StringIO(out.getvalue(), newline="")))
+    assert rows[0]["key"] == "ä,1"
+    assert json.loads(rows[0]["output"]) == [{"label": "sport", "score": 0.75}]
+    assert len(json.loads(rows[1]["output"])) == 2
+    assert (rows[2]["error_kind"], rows[2]["error_message"]) == ("InputTooLarge", 'a "long"\nstory, really')
+    assert rows[2]["output"] == ""
+
+
+def test_a_job_is_streamed_page_by_page(store: Store) -> None:
+    """A million results must not have to fit into memory."""
+    submit(store, items=25)
+    store.commit([result(seq) for seq in range(25)])
+
+    assert [r.seq for r in stream(store, "job", page=10)] == list(range(25))
+
+
+def test_an_unknown_job_is_an_error_and_not_an_empty_file(store: Store) -> None:
+    """A mistyped id must not look like a job without results."""
+    with pytest.raises(UnknownJob, match="'nope'"):
+        write_jsonl(store, "nope", io.StringIO())
