@@ -11,7 +11,7 @@ from sqlalchemy import select, table
 from sqlalchemy.sql import column
 
 from results_store import delivery, reading, submission
-from results_store.database import MIGRATE, Database
+from results_store.database import MIGRATE, Database, Weight
 from results_store.errors import SchemaMismatch
 from results_store.records import (
     Batch,
@@ -84,7 +84,7 @@ class Store:
 
     def create_job(self, job: NewJob) -> JobStatus:
         """Create the job, or return the one that already has its id or its idempotency key."""
-        with self._database.write(durable=True) as connection:
+        with self._database.write(Weight.ACCEPTED) as connection:
             return submission.create_job(connection, job)
 
     def add_envelopes(
@@ -100,17 +100,17 @@ class Store:
         `expected_items`, each job must hold exactly that many items before: the guard of a submission that
         goes on where an earlier one broke off. Raises UnknownJob, SubmissionConflict.
         """
-        with self._database.write(durable=True) as connection:
+        with self._database.write(Weight.ACCEPTED) as connection:
             submission.add_envelopes(connection, envelopes, jobs, expected_items)
 
     def mark_published(self, ids: Collection[str], at: float) -> None:
         """Note that envelopes are in Redis, so that the reconciler leaves them alone."""
-        with self._database.write(durable=False) as connection:
+        with self._database.write(Weight.NOTE) as connection:
             delivery.mark_published(connection, ids, at)
 
     def cancel_job(self, job: str, at: float) -> JobStatus:
         """Cancel what is not computed yet: claims of its envelopes say so from now on. Raises UnknownJob."""
-        with self._database.write(durable=True) as connection:
+        with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at)
 
     # --- reading ---
@@ -174,7 +174,7 @@ class Store:
         at: float | None = None,
     ) -> tuple[dict[str, Claim], Committed]:
         """`commit` and `claim` in one transaction, for the group committer."""
-        with self._database.write(durable=bool(results or done)) as connection:
+        with self._database.write(Weight.RESULTS if results or done else Weight.NOTE) as connection:
             return delivery.exchange(
                 connection,
                 results=results,
@@ -188,12 +188,12 @@ class Store:
 
     def renew(self, ids: Collection[str], *, worker: str, leased_until: float) -> int:
         """Prolong the worker's leases on envelopes; return how many it still has."""
-        with self._database.write(durable=False) as connection:
+        with self._database.write(Weight.NOTE) as connection:
             return delivery.renew(connection, ids, worker=worker, leased_until=leased_until)
 
     def release(self, ids: Collection[str], *, worker: str) -> int:
         """Give envelopes back uncomputed, for an operator's stop: lease gone, attempt not counted."""
-        with self._database.write(durable=False) as connection:
+        with self._database.write(Weight.NOTE) as connection:
             return delivery.release(connection, ids, worker=worker)
 
     # --- the reconciler and the operator ---
@@ -212,7 +212,7 @@ class Store:
         its data. They are put back into the outbox as accepted `now`, so no other reconciler takes them;
         publish them, then call `mark_published`.
         """
-        with self._database.write(durable=False) as connection:
+        with self._database.write(Weight.NOTE) as connection:
             return delivery.take_overdue(
                 connection, now, accepted_before=accepted_before, published_before=published_before, limit=limit
             )

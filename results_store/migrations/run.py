@@ -11,7 +11,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
-from results_store.database import Database
+from results_store.database import Database, Weight
 from results_store.errors import StoreUnavailable
 
 # Any constant does that nobody else uses in the same database.
@@ -42,7 +42,7 @@ def configuration() -> Config:
 def _run(database: Database, direction: Callable[[Config, str], None], revision: str) -> None:
     database.open()
     config = configuration()
-    with database.write(durable=True) as connection:
+    with database.write(Weight.ACCEPTED) as connection:
         # SQLite's transaction is the only writer already. PostgreSQL's waits here, as long as it takes.
         if not database.sqlite:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")

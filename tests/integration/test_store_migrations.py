@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
 from results_store.columns import pack_vector
-from results_store.database import Database
+from results_store.database import Database, Weight
 from results_store.errors import SchemaMismatch
 from results_store.migrations.run import configuration, downgrade, upgrade
 from results_store.schema import REVISION, metadata
@@ -96,7 +96,7 @@ def test_an_older_and_a_newer_schema_are_told_apart(store: Store, store_url: str
     found = database(store_url)
     found.open()
     for revision, remedy in (("0000", "run `argosy migrate`"), ("0999", "upgrade argosy here")):
-        with found.write(durable=True) as connection:
+        with found.write(Weight.ACCEPTED) as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
         with pytest.raises(SchemaMismatch, match=f"the schema is {revision}.*{remedy}"):
             Store(store_url).open()
@@ -120,6 +120,6 @@ def test_sqlite_logs_ahead_so_that_readers_never_wait(sqlite_url: str) -> None:
         submit(store)
         found = database(sqlite_url)
         found.open()
-        with found.write(durable=True):
+        with found.write(Weight.ACCEPTED):
             assert store.job("job").items == 1
         found.close()
