@@ -49,6 +49,10 @@ class InputTooLarge(InvalidInput):
     """An input over a limit in bytes, characters, pixels or tokens."""
 
 
+class InputUnavailable(InvalidInput):
+    """A file or URL that the worker could not read or fetch. It may be there later: submit it again."""
+
+
 class InvalidMessage(ArgosyError, ValueError):
     """A message on the wire that cannot be read: wrong type, wrong version, missing field."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +40,11 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(json.loads(read_metadata(path)["labels"]))
 
 
-def digest(folder: Path) -> str:
-    """Return a digest of every head under `folder`: part of a model's revision, as a head is part of its answers."""
+def digest(files: Iterable[Path]) -> str:
+    """Return a digest of head files: part of a model's revision, as a head is part of its answers."""
     found = hashlib.blake2b(digest_size=6)
-    for path in sorted(folder.glob(f"*/{FILE}")):
-        found.update(path.parent.name.encode() + path.read_bytes())
+    for path in files:
+        found.update(path.read_bytes())
     return found.hexdigest()
 
 

@@ -7,23 +7,59 @@ from typing import Self
 
 import torch
 from torch import nn
+from torch.nn import functional
+
+Features = Mapping[str, torch.Tensor]
 
 
-class Linear(nn.Module):
-    """One layer over the mean of the text's tokens."""
+class LayersLinear(nn.Module):
+    """One layer over the means of all the backbone's layers: logistic regression, in effect."""
 
-    def __init__(self, width: int, labels: int) -> None:
+    reads = ("layers",)
+
+    def __init__(self, inputs: int, labels: int) -> None:
         super().__init__()
-        self.out = nn.Linear(width, labels)
+        self.out = nn.Linear(inputs, labels)
 
     @classmethod
-    def of_shape(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
-        labels, width = tensors["out.weight"].shape
-        return cls(width, labels)
+    def of_shape(cls, tensors: Features) -> Self:
+        labels, inputs = tensors["out.weight"].shape
+        return cls(inputs, labels)
 
-    def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        scores: torch.Tensor = self.out(features["pooled"])
+    def forward(self, features: Features) -> torch.Tensor:
+        scores: torch.Tensor = self.out(features["layers"].flatten(1))
         return scores
 
 
-MODULES = {"linear": Linear}
+class TokenAttention(nn.Module):
+    """Queries that look for what matters among the tokens, where a mean over all of them would blur it.
+
+    The upper half of the backbone's layers, side by side, are narrowed to `width` for each token; each query takes a
+    weighted mean of them; one layer over these means gives the scores. About 2 % of the backbone's work.
+    """
+
+    layers = (3, 4, 5, 6)
+    reads = ("mask", *(f"tokens.{number}" for number in layers))
+
+    def __init__(self, inputs: int, labels: int, *, width: int = 128, queries: int = 4, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(inputs)
+        self.narrow = nn.Linear(inputs, width)
+        self.queries = nn.Linear(width, queries)
+        self.out = nn.Linear(width * queries, labels)
+        self.drop = nn.Dropout(dropout)
+
+    @classmethod
+    def of_shape(cls, tensors: Features) -> Self:
+        width, inputs = tensors["narrow.weight"].shape
+        return cls(inputs, tensors["out.weight"].shape[0], width=width, queries=tensors["queries.weight"].shape[0])
+
+    def forward(self, features: Features) -> torch.Tensor:
+        tokens = torch.cat([features[name] for name in self.reads[1:]], -1)
+        narrow = self.drop(functional.gelu(self.narrow(self.drop(self.norm(tokens)))))
+        weights = self.queries(narrow).masked_fill(~features["mask"].unsqueeze(-1), float("-inf")).softmax(1)
+        scores: torch.Tensor = self.out(self.drop((weights.transpose(1, 2) @ narrow).flatten(1)))
+        return scores
+
+
+MODULES: Mapping[str, type[LayersLinear | TokenAttention]] = {"layers": LayersLinear, "attention": TokenAttention}

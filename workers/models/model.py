@@ -59,6 +59,11 @@ class Model(ABC):
 
     # --- in the parent process, from many threads ---
 
+    @property
+    def revision(self) -> str:
+        """What results are stored with: the source's revision, and whatever else decides the answers."""
+        return self.spec.revision
+
     @abstractmethod
     def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Turn an input (text, or the bytes of a file) into a row, for the tasks in `params`.

@@ -24,7 +24,7 @@ _SCORE_DIGITS = 6
 
 
 class MultiTaskModel(Model):
-    """A backbone and heads by task. A model of this kind writes `_load`, `_encode` and `_head`.
+    """A backbone and heads by task. A model of this kind writes `_load`, `encode` and `_head`.
 
     `passes` counts how often the backbone ran: once a micro-batch, however many tasks are in it.
     """
@@ -41,12 +41,12 @@ class MultiTaskModel(Model):
         """Load backbone and heads onto the device."""
 
     @abstractmethod
-    def _encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
+    def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
         """Run the backbone."""
 
     @abstractmethod
-    def _head(self, task: Task, features: Features) -> torch.Tensor:
-        """Run one task's head: probabilities `(rows, labels)`, or vectors `(rows, width)`."""
+    def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
+        """Run one task's head on its rows: probabilities `(rows, labels)`, or vectors `(rows, width)`."""
 
     def load(self, device: str) -> None:
         self._device = device
@@ -56,14 +56,12 @@ class MultiTaskModel(Model):
         import torch
 
         with torch.inference_mode():
-            features = self._encode({name: self._tensor(array) for name, array in arrays.items()})
+            features = self.encode({name: self._tensor(array) for name, array in arrays.items()})
             self.passes += 1
             return {name: self._run_head(name, features, rows) for name, rows in wanted.items()}
 
     def _run_head(self, name: str, features: Features, rows: Array) -> Array:
-        index = self._tensor(rows)
-        chosen = {key: value.index_select(0, index) for key, value in features.items()}
-        output: Array = self._head(self.spec.tasks[name], chosen).float().cpu().numpy()
+        output: Array = self._head(self.spec.tasks[name], features, self._tensor(rows)).float().cpu().numpy()
         return output
 
     def _tensor(self, array: Array) -> torch.Tensor:

@@ -76,6 +76,10 @@ class TextModel(MultiTaskModel):
             mask[place, : row.size] = True
         return {"ids": ids, "mask": mask}
 
+    @cached_property
+    def revision(self) -> str:
+        return f"{self.spec.revision}+heads.{head.digest(self._head_files[name] for name in sorted(self._head_files))}"
+
     def labels(self, task: Task) -> Sequence[str]:
         return self._labels[task.name]
 
@@ -145,16 +149,28 @@ class TextModel(MultiTaskModel):
         self._backbone = backbone.eval().to(device)
         self._heads = {name: head.load(path).eval().to(device) for name, path in self._head_files.items()}
 
-    def _encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
-        mask = arrays["mask"]
-        hidden = self._backbone(input_ids=arrays["ids"], attention_mask=mask.long()).last_hidden_state
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
-        return {"hidden": hidden, "mask": mask, "pooled": (hidden * weights).sum(1) / weights.sum(1)}
+    def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
+        """Return `pooled`, the mean of the last layer `(rows, width)`; `layers` `(rows, layers + 2, width)`, the mean of
+        every layer from the embeddings up, and of the last its maximum and first token; `tokens.N` `(rows, tokens, width)`,
+        layer N itself, with its `mask`. A frozen encoder keeps much of what heads need (negation, tone) in its middle layers.
+        """
+        import torch
 
-    def _head(self, task: Task, features: Features) -> torch.Tensor:
+        mask = arrays["mask"]
+        layers = self._backbone(
+            input_ids=arrays["ids"], attention_mask=mask.long(), output_hidden_states=True
+        ).hidden_states
+        weights = mask.unsqueeze(-1).to(layers[-1].dtype)
+        means = [(layer * weights).sum(1) / weights.sum(1) for layer in layers]
+        highest = layers[-1].masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(1)
+        pooled = {"pooled": means[-1], "layers": torch.stack([*means, highest, layers[-1][:, 0]], 1)}
+        return pooled | {"mask": mask} | {f"tokens.{number}": layer for number, layer in enumerate(layers)}
+
+    def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
         if task.name not in self._heads:
-            return features["pooled"]
-        scores: torch.Tensor = self._heads[task.name](features)
+            return features["pooled"].index_select(0, rows)
+        module = self._heads[task.name]
+        scores: torch.Tensor = module({name: features[name].index_select(0, rows) for name in module.reads})
         return scores.softmax(-1)
 
 

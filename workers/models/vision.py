@@ -64,7 +64,7 @@ class VisionModel(MultiTaskModel):
         )
         self._network = network.eval().to(device)
 
-    def _encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
+    def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
         import torch
 
         images = arrays["pixels"].permute(0, 3, 1, 2).float() / 255
@@ -72,8 +72,9 @@ class VisionModel(MultiTaskModel):
         std = torch.tensor(_STD, device=images.device).view(1, 3, 1, 1)
         return {"pooled": self._network.mobilenet_v2((images - mean) / std).pooler_output}
 
-    def _head(self, task: Task, features: Features) -> torch.Tensor:
+    def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
+        pooled = features["pooled"].index_select(0, rows)
         if not task.kind.name.endswith("classification"):
-            return features["pooled"]
-        scores: torch.Tensor = self._network.classifier(features["pooled"])
+            return pooled
+        scores: torch.Tensor = self._network.classifier(pooled)
         return scores.softmax(-1)

@@ -31,6 +31,7 @@ _DOMAINS = {
 }
 _TOPICS = {"sports": "sport"}  # the folder's name, and the label
 _REPLY = re.compile(r"^\s*((re|fw|fwd|aw)\s*(\[\d+\])?:|\[[^\]]*\])\s*", re.IGNORECASE)
+_LIST_TAG = re.compile(r"\[[^\]]{1,30}\]\s*")
 _UNSEEN = re.compile(r"<(script|style|head|title)\b.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
 
