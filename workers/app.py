@@ -59,6 +59,8 @@ def _settings(broker_url: str, models: Iterable[str], concurrency: int) -> dict[
         "broker_connection_max_retries": None,
         # what runs goes on running when the connection breaks: its results are idempotent and its redelivery recognised
         "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # kombu's own, proof against what is no message
+        "broker_transport": "workers.transport:Transport",
         "broker_transport_options": {
             "priority_steps": PRIORITY_STEPS,
             "sep": PRIORITY_SEPARATOR,

@@ -172,9 +172,10 @@ class LocalFleet:
         self._stopping.set()
 
     def stop(self) -> None:
-        """Stop everything, workers first, and leave nothing running. What is unfinished stays in the store."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.home / "fleet.json").unlink()
+        """Stop everything, workers first, and leave nothing running. What is unfinished stays in the store.
+
+        ``fleet.json`` stays too: it names a process that is no more, and the store, whose results can still be read.
+        """
         for service in self.services:
             if service.process and service.process.poll() is None:
                 service.process.terminate()  # all at once, then wait for each

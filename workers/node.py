@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from producers.errors import ConfigurationError
 from producers.publisher import Publisher
 from results_store.store import Store
@@ -97,7 +99,7 @@ class Node:
         batcher.start(ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads))
         self._execution = Execution(
             catalogue=self._catalogue,
-            limits=self._input_limits(),
+            limits=InputLimits(**msgspec.structs.asdict(self.settings.limits)),
             models=served,
             batcher=batcher,
             writer=self._writer,
@@ -169,18 +171,7 @@ class Node:
             model = wanted.build()
         except (ImportError, AttributeError, TypeError) as error:
             raise ConfigurationError(f"models.{wanted.name}.class: {chosen.class_}: {error}") from error
-        return ServedModel(model, wanted.revision, Budget(chosen.batch_cost, chosen.batch_rows))
-
-    def _input_limits(self) -> InputLimits:
-        limits = self.settings.limits
-        return InputLimits(
-            max_text_chars=limits.max_text_chars,
-            max_input_bytes=limits.max_input_bytes,
-            max_image_pixels=limits.max_image_pixels,
-            allowed_roots=limits.allowed_roots,
-            allowed_hosts=limits.allowed_hosts,
-            allow_private_addresses=limits.allow_private_addresses,
-        )
+        return ServedModel(model, model.revision, Budget(chosen.batch_cost, chosen.batch_rows))
 
     def _renew_leases(self) -> None:
         with self._idle:

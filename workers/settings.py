@@ -56,14 +56,15 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What inputs may be; checked again at the worker. Paths and hosts are refused unless listed here."""
+    """What inputs may be, checked at the worker: the fields of `workers.inputs.InputLimits`, which explains them."""
 
     max_text_chars: int = DEFAULT_LIMITS.max_text_chars
     max_input_bytes: int = DEFAULT_LIMITS.max_input_bytes
-    max_image_pixels: int = 50_000_000
     allowed_roots: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     allow_private_addresses: bool = False
+    fetch_timeout_s: float = 20.0
+    max_redirects: int = 3
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

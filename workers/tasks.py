@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def register(app: Celery, node: Node) -> None:
     """Give `app` the task, bound to the node that does its work."""
 
-    @app.task(name=TASK, typing=False)  # type: ignore[untyped-decorator] # Celery is untyped
+    @app.task(name=TASK, typing=False, Strategy="workers.transport:guarded")  # type: ignore[untyped-decorator] # Celery is untyped
     def run_envelope(envelope: Any) -> dict[str, Any]:
         try:
             return node.run(envelope)

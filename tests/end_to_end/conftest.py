@@ -68,6 +68,17 @@ def fleet(fleets: Fleets, scripted_settings: settings.Settings) -> LocalFleet:
     return fleets(scripted_settings)
 
 
+@pytest.fixture(scope="module")
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """A fleet with the scripted model for all tests of a module, none of which may break it."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "fleet.toml").write_text(SCRIPTED, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
+        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
+            yield fleet
+
+
 @pytest.fixture
 def client(fleet: LocalFleet) -> Iterator[Client]:
     with Client(fleet.broker_url, fleet.store_url) as client:
