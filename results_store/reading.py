@@ -25,6 +25,11 @@ def job(connection: Connection, id_: str) -> JobStatus:
     return job_status(row)
 
 
+def cancelled_among(connection: Connection, ids: Collection[str]) -> set[str]:
+    found = select(jobs.c.id).where(among(connection, jobs.c.id, ids), jobs.c.cancelled_at.is_not(None))
+    return set(connection.execute(found).scalars())
+
+
 def newest_jobs(connection: Connection, limit: int, before: tuple[float, str] | None) -> list[JobStatus]:
     wanted = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
     if before is not None:

@@ -125,6 +125,11 @@ class Store:
         with self._database.read() as connection:
             return reading.newest_jobs(connection, limit, before)
 
+    def cancelled_among(self, jobs: Collection[str]) -> set[str]:
+        """Return which of these jobs are cancelled, for workers to drop what waits of them."""
+        with self._database.read() as connection:
+            return reading.cancelled_among(connection, jobs)
+
     def results(self, job: str, *, after: tuple[int, str] | None = None, limit: int = 1000) -> list[Result]:
         """Return a page of a job's results in (seq, task) order; `after` is the last key of the page before.
 

@@ -122,7 +122,7 @@ class Execution:
                 waiting = Waiting(
                     envelope.model, int(envelope.priority), model.cost(row), time.time(), envelope.deadline_at
                 )
-                entry = Entry(row, tuple(task.name for task in params), waiting)
+                entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job)
         results = [
             outcomes.result(envelope, item, name, ResultState.FAILED, outcomes.described(error))
             for name, error in refused.items()

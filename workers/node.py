@@ -58,7 +58,7 @@ class Node:
         self.device = device
         self.models = settings.worker.models or tuple(settings.models)
         self._catalogue = settings.catalogue
-        self._held: set[str] = set()
+        self._held: dict[str, str] = {}  # envelope: job
         self._idle = threading.Condition()
         self._publisher = Publisher(broker_url)
         self._store = Store(store_url)
@@ -111,6 +111,7 @@ class Node:
         self._upkeep.start(
             {
                 "leases": (worker.lease_s / 3, self._renew_leases),
+                "cancellations": (worker.look_for_cancellations_every_s, self._drop_cancelled),
                 "reconciler": (worker.reconcile_every_s, reconciler.run),
             }
         )
@@ -118,17 +119,17 @@ class Node:
     def run(self, raw: object) -> dict[str, Any]:
         """Run one envelope; the Celery task's whole work. See `Execution.run`."""
         assert self._execution is not None, "the consumer starts after the node"
-        envelope = str(raw.get("id")) if isinstance(raw, Mapping) else ""
+        envelope, job = (str(raw.get("id")), str(raw.get("job"))) if isinstance(raw, Mapping) else ("", "")
         with self._idle:
             if envelope in self._held:
                 # kombu redelivers what runs when it reconnects: one run of it is enough
                 return {"skipped": "held"}
-            self._held.add(envelope)
+            self._held[envelope] = job
         try:
             return self._execution.run(raw)
         finally:
             with self._idle:
-                self._held.discard(envelope)
+                self._held.pop(envelope, None)
                 self._idle.notify_all()
 
     def drain(self, grace_s: float) -> None:
@@ -179,6 +180,12 @@ class Node:
         if held:
             until = time.time() + self.settings.worker.lease_s
             self._store.renew(held, worker=self.name, leased_until=until)
+
+    def _drop_cancelled(self) -> None:
+        with self._idle:
+            jobs = set(self._held.values())
+        if jobs and self._batcher and (cancelled := self._store.cancelled_among(jobs)):
+            self._batcher.cancel(cancelled)
 
     def _out_of_service(self, reason: str) -> None:
         if self._execution is not None:

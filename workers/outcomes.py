@@ -14,7 +14,7 @@ from producers.catalogue import Task
 from producers.errors import InvalidInput
 from producers.messages import BadItem, Envelope, Item
 from results_store.records import Result, ResultState
-from workers.batching.work import Computed, Expired, Failed, Outcome
+from workers.batching.work import Cancelled, Computed, Expired, Failed, Outcome
 from workers.models.model import Model
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def finished(
                 if outcome.traceback:
                     error["traceback"] = outcome.traceback
                 yield replace(result(envelope, item, task.name, ResultState.FAILED, error), batch=outcome.batch)
+            case Cancelled():
+                yield result(envelope, item, task.name, ResultState.CANCELLED)
             case Expired():
                 yield result(envelope, item, task.name, ResultState.EXPIRED)
 

@@ -43,6 +43,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     load_timeout_s: float = 300.0
     batch_timeout_s: float = 120.0
     reconcile_every_s: float = 5.0
+    look_for_cancellations_every_s: float = 1.0
     publish_overdue_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -50,7 +51,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("`concurrency` must be 1 to 1024")
         if not 0 <= self.bulk_share < 1:
             raise ValueError("`bulk_share` must be at least 0 and under 1")
-        for name in ("lease_s", "load_timeout_s", "batch_timeout_s", "reconcile_every_s", "publish_overdue_s"):
+        for name in (
+            "lease_s",
+            "load_timeout_s",
+            "batch_timeout_s",
+            "reconcile_every_s",
+            "look_for_cancellations_every_s",
+            "publish_overdue_s",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be over 0")
 

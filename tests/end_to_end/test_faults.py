@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from redis import Redis
 
-from producers import Client, ConfigurationError, Job
+from producers import Client, ConfigurationError, ItemExpired, Job
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.processes import device_process, until
 from workers import settings
@@ -92,6 +92,27 @@ def test_an_operator_stops_a_worker(fleet: LocalFleet, client: Client):
         (attempts,) = database.execute("SELECT max(attempts) FROM envelopes").fetchone()
     database.close()
     assert attempts == 1
+
+
+def test_a_job_is_cancelled(fleet: LocalFleet, client: Client):
+    """What is queued and what waits ends as cancelled; what was done stays; each item ends once."""
+    job = client.submit_many(["echo", "shout"], ["sleep 0.5 first", *(f"sleep 0.05 item {n}" for n in range(2000))])
+    done = wait_until_some_are_done(job)
+    at_cancel = job.cancel()
+    assert at_cancel.succeeded >= done
+    status = job.wait(timeout_s=TIMEOUT_S)
+    assert status.succeeded + status.cancelled == status.total == 4002
+    assert status.cancelled > 2000
+    assert status.succeeded >= at_cancel.succeeded
+
+
+def test_an_item_past_its_deadline_expires(fleet: LocalFleet, client: Client):
+    """Behind a long item there is no time left: it says so, and is not computed."""
+    client.submit("echo", "sleep 1.5 long")
+    client.submit("echo", "sleep 0.01 staged behind it, and too long to share a batch " + "x" * 99)
+    late = client.submit("echo", "late", deadline_s=0.5)
+    with pytest.raises(ItemExpired):
+        late.result(timeout_s=30)
 
 
 def test_a_killed_fleet_is_cleared_away_by_the_next(fleets, scripted_settings, fleet: LocalFleet, client: Client):

@@ -13,7 +13,7 @@ from results_store.records import Batch
 from tests.scripted_model import ScriptedModel
 from workers.batching.batcher import Batcher, BatcherSettings, ServedModel
 from workers.batching.policy import Budget, Waiting
-from workers.batching.work import Computed, Entry, Expired, Failed, Interrupted
+from workers.batching.work import Cancelled, Computed, Entry, Expired, Failed, Interrupted
 from workers.device_client import ProcessDevice
 from workers.device_process import ModelToLoad
 from workers.devices import cpu
@@ -47,9 +47,11 @@ class Rig:
         self.batcher.came_up.wait()
         return self
 
-    def entry(self, text: str, *, tasks: tuple[str, ...] = ("echo",), deadline_at: float | None = None) -> Entry:
+    def entry(
+        self, text: str, *, tasks: tuple[str, ...] = ("echo",), deadline_at: float | None = None, job: str = "a"
+    ) -> Entry:
         row = self.model.prepare(text, {})
-        return Entry(row, tasks, Waiting("scripted", 3, self.model.cost(row), 1.0, deadline_at))
+        return Entry(row, tasks, Waiting("scripted", 3, self.model.cost(row), 1.0, deadline_at), job=job)
 
     def run(self, texts: Sequence[str]) -> list[Entry]:
         """Run texts as one envelope. They are handed over as one, so equally long ones meet in one batch."""
@@ -164,6 +166,19 @@ def test_an_item_past_its_deadline_is_not_computed(rig):
     one.batcher.submit([late]).wait()
     assert isinstance(late.outcome, Expired)
     assert not one.batches
+
+
+def test_cancelling_drops_what_waits_of_the_job(rig):
+    """The items of other jobs, and what the device already has, go on."""
+    one = rig()
+    running = one.batcher.submit([one.entry("sleep 0.3 running", job="a")])
+    staged = one.batcher.submit([one.entry("sleep 0.01 staged " + "x" * 99, job="a")])
+    waiting = [one.entry(f"item {n}", job=job) for n, job in enumerate("abab")]
+    group = one.batcher.submit(waiting)
+    one.batcher.cancel(["a"])
+    for each in (running, staged, group):
+        each.wait()
+    assert [type(entry.outcome) for entry in waiting] == [Cancelled, Computed, Cancelled, Computed]
 
 
 def test_stopping_interrupts_what_waits(rig):

@@ -16,13 +16,14 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from results_store.records import Batch
 from workers.batching.microbatch import MicroBatch
 from workers.batching.policy import Budget, Shares, next_batch
-from workers.batching.work import Entry, Expired, Failed, Group, Interrupted
+from workers.batching.work import Cancelled, Entry, Expired, Failed, Group, Interrupted
 from workers.device_client import DeviceClient, DeviceEvent
 from workers.models.model import Arrays, Model
 from workers.transfer import Header
@@ -59,6 +60,14 @@ class BatcherSettings:
     guaranteed_shares: Mapping[int, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    jobs: frozenset[str]
+
+
+_Message: TypeAlias = list[Entry] | DeviceEvent | _Cancel
+
+
 class Batcher:
     """Gathers entries into micro-batches for one device. `start`, `submit` from any thread, `stop`."""
 
@@ -76,7 +85,7 @@ class Batcher:
         self._on_out_of_service = on_out_of_service
         self._budgets = {name: served.budget for name, served in models.items()}
         self._served: dict[int, float] = {}
-        self._inbox: queue.SimpleQueue[list[Entry] | DeviceEvent | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._admission = threading.Lock()
         self._closed = False
         self._waiting: list[Entry] = []
@@ -113,6 +122,10 @@ class Batcher:
             entry.finish(Interrupted())
         return group
 
+    def cancel(self, jobs: Collection[str]) -> None:
+        """End what waits of these jobs as cancelled. What the device already has is computed: the first to end wins."""
+        self._inbox.put(_Cancel(frozenset(jobs)))
+
     def stop(self) -> None:
         """Interrupt whatever waits or runs, end the device, and return when the thread has ended."""
         with self._admission:
@@ -144,9 +157,11 @@ class Batcher:
             else:
                 self._dispatch()
 
-    def _take(self, message: list[Entry] | DeviceEvent) -> None:
+    def _take(self, message: _Message) -> None:
         if isinstance(message, list):
             self._waiting.extend(message)
+        elif isinstance(message, _Cancel):
+            self._cancel(message.jobs)
         elif message.life == self._device.life and not self.out_of_service:
             self._on_device_event(message.header, message.arrays)
 
@@ -197,6 +212,12 @@ class Batcher:
         gone = {*decision.batch, *decision.expired}
         self._waiting = [entry for i, entry in enumerate(self._waiting) if i not in gone]
         return MicroBatch(chosen, now) if chosen else None
+
+    def _cancel(self, jobs: frozenset[str]) -> None:
+        for entry in self._waiting:
+            if entry.job in jobs:
+                entry.finish(Cancelled())
+        self._waiting = [entry for entry in self._waiting if entry.outcome is None]
 
     def _on_done(self, forward_s: float, arrays: Arrays) -> None:
         batch = self._in_flight.popleft()

@@ -37,11 +37,16 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The job was cancelled while the item waited."""
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupted:
     """The worker stops, or its device is out of service: the item was not computed here and goes back to the queue."""
 
 
-Outcome: TypeAlias = Computed | Failed | Expired | Interrupted
+Outcome: TypeAlias = Computed | Failed | Expired | Cancelled | Interrupted
 
 
 class Group:
@@ -67,11 +72,12 @@ class Group:
 
 
 class Entry:
-    """One prepared item, waiting for its micro-batch; `outcome` is set once, by `finish`."""
+    """One prepared item of a job, waiting for its micro-batch; `outcome` is set once, by `finish`."""
 
-    __slots__ = ("deaths", "group", "outcome", "prepared", "tasks", "waiting")
+    __slots__ = ("deaths", "group", "job", "outcome", "prepared", "tasks", "waiting")
 
-    def __init__(self, prepared: Prepared, tasks: tuple[str, ...], waiting: Waiting) -> None:
+    def __init__(self, prepared: Prepared, tasks: tuple[str, ...], waiting: Waiting, *, job: str = "") -> None:
+        self.job = job
         self.prepared = prepared
         self.tasks = tasks
         self.waiting = waiting

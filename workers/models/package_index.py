@@ -42,7 +42,7 @@ def find(registry: str, name: str, version: str, file: str) -> Offered:
 
 
 def _find_pip(name: str, file: str) -> Offered:
-    pip = _pip_settings()
+    pip = pip_settings()
     how = {"cert": pip["cert"], "proxy": pip["proxy"] or None, "timeout_s": float(pip["timeout"])}
     for place in pip["find_links"]:
         if (Path(place) / file).is_file():
@@ -93,7 +93,8 @@ def _anchors(body: str, base: str) -> Iterator[tuple[str, str]]:
 
 
 @lru_cache(maxsize=1)
-def _pip_settings() -> dict[str, Any]:
+def pip_settings() -> dict[str, Any]:
+    """Return the settings with which pip would download, asked of pip itself (0.4 s, so once a process)."""
     answer = _output([sys.executable, "-c", _ASK_PIP], "pip is needed to know the package index: python -m ensurepip")
     settings: dict[str, Any] = json.loads(answer)
     return settings
