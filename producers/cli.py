@@ -218,10 +218,10 @@ def tasks() -> None:
 
     These are the built-in ones, and those of the fleet.toml that ARGOSY_FLEET names.
     """
-    from producers.connection import catalogue_here
+    from producers.connection import Connection
     from producers.presentation import show_tasks
 
-    show_tasks(catalogue_here())
+    show_tasks(Connection().catalogue)
 
 
 def _json(params: str | None) -> Any:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from producers.catalogue import Catalogue
-from producers.connection import Connection, catalogue_here
+from producers.connection import Connection
 from producers.errors import ConfigurationError, InvalidInput
 from producers.handles import Handle, Job
 from producers.messages import Priority
@@ -79,7 +79,7 @@ class Client:
     def catalogue(self) -> Catalogue:
         """The tasks that can be submitted. Raises ConfigurationError if their file is wrong."""
         if self._catalogue is None:
-            self._catalogue = catalogue_here()
+            self._catalogue = self._connection.catalogue
         return self._catalogue
 
     # --- submitting ---

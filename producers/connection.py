@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,7 @@ class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
     broker_url: str
     store_url: str
     flower_url: str = ""
+    config: str = ""
     started_at: float = 0.0
 
     @property
@@ -80,6 +82,15 @@ class Connection:
     def store_url(self) -> str:
         """The database URL, with its password. Raises ConfigurationError if there is none."""
         return self._set_url("store") or self._local_fleet("store").store_url
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The tasks of the ``fleet.toml`` that ``ARGOSY_FLEET`` names, or else the local fleet's, or the built-in ones."""
+        path = self.environment.get("ARGOSY_FLEET")
+        if not path and self._set_url("broker") is None and self._set_url("store") is None:
+            with suppress(ConfigurationError):  # no local fleet: its absence is told when something is submitted
+                path = self._local_fleet("broker").config
+        return Catalogue.from_toml(path) if path else Catalogue.builtin()
 
     def _set_url(self, part: Part) -> str | None:
         given = self.given_broker_url if part == "broker" else self.given_store_url
@@ -128,12 +139,6 @@ def home(environment: Mapping[str, str] = os.environ) -> Path:
         return Path(environment["ARGOSY_HOME"])
     data = environment.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "argosy"
-
-
-def catalogue_here(environment: Mapping[str, str] = os.environ) -> Catalogue:
-    """Return the catalogue of the ``fleet.toml`` that ``ARGOSY_FLEET`` names, or else the built-in one."""
-    path = environment.get("ARGOSY_FLEET")
-    return Catalogue.from_toml(path) if path else Catalogue.builtin()
 
 
 def masked(url: str) -> str:

@@ -40,7 +40,7 @@ def up(config: Path | None, flower: bool) -> None:
 
     _log_to_stderr()
     console = Console(stderr=True)
-    local = fleet.LocalFleet(settings.load(config), connection.home(), flower=flower)
+    local = fleet.LocalFleet(settings.load(config), connection.home(), config=config, flower=flower)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # while starting, either signal undoes what there is
     with console.status("starting: broker, store, workers (loading models) …"):
         local.start()

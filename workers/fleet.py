@@ -84,10 +84,24 @@ class Service:
 
 
 class LocalFleet:
-    """A fleet in `home`. Use as a context manager, or `start`, `watch` and `stop`."""
+    """A fleet in `home`. Use as a context manager, or `start`, `watch` and `stop`.
 
-    def __init__(self, settings: Settings, home: Path, *, flower: bool = True, workers_per_device: int = 1) -> None:
+    `config` is the ``fleet.toml`` that `settings` were loaded from (default: ``$ARGOSY_FLEET``); workers and clients read
+    it too.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        home: Path,
+        *,
+        config: Path | None = None,
+        flower: bool = True,
+        workers_per_device: int = 1,
+    ) -> None:
         self.settings = settings
+        chosen = config or os.environ.get("ARGOSY_FLEET")
+        self._config = str(Path(chosen).resolve()) if chosen else ""
         self.home = home
         self.services: list[Service] = []
         self.flower_url = ""
@@ -207,6 +221,8 @@ class LocalFleet:
 
     def _start_services(self) -> None:
         environment = os.environ | {"ARGOSY_BROKER_URL": self.broker_url, "ARGOSY_STORE_URL": self.store_url}
+        if self._config:
+            environment["ARGOSY_FLEET"] = self._config
         for unwanted in ("ARGOSY_BROKER_PASSWORD_FILE", "ARGOSY_STORE_PASSWORD_FILE"):
             environment.pop(unwanted, None)  # the URLs above are whole
         for device in devices.select(self.settings.worker.profile, self.settings.worker.devices):
@@ -251,6 +267,7 @@ class LocalFleet:
             broker_url=self.broker_url,
             store_url=self.store_url,
             flower_url=self.flower_url,
+            config=self._config,
             started_at=time.time(),
         )
         written = self.home / "fleet.json.new"

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from producers.connection import Connection, catalogue_here, home, masked, with_password
+from producers.connection import Connection, home, masked, with_password
 from producers.errors import ConfigurationError
 
 BROKER = "redis://localhost:6379/0"
 STORE = "sqlite:////tmp/store.db"
 
 
-def write_fleet(folder: Path, pid: int) -> None:
+def write_fleet(folder: Path, pid: int, **more: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     fleet = {"pid": pid, "broker_url": BROKER, "store_url": STORE, "flower_url": "http://localhost", "started_at": 1.0}
-    (folder / "fleet.json").write_text(json.dumps(fleet))
+    (folder / "fleet.json").write_text(json.dumps(fleet | more))
 
 
 def a_dead_pid() -> int:
@@ -148,5 +148,8 @@ def test_the_fleets_own_tasks_are_known(tmp_path: Path) -> None:
     """A client beside a fleet.toml can submit what that fleet adds."""
     fleet = tmp_path / "fleet.toml"
     fleet.write_text('[models.mine.tasks]\nmood = "text-classification"\n')
-    assert catalogue_here({"ARGOSY_FLEET": str(fleet)}).task("mood").model == "mine"
-    assert "mood" not in catalogue_here({}).tasks
+    assert Connection(environment={"ARGOSY_FLEET": str(fleet)}).catalogue.task("mood").model == "mine"
+    assert "mood" not in Connection(environment={"ARGOSY_HOME": str(tmp_path)}).catalogue.tasks
+    write_fleet(tmp_path, os.getpid(), config=str(fleet))
+    assert "mood" in Connection(environment={"ARGOSY_HOME": str(tmp_path)}).catalogue.tasks
+    assert "mood" not in Connection(BROKER, STORE, {"ARGOSY_HOME": str(tmp_path)}).catalogue.tasks
