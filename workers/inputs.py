@@ -215,7 +215,7 @@ def _body(answer: httpx2.Response, limits: InputLimits, until: float) -> bytes:
     length = answer.headers.get("Content-Length", "0")
     _check_size(int(length) if length.isdecimal() else 0, limits)
     content = bytearray()
-    for chunk in answer.iter_raw(64 * 1024):
+    for chunk in answer.iter_raw():
         content += chunk
         _check_size(len(content), limits)
         # the client's own timeout is for each read: a host that drips bytes would never meet it

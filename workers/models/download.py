@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,7 +21,6 @@ from producers.errors import ArgosyError
 #: Called with a file's name, the bytes that are there, and the bytes it has in all (None: not known).
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
-_CHUNK_BYTES = 256 * 1024
 _ATTEMPTS = 5
 
 
@@ -94,15 +94,15 @@ def _fetch_rest(client: httpx2.Client, offered: Offered, partial: Path, progress
     # identity: a range is of the file's bytes, not of a compressed form of them
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with client.stream("GET", offered.url, headers=headers) as response:
-        if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return  # nothing is missing; the sha256 decides whether it is right
         response.raise_for_status()
-        resumed = response.status_code == httpx2.codes.PARTIAL_CONTENT
+        resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
         done = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None
         with partial.open("ab" if resumed else "wb") as file:
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 done += len(chunk)
                 progress(offered.name, done, total)

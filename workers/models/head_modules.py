@@ -13,21 +13,24 @@ Features = Mapping[str, torch.Tensor]
 
 
 class LayersLinear(nn.Module):
-    """One layer over the means of all the backbone's layers: logistic regression, in effect."""
+    """Logistic regression, in effect, over some `rows` of the backbone's `layers`: a few means, or the maximum."""
 
     reads = ("layers",)
 
-    def __init__(self, inputs: int, labels: int) -> None:
+    def __init__(self, rows: torch.Tensor, inputs: int, labels: int) -> None:
         super().__init__()
+        self.rows: torch.Tensor
+        self.register_buffer("rows", rows)
         self.out = nn.Linear(inputs, labels)
 
     @classmethod
     def of_shape(cls, tensors: Features) -> Self:
         labels, inputs = tensors["out.weight"].shape
-        return cls(inputs, labels)
+        return cls(tensors["rows"], inputs, labels)
 
     def forward(self, features: Features) -> torch.Tensor:
-        scores: torch.Tensor = self.out(features["layers"].flatten(1))
+        chosen = features["layers"].index_select(1, self.rows)
+        scores: torch.Tensor = self.out(chosen.flatten(1))
         return scores
 
 

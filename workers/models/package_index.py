@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from html.parser import HTMLParser
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -69,7 +70,7 @@ def _links(page: Offered) -> Iterator[tuple[str, str]]:
         return
     with page.client() as client:
         answer = client.get(page.url, headers={"Accept": _ACCEPT})
-    if answer.status_code == httpx2.codes.NOT_FOUND:
+    if answer.status_code == HTTPStatus.NOT_FOUND:
         return
     answer.raise_for_status()
     if answer.headers.get("Content-Type", "").startswith(_SIMPLE_JSON):

@@ -108,6 +108,8 @@ def parse(table: object, *, where: str) -> Source:
 
 
 def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
+    if not isinstance(table, Mapping) or not {"package", "npm"} & set(table):
+        raise ConfigurationError(f"{where}: must be a table with `package` or `npm`")
     _only(table, ("package", "npm", "file", "sha256", "folder", "members", "convert", "also"), where)
     if "package" in table:
         name, version = _text(table, "package", where, rf"{_NAME}==[^=\s]+").split("==")

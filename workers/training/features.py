@@ -36,8 +36,8 @@ def text_model(cache: Path, tasks: Mapping[str, Task] = MappingProxyType({})) ->
 
 
 def layers(model: TextModel, texts: Sequence[str], what: str) -> NDArray[np.float32]:
-    """Return each text's `layers` feature, flattened: `(texts, width)`. `what` is shown with the progress."""
-    found = each(model, texts, lambda features, row, _: features["layers"][row].flatten().numpy(), what)
+    """Return each text's `layers` feature: `(texts, layers, width)`. `what` is shown with the progress."""
+    found = each(model, texts, lambda features, row, _: features["layers"][row].numpy(), what)
     return np.stack(found)
 
 

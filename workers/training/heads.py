@@ -1,7 +1,7 @@
 """Train the built-in text heads: ``python -m workers.training.heads [--out FOLDER] [--task NAME]``.
 
 The encoder stays as it is, shared by all heads, so that they come from one pass. What there is to choose is chosen
-on the validation part; the test part is looked at by `workers.training.evaluate` only.
+without the test part, which is looked at by `workers.training.evaluate` only.
 """
 
 from __future__ import annotations
@@ -9,26 +9,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from workers.models import head, sources
-from workers.models.head_modules import LayersLinear
 from workers.models.text import BUILTIN_HEADS
-from workers.training import attention, data, features
+from workers.training import attention, data, features, logistic
 from workers.training.data import Example, Split
 
 SEED = 20261122
 
 Labels = tuple[str, ...]
-
-_STRENGTHS = (0.0003, 0.001, 0.003, 0.01)
 
 
 def texts_as_served(examples: Sequence[Example], task: str) -> list[str]:
@@ -62,21 +55,13 @@ def _attention(task: str, cache: Path, parts: Split, labels: Labels, path: Path,
 
 
 def _logistic(task: str, cache: Path, parts: Split, labels: Labels, path: Path, console: Console) -> None:
-    """For long texts, whose subject all words carry. The strength of regularisation is chosen by validation."""
-    model = features.text_model(cache)
-    known = features.layers(model, texts_as_served(parts.train, task), f"{task}: training")
-    unseen = features.layers(model, texts_as_served(parts.validation, task), f"{task}: validation")
-    wanted, right = _numbers(parts.train, labels), _numbers(parts.validation, labels)
-    scaler = StandardScaler().fit(known)
-    best: tuple[float, float, Any] = (-1.0, 0.0, None)
-    for strength in _STRENGTHS:
-        fitted = LogisticRegression(C=strength, max_iter=500).fit(scaler.transform(known), wanted)
-        score = float((fitted.predict(scaler.transform(unseen)) == right).mean())
-        console.print(f"C = {strength}: validation accuracy {score:.4f}")
-        if score > best[0]:
-            best = (score, strength, fitted)
-    module = _as_module(scaler, best[2], len(labels))
-    head.save(module, path, kind="layers", labels=labels, seed=SEED, strength=best[1])
+    """For long texts, whose subject all words carry."""
+    examples = [*parts.train, *parts.validation]
+    values = features.layers(features.text_model(cache), texts_as_served(examples, task), f"{task}: training")
+    module, strength = logistic.train(
+        values, _numbers(examples, labels), [example.group for example in examples], seed=SEED, console=console
+    )
+    head.save(module, path, kind="layers", labels=labels, seed=SEED, strength=strength)
 
 
 def _texts(examples: Sequence[Example]) -> list[str]:
@@ -85,23 +70,6 @@ def _texts(examples: Sequence[Example]) -> list[str]:
 
 def _numbers(examples: Sequence[Example], labels: Labels) -> NDArray[np.int64]:
     return np.array([labels.index(example.label) for example in examples], dtype=np.int64)
-
-
-def _as_module(scaler: StandardScaler, fitted: LogisticRegression, labels: int) -> LayersLinear:
-    """Fold the standardisation into the weights, so that serving is one matrix product."""
-    weights: NDArray[np.float64] = fitted.coef_
-    bias: NDArray[np.float64] = fitted.intercept_
-    if labels == 2:  # one row of weights stands for both: softmax over ±half of it is its sigmoid
-        weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-    folded = weights / scaler.scale_
-    module = LayersLinear(folded.shape[1], labels)
-    module.load_state_dict(
-        {
-            "out.weight": torch.tensor(folded, dtype=torch.float32),
-            "out.bias": torch.tensor(bias - folded @ scaler.mean_, dtype=torch.float32),
-        }
-    )
-    return module
 
 
 def main() -> None:

