@@ -91,6 +91,7 @@ class Node:
                 load_timeout_s=worker.load_timeout_s,
                 batch_timeout_s=worker.batch_timeout_s,
                 guaranteed_shares=self.settings.guaranteed_shares,
+                promised_wait_s=self.settings.promised_wait_s,
             ),
             on_batch=self._writer.record,
             on_out_of_service=self._out_of_service,

@@ -29,7 +29,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `profile` chooses the devices where `devices` names none. `models` are the ones served here (none named: all). `concurrency` is how many envelopes a node holds at
     once: enough that interactive ones find a free slot beside bulk. `threads` bounds the CPU threads of the
     device process (0: all cores). `bulk_share` is the share of device time that bulk work keeps under
-    interactive load.
+    interactive load. `interactive_wait_s` and `standard_wait_s` are how long such an item may have to wait behind
+    less urgent batches: while such items come, these batches are kept short enough for it.
     """
 
     profile: Literal["auto", "cpu", "gpu"] = "auto"
@@ -38,6 +39,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     concurrency: int = 64
     threads: int = 0
     bulk_share: float = 0.1
+    interactive_wait_s: float = 0.05
+    standard_wait_s: float = 1.0
     lease_s: float = 60.0
     grace_s: float = 30.0
     load_timeout_s: float = 300.0
@@ -111,6 +114,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         whole = Catalogue.builtin().with_models(tables, where="fleet.toml")
         served = {name: task for name, task in whole.tasks.items() if task.model in self.models}
         return Catalogue(served, Limits(self.limits.max_text_chars, self.limits.max_input_bytes))
+
+    @property
+    def promised_wait_s(self) -> dict[int, float]:
+        waits = {Priority.INTERACTIVE: self.worker.interactive_wait_s, Priority.STANDARD: self.worker.standard_wait_s}
+        return {int(priority): wait_s for priority, wait_s in waits.items()}
 
     @property
     def guaranteed_shares(self) -> dict[int, float]:

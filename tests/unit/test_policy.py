@@ -28,7 +28,7 @@ shares = st.builds(
 
 
 def decide(waiting: list[Waiting], known: Shares | None = None) -> Decision:
-    return next_batch(waiting, BUDGETS, NOW, known)
+    return next_batch(waiting, lambda model, _: BUDGETS[model], NOW, known)
 
 
 def item(cost: int, *, priority: int = 3, model: str = "text", deadline_at: float | None = None) -> Waiting:

@@ -17,10 +17,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from results_store.records import Batch
+from workers.batching.cost import CostModel
 from workers.batching.microbatch import MicroBatch
 from workers.batching.policy import Budget, Shares, next_batch
 from workers.batching.work import Cancelled, Entry, Expired, Failed, Group, Interrupted
@@ -35,6 +36,9 @@ DEPTH = 2
 
 #: A device that does not come up this often in a row is out of service.
 MAX_FAILED_STARTS = 3
+
+#: How long after its last item a priority's promise still bounds the batches below it.
+PROMISE_LASTS_S = 30.0
 
 #: Weight of the past in the recent cost that the guaranteed shares are measured on.
 SERVED_DECAY = 0.95
@@ -51,13 +55,17 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatcherSettings:
-    """`worker` and `device` name where batches ran, for the flight recorder. Times are seconds."""
+    """`worker` and `device` name where batches ran, for the flight recorder. Times are seconds.
+
+    `promised_wait_s` is, by priority, how long an item may have to wait behind less urgent batches.
+    """
 
     worker: str
     device: str
     load_timeout_s: float
     batch_timeout_s: float
     guaranteed_shares: Mapping[int, float]
+    promised_wait_s: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,8 @@ class Batcher:
         self._on_batch = on_batch
         self._on_out_of_service = on_out_of_service
         self._budgets = {name: served.budget for name, served in models.items()}
+        self._costs = CostModel()
+        self._last_seen: dict[int, float] = {}  # priority: when an item of it last came
         self._served: dict[int, float] = {}
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._admission = threading.Lock()
@@ -160,6 +170,8 @@ class Batcher:
     def _take(self, message: _Message) -> None:
         if isinstance(message, list):
             self._waiting.extend(message)
+            for entry in message:
+                self._last_seen[entry.waiting.priority] = entry.waiting.arrived_at
         elif isinstance(message, _Cancel):
             self._cancel(message.jobs)
         elif message.life == self._device.life and not self.out_of_service:
@@ -205,13 +217,29 @@ class Batcher:
         if self._suspects:
             return MicroBatch(self._suspects.popleft(), now)
         shares = Shares(self._settings.guaranteed_shares, self._served)
-        decision = next_batch([entry.waiting for entry in self._waiting], self._budgets, now, shares)
+        decision = next_batch([entry.waiting for entry in self._waiting], self._budget, now, shares)
         for i in decision.expired:
             self._waiting[i].finish(Expired())
         chosen = [self._waiting[i] for i in decision.batch]
         gone = {*decision.batch, *decision.expired}
         self._waiting = [entry for i, entry in enumerate(self._waiting) if i not in gone]
         return MicroBatch(chosen, now) if chosen else None
+
+    def _budget(self, model: str, priority: int) -> Budget:
+        """The model's budget, cut where a batch would take longer than more urgent items were promised to wait.
+
+        An urgent item can stand behind `DEPTH` batches, so each may take that part of the promise. A promise to a priority
+        of which nothing came lately binds nobody: full batches are what makes bulk work fast.
+        """
+        budget = self._budgets[model]
+        recently = time.time() - PROMISE_LASTS_S
+        promises = [
+            wait_s
+            for other, wait_s in self._settings.promised_wait_s.items()
+            if other < priority and self._last_seen.get(other, 0.0) > recently
+        ]
+        largest = self._costs.largest(model, min(promises) / DEPTH) if promises else None
+        return budget if largest is None else Budget(max(1, min(budget.cost, largest)), budget.rows)
 
     def _cancel(self, jobs: frozenset[str]) -> None:
         for entry in self._waiting:
@@ -223,6 +251,7 @@ class Batcher:
         batch = self._in_flight.popleft()
         self._running_since = time.monotonic()
         now = time.time()
+        self._costs.observe(batch.model, batch.padded_cost, forward_s)
         self._served = {priority: cost * SERVED_DECAY for priority, cost in self._served.items()}
         for entry in batch.entries:
             priority = entry.waiting.priority

@@ -15,7 +15,7 @@ A batch's cost is padded: rows times the largest row. It stays within the budget
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -63,11 +63,14 @@ LEAST_REAL_SHARE = 0.75
 
 def next_batch(
     waiting: Sequence[Waiting],
-    budgets: Mapping[str, Budget],
+    budget_of: Callable[[str, int], Budget],
     now: float,
     shares: Shares | None = None,
 ) -> Decision:
-    """Return the next micro-batch out of `waiting`, which is in order of arrival. See the module for the rules."""
+    """Return the next micro-batch out of `waiting`, which is in order of arrival. See the module for the rules.
+
+    `budget_of` gives the budget of a batch by its model and by the priority that leads it.
+    """
     expired = tuple(i for i, item in enumerate(waiting) if item.deadline_at is not None and item.deadline_at <= now)
     gone = set(expired)
     live = [i for i in range(len(waiting)) if i not in gone]
@@ -75,10 +78,10 @@ def next_batch(
         return Decision((), expired)
     leader = _leader(waiting, live, shares or Shares())
     model = waiting[leader].model
-    budget = budgets[model]
+    leading = waiting[leader].priority
+    budget = budget_of(model, leading)
     batch = [leader]
     others = [i for i in live if i != leader and waiting[i].model == model]
-    leading = waiting[leader].priority
     own = [i for i in others if waiting[i].priority == leading][: WINDOW_BATCHES * budget.rows]
     _gather(batch, own, waiting, budget)
     rest = [i for i in others if waiting[i].priority != leading]
