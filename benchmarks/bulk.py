@@ -1,0 +1,123 @@
+"""Is the fleet as fast as a bare loop, and how much faster than Celery by hand?
+
+The same real texts, two tasks each, both cores for everybody, in one run:
+
+* the fleet: from the submission until the last row is in SQLite;
+* offline: one process, texts sorted by length, batches of the fleet's own budget, tokenising included, nothing stored;
+* plain Celery (benchmarks/plain_celery.py): prefork, one text a task, Celery's SQL backend.
+
+Medians of three passes, in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import convention, plain_celery
+from benchmarks.workload import mixed_texts
+from producers import Client
+from workers import devices, settings
+from workers.embedded import EmbeddedValkey
+
+TASKS = ("sentiment", "topic")
+
+
+def main() -> None:
+    options = convention.options(__doc__)
+    count, naive_count, passes = (60, 10, 1) if options.quick else (1200, 200, 3)
+    texts = mixed_texts(count)
+    config = settings.load()
+    model = plain_celery.text_model()
+    model.load("cpu")
+    rates: dict[str, list[float]] = {"fleet": [], "offline": [], "naive": []}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        convention.fleet(config) as fleet,
+        Client(fleet.broker_url, fleet.store_url) as client,
+        naive_worker(Path(folder)) as app,
+    ):
+        fleet_pass(client, texts[: count // 4])
+        for _ in range(passes):
+            rates["fleet"].append(fleet_pass(client, texts))
+            rates["offline"].append(offline_pass(model, texts, config))
+            rates["naive"].append(naive_pass(app, texts[:naive_count]))
+            convention.progress(", ".join(f"{name} {found[-1]:.0f}/s" for name, found in rates.items()))
+    median = {name: statistics.median(found) for name, found in rates.items()}
+    figures = {
+        "fleet_over_offline": round(median["fleet"] / median["offline"], 3),
+        "fleet_over_naive": round(median["fleet"] / median["naive"], 2),
+        **{f"{name}_items_per_s": round(rate, 1) for name, rate in median.items()},
+    }
+    convention.report("bulk", figures, keep=options.keep)
+
+
+def fleet_pass(client: Client, texts: list[str]) -> float:
+    started = time.monotonic()
+    job = client.submit_many(TASKS, texts, params={task: {"truncation": True} for task in TASKS})
+    status = job.wait(timeout_s=600)
+    assert status.succeeded == len(texts) * len(TASKS)
+    return len(texts) / (time.monotonic() - started)
+
+
+def offline_pass(model: Any, texts: list[str], config: settings.Settings) -> float:
+    """The loop one writes for a folder of texts: sort, fill batches up to the budget, run."""
+    import torch
+
+    torch.set_num_threads(devices.available_cores())
+    budget = config.models["text"]
+    started = time.monotonic()
+    batch: list[str] = []
+    longest = 0
+    for text in sorted(texts, key=len):
+        size = model.prepare(text, {}).size
+        if batch and (max(longest, size) * (len(batch) + 1) > budget.batch_cost or len(batch) == budget.batch_rows):
+            plain_celery.forward(model, batch, TASKS)
+            batch, longest = [], 0
+        batch.append(text)
+        longest = max(longest, size)
+    plain_celery.forward(model, batch, TASKS)
+    return len(texts) / (time.monotonic() - started)
+
+
+def naive_worker(folder: Path) -> Any:
+    valkey = EmbeddedValkey(folder / "valkey")
+    valkey.start()
+    return _Naive(valkey, folder)
+
+
+class _Naive:
+    """A plain Celery worker with a broker of its own, for as long as it is entered."""
+
+    def __init__(self, valkey: EmbeddedValkey, folder: Path) -> None:
+        self._valkey = valkey
+        self._worker = plain_celery.worker(
+            valkey.url,
+            processes=devices.available_cores(),
+            backend_url=f"db+sqlite:///{folder / 'celery.db'}",
+            model=True,
+        )
+
+    def __enter__(self) -> Any:
+        return self._worker.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._worker.__exit__(*error)
+        self._valkey.stop()
+
+
+def naive_pass(app: Any, texts: list[str]) -> float:
+    started = time.monotonic()
+    waiting = [app.send_task("benchmarks.plain_celery.classify", (text,)) for text in texts]
+    for result in waiting:
+        result.get(timeout=300, interval=0.02)
+    return len(texts) / (time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()
