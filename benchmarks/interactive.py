@@ -10,6 +10,7 @@ import itertools
 import statistics
 import threading
 import time
+from typing import Self
 
 from benchmarks import convention
 from benchmarks.workload import mixed_texts
@@ -74,7 +75,7 @@ class Load:
         self._thread = threading.Thread(target=self._run)
         self._before = 0
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         self._submit()
         self._submit()
         self._thread.start()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
@@ -20,6 +21,14 @@ T = TypeVar("T")
 
 #: Seconds that something to strike at may take to appear: a worker that is being started again, say.
 PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """A fault that was dealt. `at` is Unix seconds."""
+
+    kind: str
+    at: float
 
 
 class Faults:
@@ -52,10 +61,12 @@ class Faults:
         self._random.shuffle(chosen)
         return chosen
 
-    def strike(self, kind: str) -> float:
-        """Do it and return when it was done (Unix seconds)."""
+    def strike(self, kind: str) -> Blow:
+        """Do it and return what was done when."""
+        if kind == "producer" and self._producers.finished:
+            kind = "worker"  # at the very end there may be none left
         self._kinds[kind]()
-        return self._struck_at
+        return Blow(kind, self._struck_at)
 
     # --- kinds ---
 

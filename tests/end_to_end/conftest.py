@@ -49,7 +49,7 @@ def fleets(tmp_path: Path) -> Iterator[Fleets]:
     started: list[LocalFleet] = []
 
     def start(chosen: settings.Settings, **options: object) -> LocalFleet:
-        fleet = LocalFleet(chosen, tmp_path / "home", flower=False, **options)  # type: ignore[arg-type]
+        fleet = LocalFleet(chosen, tmp_path / "home", **{"flower": False, **options})  # type: ignore[arg-type]
         started.append(fleet)
         fleet.start()
         return fleet

@@ -1,0 +1,71 @@
+"""What an operator sees in Flower."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+
+from producers import Client
+from tests.end_to_end.processes import until
+from workers.fleet import LocalFleet
+
+
+@pytest.fixture
+def watched(fleets, scripted_settings, monkeypatch) -> LocalFleet:
+    """A fleet with Flower, whose API is opened for the test to read."""
+    monkeypatch.setenv("FLOWER_UNAUTHENTICATED_API", "true")
+    return fleets(scripted_settings, flower=True)
+
+
+def fetch(url: str) -> Any:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)
+    except (urllib.error.URLError, ConnectionError):
+        return None  # not up yet
+
+
+def test_every_envelope_is_seen_with_readable_arguments_and_no_texts(watched: LocalFleet):
+    """Name, model, count, tasks, priority, job and runtime; never what the texts say."""
+    secret = "attack at dawn"
+    until(lambda: fetch(f"{watched.flower_url}/api/workers?refresh=1"))
+    with Client(watched.broker_url, watched.store_url) as client:
+        job = client.submit_many(["echo", "shout"], [f"{secret} {n}" for n in range(130)])
+        job.wait(timeout_s=60)
+        tasks = until(
+            lambda: (
+                (found := fetch(f"{watched.flower_url}/api/tasks"))
+                and len(found) >= 3
+                and all(task["state"] == "SUCCESS" for task in found.values())
+                and found
+            )
+        )
+    assert {task["name"] for task in tasks.values()} == {"argosy.envelope"}
+    for task in tasks.values():
+        assert "scripted: " in task["args"]
+        assert "echo+shout, bulk" in task["args"]
+        assert job.id in task["args"]
+        assert task["runtime"] > 0
+    assert secret not in json.dumps(tasks)
+
+
+def test_flower_listens_on_loopback_and_only_reads(fleets, scripted_settings):
+    """Nobody else reaches it, and nobody can stop a worker through it, unless an operator opens it."""
+    fleet = fleets(scripted_settings, flower=True)
+    assert fleet.flower_url.startswith("http://127.0.0.1:")
+    page = until(lambda: _page(fleet.flower_url))
+    assert "Flower" in page
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{fleet.flower_url}/api/tasks", timeout=10)
+
+
+def _page(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return str(answer.read().decode())
+    except (urllib.error.URLError, ConnectionError):
+        return ""
