@@ -142,7 +142,9 @@ class TextModel(MultiTaskModel):
 
     def _load(self, device: str) -> None:
         from transformers import AutoModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # a worker's log is no terminal
         backbone = AutoModel.from_pretrained(
             self.spec.folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )

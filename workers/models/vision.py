@@ -58,7 +58,9 @@ class VisionModel(MultiTaskModel):
 
     def _load(self, device: str) -> None:
         from transformers import AutoModelForImageClassification
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # a worker's log is no terminal
         network = AutoModelForImageClassification.from_pretrained(
             self.spec.folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )

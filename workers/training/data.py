@@ -84,7 +84,8 @@ def read_spam(folder: Path) -> list[Example]:
     examples = []
     for path in sorted(folder.glob("*/*.txt")):
         message = email.message_from_bytes(path.read_bytes())
-        subject, body = _subject(message), _body(message)
+        # a mailing list's tag in the subject would tell ham from spam, and no user's text has it
+        subject, body = _LIST_TAG.sub("", _subject(message)), _body(message)
         text = f"{subject}\n\n{body}".strip()
         if text:
             label = "spam" if path.parent.name.startswith("spam") else "ham"
