@@ -24,7 +24,7 @@ from workers.batching.policy import Budget
 from workers.device_client import ProcessDevice
 from workers.device_process import ModelToLoad
 from workers.devices import Device
-from workers.execution import Execution
+from workers.execution import EnvelopeInterrupted, Execution
 from workers.inputs import InputLimits
 from workers.models import sources
 from workers.models.model import ModelSpec
@@ -128,6 +128,10 @@ class Node:
             self._held[envelope] = job
         try:
             return self._execution.run(raw)
+        except EnvelopeInterrupted:
+            # before its message is back in the queue: whoever takes that must find the lease gone
+            self._store.release([envelope], worker=self.name)
+            raise
         finally:
             with self._idle:
                 self._held.pop(envelope, None)
@@ -137,13 +141,8 @@ class Node:
         """Wait until no envelope is held, or `grace_s` have passed; then interrupt the rest, uncounted."""
         with self._idle:
             self._idle.wait_for(lambda: not self._held, timeout=grace_s)
-            left = list(self._held)
         if self._batcher:
             self._batcher.stop()
-        with self._idle:
-            self._idle.wait_for(lambda: not self._held, timeout=grace_s)
-        if left:
-            self._store.release(left, worker=self.name)
 
     def stop(self) -> None:
         """End everything. What is still held is interrupted and goes back to its queue."""
