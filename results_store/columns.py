@@ -40,17 +40,18 @@ def json_text(value: Any, field: str) -> str | None:
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRow(f"{field}: not a JSON value: {error}") from error
     if "\\u0000" in encoded or text(encoded) != encoded:
-        return _encode(_clean(value))
+        return _encode(cleaned(value))
     return encoded
 
 
-def _clean(value: Any) -> Any:
+def cleaned(value: Any) -> Any:
+    """Return a JSON value with all its text as both databases can hold it."""
     if isinstance(value, str):
         return text(value)
     if isinstance(value, dict):
-        return {_clean(name): _clean(inner) for name, inner in value.items()}
+        return {cleaned(name): cleaned(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(inner) for inner in value]
+        return [cleaned(inner) for inner in value]
     return value
 
 

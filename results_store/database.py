@@ -70,9 +70,12 @@ class Database:
             yield connection if self.sqlite else connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
-    def write(self, weight: Weight) -> Iterator[Connection]:
-        """A transaction, committed if the block ends without an error. Raises StoreUnavailable."""
-        engine = self._opened().execution_options(argosy_write=weight)
+    def write(self, weight: Weight, *, rebuilding: bool = False) -> Iterator[Connection]:
+        """A transaction, committed if the block ends without an error. Raises StoreUnavailable.
+
+        `rebuilding`, for migrations, lets SQLite drop a table without cascading into those that refer to it.
+        """
+        engine = self._opened().execution_options(argosy_write=weight, argosy_rebuilding=rebuilding)
         with self._translated(), self._my_turn(), engine.begin() as connection:
             yield connection
 
@@ -132,14 +135,15 @@ def _sqlite(url: URL, timeout_s: float) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA journal_size_limit = 67108864")  # a WAL once grown large shrinks again
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        weight = connection.get_execution_options().get("argosy_write")
+        options = connection.get_execution_options()
+        weight = options.get("argosy_write")
         if weight is None:
             return  # a lone statement reads its own snapshot
+        connection.exec_driver_sql(f"PRAGMA foreign_keys = {'OFF' if options.get('argosy_rebuilding') else 'ON'}")
         # In WAL mode FULL adds one fsync a commit, NORMAL none; both leave the file whole after a power cut.
         connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if weight is Weight.ACCEPTED else 'NORMAL'}")
         # IMMEDIATE waits for its turn now; a transaction that starts by reading could not wait later, only fail.

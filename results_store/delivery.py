@@ -1,7 +1,9 @@
 """An envelope on its way: published, claimed, renewed, finished, overdue. Each function runs in the caller's transaction.
 
-Locks are always taken in the same order, so that transactions wait for each other but never in a circle: results
-by key, then envelopes by id, then jobs by id. A job's counters come last, since every worker wants them.
+Locks are always taken in the same order, so that transactions wait for each other but never in a circle: envelopes
+by id, then results by key, then jobs by id. A job's counters come last, since every worker wants them. Envelopes come
+first, so that a replay takes failed results away either before a worker's commit of the same envelope or after it:
+in the midst, the commit would pass over a result that is then gone, and call its envelope done.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, case, func, select, update
 
-from results_store.columns import among
+from results_store import dead_letters, retention
+from results_store.columns import among, cleaned
 from results_store.records import Batch, Claim, Committed, PendingEnvelope, Result, ResultState
 from results_store.result_rows import insert_new, insert_results
 from results_store.schema import ACCEPTED, PUBLISHED, UNFINISHED, batches, envelopes, jobs, payloads
@@ -23,39 +27,46 @@ def exchange(
     *,
     results: Sequence[Result],
     done: Collection[str],
+    dead: Collection[str],
     ran: Sequence[Batch],
     claims: Collection[str],
     worker: str,
     leased_until: float,
+    max_attempts: int,
+    drop_inputs: bool,
     now: float,
 ) -> tuple[dict[str, Claim], Committed]:
-    """Insert results and batches, finish `done`, decide `claims`, and count what was new in its jobs."""
-    inserted = insert_results(connection, results, now)
+    """Insert results and batches, finish `done` and `dead`, decide `claims`, and count what was new in its jobs."""
+    lock(connection, {*done, *dead, *claims, *(result.envelope for result in results)})
+    inserted = insert_results(connection, dead_letters.explained(connection, results, dead) if dead else results, now)
     if ran:
         connection.execute(insert_new(connection, batches), [asdict(batch) for batch in ran])
-    _lock(connection, [*done, *claims])
-    finished = _finish(connection, done, now) if done else ()
-    claimed = _claim(connection, claims, worker, now, leased_until) if claims else {}
+    finished = (*_finish(connection, done, "done", now), *_finish(connection, dead, "dead", now))
+    if drop_inputs and done:
+        retention.drop_inputs(connection, done)
+    claimed = _claim(connection, claims, worker, now, leased_until, max_attempts) if claims else {}
     _count(connection, inserted, now)
     return claimed, Committed(inserted=inserted.total(), done=finished)
 
 
-def _lock(connection: Connection, ids: Collection[str]) -> None:
+def lock(connection: Connection, ids: Collection[str]) -> None:
     """Lock envelopes by id; an UPDATE of several rows would lock them as it meets them. SQLite locks as a whole."""
     if connection.dialect.name != "sqlite" and ids:
         wanted = select(envelopes.c.id).where(among(connection, envelopes.c.id, ids))
-        connection.execute(wanted.order_by(envelopes.c.id).with_for_update())
+        connection.execute(wanted.order_by(envelopes.c.id).with_for_update(key_share=True))
 
 
 def _claim(
-    connection: Connection, ids: Collection[str], worker: str, now: float, leased_until: float
+    connection: Connection, ids: Collection[str], worker: str, now: float, leased_until: float, max_attempts: int
 ) -> dict[str, Claim]:
+    columns = ("id", "state", "worker", "leased_until", "attempts")
     found = connection.execute(
-        select(envelopes.c.id, envelopes.c.state, envelopes.c.worker, envelopes.c.leased_until, jobs.c.cancelled_at)
+        select(*(envelopes.c[name] for name in columns), jobs.c.cancelled_at)
         .join(jobs, jobs.c.id == envelopes.c.job)
         .where(among(connection, envelopes.c.id, ids))
     ).mappings()
-    claims = {row["id"]: _verdict(row, worker, now) for row in found}
+    claims = {row["id"]: _verdict(row, worker, now, max_attempts) for row in found}
+    # A dead one gets no lease: two workers may both bury it, and it is buried once.
     taken = [id_ for id_, verdict in claims.items() if verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
         # A worker can be faster than its producer's note that the envelope was published.
@@ -73,19 +84,27 @@ def _claim(
     return {id_: claims.get(id_, Claim.UNKNOWN) for id_ in ids}
 
 
-def _verdict(row: RowMapping, worker: str, now: float) -> Claim:
-    if row["state"] == "done":
+def _verdict(row: RowMapping, worker: str, now: float, max_attempts: int) -> Claim:
+    if row["state"] in ("done", "dead"):
         return Claim.DONE
     if row["leased_until"] is not None and row["leased_until"] > now and row["worker"] != worker:
         return Claim.HELD
-    return Claim.WORK if row["cancelled_at"] is None else Claim.CANCELLED
+    if row["cancelled_at"] is not None:
+        return Claim.CANCELLED
+    return Claim.WORK if row["attempts"] < max_attempts else Claim.DEAD
 
 
-def _finish(connection: Connection, ids: Collection[str], now: float) -> tuple[tuple[str, str], ...]:
+def _finish(connection: Connection, ids: Collection[str], state: str, now: float) -> tuple[tuple[str, str], ...]:
+    if not ids:
+        return ()
     finished = connection.execute(
         update(envelopes)
         .where(among(connection, envelopes.c.id, ids))
-        .values(state="done", finished_at=func.coalesce(envelopes.c.finished_at, now), leased_until=None)
+        .values(
+            state=case((UNFINISHED, state), else_=envelopes.c.state),  # the first terminal state wins here too
+            finished_at=func.coalesce(envelopes.c.finished_at, now),
+            leased_until=None,
+        )
         .returning(envelopes.c.job, envelopes.c.id)
     )
     return tuple((row.job, row.id) for row in finished)
@@ -113,24 +132,34 @@ def _count(connection: Connection, inserted: Counter[tuple[str, ResultState]], a
 
 def renew(connection: Connection, ids: Collection[str], *, worker: str, leased_until: float) -> int:
     """Prolong the leases that this worker still has; return how many those are."""
-    _lock(connection, ids)
-    mine = (among(connection, envelopes.c.id, ids), PUBLISHED, envelopes.c.worker == worker)
-    return connection.execute(update(envelopes).where(*mine).values(leased_until=leased_until)).rowcount
+    lock(connection, ids)
+    mine = _held(connection, ids, worker)
+    return connection.execute(update(envelopes).where(mine).values(leased_until=leased_until)).rowcount
 
 
 def release(connection: Connection, ids: Collection[str], *, worker: str) -> int:
     """Give back what this worker has not finished: the attempt is not counted, anybody may claim it at once."""
-    _lock(connection, ids)
-    mine = (among(connection, envelopes.c.id, ids), PUBLISHED, envelopes.c.worker == worker)
+    lock(connection, ids)
     less = case((envelopes.c.attempts > 0, envelopes.c.attempts - 1), else_=0)
     return connection.execute(
-        update(envelopes).where(*mine).values(worker=None, leased_until=None, attempts=less)
+        update(envelopes).where(_held(connection, ids, worker)).values(worker=None, leased_until=None, attempts=less)
     ).rowcount
+
+
+def note_failure(connection: Connection, id_: str, *, worker: str, error: dict[str, Any], at: float) -> int:
+    """Keep what this attempt failed of, and end its lease, so that the next attempt need not wait for it."""
+    mine = _held(connection, [id_], worker)
+    return connection.execute(update(envelopes).where(mine).values(error=cleaned(error), leased_until=at)).rowcount
+
+
+def _held(connection: Connection, ids: Collection[str], worker: str) -> ColumnElement[bool]:
+    leased = envelopes.c.leased_until.is_not(None)
+    return and_(among(connection, envelopes.c.id, ids), PUBLISHED, envelopes.c.worker == worker, leased)
 
 
 def mark_published(connection: Connection, ids: Collection[str], at: float) -> None:
     """Note that the envelopes were handed to Redis. One that a worker has claimed already is left as it is."""
-    _lock(connection, ids)
+    lock(connection, ids)
     waiting = (among(connection, envelopes.c.id, ids), ACCEPTED)
     connection.execute(update(envelopes).where(*waiting).values(state="published", published_at=at))
 
@@ -175,7 +204,7 @@ def _take(connection: Connection, condition: ColumnElement[bool], now: float, li
     taken = connection.execute(
         update(envelopes)
         .where(envelopes.c.id.in_(select(chosen.c.id)))
-        .values(state="accepted", accepted_at=now, published_at=None, worker=None, leased_until=None)
+        .values(state="accepted", accepted_at=now, published_at=None, leased_until=None)
         .returning(envelopes.c.id)
     )
     return list(taken.scalars())

@@ -41,17 +41,17 @@ def page_of_results(connection: Connection, id_: str, after: tuple[int, str] | N
     wanted = _results_of(id_).limit(limit)
     if after is not None:
         wanted = wanted.where(tuple_(results.c.seq, results.c.task) > after)
-    return [_result(row) for row in connection.execute(wanted).mappings()]
+    return [result(row) for row in connection.execute(wanted).mappings()]
 
 
 def results_of(connection: Connection, id_: str, seqs: Collection[int]) -> list[Result]:
     wanted = _results_of(id_).where(among(connection, results.c.seq, seqs))
-    return [_result(row) for row in connection.execute(wanted).mappings()]
+    return [result(row) for row in connection.execute(wanted).mappings()]
 
 
 def recent_failures(connection: Connection, limit: int) -> list[Result]:
     wanted = select(results).where(FAILED).order_by(results.c.stored_at.desc()).limit(limit)
-    return [_result(row) for row in connection.execute(wanted).mappings()]
+    return [result(row) for row in connection.execute(wanted).mappings()]
 
 
 def recent_batches(connection: Connection, limit: int) -> list[Batch]:
@@ -77,5 +77,6 @@ def _results_of(id_: str) -> Select[Any]:
     return select(results).where(results.c.job == id_).order_by(results.c.seq, results.c.task)
 
 
-def _result(row: RowMapping) -> Result:
+def result(row: RowMapping) -> Result:
+    """Return the result in a row of `results`."""
     return Result(**{**row, "state": ResultState(row["state"])})

@@ -17,11 +17,15 @@ class ResultState(StrEnum):
 
 
 class EnvelopeState(StrEnum):
-    """The life of an envelope: ``accepted`` (in the outbox) → ``published`` → ``done``."""
+    """The life of an envelope: ``accepted`` (in the outbox) → ``published`` → ``done``, or ``dead``.
+
+    ``dead``: given up after too many attempts; its items failed, its payload is kept, `replay` puts it back.
+    """
 
     ACCEPTED = "accepted"
     PUBLISHED = "published"
     DONE = "done"
+    DEAD = "dead"
 
 
 class Claim(StrEnum):
@@ -30,25 +34,32 @@ class Claim(StrEnum):
     ``work``: it is this worker's now. ``done``: already stored; acknowledge it. ``cancelled``: it is this
     worker's, and its job was cancelled: store `cancelled` results without computing. ``held``: another
     worker has it under a lease that still runs; acknowledge this copy, since the reconciler publishes the
-    envelope again should that worker die. ``unknown``: the store has no such envelope.
+    envelope again should that worker die. ``dead``: too many attempts came to nothing: do not compute;
+    commit its items as failed without an error of their own, and the envelope as `dead`: the store says why.
+    ``unknown``: the store has no such envelope.
     """
 
     WORK = "work"
     DONE = "done"
     CANCELLED = "cancelled"
     HELD = "held"
+    DEAD = "dead"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A job to create. `idempotency_key`, where given, is unique: creating it again finds the first."""
+    """A job to create. `idempotency_key`, where given, is unique: creating it again finds the first.
+
+    `ttl_s` is how long it is kept once finished; None leaves that to whoever calls `Store.purge`.
+    """
 
     id: str
     priority: int
     name: str | None = None
     idempotency_key: str | None = None
     created_at: float
+    ttl_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +145,7 @@ class JobStatus:
     failed: int
     cancelled: int
     expired: int
+    ttl_s: float | None = None
 
     @property
     def done(self) -> int:
@@ -177,3 +189,46 @@ class Depth:
     envelopes: int
     items: int
     results: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """An envelope that was given up, or whose items partly failed: what it held and what became of it.
+
+    `error` is what the last attempt to fail said, if it could say anything; `worker` made the last attempt.
+    `failures` are its failed results, each with its own error, traceback and batch; the other items in
+    `payload` were their company.
+    """
+
+    id: str
+    job: str
+    model: str
+    priority: int
+    state: EnvelopeState
+    payload: bytes
+    content_type: str
+    created_at: float
+    finished_at: float
+    attempts: int
+    worker: str | None
+    error: dict[str, Any] | None
+    failures: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What a replay put back: envelopes into the outbox, and how many failed results made room for it."""
+
+    envelopes: int = 0
+    results: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purged:
+    """What a purge removed."""
+
+    jobs: int = 0
+    envelopes: int = 0
+    payloads: int = 0
+    results: int = 0
+    batches: int = 0

@@ -7,7 +7,8 @@ Why this shape:
 - A payload stands in a table of its own: an envelope's row is rewritten at every step of its life, and neither
   database should copy megabytes of input to note that a lease was renewed.
 - Results have no foreign keys: they would be looked up once a row, and a result is only ever written for an
-  envelope that the same store handed out by `claim`.
+  envelope that the same store handed out by `claim`. Envelopes have none to their job, so that a purge can take
+  the job away at once and its many rows after it, in portions.
 - SQLite keeps `results` as a rowid table. WITHOUT ROWID is 8 % faster for labels and 40 % slower for vectors,
   which then no longer fit beside the key in a page.
 - Vectors are float32 bytes on both databases. pgvector's type fixes the dimension a column, and this
@@ -34,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0001"
+REVISION = "0002"
 
 metadata = MetaData()
 
@@ -56,16 +57,30 @@ jobs = Table(
     Column("failed", BigInteger, nullable=False, server_default="0"),
     Column("cancelled", BigInteger, nullable=False, server_default="0"),
     Column("expired", BigInteger, nullable=False, server_default="0"),
+    Column("ttl_s", Double),
     Index("jobs_newest", "created_at", "id"),
 )
 
+HAS_TTL = jobs.c.ttl_s != None  # noqa: E711 - SQL
+
+Index("jobs_ttl", jobs.c.finished_at, sqlite_where=HAS_TTL, postgresql_where=HAS_TTL)
+
+# Jobs that are gone while their envelopes and results are still being removed.
+purged_jobs = Table(
+    "purged_jobs",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("purged_at", Double, nullable=False),
+)
+
 # `accepted_at` is when the envelope last entered the outbox: at first when it was created, later when it was
-# taken as overdue.
+# taken as overdue; 0, which is overdue at once, when it was replayed. `worker` claimed it last; it has it still
+# if there is a lease. `error` is what the last failed attempt said.
 envelopes = Table(
     "envelopes",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("job", Text, ForeignKey("jobs.id"), nullable=False),
+    Column("job", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False),
     Column("items", BigInteger, nullable=False),
@@ -79,14 +94,17 @@ envelopes = Table(
     Column("worker", Text),
     Column("leased_until", Double),
     Column("finished_at", Double),
-    CheckConstraint("state IN ('accepted', 'published', 'done')", name="envelopes_state"),
+    Column("error", Json),
+    CheckConstraint("state IN ('accepted', 'published', 'done', 'dead')", name="envelopes_state"),
     Index("envelopes_job", "job"),
 )
 
 # Constants in the SQL and not parameters: a partial index serves only a query that is seen to imply it.
 ACCEPTED = envelopes.c.state == literal_column("'accepted'")
 PUBLISHED = envelopes.c.state == literal_column("'published'")
-UNFINISHED = envelopes.c.state != literal_column("'done'")
+FINISHED = envelopes.c.state.in_([literal_column("'done'"), literal_column("'dead'")])
+DEAD = envelopes.c.state == literal_column("'dead'")
+UNFINISHED = envelopes.c.state.in_([literal_column("'accepted'"), literal_column("'published'")])
 
 Index("envelopes_accepted", envelopes.c.accepted_at, sqlite_where=ACCEPTED, postgresql_where=ACCEPTED)
 Index("envelopes_leased", envelopes.c.leased_until, sqlite_where=PUBLISHED, postgresql_where=PUBLISHED)
@@ -98,6 +116,7 @@ Index(
     sqlite_where=UNFINISHED,
     postgresql_where=UNFINISHED,
 )
+Index("envelopes_dead", envelopes.c.finished_at, sqlite_where=DEAD, postgresql_where=DEAD)
 
 payloads = Table(
     "payloads",
@@ -132,6 +151,7 @@ results = Table(
 FAILED = results.c.state == literal_column("'failed'")
 
 Index("results_failed", results.c.stored_at, sqlite_where=FAILED, postgresql_where=FAILED)
+Index("results_failed_envelope", results.c.job, results.c.envelope, sqlite_where=FAILED, postgresql_where=FAILED)
 
 batches = Table(
     "batches",

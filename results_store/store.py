@@ -5,26 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sqlalchemy import select, table
 from sqlalchemy.sql import column
 
-from results_store import delivery, reading, submission
+from results_store import dead_letters, delivery, reading, retention, submission
 from results_store.database import MIGRATE, Database, Weight
 from results_store.errors import SchemaMismatch
 from results_store.records import (
     Batch,
     Claim,
     Committed,
+    DeadLetter,
     Depth,
     JobStatus,
     NewEnvelope,
     NewJob,
     PendingEnvelope,
+    Purged,
+    Replayed,
     Result,
 )
 from results_store.schema import REVISION
+
+#: How often an envelope is begun before it is given up.
+MAX_ATTEMPTS = 5
 
 
 class Store:
@@ -146,10 +152,18 @@ class Store:
     # --- workers ---
 
     def claim(
-        self, ids: Collection[str], *, worker: str, leased_until: float, now: float | None = None
+        self,
+        ids: Collection[str],
+        *,
+        worker: str,
+        leased_until: float,
+        now: float | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> dict[str, Claim]:
         """Return what to do with each envelope. What becomes the worker's is leased and counts one attempt."""
-        claims, _ = self.exchange(claims=ids, worker=worker, leased_until=leased_until, at=now)
+        claims, _ = self.exchange(
+            claims=ids, worker=worker, leased_until=leased_until, at=now, max_attempts=max_attempts
+        )
         return claims
 
     def commit(
@@ -157,14 +171,20 @@ class Store:
         results: Sequence[Result],
         *,
         done: Collection[str] = (),
+        dead: Collection[str] = (),
         batches: Sequence[Batch] = (),
+        drop_inputs: bool = False,
         at: float | None = None,
     ) -> Committed:
         """Store results, finish envelopes, record batches, and count the results in their jobs: all or nothing.
 
-        A result that is there already stays as it is and is not counted again. Raises InvalidRow.
+        A result that is there already stays as it is and is not counted again. Envelopes in `dead` are given
+        up; a failed result of theirs that has no error is stored with one that tells of the attempts. With
+        `drop_inputs`, the payloads of `done` envelopes are deleted unless a result of theirs failed. Raises InvalidRow.
         """
-        _, committed = self.exchange(results=results, done=done, batches=batches, at=at)
+        _, committed = self.exchange(
+            results=results, done=done, dead=dead, batches=batches, drop_inputs=drop_inputs, at=at
+        )
         return committed
 
     def exchange(
@@ -172,22 +192,28 @@ class Store:
         *,
         results: Sequence[Result] = (),
         done: Collection[str] = (),
+        dead: Collection[str] = (),
         batches: Sequence[Batch] = (),
         claims: Collection[str] = (),
         worker: str = "",
         leased_until: float = 0.0,
+        max_attempts: int = MAX_ATTEMPTS,
+        drop_inputs: bool = False,
         at: float | None = None,
     ) -> tuple[dict[str, Claim], Committed]:
         """`commit` and `claim` in one transaction, for the group committer."""
-        with self._database.write(Weight.RESULTS if results or done else Weight.NOTE) as connection:
+        with self._database.write(Weight.RESULTS if results or done or dead else Weight.NOTE) as connection:
             return delivery.exchange(
                 connection,
                 results=results,
                 done=done,
+                dead=dead,
                 ran=batches,
                 claims=claims,
                 worker=worker,
                 leased_until=leased_until,
+                max_attempts=max_attempts,
+                drop_inputs=drop_inputs,
                 now=time.time() if at is None else at,
             )
 
@@ -200,6 +226,16 @@ class Store:
         """Give envelopes back uncomputed, for an operator's stop: lease gone, attempt not counted."""
         with self._database.write(Weight.NOTE) as connection:
             return delivery.release(connection, ids, worker=worker)
+
+    def note_failure(self, envelope: str, *, worker: str, error: dict[str, Any], at: float | None = None) -> bool:
+        """Keep the error that ended the worker's attempt, and end its lease; return whether it still had one.
+
+        For what ends the attempt and not the items: the envelope is overdue at once, and is attempted again
+        unless it has been too often.
+        """
+        with self._database.write(Weight.NOTE) as connection:
+            now = time.time() if at is None else at
+            return delivery.note_failure(connection, envelope, worker=worker, error=error, at=now) > 0
 
     # --- the reconciler and the operator ---
 
@@ -221,6 +257,53 @@ class Store:
             return delivery.take_overdue(
                 connection, now, accepted_before=accepted_before, published_before=published_before, limit=limit
             )
+
+    def dead(self, *, job: str | None = None, limit: int = 100) -> list[DeadLetter]:
+        """Return the envelopes that were given up, the newest first, with their payloads and failed results."""
+        with self._database.read() as connection:
+            return dead_letters.dead(connection, job=job, limit=limit)
+
+    def replay(
+        self,
+        *,
+        job: str | None = None,
+        error_kind: str | None = None,
+        failed_before: float | None = None,
+        limit: int = 1000,
+    ) -> Replayed:
+        """Put up to `limit` envelopes with failed results back into the outbox: of all jobs or one, of all errors or one.
+
+        The failed results are deleted and no longer counted; the others of these envelopes stay as they are,
+        though they are computed again. The reconciler publishes the envelopes at its next round, and their
+        attempts count from 0. Left alone is what would only fail in another way: where the inputs are
+        dropped, the deadline has passed or the job is cancelled.
+
+        To replay everything, call again until nothing is replayed, with the same `failed_before` (default: now),
+        so that what fails again meanwhile ends it.
+        """
+        now = time.time()
+        with self._database.write(Weight.ACCEPTED) as connection:
+            return dead_letters.replay(
+                connection,
+                job=job,
+                error_kind=error_kind,
+                failed_before=now if failed_before is None else failed_before,
+                limit=limit,
+                now=now,
+            )
+
+    def purge(
+        self, *, finished_before: float | None = None, keep_results: bool = False, now: float | None = None
+    ) -> Purged:
+        """Remove finished jobs: those whose `ttl_s` is over, and those without one that finished before `finished_before`.
+
+        With them go their envelopes, inputs and results, and the batches from before `finished_before`. With
+        `keep_results` only the inputs go, and nothing of these jobs can be replayed any more. Unfinished jobs
+        stay; cancel them first. Takes many short transactions; a purge that broke off is finished by the next.
+        """
+        at = time.time() if now is None else now
+        purge = retention.purge_inputs if keep_results else retention.purge_jobs
+        return purge(self._database, finished_before=finished_before, now=at)
 
     def depth(self) -> list[Depth]:
         """Return how much unfinished work there is, by model, priority and state."""

@@ -87,6 +87,7 @@ def _job_row(job: NewJob) -> dict[str, Any]:
         "priority": job.priority,
         "idempotency_key": text(job.idempotency_key),
         "created_at": job.created_at,
+        "ttl_s": job.ttl_s,
     }
 
 

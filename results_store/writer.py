@@ -17,7 +17,7 @@ from typing import Self
 
 from results_store.errors import StoreError, StoreUnavailable
 from results_store.records import Batch, Claim, Committed, Result
-from results_store.store import Store
+from results_store.store import MAX_ATTEMPTS, Store
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class _Request:
 
     results: Sequence[Result] = ()
     done: Collection[str] = ()
+    dead: Collection[str] = ()
     batches: Sequence[Batch] = ()
     claims: Collection[str] = ()
     claimed: dict[str, Claim] = field(default_factory=dict)
@@ -42,7 +43,8 @@ class Writer:
 
     `commit` and `claim` block until their own part is stored. When the database is away, the writer keeps
     what it holds and tries again until it is back or `close` gives up; the callers go on waiting, so nothing
-    is acknowledged before it is stored. Each thread waits for its own request, so what can queue up here is
+    is acknowledged before it is stored. An envelope begun `max_attempts` times is claimed as dead; `drop_inputs`
+    deletes inputs once their results are stored without a failure, for privacy, and gives up replaying them. Each thread waits for its own request, so what can queue up here is
     bounded by the number of threads.
     """
 
@@ -52,6 +54,8 @@ class Writer:
         *,
         worker: str,
         lease_s: float,
+        max_attempts: int = MAX_ATTEMPTS,
+        drop_inputs: bool = False,
         on_committed: Callable[[list[Done]], None] | None = None,
         max_group_results: int = 8192,
         first_retry_s: float = 0.1,
@@ -60,6 +64,8 @@ class Writer:
         self._store = store
         self._worker = worker
         self._lease_s = lease_s
+        self._max_attempts = max_attempts
+        self._drop_inputs = drop_inputs
         self._on_committed = on_committed
         self._max_group_results = max_group_results
         self._first_retry_s = first_retry_s
@@ -79,12 +85,20 @@ class Writer:
         self._running = True
         return self
 
-    def commit(self, results: Sequence[Result], *, done: Collection[str] = (), batches: Sequence[Batch] = ()) -> None:
-        """Return once the results are stored, the envelopes in `done` finished and the batches recorded.
+    def commit(
+        self,
+        results: Sequence[Result],
+        *,
+        done: Collection[str] = (),
+        dead: Collection[str] = (),
+        batches: Sequence[Batch] = (),
+    ) -> None:
+        """Return once the results are stored, the envelopes in `done` and `dead` finished, the batches recorded.
 
-        Raises InvalidRow if this call's own rows cannot be stored, StoreUnavailable if `close` gave up.
+        See `Store.commit`. Raises InvalidRow if this call's own rows cannot be stored, StoreUnavailable if
+        `close` gave up.
         """
-        self._settle(_Request(results=results, done=done, batches=batches))
+        self._settle(_Request(results=results, done=done, dead=dead, batches=batches))
 
     def claim(self, envelope: str) -> Claim:
         """Return what to do with an envelope, which is leased to this worker for `lease_s` if it is to be done."""
@@ -203,10 +217,13 @@ class Writer:
         claimed, committed = self._store.exchange(
             results=[result for request in group for result in request.results],
             done=list(chain.from_iterable(request.done for request in group)),
+            dead=list(chain.from_iterable(request.dead for request in group)),
             batches=[batch for request in group for batch in request.batches],
             claims=list(chain.from_iterable(request.claims for request in group)),
             worker=self._worker,
             leased_until=now + self._lease_s,
+            max_attempts=self._max_attempts,
+            drop_inputs=self._drop_inputs,
             at=now,
         )
         for request in group:

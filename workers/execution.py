@@ -66,6 +66,8 @@ class Execution:
         if claim is Claim.CANCELLED:
             rows = [row for item in envelope.items for row in outcomes.ended(envelope, item, ResultState.CANCELLED)]
             return self._store(envelope, [*done, *rows])
+        if claim is Claim.DEAD:
+            return self._bury(envelope, done)
         steps = [self._prepare(envelope, item) for item in envelope.items]
         interrupted = self._batch([step.entry for step in steps if step.entry])
         for step in steps:
@@ -139,6 +141,12 @@ class Execution:
             return []
         model = self.models[envelope.model].model
         return list(outcomes.finished(envelope, step.item, step.entry.outcome, model, step.params))
+
+    def _bury(self, envelope: Envelope, malformed: Sequence[Result]) -> dict[str, Any]:
+        """Fail the items of an envelope that was begun too often; the store adds why, and keeps it for a replay."""
+        rows = [row for item in envelope.items for row in outcomes.ended(envelope, item, ResultState.FAILED)]
+        self.writer.commit([*malformed, *rows], dead=[envelope.id])
+        return {"items": len(envelope.items), "dead": len(malformed) + len(rows)}
 
     def _store(self, envelope: Envelope, rows: Sequence[Result]) -> dict[str, Any]:
         self.writer.commit(rows, done=[envelope.id])

@@ -30,7 +30,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     once: enough that interactive ones find a free slot beside bulk. `threads` bounds the CPU threads of the
     device process (0: all cores). `bulk_share` is the share of device time that bulk work keeps under
     interactive load. `interactive_wait_s` and `standard_wait_s` are how long such an item may have to wait behind
-    less urgent batches: while such items come, these batches are kept short enough for it.
+    less urgent batches: while such items come, these batches are kept short enough for it. `max_attempts` is how
+    often an envelope may be begun before it is given up and its items fail. `drop_inputs` deletes inputs from the
+    store once their results are there without a failure.
     """
 
     profile: Literal["auto", "cpu", "gpu"] = "auto"
@@ -48,10 +50,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reconcile_every_s: float = 5.0
     look_for_cancellations_every_s: float = 1.0
     publish_overdue_s: float = 30.0
+    max_attempts: int = 5
+    drop_inputs: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.concurrency <= 1024:
             raise ValueError("`concurrency` must be 1 to 1024")
+        if self.max_attempts < 1:
+            raise ValueError("`max_attempts` must be 1 or more")
         if not 0 <= self.bulk_share < 1:
             raise ValueError("`bulk_share` must be at least 0 and under 1")
         for name in (

@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 
 from results_store.database import Database, Weight
-from results_store.errors import StoreUnavailable
+from results_store.errors import StoreError, StoreUnavailable
 
 # Any constant does that nobody else uses in the same database.
 _ADVISORY_LOCK = int.from_bytes(b"argosy", "big")
@@ -42,13 +42,15 @@ def configuration() -> Config:
 def _run(database: Database, direction: Callable[[Config, str], None], revision: str) -> None:
     database.open()
     config = configuration()
-    with database.write(Weight.ACCEPTED) as connection:
+    with database.write(Weight.ACCEPTED, rebuilding=True) as connection:
         # SQLite's transaction is the only writer already. PostgreSQL's waits here, as long as it takes.
         if not database.sqlite:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
         config.attributes["connection"] = connection
         direction(config, revision)
+        if database.sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()):
+            raise StoreError(f"{database}: not migrated: {len(broken)} rows of {broken[0][0]} would refer to nothing")
 
 
 def _use_wal(database: Database) -> None:

@@ -1,0 +1,133 @@
+"""Removing what is no longer wanted: finished jobs with all that is theirs, or their inputs only.
+
+A job's row goes first and takes it out of sight at once; its name stays in `purged_jobs` until its envelopes and
+results have followed, a portion a transaction. So a purge that was killed is finished by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeAlias
+
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, or_, select, tuple_
+from sqlalchemy.sql.elements import KeyedColumnElement
+
+from results_store.columns import among
+from results_store.database import Database, Weight
+from results_store.records import Purged
+from results_store.schema import FAILED, HAS_TTL, batches, envelopes, jobs, payloads, purged_jobs, results
+
+Condition: TypeAlias = Callable[[Connection], ColumnElement[bool]]
+
+#: Jobs, and rows, a transaction: bounded, so that workers never wait long behind a purge.
+JOBS, ROWS = 500, 5000
+
+
+def drop_inputs(connection: Connection, done: Collection[str]) -> None:
+    """Delete the payloads of finished envelopes that have no failed result, which are all that a replay could want."""
+    failed = (
+        select(results.c.envelope)
+        .join(envelopes, and_(envelopes.c.id == results.c.envelope, envelopes.c.job == results.c.job))
+        .where(FAILED, among(connection, envelopes.c.id, done))
+    )
+    connection.execute(
+        delete(payloads).where(among(connection, payloads.c.envelope, done), payloads.c.envelope.not_in(failed))
+    )
+
+
+def purge_jobs(database: Database, *, finished_before: float | None, now: float) -> Purged:
+    """Remove the finished jobs that are due, with envelopes, inputs and results, and the batches of before."""
+    gone = _hide(database, _due(finished_before, now), now)
+    swept = _sweep(database)
+    old = 0
+    if finished_before is not None:
+        old = _in_portions(database, batches, lambda _: batches.c.started_at < finished_before)
+    return Purged(jobs=gone, envelopes=swept.envelopes, payloads=swept.payloads, results=swept.results, batches=old)
+
+
+def purge_inputs(database: Database, *, finished_before: float | None, now: float) -> Purged:
+    """Remove the inputs of the finished jobs that are due; the jobs and their results stay."""
+    removed = 0
+    for page in _pages(database, _due(finished_before, now)):
+        removed += _in_portions(database, payloads, _inputs_of(page))
+    return Purged(payloads=removed)
+
+
+def _due(finished_before: float | None, now: float) -> ColumnElement[bool]:
+    own = and_(HAS_TTL, jobs.c.finished_at < now - jobs.c.ttl_s)
+    if finished_before is None:
+        return own
+    # `created_at` cannot be later, and has an index. A job that never got an item never finishes either.
+    old = and_(
+        jobs.c.ttl_s.is_(None),
+        jobs.c.created_at < finished_before,
+        or_(jobs.c.finished_at < finished_before, jobs.c.total == 0),
+    )
+    return or_(own, old)
+
+
+def _hide(database: Database, due: ColumnElement[bool], now: float) -> int:
+    hidden = 0
+    while True:
+        with database.write(Weight.ACCEPTED) as connection:
+            chosen = select(jobs.c.id).where(due).order_by(jobs.c.id).limit(JOBS).with_for_update(skip_locked=True)
+            ids = list(connection.execute(chosen).scalars())
+            if not ids:
+                return hidden
+            connection.execute(insert(purged_jobs), [{"job": id_, "purged_at": now} for id_ in ids])
+            connection.execute(delete(jobs).where(among(connection, jobs.c.id, ids)))
+        hidden += len(ids)
+
+
+def _sweep(database: Database) -> Purged:
+    """Remove what is left of hidden jobs, inputs first."""
+    inputs = owned = answers = 0
+    while True:
+        with database.read() as connection:
+            hidden = list(connection.execute(select(purged_jobs.c.job).limit(JOBS)).scalars())
+        if not hidden:
+            return Purged(envelopes=owned, payloads=inputs, results=answers)
+        inputs += _in_portions(database, payloads, _inputs_of(hidden))
+        owned += _in_portions(database, envelopes, _of(envelopes.c.job, hidden))
+        answers += _in_portions(database, results, _of(results.c.job, hidden))
+        with database.write(Weight.NOTE) as connection:
+            connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
+
+
+def _pages(database: Database, due: ColumnElement[bool]) -> Iterator[list[str]]:
+    last = ""
+    while True:
+        page = select(jobs.c.id).where(due, jobs.c.id > last).order_by(jobs.c.id).limit(JOBS)
+        with database.read() as connection:
+            ids = list(connection.execute(page).scalars())
+        if not ids:
+            return
+        yield ids
+        last = ids[-1]
+
+
+def _of(job: KeyedColumnElement[str], owners: Collection[str]) -> Condition:
+    return lambda connection: among(connection, job, owners)
+
+
+def _inputs_of(owners: Collection[str]) -> Condition:
+    def condition(connection: Connection) -> ColumnElement[bool]:
+        theirs = select(envelopes.c.id).where(among(connection, envelopes.c.job, owners))
+        return payloads.c.envelope.in_(theirs)
+
+    return condition
+
+
+def _in_portions(database: Database, rows: Table, condition: Condition) -> int:
+    """Delete the rows that `condition` picks, in key order, a transaction a portion; return how many."""
+    key = list(rows.primary_key.columns)
+    removed = 0
+    while True:
+        with database.write(Weight.NOTE) as connection:
+            picked = select(*key).where(condition(connection)).order_by(*key).limit(ROWS).with_for_update()
+            if not database.sqlite:  # PostgreSQL may run a locking subquery more than once, but not a CTE
+                picked = select(*picked.cte("portion").columns)
+            count = connection.execute(delete(rows).where(tuple_(*key).in_(picked))).rowcount
+        removed += count
+        if count < ROWS:
+            return removed

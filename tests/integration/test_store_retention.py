@@ -1,0 +1,169 @@
+"""What is removed when its time is over, and what stays."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import func, select
+
+from results_store import retention
+from results_store.database import Database, Weight
+from results_store.errors import UnknownJob
+from results_store.records import Purged, ResultState
+from results_store.schema import batches, envelopes, jobs, payloads, purged_jobs, results
+from results_store.store import Store
+from results_store.writer import Writer
+from tests.integration.rows import batch, new_envelope, new_job, result, run_together, submit
+
+NOW = 1_000.0
+
+
+def finished(store: Store, job: str, *, at: float, items: int = 2, ttl_s: float | None = None) -> None:
+    """A job of `items` one-item envelopes, each done, the last at `at`."""
+    ids = [f"{job}-{number}" for number in range(items)]
+    store.add_envelopes([new_envelope(id_, job=job) for id_ in ids], jobs=[new_job(job, ttl_s=ttl_s)])
+    store.commit([result(n, job=job, envelope=id_) for n, id_ in enumerate(ids)], done=ids, at=at)
+
+
+def rows_left(url: str) -> dict[str, int]:
+    database = Database(url, timeout_s=30)
+    database.open()
+    with database.read() as connection:
+        tables = (jobs, envelopes, payloads, results, batches, purged_jobs)
+        left = {each.name: connection.execute(select(func.count()).select_from(each)).scalar_one() for each in tables}
+    database.close()
+    return left
+
+
+def test_old_jobs_go_with_all_that_is_theirs(store: Store, store_url: str) -> None:
+    """Privacy as much as space: no input and no result may stay behind without its job."""
+    finished(store, "old", at=NOW)
+    finished(store, "new", at=NOW + 100)
+    submit(store)
+    store.commit([], batches=[batch("b0", started_at=NOW), batch("b1", started_at=NOW + 100)])
+
+    purged = store.purge(finished_before=NOW + 50)
+
+    assert purged == Purged(jobs=1, envelopes=2, payloads=2, results=2, batches=1)
+    assert sorted(job.id for job in store.jobs()) == ["job", "new"]
+    with pytest.raises(UnknownJob):
+        store.job("old")
+    assert store.results("old") == []
+    assert rows_left(store_url) == {
+        "jobs": 2,
+        "envelopes": 3,
+        "payloads": 3,
+        "results": 2,
+        "batches": 1,
+        "purged_jobs": 0,
+    }
+
+
+def test_a_jobs_own_time_to_live_goes_before_the_general_one(store: Store) -> None:
+    """Whoever submitted it knew how long it is needed, or how soon it must be gone."""
+    finished(store, "brief", at=NOW, ttl_s=10)
+    finished(store, "long", at=NOW, ttl_s=10_000)
+    finished(store, "plain", at=NOW)
+
+    assert store.purge(now=NOW + 9).jobs == 0
+    assert store.purge(now=NOW + 11).jobs == 1
+    assert store.purge(finished_before=NOW + 12, now=NOW + 12).jobs == 1
+    assert [job.id for job in store.jobs()] == ["long"]
+
+
+def test_what_is_not_finished_stays(store: Store) -> None:
+    """Somebody still waits for it, however old it is."""
+    submit(store)
+
+    assert store.purge(finished_before=NOW * 1e9, now=NOW * 1e9) == Purged()
+
+
+def test_a_job_that_never_got_an_item_goes_too(store: Store) -> None:
+    """It cannot finish, and nobody waits for nothing."""
+    store.create_job(new_job("empty"))
+
+    assert store.purge(finished_before=99.0).jobs == 0
+    assert store.purge(finished_before=101.0).jobs == 1
+
+
+def test_only_the_inputs_may_go(store: Store, store_url: str) -> None:
+    """Results are kept for years where the texts they came from must not be."""
+    finished(store, "old", at=NOW)
+    finished(store, "new", at=NOW + 100)
+
+    assert store.purge(finished_before=NOW + 50, keep_results=True) == Purged(payloads=2)
+
+    assert store.job("old").finished
+    assert len(store.results("old")) == 2
+    assert rows_left(store_url)["payloads"] == 2
+
+
+def test_large_jobs_are_removed_in_portions(store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction over ten million rows would hold up every worker for minutes."""
+    monkeypatch.setattr(retention, "ROWS", 7)
+    monkeypatch.setattr(retention, "JOBS", 2)
+    for number in range(5):
+        finished(store, f"job-{number}", at=NOW, items=10)
+
+    assert store.purge(finished_before=NOW + 1) == Purged(jobs=5, envelopes=50, payloads=50, results=50)
+    assert set(rows_left(store_url).values()) == {0}
+
+
+def test_a_purge_that_was_killed_is_finished_by_the_next(store: Store, store_url: str) -> None:
+    """The job is out of sight at once; what was left of it must not stay for ever."""
+    finished(store, "old", at=NOW)
+    database = Database(store_url, timeout_s=30)
+    database.open()
+    with database.write(Weight.ACCEPTED) as connection:
+        connection.execute(jobs.delete())
+        connection.execute(purged_jobs.insert(), [{"job": "old", "purged_at": NOW}])
+    database.close()
+
+    assert store.purge() == Purged(envelopes=2, payloads=2, results=2)
+    assert set(rows_left(store_url).values()) == {0}
+
+
+def test_purges_at_the_same_time_share_the_work(store: Store, store_url: str) -> None:
+    """Every node purges; none may fail because another was there."""
+    for number in range(8):
+        finished(store, f"job-{number}", at=NOW)
+    purged: list[int] = []
+
+    def purge(_: int) -> None:
+        with Store(store_url) as own:
+            purged.append(own.purge(finished_before=NOW + 1).jobs)
+
+    run_together(purge, 4)
+
+    assert sum(purged) == 8
+    assert set(rows_left(store_url).values()) == {0}
+
+
+def test_a_purged_idempotency_key_is_free_again(store: Store) -> None:
+    """The day's job of a year ago must not stand in the way of today's."""
+    store.create_job(new_job("first", idempotency_key="daily"))
+    store.purge(finished_before=101.0)
+
+    assert store.create_job(new_job("second", idempotency_key="daily")).id == "second"
+
+
+def test_inputs_are_kept_unless_told_otherwise(store: Store, store_url: str) -> None:
+    """A replay needs them."""
+    submit(store)
+    store.commit([result(0)], done=["e0"])
+
+    assert rows_left(store_url)["payloads"] == 1
+
+
+def test_inputs_are_dropped_after_success_if_so_configured(store: Store, store_url: str) -> None:
+    """Only after success: what failed, now or in an earlier part of the envelope, can still be replayed."""
+    submit(store, 3, items=2)
+    bad = {"state": ResultState.FAILED, "output": None, "error": {"kind": "X", "message": ""}}
+    with Writer(store, worker="w1", lease_s=60, drop_inputs=True) as committer:
+        committer.commit([result(0), result(1)], done=["e0"])
+        committer.commit([result(2, envelope="e1"), result(3, envelope="e1", **bad)], done=["e1"])
+        committer.commit([result(4, envelope="e2", **bad)])
+        assert rows_left(store_url)["payloads"] == 2
+        committer.commit([result(5, envelope="e2")], done=["e2"])
+
+    assert rows_left(store_url)["payloads"] == 2
+    assert store.replay().envelopes == 2
