@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ import msgspec
 
 from producers.errors import ConfigurationError
 from producers.publisher import Publisher
+from results_store.errors import StoreError
 from results_store.store import Store
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher, BatcherSettings, ServedModel
@@ -34,6 +36,9 @@ from workers.settings import Settings
 from workers.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
+
+#: How often jobs whose time to live is over are removed.
+PURGE_EVERY_S = 600.0
 
 
 class DeviceOutOfService(ConfigurationError):
@@ -66,6 +71,8 @@ class Node:
             self._store,
             worker=name,
             lease_s=settings.worker.lease_s,
+            max_attempts=settings.worker.max_attempts,
+            drop_inputs=settings.worker.drop_inputs,
             on_committed=Notices(self._publisher).announce,
         )
         self._on_out_of_service = on_out_of_service
@@ -114,6 +121,7 @@ class Node:
                 "leases": (worker.lease_s / 3, self._renew_leases),
                 "cancellations": (worker.look_for_cancellations_every_s, self._drop_cancelled),
                 "reconciler": (worker.reconcile_every_s, reconciler.run),
+                "retention": (PURGE_EVERY_S, self._store.purge),
             }
         )
 
@@ -131,6 +139,9 @@ class Node:
         except EnvelopeInterrupted:
             # before its message is back in the queue: whoever takes that must find the lease gone
             self._store.release([envelope], worker=self.name)
+            raise
+        except Exception as error:
+            self._note_failure(envelope, error)
             raise
         finally:
             with self._idle:
@@ -173,6 +184,14 @@ class Node:
         except (ImportError, AttributeError, TypeError) as error:
             raise ConfigurationError(f"models.{wanted.name}.class: {chosen.class_}: {error}") from error
         return ServedModel(model, model.revision, Budget(chosen.batch_cost, chosen.batch_rows))
+
+    def _note_failure(self, envelope: str, error: Exception) -> None:
+        detail = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        try:
+            self._store.note_failure(envelope, worker=self.name, error=detail)
+        except StoreError as unavailable:
+            # its lease runs out instead, and the next attempt comes a little later
+            logger.warning("envelope %s: its failure is not noted: %s", envelope, unavailable)
 
     def _renew_leases(self) -> None:
         with self._idle:
