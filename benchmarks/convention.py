@@ -65,8 +65,8 @@ def progress(text: str) -> None:
     print(f"[{time.monotonic() - _started:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
-def report(name: str, figures: Mapping[str, Any], *, keep: bool = False) -> None:
-    """Print the benchmark's last line; with `keep`, write it as ``results/NAME.json`` too.
+def report(name: str, figures: Mapping[str, Any], *, keep: bool = False, variant: str = "") -> None:
+    """Print the benchmark's last line; with `keep`, write it as ``results/NAME.json`` (``NAME-VARIANT.json``) too.
 
     `figures` is plain JSON; a name carries its unit (``import_producers_ms``, ``items_per_s``).
     """
@@ -79,8 +79,9 @@ def report(name: str, figures: Mapping[str, Any], *, keep: bool = False) -> None
     }
     if keep:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        progress(f"kept as benchmarks/results/{name}.json")
+        file = f"{name}-{variant}.json" if variant else f"{name}.json"
+        (RESULTS / file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        progress(f"kept as benchmarks/results/{file}")
     print(json.dumps(result), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Celery's Redis transport and task strategy, guarded against messages that would end the worker.
+"""Celery's Redis transport and task strategy, guarded against messages and broken connections that would end the worker.
 
 Whoever reaches the broker can put anything on a queue. Stock kombu and Celery let some of it (no JSON, no properties, an
 empty body) raise in the consumer's loop: the worker ends, gives the message back, and so does the next worker. Here
@@ -18,8 +18,22 @@ from kombu.transport import redis
 logger = logging.getLogger(__name__)
 
 
+class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
+    """Closes a channel whose broker is away, though what it has not acknowledged cannot be put back."""
+
+    def restore_unacked(self, client: Any = None) -> None:
+        try:
+            super().restore_unacked(client)
+        except Exception as error:  # noqa: BLE001 - seen: ConnectionError, and AttributeError once kombu let go of the connection
+            # What is held here goes on and is committed; what is not comes back when its lease runs out.
+            logger.warning("messages were not put back: %s: %s", type(error).__name__, error)
+            self._delivered.clear()
+
+
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     """Reads on after a message that is not even kombu's."""
+
+    QoS = QoS
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

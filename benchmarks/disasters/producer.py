@@ -6,7 +6,7 @@ middle of the submission and the next run goes on from there.
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -30,22 +30,32 @@ class Plan(msgspec.Struct, frozen=True):
         return len(self.tasks) * len(self.texts)
 
 
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One run (its process) was told that its job now has `now` items, of which it had found `before`."""
+
+    run: int
+    before: int
+    now: int
+
+
 class Ledger:
-    """What the runs of a plan were told is accepted: a line a chunk, ``[job, items before this run, items now]``."""
+    """What the runs of a plan were told is accepted, a line a chunk."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def note(self, job: str, before: int, now: int) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([job, before, now]) + "\n")
+    def note(self, entry: Entry) -> None:
+        with self._path.open("ab") as file:
+            file.write(msgspec.json.encode(entry) + b"\n")
 
-    def entries(self) -> list[tuple[str, int, int]]:
+    def entries(self) -> list[Entry]:
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            written = self._path.read_bytes()
         except FileNotFoundError:
             return []
-        return [(job, before, now) for job, before, now in map(json.loads, lines)]
+        # what a kill cut off in the middle of its line was not told to the end
+        lines = written[: written.rfind(b"\n") + 1].splitlines()
+        return [msgspec.json.decode(line, type=Entry) for line in lines]
 
 
 def ledger_of(plan: Path) -> Ledger:
@@ -59,7 +69,7 @@ def main(path: Path) -> None:
 
         def accepted(job: str, by_this_run: int) -> None:
             now = client.status(job).items
-            ledger.note(job, now - by_this_run, now)
+            ledger.note(Entry(os.getpid(), now - by_this_run, now))
 
         client.submit_many(
             plan.tasks,

@@ -1,0 +1,150 @@
+"""The verdict: what is in the store at the end, against what was accepted; and how long each blow was felt."""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.disasters.faults import Blow
+from benchmarks.disasters.load import Producers, scripted_output
+from benchmarks.disasters.producer import Ledger, Plan
+from results_store.export import stream
+from results_store.records import JobStatus, Result, ResultState
+from results_store.store import Store
+
+#: What a real model's score may differ by: batches of other sizes add up in another order.
+TOLERANCE = 1e-4
+
+Key = tuple[int, str]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Counts of results. `forgotten` are items that a producer was told are accepted and its next run did not find.
+
+    `miscounted` is how far jobs' progress is off their rows, `notes` some cases in words.
+    """
+
+    accepted: int = 0
+    terminal: int = 0
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    forgotten: int = 0
+    miscounted: int = 0
+    stored_at: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        return not (self.lost or self.doubled or self.wrong or self.forgotten or self.miscounted)
+
+    def note(self, text: str) -> None:
+        if len(self.notes) < 20:
+            self.notes.append(text)
+
+
+class Judge:
+    """Reads the store and fills in a `Verdict`. `undisturbed` are the real model's answers by text."""
+
+    def __init__(self, store: Store, undisturbed: Mapping[str, Any]) -> None:
+        self._store = store
+        self._undisturbed = undisturbed
+        self._jobs = {job.id: job for job in store.jobs(limit=100_000)}
+        self.verdict = Verdict()
+
+    def submission(self, plan: Plan, ledger: Ledger) -> None:
+        """Judge one plan's job: every text once, under its place."""
+        mine = [job for job in self._jobs.values() if job.name == plan.key]
+        self.verdict.accepted += plan.results
+        if not mine:
+            self.verdict.lost += plan.results
+            self.verdict.note(f"{plan.key}: there is no such job")
+            return
+        for second in mine[1:]:
+            self.verdict.doubled += second.total
+            self.verdict.note(f"{plan.key}: a second job {second.id}")
+        self._forgotten(plan, ledger)
+        self._job(mine[0], {(seq, task): text for seq, text in enumerate(plan.texts) for task in plan.tasks})
+
+    def questions(self, asked: Mapping[tuple[str, int], str]) -> None:
+        """Judge single submissions. A job may hold more: submissions whose commit was cut off, and raised."""
+        by_job: dict[str, dict[Key, str]] = defaultdict(dict)
+        for (job, seq), text in asked.items():
+            by_job[job][seq, "echo"] = text
+        self.verdict.accepted += len(asked)
+        for job, expected in by_job.items():
+            self._job(self._jobs[job], expected, more_allowed=True)
+
+    def _forgotten(self, plan: Plan, ledger: Ledger) -> None:
+        promised, run = 0, 0
+        for entry in ledger.entries():
+            if entry.run != run and entry.before < promised:
+                self.verdict.forgotten += promised - entry.before
+                self.verdict.note(f"{plan.key}: {promised} items were accepted, the next run found {entry.before}")
+            run, promised = entry.run, max(promised, entry.now)
+
+    def _job(self, job: JobStatus, expected: Mapping[Key, str], *, more_allowed: bool = False) -> None:
+        rows = {(row.seq, row.task): row for row in stream(self._store, job.id)}
+        self.verdict.stored_at += [row.stored_at for row in rows.values() if row.stored_at is not None]
+        self.verdict.terminal += len(rows.keys() & expected.keys())
+        missing = expected.keys() - rows.keys()
+        self.verdict.lost += len(missing)
+        if missing:
+            self.verdict.note(f"{job.name}: no result for {sorted(missing)[:5]} of {len(missing)}")
+        if not more_allowed:
+            self.verdict.doubled += len(rows.keys() - expected.keys())
+        self.verdict.miscounted += abs(job.done - len(rows))
+        for key in rows.keys() & expected.keys():
+            if (fault := self._fault(rows[key], expected[key])) is not None:
+                self.verdict.wrong += 1
+                self.verdict.note(f"{job.name} {key}: {fault}")
+
+    def _fault(self, row: Result, text: str) -> str | None:
+        if row.state is not ResultState.SUCCEEDED:
+            return f"{row.state}: {row.error}"
+        if row.task in ("echo", "shout"):
+            right = row.output == scripted_output(text, row.task)
+        else:
+            right = alike(row.output, self._undisturbed[text])
+        return None if right else f"{row.output} is not the answer to {text!r}"
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Say whether two outputs of a classification have the same labels with scores that differ by TOLERANCE at most."""
+    scores = [{entry["label"]: entry["score"] for entry in output} for output in (one, other)]
+    first, second = scores
+    return first.keys() == second.keys() and all(abs(first[name] - second[name]) <= TOLERANCE for name in first)
+
+
+def recoveries_s(blows: Sequence[Blow], stored_at: Iterable[float]) -> dict[str, list[float]]:
+    """Return by kind how long after each blow the next result was stored; a blow with none after it is left out."""
+    times = sorted(stored_at)
+    found: dict[str, list[float]] = defaultdict(list)
+    for blow in blows:
+        after = bisect_right(times, blow.at)
+        if after < len(times):
+            found[blow.kind].append(times[after] - blow.at)
+    return found
+
+
+def percentile(values: Sequence[float], percent: int) -> float | None:
+    """Return a percentile of any number of values, or None of none."""
+    if len(values) < 2:
+        return round(values[0], 3) if values else None
+    return round(statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 3)
+
+
+def judged(
+    store: Store, producers: Producers, asked: Mapping[tuple[str, int], str], undisturbed: Mapping[str, Any]
+) -> Verdict:
+    """Return the verdict on all that was accepted."""
+    judge = Judge(store, undisturbed)
+    for plan in producers.plans:
+        judge.submission(plan, producers.ledger(plan.key))
+    judge.questions(asked)
+    return judge.verdict

