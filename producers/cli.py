@@ -15,6 +15,7 @@ import msgspec
 from producers.command_line import CommandLine
 from producers.errors import InvalidInput
 from producers.messages import Priority
+from producers.operator_commands import COMMANDS
 
 if TYPE_CHECKING:
     from producers.handles import Job
@@ -299,6 +300,9 @@ def _writing(output: Path | None) -> Iterator[TextIO]:
     finally:
         part.unlink(missing_ok=True)
 
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

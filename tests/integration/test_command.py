@@ -225,7 +225,7 @@ def test_tasks_are_listed_with_their_parameters(tmp_path: Path, monkeypatch: pyt
     assert "text-classification  mine " in re.sub(r"  +", "  ", lines["mood"])
 
 
-@pytest.mark.parametrize("command", ["submit", "status", "results", "cancel", "tasks"])
+@pytest.mark.parametrize("command", ["submit", "status", "results", "cancel", "tasks", "dead", "replay", "purge"])
 def test_every_help_is_there(command: str) -> None:
     """Each is a small manual."""
     result = argosy(command, "--help")

@@ -11,14 +11,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from results_store.columns import pack_vector
 from results_store.database import Database, Weight
 from results_store.errors import SchemaMismatch
 from results_store.migrations.run import configuration, downgrade, upgrade
+from results_store.records import ResultState
 from results_store.schema import REVISION, metadata
 from results_store.store import Store
-from tests.integration.rows import batch, result, submit
+from tests.integration.rows import batch, new_envelope, new_job, result, submit
 
 
 def database(url: str) -> Database:
@@ -72,6 +74,61 @@ def test_down_and_up_again_with_data_in_it(store_url: str) -> None:
     with store:
         assert store.jobs() == []
         submit(store)
+
+
+def at_first_revision(found: Database) -> None:
+    """A database as version 0.1.0 left it in the middle of its work."""
+    upgrade(found, "0001")
+    with found.write(Weight.ACCEPTED) as connection:
+        connection.execute(text("INSERT INTO jobs (id, priority, created_at, total) VALUES ('job', 9, 1, 2)"))
+        columns = "id, job, model, priority, items, results, created_at, accepted_at, state, attempts"
+        for number, state in enumerate(("accepted", "published", "done")):
+            values = f"'e{number}', 'job', 'text', 9, 1, 1, 1, 1, '{state}', {number}"
+            connection.execute(text(f"INSERT INTO envelopes ({columns}) VALUES ({values})"))
+            connection.execute(text(f"INSERT INTO payloads VALUES ('e{number}', :payload, 'x')"), {"payload": b"input"})
+
+
+def test_a_database_in_use_gains_dead_letters_and_loses_nothing(store_url: str) -> None:
+    """SQLite copies the envelopes to change them; dropping the old ones must not take their payloads along."""
+    found = database(store_url)
+    at_first_revision(found)
+
+    upgrade(found)
+
+    with Store(store_url) as store:
+        assert [(d.state.value, d.envelopes) for d in store.depth()] == [("accepted", 1), ("published", 1)]
+        taken = store.take_overdue(1e9, accepted_before=1e9, published_before=1e9)
+        assert [(envelope.id, envelope.payload, envelope.attempts) for envelope in taken] == [("e0", b"input", 0)]
+        failed = result(0, envelope="e1", state=ResultState.FAILED, output=None)
+        store.commit([failed], dead=["e1"])
+        assert [letter.payload for letter in store.dead()] == [b"input"]
+    found.close()
+
+
+def test_the_first_revision_can_be_gone_back_to(store_url: str) -> None:
+    """A dead envelope is done to a version that knows no other word; a job half purged does not stand in the way."""
+    found = database(store_url)
+    at_first_revision(found)
+    upgrade(found)
+    with Store(store_url) as store:
+        store.add_envelopes([new_envelope("x0", job="x")], jobs=[new_job("x", ttl_s=5)])
+        store.commit([result(0, envelope="e1", state=ResultState.FAILED, output=None)], dead=["e1"])
+        store.commit([result(0, job="x", envelope="x0")], done=["x0"])
+    with found.write(Weight.ACCEPTED) as connection:
+        connection.execute(text("DELETE FROM jobs WHERE id = 'x'"))
+        connection.execute(text("INSERT INTO purged_jobs VALUES ('x', 1)"))
+
+    downgrade(found, "0001")
+
+    with found.read() as connection:
+        states = connection.execute(text("SELECT id, state FROM envelopes ORDER BY id")).all()
+        assert [tuple(row) for row in states] == [("e0", "accepted"), ("e1", "done"), ("e2", "done")]
+        assert connection.execute(text("SELECT count(*) FROM payloads")).scalar() == 3
+        assert connection.execute(text("SELECT count(*) FROM results")).scalar() == 1
+        with pytest.raises(DBAPIError):
+            connection.execute(text("UPDATE envelopes SET state = 'dead'"))
+    upgrade(found)
+    found.close()
 
 
 def test_several_processes_may_start_at_once(store_url: str) -> None:

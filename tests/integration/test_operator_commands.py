@@ -1,0 +1,84 @@
+"""`argosy dead`, `replay` and `purge`: what they print, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from click.testing import CliRunner, Result
+
+from producers.cli import main
+from results_store.records import ResultState
+from results_store.store import Store
+from tests.integration.rows import new_envelope, new_job, result
+
+
+@pytest.fixture
+def store_url(sqlite_url: str) -> str:
+    """The commands do nothing that depends on the database: one is enough."""
+    return sqlite_url
+
+
+@pytest.fixture(autouse=True)
+def environment(store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGOSY_STORE_URL", store_url)
+
+
+def argosy(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture
+def given_up(store: Store) -> None:
+    """Job `a` with a dead letter, job `b` with an ordinary failure, both finished an hour ago."""
+    payload = b'{"items": [{"input": "secret"}]}'
+    store.add_envelopes([new_envelope("a0", job="a", payload=payload)], jobs=[new_job("a")])
+    store.add_envelopes([new_envelope("b0", job="b")], jobs=[new_job("b")])
+    failed = {"state": ResultState.FAILED, "output": None}
+    store.claim(["a0"], worker="w1", leased_until=0)
+    an_hour_ago = time.time() - 3600
+    store.commit([result(0, job="a", envelope="a0", **failed)], dead=["a0"], at=an_hour_ago)
+    error = {"kind": "ModelError", "message": "broke"}
+    store.commit([result(0, job="b", envelope="b0", error=error, **failed)], done=["b0"], at=an_hour_ago)
+
+
+@pytest.mark.usefixtures("given_up")
+def test_dead_letters_are_listed_without_their_inputs() -> None:
+    """A terminal is seen by more people than a text was meant for; programs may ask for it."""
+    listed = argosy("dead")
+    assert listed.stdout == "a0  job a  1 attempts  1 failed result  no word from its worker\n"
+    assert "argosy replay --error TooManyAttempts" in listed.stderr
+    whole = json.loads(argosy("dead", "a", "--json").stdout)
+    assert whole["payload"] == {"items": [{"input": "secret"}]}
+    assert whole["failures"][0]["error"]["kind"] == "TooManyAttempts"
+    assert argosy("dead", "b").stdout == ""
+
+
+@pytest.mark.usefixtures("given_up")
+def test_a_replay_says_what_it_put_back(store: Store) -> None:
+    """By error, by job, and in the end nothing is left to put back."""
+    assert argosy("replay", "--error", "TooManyAttempts").stdout == "1 failed results of 1 envelopes put back\n"
+    assert argosy("replay", "b").stdout == "1 failed results of 1 envelopes put back\n"
+    assert argosy("replay", "--all").stdout == "0 failed results of 0 envelopes put back\n"
+    assert store.depth()[0].envelopes == 2
+
+
+def test_a_replay_of_everything_must_be_meant() -> None:
+    """A job's id forgotten is not a wish for all of them; one misspelt is not nothing to do."""
+    forgotten = argosy("replay")
+    assert forgotten.exit_code == 2
+    assert "name a job, or what failed with --error, or --all" in forgotten.stderr
+    misspelt = argosy("replay", "nope")
+    assert misspelt.exit_code == 1
+    assert "no job 'nope'" in misspelt.stderr
+
+
+@pytest.mark.usefixtures("given_up")
+def test_a_purge_removes_what_is_older(store: Store) -> None:
+    """By age; a duration without its unit is refused, since nobody can know what was meant."""
+    assert argosy("purge", "--older-than", "2h").stdout.startswith("removed 0 jobs")
+    assert argosy("purge", "--older-than", "30m", "--inputs").stdout.startswith("removed 0 jobs, 0 results, 2 inputs")
+    assert argosy("purge", "--older-than", "30m").stdout.startswith("removed 2 jobs, 2 results")
+    assert store.jobs() == []
+    assert "write a number and a unit" in argosy("purge", "--older-than", "30").stderr
