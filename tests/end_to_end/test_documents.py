@@ -1,0 +1,73 @@
+"""README and docs do what they say: their blocks run as they stand, their links lead somewhere."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.documents import DOCUMENTS, ROOT, Reader, blocks
+from workers import settings
+
+_LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    reader = Reader(tmp_path)
+    yield reader
+    reader.stop()
+
+
+@pytest.mark.timeout(600)
+def test_the_readme_can_be_followed(reader: Reader, pulled_models: object) -> None:
+    """A newcomer's first ten minutes: pull, up, ten lines of Python, the command; the answers make sense."""
+    reader.follow(ROOT / "README.md")
+    said = "\n".join(reader.said)
+    assert "'label': 'positive'" in said
+    assert re.search(r"^0 topic succeeded \[.*'business'", said, re.MULTILINE)
+    assert re.search(r"^1 topic succeeded \[.*'sport'", said, re.MULTILINE)
+    assert "1536 bytes of float32" in said
+    with (reader.folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        found = {(row["key"], row["task"]): row for row in csv.DictReader(file)}
+    assert {state for row in found.values() for state in [row["state"]]} == {"succeeded"}
+    assert "positive" in found["a1", "sentiment"]["output"]
+    assert "negative" in found["a2", "sentiment"]["output"]
+
+
+@pytest.mark.timeout(300)
+def test_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
+    """docs/models.md, followed to the letter, ends with two answers of the reader's own class."""
+    reader.follow(ROOT / "docs" / "models.md")
+    assert "'label': 'easy'" in reader.said[-1].splitlines()[0]
+    assert "'label': 'hard'" in reader.said[-1].splitlines()[1]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_two_commands_exist() -> None:
+    """Those the README names; that they do their work is what they are there to show."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^make ([\w-]+)", text, re.MULTILINE)
+    assert targets == ["demo", "test"]
+    subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, capture_output=True, check=True)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(document: Path) -> None:
+    """Files move; a reader of the documents is the last to be told."""
+    links = _LINK.findall(document.read_text(encoding="utf-8"))
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_fleet_toml_shown_is_a_valid_one(document: Path, tmp_path: Path) -> None:
+    """Settings are checked with names and types, so an example cannot outlive the setting that it shows."""
+    for number, block in enumerate(block for block in blocks(document) if block.language == "toml"):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block.text, encoding="utf-8")
+        settings.load(path)
