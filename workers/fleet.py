@@ -62,7 +62,8 @@ class LocalFleet:
         self._with_flower = flower
         self._workers_per_device = workers_per_device
         self._valkey = EmbeddedValkey(home / "valkey")
-        self._broker_restarts = Restarts()
+        # without a broker nothing moves, and its start costs nothing
+        self._broker_restarts = Restarts(longest_wait_s=2.0)
         self._lock: IO[str] | None = None
         self._stopping = threading.Event()
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-#: Seconds before what ended is started again: doubled each time, up to the last.
-BACKOFF_S = (1.0, 30.0)
+#: Seconds before what ended is started again: doubled each time, up to the longest.
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 30.0
 
 #: What ran this long before it ended was healthy: its next start waits no longer than the first did.
 HEALTHY_S = 10.0
@@ -25,6 +26,7 @@ _TAIL_BYTES = 8192
 class Restarts:
     """When something that keeps ending may be started again."""
 
+    longest_wait_s: float = LONGEST_WAIT_S
     clock: Callable[[], float] = time.monotonic
     failures: int = 0
     started_at: float = 0.0
@@ -41,8 +43,7 @@ class Restarts:
         if self.restart_at is None:
             if now - self.started_at >= HEALTHY_S:
                 self.failures = 0
-            first_s, longest_s = BACKOFF_S
-            wait_s = min(longest_s, first_s * 2**self.failures)
+            wait_s = min(self.longest_wait_s, FIRST_WAIT_S * 2**self.failures)
             self.failures += 1
             self.restart_at = now + wait_s
             logger.warning("%s ended (%s); starting it again in %g s", name, last_words(), wait_s)

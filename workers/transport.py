@@ -14,6 +14,7 @@ from typing import Any
 
 from celery.worker import strategy
 from kombu.transport import redis
+from redis.exceptions import ConnectionError  # noqa: A004 - the one that kombu expects
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +25,23 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
     def restore_unacked(self, client: Any = None) -> None:
         try:
             super().restore_unacked(client)
-        except Exception as error:  # noqa: BLE001 - seen: ConnectionError, and AttributeError once kombu let go of the connection
+        except Exception as error:  # noqa: BLE001 - whatever it is, the channel must get closed
             # What is held here goes on and is committed; what is not comes back when its lease runs out.
             logger.warning("messages were not put back: %s: %s", type(error).__name__, error)
             self._delivered.clear()
 
 
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
-    """Reads on after a message that is not even kombu's."""
+    """Reads on after a message that is not even kombu's, and says ConnectionError where its connection is no more."""
 
     QoS = QoS
+
+    def _connparams(self, *args: Any, **options: Any) -> Any:
+        # A thread acknowledges what it did on the channel that the message came by. When kombu has closed that meanwhile,
+        # AttributeError would come of it and end the worker; a ConnectionError is expected at all these places.
+        if self.connection is None or self.connection.client is None:
+            raise ConnectionError("the connection to the broker was lost, and this channel with it")
+        return super()._connparams(*args, **options)
 
     def _brpop_read(self, **options: Any) -> Any:
         try:

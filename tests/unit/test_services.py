@@ -28,14 +28,14 @@ def end_and_wait(restarts: Restarts, clock: Clock, *, ran_s: float) -> float:
 def test_what_keeps_ending_waits_longer_each_time():
     """A worker that cannot live must not keep the machine busy with its starts."""
     clock = Clock()
-    restarts = Restarts(clock)
+    restarts = Restarts(clock=clock)
     assert [end_and_wait(restarts, clock, ran_s=0.5) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
 
 
 def test_what_ran_for_a_while_is_forgiven():
     """Deaths spread over days are no crash loop: each is mended at once."""
     clock = Clock()
-    restarts = Restarts(clock)
+    restarts = Restarts(clock=clock)
     for _ in range(5):
         end_and_wait(restarts, clock, ran_s=0.5)
     assert [end_and_wait(restarts, clock, ran_s=HEALTHY_S) for _ in range(3)] == [1, 1, 1]
