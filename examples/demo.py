@@ -7,7 +7,7 @@ while bulk ran, Flower saw the envelopes, and nothing is left running.
 from __future__ import annotations
 
 import os
-import shutil
+import signal
 import sqlite3
 import statistics
 import threading
@@ -69,8 +69,9 @@ def main() -> int:
     console.rule("[bold]Argosy: the main job, on this machine")
     chosen = settings.load()
     photographs = pull(chosen)
-    shutil.rmtree(HOME, ignore_errors=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside: clean up all the same
     fleet = LocalFleet(chosen, HOME)
+    fleet.clear()
     with console.status("starting Valkey, SQLite, a CPU worker and Flower …"):
         fleet.start()
     try:

@@ -84,6 +84,9 @@ def pinned_environment(device: Device, environment: Mapping[str, str], *, thread
     else:
         pinned["CUDA_VISIBLE_DEVICES"] = ""
     pinned["OMP_NUM_THREADS"] = str(threads or available_cores())
+    # threads that wait give their core away: where anything else wants it (the parent, the broker, the database),
+    # spinning costs half of the throughput or more
+    pinned.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     pinned["TOKENIZERS_PARALLELISM"] = "false"
     return pinned
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -121,6 +122,16 @@ class LocalFleet:
             self.stop()
             raise
 
+    def clear(self) -> None:
+        """Empty the home folder, for a fleet that is to begin with nothing. Raises AlreadyRunning."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._take_lock()
+        try:
+            self._end_leftovers()
+            shutil.rmtree(self.home)
+        finally:
+            self._release_lock()
+
     def whereabouts(self) -> list[str]:
         """Where everything is, a line each, without passwords."""
         nodes = ", ".join(service.name for service in self.workers)
@@ -157,9 +168,7 @@ class LocalFleet:
         self.services.clear()
         self._valkey.stop()
         (self.home / "processes.json").unlink(missing_ok=True)
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        self._release_lock()
 
     # --- starting ---
 
@@ -177,6 +186,11 @@ class LocalFleet:
                 f"a fleet already runs in {self.home}{running}; use it, stop it, or set ARGOSY_HOME to another folder"
             ) from None
         self._lock = lock
+
+    def _release_lock(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
 
     def _start_services(self) -> None:
         environment = os.environ | {"ARGOSY_BROKER_URL": self.broker_url, "ARGOSY_STORE_URL": self.store_url}
