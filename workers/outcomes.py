@@ -76,7 +76,7 @@ def _computed(
 ) -> Result:
     row = replace(
         result(envelope, item, task.name, ResultState.SUCCEEDED),
-        model_revision=model.spec.revision,
+        model_revision=model.revision,
         batch=computed.batch,
         batched_at=computed.batched_at,
         computed_at=computed.computed_at,
