@@ -71,3 +71,4 @@ def save(module: torch.nn.Module, path: Path, *, kind: str, labels: tuple[str, .
     metadata = {"format": _FORMAT, "kind": kind, "labels": json.dumps(labels)}
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     save_file(tensors, path, metadata | {name: str(value) for name, value in about.items()})
+    path.chmod(0o644)  # safetensors writes for the owner alone; a worker may be somebody else

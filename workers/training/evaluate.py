@@ -9,7 +9,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ _PARAMS = TextClassificationParams(truncation=True)
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How one set of test texts went. `majority` is the accuracy of always saying the most frequent label."""
+    """How one set of test texts went. `majority` is the accuracy of always saying the set's most frequent label."""
 
     name: str
     texts: int
@@ -38,24 +38,23 @@ class Score:
 
 
 def judge(task: str, cache: Path, model: TextModel) -> list[Score]:
-    """Return a task's scores on its test part: as a whole, and in the forms or domains that differ."""
-    parts = data.split(data.read(task, cache), seed=SEED)
-    frequent = Counter(example.label for example in parts.train).most_common(1)[0][0]
-    scores = [_score(task, parts.test, model, frequent, task)]
+    """Return a task's scores on its test part: as a whole, and in the domains or forms that differ."""
+    test = data.split(data.read(task, cache), seed=SEED).test
+    answers = predict(task, [example.text for example in test], model, task)
+    scores = [_score(task, test, answers)]
+    if task == "sentiment":
+        for domain in sorted({example.domain for example in test}):
+            own = [place for place, example in enumerate(test) if example.domain == domain]
+            scores.append(_score(f"{task}, {domain}", [test[n] for n in own], [answers[n] for n in own]))
     if task == "spam":
-        bodies = [replace(example, text=without_subject(example.text)) for example in parts.test]
-        scores.append(_score("spam, body without subject", bodies, model, frequent, task))
-    domains = sorted({example.domain for example in parts.test}) if task == "sentiment" else []
-    for domain in domains:
-        own = [example for example in parts.test if example.domain == domain]
-        scores.append(_score(f"sentiment, {domain}", own, model, frequent, task))
+        bodies = [without_subject(example.text) for example in test]
+        scores.append(_score(f"{task}, without subject", test, predict(task, bodies, model, "without subject")))
     return scores
 
 
-def _score(name: str, examples: Sequence[Example], model: TextModel, frequent: str, task: str) -> Score:
-    answers = predict(task, [example.text for example in examples], model, name)
+def _score(name: str, examples: Sequence[Example], answers: Sequence[str]) -> Score:
     right = sum(answer == example.label for answer, example in zip(answers, examples, strict=True))
-    common = sum(example.label == frequent for example in examples)
+    [(_, common)] = Counter(example.label for example in examples).most_common(1)
     return Score(name, len(examples), right / len(examples), common / len(examples))
 
 
@@ -83,10 +82,10 @@ def main() -> None:
     console = Console()
     cache = sources.cache_folder()
     started_at = time.monotonic()
-    tasks = {name: task for name, task in Catalogue.builtin().tasks.items() if name in data.READERS}
-    model = features.text_model(cache, tasks)
+    chosen = asked.task or list(data.READERS)
+    model = features.text_model(cache, {name: Catalogue.builtin().tasks[name] for name in chosen})
     table = Table("test part", "texts", "accuracy", "majority label", title="Held-out accuracy of the text heads")
-    for task in asked.task or list(data.READERS):
+    for task in chosen:
         for row in _rows(judge(task, cache, model)):
             table.add_row(*row)
     console.print(table)
