@@ -10,7 +10,8 @@ and its sessions; and a worker is stopped until others have its work, and goes o
 Figures: `accepted` and `terminal` count results (one per text and task). `lost` has no row, `doubled` counts rows that nobody
 submitted, `wrong` rows that are not what an undisturbed run gives. `forgotten` are items that a producer was told are accepted and
 its next run did not find; `miscounted`, how far progress is off the rows. `recovery_*_s` is the time from a blow to the next
-stored result, `stall_max_s` the longest time without one while work was unfinished.
+result that is stored of a producer's submission, `drain_*_s` until all are that were unfinished when it fell (later blows fall into
+that, too), `stall_max_s` the longest time without any while work was unfinished.
 """
 
 from __future__ import annotations
@@ -69,13 +70,13 @@ kind = "text-classification"
 PRODUCERS = 25
 
 #: Seconds that a blow and its recovery take on average: what the producers are paced by.
-SECONDS_A_KILL = 3.0
+SECONDS_A_KILL = 2.0
 
 #: Blows that come at once after the last, without waiting for its recovery: one in so many.
 HASTE = 4
 
-#: Results that must be unfinished when a blow falls.
-LEAST_WORK = 20
+#: Results that must be unfinished when a blow falls, but for the last ones.
+LEAST_WORK = 100
 
 #: Texts for the real model, which is the expensive one: one in so many of all, at most.
 REAL_SHARE = 50
@@ -234,7 +235,8 @@ class Scene:
         return blows
 
     def figures(self, blows: list[Blow], verdict: Verdict, real_items: int) -> dict[str, Any]:
-        felt = recoveries_s(blows, verdict.stored_at)
+        felt = recoveries_s(blows, verdict.spans)
+        drains = drains_s(blows, verdict.spans)
         all_felt = [seconds for found in felt.values() for seconds in found]
         waits_s = self.asker.waits_s
         return {
@@ -254,6 +256,8 @@ class Scene:
             "recovery_p95_s": percentile(all_felt, 95),
             "recovery_max_s": round(max(all_felt, default=0.0), 3),
             "recovery_max_by_kind_s": {kind: round(max(found), 3) for kind, found in sorted(felt.items())},
+            "drain_p50_s": percentile(drains, 50),
+            "drain_p95_s": percentile(drains, 95),
             "stall_max_s": round(self.progress.longest_stall_s, 1),
             "producer_runs": self.producers.runs,
             "questions": len(self.asker.asked),

@@ -20,7 +20,7 @@ from producers.errors import ArgosyError
 from results_store.errors import StoreError
 
 #: So many producers submit at a time.
-ACTIVE = 2
+ACTIVE = 3
 
 #: Device seconds that a scripted text takes, at random between these: enough that kills meet work under way.
 DEVICE_S = (0.004, 0.03)

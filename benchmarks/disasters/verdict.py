@@ -26,7 +26,8 @@ Key = tuple[int, str]
 class Verdict:
     """Counts of results. `forgotten` are items that a producer was told are accepted and its next run did not find.
 
-    `miscounted` is how far jobs' progress is off their rows, `notes` some cases in words.
+    `miscounted` is how far jobs' progress is off their rows, `notes` some cases in words. `spans` are from when to when the
+    producers' results were waited for, (queued, stored), in Unix seconds.
     """
 
     accepted: int = 0
@@ -36,7 +37,7 @@ class Verdict:
     wrong: int = 0
     forgotten: int = 0
     miscounted: int = 0
-    stored_at: list[float] = field(default_factory=list)
+    spans: list[tuple[float, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -90,7 +91,9 @@ class Judge:
 
     def _job(self, job: JobStatus, expected: Mapping[Key, str], *, more_allowed: bool = False) -> None:
         rows = {(row.seq, row.task): row for row in stream(self._store, job.id)}
-        self.verdict.stored_at += [row.stored_at for row in rows.values() if row.stored_at is not None]
+        if not more_allowed:
+            # the questions are not among them: they come by themselves, and hide how long the rest stands still
+            self.verdict.spans += [(row.queued_at or 0.0, row.stored_at or 0.0) for row in rows.values()]
         self.verdict.terminal += len(rows.keys() & expected.keys())
         missing = expected.keys() - rows.keys()
         self.verdict.lost += len(missing)
@@ -121,15 +124,21 @@ def alike(one: Any, other: Any) -> bool:
     return first.keys() == second.keys() and all(abs(first[name] - second[name]) <= TOLERANCE for name in first)
 
 
-def recoveries_s(blows: Sequence[Blow], stored_at: Iterable[float]) -> dict[str, list[float]]:
+def recoveries_s(blows: Sequence[Blow], spans: Iterable[tuple[float, float]]) -> dict[str, list[float]]:
     """Return by kind how long after each blow the next result was stored; a blow with none after it is left out."""
-    times = sorted(stored_at)
+    times = sorted(stored for _, stored in spans)
     found: dict[str, list[float]] = defaultdict(list)
     for blow in blows:
         after = bisect_right(times, blow.at)
         if after < len(times):
             found[blow.kind].append(times[after] - blow.at)
     return found
+
+
+def drains_s(blows: Sequence[Blow], spans: Sequence[tuple[float, float]]) -> list[float]:
+    """Return how long after each blow the last result was stored of all that were waited for when it fell."""
+    waited = ([stored - blow.at for queued, stored in spans if queued <= blow.at < stored] for blow in blows)
+    return [max(found) for found in waited if found]
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:
