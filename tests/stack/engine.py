@@ -1,4 +1,7 @@
-"""A Docker engine: the one that answers already, or one started here and stopped again, with nothing left behind."""
+"""A Docker engine: the one that answers already, or one started here and stopped again.
+
+Nothing of it stays but the packages it is made of and the bridge and firewall chains that Docker always leaves.
+"""
 
 from __future__ import annotations
 
