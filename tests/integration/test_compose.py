@@ -216,6 +216,7 @@ def local(tmp_path: Path, postgresql_url: str) -> Iterator[Local]:
             here.stop(service)
 
 
+@pytest.mark.timeout(600)  # the first run on a machine pulls the models
 def test_the_services_work_together_as_local_processes(local: Local) -> None:
     """Every command and variable of the file is right: a job goes through, Flower shows it to those who may see it."""
     local.start("redis")
