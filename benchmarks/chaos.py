@@ -35,7 +35,7 @@ from benchmarks.disasters.faults import Blow, Faults
 from benchmarks.disasters.load import ACTIVE, DEVICE_S, Asker, Producers, scripted_plan
 from benchmarks.disasters.producer import Plan
 from benchmarks.disasters.progress import Progress
-from benchmarks.disasters.verdict import Verdict, judged, percentile, recoveries_s
+from benchmarks.disasters.verdict import Verdict, drains_s, judged, percentile, recoveries_s
 from producers import Client
 from results_store.store import Store
 from workers import settings
