@@ -1,44 +1,68 @@
-"""What a submission gives back: a Handle to one item, a Job of many. Both read the store, woken by done notices."""
+"""What a submission gives back: a Handle to one item, a Job of many. The asyncio ones are in `async_handles`."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from producers import notices
 from producers.errors import ArgosyError, ItemCancelled, ItemExpired, ItemFailed, ResultTimeout
-from producers.notices import Listener
+from producers.pending import Pending
 from results_store.records import JobStatus, Result, ResultState
 
 if TYPE_CHECKING:
+    from producers.link import Link
     from producers.packing import Rejected
-    from results_store.store import Store
 
 
-class Handle:
-    """One submitted item. Any number of threads may wait for it."""
+class ItemHandle:
+    """One submitted item: what the handles of both clients have in common."""
 
-    def __init__(
-        self,
-        store: Store,
-        listener: Listener,
-        *,
-        job: str,
-        seq: int,
-        envelopes: Sequence[str],
-        tasks: Sequence[str],
-        single: bool,
-    ) -> None:
-        self.job = job
-        self.seq = seq
-        self.tasks = tuple(tasks)
-        self._store = store
-        self._listener = listener
-        self._envelopes = tuple(envelopes)
+    def __init__(self, link: Link, pending: Pending, *, single: bool) -> None:
+        self.job = pending.job
+        self.seq = pending.seq
+        self.tasks = pending.tasks
+        self._link = link
+        self._pending = pending
         self._single = single
 
     def __repr__(self) -> str:
-        return f"Handle(job={self.job!r}, seq={self.seq}, tasks={self.tasks!r})"
+        return f"{type(self).__name__}(job={self.job!r}, seq={self.seq}, tasks={self.tasks!r})"
+
+    def _output(self, rows: Sequence[Result]) -> Any:
+        outputs = [value(row) for row in rows]
+        return outputs[0] if self._single else dict(zip(self.tasks, outputs, strict=True))
+
+    def _timeout(self, timeout_s: float | None) -> ResultTimeout:
+        return ResultTimeout(
+            f"job {self.job}, item {self.seq}: no result within {timeout_s} s; the work goes on: ask again, "
+            "or see `argosy doctor` for whether a worker runs"
+        )
+
+    def _cancel(self) -> bool:
+        """Store `cancelled` for what has no result yet. What an envelope alone holds for it is not computed any more."""
+        one = self._pending
+        envelopes = [carrier.envelope for carrier in one.carriers]
+        committed = self._link.store.commit(
+            one.cancelled_rows(),
+            done=[carrier.envelope for carrier in one.carriers if carrier.alone and one.durable],
+            unlisted=() if one.durable else envelopes,
+        )
+        self._link.listener.look_up([one])
+        return committed.inserted > 0
+
+    def _stored(self) -> list[Result]:
+        if self._pending.rows is not None:
+            return list(self._pending.rows)
+        rows = {row.task: row for row in self._link.store.results_of(self.job, [self.seq])}
+        return [rows[task] for task in self.tasks if task in rows]
+
+
+class Handle(ItemHandle):
+    """One submitted item. Any number of threads may wait for it."""
 
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait and return the output: of the task, or by task name if the submission named a sequence.
@@ -46,28 +70,32 @@ class Handle:
         Raises ItemFailed, ItemCancelled or ItemExpired for the first task that did not succeed (`results` has them
         all), and ResultTimeout if `timeout_s` passes first; None waits without end.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        rows = self._listener.wait(self._envelopes, self._complete, deadline)
-        if rows is None:
-            raise ResultTimeout(
-                f"job {self.job}, item {self.seq}: no result within {timeout_s} s; the work goes on: ask again, "
-                "or see `argosy doctor` for whether a worker runs"
-            )
-        outputs = {row.task: value(row) for row in rows}
-        return outputs[self.tasks[0]] if self._single else {task: outputs[task] for task in self.tasks}
+        promise: Future[list[Result]] = Future()
+        self._pending.tell(promise)
+        try:
+            return self._output(promise.result(timeout_s))
+        except TimeoutError as error:
+            if promise.done():  # an error of ours that is a TimeoutError too
+                raise
+            raise self._timeout(timeout_s) from error
+        finally:
+            self._pending.forget(promise)
 
     def results(self) -> list[Result]:
         """Return the rows that are stored by now, in the order of the tasks."""
-        rows = {row.task: row for row in self._store.results_of(self.job, [self.seq])}
-        return [rows[task] for task in self.tasks if task in rows]
+        return self._stored()
 
     def done(self) -> bool:
         """Say whether every task of the item has its result."""
-        return self._complete() is not None
+        return len(self._stored()) == len(self.tasks)
 
-    def _complete(self) -> list[Result] | None:
-        rows = self.results()
-        return rows if len(rows) == len(self.tasks) else None
+    def cancel(self) -> bool:
+        """End what has no result yet ``cancelled``, now; return whether there was any.
+
+        The first terminal state wins: an output that comes later is dropped. The computing itself is spared only
+        if no worker has begun it and the item travels alone.
+        """
+        return self._cancel()
 
 
 class Job:
@@ -75,8 +103,7 @@ class Job:
 
     def __init__(
         self,
-        store: Store,
-        listen: Callable[[str], Listener],
+        link: Link,
         id: str,  # noqa: A002 - what it is called everywhere else
         *,
         rejected: Sequence[Rejected] = (),
@@ -85,15 +112,14 @@ class Job:
         self.id = id
         self.rejected = tuple(rejected)
         self.rejected_count = rejected_count
-        self._store = store
-        self._listen = listen
+        self._link = link
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"
 
     def progress(self) -> JobStatus:
         """Return how far the job is. Raises UnknownJob."""
-        return self._store.job(self.id)
+        return self._link.store.job(self.id)
 
     def wait(
         self, timeout_s: float | None = None, *, on_progress: Callable[[JobStatus], object] | None = None
@@ -102,19 +128,21 @@ class Job:
 
         Raises ResultTimeout if `timeout_s` passes first; None waits without end.
         """
-
-        def finished() -> JobStatus | None:
-            status = self.progress()
-            if on_progress is not None:
-                on_progress(status)
-            return status if status.finished else None
-
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        with self._listen(self.id) as listener:
-            status = listener.wait((), finished, deadline)
-        if status is None:
-            raise ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on: wait again")
-        return status
+        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        changed = threading.Event()
+        with self._link.listener.following(self.id, changed.set):
+            while True:
+                changed.clear()
+                looked = time.monotonic()
+                status = self.progress()
+                if on_progress is not None:
+                    on_progress(status)
+                if status.finished:
+                    return status
+                if time.monotonic() >= deadline:
+                    raise unfinished(self.id, timeout_s)
+                if changed.wait(max(0.0, min(looked + notices.FALLBACK_S, deadline) - time.monotonic())):
+                    time.sleep(max(0.0, min(looked + notices.LOOK_EVERY_S, deadline) - time.monotonic()))
 
     def results(self) -> Iterator[Result]:
         """Yield the results that are stored by now, by item and then task, a page at a time. Raises UnknownJob.
@@ -123,11 +151,16 @@ class Job:
         """
         from results_store.export import stream
 
-        return stream(self._store, self.id)
+        return stream(self._link.store, self.id)
 
     def cancel(self) -> JobStatus:
         """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
-        return self._store.cancel_job(self.id, time.time())
+        return self._link.store.cancel_job(self.id, time.time())
+
+
+def unfinished(job: str, timeout_s: float | None) -> ResultTimeout:
+    """The error for a job that takes longer than somebody wants to wait."""
+    return ResultTimeout(f"job {job}: not finished within {timeout_s} s; the work goes on: wait again")
 
 
 def value(row: Result) -> Any:
@@ -144,7 +177,7 @@ def value(row: Result) -> Any:
 def _error(row: Result) -> ArgosyError:
     error = row.error or {}
     if row.state is ResultState.CANCELLED:
-        return ItemCancelled(f"{row.task}: job {row.job} was cancelled before item {row.seq} was computed")
+        return ItemCancelled(f"{row.task}: item {row.seq} of job {row.job} was cancelled before it was computed")
     if row.state is ResultState.EXPIRED:
         return ItemExpired(f"{row.task}: the deadline of item {row.seq} in job {row.job} passed before it was computed")
     return ItemFailed(row.task, str(error.get("kind", "Error")), str(error.get("message", "no message")))

@@ -66,7 +66,8 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The unit of delivery: one Celery message with items of one model and one priority.
 
-    Times are Unix seconds. `deadline_at` holds for every item: past it, an item is not computed.
+    Times are Unix seconds. `deadline_at` holds for every item: past it, an item is not computed. One that is not
+    `durable` has no row in the outbox: Redis alone carries it.
     """
 
     SUPPORTED: ClassVar[tuple[int, ...]] = (VERSION,)
@@ -79,6 +80,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     queued_at: float
     items: tuple[Item, ...]
     deadline_at: float | None = None
+    durable: bool = True
 
     @property
     def results(self) -> int:
@@ -101,6 +103,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     queued_at: float
     items: list[Any]
     deadline_at: float | None = None
+    durable: bool = True
 
 
 class BadItem(msgspec.Struct, frozen=True):
@@ -175,6 +178,7 @@ def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
             queued_at=header.queued_at,
             items=tuple(items),
             deadline_at=header.deadline_at,
+            durable=header.durable,
         ),
         bad,
     )

@@ -1,8 +1,8 @@
-"""Done notices: a worker announces each envelope on its job's channel after the commit; here someone waits for it.
+"""Done notices: a worker announces each envelope on its job's channel after the commit; one thread a client hears them.
 
-A notice only says when to look; what is true stands in the store. So a waiter is registered first and looks second,
-or the notice could come between the two. It looks again whenever the subscription is made anew, because notices
-sent meanwhile are gone, and after a while without any, because Redis promises no delivery.
+A notice only says when to look; what is true stands in the store. All that is announced at the same time is looked up
+at once. Whatever is awaited is looked up again when the subscription is made anew, because notices sent meanwhile are
+gone, and after a while without any, because Redis promises no delivery.
 """
 
 from __future__ import annotations
@@ -10,144 +10,234 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from producers.errors import BrokerUnavailable
+from producers.errors import BrokerUnavailable, ConfigurationError
+from producers.gathering import Deliver
+from producers.messages import new_id
+from producers.pending import Pending
 from producers.publisher import as_unavailable
 from producers.queues import done_channel
+from results_store.errors import StoreError
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.client import PubSub
+
+    from results_store.records import Result
+    from results_store.store import Store
 
 log = logging.getLogger(__name__)
 
 #: Without a notice the store is looked at this often; also the wait before a lost subscription is made again.
 FALLBACK_S = 1.0
 
+#: Looking without a notice may take this part of the time, so that ten thousand awaited items do not load the store.
+FALLBACK_SHARE = 0.05
+
 #: A whole job's notices come by the hundred; who waits for it looks at the store no more often than this.
 LOOK_EVERY_S = 0.02
 
-#: Stands for every envelope of the job.
-ANY = ""
-
-T = TypeVar("T")
+#: Awaited items that one statement looks up.
+LOOK_UP = 1000
 
 
 class Listener:
-    """Reads one job's notices in a thread of its own and wakes those who wait, however many.
+    """Hears the notices of every job that its client waits for, on one subscription, and looks up what they announce.
 
-    Without Redis (None) it starts no thread, and waiters look every FALLBACK_S.
+    Without Redis it only looks, every FALLBACK_S. `deliver` runs what is to be done for those who wait.
     """
 
-    def __init__(self, redis: Redis | None, job: str) -> None:
+    def __init__(self, redis: Redis | None, store: Callable[[], Store], deliver: Deliver) -> None:
         self._redis = redis
-        self._channel = done_channel(job)
-        self._waiters: dict[str, set[threading.Event]] = defaultdict(set)
+        self._store = store
+        self._deliver = deliver
+        self._control = done_channel(new_id())  # a message to ourselves wakes our own thread
+        self._followers: dict[str, list[Callable[[], object]]] = {}  # by channel
+        self._subscribed: set[str] = set()
+        self._awaited: dict[str, dict[int, weakref.ref[Pending]]] = {}  # by envelope and item
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._live = False
         self._thread: threading.Thread | None = None
+        self._next_look = 0.0
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start listening. Doing so before the submission means that the first answer is not missed."""
-        if self._redis is not None and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"{self._channel} notices", daemon=True)
-            self._thread.start()
+    def start(self, job: str) -> None:
+        """Hear the notices of a job from now on, before anything of it is submitted."""
+        with self._lock:
+            self._followers.setdefault(done_channel(job), [])
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="argosy notices", daemon=True)
+                self._thread.start()
+                return
+        self._wake()
 
     def close(self) -> None:
-        """Stop the thread, at once while Redis answers."""
+        """Stop the thread, at once while Redis answers. Whoever still waits hears that the client is closed."""
         self._stopping.set()
-        if self._thread is None or self._redis is None:
-            return
-        try:
-            with as_unavailable(self._redis):
-                self._redis.publish(self._channel, ANY)  # wakes our own thread from its read
-        except BrokerUnavailable:
-            pass  # then its read ends with an error, or after FALLBACK_S
-        self._thread.join()
-        self._thread = None
+        if self._thread is not None:
+            self._wake()
+            self._thread.join()
+        if self._redis is not None:
+            self._redis.close()
+        closed = ConfigurationError("the client was closed while a result was awaited; ask for it with a new one")
+        self._deliver([partial(one.fail, closed) for one in self._held()])
 
-    def wait(self, envelopes: Sequence[str], look: Callable[[], T | None], deadline: float | None) -> T | None:
-        """Call `look` now, and at each notice of `envelopes` (of any envelope, if empty), until it returns something.
+    # --- what is waited for ---
 
-        Returns None once `deadline` (on the monotonic clock) has passed. Errors of `look` come through.
-        """
-        pause_s = 0.0 if envelopes else LOOK_EVERY_S
-        with self._registered(envelopes or (ANY,)) as announced:
-            while True:
-                announced.clear()
-                looked = time.monotonic()
-                if (found := look()) is not None:
-                    return found
-                if deadline is not None and time.monotonic() >= deadline:
-                    return None
-                self._sleep(announced, looked, deadline, pause_s)
-
-    def _sleep(self, announced: threading.Event, looked: float, deadline: float | None, pause_s: float) -> None:
-        latest = looked + FALLBACK_S if deadline is None else min(looked + FALLBACK_S, deadline)
-        if announced.wait(max(0.0, latest - time.monotonic())):
-            time.sleep(max(0.0, min(latest, looked + pause_s) - time.monotonic()))
+    def expect(self, pending: Iterable[Pending]) -> None:
+        """Look up these items when their envelopes are announced, as long as somebody holds them."""
+        with self._lock:
+            for one in pending:
+                for carrier in one.carriers:
+                    self._awaited.setdefault(carrier.envelope, {})[one.seq] = weakref.ref(one)
 
     @contextmanager
-    def _registered(self, names: Sequence[str]) -> Iterator[threading.Event]:
-        event = threading.Event()
+    def following(self, job: str, changed: Callable[[], object]) -> Iterator[None]:
+        """Have `changed` delivered at every notice of a job."""
+        channel = done_channel(job)
         with self._lock:
-            for name in names:
-                self._waiters[name].add(event)
+            self._followers.setdefault(channel, []).append(changed)
+        self.start(job)
         try:
-            yield event
+            yield
         finally:
             with self._lock:
-                for name in names:
-                    self._waiters[name].discard(event)
-                    if not self._waiters[name]:
-                        del self._waiters[name]
+                followers = self._followers[channel]
+                followers.remove(changed)
+                if not followers:
+                    del self._followers[channel]
+
+    def look_up(self, pending: Iterable[Pending]) -> None:
+        """Read these items' rows together, and tell those whose rows are complete. Errors go to those who wait."""
+        by_job: defaultdict[str, dict[int, Pending]] = defaultdict(dict)
+        for one in pending:
+            by_job[one.job][one.seq] = one
+        for job, items in by_job.items():
+            seqs = list(items)
+            for start in range(0, len(seqs), LOOK_UP):
+                self._look_up(job, {seq: items[seq] for seq in seqs[start : start + LOOK_UP]})
+
+    def _look_up(self, job: str, items: dict[int, Pending]) -> None:
+        rows: defaultdict[int, list[Result]] = defaultdict(list)
+        try:
+            for row in self._store().results_of(job, list(items)):
+                rows[row.seq].append(row)
+        except StoreError as error:
+            log.warning("%d awaited results cannot be looked up: %s", len(items), error)
+            self._deliver([partial(one.fail, error) for one in items.values()])
+            return
+        whole = [one for seq, one in items.items() if one.is_whole(rows[seq])]
+        with self._lock:
+            for one in whole:
+                for carrier in one.carriers:
+                    self._drop(carrier.envelope, one.seq)
+        self._deliver([partial(one.arrive, rows[one.seq]) for one in whole])
+
+    def _drop(self, envelope: str, seq: int) -> None:
+        items = self._awaited.get(envelope)
+        if items is not None:
+            items.pop(seq, None)
+            if not items:
+                del self._awaited[envelope]
+
+    def _held(self, envelopes: Iterable[str] | None = None) -> list[Pending]:
+        """The awaited items (of some envelopes) that somebody still holds; the others are forgotten."""
+        found: dict[int, Pending] = {}
+        with self._lock:
+            for envelope in list(self._awaited) if envelopes is None else envelopes:
+                for seq, ref in list(self._awaited.get(envelope, {}).items()):
+                    if (one := ref()) is None:
+                        self._drop(envelope, seq)
+                    else:
+                        found[id(one)] = one
+        return list(found.values())
+
+    # --- the thread ---
+
+    def _wake(self) -> None:
+        if not self._live or self._redis is None:
+            return  # it looks around by itself, after FALLBACK_S at the latest
+        try:
+            with as_unavailable(self._redis):
+                self._redis.publish(self._control, "")
+        except BrokerUnavailable:
+            pass
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._listen()
+                if self._redis is not None:
+                    self._hear(self._redis)
             except BrokerUnavailable as error:
                 log.warning("no done notices, the store is asked every %s s instead: %s", FALLBACK_S, error)
-                self._stopping.wait(FALLBACK_S)
+            except Exception:
+                log.exception("listening for notices failed; trying again")
+            self._live = False
+            self._look_around()
+            self._stopping.wait(FALLBACK_S)
 
-    def _listen(self) -> None:
-        assert self._redis is not None
-        with as_unavailable(self._redis), self._redis.pubsub() as subscription:  # type: ignore[no-untyped-call]  # redis-py's
-            subscription.subscribe(self._channel)
+    def _hear(self, redis: Redis) -> None:
+        with as_unavailable(redis), redis.pubsub() as subscription:  # type: ignore[no-untyped-call]  # redis-py's
+            subscription.subscribe(self._control)
+            self._subscribed = set()
             while not self._stopping.is_set():
-                self._dispatch(subscription)
+                self._align(subscription)
+                self._dispatch(self._receive(subscription))
+                if time.monotonic() >= self._next_look:
+                    self._look_around()
 
-    def _dispatch(self, subscription: PubSub) -> None:
-        notice = subscription.get_message(timeout=FALLBACK_S)
-        if notice is None:
+    def _align(self, subscription: PubSub) -> None:
+        with self._lock:
+            wanted = set(self._followers)
+        if new := wanted - self._subscribed:
+            subscription.subscribe(*new)
+        if old := self._subscribed - wanted:
+            subscription.unsubscribe(*old)  # type: ignore[no-untyped-call]  # redis-py's
+        self._subscribed = wanted
+
+    def _receive(self, subscription: PubSub) -> list[dict[str, Any]]:
+        """Wait for a notice and take all that are there with it."""
+        wait_s = max(0.0, min(FALLBACK_S, self._next_look - time.monotonic()))
+        notices = []
+        notice = subscription.get_message(timeout=wait_s)
+        self._live = True
+        while notice is not None:
+            notices.append(notice)
+            connection = subscription.connection
+            # a notice may be there in part: it is begun only if there is something, and then waited for
+            more = connection is not None and connection.can_read(timeout=0)
+            notice = subscription.get_message(timeout=FALLBACK_S) if more else None
+        return notices
+
+    def _dispatch(self, notices: list[dict[str, Any]]) -> None:
+        if not notices:
             return
-        if notice["type"] == "message":
-            self._wake(bytes(notice["data"]).decode("ascii", "replace"))
-        else:
-            self._wake_all()  # subscribed, for the first time or again after a loss
+        # subscribed for the first time, or again after a loss: what was announced before was not heard
+        missed = any(notice["type"] == "subscribe" for notice in notices)
+        announced = [notice["data"].decode("ascii", "replace") for notice in notices if notice["type"] == "message"]
+        if awaited := self._held(None if missed else announced):
+            self.look_up(awaited)
+        self._tell_followers({notice["channel"].decode() for notice in notices})
 
-    def _wake(self, envelope: str) -> None:
+    def _tell_followers(self, channels: Iterable[str]) -> None:
         with self._lock:
-            for name in (envelope, ANY):
-                for event in self._waiters.get(name, ()):
-                    event.set()
+            calls = [call for channel in channels for call in self._followers.get(channel, ())]
+        if calls:
+            self._deliver(calls)
 
-    def _wake_all(self) -> None:
-        with self._lock:
-            for events in self._waiters.values():
-                for event in events:
-                    event.set()
+    def _look_around(self) -> None:
+        """Look without a notice for what has been awaited for a while, as often as its cost allows."""
+        started = time.monotonic()
+        if started < self._next_look:
+            return
+        awaited = [one for one in self._held() if one.since <= started - FALLBACK_S]
+        if awaited:
+            self.look_up(awaited)
+        now = time.monotonic()
+        self._next_look = now + max(FALLBACK_S, (now - started) / FALLBACK_SHARE)

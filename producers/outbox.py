@@ -1,22 +1,30 @@
-"""The way out: envelopes into the store first, then onto Redis, then marked as published, lazily and in bulk."""
+"""The way out: envelopes into the store first, then onto Redis, then marked as published, lazily and in bulk.
+
+What callers want sent at the same time goes together: one transaction, one pipeline, and shared envelopes for lone items.
+What is not durable has a way of its own, past the store, so that it never waits for a disk.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from producers.errors import BrokerUnavailable
-from producers.packing import Weighed, envelopes
-from producers.publisher import Publisher, message
-from producers.request import Request
-from results_store.errors import StoreError
-from results_store.records import NewEnvelope, NewJob
+from producers.errors import BrokerUnavailable, Overloaded
+from producers.gathering import Deliver, Gathering, Promise, settle
+from producers.packing import Parcel, Sealed, seal
+from producers.pending import Carrier, Pending
+from producers.publisher import message
+from results_store.errors import StoreError, StoreUnavailable, UnknownJob
+from results_store.records import NewJob
 
 if TYPE_CHECKING:
-    from results_store.store import Store
+    from producers.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -25,66 +33,219 @@ log = logging.getLogger(__name__)
 MARK_COUNT = 64
 MARK_AGE_S = 1.0
 
+#: A group holds the parcels of at most this many calls.
+GROUP = 4096
+
+#: More than this may not wait to be accepted: a store or broker this far behind refuses at the door.
+WAITING_ITEMS = 65_536
+WAITING_BYTES = 256 * 1024 * 1024
+
+#: These are everybody's, and trying one by one only takes longer.
+OUTAGES = (BrokerUnavailable, StoreUnavailable, Overloaded)
+
+
+@dataclass(slots=True, eq=False)
+class Order:
+    """A parcel on its way out, and who waits for it to be accepted.
+
+    `pending` awaits the results of the parcel's one item. `new_job` is created in the same transaction;
+    `expected_rows` is how many items the job must hold before.
+    """
+
+    parcel: Parcel
+    promise: Promise
+    pending: Pending | None = None
+    new_job: NewJob | None = None
+    expected_rows: int | None = None
+
 
 class Outbox:
-    """Accepts and publishes envelopes. Thread-safe."""
+    """Accepts and publishes what is put into it, in threads of its own. Thread-safe.
 
-    def __init__(self, store: Store, publisher: Publisher) -> None:
-        self._store = store
-        self._publisher = publisher
-        self._unmarked: list[str] = []
-        self._oldest_at = 0.0
+    An order's promise gets None once it is accepted; or BrokerUnavailable, StoreUnavailable, SubmissionConflict, and
+    then nothing of the order was accepted.
+    """
+
+    def __init__(self, link: Link, deliver: Deliver) -> None:
+        self._link = link
+        self._deliver = deliver
+        self._durable = Gathering("argosy outbox", self._send_durable, limit=GROUP)
+        self._direct = Gathering("argosy direct", self._send_direct, limit=GROUP)
+        self._waiting = Waiting()
+        self._marks = Marks(link)
+
+    def put(self, order: Order) -> None:
+        """Have an order sent. Raises Overloaded if too much waits already."""
+        self._waiting.add(order.parcel)
+        (self._durable if order.parcel.durable else self._direct).put(order)
+
+    def close(self) -> None:
+        """Send what waits, mark what was published, and end the threads. Nobody may `put` any more."""
+        self._durable.close()
+        self._direct.close()
+        self._marks.settle()
+
+    # --- the thread of what is durable ---
+
+    def _send_durable(self, group: list[Order]) -> None:
+        orders = self._wanted(group)
+        # a job that goes on where an earlier run stopped is checked by its number of rows, one chunk at a time
+        together = [order for order in orders if order.expected_rows is None]
+        for some in (together, *([order] for order in orders if order.expected_rows is not None)):
+            for accepted, sealed in self._accept(some):
+                self._publish(sealed)
+                self._answer(accepted, None)
+        self._marks.settle_if_due()
+
+    def _accept(self, orders: Sequence[Order]) -> Iterator[tuple[Sequence[Order], list[Sealed]]]:
+        """Commit orders, together if that goes; yield those that are accepted, and answer the others."""
+        if not orders:
+            return
+        try:
+            sealed = self._commit(orders)
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
+            if len(orders) > 1 and not isinstance(error, OUTAGES):
+                for order in orders:  # one of them has made it fail: the others are spared
+                    yield from self._accept([order])
+            else:
+                self._answer(orders, error)
+            return
+        yield orders, sealed
+
+    def _commit(self, orders: Sequence[Order]) -> list[Sealed]:
+        store = self._link.store
+        self._link.publisher.check()
+        lone = self._open_stream(orders)
+        sealed = seal((order.parcel for order in orders), time.time())
+        envelopes = [one.envelope for one in sealed]
+        jobs = [order.new_job for order in orders if order.new_job is not None]
+        try:
+            store.add_envelopes(envelopes, jobs=jobs, expected_items=orders[0].expected_rows)
+        except UnknownJob:
+            if not lone:
+                raise
+            self._link.open_stream(again=True)  # purged during a long silence of this client
+            store.add_envelopes(envelopes, jobs=jobs, expected_items=orders[0].expected_rows)
+        self._expect(sealed, lone)
+        return sealed
+
+    def _publish(self, sealed: Sequence[Sealed]) -> None:
+        try:
+            self._push(sealed)
+        except Exception as error:  # noqa: BLE001 - whatever it is, they are accepted
+            log.warning("%d envelopes are accepted but wait for the fleet to publish them: %s", len(sealed), error)
+        else:
+            self._marks.add([one.envelope.id for one in sealed])
+
+    # --- the thread of what is not ---
+
+    def _send_direct(self, group: list[Order]) -> None:
+        orders = self._wanted(group)
+        if not orders:
+            return
+        try:
+            lone = self._open_stream(orders)
+            sealed = seal((order.parcel for order in orders), time.time())
+            self._expect(sealed, lone)
+            self._push(sealed)
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
+            self._answer(orders, error)
+        else:
+            self._answer(orders, None)
+
+    # --- both ---
+
+    def _wanted(self, group: Sequence[Order]) -> list[Order]:
+        """The orders of a group whose callers have not given up."""
+        self._waiting.remove(order.parcel for order in group)
+        return [order for order in group if not order.promise.cancelled()]
+
+    def _open_stream(self, orders: Iterable[Order]) -> dict[int, Pending]:
+        """Return the lone items among the orders; the job that they belong to exists from here on."""
+        lone = {order.pending.seq: order.pending for order in orders if order.pending is not None}
+        if lone:
+            self._link.open_stream()
+        return lone
+
+    def _expect(self, sealed: Iterable[Sealed], lone: Mapping[int, Pending]) -> None:
+        """Register who awaits what, before a worker can have it."""
+        if not lone:
+            return
+        for one in sealed:
+            if one.envelope.job == self._link.stream.id:
+                for item in one.items:
+                    carrier = Carrier(one.envelope.id, one.envelope.model, item.tasks, alone=len(one.items) == 1)
+                    lone[item.seq].carriers += (carrier,)
+        self._link.listener.expect(lone.values())
+
+    def _push(self, sealed: Sequence[Sealed]) -> None:
+        self._link.publisher.publish([message(one.envelope, about=one.about) for one in sealed])
+
+    def _answer(self, orders: Sequence[Order], outcome: Exception | None) -> None:
+        self._deliver([partial(settle, order.promise, _own(outcome) if outcome else None) for order in orders])
+
+
+class Waiting:
+    """Counts what waits to be sent, and refuses what is too much. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._items = 0
+        self._bytes = 0
         self._lock = threading.Lock()
 
-    def send(
-        self,
-        request: Request,
-        items: Sequence[Weighed],
-        *,
-        job: str,
-        deadline_at: float | None,
-        new_job: NewJob | None = None,
-        expected_rows: int | None = None,
-    ) -> tuple[str, ...]:
-        """Accept items in one transaction, publish them in one round trip, return the ids of their envelopes.
+    def add(self, parcel: Parcel) -> None:
+        """Count a parcel in. Raises Overloaded. One alone is never too much."""
+        size = _bytes(parcel)
+        with self._lock:
+            full = self._items + len(parcel.items) > WAITING_ITEMS or self._bytes + size > WAITING_BYTES
+            if self._items and full:
+                raise Overloaded(
+                    f"{self._items:,} items wait in this client for the store or the broker; await some of them first"
+                )
+            self._items += len(parcel.items)
+            self._bytes += size
 
-        `new_job` is created in the same transaction; `expected_rows` is how many items the job must hold before.
-        Raises BrokerUnavailable, StoreUnavailable or SubmissionConflict, and then accepted nothing. Once accepted,
-        a failure to publish is logged and left to the fleet's reconciler.
-        """
-        self._publisher.check()
-        sealed = envelopes(request, items, job=job, now=time.time(), deadline_at=deadline_at)
-        self._store.add_envelopes(sealed, jobs=() if new_job is None else (new_job,), expected_items=expected_rows)
-        ids = [envelope.id for envelope in sealed]
-        try:
-            self._publisher.publish([message(envelope, about=_about(envelope, request)) for envelope in sealed])
-        except BrokerUnavailable as error:
-            log.warning("%d envelopes are accepted but wait for the fleet to publish them: %s", len(ids), error)
-        else:
-            self._published(ids)
-        return tuple(ids)
+    def remove(self, parcels: Iterable[Parcel]) -> None:
+        gone = list(parcels)
+        with self._lock:
+            self._items -= sum(len(parcel.items) for parcel in gone)
+            self._bytes -= sum(map(_bytes, gone))
+
+
+class Marks:
+    """What was published and is not marked so yet."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._unmarked: list[str] = []
+        self._oldest_at = 0.0
+
+    def add(self, ids: Sequence[str]) -> None:
+        if not self._unmarked:
+            self._oldest_at = time.monotonic()
+        self._unmarked += ids
+
+    def settle_if_due(self) -> None:
+        if len(self._unmarked) >= MARK_COUNT or time.monotonic() - self._oldest_at >= MARK_AGE_S:
+            self.settle()
 
     def settle(self) -> None:
         """Mark in the store what was published."""
-        with self._lock:
-            ids, self._unmarked = self._unmarked, []
+        ids, self._unmarked = self._unmarked, []
         if not ids:
             return
         try:
-            self._store.mark_published(ids, time.time())
+            self._link.store.mark_published(ids, time.time())
         except StoreError as error:
             log.warning("%d published envelopes stay unmarked and may be sent twice, harmlessly: %s", len(ids), error)
 
-    def _published(self, ids: list[str]) -> None:
-        with self._lock:
-            if not self._unmarked:
-                self._oldest_at = time.monotonic()
-            self._unmarked += ids
-            due = len(self._unmarked) >= MARK_COUNT or time.monotonic() - self._oldest_at >= MARK_AGE_S
-        if due:
-            self.settle()
+
+def _bytes(parcel: Parcel) -> int:
+    return sum(size for _, size in parcel.items)
 
 
-def _about(envelope: NewEnvelope, request: Request) -> str:
-    """What people see of an envelope in Flower: ``64 items, sentiment+topic``."""
-    return f"{envelope.items} item{'' if envelope.items == 1 else 's'}, {'+'.join(request.models[envelope.model])}"
+def _own(error: Exception) -> Exception:
+    """An error of one caller's own: it adds its traceback and its notes to it."""
+    own = copy(error)
+    own.__cause__ = error.__cause__
+    return own

@@ -3,7 +3,9 @@ asyncio client share it."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -11,7 +13,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from producers.errors import InvalidInput
-from producers.messages import VERSION, Envelope, InlineBytes, Input, Item, encode, new_id
+from producers.messages import VERSION, Envelope, InlineBytes, Input, Item, Priority, encode, new_id
 from producers.request import NewItem, Request
 from results_store.records import NewEnvelope
 
@@ -24,6 +26,10 @@ ENVELOPE_BYTES = 256 * 1024
 CHUNK_ITEMS = 64 * ENVELOPE_ITEMS
 CHUNK_BYTES = 16 * 1024 * 1024
 CHUNK_AGE_S = 1.0
+
+#: Items that come at about the same time with the same `deadline_s` share envelopes if their deadlines, put off by at
+#: most this part of `deadline_s`, are the same.
+DEADLINE_GRAIN = 1 / 64
 
 #: So many rejected rows are kept on a job, with their errors; the rest is only counted.
 REJECTED_KEPT = 1_000
@@ -55,26 +61,34 @@ class Intake:
     request: Request
     on_error: OnError = "raise"
     skip: int = 0
+    seen: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     rejected_count: int = 0
 
     def items(self, inputs: Iterable[object]) -> Iterator[Weighed]:
-        """Yield each good input as an item with its weight in bytes.
+        """Yield each good input as an item with its weight in bytes."""
+        for value in inputs:
+            if (item := self.take(value)) is not None:
+                yield item
 
-        An InvalidInput among the inputs stands for a row that its source could not read.
+    def take(self, value: object) -> Weighed | None:
+        """Return the next input as an item with its weight; None if it is put aside or passed over.
+
+        An InvalidInput in place of an input stands for a row that its source could not read.
         """
-        passed = 0
-        for seq, value in enumerate(inputs):
-            try:
-                item = self._item(seq, value)
-            except InvalidInput as error:
-                if self.on_error == "raise":
-                    raise
-                self._reject(seq, value, error)
-                continue
-            passed += 1
-            if passed > self.skip:
-                yield item, weight(item.input)
+        seq = self.seen
+        self.seen += 1
+        try:
+            item = self._item(seq, value)
+        except InvalidInput as error:
+            if self.on_error == "raise":
+                raise
+            self._reject(seq, value, error)
+            return None
+        if self.skip:
+            self.skip -= 1
+            return None
+        return item, weight(item.input)
 
     def _item(self, seq: int, value: object) -> Item:
         if isinstance(value, InvalidInput):
@@ -98,21 +112,38 @@ def weight(value: Input) -> int:
     return 256  # a path or a URL
 
 
+@dataclass(slots=True)
+class Chunk:
+    """Gathers items into what one transaction carries: full in number, in bytes or in age, whichever comes first."""
+
+    clock: Callable[[], float] = time.monotonic
+    items: list[Weighed] = field(default_factory=list)
+    size: int = 0
+    started: float = 0.0
+
+    def add(self, item: Weighed) -> bool:
+        """Take an item; return whether the chunk is full."""
+        if not self.items:
+            self.started = self.clock()
+        self.items.append(item)
+        self.size += item[1]
+        old = self.clock() - self.started >= CHUNK_AGE_S
+        return old or len(self.items) >= CHUNK_ITEMS or self.size >= CHUNK_BYTES
+
+    def empty(self) -> list[Weighed]:
+        """Return what was gathered and start anew."""
+        gathered, self.items, self.size = self.items, [], 0
+        return gathered
+
+
 def chunks(items: Iterable[Weighed], clock: Callable[[], float] = time.monotonic) -> Iterator[list[Weighed]]:
-    """Gather items into what one transaction carries: full in number, in bytes or in age, whichever comes first."""
-    chunk: list[Weighed] = []
-    size = 0
-    started = 0.0
+    """Gather items into chunks; the last one is what is left."""
+    chunk = Chunk(clock)
     for item in items:
-        if not chunk:
-            started = clock()
-        chunk.append(item)
-        size += item[1]
-        if len(chunk) >= CHUNK_ITEMS or size >= CHUNK_BYTES or clock() - started >= CHUNK_AGE_S:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+        if chunk.add(item):
+            yield chunk.empty()
+    if chunk.items:
+        yield chunk.empty()
 
 
 def pack(items: Iterable[Weighed]) -> Iterator[tuple[Item, ...]]:
@@ -129,29 +160,69 @@ def pack(items: Iterable[Weighed]) -> Iterator[tuple[Item, ...]]:
         yield tuple(group)
 
 
-def envelopes(
-    request: Request, chunk: Sequence[Weighed], *, job: str, now: float, deadline_at: float | None
-) -> list[NewEnvelope]:
-    """Return a chunk's envelopes, encoded: each item once for every model that its tasks need, under the same `seq`."""
-    sealed: list[NewEnvelope] = []
-    for model, tasks in request.models.items():
-        share = chunk if len(request.models) == 1 else [(_part(item, tasks), size) for item, size in chunk]
-        sealed += (
-            _seal(
-                Envelope(
-                    version=VERSION,
-                    id=new_id(),
-                    job=job,
-                    model=model,
-                    priority=request.priority,
-                    queued_at=now,
-                    items=items,
-                    deadline_at=deadline_at,
-                )
+@dataclass(frozen=True, slots=True, eq=False)
+class Parcel:
+    """What one call wants sent: items of one request for one job."""
+
+    request: Request
+    items: Sequence[Weighed]
+    job: str
+    deadline_at: float | None = None
+    durable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An envelope ready to go, and what is in it."""
+
+    envelope: NewEnvelope
+    items: tuple[Item, ...]
+
+    @property
+    def about(self) -> str:
+        """What people see of it in Flower: ``64 items, sentiment+topic``."""
+        count = len(self.items)
+        tasks = dict.fromkeys(task for item in self.items for task in item.tasks)
+        return f"{count} item{'' if count == 1 else 's'}, {'+'.join(tasks)}"
+
+
+def shared_deadline(request: Request, now: float) -> float | None:
+    """Return the deadline of a lone item: never early, and late by at most `DEADLINE_GRAIN` of its time."""
+    if request.deadline_s is None:
+        return None
+    grain_s = request.deadline_s * DEADLINE_GRAIN
+    return math.ceil((now + request.deadline_s) / grain_s) * grain_s
+
+
+def seal(parcels: Iterable[Parcel], now: float) -> list[Sealed]:
+    """Return the envelopes that carry all items of `parcels`, encoded.
+
+    What has model, priority, deadline and job in common shares envelopes, whichever call it came by. An item is in one
+    envelope for every model that its tasks need, under the same `seq`.
+    """
+    lots: defaultdict[tuple[str, str, Priority, float | None, bool], list[Weighed]] = defaultdict(list)
+    for parcel in parcels:
+        models = parcel.request.models
+        for model, tasks in models.items():
+            share = parcel.items if len(models) == 1 else [(_part(item, tasks), size) for item, size in parcel.items]
+            lots[parcel.job, model, parcel.request.priority, parcel.deadline_at, parcel.durable] += share
+    return [
+        _seal(
+            Envelope(
+                version=VERSION,
+                id=new_id(),
+                job=job,
+                model=model,
+                priority=priority,
+                queued_at=now,
+                items=items,
+                deadline_at=deadline_at,
+                durable=durable,
             )
-            for items in pack(share)
         )
-    return sealed
+        for (job, model, priority, deadline_at, durable), lot in lots.items()
+        for items in pack(lot)
+    ]
 
 
 def _part(item: Item, tasks: tuple[str, ...]) -> Item:
@@ -159,9 +230,9 @@ def _part(item: Item, tasks: tuple[str, ...]) -> Item:
     return msgspec.structs.replace(item, tasks=tasks, params=params)
 
 
-def _seal(envelope: Envelope) -> NewEnvelope:
+def _seal(envelope: Envelope) -> Sealed:
     payload, content_type = encode(envelope)
-    return NewEnvelope(
+    row = NewEnvelope(
         id=envelope.id,
         job=envelope.job,
         model=envelope.model,
@@ -173,3 +244,4 @@ def _seal(envelope: Envelope) -> NewEnvelope:
         created_at=envelope.queued_at,
         deadline_at=envelope.deadline_at,
     )
+    return Sealed(row, envelope.items)

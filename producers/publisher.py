@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from producers.connection import masked
-from producers.errors import BrokerUnavailable, ConfigurationError
+from producers.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from producers.messages import JSON, MSGPACK, Priority, new_id
 from producers.queues import TASK, queue_name, redis_key
 
@@ -41,6 +41,7 @@ _CONTENT_ENCODINGS = {JSON: "utf-8", MSGPACK: "binary"}
 
 #: Seconds a socket may take to connect, and a command to be answered, before the broker counts as unreachable.
 TIMEOUT_S = 5.0
+SUBSCRIBE_TIMEOUT_S = 1.0
 
 
 class Publishable(Protocol):
@@ -134,6 +135,10 @@ class Publisher:
                 self._redis = connect(self._broker_url)
             return self._redis
 
+    def subscriber(self) -> Redis:
+        """Return a Redis client of its own for subscriptions; whoever listens looks elsewhere soon, so it is less patient."""
+        return connect(self._broker_url, timeout_s=min(TIMEOUT_S, SUBSCRIBE_TIMEOUT_S))
+
     def check(self) -> None:
         """Make sure that Redis answers, before anything is accepted for it; free while publishing works.
 
@@ -145,13 +150,13 @@ class Publisher:
             self._doubtful = False
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Push all messages in one round trip. Raises BrokerUnavailable; some may then have been pushed."""
+        """Push all messages in one round trip. Raises BrokerUnavailable or Overloaded; some may then have been pushed."""
         try:
             with as_unavailable(self.redis), self.redis.pipeline(transaction=False) as pipeline:
                 for key, data in messages:
                     pipeline.lpush(key, data)
                 pipeline.execute()
-        except BrokerUnavailable:
+        except (BrokerUnavailable, Overloaded):
             self._doubtful = True
             raise
 
@@ -164,18 +169,19 @@ class Publisher:
             client.close()
 
 
-def connect(broker_url: str) -> Redis:
-    """Return a Redis client with bounded waits. Nothing is connected yet. Raises ConfigurationError."""
+def connect(broker_url: str, *, timeout_s: float | None = None) -> Redis:
+    """Return a Redis client with bounded waits (default: TIMEOUT_S). Nothing is connected yet. Raises ConfigurationError."""
     from redis import Redis
     from redis.backoff import ExponentialBackoff
     from redis.exceptions import ConnectionError as NotConnected
     from redis.retry import Retry
 
+    timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
     try:
         return Redis.from_url(
             broker_url,
-            socket_connect_timeout=TIMEOUT_S,
-            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=timeout_s,
+            socket_timeout=timeout_s,
             health_check_interval=30,
             # enough for a connection that a restarted server dropped; one that is down is reported, not waited for
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2, supported_errors=(NotConnected,)),
@@ -186,13 +192,17 @@ def connect(broker_url: str) -> Redis:
 
 @contextmanager
 def as_unavailable(redis: Redis) -> Iterator[None]:
-    """Turn redis-py's errors into BrokerUnavailable, which names the address."""
-    from redis.exceptions import AuthenticationError, RedisError
+    """Turn redis-py's errors into BrokerUnavailable, or Overloaded where its memory is full; they name the address."""
+    from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
 
     try:
         yield
     except AuthenticationError as error:
         raise BrokerUnavailable(f"{_where(redis)} refuses the login: {error}; check user and password") from error
+    except OutOfMemoryError as error:
+        raise Overloaded(
+            f"{_where(redis)} is full: {error}; wait for the fleet to catch up, or give it memory"
+        ) from error
     except (RedisError, OSError) as error:
         raise BrokerUnavailable(f"{_where(redis)}: {error}; check that it runs and can be reached") from error
 

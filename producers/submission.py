@@ -1,84 +1,90 @@
-"""One call of `submit_many` under way: chunk after chunk into the outbox."""
+"""What one call of `submit` or `submit_many` puts into the outbox. Shared: the clients only differ in how they wait."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from producers.errors import ArgosyError
+import msgspec
+
+from producers.errors import ArgosyError, InvalidInput
+from producers.gathering import Promise
 from producers.messages import Priority, new_id
-from producers.outbox import Outbox
-from producers.packing import Weighed, chunks
-from producers.request import Request
+from producers.outbox import Order
+from producers.packing import Parcel, Weighed, shared_deadline, weight
+from producers.pending import Pending
+from producers.request import NewItem, Request
 from results_store.errors import StoreError
-from results_store.records import NewJob
+from results_store.records import JobStatus, NewJob
 
 if TYPE_CHECKING:
-    from results_store.store import Store
+    from producers.link import Link
+
+
+def lone_order(
+    request: Request,
+    input: object,  # noqa: A002 - the word for it everywhere else
+    link: Link,
+    promise: Promise,
+    *,
+    key: str | None,
+    durable: bool,
+) -> tuple[Order, Pending]:
+    """Return the order for one input, in the client's stream, and what awaits its results. Raises InvalidInput."""
+    item = request.item(0, NewItem(input, key), field="input")
+    item = msgspec.structs.replace(item, seq=next(link.seq))  # a refused input leaves no gap
+    deadline_at = shared_deadline(request, time.time())
+    parcel = Parcel(request, [(item, weight(item.input))], link.stream.id, deadline_at, durable)
+    pending = Pending(link.stream.id, item.seq, item.tasks, key=key, durable=durable)
+    return Order(parcel, promise, pending), pending
 
 
 class Submission:
-    """Its job is created together with its first chunk, so that a submission refused at once leaves nothing behind."""
+    """What is accepted of it. Its job is created with its first chunk, so that one refused at once leaves nothing."""
 
-    def __init__(
-        self,
-        store: Store,
-        outbox: Outbox,
-        request: Request,
-        job: NewJob,
-        on_accepted: Callable[[str, int], object] | None = None,
-    ) -> None:
+    def __init__(self, request: Request, job: NewJob, on_accepted: Callable[[str, int], object] | None = None) -> None:
         self.job = job.id
-        self._store = store
-        self._outbox = outbox
+        self.new_job: NewJob | None = job
         self._request = request
-        self._new_job: NewJob | None = job
         self._on_accepted = on_accepted
         self._deadline_at = request.deadline_at(time.time())
         self._expected_rows: int | None = None
         self._accepted = 0
 
-    def resume(self) -> int:
-        """Find or create the job by its idempotency key, now; return how many items it has from an earlier run."""
-        assert self._new_job is not None
-        found = self._store.create_job(self._new_job)
-        self.job, self._new_job = found.id, None
+    @property
+    def created(self) -> NewJob:
+        """The job to create."""
+        assert self.new_job is not None
+        return self.new_job
+
+    def resume(self, found: JobStatus) -> int:
+        """Go on with the job that has the idempotency key; return how many items it has from an earlier run."""
+        self.job, self.new_job = found.id, None
         # from here on each chunk says how many rows it expects before it, so that two runs cannot mix
         self._expected_rows = found.items
         return found.items // len(self._request.models)  # an item has a row for every model
 
-    def run(self, items: Iterable[Weighed]) -> None:
-        """Accept and publish all items. An error says in its note, and as its `job`, what stays accepted."""
-        try:
-            for chunk in chunks(items):
-                self._send(chunk)
-            if self._new_job is not None:  # no items at all: an empty job, finished from the start
-                self._store.create_job(self._new_job)
-        except (ArgosyError, StoreError) as error:
-            if self._accepted:
-                error.add_note(f"job {self.job} keeps the {self._accepted:,} items accepted before this")
-                if isinstance(error, ArgosyError):
-                    error.job = self.job
-            raise
-        finally:
-            self._outbox.settle()
+    def order(self, chunk: Sequence[Weighed], promise: Promise) -> Order:
+        """Return the order for the next chunk. The one before must have been accepted."""
+        parcel = Parcel(self._request, chunk, self.job, self._deadline_at)
+        return Order(parcel, promise, new_job=self.new_job, expected_rows=self._expected_rows)
 
-    def _send(self, chunk: Sequence[Weighed]) -> None:
-        self._outbox.send(
-            self._request,
-            chunk,
-            job=self.job,
-            deadline_at=self._deadline_at,
-            new_job=self._new_job,
-            expected_rows=self._expected_rows,
-        )
-        self._new_job = None
+    def accepted(self, chunk: Sequence[Weighed]) -> None:
+        """Take note that a chunk was accepted."""
+        self.new_job = None
         if self._expected_rows is not None:
             self._expected_rows += len(chunk) * len(self._request.models)
         self._accepted += len(chunk)
         if self._on_accepted is not None:
             self._on_accepted(self.job, self._accepted)
+
+    def failed(self, error: ArgosyError | StoreError) -> None:
+        """Say in the error's note, and as its `job`, what stays accepted."""
+        if self._accepted:
+            error.add_note(f"job {self.job} keeps the {self._accepted:,} items accepted before this")
+            if isinstance(error, ArgosyError):
+                error.job = self.job
 
 
 def new_job(priority: Priority, name: str | None, idempotency_key: str | None = None) -> NewJob:
@@ -86,3 +92,11 @@ def new_job(priority: Priority, name: str | None, idempotency_key: str | None = 
     return NewJob(
         id=new_id(), priority=int(priority), name=name, idempotency_key=idempotency_key, created_at=time.time()
     )
+
+
+def check_many(inputs: object, on_error: str, *kinds: type) -> None:
+    """Raise InvalidInput for what is no series of inputs of these kinds, or no way to treat its errors."""
+    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, kinds):
+        raise InvalidInput("inputs", f"must be a series of inputs, not {type(inputs).__name__}", "put it in a list")
+    if on_error not in ("raise", "skip"):
+        raise InvalidInput("on_error", f"must be 'raise' or 'skip', not {on_error!r}")

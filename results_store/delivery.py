@@ -9,16 +9,16 @@ in the midst, the commit would pass over a result that is then gone, and call it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, case, func, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, case, func, or_, select, update
 
 from results_store import dead_letters, retention
 from results_store.columns import among, cleaned
 from results_store.records import Batch, Claim, Committed, PendingEnvelope, Result, ResultState
-from results_store.result_rows import insert_new, insert_results
+from results_store.result_rows import Accepted, insert_new, insert_results, insert_unlisted
 from results_store.schema import ACCEPTED, PUBLISHED, UNFINISHED, batches, envelopes, jobs, payloads
 
 
@@ -35,18 +35,23 @@ def exchange(
     max_attempts: int,
     drop_inputs: bool,
     now: float,
+    unlisted: Collection[str] = (),
 ) -> tuple[dict[str, Claim], Committed]:
     """Insert results and batches, finish `done` and `dead`, decide `claims`, and count what was new in its jobs."""
     lock(connection, {*done, *dead, *claims, *(result.envelope for result in results)})
-    inserted = insert_results(connection, dead_letters.explained(connection, results, dead) if dead else results, now)
+    listed = [result for result in results if result.envelope not in unlisted] if unlisted else results
+    inserted = insert_results(connection, dead_letters.explained(connection, listed, dead) if dead else listed, now)
+    direct = [result for result in results if result.envelope in unlisted] if unlisted else ()
+    more, accepted = insert_unlisted(connection, direct, now)
     if ran:
         connection.execute(insert_new(connection, batches), [asdict(batch) for batch in ran])
     finished = (*_finish(connection, done, "done", now), *_finish(connection, dead, "dead", now))
     if drop_inputs and done:
         retention.drop_inputs(connection, done)
     claimed = _claim(connection, claims, worker, now, leased_until, max_attempts) if claims else {}
-    _count(connection, inserted, now)
-    return claimed, Committed(inserted=inserted.total(), done=finished)
+    _count(connection, inserted + more, accepted, now)
+    over = sorted({(result.job, result.envelope) for result in direct if result.envelope in done})
+    return claimed, Committed(inserted=inserted.total() + more.total(), done=(*finished, *over))
 
 
 def lock(connection: Connection, ids: Collection[str]) -> None:
@@ -111,23 +116,31 @@ def _finish(connection: Connection, ids: Collection[str], state: str, now: float
 
 
 _done = jobs.c.succeeded + jobs.c.failed + jobs.c.cancelled + jobs.c.expired
+_all_done = _done + bindparam("_new") >= jobs.c.total + bindparam("_total")
 _counted = (
     update(jobs)
     .where(jobs.c.id == bindparam("_job"))
     .values(
         **{state.value: jobs.c[state.value] + bindparam(f"_{state.value}") for state in ResultState},
+        items=jobs.c["items"] + bindparam("_items"),
+        total=jobs.c.total + bindparam("_total"),
+        # what grows by unlisted results was not finished before
         finished_at=case(
-            (and_(jobs.c.finished_at.is_(None), _done + bindparam("_new") >= jobs.c.total), bindparam("_at")),
+            (and_(or_(jobs.c.finished_at.is_(None), bindparam("_total") > 0), _all_done), bindparam("_at")),
             else_=jobs.c.finished_at,
         ),
     )
 )
 
 
-def _count(connection: Connection, inserted: Counter[tuple[str, ResultState]], at: float) -> None:
+def _count(
+    connection: Connection, inserted: Counter[tuple[str, ResultState]], accepted: Mapping[str, Accepted], at: float
+) -> None:
     for job in sorted({job for job, _ in inserted}):
         new = {f"_{state.value}": inserted[job, state] for state in ResultState}
-        connection.execute(_counted, {"_job": job, "_at": at, "_new": sum(new.values()), **new})
+        more = accepted.get(job, Accepted(0, 0))
+        sizes = {"_items": more.items, "_total": more.total, "_new": sum(new.values())}
+        connection.execute(_counted, {"_job": job, "_at": at, **sizes, **new})
 
 
 def renew(connection: Connection, ids: Collection[str], *, worker: str, leased_until: float) -> int:

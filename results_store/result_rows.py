@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Table
@@ -42,13 +43,22 @@ _SQLITE = f"INSERT INTO results ({_NAMES}) VALUES ({_MARKS}) ON CONFLICT DO NOTH
 # One array a column. JSON travels as text and is cast on arrival; the rest is binary, which spares vectors the hex.
 _ARRAYS = ", ".join("%t::text[]" if kind == "jsonb" else f"%b::{kind}[]" for _, kind in _COLUMNS)
 _VALUES = ", ".join(f"{name}::jsonb" if kind == "jsonb" else name for name, kind in _COLUMNS)
-_POSTGRESQL = f"""
+_INSERTED = f"""
 WITH new AS (
   INSERT INTO results ({_NAMES}) SELECT {_VALUES} FROM unnest({_ARRAYS}) AS given ({_NAMES})
-  ON CONFLICT DO NOTHING RETURNING job, state
+  ON CONFLICT DO NOTHING RETURNING job, envelope, seq, state
 )
-SELECT job, state, count(*) FROM new GROUP BY job, state
 """  # noqa: S608 - constants
+_COUNTED = f"{_INSERTED} SELECT job, state, count(*) FROM new GROUP BY job, state"  # noqa: S608
+_LISTED = f"{_INSERTED} SELECT job, envelope, seq, state FROM new"  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What inserting results of unlisted envelopes adds to one job's size."""
+
+    items: int
+    total: int
 
 
 def insert_new(connection: Connection, table: Table) -> Insert:
@@ -63,30 +73,53 @@ def insert_results(connection: Connection, new: Sequence[Result], at: float) -> 
 
     In key order, so that two transactions with the same results wait for each other and never in a circle.
     """
-    rows = sorted((_row(result, at) for result in new), key=lambda row: row[:3])
+    rows = _rows(new, at)
     if not rows:
         return Counter()
-    return _into_sqlite(connection, rows) if connection.dialect.name == "sqlite" else _into_postgresql(connection, rows)
+    if connection.dialect.name == "sqlite":
+        return Counter((row[0], row[4]) for row in _into_sqlite(connection, rows))
+    counted = connection.exec_driver_sql(_COUNTED, _columns(rows))
+    return Counter({(job, ResultState(state)): count for job, state, count in counted})
 
 
-def _into_sqlite(connection: Connection, rows: list[tuple[Any, ...]]) -> Counter[tuple[str, ResultState]]:
+def insert_unlisted(
+    connection: Connection, new: Sequence[Result], at: float
+) -> tuple[Counter[tuple[str, ResultState]], dict[str, Accepted]]:
+    """`insert_results` for envelopes without a row; return also what that adds to the size of each job."""
+    rows = _rows(new, at)
+    if not rows:
+        return Counter(), {}
+    if connection.dialect.name == "sqlite":
+        inserted = [(row[0], row[3], row[1], row[4]) for row in _into_sqlite(connection, rows)]
+    else:
+        found = connection.exec_driver_sql(_LISTED, _columns(rows))
+        inserted = [(job, envelope, seq, ResultState(state)) for job, envelope, seq, state in found]
+    total = Counter(job for job, _, _, _ in inserted)
+    items = Counter(job for job, _, _ in {key[:3] for key in inserted})
+    return Counter((job, state) for job, _, _, state in inserted), {j: Accepted(items[j], total[j]) for j in total}
+
+
+def _rows(new: Sequence[Result], at: float) -> list[tuple[Any, ...]]:
+    return sorted((_row(result, at) for result in new), key=lambda row: row[:3])
+
+
+def _columns(rows: list[tuple[Any, ...]]) -> tuple[list[Any], ...]:
+    return tuple(list(column) for column in zip(*rows, strict=True))
+
+
+def _into_sqlite(connection: Connection, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Insert rows and return those that were new."""
     # Past SQLAlchemy's bookkeeping, which costs more than the insert: 200,000 rows/s instead of 30,000.
-    inserted: Counter[tuple[str, ResultState]] = Counter()
+    inserted = []
     cursor = connection.connection.cursor()
     try:
         for row in rows:
             cursor.execute(_SQLITE, row)
             if cursor.rowcount:
-                inserted[row[0], row[4]] += 1
+                inserted.append(row)
     finally:
         cursor.close()
     return inserted
-
-
-def _into_postgresql(connection: Connection, rows: list[tuple[Any, ...]]) -> Counter[tuple[str, ResultState]]:
-    columns = tuple(list(column) for column in zip(*rows, strict=True))
-    counted = connection.exec_driver_sql(_POSTGRESQL, columns)
-    return Counter({(job, ResultState(state)): count for job, state, count in counted})
 
 
 def _row(result: Result, at: float) -> tuple[Any, ...]:

@@ -174,16 +174,18 @@ class Store:
         dead: Collection[str] = (),
         batches: Sequence[Batch] = (),
         drop_inputs: bool = False,
+        unlisted: Collection[str] = (),
         at: float | None = None,
     ) -> Committed:
         """Store results, finish envelopes, record batches, and count the results in their jobs: all or nothing.
 
         A result that is there already stays as it is and is not counted again. Envelopes in `dead` are given
         up; a failed result of theirs that has no error is stored with one that tells of the attempts. With
-        `drop_inputs`, the payloads of `done` envelopes are deleted unless a result of theirs failed. Raises InvalidRow.
+        `drop_inputs`, the payloads of `done` envelopes are deleted unless a result of theirs failed.
+        Envelopes in `unlisted` were never in the outbox: what is new of them adds to the size of its job. Raises InvalidRow.
         """
         _, committed = self.exchange(
-            results=results, done=done, dead=dead, batches=batches, drop_inputs=drop_inputs, at=at
+            results=results, done=done, dead=dead, batches=batches, drop_inputs=drop_inputs, unlisted=unlisted, at=at
         )
         return committed
 
@@ -199,6 +201,7 @@ class Store:
         leased_until: float = 0.0,
         max_attempts: int = MAX_ATTEMPTS,
         drop_inputs: bool = False,
+        unlisted: Collection[str] = (),
         at: float | None = None,
     ) -> tuple[dict[str, Claim], Committed]:
         """`commit` and `claim` in one transaction, for the group committer."""
@@ -214,6 +217,7 @@ class Store:
                 leased_until=leased_until,
                 max_attempts=max_attempts,
                 drop_inputs=drop_inputs,
+                unlisted=unlisted,
                 now=time.time() if at is None else at,
             )
 

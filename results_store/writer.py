@@ -32,6 +32,7 @@ class _Request:
     done: Collection[str] = ()
     dead: Collection[str] = ()
     batches: Sequence[Batch] = ()
+    unlisted: Collection[str] = ()
     claims: Collection[str] = ()
     claimed: dict[str, Claim] = field(default_factory=dict)
     error: BaseException | None = None
@@ -92,13 +93,14 @@ class Writer:
         done: Collection[str] = (),
         dead: Collection[str] = (),
         batches: Sequence[Batch] = (),
+        unlisted: Collection[str] = (),
     ) -> None:
         """Return once the results are stored, the envelopes in `done` and `dead` finished, the batches recorded.
 
         See `Store.commit`. Raises InvalidRow if this call's own rows cannot be stored, StoreUnavailable if
         `close` gave up.
         """
-        self._settle(_Request(results=results, done=done, dead=dead, batches=batches))
+        self._settle(_Request(results, done, dead, batches, unlisted))
 
     def claim(self, envelope: str) -> Claim:
         """Return what to do with an envelope, which is leased to this worker for `lease_s` if it is to be done."""
@@ -219,6 +221,7 @@ class Writer:
             done=list(chain.from_iterable(request.done for request in group)),
             dead=list(chain.from_iterable(request.dead for request in group)),
             batches=[batch for request in group for batch in request.batches],
+            unlisted=frozenset(chain.from_iterable(request.unlisted for request in group)),
             claims=list(chain.from_iterable(request.claims for request in group)),
             worker=self._worker,
             leased_until=now + self._lease_s,

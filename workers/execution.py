@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ class Execution:
         Raises InvalidMessage if it cannot be read, EnvelopeInterrupted if this worker stops meanwhile.
         """
         envelope, bad = self._decode(raw)
-        claim = self.writer.claim(envelope.id)
+        claim = self.writer.claim(envelope.id) if envelope.durable else Claim.UNKNOWN
         if claim in (Claim.DONE, Claim.HELD):
             return {"items": len(envelope.items), "skipped": claim.name.lower()}
         done = [row for item in bad for row in outcomes.malformed(envelope, item)]
@@ -68,15 +68,16 @@ class Execution:
             return self._store(envelope, [*done, *rows])
         if claim is Claim.DEAD:
             return self._bury(envelope, done)
+        unlisted = (envelope.id,) if claim is Claim.UNKNOWN else ()
         steps = [self._prepare(envelope, item) for item in envelope.items]
         interrupted = self._batch([step.entry for step in steps if step.entry])
         for step in steps:
             done += [*step.results, *self._finish(envelope, step)]
         if interrupted:
             # what was computed is kept: the unique key keeps the second run from writing it again
-            self.writer.commit(done, done=[])
+            self.writer.commit(done, unlisted=unlisted)
             raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; it goes back to its queue")
-        return self._store(envelope, done)
+        return self._store(envelope, done, unlisted)
 
     def _decode(self, raw: object) -> tuple[Envelope, list[BadItem]]:
         envelope, bad = decode(raw)
@@ -148,8 +149,8 @@ class Execution:
         self.writer.commit([*malformed, *rows], dead=[envelope.id])
         return {"items": len(envelope.items), "dead": len(malformed) + len(rows)}
 
-    def _store(self, envelope: Envelope, rows: Sequence[Result]) -> dict[str, Any]:
-        self.writer.commit(rows, done=[envelope.id])
+    def _store(self, envelope: Envelope, rows: Sequence[Result], unlisted: Collection[str] = ()) -> dict[str, Any]:
+        self.writer.commit(rows, done=[envelope.id], unlisted=unlisted)
         summary: dict[str, Any] = {"items": len(envelope.items)}
         for row in rows:
             summary[row.state.value] = summary.get(row.state.value, 0) + 1

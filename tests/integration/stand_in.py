@@ -34,20 +34,37 @@ class StandIn:
         """Take this many envelopes, waiting for each, and commit, notify."""
         with Redis.from_url(self._broker_url) as redis:
             for _ in range(envelopes):
-                popped: Any = redis.brpop(_keys(), timeout=60)
-                envelope = read(popped[1])
-                self.commit(envelope)
-                redis.publish(done_channel(envelope.job), envelope.id)
+                self._work_one(redis)
+
+    def work_off(self, items: int) -> int:
+        """Take envelopes until they held this many items; return how many envelopes that were."""
+        envelopes = 0
+        with Redis.from_url(self._broker_url) as redis:
+            while items > 0:
+                items -= len(self._work_one(redis).items)
+                envelopes += 1
+        return envelopes
+
+    def _work_one(self, redis: Redis) -> Envelope:
+        popped: Any = redis.brpop(_keys(), timeout=60)
+        envelope = read(popped[1])
+        self.commit(envelope)
+        redis.publish(done_channel(envelope.job), envelope.id)
+        return envelope
 
     def commit(self, envelope: Envelope) -> None:
-        claim = self._store.claim([envelope.id], worker="stand-in", leased_until=time.time() + 60)[envelope.id]
-        state = ResultState.SUCCEEDED if claim is Claim.WORK else ResultState.CANCELLED
+        claim = Claim.UNKNOWN
+        if envelope.durable:
+            claim = self._store.claim([envelope.id], worker="stand-in", leased_until=time.time() + 60)[envelope.id]
+        if claim is Claim.DONE:
+            return
+        state = ResultState.CANCELLED if claim is Claim.CANCELLED else ResultState.SUCCEEDED
         rows = [
             _result(envelope, item.seq, task, item.input, item.key, state)
             for item in envelope.items
             for task in item.tasks
         ]
-        self._store.commit(rows, done=[envelope.id])
+        self._store.commit(rows, done=[envelope.id], unlisted=() if envelope.durable else [envelope.id])
 
 
 def _result(envelope: Envelope, seq: int, task: str, value: object, key: str | None, state: ResultState) -> Result:

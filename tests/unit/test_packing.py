@@ -18,12 +18,14 @@ from producers.packing import (
     ENVELOPE_ITEMS,
     REJECTED_KEPT,
     Intake,
+    Parcel,
     Weighed,
     chunks,
-    envelopes,
     pack,
+    seal,
 )
 from producers.request import NewItem, Request
+from results_store.records import NewEnvelope
 
 
 def weighed(sizes: Sequence[int]) -> list[Weighed]:
@@ -32,6 +34,12 @@ def weighed(sizes: Sequence[int]) -> list[Weighed]:
 
 def request_for(*tasks: str) -> Request:
     return Request.check(Catalogue.builtin(), tasks, priority="bulk")
+
+
+def envelopes(
+    request: Request, items: Sequence[Weighed], *, now: float = 1.0, deadline_at: float | None = None
+) -> list[NewEnvelope]:
+    return [one.envelope for one in seal([Parcel(request, items, "j" * 26, deadline_at)], now)]
 
 
 def test_small_items_fill_envelopes_by_number() -> None:
@@ -70,7 +78,7 @@ def test_envelopes_read_back_as_what_was_submitted() -> None:
     """The payload in the outbox is the message a worker decodes, and its counts are what the store adds up."""
     request = request_for("sentiment", "topic")
     items = list(Intake(request).items(["one", NewItem("two", key="b")]))
-    (sealed,) = envelopes(request, items, job="j" * 26, now=12.5, deadline_at=20.0)
+    (sealed,) = envelopes(request, items, now=12.5, deadline_at=20.0)
     envelope, bad = decode(decode_bytes(sealed.payload, sealed.content_type))
     assert bad == []
     assert envelope.items == tuple(item for item, _ in items)
@@ -82,7 +90,7 @@ def test_envelopes_read_back_as_what_was_submitted() -> None:
 def test_bytes_travel_as_messagepack() -> None:
     """base64 inside JSON inside base64 would make a photograph 78 % larger instead of 33 %."""
     request = Request.check(Catalogue.builtin(), "image-embedding", priority="bulk")
-    (sealed,) = envelopes(request, list(Intake(request).items([b"\x89PNG"])), job="j" * 26, now=1.0, deadline_at=None)
+    (sealed,) = envelopes(request, list(Intake(request).items([b"\x89PNG"])))
     envelope, bad = decode(decode_bytes(sealed.payload, sealed.content_type))
     assert bad == []
     assert envelope.items[0].input == InlineBytes(b"\x89PNG")
@@ -93,7 +101,7 @@ def test_tasks_of_two_models_become_two_envelopes_with_the_same_seq() -> None:
     builtin = Catalogue.builtin()
     catalogue = Catalogue({**builtin.tasks, "mood": Task("mood", KINDS["text-classification"], "other", "")})
     request = Request.check(catalogue, ("topic", "mood"), priority="bulk", params={"mood": {"top_k": 2}})
-    sealed = envelopes(request, list(Intake(request).items(["a", "b"])), job="j" * 26, now=1.0, deadline_at=None)
+    sealed = envelopes(request, list(Intake(request).items(["a", "b"])))
     read = [decode(decode_bytes(envelope.payload, envelope.content_type))[0] for envelope in sealed]
     assert [(one.model, [(i.seq, i.tasks, i.params) for i in one.items]) for one in read] == [
         ("text", [(0, ("topic",), {}), (1, ("topic",), {})]),

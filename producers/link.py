@@ -1,0 +1,109 @@
+"""What a client has open towards its fleet: store, broker, notices; each opened when first used, from any thread."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from producers.connection import Connection
+from producers.errors import ConfigurationError
+from producers.gathering import Deliver
+from producers.messages import Priority, new_id
+from producers.notices import Listener
+from producers.publisher import Publisher
+from results_store.records import NewJob
+
+if TYPE_CHECKING:
+    from results_store.store import Store
+
+
+class Link:
+    """The parts that the client and the asyncio client share. Thread-safe; opening may wait for the network.
+
+    `stream` is the one job that a client's lone items belong to: one subscription serves all their handles.
+    """
+
+    def __init__(self, connection: Connection, deliver: Deliver, *, store_timeout_s: float) -> None:
+        self.stream = NewJob(
+            id=new_id(),
+            priority=int(Priority.STANDARD),
+            name=f"stream of {socket.gethostname()}:{os.getpid()}",
+            created_at=time.time(),
+        )
+        self.seq = itertools.count()
+        self._connection = connection
+        self._deliver = deliver
+        self._store_timeout_s = store_timeout_s
+        self._lock = threading.RLock()
+        self._closed = False
+        self._store: Store | None = None
+        self._publisher: Publisher | None = None
+        self._listener: Listener | None = None
+        self._stream_open = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def store(self) -> Store:
+        """The open store. Raises ConfigurationError, SchemaMismatch or StoreUnavailable."""
+        with self._lock:
+            self.refuse_if_closed()
+            if self._store is None:
+                from results_store.store import Store
+
+                self._store = Store(self._connection.store_url, timeout_s=self._store_timeout_s).open()
+            return self._store
+
+    @property
+    def publisher(self) -> Publisher:
+        """The publisher. Raises ConfigurationError if there is no broker."""
+        with self._lock:
+            self.refuse_if_closed()
+            if self._publisher is None:
+                self._publisher = Publisher(self._connection.broker_url)
+            return self._publisher
+
+    @property
+    def listener(self) -> Listener:
+        """The listener; without a broker it asks the store at intervals, as whoever only reads results needs none."""
+        with self._lock:
+            self.refuse_if_closed()
+            if self._listener is None:
+                try:
+                    redis = self.publisher.subscriber()
+                except ConfigurationError:
+                    redis = None
+                self._listener = Listener(redis, lambda: self.store, self._deliver)
+            return self._listener
+
+    def open_stream(self, *, again: bool = False) -> None:
+        """Make sure that the stream's job exists and its notices are heard. Raises BrokerUnavailable, StoreUnavailable."""
+        with self._lock:
+            if self._stream_open and not again:
+                return
+            self.publisher.check()  # no job for a broker that is not there
+            self.store.create_job(self.stream)
+            self.listener.start(self.stream.id)
+            self._stream_open = True
+
+    def close(self) -> None:
+        """Let go of everything. What was accepted is computed all the same."""
+        with self._lock:
+            listener, publisher, store = self._listener, self._publisher, self._store
+        if listener is not None:
+            listener.close()  # outside the lock: its thread may be asking for the store
+        with self._lock:
+            self._closed = True
+        for part in (publisher, store):
+            if part is not None:
+                part.close()
+
+    def refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ConfigurationError("this client is closed; make a new one")
