@@ -39,6 +39,7 @@ def test_a_smoke_run_ends_with_its_result(name: str, tmp_path: Path, pulled_mode
     own = tmp_path / "tmp"
     own.mkdir()
     environment |= {"ARGOSY_HOME": str(tmp_path / "home"), "TMPDIR": str(own)}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "torch")  # torch's own cache, made by importing it
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-4000:]
