@@ -30,6 +30,14 @@ def test_it_finds_the_line_that_made_the_observations(fixed, rate):
     assert costs.largest("text", limit) == pytest.approx(2000, rel=0.1)
 
 
+def test_a_short_promise_never_buys_mostly_overhead():
+    """With 20 ms a pass however small it is, batches of 25 ms would waste most of the device."""
+    costs = taught(0.02, 1e-4, noise=0.0)
+    shortest = costs.largest("text", 0.001)
+    assert shortest is not None
+    assert 0.02 / costs.seconds("text", shortest) == pytest.approx(0.2, rel=0.01)
+
+
 def test_it_says_nothing_before_it_knows():
     """A guess from a batch or two would shrink the first real ones for nothing."""
     costs = CostModel()

@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass
 #: How much of the past an observation leaves: after 100 batches about an eighth of its weight.
 FADING = 0.98
 
+#: The most of a shortened batch's time that may be its fixed part.
+MOST_FIXED_SHARE = 0.2
+
 #: Observations before a line is believed.
 ENOUGH = 5.0
 
@@ -65,12 +68,17 @@ class CostModel:
         return None if line is None else line[0] + line[1] * padded_cost
 
     def largest(self, model: str, seconds: float) -> int | None:
-        """Return the largest padded cost that is predicted to take at most `seconds`; None while too little is known."""
+        """Return the largest padded cost that is predicted to take at most `seconds`; None while too little is known.
+
+        Never less than what keeps the fixed part under `MOST_FIXED_SHARE`: short batches are for the sake of urgent
+        items, and those are not served by a device that spends its time on overhead.
+        """
         line = self._line(model)
         if line is None:
             return None
         fixed, rate = line
-        return max(0, int((seconds - fixed) / rate))
+        least = fixed * (1 / MOST_FIXED_SHARE - 1)
+        return int(max(seconds - fixed, least) / rate)
 
     def learned(self) -> dict[str, dict[str, float]]:
         """Return what was learned, as plain values for `__init__`."""
