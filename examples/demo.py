@@ -10,6 +10,7 @@ import os
 import signal
 import sqlite3
 import statistics
+import textwrap
 import threading
 import time
 import urllib.request
@@ -55,6 +56,7 @@ class Seen:
     idle_s: list[float]
     loaded_s: list[float]
     answers: dict[str, str]
+    texts: dict[str, str]
     batches: list[Batch]
     flower_envelopes: int
     pids: list[int]
@@ -105,7 +107,8 @@ def pull(chosen: settings.Settings) -> list[Path]:
 
 def work(fleet: LocalFleet, photographs: list[Path]) -> Seen:
     """Submit everything, wait for it, and report what was seen."""
-    texts: list[object] = [NewItem(text, key=f"text-{n}") for n, text in enumerate(mixed_texts(TEXTS))]
+    real = {f"text-{n}": text for n, text in enumerate(mixed_texts(TEXTS))}
+    texts: list[object] = [NewItem(text, key=key) for key, text in real.items()]
     too_long = NewItem("a word " * 2000, key="over-long", params={task: {"truncation": False} for task in TEXT_TASKS})
     texts.insert(len(texts) // 2, too_long)
     whole = photographs[0].read_bytes()
@@ -125,7 +128,7 @@ def work(fleet: LocalFleet, photographs: list[Path]) -> Seen:
     # device processes too, which are the workers' children
     pids = [process.pid for pid in fleet.pids for process in (psutil.Process(pid), *psutil.Process(pid).children())]
     envelopes = flower_envelopes(fleet.flower_url)
-    return Seen(*statuses, bulk_s, idle_s, loaded_s, answers, batches, envelopes, pids)
+    return Seen(*statuses, bulk_s, idle_s, loaded_s, answers, real, batches, envelopes, pids)
 
 
 def ask(client: Client, n: int) -> tuple[float, str, str]:
@@ -188,16 +191,17 @@ def judge(seen: Seen, fleet: LocalFleet, photographs: int) -> None:
 
 
 def show(seen: Seen, fleet: LocalFleet) -> None:
-    predictions = Table(
-        "input", "task", "prediction", title="Some of the results, read from SQLite", title_justify="left"
-    )
     database = sqlite3.connect(fleet.home / "store.db")
-    query = "SELECT key, task, output, error FROM results WHERE job = ? AND vector IS NULL ORDER BY state, seq, task LIMIT ?"
-    for status, limit in ((seen.bulk, 12), (seen.images, 12)):
-        for key, task, output, error in database.execute(query, (status.id, limit)):
-            predictions.add_row(str(key), task, told(output, error))
+    texts = rows_of(database, seen.bulk.id)
+    table = Table("text", *TEXT_TASKS, title=f"{len(texts)} of the texts, read from SQLite", title_justify="left")
+    for key, told in texts.items():
+        table.add_row(textwrap.shorten(seen.texts.get(key, key), 60), *(told[task] for task in TEXT_TASKS))
+    console.print(table)
+    images = Table("photograph", IMAGE_TASKS[0])
+    for key, told in rows_of(database, seen.images.id).items():
+        images.add_row(key, told[IMAGE_TASKS[0]])
+    console.print(images)
     database.close()
-    console.print(predictions)
     answers = Table("interactive question, while bulk ran", "sentiment")
     for question, answer in seen.answers.items():
         answers.add_row(question, answer)
@@ -205,10 +209,23 @@ def show(seen: Seen, fleet: LocalFleet) -> None:
     console.print(figures(seen, fleet))
 
 
-def told(output: str | None, error: str | None) -> str:
+def rows_of(database: sqlite3.Connection, job: str, most: int = 12) -> dict[str, dict[str, str]]:
+    """What a job's first items came to, failed ones first: key → task → prediction."""
+    query = """
+        SELECT key, task, output, error FROM results WHERE job = :job AND vector IS NULL AND seq IN (
+            SELECT seq FROM results WHERE job = :job GROUP BY seq ORDER BY min(state), seq LIMIT :most
+        ) ORDER BY state, seq
+    """
+    found: dict[str, dict[str, str]] = {}
+    for key, task, output, error in database.execute(query, {"job": job, "most": most}):
+        found.setdefault(key, {})[task] = prediction(output, error)
+    return found
+
+
+def prediction(output: str | None, error: str | None) -> str:
     if error:
         found = msgspec.json.decode(error)
-        return f"[red]{found['kind']}: {found['message']}"
+        return f"[red]{found['kind']}: {textwrap.shorten(found['message'], 60)}"
     best = msgspec.json.decode(output or "[]")[0]
     return f"{best['label']} {best['score']:.0%}"
 
