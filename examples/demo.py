@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.workload import mixed_texts
-from producers import Client, Job, NewItem
+from producers import Client, Job, NewItem, Priority
 from results_store.records import Batch, JobStatus
 from results_store.store import Store
 from workers import settings
@@ -231,7 +231,7 @@ def prediction(output: str | None, error: str | None) -> str:
 
 
 def figures(seen: Seen, fleet: LocalFleet) -> Table:
-    bulk = [batch for batch in seen.batches if batch.model == "text"]
+    bulk = [batch for batch in seen.batches if str(int(Priority.BULK)) in batch.priorities]
     real, padded = sum(batch.tokens for batch in bulk), sum(batch.padded_tokens for batch in bulk)
     table = Table("figure", "value", show_header=False)
     table.add_row("texts, 3 tasks each, end to end", f"{TEXTS / seen.bulk_s:.0f} items/s ({seen.bulk_s:.1f} s)")
