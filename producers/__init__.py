@@ -9,6 +9,8 @@
         for row in job.results():
             print(row.seq, row.task, row.state, row.output)
 
+In asyncio, `AsyncClient` does the same: ``await client.submit(…)``, ``await handle``, ``async for row in job.as_completed()``.
+
 Names are imported when first used, so that ``import producers`` costs next to nothing.
 """
 
@@ -18,6 +20,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from producers.async_client import AsyncClient
+    from producers.async_handles import AsyncHandle, AsyncJob
     from producers.catalogue import Catalogue
     from producers.client import Client
     from producers.errors import (
@@ -42,6 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgosyError",
+    "AsyncClient",
+    "AsyncHandle",
+    "AsyncJob",
     "BrokerUnavailable",
     "Catalogue",
     "Client",
@@ -72,6 +79,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "producers.async_client": ("AsyncClient",),
+    "producers.async_handles": ("AsyncHandle", "AsyncJob"),
     "producers.catalogue": ("Catalogue",),
     "producers.client": ("Client",),
     "producers.errors": (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers import notices
 from producers.errors import ArgosyError, ItemCancelled, ItemExpired, ItemFailed, ResultTimeout
+from producers.gathering import Promise
 from producers.pending import Pending
 from results_store.records import JobStatus, Result, ResultState
 
@@ -31,6 +32,16 @@ class ItemHandle:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(job={self.job!r}, seq={self.seq}, tasks={self.tasks!r})"
+
+    def tell(self, promise: Promise) -> None:
+        """Give a future the item's rows, in the order of the tasks: now, or when they are all there."""
+        self._pending.tell(promise)
+        if self._link.closing:
+            self._pending.fail(notices.closed())
+
+    def forget(self, promise: Promise) -> None:
+        """Take back `tell`."""
+        self._pending.forget(promise)
 
     def _output(self, rows: Sequence[Result]) -> Any:
         outputs = [value(row) for row in rows]
@@ -71,7 +82,7 @@ class Handle(ItemHandle):
         all), and ResultTimeout if `timeout_s` passes first; None waits without end.
         """
         promise: Future[list[Result]] = Future()
-        self._pending.tell(promise)
+        self.tell(promise)
         try:
             return self._output(promise.result(timeout_s))
         except TimeoutError as error:
@@ -79,7 +90,7 @@ class Handle(ItemHandle):
                 raise
             raise self._timeout(timeout_s) from error
         finally:
-            self._pending.forget(promise)
+            self.forget(promise)
 
     def results(self) -> list[Result]:
         """Return the rows that are stored by now, in the order of the tasks."""
@@ -98,8 +109,11 @@ class Handle(ItemHandle):
         return self._cancel()
 
 
-class Job:
-    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many in all."""
+class ManyHandle:
+    """A submission of many items: what the jobs of both clients have in common.
+
+    `rejected` are the inputs put aside (the first 1,000), `rejected_count` how many in all.
+    """
 
     def __init__(
         self,
@@ -115,7 +129,14 @@ class Job:
         self._link = link
 
     def __repr__(self) -> str:
-        return f"Job({self.id!r})"
+        return f"{type(self).__name__}({self.id!r})"
+
+    def _unfinished(self, timeout_s: float | None) -> ResultTimeout:
+        return ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on: wait again")
+
+
+class Job(ManyHandle):
+    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many in all."""
 
     def progress(self) -> JobStatus:
         """Return how far the job is. Raises UnknownJob."""
@@ -130,7 +151,9 @@ class Job:
         """
         deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         changed = threading.Event()
-        with self._link.listener.following(self.id, changed.set):
+        listener = self._link.listener
+        listener.follow(self.id, changed.set)
+        try:
             while True:
                 changed.clear()
                 looked = time.monotonic()
@@ -140,9 +163,11 @@ class Job:
                 if status.finished:
                     return status
                 if time.monotonic() >= deadline:
-                    raise unfinished(self.id, timeout_s)
+                    raise self._unfinished(timeout_s)
                 if changed.wait(max(0.0, min(looked + notices.FALLBACK_S, deadline) - time.monotonic())):
                     time.sleep(max(0.0, min(looked + notices.LOOK_EVERY_S, deadline) - time.monotonic()))
+        finally:
+            listener.unfollow(self.id, changed.set)
 
     def results(self) -> Iterator[Result]:
         """Yield the results that are stored by now, by item and then task, a page at a time. Raises UnknownJob.
@@ -156,11 +181,6 @@ class Job:
     def cancel(self) -> JobStatus:
         """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
         return self._link.store.cancel_job(self.id, time.time())
-
-
-def unfinished(job: str, timeout_s: float | None) -> ResultTimeout:
-    """The error for a job that takes longer than somebody wants to wait."""
-    return ResultTimeout(f"job {job}: not finished within {timeout_s} s; the work goes on: wait again")
 
 
 def value(row: Result) -> Any:

@@ -39,15 +39,12 @@ class Link:
         self._deliver = deliver
         self._store_timeout_s = store_timeout_s
         self._lock = threading.RLock()
+        self.closing = False
         self._closed = False
         self._store: Store | None = None
         self._publisher: Publisher | None = None
         self._listener: Listener | None = None
         self._stream_open = False
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
     @property
     def store(self) -> Store:
@@ -94,6 +91,7 @@ class Link:
 
     def close(self) -> None:
         """Let go of everything. What was accepted is computed all the same."""
+        self.closing = True  # who begins to await from here on is told by itself, who did before by the listener
         with self._lock:
             listener, publisher, store = self._listener, self._publisher, self._store
         if listener is not None:

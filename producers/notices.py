@@ -12,8 +12,7 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -64,13 +63,19 @@ class Listener:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._live = False
+        self._stream = ""
         self._thread: threading.Thread | None = None
         self._next_look = 0.0
 
     def start(self, job: str) -> None:
-        """Hear the notices of a job from now on, before anything of it is submitted."""
+        """Hear the notices of the client's own stream from now on, before anything of it is submitted."""
+        self._stream = done_channel(job)
         with self._lock:
-            self._followers.setdefault(done_channel(job), [])
+            self._followers.setdefault(self._stream, [])
+        self._begin()
+
+    def _begin(self) -> None:
+        with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="argosy notices", daemon=True)
                 self._thread.start()
@@ -85,8 +90,7 @@ class Listener:
             self._thread.join()
         if self._redis is not None:
             self._redis.close()
-        closed = ConfigurationError("the client was closed while a result was awaited; ask for it with a new one")
-        self._deliver([partial(one.fail, closed) for one in self._held()])
+        self._deliver([partial(one.fail, closed()) for one in self._held()])
 
     # --- what is waited for ---
 
@@ -97,21 +101,20 @@ class Listener:
                 for carrier in one.carriers:
                     self._awaited.setdefault(carrier.envelope, {})[one.seq] = weakref.ref(one)
 
-    @contextmanager
-    def following(self, job: str, changed: Callable[[], object]) -> Iterator[None]:
-        """Have `changed` delivered at every notice of a job."""
+    def follow(self, job: str, changed: Callable[[], object]) -> None:
+        """Have `changed` delivered at every notice of a job, until `unfollow`. May wait for Redis, though not long."""
+        with self._lock:
+            self._followers.setdefault(done_channel(job), []).append(changed)
+        self._begin()
+
+    def unfollow(self, job: str, changed: Callable[[], object]) -> None:
         channel = done_channel(job)
         with self._lock:
-            self._followers.setdefault(channel, []).append(changed)
-        self.start(job)
-        try:
-            yield
-        finally:
-            with self._lock:
-                followers = self._followers[channel]
+            followers = self._followers.get(channel, [])
+            if changed in followers:
                 followers.remove(changed)
-                if not followers:
-                    del self._followers[channel]
+                if not followers and channel != self._stream:
+                    del self._followers[channel]  # the thread unsubscribes when it comes by
 
     def look_up(self, pending: Iterable[Pending]) -> None:
         """Read these items' rows together, and tell those whose rows are complete. Errors go to those who wait."""
@@ -241,3 +244,8 @@ class Listener:
             self.look_up(awaited)
         now = time.monotonic()
         self._next_look = now + max(FALLBACK_S, (now - started) / FALLBACK_SHARE)
+
+
+def closed() -> ConfigurationError:
+    """The error for who awaits a result of a client that is closed."""
+    return ConfigurationError("the client was closed while a result was awaited; its job is there for a new client")

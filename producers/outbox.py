@@ -36,7 +36,7 @@ MARK_AGE_S = 1.0
 #: A group holds the parcels of at most this many calls.
 GROUP = 4096
 
-#: More than this may not wait to be accepted: a store or broker this far behind refuses at the door.
+#: More lone items than this may not wait to be accepted: a store or broker this far behind refuses at the door.
 WAITING_ITEMS = 65_536
 WAITING_BYTES = 256 * 1024 * 1024
 
@@ -76,7 +76,7 @@ class Outbox:
 
     def put(self, order: Order) -> None:
         """Have an order sent. Raises Overloaded if too much waits already."""
-        self._waiting.add(order.parcel)
+        self._waiting.add(order)
         (self._durable if order.parcel.durable else self._direct).put(order)
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class Outbox:
 
     def _wanted(self, group: Sequence[Order]) -> list[Order]:
         """The orders of a group whose callers have not given up."""
-        self._waiting.remove(order.parcel for order in group)
+        self._waiting.remove(group)
         return [order for order in group if not order.promise.cancelled()]
 
     def _open_stream(self, orders: Iterable[Order]) -> dict[int, Pending]:
@@ -186,30 +186,32 @@ class Outbox:
 
 
 class Waiting:
-    """Counts what waits to be sent, and refuses what is too much. Thread-safe."""
+    """Counts the lone items that wait to be sent, and refuses what is too much. Thread-safe.
+
+    Chunks of `submit_many` need no count: each call has one under way and waits for it.
+    """
 
     def __init__(self) -> None:
         self._items = 0
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def add(self, parcel: Parcel) -> None:
-        """Count a parcel in. Raises Overloaded. One alone is never too much."""
-        size = _bytes(parcel)
+    def add(self, order: Order) -> None:
+        """Count an order in. Raises Overloaded. One alone is never too much."""
+        items, size = _weight(order)
         with self._lock:
-            full = self._items + len(parcel.items) > WAITING_ITEMS or self._bytes + size > WAITING_BYTES
-            if self._items and full:
+            if self._items and (self._items + items > WAITING_ITEMS or self._bytes + size > WAITING_BYTES):
                 raise Overloaded(
                     f"{self._items:,} items wait in this client for the store or the broker; await some of them first"
                 )
-            self._items += len(parcel.items)
+            self._items += items
             self._bytes += size
 
-    def remove(self, parcels: Iterable[Parcel]) -> None:
-        gone = list(parcels)
+    def remove(self, orders: Iterable[Order]) -> None:
+        gone = [_weight(order) for order in orders]
         with self._lock:
-            self._items -= sum(len(parcel.items) for parcel in gone)
-            self._bytes -= sum(map(_bytes, gone))
+            self._items -= sum(items for items, _ in gone)
+            self._bytes -= sum(size for _, size in gone)
 
 
 class Marks:
@@ -240,8 +242,11 @@ class Marks:
             log.warning("%d published envelopes stay unmarked and may be sent twice, harmlessly: %s", len(ids), error)
 
 
-def _bytes(parcel: Parcel) -> int:
-    return sum(size for _, size in parcel.items)
+def _weight(order: Order) -> tuple[int, int]:
+    """Items and bytes that an order counts for."""
+    if order.pending is None:
+        return 0, 0
+    return len(order.parcel.items), sum(size for _, size in order.parcel.items)
 
 
 def _own(error: Exception) -> Exception:

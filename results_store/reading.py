@@ -49,6 +49,12 @@ def results_of(connection: Connection, id_: str, seqs: Collection[int]) -> list[
     return [result(row) for row in connection.execute(wanted).mappings()]
 
 
+def spread_of_results(connection: Connection, id_: str, block: int) -> dict[int, int]:
+    place = results.c.seq // block
+    counted = select(place, func.count()).where(results.c.job == id_).group_by(place)
+    return {int(number): count for number, count in connection.execute(counted)}
+
+
 def recent_failures(connection: Connection, limit: int) -> list[Result]:
     wanted = select(results).where(FAILED).order_by(results.c.stored_at.desc()).limit(limit)
     return [result(row) for row in connection.execute(wanted).mappings()]

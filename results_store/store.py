@@ -144,6 +144,11 @@ class Store:
         with self._database.read() as connection:
             return reading.page_of_results(connection, job, after, limit)
 
+    def spread(self, job: str, block: int) -> dict[int, int]:
+        """Return how many results each block of `block` items holds, by its number; blocks without any are left out."""
+        with self._database.read() as connection:
+            return reading.spread_of_results(connection, job, block)
+
     def results_of(self, job: str, seqs: Collection[int]) -> list[Result]:
         """Return what there is of these items of a job, in (seq, task) order."""
         with self._database.read() as connection:

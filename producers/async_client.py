@@ -1,0 +1,293 @@
+"""The asyncio client: the same outbox, packing and notices as the client, awaited.
+
+The event loop never waits for the network, a disk or a lock held over either: what does is done in a few threads (one that
+commits and publishes, one that hears notices and reads results, however many items are awaited), and delivered to the
+loop in batches. So Redis or the database being away, or silent, ends in BrokerUnavailable or StoreUnavailable after
+their timeouts, while everything else in the loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from producers.async_handles import AsyncHandle, AsyncJob
+from producers.calls import Calls
+from producers.catalogue import Catalogue
+from producers.connection import Connection
+from producers.errors import ArgosyError, ConfigurationError, ResultTimeout
+from producers.gathering import settle
+from producers.link import Link
+from producers.messages import Priority
+from producers.outbox import Order, Outbox
+from producers.packing import Chunk, Intake, OnError
+from producers.request import Request
+from producers.submission import Submission, check_many, lone_order, new_job
+from results_store.errors import StoreError
+from results_store.records import JobStatus, Result
+
+#: What the threads have for the loop is delivered so many at a time, and the loop's other work comes in between.
+SLICE = 256
+
+#: After so many inputs of `submit_many` the loop's other work comes in between.
+PACE = 128
+
+
+class AsyncClient:
+    """Submits work and awaits results, for one event loop. Connects when first used; close it, or use ``async with``.
+
+        async with AsyncClient() as client:
+            handle = await client.submit("sentiment", "a fine film", priority="interactive")
+            print(await handle)
+            job = await client.submit_many("topic", texts)
+            async for row in job.as_completed():
+                print(row.seq, row.output)
+
+    It finds broker, store and tasks like `Client`. `store_timeout_s` bounds each wait for the store. What is submitted
+    while the store or the broker is busy with something of this client goes out together with the next; a lone item at once.
+    """
+
+    def __init__(
+        self,
+        broker_url: str | None = None,
+        store_url: str | None = None,
+        *,
+        catalogue: Catalogue | None = None,
+        store_timeout_s: float = 30.0,
+    ) -> None:
+        self._connection = Connection(broker_url, store_url)
+        self._catalogue = catalogue
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls = Calls()
+        self._link = Link(self._connection, self._deliver, store_timeout_s=store_timeout_s)
+        self._outbox = Outbox(self._link, self._deliver)
+        self._closing: threading.Thread | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of all connections. What was accepted is computed all the same; handles cannot be awaited any more."""
+        loop = self._here()
+        if self._closing is not None:
+            return
+        self._calls.refuse()
+        closed = loop.create_future()
+
+        def end() -> None:
+            self._outbox.close()
+            self._link.close()
+            self._calls.close()
+            self._deliver([partial(settle, closed, None)])
+
+        self._closing = threading.Thread(target=end, name="argosy close", daemon=True)
+        self._closing.start()
+        await closed
+        self._closing.join()
+
+    # --- submitting ---
+
+    async def submit(
+        self,
+        task: str | Sequence[str],
+        input: object,  # noqa: A002 - the word for it everywhere else
+        *,
+        priority: Priority | str = "standard",
+        deadline_s: float | None = None,
+        params: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        durable: bool = True,
+    ) -> AsyncHandle:
+        """Submit one input and return a handle to its result, once it is accepted. See `Client.submit`.
+
+        A task that is cancelled in here may have submitted the item or not.
+
+        Raises InvalidInput, BrokerUnavailable, StoreUnavailable or Overloaded.
+        """
+        promise = self._here().create_future()
+        request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=params)
+        order, pending = lone_order(request, input, self._link, promise, key=key, durable=durable)
+        await self._send(order, promise)
+        return AsyncHandle(self._link, self._calls, pending, single=request.single)
+
+    async def submit_many(
+        self,
+        task: str | Sequence[str],
+        inputs: Iterable[object] | AsyncIterable[object],
+        *,
+        priority: Priority | str = "bulk",
+        name: str | None = None,
+        idempotency_key: str | None = None,
+        deadline_s: float | None = None,
+        params: Mapping[str, Any] | None = None,
+        on_error: OnError = "raise",
+        on_accepted: Callable[[str, int], object] | None = None,
+    ) -> AsyncJob:
+        """Submit inputs from an iterable or an async iterable, chunk by chunk, in constant memory. See `Client.submit_many`.
+
+        An iterable that is not async is iterated in the event loop, with room for others in between: one that blocks,
+        such as a database cursor, should be wrapped in an async one.
+
+        Raises InvalidInput, BrokerUnavailable or StoreUnavailable.
+        """
+        check_many(inputs, on_error, Iterable, AsyncIterable)
+        catalogue = await self._tasks()
+        request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
+        submission = Submission(request, new_job(request.priority, name, idempotency_key), on_accepted)
+        intake = Intake(request, on_error)
+        try:
+            if idempotency_key is not None:
+                intake.skip = submission.resume(await self._create_job(submission))
+            await self._send_all(submission, intake, inputs)
+            if submission.new_job is not None:  # no items at all: an empty job, finished from the start
+                await self._create_job(submission)
+        except (ArgosyError, StoreError) as error:
+            submission.failed(error)
+            raise
+        return AsyncJob(
+            self._link,
+            self._calls,
+            submission.job,
+            rejected=intake.rejected,
+            rejected_count=intake.rejected_count,
+        )
+
+    async def _send_all(
+        self, submission: Submission, intake: Intake, inputs: Iterable[object] | AsyncIterable[object]
+    ) -> None:
+        chunk = Chunk()
+        async for value in _paced(inputs):
+            item = intake.take(value)
+            if item is not None and chunk.add(item):
+                await self._send_chunk(submission, chunk)
+        if chunk.items:
+            await self._send_chunk(submission, chunk)
+
+    async def _send_chunk(self, submission: Submission, chunk: Chunk) -> None:
+        items = chunk.empty()
+        promise = self._here().create_future()
+        await self._send(submission.order(items, promise), promise)
+        submission.accepted(items)
+
+    async def _send(self, order: Order, promise: asyncio.Future[None]) -> None:
+        self._outbox.put(order)
+        await promise  # cancelled with the task; then it is not sent any more, if it was not yet
+
+    async def _create_job(self, submission: Submission) -> JobStatus:
+        return await self._calls(lambda: self._link.store.create_job(submission.created))
+
+    # --- awaiting and reading ---
+
+    async def as_completed(
+        self, handles: Iterable[AsyncHandle], *, timeout_s: float | None = None
+    ) -> AsyncIterator[Result]:
+        """Yield the results of items in the order in which they come, one for each item and task; failed ones too.
+
+        `producers.value` gives a result's output, or raises its error. Raises ResultTimeout if `timeout_s` passes first.
+        """
+        loop = self._here()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        arrived: asyncio.Queue[asyncio.Future[list[Result]]] = asyncio.Queue()
+        waiting = [(handle, loop.create_future()) for handle in handles]
+        try:
+            for handle, promise in waiting:
+                promise.add_done_callback(arrived.put_nowait)
+                handle.tell(promise)
+            for _ in waiting:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        done = await arrived.get()
+                except TimeoutError as error:
+                    raise ResultTimeout(f"not all results came within {timeout_s} s; the work goes on") from error
+                for row in done.result():
+                    yield row
+        finally:
+            for handle, promise in waiting:
+                handle.forget(promise)
+                promise.cancel()
+
+    async def job(self, id: str) -> AsyncJob:  # noqa: A002 - what it is called everywhere else
+        """Return the job with this id. Raises UnknownJob."""
+        await self.status(id)
+        return AsyncJob(self._link, self._calls, id)
+
+    async def jobs(self, limit: int = 20) -> list[JobStatus]:
+        """Return the newest jobs, the newest first."""
+        self._here()
+        return await self._calls(lambda: self._link.store.jobs(limit=limit))
+
+    async def status(self, id: str) -> JobStatus:  # noqa: A002
+        """Return how far a job is. Raises UnknownJob."""
+        self._here()
+        return await self._calls(lambda: self._link.store.job(id))
+
+    async def results(self, id: str) -> AsyncIterator[Result]:  # noqa: A002
+        """Yield a job's results that are stored by now, by item and then task. Raises UnknownJob."""
+        async for row in (await self.job(id)).results():
+            yield row
+
+    async def catalogue(self) -> Catalogue:
+        """Return the tasks that can be submitted. Raises ConfigurationError if their file is wrong."""
+        self._here()
+        return await self._tasks()
+
+    # --- the loop ---
+
+    async def _tasks(self) -> Catalogue:
+        if self._catalogue is None:
+            self._catalogue = await self._calls(lambda: self._connection.catalogue)
+        return self._catalogue
+
+    def _here(self) -> asyncio.AbstractEventLoop:
+        """The running loop, which must be the same every time."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise ConfigurationError(
+                "an AsyncClient belongs to the event loop that first used it; make one for each loop"
+            )
+        return loop
+
+    def _deliver(self, calls: Sequence[Callable[[], object]]) -> None:
+        """Run calls in the loop; from any thread."""
+        if self._loop is None or not calls:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._run, calls, 0)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            # closed without `close`: nobody waits any more
+
+    def _run(self, calls: Sequence[Callable[[], object]], start: int) -> None:
+        for call in calls[start : start + SLICE]:
+            call()
+        if start + SLICE < len(calls):
+            asyncio.get_running_loop().call_soon(self._run, calls, start + SLICE)
+
+
+async def _paced(inputs: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[object]:
+    """Yield inputs from either kind of iterable, letting others run now and then."""
+    count = 0
+    if isinstance(inputs, AsyncIterable):
+        async for value in inputs:
+            yield value
+            count += 1
+            if count % PACE == 0:
+                await asyncio.sleep(0)
+        return
+    for value in inputs:
+        yield value
+        count += 1
+        if count % PACE == 0:
+            await asyncio.sleep(0)
