@@ -7,9 +7,10 @@ results have followed, a portion a transaction. So a purge that was killed is fi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, or_, select, text, tuple_
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from results_store.columns import among
@@ -39,10 +40,11 @@ def purge_jobs(database: Database, *, finished_before: float | None, now: float)
     """Remove the finished jobs that are due, with envelopes, inputs and results, and the batches of before."""
     gone = _hide(database, _due(finished_before, now), now)
     swept = _sweep(database)
-    old = 0
-    if finished_before is not None:
-        old = _in_portions(database, batches, lambda _: batches.c.started_at < finished_before)
-    return Purged(jobs=gone, envelopes=swept.envelopes, payloads=swept.payloads, results=swept.results, batches=old)
+    if finished_before is None:
+        return replace(swept, jobs=gone)
+    strays = sum(_remove_strays(database, owners, finished_before) for owners in _owners_of_results(database))
+    old = _in_portions(database, batches, lambda _: batches.c.started_at < finished_before)
+    return replace(swept, jobs=gone, results=swept.results + strays, batches=old)
 
 
 def purge_inputs(database: Database, *, finished_before: float | None, now: float) -> Purged:
@@ -92,6 +94,38 @@ def _sweep(database: Database) -> Purged:
         answers += _in_portions(database, results, _of(results.c.job, hidden))
         with database.write(Weight.NOTE) as connection:
             connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
+
+
+# One seek in the index a job, however many results each has.
+_NEXT_OWNERS = text("""
+WITH RECURSIVE owners (job) AS (
+  SELECT min(job) FROM results WHERE job > :last
+  UNION ALL SELECT (SELECT min(job) FROM results WHERE job > owners.job) FROM owners WHERE job IS NOT NULL
+)
+SELECT job FROM owners WHERE job IS NOT NULL LIMIT :limit
+""")
+
+
+def _owners_of_results(database: Database) -> Iterator[list[str]]:
+    last = ""
+    while True:
+        with database.read() as connection:
+            owners = list(connection.execute(_NEXT_OWNERS, {"last": last, "limit": ROWS}).scalars())
+        if not owners:
+            return
+        yield owners
+        last = owners[-1]
+
+
+def _remove_strays(database: Database, owners: Collection[str], stored_before: float) -> int:
+    """Remove old results of no job: of a message forged, or computed once more when its job was purged already."""
+    with database.read() as connection:
+        there = set(connection.execute(select(jobs.c.id).where(among(connection, jobs.c.id, owners))).scalars())
+    strays = set(owners) - there
+    if not strays:
+        return 0
+    old = results.c.stored_at < stored_before
+    return _in_portions(database, results, lambda connection: and_(among(connection, results.c.job, strays), old))
 
 
 def _pages(database: Database, due: ColumnElement[bool]) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from results_store.records import (
     DeadLetter,
     Depth,
     JobStatus,
+    Lane,
     NewEnvelope,
     NewJob,
     PendingEnvelope,
@@ -253,13 +254,13 @@ class Store:
         now: float,
         *,
         accepted_before: float,
-        published_before: float | None = None,
+        published_before: Mapping[Lane, float] | float | None = None,
         limit: int = 1000,
     ) -> list[PendingEnvelope]:
         """Take envelopes that were accepted long ago and not published, or whose lease ran out.
 
-        With `published_before`, also those published before then and never claimed: for when Redis has lost
-        its data. They are put back into the outbox as accepted `now`, so no other reconciler takes them;
+        With `published_before` (a time, or one for each model and priority), also those published before then and
+        never claimed, which Redis no longer has. They are put back into the outbox as accepted `now`, so no other reconciler takes them;
         publish them, then call `mark_published`.
         """
         with self._database.write(Weight.NOTE) as connection:
@@ -306,7 +307,8 @@ class Store:
     ) -> Purged:
         """Remove finished jobs: those whose `ttl_s` is over, and those without one that finished before `finished_before`.
 
-        With them go their envelopes, inputs and results, and the batches from before `finished_before`. With
+        With them go their envelopes, inputs and results, and from before `finished_before` the batches and such
+        results as belong to no job. With
         `keep_results` only the inputs go, and nothing of these jobs can be replayed any more. Unfinished jobs
         stay; cancel them first. Takes many short transactions; a purge that broke off is finished by the next.
         """

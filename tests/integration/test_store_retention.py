@@ -122,6 +122,18 @@ def test_a_purge_that_was_killed_is_finished_by_the_next(store: Store, store_url
     assert set(rows_left(store_url).values()) == {0}
 
 
+def test_results_of_no_job_go_when_they_are_old(store: Store) -> None:
+    """A message computed once more after its job was purged, or put on Redis by hand, leaves results behind."""
+    finished(store, "kept", at=NOW)
+    for job in ("gone", "zone"):
+        store.commit([result(0, job=job), result(1, job=job, stored_at=NOW + 100)], at=NOW)
+
+    assert store.purge(finished_before=NOW).results == 0
+    assert store.purge(finished_before=NOW + 1, keep_results=True).results == 0
+    assert store.purge(finished_before=NOW + 0.5, now=NOW).results == 4
+    assert [row.seq for row in store.results("gone")] == [1]
+
+
 def test_purges_at_the_same_time_share_the_work(store: Store, store_url: str) -> None:
     """Every node purges; none may fail because another was there."""
     for number in range(8):
