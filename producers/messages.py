@@ -126,6 +126,16 @@ def new_id() -> str:
     return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
 
 
+def made_at(id_: str) -> float:
+    """Return when `new_id` made an id (Unix seconds). Raises ValueError for what it cannot have made."""
+    if len(id_) != 26 or not set(id_) <= set(_CROCKFORD):
+        raise ValueError(f"{id_[:40]!r} is not one of our ids")
+    value = 0
+    for character in id_[:10]:  # 48 bits of time in 50 of text
+        value = value << 5 | _CROCKFORD.index(character)
+    return value / 1000
+
+
 def encode(envelope: Envelope) -> tuple[bytes, str]:
     """Return the envelope's bytes and their content type: MessagePack if inline bytes travel, else JSON."""
     if envelope.carries_bytes:

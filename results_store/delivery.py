@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, c
 
 from results_store import dead_letters, retention
 from results_store.columns import among, cleaned
-from results_store.records import Batch, Claim, Committed, PendingEnvelope, Result, ResultState
+from results_store.records import Batch, Claim, Committed, Lane, PendingEnvelope, Result, ResultState
 from results_store.result_rows import Accepted, insert_new, insert_results, insert_unlisted
 from results_store.schema import ACCEPTED, PUBLISHED, UNFINISHED, batches, envelopes, jobs, payloads
 
@@ -182,7 +182,7 @@ def take_overdue(
     now: float,
     *,
     accepted_before: float,
-    published_before: float | None,
+    published_before: Mapping[Lane, float] | float | None,
     limit: int,
 ) -> list[PendingEnvelope]:
     """Put overdue envelopes back into the outbox as accepted now, and return them to be published.
@@ -194,9 +194,13 @@ def take_overdue(
         and_(ACCEPTED, envelopes.c.accepted_at < accepted_before),
         and_(PUBLISHED, envelopes.c.leased_until < now),
     ]
-    if published_before is not None:
-        unclaimed = envelopes.c.leased_until.is_(None)
-        due.append(and_(PUBLISHED, unclaimed, envelopes.c.published_at < published_before))
+    unclaimed = and_(PUBLISHED, envelopes.c.leased_until.is_(None))
+    if isinstance(published_before, Mapping):
+        for (model, priority), before in sorted(published_before.items()):
+            lane = and_(envelopes.c.model == model, envelopes.c.priority == priority)
+            due.append(and_(unclaimed, lane, envelopes.c.published_at < before))
+    elif published_before is not None:
+        due.append(and_(unclaimed, envelopes.c.published_at < published_before))
     taken: list[str] = []
     for condition in due:  # one by one: each has an index of its own
         if len(taken) < limit:

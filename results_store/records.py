@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 
 class ResultState(StrEnum):
@@ -155,6 +155,10 @@ class JobStatus:
     @property
     def finished(self) -> bool:
         return self.done >= self.total
+
+
+#: A model and a priority: the envelopes that wait in one list of Redis.
+Lane: TypeAlias = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,16 @@ many costs a look into the store, since a worker's claim recognises what is held
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from producers.messages import Priority
+import msgspec
+
+from producers.messages import Priority, made_at
 from producers.publisher import Publisher, as_unavailable, message
 from producers.queues import redis_key
+from results_store.records import Lane
 from results_store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -22,42 +26,71 @@ LIMIT = 256
 
 
 class Reconciler:
-    """`run` publishes what is overdue by `overdue_s`: accepted and never published, or its worker's lease run out."""
+    """`run` publishes what is overdue by `overdue_s`: accepted and never published, its worker's lease run out, or lost by Redis."""
 
     def __init__(self, store: Store, publisher: Publisher, models: Sequence[str], *, overdue_s: float) -> None:
         self._store = store
         self._publisher = publisher
-        self._keys = [redis_key(model, priority) for model in models for priority in Priority]
+        self._keys: dict[Lane, str] = {
+            (model, int(priority)): redis_key(model, priority) for model in models for priority in Priority
+        }
         self._overdue_s = overdue_s
+        self._looked_at = -math.inf  # monotonic
 
     def run(self) -> int:
         """Publish what is overdue and return how many envelopes that was. Raises BrokerUnavailable, StoreUnavailable."""
+        self._publisher.check()  # take nothing that cannot be published
+        gone_before = self._gone_before()
         total = 0
-        while published := self._run_once():
+        while published := self._publish_overdue(gone_before):
             total += published
         if total:
             logger.info("published %d overdue envelopes again", total)
         return total
 
-    def _run_once(self) -> int:
+    def _publish_overdue(self, gone_before: Mapping[Lane, float]) -> int:
         now = time.time()
-        before = now - self._overdue_s
-        self._publisher.check()  # take nothing that cannot be published
         overdue = self._store.take_overdue(
-            now,
-            accepted_before=before,
-            # with empty queues, what was published long ago and claimed by nobody is no longer anywhere in Redis
-            published_before=before if self._queues_are_empty() else None,
-            limit=LIMIT,
+            now, accepted_before=now - self._overdue_s, published_before=gone_before, limit=LIMIT
         )
         if overdue:
             self._publisher.publish([message(envelope, about="published again") for envelope in overdue])
             self._store.mark_published([envelope.id for envelope in overdue], time.time())
         return len(overdue)
 
-    def _queues_are_empty(self) -> bool:
+    def _gone_before(self) -> dict[Lane, float]:
+        """Return for each lane from before when what is published and not claimed is no longer in Redis.
+
+        A list is first in, first out: what was pushed before its oldest message was taken from it or is lost. One whose
+        oldest message does not say when it was pushed is left out, until that is gone. `overdue_s` is the allowance
+        for claims under way and for clocks that differ. It costs a look at whole messages, so not every run does it.
+        """
+        if time.monotonic() - self._looked_at < self._overdue_s / 2:
+            return {}
+        self._looked_at = time.monotonic()
         redis = self._publisher.redis
         with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
-            for key in self._keys:
-                pipeline.llen(key)
-            return not any(pipeline.execute())
+            for key in self._keys.values():
+                pipeline.lindex(key, -1)
+            oldest: list[bytes | None] = pipeline.execute()
+        now = time.time()
+        pushed_at = {
+            lane: now if data is None else _pushed_at(data) for lane, data in zip(self._keys, oldest, strict=True)
+        }
+        return {lane: at - self._overdue_s for lane, at in pushed_at.items() if at is not None}
+
+
+class _Properties(msgspec.Struct):
+    delivery_tag: str
+
+
+class _Pushed(msgspec.Struct):
+    properties: _Properties
+
+
+def _pushed_at(data: bytes) -> float | None:
+    """Return when a message was pushed, which its delivery tag says if it is one of ours."""
+    try:
+        return made_at(msgspec.json.decode(data, type=_Pushed).properties.delivery_tag)
+    except ValueError:  # msgspec's errors are ValueErrors, too
+        return None
