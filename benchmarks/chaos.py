@@ -9,9 +9,9 @@ and its sessions; and a worker is stopped until others have its work, and goes o
 
 Figures: `accepted` and `terminal` count results (one per text and task). `lost` has no row, `doubled` counts rows that nobody
 submitted, `wrong` rows that are not what an undisturbed run gives. `forgotten` are items that a producer was told are accepted and
-its next run did not find; `miscounted`, how far progress is off the rows. `recovery_*_s` is the time from a blow to the next
-result that is stored of a producer's submission, `drain_*_s` until all are that were unfinished when it fell (later blows fall into
-that, too), `stall_max_s` the longest time without any while work was unfinished.
+its next run did not find; `miscounted`, how far progress is off the rows. `recovery_*_s` is the time from a blow to the first
+result that is stored of what producers had submitted before it, `drain_*_s` to the last of these (later blows fall into that, too),
+`stall_max_s` the longest time without any result while work was unfinished.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ kind = "text-classification"
 PRODUCERS = 25
 
 #: Seconds that a blow and its recovery take on average: what the producers are paced by.
-SECONDS_A_KILL = 2.0
+SECONDS_A_KILL = 1.0
 
 #: Blows that come at once after the last, without waiting for its recovery: one in so many.
 HASTE = 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,21 +123,22 @@ def alike(one: Any, other: Any) -> bool:
     return first.keys() == second.keys() and all(abs(first[name] - second[name]) <= TOLERANCE for name in first)
 
 
-def recoveries_s(blows: Sequence[Blow], spans: Iterable[tuple[float, float]]) -> dict[str, list[float]]:
-    """Return by kind how long after each blow the next result was stored; a blow with none after it is left out."""
-    times = sorted(stored for _, stored in spans)
+def recoveries_s(blows: Sequence[Blow], spans: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
+    """Return by kind how long after each blow the first result was stored of those that were waited for when it fell."""
     found: dict[str, list[float]] = defaultdict(list)
     for blow in blows:
-        after = bisect_right(times, blow.at)
-        if after < len(times):
-            found[blow.kind].append(times[after] - blow.at)
+        if waited := _waited_s(blow, spans):
+            found[blow.kind].append(min(waited))
     return found
 
 
 def drains_s(blows: Sequence[Blow], spans: Sequence[tuple[float, float]]) -> list[float]:
-    """Return how long after each blow the last result was stored of all that were waited for when it fell."""
-    waited = ([stored - blow.at for queued, stored in spans if queued <= blow.at < stored] for blow in blows)
-    return [max(found) for found in waited if found]
+    """Return how long after each blow the last of these was stored."""
+    return [max(waited) for blow in blows if (waited := _waited_s(blow, spans))]
+
+
+def _waited_s(blow: Blow, spans: Sequence[tuple[float, float]]) -> list[float]:
+    return [stored - blow.at for queued, stored in spans if queued <= blow.at < stored]
 
 
 def percentile(values: Sequence[float], percent: int) -> float | None:
