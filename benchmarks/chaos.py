@@ -45,7 +45,8 @@ from workers.models import sources
 LEASE_S = 3.0
 ROOT = Path(__file__).parents[1]
 
-#: Short leases and ages, so that many blows fit into minutes; the rest as every fleet has it.
+#: Short leases and ages, so that many blows fit into minutes. An attempt counts for every envelope that a killed worker
+#: held: with a worker killed every ten seconds, innocent ones would soon reach the usual limit of five.
 FLEET = """
 [worker]
 models = [{models}]
@@ -55,6 +56,7 @@ grace_s = 2.0
 lease_s = {lease_s}
 reconcile_every_s = 0.5
 publish_overdue_s = 2.0
+max_attempts = 50
 [models.scripted]
 class = "tests.scripted_model:ScriptedModel"
 source = {{ path = "{tests}" }}

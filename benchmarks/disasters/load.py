@@ -23,7 +23,7 @@ from results_store.errors import StoreError
 ACTIVE = 3
 
 #: Device seconds that a scripted text takes, at random between these: enough that kills meet work under way.
-DEVICE_S = (0.004, 0.03)
+DEVICE_S = (0.002, 0.012)
 
 
 def scripted_plan(key: str, count: int, random: Random, texts_per_s: float) -> Plan:
