@@ -18,10 +18,25 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 
 def among(connection: Connection, column: KeyedColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
     """Return ``column IN values`` for any number of values, as one parameter and one constant statement."""
-    if connection.dialect.name == "sqlite":
-        listed = func.json_each(bindparam(None, json.dumps(list(values)), Text)).table_valued("value")
-        return column.in_(select(listed.c.value))
-    return column == any_(bindparam(None, list(values), ARRAY(column.type)))
+    return _among(connection.dialect.name, column, None, as_list(connection, values))
+
+
+def listed(dialect: str, column: KeyedColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """`among` for a statement that is built once: its values are the parameter `name`, made by `as_list`."""
+    return _among(dialect, column, name, None)
+
+
+def as_list(connection: Connection, values: Collection[Any]) -> Any:
+    """Return values as the one parameter that each database takes them in."""
+    return json.dumps(list(values)) if connection.dialect.name == "sqlite" else list(values)
+
+
+def _among(dialect: str, column: KeyedColumnElement[Any], name: str | None, value: Any) -> ColumnElement[bool]:
+    given = {"value": value} if name is None else {}
+    if dialect == "sqlite":
+        values = func.json_each(bindparam(name, type_=Text, **given)).table_valued("value")
+        return column.in_(select(values.c.value))
+    return column == any_(bindparam(name, type_=ARRAY(column.type), **given))
 
 
 def text(value: str | None) -> str | None:

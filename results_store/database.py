@@ -38,6 +38,7 @@ class Database:
         self.url = parse_url(url)
         self.timeout_s = timeout_s
         self._engine: Engine | None = None
+        self._engines: dict[tuple[Weight, bool], Engine] = {}  # the same one, with the options of a kind of transaction
         # SQLite has one writer at a time and makes the others poll; threads of one process queue here instead.
         self._turn = threading.Lock()
 
@@ -60,6 +61,7 @@ class Database:
 
     def close(self) -> None:
         engine, self._engine = self._engine, None
+        self._engines.clear()
         if engine is not None:
             engine.dispose()
 
@@ -75,9 +77,15 @@ class Database:
 
         `rebuilding`, for migrations, lets SQLite drop a table without cascading into those that refer to it.
         """
-        engine = self._opened().execution_options(argosy_write=weight, argosy_rebuilding=rebuilding)
-        with self._translated(), self._my_turn(), engine.begin() as connection:
+        with self._translated(), self._my_turn(), self._engine_for(weight, rebuilding).begin() as connection:
             yield connection
+
+    def _engine_for(self, weight: Weight, rebuilding: bool) -> Engine:
+        engine = self._opened()
+        if (weight, rebuilding) not in self._engines:
+            options = engine.execution_options(argosy_write=weight, argosy_rebuilding=rebuilding)
+            self._engines[weight, rebuilding] = options
+        return self._engines[weight, rebuilding]
 
     def _opened(self) -> Engine:
         if self._engine is None:

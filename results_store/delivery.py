@@ -11,12 +11,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from results_store import dead_letters, retention
-from results_store.columns import among, cleaned
+from results_store.columns import among, as_list, cleaned, listed
 from results_store.records import Batch, Claim, Committed, Lane, PendingEnvelope, Result, ResultState
 from results_store.result_rows import Accepted, insert_new, insert_results, insert_unlisted
 from results_store.schema import ACCEPTED, PUBLISHED, UNFINISHED, batches, envelopes, jobs, payloads
@@ -38,14 +53,15 @@ def exchange(
     unlisted: Collection[str] = (),
 ) -> tuple[dict[str, Claim], Committed]:
     """Insert results and batches, finish `done` and `dead`, decide `claims`, and count what was new in its jobs."""
-    lock(connection, {*done, *dead, *claims, *(result.envelope for result in results)})
-    listed = [result for result in results if result.envelope not in unlisted] if unlisted else results
-    inserted = insert_results(connection, dead_letters.explained(connection, listed, dead) if dead else listed, now)
     direct = [result for result in results if result.envelope in unlisted] if unlisted else ()
+    booked = [result for result in results if result.envelope not in unlisted] if unlisted else results
+    rows = [id_ for id_ in done if id_ not in unlisted] if unlisted else done
+    lock(connection, {*rows, *dead, *claims, *(result.envelope for result in booked)})
+    inserted = insert_results(connection, dead_letters.explained(connection, booked, dead) if dead else booked, now)
     more, accepted = insert_unlisted(connection, direct, now)
     if ran:
         connection.execute(insert_new(connection, batches), [asdict(batch) for batch in ran])
-    finished = (*_finish(connection, done, "done", now), *_finish(connection, dead, "dead", now))
+    finished = (*_finish(connection, rows, "done", now), *_finish(connection, dead, "dead", now))
     if drop_inputs and done:
         retention.drop_inputs(connection, done)
     claimed = _claim(connection, claims, worker, now, leased_until, max_attempts) if claims else {}
@@ -61,31 +77,43 @@ def lock(connection: Connection, ids: Collection[str]) -> None:
         connection.execute(wanted.order_by(envelopes.c.id).with_for_update(key_share=True))
 
 
+@cache
+def _claimable(dialect: str) -> Select[Any]:
+    columns = ("id", "state", "worker", "leased_until", "attempts")
+    return (
+        select(*(envelopes.c[name] for name in columns), jobs.c.cancelled_at)
+        .join(jobs, jobs.c.id == envelopes.c.job)
+        .where(listed(dialect, envelopes.c.id, "_ids"))
+    )
+
+
+@cache
+def _taking(dialect: str) -> Update:
+    return (
+        update(envelopes)
+        .where(listed(dialect, envelopes.c.id, "_ids"))
+        .values(
+            state="published",
+            published_at=func.coalesce(envelopes.c.published_at, bindparam("_now")),
+            attempts=envelopes.c.attempts + 1,
+            worker=bindparam("_worker"),
+            leased_until=bindparam("_leased_until"),
+        )
+    )
+
+
 def _claim(
     connection: Connection, ids: Collection[str], worker: str, now: float, leased_until: float, max_attempts: int
 ) -> dict[str, Claim]:
-    columns = ("id", "state", "worker", "leased_until", "attempts")
-    found = connection.execute(
-        select(*(envelopes.c[name] for name in columns), jobs.c.cancelled_at)
-        .join(jobs, jobs.c.id == envelopes.c.job)
-        .where(among(connection, envelopes.c.id, ids))
-    ).mappings()
+    dialect = connection.dialect.name
+    found = connection.execute(_claimable(dialect), {"_ids": as_list(connection, ids)}).mappings()
     claims = {row["id"]: _verdict(row, worker, now, max_attempts) for row in found}
     # A dead one gets no lease: two workers may both bury it, and it is buried once.
     taken = [id_ for id_, verdict in claims.items() if verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
         # A worker can be faster than its producer's note that the envelope was published.
-        connection.execute(
-            update(envelopes)
-            .where(among(connection, envelopes.c.id, taken))
-            .values(
-                state="published",
-                published_at=func.coalesce(envelopes.c.published_at, now),
-                attempts=envelopes.c.attempts + 1,
-                worker=worker,
-                leased_until=leased_until,
-            )
-        )
+        own = {"_ids": as_list(connection, taken), "_now": now, "_worker": worker, "_leased_until": leased_until}
+        connection.execute(_taking(dialect), own)
     return {id_: claims.get(id_, Claim.UNKNOWN) for id_ in ids}
 
 
@@ -99,19 +127,26 @@ def _verdict(row: RowMapping, worker: str, now: float, max_attempts: int) -> Cla
     return Claim.WORK if row["attempts"] < max_attempts else Claim.DEAD
 
 
-def _finish(connection: Connection, ids: Collection[str], state: str, now: float) -> tuple[tuple[str, str], ...]:
-    if not ids:
-        return ()
-    finished = connection.execute(
+@cache
+def _finishing(dialect: str) -> Any:
+    return (
         update(envelopes)
-        .where(among(connection, envelopes.c.id, ids))
+        .where(listed(dialect, envelopes.c.id, "_ids"))
         .values(
-            state=case((UNFINISHED, state), else_=envelopes.c.state),  # the first terminal state wins here too
-            finished_at=func.coalesce(envelopes.c.finished_at, now),
+            # the first terminal state wins here too
+            state=case((UNFINISHED, bindparam("_state", type_=Text)), else_=envelopes.c.state),
+            finished_at=func.coalesce(envelopes.c.finished_at, bindparam("_now")),
             leased_until=None,
         )
         .returning(envelopes.c.job, envelopes.c.id)
     )
+
+
+def _finish(connection: Connection, ids: Collection[str], state: str, now: float) -> tuple[tuple[str, str], ...]:
+    if not ids:
+        return ()
+    parameters = {"_ids": as_list(connection, ids), "_state": state, "_now": now}
+    finished = connection.execute(_finishing(connection.dialect.name), parameters)
     return tuple((row.job, row.id) for row in finished)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
+from sqlalchemy import Connection, RowMapping, Select, bindparam, func, select, tuple_
 
-from results_store.columns import among
+from results_store.columns import among, as_list, listed
 from results_store.errors import UnknownJob
 from results_store.records import Batch, Depth, EnvelopeState, JobStatus, Result, ResultState
 from results_store.schema import FAILED, UNFINISHED, batches, envelopes, jobs, results
@@ -45,8 +46,14 @@ def page_of_results(connection: Connection, id_: str, after: tuple[int, str] | N
 
 
 def results_of(connection: Connection, id_: str, seqs: Collection[int]) -> list[Result]:
-    wanted = _results_of(id_).where(among(connection, results.c.seq, seqs))
-    return [result(row) for row in connection.execute(wanted).mappings()]
+    given = {"_job": id_, "_seqs": as_list(connection, seqs)}
+    return [result(row) for row in connection.execute(_of_items(connection.dialect.name), given).mappings()]
+
+
+@cache
+def _of_items(dialect: str) -> Select[Any]:
+    mine = (results.c.job == bindparam("_job"), listed(dialect, results.c.seq, "_seqs"))
+    return select(results).where(*mine).order_by(results.c.seq, results.c.task)
 
 
 def spread_of_results(connection: Connection, id_: str, block: int) -> dict[int, int]:

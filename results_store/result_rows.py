@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Table
@@ -63,7 +64,12 @@ class Accepted:
 
 def insert_new(connection: Connection, table: Table) -> Insert:
     """Return an INSERT into `table` that leaves rows alone which are there already."""
-    if connection.dialect.name == "sqlite":
+    return _insert_new(connection.dialect.name, table)
+
+
+@cache
+def _insert_new(dialect: str, table: Table) -> Insert:
+    if dialect == "sqlite":
         return sqlite.insert(table).on_conflict_do_nothing()
     return postgresql.insert(table).on_conflict_do_nothing()
 

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -72,6 +73,7 @@ class Writer:
         self._first_retry_s = first_retry_s
         self._last_retry_s = last_retry_s
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._batches: deque[Batch] = deque()
         self._thread = threading.Thread(target=self._run, name="argosy-writer", daemon=True)
         self._entrance = threading.Lock()  # nobody comes in once `close` has put its end mark behind the others
         self._running = False
@@ -107,10 +109,13 @@ class Writer:
         return self._settle(_Request(claims=(envelope,))).claimed[envelope]
 
     def record(self, batch: Batch) -> None:
-        """Have a batch recorded along with the next group, without waiting for it. After `close` it is dropped."""
+        """Have a batch recorded along with the next group, or by `close`, without waiting for it.
+
+        It asks for no transaction of its own: its results are about to. After `close` it is dropped.
+        """
         with self._entrance:
             if self._running:
-                self._queue.put(_Request(batches=(batch,)))
+                self._batches.append(batch)
 
     @property
     def unavailable_since(self) -> float | None:
@@ -154,7 +159,14 @@ class Writer:
 
     def _run(self) -> None:
         while group := self._next_group():
-            self._store_group(group)
+            self._store_group(self._with_batches(group))
+        if rest := self._with_batches([]):
+            self._store_group(rest)
+
+    def _with_batches(self, group: list[_Request]) -> list[_Request]:
+        """Add the batches recorded so far, in front: no result is stored before its batch."""
+        recorded = [self._batches.popleft() for _ in range(len(self._batches))]
+        return [_Request(batches=recorded), *group] if recorded else group
 
     def _next_group(self) -> list[_Request]:
         """Wait for a request and take all that wait behind it; nothing once the end mark is met."""
