@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from results_store.columns import text
 from results_store.errors import SubmissionConflict, UnknownJob
@@ -56,14 +56,21 @@ def cancel_job(connection: Connection, job: str, at: float) -> JobStatus:
     return job_status(row)
 
 
+# A job whose first chunk is all done already is open again.
+_counted = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("_job"))
+    .values(items=jobs.c["items"] + bindparam("_items"), total=jobs.c.total + bindparam("_total"), finished_at=None)
+)
+_counted_if_expected = _counted.where(jobs.c["items"] == bindparam("_expected"))
+
+
 def _count(connection: Connection, job: str, items: int, total: int, expected_items: int | None) -> None:
-    counted = update(jobs).where(jobs.c.id == job)
-    if expected_items is not None:
-        counted = counted.where(jobs.c["items"] == expected_items)
-    # A job whose first chunk is all done already is open again.
-    changed = connection.execute(
-        counted.values(items=jobs.c["items"] + items, total=jobs.c.total + total, finished_at=None)
-    ).rowcount
+    given = {"_job": job, "_items": items, "_total": total}
+    if expected_items is None:
+        changed = connection.execute(_counted, given).rowcount
+    else:
+        changed = connection.execute(_counted_if_expected, {**given, "_expected": expected_items}).rowcount
     if changed:
         return
     if connection.execute(select(jobs.c.id).where(jobs.c.id == job)).first() is None:
