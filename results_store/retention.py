@@ -43,7 +43,7 @@ def purge_jobs(database: Database, *, finished_before: float | None, now: float)
     if finished_before is None:
         return replace(swept, jobs=gone)
     strays = sum(_remove_strays(database, owners, finished_before) for owners in _owners_of_results(database))
-    old = _in_portions(database, batches, lambda _: batches.c.started_at < finished_before)
+    old = in_portions(database, batches, lambda _: batches.c.started_at < finished_before)
     return replace(swept, jobs=gone, results=swept.results + strays, batches=old)
 
 
@@ -51,7 +51,7 @@ def purge_inputs(database: Database, *, finished_before: float | None, now: floa
     """Remove the inputs of the finished jobs that are due; the jobs and their results stay."""
     removed = 0
     for page in _pages(database, _due(finished_before, now)):
-        removed += _in_portions(database, payloads, _inputs_of(page))
+        removed += in_portions(database, payloads, _inputs_of(page))
     return Purged(payloads=removed)
 
 
@@ -89,9 +89,9 @@ def _sweep(database: Database) -> Purged:
             hidden = list(connection.execute(select(purged_jobs.c.job).limit(JOBS)).scalars())
         if not hidden:
             return Purged(envelopes=owned, payloads=inputs, results=answers)
-        inputs += _in_portions(database, payloads, _inputs_of(hidden))
-        owned += _in_portions(database, envelopes, _of(envelopes.c.job, hidden))
-        answers += _in_portions(database, results, _of(results.c.job, hidden))
+        inputs += in_portions(database, payloads, _inputs_of(hidden))
+        owned += in_portions(database, envelopes, _of(envelopes.c.job, hidden))
+        answers += in_portions(database, results, _of(results.c.job, hidden))
         with database.write(Weight.NOTE) as connection:
             connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
 
@@ -125,7 +125,7 @@ def _remove_strays(database: Database, owners: Collection[str], stored_before: f
     if not strays:
         return 0
     old = results.c.stored_at < stored_before
-    return _in_portions(database, results, lambda connection: and_(among(connection, results.c.job, strays), old))
+    return in_portions(database, results, lambda connection: and_(among(connection, results.c.job, strays), old))
 
 
 def _pages(database: Database, due: ColumnElement[bool]) -> Iterator[list[str]]:
@@ -152,7 +152,7 @@ def _inputs_of(owners: Collection[str]) -> Condition:
     return condition
 
 
-def _in_portions(database: Database, rows: Table, condition: Condition) -> int:
+def in_portions(database: Database, rows: Table, condition: Condition) -> int:
     """Delete the rows that `condition` picks, in key order, a transaction a portion; return how many."""
     key = list(rows.primary_key.columns)
     removed = 0

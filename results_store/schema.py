@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData()
 
@@ -171,4 +171,56 @@ batches = Table(
     Column("heads", Json, nullable=False),
     Column("priorities", Json, nullable=False),
     Index("batches_newest", "started_at"),
+)
+
+# What people's own Celery tasks return, for `celery_backend`. JSON stands in it as Celery encodes it, as text: JSONB
+# has no word for NaN or for a NUL in a string, which are theirs to return.
+celery_tasks = Table(
+    "celery_tasks",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("result", Text),
+    Column("traceback", Text),
+    Column("children", Text),
+    Column("done_at", Double),
+    Column("group_id", Text),
+    Column("parent_id", Text),
+    Column("extended", Text),
+)
+
+_DONE = celery_tasks.c.done_at != None  # noqa: E711 - SQL
+
+Index("celery_tasks_done", celery_tasks.c.done_at, sqlite_where=_DONE, postgresql_where=_DONE)
+
+celery_groups = Table(
+    "celery_groups",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("members", Text, nullable=False),
+    Column("saved_at", Double, nullable=False),
+)
+
+# A chord's body is due once `returned` reaches `size + added`. Whoever sees that claims it, sends the body, and sets
+# `done_at`; the claim runs out, should it die in between.
+celery_chords = Table(
+    "celery_chords",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("size", BigInteger),
+    Column("added", BigInteger, nullable=False, server_default="0"),
+    Column("returned", BigInteger, nullable=False, server_default="0"),
+    Column("claimed_until", Double),
+    Column("done_at", Double),
+    Column("updated_at", Double, nullable=False),
+)
+
+celery_chord_parts = Table(
+    "celery_chord_parts",
+    metadata,
+    Column("chord", Text, ForeignKey("celery_chords.id", ondelete="CASCADE"), primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("position", BigInteger),
+    Column("state", Text, nullable=False),
+    Column("result", Text, nullable=False),
 )

@@ -34,6 +34,18 @@ from results_store.schema import REVISION
 MAX_ATTEMPTS = 5
 
 
+def check_revision(database: Database) -> None:
+    """Raise SchemaMismatch, naming the command that helps, unless the database has this version's schema."""
+    if database.sqlite and not database.path.exists():
+        raise SchemaMismatch(f"{database}: there is no database yet; {MIGRATE}")
+    with database.read() as connection:
+        found = connection.execute(select(column("version_num")).select_from(table("alembic_version"))).scalar()
+    if found != REVISION:
+        newer = found is not None and found > REVISION
+        remedy = "upgrade argosy here: the database is newer" if newer else MIGRATE
+        raise SchemaMismatch(f"{database}: the schema is {found}, this version reads {REVISION}; {remedy}")
+
+
 class Store:
     """A database of jobs, envelopes, results and batches: SQLite or PostgreSQL.
 
@@ -54,7 +66,7 @@ class Store:
         """Connect and check the schema. Raises SchemaMismatch, naming the command that helps."""
         self._database.open()
         try:
-            self._check_revision()
+            check_revision(self._database)
         except BaseException:
             self._database.close()
             raise
@@ -76,16 +88,6 @@ class Store:
         from results_store.migrations.run import upgrade  # Alembic: with argosy[worker] only
 
         upgrade(self._database)
-
-    def _check_revision(self) -> None:
-        if self._database.sqlite and not self._database.path.exists():
-            raise SchemaMismatch(f"{self._database}: there is no database yet; {MIGRATE}")
-        with self._database.read() as connection:
-            found = connection.execute(select(column("version_num")).select_from(table("alembic_version"))).scalar()
-        if found != REVISION:
-            newer = found is not None and found > REVISION
-            remedy = "upgrade argosy here: the database is newer" if newer else MIGRATE
-            raise SchemaMismatch(f"{self._database}: the schema is {found}, this version reads {REVISION}; {remedy}")
 
     # --- producers ---
 
