@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -118,6 +119,7 @@ def fleet(settings: Settings | None = None, **options: Any) -> Iterator[LocalFle
     from workers.fleet import LocalFleet
 
     chosen = settings or settings_.load()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside: clean up all the same
     with tempfile.TemporaryDirectory(prefix="argosy-benchmark-") as folder:
         progress("starting a fleet")
         with LocalFleet(chosen, Path(folder), **{"flower": False, **options}) as local:
