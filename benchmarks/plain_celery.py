@@ -62,6 +62,12 @@ def nothing(_: str) -> None:
 
 
 @app.task
+def echo(text: str) -> str:
+    """A task that returns what it is given: what is measured is the way there and back."""
+    return text
+
+
+@app.task
 def classify(text: str) -> dict[str, Any]:
     """One text, two tasks, one forward: the loop of the documentation's examples."""
     return forward(_model, [text])[0]

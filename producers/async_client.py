@@ -27,11 +27,15 @@ from producers.outbox import Order, Outbox
 from producers.packing import Chunk, Intake, OnError
 from producers.request import Request
 from producers.submission import Submission, check_many, lone_order, new_job
+from producers.turnstile import Turnstile
 from results_store.errors import StoreError
 from results_store.records import JobStatus, Result
 
 #: What the threads have for the loop is delivered so many at a time, and the loop's other work comes in between.
-SLICE = 256
+SLICE = 128
+
+#: So many calls of `submit` are served in one round of the loop.
+SUBMITS = 64
 
 #: After so many inputs of `submit_many` the loop's other work comes in between.
 PACE = 128
@@ -63,6 +67,7 @@ class AsyncClient:
         self._catalogue = catalogue
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls = Calls()
+        self._turn = Turnstile(SUBMITS)
         self._link = Link(self._connection, self._deliver, store_timeout_s=store_timeout_s)
         self._outbox = Outbox(self._link, self._deliver)
         self._closing: threading.Thread | None = None
@@ -114,6 +119,7 @@ class AsyncClient:
         Raises InvalidInput, BrokerUnavailable, StoreUnavailable or Overloaded.
         """
         promise = self._here().create_future()
+        await self._turn()
         request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=params)
         order, pending = lone_order(request, input, self._link, promise, key=key, durable=durable)
         await self._send(order, promise)

@@ -199,6 +199,8 @@ class Waiting:
     def add(self, order: Order) -> None:
         """Count an order in. Raises Overloaded. One alone is never too much."""
         items, size = _weight(order)
+        if not items:
+            return
         with self._lock:
             if self._items and (self._items + items > WAITING_ITEMS or self._bytes + size > WAITING_BYTES):
                 raise Overloaded(

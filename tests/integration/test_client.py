@@ -140,6 +140,43 @@ def test_the_priority_and_the_deadline_travel(client: Client, stand_in: StandIn)
     assert (bulk.priority, bulk.deadline_at) == (Priority.BULK, None)
 
 
+@pytest.mark.usefixtures("no_fallback")
+def test_what_is_not_durable_comes_back_all_the_same(client: Client, stand_in: StandIn, store: Store) -> None:
+    """No row of it is in the outbox; its result is stored and counted like any other."""
+    handle = client.submit(["spam", "topic"], "a", durable=False)
+    assert store.depth() == []
+    stand_in.work(1)
+    assert handle.result(timeout_s=60)["topic"][0]["label"] == "topic of a"
+    status = client.status(handle.job)
+    assert (status.items, status.total, status.succeeded) == (1, 2, 2)
+
+
+def test_an_item_can_be_cancelled(client: Client, stand_in: StandIn, store: Store) -> None:
+    """At once, for whoever waits; alone in its envelope, it is not computed any more; once it is over, nothing changes."""
+    handle = client.submit("topic", "a")
+    assert handle.cancel()
+    with pytest.raises(ItemCancelled):
+        handle.result(timeout_s=60)
+    assert store.depth() == []
+    assert not handle.cancel()
+    done = client.submit("topic", "b")
+    stand_in.work(2)
+    assert not done.cancel()
+    assert done.result(timeout_s=60)
+
+
+def test_a_stream_that_was_purged_is_made_anew(client: Client, store: Store, stand_in: StandIn) -> None:
+    """A backend that is silent for weeks finds its job purged; the next item must go out all the same."""
+    first = client.submit("topic", "a")
+    stand_in.work(1)
+    assert first.result(timeout_s=60)
+    store.purge(finished_before=4e9)
+    assert client.jobs() == []
+    second = client.submit("topic", "b")
+    stand_in.work(1)
+    assert second.result(timeout_s=60)
+
+
 # --- many items ---
 
 

@@ -64,6 +64,32 @@ def test_vectors_come_back_bit_by_bit(store: Store) -> None:
     assert unpack_vector(packed) == pytest.approx(numbers, rel=1e-6)
 
 
+def test_many_results_in_one_commit_take_another_way_to_the_same_rows(store: Store) -> None:
+    """PostgreSQL gets large commits by COPY: every type, every gap, what is there already, what comes twice."""
+    submit(store, items=400)
+    given = [
+        result(
+            seq,
+            "entities",
+            state=list(ResultState)[seq % 4],
+            key=None if seq % 3 else f"row\t{seq}\\N 東京\n",
+            output=None if seq % 5 else {"words": ["\u2028", '"quoted"', "\\"], "scores": [0.1, 1e-9, seq]},
+            vector=bytes(range(seq % 256)) if seq % 2 else None,
+            error={"kind": "X", "message": "\t"} if seq % 4 == 1 else None,
+            queued_at=seq / 7,
+            stored_at=4.0,
+        )
+        for seq in range(400)
+    ]
+    store.commit(given[100:110])
+
+    assert store.commit([*given, *given[:50]], done=["e0"]).inserted == 390
+    assert store.commit(given).inserted == 0
+
+    assert store.results("job") == given
+    assert (store.job("job").done, store.job("job").finished) == (400, True)
+
+
 def test_the_first_terminal_state_wins(store: Store) -> None:
     """A redelivered envelope may fail where it had succeeded; what a reader has seen must stay true."""
     submit(store)
@@ -375,3 +401,40 @@ def test_reconcilers_never_take_the_same_envelope(store: Store, store_url: str) 
 
 def _fields(given: Result) -> dict[str, object]:
     return {name: getattr(given, name) for name in Result.__slots__}
+
+
+# --- envelopes that were never in the outbox ---
+
+
+def test_results_of_unlisted_envelopes_make_their_job_grow(store: Store) -> None:
+    """An item that is not durable is counted when its results come: once, though they are delivered twice."""
+    submit(store, 1)
+    rows = [result(seq, task, envelope="u") for seq in (7, 8) for task in ("topic", "spam")]
+    first = store.commit(rows[:3], unlisted=["u"], at=NOW)
+    again = store.commit(rows, done=["u"], unlisted=["u"], at=NOW)
+    assert (first.inserted, first.done) == (3, ())
+    assert (again.inserted, again.done) == (1, (("job", "u"),))
+    status = store.job("job")
+    assert (status.total, status.succeeded, status.finished) == (5, 4, False)
+    assert status.finished_at is None
+    store.commit([result(0)], done=["e0"], at=NOW)
+    assert store.job("job").finished_at == NOW
+    store.commit([result(9, envelope="v")], done=["v"], unlisted=["v"], at=NOW + 5)
+    assert store.job("job").finished_at == NOW + 5
+
+
+def test_listed_and_unlisted_results_share_a_transaction(store: Store) -> None:
+    """The group committer mixes them; each is counted its own way, and both are announced."""
+    submit(store, 1)
+    rows = [result(0), result(5, envelope="u")]
+    committed = store.commit(rows, done=["e0", "u"], unlisted=["u"], at=NOW)
+    assert committed.done == (("job", "e0"), ("job", "u"))
+    status = store.job("job")
+    assert (status.items, status.total, status.succeeded) == (2, 2, 2)
+
+
+def test_results_are_counted_by_blocks_of_items(store: Store) -> None:
+    """Who follows a job finds what is new in it without reading it all."""
+    submit(store, 1)
+    store.commit([result(seq, task) for seq in (0, 9, 10, 35) for task in ("topic", "spam")], at=NOW)
+    assert store.spread("job", 10) == {0: 4, 1: 2, 3: 2}

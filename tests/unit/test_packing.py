@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from producers.catalogue import KINDS, Catalogue, Task
 from producers.errors import InvalidInput
@@ -14,6 +16,7 @@ from producers.messages import InlineBytes, Item, Priority, decode, decode_bytes
 from producers.packing import (
     CHUNK_BYTES,
     CHUNK_ITEMS,
+    DEADLINE_GRAIN,
     ENVELOPE_BYTES,
     ENVELOPE_ITEMS,
     REJECTED_KEPT,
@@ -23,6 +26,7 @@ from producers.packing import (
     chunks,
     pack,
     seal,
+    shared_deadline,
 )
 from producers.request import NewItem, Request
 from results_store.records import NewEnvelope
@@ -155,3 +159,31 @@ def test_an_items_own_parameters_are_laid_over_the_common_ones() -> None:
         {"topic": {"top_k": 2, "truncation": True}},
         {"topic": {"top_k": 5, "truncation": True}},
     ]
+
+
+def test_lone_items_of_one_kind_share_an_envelope() -> None:
+    """What many callers submit at once goes as one message for each model and priority, whatever its tasks."""
+    requests = [request_for("topic"), request_for("spam", "topic"), request_for("image-embedding")]
+    inputs: list[object] = ["a", "b", b"picture"]
+    parcels = [
+        Parcel(request, [(request.item(seq, inputs[seq], field="input"), 1)], "j" * 26)
+        for seq, request in enumerate(requests)
+    ]
+    urgent = Request.check(Catalogue.builtin(), "topic", priority="interactive")
+    parcels.append(Parcel(urgent, [(urgent.item(3, "c", field="input"), 1)], "j" * 26))
+    parcels.append(Parcel(requests[0], [(requests[0].item(4, "d", field="input"), 1)], "j" * 26, durable=False))
+    sealed = seal(parcels, now=1.0)
+    assert [[item.seq for item in one.items] for one in sealed] == [[0, 1], [2], [3], [4]]
+    assert sealed[0].about == "2 items, topic+spam"
+    assert sealed[0].envelope.results == 3
+
+
+@given(st.floats(0.01, 1e6), st.lists(st.floats(1e9, 2e9), min_size=1, max_size=5))
+def test_a_shared_deadline_is_never_early_and_hardly_late(deadline_s: float, times: list[float]) -> None:
+    """Items submitted within a moment share an envelope; none expires before its time."""
+    request = Request.check(Catalogue.builtin(), "topic", priority="bulk", deadline_s=deadline_s)
+    for now in times:
+        shared = shared_deadline(request, now)
+        assert shared is not None
+        assert now + deadline_s - 1e-5 <= shared <= now + deadline_s * (1 + 2 * DEADLINE_GRAIN) + 1e-5
+    assert shared_deadline(request_for("topic"), 5.0) is None

@@ -1,0 +1,37 @@
+"""So many at a time: a thousand tasks that start together do not keep the event loop from its other work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class Turnstile:
+    """Lets `width` tasks through in one round of the loop, the others in the rounds after it, first come first served."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._passed = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def __call__(self) -> None:
+        """Return at once if there is room in this round."""
+        loop = asyncio.get_running_loop()
+        if self._passed == 0:
+            loop.call_soon(self._next_round)
+        if self._passed < self._width:
+            self._passed += 1
+            return
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _next_round(self) -> None:
+        self._passed = 0
+        while self._waiting and self._passed < self._width:
+            turn = self._waiting.popleft()
+            if not turn.done():  # its task may have been cancelled
+                turn.set_result(None)
+                self._passed += 1
+        if self._passed:
+            asyncio.get_running_loop().call_soon(self._next_round)
