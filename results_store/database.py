@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,8 +109,14 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (exc.SQLAlchemyError, sqlite3.Error) as error:
+        except _errors() as error:
             raise translate(error, str(self)) from error
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """SQLAlchemy's errors, and the drivers' own from statements that go past it."""
+    psycopg = sys.modules.get("psycopg")  # there once a PostgreSQL store is open
+    return (exc.SQLAlchemyError, sqlite3.Error, *([] if psycopg is None else [psycopg.Error]))
 
 
 def parse_url(url: str) -> URL:

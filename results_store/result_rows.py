@@ -41,17 +41,26 @@ _NAMES = ", ".join(name for name, _ in _COLUMNS)
 _MARKS = ", ".join("?" * len(_COLUMNS))
 _SQLITE = f"INSERT INTO results ({_NAMES}) VALUES ({_MARKS}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
 
-# One array a column. JSON travels as text and is cast on arrival; the rest is binary, which spares vectors the hex.
+# Many rows go by COPY into a table of the connection's own, and from there: twice as fast as arrays, which the driver
+# writes element by element. Few go as arrays, one a column, without the second statement. Either way JSON travels as
+# text and is cast on arrival, and the rest is binary, which spares vectors the hex.
+COPIED_FROM = 128
+_INCOMING_TYPES = ["text" if kind == "jsonb" else kind for _, kind in _COLUMNS]
+_INCOMING = "CREATE TEMPORARY TABLE IF NOT EXISTS incoming_results ({}) ON COMMIT DELETE ROWS".format(
+    ", ".join(f"{name} {kind}" for (name, _), kind in zip(_COLUMNS, _INCOMING_TYPES, strict=True))
+)
+_COPY = f"COPY incoming_results ({_NAMES}) FROM STDIN (FORMAT BINARY)"
 _ARRAYS = ", ".join("%t::text[]" if kind == "jsonb" else f"%b::{kind}[]" for _, kind in _COLUMNS)
 _VALUES = ", ".join(f"{name}::jsonb" if kind == "jsonb" else name for name, kind in _COLUMNS)
+_GIVEN = f"unnest({_ARRAYS}) AS given ({_NAMES})"
 _INSERTED = f"""
 WITH new AS (
-  INSERT INTO results ({_NAMES}) SELECT {_VALUES} FROM unnest({_ARRAYS}) AS given ({_NAMES})
+  INSERT INTO results ({_NAMES}) SELECT {_VALUES} FROM %s
   ON CONFLICT DO NOTHING RETURNING job, envelope, seq, state
 )
 """  # noqa: S608 - constants
-_COUNTED = f"{_INSERTED} SELECT job, state, count(*) FROM new GROUP BY job, state"  # noqa: S608
-_LISTED = f"{_INSERTED} SELECT job, envelope, seq, state FROM new"  # noqa: S608
+_COUNTED = "SELECT job, state, count(*) FROM new GROUP BY job, state"
+_LISTED = "SELECT job, envelope, seq, state FROM new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ def insert_results(connection: Connection, new: Sequence[Result], at: float) -> 
         return Counter()
     if connection.dialect.name == "sqlite":
         return Counter((row[0], row[4]) for row in _into_sqlite(connection, rows))
-    counted = connection.exec_driver_sql(_COUNTED, _columns(rows))
+    counted = _into_postgresql(connection, rows, _COUNTED)
     return Counter({(job, ResultState(state)): count for job, state, count in counted})
 
 
@@ -98,7 +107,7 @@ def insert_unlisted(
     if connection.dialect.name == "sqlite":
         inserted = [(row[0], row[3], row[1], row[4]) for row in _into_sqlite(connection, rows)]
     else:
-        found = connection.exec_driver_sql(_LISTED, _columns(rows))
+        found = _into_postgresql(connection, rows, _LISTED)
         inserted = [(job, envelope, seq, ResultState(state)) for job, envelope, seq, state in found]
     total = Counter(job for job, _, _, _ in inserted)
     items = Counter(job for job, _, _ in {key[:3] for key in inserted})
@@ -109,8 +118,19 @@ def _rows(new: Sequence[Result], at: float) -> list[tuple[Any, ...]]:
     return sorted((_row(result, at) for result in new), key=lambda row: row[:3])
 
 
-def _columns(rows: list[tuple[Any, ...]]) -> tuple[list[Any], ...]:
-    return tuple(list(column) for column in zip(*rows, strict=True))
+def _into_postgresql(connection: Connection, rows: list[tuple[Any, ...]], wanted: str) -> Sequence[Any]:
+    """Insert rows and return what `wanted` asks of those that were new."""
+    if len(rows) < COPIED_FROM:
+        columns = tuple(list(column) for column in zip(*rows, strict=True))
+        return connection.exec_driver_sql((_INSERTED % _GIVEN) + wanted, columns).all()
+    driver: Any = connection.connection
+    with driver.cursor() as cursor:
+        cursor.execute(_INCOMING)
+        with cursor.copy(_COPY) as copy:
+            copy.set_types(_INCOMING_TYPES)
+            for row in rows:
+                copy.write_row(row)
+    return connection.exec_driver_sql((_INSERTED % "incoming_results") + wanted).all()
 
 
 def _into_sqlite(connection: Connection, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -241,6 +241,23 @@ def test_an_outage_is_waited_out(outage: Outage, warned: threading.Event) -> Non
         assert (store.job("job").done, store.job("job").finished) == (8, True)
 
 
+def test_a_large_commit_during_an_outage_says_so_too(outage: Outage) -> None:
+    """It goes past SQLAlchemy on PostgreSQL, whose errors then come from the driver itself."""
+    store = Store(outage.url, timeout_s=0.1 if outage.url.startswith("sqlite") else 5)
+    store.migrate()
+    with store:
+        submit(store, items=1000)
+        rows = [result(seq) for seq in range(1000)]
+        store.commit(rows[:500])
+        outage.begin()
+        with pytest.raises(StoreUnavailable, match=r"try again|is up"):
+            store.commit(rows)
+        outage.end()
+        store.commit(rows, done=["e0"])
+
+        assert store.job("job").finished
+
+
 def test_a_call_during_an_outage_says_so_and_the_next_one_recovers(outage: Outage) -> None:
     """A client gets an error with a remedy, and goes on with the same store afterwards."""
     store = Store(outage.url, timeout_s=0.1 if outage.url.startswith("sqlite") else 5)
