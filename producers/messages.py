@@ -153,7 +153,7 @@ def decode_bytes(payload: bytes, content_type: str) -> dict[str, Any]:
         raise InvalidMessage(f"content type {content_type!r} is refused; send {JSON} or {MSGPACK}")
     try:
         raw = decoders[content_type](payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidMessage(f"not readable as {content_type}: {error}") from error
     if not isinstance(raw, dict):
         raise InvalidMessage(f"an envelope is a mapping, not {type(raw).__name__}")
