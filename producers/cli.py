@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -19,6 +19,7 @@ from producers.operator_commands import COMMANDS
 
 if TYPE_CHECKING:
     from producers.handles import Job
+    from results_store.store import Store
 
 PRIORITIES = [priority.name.lower() for priority in Priority]
 
@@ -168,7 +169,11 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
 @main.command()
 @click.argument("job")
 @click.option(
-    "-f", "--format", "format_", type=click.Choice(["jsonl", "csv"]), help="[default: by --output's name, else jsonl]"
+    "-f",
+    "--format",
+    "format_",
+    type=click.Choice(["jsonl", "csv", "parquet"]),
+    help="[default: by --output's name, else jsonl]",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: standard output]")
 def results(job: str, *, format_: str | None, output: Path | None) -> None:
@@ -180,14 +185,13 @@ def results(job: str, *, format_: str | None, output: Path | None) -> None:
     \b
     argosy results JOB | jq -r 'select(.state == "succeeded") | [.key, .output[0].label] | @tsv'
     argosy results JOB --output results.csv
+    argosy results JOB --output results.parquet
     """
     from producers.connection import Connection
-    from results_store import export
     from results_store.store import Store
 
-    if format_ is None:
-        format_ = "csv" if output is not None and output.suffix.lower() == ".csv" else "jsonl"
-    write = export.write_csv if format_ == "csv" else export.write_jsonl
+    named = "" if output is None else output.suffix.lower().lstrip(".")
+    write = _writer(format_ or (named if named in ("csv", "parquet") else "jsonl"))
     with Store(Connection().store_url) as store:
         progress = store.job(job)
         with _writing(output) as out:
@@ -285,6 +289,16 @@ def _watch(job: Job) -> int:
         raise
     click.echo(summary(finished), err=True)
     return 0 if finished.succeeded == finished.total else 1
+
+
+def _writer(format_: str) -> Callable[[Store, str, TextIO], object]:
+    if format_ == "parquet":
+        from results_store.export_parquet import write_parquet
+
+        return lambda store, job, out: write_parquet(store, job, out.buffer)
+    from results_store import export
+
+    return export.write_csv if format_ == "csv" else export.write_jsonl
 
 
 @contextmanager

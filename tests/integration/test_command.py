@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -72,7 +73,7 @@ def test_a_file_is_submitted_followed_and_fetched(tmp_path: Path, stand_in: Stan
 
 
 def test_results_are_written_as_the_files_name_says(tmp_path: Path, stand_in: StandIn) -> None:
-    """A .csv is CSV; the file appears complete or not at all."""
+    """A .csv is CSV, a .parquet Parquet; the file appears complete or not at all."""
     rows = tmp_path / "lines.txt"
     rows.write_text(f"good\n{FAILS}\n")
     job = submitted(rows, "--task", "topic")
@@ -83,7 +84,22 @@ def test_results_are_written_as_the_files_name_says(tmp_path: Path, stand_in: St
     with (tmp_path / "out.csv").open(newline="") as file:
         read = [(row["key"], row["state"], row["error_kind"]) for row in csv.DictReader(file)]
     assert read == [("1", "succeeded", ""), ("2", "failed", "InvalidInput")]
+    assert argosy("results", job, "--output", tmp_path / "out.parquet").exit_code == 0
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["key"], row["state"], row["error_kind"]) for row in found] == [
+        ("1", "succeeded", None),
+        ("2", "failed", "InvalidInput"),
+    ]
     assert [path.name for path in tmp_path.glob("*.part")] == []
+
+
+def test_parquet_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is too large to come with every client."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "results_store.export_parquet", raising=False)
+    result = argosy("results", "any", "--format", "parquet")
+    assert result.exit_code == 1
+    assert "pip install 'argosy[parquet]'" in result.stderr
 
 
 @pytest.mark.parametrize(

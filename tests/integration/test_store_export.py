@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from results_store import export_parquet
 from results_store.columns import pack_vector
 from results_store.errors import UnknownJob
 from results_store.export import stream, write_csv, write_jsonl
-from results_store.records import ResultState
+from results_store.export_parquet import write_parquet
+from results_store.records import Result, ResultState
 from results_store.store import Store
 from tests.integration.rows import result, submit
 
@@ -76,3 +80,59 @@ def test_an_unknown_job_is_an_error_and_not_an_empty_file(store: Store) -> None:
     """A mistyped id must not look like a job without results."""
     with pytest.raises(UnknownJob, match="'nope'"):
         write_jsonl(store, "nope", io.StringIO())
+
+
+# --- Parquet ---
+
+
+def test_parquet_has_types_and_vectors_as_they_are_stored(store: Store) -> None:
+    """Read by anything: numbers as numbers, a vector as a list of float32, null where there is nothing."""
+    fill(store)
+    out = io.BytesIO()
+
+    assert write_parquet(store, "job", out) == 3
+
+    table = pq.read_table(out)
+    assert table.schema.equals(export_parquet.SCHEMA)
+    rows = table.to_pylist()
+    assert [(row["seq"], row["key"], row["task"], row["state"]) for row in rows] == [
+        (0, "ä,1", "topic", "succeeded"),
+        (1, None, "embedding", "succeeded"),
+        (2, None, "topic", "failed"),
+    ]
+    assert json.loads(rows[0]["output"]) == [{"label": "sport", "score": 0.75}]
+    assert [row["vector"] and pack_vector(row["vector"]) for row in rows] == [None, pack_vector([0.1, -2.0]), None]
+    assert (rows[2]["error_kind"], rows[2]["error_message"]) == ("InputTooLarge", 'a "long"\nstory, really')
+    assert (rows[0]["queued_at"], rows[0]["batched_at"], rows[0]["stored_at"]) == (1.5, None, 9.0)
+
+
+def test_parquet_of_an_unfinished_job_is_a_file_without_rows(store: Store) -> None:
+    """It has its columns all the same; a reader need not know of it."""
+    submit(store)
+    out = io.BytesIO()
+
+    assert write_parquet(store, "job", out) == 0
+
+    assert pq.read_table(out).schema.equals(export_parquet.SCHEMA)
+
+
+def test_parquet_is_written_while_it_is_read(store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory holds a row group, whatever the size of the job: each is out before the next is read."""
+    monkeypatch.setattr(export_parquet, "GROUP_ROWS", 1000)
+    submit(store, items=5000)
+    store.commit([result(seq, "embedding", output=None, vector=pack_vector([seq, -seq])) for seq in range(5000)])
+    out = io.BytesIO()
+    written: list[int] = []
+
+    class Watched(Store):
+        def results(self, *given: Any, **options: Any) -> list[Result]:
+            written.append(out.tell())
+            return super().results(*given, **options)
+
+    with Watched(store_url) as watched:
+        write_parquet(watched, "job", out)
+
+    assert written == sorted(set(written))
+    file = pq.ParquetFile(out)
+    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == [1000] * 5
+    assert file.read(["vector"])["vector"].to_pylist() == [[seq, -seq] for seq in range(5000)]
