@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import socket
 import tempfile
@@ -30,6 +31,16 @@ def free_port() -> int:
 
 def _valkey(folder: Path) -> ValkeyServer:
     return ValkeyServer(port=free_port(), data_dir=folder, persist=True, config={"save": "", "appendonly": "no"})
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A Celery worker in this process sets the root logger's level; the next test must not go deaf by it."""
+    root = logging.getLogger()
+    level, disabled = root.level, root.manager.disable
+    yield
+    root.setLevel(level)
+    logging.disable(disabled)
 
 
 @pytest.fixture(scope="session")
