@@ -6,7 +6,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,12 @@ class Database:
         """A connection for reading, each statement on its own. Raises StoreUnavailable."""
         with self._translated(), self._opened().connect() as connection:
             yield connection if self.sqlite else connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def cursor(self) -> Iterator[Any]:
+        """A bare cursor of SQLite's driver, for reading a lone row. Raises StoreUnavailable."""
+        with self._translated(), closing(self._opened().raw_connection()) as connection:
+            yield connection.cursor()
 
     @contextmanager
     def write(self, weight: Weight, *, rebuilding: bool = False) -> Iterator[Connection]:
@@ -158,13 +164,22 @@ def _sqlite(url: URL, timeout_s: float) -> Engine:
         weight = options.get("argosy_write")
         if weight is None:
             return  # a lone statement reads its own snapshot
-        connection.exec_driver_sql(f"PRAGMA foreign_keys = {'OFF' if options.get('argosy_rebuilding') else 'ON'}")
+        cursor = connection.connection.cursor()
+        _pragma(connection, cursor, "foreign_keys", "OFF" if options.get("argosy_rebuilding") else "ON")
         # In WAL mode FULL adds one fsync a commit, NORMAL none; both leave the file whole after a power cut.
-        connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if weight is Weight.ACCEPTED else 'NORMAL'}")
+        _pragma(connection, cursor, "synchronous", "FULL" if weight is Weight.ACCEPTED else "NORMAL")
         # IMMEDIATE waits for its turn now; a transaction that starts by reading could not wait later, only fail.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        cursor.execute("BEGIN IMMEDIATE")
+        cursor.close()
 
     return engine
+
+
+def _pragma(connection: Connection, cursor: Any, name: str, value: str) -> None:
+    """Set a pragma of this connection unless it is set so already."""
+    if connection.info.get(name) != value:
+        cursor.execute(f"PRAGMA {name} = {value}")
+        connection.info[name] = value
 
 
 def _postgresql(url: URL, timeout_s: float) -> Engine:

@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
     Select,
     Text,
     Update,
@@ -30,7 +29,7 @@ from sqlalchemy import (
     update,
 )
 
-from results_store import dead_letters, retention
+from results_store import dead_letters, direct, retention
 from results_store.columns import among, as_list, cleaned, listed
 from results_store.records import Batch, Claim, Committed, Lane, PendingEnvelope, Result, ResultState
 from results_store.result_rows import Accepted, insert_new, insert_results, insert_unlisted
@@ -53,21 +52,28 @@ def exchange(
     unlisted: Collection[str] = (),
 ) -> tuple[dict[str, Claim], Committed]:
     """Insert results and batches, finish `done` and `dead`, decide `claims`, and count what was new in its jobs."""
-    direct = [result for result in results if result.envelope in unlisted] if unlisted else ()
+    unbooked = [result for result in results if result.envelope in unlisted] if unlisted else ()
     booked = [result for result in results if result.envelope not in unlisted] if unlisted else results
     rows = [id_ for id_ in done if id_ not in unlisted] if unlisted else done
     lock(connection, {*rows, *dead, *claims, *(result.envelope for result in booked)})
     inserted = insert_results(connection, dead_letters.explained(connection, booked, dead) if dead else booked, now)
-    more, accepted = insert_unlisted(connection, direct, now)
-    if ran:
-        connection.execute(insert_new(connection, batches), [asdict(batch) for batch in ran])
+    more, accepted = insert_unlisted(connection, unbooked, now)
+    for batch in ran:
+        _record(connection, batch)
     finished = (*_finish(connection, rows, "done", now), *_finish(connection, dead, "dead", now))
     if drop_inputs and done:
         retention.drop_inputs(connection, done)
     claimed = _claim(connection, claims, worker, now, leased_until, max_attempts) if claims else {}
     _count(connection, inserted + more, accepted, now)
-    over = sorted({(result.job, result.envelope) for result in direct if result.envelope in done})
+    over = sorted({(result.job, result.envelope) for result in unbooked if result.envelope in done})
     return claimed, Committed(inserted=inserted.total() + more.total(), done=(*finished, *over))
+
+
+def _record(connection: Connection, batch: Batch) -> None:
+    row = asdict(batch)
+    if connection.dialect.name == "sqlite":
+        row |= {"heads": direct.json_of(batch.heads), "priorities": direct.json_of(batch.priorities)}
+    direct.run(connection, insert_new(connection, batches), row)
 
 
 def lock(connection: Connection, ids: Collection[str]) -> None:
@@ -77,11 +83,19 @@ def lock(connection: Connection, ids: Collection[str]) -> None:
         connection.execute(wanted.order_by(envelopes.c.id).with_for_update(key_share=True))
 
 
+class _Claimed(NamedTuple):
+    id: str
+    state: str
+    worker: str | None
+    leased_until: float | None
+    attempts: int
+    cancelled_at: float | None
+
+
 @cache
 def _claimable(dialect: str) -> Select[Any]:
-    columns = ("id", "state", "worker", "leased_until", "attempts")
     return (
-        select(*(envelopes.c[name] for name in columns), jobs.c.cancelled_at)
+        select(*(envelopes.c[name] for name in _Claimed._fields[:-1]), jobs.c.cancelled_at)
         .join(jobs, jobs.c.id == envelopes.c.job)
         .where(listed(dialect, envelopes.c.id, "_ids"))
     )
@@ -106,25 +120,25 @@ def _claim(
     connection: Connection, ids: Collection[str], worker: str, now: float, leased_until: float, max_attempts: int
 ) -> dict[str, Claim]:
     dialect = connection.dialect.name
-    found = connection.execute(_claimable(dialect), {"_ids": as_list(connection, ids)}).mappings()
-    claims = {row["id"]: _verdict(row, worker, now, max_attempts) for row in found}
+    found = direct.run(connection, _claimable(dialect), {"_ids": as_list(connection, ids)})
+    claims = {row[0]: _verdict(_Claimed(*row), worker, now, max_attempts) for row in found}
     # A dead one gets no lease: two workers may both bury it, and it is buried once.
     taken = [id_ for id_, verdict in claims.items() if verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
         # A worker can be faster than its producer's note that the envelope was published.
         own = {"_ids": as_list(connection, taken), "_now": now, "_worker": worker, "_leased_until": leased_until}
-        connection.execute(_taking(dialect), own)
+        direct.run(connection, _taking(dialect), own)
     return {id_: claims.get(id_, Claim.UNKNOWN) for id_ in ids}
 
 
-def _verdict(row: RowMapping, worker: str, now: float, max_attempts: int) -> Claim:
-    if row["state"] in ("done", "dead"):
+def _verdict(row: _Claimed, worker: str, now: float, max_attempts: int) -> Claim:
+    if row.state in ("done", "dead"):
         return Claim.DONE
-    if row["leased_until"] is not None and row["leased_until"] > now and row["worker"] != worker:
+    if row.leased_until is not None and row.leased_until > now and row.worker != worker:
         return Claim.HELD
-    if row["cancelled_at"] is not None:
+    if row.cancelled_at is not None:
         return Claim.CANCELLED
-    return Claim.WORK if row["attempts"] < max_attempts else Claim.DEAD
+    return Claim.WORK if row.attempts < max_attempts else Claim.DEAD
 
 
 @cache
@@ -146,8 +160,7 @@ def _finish(connection: Connection, ids: Collection[str], state: str, now: float
     if not ids:
         return ()
     parameters = {"_ids": as_list(connection, ids), "_state": state, "_now": now}
-    finished = connection.execute(_finishing(connection.dialect.name), parameters)
-    return tuple((row.job, row.id) for row in finished)
+    return tuple((job, id_) for job, id_ in direct.run(connection, _finishing(connection.dialect.name), parameters))
 
 
 _done = jobs.c.succeeded + jobs.c.failed + jobs.c.cancelled + jobs.c.expired
@@ -175,7 +188,7 @@ def _count(
         new = {f"_{state.value}": inserted[job, state] for state in ResultState}
         more = accepted.get(job, Accepted(0, 0))
         sizes = {"_items": more.items, "_total": more.total, "_new": sum(new.values())}
-        connection.execute(_counted, {"_job": job, "_at": at, **sizes, **new})
+        direct.run(connection, _counted, {"_job": job, "_at": at, **sizes, **new})
 
 
 def renew(connection: Connection, ids: Collection[str], *, worker: str, leased_until: float) -> int:

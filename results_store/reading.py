@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
-from functools import cache
+from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, bindparam, func, select, tuple_
+from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
 
-from results_store.columns import among, as_list, listed
+from results_store.columns import among
 from results_store.errors import UnknownJob
 from results_store.records import Batch, Depth, EnvelopeState, JobStatus, Result, ResultState
 from results_store.schema import FAILED, UNFINISHED, batches, envelopes, jobs, results
@@ -46,14 +47,28 @@ def page_of_results(connection: Connection, id_: str, after: tuple[int, str] | N
 
 
 def results_of(connection: Connection, id_: str, seqs: Collection[int]) -> list[Result]:
-    given = {"_job": id_, "_seqs": as_list(connection, seqs)}
-    return [result(row) for row in connection.execute(_of_items(connection.dialect.name), given).mappings()]
+    mine = (results.c.job == id_, among(connection, results.c.seq, seqs))
+    wanted = select(results).where(*mine).order_by(results.c.seq, results.c.task)
+    return [result(row) for row in connection.execute(wanted).mappings()]
 
 
-@cache
-def _of_items(dialect: str) -> Select[Any]:
-    mine = (results.c.job == bindparam("_job"), listed(dialect, results.c.seq, "_seqs"))
-    return select(results).where(*mine).order_by(results.c.seq, results.c.task)
+_FIELDS = tuple(field.name for field in fields(Result))
+_OF_ITEMS = (
+    f"SELECT {', '.join(_FIELDS)} FROM results "  # noqa: S608 - constants
+    "WHERE job = ? AND seq IN (SELECT value FROM json_each(?)) ORDER BY seq, task"
+)
+
+
+def results_of_lite(cursor: Any, id_: str, seqs: Collection[int]) -> list[Result]:
+    """`results_of` with a bare cursor of SQLite's driver."""
+    rows = cursor.execute(_OF_ITEMS, (id_, json.dumps(list(seqs)))).fetchall()
+    return [_from_text(dict(zip(_FIELDS, row, strict=True))) for row in rows]
+
+
+def _from_text(row: dict[str, Any]) -> Result:
+    for name in ("output", "error"):
+        row[name] = None if row[name] is None else json.loads(row[name])
+    return Result(**{**row, "state": ResultState(row["state"])})
 
 
 def spread_of_results(connection: Connection, id_: str, block: int) -> dict[int, int]:

@@ -154,6 +154,9 @@ class Store:
 
     def results_of(self, job: str, seqs: Collection[int]) -> list[Result]:
         """Return what there is of these items of a job, in (seq, task) order."""
+        if self._database.sqlite:
+            with self._database.cursor() as cursor:
+                return reading.results_of_lite(cursor, job, seqs)
         with self._database.read() as connection:
             return reading.results_of(connection, job, seqs)
 
