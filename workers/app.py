@@ -17,19 +17,26 @@ if TYPE_CHECKING:
     from workers.node import Node
 
 
-def create_app(broker_url: str, models: Iterable[str], *, concurrency: int, node: Node | None = None) -> Celery:
+def create_app(
+    broker_url: str,
+    models: Iterable[str],
+    *,
+    concurrency: int,
+    result_backend: str | None = None,
+    node: Node | None = None,
+) -> Celery:
     """Return the Celery application that consumes the queues of `models`.
 
     Without a `node` it can inspect and monitor a fleet, but has no task to run.
     """
     app = Celery("argosy", broker=broker_url, set_as_current=False)
-    app.conf.update(_settings(broker_url, models, concurrency))
+    app.conf.update(_settings(broker_url, models, concurrency, result_backend))
     if node is not None:
         tasks.register(app, node)
     return app
 
 
-def _settings(broker_url: str, models: Iterable[str], concurrency: int) -> dict[str, Any]:
+def _settings(broker_url: str, models: Iterable[str], concurrency: int, result_backend: str | None) -> dict[str, Any]:
     return {
         # one queue a model; `task_create_missing_queues` off so that a misspelt queue is an error, not a silent list
         "task_queues": [Queue(queue_name(model)) for model in models],
@@ -40,8 +47,8 @@ def _settings(broker_url: str, models: Iterable[str], concurrency: int) -> dict[
         "task_acks_on_failure_or_timeout": True,
         # a killed worker's envelope comes back; results are idempotent, so a second run costs only compute
         "task_reject_on_worker_lost": True,
-        # the store keeps results; Celery's own result backend stays out of the way
-        "task_ignore_result": True,
+        # for whoever calls the task by name from Celery code of their own; our messages ask for no result there
+        "result_backend": result_backend,
         # Flower sees each envelope received, started and succeeded
         "worker_send_task_events": True,
         "task_track_started": True,

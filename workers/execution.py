@@ -16,6 +16,7 @@ import msgspec
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput, InvalidMessage
 from producers.messages import BadItem, Envelope, Item, decode
+from results_store.export import plain
 from results_store.records import Claim, Result, ResultState
 from results_store.writer import Writer
 from workers import outcomes
@@ -53,8 +54,8 @@ class Execution:
     batcher: Batcher
     writer: Writer
 
-    def run(self, raw: object) -> dict[str, Any]:
-        """Run one envelope and return a summary, once its results are committed.
+    def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
+        """Run one envelope and return a summary, once its results are committed; with `reply`, the results as well.
 
         Raises InvalidMessage if it cannot be read, EnvelopeInterrupted if this worker stops meanwhile.
         """
@@ -77,7 +78,8 @@ class Execution:
             # what was computed is kept: the unique key keeps the second run from writing it again
             self.writer.commit(done, unlisted=unlisted)
             raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; it goes back to its queue")
-        return self._store(envelope, done, unlisted)
+        summary = self._store(envelope, done, unlisted)
+        return summary | {"results": [plain(row) for row in done]} if reply else summary
 
     def _decode(self, raw: object) -> tuple[Envelope, list[BadItem]]:
         envelope, bad = decode(raw)

@@ -125,7 +125,7 @@ class Node:
             }
         )
 
-    def run(self, raw: object) -> dict[str, Any]:
+    def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
         """Run one envelope; the Celery task's whole work. See `Execution.run`."""
         assert self._execution is not None, "the consumer starts after the node"
         envelope, job = (str(raw.get("id")), str(raw.get("job"))) if isinstance(raw, Mapping) else ("", "")
@@ -135,7 +135,7 @@ class Node:
                 return {"skipped": "held"}
             self._held[envelope] = job
         try:
-            return self._execution.run(raw)
+            return self._execution.run(raw, reply=reply)
         except EnvelopeInterrupted:
             # before its message is back in the queue: whoever takes that must find the lease gone
             self._store.release([envelope], worker=self.name)

@@ -22,6 +22,10 @@ class Notices:
         """Publish each (job, envelope) of `done` on the job's channel, in one round trip."""
         redis = self._publisher.redis
         try:
+            if len(done) == 1:  # as for a lone interactive item: no pipeline to set up
+                with as_unavailable(redis):
+                    redis.publish(done_channel(done[0][0]), done[0][1])
+                return
             with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
                 for job, envelope in done:
                     pipeline.publish(done_channel(job), envelope)

@@ -50,7 +50,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reconcile_every_s: float = 5.0
     look_for_cancellations_every_s: float = 1.0
     publish_overdue_s: float = 30.0
-    max_attempts: int = 5
+    max_attempts: int = 20
     drop_inputs: bool = False
 
     def __post_init__(self) -> None:

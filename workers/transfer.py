@@ -20,6 +20,9 @@ Header: TypeAlias = dict[str, Any]
 
 _LENGTHS = struct.Struct("<IQ")
 
+#: A frame this small is copied and sent in one go: the other end wakes once.
+_TOGETHER_BYTES = 64 * 1024
+
 
 def send(sock: socket.socket, header: Header, arrays: Mapping[str, Array] | None = None) -> None:
     """Send one frame. Raises OSError if the other end is gone."""
@@ -27,10 +30,14 @@ def send(sock: socket.socket, header: Header, arrays: Mapping[str, Array] | None
     layout = [(name, array.dtype.str, array.shape) for name, array in contiguous.items()]
     head = msgspec.msgpack.encode({**header, "arrays": layout})
     size = sum(array.nbytes for array in contiguous.values())
-    sock.sendall(_LENGTHS.pack(len(head), size) + head)
-    for array in contiguous.values():
-        if array.nbytes:
-            sock.sendall(array.reshape(-1).view(np.uint8).data)
+    parts = [array.reshape(-1).view(np.uint8).data for array in contiguous.values() if array.nbytes]
+    start = _LENGTHS.pack(len(head), size) + head
+    if size <= _TOGETHER_BYTES:
+        sock.sendall(b"".join((start, *parts)))
+        return
+    sock.sendall(start)
+    for part in parts:
+        sock.sendall(part)
 
 
 def receive(sock: socket.socket) -> tuple[Header, Arrays] | None:

@@ -52,7 +52,7 @@ def run(
     )
     try:
         node.start()
-        _consume(node, broker_url, ready_file)
+        _consume(node, broker_url, f"argosy+{store_url}", ready_file)
     finally:
         if ready_file:
             ready_file.unlink(missing_ok=True)
@@ -61,7 +61,7 @@ def run(
         raise ConfigurationError(faults[0])
 
 
-def _consume(node: Node, broker_url: str, ready_file: Path | None) -> None:
+def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path | None) -> None:
     from celery.signals import worker_ready, worker_shutting_down
 
     from workers.app import create_app
@@ -78,7 +78,8 @@ def _consume(node: Node, broker_url: str, ready_file: Path | None) -> None:
 
     worker_ready.connect(ready, weak=False)
     worker_shutting_down.connect(shutting_down, weak=False)
-    app = create_app(broker_url, node.models, concurrency=node.settings.worker.concurrency, node=node)
+    concurrency = node.settings.worker.concurrency
+    app = create_app(broker_url, node.models, concurrency=concurrency, result_backend=result_backend, node=node)
     # gossip and mingle are for clocks and revocations shared between workers, which the store does here
     worker = app.Worker(hostname=node.name, loglevel="INFO", quiet=True, without_gossip=True, without_mingle=True)
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
