@@ -151,8 +151,13 @@ class Publisher:
 
     def publish(self, messages: Sequence[Message]) -> None:
         """Push all messages in one round trip. Raises BrokerUnavailable or Overloaded; some may then have been pushed."""
+        redis = self.redis
         try:
-            with as_unavailable(self.redis), self.redis.pipeline(transaction=False) as pipeline:
+            if len(messages) == 1:  # a lone interactive item: no pipeline to set up
+                with as_unavailable(redis):
+                    redis.lpush(*messages[0])
+                return
+            with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
                 for key, data in messages:
                     pipeline.lpush(key, data)
                 pipeline.execute()
