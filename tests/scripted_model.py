@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,7 +26,8 @@ from workers.models.model import Array, Arrays, Model, Prepared
 class ScriptedModel(Model):
     """Answers a text with its CRC-32. ``raise``, ``die``, ``hang``, ``oom`` and ``short`` in the text are obeyed.
 
-    ``sleep 0.2`` makes its batch take that many seconds. Options: `fail_to_load` ends `load` (``raise`` or ``die``).
+    ``sleep 0.2`` makes its batch take that many seconds; ``kill while PATH`` kills the worker itself that prepares it, as
+    long as there is such a file. Options: `fail_to_load` ends `load` (``raise`` or ``die``).
     """
 
     def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
@@ -34,6 +36,8 @@ class ScriptedModel(Model):
             raise InvalidInput("input", "is refused by the script")
         if content.startswith("bug"):
             raise KeyError("a bug in preparation")
+        if content.startswith("kill while ") and Path(content.removeprefix("kill while ")).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
         data = np.frombuffer(content.encode(), dtype=np.uint8)
         return Prepared({"text": data}, len(data), hashlib.blake2b(content.encode(), digest_size=16).digest())
 
