@@ -18,6 +18,7 @@ from celery.contrib.testing.worker import start_worker
 from celery.exceptions import ChordError, ImproperlyConfigured, TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult, allow_join_result
+from celery.worker import state as worker_state
 
 from results_store import celery_rows
 from results_store.celery_results import CeleryResults, close_shared
@@ -147,6 +148,8 @@ def test_a_revoked_task_says_so(app: Celery) -> None:
     """Revoked before its time came."""
     result = task(app, "add").apply_async((1, 1), countdown=3600)
     result.revoke()
+    while result.id not in worker_state.revoked:  # the worker, a thread of this process, hears of it by and by
+        threading.Event().wait(0.01)
     late = task(app, "add").apply_async((1, 1), task_id=result.id)
 
     with pytest.raises(TaskRevokedError):
