@@ -237,7 +237,8 @@ def figures(seen: Seen, fleet: LocalFleet) -> Table:
     table.add_row("texts, 3 tasks each, end to end", f"{TEXTS / seen.bulk_s:.0f} items/s ({seen.bulk_s:.1f} s)")
     sizes = [batch.items for batch in bulk]
     table.add_row(
-        "text batches", f"{len(bulk)}, of {statistics.median(sizes):.0f} items in the middle, {max(sizes)} at most"
+        "batches with bulk texts",
+        f"{len(bulk)}, of {statistics.median(sizes):.0f} items in the middle, {max(sizes)} at most",
     )
     table.add_row("padding", f"{1 - real / padded:.1%} of the computed tokens")
     table.add_row("interactive, idle fleet", latency(seen.idle_s))

@@ -133,6 +133,7 @@ class AsyncClient:
         priority: Priority | str = "bulk",
         name: str | None = None,
         idempotency_key: str | None = None,
+        ttl_s: float | None = None,
         deadline_s: float | None = None,
         params: Mapping[str, Any] | None = None,
         on_error: OnError = "raise",
@@ -143,12 +144,14 @@ class AsyncClient:
         An iterable that is not async is iterated in the event loop, with room for others in between: one that blocks,
         such as a database cursor, should be wrapped in an async one.
 
+        `ttl_s` seconds after the job has finished, workers purge it with its results.
+
         Raises InvalidInput, BrokerUnavailable or StoreUnavailable.
         """
         check_many(inputs, on_error, Iterable, AsyncIterable)
         catalogue = await self._tasks()
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
-        submission = Submission(request, new_job(request.priority, name, idempotency_key), on_accepted)
+        submission = Submission(request, new_job(request.priority, name, idempotency_key, ttl_s), on_accepted)
         intake = Intake(request, on_error)
         try:
             if idempotency_key is not None:

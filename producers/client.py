@@ -109,6 +109,7 @@ class Client:
         priority: Priority | str = "bulk",
         name: str | None = None,
         idempotency_key: str | None = None,
+        ttl_s: float | None = None,
         deadline_s: float | None = None,
         params: Mapping[str, Any] | None = None,
         on_error: OnError = "raise",
@@ -124,11 +125,13 @@ class Client:
         so. Called again with the same `idempotency_key`, inputs and tasks, it goes on where it had stopped and
         adds nothing twice; two such calls must not run at the same time.
 
+        `ttl_s` seconds after the job has finished, workers purge it with its results.
+
         Raises InvalidInput, BrokerUnavailable or StoreUnavailable.
         """
         check_many(inputs, on_error, Iterable)
         request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
-        submission = Submission(request, new_job(request.priority, name, idempotency_key), on_accepted)
+        submission = Submission(request, new_job(request.priority, name, idempotency_key, ttl_s), on_accepted)
         intake = Intake(request, on_error)
         if idempotency_key is not None:
             intake.skip = submission.resume(self._link.store.create_job(submission.created))

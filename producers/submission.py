@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -87,10 +88,19 @@ class Submission:
                 error.job = self.job
 
 
-def new_job(priority: Priority, name: str | None, idempotency_key: str | None = None) -> NewJob:
-    """Return a job to create, with a new id."""
+def new_job(
+    priority: Priority, name: str | None, idempotency_key: str | None = None, ttl_s: float | None = None
+) -> NewJob:
+    """Return a job to create, with a new id. Raises InvalidInput for a `ttl_s` that is no time."""
+    if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
+        raise InvalidInput("ttl_s", f"must be a number of seconds over 0, not {ttl_s!r}")
     return NewJob(
-        id=new_id(), priority=int(priority), name=name, idempotency_key=idempotency_key, created_at=time.time()
+        id=new_id(),
+        priority=int(priority),
+        name=name,
+        idempotency_key=idempotency_key,
+        created_at=time.time(),
+        ttl_s=ttl_s,
     )
 
 

@@ -442,3 +442,21 @@ def test_every_public_name_is_there() -> None:
 
     assert all(getattr(producers, name) is not None for name in producers.__all__)
     assert isinstance(JobStatus, type)
+
+
+def test_a_job_with_a_time_to_live_is_purged_after_it(client: Client, store: Store, stand_in: StandIn) -> None:
+    """Privacy by default of the submitter's choosing: the results go when their time is over, and not before."""
+    job = client.submit_many("topic", ["a", "b"], ttl_s=100.0)
+    kept = client.submit_many("topic", ["c"])
+    stand_in.work(2)
+    finished_at = job.wait(timeout_s=60).finished_at
+    assert finished_at is not None
+    store.purge(now=finished_at + 99)
+    assert len(list(client.results(job.id))) == 2
+    store.purge(now=finished_at + 101)
+    with pytest.raises(UnknownJob):
+        client.status(job.id)
+    assert client.status(kept.id).succeeded == 1
+    for wrong in (0, -1, float("inf"), "a day"):
+        with pytest.raises(InvalidInput, match="ttl_s"):
+            client.submit_many("topic", ["a"], ttl_s=wrong)  # type: ignore[arg-type]
