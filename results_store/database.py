@@ -42,7 +42,6 @@ class Database:
         self._engines: dict[tuple[Weight, bool], Engine] = {}  # the same one, with the options of a kind of transaction
         # SQLite has one writer at a time and makes the others poll; threads of one process queue here instead.
         self._turn = threading.Lock()
-        self._writing: Connection | None = None
 
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)
@@ -62,8 +61,6 @@ class Database:
             self._engine = _sqlite(self.url, self.timeout_s) if self.sqlite else _postgresql(self.url, self.timeout_s)
 
     def close(self) -> None:
-        with self._turn:
-            self._end_writing()
         engine, self._engine = self._engine, None
         self._engines.clear()
         if engine is not None:
@@ -87,29 +84,8 @@ class Database:
 
         `rebuilding`, for migrations, lets SQLite drop a table without cascading into those that refer to it.
         """
-        with self._translated(), self._my_turn():
-            if not self.sqlite:
-                with self._engine_for(weight, rebuilding).begin() as connection:
-                    yield connection
-                return
-            with self._kept(weight, rebuilding) as connection, connection.begin():
-                yield connection
-
-    @contextmanager
-    def _kept(self, weight: Weight, rebuilding: bool) -> Iterator[Connection]:
-        """SQLite's connection for writing, whose turn it is: kept, as fetching one costs more than a lone row."""
-        if self._writing is None:
-            self._writing = self._opened().connect()
-        try:
-            yield self._writing.execution_options(argosy_write=weight, argosy_rebuilding=rebuilding)
-        except BaseException:
-            self._end_writing()  # whatever went wrong, the next one begins anew
-            raise
-
-    def _end_writing(self) -> None:
-        connection, self._writing = self._writing, None
-        if connection is not None:
-            connection.close()
+        with self._translated(), self._my_turn(), self._engine_for(weight, rebuilding).begin() as connection:
+            yield connection
 
     def _engine_for(self, weight: Weight, rebuilding: bool) -> Engine:
         engine = self._opened()
