@@ -2,11 +2,7 @@
 
 Everything reaches it through one inbox, in order: new entries, and what the device says. After each it asks the policy for
 batches until the device has one running and one staged. It never waits on a timer; the only time limits are those
-after which a loading or a running device counts as hung.
-
-When a batch fails, guilt is found by halving: a failed batch's halves run again, one at a time and with nothing staged behind them,
-until single items remain. An item that raises alone has failed; one under which the process died must die twice alone,
-since the first death may have been somebody else's doing (the kernel's out-of-memory killer, an operator).
+after which a loading or a running device counts as hung. Whose fault a failed batch is, `workers.batching.blame` finds out.
 """
 
 from __future__ import annotations
@@ -21,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from results_store.records import Batch
+from workers.batching.blame import Suspects
 from workers.batching.cost import CostModel
 from workers.batching.microbatch import MicroBatch
 from workers.batching.policy import Budget, Shares, next_batch
-from workers.batching.work import Cancelled, Entry, Expired, Failed, Group, Interrupted
+from workers.batching.work import Cancelled, Entry, Expired, Group, Interrupted
 from workers.device_client import DeviceClient, DeviceEvent
 from workers.models.model import Arrays, Model
 from workers.transfer import Header
@@ -99,7 +96,7 @@ class Batcher:
         self._admission = threading.Lock()
         self._closed = False
         self._waiting: list[Entry] = []
-        self._suspects: deque[Sequence[Entry]] = deque()
+        self._suspects = Suspects()
         self._in_flight: deque[MicroBatch] = deque()
         self._running_since = 0.0  # monotonic; when the first in flight, or the loading, began
         self._ready = False
@@ -215,7 +212,7 @@ class Batcher:
     def _next(self) -> MicroBatch | None:
         now = time.time()
         if self._suspects:
-            return MicroBatch(self._suspects.popleft(), now)
+            return MicroBatch(self._suspects.next(), now)
         shares = Shares(self._settings.guaranteed_shares, self._served)
         decision = next_batch([entry.waiting for entry in self._waiting], self._budget, now, shares)
         for i in decision.expired:
@@ -273,12 +270,7 @@ class Batcher:
     def _on_failed(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
         if kind == "OutOfMemory":
             self._shrink(batch)
-        if len(batch.entries) > 1:
-            self._halve(batch)
-            return
-        known = kind in ("OutOfMemory", "WrongOutput")
-        text = message if known else f"{kind}: {message}"
-        batch.entries[0].finish(Failed(kind if known else "ModelError", text, traceback, batch.id))
+        self._suspects.raised(batch, kind, message, traceback)
 
     def _on_lost(self, kind: str, message: str) -> None:
         logger.warning("%s: %s; restarting it", self._settings.device, message)
@@ -286,7 +278,7 @@ class Batcher:
             self._failed_starts += 1
         self._ready = False
         if self._in_flight:
-            self._blame(self._in_flight.popleft(), kind, message)
+            self._suspects.died(self._in_flight.popleft(), kind, message)
         # what was only staged is innocent: it goes back to the front, as it was
         for batch in reversed(self._in_flight):
             self._waiting[:0] = batch.entries
@@ -295,21 +287,6 @@ class Batcher:
             self._leave_service(f"it did not come up {self._failed_starts} times in a row: {message}")
         else:
             self._start_device()
-
-    def _blame(self, batch: MicroBatch, kind: str, message: str) -> None:
-        if len(batch.entries) > 1:
-            self._halve(batch)
-            return
-        entry = batch.entries[0]
-        entry.deaths += 1
-        if entry.deaths > 1 or kind == "DeviceHung":
-            entry.finish(Failed(kind, f"with this item alone, {message}", "", batch.id))
-        else:
-            self._suspects.appendleft(batch.entries)
-
-    def _halve(self, batch: MicroBatch) -> None:
-        middle = len(batch.entries) // 2
-        self._suspects.extendleft((batch.entries[middle:], batch.entries[:middle]))
 
     def _shrink(self, batch: MicroBatch) -> None:
         budget = self._budgets[batch.model]
@@ -348,9 +325,9 @@ class Batcher:
     def _interrupt_all(self) -> None:
         entries = [
             *self._waiting,
-            *(e for group in self._suspects for e in group),
+            *self._suspects.clear(),
             *(e for b in self._in_flight for e in b.entries),
         ]
-        self._waiting, self._suspects, self._in_flight = [], deque(), deque()
+        self._waiting, self._in_flight = [], deque()
         for entry in entries:
             entry.finish(Interrupted())

@@ -1,0 +1,62 @@
+"""Whose fault a failed batch is, found by halving.
+
+A failed batch's halves run again, one at a time and with nothing staged behind them, until single items remain. An
+item that raises alone has failed; one under which the process died must die twice alone, since the first death may have
+been somebody else's doing (the kernel's out-of-memory killer, an operator).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from workers.batching.microbatch import MicroBatch
+from workers.batching.work import Entry, Failed
+
+#: Faults that say all there is to say; every other kind is a model's own exception.
+_KNOWN = ("OutOfMemory", "WrongOutput")
+
+
+class Suspects:
+    """The groups of entries that are still to be run alone. While there are any, nothing else runs on the device."""
+
+    def __init__(self) -> None:
+        self._groups: deque[Sequence[Entry]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def next(self) -> Sequence[Entry]:
+        """Take the group that is to run now."""
+        return self._groups.popleft()
+
+    def raised(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
+        """Take note that a batch failed and the device lives: its only item has failed, several are halved."""
+        if len(batch.entries) > 1:
+            self._halve(batch)
+            return
+        known = kind in _KNOWN
+        text = message if known else f"{kind}: {message}"
+        batch.entries[0].finish(Failed(kind if known else "ModelError", text, traceback, batch.id))
+
+    def died(self, batch: MicroBatch, kind: str, message: str) -> None:
+        """Take note that the device was lost while a batch ran; a lone item fails the second time, or if it hung."""
+        if len(batch.entries) > 1:
+            self._halve(batch)
+            return
+        entry = batch.entries[0]
+        entry.deaths += 1
+        if entry.deaths > 1 or kind == "DeviceHung":
+            entry.finish(Failed(kind, f"with this item alone, {message}", "", batch.id))
+        else:
+            self._groups.appendleft(batch.entries)
+
+    def clear(self) -> list[Entry]:
+        """Take all that is left, for the end."""
+        entries = [entry for group in self._groups for entry in group]
+        self._groups.clear()
+        return entries
+
+    def _halve(self, batch: MicroBatch) -> None:
+        middle = len(batch.entries) // 2
+        self._groups.extendleft((batch.entries[middle:], batch.entries[:middle]))
