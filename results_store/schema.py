@@ -20,6 +20,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -35,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0003"
+REVISION = "0004"
 
 metadata = MetaData()
 
@@ -224,3 +225,61 @@ celery_chord_parts = Table(
     Column("state", Text, nullable=False),
     Column("result", Text, nullable=False),
 )
+
+# Who may call the gateway. The secret itself is known to its holder alone.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("tenant", Text, nullable=False),
+    Column("operator", Boolean, nullable=False),
+    Column("secret_hash", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("rate_per_s", Double),
+)
+
+# A file is there for its owner once `stored_at` is set; before, it is an upload under way, or one that broke off.
+gateway_files = Table(
+    "gateway_files",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
+    Column("created_at", Double, nullable=False),
+    Column("stored_at", Double),
+    Index("gateway_files_of", "tenant", "id"),
+)
+
+# A table of its own, as for payloads: lists of files never read their content.
+gateway_file_parts = Table(
+    "gateway_file_parts",
+    metadata,
+    Column("file", Text, ForeignKey("gateway_files.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+# A file of requests on its way to a file of responses. `detail` is what its owner sees beside the status. One gateway
+# at a time works on it, under a lease; another takes over when that has run out.
+gateway_batches = Table(
+    "gateway_batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("detail", Json, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("cancelled_at", Double),
+    Column("finished_at", Double),
+    Column("worker", Text),
+    Column("leased_until", Double),
+    Index("gateway_batches_of", "tenant", "id"),
+)
+
+_OPEN = gateway_batches.c.finished_at == None  # noqa: E711 - SQL
+
+Index("gateway_batches_open", gateway_batches.c.leased_until, sqlite_where=_OPEN, postgresql_where=_OPEN)

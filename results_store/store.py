@@ -11,8 +11,11 @@ from sqlalchemy import select, table
 from sqlalchemy.sql import column
 
 from results_store import dead_letters, delivery, reading, retention, submission
+from results_store.api_keys import ApiKeys
 from results_store.database import MIGRATE, Database, Weight
 from results_store.errors import SchemaMismatch
+from results_store.gateway_batches import GatewayBatches
+from results_store.gateway_files import GatewayFiles
 from results_store.records import (
     Batch,
     Claim,
@@ -56,6 +59,9 @@ class Store:
 
     def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
         self._database = Database(url, timeout_s=timeout_s)
+        self.keys = ApiKeys(self._database)
+        self.files = GatewayFiles(self._database)
+        self.file_batches = GatewayBatches(self._database)
 
     def __repr__(self) -> str:
         return f"Store({str(self._database)!r})"

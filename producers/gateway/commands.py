@@ -1,0 +1,144 @@
+"""`argosy gateway`: serve HTTP, and keep the keys that may call it. FastAPI is imported only when it serves."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from producers.operator_commands import Duration
+
+if TYPE_CHECKING:
+    from results_store.api_keys import ApiKey
+    from results_store.store import Store
+
+MIB = 2**20
+
+
+@click.group(invoke_without_command=True)
+@click.option("--host", default="127.0.0.1", show_default=True, envvar="ARGOSY_GATEWAY_HOST", help="Where to listen.")
+@click.option("--port", type=int, default=8080, show_default=True, envvar="ARGOSY_GATEWAY_PORT")
+@click.option("--no-auth", is_flag=True, help="Ask for no key: everybody on this machine is the operator.")
+@click.option(
+    "--max-body-mib", type=float, default=32, show_default=True, envvar="ARGOSY_GATEWAY_MAX_BODY_MIB",
+    help="The largest body; uploads and streams have their own limits.",
+)  # fmt: skip
+@click.option(
+    "--max-file-mib", type=float, default=200, show_default=True, envvar="ARGOSY_GATEWAY_MAX_FILE_MIB",
+    help="The largest file for /v1/files and /v1/audio.",
+)  # fmt: skip
+@click.option(
+    "--max-items", type=int, default=1_000_000, show_default=True, envvar="ARGOSY_GATEWAY_MAX_ITEMS",
+    help="The most items in one submission.",
+)  # fmt: skip
+@click.option(
+    "--rate", "rate_per_s", type=float, default=100, show_default=True, envvar="ARGOSY_GATEWAY_RATE",
+    help="Requests a second for each key that has no rate of its own; twice as many at once.",
+)  # fmt: skip
+@click.pass_context
+def gateway(
+    ctx: click.Context,
+    *,
+    host: str,
+    port: int,
+    no_auth: bool,
+    max_body_mib: float,
+    max_file_mib: float,
+    max_items: int,
+    rate_per_s: float,
+) -> None:
+    """Serve the fleet over HTTP until Ctrl-C: REST, server-sent events, and the shapes of OpenAI's API.
+
+    \b
+    argosy gateway keys add laptop --tenant research    prints a key, once
+    argosy gateway                                      http://127.0.0.1:8080/docs
+    argosy gateway --no-auth                            for this machine only
+
+    For other machines put a server with TLS before it. docs/gateway.md says what it offers.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from producers.errors import ConfigurationError
+
+    try:
+        from producers.gateway.serving import serve
+        from producers.gateway.settings import GatewaySettings
+    except ImportError as error:
+        raise ConfigurationError(f"the gateway needs its packages; pip install 'argosy[gateway]' ({error})") from error
+    settings = GatewaySettings(
+        auth=not no_auth,
+        max_body_bytes=int(max_body_mib * MIB),
+        max_file_bytes=int(max_file_mib * MIB),
+        max_items=max_items,
+        rate_per_s=rate_per_s,
+    )
+    serve(settings, host, port)
+
+
+@gateway.group()
+def keys() -> None:
+    """Who may call the gateway: add, list and remove keys."""
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--tenant", required=True, help="Whose jobs the key submits and sees.")
+@click.option("--operator", is_flag=True, help="It sees every tenant's jobs, and the fleet.")
+@click.option("--expires", "expires_s", type=Duration(), help="It ends after this: 12h, 90d, 52w.  [default: never]")
+@click.option("--rate", "rate_per_s", type=click.FloatRange(0, min_open=True), help="Requests a second.")
+def add(name: str, *, tenant: str, operator: bool, expires_s: float | None, rate_per_s: float | None) -> None:
+    """Make a key called NAME and print it. It is shown this once: the store keeps only its hash.
+
+    \b
+    argosy gateway keys add laptop --tenant research --expires 90d
+    """
+    from producers.gateway.keys import new_key
+
+    now = time.time()
+    expires_at = None if expires_s is None else now + expires_s
+    text, key = new_key(name, tenant, operator=operator, expires_at=expires_at, rate_per_s=rate_per_s, created_at=now)
+    with _store() as store:
+        if not store.keys.add(key):
+            raise click.UsageError(f"there is a key {name!r} already; remove it first, or choose another name")
+    click.echo(text)
+
+
+@keys.command("list")
+def list_() -> None:
+    """List the keys by name, without their secrets."""
+    with _store() as store:
+        found = store.keys.all()
+    for key in found:
+        click.echo(_line(key))
+    if not found:
+        click.echo("argosy: no keys yet; make one with `argosy gateway keys add NAME --tenant TENANT`", err=True)
+
+
+@keys.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove the key called NAME. Gateways refuse it within ten seconds; its tenant's jobs stay."""
+    with _store() as store:
+        if not store.keys.remove(name):
+            raise click.UsageError(f"no key {name!r}; `argosy gateway keys list` lists them")
+    click.echo(f"key {name} removed", err=True)
+
+
+def _line(key: ApiKey) -> str:
+    def when(at: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+
+    expiry = "never expires" if key.expires_at is None else f"expires {when(key.expires_at)}"
+    role = "operator" if key.operator else "member"
+    return f"{key.name}  tenant {key.tenant!r}  {role}  created {when(key.created_at)}  {expiry}"
+
+
+def _store() -> Store:
+    from producers.connection import Connection
+    from results_store.store import Store
+
+    return Store(Connection().store_url)
+
+
+COMMANDS: list[click.Command] = [gateway]
