@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from producers.async_handles import AsyncHandle, AsyncJob
 from producers.calls import Calls
@@ -30,6 +30,11 @@ from producers.submission import Submission, check_many, lone_order, new_job
 from producers.turnstile import Turnstile
 from results_store.errors import StoreError
 from results_store.records import JobStatus, Result
+
+if TYPE_CHECKING:
+    from results_store.store import Store
+
+T = TypeVar("T")
 
 #: What the threads have for the loop is delivered so many at a time, and the loop's other work comes in between.
 SLICE = 128
@@ -243,6 +248,16 @@ class AsyncClient:
         """Yield a job's results that are stored by now, by item and then task. Raises UnknownJob."""
         async for row in (await self.job(id)).results():
             yield row
+
+    async def ask(self, question: Callable[[Store], T]) -> T:
+        """Return what `question` returns for the client's store, asked in a thread: for all that has no method here."""
+        self._here()
+        return await self._calls(lambda: question(self._link.store))
+
+    async def check(self) -> None:
+        """Ask broker and store whether they are there. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
+        self._here()
+        await self._calls(self._link.check)
 
     async def catalogue(self) -> Catalogue:
         """Return the tasks that can be submitted. Raises ConfigurationError if their file is wrong."""

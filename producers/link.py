@@ -14,7 +14,7 @@ from producers.errors import ConfigurationError
 from producers.gathering import Deliver
 from producers.messages import Priority, new_id
 from producers.notices import Listener
-from producers.publisher import Publisher
+from producers.publisher import Publisher, as_unavailable
 from results_store.records import NewJob
 
 if TYPE_CHECKING:
@@ -88,6 +88,12 @@ class Link:
             self.store.create_job(self.stream)
             self.listener.start(self.stream.id)
             self._stream_open = True
+
+    def check(self) -> None:
+        """Ask broker and store now. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
+        with as_unavailable(self.publisher.redis):
+            self.publisher.redis.ping()
+        self.store.jobs(limit=1)
 
     def close(self) -> None:
         """Let go of everything. What was accepted is computed all the same."""
