@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from producers import sources
 from producers.catalogue import Limits, Modality
 from producers.errors import InputTooLarge, InvalidInput
 from producers.messages import PathInput, UrlInput
 from producers.request import NewItem
-from producers.sources import Row, Source
+from producers.sources import Row, Source, formats
 
 
 def read(path: Path, content: bytes | str, modality: Modality = "text", **options: Any) -> list[Row]:
@@ -124,7 +123,7 @@ def test_utf_16_is_recognised(tmp_path: Path) -> None:
 
 def test_an_endless_line_is_put_aside_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file without line ends must not fill the memory."""
-    monkeypatch.setattr(sources, "LINE_BYTES", 10)
+    monkeypatch.setattr(formats, "LINE_BYTES", 10)
     before, bad, after = read(tmp_path / "a.txt", f"one\n{'x' * 25}\ntwo\n")
     assert isinstance(bad, InputTooLarge)
     assert pairs([before, after]) == [("1", "one"), ("3", "two")]

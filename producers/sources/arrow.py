@@ -1,0 +1,99 @@
+"""Parquet and Arrow files to rows, a batch at a time. Needs pyarrow: ``pip install 'argosy[parquet]'``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from typing import Any, cast
+
+from producers.errors import ConfigurationError, InvalidInput
+from producers.sources.formats import Raw, Reading
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as error:
+    remedy = "pip install 'argosy[parquet]', or convert the file to JSONL or CSV"
+    raise ConfigurationError(f"Parquet and Arrow files need pyarrow; {remedy}") from error
+
+#: Rows that are Python objects at a time.
+BATCH_ROWS = 2048
+
+#: Bytes of a column that are read ahead. Without the limit, a row group's whole column would be.
+BUFFER_BYTES = 1024 * 1024
+
+_FILE_MAGIC = b"ARROW1"
+
+
+def parquet(reading: Reading) -> Iterator[Raw]:
+    """Yield a Parquet file's rows."""
+    with _translated(reading):
+        file = pq.ParquetFile(reading.file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        reading.columns(file.schema_arrow.names)
+        reading.meter.total = file.metadata.num_rows
+    yield from _rows(reading, file.iter_batches(batch_size=BATCH_ROWS, use_threads=False))
+
+
+def ipc(reading: Reading) -> Iterator[Raw]:
+    """Yield the rows of an Arrow file, or of an Arrow stream, whichever it is."""
+    with _translated(reading):
+        opened = _opened(reading)
+        reading.columns(opened.schema.names)
+    yield from _rows(reading, _portions(opened))
+
+
+def schema_of(reading: Reading, format_: str) -> Any:
+    """Return the Arrow schema of a Parquet or Arrow file."""
+    with _translated(reading):
+        return pq.read_schema(reading.file) if format_ == "parquet" else _opened(reading).schema
+
+
+def _opened(reading: Reading) -> Any:
+    file = cast(BufferedReader, reading.file)
+    magic = file.peek(len(_FILE_MAGIC))[: len(_FILE_MAGIC)]
+    return pa.ipc.open_file(file) if magic == _FILE_MAGIC else pa.ipc.open_stream(file)
+
+
+def _portions(opened: Any) -> Iterator[Any]:
+    stored = (
+        (opened.get_batch(number) for number in range(opened.num_record_batches))
+        if hasattr(opened, "num_record_batches")
+        else iter(opened)
+    )
+    for batch in stored:
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            yield batch.slice(start, BATCH_ROWS)
+
+
+def _rows(reading: Reading, batches: Iterator[Any]) -> Iterator[Raw]:
+    number = 0
+    while True:
+        with _translated(reading, after=number):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        names = batch.schema.names
+        columns = [_values(column) for column in batch.columns]
+        for cells in zip(*columns, strict=True):
+            number += 1
+            reading.meter.done = number
+            yield number, dict(zip(names, cells, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    # a time in nanoseconds has no Python type; as an Arrow scalar it finds its way back unharmed
+    return list(column) if pa.types.is_temporal(column.type) else column.to_pylist()
+
+
+@contextmanager
+def _translated(reading: Reading, after: int = 0) -> Iterator[None]:
+    """pyarrow's errors as InvalidInput, which names the file and the last good row."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        behind = f" behind row {after:,}" if after else ""
+        what = " ".join(str(error).split())
+        raise InvalidInput(
+            reading.name, f"cannot be read{behind}: {what}", "check that it was written to its end"
+        ) from error

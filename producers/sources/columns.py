@@ -1,0 +1,74 @@
+"""Which columns of a row are the input and the key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from producers.errors import InvalidInput
+
+#: Columns taken for the input and for the key when none is named, the first that is there.
+INPUT_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "text": ("input", "text", "sentence", "review", "content"),
+    "image": ("input", "image", "path", "file", "url"),
+    "audio": ("input", "audio", "path", "file", "url"),
+}
+KEY_COLUMNS = ("id", "key")
+
+#: Rows of JSON may all have different columns; no more of them than this are remembered.
+_REMEMBERED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The columns to read. Several inputs make one input that is an object of them; no key means the row's number."""
+
+    inputs: tuple[str, ...]
+    key: str | None
+
+    def value(self, row: Mapping[str, Any]) -> Any:
+        if len(self.inputs) == 1:
+            return row[self.inputs[0]]
+        return {name: row[name] for name in self.inputs}
+
+
+@dataclass(frozen=True, slots=True)
+class Chooser:
+    """Finds input and key among a row's columns: those named, or else the usual ones."""
+
+    modality: str
+    inputs: Sequence[str] = ()
+    key: str | None = None
+    _known: dict[tuple[str, ...], Choice] = field(default_factory=dict)
+
+    def __call__(self, columns: Sequence[str], row: str, file: str) -> Choice:
+        """Return the choice for a row with these columns. Raises InvalidInput that names the `row`; for the key, `file`."""
+        names = tuple(columns)
+        found = self._known.get(names)
+        if found is None:
+            found = Choice(self._inputs(names, row), self._key(names, file))
+            if len(self._known) < _REMEMBERED:
+                self._known[names] = found
+        return found
+
+    def _inputs(self, columns: Sequence[str], where: str) -> tuple[str, ...]:
+        there = ", ".join(columns) or "none"
+        for name in self.inputs:
+            if name not in columns:
+                raise InvalidInput(where, f"has no column {name!r}", f"columns here: {there}")
+        if self.inputs:
+            return tuple(self.inputs)
+        for name in INPUT_COLUMNS.get(self.modality, INPUT_COLUMNS["text"]):
+            if name in columns:
+                return (name,)
+        if len(columns) == 1:
+            return (columns[0],)
+        raise InvalidInput(where, "does not say which column is the input", f"name it with --input-column: {there}")
+
+    def _key(self, columns: Sequence[str], where: str) -> str | None:
+        if self.key is None:
+            return next((name for name in KEY_COLUMNS if name in columns and name not in self.inputs), None)
+        if self.key in columns:
+            return self.key
+        raise InvalidInput(where, f"has no column {self.key!r}", f"columns here: {', '.join(columns)}")

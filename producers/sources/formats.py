@@ -1,0 +1,214 @@
+"""From the bytes of a file to its rows, a format a function, in constant memory.
+
+A row that cannot be read comes as the InvalidInput that says why, and the next ones are read. A file that is wrong as a
+whole raises.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeAlias
+
+import msgspec
+
+from producers.errors import InputTooLarge, InvalidInput
+
+#: A longer line is put aside unread: one broken file must not fill the memory.
+LINE_BYTES = 16 * 1024 * 1024
+
+#: What the one column of a source without columns is called.
+INPUT = "input"
+
+#: A row's number in its file, and its columns or what is wrong with it.
+Raw: TypeAlias = tuple[int, Mapping[str, Any] | InvalidInput]
+
+
+@dataclass(slots=True)
+class Meter:
+    """How much of a file has been read, in bytes or rows; `total` is 0 while nobody knows."""
+
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A file being read: what it is called, its bytes, where to count, and who judges a table's columns.
+
+    `columns` raises InvalidInput if the input is not among a table's columns.
+    """
+
+    name: str
+    file: BinaryIO
+    meter: Meter
+    columns: Callable[[list[str]], None]
+
+    def wrong(self, number: int, problem: str, remedy: str) -> InvalidInput:
+        return InvalidInput(f"{self.name}:{number}", problem, remedy)
+
+
+Reader: TypeAlias = Callable[[Reading], Iterator[Raw]]
+
+
+def text(reading: Reading) -> Iterator[Raw]:
+    """Plain text: an item a line."""
+    for number, line in lines(reading):
+        if isinstance(line, InvalidInput):
+            yield number, line
+        elif line.strip():
+            yield number, {INPUT: line}
+
+
+def jsonl(reading: Reading) -> Iterator[Raw]:
+    """JSON Lines: an object or a string a line."""
+    decode = msgspec.json.Decoder().decode
+    for number, line in lines(reading):
+        if isinstance(line, InvalidInput):
+            yield number, line
+        elif line.strip():
+            try:
+                value = decode(line)
+            except msgspec.DecodeError as error:
+                yield number, reading.wrong(number, f"is not JSON: {error}", "each line must be one JSON value")
+                continue
+            yield number, _columns(value, number, reading)
+
+
+def _columns(value: Any, number: int, reading: Reading) -> Mapping[str, Any] | InvalidInput:
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, str):
+        return {INPUT: value}
+    return reading.wrong(number, f"is {type(value).__name__}", "each line must be an object or a string")
+
+
+def comma_separated(reading: Reading) -> Iterator[Raw]:
+    """CSV with a header."""
+    yield from _table(reading, ",")
+
+
+def tab_separated(reading: Reading) -> Iterator[Raw]:
+    """The same with tabs."""
+    yield from _table(reading, "\t")
+
+
+def _table(reading: Reading, delimiter: str) -> Iterator[Raw]:
+    decoded = _Decoded(reading)
+    table = csv.reader(decoded, delimiter=delimiter, strict=True)
+    columns = _header(table, reading)
+    if not columns:
+        return
+    reading.columns(columns)
+    while (cells := _next_record(table, decoded, reading)) is not None:
+        number = decoded.number
+        if isinstance(cells, InvalidInput):
+            yield number, cells
+        elif len(cells) != len(columns):
+            counts = f"has {len(cells)} columns where the header has {len(columns)}"
+            yield number, reading.wrong(number, counts, "quote cells that contain the separator")
+        else:
+            yield number, dict(zip(columns, cells, strict=True))
+
+
+def _header(table: Iterator[list[str]], reading: Reading) -> list[str]:
+    try:
+        columns = next(table, [])
+    except (csv.Error, InvalidInput) as error:
+        problem = f"no header can be read: {error}"
+        raise reading.wrong(1, problem, "the first line names the columns") from error
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise reading.wrong(1, f"names the column {twice!r} twice", "give each a name of its own")
+    return columns
+
+
+def _next_record(table: Iterator[list[str]], lines: _Decoded, reading: Reading) -> list[str] | InvalidInput | None:
+    try:
+        while (cells := next(table, None)) == []:  # an empty line
+            pass
+        return cells
+    except InvalidInput as error:
+        return error
+    except csv.Error as error:
+        return reading.wrong(lines.number, f"is not CSV: {error}", "check the quotes")
+
+
+class _Decoded:
+    """A file's lines for the csv module. An iterator class and not a generator: it goes on after it has raised."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._lines = lines(reading)
+        self.number = 0
+
+    def __iter__(self) -> _Decoded:
+        return self
+
+    def __next__(self) -> str:
+        self.number, line = next(self._lines)
+        if isinstance(line, InvalidInput):
+            raise line
+        return line + "\n"
+
+
+def lines(reading: Reading) -> Iterator[tuple[int, str | InvalidInput]]:
+    """Yield each line's number and its text without the line end, or what is wrong with it."""
+    number = 0
+    while raw := reading.file.readline(LINE_BYTES):
+        number += 1
+        reading.meter.done += len(raw)
+        if len(raw) == LINE_BYTES and not raw.endswith(b"\n"):
+            while (rest := reading.file.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            where = f"{reading.name}:{number}"
+            yield number, InputTooLarge(where, f"is longer than {LINE_BYTES:,} bytes", "split it")
+            continue
+        yield number, _decoded(raw, number, reading)
+
+
+def _decoded(raw: bytes, number: int, reading: Reading) -> str | InvalidInput:
+    if number == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return reading.wrong(number, "is UTF-16", "convert the file: iconv -f UTF-16 -t UTF-8")
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 (byte {raw[error.start]:#04x} at place {error.start + 1})"
+        return reading.wrong(number, problem, "convert the file, e.g. iconv -f LATIN1 -t UTF-8")
+
+
+def parquet(reading: Reading) -> Iterator[Raw]:
+    """Parquet, some thousand rows at a time."""
+    from producers.sources import arrow
+
+    return arrow.parquet(reading)
+
+
+def arrow_ipc(reading: Reading) -> Iterator[Raw]:
+    """Arrow's own format, as a file or as a stream."""
+    from producers.sources import arrow
+
+    return arrow.ipc(reading)
+
+
+#: What a file's suffix, or `--format`, says. Anything else is plain text.
+FORMATS: Mapping[str, Reader] = {
+    "text": text,
+    "jsonl": jsonl,
+    "csv": comma_separated,
+    "tsv": tab_separated,
+    "parquet": parquet,
+    "arrow": arrow_ipc,
+}
+
+SUFFIXES: Mapping[str, str] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".arrows": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}

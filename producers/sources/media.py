@@ -1,0 +1,81 @@
+"""From rows to items: text as it is, images and clips read, or sent as a path or URL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from producers.catalogue import Limits
+from producers.errors import InputTooLarge, InvalidInput
+from producers.messages import PathInput, UrlInput
+from producers.request import NewItem
+from producers.sources.places import LocalFile, Place, RemoteFile
+
+Row: TypeAlias = NewItem | InvalidInput
+
+#: Files taken for a medium when a folder is read.
+MEDIA_SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "image": (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+    "audio": (".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav"),
+}
+
+#: The one column of a folder.
+PATH = "path"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row as it stands in its source: its columns, and which of them are `value`, the input, and `key`.
+
+    `error` says what is wrong with it; then there may be no more than that. `place` is its file.
+    """
+
+    place: Place
+    origin: str
+    columns: Mapping[str, Any]
+    key: str | None = None
+    value: Any = None
+    error: InvalidInput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Makes the items of one submission."""
+
+    modality: str
+    limits: Limits
+    send_paths: bool
+
+    def item(self, record: Record) -> Row:
+        """Return the record's item; or, if its file cannot be read, why."""
+        value, key, origin = record.value, record.key, record.origin
+        if self.modality not in MEDIA_SUFFIXES:
+            return NewItem(value, key, origin=origin)
+        if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as Hugging Face's data sets store media
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, LocalFile | RemoteFile):
+            return self._file(value, key, origin)
+        if not isinstance(value, str) or not value.strip():
+            return NewItem(value, key, origin=origin)
+        if value.startswith(("http://", "https://")):
+            return NewItem(UrlInput(value), key, origin=origin)
+        try:
+            return self._file(record.place.beside(value), key, origin)
+        except InvalidInput as error:
+            return InvalidInput(origin, f"{error.field} {error.problem}", error.remedy)
+
+    def _file(self, file: Place, key: str | None, origin: str) -> Row:
+        if self.send_paths and isinstance(file, LocalFile):
+            return NewItem(PathInput(str(file.path.absolute())), key, origin=origin)
+        try:
+            size = file.size()
+            if size > self.limits.max_input_bytes:  # seen before it is read: it may be a film
+                problem = f"{Path(file.name).name} has {size:,} bytes, over {self.limits.max_input_bytes:,}"
+                return InputTooLarge(origin, problem, "make it smaller, or send its path with --paths")
+            with file.open() as opened:
+                return NewItem(opened.read(), key, origin=origin)
+        except OSError as error:
+            what = error.strerror or str(error)
+            return InvalidInput(origin, f"{file.name} cannot be read: {what}", "check the path")

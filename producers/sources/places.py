@@ -1,0 +1,243 @@
+"""Where rows come from: files here, files behind fsspec, folders, patterns, and standard input."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+
+from producers.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from fsspec.spec import AbstractFileSystem
+
+STDIN = "-"
+
+#: Bytes that a file elsewhere is read by.
+BUFFER_BYTES = 1024 * 1024
+
+
+class Place(Protocol):
+    """One file. `name` is what messages and keys call it; `suffix` says its format, a ``.gz`` behind it taken off."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+
+    def open(self) -> BinaryIO:
+        """Open it for reading, unpacked. Raises OSError."""
+        ...
+
+    def size(self) -> int:
+        """Its bytes, as they lie there. Raises OSError."""
+        ...
+
+    def stamp(self) -> str | None:
+        """What changes when the file does; None if nobody knows. Raises OSError."""
+        ...
+
+    def beside(self, path: str) -> Place:
+        """The file that `path` means when it stands in this one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file of this machine."""
+
+    path: Path
+    name: str
+
+    @property
+    def suffix(self) -> str:
+        return suffix_of(self.path.name)
+
+    def open(self) -> BinaryIO:
+        return unpacked(self.path.open("rb"), self.path.name)
+
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def stamp(self) -> str:
+        state = self.path.stat()
+        return f"{self.path.absolute()} {state.st_size} {state.st_mtime_ns}"
+
+    def beside(self, path: str) -> Place:
+        if "://" in path:
+            return _remote_file(path)
+        return LocalFile(self.path.parent / path, path)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file behind fsspec: on an object store, a web server, in memory."""
+
+    fs: AbstractFileSystem
+    path: str
+    name: str
+
+    @property
+    def suffix(self) -> str:
+        return suffix_of(self.path)
+
+    def open(self) -> BinaryIO:
+        return unpacked(io.BufferedReader(self.fs.open(self.path, "rb"), BUFFER_BYTES), self.path)
+
+    def size(self) -> int:
+        return int(self.fs.size(self.path) or 0)
+
+    def stamp(self) -> str:
+        return f"{self.name} {self.size()} {self.fs.checksum(self.path)}"
+
+    def beside(self, path: str) -> Place:
+        if "://" in path:
+            return _remote_file(path)
+        folder = self.path.rpartition("/")[0]
+        return RemoteFile(self.fs, f"{folder}/{path}", path)
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class StandardInput:
+    """Standard input, which can be read once; with `seekable`, any number of times, from a copy in a temp file."""
+
+    suffix: str
+    name: str = STDIN
+    seekable: bool = False
+    _copy: int | None = field(default=None, repr=False)
+
+    def open(self) -> BinaryIO:
+        if not self.seekable:
+            return sys.stdin.buffer
+        if self._copy is None:
+            self._copy = self._copied()
+        os.lseek(self._copy, 0, os.SEEK_SET)
+        return open(self._copy, "rb", closefd=False)
+
+    def _copied(self) -> int:
+        with tempfile.TemporaryFile(prefix="argosy-") as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.flush()
+            descriptor = os.dup(copy.fileno())
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
+
+    def size(self) -> int:
+        return 0
+
+    def stamp(self) -> str | None:
+        return None
+
+    def beside(self, path: str) -> Place:
+        return _remote_file(path) if "://" in path else LocalFile(Path(path), path)
+
+
+class _Unpacked(gzip.GzipFile):
+    """A packed file that closes what it reads from."""
+
+    def __init__(self, packed: Any) -> None:
+        super().__init__(fileobj=packed)
+        self._packed = packed
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
+
+
+def suffix_of(name: str) -> str:
+    """Return a name's suffix in lower case, a ``.gz`` taken off."""
+    return Path(name.lower().removesuffix(".gz")).suffix
+
+
+def unpacked(file: Any, name: str) -> BinaryIO:
+    return cast(BinaryIO, _Unpacked(file) if name.lower().endswith(".gz") else file)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of files, here or behind fsspec."""
+
+    path: str
+    name: str
+    fs: AbstractFileSystem | None = None
+
+    def files(self, suffixes: Collection[str]) -> Iterator[Place]:
+        """Yield the files of these kinds in it and below, by name. A file's name is its path within the folder.
+
+        Here one folder's names are held at a time; a file system elsewhere lists them all at once.
+        """
+        if self.fs is None:
+            yield from _below(Path(self.path), Path(self.path), suffixes)
+            return
+        for path in sorted(self.fs.find(self.path)):
+            if suffix_of(path) in suffixes:
+                yield RemoteFile(self.fs, path, path.removeprefix(self.path).lstrip("/"))
+
+
+def _below(folder: Path, root: Path, suffixes: Collection[str]) -> Iterator[LocalFile]:
+    with os.scandir(folder) as found:
+        entries = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in found)
+    for name, is_folder, is_file in entries:
+        if is_folder:
+            yield from _below(folder / name, root, suffixes)
+        elif is_file and Path(name).suffix.lower() in suffixes:
+            yield LocalFile(folder / name, (folder / name).relative_to(root).as_posix())
+
+
+def find(where: str) -> list[Place | Folder]:
+    """Return the files that a path, a pattern or a URL names, in the order of their names. Raises InvalidInput."""
+    if "://" in where:
+        return _found_elsewhere(where)
+    if Path(where).is_dir():
+        return [Folder(where, where)]
+    if Path(where).exists():
+        return [LocalFile(Path(where), where)]
+    if not glob.has_magic(where):
+        raise InvalidInput(where, "does not exist", "check the path")
+    names = sorted(name for name in glob.glob(where, recursive=True) if Path(name).is_file())  # noqa: PTH207
+    if not names:
+        raise InvalidInput(where, "matches no file", "check the pattern, and quote it")
+    return [LocalFile(Path(name), name) for name in names]
+
+
+def _found_elsewhere(url: str) -> list[Place | Folder]:
+    fs, path, scheme = _filesystem(url)
+    try:
+        if fs.isdir(path):
+            return [Folder(path, url, fs)]
+        pattern = glob.has_magic(path) and scheme not in ("http", "https")  # where a question mark asks
+        paths = sorted(fs.glob(path)) if pattern else [path] if fs.exists(path) else []
+    except Exception as error:  # each file system has errors of its own
+        raise InvalidInput(url, f"cannot be listed: {error}", "check the URL and the credentials") from error
+    if not paths:
+        raise InvalidInput(url, "is not there", "check the URL; a pattern must be quoted")
+    if not pattern:
+        return [RemoteFile(fs, path, url)]
+    return [RemoteFile(fs, one, f"{scheme}://{one.lstrip('/')}") for one in paths]
+
+
+def _remote_file(url: str) -> RemoteFile:
+    fs, path, _ = _filesystem(url)
+    return RemoteFile(fs, path, url)
+
+
+def _filesystem(url: str) -> tuple[AbstractFileSystem, str, str]:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise InvalidInput(url, "needs fsspec", "pip install 'argosy[fsspec]'") from error
+    scheme = url.partition("://")[0]
+    try:
+        fs, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:  # the package for this kind of store, or no such kind
+        raise InvalidInput(url, f"cannot be opened: {error}", "check the scheme, and install its package") from error
+    return fs, path, scheme

@@ -1,0 +1,221 @@
+"""Rows come from any place and format alike: several files, patterns, URLs, standard input; Parquet and Arrow."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from producers.errors import InvalidInput
+from producers.request import NewItem
+from producers.sources import Source, arrow
+from producers.sources.unique import Unique
+
+
+def items(where: Any, modality: str = "text", **options: Any) -> list[tuple[str | None, object]]:
+    """Return what was read as (key, input), and of what could not be read the message."""
+    rows = Source(where, modality, **options).rows()
+    return [(row.key, row.input) if isinstance(row, NewItem) else (None, str(row)) for row in rows]
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """A folder in fsspec's memory, where an object store's client would have a bucket."""
+    yield "memory://bucket"
+    fs = fsspec.filesystem("memory")
+    fs.rm("/bucket", recursive=True)
+
+
+def put(url: str, content: bytes) -> None:
+    with fsspec.open(url, "wb") as file:
+        file.write(content)
+
+
+TABLE = pa.table({"id": ["a", "b", "c"], "text": ["one", "two", None], "n": [1, 2, 3]})
+
+
+def test_several_files_are_one_source_in_their_order(tmp_path: Path) -> None:
+    """Without ids, a line's number alone would name two rows."""
+    (tmp_path / "b.txt").write_text("three\n")
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    found = items([tmp_path / "b.txt", tmp_path / "a.txt"])
+    assert [key.rpartition("/")[2] for key, _ in found if key] == ["b.txt:1", "a.txt:1", "a.txt:2"]
+    assert [value for _, value in items(f"{tmp_path}/*.txt")] == ["one", "two", "three"]
+    with pytest.raises(InvalidInput, match="matches no file; check the pattern, and quote it"):
+        items(f"{tmp_path}/*.csv")
+
+
+def test_a_packed_file_is_unpacked(tmp_path: Path) -> None:
+    """Most exports are."""
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"id": "x", "text": "one"}\n'))
+    assert items(tmp_path / "a.jsonl.gz") == [("x", "one")]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.arrows"])
+def test_tables_of_arrow_are_read_by_their_columns(tmp_path: Path, name: str) -> None:
+    """Parquet, an Arrow file, an Arrow stream."""
+    write(tmp_path / name)
+    assert items(tmp_path / name) == [("a", "one"), ("b", "two"), ("c", None)]
+    assert items(tmp_path / name, input_column="n", key_column="text")[0] == ("one", 1)
+    with pytest.raises(InvalidInput, match=r"has no column 'said'; columns here: id, text, n"):
+        items(tmp_path / name, input_column="said")
+
+
+def write(path: Path) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(TABLE, path)
+        return
+    opened = pa.ipc.new_file if path.suffix == ".arrow" else pa.ipc.new_stream
+    with opened(path, TABLE.schema) as writer:
+        writer.write_table(TABLE)
+
+
+def test_several_inputs_make_one_object(tmp_path: Path) -> None:
+    """A question and its context stand in two columns."""
+    (tmp_path / "a.csv").write_text("q,c,n\nwho?,me,1\n")
+    assert items(tmp_path / "a.csv", input_column=("q", "c")) == [("2", {"q": "who?", "c": "me"})]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_table_that_breaks_off_says_so(tmp_path: Path, name: str) -> None:
+    """A copy that was stopped: the rows behind it are not there to be skipped."""
+    write(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidInput, match=r"cannot be read.*; check that it was written to its end"):
+        items(tmp_path / name)
+
+
+def test_a_big_row_group_is_read_in_portions(tmp_path: Path) -> None:
+    """Others write a million rows in one group; memory must not hold them."""
+    rows = 200_000
+    pq.write_table(
+        pa.table({"text": [f"text number {n}, of some length" for n in range(rows)]}), tmp_path / "a.parquet"
+    )
+    before = pa.total_allocated_bytes()
+    most = count = 0
+    for count, _ in enumerate(Source(tmp_path / "a.parquet", "text").rows(), 1):
+        if count % 10_000 == 0:
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert count == rows
+    assert most < 4 * arrow.BUFFER_BYTES
+
+
+def test_nanoseconds_survive(tmp_path: Path) -> None:
+    """Python has no word for them, and pandas writes them everywhere."""
+    times = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
+    pq.write_table(pa.table({"text": ["a"], "at": times, "day": [date(2026, 1, 2)]}), tmp_path / "a.parquet")
+    (record,) = Source(tmp_path / "a.parquet", "text").records()
+    assert pa.array([record.columns["at"]], pa.timestamp("ns")).equals(times)
+
+
+def test_urls_are_read_through_fsspec(memory: str) -> None:
+    """One file, and a pattern."""
+    put(f"{memory}/a.csv", b"id,text\nx,one\n")
+    put(f"{memory}/b.csv", b"id,text\ny,two\n")
+    assert items(f"{memory}/a.csv") == [("x", "one")]
+    assert items(f"{memory}/*.csv") == [("x", "one"), ("y", "two")]
+    with pytest.raises(InvalidInput, match="is not there; check the URL"):
+        items(f"{memory}/none.csv")
+    with pytest.raises(InvalidInput, match=r"cannot be opened: .*; check the scheme"):
+        items("nowhere://a.csv")
+
+
+def test_images_and_clips_come_from_folders_and_tables_elsewhere(memory: str, tmp_path: Path) -> None:
+    """A path in a table is meant from where the table lies."""
+    put(f"{memory}/cat.jpg", b"cat")
+    put(f"{memory}/deep/dog.wav", b"dog")
+    put(f"{memory}/a.csv", b"path\ncat.jpg\nnone.jpg\n")
+    assert items(memory, "image") == [("cat.jpg", b"cat")]
+    assert items(memory, "audio") == [("deep/dog.wav", b"dog")]
+    cat, none = items(f"{memory}/a.csv", "image")
+    assert cat == ("2", b"cat")
+    assert "a.csv:3: none.jpg cannot be read" in str(none[1])
+    (tmp_path / "b.csv").write_text(f"image\n{memory}/cat.jpg\n")
+    assert items(tmp_path / "b.csv", "image") == [("2", b"cat")]
+
+
+def test_media_within_a_table_are_sent_as_they_are(tmp_path: Path) -> None:
+    """As Hugging Face's data sets hold them."""
+    pq.write_table(pa.table({"image": [{"bytes": b"cat", "path": "cat.jpg"}]}), tmp_path / "a.parquet")
+    assert items(tmp_path / "a.parquet", "image") == [("1", b"cat")]
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_standard_input_is_read_in_the_format_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of text unless something else is said."""
+    piped(monkeypatch, b"one\ntwo\n")
+    assert items("-") == [("1", "one"), ("2", "two")]
+    piped(monkeypatch, b'{"text": "one"}\n')
+    assert items("-", format="jsonl") == [("1", "one")]
+    written = io.BytesIO()
+    pq.write_table(TABLE, written)
+    piped(monkeypatch, written.getvalue())
+    assert items("-", format="parquet")[0] == ("a", "one")
+
+
+def test_standard_input_is_read_again_from_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To join results to rows that nobody has any more."""
+    piped(monkeypatch, b"one\ntwo\n")
+    source = Source("-", "text", reread=True)
+    first = [record.value for record in source.records()]
+    assert first == [record.value for record in source.records()] == ["one", "two"]
+
+
+def test_an_id_that_comes_twice_is_found_and_named(tmp_path: Path) -> None:
+    """Only if the ids were asked for: a column that happens to be called so may well repeat."""
+    (tmp_path / "a.csv").write_text("id,text\nx,one\ny,two\nx,three\n")
+    assert [key for key, _ in items(tmp_path / "a.csv")] == ["x", "y", "x"]
+    *_, (_, message) = items(tmp_path / "a.csv", key_column="id")
+    assert str(message).removeprefix(f"{tmp_path}/").startswith("a.csv:4: has the id 'x', which ")
+    assert "a.csv:2 has already; give each row an id of its own" in str(message)
+
+
+def test_any_key_can_be_remembered() -> None:
+    """Also half a character, which JSON can spell."""
+    unique = Unique()
+    assert unique.first("\ud800", "a:1") is None
+    assert unique.first("\ud800", "a:2") == "a:1"
+    unique.close()
+
+
+def test_a_fingerprint_changes_with_the_files_and_with_how_they_are_read(tmp_path: Path, memory: str) -> None:
+    """It says whether a submission is the same one, run again."""
+    path = tmp_path / "a.txt"
+    path.write_text("one\n")
+    first = Source(path, "text").fingerprint()
+    assert first == Source(path, "text").fingerprint()
+    assert first != Source(path, "text", input_column="b").fingerprint()
+    path.write_text("three\n")
+    assert first != Source(path, "text").fingerprint()
+    put(f"{memory}/a.txt", b"one\n")
+    elsewhere = Source(f"{memory}/a.txt", "text").fingerprint()
+    put(f"{memory}/a.txt", b"three\n")
+    assert elsewhere != Source(f"{memory}/a.txt", "text").fingerprint()
+    assert Source("-", "text").fingerprint() is None
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"a")
+    photos = Source(tmp_path / "photos", "image").fingerprint()
+    (tmp_path / "photos" / "b.png").write_bytes(b"b")
+    assert photos != Source(tmp_path / "photos", "image").fingerprint()
+
+
+def test_how_much_was_read_is_known(tmp_path: Path) -> None:
+    """For the estimate of when it will be over."""
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    pq.write_table(TABLE, tmp_path / "b.parquet")
+    source = Source([tmp_path / "a.txt", tmp_path / "b.parquet"], "text")
+    assert source.share_read is None
+    assert [source.share_read for _ in source.rows()] == [0.25, 0.5, *(pytest.approx(0.5 + n / 6) for n in (1, 2, 3))]
