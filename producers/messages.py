@@ -45,7 +45,21 @@ class UrlInput(msgspec.Struct, frozen=True, tag="url"):
     url: str
 
 
-Input: TypeAlias = str | InlineBytes | PathInput | UrlInput
+class QuestionInput(msgspec.Struct, frozen=True, tag="question"):
+    """A question and the text that answers it."""
+
+    question: str
+    context: str
+
+
+class SentencesInput(msgspec.Struct, frozen=True, tag="sentences"):
+    """A sentence and those that it is compared with."""
+
+    source_sentence: str
+    sentences: tuple[str, ...]
+
+
+Input: TypeAlias = str | InlineBytes | PathInput | UrlInput | QuestionInput | SentencesInput
 Params: TypeAlias = dict[str, Any]
 
 
@@ -67,7 +81,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     """The unit of delivery: one Celery message with items of one model and one priority.
 
     Times are Unix seconds. `deadline_at` holds for every item: past it, an item is not computed. One that is not
-    `durable` has no row in the outbox: Redis alone carries it.
+    `durable` has no row in the outbox: Redis alone carries it. `tenant` is whose items they are; empty: nobody's in
+    particular.
     """
 
     SUPPORTED: ClassVar[tuple[int, ...]] = (VERSION,)
@@ -81,6 +96,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     items: tuple[Item, ...]
     deadline_at: float | None = None
     durable: bool = True
+    tenant: str = ""
 
     @property
     def results(self) -> int:
@@ -104,6 +120,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     items: list[Any]
     deadline_at: float | None = None
     durable: bool = True
+    tenant: str = ""
 
 
 class BadItem(msgspec.Struct, frozen=True):
@@ -189,6 +206,7 @@ def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
             items=tuple(items),
             deadline_at=header.deadline_at,
             durable=header.durable,
+            tenant=header.tenant,
         ),
         bad,
     )

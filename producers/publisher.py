@@ -56,6 +56,8 @@ class Publishable(Protocol):
     @property
     def priority(self) -> int: ...
     @property
+    def lane(self) -> int: ...
+    @property
     def payload(self) -> bytes: ...
     @property
     def content_type(self) -> str: ...
@@ -80,13 +82,13 @@ def message(envelope: Publishable, *, about: str = "") -> Message:
             "correlation_id": envelope.id,
             "reply_to": "",
             "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": queue_name(envelope.model)},
+            "delivery_info": {"exchange": "", "routing_key": queue_name(envelope.model, envelope.lane)},
             "priority": int(priority),
             "body_encoding": "base64",
             "delivery_tag": new_id(),  # not the envelope's: it may be published twice, and each copy is acknowledged
         },
     }
-    return redis_key(envelope.model, priority), msgspec.json.encode(wire)
+    return redis_key(envelope.model, priority, envelope.lane), msgspec.json.encode(wire)
 
 
 def _headers(task_id: str, argsrepr: str) -> dict[str, Any]:

@@ -14,17 +14,20 @@ PRIORITY_STEPS = sorted(int(priority) for priority in Priority)
 PRIORITY_SEPARATOR = "\x06\x16"
 
 
-def queue_name(model: str) -> str:
-    """Return the queue that carries a model's envelopes: one queue a model, one Redis list a priority."""
-    return f"argosy.{model}"
+def queue_name(model: str, lane: int = 0) -> str:
+    """Return the queue that carries a model's envelopes of one lane: one Redis list a priority.
+
+    Tenants have lanes of their own, so that they take turns; lane 0 is that of whoever names no tenant.
+    """
+    return f"argosy.{model}/{lane}" if lane else f"argosy.{model}"
 
 
-def redis_key(model: str, priority: Priority) -> str:
-    """Return the Redis list that holds a model's envelopes of one priority, as kombu names it.
+def redis_key(model: str, priority: Priority, lane: int = 0) -> str:
+    """Return the Redis list that holds a model's envelopes of one priority and lane, as kombu names it.
 
     kombu leaves the suffix off for priority 0 (``kombu.transport.redis.Channel._q_for_pri``).
     """
-    queue = queue_name(model)
+    queue = queue_name(model, lane)
     return f"{queue}{PRIORITY_SEPARATOR}{int(priority)}" if priority else queue
 
 

@@ -31,9 +31,9 @@ from sqlalchemy import (
 
 from results_store import dead_letters, direct, retention
 from results_store.columns import among, as_list, cleaned, listed
-from results_store.records import Batch, Claim, Committed, Lane, PendingEnvelope, Result, ResultState
+from results_store.records import Batch, Claim, Committed, Line, PendingEnvelope, Result, ResultState
 from results_store.result_rows import Accepted, insert_new, insert_results, insert_unlisted
-from results_store.schema import ACCEPTED, PUBLISHED, UNFINISHED, batches, envelopes, jobs, payloads
+from results_store.schema import ACCEPTED, PUBLISHED, UNFINISHED, batches, envelopes, jobs, payloads, tenants
 
 
 def exchange(
@@ -230,29 +230,36 @@ def take_overdue(
     now: float,
     *,
     accepted_before: float,
-    published_before: Mapping[Lane, float] | float | None,
+    published_before: Mapping[Line, float] | float | None,
     limit: int,
 ) -> list[PendingEnvelope]:
     """Put overdue envelopes back into the outbox as accepted now, and return them to be published.
 
+    Every lane has its part of `limit`, so that one tenant's many are not all taken before another's few.
     Whoever takes them publishes them and calls `mark_published`, like their first producer. If it dies before
     that, they are overdue again `now - accepted_before` later.
     """
+    lanes = list(connection.execute(select(tenants.c.lane).distinct().order_by(tenants.c.lane)).scalars())
     due: list[ColumnElement[bool]] = [
-        and_(ACCEPTED, envelopes.c.accepted_at < accepted_before),
-        and_(PUBLISHED, envelopes.c.leased_until < now),
+        and_(condition, envelopes.c.lane == lane)
+        for condition in (
+            and_(ACCEPTED, envelopes.c.accepted_at < accepted_before),
+            and_(PUBLISHED, envelopes.c.leased_until < now),
+        )
+        for lane in lanes
     ]
     unclaimed = and_(PUBLISHED, envelopes.c.leased_until.is_(None))
     if isinstance(published_before, Mapping):
-        for (model, priority), before in sorted(published_before.items()):
-            lane = and_(envelopes.c.model == model, envelopes.c.priority == priority)
-            due.append(and_(unclaimed, lane, envelopes.c.published_at < before))
+        for (model, priority, lane), before in sorted(published_before.items()):
+            line = and_(envelopes.c.model == model, envelopes.c.priority == priority, envelopes.c.lane == lane)
+            due.append(and_(unclaimed, line, envelopes.c.published_at < before))
     elif published_before is not None:
         due.append(and_(unclaimed, envelopes.c.published_at < published_before))
     taken: list[str] = []
+    portion = max(1, limit // len(lanes))
     for condition in due:  # one by one: each has an index of its own
         if len(taken) < limit:
-            taken += _take(connection, condition, now, limit - len(taken))
+            taken += _take(connection, condition, now, min(portion, limit - len(taken)))
     return _pending(connection, taken) if taken else []
 
 
@@ -276,7 +283,7 @@ def _take(connection: Connection, condition: ColumnElement[bool], now: float, li
 
 
 def _pending(connection: Connection, ids: Collection[str]) -> list[PendingEnvelope]:
-    columns = ("id", "job", "model", "priority", "created_at", "attempts")
+    columns = ("id", "job", "model", "priority", "created_at", "attempts", "lane")
     rows = connection.execute(
         select(*(envelopes.c[name] for name in columns), payloads.c.payload, payloads.c.content_type)
         .join(payloads, payloads.c.envelope == envelopes.c.id)

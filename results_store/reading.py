@@ -32,8 +32,12 @@ def cancelled_among(connection: Connection, ids: Collection[str]) -> set[str]:
     return set(connection.execute(found).scalars())
 
 
-def newest_jobs(connection: Connection, limit: int, before: tuple[float, str] | None) -> list[JobStatus]:
+def newest_jobs(
+    connection: Connection, limit: int, before: tuple[float, str] | None, tenant: str | None
+) -> list[JobStatus]:
     wanted = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    if tenant is not None:
+        wanted = wanted.where(jobs.c.tenant == tenant)
     if before is not None:
         wanted = wanted.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
     return [job_status(row) for row in connection.execute(wanted).mappings()]

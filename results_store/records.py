@@ -60,6 +60,7 @@ class NewJob:
     idempotency_key: str | None = None
     created_at: float
     ttl_s: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,7 @@ class NewEnvelope:
     content_type: str
     created_at: float
     deadline_at: float | None = None
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,7 @@ class JobStatus:
     cancelled: int
     expired: int
     ttl_s: float | None = None
+    tenant: str = ""
 
     @property
     def done(self) -> int:
@@ -157,8 +160,22 @@ class JobStatus:
         return self.done >= self.total
 
 
-#: A model and a priority: the envelopes that wait in one list of Redis.
-Lane: TypeAlias = tuple[str, int]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """Whose work it is: its share against other tenants' (`weight`), and its limits, None for none.
+
+    `lane` is the queue of each model that carries its envelopes; the most that may be in flight is in items.
+    """
+
+    name: str
+    lane: int
+    weight: float = 1.0
+    max_items_per_s: float | None = None
+    max_in_flight: int | None = None
+
+
+#: A model, a priority and a lane: the envelopes that wait in one list of Redis.
+Line: TypeAlias = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +190,7 @@ class PendingEnvelope:
     content_type: str
     created_at: float
     attempts: int
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,11 +36,23 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0004"
+REVISION = "0005"
 
 metadata = MetaData()
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+# What names no tenant is that of the empty name, in lane 0. Rows are never deleted: see `results_store.tenants`.
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("lane", SmallInteger, nullable=False),
+    Column("weight", Double, nullable=False, server_default="1"),
+    Column("max_items_per_s", Double),
+    Column("max_in_flight", BigInteger),
+    Column("created_at", Double, nullable=False),
+)
 
 jobs = Table(
     "jobs",
@@ -59,11 +71,16 @@ jobs = Table(
     Column("cancelled", BigInteger, nullable=False, server_default="0"),
     Column("expired", BigInteger, nullable=False, server_default="0"),
     Column("ttl_s", Double),
+    Column("tenant", Text, nullable=False, server_default=literal_column("''")),
     Index("jobs_newest", "created_at", "id"),
+    Index("jobs_of_tenant", "tenant", "created_at", "id"),
 )
 
 HAS_TTL = jobs.c.ttl_s != None  # noqa: E711 - SQL
 
+RUNNING = jobs.c.finished_at == None  # noqa: E711 - SQL
+
+Index("jobs_running", jobs.c.tenant, sqlite_where=RUNNING, postgresql_where=RUNNING)
 Index("jobs_ttl", jobs.c.finished_at, sqlite_where=HAS_TTL, postgresql_where=HAS_TTL)
 
 # Jobs that are gone while their envelopes and results are still being removed.
@@ -96,6 +113,7 @@ envelopes = Table(
     Column("leased_until", Double),
     Column("finished_at", Double),
     Column("error", Json),
+    Column("lane", SmallInteger, nullable=False, server_default="0"),
     CheckConstraint("state IN ('accepted', 'published', 'done', 'dead')", name="envelopes_state"),
     Index("envelopes_job", "job"),
 )
@@ -113,6 +131,7 @@ Index(
     "envelopes_unfinished",
     envelopes.c.model,
     envelopes.c.priority,
+    envelopes.c.lane,
     envelopes.c.state,
     sqlite_where=UNFINISHED,
     postgresql_where=UNFINISHED,

@@ -10,7 +10,7 @@ from typing import Any, Self
 from sqlalchemy import select, table
 from sqlalchemy.sql import column
 
-from results_store import dead_letters, delivery, reading, retention, submission
+from results_store import dead_letters, delivery, reading, retention, submission, tenants
 from results_store.api_keys import ApiKeys
 from results_store.database import MIGRATE, Database, Weight
 from results_store.errors import SchemaMismatch
@@ -23,13 +23,14 @@ from results_store.records import (
     DeadLetter,
     Depth,
     JobStatus,
-    Lane,
+    Line,
     NewEnvelope,
     NewJob,
     PendingEnvelope,
     Purged,
     Replayed,
     Result,
+    Tenant,
 )
 from results_store.schema import REVISION
 
@@ -128,6 +129,32 @@ class Store:
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at)
 
+    # --- tenants ---
+
+    def tenants(self) -> list[Tenant]:
+        """Return every tenant that ever submitted anything or was configured, and that of the empty name, by name."""
+        with self._database.read() as connection:
+            return tenants.every(connection)
+
+    def tenant(self, name: str) -> Tenant:
+        """Return a tenant. One that is new gets its lane here, before anything of it is accepted."""
+        with self._database.read() as connection:
+            known = tenants.find(connection, name)
+        if known is not None:
+            return known
+        with self._database.write(Weight.ACCEPTED) as connection:
+            return tenants.enrol(connection, name)
+
+    def configure_tenant(self, tenant: Tenant) -> Tenant:
+        """Set a tenant's weight and limits; workers and clients heed them within seconds. Its lane stays as it is."""
+        with self._database.write(Weight.ACCEPTED) as connection:
+            return tenants.configure(connection, tenant)
+
+    def in_flight(self, tenant: str) -> int:
+        """Return about how many durable items of a tenant wait for results."""
+        with self._database.read() as connection:
+            return tenants.in_flight(connection, tenant)
+
     # --- reading ---
 
     def job(self, job: str) -> JobStatus:
@@ -135,10 +162,15 @@ class Store:
         with self._database.read() as connection:
             return reading.job(connection, job)
 
-    def jobs(self, *, limit: int = 20, before: tuple[float, str] | None = None) -> list[JobStatus]:
-        """Return jobs, newest first; `before` is the (created_at, id) of the last one of the page before."""
+    def jobs(
+        self, *, limit: int = 20, before: tuple[float, str] | None = None, tenant: str | None = None
+    ) -> list[JobStatus]:
+        """Return jobs, newest first; `before` is the (created_at, id) of the last one of the page before.
+
+        With `tenant`, only its own.
+        """
         with self._database.read() as connection:
-            return reading.newest_jobs(connection, limit, before)
+            return reading.newest_jobs(connection, limit, before, tenant)
 
     def cancelled_among(self, jobs: Collection[str]) -> set[str]:
         """Return which of these jobs are cancelled, for workers to drop what waits of them."""
@@ -265,12 +297,12 @@ class Store:
         now: float,
         *,
         accepted_before: float,
-        published_before: Mapping[Lane, float] | float | None = None,
+        published_before: Mapping[Line, float] | float | None = None,
         limit: int = 1000,
     ) -> list[PendingEnvelope]:
         """Take envelopes that were accepted long ago and not published, or whose lease ran out.
 
-        With `published_before` (a time, or one for each model and priority), also those published before then and
+        With `published_before` (a time, or one for each model, priority and lane), also those published before then and
         never claimed, which Redis no longer has. They are put back into the outbox as accepted `now`, so no other reconciler takes them;
         publish them, then call `mark_published`.
         """

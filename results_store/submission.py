@@ -18,10 +18,11 @@ from results_store.schema import envelopes, jobs, payloads
 
 def create_job(connection: Connection, job: NewJob) -> JobStatus:
     """Insert the job, or find the one that has its id or idempotency key already."""
-    connection.execute(insert_new(connection, jobs), [_job_row(job)])
+    row = _job_row(job)
+    connection.execute(insert_new(connection, jobs), [row])
     mine = jobs.c.id == job.id
-    if job.idempotency_key is not None:
-        mine = or_(mine, jobs.c.idempotency_key == text(job.idempotency_key))
+    if row["idempotency_key"] is not None:
+        mine = or_(mine, jobs.c.idempotency_key == row["idempotency_key"])
     return job_status(connection.execute(select(jobs).where(mine).limit(1)).mappings().one())
 
 
@@ -92,10 +93,18 @@ def _job_row(job: NewJob) -> dict[str, Any]:
         "id": job.id,
         "name": text(job.name),
         "priority": job.priority,
-        "idempotency_key": text(job.idempotency_key),
+        "idempotency_key": _own_key(job),
         "created_at": job.created_at,
         "ttl_s": job.ttl_s,
+        "tenant": job.tenant,
     }
+
+
+def _own_key(job: NewJob) -> str | None:
+    """A tenant's idempotency keys are its own: nobody gets at another's job by guessing its key."""
+    if job.idempotency_key is None or not job.tenant:
+        return text(job.idempotency_key)
+    return text(f"{job.tenant}\x1f{job.idempotency_key}")
 
 
 def _envelope_row(envelope: NewEnvelope) -> dict[str, Any]:
@@ -109,5 +118,6 @@ def _envelope_row(envelope: NewEnvelope) -> dict[str, Any]:
         "created_at": envelope.created_at,
         "accepted_at": envelope.created_at,
         "deadline_at": envelope.deadline_at,
+        "lane": envelope.lane,
         "state": "accepted",
     }

@@ -16,7 +16,7 @@ import msgspec
 from producers.messages import Priority, made_at
 from producers.publisher import Publisher, as_unavailable, message
 from producers.queues import redis_key
-from results_store.records import Lane
+from results_store.records import Line
 from results_store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,7 @@ class Reconciler:
     def __init__(self, store: Store, publisher: Publisher, models: Sequence[str], *, overdue_s: float) -> None:
         self._store = store
         self._publisher = publisher
-        self._keys: dict[Lane, str] = {
-            (model, int(priority)): redis_key(model, priority) for model in models for priority in Priority
-        }
+        self._models = models
         self._overdue_s = overdue_s
         self._looked_at = -math.inf  # monotonic
 
@@ -48,7 +46,7 @@ class Reconciler:
             logger.info("published %d overdue envelopes again", total)
         return total
 
-    def _publish_overdue(self, gone_before: Mapping[Lane, float]) -> int:
+    def _publish_overdue(self, gone_before: Mapping[Line, float]) -> int:
         now = time.time()
         overdue = self._store.take_overdue(
             now, accepted_before=now - self._overdue_s, published_before=gone_before, limit=LIMIT
@@ -58,8 +56,8 @@ class Reconciler:
             self._store.mark_published([envelope.id for envelope in overdue], time.time())
         return len(overdue)
 
-    def _gone_before(self) -> dict[Lane, float]:
-        """Return for each lane from before when what is published and not claimed is no longer in Redis.
+    def _gone_before(self) -> dict[Line, float]:
+        """Return for each line from before when what is published and not claimed is no longer in Redis.
 
         A list is first in, first out: what was pushed before its oldest message was taken from it or is lost. One whose
         oldest message does not say when it was pushed is left out, until that is gone. `overdue_s` is the allowance
@@ -69,15 +67,19 @@ class Reconciler:
             return {}
         self._looked_at = time.monotonic()
         redis = self._publisher.redis
+        lines = self._lines()
         with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
-            for key in self._keys.values():
-                pipeline.lindex(key, -1)
+            for model, priority, lane in lines:
+                pipeline.lindex(redis_key(model, priority, lane), -1)
             oldest: list[bytes | None] = pipeline.execute()
         now = time.time()
-        pushed_at = {
-            lane: now if data is None else _pushed_at(data) for lane, data in zip(self._keys, oldest, strict=True)
-        }
-        return {lane: at - self._overdue_s for lane, at in pushed_at.items() if at is not None}
+        pushed_at = {line: now if data is None else _pushed_at(data) for line, data in zip(lines, oldest, strict=True)}
+        return {line: at - self._overdue_s for line, at in pushed_at.items() if at is not None}
+
+    def _lines(self) -> list[tuple[str, Priority, int]]:
+        """Every list of Redis that can hold an envelope of these models: a tenant has its lane before it has envelopes."""
+        lanes = sorted({tenant.lane for tenant in self._store.tenants()})
+        return [(model, priority, lane) for model in self._models for priority in Priority for lane in lanes]
 
 
 class _Properties(msgspec.Struct):
