@@ -6,107 +6,36 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput, UnknownTask
-from producers.messages import InlineBytes, Input, Params, PathInput, UrlInput
+from producers import forms
+from producers.errors import ConfigurationError, InvalidInput, UnknownTask
+from producers.forms import Limits, Modality
+from producers.kinds import KINDS, Kind
+from producers.messages import Input, Params
 
-Modality = Literal["text", "image"]
-
-# --- Parameters, one type a kind. The names are those of the Hugging Face pipelines. ------------
-
-
-class TextClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first. `truncation` cuts a text over the model's tokens instead of refusing it."""
-
-    top_k: int = 1
-    truncation: bool = False
-
-    def __post_init__(self) -> None:
-        _at_least_one(self.top_k)
-
-
-class FeatureExtractionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`normalize` scales the vector to length 1. `truncation` as for text classification."""
-
-    normalize: bool = True
-    truncation: bool = False
-
-
-class ImageClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first."""
-
-    top_k: int = 5
-
-    def __post_init__(self) -> None:
-        _at_least_one(self.top_k)
-
-
-class ImageFeatureExtractionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`normalize` scales the vector to length 1."""
-
-    normalize: bool = True
-
-
-def _at_least_one(top_k: int) -> None:
-    if top_k < 1:
-        raise ValueError("`top_k` must be 1 or more")  # msgspec turns this into its ValidationError
-
-
-# --- Outputs, one type a kind. ------------------------------------------------------------------
-
-
-class LabelScore(msgspec.Struct, frozen=True):
-    """One label with its probability, 0 to 1."""
-
-    label: str
-    score: float
-
-
-Labels = list[LabelScore]
-Vector = list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What all tasks of one Hugging Face pipeline name have in common."""
-
-    name: str
-    modality: Modality
-    params: type[msgspec.Struct]
-    output: Any
-    summary: str
-
-
-KINDS: Mapping[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind("text-classification", "text", TextClassificationParams, Labels, "labels for a text, best first"),
-        Kind("feature-extraction", "text", FeatureExtractionParams, Vector, "one vector for a text"),
-        Kind("image-classification", "image", ImageClassificationParams, Labels, "labels for an image, best first"),
-        Kind("image-feature-extraction", "image", ImageFeatureExtractionParams, Vector, "one vector for an image"),
-    )
-}
+__all__ = ["KINDS", "Catalogue", "Kind", "Limits", "Modality", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task as a user names it, its kind, and the model whose backbone serves it."""
+    """A task as a user names it, its kind, and the model whose backbone serves it.
+
+    `params` are its own defaults, over those of its kind: labels to choose from, say.
+    """
 
     name: str
     kind: Kind
     model: str
     summary: str
+    params: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest inputs accepted; checked at the producer, and again at the worker."""
-
-    max_text_chars: int = 100_000
-    max_input_bytes: int = 20 * 1024 * 1024
+    def lacks(self, params: Params) -> tuple[str, ...]:
+        """Return the parameters that have to be given and are not, neither by the task nor in `params`."""
+        fields = msgspec.structs.fields(self.kind.params)
+        return tuple(f.name for f in fields if f.required and f.name not in params and f.name not in self.params)
 
 
 _BUILTIN: tuple[tuple[str, str, str, str], ...] = (
@@ -148,12 +77,7 @@ class Catalogue:
         tasks = dict(self.tasks)
         for model, settings in models.items():
             for name, task in dict(settings.get("tasks", {})).items():
-                setting = f"{where}: models.{model}.tasks.{name}"
-                task = task if isinstance(task, dict) else {"kind": task}  # noqa: PLW2901 - the short form
-                kind = str(task.get("kind"))
-                if kind not in KINDS:
-                    raise ConfigurationError(f"{setting}.kind: must be one of {', '.join(KINDS)}, not {kind!r}")
-                tasks[name] = Task(name, KINDS[kind], model, str(task.get("summary", "")))
+                tasks[name] = _task(name, model, task, f"{where}: models.{model}.tasks.{name}")
         return Catalogue(tasks, self.limits)
 
     def task(self, name: object, *, field: str = "task") -> Task:
@@ -174,51 +98,34 @@ class Catalogue:
     def check_params(self, task: Task, params: Params, *, field: str) -> msgspec.Struct:
         """Return a task's parameters, typed, with their defaults. Raises InvalidInput naming the parameter."""
         try:
-            return msgspec.convert(params, task.kind.params)
+            return msgspec.convert({**task.params, **params}, task.kind.params)
         except msgspec.ValidationError as error:
             known = ", ".join(task.kind.params.__struct_fields__)
             raise InvalidInput(field, str(error), f"parameters of {task.name!r}: {known}") from error
 
     def check_input(self, task: Task, value: object, *, field: str) -> Input:
         """Return `value` as a task's input, or raise InvalidInput or InputTooLarge naming `field`."""
-        if task.kind.modality == "text":
-            return self._check_text(value, field)
-        return self._check_image(value, field)
+        return forms.check(task.kind.modality, value, self.limits, field)
 
-    def _check_text(self, value: object, field: str) -> str:
-        if not isinstance(value, str):
-            raise InvalidInput(field, f"must be text, not {type(value).__name__}", "decode bytes to str first")
-        if not value.strip():
-            raise InvalidInput(field, "is empty", "drop the item, or give it some text")
-        if len(value) > self.limits.max_text_chars:
-            limit = self.limits.max_text_chars
-            raise InputTooLarge(field, f"has {len(value):,} characters, over {limit:,}", "split the text")
+
+def _task(name: str, model: str, table: object, setting: str) -> Task:
+    """Return a task from its entry in a ``fleet.toml``: its kind, or a table with `kind`, `summary` and `params`."""
+    given: dict[str, Any] = table if isinstance(table, dict) else {"kind": table}
+    if unknown := sorted(set(given) - {"kind", "summary", "params"}):
+        raise ConfigurationError(f"{setting}.{unknown[0]}: not a key of a task; known here: kind, summary, params")
+    kind, params = str(given.get("kind")), given.get("params", {})
+    if kind not in KINDS:
+        raise ConfigurationError(f"{setting}.kind: must be one of {', '.join(KINDS)}, not {kind!r}")
+    if not isinstance(params, dict):
+        raise ConfigurationError(f"{setting}.params: must be a table of parameters, not {type(params).__name__}")
+    task = Task(name, KINDS[kind], model, str(given.get("summary", "")), params)
+    unknown = sorted(set(params) - set(task.kind.params.__struct_fields__))
+    if unknown:
+        known = ", ".join(task.kind.params.__struct_fields__)
+        raise ConfigurationError(f"{setting}.params.{unknown[0]}: not a parameter of {kind}; these are: {known}")
+    if params and not task.lacks({}):
         try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InvalidInput(
-                field, f"is not valid Unicode ({error.reason})", "decode it with the right encoding"
-            ) from error
-        return value
-
-    def _check_image(self, value: object, field: str) -> Input:
-        if isinstance(value, Path):
-            value = PathInput(str(value))
-        if isinstance(value, bytes | bytearray | memoryview):
-            value = InlineBytes(bytes(value))
-        if isinstance(value, InlineBytes):
-            if not value.data:
-                raise InvalidInput(field, "is empty", "send the bytes of an image file")
-            if len(value.data) > self.limits.max_input_bytes:
-                size, limit = len(value.data), self.limits.max_input_bytes
-                raise InputTooLarge(
-                    field, f"has {size:,} bytes, over {limit:,}", "send a smaller image, or a path or URL"
-                )
-            return value
-        if isinstance(value, str):
-            value = UrlInput(value) if value.startswith(("http://", "https://")) else PathInput(value)
-        if isinstance(value, PathInput | UrlInput):
-            if not (value.path if isinstance(value, PathInput) else value.url):
-                raise InvalidInput(field, "is empty", "send bytes, a path or a URL")
-            return value
-        raise InvalidInput(field, f"must be bytes, a path or a URL, not {type(value).__name__}")
+            msgspec.convert(params, task.kind.params)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(f"{setting}.params: {error}") from error
+    return task

@@ -13,7 +13,18 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from producers.errors import InvalidInput
-from producers.messages import VERSION, Envelope, InlineBytes, Input, Item, Priority, encode, new_id
+from producers.messages import (
+    VERSION,
+    Envelope,
+    InlineBytes,
+    Input,
+    Item,
+    PathInput,
+    Priority,
+    UrlInput,
+    encode,
+    new_id,
+)
 from producers.request import NewItem, Request
 from results_store.records import NewEnvelope
 
@@ -64,6 +75,7 @@ class Intake:
     seen: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     rejected_count: int = 0
+    on_rejected: Callable[[Rejected], object] | None = None
 
     def items(self, inputs: Iterable[object]) -> Iterator[Weighed]:
         """Yield each good input as an item with its weight in bytes."""
@@ -81,9 +93,9 @@ class Intake:
         try:
             item = self._item(seq, value)
         except InvalidInput as error:
+            self._reject(seq, value, error)
             if self.on_error == "raise":
                 raise
-            self._reject(seq, value, error)
             return None
         if self.skip:
             self.skip -= 1
@@ -98,9 +110,11 @@ class Intake:
 
     def _reject(self, seq: int, value: object, error: InvalidInput) -> None:
         self.rejected_count += 1
+        rejected = Rejected(seq, value.key if isinstance(value, NewItem) else None, error)
         if len(self.rejected) < REJECTED_KEPT:
-            key = value.key if isinstance(value, NewItem) else None
-            self.rejected.append(Rejected(seq, key, error))
+            self.rejected.append(rejected)
+        if self.on_rejected is not None:
+            self.on_rejected(rejected)
 
 
 def weight(value: Input) -> int:
@@ -109,7 +123,9 @@ def weight(value: Input) -> int:
         return len(value) if value.isascii() else len(value.encode("utf-8"))
     if isinstance(value, InlineBytes):
         return len(value.data)
-    return 256  # a path or a URL
+    if isinstance(value, PathInput | UrlInput):
+        return 256
+    return len(msgspec.json.encode(value))  # an object of texts
 
 
 @dataclass(slots=True)

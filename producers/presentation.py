@@ -137,5 +137,10 @@ def _when(at: float) -> str:
 
 
 def _parameters(task: Task) -> str:
-    fields = msgspec.structs.fields(task.kind.params)
-    return " ".join(f"{field.name}={msgspec.json.encode(field.default).decode()}" for field in fields)
+    return " ".join(f"{field.name}={_default(task, field)}" for field in msgspec.structs.fields(task.kind.params))
+
+
+def _default(task: Task, field: msgspec.structs.FieldInfo) -> str:
+    if field.name not in task.params and field.required:
+        return "(required)"
+    return msgspec.json.encode(task.params.get(field.name, field.default)).decode()

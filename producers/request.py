@@ -29,7 +29,10 @@ class NewItem:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one submission asks for every input, checked. `single` says that one task was named, not a sequence."""
+    """What one submission asks for every input, checked. `single` says that one task was named, not a sequence.
+
+    `lacking` are the tasks with parameters that have to be given and are not: each item must have its own.
+    """
 
     catalogue: Catalogue
     tasks: tuple[Task, ...]
@@ -38,6 +41,7 @@ class Request:
     params: Mapping[str, Params]
     models: Mapping[str, tuple[str, ...]]
     deadline_s: float | None = None
+    lacking: tuple[Task, ...] = ()
 
     @classmethod
     def check(
@@ -52,12 +56,18 @@ class Request:
         """Return the request, or raise InvalidInput naming the argument that is wrong."""
         tasks = _tasks(catalogue, task)
         single = isinstance(task, str)
+        given = _params(tasks, params, single=single, field="params")
+        for named in tasks:
+            own = given.get(named.name, {})
+            if own and not named.lacks(own):
+                catalogue.check_params(named, own, field=_where("params", named, single=single))
         return cls(
             catalogue=catalogue,
             tasks=tasks,
             single=single,
             priority=parse_priority(priority),
-            params=_params(catalogue, tasks, params, single=single, field="params"),
+            params=given,
+            lacking=tuple(task for task in tasks if task.lacks(given.get(task.name, {}))),
             models=catalogue.by_model(task.name for task in tasks),
             deadline_s=_deadline(deadline_s),
         )
@@ -86,10 +96,15 @@ class Request:
         return self.catalogue.check_input(self.tasks[0], value, field=field)
 
     def _item_params(self, params: Mapping[str, Any] | None, field: str) -> dict[str, Params]:
-        if not params:
+        if not params and not self.lacking:
             return dict(self.params)
-        own = _params(self.catalogue, self.tasks, params, single=self.single, field=f"{field}.params")
-        return {name: {**self.params.get(name, {}), **own.get(name, {})} for name in {**self.params, **own}}
+        own = _params(self.tasks, params, single=self.single, field=f"{field}.params")
+        merged = {name: {**self.params.get(name, {}), **own.get(name, {})} for name in {**self.params, **own}}
+        for task in self.tasks:
+            if task.name in own or task in self.lacking:
+                where = _where(f"{field}.params", task, single=self.single)
+                self.catalogue.check_params(task, merged.get(task.name, {}), field=where)
+        return merged
 
 
 def parse_priority(value: object, field: str = "priority") -> Priority:
@@ -121,10 +136,12 @@ def _tasks(catalogue: Catalogue, task: object) -> tuple[Task, ...]:
     return tasks
 
 
-def _params(
-    catalogue: Catalogue, tasks: tuple[Task, ...], params: object, *, single: bool, field: str
-) -> dict[str, Params]:
-    """Return parameters by task name: those given for the one task, or for several by their names."""
+def _where(field: str, task: Task, *, single: bool) -> str:
+    return field if single else f"{field}.{task.name}"
+
+
+def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str) -> dict[str, Params]:
+    """Return parameters by task name, unchecked: those given for the one task, or for several by their names."""
     if params is None:
         return {}
     if not isinstance(params, Mapping):
@@ -138,7 +155,6 @@ def _params(
             raise InvalidInput(where, "is not one of the tasks asked for", f"these are: {', '.join(named)}")
         if not isinstance(values, Mapping):
             raise InvalidInput(where, f"must be a mapping of parameters, not {type(values).__name__}")
-        catalogue.check_params(named[name], dict(values), field=where)
         if values:
             checked[name] = dict(values)
     return checked

@@ -143,7 +143,7 @@ class Execution:
         if step.entry is None:
             return []
         model = self.models[envelope.model].model
-        return list(outcomes.finished(envelope, step.item, step.entry.outcome, model, step.params))
+        return list(outcomes.finished(envelope, step.item, step.entry, model, step.params))
 
     def _bury(self, envelope: Envelope, malformed: Sequence[Result]) -> dict[str, Any]:
         """Fail the items of an envelope that was begun too often; the store adds why, and keeps it for a replay."""

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from producers.errors import InputTooLarge, InputUnavailable, InvalidInput
-from producers.messages import InlineBytes, Input, PathInput
+from producers.messages import InlineBytes, Input, PathInput, QuestionInput, SentencesInput, UrlInput
 
 if TYPE_CHECKING:
     import httpx2
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+#: What an item holds once everything is read that it only pointed to.
+Content: TypeAlias = str | bytes | QuestionInput | SentencesInput
 
 _FIELD = "input"
 _PORTS = {"http": 80, "https": 443}
@@ -50,8 +53,8 @@ class InputLimits:
     max_redirects: int = 3
 
 
-def read(value: Input, limits: InputLimits) -> str | bytes:
-    """Return an input's content. Raises InvalidInput, InputTooLarge, or InputUnavailable if it could not be fetched."""
+def read(value: Input, limits: InputLimits) -> Content:
+    """Return an input's content; what is an object of texts is its own. Raises InvalidInput, InputTooLarge, or InputUnavailable if it could not be fetched."""
     if isinstance(value, str):
         if len(value) > limits.max_text_chars:
             problem = f"has {len(value):,} characters, over {limits.max_text_chars:,}"
@@ -62,6 +65,8 @@ def read(value: Input, limits: InputLimits) -> str | bytes:
         return value.data
     if isinstance(value, PathInput):
         return _read_path(value.path, limits)
+    if not isinstance(value, UrlInput):
+        return value
     return _read_url(value.url, limits)
 
 

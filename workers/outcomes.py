@@ -14,8 +14,8 @@ from producers.catalogue import Task
 from producers.errors import InvalidInput
 from producers.messages import BadItem, Envelope, Item
 from results_store.records import Result, ResultState
-from workers.batching.work import Cancelled, Computed, Expired, Failed, Outcome
-from workers.models.model import Model
+from workers.batching.work import Cancelled, Computed, Entry, Expired, Failed
+from workers.models.model import Model, Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +53,14 @@ def result(envelope: Envelope, item: Item, task: str, state: ResultState, error:
 
 
 def finished(
-    envelope: Envelope, item: Item, outcome: Outcome | None, model: Model, params: Mapping[Task, msgspec.Struct]
+    envelope: Envelope, item: Item, entry: Entry, model: Model, params: Mapping[Task, msgspec.Struct]
 ) -> Iterator[Result]:
-    """Yield the results that `outcome` means for the tasks in `params`; none where the item was interrupted."""
+    """Yield the results that the entry's outcome means for the tasks in `params`; none where the item was interrupted."""
+    outcome = entry.outcome
     for task, own in params.items():
         match outcome:
             case Computed():
-                yield _computed(envelope, item, outcome, model, task, own)
+                yield _computed(envelope, item, outcome, entry.prepared, model, task, own)
             case Failed():
                 error = {"kind": outcome.kind, "message": outcome.message}
                 if outcome.traceback:
@@ -72,7 +73,13 @@ def finished(
 
 
 def _computed(
-    envelope: Envelope, item: Item, computed: Computed, model: Model, task: Task, params: msgspec.Struct
+    envelope: Envelope,
+    item: Item,
+    computed: Computed,
+    prepared: Prepared,
+    model: Model,
+    task: Task,
+    params: msgspec.Struct,
 ) -> Result:
     row = replace(
         result(envelope, item, task.name, ResultState.SUCCEEDED),
@@ -82,7 +89,7 @@ def _computed(
         computed_at=computed.computed_at,
     )
     try:
-        output = model.finish(task, computed.outputs[task.name], params)
+        output = model.finish_item(task, computed.outputs[task.name], params, prepared)
         if isinstance(output, np.ndarray):
             return replace(row, vector=np.ascontiguousarray(output, dtype="<f4").tobytes())
         return replace(row, output=msgspec.to_builtins(output))

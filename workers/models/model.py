@@ -42,13 +42,15 @@ class Prepared:
 
     `arrays` is its row, without a batch axis. `size` is the length that padding acts on (tokens; 1 where
     rows are all alike). `content` is a digest: rows of equal content are computed once. `refused` holds the
-    tasks that this input cannot be used for, with the reason; the others go on.
+    tasks that this input cannot be used for, with the reason; the others go on. `aside` is what `finish_item` needs of
+    this very item (where its tokens stand in the text, how large the image was); it stays in the parent.
     """
 
     arrays: Arrays
     size: int
     content: bytes
     refused: Mapping[str, InvalidInput] = field(default_factory=dict)
+    aside: Any = None
 
 
 class Model(ABC):
@@ -65,8 +67,9 @@ class Model(ABC):
         return self.spec.revision
 
     @abstractmethod
-    def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Turn an input (text, or the bytes of a file) into a row, for the tasks in `params`.
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Turn an input into a row, for the tasks in `params`. It is a text, the bytes of a file, or for kinds whose input
+        is an object, that object (`producers.messages.QuestionInput` …).
 
         Raises InvalidInput (or InputTooLarge) if the input is of use to none of them.
         """
@@ -82,6 +85,10 @@ class Model(ABC):
     @abstractmethod
     def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
         """Turn one row of a head's output into the task's output: a JSON value, or a float32 vector as an array."""
+
+    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        """`finish` for an item of which more must be known than the head's output: override it to use `prepared.aside`."""
+        return self.finish(task, output, params)
 
     # --- in the device process, from one thread ---
 

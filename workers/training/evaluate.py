@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from producers.catalogue import Catalogue, TextClassificationParams
+from producers.catalogue import Catalogue
+from producers.kinds.text import TextClassificationParams
 from workers.models import sources
 from workers.models.text import TextModel
 from workers.training import data, features

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from producers.catalogue import Task, TextClassificationParams
+from producers.catalogue import Task
+from producers.kinds.text import TextClassificationParams
 from workers.models import sources
 from workers.models.head_modules import TokenAttention
 from workers.models.model import ModelSpec, Prepared

@@ -1,0 +1,117 @@
+"""The forms that inputs have (a text, an image, a question with its context …): what is accepted, checked before it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from producers.errors import InputTooLarge, InvalidInput
+from producers.messages import InlineBytes, Input, PathInput, QuestionInput, SentencesInput, UrlInput
+
+_Form = TypeVar("_Form", bound=msgspec.Struct)
+
+#: The form of an input. A source of items (a file, a folder) is read for one of them.
+Modality = Literal["text", "image", "question", "sentences"]
+
+#: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
+FIELDS: Mapping[Modality, tuple[str, ...]] = {
+    "question": QuestionInput.__struct_fields__,
+    "sentences": SentencesInput.__struct_fields__,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest inputs accepted; checked at the producer, and again at the worker."""
+
+    max_text_chars: int = 100_000
+    max_input_bytes: int = 20 * 1024 * 1024
+
+
+def check(modality: Modality, value: object, limits: Limits, field: str) -> Input:
+    """Return `value` as an input of this form, or raise InvalidInput or InputTooLarge naming `field`."""
+    return _CHECKS[modality](value, limits, field)
+
+
+def check_text(value: object, limits: Limits, field: str) -> str:
+    """Return a text that has something to read, valid Unicode, within the limit."""
+    if not isinstance(value, str):
+        raise InvalidInput(field, f"must be text, not {type(value).__name__}", "decode bytes to str first")
+    if not value.strip():
+        raise InvalidInput(field, "is empty", "drop the item, or give it some text")
+    if len(value) > limits.max_text_chars:
+        limit = limits.max_text_chars
+        raise InputTooLarge(field, f"has {len(value):,} characters, over {limit:,}", "split the text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            field, f"is not valid Unicode ({error.reason})", "decode it with the right encoding"
+        ) from error
+    return value
+
+
+def _check_image(value: object, limits: Limits, field: str) -> Input:
+    if isinstance(value, Path):
+        value = PathInput(str(value))
+    if isinstance(value, bytes | bytearray | memoryview):
+        value = InlineBytes(bytes(value))
+    if isinstance(value, InlineBytes):
+        if not value.data:
+            raise InvalidInput(field, "is empty", "send the bytes of an image file")
+        if len(value.data) > limits.max_input_bytes:
+            size, limit = len(value.data), limits.max_input_bytes
+            raise InputTooLarge(field, f"has {size:,} bytes, over {limit:,}", "send a smaller image, or a path or URL")
+        return value
+    if isinstance(value, str):
+        value = UrlInput(value) if value.startswith(("http://", "https://")) else PathInput(value)
+    if isinstance(value, PathInput | UrlInput):
+        if not (value.path if isinstance(value, PathInput) else value.url):
+            raise InvalidInput(field, "is empty", "send bytes, a path or a URL")
+        return value
+    raise InvalidInput(field, f"must be bytes, a path or a URL, not {type(value).__name__}")
+
+
+def _check_question(value: object, limits: Limits, field: str) -> Input:
+    given = _typed(value, QuestionInput, field)
+    check_text(given.question, limits, f"{field}.question")
+    check_text(given.context, limits, f"{field}.context")
+    return given
+
+
+def _check_sentences(value: object, limits: Limits, field: str) -> Input:
+    given = _typed(value, SentencesInput, field)
+    if not given.sentences:
+        raise InvalidInput(f"{field}.sentences", "is empty", "give it sentences to compare with")
+    texts = {"source_sentence": given.source_sentence}
+    texts |= {f"sentences[{place}]": text for place, text in enumerate(given.sentences)}
+    for name, text in texts.items():
+        check_text(text, limits, f"{field}.{name}")
+    if sum(map(len, texts.values())) > limits.max_text_chars:
+        raise InputTooLarge(field, f"has over {limits.max_text_chars:,} characters in all", "send fewer sentences")
+    return given
+
+
+def _typed(value: object, form: type[_Form], field: str) -> _Form:
+    if isinstance(value, form):
+        return value
+    names = ", ".join(form.__struct_fields__)
+    if not isinstance(value, Mapping):
+        raise InvalidInput(field, f"must be an object with {names}, not {type(value).__name__}")
+    tag: Any = form.__struct_config__.tag
+    try:
+        return msgspec.convert({"type": tag, **value}, form)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(field, str(error), f"give it an object with {names}") from error
+
+
+_CHECKS: Mapping[Modality, Callable[[object, Limits, str], Input]] = {
+    "text": check_text,
+    "image": _check_image,
+    "question": _check_question,
+    "sentences": _check_sentences,
+}

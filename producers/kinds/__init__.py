@@ -1,0 +1,13 @@
+"""The kinds of tasks, one module a modality. A new kind is one entry in its module's table, and a model that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from producers.kinds.kind import Kind
+from producers.kinds.text import TEXT_KINDS
+from producers.kinds.vision import VISION_KINDS
+
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (*TEXT_KINDS, *VISION_KINDS)}
+
+__all__ = ["KINDS", "Kind"]
