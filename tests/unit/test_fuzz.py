@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import msgspec
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,15 @@ from producers.messages import JSON, MSGPACK, VERSION, BadItem, Envelope, decode
 from workers.inputs import InputLimits, read
 from workers.models import pixels
 
-MANY = settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+INPUTS = 10_000
+CATALOGUE = Catalogue.builtin()
+
+
+def many(inputs_each: int) -> settings:
+    """As many examples as make ten thousand inputs: drawing one costs far more than trying several made from it."""
+    examples = -(-INPUTS // inputs_each)
+    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=20)
 values = st.recursive(
@@ -50,6 +59,24 @@ nearly_envelopes = st.fixed_dictionaries(
 )
 
 
+RIGHT = {
+    "version": VERSION,
+    "id": "an id",
+    "job": "a job",
+    "model": "text",
+    "priority": 3,
+    "queued_at": 1.0,
+    "items": [{"seq": 0, "input": "hello", "tasks": ["sentiment"]}],
+}
+CONTENT_TYPES = (JSON, MSGPACK, "application/x-python-serialize", "")
+
+
+def test_what_is_right_in_every_field_is_an_envelope():
+    """Or the ten thousand would all fail for the same reason."""
+    envelope, bad = decode(RIGHT)
+    assert (len(envelope.items), bad) == (1, [])
+
+
 def assert_decodes_or_says_why(raw: object) -> None:
     try:
         envelope, bad = decode(raw)
@@ -59,27 +86,30 @@ def assert_decodes_or_says_why(raw: object) -> None:
     assert all(isinstance(item, BadItem) for item in bad)
 
 
-@MANY
-@given(st.binary(max_size=200), st.sampled_from([JSON, MSGPACK, "application/x-python-serialize", ""]))
-def test_any_bytes_are_an_envelope_or_an_invalid_message(payload, content_type):
+@many(inputs_each=len(CONTENT_TYPES))
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_envelope_or_an_invalid_message(payload):
     """Of JSON, MessagePack, and what claims to be neither."""
-    try:
-        raw = decode_bytes(payload, content_type)
-    except InvalidMessage:
-        return
-    assert_decodes_or_says_why(raw)
+    for content_type in CONTENT_TYPES:
+        try:
+            raw = decode_bytes(payload, content_type)
+        except InvalidMessage:
+            continue
+        assert_decodes_or_says_why(raw)
 
 
-@MANY
-@given(nearly_envelopes, st.sampled_from([JSON, MSGPACK]))
-def test_what_is_nearly_an_envelope_is_one_or_says_why(raw, content_type):
-    """Right in most fields and wrong in some, through both codecs: the errors that a real producer's bug would make."""
-    encode = msgspec.json.encode if content_type == JSON else msgspec.msgpack.encode
-    try:
-        payload = encode(raw)
-    except (OverflowError, UnicodeEncodeError):  # integers and lone surrogates that the wire cannot carry
-        return
-    assert_decodes_or_says_why(decode_bytes(payload, content_type))
+@many(inputs_each=1 + len(RIGHT))
+@given(nearly_envelopes)
+def test_what_is_nearly_an_envelope_is_one_or_says_why(wrong):
+    """Wrong in one field or in several, through both codecs: the errors that a real producer's bug would make."""
+    alone = [{**RIGHT, field: value} for field, value in wrong.items()]  # among others, only the first one is looked at
+    for raw in (wrong, *alone):
+        for encode, content_type in ((msgspec.json.encode, JSON), (msgspec.msgpack.encode, MSGPACK)):
+            try:
+                payload = encode(raw)
+            except (OverflowError, UnicodeEncodeError):  # integers and lone surrogates that the wire cannot carry
+                continue
+            assert_decodes_or_says_why(decode_bytes(payload, content_type))
 
 
 def _picture(form: str) -> bytes:
@@ -91,24 +121,27 @@ def _picture(form: str) -> bytes:
 PICTURES = [_picture(form) for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")]
 
 
-@st.composite
-def broken_pictures(draw: st.DrawFn) -> bytes:
-    """A real image file, cut somewhere and with some bytes changed."""
-    data = bytearray(draw(st.sampled_from(PICTURES)))
-    for _ in range(draw(st.integers(0, 6))):
-        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
-    return bytes(data[: draw(st.integers(0, len(data)))]) if draw(st.booleans()) else bytes(data)
+parts = st.floats(0, 1, exclude_max=True)  # of a file's length
 
 
-@MANY
-@given(broken_pictures() | st.binary(max_size=100))
-def test_any_bytes_are_an_image_or_an_invalid_input(data):
+def broken(picture: bytes, changes: list[tuple[float, int]], end: float | None) -> bytes:
+    """A real image file with some bytes changed, and cut somewhere."""
+    data = bytearray(picture)
+    for place, byte in changes:
+        data[int(place * len(data))] = byte
+    return bytes(data if end is None else data[: int(end * len(data))])
+
+
+@many(inputs_each=len(PICTURES) + 1)
+@given(st.lists(st.tuples(parts, st.integers(0, 255)), max_size=6), st.none() | parts, st.binary(max_size=100))
+def test_any_bytes_are_an_image_or_an_invalid_input(changes, end, noise):
     """Damaged files of six formats, and noise."""
-    try:
-        found = pixels.decode(data, max_pixels=100_000)
-    except InvalidInput:
-        return
-    assert found.shape == (224, 224, 3)
+    for data in (noise, *(broken(picture, changes, end) for picture in PICTURES)):
+        try:
+            found = pixels.decode(data, max_pixels=100_000)
+        except InvalidInput:
+            continue
+        assert found.shape == (224, 224, 3)
 
 
 paths = st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(
@@ -127,17 +160,14 @@ urls = st.text(max_size=30) | st.sampled_from(
 )
 
 
-@MANY
-@given(st.fixed_dictionaries({"path": paths}) | st.fixed_dictionaries({"url": urls}) | st.text(max_size=30) | values)
-def test_any_input_is_content_or_an_invalid_input(value):
+@many(inputs_each=4)
+@given(st.tuples(paths, urls, st.text(max_size=30), values))
+def test_any_input_is_content_or_an_invalid_input(inputs):
     """As the worker reads it: checked against its task, then read; nothing is listed here, so nothing may be fetched."""
-    catalogue, limits = Catalogue.builtin(), InputLimits()
-    raw = value
-    if isinstance(value, dict) and set(value) in ({"path"}, {"url"}):
-        raw = next(iter(value.values()))
-    for task in ("sentiment", "image-classification"):
+    limits = InputLimits()
+    for raw, task in itertools.product(inputs, (CATALOGUE.task("sentiment"), CATALOGUE.task("image-classification"))):
         try:
-            checked = catalogue.check_input(catalogue.task(task), raw, field="input")
+            checked = CATALOGUE.check_input(task, raw, field="input")
             content = read(checked, limits)
         except InvalidInput:
             continue
