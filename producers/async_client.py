@@ -19,12 +19,13 @@ from producers.async_handles import AsyncHandle, AsyncJob
 from producers.calls import Calls
 from producers.catalogue import Catalogue
 from producers.connection import Connection
-from producers.errors import ArgosyError, ConfigurationError, ResultTimeout
+from producers.errors import ArgosyError, ConfigurationError, Overloaded, ResultTimeout
 from producers.gathering import settle
 from producers.link import Link
 from producers.messages import Priority
 from producers.outbox import Order, Outbox
-from producers.packing import Chunk, Intake, OnError
+from producers.packing import Chunk, Intake, OnError, Rejected
+from producers.patience import Patience, checked
 from producers.request import Request
 from producers.submission import Submission, check_many, lone_order, new_job
 from producers.turnstile import Turnstile
@@ -143,6 +144,8 @@ class AsyncClient:
         params: Mapping[str, Any] | None = None,
         on_error: OnError = "raise",
         on_accepted: Callable[[str, int], object] | None = None,
+        on_rejected: Callable[[Rejected], object] | None = None,
+        patience_s: float | None = None,
     ) -> AsyncJob:
         """Submit inputs from an iterable or an async iterable, chunk by chunk, in constant memory. See `Client.submit_many`.
 
@@ -151,17 +154,18 @@ class AsyncClient:
 
         `ttl_s` seconds after the job has finished, workers purge it with its results.
 
-        Raises InvalidInput, BrokerUnavailable or StoreUnavailable.
+        Raises InvalidInput, BrokerUnavailable, StoreUnavailable, or Overloaded once `patience_s` is over.
         """
         check_many(inputs, on_error, Iterable, AsyncIterable)
         catalogue = await self._tasks()
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
         submission = Submission(request, new_job(request.priority, name, idempotency_key, ttl_s), on_accepted)
-        intake = Intake(request, on_error)
+        limit_s = checked(patience_s)
+        intake = Intake(request, on_error, on_rejected=on_rejected)
         try:
             if idempotency_key is not None:
                 intake.skip = submission.resume(await self._create_job(submission))
-            await self._send_all(submission, intake, inputs)
+            await self._send_all(submission, intake, inputs, limit_s)
             if submission.new_job is not None:  # no items at all: an empty job, finished from the start
                 await self._create_job(submission)
         except (ArgosyError, StoreError) as error:
@@ -176,20 +180,31 @@ class AsyncClient:
         )
 
     async def _send_all(
-        self, submission: Submission, intake: Intake, inputs: Iterable[object] | AsyncIterable[object]
+        self,
+        submission: Submission,
+        intake: Intake,
+        inputs: Iterable[object] | AsyncIterable[object],
+        limit_s: float,
     ) -> None:
         chunk = Chunk()
         async for value in _paced(inputs):
             item = intake.take(value)
             if item is not None and chunk.add(item):
-                await self._send_chunk(submission, chunk)
+                await self._send_chunk(submission, chunk, limit_s)
         if chunk.items:
-            await self._send_chunk(submission, chunk)
+            await self._send_chunk(submission, chunk, limit_s)
 
-    async def _send_chunk(self, submission: Submission, chunk: Chunk) -> None:
+    async def _send_chunk(self, submission: Submission, chunk: Chunk, limit_s: float) -> None:
         items = chunk.empty()
-        promise = self._here().create_future()
-        await self._send(submission.order(items, promise), promise)
+        patience = Patience(limit_s)
+        while True:
+            promise = self._here().create_future()
+            try:
+                await self._send(submission.order(items, promise), promise)
+            except Overloaded as refusal:
+                await asyncio.sleep(patience.wait_s(refusal))
+            else:
+                break
         submission.accepted(items)
 
     async def _send(self, order: Order, promise: asyncio.Future[None]) -> None:

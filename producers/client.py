@@ -9,6 +9,7 @@ found to be away before it, BrokerUnavailable is raised and nothing of that call
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -16,13 +17,14 @@ from typing import Any, Self
 
 from producers.catalogue import Catalogue
 from producers.connection import Connection
-from producers.errors import ArgosyError
+from producers.errors import ArgosyError, Overloaded
 from producers.gathering import at_once
 from producers.handles import Handle, Job
 from producers.link import Link
 from producers.messages import Priority
 from producers.outbox import Order, Outbox
-from producers.packing import Intake, OnError, Weighed, chunks
+from producers.packing import Intake, OnError, Rejected, Weighed, chunks
+from producers.patience import Patience, checked
 from producers.request import Request
 from producers.submission import Submission, check_many, lone_order, new_job
 from results_store.errors import StoreError
@@ -114,12 +116,14 @@ class Client:
         params: Mapping[str, Any] | None = None,
         on_error: OnError = "raise",
         on_accepted: Callable[[str, int], object] | None = None,
+        on_rejected: Callable[[Rejected], object] | None = None,
+        patience_s: float | None = None,
     ) -> Job:
         """Submit inputs (plain, or as NewItem with key and parameters) chunk by chunk, in constant memory.
 
         `on_error` says what an invalid input does: ``raise`` stops there, with InvalidInput naming ``inputs[N]``;
         ``skip`` puts it aside in the job's `rejected`. `on_accepted` is called after each chunk with the job's id and
-        the items accepted so far by this call.
+        the items accepted so far by this call; `on_rejected` with each input that is put aside or ends the call.
 
         If the call fails midway, the chunks before stay accepted and are computed; the error's `job` and its note say
         so. Called again with the same `idempotency_key`, inputs and tasks, it goes on where it had stopped and
@@ -127,17 +131,20 @@ class Client:
 
         `ttl_s` seconds after the job has finished, workers purge it with its results.
 
-        Raises InvalidInput, BrokerUnavailable or StoreUnavailable.
+        While the fleet is full, it waits; with `patience_s`, no longer than that for a chunk, and 0 is not at all.
+
+        Raises InvalidInput, BrokerUnavailable, StoreUnavailable, or Overloaded once the patience is at its end.
         """
         check_many(inputs, on_error, Iterable)
         request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
         submission = Submission(request, new_job(request.priority, name, idempotency_key, ttl_s), on_accepted)
-        intake = Intake(request, on_error)
+        limit_s = checked(patience_s)
+        intake = Intake(request, on_error, on_rejected=on_rejected)
         if idempotency_key is not None:
             intake.skip = submission.resume(self._link.store.create_job(submission.created))
         try:
             for chunk in chunks(intake.items(inputs)):
-                self._send_chunk(submission, chunk)
+                self._send_chunk(submission, chunk, limit_s)
             if submission.new_job is not None:  # no items at all: an empty job, finished from the start
                 self._link.store.create_job(submission.new_job)
         except (ArgosyError, StoreError) as error:
@@ -145,9 +152,16 @@ class Client:
             raise
         return Job(self._link, submission.job, rejected=intake.rejected, rejected_count=intake.rejected_count)
 
-    def _send_chunk(self, submission: Submission, chunk: Sequence[Weighed]) -> None:
-        promise: Future[None] = Future()
-        self._send(submission.order(chunk, promise), promise)
+    def _send_chunk(self, submission: Submission, chunk: Sequence[Weighed], limit_s: float) -> None:
+        patience = Patience(limit_s)
+        while True:
+            promise: Future[None] = Future()
+            try:
+                self._send(submission.order(chunk, promise), promise)
+            except Overloaded as refusal:
+                time.sleep(patience.wait_s(refusal))
+            else:
+                break
         submission.accepted(chunk)
 
     def _send(self, order: Order, promise: Future[None]) -> None:

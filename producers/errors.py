@@ -69,7 +69,14 @@ class BrokerUnavailable(ArgosyError, ConnectionError):
 
 
 class Overloaded(ArgosyError):
-    """The fleet refuses new work at the door. Nothing of the refused call was accepted."""
+    """The fleet refuses new work at the door. Nothing of the refused call was accepted.
+
+    `retry_after_s` is when it is worth trying again, where that is known.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ResultTimeout(ArgosyError, TimeoutError):

