@@ -21,7 +21,7 @@ from results_store.records import Claim, Result, ResultState
 from results_store.writer import Writer
 from workers import outcomes
 from workers.batching.batcher import Batcher, ServedModel
-from workers.batching.policy import Waiting
+from workers.batching.pool import Waiting
 from workers.batching.work import Entry, Interrupted
 from workers.inputs import InputLimits, read
 
@@ -125,7 +125,13 @@ class Execution:
             params = {task: own for task, own in params.items() if task.name not in refused}
             if params:
                 waiting = Waiting(
-                    envelope.model, int(envelope.priority), model.cost(row), time.time(), envelope.deadline_at
+                    envelope.model,
+                    int(envelope.priority),
+                    model.cost(row),
+                    time.time(),
+                    envelope.deadline_at,
+                    row.content,
+                    len(params),
                 )
                 entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job)
         results = [

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.batching.cost import CostModel
+from workers.batching.cost import CostModel, Shape
+
+
+def shape(padded: int, rows: int | None = None, heads: int | None = None) -> Shape:
+    rows = max(1, padded // 50) if rows is None else rows
+    return Shape(padded, rows, rows if heads is None else heads)
 
 
 def taught(fixed: float, rate: float, count: int = 200, noise: float = 0.05) -> CostModel:
@@ -17,66 +22,76 @@ def taught(fixed: float, rate: float, count: int = 200, noise: float = 0.05) -> 
     costs = CostModel()
     for _ in range(count):
         padded = random.randint(50, 4000)
-        costs.observe("text", padded, (fixed + rate * padded) * random.uniform(1 - noise, 1 + noise))
+        costs.observe("text", shape(padded), (fixed + rate * padded) * random.uniform(1 - noise, 1 + noise))
     return costs
 
 
 @given(st.floats(0, 0.01), st.floats(1e-5, 1e-3))
 def test_it_finds_the_line_that_made_the_observations(fixed, rate):
-    """Within a tenth, under noise of a twentieth."""
+    """Within a tenth, under noise of a twentieth, for large batches and for small ones."""
     costs = taught(fixed, rate)
-    assert costs.seconds("text", 2000) == pytest.approx(fixed + rate * 2000, rel=0.1)
-    largest = costs.largest("text", 1.0)
-    assert largest is not None
-    assert costs.seconds("text", largest) == pytest.approx(1.0, rel=0.01)
+    for padded in (100, 2000, 4000):
+        assert costs.seconds("text", shape(padded)) == pytest.approx(fixed + rate * padded, rel=0.1)
 
 
-def test_a_short_promise_never_buys_mostly_overhead():
-    """With 20 ms a pass however small it is, batches of 25 ms would waste most of the device."""
-    costs = taught(0.02, 1e-4, noise=0.0)
-    shortest = costs.largest("text", 0.001)
-    assert shortest is not None
-    assert 0.02 / costs.seconds("text", shortest) == pytest.approx(0.2, rel=0.01)
+def test_it_tells_rows_and_heads_from_padded_cost():
+    """A batch of many short rows with four heads each is not one of few long rows with one."""
+    random = Random(2)
+    costs = CostModel()
+
+    def seconds(of: Shape) -> float:
+        return 0.002 + 1e-5 * of.padded + 1e-4 * of.rows + 5e-5 * of.heads
+
+    for _ in range(300):
+        rows = random.randint(1, 64)
+        batch = Shape(rows * random.randint(5, 200), rows, rows * random.randint(1, 4))
+        costs.observe("text", batch, seconds(batch))
+    for batch in (Shape(640, 64, 256), Shape(640, 4, 4), Shape(10, 1, 1)):
+        assert costs.seconds("text", batch) == pytest.approx(seconds(batch), rel=0.05)
 
 
 def test_it_says_nothing_before_it_knows():
     """A guess from a batch or two would shrink the first real ones for nothing."""
     costs = CostModel()
-    assert costs.seconds("text", 100) is None
-    costs.observe("text", 100, 1.0)
-    assert costs.largest("text", 1.0) is None
+    assert costs.seconds("text", shape(100)) is None
+    costs.observe("text", shape(100), 1.0)
+    assert costs.parts("text") is None
 
 
 def test_equal_batches_teach_their_mean():
-    """Without any spread there is no slope to fit; proportion is the best guess."""
+    """Without any spread there is nothing to tell the parts by; proportion is the best guess."""
     costs = CostModel()
     for _ in range(20):
-        costs.observe("text", 500, 0.1)
-    assert costs.seconds("text", 1000) == pytest.approx(0.2)
+        costs.observe("text", shape(500), 0.1)
+    assert costs.seconds("text", shape(500)) == pytest.approx(0.1, rel=0.01)
+    assert costs.seconds("text", shape(1000)) == pytest.approx(0.2, rel=0.01)
 
 
 def test_it_follows_a_machine_that_becomes_slower():
-    """What was learned first must fade."""
+    """What was learned first must fade, though one slow batch alone teaches little."""
     costs = taught(0.001, 1e-4)
+    costs.observe("text", shape(1000), 30.0)
+    assert costs.seconds("text", shape(1000)) == pytest.approx(0.1, rel=0.2)
     for _ in range(300):
-        costs.observe("text", 1000, 0.3)
-        costs.observe("text", 2000, 0.6)
-    assert costs.seconds("text", 1500) == pytest.approx(0.45, rel=0.1)
+        costs.observe("text", shape(1000), 0.3)
+        costs.observe("text", shape(2000), 0.6)
+    assert costs.seconds("text", shape(1500)) == pytest.approx(0.45, rel=0.1)
 
 
 def test_what_was_learned_can_be_kept():
     """As JSON, from one run to the next."""
     costs = taught(0.002, 1e-4)
     again = CostModel(json.loads(json.dumps(costs.learned())))
-    assert again.seconds("text", 700) == costs.seconds("text", 700)
+    assert again.seconds("text", shape(700)) == costs.seconds("text", shape(700))
 
 
-@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 10)), min_size=5, max_size=50))
+@given(st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 64), st.floats(0, 10)), min_size=6, max_size=50))
 def test_predictions_are_never_negative_and_grow_with_the_batch(observations):
     """Whatever it saw, a larger batch is never predicted to be shorter."""
     costs = CostModel()
-    for padded, seconds in observations:
-        costs.observe("m", padded, seconds)
-    small, large = costs.seconds("m", 10), costs.seconds("m", 1000)
-    if small is not None and large is not None:
-        assert 0 <= small <= large
+    for padded, rows, seconds in observations:
+        costs.observe("m", Shape(padded, rows, rows), seconds)
+    small, large = costs.seconds("m", Shape(10, 1, 1)), costs.seconds("m", Shape(1000, 10, 10))
+    assert small is not None
+    assert large is not None
+    assert 0 <= small <= large

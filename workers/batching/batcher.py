@@ -20,7 +20,8 @@ from results_store.records import Batch
 from workers.batching.blame import Suspects
 from workers.batching.cost import CostModel
 from workers.batching.microbatch import MicroBatch
-from workers.batching.policy import Budget, Shares, next_batch
+from workers.batching.policy import Budget, Policy
+from workers.batching.scheduler import Scheduler
 from workers.batching.work import Cancelled, Entry, Expired, Group, Interrupted
 from workers.device_client import DeviceClient, DeviceEvent
 from workers.models.model import Arrays, Model
@@ -33,12 +34,6 @@ DEPTH = 2
 
 #: A device that does not come up this often in a row is out of service.
 MAX_FAILED_STARTS = 3
-
-#: How long after its last item a priority's promise still bounds the batches below it.
-PROMISE_LASTS_S = 30.0
-
-#: Weight of the past in the recent cost that the guaranteed shares are measured on.
-SERVED_DECAY = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +49,7 @@ class ServedModel:
 class BatcherSettings:
     """`worker` and `device` name where batches ran, for the flight recorder. Times are seconds.
 
-    `promised_wait_s` is, by priority, how long an item may have to wait behind less urgent batches.
+    Shares and promises are the policy's (`workers.batching.policy.Policy`).
     """
 
     worker: str
@@ -83,19 +78,23 @@ class Batcher:
         *,
         on_batch: Callable[[Batch], None],
         on_out_of_service: Callable[[str], None],
+        costs: CostModel | None = None,
     ) -> None:
         self._models = models
         self._settings = settings
         self._on_batch = on_batch
         self._on_out_of_service = on_out_of_service
-        self._budgets = {name: served.budget for name, served in models.items()}
-        self._costs = CostModel()
-        self._last_seen: dict[int, float] = {}  # priority: when an item of it last came
-        self._served: dict[int, float] = {}
+        policy = Policy(
+            budgets={name: served.budget for name, served in models.items()},
+            guaranteed_shares=settings.guaranteed_shares,
+            promised_wait_s=settings.promised_wait_s,
+            stages=DEPTH,
+        )
+        self.costs = costs or CostModel()
+        self._scheduler: Scheduler[Entry] = Scheduler(policy, self.costs)
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._admission = threading.Lock()
         self._closed = False
-        self._waiting: list[Entry] = []
         self._suspects = Suspects()
         self._in_flight: deque[MicroBatch] = deque()
         self._running_since = 0.0  # monotonic; when the first in flight, or the loading, began
@@ -166,9 +165,7 @@ class Batcher:
 
     def _take(self, message: _Message) -> None:
         if isinstance(message, list):
-            self._waiting.extend(message)
-            for entry in message:
-                self._last_seen[entry.waiting.priority] = entry.waiting.arrived_at
+            self._scheduler.add(message)
         elif isinstance(message, _Cancel):
             self._cancel(message.jobs)
         elif message.life == self._device.life and not self.out_of_service:
@@ -213,46 +210,27 @@ class Batcher:
         now = time.time()
         if self._suspects:
             return MicroBatch(self._suspects.next(), now)
-        shares = Shares(self._settings.guaranteed_shares, self._served)
-        decision = next_batch([entry.waiting for entry in self._waiting], self._budget, now, shares)
-        for i in decision.expired:
-            self._waiting[i].finish(Expired())
-        chosen = [self._waiting[i] for i in decision.batch]
-        gone = {*decision.batch, *decision.expired}
-        self._waiting = [entry for i, entry in enumerate(self._waiting) if i not in gone]
-        return MicroBatch(chosen, now) if chosen else None
+        decision = self._scheduler.next(now, self._free_at(now) if self._in_flight else None)
+        for entry in decision.expired:
+            entry.finish(Expired())
+        return MicroBatch(decision.batch.items, now, decision.batch) if decision.batch else None
 
-    def _budget(self, model: str, priority: int) -> Budget:
-        """The model's budget, cut where a batch would take longer than more urgent items were promised to wait.
-
-        An urgent item can stand behind `DEPTH` batches, so each may take that part of the promise. A promise to a priority
-        of which nothing came lately binds nobody: full batches are what makes bulk work fast.
-        """
-        budget = self._budgets[model]
-        recently = time.time() - PROMISE_LASTS_S
-        promises = [
-            wait_s
-            for other, wait_s in self._settings.promised_wait_s.items()
-            if other < priority and self._last_seen.get(other, 0.0) > recently
-        ]
-        largest = self._costs.largest(model, min(promises) / DEPTH) if promises else None
-        return budget if largest is None else Budget(max(1, min(budget.cost, largest)), budget.rows)
+    def _free_at(self, now: float) -> float:
+        """When the device will have done what it was given, as far as can be predicted."""
+        running, *staged = (batch.predicted_s or 0.0 for batch in self._in_flight)
+        since_s = time.monotonic() - self._running_since
+        return now + max(0.0, running - since_s) + sum(staged)
 
     def _cancel(self, jobs: frozenset[str]) -> None:
-        for entry in self._waiting:
-            if entry.job in jobs:
-                entry.finish(Cancelled())
-        self._waiting = [entry for entry in self._waiting if entry.outcome is None]
+        for entry in self._scheduler.take(lambda entry: entry.job in jobs):
+            entry.finish(Cancelled())
 
     def _on_done(self, forward_s: float, arrays: Arrays) -> None:
         batch = self._in_flight.popleft()
         self._running_since = time.monotonic()
         now = time.time()
-        self._costs.observe(batch.model, batch.padded_cost, forward_s)
-        self._served = {priority: cost * SERVED_DECAY for priority, cost in self._served.items()}
-        for entry in batch.entries:
-            priority = entry.waiting.priority
-            self._served[priority] = self._served.get(priority, 0.0) + entry.waiting.cost
+        if batch.chosen:
+            self._scheduler.ran(batch.chosen, batch.model, batch.shape, forward_s)
         # recorded before it is delivered, so that no result is stored whose batch is not
         self._on_batch(
             batch.record(
@@ -281,7 +259,7 @@ class Batcher:
             self._suspects.died(self._in_flight.popleft(), kind, message)
         # what was only staged is innocent: it goes back to the front, as it was
         for batch in reversed(self._in_flight):
-            self._waiting[:0] = batch.entries
+            self._scheduler.put_back(batch.entries)
         self._in_flight.clear()
         if self._failed_starts >= MAX_FAILED_STARTS:
             self._leave_service(f"it did not come up {self._failed_starts} times in a row: {message}")
@@ -289,14 +267,14 @@ class Batcher:
             self._start_device()
 
     def _shrink(self, batch: MicroBatch) -> None:
-        budget = self._budgets[batch.model]
+        budget = self._scheduler.budget(batch.model)
         smaller = Budget(
             max(1, min(budget.cost, batch.padded_cost) // 2), max(1, min(budget.rows, len(batch.rows)) // 2)
         )
         logger.warning(
             "%s: out of memory; batches of %s now hold at most %s", self._settings.device, batch.model, smaller
         )
-        self._budgets[batch.model] = smaller
+        self._scheduler.shrink(batch.model, smaller)
 
     def _patience_s(self) -> float | None:
         """How long the device may stay silent from now on; None while nothing is expected of it."""
@@ -324,10 +302,10 @@ class Batcher:
 
     def _interrupt_all(self) -> None:
         entries = [
-            *self._waiting,
+            *self._scheduler.take(lambda _: True),
             *self._suspects.clear(),
             *(e for b in self._in_flight for e in b.entries),
         ]
-        self._waiting, self._in_flight = [], deque()
+        self._in_flight.clear()
         for entry in entries:
             entry.finish(Interrupted())

@@ -1,89 +1,140 @@
-"""What a batch costs in seconds, learned from the batches that ran: seconds = fixed + rate · padded cost.
+"""What a batch costs in seconds, learned from the batches that ran.
 
-One such line per model, fitted online by least squares with exponentially fading weights, so that it follows a machine
-whose speed changes. The ancestor is BentoML's dispatcher (a·n + b over the number of items, ``bentoml/_internal/marshal``);
-ours is over the padded cost, since an item's length is what it costs.
+seconds = fixed + a · padded cost + b · rows + c · head rows, no part negative. One such model per served model, fitted online
+by least squares on the relative error, with exponentially fading weights, so that it follows a machine whose speed
+changes. The ancestor is BentoML's dispatcher (a·n + b over the number of items, ``bentoml/_internal/marshal``); ours is
+over the padded cost, since an item's length is what it costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 #: How much of the past an observation leaves: after 100 batches about an eighth of its weight.
 FADING = 0.98
 
-#: The most of a shortened batch's time that may be its fixed part.
-MOST_FIXED_SHARE = 0.2
-
-#: Observations before a line is believed.
+#: Observations before a prediction is believed.
 ENOUGH = 5.0
+
+#: How much longer than predicted a batch may count: one that met a hiccup of the machine must not teach much.
+MOST_SURPRISE = 4.0
+
+#: Where batches are alike, their time could be anybody's: it is then the padded cost's, by the smaller penalty.
+_RIDGE = np.array([1e-3, 1e-6, 1e-3, 1e-3])
+
+_PARTS = len(_RIDGE)
+
+Matrix: TypeAlias = NDArray[np.float64]
+
+#: Fixed seconds, and seconds per unit of padded cost, per row, per head row.
+Parts: TypeAlias = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a batch decides its time: its padded cost, its rows, and the rows of all its heads together."""
+
+    padded: int
+    rows: int
+    heads: int
+
+    @property
+    def parts(self) -> Matrix:
+        return np.array([1.0, self.padded, self.rows, self.heads])
 
 
 @dataclass(slots=True)
 class _Sums:
-    """Faded sums over observations (x padded cost, y seconds)."""
+    """Faded sums over the batches of one model, and the parts fitted to them: fixed, and per unit, row and head row."""
 
     n: float = 0.0
-    x: float = 0.0
-    y: float = 0.0
-    xx: float = 0.0
-    xy: float = 0.0
+    products: Matrix = field(default_factory=lambda: np.zeros((_PARTS, _PARTS)))
+    targets: Matrix = field(default_factory=lambda: np.zeros(_PARTS))
+    fitted: Matrix | None = None
 
-    def add(self, x: float, y: float) -> None:
+    def add(self, shape: Shape, seconds: float) -> None:
+        expected = self.predict(shape)
+        if expected:
+            seconds = min(seconds, MOST_SURPRISE * expected)
+        weight = 1.0 / max(expected or seconds, 1e-6) ** 2
+        parts = shape.parts
         self.n = self.n * FADING + 1.0
-        self.x = self.x * FADING + x
-        self.y = self.y * FADING + y
-        self.xx = self.xx * FADING + x * x
-        self.xy = self.xy * FADING + x * y
+        self.products = self.products * FADING + weight * np.outer(parts, parts)
+        self.targets = self.targets * FADING + weight * seconds * parts
+        self.fitted = None
 
-    def line(self) -> tuple[float, float] | None:
-        """Return (fixed seconds, seconds per unit), both at least 0, or None while too little is known."""
-        if self.n < ENOUGH or self.y <= 0:
+    def predict(self, shape: Shape) -> float | None:
+        fitted = self.fit()
+        return None if fitted is None else float(fitted @ shape.parts)
+
+    def fit(self) -> Matrix | None:
+        """Return the parts, or None while too little is known."""
+        if self.n < ENOUGH:
             return None
-        spread = self.n * self.xx - self.x * self.x
-        through_zero = self.xy / self.xx
-        if spread <= 1e-6 * self.n * self.xx:  # all batches alike: only their mean is known
-            return 0.0, through_zero
-        rate = (self.n * self.xy - self.x * self.y) / spread
-        fixed = (self.y - rate * self.x) / self.n
-        if rate <= 0 or fixed < 0:
-            return 0.0, through_zero
-        return fixed, rate
+        if self.fitted is None:
+            self.fitted = _fit(self.products, self.targets)
+        return self.fitted
+
+
+def _fit(products: Matrix, targets: Matrix) -> Matrix:
+    """Least squares; a part that comes out negative is left out, the most negative first, and the others fitted again."""
+    ridged = products + np.diag(np.diag(products) * _RIDGE)
+    left = list(range(_PARTS))
+    while left:
+        try:
+            found = np.linalg.solve(ridged[np.ix_(left, left)], targets[left])
+        except np.linalg.LinAlgError:
+            break
+        if found.min() >= 0:
+            fitted = np.zeros(_PARTS)
+            fitted[left] = found
+            return fitted
+        del left[int(found.argmin())]
+    return np.zeros(_PARTS)
 
 
 class CostModel:
-    """The lines of one device's models. Not thread-safe: the batcher's thread owns it."""
+    """The costs of one device's models. Not thread-safe: the batcher's thread owns it."""
 
-    def __init__(self, learned: Mapping[str, Mapping[str, float]] | None = None) -> None:
-        self._sums = {model: _Sums(**sums) for model, sums in (learned or {}).items()}
+    def __init__(self, learned: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self._sums = {
+            model: _Sums(
+                float(sums["n"]), _numbers(sums["products"], _PARTS, _PARTS), _numbers(sums["targets"], _PARTS)
+            )
+            for model, sums in (learned or {}).items()
+        }
 
-    def observe(self, model: str, padded_cost: int, seconds: float) -> None:
+    def observe(self, model: str, shape: Shape, seconds: float) -> None:
         """Learn from a batch that ran."""
-        self._sums.setdefault(model, _Sums()).add(float(padded_cost), seconds)
+        self._sums.setdefault(model, _Sums()).add(shape, seconds)
 
-    def seconds(self, model: str, padded_cost: int) -> float | None:
+    def seconds(self, model: str, shape: Shape) -> float | None:
         """Predict how long a batch takes, or None while too little is known of the model."""
-        line = self._line(model)
-        return None if line is None else line[0] + line[1] * padded_cost
-
-    def largest(self, model: str, seconds: float) -> int | None:
-        """Return the largest padded cost that is predicted to take at most `seconds`; None while too little is known.
-
-        Never less than what keeps the fixed part under `MOST_FIXED_SHARE`: short batches are for the sake of urgent
-        items, and those are not served by a device that spends its time on overhead.
-        """
-        line = self._line(model)
-        if line is None:
-            return None
-        fixed, rate = line
-        least = fixed * (1 / MOST_FIXED_SHARE - 1)
-        return int(max(seconds - fixed, least) / rate)
-
-    def learned(self) -> dict[str, dict[str, float]]:
-        """Return what was learned, as plain values for `__init__`."""
-        return {model: asdict(sums) for model, sums in self._sums.items()}
-
-    def _line(self, model: str) -> tuple[float, float] | None:
         sums = self._sums.get(model)
-        return sums.line() if sums else None
+        return sums.predict(shape) if sums else None
+
+    def parts(self, model: str) -> Parts | None:
+        """Return (fixed seconds, seconds per unit of padded cost, per row, per head row); None while too little is known."""
+        sums = self._sums.get(model)
+        fitted = sums.fit() if sums else None
+        return None if fitted is None else (float(fitted[0]), float(fitted[1]), float(fitted[2]), float(fitted[3]))
+
+    def learned(self) -> dict[str, dict[str, Any]]:
+        """Return what was learned, as plain values for `__init__`. May be called from another thread."""
+        return {
+            model: {"n": sums.n, "products": sums.products.tolist(), "targets": sums.targets.tolist()}
+            for model, sums in list(self._sums.items())
+        }
+
+
+def _numbers(values: Any, *shape: int) -> Matrix:
+    """Return kept numbers as an array. Raises ValueError if they are not what `learned` returned."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"no learned costs: {array.shape} where {shape} is wanted")
+    return array

@@ -10,16 +10,22 @@ import numpy as np
 
 from producers.messages import new_id
 from results_store.records import Batch
+from workers.batching.cost import Shape
+from workers.batching.scheduler import Chosen
 from workers.batching.work import Computed, Entry
 from workers.models.model import Array, Arrays, Prepared
 
 
 @dataclass(slots=True)
 class MicroBatch:
-    """Entries that go through the backbone together. `rows` are their unique contents, in order of appearance."""
+    """Entries that go through the backbone together. `rows` are their unique contents, in order of appearance.
+
+    `chosen` is the policy's decision, where there was one: suspects are grouped without it.
+    """
 
     entries: Sequence[Entry]
     formed_at: float
+    chosen: Chosen[Entry] | None = None
     id: str = field(default_factory=new_id)
     rows: list[Prepared] = field(default_factory=list)
     row_of: list[int] = field(default_factory=list)  # entry position → row
@@ -44,6 +50,14 @@ class MicroBatch:
     @property
     def padded_cost(self) -> int:
         return len(self.rows) * max(row.size for row in self.rows)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.padded_cost, len(self.rows), sum(len(rows) for rows in self.wanted.values()))
+
+    @property
+    def predicted_s(self) -> float | None:
+        return self.chosen.predicted_s if self.chosen else None
 
     def deliver(self, outputs: Arrays, computed_at: float) -> None:
         """Give each entry its tasks' rows of `outputs`, whose leading axes follow `wanted`."""

@@ -2,32 +2,61 @@
 
 The order of decisions:
 
-1. Items past their deadline are set aside; they are never computed.
-2. The *leader* is the item that must go now: of the most urgent priority the one that waited longest. The guaranteed
-   share of a lower priority overrides this: a priority that has had less than its share of the recent
-   cost leads instead. The leader fixes the batch's model, and it always runs, whatever it costs.
-3. Companions of the leader's priority come from a window of the oldest such items, nearest in size to the leader, so
-   that a batch is of similar lengths and little is padded, and no item is passed over for longer than a window.
-4. Room left over is filled with less urgent items that are no longer than the batch already is: they widen nothing.
+1. Items that can no longer make it, because their batch would end after their deadline though they were alone in it,
+   are set aside; they are never computed.
+2. The *leader* is the item that must go now: of the most urgent priority the one that waited longest. A less urgent
+   priority leads instead when it is owed device time (`Turns`): its guaranteed share, or, once its oldest item has
+   *aged*, waited `aged_after_s`, at least `AGED_SHARE`. Between the tenants of that priority, turns are taken by weight.
+   The leader always runs, whatever it costs; if it costs more than the budget, alone.
+3. Companions of the leader's model and priority are those nearest to it in size, of the oldest `window` in their lane.
+   One that would leave less than `least_real_share` of the padded cost real is an outlier and waits for its own kind.
+4. Room left over is filled with less urgent items that widen nothing, up to where the fixed part of the batch's time
+   is `MOST_FIXED_SHARE` of it: beyond that they would ride for nothing, and the leader would wait for them.
+5. Items of the same content as one that goes, however urgent, go with it: they are the same row, and cost nothing.
 
-A batch's cost is padded: rows times the largest row. It stays within the budget unless the leader alone exceeds it.
+A batch's cost is padded: rows times the largest row. It stays within the budget; its predicted time stays within a
+`stages`-th of the tightest promise to a more urgent priority that was seen lately, but need not be shorter than
+where its fixed part is `MOST_FIXED_SHARE`; and it ends before the deadline of each item in it, as far as can be predicted.
+
+**The longest wait.** Let D be the longest batch in seconds, P the number of priorities, S the sum of the shares of the
+less urgent ones, and let k items of its own priority wait before an item that arrives, all of one tenant. Each batch that
+its priority leads takes the oldest, so the item goes with the (k+1)-th at the latest. Its batch begins within
+
+- (k + 2P - 1)·D / (1 - S) + `stages`·D, where its priority is the most urgent one;
+- (`MOST_AHEAD_S` + (k + 3P - 2)·D) / r + `stages`·D elsewhere, with r the smaller of 1 - S and its share. Without a
+  guaranteed one its share is `AGED_SHARE`, and `aged_after_s` is added.
+
+For: what all are owed together never exceeds (P - 1)·D, since whoever is owed most leads and pays the batch's whole time,
+or else was owed less than D like all others. While a priority waits below a more urgent one, it earns its share s of the
+time and pays D for each batch it leads, from -`MOST_AHEAD_S` on: after t seconds and j leads it is owed at least s·t -
+`MOST_AHEAD_S` - j·D, hence s·t <= `MOST_AHEAD_S` + (j + P - 1)·D. While nothing more urgent waits, it leads unless another
+is owed: that one's part of the time is its share, (P - 1)·D owed at the start, and as much taken too much at the end. One
+batch may run before a debt is seen, and `stages` are at the device already. tests/unit/test_waits.py holds the policy to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from workers.batching.cost import CostModel, Parts, Shape
+from workers.batching.pool import Lane, Pool, Ticket, Waiting
+from workers.batching.turns import Charge, Party, Turns
+
+T = TypeVar("T")
+
+#: The share of the device that a priority is guaranteed once its oldest item has aged.
+AGED_SHARE = 0.05
+
+#: The most of a batch's time that may be its fixed part where batches are kept short for the sake of others.
+MOST_FIXED_SHARE = 0.2
+
+#: How long after its last item a priority's promise still bounds the batches below it: full batches make bulk fast.
+PROMISE_LASTS_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """What the policy knows of a waiting item. `cost` is its row's cost; times are seconds of one clock."""
-
-    model: str
-    priority: int
-    cost: int
-    arrived_at: float
-    deadline_at: float | None = None
+NOTHING = Shape(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,89 +67,283 @@ class Budget:
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """Guaranteed shares of the recent cost by priority, and the cost each priority recently had."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What can be chosen about batching. Times are seconds; shares are of device time, their sum under 1 with ageing.
 
-    guaranteed: Mapping[int, float] = field(default_factory=dict)
-    served: Mapping[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Indices into the waiting items: those of the next batch, and those whose deadline has passed."""
-
-    batch: tuple[int, ...]
-    expired: tuple[int, ...]
-
-
-#: Companions are chosen among this many batches' worth of the oldest items of the leader's priority.
-WINDOW_BATCHES = 8
-
-#: A companion that would leave less than this share of the padded cost real waits for a batch of its own size.
-LEAST_REAL_SHARE = 0.75
-
-
-def next_batch(
-    waiting: Sequence[Waiting],
-    budget_of: Callable[[str, int], Budget],
-    now: float,
-    shares: Shares | None = None,
-) -> Decision:
-    """Return the next micro-batch out of `waiting`, which is in order of arrival. See the module for the rules.
-
-    `budget_of` gives the budget of a batch by its model and by the priority that leads it.
+    `promised_wait_s` is, by priority, how long an item may have to wait behind less urgent batches, of which it can
+    meet `stages`.
     """
-    expired = tuple(i for i, item in enumerate(waiting) if item.deadline_at is not None and item.deadline_at <= now)
-    gone = set(expired)
-    live = [i for i in range(len(waiting)) if i not in gone]
-    if not live:
-        return Decision((), expired)
-    leader = _leader(waiting, live, shares or Shares())
-    model = waiting[leader].model
-    leading = waiting[leader].priority
-    budget = budget_of(model, leading)
-    batch = [leader]
-    others = [i for i in live if i != leader and waiting[i].model == model]
-    own = [i for i in others if waiting[i].priority == leading][: WINDOW_BATCHES * budget.rows]
-    _gather(batch, own, waiting, budget)
-    rest = [i for i in others if waiting[i].priority != leading]
-    _top_up(batch, sorted(rest, key=lambda i: waiting[i].priority), waiting, budget)
-    return Decision(tuple(batch), expired)
+
+    budgets: Mapping[str, Budget]
+    guaranteed_shares: Mapping[int, float] = field(default_factory=dict)
+    promised_wait_s: Mapping[int, float] = field(default_factory=dict)
+    stages: int = 2
+    window: int = 4096
+    least_real_share: float = 0.8
+    aged_after_s: float = 10.0
 
 
-def _leader(waiting: Sequence[Waiting], live: Sequence[int], shares: Shares) -> int:
-    oldest: dict[int, int] = {}
-    for i in live:
-        oldest.setdefault(waiting[i].priority, i)  # `live` is in order of arrival
-    total = sum(shares.served.values())
-    for priority in sorted(oldest, reverse=True):
-        share = shares.guaranteed.get(priority, 0.0)
-        if total and shares.served.get(priority, 0.0) < share * total:
-            return oldest[priority]
-    return oldest[min(oldest)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment(Generic[T]):
+    """What a decision is made on. `starts_at` is when the device will begin the batch; `seen_at`, by priority, when its last item came."""
+
+    pool: Pool[T]
+    policy: Policy
+    costs: CostModel
+    turns: Turns
+    now: float
+    starts_at: float
+    seen_at: Mapping[int, float] = field(default_factory=dict)
 
 
-def _gather(batch: list[int], candidates: Sequence[int], waiting: Sequence[Waiting], budget: Budget) -> None:
-    """Add the candidates nearest in cost to the leader, as long as the batch stays in budget and mostly real."""
-    leader = waiting[batch[0]].cost
-    widest = real = leader
-    for i in sorted(candidates, key=lambda i: abs(waiting[i].cost - leader)):
-        cost = waiting[i].cost
-        padded = (len(batch) + 1) * max(widest, cost)
-        if padded <= budget.cost and len(batch) < budget.rows and real + cost >= LEAST_REAL_SHARE * padded:
-            batch.append(i)
-            widest = max(widest, cost)
-            real += cost
+@dataclass(frozen=True, slots=True)
+class Decision(Generic[T]):
+    """The items of the next batch, the leader first; those that can no longer make it; and what the batch means.
+
+    `full` says that no row more would have fitted, `real` is the rows' cost without padding. `predicted_s` is None while
+    too little is known.
+    """
+
+    batch: tuple[Ticket[T], ...] = ()
+    expired: tuple[Ticket[T], ...] = ()
+    shape: Shape = NOTHING
+    real: int = 0
+    predicted_s: float | None = None
+    full: bool = False
+    charge: Charge | None = None
 
 
-def _top_up(batch: list[int], candidates: Sequence[int], waiting: Sequence[Waiting], budget: Budget) -> None:
-    """Add the candidates that need no more padding than the batch already has, in their order."""
-    widest = max(waiting[i].cost for i in batch)
-    room = min(budget.rows, budget.cost // max(widest, 1)) - len(batch)
-    for i in candidates:
-        if room <= 0:
+def next_batch(moment: Moment[T]) -> Decision[T]:
+    """Return the next micro-batch out of the pool, which is left as it is. See the module for the rules."""
+    expired = tuple(_late(moment))
+    gone = {ticket.number for ticket in expired}
+    oldest = _oldest(moment.pool, gone)
+    if not oldest:
+        return Decision(expired=expired)
+    shares = _shares(moment, oldest)
+    priority = _leading(moment.turns, oldest, shares)
+    tenant = moment.turns.next_tenant(priority, oldest[priority])
+    batch = _Batch(moment, oldest[priority][tenant], gone)
+    for lane in _companions(moment, batch.leader):
+        batch.gather(lane)
+    for lane in _riders(moment.pool, batch.leader):
+        batch.fill(lane)
+    batch.add_twins()
+    return Decision(
+        tuple(batch.tickets),
+        expired,
+        batch.shape,
+        batch.real,
+        batch.predicted_s,
+        batch.full,
+        Charge(priority, tenant, shares, batch.parts()),
+    )
+
+
+def _late(moment: Moment[T]) -> Iterator[Ticket[T]]:
+    """Yield what would end after its deadline even in a batch of its own."""
+    largest: dict[str, int] = {}
+    for (model, _, _), lane in moment.pool.lanes.items():
+        largest[model] = max(largest.get(model, 1), lane.by_size[-1][0])
+    longest = [moment.costs.seconds(model, Shape(cost, 1, 1)) or 0.0 for model, cost in largest.items()]
+    for ticket in moment.pool.due(moment.starts_at + 2 * max(longest, default=0.0)):
+        waiting = ticket.waiting
+        alone_s = moment.costs.seconds(waiting.model, Shape(waiting.cost, 1, waiting.heads)) or 0.0
+        if waiting.deadline_at is not None and waiting.deadline_at <= moment.starts_at + alone_s:
+            yield ticket
+
+
+def _oldest(pool: Pool[T], gone: set[int]) -> dict[int, dict[str, Ticket[T]]]:
+    """Return the item that waited longest by priority and tenant."""
+    found: dict[int, dict[str, Ticket[T]]] = {}
+    for (_, priority, tenant), lane in pool.lanes.items():
+        first = next((ticket for number, ticket in lane.tickets.items() if number not in gone), None)
+        if first is None:
+            continue
+        of_tenants = found.setdefault(priority, {})
+        if tenant not in of_tenants or first.number < of_tenants[tenant].number:
+            of_tenants[tenant] = first
+    return found
+
+
+def _shares(moment: Moment[T], oldest: Mapping[int, Mapping[str, Ticket[T]]]) -> dict[int, float]:
+    """Return what share each waiting priority below the most urgent one has a right to."""
+    shares: dict[int, float] = {}
+    for priority in sorted(oldest)[1:]:
+        share = moment.policy.guaranteed_shares.get(priority, 0.0)
+        arrived_at = min(ticket.waiting.arrived_at for ticket in oldest[priority].values())
+        if moment.now - arrived_at >= moment.policy.aged_after_s:
+            share = max(share, AGED_SHARE)
+        if share:
+            shares[priority] = share
+    return shares
+
+
+def _leading(turns: Turns, oldest: Mapping[int, object], shares: Mapping[int, float]) -> int:
+    """Return the priority whose turn it is: the one owed most of those that are owed anything, or the most urgent one."""
+    owed = [(turns.owed_s(priority), priority) for priority in shares]
+    most_s, priority = max(owed, default=(0.0, 0))
+    return priority if most_s > 0 else min(oldest)
+
+
+def _companions(moment: Moment[T], leader: Waiting) -> list[Lane[T]]:
+    """Return the lanes of the leader's model and priority: its tenant's first, then the others by their turns."""
+    lanes = moment.pool.lanes
+    own = [lanes[leader.lane]]
+    tenants = [tenant for model, priority, tenant in lanes if (model, priority) == (leader.model, leader.priority)]
+    tenants.remove(leader.tenant)
+    while tenants:
+        tenant = moment.turns.next_tenant(leader.priority, tenants)
+        own.append(lanes[leader.model, leader.priority, tenant])
+        tenants.remove(tenant)
+    return own
+
+
+def _riders(pool: Pool[T], leader: Waiting) -> list[Lane[T]]:
+    """Return the lanes of the leader's model that are less urgent, the more urgent first."""
+    less = [key for key in pool.lanes if key[0] == leader.model and key[1] > leader.priority]
+    return [pool.lanes[key] for key in sorted(less)]
+
+
+class _Batch(Generic[T]):
+    """A batch while it is put together."""
+
+    def __init__(self, moment: Moment[T], leader: Ticket[T], gone: set[int]) -> None:
+        self.leader = leader.waiting
+        self.tickets: list[Ticket[T]] = []
+        self._moment = moment
+        self._gone = gone
+        self._budget = moment.policy.budgets[self.leader.model]
+        self._parts = moment.costs.parts(self.leader.model)
+        self._limit_s = self._promised_s()
+        self._ends_by = float("inf")
+        self._contents: set[bytes] = set()
+        self._chosen: set[int] = set()
+        self.real = self._rows = self._widest = self._heads = 0
+        self._put(leader)
+
+    # --- what goes in ---
+
+    def gather(self, lane: Lane[T]) -> None:
+        """Add the items nearest in size to the leader, one by one, as long as they fit."""
+        left = lane.position_of(self.leader.cost) - 1
+        right = left + 1
+        sizes = lane.by_size
+        while left >= 0 or right < len(sizes):
+            below = self.leader.cost - sizes[left][0] if left >= 0 else None
+            above = sizes[right][0] - self.leader.cost if right < len(sizes) else None
+            if above is None or (below is not None and below < above):
+                left = left - 1 if self._offer(lane.at(left), self._limit_s) else -1
+            else:
+                right = right + 1 if self._offer(lane.at(right), self._limit_s) else len(sizes)
+            if self._rows >= self._budget.rows:
+                return
+
+    def fill(self, lane: Lane[T]) -> None:
+        """Add the largest items that widen nothing, while the batch is mostly its fixed time."""
+        room_s = self._limit_s if self._parts is None else min(self._limit_s, self._parts[0] / MOST_FIXED_SHARE)
+        place = lane.position_of(self._widest + 1) - 1
+        while place >= 0 and self._offer(lane.at(place), room_s):
+            place -= 1
+
+    def add_twins(self) -> None:
+        """Add what waits for the same contents and is in time."""
+        for ticket in list(self.tickets):
+            for twin in self._moment.pool.like(ticket.waiting):
+                if twin.number not in self._chosen and twin.number not in self._gone and self._in_time(twin, 0, 0):
+                    self._put(twin)
+
+    def _offer(self, ticket: Ticket[T], limit_s: float) -> bool:
+        """Add the item if it fits. False means that one still farther from the leader's size would not fit either."""
+        waiting = ticket.waiting
+        if ticket.number in self._chosen or ticket.number in self._gone or self._has(waiting):
+            return True
+        rows, widest = self._rows + 1, max(self._widest, waiting.cost)
+        if not self._fits(rows, widest, waiting, limit_s):
+            return False
+        if self._in_time(ticket, rows, widest):
+            self._put(ticket)
+        return True
+
+    def _fits(self, rows: int, widest: int, waiting: Waiting, limit_s: float) -> bool:
+        padded = rows * widest
+        if rows > self._budget.rows or padded > self._budget.cost:
+            return False
+        if self.real + waiting.cost < self._moment.policy.least_real_share * padded:
+            return False
+        return _seconds(self._parts, padded, rows, self._heads + waiting.heads) <= limit_s
+
+    def _in_time(self, ticket: Ticket[T], rows: int, widest: int) -> bool:
+        """Say whether neither this item nor one that is in the batch would miss its deadline by it."""
+        deadline_at = ticket.waiting.deadline_at
+        ends_by = self._ends_by if deadline_at is None else min(self._ends_by, deadline_at)
+        if ends_by == float("inf"):
+            return True
+        padded, rows = (rows * widest, rows) if rows else (self._rows * self._widest, self._rows)
+        return (
+            self._moment.starts_at + _seconds(self._parts, padded, rows, self._heads + ticket.waiting.heads) < ends_by
+        )
+
+    def _put(self, ticket: Ticket[T]) -> None:
+        waiting = ticket.waiting
+        self.tickets.append(ticket)
+        self._chosen.add(ticket.number)
+        self._heads += waiting.heads
+        if waiting.deadline_at is not None:
+            self._ends_by = min(self._ends_by, waiting.deadline_at)
+        if self._has(waiting):
             return
-        if waiting[i].cost <= widest:
-            batch.append(i)
-            room -= 1
+        self._contents.add(waiting.content)
+        self._rows += 1
+        self.real += waiting.cost
+        self._widest = max(self._widest, waiting.cost)
+
+    def _has(self, waiting: Waiting) -> bool:
+        return bool(waiting.content) and waiting.content in self._contents
+
+    def _promised_s(self) -> float:
+        """How long the batch may take for the sake of more urgent items, such as were seen lately."""
+        moment = self._moment
+        promises = [
+            wait_s / moment.policy.stages
+            for priority, wait_s in moment.policy.promised_wait_s.items()
+            if priority < self.leader.priority and moment.now - moment.seen_at.get(priority, -1e18) <= PROMISE_LASTS_S
+        ]
+        if not promises or self._parts is None:
+            return float("inf")
+        return max(min(promises), self._parts[0] / MOST_FIXED_SHARE)
+
+    # --- what it then is ---
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self._rows * self._widest, self._rows, self._heads)
+
+    @property
+    def predicted_s(self) -> float | None:
+        if self._parts is None:
+            return None
+        return _seconds(self._parts, self._rows * self._widest, self._rows, self._heads)
+
+    @property
+    def full(self) -> bool:
+        """Whether no further row like the largest would fit."""
+        rows = self._rows + 1
+        padded = rows * self._widest
+        over = rows > self._budget.rows or padded > self._budget.cost
+        return over or _seconds(self._parts, padded, rows, self._heads + 1) > self._limit_s
+
+    def parts(self) -> dict[Party, float]:
+        """Who wanted how much of the batch, by the items' costs."""
+        costs: dict[Party, int] = {}
+        for ticket in self.tickets:
+            party = (ticket.waiting.priority, ticket.waiting.tenant)
+            costs[party] = costs.get(party, 0) + max(ticket.waiting.cost, 1)
+        total = sum(costs.values())
+        return {party: cost / total for party, cost in costs.items()}
+
+
+def _seconds(parts: Parts | None, padded: int, rows: int, heads: int) -> float:
+    """Predict a batch's time; 0 while too little is known."""
+    return 0.0 if parts is None else parts[0] + parts[1] * padded + parts[2] * rows + parts[3] * heads

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from workers.batching.policy import Waiting
+from workers.batching.pool import Waiting
 from workers.models.model import Array, Prepared
 
 

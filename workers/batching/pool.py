@@ -1,0 +1,166 @@
+"""The waiting items, kept in the orders in which the policy looks at them, so that forming a batch costs what the batch
+holds and not what waits.
+
+A *lane* holds the items of one model, priority and tenant: all of them by arrival, and the oldest `window` of them by
+size. Items of equal content are found by it, and those with a deadline stand in its order.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Key: TypeAlias = tuple[str, int, str]  # model, priority, tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What the policy knows of a waiting item. `cost` is its row's cost, `heads` how many tasks it wants; times are
+    seconds of one clock. Items of equal `content` (and model) are one row; an empty one is like no other.
+    """
+
+    model: str
+    priority: int
+    cost: int
+    arrived_at: float
+    deadline_at: float | None = None
+    content: bytes = b""
+    heads: int = 1
+    tenant: str = ""
+
+    @property
+    def lane(self) -> Key:
+        return self.model, self.priority, self.tenant
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ticket(Generic[T]):
+    """An item's place in the pool; `number` orders by arrival."""
+
+    number: int
+    waiting: Waiting
+    item: T
+
+
+Sized: TypeAlias = tuple[int, int]  # cost, number
+
+
+class Lane(Generic[T]):
+    """The items of one model, priority and tenant."""
+
+    def __init__(self, key: Key, window: int) -> None:
+        self.key = key
+        self.tickets: OrderedDict[int, Ticket[T]] = OrderedDict()  # by arrival
+        self.by_size: list[Sized] = []  # the window's
+        self._window = window
+        self._later: OrderedDict[int, None] = OrderedDict()  # beyond the window, by arrival
+
+    @property
+    def oldest(self) -> Ticket[T]:
+        return next(iter(self.tickets.values()))
+
+    def add(self, ticket: Ticket[T], *, first: bool = False) -> None:
+        self.tickets[ticket.number] = ticket
+        if first:
+            self.tickets.move_to_end(ticket.number, last=False)
+        if first or len(self.by_size) < self._window:
+            insort(self.by_size, (ticket.waiting.cost, ticket.number))
+        else:
+            self._later[ticket.number] = None
+
+    def remove(self, ticket: Ticket[T]) -> None:
+        del self.tickets[ticket.number]
+        if ticket.number in self._later:
+            del self._later[ticket.number]
+            return
+        del self.by_size[bisect_left(self.by_size, (ticket.waiting.cost, ticket.number))]
+        while self._later and len(self.by_size) < self._window:
+            number, _ = self._later.popitem(last=False)
+            insort(self.by_size, (self.tickets[number].waiting.cost, number))
+
+    def position_of(self, cost: int) -> int:
+        """Where the first item of at least this cost stands in `by_size`."""
+        return bisect_left(self.by_size, (cost, -math.inf))
+
+    def at(self, position: int) -> Ticket[T]:
+        return self.tickets[self.by_size[position][1]]
+
+
+class Pool(Generic[T]):
+    """All that waits for one device. Not thread-safe."""
+
+    def __init__(self, window: int) -> None:
+        self.lanes: dict[Key, Lane[T]] = {}
+        self._window = window
+        self._last = 0
+        self._first = 0
+        self._like: dict[tuple[str, bytes], dict[int, Ticket[T]]] = {}
+        self._deadlines: list[tuple[float, int, Ticket[T]]] = []  # sorted; no two numbers are alike
+
+    def __len__(self) -> int:
+        return sum(len(lane.tickets) for lane in self.lanes.values())
+
+    def __iter__(self) -> Iterator[Ticket[T]]:
+        return (ticket for lane in self.lanes.values() for ticket in lane.tickets.values())
+
+    def add(self, waiting: Waiting, item: T) -> None:
+        """Add an item behind all others."""
+        self._last += 1
+        self._insert(Ticket(self._last, waiting, item), first=False)
+
+    def put_back(self, items: Iterable[tuple[Waiting, T]]) -> None:
+        """Add items before all others, in their order: they had their turn already."""
+        for waiting, item in reversed(list(items)):
+            self._first -= 1
+            self._insert(Ticket(self._first, waiting, item), first=True)
+
+    def remove(self, tickets: Iterable[Ticket[T]]) -> None:
+        for ticket in tickets:
+            lane = self.lanes[ticket.waiting.lane]
+            lane.remove(ticket)
+            if not lane.tickets:
+                del self.lanes[lane.key]
+            self._forget(ticket)
+
+    def take(self, chosen: Callable[[T], bool]) -> list[Ticket[T]]:
+        """Remove and return the items of which `chosen` is true."""
+        taken = [ticket for ticket in self if chosen(ticket.item)]
+        self.remove(taken)
+        return taken
+
+    def like(self, waiting: Waiting) -> Iterable[Ticket[T]]:
+        """Return the waiting items of the same model and content, itself among them."""
+        return self._like.get((waiting.model, waiting.content), {}).values() if waiting.content else ()
+
+    def due(self, at: float) -> list[Ticket[T]]:
+        """Return the items whose deadline has come by `at`."""
+        end = bisect_right(self._deadlines, at, key=lambda entry: entry[0])
+        return [ticket for _, _, ticket in self._deadlines[:end]]
+
+    def _insert(self, ticket: Ticket[T], *, first: bool) -> None:
+        waiting = ticket.waiting
+        lane = self.lanes.get(waiting.lane)
+        if lane is None:
+            lane = self.lanes[waiting.lane] = Lane(waiting.lane, self._window)
+        lane.add(ticket, first=first)
+        if waiting.content:
+            self._like.setdefault((waiting.model, waiting.content), {})[ticket.number] = ticket
+        if waiting.deadline_at is not None:
+            insort(self._deadlines, (waiting.deadline_at, ticket.number, ticket))
+
+    def _forget(self, ticket: Ticket[T]) -> None:
+        waiting = ticket.waiting
+        if waiting.content:
+            same = (waiting.model, waiting.content)
+            alike = self._like[same]
+            del alike[ticket.number]
+            if not alike:
+                del self._like[same]
+        if waiting.deadline_at is not None:
+            del self._deadlines[bisect_left(self._deadlines, (waiting.deadline_at, ticket.number))]
