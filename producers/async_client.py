@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from producers.async_handles import AsyncHandle, AsyncJob
 from producers.calls import Calls
 from producers.catalogue import Catalogue
-from producers.connection import Connection
+from producers.connection import Connection, checked_tenant
 from producers.errors import ArgosyError, ConfigurationError, Overloaded, ResultTimeout
 from producers.gathering import settle
 from producers.link import Link
@@ -57,7 +57,7 @@ class AsyncClient:
             async for row in job.as_completed():
                 print(row.seq, row.output)
 
-    It finds broker, store and tasks like `Client`. `store_timeout_s` bounds each wait for the store. What is submitted
+    It finds broker, store, tasks and tenant like `Client`. `store_timeout_s` bounds each wait for the store. What is submitted
     while the store or the broker is busy with something of this client goes out together with the next; a lone item at once.
     """
 
@@ -68,9 +68,11 @@ class AsyncClient:
         *,
         catalogue: Catalogue | None = None,
         store_timeout_s: float = 30.0,
+        tenant: str | None = None,
     ) -> None:
         self._connection = Connection(broker_url, store_url)
         self._catalogue = catalogue
+        self._tenant = self._connection.tenant if tenant is None else checked_tenant(tenant)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls = Calls()
         self._turn = Turnstile(SUBMITS)
@@ -117,6 +119,7 @@ class AsyncClient:
         params: Mapping[str, Any] | None = None,
         key: str | None = None,
         durable: bool = True,
+        tenant: str | None = None,
     ) -> AsyncHandle:
         """Submit one input and return a handle to its result, once it is accepted. See `Client.submit`.
 
@@ -127,7 +130,9 @@ class AsyncClient:
         promise = self._here().create_future()
         await self._turn()
         request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=params)
-        order, pending = lone_order(request, input, self._link, promise, key=key, durable=durable)
+        order, pending = lone_order(
+            request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)
+        )
         await self._send(order, promise)
         return AsyncHandle(self._link, self._calls, pending, single=request.single)
 
@@ -146,6 +151,7 @@ class AsyncClient:
         on_accepted: Callable[[str, int], object] | None = None,
         on_rejected: Callable[[Rejected], object] | None = None,
         patience_s: float | None = None,
+        tenant: str | None = None,
     ) -> AsyncJob:
         """Submit inputs from an iterable or an async iterable, chunk by chunk, in constant memory. See `Client.submit_many`.
 
@@ -159,12 +165,14 @@ class AsyncClient:
         check_many(inputs, on_error, Iterable, AsyncIterable)
         catalogue = await self._tasks()
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
-        submission = Submission(request, new_job(request.priority, name, idempotency_key, ttl_s), on_accepted)
+        job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant))
+        submission = Submission(request, job, on_accepted)
         limit_s = checked(patience_s)
         intake = Intake(request, on_error, on_rejected=on_rejected)
+        found = 0
         try:
             if idempotency_key is not None:
-                intake.skip = submission.resume(await self._create_job(submission))
+                found = intake.skip = submission.resume(await self._create_job(submission))
             await self._send_all(submission, intake, inputs, limit_s)
             if submission.new_job is not None:  # no items at all: an empty job, finished from the start
                 await self._create_job(submission)
@@ -177,6 +185,7 @@ class AsyncClient:
             submission.job,
             rejected=intake.rejected,
             rejected_count=intake.rejected_count,
+            found=found,
         )
 
     async def _send_all(
@@ -214,6 +223,9 @@ class AsyncClient:
     async def _create_job(self, submission: Submission) -> JobStatus:
         return await self._calls(lambda: self._link.store.create_job(submission.created))
 
+    def _whose(self, tenant: str | None) -> str:
+        return self._tenant if tenant is None else checked_tenant(tenant)
+
     # --- awaiting and reading ---
 
     async def as_completed(
@@ -249,10 +261,10 @@ class AsyncClient:
         await self.status(id)
         return AsyncJob(self._link, self._calls, id)
 
-    async def jobs(self, limit: int = 20) -> list[JobStatus]:
-        """Return the newest jobs, the newest first."""
+    async def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
+        """Return the newest jobs, the newest first: everybody's, or one tenant's."""
         self._here()
-        return await self._calls(lambda: self._link.store.jobs(limit=limit))
+        return await self._calls(lambda: self._link.store.jobs(limit=limit, tenant=tenant))
 
     async def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return how far a job is. Raises UnknownJob."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from producers.catalogue import Catalogue
-from producers.connection import Connection
+from producers.connection import Connection, checked_tenant
 from producers.errors import ArgosyError, Overloaded
 from producers.gathering import at_once
 from producers.handles import Handle, Job
@@ -36,7 +36,8 @@ class Client:
 
     Without arguments it finds the broker and the store as `producers.connection` says, and the tasks in the
     ``fleet.toml`` that ``ARGOSY_FLEET`` names, or else the built-in ones. `store_timeout_s` bounds each wait for the
-    store. What several threads submit at the same time goes out together.
+    store. What several threads submit at the same time goes out together. `tenant` is whose work it is, unless a call says
+    otherwise; the default is that of ``ARGOSY_TENANT``, or nobody in particular. Tenants of the same priority take turns.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Client:
         *,
         catalogue: Catalogue | None = None,
         store_timeout_s: float = 30.0,
+        tenant: str | None = None,
     ) -> None:
         self._connection = Connection(broker_url, store_url)
         self._catalogue = catalogue
+        self._tenant = self._connection.tenant if tenant is None else checked_tenant(tenant)
         self._link = Link(self._connection, at_once, store_timeout_s=store_timeout_s)
         self._outbox = Outbox(self._link, at_once)
 
@@ -84,6 +87,7 @@ class Client:
         params: Mapping[str, Any] | None = None,
         key: str | None = None,
         durable: bool = True,
+        tenant: str | None = None,
     ) -> Handle:
         """Submit one input and return a handle to its result.
 
@@ -99,7 +103,9 @@ class Client:
         """
         request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
         promise: Future[None] = Future()
-        order, pending = lone_order(request, input, self._link, promise, key=key, durable=durable)
+        order, pending = lone_order(
+            request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)
+        )
         self._send(order, promise)
         return Handle(self._link, pending, single=request.single)
 
@@ -118,6 +124,7 @@ class Client:
         on_accepted: Callable[[str, int], object] | None = None,
         on_rejected: Callable[[Rejected], object] | None = None,
         patience_s: float | None = None,
+        tenant: str | None = None,
     ) -> Job:
         """Submit inputs (plain, or as NewItem with key and parameters) chunk by chunk, in constant memory.
 
@@ -137,11 +144,13 @@ class Client:
         """
         check_many(inputs, on_error, Iterable)
         request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
-        submission = Submission(request, new_job(request.priority, name, idempotency_key, ttl_s), on_accepted)
+        job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant))
+        submission = Submission(request, job, on_accepted)
         limit_s = checked(patience_s)
         intake = Intake(request, on_error, on_rejected=on_rejected)
+        found = 0
         if idempotency_key is not None:
-            intake.skip = submission.resume(self._link.store.create_job(submission.created))
+            found = intake.skip = submission.resume(self._link.store.create_job(submission.created))
         try:
             for chunk in chunks(intake.items(inputs)):
                 self._send_chunk(submission, chunk, limit_s)
@@ -150,7 +159,13 @@ class Client:
         except (ArgosyError, StoreError) as error:
             submission.failed(error)
             raise
-        return Job(self._link, submission.job, rejected=intake.rejected, rejected_count=intake.rejected_count)
+        return Job(
+            self._link,
+            submission.job,
+            rejected=intake.rejected,
+            rejected_count=intake.rejected_count,
+            found=found,
+        )
 
     def _send_chunk(self, submission: Submission, chunk: Sequence[Weighed], limit_s: float) -> None:
         patience = Patience(limit_s)
@@ -172,6 +187,9 @@ class Client:
             promise.cancel()  # interrupted by the user before it was sent: not sent any more
             raise
 
+    def _whose(self, tenant: str | None) -> str:
+        return self._tenant if tenant is None else checked_tenant(tenant)
+
     # --- reading ---
 
     def job(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else
@@ -179,9 +197,9 @@ class Client:
         self.status(id)
         return Job(self._link, id)
 
-    def jobs(self, limit: int = 20) -> list[JobStatus]:
-        """Return the newest jobs, the newest first."""
-        return self._link.store.jobs(limit=limit)
+    def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
+        """Return the newest jobs, the newest first: everybody's, or one tenant's."""
+        return self._link.store.jobs(limit=limit, tenant=tenant)
 
     def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return how far a job is. Raises UnknownJob."""

@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import msgspec
 
 from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError
+from producers.errors import ConfigurationError, InvalidInput
 
 Part = Literal["broker", "store"]
 
@@ -32,6 +32,7 @@ _EXAMPLES: Mapping[Part, str] = {
     "broker": "redis://localhost:6379/0",
     "store": "sqlite:////var/lib/argosy/store.db or postgresql://user@host/argosy",
 }
+_TENANT = re.compile(r"[A-Za-z0-9._@:+-]{0,64}")
 _USER_AND_PASSWORD = re.compile(r"^([^:/]+://[^:/@]*):.*@", re.DOTALL)
 _PASSWORD_IN_QUERY = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 
@@ -82,6 +83,11 @@ class Connection:
     def store_url(self) -> str:
         """The database URL, with its password. Raises ConfigurationError if there is none."""
         return self._set_url("store") or self._local_fleet("store").store_url
+
+    @property
+    def tenant(self) -> str:
+        """The tenant that ``ARGOSY_TENANT`` names, or none. Raises InvalidInput."""
+        return checked_tenant(self.environment.get("ARGOSY_TENANT", ""), "ARGOSY_TENANT")
 
     @property
     def catalogue(self) -> Catalogue:
@@ -139,6 +145,13 @@ def home(environment: Mapping[str, str] = os.environ) -> Path:
         return Path(environment["ARGOSY_HOME"])
     data = environment.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "argosy"
+
+
+def checked_tenant(name: object, field: str = "tenant") -> str:
+    """Return a tenant's name if it is one; empty is nobody in particular. Raises InvalidInput naming `field`."""
+    if not isinstance(name, str) or not _TENANT.fullmatch(name):
+        raise InvalidInput(field, f"{name!r} is no tenant's name", "use up to 64 letters, digits and . _ @ : + - signs")
+    return name
 
 
 def masked(url: str) -> str:

@@ -15,26 +15,31 @@ from producers.gathering import Deliver
 from producers.messages import Priority, new_id
 from producers.notices import Listener
 from producers.publisher import Publisher, as_unavailable
-from results_store.records import NewJob
+from results_store.records import NewJob, Tenant
 
 if TYPE_CHECKING:
     from results_store.store import Store
 
 
-class Link:
-    """The parts that the client and the asyncio client share. Thread-safe; opening may wait for the network.
+class Stream:
+    """The one job that a client's lone items of one tenant belong to, and their numbers in it."""
 
-    `stream` is the one job that a client's lone items belong to: one subscription serves all their handles.
-    """
-
-    def __init__(self, connection: Connection, deliver: Deliver, *, store_timeout_s: float) -> None:
-        self.stream = NewJob(
+    def __init__(self, tenant: str) -> None:
+        self.job = NewJob(
             id=new_id(),
             priority=int(Priority.STANDARD),
             name=f"stream of {socket.gethostname()}:{os.getpid()}",
             created_at=time.time(),
+            tenant=tenant,
         )
         self.seq = itertools.count()
+        self.open = False
+
+
+class Link:
+    """The parts that the client and the asyncio client share. Thread-safe; opening may wait for the network."""
+
+    def __init__(self, connection: Connection, deliver: Deliver, *, store_timeout_s: float) -> None:
         self._connection = connection
         self._deliver = deliver
         self._store_timeout_s = store_timeout_s
@@ -44,7 +49,8 @@ class Link:
         self._store: Store | None = None
         self._publisher: Publisher | None = None
         self._listener: Listener | None = None
-        self._stream_open = False
+        self._streams: dict[str, Stream] = {}
+        self._tenants = {"": Tenant(name="", lane=0)}
 
     @property
     def store(self) -> Store:
@@ -79,15 +85,26 @@ class Link:
                 self._listener = Listener(redis, lambda: self.store, self._deliver)
             return self._listener
 
-    def open_stream(self, *, again: bool = False) -> None:
+    def stream(self, tenant: str) -> Stream:
+        """Return a tenant's stream, at once; `open_stream` makes it real."""
+        found = self._streams.get(tenant)
+        return self._streams.setdefault(tenant, Stream(tenant)) if found is None else found
+
+    def open_stream(self, stream: Stream, *, again: bool = False) -> None:
         """Make sure that the stream's job exists and its notices are heard. Raises BrokerUnavailable, StoreUnavailable."""
+        if stream.open and not again:
+            return
         with self._lock:
-            if self._stream_open and not again:
-                return
             self.publisher.check()  # no job for a broker that is not there
-            self.store.create_job(self.stream)
-            self.listener.start(self.stream.id)
-            self._stream_open = True
+            self.store.create_job(stream.job)
+            self.listener.start(stream.job.id)
+            stream.open = True
+
+    def lane(self, tenant: str) -> int:
+        """Return the lane of a tenant's envelopes. The first time, a new tenant gets one in the store. Raises StoreUnavailable."""
+        if tenant not in self._tenants:
+            self._tenants[tenant] = self.store.tenant(tenant)
+        return self._tenants[tenant].lane
 
     def check(self) -> None:
         """Ask broker and store now. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""

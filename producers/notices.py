@@ -63,15 +63,16 @@ class Listener:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._live = False
-        self._stream = ""
+        self._streams: set[str] = set()  # the channels that are heard for good
         self._thread: threading.Thread | None = None
         self._next_look = 0.0
 
     def start(self, job: str) -> None:
-        """Hear the notices of the client's own stream from now on, before anything of it is submitted."""
-        self._stream = done_channel(job)
+        """Hear the notices of a stream of the client's own from now on, before anything of it is submitted."""
+        channel = done_channel(job)
         with self._lock:
-            self._followers.setdefault(self._stream, [])
+            self._streams.add(channel)
+            self._followers.setdefault(channel, [])
         self._begin()
 
     def _begin(self) -> None:
@@ -113,7 +114,7 @@ class Listener:
             followers = self._followers.get(channel, [])
             if changed in followers:
                 followers.remove(changed)
-                if not followers and channel != self._stream:
+                if not followers and channel not in self._streams:
                     del self._followers[channel]  # the thread unsubscribes when it comes by
 
     def look_up(self, pending: Iterable[Pending]) -> None:

@@ -115,8 +115,8 @@ class Outbox:
     def _commit(self, orders: Sequence[Order]) -> list[Sealed]:
         store = self._link.store
         self._link.publisher.check()
-        lone = self._open_stream(orders)
-        sealed = seal((order.parcel for order in orders), time.time())
+        lone = self._open_streams(orders)
+        sealed = self._seal(orders)
         envelopes = [one.envelope for one in sealed]
         jobs = [order.new_job for order in orders if order.new_job is not None]
         try:
@@ -124,7 +124,7 @@ class Outbox:
         except UnknownJob:
             if not lone:
                 raise
-            self._link.open_stream(again=True)  # purged during a long silence of this client
+            self._open_streams(orders, again=True)  # purged during a long silence of this client
             store.add_envelopes(envelopes, jobs=jobs, expected_items=orders[0].expected_rows)
         self._expect(sealed, lone)
         return sealed
@@ -144,8 +144,8 @@ class Outbox:
         if not orders:
             return
         try:
-            lone = self._open_stream(orders)
-            sealed = seal((order.parcel for order in orders), time.time())
+            lone = self._open_streams(orders)
+            sealed = self._seal(orders)
             self._expect(sealed, lone)
             self._push(sealed)
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
@@ -160,22 +160,27 @@ class Outbox:
         self._waiting.remove(group)
         return [order for order in group if not order.promise.cancelled()]
 
-    def _open_stream(self, orders: Iterable[Order]) -> dict[int, Pending]:
-        """Return the lone items among the orders; the job that they belong to exists from here on."""
-        lone = {order.pending.seq: order.pending for order in orders if order.pending is not None}
-        if lone:
-            self._link.open_stream()
-        return lone
+    def _open_streams(self, orders: Iterable[Order], *, again: bool = False) -> dict[tuple[str, int], Pending]:
+        """Return the lone items among the orders; the jobs that they belong to exist from here on."""
+        lone = [order for order in orders if order.pending is not None]
+        for tenant in {order.parcel.tenant for order in lone}:
+            self._link.open_stream(self._link.stream(tenant), again=again)
+        return {(order.pending.job, order.pending.seq): order.pending for order in lone if order.pending is not None}
 
-    def _expect(self, sealed: Iterable[Sealed], lone: Mapping[int, Pending]) -> None:
+    def _seal(self, orders: Iterable[Order]) -> list[Sealed]:
+        parcels = [order.parcel for order in orders]
+        lanes = {parcel.tenant: self._link.lane(parcel.tenant) for parcel in parcels}
+        return seal(parcels, time.time(), lanes)
+
+    def _expect(self, sealed: Iterable[Sealed], lone: Mapping[tuple[str, int], Pending]) -> None:
         """Register who awaits what, before a worker can have it."""
         if not lone:
             return
         for one in sealed:
-            if one.envelope.job == self._link.stream.id:
-                for item in one.items:
+            for item in one.items:
+                if (pending := lone.get((one.envelope.job, item.seq))) is not None:
                     carrier = Carrier(one.envelope.id, one.envelope.model, item.tasks, alone=len(one.items) == 1)
-                    lone[item.seq].carriers += (carrier,)
+                    pending.carriers += (carrier,)
         self._link.listener.expect(lone.values())
 
     def _push(self, sealed: Sequence[Sealed]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -185,6 +185,7 @@ class Parcel:
     job: str
     deadline_at: float | None = None
     durable: bool = True
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,18 +211,22 @@ def shared_deadline(request: Request, now: float) -> float | None:
     return math.ceil((now + request.deadline_s) / grain_s) * grain_s
 
 
-def seal(parcels: Iterable[Parcel], now: float) -> list[Sealed]:
-    """Return the envelopes that carry all items of `parcels`, encoded.
+#: The lanes of those who name no tenant.
+ONE_LANE = {"": 0}
 
-    What has model, priority, deadline and job in common shares envelopes, whichever call it came by. An item is in one
+
+def seal(parcels: Iterable[Parcel], now: float, lanes: Mapping[str, int] = ONE_LANE) -> list[Sealed]:
+    """Return the envelopes that carry all items of `parcels`, encoded; `lanes` has the lane of each tenant.
+
+    What has tenant, model, priority, deadline and job in common shares envelopes, whichever call it came by. An item is in one
     envelope for every model that its tasks need, under the same `seq`.
     """
-    lots: defaultdict[tuple[str, str, Priority, float | None, bool], list[Weighed]] = defaultdict(list)
+    lots: defaultdict[tuple[str, str, str, Priority, float | None, bool], list[Weighed]] = defaultdict(list)
     for parcel in parcels:
         models = parcel.request.models
         for model, tasks in models.items():
             share = parcel.items if len(models) == 1 else [(_part(item, tasks), size) for item, size in parcel.items]
-            lots[parcel.job, model, parcel.request.priority, parcel.deadline_at, parcel.durable] += share
+            lots[parcel.tenant, parcel.job, model, parcel.request.priority, parcel.deadline_at, parcel.durable] += share
     return [
         _seal(
             Envelope(
@@ -234,9 +239,11 @@ def seal(parcels: Iterable[Parcel], now: float) -> list[Sealed]:
                 items=items,
                 deadline_at=deadline_at,
                 durable=durable,
-            )
+                tenant=tenant,
+            ),
+            lanes[tenant],
         )
-        for (job, model, priority, deadline_at, durable), lot in lots.items()
+        for (tenant, job, model, priority, deadline_at, durable), lot in lots.items()
         for items in pack(lot)
     ]
 
@@ -246,7 +253,7 @@ def _part(item: Item, tasks: tuple[str, ...]) -> Item:
     return msgspec.structs.replace(item, tasks=tasks, params=params)
 
 
-def _seal(envelope: Envelope) -> Sealed:
+def _seal(envelope: Envelope, lane: int) -> Sealed:
     payload, content_type = encode(envelope)
     row = NewEnvelope(
         id=envelope.id,
@@ -259,5 +266,6 @@ def _seal(envelope: Envelope) -> Sealed:
         content_type=content_type,
         created_at=envelope.queued_at,
         deadline_at=envelope.deadline_at,
+        lane=lane,
     )
     return Sealed(row, envelope.items)

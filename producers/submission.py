@@ -31,13 +31,15 @@ def lone_order(
     *,
     key: str | None,
     durable: bool,
+    tenant: str,
 ) -> tuple[Order, Pending]:
-    """Return the order for one input, in the client's stream, and what awaits its results. Raises InvalidInput."""
+    """Return the order for one input, in the tenant's stream, and what awaits its results. Raises InvalidInput."""
     item = request.item(0, NewItem(input, key), field="input")
-    item = msgspec.structs.replace(item, seq=next(link.seq))  # a refused input leaves no gap
+    stream = link.stream(tenant)
+    item = msgspec.structs.replace(item, seq=next(stream.seq))  # a refused input leaves no gap
     deadline_at = shared_deadline(request, time.time())
-    parcel = Parcel(request, [(item, weight(item.input))], link.stream.id, deadline_at, durable)
-    pending = Pending(link.stream.id, item.seq, item.tasks, key=key, durable=durable)
+    parcel = Parcel(request, [(item, weight(item.input))], stream.job.id, deadline_at, durable, tenant)
+    pending = Pending(stream.job.id, item.seq, item.tasks, key=key, durable=durable)
     return Order(parcel, promise, pending), pending
 
 
@@ -46,6 +48,7 @@ class Submission:
 
     def __init__(self, request: Request, job: NewJob, on_accepted: Callable[[str, int], object] | None = None) -> None:
         self.job = job.id
+        self._tenant = job.tenant
         self.new_job: NewJob | None = job
         self._request = request
         self._on_accepted = on_accepted
@@ -60,7 +63,13 @@ class Submission:
         return self.new_job
 
     def resume(self, found: JobStatus) -> int:
-        """Go on with the job that has the idempotency key; return how many items it has from an earlier run."""
+        """Go on with the job that has the idempotency key; return how many items it has from an earlier run.
+
+        Raises InvalidInput if it was cancelled: what was added would never be computed.
+        """
+        if found.cancelled_at is not None:
+            problem = f"belongs to the job {found.id}, which was cancelled"
+            raise InvalidInput("idempotency_key", problem, "take another one (`argosy submit --again`)")
         self.job, self.new_job = found.id, None
         # from here on each chunk says how many rows it expects before it, so that two runs cannot mix
         self._expected_rows = found.items
@@ -68,7 +77,7 @@ class Submission:
 
     def order(self, chunk: Sequence[Weighed], promise: Promise) -> Order:
         """Return the order for the next chunk. The one before must have been accepted."""
-        parcel = Parcel(self._request, chunk, self.job, self._deadline_at)
+        parcel = Parcel(self._request, chunk, self.job, self._deadline_at, tenant=self._tenant)
         return Order(parcel, promise, new_job=self.new_job, expected_rows=self._expected_rows)
 
     def accepted(self, chunk: Sequence[Weighed]) -> None:
@@ -89,7 +98,12 @@ class Submission:
 
 
 def new_job(
-    priority: Priority, name: str | None, idempotency_key: str | None = None, ttl_s: float | None = None
+    priority: Priority,
+    name: str | None,
+    idempotency_key: str | None = None,
+    ttl_s: float | None = None,
+    *,
+    tenant: str = "",
 ) -> NewJob:
     """Return a job to create, with a new id. Raises InvalidInput for a `ttl_s` that is no time."""
     if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
@@ -101,6 +115,7 @@ def new_job(
         idempotency_key=idempotency_key,
         created_at=time.time(),
         ttl_s=ttl_s,
+        tenant=tenant,
     )
 
 
