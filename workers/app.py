@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu import Queue
 
-from producers.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS, queue_name
+from producers.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
 from workers import tasks
+from workers.lanes import LaneTurns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,27 +21,29 @@ if TYPE_CHECKING:
 
 def create_app(
     broker_url: str,
-    models: Iterable[str],
+    queues: Iterable[str],
     *,
     concurrency: int,
     result_backend: str | None = None,
     node: Node | None = None,
 ) -> Celery:
-    """Return the Celery application that consumes the queues of `models`.
+    """Return the Celery application that consumes `queues`, in turns by the weights of the node's lanes.
 
     Without a `node` it can inspect and monitor a fleet, but has no task to run.
     """
     app = Celery("argosy", broker=broker_url, set_as_current=False)
-    app.conf.update(_settings(broker_url, models, concurrency, result_backend))
+    app.conf.update(_settings(broker_url, queues, concurrency, result_backend))
     if node is not None:
+        # within one priority the lanes and the models take turns; urgent comes first across all of them either way
+        app.conf.broker_transport_options["queue_order_strategy"] = partial(LaneTurns, node.lanes.weight)
         tasks.register(app, node)
     return app
 
 
-def _settings(broker_url: str, models: Iterable[str], concurrency: int, result_backend: str | None) -> dict[str, Any]:
+def _settings(broker_url: str, queues: Iterable[str], concurrency: int, result_backend: str | None) -> dict[str, Any]:
     return {
-        # one queue a model; `task_create_missing_queues` off so that a misspelt queue is an error, not a silent list
-        "task_queues": [Queue(queue_name(model)) for model in models],
+        # one queue for each model and lane; `task_create_missing_queues` off so that a misspelt queue is an error, not a silent list
+        "task_queues": [Queue(queue) for queue in queues],
         "task_create_missing_queues": False,
         # acknowledged only when the task has returned, which is after its results are committed
         "task_acks_late": True,
@@ -71,8 +75,6 @@ def _settings(broker_url: str, models: Iterable[str], concurrency: int, result_b
         "broker_transport_options": {
             "priority_steps": PRIORITY_STEPS,
             "sep": PRIORITY_SEPARATOR,
-            # within one priority the models take turns; urgent comes first across all of them either way
-            "queue_order_strategy": "round_robin",
             # kombu's own redelivery is the last resort: leases and the reconciler come long before it
             "visibility_timeout": 6 * 3600,
             # a silent network is noticed in seconds instead of the kernel's minutes

@@ -132,6 +132,7 @@ class Execution:
                     envelope.deadline_at,
                     row.content,
                     len(params),
+                    envelope.tenant,
                 )
                 entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job)
         results = [

@@ -28,6 +28,7 @@ from workers.device_process import ModelToLoad
 from workers.devices import Device
 from workers.execution import EnvelopeInterrupted, Execution
 from workers.inputs import InputLimits
+from workers.lanes import LOOK_EVERY_S, Lanes
 from workers.models import sources
 from workers.models.model import ModelSpec
 from workers.notices import Notices
@@ -76,6 +77,7 @@ class Node:
             on_committed=Notices(self._publisher).announce,
         )
         self._on_out_of_service = on_out_of_service
+        self.lanes = Lanes(self._store, self.models)
         self._batcher: Batcher | None = None
         self._execution: Execution | None = None
         self._upkeep = Upkeep()
@@ -88,6 +90,7 @@ class Node:
         to_load = [self._to_load(name) for name in self.models]
         served = {wanted.name: self._served(wanted) for wanted in to_load}
         self._store.open()
+        self.lanes.look()
         self._writer.start()
         worker = self.settings.worker
         batcher = Batcher(
@@ -115,11 +118,14 @@ class Node:
         batcher.came_up.wait()
         if batcher.out_of_service:
             raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
+        batcher.weigh(self.lanes.tenants)
+        self.lanes.follow(lambda: batcher.weigh(self.lanes.tenants))
         reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)
         self._upkeep.start(
             {
                 "leases": (worker.lease_s / 3, self._renew_leases),
                 "cancellations": (worker.look_for_cancellations_every_s, self._drop_cancelled),
+                "tenants": (LOOK_EVERY_S, self.lanes.look),
                 "reconciler": (worker.reconcile_every_s, reconciler.run),
                 "retention": (PURGE_EVERY_S, self._store.purge),
             }

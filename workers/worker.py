@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from producers.errors import ConfigurationError
 from workers.devices import Device
+from workers.lanes import Lanes
 from workers.node import Node
 from workers.settings import Settings
 
@@ -79,9 +81,33 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
     worker_ready.connect(ready, weak=False)
     worker_shutting_down.connect(shutting_down, weak=False)
     concurrency = node.settings.worker.concurrency
-    app = create_app(broker_url, node.models, concurrency=concurrency, result_backend=result_backend, node=node)
+    app = create_app(broker_url, node.lanes.queues, concurrency=concurrency, result_backend=result_backend, node=node)
     # gossip and mingle are for clocks and revocations shared between workers, which the store does here
     worker = app.Worker(hostname=node.name, loglevel="INFO", quiet=True, without_gossip=True, without_mingle=True)
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)  # two lines an envelope; Flower shows them better
+    node.lanes.follow(partial(_take_from, worker, node.lanes))
     worker.start()
+
+
+def _take_from(worker: Any, lanes: Lanes) -> None:
+    """Have a running worker take from lanes that are new. Called in a thread that is not the consumer's."""
+    from kombu import Queue
+
+    for name in lanes.queues:
+        # first among the application's queues: a consumer that is just being made, or made anew, starts with those
+        if name not in worker.app.amqp.queues:
+            worker.app.amqp.queues.add(Queue(name))
+        consumer = worker.consumer
+        if consumer is not None and not _is_taken_from(consumer, name):
+            consumer.call_soon(_take_from_queue, consumer, name)
+
+
+def _take_from_queue(consumer: Any, name: str) -> None:
+    if consumer.task_consumer is not None and not _is_taken_from(consumer, name):
+        consumer.add_task_queue(name)
+
+
+def _is_taken_from(consumer: Any, name: str) -> bool:
+    tasks = consumer.task_consumer
+    return tasks is not None and bool(tasks.consuming_from(name))

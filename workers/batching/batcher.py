@@ -65,7 +65,12 @@ class _Cancel:
     jobs: frozenset[str]
 
 
-_Message: TypeAlias = list[Entry] | DeviceEvent | _Cancel
+@dataclass(frozen=True, slots=True)
+class _Weigh:
+    weights: Mapping[str, float]
+
+
+_Message: TypeAlias = list[Entry] | DeviceEvent | _Cancel | _Weigh
 
 
 class Batcher:
@@ -132,6 +137,10 @@ class Batcher:
         """End what waits of these jobs as cancelled. What the device already has is computed: the first to end wins."""
         self._inbox.put(_Cancel(frozenset(jobs)))
 
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """From now on tenants take turns by these weights."""
+        self._inbox.put(_Weigh(weights))
+
     def stop(self) -> None:
         """Interrupt whatever waits or runs, end the device, and return when the thread has ended."""
         with self._admission:
@@ -168,6 +177,8 @@ class Batcher:
             self._scheduler.add(message)
         elif isinstance(message, _Cancel):
             self._cancel(message.jobs)
+        elif isinstance(message, _Weigh):
+            self._scheduler.turns.weights = dict(message.weights)
         elif message.life == self._device.life and not self.out_of_service:
             self._on_device_event(message.header, message.arrays)
 
