@@ -39,12 +39,14 @@ def _given_up(attempts: int, worker: str | None, cause: dict[str, Any] | None) -
     return {**error, "cause": cause} if cause else error
 
 
-def dead(connection: Connection, *, job: str | None, limit: int) -> list[DeadLetter]:
+def dead(connection: Connection, *, job: str | None, limit: int, tenant: str | None = None) -> list[DeadLetter]:
     """Return the dead envelopes, the newest first, with their payloads and failed results."""
     wanted = select(envelopes, payloads.c.payload, payloads.c.content_type).join(
         payloads, payloads.c.envelope == envelopes.c.id
     )
     wanted = wanted.where(DEAD, *([envelopes.c.job == job] if job is not None else []))
+    if tenant is not None:
+        wanted = wanted.where(envelopes.c.job.in_(select(jobs.c.id).where(jobs.c.tenant == tenant)))
     found = connection.execute(wanted.order_by(envelopes.c.finished_at.desc(), envelopes.c.id).limit(limit)).mappings()
     letters = {row["id"]: dict(row) for row in found}
     failures: dict[str, list[Result]] = {id_: [] for id_ in letters}

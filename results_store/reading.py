@@ -81,8 +81,12 @@ def spread_of_results(connection: Connection, id_: str, block: int) -> dict[int,
     return {int(number): count for number, count in connection.execute(counted)}
 
 
-def recent_failures(connection: Connection, limit: int) -> list[Result]:
+def recent_failures(connection: Connection, limit: int, job_: str | None, tenant: str | None) -> list[Result]:
     wanted = select(results).where(FAILED).order_by(results.c.stored_at.desc()).limit(limit)
+    if job_ is not None:
+        wanted = wanted.where(results.c.job == job_)
+    if tenant is not None:
+        wanted = wanted.where(results.c.job.in_(select(jobs.c.id).where(jobs.c.tenant == tenant)))
     return [result(row) for row in connection.execute(wanted).mappings()]
 
 

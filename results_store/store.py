@@ -311,10 +311,13 @@ class Store:
                 connection, now, accepted_before=accepted_before, published_before=published_before, limit=limit
             )
 
-    def dead(self, *, job: str | None = None, limit: int = 100) -> list[DeadLetter]:
-        """Return the envelopes that were given up, the newest first, with their payloads and failed results."""
+    def dead(self, *, job: str | None = None, limit: int = 100, tenant: str | None = None) -> list[DeadLetter]:
+        """Return the envelopes that were given up, the newest first, with their payloads and failed results.
+
+        With `job` or `tenant`, only those of it.
+        """
         with self._database.read() as connection:
-            return dead_letters.dead(connection, job=job, limit=limit)
+            return dead_letters.dead(connection, job=job, limit=limit, tenant=tenant)
 
     def replay(
         self,
@@ -364,10 +367,10 @@ class Store:
         with self._database.read() as connection:
             return reading.depth(connection)
 
-    def recent_failures(self, *, limit: int = 20) -> list[Result]:
-        """Return the newest failed results."""
+    def recent_failures(self, *, limit: int = 20, job: str | None = None, tenant: str | None = None) -> list[Result]:
+        """Return the newest failed results: of everybody, of a job, of a tenant."""
         with self._database.read() as connection:
-            return reading.recent_failures(connection, limit)
+            return reading.recent_failures(connection, limit, job, tenant)
 
     def recent_batches(self, *, limit: int = 20) -> list[Batch]:
         """Return the newest micro-batches."""
