@@ -24,6 +24,7 @@ import numpy as np
 
 from producers.catalogue import KINDS, Task
 from workers import transfer
+from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.model import Arrays, Model, ModelSpec
 from workers.transfer import Header
 
@@ -42,17 +43,18 @@ class ModelToLoad(msgspec.Struct, frozen=True):
     revision: str
     tasks: dict[str, tuple[str, str]]  # task: (kind, summary)
     options: dict[str, Any]
+    backend: Backend = REFERENCE
 
     @classmethod
     def from_spec(cls, class_: str, spec: ModelSpec) -> ModelToLoad:
         tasks = {name: (task.kind.name, task.summary) for name, task in spec.tasks.items()}
-        return cls(class_, spec.name, str(spec.folder), spec.revision, tasks, dict(spec.options))
+        return cls(class_, spec.name, str(spec.folder), spec.revision, tasks, dict(spec.options), spec.backend)
 
     def build(self) -> Model:
         """Return the model, constructed but not loaded. Raises ImportError, AttributeError or TypeError."""
         module, _, name = self.class_.partition(":")
         tasks = {task: Task(task, KINDS[kind], self.name, summary) for task, (kind, summary) in self.tasks.items()}
-        spec = ModelSpec(self.name, Path(self.folder), self.revision, tasks, self.options)
+        spec = ModelSpec(self.name, Path(self.folder), self.revision, tasks, self.options, self.backend)
         model = getattr(importlib.import_module(module), name)(spec)
         if not isinstance(model, Model):
             raise TypeError(f"{self.class_} is not a workers.models.model.Model")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from producers.catalogue import Task
 from producers.errors import InvalidInput
+from workers.models.backends.choice import REFERENCE, Backend
 
 Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
@@ -27,13 +28,14 @@ Arrays: TypeAlias = dict[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a model is made from: its name, its folder of weights, its revision, its tasks, and its own options."""
+    """What a model is made from: its name, its folder of weights, its revision, its tasks, its own options, its backend."""
 
     name: str
     folder: Path
     revision: str
     tasks: Mapping[str, Task]
     options: Mapping[str, Any] = field(default_factory=dict)
+    backend: Backend = REFERENCE
 
 
 @dataclass(frozen=True, slots=True)

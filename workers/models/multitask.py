@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -11,10 +16,13 @@ import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError
+from workers.models import sources
 from workers.models.model import Array, Arrays, Model, ModelSpec
 
 if TYPE_CHECKING:
     import torch
+
+    from workers.models.backends.network import Network
 
     #: What a backbone makes of a batch, by name (``hidden``, ``mask``, ``pooled`` …), each with a leading batch axis.
     Features: TypeAlias = dict[str, torch.Tensor]
@@ -33,24 +41,39 @@ class MultiTaskModel(Model):
         super().__init__(spec)
         self.passes = 0
         self._device = "cpu"
+        self._backbone: Network
 
     # --- in the device process ---
 
-    @abstractmethod
     def _load(self, device: str) -> None:
-        """Load backbone and heads onto the device."""
+        """Load the heads onto the device, where the network does not hold them."""
 
     @abstractmethod
-    def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
-        """Run the backbone."""
+    def _network(self) -> torch.nn.Module:
+        """Return the backbone in evaluation mode, in fp32, on the CPU: named tensors in, `Features` out."""
+
+    @abstractmethod
+    def _example(self) -> Arrays:
+        """Return a small batch of what the network takes, for the backends that trace it."""
 
     @abstractmethod
     def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
         """Run one task's head on its rows: probabilities `(rows, labels)`, or vectors `(rows, width)`."""
 
     def load(self, device: str) -> None:
+        import torch
+
+        from workers.models.backends import network
+
         self._device = device
         self._load(device)
+        example = {name: torch.from_numpy(array) for name, array in self._example().items()}
+        source = network.Source(self._network, example, self._cache_file())
+        self._backbone = network.build(self.spec.backend, source, device)
+
+    def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
+        """Run the backbone. What it returns may be overwritten by the next call."""
+        return self._backbone(arrays)
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch
@@ -68,10 +91,31 @@ class MultiTaskModel(Model):
         import torch
 
         # shared memory may be read-only, which torch would not respect
-        owned = array if array.flags.writeable else array.copy()
-        return torch.from_numpy(owned).to(self._device)
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        if not self._device.startswith("cuda"):
+            return tensor
+        # from pinned memory the copy runs beside what the device computes
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def _cache_file(self) -> Path:
+        """Where a backend keeps what it made of this very network: other weights, code or libraries, another file."""
+        code = [*sorted(Path(__file__).parent.glob("*_network.py")), Path(inspect.getfile(type(self)))]
+        made_by = [importlib.metadata.version(package) for package in ("torch", "transformers")]
+        digest = hashlib.blake2b(repr((self._weights, made_by)).encode(), digest_size=8)
+        for file in code:
+            digest.update(file.read_bytes())
+        return sources.cache_folder() / "networks" / f"{self.spec.name}-{digest.hexdigest()}"
 
     # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        return self._weights if self.spec.backend.is_reference else f"{self._weights}+{self.spec.backend}"
+
+    @property
+    def _weights(self) -> str:
+        """The revision of all weights, whatever they run on."""
+        return self.spec.revision
 
     @abstractmethod
     def labels(self, task: Task) -> Sequence[str]:

@@ -16,7 +16,8 @@ MAX_PIXELS = 50_000_000
 #: Formats that are read. Not EPS, PDF and the like: Pillow would start other programs for them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-_CROP = 224
+#: Height and width of what `decode` returns.
+SIDE = 224
 _SHORT_SIDE = 256
 
 
@@ -81,7 +82,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 def _centre(image: Image.Image) -> NDArray[np.uint8]:
     # one resize out of the square that counts: scaling a 1 x 100,000 image first would be a bomb of its own
     width, height = image.size
-    side = min(width, height) * _CROP / _SHORT_SIDE
+    side = min(width, height) * SIDE / _SHORT_SIDE
     left, top = (width - side) / 2, (height - side) / 2
-    square = image.resize((_CROP, _CROP), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    square = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return np.asarray(square, dtype=np.uint8)

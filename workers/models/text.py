@@ -36,7 +36,6 @@ class TextModel(MultiTaskModel):
         super().__init__(spec)
         self._reading = threading.Lock()
         self._tokenizers_read: tuple[Tokenizer, Tokenizer] | None = None
-        self._backbone: Any = None
         self._heads: dict[str, Any] = {}
 
     # --- in the parent process ---
@@ -76,8 +75,8 @@ class TextModel(MultiTaskModel):
             mask[place, : row.size] = True
         return {"ids": ids, "mask": mask}
 
-    @cached_property
-    def revision(self) -> str:
+    @property
+    def _weights(self) -> str:
         return f"{self.spec.revision}+heads.{head.digest(self._head_files[name] for name in sorted(self._head_files))}"
 
     def labels(self, task: Task) -> Sequence[str]:
@@ -141,32 +140,24 @@ class TextModel(MultiTaskModel):
     # --- in the device process ---
 
     def _load(self, device: str) -> None:
-        from transformers import AutoModel
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # a worker's log is no terminal
-        backbone = AutoModel.from_pretrained(
-            self.spec.folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        self._backbone = backbone.eval().to(device)
         self._heads = {name: head.load(path).eval().to(device) for name, path in self._head_files.items()}
 
-    def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
-        """Return `pooled`, the mean of the last layer `(rows, width)`; `layers` `(rows, layers + 2, width)`, the mean of
-        every layer from the embeddings up, and of the last its maximum and first token; `tokens.N` `(rows, tokens, width)`,
-        layer N itself, with its `mask`. A frozen encoder keeps much of what heads need (negation, tone) in its middle layers.
-        """
-        import torch
+    def _network(self) -> torch.nn.Module:
+        from workers.models.text_network import TextEncoder
 
-        mask = arrays["mask"]
-        layers = self._backbone(
-            input_ids=arrays["ids"], attention_mask=mask.long(), output_hidden_states=True
-        ).hidden_states
-        weights = mask.unsqueeze(-1).to(layers[-1].dtype)
-        means = [(layer * weights).sum(1) / weights.sum(1) for layer in layers]
-        highest = layers[-1].masked_fill(~mask.unsqueeze(-1), float("-inf")).amax(1)
-        pooled = {"pooled": means[-1], "layers": torch.stack([*means, highest, layers[-1][:, 0]], 1)}
-        return pooled | {"mask": mask} | {f"tokens.{number}": layer for number, layer in enumerate(layers)}
+        # tokens are much to hand over, and only some heads read them; without any head it is training that reads
+        keep = {"pooled", "layers", *(name for module in self._heads.values() for name in module.reads)}
+        return TextEncoder(self.spec.folder, keep if self._heads else None).eval()
+
+    def _example(self) -> Arrays:
+        ids = np.full((2, 9), self._pad_id + 1, dtype=np.int32)
+        mask = np.ones(ids.shape, dtype=np.bool_)
+        mask[1, 5:] = False
+        return {"ids": ids, "mask": mask}
+
+    def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
+        """Return the encoder's features (see `TextEncoder.forward`) with the `mask` they were made under."""
+        return super().encode(arrays) | {"mask": arrays["mask"]}
 
     def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
         if task.name not in self._heads:

@@ -6,14 +6,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from workers.models import pixels
-from workers.models.model import ModelSpec, Prepared
+from workers.models.model import Arrays, Prepared
 from workers.models.multitask import MultiTaskModel
 
 if TYPE_CHECKING:
@@ -21,17 +22,9 @@ if TYPE_CHECKING:
 
     from workers.models.multitask import Features
 
-#: ImageNet's mean and standard deviation, per channel, of values 0 to 1: what these weights were trained with.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-
 
 class VisionModel(MultiTaskModel):
     """Options: `max_image_pixels` (default 50 million), over which an image is refused before it is decoded."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(spec)
-        self._network: Any = None
 
     # --- in the parent process ---
 
@@ -56,27 +49,15 @@ class VisionModel(MultiTaskModel):
 
     # --- in the device process ---
 
-    def _load(self, device: str) -> None:
-        from transformers import AutoModelForImageClassification
-        from transformers.utils import logging
+    def _network(self) -> torch.nn.Module:
+        from workers.models.vision_network import VisionEncoder
 
-        logging.disable_progress_bar()  # a worker's log is no terminal
-        network = AutoModelForImageClassification.from_pretrained(
-            self.spec.folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        self._network = network.eval().to(device)
+        return VisionEncoder(self.spec.folder).eval()
 
-    def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
-        import torch
-
-        images = arrays["pixels"].permute(0, 3, 1, 2).float() / 255
-        mean = torch.tensor(_MEAN, device=images.device).view(1, 3, 1, 1)
-        std = torch.tensor(_STD, device=images.device).view(1, 3, 1, 1)
-        return {"pooled": self._network.mobilenet_v2((images - mean) / std).pooler_output}
+    def _example(self) -> Arrays:
+        return {"pixels": np.zeros((2, pixels.SIDE, pixels.SIDE, 3), dtype=np.uint8)}
 
     def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
-        pooled = features["pooled"].index_select(0, rows)
         if not task.kind.name.endswith("classification"):
-            return pooled
-        scores: torch.Tensor = self._network.classifier(pooled)
-        return scores.softmax(-1)
+            return features["pooled"].index_select(0, rows)
+        return features["scores"].index_select(0, rows)

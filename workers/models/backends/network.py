@@ -1,0 +1,103 @@
+"""A network on a backend: the same torch module through torch, ONNX Runtime or OpenVINO, behind one call."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from producers.errors import ConfigurationError
+from workers.models.backends.choice import Backend
+
+Tensors = Mapping[str, torch.Tensor]
+
+#: A result whose name begins so has an axis of tokens after that of rows.
+TOKENS = "tokens"
+
+
+class Network(Protocol):
+    """Named tensors in, named tensors out, batch axis first. What comes out may be overwritten by the next call."""
+
+    def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a backend makes a network from.
+
+    `module` makes the module, which takes the tensors of `example` by name and returns tensors by name; it is in evaluation
+    mode, in fp32, on the CPU. In an input of two axes both may vary (rows and tokens), in any other the first alone. `cache`
+    is the file, without suffix, under which a backend may keep what it made of the module: another module has another. What
+    is kept there needs no module, whose making takes seconds.
+    """
+
+    module: Callable[[], nn.Module]
+    example: Tensors
+    cache: Path
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self.example)
+
+    def make(self) -> nn.Module:
+        """Return the module."""
+        module = self.module()
+        if module.training:
+            raise ValueError(
+                f"{type(module).__name__} is in training mode: it would run with its dropout; call .eval()"
+            )
+        return module
+
+
+def build(backend: Backend, source: Source, device: str) -> Network:
+    """Return `source` as a network on `backend`. Raises ConfigurationError where the backend cannot run here."""
+    if backend.name == "torch":
+        from workers.models.backends.torch_network import TorchNetwork
+
+        return TorchNetwork(backend, source, device)
+    if device != "cpu":
+        raise ConfigurationError(f"backend: {backend.name} runs on the CPU here, not on {device}; use 'torch'")
+    require(backend)
+    if backend.name == "openvino":
+        from workers.models.backends.openvino_network import OpenVinoNetwork
+
+        return OpenVinoNetwork(backend, source)
+    from workers.models.backends.onnx_network import OnnxNetwork
+
+    return OnnxNetwork(backend, source)
+
+
+#: What each backend must be able to import, and the extra that installs it.
+_NEEDS = {
+    "torch": (("torch",), "worker"),
+    "openvino": (("openvino",), "openvino"),
+    "onnxruntime": (("onnxruntime", "onnx"), "onnx"),
+}
+
+
+def require(backend: Backend) -> None:
+    """Raise ConfigurationError, with the remedy, unless the backend's packages are installed."""
+    modules, extra = _NEEDS[backend.name]
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigurationError(f"backend: {backend.name} needs {module}; pip install 'argosy[{extra}]'")
+
+
+class Positional(nn.Module):
+    """A module of named tensors as exporters want it: arguments and results by place. `outputs` are the results' names."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._module = source.make()
+        self._inputs = source.inputs
+        with torch.inference_mode():
+            self.outputs = tuple(self._module(**source.example))
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = self._module(**dict(zip(self._inputs, tensors, strict=True)))
+        return tuple(results[name] for name in self.outputs)

@@ -1,0 +1,74 @@
+"""OpenVINO as a backend: the module traced once, kept as a file, compiled for this CPU at every start."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workers.models.backends.choice import Backend
+from workers.models.backends.network import Positional, Source, Tensors
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenVinoNetwork:
+    """A compiled OpenVINO model with one request. Results point into the request's memory until the next call."""
+
+    def __init__(self, backend: Backend, source: Source) -> None:
+        import openvino
+
+        file = source.cache.with_suffix(".xml")
+        if not file.is_file():
+            _export(source, file)
+        core = openvino.Core()
+        compiled = core.compile_model(
+            core.read_model(file),
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": _HINTS[backend.precision],
+                "INFERENCE_NUM_THREADS": backend.threads or torch.get_num_threads(),
+                "PERFORMANCE_HINT": "LATENCY",
+            },
+        )
+        self._request = compiled.create_infer_request()
+        self._inputs = source.inputs
+        self._outputs = [output.any_name for output in compiled.outputs]
+
+    def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]:
+        arrays = [inputs[name].numpy() for name in self._inputs]
+        results = self._request.infer(arrays, share_inputs=True, share_outputs=True)
+        return {name: torch.from_numpy(results[place]) for place, name in enumerate(self._outputs)}
+
+
+def _export(source: Source, file: Path) -> None:
+    import openvino
+
+    module = Positional(source)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the tracer's, about Python values that do not vary here
+        model: Any = openvino.convert_model(module, example_input=tuple(source.example.values()))
+    for name, given in zip(source.inputs, model.inputs, strict=True):
+        example = source.example[name]
+        varying = 2 if example.ndim == 2 else 1
+        given.get_node().set_partial_shape(openvino.PartialShape([-1] * varying + list(example.shape[varying:])))
+    for name, result in zip(module.outputs, model.outputs, strict=True):
+        result.get_tensor().set_names({name})
+    model.validate_nodes_and_infer_types()
+    _keep(model, file)
+
+
+def _keep(model: Any, file: Path) -> None:
+    """Write the weights first and the graph, which names the whole, last and atomically: several workers may start at once."""
+    import tempfile
+
+    import openvino
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        openvino.save_model(model, made, compress_to_fp16=False)
+        made.with_suffix(".bin").replace(file.with_suffix(".bin"))
+        made.replace(file)

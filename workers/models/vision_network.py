@@ -1,0 +1,37 @@
+"""The vision model's network: normalisation, backbone and classifier. Imports torch: for the device process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+#: ImageNet's mean and standard deviation, per channel, of values 0 to 1: what these weights were trained with.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+class VisionEncoder(nn.Module):
+    """MobileNetV2 with its classifier, which is a thousandth of the work and so always runs."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        from transformers import AutoModelForImageClassification
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # a worker's log is no terminal
+        self.network: Any = AutoModelForImageClassification.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Map uint8 `(rows, height, width, channel)` to `pooled` `(rows, width)` and `scores` `(rows, labels)`, 0 to 1."""
+        images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        pooled = self.network.mobilenet_v2((images - self.mean) / self.std).pooler_output
+        return {"pooled": pooled, "scores": self.network.classifier(pooled).float().softmax(-1)}
