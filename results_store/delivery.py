@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -29,11 +28,11 @@ from sqlalchemy import (
     update,
 )
 
-from results_store import dead_letters, direct, retention
+from results_store import dead_letters, direct, flight, retention
 from results_store.columns import among, as_list, cleaned, listed
 from results_store.records import Batch, Claim, Committed, Line, PendingEnvelope, Result, ResultState
-from results_store.result_rows import Accepted, insert_new, insert_results, insert_unlisted
-from results_store.schema import ACCEPTED, PUBLISHED, UNFINISHED, batches, envelopes, jobs, payloads, tenants
+from results_store.result_rows import Accepted, insert_results, insert_unlisted
+from results_store.schema import ACCEPTED, PUBLISHED, UNFINISHED, envelopes, jobs, payloads, tenants
 
 
 def exchange(
@@ -59,7 +58,7 @@ def exchange(
     inserted = insert_results(connection, dead_letters.explained(connection, booked, dead) if dead else booked, now)
     more, accepted = insert_unlisted(connection, unbooked, now)
     for batch in ran:
-        _record(connection, batch)
+        flight.record(connection, batch)
     finished = (*_finish(connection, rows, "done", now), *_finish(connection, dead, "dead", now))
     if drop_inputs and done:
         retention.drop_inputs(connection, done)
@@ -67,13 +66,6 @@ def exchange(
     _count(connection, inserted + more, accepted, now)
     over = sorted({(result.job, result.envelope) for result in unbooked if result.envelope in done})
     return claimed, Committed(inserted=inserted.total() + more.total(), done=(*finished, *over))
-
-
-def _record(connection: Connection, batch: Batch) -> None:
-    row = asdict(batch)
-    if connection.dialect.name == "sqlite":
-        row |= {"heads": direct.json_of(batch.heads), "priorities": direct.json_of(batch.priorities)}
-    direct.run(connection, insert_new(connection, batches), row)
 
 
 def lock(connection: Connection, ids: Collection[str]) -> None:

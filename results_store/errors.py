@@ -14,6 +14,10 @@ class UnknownJob(StoreError, LookupError):
     """No job has this id."""
 
 
+class UnknownBatch(StoreError, LookupError):
+    """No micro-batch with this id is recorded."""
+
+
 class InvalidRow(StoreError, ValueError):
     """A row that the database cannot hold; `str()` names the field."""
 

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
 
 from results_store.columns import among
 from results_store.errors import UnknownJob
-from results_store.records import Batch, Depth, EnvelopeState, JobStatus, Result, ResultState
-from results_store.schema import FAILED, UNFINISHED, batches, envelopes, jobs, results
+from results_store.records import Depth, EnvelopeState, JobStatus, Result, ResultState
+from results_store.schema import FAILED, UNFINISHED, envelopes, jobs, results
 
 
 def job_status(row: RowMapping) -> JobStatus:
@@ -88,11 +88,6 @@ def recent_failures(connection: Connection, limit: int, job_: str | None, tenant
     if tenant is not None:
         wanted = wanted.where(results.c.job.in_(select(jobs.c.id).where(jobs.c.tenant == tenant)))
     return [result(row) for row in connection.execute(wanted).mappings()]
-
-
-def recent_batches(connection: Connection, limit: int) -> list[Batch]:
-    wanted = select(batches).order_by(batches.c.started_at.desc(), batches.c.id.desc()).limit(limit)
-    return [Batch(**row) for row in connection.execute(wanted).mappings()]
 
 
 def depth(connection: Connection) -> list[Depth]:

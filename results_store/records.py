@@ -111,8 +111,11 @@ class Result:
 class Batch:
     """One micro-batch that ran: the flight recorder's row.
 
-    `rows` went through the backbone for `items` items; `tokens` are real, `padded_tokens` what was
-    computed (for images both count rows). `heads` and `priorities` count items by name and by value.
+    `rows` went through the backbone for `items` items, `cached_rows` of them out of the feature cache; `tokens` are real,
+    `padded_tokens` what was computed (for images both count rows). `heads` and `priorities` count items by name and by
+    value. Before it the device did nothing for `idle_s`. `predicted_s` is what the batcher expected of `forward_s`, where
+    it knew enough. `trace` says who was in it: ``{"jobs": [id …], "items": [[job, seq, row, priority, cost, waited_ms] …]}``,
+    `job` an index into the ids, in the order of the batch.
     """
 
     id: str
@@ -129,6 +132,29 @@ class Batch:
     padded_tokens: int
     heads: dict[str, int] = field(default_factory=dict)
     priorities: dict[str, int] = field(default_factory=dict)
+    idle_s: float = 0.0
+    predicted_s: float | None = None
+    cached_rows: int = 0
+    trace: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedWork:
+    """The unfinished durable items of a model and a priority, those under way included.
+
+    `seconds_per_item` is what an item lately took of a device, divided by the number of workers that ran batches of its
+    model; None where none ran lately. More urgent work of the same model goes first: what an item has to wait is the
+    sum over the priorities down to its own.
+    """
+
+    model: str
+    priority: int
+    items: int
+    seconds_per_item: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.seconds_per_item is None else self.items * self.seconds_per_item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

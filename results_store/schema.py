@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0005"
+REVISION = "0006"
 
 metadata = MetaData()
 
@@ -190,6 +190,10 @@ batches = Table(
     Column("padded_tokens", BigInteger, nullable=False),
     Column("heads", Json, nullable=False),
     Column("priorities", Json, nullable=False),
+    Column("idle_s", Double, nullable=False, server_default="0"),
+    Column("predicted_s", Double),
+    Column("cached_rows", BigInteger, nullable=False, server_default="0"),
+    Column("trace", Json),
     Index("batches_newest", "started_at"),
 )
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from sqlalchemy import select, table
 from sqlalchemy.sql import column
 
-from results_store import dead_letters, delivery, reading, retention, submission, tenants
+from results_store import dead_letters, delivery, flight, reading, retention, submission, tenants
 from results_store.api_keys import ApiKeys
 from results_store.database import MIGRATE, Database, Weight
 from results_store.errors import SchemaMismatch
@@ -28,6 +28,7 @@ from results_store.records import (
     NewJob,
     PendingEnvelope,
     Purged,
+    QueuedWork,
     Replayed,
     Result,
     Tenant,
@@ -372,7 +373,22 @@ class Store:
         with self._database.read() as connection:
             return reading.recent_failures(connection, limit, job, tenant)
 
-    def recent_batches(self, *, limit: int = 20) -> list[Batch]:
-        """Return the newest micro-batches."""
+    def recent_batches(self, *, limit: int = 20, since: float | None = None, traces: bool = False) -> list[Batch]:
+        """Return the newest micro-batches, the newest first; those begun after `since`; with `traces`, who was in them."""
         with self._database.read() as connection:
-            return reading.recent_batches(connection, limit)
+            return flight.recent(connection, limit, since=since, traces=traces)
+
+    def batch(self, batch: str) -> Batch:
+        """Return a micro-batch with its trace. Raises UnknownBatch."""
+        with self._database.read() as connection:
+            return flight.one(connection, batch)
+
+    def inputs(self, envelopes: Collection[str]) -> dict[str, tuple[bytes, str]]:
+        """Return the payloads, as (bytes, content type), of those of these envelopes whose inputs are kept."""
+        with self._database.read() as connection:
+            return flight.inputs(connection, list(envelopes))
+
+    def queued_work(self) -> list[QueuedWork]:
+        """Return what waits of each model and priority, and how long it will take as far as can be told."""
+        with self._database.read() as connection:
+            return flight.queued_work(connection)

@@ -134,7 +134,7 @@ class Execution:
                     len(params),
                     envelope.tenant,
                 )
-                entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job)
+                entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job, seq=item.seq)
         results = [
             outcomes.result(envelope, item, name, ResultState.FAILED, outcomes.described(error))
             for name, error in refused.items()

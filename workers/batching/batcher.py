@@ -19,7 +19,7 @@ from typing import TypeAlias
 from results_store.records import Batch
 from workers.batching.blame import Suspects
 from workers.batching.cost import CostModel
-from workers.batching.microbatch import MicroBatch
+from workers.batching.microbatch import MicroBatch, Ran
 from workers.batching.policy import Budget, Policy
 from workers.batching.scheduler import Scheduler
 from workers.batching.work import Cancelled, Entry, Expired, Group, Interrupted
@@ -189,7 +189,7 @@ class Batcher:
             self._failed_starts = 0
             self.came_up.set()
         elif event == "done":
-            self._on_done(header["forward_s"], arrays)
+            self._on_done(header, arrays)
         elif event == "failed":
             batch = self._in_flight.popleft()
             self._running_since = time.monotonic()
@@ -236,23 +236,16 @@ class Batcher:
         for entry in self._scheduler.take(lambda entry: entry.job in jobs):
             entry.finish(Cancelled())
 
-    def _on_done(self, forward_s: float, arrays: Arrays) -> None:
+    def _on_done(self, header: Header, arrays: Arrays) -> None:
         batch = self._in_flight.popleft()
         self._running_since = time.monotonic()
-        now = time.time()
+        ran = Ran(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
         if batch.chosen:
-            self._scheduler.ran(batch.chosen, batch.model, batch.shape, forward_s)
+            self._scheduler.ran(batch.chosen, batch.model, batch.shape, ran.forward_s)
         # recorded before it is delivered, so that no result is stored whose batch is not
-        self._on_batch(
-            batch.record(
-                revision=self._models[batch.model].revision,
-                device=self._settings.device,
-                worker=self._settings.worker,
-                forward_s=forward_s,
-                started_at=now - forward_s,
-            )
-        )
-        batch.deliver(arrays, now)
+        where = {"device": self._settings.device, "worker": self._settings.worker}
+        self._on_batch(batch.record(ran, revision=self._models[batch.model].revision, **where))
+        batch.deliver(arrays, ran.ended_at)
 
     # --- faults ---
 

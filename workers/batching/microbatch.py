@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,16 @@ from workers.batching.cost import Shape
 from workers.batching.scheduler import Chosen
 from workers.batching.work import Computed, Entry
 from workers.models.model import Array, Arrays, Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How the device ran a batch; times are seconds, `ended_at` is Unix time."""
+
+    ended_at: float
+    forward_s: float
+    idle_s: float
+    cached_rows: int
 
 
 @dataclass(slots=True)
@@ -66,7 +77,7 @@ class MicroBatch:
             own = {task: outputs[task][places[task][row]] for task in entry.tasks}
             entry.finish(Computed(own, self.id, self.formed_at, computed_at))
 
-    def record(self, *, revision: str, device: str, worker: str, forward_s: float, started_at: float) -> Batch:
+    def record(self, ran: Ran, *, revision: str, device: str, worker: str) -> Batch:
         """Return the flight recorder's row for this batch, once it has run."""
         heads = Counter(task for entry in self.entries for task in entry.tasks)
         priorities = Counter(str(entry.waiting.priority) for entry in self.entries)
@@ -77,8 +88,8 @@ class MicroBatch:
             model_revision=revision,
             device=device,
             worker=worker,
-            started_at=started_at,
-            forward_s=forward_s,
+            started_at=ran.ended_at - ran.forward_s,
+            forward_s=ran.forward_s,
             queue_wait_s=sum(waits) / len(waits),
             items=len(self.entries),
             rows=len(self.rows),
@@ -86,4 +97,24 @@ class MicroBatch:
             padded_tokens=self.padded_cost,
             heads=dict(heads),
             priorities=dict(priorities),
+            idle_s=ran.idle_s,
+            predicted_s=self.predicted_s,
+            cached_rows=ran.cached_rows,
+            trace=self._trace(waits),
         )
+
+    def _trace(self, waits: Sequence[float]) -> dict[str, Any]:
+        """Who was in it, with all that a replay of the batch or of the policy needs; no content."""
+        jobs: dict[str, int] = {}
+        items = [
+            (
+                jobs.setdefault(entry.job, len(jobs)),
+                entry.seq,
+                row,
+                entry.waiting.priority,
+                entry.waiting.cost,
+                round(1000 * wait_s, 1),
+            )
+            for entry, row, wait_s in zip(self.entries, self.row_of, waits, strict=True)
+        ]
+        return {"jobs": list(jobs), "items": items}

@@ -72,12 +72,15 @@ class Group:
 
 
 class Entry:
-    """One prepared item of a job, waiting for its micro-batch; `outcome` is set once, by `finish`."""
+    """One prepared item of a job (`seq` is its number there), waiting for its micro-batch; `outcome` is set once, by `finish`."""
 
-    __slots__ = ("deaths", "group", "job", "outcome", "prepared", "tasks", "waiting")
+    __slots__ = ("deaths", "group", "job", "outcome", "prepared", "seq", "tasks", "waiting")
 
-    def __init__(self, prepared: Prepared, tasks: tuple[str, ...], waiting: Waiting, *, job: str = "") -> None:
+    def __init__(
+        self, prepared: Prepared, tasks: tuple[str, ...], waiting: Waiting, *, job: str = "", seq: int = 0
+    ) -> None:
         self.job = job
+        self.seq = seq
         self.prepared = prepared
         self.tasks = tasks
         self.waiting = waiting

@@ -1,0 +1,77 @@
+"""The flight recorder: the micro-batches that ran, and what they tell of the work that still waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from results_store import direct
+from results_store.columns import among
+from results_store.errors import UnknownBatch
+from results_store.records import Batch, QueuedWork
+from results_store.result_rows import insert_new
+from results_store.schema import UNFINISHED, batches, envelopes, payloads
+
+#: How many of the newest batches, and from how long before the newest one, say how fast the fleet is.
+_RECENT = 500
+_RECENT_S = 60.0
+
+_NAMES = tuple(field.name for field in fields(Batch))
+_JSON = ("heads", "priorities", "trace")
+_BRIEF = [batches.c[name] for name in _NAMES if name != "trace"]
+
+
+def record(connection: Connection, batch: Batch) -> None:
+    row: dict[str, Any] = {name: getattr(batch, name) for name in _NAMES}
+    if connection.dialect.name == "sqlite":
+        row |= {name: None if row[name] is None else direct.json_of(row[name]) for name in _JSON}
+    direct.run(connection, insert_new(connection, batches), row)
+
+
+def recent(connection: Connection, limit: int, *, since: float | None = None, traces: bool = False) -> list[Batch]:
+    """Return the newest batches, the newest first; without `traces`, which are most of a row, theirs is None."""
+    wanted = select(*([batches.c[name] for name in _NAMES] if traces else _BRIEF))
+    if since is not None:
+        wanted = wanted.where(batches.c.started_at > since)
+    wanted = wanted.order_by(batches.c.started_at.desc(), batches.c.id.desc()).limit(limit)
+    return [Batch(**row) for row in connection.execute(wanted).mappings()]
+
+
+def one(connection: Connection, id_: str) -> Batch:
+    row = connection.execute(select(batches).where(batches.c.id == id_)).mappings().one_or_none()
+    if row is None:
+        raise UnknownBatch(f"no batch {id_!r}; `argosy batches` lists the newest ones")
+    return Batch(**row)
+
+
+def inputs(connection: Connection, ids: list[str]) -> dict[str, tuple[bytes, str]]:
+    """Return the payloads, with their content types, of those of these envelopes that still have one."""
+    wanted = select(payloads).where(among(connection, payloads.c.envelope, ids))
+    return {id_: (payload, content_type) for id_, payload, content_type in connection.execute(wanted)}
+
+
+def queued_work(connection: Connection) -> list[QueuedWork]:
+    rates = _seconds_per_item(connection)
+    waiting = connection.execute(
+        select(envelopes.c.model, envelopes.c.priority, func.sum(envelopes.c["items"]))
+        .where(UNFINISHED)
+        .group_by(envelopes.c.model, envelopes.c.priority)
+        .order_by(envelopes.c.model, envelopes.c.priority)
+    )
+    return [
+        QueuedWork(model=model, priority=priority, items=int(items), seconds_per_item=rates.get(model))
+        for model, priority, items in waiting
+    ]
+
+
+def _seconds_per_item(connection: Connection) -> Mapping[str, float]:
+    """The device time of an item of each model, divided by the devices that share the work."""
+    since = select(func.max(batches.c.started_at) - _RECENT_S).scalar_subquery()
+    newest = select(batches).where(batches.c.started_at > since).order_by(batches.c.started_at.desc())
+    ran = newest.limit(_RECENT).subquery().c
+    sums = (func.sum(ran.forward_s), func.sum(ran["items"]), func.count(ran.worker.distinct()))
+    found = connection.execute(select(ran.model, *sums).group_by(ran.model))
+    return {model: seconds / max(int(items), 1) / workers for model, seconds, items, workers in found}
