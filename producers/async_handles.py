@@ -81,8 +81,9 @@ class AsyncJob(ManyHandle):
         *,
         rejected: Sequence[Rejected] = (),
         rejected_count: int = 0,
+        found: int = 0,
     ) -> None:
-        super().__init__(link, id, rejected=rejected, rejected_count=rejected_count)
+        super().__init__(link, id, rejected=rejected, rejected_count=rejected_count, found=found)
         self._calls = calls
 
     async def progress(self) -> JobStatus:

@@ -7,21 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 import msgspec
 
 from producers.command_line import CommandLine
-from producers.errors import InvalidInput
-from producers.messages import Priority
 from producers.operator_commands import COMMANDS
+from producers.submit_command import submit
 
 if TYPE_CHECKING:
-    from producers.handles import Job
     from results_store.store import Store
-
-PRIORITIES = [priority.name.lower() for priority in Priority]
 
 
 @click.group("argosy", cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,102 +34,6 @@ def main() -> None:
     on this machine.
     """
     logging.basicConfig(format="argosy: %(message)s", level=logging.WARNING)
-
-
-@main.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="FILE|FOLDER")
-@click.option("-t", "--task", "tasks", multiple=True, required=True, help="A task to compute; repeat it for several.")
-@click.option(
-    "-p", "--priority", type=click.Choice(PRIORITIES), default="bulk", show_default=True, help="How urgent it is."
-)
-@click.option(
-    "--params", metavar="JSON", help="Parameters: of the one task, or by task if several are named. See `argosy tasks`."
-)
-@click.option("--name", help="What to call the job.  [default: the file's name]")
-@click.option("--deadline", "deadline_s", type=float, metavar="SECONDS", help="What is not computed by then expires.")
-@click.option("--input-column", metavar="NAME", help="Column with the text, or with the image's path or URL.")
-@click.option("--id-column", metavar="NAME", help="Column kept with each result as its key.")
-@click.option("--paths", "send_paths", is_flag=True, help="Send images as paths, for a folder the workers see too.")
-@click.option(
-    "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True, help="What a bad row does."
-)
-@click.option(
-    "--idempotency-key", metavar="KEY", help="Run the command again with the same key: nothing is submitted twice."
-)
-@click.option("-w", "--watch", is_flag=True, help="Stay until it is finished, with a progress bar.")
-@click.pass_context
-def submit(
-    ctx: click.Context,
-    source: Path,
-    tasks: tuple[str, ...],
-    *,
-    priority: str,
-    params: str | None,
-    name: str | None,
-    deadline_s: float | None,
-    input_column: str | None,
-    id_column: str | None,
-    send_paths: bool,
-    on_error: Literal["stop", "skip"],
-    idempotency_key: str | None,
-    watch: bool,
-) -> None:
-    """Submit a file or a folder of images and print the job's id.
-
-    \b
-    .jsonl .ndjson   a JSON object or string a line
-    .csv .tsv        with a header line
-    images, folders  every image in the folder and below
-    anything else    plain text, one item a line
-
-    The input column is `--input-column`, or the first there of: input, text, sentence, review, content (for images:
-    input, image, path, file, url). A result's key is the id column (`--id-column`, or id, or key), else the line's
-    number; for images it is the path within the folder.
-
-    Images are read here and their bytes sent, because a worker on another machine cannot see this one's files.
-
-    A bad row stops the submission, naming file and line; what went out before it stays submitted. With `--on-error
-    skip` it is left out and counted.
-
-    With `--watch` the exit code is 1 if any result failed, expired or was cancelled. Ctrl-C stops watching, and the job goes on.
-
-    \b
-    argosy submit reviews.csv --task sentiment --task topic --input-column review --watch
-    argosy submit lines.txt -t topic --params '{"top_k": 3}' --priority standard
-    argosy submit lines.txt -t topic -t spam --params '{"topic": {"top_k": 3}}'
-    argosy submit photos/ --task image-classification
-    """
-    from producers.client import Client
-    from producers.sources import Source
-
-    with Client() as client:
-        task: str | tuple[str, ...] = tasks[0] if len(tasks) == 1 else tasks
-        rows = Source(
-            source,
-            client.catalogue.task(tasks[0]).kind.modality,
-            client.catalogue.limits,
-            input_column=input_column,
-            key_column=id_column,
-            send_paths=send_paths,
-        ).rows()
-        with _counting() as count:
-            job = client.submit_many(
-                task,
-                rows,
-                priority=priority,
-                name=name or source.name,
-                idempotency_key=idempotency_key,
-                deadline_s=deadline_s,
-                params=_json(params),
-                on_error="raise" if on_error == "stop" else "skip",
-                on_accepted=count,
-            )
-        click.echo(job.id)
-        _tell_rejected(job)
-        if watch:
-            ctx.exit(_watch(job))
-        if sys.stdout.isatty():
-            click.echo(f"follow it with `argosy status {job.id}`", err=True)
 
 
 @main.command()
@@ -229,68 +129,6 @@ def tasks() -> None:
     show_tasks(Connection().catalogue)
 
 
-def _json(params: str | None) -> Any:
-    if params is None:
-        return None
-    try:
-        return msgspec.json.decode(params)
-    except msgspec.DecodeError as error:
-        raise click.UsageError(f"--params: not JSON: {error}") from error
-
-
-class _Count:
-    """What was accepted so far, to tell when the user stops the submission."""
-
-    def __init__(self) -> None:
-        self.job = ""
-        self.items = 0
-
-    def __call__(self, job: str, items: int) -> None:
-        self.job, self.items = job, items
-        if sys.stderr.isatty():
-            click.echo(f"\r{items:,} items submitted", nl=False, err=True)
-
-
-@contextmanager
-def _counting() -> Iterator[_Count]:
-    count = _Count()
-    try:
-        yield count
-    except KeyboardInterrupt:
-        if count.items:
-            click.echo(
-                f"\nargosy: stopped; job {count.job} keeps the {count.items:,} items submitted so far; "
-                f"drop them with `argosy cancel {count.job}`",
-                err=True,
-            )
-        raise
-    finally:
-        if count.items and sys.stderr.isatty():
-            click.echo("", err=True)
-
-
-def _tell_rejected(job: Job) -> None:
-    if not job.rejected_count:
-        return
-    if job.progress().items == 0:
-        raise InvalidInput("input", f"no row could be submitted: {job.rejected[0].error}")
-    click.echo(f"argosy: {job.rejected_count:,} rows left out; the first: {job.rejected[0].error}", err=True)
-
-
-def _watch(job: Job) -> int:
-    """Show the progress until the job is finished; return the exit code."""
-    try:
-        from producers.presentation import progress_bar, summary
-
-        with progress_bar() as show:
-            finished = job.wait(on_progress=show)
-    except KeyboardInterrupt:
-        click.echo(f"argosy: the job goes on; see `argosy status {job.id}`", err=True)
-        raise
-    click.echo(summary(finished), err=True)
-    return 0 if finished.succeeded == finished.total else 1
-
-
 def _writer(format_: str) -> Callable[[Store, str, TextIO], object]:
     if format_ == "parquet":
         from results_store.export_parquet import write_parquet
@@ -315,7 +153,7 @@ def _writing(output: Path | None) -> Iterator[TextIO]:
         part.unlink(missing_ok=True)
 
 
-for _command in COMMANDS:
+for _command in [submit, *COMMANDS]:
     main.add_command(_command)
 
 if __name__ == "__main__":

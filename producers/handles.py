@@ -112,7 +112,8 @@ class Handle(ItemHandle):
 class ManyHandle:
     """A submission of many items: what the jobs of both clients have in common.
 
-    `rejected` are the inputs put aside (the first 1,000), `rejected_count` how many in all.
+    `rejected` are the inputs put aside (the first 1,000), `rejected_count` how many in all; `found` are the items that
+    an earlier run with the same idempotency key had submitted.
     """
 
     def __init__(
@@ -122,8 +123,10 @@ class ManyHandle:
         *,
         rejected: Sequence[Rejected] = (),
         rejected_count: int = 0,
+        found: int = 0,
     ) -> None:
         self.id = id
+        self.found = found
         self.rejected = tuple(rejected)
         self.rejected_count = rejected_count
         self._link = link

@@ -73,13 +73,45 @@ def show_tasks(catalogue: Catalogue) -> None:
 
 
 @contextmanager
+def submission_bar() -> Iterator[Callable[[int, float | None], None]]:
+    """Show how many items were submitted, how fast, and how long it will take; yields what to call with items and share.
+
+    Only on a terminal; the share of the source that was read is from 0 to 1.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    items = TextColumn("{task.description} {task.fields[items]} items, {task.fields[rate]}/s")
+    columns = (items, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("submitting", total=None, items="0", rate="-")
+
+        def show(count: int, share: float | None) -> None:
+            elapsed_s = progress.tasks[0].elapsed or 0.0
+            rate = f"{count / elapsed_s:,.0f}" if elapsed_s else "-"
+            total = None if share is None else 1.0
+            progress.update(bar, total=total, completed=share, items=f"{count:,}", rate=rate)
+
+        yield show
+
+
+@contextmanager
 def progress_bar() -> Iterator[Callable[[JobStatus], None]]:
     """Show a bar with the rate on standard error, if that is a terminal; yields what to call with the progress."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     rate = TextColumn("{task.fields[rate]} results/s")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, *times)
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("results", total=None, rate="-")

@@ -63,14 +63,14 @@ def _columns(group: Sequence[Result]) -> list[Any]:
     columns = []
     for field in SCHEMA:
         if field.name == "vector":
-            columns.append(_vectors([result.vector for result in group]))
+            columns.append(vectors_of([result.vector for result in group]))
         else:
             values = made.get(field.name) or [getattr(result, field.name) for result in group]
             columns.append(pa.array(values, field.type))
     return columns
 
 
-def _vectors(packed: Sequence[bytes | None]) -> Any:
+def vectors_of(packed: Sequence[bytes | None]) -> Any:
     """Return the vectors as one array that shares their bytes: no number is made a Python object."""
     offsets: list[int | None] = []
     end = 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any, cast
 
 from producers.errors import ConfigurationError, InvalidInput
-from producers.sources.formats import Raw, Reading
+from producers.sources.formats import Meter, Raw, Reading
+from producers.sources.places import Place
 
 try:
     import pyarrow as pa
@@ -43,10 +44,16 @@ def ipc(reading: Reading) -> Iterator[Raw]:
     yield from _rows(reading, _portions(opened))
 
 
-def schema_of(reading: Reading, format_: str) -> Any:
-    """Return the Arrow schema of a Parquet or Arrow file."""
-    with _translated(reading):
-        return pq.read_schema(reading.file) if format_ == "parquet" else _opened(reading).schema
+def common_schema(places: Iterable[tuple[Place, str]]) -> Any:
+    """Return the schema that holds the rows of all these files, each given with its format. Raises InvalidInput."""
+    common: Any = None
+    for place, format_ in places:
+        with place.open() as file:
+            reading = Reading(place.name, file, Meter(), lambda names: None)
+            with _translated(reading):
+                schema = (pq.read_schema(file) if format_ == "parquet" else _opened(reading).schema).remove_metadata()
+                common = schema if common is None else pa.unify_schemas([common, schema], promote_options="permissive")
+    return common
 
 
 def _opened(reading: Reading) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from producers.catalogue import Limits
 from producers.errors import InvalidInput
@@ -48,6 +48,10 @@ class Source:
         item = Media(self.modality, self.limits, self.send_paths).item
         for record in self.records():
             yield record.error or item(record)
+
+    def item(self, record: Record) -> Row:
+        """Return one record's item, or what is wrong with it."""
+        return record.error or Media(self.modality, self.limits, self.send_paths).item(record)
 
     def records(self) -> Iterator[Record]:
         """Yield every row with its columns, in the same order as `rows`, without reading images and clips."""
@@ -94,6 +98,16 @@ class Source:
                     return None
                 digest.update(stamp.encode("utf-8", "surrogateescape") + b"\n")
         return digest.hexdigest()
+
+    def arrow_schema(self) -> Any:
+        """Return the Arrow schema of its files, if all are Parquet or Arrow; else None. Raises InvalidInput."""
+        places = [place for place in self._places() if not isinstance(place, Folder)]
+        formats = {self.format or SUFFIXES.get(place.suffix, "text") for place in places}
+        if not places or len(places) < len(self._places()) or not formats <= {"parquet", "arrow"}:
+            return None
+        from producers.sources import arrow
+
+        return arrow.common_schema((place, self.format or SUFFIXES[place.suffix]) for place in places)
 
     # --- files ---
 

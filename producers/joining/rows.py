@@ -1,0 +1,183 @@
+"""Results joined back to the rows that they are of: the source is read again beside the stored results, row by row.
+
+Both come in the order of the rows, so that memory holds a row of each, whatever their number.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from producers.errors import InvalidInput
+from producers.sources.media import Record
+from results_store.columns import text
+from results_store.records import Result, ResultState
+
+if TYPE_CHECKING:
+    from producers.request import Request
+    from producers.sources import Source
+
+#: What the column with a row's error is called, where the source has no such column itself.
+ERROR = "error"
+
+FORMATS = ("parquet", "csv", "jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A row of the source, its results by task, and what went wrong with it; None: nothing."""
+
+    columns: Mapping[str, Any]
+    results: Mapping[str, Result]
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of the output: the source's, one a task, and one for the error. None is called like another."""
+
+    columns: tuple[str, ...]
+    tasks: Mapping[str, str]
+    error: str
+
+    @classmethod
+    def of(cls, columns: Iterable[str], tasks: Iterable[str]) -> Layout:
+        taken = list(columns)
+        names = {task: _free(task, taken) for task in tasks}
+        return cls(tuple(taken), names, _free(ERROR, [*taken, *names.values()]))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.columns, *self.tasks.values(), self.error)
+
+
+def join(
+    records: Iterable[Record],
+    results: Iterable[Result],
+    tasks: Sequence[str],
+    why: Callable[[int, Record], str | None],
+) -> Iterator[Joined]:
+    """Yield each record with its results. `why` says why a record has none. Raises InvalidInput if they don't belong together."""
+    of_items = groupby(results, attrgetter("seq"))
+    seq, found = next(of_items, (None, iter(())))
+    for place, record in enumerate(records):
+        mine: dict[str, Result] = {}
+        if place == seq:
+            mine = {row.task: row for row in found}
+            seq, found = next(of_items, (None, iter(())))
+        _check(record, mine)
+        yield Joined(record.columns, mine, _error(mine, tasks) or (None if mine else why(place, record)))
+    if seq is not None:
+        raise InvalidInput("source", f"ends before row {seq}, which has a result", "join it with the file submitted")
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """Why a row has no result: it was not accepted, for the reason that it would not be now."""
+
+    source: Source
+    request: Request
+
+    def __call__(self, place: int, record: Record) -> str:
+        try:
+            item = self.source.item(record)
+            if isinstance(item, InvalidInput):
+                return str(item)
+            self.request.item(place, item, field=record.origin)
+        except InvalidInput as error:
+            return str(error)
+        return "no result; was it submitted?"
+
+
+@dataclass(slots=True)
+class Columns:
+    """The columns of rows that have no schema, and for each the JSON type that holds all its values."""
+
+    types: dict[str, str] = field(default_factory=dict)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            before, now = self.types.get(name, "null"), _type(value)
+            self.types[name] = now if before == "null" else before if now in (before, "null") else _both(before, now)
+
+
+def format_of(path: Path) -> str:
+    """Return how an output file is written, by its name. Raises InvalidInput."""
+    suffix = path.suffix.lower().lstrip(".")
+    if suffix not in FORMATS:
+        raise InvalidInput("output", f"is called {path.name}", f"give it one of the suffixes .{', .'.join(FORMATS)}")
+    return suffix
+
+
+def plain_value(value: Any) -> Any:
+    """Return what JSON has no word for in one that it has: bytes as base64, the rest as text."""
+    return b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=plain_value)
+
+
+def output_of(result: Result | None) -> Any:
+    """Return a succeeded result's output, a vector as a list of numbers."""
+    if result is None or result.state is not ResultState.SUCCEEDED:
+        return None
+    if result.vector is None:
+        return result.output
+    from results_store.export import plain
+
+    return plain(result)["output"]
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    while name in taken:
+        name = f"{name}_"
+    return name
+
+
+def _check(record: Record, mine: Mapping[str, Result]) -> None:
+    for row in mine.values():
+        if record.error is not None or row.key != text(record.key):
+            raise InvalidInput(
+                record.origin,
+                f"has the key {record.key!r}, and the result of this place {row.key!r}",
+                "the file has changed since; `argosy results` has the results alone",
+            )
+
+
+def _error(mine: Mapping[str, Result], tasks: Sequence[str]) -> str | None:
+    """What became of the tasks that did not succeed; a task that has no result at all is not done yet."""
+    told = []
+    for task in tasks if mine else ():
+        row = mine.get(task)
+        if row is None:
+            told.append(f"{task}: not done yet")
+        elif row.state is ResultState.FAILED:
+            error = row.error or {}
+            told.append(f"{task}: {error.get('kind', 'Error')}: {error.get('message', 'no message')}")
+        elif row.state is not ResultState.SUCCEEDED:
+            told.append(f"{task}: {row.state}")
+    return "; ".join(told) or None
+
+
+_NUMBERS = ("integer", "number")
+
+
+def _type(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int):
+        return "integer" if -(2**63) <= value < 2**63 else "number"
+    return {float: "number", str: "string"}.get(type(value), "json")
+
+
+def _both(one: str, other: str) -> str:
+    return "number" if one in _NUMBERS and other in _NUMBERS else "json"

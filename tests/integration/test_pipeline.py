@@ -1,0 +1,271 @@
+"""A pipeline by the command: bad rows, interruptions, rows and results joined, on real files and a real store."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from producers import packing
+from producers.cli import main
+from results_store.store import Store
+from tests.integration.stand_in import FAILS, StandIn
+
+Argosy = Callable[..., Result]
+
+
+@pytest.fixture
+def store_url(sqlite_url: str) -> str:
+    """The command does nothing that depends on the database: one is enough."""
+    return sqlite_url
+
+
+@pytest.fixture(autouse=True)
+def environment(broker_url: str, store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGOSY_BROKER_URL", broker_url)
+    monkeypatch.setenv("ARGOSY_STORE_URL", store_url)
+
+
+@pytest.fixture
+def stand_in(broker_url: str, store: Store) -> StandIn:
+    return StandIn(broker_url, store)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "CHUNK_ITEMS", 4)
+    monkeypatch.setattr(packing, "ENVELOPE_ITEMS", 2)
+
+
+def argosy(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+
+def submitted(*arguments: str | Path) -> str:
+    result = argosy("submit", *arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout.strip()
+
+
+@contextmanager
+def working(stand_in: StandIn, items: int) -> Iterator[None]:
+    """A worker for so many items, meanwhile."""
+    worker = threading.Thread(target=stand_in.work_off, args=(items,))
+    worker.start()
+    yield
+    worker.join()
+
+
+def errors_in(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- joined ---
+
+
+def test_results_come_back_beside_their_rows(tmp_path: Path, stand_in: StandIn) -> None:
+    """Parquet to Parquet: the columns as they were, one for each task, and what went wrong."""
+    rows = pa.table(
+        {
+            "id": ["a", "b", "c", "d"],
+            "review": ["good", "", FAILS, "bad"],
+            "stars": pa.array([5, None, 3, 1], pa.int8()),
+            "at": pa.array([1_700_000_000_123_456_789] * 4, pa.timestamp("ns")),
+        }
+    )
+    pq.write_table(rows, tmp_path / "in.parquet")
+    out = tmp_path / "out.parquet"
+    told = ("--input-column", "review", "--on-error", "skip", "--errors", tmp_path / "errors.jsonl", "--output", out)
+    with working(stand_in, 3):
+        result = argosy("submit", tmp_path / "in.parquet", "-t", "topic", "-t", "embedding", *told)
+    assert result.exit_code == 1, "one of them failed"
+    assert f"4 rows in {out}" in result.stderr
+    joined = pq.read_table(out)
+    assert joined.select(rows.column_names).equals(rows)
+    found = joined.to_pylist()
+    assert [row["topic"] for row in found] == [
+        '[{"label":"topic of good","score":0.5}]',
+        None,
+        None,
+        '[{"label":"topic of bad","score":0.5}]',
+    ]
+    assert [row["embedding"] for row in found] == [[0.5, -1.25], None, None, [0.5, -1.25]]
+    assert [row["error"] for row in found] == [
+        None,
+        f"{tmp_path}/in.parquet:2: is empty; drop the item, or give it some text",
+        "topic: InvalidInput: input: is not to its liking; embedding: InvalidInput: input: is not to its liking",
+        None,
+    ]
+    assert [path.name for path in tmp_path.glob("*.part")] == []
+
+
+def test_rows_without_a_schema_join_as_well(tmp_path: Path, stand_in: StandIn) -> None:
+    """JSON Lines whose rows differ; columns called like what is added keep their names."""
+    (tmp_path / "in.jsonl").write_text(
+        '{"text": "good", "n": 1, "tags": ["x"]}\n{"text": "bad", "n": 2.5, "topic": "none"}\nnonsense\n'
+    )
+    for suffix in ("jsonl", "csv", "parquet"):
+        told = ("--on-error", "skip", "--again", "--output", tmp_path / f"out.{suffix}")
+        with working(stand_in, 2):
+            assert argosy("submit", tmp_path / "in.jsonl", "-t", "topic", *told).exit_code == 0
+    good, bad, nonsense = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert good == {"text": "good", "n": 1, "tags": ["x"], "topic_": labels("good"), "error": None}
+    assert bad == {"text": "bad", "n": 2.5, "topic": "none", "topic_": labels("bad"), "error": None}
+    assert nonsense["topic_"] is None
+    assert "in.jsonl:3: is not JSON" in nonsense["error"]
+    with (tmp_path / "out.csv").open(newline="") as file:
+        first = next(csv.DictReader(file))
+    assert first == {
+        "text": "good",
+        "n": "1",
+        "tags": '["x"]',
+        "topic": "",
+        "topic_": json.dumps(labels("good"), separators=(",", ":")),
+        "error": "",
+    }
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.field("n").type == pa.float64()
+    assert table.column("tags").to_pylist() == ['["x"]', None, None]
+
+
+def labels(text: str) -> list[dict[str, Any]]:
+    return [{"label": f"topic of {text}", "score": 0.5}]
+
+
+def test_what_was_piped_in_is_joined_too(tmp_path: Path, stand_in: StandIn) -> None:
+    """From a copy, since a pipe runs once."""
+    told = ("-f", "csv", "-t", "topic", "--output", tmp_path / "out.jsonl")
+    with working(stand_in, 2):
+        result = argosy("submit", "-", *told, stdin=b"id,text\nx,good\ny,bad\n")
+    assert result.exit_code == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["topic"][0]["label"]) for row in rows] == [("x", "topic of good"), ("y", "topic of bad")]
+
+
+def test_a_source_that_changed_meanwhile_is_not_joined(tmp_path: Path, stand_in: StandIn) -> None:
+    """Results beside the wrong rows would be worse than none; they are safe in the store."""
+    path = tmp_path / "in.csv"
+    path.write_text("id,text\nx,good\ny,bad\n")
+    key = ("--idempotency-key", "nightly")
+    submitted(path, "-t", "topic", *key)
+    stand_in.work(1)
+    path.write_text("id,text\nz,new\nx,good\ny,bad\n")
+    with working(stand_in, 1):
+        result = argosy("submit", path, "-t", "topic", *key, "--output", tmp_path / "out.csv")
+    assert result.exit_code == 1
+    assert "in.csv:2: has the key 'z', and the result of this place 'x'; the file has changed since" in result.stderr
+    assert "the results are safe: `argosy results " in result.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("out.xlsx", "output: is called out.xlsx; give it one of the suffixes .parquet, .csv, .jsonl"),
+        ("none/out.csv", "which is no folder; make it, or check the path"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_anything_is_sent(
+    tmp_path: Path, stand_in: StandIn, output: str, message: str
+) -> None:
+    """Not after the night that it took."""
+    (tmp_path / "a.txt").write_text("good\n")
+    result = argosy("submit", tmp_path / "a.txt", "-t", "topic", "--output", tmp_path / output)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert stand_in.waiting() == []
+
+
+# --- bad rows ---
+
+
+def test_every_kind_of_bad_row_is_told_with_place_and_remedy(tmp_path: Path, stand_in: StandIn) -> None:
+    """In a file of their own; the good ones go their way."""
+    path = tmp_path / "in.jsonl"
+    rows = [
+        b'{"id": "a", "text": "good"}',
+        b'{"id": "b", "said": "x", "by": "y"}',
+        b'{"id": "c", "text": ""}',
+        b'{"id": "a", "text": "twice"}',
+        b"{nonsense",
+        b'{"id": "d", "text": "na\xefve"}',
+        b'{"id": "e", "text": 7}',
+        b'{"id": "f", "text": "last"}',
+    ]
+    path.write_bytes(b"\n".join(rows))
+    told = ("--id-column", "id", "--on-error", "skip", "--errors", tmp_path / "errors.jsonl")
+    result = argosy("submit", path, "-t", "topic", *told)
+    assert result.exit_code == 0
+    assert f"6 rows left out; the first: {path}:2: " in result.stderr
+    assert f"all of them: {tmp_path}/errors.jsonl" in result.stderr
+    errors = errors_in(tmp_path / "errors.jsonl")
+    assert [(error["row"], error["where"]) for error in errors] == [(n, f"{path}:{n}") for n in range(2, 8)]
+    problems = ["which column", "is empty", "has the id 'a'", "is not JSON", "is not UTF-8", "must be text, not int"]
+    assert [problem in error["problem"] for problem, error in zip(problems, errors, strict=True)] == [True] * 6
+    assert all(error["remedy"] for error in errors)
+    assert [item.key for item in stand_in.waiting()[0].items] == ["a", "f"]
+
+
+def test_a_vanished_image_costs_only_itself(tmp_path: Path) -> None:
+    """The list was made last week, the folder tidied since."""
+    (tmp_path / "cat.png").write_bytes(b"cat")
+    (tmp_path / "in.csv").write_text("id,image\nx,cat.png\ny,gone.png\n")
+    told = ("-t", "image-classification", "--on-error", "skip", "--errors", tmp_path / "errors.jsonl")
+    submitted(tmp_path / "in.csv", *told)
+    (error,) = errors_in(tmp_path / "errors.jsonl")
+    assert (error["row"], error["id"]) == (2, None)
+    assert error["problem"].endswith("gone.png cannot be read: No such file or directory")
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_bad_row_that_stops_says_how_to_go_on(tmp_path: Path, stand_in: StandIn) -> None:
+    """Mending the file makes it another file; its key makes it the same submission."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(f'"text {n}"\n' for n in range(6)) + "nonsense\n" + '"text 7"\n')
+    result = argosy("submit", path, "-t", "topic", "--errors", tmp_path / "errors.jsonl")
+    assert result.exit_code == 1
+    assert f"{path}:7: is not JSON" in result.stderr
+    assert [error["row"] for error in errors_in(tmp_path / "errors.jsonl")] == [7]
+    remedy = result.stderr.partition("add `")[2].partition("`")[0]
+    path.write_text("".join(f'"text {n}"\n' for n in range(8)))
+    again = argosy("submit", path, "-t", "topic", *remedy.split())
+    assert "went on behind the 4 items that were submitted before" in again.stderr
+    assert [item.seq for envelope in stand_in.waiting() for item in envelope.items] == list(range(8))
+
+
+# --- again ---
+
+
+def test_the_same_command_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
+    """Until the file, or what is asked of it, is another; or it is asked for again."""
+    path = tmp_path / "a.txt"
+    path.write_text("good\n")
+    first = submitted(path, "-t", "topic")
+    result = argosy("submit", path, "-t", "topic")
+    assert result.stdout.strip() == first
+    assert "all of it was submitted before; `--again` submits it anew" in result.stderr
+    others = [submitted(path, "-t", "spam"), submitted(path, "-t", "topic", "--again")]
+    path.write_text("better\n")
+    others.append(submitted(path, "-t", "topic"))
+    assert len({first, *others}) == 4
+    assert len(stand_in.waiting()) == 4
+
+
+def test_a_cancelled_submission_is_not_gone_on_with(tmp_path: Path) -> None:
+    """What was added to it would never be computed."""
+    (tmp_path / "a.txt").write_text("good\n")
+    job = submitted(tmp_path / "a.txt", "-t", "topic")
+    argosy("cancel", job)
+    result = argosy("submit", tmp_path / "a.txt", "-t", "topic")
+    assert result.exit_code == 1
+    assert f"belongs to the job {job}, which was cancelled; take another one (`argosy submit --again`)" in result.stderr
+    assert submitted(tmp_path / "a.txt", "-t", "topic", "--again") != job
