@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from producers.catalogue import Catalogue, Limits
+from producers.connection import AdmissionSettings
 from producers.errors import ConfigurationError
 from producers.messages import Priority
 
@@ -87,14 +88,15 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model: its class (``module:Class``), where its weights come from, its batch budget, its own options.
 
-    `batch_cost` is in the model's unit of cost (tokens for text, images for vision), `batch_rows` in rows.
+    Without a class it is a Hugging Face checkpoint, served as the kinds of its tasks ask (`workers.models.huggingface`).
+    `batch_cost` is in the model's unit of cost (tokens for text), `batch_rows` in rows.
     `tasks` is needed only for tasks that the built-in catalogue does not have.
     """
 
-    class_: str = msgspec.field(name="class")
+    class_: str = msgspec.field(name="class", default="workers.models.huggingface:model_for")
     source: dict[str, Any]
-    batch_cost: int
-    batch_rows: int
+    batch_cost: int = 1024
+    batch_rows: int = 64
     tasks: dict[str, Any] = {}
     options: dict[str, Any] = {}
 
@@ -110,6 +112,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     limits: LimitSettings = LimitSettings()
     models: dict[str, ModelSettings] = {}
     data: dict[str, dict[str, Any]] = {}
+    admission: AdmissionSettings = AdmissionSettings()
     broker: dict[str, str] = {}
     store: dict[str, str] = {}
 

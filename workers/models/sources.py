@@ -162,7 +162,7 @@ def _text(table: Mapping[str, Any], key: str, where: str, pattern: str = r"\S.*"
 def locate(source: Source, cache: Path) -> Pulled | None:
     """Return a source's files if they are on this machine already, else None. Touches no network."""
     if isinstance(source, FolderSource):
-        return Pulled(source.path, _folder_revision(source.path)) if source.path.is_dir() else None
+        return Pulled(source.path, folder_revision(source.path)) if source.path.is_dir() else None
     if isinstance(source, HubSource):
         return _pulled_from_hub(source, cache)
     folder = cache / source.key
@@ -268,7 +268,7 @@ def _hub_revision(source: HubSource, folder: Path) -> Pulled:
     return Pulled(folder, f"{source.hub}@{folder.name}")  # the folder is named by its commit
 
 
-def _folder_revision(folder: Path) -> str:
+def folder_revision(folder: Path) -> str:
     """Return a revision that changes when a file of the folder does: a digest of names, sizes and times."""
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -1,0 +1,206 @@
+"""Tiny Hugging Face checkpoints of real architectures, random weights, made where they are wanted: there is no hub here.
+
+Each function writes one folder as transformers' own `save_pretrained` does and returns it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+WORDS = [
+    "the",
+    "a",
+    "an",
+    "in",
+    "of",
+    "to",
+    "and",
+    "or",
+    "not",
+    "is",
+    "was",
+    "are",
+    "it",
+    "this",
+    "that",
+    "she",
+    "he",
+    "they",
+    "who",
+    "where",
+    "when",
+    "what",
+    "sport",
+    "business",
+    "politics",
+    "film",
+    "good",
+    "bad",
+    "fine",
+    "dull",
+    "moving",
+    "shares",
+    "fell",
+    "cup",
+    "final",
+    "won",
+    "lost",
+    "team",
+    "bank",
+    "profit",
+    "example",
+    "about",
+    "paris",
+    "berlin",
+    "london",
+    "angela",
+    "merkel",
+    "apple",
+    "works",
+    "lives",
+    "at",
+    "for",
+    "new",
+    "year",
+    "old",
+    "young",
+    "man",
+    "woman",
+    "said",
+    "he",
+    "she",
+    "told",
+    "us",
+    "yesterday",
+    "!",
+    "?",
+    ".",
+    ",",
+    "'",
+    "-",
+]
+
+#: The parts of words that are not in `WORDS`: letters, and letters that go on.
+_LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789")]
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+
+
+def wordpiece(folder: Path, *, max_tokens: int = 64) -> int:
+    """Write a BERT tokenizer; return the size of its vocabulary."""
+    from transformers import BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*WORDS, *_LETTERS])]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=max_tokens)
+    tokenizer.save_pretrained(folder)
+    return len(words)
+
+
+def byte_level(folder: Path, *, max_tokens: int = 128) -> int:
+    """Write a RoBERTa tokenizer, byte-level BPE without words longer than a byte or two."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: n for n, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *alphabet])}
+    vocabulary |= {"Ġt": len(vocabulary), "he": len(vocabulary) + 1}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "t"), ("h", "e")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_max_length=max_tokens,
+    ).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def bert(folder: Path, head: str = "BertForSequenceClassification", *, seed: int = 0, **config: Any) -> Path:
+    """Write a BERT with the head of that class of transformers, and its tokenizer."""
+    import torch
+    import transformers
+
+    vocabulary = wordpiece(folder)
+    torch.manual_seed(seed)
+    chosen = transformers.BertConfig(vocab_size=vocabulary, **_SIZES, **config)
+    _spread(getattr(transformers, head)(chosen)).save_pretrained(folder)
+    return folder
+
+
+def distilbert(folder: Path, head: str, **config: Any) -> Path:
+    """Write a DistilBERT, which knows no token types."""
+    import torch
+    import transformers
+
+    vocabulary = wordpiece(folder)
+    torch.manual_seed(1)
+    chosen = transformers.DistilBertConfig(
+        vocab_size=vocabulary, dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=64, **config
+    )
+    _spread(getattr(transformers, head)(chosen)).save_pretrained(folder)
+    return folder
+
+
+def roberta(folder: Path, head: str, **config: Any) -> Path:
+    """Write a RoBERTa: byte-level tokens, positions that begin after the padding's number."""
+    import torch
+    import transformers
+
+    vocabulary = byte_level(folder)
+    torch.manual_seed(2)
+    sizes = _SIZES | {"max_position_embeddings": 130}
+    chosen = transformers.RobertaConfig(
+        vocab_size=vocabulary, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2, **sizes, **config
+    )
+    _spread(getattr(transformers, head)(chosen)).save_pretrained(folder)
+    return folder
+
+
+def bart(folder: Path, head: str, **config: Any) -> Path:
+    """Write a BART, an encoder with a decoder behind it."""
+    import torch
+    import transformers
+
+    vocabulary = byte_level(folder)
+    torch.manual_seed(3)
+    chosen = transformers.BartConfig(
+        vocab_size=vocabulary,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=128,
+        **config,
+    )
+    _spread(getattr(transformers, head)(chosen)).save_pretrained(folder)
+    return folder
+
+
+def _spread(network: Any) -> Any:
+    """Make random weights larger: with transformers' own, all labels would score nearly the same."""
+    import torch
+
+    with torch.no_grad():
+        for name, weights in network.named_parameters():
+            if weights.dim() > 1 and "embedding" not in name:
+                weights.mul_(20 if "encoder" not in name else 6)
+    return network.eval()

@@ -1,0 +1,38 @@
+"""Any Hugging Face checkpoint, served by its tasks' kinds: what a model is that names no class of its own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from producers.errors import ConfigurationError
+from workers.models.model import Model, ModelSpec
+
+_ENCODER = "workers.models.huggingface.encoder:EncoderModel"
+
+#: The class that serves a kind. Tasks of one model must have one class: they share its pass.
+CLASSES: Mapping[str, str] = {
+    "text-classification": _ENCODER,
+    "zero-shot-classification": _ENCODER,
+    "token-classification": _ENCODER,
+    "question-answering": _ENCODER,
+    "fill-mask": _ENCODER,
+    "feature-extraction": _ENCODER,
+    "sentence-similarity": _ENCODER,
+}
+
+
+def model_for(spec: ModelSpec) -> Model:
+    """Return the model that serves the spec's tasks. Raises ConfigurationError if no one class does."""
+    kinds = {task.kind.name for task in spec.tasks.values()}
+    if not kinds:
+        raise ConfigurationError(f"models.{spec.name}: has no tasks; add [models.{spec.name}.tasks] with NAME = KIND")
+    if unserved := sorted(kinds - set(CLASSES)):
+        raise ConfigurationError(f"models.{spec.name}: {unserved[0]} needs a `class` of its own; see docs/models.md")
+    classes = {CLASSES[kind] for kind in kinds}
+    if len(classes) > 1:
+        remedy = "make them two models with the same source"
+        raise ConfigurationError(f"models.{spec.name}: {' and '.join(sorted(kinds))} cannot share a pass; {remedy}")
+    module, _, name = classes.pop().partition(":")
+    model: Model = getattr(importlib.import_module(module), name)(spec)
+    return model

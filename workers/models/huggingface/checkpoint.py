@@ -1,0 +1,78 @@
+"""What the files of a Hugging Face folder say, read without transformers or torch: for the parent process."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from producers.errors import ConfigurationError
+
+#: Encoders that begin to count positions after the padding token's number, so that they have fewer than they say.
+_COUNT_AFTER_PADDING = ("camembert", "data2vec-text", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")
+
+#: Assumed of a text model that says nothing about its longest input.
+_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with ``config.json`` and what else transformers writes beside it. `where` is the setting that names it."""
+
+    folder: Path
+    where: str
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return self.read("config.json")
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the folder. Raises ConfigurationError if there is none."""
+        try:
+            value = json.loads((self.folder / name).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            remedy = "pull it (argosy models pull), or correct the source"
+            raise ConfigurationError(f"{self.where}: {error}; {remedy}") from error
+        if not isinstance(value, dict):
+            raise ConfigurationError(f"{self.where}: {self.folder / name} holds no object")
+        return value
+
+    def read_if_there(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the folder, or nothing where there is none."""
+        return self.read(name) if (self.folder / name).is_file() else {}
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The labels' names in the order of the scores: ``id2label``, or LABEL_0 … as transformers has it."""
+        names = self.config.get("id2label")
+        if not names:
+            return tuple(f"LABEL_{number}" for number in range(int(self.config.get("num_labels", 2))))
+        return tuple(str(name) for _, name in sorted(names.items(), key=lambda pair: int(pair[0])))
+
+    @cached_property
+    def function_to_apply(self) -> str:
+        """What makes scores of a classifier's raw output: "sigmoid", "softmax" or "none", as transformers decides it."""
+        problem = self.config.get("problem_type")
+        if problem == "regression":
+            return "none"
+        if problem == "multi_label_classification" or len(self.labels) == 1:
+            return "sigmoid"
+        return "softmax"
+
+    @cached_property
+    def pad_id(self) -> int:
+        return int(self.config.get("pad_token_id") or 0)
+
+    @cached_property
+    def max_tokens(self) -> int:
+        """The longest input in tokens, with those that the tokenizer adds."""
+        found = [float(self.read_if_there("tokenizer_config.json").get("model_max_length") or math.inf)]
+        positions = self.config.get("max_position_embeddings")
+        if isinstance(positions, int) and positions > 0:
+            shifted = self.config.get("model_type") in _COUNT_AFTER_PADDING
+            found.append(positions - (self.pad_id + 1) * shifted)
+        longest = min(found)
+        return int(longest) if longest < 1e9 else _MAX_TOKENS

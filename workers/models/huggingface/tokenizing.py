@@ -1,0 +1,109 @@
+"""Texts to tokens by a folder's ``tokenizer.json``: whole, cut, or in overlapping windows. From many threads."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from producers.errors import ConfigurationError, InvalidInput
+from workers.models.huggingface.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+#: Which of two texts is cut when both together are too long.
+Cut: TypeAlias = Literal["longest_first", "only_first", "only_second"]
+
+#: Texts on which our tokens must be those of transformers: words, figures, accents, spaces, other scripts, emoji.
+PROBES = (
+    "Hello, World! It's 3.14 o'clock.",
+    "  Ça va?  naïve café\n",
+    "東京 Привет \U0001f600",
+    "<s> [MASK] </s> don't-stop",
+)
+
+
+@dataclass(frozen=True)
+class Tokenizing:
+    """The tokenizer of one folder. Nothing is read before the first text."""
+
+    checkpoint: Checkpoint
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that never cuts and never pads; its settings are never changed."""
+        return self._read()
+
+    @cached_property
+    def _cutting(self) -> Tokenizer:
+        """One whose settings change with each call, which holds the lock."""
+        return self._read()
+
+    def encode(self, text: str, pair: str | None = None) -> Encoding:
+        """Return the tokens of a text or a pair, however many. Raises InvalidInput if it is no Unicode."""
+        return _encode(self.tokenizer, text, pair)
+
+    def cut(self, text: str, pair: str | None, max_tokens: int, strategy: Cut = "longest_first") -> Encoding:
+        """Return the first `max_tokens` tokens of a text or a pair."""
+        return self.windows(text, pair, max_tokens, 0, strategy)[0]
+
+    def windows(
+        self, text: str, pair: str | None, max_tokens: int, stride: int, strategy: Cut = "longest_first"
+    ) -> list[Encoding]:
+        """Return windows of at most `max_tokens` tokens over a long text, each sharing `stride` tokens with the next."""
+        with self._lock:
+            try:
+                self._cutting.enable_truncation(max_tokens, stride=stride, strategy=strategy)
+                first = _encode(self._cutting, text, pair)
+            except InvalidInput:
+                raise
+            except Exception as error:  # tokenizers raises nothing narrower
+                problem = f"leaves no room for windows of {max_tokens} tokens: {error}"
+                raise InvalidInput(
+                    "input", problem, "shorten the question or the labels, or lower the stride"
+                ) from error
+        return [first, *first.overflowing]
+
+    def token_id(self, role: str) -> int | None:
+        """Return the number of a special token by its role in ``tokenizer_config.json`` (``mask_token``), if it has one."""
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            token: Any = self.checkpoint.read_if_there(name).get(role)
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                return self.tokenizer.token_to_id(text)
+        return None
+
+    def check(self) -> None:
+        """Compare with transformers' own tokenizer, in the device process. Raises ConfigurationError if they differ."""
+        from transformers import AutoTokenizer
+
+        folder = self.checkpoint.folder
+        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        for probe in PROBES:
+            if list(theirs(probe)["input_ids"]) != self.encode(probe).ids:
+                raise ConfigurationError(
+                    f"{self.checkpoint.where}: {folder / 'tokenizer.json'} gives other tokens than transformers does for "
+                    f"{probe!r}; save it again: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+                )
+
+    def _read(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        path = self.checkpoint.folder / "tokenizer.json"
+        if not path.is_file():
+            remedy = "make it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            raise ConfigurationError(f"{self.checkpoint.where}: there is no {path}; {remedy}")
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+
+def _encode(tokenizer: Tokenizer, text: str, pair: str | None) -> Encoding:
+    try:
+        return tokenizer.encode(text, pair)
+    except (UnicodeEncodeError, TypeError) as error:  # half a surrogate pair
+        raise InvalidInput("input", "is not valid Unicode", "decode it with the right encoding") from error
