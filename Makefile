@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that run the tests: more than two cores have, since much of the time is waiting for servers.
+TESTERS ?= 3
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check bench test-stack install clean
@@ -19,7 +21,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m examples.demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

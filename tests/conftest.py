@@ -107,8 +107,13 @@ def postgresql_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pos
 
 @pytest.fixture(scope="session")
 def postgresql_server(postgresql_servers: PostgresqlServers) -> Iterator[Any]:
-    """A PostgreSQL for all tests that leave it running."""
+    """A PostgreSQL for all tests that leave it running. Nobody cuts its power, so it need not wait for the disk."""
+    import psycopg
+
     with postgresql_servers() as server:
+        with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+            admin.execute("ALTER SYSTEM SET fsync = off")
+            admin.execute("SELECT pg_reload_conf()")
         yield server
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -36,15 +37,15 @@ def assert_is_a_result(result: dict[str, object], name: str) -> None:
 def test_a_smoke_run_ends_with_its_result(name: str, tmp_path: Path, pulled_models: object) -> None:
     """As a reader of the README would run it, with a home and a temp folder of its own, which it leaves as they were."""
     environment = {key: value for key, value in os.environ.items() if key != "ARGOSY_FLEET"}
-    own = tmp_path / "tmp"
-    own.mkdir()
-    environment |= {"ARGOSY_HOME": str(tmp_path / "home"), "TMPDIR": str(own)}
+    environment["ARGOSY_HOME"] = str(tmp_path / "home")
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "torch")  # torch's own cache, made by importing it
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    with tempfile.TemporaryDirectory(prefix="argosy-") as own:  # short: PostgreSQL's socket lies in it
+        environment["TMPDIR"] = own
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr[-4000:]
+        assert not list(Path(own).iterdir())
     assert_is_a_result(json.loads(ran.stdout.splitlines()[-1]), name)
-    assert not list(own.iterdir())
     assert not (tmp_path / "home").exists()
 
 
