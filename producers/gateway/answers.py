@@ -1,0 +1,74 @@
+"""Responses: JSON that any text can be put in, lines of it, and events, each bounded in what waits for a slow reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+#: Lines that go out together.
+LINES = 256
+
+
+def encoded(value: Any) -> bytes:
+    """Return JSON. Half of a surrogate pair, which JSON can bring in but UTF-8 cannot hold, becomes U+FFFD."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
+
+
+class Json(Response):
+    """A JSON body."""
+
+    media_type = "application/json"
+
+    def __init__(
+        self,
+        content: Any,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+    ) -> None:
+        super().__init__(content, status_code, headers, media_type)
+
+    def render(self, content: Any) -> bytes:
+        return encoded(content)
+
+
+class JsonLines(StreamingResponse):
+    """One JSON value a line, written as they come; the caller's slowness holds back the reading."""
+
+    media_type = "application/jsonl"
+
+    def __init__(self, values: AsyncIterator[Any]) -> None:
+        super().__init__(_lines(values))
+
+
+async def _lines(values: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    gathered: list[bytes] = []
+    async for value in values:
+        gathered.append(encoded(value) + b"\n")
+        if len(gathered) >= LINES:
+            yield b"".join(gathered)
+            gathered.clear()
+    if gathered:
+        yield b"".join(gathered)
+
+
+class Events(StreamingResponse):
+    """Server-sent events."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+def event(name: str | None, value: Any) -> bytes:
+    """Return one event, with its name if it has one."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + encoded(value) + b"\n\n"

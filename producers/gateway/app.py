@@ -1,0 +1,67 @@
+"""The application: one client, the guard before everything, the routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+from starlette.types import Receive, Scope, Send
+
+from producers.async_client import AsyncClient
+from producers.gateway import items, jobs, openai, operations, problems, streams
+from producers.gateway.gateway import Gateway
+from producers.gateway.guard import Guard
+from producers.gateway.openai.runner import Runner
+from producers.gateway.settings import GatewaySettings
+
+ABOUT = """An Argosy fleet over HTTP. Send `Authorization: Bearer KEY`. Errors are `application/problem+json`; under `/v1`,
+where the shapes are those of OpenAI's API, they are OpenAI's."""
+
+#: The routers in the order in which OpenAPI lists them.
+ROUTERS = (items.router, jobs.router, streams.router, operations.router, *openai.ROUTERS)
+
+
+def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = AsyncClient) -> FastAPI:
+    """Return the ASGI application. Its client is made, and closed, with the server's event loop."""
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        async with connect() as client:
+            gateway = Gateway(settings, client)
+            app.state.gateway = gateway
+            async with Runner(gateway) as runner:
+                app.state.runner = runner
+                yield
+
+    app = FastAPI(
+        title="Argosy",
+        version=version("argosy"),
+        description=ABOUT,
+        lifespan=life,
+        docs_url=None,  # they would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key of `argosy gateway keys add`."))],
+    )
+    for router in ROUTERS:
+        app.include_router(router, responses=problems.RESPONSES)
+    problems.install(app)
+    app.add_middleware(_Guarded)
+    return app
+
+
+class _Guarded:
+    """Finds the gateway, which is there once the loop runs, and puts the guard before the application."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        await Guard(self._app, scope["app"].state.gateway)(scope, receive, send)

@@ -1,0 +1,110 @@
+"""What one gateway process holds: the client, who may call, how often, and the handles that somebody may still ask for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from producers.async_client import AsyncClient
+from producers.async_handles import AsyncHandle
+from producers.gateway.keys import Caller, Keyring
+from producers.gateway.problems import Gone
+from producers.gateway.rates import Rates
+from producers.gateway.settings import GatewaySettings
+from results_store.errors import UnknownJob
+from results_store.records import JobStatus
+
+T = TypeVar("T")
+
+#: Handles kept for who comes back for a result; older ones are looked up in the store instead.
+HANDLES = 20_000
+
+
+class Gateway:
+    """One process's gateway. Made in its event loop."""
+
+    def __init__(self, settings: GatewaySettings, client: AsyncClient) -> None:
+        self.settings = settings
+        self.client = client
+        self.keyring = Keyring(lambda id_: client.ask(lambda store: store.keys.find(id_)))
+        self.rates = Rates()
+        self.serving = 0
+        self._handles: OrderedDict[tuple[str, int], AsyncHandle] = OrderedDict()
+
+    def keep(self, handle: AsyncHandle) -> None:
+        """Keep a handle: while it is here, waiting for its result costs nothing."""
+        self._handles[handle.job, handle.seq] = handle
+        while len(self._handles) > HANDLES:
+            self._handles.popitem(last=False)
+
+    def kept(self, job: str, seq: int) -> AsyncHandle | None:
+        return self._handles.get((job, seq))
+
+    def drop(self, job: str, seq: int) -> None:
+        self._handles.pop((job, seq), None)
+
+    async def job(self, id_: str, caller: Caller) -> JobStatus:
+        """Return a job. Raises UnknownJob, also if it is another tenant's."""
+        status = await self.client.status(id_)
+        if not caller.sees(tenant_of(status)):
+            raise UnknownJob(f"no job {id_!r}; `argosy status` lists the jobs there are")
+        return status
+
+    async def jobs(self, caller: Caller, *, limit: int, before: tuple[float, str] | None = None) -> list[JobStatus]:
+        """Return a page of the caller's jobs, the newest first."""
+        return await self.client.ask(lambda store: store.jobs(limit=limit, before=before, tenant=caller.scope))
+
+    def owner(self, caller: Caller) -> dict[str, Any]:
+        """What a submission says about whose it is."""
+        return {"tenant": caller.tenant}
+
+    def own_key(self, caller: Caller, key: str | None) -> str | None:
+        """Return an idempotency key as the store has it: a tenant's never finds another tenant's job."""
+        if key is None or not caller.key:
+            return key
+        return f"{len(caller.tenant)}:{caller.tenant}:{key}"
+
+
+def tenant_of(status: JobStatus) -> str:
+    return status.tenant
+
+
+def gateway_of(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def caller_of(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+Here = Annotated[Gateway, Depends(gateway_of)]
+Who = Annotated[Caller, Depends(caller_of)]
+
+
+async def while_there(request: Request, awaited: Awaitable[T]) -> T:
+    """Await something as long as the caller stays. Raises Gone; what is awaited is then cancelled.
+
+    The body must have been read. Cancelling ends the waiting only: what was accepted is computed.
+    """
+    work = asyncio.ensure_future(awaited)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise Gone
+        return work.result()
+    finally:
+        for one in (work, leaving):
+            one.cancel()
+        await asyncio.gather(work, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

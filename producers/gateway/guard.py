@@ -1,0 +1,149 @@
+"""What stands before the routes: who asks, how often, how much, how slowly. It runs before a byte of the body is read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from producers.gateway.keys import Caller, Refused
+from producers.gateway.problems import Problem, answer, problem
+from results_store.errors import StoreError
+
+if TYPE_CHECKING:
+    from producers.gateway.gateway import Gateway
+
+log = logging.getLogger(__name__)
+
+#: Open to everybody; a page asks with a key for what it shows.
+PUBLIC = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
+PUBLIC_PREFIX = "/static/"
+
+#: The caller where no key is asked for.
+ANYBODY = Caller(tenant="", operator=True)
+
+
+class Stalled(Exception):
+    """The caller takes nothing of what is sent."""
+
+
+class Guard:
+    """ASGI middleware; `Gateway` has the counts."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        try:
+            caller = await self._admit(path, Headers(scope=scope))
+        except Problem as refused:
+            await answer(refused, path)(scope, receive, send)
+            return
+        scope.setdefault("state", {})["caller"] = caller
+        body = Body(receive, self._limit(path), self._gateway.settings.stall_s)
+        self._gateway.serving += 1
+        try:
+            body.check(Headers(scope=scope))
+            await self._app(scope, body.receive, self._sending(send))
+        except Problem as refused:  # before a route had it
+            await answer(refused, path)(scope, receive, send)
+        except Stalled:
+            log.info("%s: cut off: nothing was taken for %s s", path, self._gateway.settings.stall_s)
+        finally:
+            self._gateway.serving -= 1
+
+    async def _admit(self, path: str, headers: Headers) -> Caller:
+        gateway = self._gateway
+        if gateway.serving >= gateway.settings.max_requests:
+            raise Problem(503, "Overloaded", "the gateway serves as many requests as it can", retry_after_s=1)
+        if path in PUBLIC or path.startswith(PUBLIC_PREFIX):
+            return Caller(tenant="")
+        caller = await self._caller(headers)
+        wait_s = gateway.rates.take(caller.key, caller.rate_per_s or gateway.settings.rate_per_s, time.monotonic())
+        if wait_s and gateway.settings.auth:
+            raise Problem(
+                429,
+                "RateLimited",
+                f"the key makes more than {caller.rate_per_s or gateway.settings.rate_per_s:g} requests a second",
+                remedy="wait as long as Retry-After says; send many items in one request",
+                retry_after_s=wait_s,
+            )
+        return caller
+
+    async def _caller(self, headers: Headers) -> Caller:
+        if not self._gateway.settings.auth:
+            return ANYBODY
+        try:
+            return await self._gateway.keyring.holder(headers.get("authorization"), time.time())
+        except Refused as error:
+            raise Problem(401, "Unauthorized", str(error), headers={"WWW-Authenticate": "Bearer"}) from None
+        except StoreError as error:
+            raise problem(error) from error
+
+    def _limit(self, path: str) -> int:
+        settings = self._gateway.settings
+        if path == "/api/jobs/lines":
+            return settings.max_stream_bytes
+        if path.startswith(("/v1/files", "/v1/audio")):
+            return settings.max_file_bytes + 2**16  # the form around the file
+        return settings.max_body_bytes
+
+    def _sending(self, send: Send) -> Send:
+        async def bounded(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._gateway.settings.stall_s):
+                    await send(message)
+            except TimeoutError:
+                raise Stalled from None
+
+        return bounded
+
+
+class Body:
+    """A request's body on its way in: counted as it comes, and given up on when it stops coming."""
+
+    def __init__(self, receive: Receive, limit: int, stall_s: float) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._stall_s = stall_s
+        self._seen = 0
+        self._whole = False
+
+    def check(self, headers: Headers) -> None:
+        """Refuse at once what says itself that it is too long. Raises Problem."""
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:19]) > self._limit:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """The next message. Raises Problem: 413 past the limit, 408 when nothing comes."""
+        if self._whole:
+            return await self._receive()  # the end of the connection, waited for as long as it takes
+        try:
+            async with asyncio.timeout(self._stall_s):
+                message: dict[str, Any] = dict(await self._receive())
+        except TimeoutError:
+            raise Problem(408, "RequestTimeout", f"no more of the body came within {self._stall_s:g} s") from None
+        self._seen += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        if self._seen > self._limit:
+            raise self._too_large()
+        return message
+
+    def _too_large(self) -> Problem:
+        return Problem(
+            413,
+            "BodyTooLarge",
+            f"the body is longer than {self._limit:,} bytes",
+            remedy="send less at once; many items go as JSON Lines to /api/jobs/lines",
+            headers={"Connection": "close"},
+        )

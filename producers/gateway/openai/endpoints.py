@@ -1,0 +1,10 @@
+"""What batches can ask for: the endpoints by path, each with what turns a body into a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from producers.gateway.openai import embeddings
+from producers.gateway.openai.calls import Plan
+
+ENDPOINTS: Mapping[str, Plan] = {"/v1/embeddings": embeddings.plan}

@@ -1,0 +1,219 @@
+"""Every error that a caller sees: problem+json (RFC 9457), and under /v1 the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+import logging
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from producers.errors import (
+    ArgosyError,
+    BrokerUnavailable,
+    ConfigurationError,
+    InputTooLarge,
+    InvalidInput,
+    ItemExpired,
+    ItemFailed,
+    Overloaded,
+    ResultTimeout,
+)
+from producers.gateway.answers import Json
+from results_store.errors import InvalidRow, SchemaMismatch, StoreUnavailable, SubmissionConflict, UnknownJob
+
+log = logging.getLogger(__name__)
+
+#: What to wait before trying again when the fleet itself gives no time.
+RETRY_AFTER_S = 2.0
+
+OPENAI_PREFIX = "/v1/"
+
+
+class Gone(Exception):
+    """The caller closed the connection while the answer was being waited for."""
+
+
+class Problem(HTTPException):
+    """An error as it is answered. `kind` is its name, `field` what of the request is wrong, `remedy` what to do.
+
+    `job` is the job that keeps what was accepted before the error.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        remedy: str = "",
+        retry_after_s: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        sent = dict(headers or {})
+        if retry_after_s is not None:
+            sent["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+        super().__init__(status, detail, sent)
+        self.kind = kind
+        self.field = field
+        self.remedy = remedy
+        self.job: str | None = None
+
+
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "field": {"type": "string"},
+        "remedy": {"type": "string"},
+        "job": {"type": "string"},
+    },
+    "required": ["type", "title", "status", "detail"],
+}
+_EXAMPLE = {
+    "type": "urn:argosy:problem:UnknownTask",
+    "title": "Unprocessable Content",
+    "status": 422,
+    "detail": "task: no task 'sentimnt'; did you mean 'sentiment'?",
+    "field": "task",
+}
+
+#: What OpenAPI says of every route's errors.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "description": "The request is not right; `detail` says what to do.",
+        "content": {"application/problem+json": {"schema": _SCHEMA, "example": _EXAMPLE}},
+    },
+    "5XX": {
+        "description": "The fleet cannot answer now; `Retry-After` says when to try again.",
+        "content": {"application/problem+json": {"schema": _SCHEMA}},
+    },
+}
+
+#: The errors of the client and the store by whose fault they are. Subclasses stand before their bases.
+_STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (InputTooLarge, 413),
+    (InvalidInput, 422),
+    (InvalidRow, 422),
+    (UnknownJob, 404),
+    (SubmissionConflict, 409),
+    (ResultTimeout, 504),
+    (Overloaded, 503),
+    (BrokerUnavailable, 503),
+    (StoreUnavailable, 503),
+    (SchemaMismatch, 503),
+    (ConfigurationError, 503),
+)
+
+
+def problem(error: Exception) -> Problem:
+    """Return an error of the client, the store or the framework as what the caller sees of it."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        kind = HTTPStatus(error.status_code).phrase.title().replace(" ", "")
+        return Problem(error.status_code, kind, str(error.detail), headers=dict(error.headers or {}))
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    if status == 500:
+        return Problem(
+            500, "InternalError", "the gateway failed; its log says why", remedy="try again, or tell the operator"
+        )
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if type(error).__name__ == "RateLimited":
+        status = 429
+    if status in (429, 503) and retry_after_s is None:
+        retry_after_s = RETRY_AFTER_S
+    field = error.field if isinstance(error, InvalidInput) else None
+    found = Problem(status, type(error).__name__, _text(error), field=field, retry_after_s=retry_after_s)
+    found.job = getattr(error, "job", None)
+    return found
+
+
+#: The kinds of failed items that their input is to blame for.
+_INPUTS_FAULT = {"InvalidInput", "InputTooLarge", "InputUnavailable", "UnknownTask", "InvalidMessage"}
+
+
+def item_problem(error: ArgosyError) -> Problem:
+    """Return how an item ended, where the answer is the item's output or an error."""
+    if isinstance(error, ItemFailed):
+        return Problem(400 if error.kind in _INPUTS_FAULT else 500, error.kind, error.message)
+    status = 504 if isinstance(error, ItemExpired) else 409
+    return Problem(status, type(error).__name__, str(error))
+
+
+def answer(found: Problem, path: str) -> Response:
+    """Return the response for a problem, in the shape that callers of `path` read."""
+    if path.startswith(OPENAI_PREFIX):
+        return Json(openai_error(found), found.status_code, dict(found.headers or {}))
+    body = {
+        "type": f"urn:argosy:problem:{found.kind}",
+        "title": HTTPStatus(found.status_code).phrase,
+        "status": found.status_code,
+        "detail": found.detail,
+    }
+    if found.field is not None:
+        body["field"] = found.field
+    if found.job is not None:
+        body["job"] = found.job
+    if found.remedy:
+        body["remedy"] = found.remedy
+    return Json(body, found.status_code, dict(found.headers or {}), media_type="application/problem+json")
+
+
+def openai_error(found: Problem) -> dict[str, Any]:
+    """Return a problem as OpenAI's API tells of one."""
+    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+    general = "server_error" if found.status_code >= 500 else "invalid_request_error"
+    message = f"{found.detail}; {found.remedy}" if found.remedy else found.detail
+    return {
+        "error": {
+            "message": message,
+            "type": kinds.get(found.status_code, general),
+            "param": found.field,
+            "code": found.kind,
+        }
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Have the application answer every error this way."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        found = problem(error)
+        if found.status_code == 500:
+            log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return answer(found, request.url.path)
+
+    async def nobody_there(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)  # it goes to nobody, and into the log
+
+    for kind in (Gone, ClientDisconnect):
+        app.add_exception_handler(kind, nobody_there)
+    for kind in (HTTPException, RequestValidationError, ArgosyError, *(k for k, _ in _STATUS), Exception):
+        app.add_exception_handler(kind, handle)
+
+
+def _invalid(error: RequestValidationError) -> Problem:
+    first = error.errors()[0]
+    # ("body", 17) is where JSON broke off; ("body", "inputs", 3) a field
+    place = [part for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "not JSON")
+        return Problem(400, "InvalidJson", f"the body is not JSON: {reason} at character {place[-1] if place else 0}")
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".") or "body"
+    return Problem(422, "InvalidInput", f"{field}: {first['msg']}", field=field, remedy="see /openapi.json")
+
+
+def _text(error: Exception) -> str:
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])

@@ -1,0 +1,158 @@
+"""The bodies of requests: what OpenAPI shows, and what is checked before the client sees it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from producers.errors import InvalidInput
+from producers.messages import InlineBytes, PathInput, UrlInput
+from producers.request import NewItem
+
+PriorityName = Literal["interactive", "standard", "bulk"]
+
+#: Numbers that both databases hold.
+MAX_COUNT = 2**53
+
+Task = Annotated[
+    str | list[str],
+    Field(description="A task's name, or several: then parameters and outputs are by task name. See /api/tasks."),
+]
+Params = Annotated[
+    dict[str, Any] | None, Field(description="The task's parameters; by task name, if several are named.")
+]
+DeadlineS = Annotated[
+    float | None, Field(gt=0, le=MAX_COUNT, description="What is not computed so many seconds from now expires.")
+]
+AnyInput = Annotated[
+    Any,
+    Field(
+        description='Text; an image or a clip as {"bytes": BASE64}, {"url": …} or {"path": …}; or the object that the '
+        "task's form asks for.",
+        examples=["A fine, moving film."],
+    ),
+]
+
+
+class Body(BaseModel):
+    """A request body without room for misspelt fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Asked(Body):
+    """What submissions of one and of many have in common."""
+
+    task: Task
+    params: Params = None
+    deadline_s: DeadlineS = None
+
+
+class NewOne(Asked):
+    """One item."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"task": "sentiment", "input": "A fine, moving film.", "wait_s": 10}]}
+    )
+
+    input: AnyInput
+    priority: PriorityName = "interactive"
+    key: str | None = Field(None, description="Your own identifier, kept with the result.")
+    durable: bool = Field(True, description="Written to the store before it is accepted. Without, a crash may lose it.")
+    wait_s: float = Field(0, ge=0, le=3600, description="How long to wait for the result, in seconds.")
+
+
+class JobOptions(Asked):
+    """What all items of a job have in common."""
+
+    priority: PriorityName = "bulk"
+    name: str | None = Field(None, max_length=500)
+    idempotency_key: str | None = Field(
+        None,
+        min_length=1,
+        max_length=500,
+        description="Submit again with the same key and inputs: nothing is added twice.",
+    )
+    ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT, description="Purged so many seconds after it has finished.")
+    on_error: Literal["stop", "skip"] = Field("stop", description="What an input that is not valid does.")
+
+
+class NewJobBody(JobOptions):
+    """Many items at once."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"task": ["sentiment", "topic"], "inputs": ["Shares fell.", {"input": "They won.", "key": "a2"}]}
+            ]
+        }
+    )
+
+    inputs: list[Any] = Field(
+        description='Inputs, each as it is or as {"input": …, "key": …, "params": …}.', examples=[["A fine film."]]
+    )
+
+
+class LinesOptions(Body):
+    """The options of a job whose items come as lines: those of a job, in the query."""
+
+    task: list[str] = Field(description="A task's name; again for several.", min_length=1)
+    params: str | None = Field(None, description="Parameters, as JSON.")
+    deadline_s: DeadlineS = None
+    priority: PriorityName = "bulk"
+    name: str | None = Field(None, max_length=500)
+    idempotency_key: str | None = Field(None, min_length=1, max_length=500)
+    ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT)
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def options(self) -> JobOptions:
+        """Return them as those of any job. Raises InvalidInput."""
+        try:
+            params = None if self.params is None else json.loads(self.params)
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput("params", f"is not JSON: {error}") from error
+        if params is not None and not isinstance(params, dict):
+            raise InvalidInput("params", f"must be an object, not {type(params).__name__}")
+        task = self.task[0] if len(self.task) == 1 else self.task
+        return JobOptions(**{**self.model_dump(), "task": task, "params": params})
+
+
+class Replay(Body):
+    """Which failed items are put back: of one job, of one kind of error, or both. Operators may name neither."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"job": "01jd2m3n4p5q6r7s8t9v0w1x2y"}]})
+
+    job: str | None = None
+    error_kind: str | None = None
+
+
+def input_of(value: object, field: str) -> object:
+    """Return an input as the client takes it. Raises InvalidInput for bytes that are no base64."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return value
+    ((form, inner),) = value.items()
+    if form not in ("bytes", "url", "path"):
+        return value
+    if not isinstance(inner, str):
+        raise InvalidInput(f"{field}.{form}", f"must be text, not {type(inner).__name__}")
+    if form == "url":
+        return UrlInput(inner)
+    if form == "path":
+        return PathInput(inner)
+    try:
+        return InlineBytes(base64.b64decode(inner, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"{field}.bytes", f"is not base64: {error}") from error
+
+
+def item_of(value: object, place: str) -> NewItem:
+    """Return an entry of many inputs: an input, or an object with `input`, `key` and `params`. Raises InvalidInput."""
+    if not isinstance(value, dict) or "input" not in value:
+        return NewItem(input_of(value, place), origin=place)
+    if unknown := sorted(set(value) - {"input", "key", "params"}):
+        raise InvalidInput(f"{place}.{unknown[0]}", "is not a field of an item", "these are: input, key, params")
+    return NewItem(input_of(value["input"], f"{place}.input"), value.get("key"), value.get("params"), origin=place)

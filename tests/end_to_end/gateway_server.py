@@ -1,0 +1,69 @@
+"""A gateway served by uvicorn, as its callers meet it: a port, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import httpx
+import uvicorn
+
+from producers import AsyncClient
+from producers.gateway.app import create_app
+from producers.gateway.keys import new_key
+from producers.gateway.settings import GatewaySettings
+from results_store.store import Store
+from tests.conftest import free_port
+from tests.end_to_end.processes import until
+
+#: Quick to notice what another gateway left behind, and generous with requests: tests make many.
+SETTINGS = GatewaySettings(rate_per_s=10_000, batch_lease_s=2.0)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A gateway's address, and the store behind it to make keys in."""
+
+    url: str
+    store_url: str
+
+    def key(
+        self, tenant: str, *, operator: bool = False, expires_at: float | None = None, rate_per_s: float | None = None
+    ) -> str:
+        """Make a key for a tenant."""
+        now = time.time()
+        name = f"{tenant} {now}"
+        text, row = new_key(
+            name, tenant, operator=operator, expires_at=expires_at, rate_per_s=rate_per_s, created_at=now
+        )
+        with Store(self.store_url) as store:
+            assert store.keys.add(row)
+        return text
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+
+@contextmanager
+def serving(
+    broker_url: str, store_url: str, settings: GatewaySettings = SETTINGS, **changes: object
+) -> Iterator[Served]:
+    """Serve a gateway until the block ends; then its thread, its port and its client are gone."""
+    app = create_app(replace(settings, **changes), lambda: AsyncClient(broker_url, store_url, store_timeout_s=10))  # type: ignore[arg-type]
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=5, lifespan="on")
+    )
+    thread = threading.Thread(target=server.run, name="gateway")
+    thread.start()
+    try:
+        until(lambda: server.started or not thread.is_alive(), 30)
+        assert server.started
+        yield Served(f"http://127.0.0.1:{port}", store_url)
+    finally:
+        server.should_exit = True
+        thread.join()
