@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ItemExpired,
         ItemFailed,
         Overloaded,
+        RateLimited,
         ResultTimeout,
         UnknownTask,
     )
@@ -66,6 +67,7 @@ __all__ = [
     "Overloaded",
     "PathInput",
     "Priority",
+    "RateLimited",
     "Rejected",
     "Result",
     "ResultState",
@@ -93,6 +95,7 @@ _HOMES = {
         "ItemExpired",
         "ItemFailed",
         "Overloaded",
+        "RateLimited",
         "ResultTimeout",
         "UnknownTask",
     ),

@@ -24,7 +24,7 @@ from producers.gathering import settle
 from producers.link import Link
 from producers.messages import Priority
 from producers.outbox import Order, Outbox
-from producers.packing import Chunk, Intake, OnError, Rejected
+from producers.packing import Chunk, Intake, OnError, Rejected, Weighed
 from producers.patience import Patience, checked
 from producers.request import Request
 from producers.submission import Submission, check_many, lone_order, new_job
@@ -169,6 +169,7 @@ class AsyncClient:
         submission = Submission(request, job, on_accepted)
         limit_s = checked(patience_s)
         intake = Intake(request, on_error, on_rejected=on_rejected)
+        await self._calls(lambda: self._outbox.admission.look(submission.tenant))
         found = 0
         try:
             if idempotency_key is not None:
@@ -205,6 +206,11 @@ class AsyncClient:
 
     async def _send_chunk(self, submission: Submission, chunk: Chunk, limit_s: float) -> None:
         items = chunk.empty()
+        portion = self._outbox.admission.portion(submission.tenant)
+        for start in range(0, len(items), portion):
+            await self._send_portion(submission, items[start : start + portion], limit_s)
+
+    async def _send_portion(self, submission: Submission, items: Sequence[Weighed], limit_s: float) -> None:
         patience = Patience(limit_s)
         while True:
             promise = self._here().create_future()

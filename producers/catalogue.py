@@ -66,11 +66,7 @@ class Catalogue:
 
         Raises ConfigurationError, naming the setting, if the file or a task in it is wrong.
         """
-        try:
-            settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigurationError(f"{path}: cannot be read as TOML: {error}") from error
-        return cls.builtin().with_models(settings.get("models", {}), where=str(path))
+        return cls.builtin().with_models(read_toml(path).get("models", {}), where=str(path))
 
     def with_models(self, models: Mapping[str, Any], *, where: str) -> Catalogue:
         """Return this catalogue with the tasks of `models`, the ``[models]`` table of a ``fleet.toml``."""
@@ -106,6 +102,14 @@ class Catalogue:
     def check_input(self, task: Task, value: object, *, field: str) -> Input:
         """Return `value` as a task's input, or raise InvalidInput or InputTooLarge naming `field`."""
         return forms.check(task.kind.modality, value, self.limits, field)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return what a TOML file says. Raises ConfigurationError."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as TOML: {error}") from error
 
 
 def _task(name: str, model: str, table: object, setting: str) -> Task:

@@ -148,6 +148,7 @@ class Client:
         submission = Submission(request, job, on_accepted)
         limit_s = checked(patience_s)
         intake = Intake(request, on_error, on_rejected=on_rejected)
+        self._outbox.admission.look(submission.tenant)
         found = 0
         if idempotency_key is not None:
             found = intake.skip = submission.resume(self._link.store.create_job(submission.created))
@@ -168,6 +169,11 @@ class Client:
         )
 
     def _send_chunk(self, submission: Submission, chunk: Sequence[Weighed], limit_s: float) -> None:
+        portion = self._outbox.admission.portion(submission.tenant)
+        for start in range(0, len(chunk), portion):
+            self._send_portion(submission, chunk[start : start + portion], limit_s)
+
+    def _send_portion(self, submission: Submission, chunk: Sequence[Weighed], limit_s: float) -> None:
         patience = Patience(limit_s)
         while True:
             promise: Future[None] = Future()

@@ -22,8 +22,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import msgspec
 
-from producers.catalogue import Catalogue
+from producers.catalogue import Catalogue, read_toml
 from producers.errors import ConfigurationError, InvalidInput
+from producers.messages import Priority
 
 Part = Literal["broker", "store"]
 
@@ -35,6 +36,21 @@ _EXAMPLES: Mapping[Part, str] = {
 _TENANT = re.compile(r"[A-Za-z0-9._@:+-]{0,64}")
 _USER_AND_PASSWORD = re.compile(r"^([^:/]+://[^:/@]*):.*@", re.DOTALL)
 _PASSWORD_IN_QUERY = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
+
+
+class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When clients refuse new work: once more than so many seconds of work wait in front of it. By priority; None: never."""
+
+    max_queued_s: dict[Literal["interactive", "standard", "bulk"], float] = {}
+
+    def __post_init__(self) -> None:
+        for name, most_s in self.max_queued_s.items():
+            if most_s <= 0:
+                raise ValueError(f"`max_queued_s.{name}` must be over 0")
+
+    @property
+    def by_priority(self) -> dict[Priority, float]:
+        return {Priority[name.upper()]: most_s for name, most_s in self.max_queued_s.items()}
 
 
 class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,11 +108,28 @@ class Connection:
     @property
     def catalogue(self) -> Catalogue:
         """The tasks of the ``fleet.toml`` that ``ARGOSY_FLEET`` names, or else the local fleet's, or the built-in ones."""
+        path = self._fleet_file
+        return Catalogue.from_toml(path) if path else Catalogue.builtin()
+
+    @property
+    def admission(self) -> AdmissionSettings:
+        """The ``[admission]`` table of the same file. Raises ConfigurationError."""
+        path = self._fleet_file
+        if not path:
+            return AdmissionSettings()
+        table = read_toml(path).get("admission", {})
+        try:
+            return msgspec.convert(table, AdmissionSettings)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(f"{path}: admission: {error}") from error
+
+    @property
+    def _fleet_file(self) -> str | None:
         path = self.environment.get("ARGOSY_FLEET")
         if not path and self._set_url("broker") is None and self._set_url("store") is None:
             with suppress(ConfigurationError):  # no local fleet: its absence is told when something is submitted
                 path = self._local_fleet("broker").config
-        return Catalogue.from_toml(path) if path else Catalogue.builtin()
+        return path
 
     def _set_url(self, part: Part) -> str | None:
         given = self.given_broker_url if part == "broker" else self.given_store_url

@@ -79,6 +79,10 @@ class Overloaded(ArgosyError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(Overloaded):
+    """A tenant is over a limit of its own: items a second, or items in flight. The fleet may have room."""
+
+
 class ResultTimeout(ArgosyError, TimeoutError):
     """The result was not there within `timeout_s`. The work goes on; ask again with the same handle."""
 

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from producers.connection import Connection
@@ -51,6 +52,7 @@ class Link:
         self._listener: Listener | None = None
         self._streams: dict[str, Stream] = {}
         self._tenants = {"": Tenant(name="", lane=0)}
+        self._max_queued_s: Mapping[Priority, float] | None = None
 
     @property
     def store(self) -> Store:
@@ -105,6 +107,13 @@ class Link:
         if tenant not in self._tenants:
             self._tenants[tenant] = self.store.tenant(tenant)
         return self._tenants[tenant].lane
+
+    @property
+    def max_queued_s(self) -> Mapping[Priority, float]:
+        """How much work may wait in front of new items, by priority; no entry: any. Raises ConfigurationError."""
+        if self._max_queued_s is None:
+            self._max_queued_s = self._connection.admission.by_priority
+        return self._max_queued_s
 
     def check(self) -> None:
         """Ask broker and store now. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""

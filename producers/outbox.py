@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from producers.admission import Admission
 from producers.errors import BrokerUnavailable, Overloaded
 from producers.gathering import Deliver, Gathering, Promise, settle
 from producers.packing import Parcel, Sealed, seal
@@ -62,8 +63,8 @@ class Order:
 class Outbox:
     """Accepts and publishes what is put into it, in threads of its own. Thread-safe.
 
-    An order's promise gets None once it is accepted; or BrokerUnavailable, StoreUnavailable, SubmissionConflict, and
-    then nothing of the order was accepted.
+    An order's promise gets None once it is accepted; or BrokerUnavailable, StoreUnavailable, SubmissionConflict, Overloaded,
+    and then nothing of the order was accepted.
     """
 
     def __init__(self, link: Link, deliver: Deliver) -> None:
@@ -71,6 +72,7 @@ class Outbox:
         self._deliver = deliver
         self._durable = Gathering("argosy outbox", self._send_durable, limit=GROUP)
         self._direct = Gathering("argosy direct", self._send_direct, limit=GROUP)
+        self.admission = Admission(link)
         self._waiting = Waiting()
         self._marks = Marks(link)
 
@@ -83,6 +85,7 @@ class Outbox:
         """Send what waits, mark what was published, and end the threads. Nobody may `put` any more."""
         self._durable.close()
         self._direct.close()
+        self.admission.close()
         self._marks.settle()
 
     # --- the thread of what is durable ---
@@ -156,9 +159,18 @@ class Outbox:
     # --- both ---
 
     def _wanted(self, group: Sequence[Order]) -> list[Order]:
-        """The orders of a group whose callers have not given up."""
+        """The orders of a group whose callers have not given up, and that are not refused."""
         self._waiting.remove(group)
-        return [order for order in group if not order.promise.cancelled()]
+        orders = [order for order in group if not order.promise.cancelled()]
+        try:
+            refusals = self.admission.judge([order.parcel for order in orders])
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
+            self._answer(orders, error)
+            return []
+        for order, refusal in zip(orders, refusals, strict=True):
+            if refusal is not None:
+                self._answer([order], refusal)
+        return [order for order, refusal in zip(orders, refusals, strict=True) if refusal is None]
 
     def _open_streams(self, orders: Iterable[Order], *, again: bool = False) -> dict[tuple[str, int], Pending]:
         """Return the lone items among the orders; the jobs that they belong to exist from here on."""

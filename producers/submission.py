@@ -48,7 +48,7 @@ class Submission:
 
     def __init__(self, request: Request, job: NewJob, on_accepted: Callable[[str, int], object] | None = None) -> None:
         self.job = job.id
-        self._tenant = job.tenant
+        self.tenant = job.tenant
         self.new_job: NewJob | None = job
         self._request = request
         self._on_accepted = on_accepted
@@ -77,7 +77,7 @@ class Submission:
 
     def order(self, chunk: Sequence[Weighed], promise: Promise) -> Order:
         """Return the order for the next chunk. The one before must have been accepted."""
-        parcel = Parcel(self._request, chunk, self.job, self._deadline_at, tenant=self._tenant)
+        parcel = Parcel(self._request, chunk, self.job, self._deadline_at, tenant=self.tenant)
         return Order(parcel, promise, new_job=self.new_job, expected_rows=self._expected_rows)
 
     def accepted(self, chunk: Sequence[Weighed]) -> None:

@@ -55,15 +55,13 @@ def inputs(connection: Connection, ids: list[str]) -> dict[str, tuple[bytes, str
 
 def queued_work(connection: Connection) -> list[QueuedWork]:
     rates = _seconds_per_item(connection)
+    line = (envelopes.c.model, envelopes.c.priority, envelopes.c.lane)
     waiting = connection.execute(
-        select(envelopes.c.model, envelopes.c.priority, func.sum(envelopes.c["items"]))
-        .where(UNFINISHED)
-        .group_by(envelopes.c.model, envelopes.c.priority)
-        .order_by(envelopes.c.model, envelopes.c.priority)
+        select(*line, func.sum(envelopes.c["items"])).where(UNFINISHED).group_by(*line).order_by(*line)
     )
     return [
-        QueuedWork(model=model, priority=priority, items=int(items), seconds_per_item=rates.get(model))
-        for model, priority, items in waiting
+        QueuedWork(model=model, priority=priority, items=int(items), seconds_per_item=rates.get(model), lane=lane)
+        for model, priority, lane, items in waiting
     ]
 
 

@@ -140,7 +140,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedWork:
-    """The unfinished durable items of a model and a priority, those under way included.
+    """The unfinished durable items of a model, a priority and a lane, those under way included.
 
     `seconds_per_item` is what an item lately took of a device, divided by the number of workers that ran batches of its
     model; None where none ran lately. More urgent work of the same model goes first: what an item has to wait is the
@@ -151,6 +151,7 @@ class QueuedWork:
     priority: int
     items: int
     seconds_per_item: float | None
+    lane: int = 0
 
     @property
     def seconds(self) -> float | None:

@@ -32,7 +32,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     device process (0: all cores). `bulk_share` is the share of device time that bulk work keeps under
     interactive load. `interactive_wait_s` and `standard_wait_s` are how long such an item may have to wait behind
     less urgent batches: while such items come, these batches are kept short enough for it. `max_attempts` is how
-    often an envelope may be begun before it is given up and its items fail. `drop_inputs` deletes inputs from the
+    often an envelope may be begun before it is given up and its items fail. `tune_at_start` has a worker measure
+    backends before its first start on a machine (`argosy tune` does it better). `drop_inputs` deletes inputs from the
     store once their results are there without a failure.
     """
 
@@ -52,6 +53,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     look_for_cancellations_every_s: float = 1.0
     publish_overdue_s: float = 30.0
     max_attempts: int = 20
+    tune_at_start: bool = True
     drop_inputs: bool = False
 
     def __post_init__(self) -> None:
@@ -89,20 +91,27 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One model: its class (``module:Class``), where its weights come from, its batch budget, its own options.
 
     Without a class it is a Hugging Face checkpoint, served as the kinds of its tasks ask (`workers.models.huggingface`).
-    `batch_cost` is in the model's unit of cost (tokens for text), `batch_rows` in rows.
+    `batch_cost` is in the model's unit of cost (tokens for text), `batch_rows` in rows; a cost of 0 is the one that was
+    measured to be best here, or the model's own. `backend` ``auto`` is the fastest that was measured to answer like torch in
+    fp32, at its precision; a model that has but one runs on that.
     `tasks` is needed only for tasks that the built-in catalogue does not have.
     """
 
     class_: str = msgspec.field(name="class", default="workers.models.huggingface:model_for")
     source: dict[str, Any]
-    batch_cost: int = 1024
+    batch_cost: int = 0
     batch_rows: int = 64
+    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    compile: bool = False
     tasks: dict[str, Any] = {}
     options: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
-        if self.batch_cost < 1 or self.batch_rows < 1:
-            raise ValueError("`batch_cost` and `batch_rows` must be 1 or more")
+        if self.batch_cost < 0 or self.batch_rows < 1:
+            raise ValueError("`batch_rows` must be 1 or more, `batch_cost` too, or 0 for the one measured to be best")
+        if self.backend == "auto" and (self.precision != "fp32" or self.compile):
+            raise ValueError("`precision` and `compile` are for a `backend` of your choice; name it")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -97,4 +97,4 @@ def list_of(redis: Redis, key: str) -> list[bytes]:
 
 
 def _keys() -> list[str]:
-    return [redis_key("text", priority) for priority in Priority]
+    return [redis_key("text", priority, lane) for priority in Priority for lane in range(4)]
