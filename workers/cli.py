@@ -1,4 +1,4 @@
-"""The commands that need more than the client: `up`, `worker`, `migrate`, `doctor`, `models`. Heavy imports wait in them."""
+"""The commands that need more than the client: `up`, `worker`, `migrate`, `models`, `tune`, `doctor`. Heavy imports wait in them."""
 
 from __future__ import annotations
 
@@ -152,6 +152,37 @@ def list_(config: Path | None) -> None:
 
 @click.command()
 @FLEET_FILE
+@click.argument("names", nargs=-1)
+@click.option("--device", help="cpu, cuda:0 …; by default the first device of the profile.")
+@click.option("--quick", is_flag=True, help="Compare outputs on unlabelled texts only, as a worker's first start does.")
+def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick: bool) -> None:
+    """Measure the backends of the fleet's models (or NAMES) on this machine, and choose.
+
+    \b
+    The fastest wins that loses at most half a point of accuracy to torch in fp32 on
+    held-out texts; these are pulled if they are not there. Workers follow the decision
+    from their next start on, unless the settings name a `backend`.
+    """
+    from rich.console import Console
+
+    from workers import devices, serving, settings, tuned
+    from workers.presentation import decision_table
+
+    chosen = settings.load(config)
+    wanted_device = (device,) if device else chosen.worker.devices[:1]
+    where = devices.select(chosen.worker.profile, wanted_device)[0]
+    for name in names or chosen.models:
+        wanted = serving.model_to_load(chosen, name)
+        if not serving.build(wanted).tunable:
+            click.echo(f"{name}: runs on one backend only; nothing to choose")
+            continue
+        with Console(stderr=True).status(f"measuring {name} on {where.name} …"):
+            decision = tuned.decide(wanted, where, labelled=not quick, threads=chosen.worker.threads)
+        Console().print(decision_table(decision))
+
+
+@click.command()
+@FLEET_FILE
 def doctor(config: Path | None) -> None:
     """Check this machine: devices, settings, models, broker, store; a remedy for each thing missing.
 
@@ -175,4 +206,4 @@ def _log_to_stderr() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-COMMANDS: list[click.Command] = [up, worker, migrate, models, doctor]
+COMMANDS: list[click.Command] = [up, worker, migrate, models, tune, doctor]

@@ -21,16 +21,13 @@ from producers.publisher import Publisher
 from results_store.errors import StoreError
 from results_store.store import Store
 from results_store.writer import Writer
-from workers.batching.batcher import Batcher, BatcherSettings, ServedModel
-from workers.batching.policy import Budget
+from workers import serving
+from workers.batching.batcher import Batcher, BatcherSettings
 from workers.device_client import ProcessDevice
-from workers.device_process import ModelToLoad
 from workers.devices import Device
 from workers.execution import EnvelopeInterrupted, Execution
 from workers.inputs import InputLimits
 from workers.lanes import LOOK_EVERY_S, Lanes
-from workers.models import sources
-from workers.models.model import ModelSpec
 from workers.notices import Notices
 from workers.reconciler import Reconciler
 from workers.settings import Settings
@@ -87,8 +84,9 @@ class Node:
 
         Raises ConfigurationError (models not pulled, no device), StoreUnavailable, SchemaMismatch.
         """
-        to_load = [self._to_load(name) for name in self.models]
-        served = {wanted.name: self._served(wanted) for wanted in to_load}
+        models = [serving.serve(self.settings, name, self.device) for name in self.models]
+        to_load = [wanted for wanted, _ in models]
+        served = {wanted.name: own for wanted, own in models}
         self._store.open()
         self.lanes.look()
         self._writer.start()
@@ -169,27 +167,6 @@ class Node:
         self._writer.close()
         self._store.close()
         self._publisher.close()
-
-    def _to_load(self, name: str) -> ModelToLoad:
-        if name not in self.settings.models:
-            known = ", ".join(self.settings.models)
-            raise ConfigurationError(f"worker.models: no model {name!r} in the settings; there are {known}")
-        chosen = self.settings.models[name]
-        source = sources.parse(chosen.source, where=f"models.{name}.source")
-        pulled = sources.locate(source, sources.cache_folder())
-        if pulled is None:
-            raise ConfigurationError(f"models.{name}: not pulled yet; run `argosy models pull {name}`")
-        tasks = {task.name: task for task in self._catalogue.tasks.values() if task.model == name}
-        spec = ModelSpec(name, pulled.folder, pulled.revision, tasks, chosen.options)
-        return ModelToLoad.from_spec(chosen.class_, spec)
-
-    def _served(self, wanted: ModelToLoad) -> ServedModel:
-        chosen = self.settings.models[wanted.name]
-        try:
-            model = wanted.build()
-        except (ImportError, AttributeError, TypeError) as error:
-            raise ConfigurationError(f"models.{wanted.name}.class: {chosen.class_}: {error}") from error
-        return ServedModel(model, model.revision, Budget(chosen.batch_cost, chosen.batch_rows))
 
     def _note_failure(self, envelope: str, error: Exception) -> None:
         detail = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}

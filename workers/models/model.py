@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
@@ -57,6 +57,12 @@ class Prepared:
 
 class Model(ABC):
     """A backbone with its heads. The constructor only stores; `load` does the work."""
+
+    #: Whether it runs on several backends, so that `argosy tune` can choose one.
+    tunable: ClassVar[bool] = False
+
+    #: The padded cost of a batch, where neither the settings nor a measurement say it.
+    default_cost: ClassVar[int] = 1024
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
@@ -37,11 +37,20 @@ class MultiTaskModel(Model):
     `passes` counts how often the backbone ran: once a micro-batch, however many tasks are in it.
     """
 
+    tunable = True
+
+    #: Batch costs worth trying.
+    budgets: ClassVar[tuple[int, ...]]
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self.passes = 0
         self._device = "cpu"
         self._backbone: Network
+
+    @abstractmethod
+    def sample(self, count: int) -> Sequence[str | bytes]:
+        """Return inputs of usual sizes, to measure the model on."""
 
     # --- in the device process ---
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from producers.errors import InputTooLarge, InvalidInput
+
+_Made = TypeVar("_Made")
 
 #: Images of more pixels are refused before they are decoded: decoded, this many take 150 MB.
 MAX_PIXELS = 50_000_000
@@ -24,7 +28,22 @@ _SHORT_SIDE = 256
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Return the centre of an image as `(224, 224, 3)`, as if its short side had been scaled to 256 first.
 
-    The first frame of an animation, upright by its EXIF orientation, transparent parts on white.
+    The image is that of `rgb`, which says what is refused.
+    """
+    # a large JPEG is decoded at a fraction of its size
+    return rgb(data, _centre, max_pixels=max_pixels, about=(2 * _SHORT_SIDE, 2 * _SHORT_SIDE))
+
+
+def rgb(
+    data: bytes,
+    then: Callable[[Image.Image], _Made],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    about: tuple[int, int] | None = None,
+) -> _Made:
+    """Return what `then` makes of an image file: of the first frame, upright by its EXIF orientation, its transparent parts
+    on white. With `about`, a JPEG may be decoded at a fraction of its size, though not smaller than that.
+
     Raises InputTooLarge over `max_pixels`, InvalidInput if it is not a whole image of a known format.
     """
     if not data:
@@ -32,8 +51,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_pixels)
-            image.draft("RGB", (2 * _SHORT_SIDE, 2 * _SHORT_SIDE))  # a large JPEG is decoded at a fraction of its size
-            return _centre(_to_rgb(_upright(image)))
+            if about:
+                image.draft("RGB", about)
+            return then(_to_rgb(_upright(image)))
     except InvalidInput:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

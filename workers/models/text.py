@@ -15,7 +15,7 @@ import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
-from workers.models import head
+from workers.models import head, samples
 from workers.models.model import Arrays, ModelSpec, Prepared
 from workers.models.multitask import MultiTaskModel
 
@@ -31,6 +31,8 @@ BUILTIN_HEADS = Path(__file__).parent / "heads"
 
 class TextModel(MultiTaskModel):
     """Options: `max_tokens` (default: the encoder's positions), `heads` (a folder with a folder per task)."""
+
+    budgets = (256, 512, 1024, 2048, 4096)
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
@@ -78,6 +80,9 @@ class TextModel(MultiTaskModel):
     @property
     def _weights(self) -> str:
         return f"{self.spec.revision}+heads.{head.digest(self._head_files[name] for name in sorted(self._head_files))}"
+
+    def sample(self, count: int) -> Sequence[str]:
+        return samples.texts(count)
 
     def labels(self, task: Task) -> Sequence[str]:
         return self._labels[task.name]

@@ -13,7 +13,7 @@ import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
-from workers.models import pixels
+from workers.models import pixels, samples
 from workers.models.model import Arrays, Prepared
 from workers.models.multitask import MultiTaskModel
 
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 class VisionModel(MultiTaskModel):
     """Options: `max_image_pixels` (default 50 million), over which an image is refused before it is decoded."""
 
+    default_cost = 16
+    budgets = (4, 8, 16, 32)
+
     # --- in the parent process ---
+
+    def sample(self, count: int) -> Sequence[bytes]:
+        return samples.images(count // 2)
 
     def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Decode an image to its 224 x 224 centre. The row is `pixels`, uint8 `(height, width, channel)`."""

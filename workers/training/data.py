@@ -23,6 +23,9 @@ from workers.models import sources
 #: A rating nearer to 0 than this is neutral: no sentiment to learn (about a fifth of the sentences).
 NEUTRAL = 0.5
 
+#: Of the split into parts. What is judged was never trained on as long as both use it.
+SEED = 20261122
+
 _DOMAINS = {
     "movieReviewSnippets": "movie",
     "amazonReviewSnippets": "amazon",

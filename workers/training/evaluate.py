@@ -22,8 +22,8 @@ from producers.kinds.text import TextClassificationParams
 from workers.models import sources
 from workers.models.text import TextModel
 from workers.training import data, features
-from workers.training.data import Example
-from workers.training.heads import SEED, without_subject
+from workers.training.data import SEED, Example
+from workers.training.heads import without_subject
 
 _PARAMS = TextClassificationParams(truncation=True)
 

@@ -17,9 +17,7 @@ from rich.console import Console
 from workers.models import head, sources
 from workers.models.text import BUILTIN_HEADS
 from workers.training import attention, data, features, logistic
-from workers.training.data import Example, Split
-
-SEED = 20261122
+from workers.training.data import SEED, Example, Split
 
 Labels = tuple[str, ...]
 

@@ -9,6 +9,7 @@ from producers.errors import ConfigurationError
 from workers.models.model import Model, ModelSpec
 
 _ENCODER = "workers.models.huggingface.encoder:EncoderModel"
+_IMAGES = "workers.models.huggingface.vision:ImageModel"
 
 #: The class that serves a kind. Tasks of one model must have one class: they share its pass.
 CLASSES: Mapping[str, str] = {
@@ -19,6 +20,10 @@ CLASSES: Mapping[str, str] = {
     "fill-mask": _ENCODER,
     "feature-extraction": _ENCODER,
     "sentence-similarity": _ENCODER,
+    "image-classification": _IMAGES,
+    "image-feature-extraction": _IMAGES,
+    "object-detection": _IMAGES,
+    "image-segmentation": _IMAGES,
 }
 
 

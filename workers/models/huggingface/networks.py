@@ -39,7 +39,7 @@ class Networks:
         self._wanted = wanted
         self._where = where
         self._device = device
-        self._precision = precision
+        self.precision = precision
         self._heads: dict[Network, Any] = {}
         self._backbone: Any = None
         self.config: Any = None
@@ -47,7 +47,7 @@ class Networks:
 
     def load(self) -> None:
         """Load all of them. Raises ConfigurationError if a folder lacks a head's weights, or two backbones differ."""
-        if self._precision not in PRECISIONS:
+        if self.precision not in PRECISIONS:
             raise ConfigurationError(f"{self._where}.options.precision: must be one of {', '.join(PRECISIONS)}")
         heads = [network for network in dict.fromkeys(self._wanted.values()) if network.auto != BACKBONE]
         self._heads = {network: self._load(network) for network in heads}
@@ -65,12 +65,12 @@ class Networks:
         if self._backbone is None:
             [network] = self._heads.values()
             whole = _call(network, inputs)
-            return {task: _rows(whole, rows) for task, rows in wanted.items()}
+            return {task: rows_of(whole, rows) for task, rows in wanted.items()}
         features = _call(self._backbone, inputs)
         return {task: self._run_head(self._wanted[task], features, inputs, rows) for task, rows in wanted.items()}
 
     def _run_head(self, wanted: Network, features: Any, inputs: Mapping[str, Any], rows: torch.Tensor) -> Any:
-        chosen = _rows(features, rows)
+        chosen = rows_of(features, rows)
         if wanted.auto == BACKBONE:
             return chosen
         head = self._heads[wanted]
@@ -88,11 +88,13 @@ class Networks:
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
-            dtype=getattr(torch, self._precision),
+            dtype=getattr(torch, self.precision),
             output_loading_info=True,
         )
-        # transformers fills these with random numbers, and a warning
-        missing = sorted(name for name in report["missing_keys"] if network.auto != BACKBONE or "pooler" not in name)
+        # transformers fills what is missing with random numbers, and a warning
+        missing = sorted(report["missing_keys"])
+        if missing and network.auto == BACKBONE and all(name.startswith("pooler.") for name in missing):
+            loaded.pooler, missing = None, []
         if missing:
             problem = f"{network.folder} has no weights for {missing[0]}" + ", …" * (len(missing) > 1)
             raise ConfigurationError(f"{self._where}: {problem}: it was not trained for this kind of task")
@@ -145,14 +147,14 @@ def _call(network: Any, inputs: Mapping[str, Any]) -> Any:
     return network(**accepted)
 
 
-def _rows(output: Any, rows: torch.Tensor) -> Any:
+def rows_of(output: Any, rows: torch.Tensor) -> Any:
     """Return the rows of a network's output: of every tensor in it, however it is nested."""
     import torch
 
     if isinstance(output, torch.Tensor):
         return output.index_select(0, rows)
     if isinstance(output, tuple):
-        return tuple(_rows(part, rows) for part in output)
+        return tuple(rows_of(part, rows) for part in output)
     if isinstance(output, dict):  # transformers' ModelOutput is one
-        return type(output)(**{name: _rows(part, rows) for name, part in output.items()})
+        return type(output)(**{name: rows_of(part, rows) for name, part in output.items()})
     return output

@@ -1,0 +1,66 @@
+"""The models that the settings name, as a device of this machine runs them: weights found, backend and budget chosen."""
+
+from __future__ import annotations
+
+import msgspec
+
+from producers.errors import ConfigurationError
+from workers import tuned
+from workers.batching.batcher import ServedModel
+from workers.batching.policy import Budget
+from workers.device_process import ModelToLoad
+from workers.devices import Device
+from workers.models import sources
+from workers.models.backends.choice import Backend
+from workers.models.model import Model, ModelSpec
+from workers.settings import ModelSettings, Settings
+
+
+def model_to_load(settings: Settings, name: str) -> ModelToLoad:
+    """Return a model of the settings, on the reference backend. Raises ConfigurationError if it is unknown or not pulled."""
+    if name not in settings.models:
+        known = ", ".join(settings.models)
+        raise ConfigurationError(f"worker.models: no model {name!r} in the settings; there are {known}")
+    chosen = settings.models[name]
+    source = sources.parse(chosen.source, where=f"models.{name}.source")
+    pulled = sources.locate(source, sources.cache_folder())
+    if pulled is None:
+        raise ConfigurationError(f"models.{name}: not pulled yet; run `argosy models pull {name}`")
+    tasks = {task.name: task for task in settings.catalogue.tasks.values() if task.model == name}
+    return ModelToLoad.from_spec(chosen.class_, ModelSpec(name, pulled.folder, pulled.revision, tasks, chosen.options))
+
+
+def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, ServedModel]:
+    """Return a model for the device process, and for the batcher. Measures backends where the settings leave that open.
+
+    Raises ConfigurationError.
+    """
+    wanted, chosen = model_to_load(settings, name), settings.models[name]
+    model = build(wanted)
+    if chosen.backend != "auto" and not model.tunable:
+        raise ConfigurationError(f"models.{name}.backend: {chosen.class_} has no backends to choose from; leave it out")
+    decision = None
+    if chosen.backend == "auto" or not chosen.batch_cost:
+        worker = settings.worker
+        decision = tuned.resolve(wanted, device, measure=worker.tune_at_start, threads=worker.threads)
+    wanted = msgspec.structs.replace(wanted, backend=_backend(name, chosen, decision))
+    model = build(wanted)
+    cost = chosen.batch_cost or (decision.batch_cost if decision else model.default_cost)
+    return wanted, ServedModel(model, model.revision, Budget(cost, chosen.batch_rows))
+
+
+def build(wanted: ModelToLoad) -> Model:
+    """Return the parent's side of a model. Raises ConfigurationError if its class is not to be had."""
+    try:
+        return wanted.build()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigurationError(f"models.{wanted.name}.class: {wanted.class_}: {error}") from error
+
+
+def _backend(name: str, chosen: ModelSettings, decision: tuned.Decision | None) -> Backend:
+    if chosen.backend == "auto":
+        return decision.backend if decision else Backend()
+    try:
+        return Backend(chosen.backend, chosen.precision, chosen.compile)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"models.{name}.{error}") from error
