@@ -43,7 +43,7 @@ class DeviceClient(Protocol):
     @property
     def life(self) -> int: ...
     def start(self) -> None: ...
-    def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array]) -> None: ...
+    def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array], *, urgency: int) -> None: ...
     def kill(self) -> None: ...
     def close(self) -> None: ...
 
@@ -98,9 +98,12 @@ class ProcessDevice:
         with contextlib.suppress(OSError):  # it died already: the reader says so
             transfer.send(ours, load)
 
-    def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array]) -> None:
-        """Send a micro-batch. If the process is gone, nothing happens here: ``lost`` arrives as an event."""
-        header: Header = {"batch": batch, "model": model, "tasks": list(wanted)}
+    def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array], *, urgency: int) -> None:
+        """Send a micro-batch; of those that wait there, the one with the lowest `urgency` runs first.
+
+        If the process is gone, nothing happens here: ``lost`` arrives as an event.
+        """
+        header: Header = {"batch": batch, "model": model, "tasks": list(wanted), "urgency": urgency}
         with contextlib.suppress(OSError):
             if self._socket:
                 transfer.send(self._socket, header, arrays | {f"wanted/{task}": rows for task, rows in wanted.items()})

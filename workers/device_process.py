@@ -8,6 +8,7 @@ until the socket closes. It dies with its parent: a closed socket ends it at onc
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
 import queue
@@ -17,7 +18,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -29,6 +30,9 @@ from workers.models.model import Arrays, Model, ModelSpec
 from workers.transfer import Header
 
 logger = logging.getLogger(__name__)
+
+#: What the parent sent and is not run yet: by urgency, then in the order it came. No two numbers are alike.
+Frames: TypeAlias = "queue.PriorityQueue[tuple[int, int, Header, Arrays]]"
 
 #: What a task's output becomes when the model returns something that is not one row per wanted row.
 WRONG_OUTPUT = "WrongOutput"
@@ -64,27 +68,32 @@ class ModelToLoad(msgspec.Struct, frozen=True):
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sock = socket.socket(fileno=int(sys.argv[1]))
-    frames: queue.SimpleQueue[tuple[Header, Arrays]] = queue.SimpleQueue()
+    frames: Frames = queue.PriorityQueue()
     # reading goes on while the device computes: the next batch is already here when this one is done
     threading.Thread(target=_read_frames, args=(sock, frames), daemon=True).start()
-    header, _ = frames.get()
+    _, _, header, _ = frames.get()
     try:
         models = _load(header)
     except Exception as error:  # noqa: BLE001 - whatever a model's loading raises is reported by name
         transfer.send(sock, {"event": "unloadable", **_described(error)})
         return
     transfer.send(sock, {"event": "ready"})
+    idle_since = time.perf_counter()
     while True:
-        header, arrays = frames.get()
-        transfer.send(sock, *_run(models[header["model"]], header, arrays))
+        _, _, header, arrays = frames.get()
+        idle_s = time.perf_counter() - idle_since
+        answer, outputs = _run(models[header["model"]], header, arrays)
+        idle_since = time.perf_counter()
+        transfer.send(sock, answer | {"idle_s": idle_s}, outputs)
 
 
-def _read_frames(sock: socket.socket, frames: queue.SimpleQueue[tuple[Header, Arrays]]) -> None:
-    while True:
+def _read_frames(sock: socket.socket, frames: Frames) -> None:
+    for number in itertools.count():
         frame = transfer.receive(sock)
         if frame is None:
             os._exit(0)  # the parent is gone or wants us gone; a running forward would not notice an exception
-        frames.put(frame)
+        header, arrays = frame
+        frames.put((header.get("urgency", 0), number, header, arrays))
 
 
 def _load(header: Header) -> dict[str, Model]:

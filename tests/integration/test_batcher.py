@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,10 +51,16 @@ class Rig:
         return self
 
     def entry(
-        self, text: str, *, tasks: tuple[str, ...] = ("echo",), deadline_at: float | None = None, job: str = "a"
+        self,
+        text: str,
+        *,
+        tasks: tuple[str, ...] = ("echo",),
+        deadline_at: float | None = None,
+        job: str = "a",
+        priority: int = 3,
     ) -> Entry:
         row = self.model.prepare(text, {})
-        return Entry(row, tasks, Waiting("scripted", 3, self.model.cost(row), 1.0, deadline_at), job=job)
+        return Entry(row, tasks, Waiting("scripted", priority, self.model.cost(row), 1.0, deadline_at), job=job)
 
     def run(self, texts: Sequence[str]) -> list[Entry]:
         """Run texts as one envelope. They are handed over as one, so equally long ones meet in one batch."""
@@ -177,6 +185,45 @@ def test_cancelling_drops_what_waits_of_the_job(rig):
     for each in (running, staged, group):
         each.wait()
     assert [type(entry.outcome) for entry in waiting] == [Cancelled, Computed, Cancelled, Computed]
+
+
+def three_at_the_device(one: Rig, last: str) -> list[Entry]:
+    """Hand over a batch that runs, one that is staged (it leaves another waiting), and an urgent one."""
+    running, staged = one.entry("sleep 0.3"), one.entry("sleep 0.1 staged", priority=9)
+    behind = one.entry("unlike it in size".ljust(99), priority=9)
+    urgent = one.entry(last, priority=0)
+    sent: queue.SimpleQueue[str] = queue.SimpleQueue()
+    send = one.device.run
+
+    def run(batch: str, *args: Any, **urgency: int) -> None:
+        send(batch, *args, **urgency)
+        sent.put(batch)
+
+    one.device.run = run  # type: ignore[method-assign]
+    groups = []
+    for entries in ([running], [staged, behind], [urgent]):
+        groups.append(one.batcher.submit(entries))
+        sent.get()
+    for group in groups:
+        group.wait()
+    return [running, staged, urgent]
+
+
+def test_an_urgent_batch_overtakes_the_staged_one(rig):
+    """The staged one was sent first, and waits in the device process."""
+    outcomes = [entry.outcome for entry in three_at_the_device(rig(), "urgent")]
+    assert all(isinstance(outcome, Computed) for outcome in outcomes)
+    _, staged, urgent = (outcome.computed_at for outcome in outcomes)
+    assert urgent < staged
+
+
+def test_an_overtaking_batch_that_kills_the_device_is_found_out(rig):
+    """Either of two batches may have run when the process died: both are tried again, and only one dies."""
+    running, staged, urgent = three_at_the_device(rig(), "die")
+    assert isinstance(running.outcome, Computed)
+    assert isinstance(staged.outcome, Computed)
+    assert isinstance(urgent.outcome, Failed)
+    assert urgent.outcome.kind == "DeviceLost"
 
 
 def test_stopping_interrupts_what_waits(rig):

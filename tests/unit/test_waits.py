@@ -61,7 +61,7 @@ def promised_s(arrival: Arrival, ahead: int, longest_s: float) -> float:
     """The longest wait that the policy's docstring promises."""
     bulk, aged = POLICY.guaranteed_shares[9], AGED_SHARE
     total = bulk + aged
-    at_the_device_s = POLICY.stages * longest_s
+    at_the_device_s = (POLICY.stages + 1) * longest_s
     if arrival.waiting.priority == 0:
         return (ahead + 2 * PRIORITIES - 1) * longest_s / (1 - total) + at_the_device_s
     share = bulk if arrival.waiting.priority == 9 else aged
@@ -168,6 +168,16 @@ def test_a_lone_urgent_item_hardly_notices_bulk():
     alone_s = device("text", Shape(30, 1, 1))
     slowest_s = max(a.latency_s for a in outcome.arrivals if a.waiting.priority == 0 and a.waiting.arrived_at > 1.0)
     assert slowest_s <= alone_s + POLICY.promised_wait_s[0] + 0.01  # what rides along is mostly the pass's fixed time
+
+
+def test_an_urgent_item_overtakes_what_is_staged():
+    """It waits for the batch that runs, and not for the one behind; which runs next all the same, whoever comes then."""
+    policy = Policy(budgets={"text": Budget(256, 1)})
+    trace = [Waiting("text", 9, 100, 0.0), Waiting("text", 9, 101, 0.0), Waiting("text", 9, 102, 0.0)]
+    urgent = [Waiting("text", 0, 100, 0.001), Waiting("text", 0, 101, 0.002), Waiting("text", 0, 102, 0.003)]
+    outcome = simulate([*trace, *urgent], policy, device)
+    order = [ran.items[0].waiting for ran in outcome.batches]
+    assert order == [trace[0], urgent[0], trace[1], urgent[1], urgent[2], trace[2]]
 
 
 def test_a_small_tenant_does_not_wait_for_a_large_one():

@@ -11,7 +11,6 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -22,15 +21,13 @@ from workers.batching.cost import CostModel
 from workers.batching.microbatch import MicroBatch, Ran
 from workers.batching.policy import Budget, Policy
 from workers.batching.scheduler import Scheduler
+from workers.batching.stages import DEPTH, Stages
 from workers.batching.work import Cancelled, Entry, Expired, Group, Interrupted
 from workers.device_client import DeviceClient, DeviceEvent
 from workers.models.model import Arrays, Model
 from workers.transfer import Header
 
 logger = logging.getLogger(__name__)
-
-#: One running, one staged: the device never waits for Python, and an urgent item waits behind two batches at most.
-DEPTH = 2
 
 #: A device that does not come up this often in a row is out of service.
 MAX_FAILED_STARTS = 3
@@ -101,7 +98,7 @@ class Batcher:
         self._admission = threading.Lock()
         self._closed = False
         self._suspects = Suspects()
-        self._in_flight: deque[MicroBatch] = deque()
+        self._in_flight: Stages[MicroBatch] = Stages()
         self._running_since = 0.0  # monotonic; when the first in flight, or the loading, began
         self._ready = False
         self._failed_starts = 0
@@ -191,9 +188,7 @@ class Batcher:
         elif event == "done":
             self._on_done(header, arrays)
         elif event == "failed":
-            batch = self._in_flight.popleft()
-            self._running_since = time.monotonic()
-            self._on_failed(batch, header["kind"], header["message"], header.get("traceback", ""))
+            self._on_failed(self._answered(header), header["kind"], header["message"], header.get("traceback", ""))
         elif event == "unloadable":
             logger.error(
                 "the device cannot load its models: %s: %s\n%s", *map(header.get, ("kind", "message", "traceback"))
@@ -203,42 +198,61 @@ class Batcher:
             self._on_lost("DeviceLost", header["message"])
 
     def _dispatch(self) -> None:
-        while self._ready and len(self._in_flight) < (1 if self._suspects else DEPTH):
-            batch = self._next()
+        while self._ready:
+            batch = self._next_suspects() if self._suspects or self._runs_suspects else self._next()
             if batch is None:
                 return
-            try:
-                arrays = self._models[batch.model].model.collate(batch.rows)
-            except Exception as error:  # noqa: BLE001 - a model's own code; its batch is bisected like any other
-                self._on_failed(batch, type(error).__name__, str(error), "")
-                continue
-            if not self._in_flight:
-                self._running_since = time.monotonic()
-            self._in_flight.append(batch)
-            self._device.run(batch.id, batch.model, arrays, batch.wanted)
+            self._send(batch)
+
+    @property
+    def _runs_suspects(self) -> bool:
+        return len(self._in_flight) > 0 and self._in_flight.first.chosen is None
+
+    def _next_suspects(self) -> MicroBatch | None:
+        """Take the next group to be run alone, once nothing else is at the device; nothing may be staged behind it either."""
+        if len(self._in_flight) or not self._suspects:
+            return None
+        return MicroBatch(self._suspects.next(), time.time())
 
     def _next(self) -> MicroBatch | None:
+        """Decide on a batch, if there is room for one or the staged one may be overtaken."""
+        behind, urgent = None, self._scheduler.most_urgent
+        if not self._in_flight.has_room:
+            behind = self._in_flight.overtakable
+            if behind is None or urgent is None or urgent >= behind:
+                return None
         now = time.time()
-        if self._suspects:
-            return MicroBatch(self._suspects.next(), now)
-        decision = self._scheduler.next(now, self._free_at(now) if self._in_flight else None)
+        busy_s = self._in_flight.busy_s(time.monotonic() - self._running_since, overtaking=behind is not None)
+        starts_at = now + busy_s if len(self._in_flight) else None
+        decision = self._scheduler.next(now, starts_at, overtaking=behind)
         for entry in decision.expired:
             entry.finish(Expired())
         return MicroBatch(decision.batch.items, now, decision.batch) if decision.batch else None
 
-    def _free_at(self, now: float) -> float:
-        """When the device will have done what it was given, as far as can be predicted."""
-        running, *staged = (batch.predicted_s or 0.0 for batch in self._in_flight)
-        since_s = time.monotonic() - self._running_since
-        return now + max(0.0, running - since_s) + sum(staged)
+    def _send(self, batch: MicroBatch) -> None:
+        try:
+            arrays = self._models[batch.model].model.collate(batch.rows)
+        except Exception as error:  # noqa: BLE001 - a model's own code; its batch is bisected like any other
+            self._on_failed(batch, type(error).__name__, str(error), "")
+            return
+        if not len(self._in_flight):
+            self._running_since = time.monotonic()
+        self._in_flight.give(batch, batch.priority, batch.predicted_s or 0.0, overtaking=not self._in_flight.has_room)
+        self._device.run(batch.id, batch.model, arrays, batch.wanted, urgency=batch.priority)
+
+    def _answered(self, header: Header) -> MicroBatch:
+        """Take the batch that the device speaks of; the next one runs by now."""
+        batch = next(batch for batch in self._in_flight if batch.id == header["batch"])
+        self._in_flight.end(batch)
+        self._running_since = time.monotonic()
+        return batch
 
     def _cancel(self, jobs: frozenset[str]) -> None:
         for entry in self._scheduler.take(lambda entry: entry.job in jobs):
             entry.finish(Cancelled())
 
     def _on_done(self, header: Header, arrays: Arrays) -> None:
-        batch = self._in_flight.popleft()
-        self._running_since = time.monotonic()
+        batch = self._answered(header)
         ran = Ran(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
         if batch.chosen:
             self._scheduler.ran(batch.chosen, batch.model, batch.shape, ran.forward_s)
@@ -259,12 +273,11 @@ class Batcher:
         if not self._ready:
             self._failed_starts += 1
         self._ready = False
-        if self._in_flight:
-            self._suspects.died(self._in_flight.popleft(), kind, message)
-        # what was only staged is innocent: it goes back to the front, as it was
-        for batch in reversed(self._in_flight):
+        suspected, innocent = self._in_flight.lost()
+        for batch in reversed(suspected):
+            self._suspects.died(batch, kind, message)
+        for batch in reversed(innocent):  # they go back to the front, as they were
             self._scheduler.put_back(batch.entries)
-        self._in_flight.clear()
         if self._failed_starts >= MAX_FAILED_STARTS:
             self._leave_service(f"it did not come up {self._failed_starts} times in a row: {message}")
         else:
@@ -282,7 +295,7 @@ class Batcher:
 
     def _patience_s(self) -> float | None:
         """How long the device may stay silent from now on; None while nothing is expected of it."""
-        if self.out_of_service or (self._ready and not self._in_flight):
+        if self.out_of_service or (self._ready and not len(self._in_flight)):
             return None
         limit_s = self._settings.batch_timeout_s if self._ready else self._settings.load_timeout_s
         return max(0.0, self._running_since + limit_s - time.monotonic())
@@ -305,11 +318,11 @@ class Batcher:
         self._on_out_of_service(reason)
 
     def _interrupt_all(self) -> None:
+        suspected, staged = self._in_flight.lost()
         entries = [
             *self._scheduler.take(lambda _: True),
             *self._suspects.clear(),
-            *(e for b in self._in_flight for e in b.entries),
+            *(entry for batch in (*suspected, *staged) for entry in batch.entries),
         ]
-        self._in_flight.clear()
         for entry in entries:
             entry.finish(Interrupted())

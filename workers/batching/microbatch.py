@@ -59,6 +59,11 @@ class MicroBatch:
         return self.entries[0].waiting.model
 
     @property
+    def priority(self) -> int:
+        """How urgent it is: as the item that led it."""
+        return self.entries[0].waiting.priority
+
+    @property
     def padded_cost(self) -> int:
         return len(self.rows) * max(row.size for row in self.rows)
 

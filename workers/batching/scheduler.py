@@ -72,11 +72,17 @@ class Scheduler(Generic[T]):
         """Take items again that were in a batch and did nothing wrong, before all others."""
         self._pool.put_back((item.waiting, item) for item in items)
 
-    def next(self, now: float, starts_at: float | None = None) -> Next[T]:
+    @property
+    def most_urgent(self) -> int | None:
+        """The most urgent priority that waits."""
+        return min((priority for _, priority, _ in self._pool.lanes), default=None)
+
+    def next(self, now: float, starts_at: float | None = None, *, overtaking: int | None = None) -> Next[T]:
         """Decide on the next batch; it leaves the queue, with what expired.
 
         `starts_at` is when a busy device will begin it; None says that the device is idle. For a busy one, a batch that is
-        not full and would leave nothing waiting is not decided on yet: it goes on growing until the device is free.
+        not full and would leave nothing waiting is not decided on yet: it goes on growing until the device is free. A batch
+        that is to be `overtaking` one of that priority need not be full, but must be led by a more urgent item.
         """
         moment = Moment(
             pool=self._pool,
@@ -90,8 +96,13 @@ class Scheduler(Generic[T]):
         decision = next_batch(moment)
         self._pool.remove(decision.expired)
         expired = [ticket.item for ticket in decision.expired]
-        growing = starts_at is not None and not decision.full and len(decision.batch) == len(self._pool)
-        if decision.charge is None or growing:
+        if decision.charge is None:
+            return Next(None, expired)
+        if overtaking is not None:
+            waits = decision.charge.leader >= overtaking
+        else:
+            waits = starts_at is not None and not decision.full and len(decision.batch) == len(self._pool)
+        if waits:
             return Next(None, expired)
         self._pool.remove(decision.batch)
         self.turns.lead(decision.charge, decision.predicted_s or 0.0)

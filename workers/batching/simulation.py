@@ -1,12 +1,11 @@
 """A device that exists only as numbers, and a virtual clock: what the policy does with a trace of arrivals, without waiting.
 
-It runs the same scheduler as the batcher, and feeds its device in the same way: one batch running, one staged.
+It runs the same scheduler as the batcher, and feeds its device in the same way (`workers.batching.stages`).
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -15,6 +14,7 @@ from workers.batching.cost import CostModel, Shape
 from workers.batching.policy import Policy
 from workers.batching.pool import Waiting
 from workers.batching.scheduler import Chosen, Scheduler
+from workers.batching.stages import Stages
 
 #: How long a batch takes on the device, by model and shape.
 Device: TypeAlias = Callable[[str, Shape], float]
@@ -66,58 +66,69 @@ class Outcome:
         return led / max(sum(ran.seconds for ran in within), 1e-12)
 
 
+@dataclass(slots=True, eq=False)
+class _Given:
+    chosen: Chosen[Arrival]
+    seconds: float
+
+
 @dataclass(slots=True)
 class _Machine:
-    """The device and the batches it was given: the first runs, the others are staged."""
+    """The device and the batches it was given."""
 
     scheduler: Scheduler[Arrival]
     device: Device
-    depth: int
-    given: deque[tuple[Ran, Chosen[Arrival]]] = field(default_factory=deque)
+    stages: Stages[_Given] = field(default_factory=Stages)
+    began_at: float = 0.0  # when the running batch began
     batches: list[Ran] = field(default_factory=list)
 
     @property
-    def free_at(self) -> float:
-        ran, _ = self.given[-1]
-        return ran.began_at + ran.seconds
-
-    @property
     def next_end_at(self) -> float:
-        ran, _ = self.given[0]
-        return ran.began_at + ran.seconds
+        return self.began_at + self.stages.first.seconds if len(self.stages) else math.inf
 
     def feed(self, now: float) -> None:
         """Hand over batches while there is room."""
-        while len(self.given) < self.depth:
-            decision = self.scheduler.next(now, self._expected_at(now) if self.given else None)
-            for arrival in decision.expired:
-                arrival.expired = True
-            if decision.batch is None:
+        while self.stages.has_room:
+            if not self._give(now, None):
                 return
-            self._begin(decision.batch, max(now, self.free_at) if self.given else now)
+        behind, urgent = self.stages.overtakable, self.scheduler.most_urgent
+        if behind is not None and urgent is not None and urgent < behind:
+            self._give(now, behind)
 
     def finish(self) -> float:
         """End the batch that runs; return when that is."""
-        ran, chosen = self.given.popleft()
-        ended_at = ran.began_at + ran.seconds
-        for arrival in ran.items:
+        given, ended_at = self.stages.first, self.next_end_at
+        for arrival in given.chosen.items:
             arrival.ended_at = ended_at
-        self.scheduler.ran(chosen, chosen.items[0].waiting.model, ran.shape, ran.seconds)
+        self.scheduler.ran(given.chosen, given.chosen.items[0].waiting.model, given.chosen.shape, given.seconds)
+        self.stages.end(given)
+        if len(self.stages):
+            self._begin(ended_at)
         return ended_at
 
-    def _begin(self, chosen: Chosen[Arrival], at: float) -> None:
-        seconds = self.device(chosen.items[0].waiting.model, chosen.shape)
-        ran = Ran(at, seconds, chosen.shape, chosen.real, chosen.charge.leader, chosen.items)
+    def _give(self, now: float, behind: int | None) -> bool:
+        busy_s = self.stages.busy_s(now - self.began_at, overtaking=behind is not None)
+        starts_at = now + busy_s if len(self.stages) else None
+        decision = self.scheduler.next(now, starts_at, overtaking=behind)
+        for arrival in decision.expired:
+            arrival.expired = True
+        if decision.batch is None:
+            return False
+        chosen = decision.batch
+        given = _Given(chosen, self.device(chosen.items[0].waiting.model, chosen.shape))
+        priority, predicted_s = chosen.charge.leader, chosen.predicted_s or 0.0
+        self.stages.give(given, priority, predicted_s, overtaking=behind is not None)
+        if len(self.stages) == 1:
+            self._begin(now)
+        return True
+
+    def _begin(self, at: float) -> None:
+        given = self.stages.first
+        chosen = given.chosen
+        self.began_at = at
         for arrival in chosen.items:
             arrival.began_at = at
-        self.given.append((ran, chosen))
-        self.batches.append(ran)
-
-    def _expected_at(self, now: float) -> float:
-        """When the device will be free, as far as can be predicted."""
-        first, _ = self.given[0]
-        predicted = [chosen.predicted_s or 0.0 for _, chosen in self.given]
-        return max(now, first.began_at + predicted[0]) + sum(predicted[1:])
+        self.batches.append(Ran(at, given.seconds, chosen.shape, chosen.real, chosen.charge.leader, chosen.items))
 
 
 def simulate(
@@ -127,15 +138,14 @@ def simulate(
     *,
     costs: CostModel | None = None,
     weights: Mapping[str, float] | None = None,
-    depth: int = 2,
 ) -> Outcome:
     """Run a trace, in order of arrival, to its end. `costs` is what is known of the device before the first batch."""
-    machine = _Machine(Scheduler(policy, costs or CostModel(), weights), device, depth)
+    machine = _Machine(Scheduler(policy, costs or CostModel(), weights), device)
     arrivals = [Arrival(waiting) for waiting in trace]
     place, now = 0, 0.0
-    while place < len(arrivals) or machine.given:
+    while place < len(arrivals) or len(machine.stages):
         coming_at = arrivals[place].waiting.arrived_at if place < len(arrivals) else math.inf
-        if machine.given and machine.next_end_at <= coming_at:
+        if machine.next_end_at <= coming_at:
             now = machine.finish()
         else:
             now = coming_at

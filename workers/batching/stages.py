@@ -1,0 +1,85 @@
+"""The batches that a device was given and has not answered yet: one runs, one is staged behind it, and a more urgent one may
+overtake the staged one.
+
+A staged batch is overtaken once at most, so that no flood of urgent ones keeps it from running for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+B = TypeVar("B")
+
+#: One running, one staged: the device never waits for Python, and an urgent item waits behind two batches at most.
+DEPTH = 2
+
+
+@dataclass(slots=True, eq=False)
+class _Given(Generic[B]):
+    batch: B
+    priority: int
+    predicted_s: float
+    overtook: bool = False
+    overtaken: bool = False
+
+
+class Stages(Generic[B]):
+    """In the order in which the device runs them, as far as is known here. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._given: list[_Given[B]] = []
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __iter__(self) -> Iterator[B]:
+        return (given.batch for given in self._given)
+
+    @property
+    def first(self) -> B:
+        """The batch that runs."""
+        return self._given[0].batch
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._given) < DEPTH
+
+    @property
+    def overtakable(self) -> int | None:
+        """The priority that a batch must be more urgent than to overtake the staged one, if there is one that may be."""
+        if len(self._given) != DEPTH or self._given[1].overtaken or self._given[0].overtook:
+            return None
+        return self._given[1].priority
+
+    def give(self, batch: B, priority: int, predicted_s: float, *, overtaking: bool = False) -> None:
+        """Note a batch that the device was sent."""
+        given = _Given(batch, priority, predicted_s, overtook=overtaking)
+        if overtaking:
+            self._given[1].overtaken = True
+            self._given.insert(1, given)
+        else:
+            self._given.append(given)
+
+    def busy_s(self, running_s: float, *, overtaking: bool = False) -> float:
+        """Predict when a further batch begins, in seconds from now; the running one has run for `running_s`."""
+        if not self._given:
+            return 0.0
+        first, *staged = self._given
+        left_s = max(0.0, first.predicted_s - running_s)
+        return left_s if overtaking else left_s + sum(given.predicted_s for given in staged)
+
+    def end(self, batch: B) -> None:
+        """Note that the device has answered for a batch."""
+        self._given = [given for given in self._given if given.batch is not batch]
+
+    def lost(self) -> tuple[list[B], list[B]]:
+        """Take all batches of a device that is no more: those that may have run, and those that did not.
+
+        One that was to overtake may have been there before the first one began, or too late to overtake: any may have run.
+        """
+        batches = [given.batch for given in self._given]
+        suspected = len(batches) if any(given.overtook for given in self._given) else 1
+        self._given = []
+        return batches[:suspected], batches[suspected:]
