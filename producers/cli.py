@@ -15,6 +15,7 @@ import msgspec
 from producers.command_line import CommandLine
 from producers.operator_commands import COMMANDS
 from producers.submit_command import submit
+from producers.tenant_commands import tenants
 
 if TYPE_CHECKING:
     from results_store.store import Store
@@ -153,7 +154,7 @@ def _writing(output: Path | None) -> Iterator[TextIO]:
         part.unlink(missing_ok=True)
 
 
-for _command in [submit, *COMMANDS]:
+for _command in [submit, *COMMANDS, tenants]:
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def dead(job: str | None, *, limit: int, as_json: bool) -> None:
     """
     import msgspec
 
-    with _store() as store:
+    with open_store() as store:
         letters = store.dead(job=job, limit=limit)
     for letter in letters:
         if as_json:
@@ -81,7 +81,7 @@ def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, every
         raise click.UsageError("name a job, or what failed with --error, or --all", ctx)
     envelopes = results = 0
     began_at = time.time()
-    with _store() as store:
+    with open_store() as store:
         if job is not None:
             store.job(job)  # a misspelt id is an error, and not nothing to do
         while (portion := store.replay(job=job, error_kind=error_kind, failed_before=began_at)).envelopes:
@@ -105,13 +105,14 @@ def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
     """
     now = time.time()
     before = None if older_than_s is None else now - older_than_s
-    with _store() as store:
+    with open_store() as store:
         gone = store.purge(finished_before=before, keep_results=inputs_only, now=now)
     removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads, "batches": gone.batches}
     click.echo(f"removed {', '.join(f'{count:,} {name}' for name, count in removed.items())}")
 
 
-def _store() -> Store:
+def open_store() -> Store:
+    """Return the store that the environment or the local fleet names, to be used in a ``with``."""
     from producers.connection import Connection
     from results_store.store import Store
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from producers.messages import Priority
-from results_store.records import JobStatus
+from results_store.records import JobStatus, Tenant
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +42,7 @@ def show_job(job: JobStatus) -> None:
     facts = [
         ("job", job.id),
         ("name", job.name or "-"),
+        *([("tenant", job.tenant)] if job.tenant else []),
         ("state", _state(job)),
         ("priority", _priority(job)),
         ("created", _when(job.created_at)),
@@ -52,6 +53,20 @@ def show_job(job: JobStatus) -> None:
     console = _console()
     for name, fact in facts:
         console.print(f"{name:<10}{fact}", markup=False, highlight=False)
+
+
+def show_tenants(tenants: Sequence[tuple[Tenant, int]]) -> None:
+    """Print a table of tenants, each with its items in flight."""
+    from rich.table import Table
+
+    table = Table("tenant", "weight", "items/s", "in flight", "of at most", "lane", box=None, pad_edge=False)
+    for tenant, in_flight in tenants:
+        rate = "-" if tenant.max_items_per_s is None else f"{tenant.max_items_per_s:g}"
+        most = "-" if tenant.max_in_flight is None else f"{tenant.max_in_flight:,}"
+        table.add_row(tenant.name or "''", f"{tenant.weight:g}", rate, f"{in_flight:,}", most, str(tenant.lane))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    _console().print(table)
 
 
 def show_tasks(catalogue: Catalogue) -> None:

@@ -43,6 +43,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None
     again: bool
     patience_s: float | None
+    tenant: str | None
     watch: bool
     output: Path | None
 
@@ -81,6 +82,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 @click.option(
     "--patience", "patience_s", type=float, metavar="SECONDS", help="Wait no longer for a full fleet.  [default: on]"
 )
+@click.option("--tenant", metavar="NAME", help="Whose work it is.  [default: that of ARGOSY_TENANT]")
 @click.option("-w", "--watch", "--wait", "watch", is_flag=True, help="Stay until it is finished, with a progress bar.")
 @click.option(
     "-o",
@@ -176,6 +178,7 @@ def _submitted(client: Client, source: Source, options: Options) -> Job:
                 on_accepted=count,
                 on_rejected=on_rejected,
                 patience_s=options.patience_s,
+                tenant=options.tenant,
             )
         except InvalidInput as error:
             if error.job is not None and key is not None:

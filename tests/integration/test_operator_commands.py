@@ -82,3 +82,20 @@ def test_a_purge_removes_what_is_older(store: Store) -> None:
     assert argosy("purge", "--older-than", "30m").stdout.startswith("removed 2 jobs, 2 results")
     assert store.jobs() == []
     assert "write a number and a unit" in argosy("purge", "--older-than", "30").stderr
+
+
+def test_tenants_are_set_listed_and_reset(store: Store) -> None:
+    """What is not named stays as it was; 0 lifts a limit; a tenant that is removed is like a new one, in its old lane."""
+    assert argosy("tenants", "set", "acme", "--weight", "3", "--rate", "10").exit_code == 0
+    assert argosy("tenants", "set", "acme", "--rate", "0", "--in-flight", "1000").exit_code == 0
+    rows = [json.loads(line) for line in argosy("tenants", "list", "--json").stdout.splitlines()]
+    unlimited = {"max_items_per_s": None, "max_in_flight": None, "in_flight": 0}
+    assert rows == [
+        {"name": "", "lane": 0, "weight": 1.0, **unlimited},
+        {"name": "acme", "lane": 1, "weight": 3.0, **unlimited, "max_in_flight": 1000},
+    ]
+    assert "acme" in argosy("tenants", "list").stdout
+    assert argosy("tenants", "remove", "acme").exit_code == 0
+    assert store.tenant("acme").max_in_flight is None
+    assert "'acne'; there are '', 'acme'" in argosy("tenants", "remove", "acne").stderr
+    assert "no tenant's name" in argosy("tenants", "set", "a b").stderr
