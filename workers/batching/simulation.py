@@ -73,7 +73,7 @@ class _Given:
 
 
 @dataclass(slots=True)
-class _Machine:
+class Machine:
     """The device and the batches it was given."""
 
     scheduler: Scheduler[Arrival]
@@ -140,7 +140,7 @@ def simulate(
     weights: Mapping[str, float] | None = None,
 ) -> Outcome:
     """Run a trace, in order of arrival, to its end. `costs` is what is known of the device before the first batch."""
-    machine = _Machine(Scheduler(policy, costs or CostModel(), weights), device)
+    machine = Machine(Scheduler(policy, costs or CostModel(), weights), device)
     arrivals = [Arrival(waiting) for waiting in trace]
     place, now = 0, 0.0
     while place < len(arrivals) or len(machine.stages):
