@@ -1,0 +1,72 @@
+"""Learned costs, kept from one run to the next in the cache folder, so that a worker knows from its first batch what batches take.
+
+One small JSON file a device; in it an entry for each model, by its revision (which names its backend) and the device's
+threads. What was learned under other circumstances is not used; what cannot be read is as if nothing had been learned.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workers.batching.cost import CostModel
+
+logger = logging.getLogger(__name__)
+
+#: Entries kept in a file; the ones written longest ago go first.
+MOST_ENTRIES = 64
+
+
+class KeptCosts:
+    """`revisions` are those of the models served here, `circumstances` what else their times depend on."""
+
+    def __init__(self, file: Path, revisions: Mapping[str, str], circumstances: str) -> None:
+        self._file = file
+        self._keys = {name: f"{name}@{revision} on {circumstances}" for name, revision in revisions.items()}
+
+    def read(self) -> CostModel:
+        """Return what is known of the models served here."""
+        entries = self._entries()
+        found = {name: entries[key] for name, key in self._keys.items() if key in entries}
+        try:
+            return CostModel(found)
+        except (TypeError, ValueError, KeyError) as error:
+            logger.warning("%s: %s; batches' times are learned anew", self._file, error)
+            return CostModel()
+
+    def write(self, costs: CostModel) -> None:
+        """Keep what is known now, beside what others keep in the file. A disk that refuses is logged."""
+        learned = costs.learned()
+        own = {self._keys[name]: sums for name, sums in learned.items() if name in self._keys}
+        if not own:
+            return
+        others = {key: sums for key, sums in self._entries().items() if key not in own}
+        entries = dict([*others.items(), *own.items()][-MOST_ENTRIES:])
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._replace(json.dumps(entries))
+        except OSError as error:
+            logger.warning("learned costs are not kept: %s", error)
+
+    def _entries(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not there yet, or not ours
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _replace(self, text: str) -> None:
+        """Put the whole text in the file's place, so that nobody ever reads half of it."""
+        handle, name = tempfile.mkstemp(dir=self._file.parent, prefix=self._file.name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(text)
+            Path(name).replace(self._file)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
