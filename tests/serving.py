@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput
 from workers.inputs import InputLimits, read
 from workers.models.huggingface import model_for
 from workers.models.model import Model, ModelSpec
+
+#: What padding, and another order of sums, may change of a score.
+TOLERANCE = 2e-5
 
 
 class Served:
@@ -65,3 +69,26 @@ def answered(model: Model, items: Sequence[tuple[Any, Mapping[str, Any]]]) -> li
         }
         for n, (_, params) in enumerate(items)
     ]
+
+
+def pipeline(kind: str, folder: Path, **options: Any) -> Any:
+    """Return transformers' own pipeline over a folder."""
+    import transformers
+
+    return transformers.pipeline(kind, model=str(folder), device="cpu", **options)
+
+
+def assert_alike(found: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
+    """Check that two answers are equal, but for their floats, which may differ by the tolerance."""
+    if isinstance(expected, Mapping):
+        assert set(found) == set(expected)
+        for name in expected:
+            assert_alike(found[name], expected[name], tolerance)
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), (found, expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_alike(one, other, tolerance)
+    elif isinstance(expected, float | np.floating):
+        assert found == pytest.approx(float(expected), abs=tolerance)
+    else:
+        assert found == expected

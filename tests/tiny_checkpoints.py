@@ -195,6 +195,86 @@ def bart(folder: Path, head: str, **config: Any) -> Path:
     return folder
 
 
+def vision(folder: Path, name: str, processor: str, *, settings: dict[str, Any] | None = None, **config: Any) -> Path:
+    """Write an image model of that class of transformers, with an image processor of that class."""
+    import torch
+    import transformers
+
+    torch.manual_seed(4)
+    network = getattr(transformers, name)
+    _spread(network(network.config_class(**config))).save_pretrained(folder)
+    getattr(transformers, processor)(**(settings or {})).save_pretrained(folder)
+    return folder
+
+
+#: A vision transformer of 16 patches.
+VIT: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+VIT |= {"image_size": 32, "patch_size": 8}
+SMALL = {"size": {"height": 32, "width": 32}}
+
+
+def vit(folder: Path, name: str = "ViTForImageClassification", **config: Any) -> Path:
+    """Write a ViT for images of 32 x 32."""
+    return vision(folder, name, "ViTImageProcessorPil", settings=SMALL, **VIT, **config)
+
+
+def convnext(folder: Path, name: str = "ConvNextForImageClassification", **config: Any) -> Path:
+    """Write a ConvNeXt, whose processor scales and then crops."""
+    sizes = {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}
+    settings = {"size": {"shortest_edge": 48}, "crop_pct": 0.875}
+    return vision(folder, name, "ConvNextImageProcessorPil", settings=settings, **sizes, **config)
+
+
+def yolos(folder: Path, **config: Any) -> Path:
+    """Write a YOLOS, which has no mask for padding, so that images of different shapes must not be padded together."""
+    sizes = VIT | {"image_size": [48, 64], "num_detection_tokens": 6}
+    settings = {"size": {"shortest_edge": 48, "longest_edge": 96}}
+    return vision(folder, "YolosForObjectDetection", "YolosImageProcessorPil", settings=settings, **sizes, **config)
+
+
+def detr(folder: Path, name: str = "DetrForObjectDetection", **config: Any) -> Path:
+    """Write a DETR on a small ResNet."""
+    from transformers import ResNetConfig
+
+    backbone = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        layer_type="basic",
+    )
+    sizes = {
+        "backbone_config": backbone,
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone": None,
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "num_queries": 6,
+    }
+    settings = {"size": {"shortest_edge": 64, "longest_edge": 128}}
+    return vision(folder, name, "DetrImageProcessorPil", settings=settings, **sizes | config)
+
+
+def segformer(folder: Path, **config: Any) -> Path:
+    """Write a SegFormer."""
+    sizes = {
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2],
+        "decoder_hidden_size": 16,
+    }
+    settings = {"size": {"height": 64, "width": 64}}
+    return vision(
+        folder, "SegformerForSemanticSegmentation", "SegformerImageProcessorPil", settings=settings, **sizes, **config
+    )
+
+
 def _spread(network: Any) -> Any:
     """Make random weights larger: with transformers' own, all labels would score nearly the same."""
     import torch

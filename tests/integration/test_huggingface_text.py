@@ -1,14 +1,14 @@
 """Any Hugging Face text model by its folder and kinds alone: the answers of plain transformers, whoever shares the batch.
 
-The checkpoints are tiny, of real architectures, made here (`tests/tiny_checkpoints.py`); `TOLERANCE` is what padding and
-another order of sums may change of a score.
+The checkpoints are tiny, of real architectures, made here (`tests/tiny_checkpoints.py`); `tests.serving.TOLERANCE` is
+what padding and another order of sums may change of a score.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext as nothing
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,8 @@ import pytest
 
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
 from tests import tiny_checkpoints as tiny
-from tests.serving import Served, answered
+from tests.serving import TOLERANCE, Served, answered, assert_alike, pipeline
 from workers.models.huggingface.sequences import plan
-
-TOLERANCE = 2e-5
 
 TEXTS = [
     "the team won the cup final",
@@ -50,44 +48,7 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Makes a checkpoint once for the module."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    there: dict[str, Path] = {}
-
-    def make(maker: Callable[..., Path], head: str, **config: Any) -> Path:
-        wanted = repr((maker.__name__, head, config))
-        if wanted not in there:
-            there[wanted] = maker(folder / str(len(there)), head, **config)
-        return there[wanted]
-
-    return make
-
-
 Made = Callable[..., Path]
-
-
-def pipeline(kind: str, folder: Path, **options: Any) -> Any:
-    import transformers
-
-    return transformers.pipeline(kind, model=str(folder), device="cpu", **options)
-
-
-def assert_alike(found: Any, expected: Any) -> None:
-    """Equal, but for scores, which may differ by TOLERANCE."""
-    if isinstance(expected, Mapping):
-        assert set(found) == set(expected)
-        for name in expected:
-            assert_alike(found[name], expected[name])
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected), (found, expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_alike(one, other)
-    elif isinstance(expected, float | np.floating):
-        assert found == pytest.approx(float(expected), abs=TOLERANCE)
-    else:
-        assert found == expected
 
 
 # --- the answers of plain transformers ------------------------------------------------------------
@@ -340,7 +301,7 @@ def test_tasks_on_one_backbone_share_its_pass(made: Made, tmp_path: Path) -> Non
     }
     served = Served(main, tasks, heads={"opposite": str(other), "entities": str(tagger)}).load()
     calls: list[int] = []
-    served.model._networks._backbone.register_forward_hook(lambda *_: calls.append(1))
+    served.model.networks._backbone.register_forward_hook(lambda *_: calls.append(1))
     params = {name: served.task(name).kind.params() for name in tasks}
     wanted = [("mood", "vector"), ("opposite",), ("entities", "mood", "opposite", "vector")]
     items = [(text, {name: params[name] for name in names}) for text, names in zip(TEXTS, wanted, strict=False)]
@@ -408,7 +369,7 @@ def test_a_text_over_the_limit_is_cut_only_where_it_may_be(made: Made) -> None:
     ("tasks", "options", "problem"),
     [
         ({}, {}, "has no tasks"),
-        ({"a": "image-segmentation", "b": "text-classification"}, {}, "needs a `class` of its own"),
+        ({"a": "image-segmentation", "b": "text-classification"}, {}, "cannot share a pass"),
         ({"a": "text-classification"}, {"precison": "float32"}, r"options\.precison: not an option"),
         ({"a": "text-classification"}, {"precision": "int3"}, "precision: must be one of float32"),
         ({"a": "text-classification"}, {"function_to_apply": {"a": "tanh"}}, "must be one of sigmoid"),

@@ -1,0 +1,26 @@
+"""What tests of models share: checkpoints made once, and answers compared with those of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Made = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Makes a checkpoint once: ``made(tiny.bert, num_labels=3)``."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    there: dict[str, Path] = {}
+
+    def make(maker: Callable[..., Path], *head: str, **config: Any) -> Path:
+        wanted = repr((maker.__name__, head, config))
+        if wanted not in there:
+            there[wanted] = maker(folder / str(len(there)), *head, **config)
+        return there[wanted]
+
+    return make
