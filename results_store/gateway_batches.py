@@ -93,14 +93,12 @@ class GatewayBatches:
         return None if row is None else FileBatch(**row)
 
     def record(self, batch: FileBatch, worker: str) -> bool:
-        """Store how far a batch is; return False, changing nothing, if another worker has it now.
-
-        A batch that its owner has cancelled meanwhile stays ``cancelling`` until it is finished.
-        """
+        """Store how far a batch is; return False, changing nothing, if another worker has it now, or if its owner has
+        cancelled it meanwhile and `batch` does not say so."""
         batches = gateway_batches.c
         mine = update(gateway_batches).where(batches.id == batch.id, batches.worker == worker)
-        if batch.finished_at is None:
-            mine = mine.where(or_(batches.cancelled_at.is_(None), batch.status == "cancelling"))
+        if batch.status not in ("cancelling", "cancelled"):
+            mine = mine.where(batches.cancelled_at.is_(None))
         values = {"status": batch.status, "detail": cleaned(batch.detail), "finished_at": batch.finished_at}
         with self._database.write(Weight.RESULTS) as connection:
             return connection.execute(mine.values(**values)).rowcount > 0

@@ -85,8 +85,9 @@ class Result:
     """One item and task in its terminal state; (`job`, `seq`, `task`) is the key.
 
     Succeeded: `output` (JSON) or `vector` (float32 bytes, little-endian) is set. Otherwise `error` is
-    ``{"kind": …, "message": …}``. The four times say when the item was queued by its producer, put in
-    a micro-batch, computed, and stored; an item that never got that far has None there.
+    ``{"kind": …, "message": …}``. `tokens` is how long the model found the input (an image 1). The four times
+    say when the item was queued by its producer, put in a micro-batch, computed, and stored; an item that never
+    got that far has None there.
     """
 
     job: str
@@ -100,6 +101,7 @@ class Result:
     error: dict[str, Any] | None = None
     model: str | None = None
     model_revision: str | None = None
+    tokens: int | None = None
     batch: str | None = None
     queued_at: float | None = None
     batched_at: float | None = None

@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0006"
+REVISION = "0007"
 
 metadata = MetaData()
 
@@ -160,6 +160,7 @@ results = Table(
     Column("error", Json),
     Column("model", Text),
     Column("model_revision", Text),
+    Column("tokens", BigInteger),
     Column("batch", Text),
     Column("queued_at", Double),
     Column("batched_at", Double),

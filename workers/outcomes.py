@@ -84,6 +84,7 @@ def _computed(
     row = replace(
         result(envelope, item, task.name, ResultState.SUCCEEDED),
         model_revision=model.revision,
+        tokens=prepared.size,
         batch=computed.batch,
         batched_at=computed.batched_at,
         computed_at=computed.computed_at,

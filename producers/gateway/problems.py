@@ -198,8 +198,8 @@ def install(app: FastAPI) -> None:
     async def nobody_there(_: Request, __: Exception) -> Response:
         return Response(status_code=499)  # it goes to nobody, and into the log
 
-    for kind in (Gone, ClientDisconnect):
-        app.add_exception_handler(kind, nobody_there)
+    for left in (Gone, ClientDisconnect):
+        app.add_exception_handler(left, nobody_there)
     for kind in (HTTPException, RequestValidationError, ArgosyError, *(k for k, _ in _STATUS), Exception):
         app.add_exception_handler(kind, handle)
 

@@ -154,4 +154,6 @@ def view(batch: FileBatch, counts: dict[str, int] | None = None) -> dict[str, An
         "job": detail.get("job"),
     }
     times = {**detail, "cancelling_at": batch.cancelled_at}
+    if batch.finished_at is not None:
+        times[f"{batch.status}_at"] = batch.finished_at
     return shown | {name: None if times.get(name) is None else int(times[name]) for name in _TIMES}

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 from fastapi import Request
 
 from producers.catalogue import Catalogue, Task
-from producers.errors import InvalidInput
+from producers.errors import InvalidInput, ItemCancelled, ItemExpired, ItemFailed
 from producers.gateway.gateway import Gateway, while_there
 from producers.gateway.keys import Caller
-from producers.gateway.problems import Problem
+from producers.gateway.problems import Problem, item_problem
 from producers.request import NewItem
 from results_store.records import Result
 
@@ -55,7 +55,10 @@ async def answered(request: Request, gateway: Gateway, caller: Caller, call: Cal
     Not durable: nobody could come back for the results, and who gets none asks again.
     """
     rows = await while_there(request, _computed(gateway, caller, call))
-    return call.answer(rows)
+    try:
+        return call.answer(rows)
+    except (ItemFailed, ItemExpired, ItemCancelled) as error:
+        raise item_problem(error) from error
 
 
 async def _computed(gateway: Gateway, caller: Caller, call: Call) -> list[Result]:

@@ -63,7 +63,7 @@ def plan(catalogue: Catalogue, body: Mapping[str, Any]) -> Call:
             {"object": "embedding", "index": index, "embedding": _vector(row, form, dimensions)}
             for index, row in enumerate(rows)
         ]
-        tokens = sum(getattr(row, "tokens", 0) or 0 for row in rows)
+        tokens = sum(row.tokens or 0 for row in rows)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": task.name, "usage": usage}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ class Reading:
         self._catalogue = catalogue
         self._ids: set[str] = set()
 
-    async def lines(self) -> AsyncIterator[Line]:
+    async def lines(self) -> AsyncGenerator[Line, None]:
         """Yield the requests; lines that are wrong are kept as errors, empty ones passed over."""
         number = 0
         async for text in self._texts:

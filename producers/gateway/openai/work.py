@@ -106,7 +106,7 @@ class Work:
 
     async def _items(self) -> AsyncIterator[NewItem]:
         reading = await self._reading()
-        async with aclosing(reading.lines()) as found:  # type: ignore[type-var]  # an async generator
+        async with aclosing(reading.lines()) as found:
             async for line in found:
                 if self.cancelled.is_set():
                     return
@@ -190,25 +190,23 @@ class Work:
                 files[f"{kind}_file_id"] = f"file-{short}-{kind}"
             else:
                 await self.gateway.client.ask(lambda store: store.files.remove(f"file-{short}-{kind}"))  # noqa: B023 - run at once
-        status = "cancelled" if self.cancelled.is_set() else "expired" if expired else "completed"
-        await self._store(status, finished_at=time.time(), counts=counts, **files, **{f"{status}_at": time.time()})
+        await self._store("expired" if expired else "completed", finished_at=time.time(), counts=counts, **files)
 
     async def _failed(self, errors: list[dict[str, Any]]) -> None:
-        now = time.time()
-        await self._store("failed", finished_at=now, errors=errors, failed_at=now)
+        await self._store("failed", finished_at=time.time(), errors=errors)
 
     async def _store(self, status: str, *, finished_at: float | None = None, **detail: Any) -> None:
-        if finished_at is None and self.cancelled.is_set():
-            status = "cancelling"
-        self.batch = replace(self.batch, status=status, finished_at=finished_at, detail={**self.batch.detail, **detail})
+        if self.cancelled.is_set():
+            status = "cancelling" if finished_at is None else "cancelled"
+        detail = {**self.batch.detail, **detail}
+        self.batch = replace(self.batch, status=status, finished_at=finished_at, detail=detail)
         if await self.gateway.client.ask(lambda store: store.file_batches.record(self.batch, self.worker)):
             return
-        # refused: another has it, or its owner has cancelled it meanwhile
-        mine = await self.gateway.client.ask(lambda store: store.file_batches.find(self.batch.id, tenant=None))
-        if self.cancelled.is_set() or mine is None or mine.cancelled_at is None:
+        found = await self.gateway.client.ask(lambda store: store.file_batches.find(self.batch.id, tenant=None))
+        if self.cancelled.is_set() or found is None or found.cancelled_at is None:
             raise Lost(self.batch.id)
         self.cancelled.set()
-        await self._store("cancelling", finished_at=finished_at, **detail)
+        await self._store(status, finished_at=finished_at, **detail)
 
 
 class Rows:

@@ -1,0 +1,184 @@
+"""The gateway as OpenAI's own Python package uses it, unmodified, with the real text model behind it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from array import array
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from producers import Client
+from tests.end_to_end.gateway_server import Served, serving
+from tests.end_to_end.processes import until
+from workers import settings
+from workers.fleet import LocalFleet
+
+TEXTS = ["A fine, moving film.", "The movie was excellent.", "Shares fell as profits missed forecasts."]
+
+
+@pytest.fixture(scope="module")
+def text_fleet(tmp_path_factory: pytest.TempPathFactory, pulled_models: object) -> Iterator[LocalFleet]:
+    """A fleet with the built-in text model alone."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "fleet.toml").write_text('[worker]\nmodels = ["text"]\n', encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
+        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
+            yield fleet
+
+
+@pytest.fixture(scope="module")
+def served(text_fleet: LocalFleet) -> Iterator[Served]:
+    with serving(text_fleet.broker_url, text_fleet.store_url) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key("ours"), max_retries=0) as client:
+        yield client
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def request(custom_id: str, **body: object) -> str:
+    return json.dumps(
+        {"custom_id": custom_id, "method": "POST", "url": "/v1/embeddings", "body": {"model": "embedding", **body}}
+    )
+
+
+def finished(client: openai.OpenAI, id_: str) -> openai.types.Batch:
+    ended = ("completed", "failed", "cancelled", "expired")
+    return until(lambda: batch if (batch := client.batches.retrieve(id_)).status in ended else None)
+
+
+def test_embeddings(client: openai.OpenAI, text_fleet: LocalFleet) -> None:
+    """The package asks for base64 unless told otherwise; either way these are the fleet's own vectors."""
+    answer = client.embeddings.create(model="embedding", input=TEXTS)
+    floats = client.embeddings.create(model="text", input=TEXTS[0], encoding_format="float")
+    raw = client.embeddings.create(model="embedding", input=TEXTS[0], encoding_format="base64").data[0].embedding
+
+    vectors = [one.embedding for one in answer.data]
+    with Client(text_fleet.broker_url, text_fleet.store_url) as fleet:
+        own = fleet.submit("embedding", TEXTS[0]).result(timeout_s=60)
+    assert [one.index for one in answer.data] == [0, 1, 2]
+    assert vectors[0] == pytest.approx(own, abs=1e-5)
+    assert floats.data[0].embedding == pytest.approx(own, abs=1e-5)
+    assert list(array("f", base64.b64decode(str(raw)))) == pytest.approx(own, abs=1e-5)
+    assert cosine(vectors[0], vectors[1]) > cosine(vectors[0], vectors[2])
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > len(" ".join(TEXTS).split())
+
+
+def test_embeddings_of_fewer_dimensions(client: openai.OpenAI) -> None:
+    """The first numbers, of length 1 again."""
+    vector = client.embeddings.create(model="embedding", input=TEXTS[0], dimensions=64).data[0].embedding
+    assert len(vector) == 64
+    assert math.hypot(*vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_embeddings_refuse(client: openai.OpenAI) -> None:
+    """Errors come in the shape that the package reads, by its own classes."""
+    with pytest.raises(openai.NotFoundError, match="embedding") as unknown:
+        client.embeddings.create(model="gpt-17", input="x")
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.UnprocessableEntityError, match="token ids"):
+        client.embeddings.create(model="embedding", input=[1, 2, 3])
+    with pytest.raises(openai.APIStatusError, match="over 512") as long:
+        client.embeddings.create(model="embedding", input="word " * 2000)
+    assert (long.value.status_code, long.value.code) == (400, "InputTooLarge")
+    with pytest.raises(openai.UnprocessableEntityError, match="empty"):
+        client.embeddings.create(model="embedding", input="  ")
+    with pytest.raises(openai.UnprocessableEntityError, match="over the model's 384"):
+        client.embeddings.create(model="embedding", input="x", dimensions=385)
+    with pytest.raises(openai.AuthenticationError, match="not known"):
+        client.with_options(api_key="argosy-0-0").embeddings.create(model="embedding", input="x")
+
+
+def test_models(client: openai.OpenAI) -> None:
+    """Those that these shapes can ask for."""
+    assert [model.id for model in client.models.list()] == ["embedding"]
+    assert client.models.retrieve("embedding").owned_by == "text"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("sentiment")
+
+
+def test_files(client: openai.OpenAI, served: Served) -> None:
+    """What is uploaded comes back byte for byte, is listed, and is nobody else's."""
+    content = b"".join(b"%d\n" % n for n in range(200_000))  # several parts
+    file = client.files.create(file=("numbers.jsonl", content), purpose="batch")
+
+    assert client.files.content(file.id).read() == content
+    assert (client.files.retrieve(file.id).bytes, file.filename) == (len(content), "numbers.jsonl")
+    assert file.id in [one.id for one in client.files.list(limit=1, purpose="batch")]
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key("theirs"), max_retries=0) as other:
+        assert file.id not in [one.id for one in other.files.list()]
+        for call in (other.files.retrieve, other.files.content, other.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                call(file.id)
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+def test_a_batch(client: openai.OpenAI) -> None:
+    """Each request gets its response under its own id, the impossible one its error; alone or several texts."""
+    lines = [request(f"r{n}", input=f"text number {n}") for n in range(30)]
+    lines += [
+        request("two", input=TEXTS[:2], encoding_format="base64"),
+        "",
+        request("wrong", input=""),
+        request("long", input="word " * 2000),
+    ]
+    file = client.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
+    made = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h", metadata={"for": "test"}
+    )
+    batch = finished(client, made.id)
+
+    assert (batch.status, batch.metadata) == ("completed", {"for": "test"})
+    counts = batch.request_counts
+    assert counts is not None
+    assert (counts.total, counts.completed, counts.failed) == (33, 31, 2)
+    assert batch.output_file_id is not None
+    assert batch.error_file_id is not None
+    good = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    bad = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
+    assert [one["custom_id"] for one in good] == [*(f"r{n}" for n in range(30)), "two"]
+    assert {one["response"]["status_code"] for one in good} == {200}
+    assert len(good[30]["response"]["body"]["data"]) == 2
+    assert [(one["custom_id"], one["error"]["code"]) for one in bad] == [
+        ("wrong", "InvalidInput"),
+        ("long", "InputTooLarge"),
+    ]
+    alone = client.embeddings.create(model="embedding", input="text number 7").data[0].embedding
+    assert good[7]["response"]["body"]["data"][0]["embedding"] == pytest.approx(alone, abs=1e-4)
+    assert made.id in [one.id for one in client.batches.list(limit=1)]
+
+
+def test_a_file_that_is_no_batch(client: openai.OpenAI) -> None:
+    """Each line that is wrong is named, and nothing is computed."""
+    lines = [
+        "{",
+        request("a", input="x"),
+        request("a", input="y"),
+        json.dumps({"custom_id": "b"}),
+        request("c", model="text", input="x"),
+    ]
+    file = client.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
+    made = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    batch = finished(client, made.id)
+
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert [(one.line, one.code) for one in batch.errors.data or []] == [
+        (1, "invalid_json_line"),
+        (3, "duplicate_custom_id"),
+        (4, "mismatched_url"),
+    ]
+    assert batch.output_file_id is None
