@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import msgspec
 
+from producers.blobs import BlobSettings
 from producers.catalogue import Catalogue, read_toml
 from producers.errors import ConfigurationError, InvalidInput
 from producers.messages import Priority
@@ -122,6 +123,18 @@ class Connection:
             return msgspec.convert(table, AdmissionSettings)
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"{path}: admission: {error}") from error
+
+    @property
+    def blobs(self) -> BlobSettings:
+        """The ``[blobs]`` table of the same file; ``ARGOSY_BLOB_URL`` goes before its URL. Raises ConfigurationError."""
+        path = self._fleet_file
+        table = dict(read_toml(path).get("blobs", {})) if path else {}
+        if url := self.environment.get("ARGOSY_BLOB_URL"):
+            table["url"] = url
+        try:
+            return msgspec.convert(table, BlobSettings)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(f"{path}: blobs: {error}") from error
 
     @property
     def _fleet_file(self) -> str | None:

@@ -68,6 +68,10 @@ class BrokerUnavailable(ArgosyError, ConnectionError):
     """The Redis broker cannot be reached. What was already accepted is safe in the store."""
 
 
+class BlobsUnavailable(ArgosyError, ConnectionError):
+    """The place for large inputs cannot be reached or written. Nothing of the call was accepted."""
+
+
 class Overloaded(ArgosyError):
     """The fleet refuses new work at the door. Nothing of the refused call was accepted.
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from producers.blobs import Blobs
 from producers.connection import Connection
 from producers.errors import ConfigurationError
 from producers.gathering import Deliver
@@ -52,6 +53,7 @@ class Link:
         self._listener: Listener | None = None
         self._streams: dict[str, Stream] = {}
         self._tenants = {"": Tenant(name="", lane=0)}
+        self._blobs: Blobs | None = None
         self._max_queued_s: Mapping[Priority, float] | None = None
 
     @property
@@ -114,6 +116,13 @@ class Link:
         if self._max_queued_s is None:
             self._max_queued_s = self._connection.admission.by_priority
         return self._max_queued_s
+
+    @property
+    def blobs(self) -> Blobs:
+        """Where large inputs go. Raises ConfigurationError."""
+        if self._blobs is None:
+            self._blobs = Blobs(self._connection.blobs)
+        return self._blobs
 
     def check(self) -> None:
         """Ask broker and store now. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""

@@ -45,6 +45,14 @@ class UrlInput(msgspec.Struct, frozen=True, tag="url"):
     url: str
 
 
+class BlobInput(msgspec.Struct, frozen=True, tag="blob"):
+    """A large text, or bytes, that lie where `producers.blobs` put them: only producers make it, only workers read it."""
+
+    job: str
+    blob: str
+    text: bool
+
+
 class QuestionInput(msgspec.Struct, frozen=True, tag="question"):
     """A question and the text that answers it."""
 
@@ -59,7 +67,7 @@ class SentencesInput(msgspec.Struct, frozen=True, tag="sentences"):
     sentences: tuple[str, ...]
 
 
-Input: TypeAlias = str | InlineBytes | PathInput | UrlInput | QuestionInput | SentencesInput
+Input: TypeAlias = str | InlineBytes | PathInput | UrlInput | BlobInput | QuestionInput | SentencesInput
 Params: TypeAlias = dict[str, Any]
 
 

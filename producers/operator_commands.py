@@ -103,11 +103,15 @@ def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
     argosy purge --older-than 30d
     argosy purge --older-than 1d --inputs
     """
+    from producers.blobs import Blobs
+    from producers.connection import Connection
+
     now = time.time()
     before = None if older_than_s is None else now - older_than_s
     with open_store() as store:
         gone = store.purge(finished_before=before, keep_results=inputs_only, now=now)
-    removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads, "batches": gone.batches}
+        blobs = Blobs(Connection().blobs).sweep(store.with_inputs)
+    removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads + blobs, "batches": gone.batches}
     click.echo(f"removed {', '.join(f'{count:,} {name}' for name, count in removed.items())}")
 
 

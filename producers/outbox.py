@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -118,6 +118,8 @@ class Outbox:
     def _commit(self, orders: Sequence[Order]) -> list[Sealed]:
         store = self._link.store
         self._link.publisher.check()
+        for order in orders:  # before the transaction, which must not wait for another store
+            order.parcel = replace(order.parcel, items=self._link.blobs.check_in(order.parcel.items, order.parcel.job))
         lone = self._open_streams(orders)
         sealed = self._seal(orders)
         envelopes = [one.envelope for one in sealed]

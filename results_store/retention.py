@@ -55,6 +55,16 @@ def purge_inputs(database: Database, *, finished_before: float | None, now: floa
     return Purged(payloads=removed)
 
 
+def with_inputs(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Return which of these jobs are there and unfinished, or still have inputs."""
+    kept = select(envelopes.c.id).join(payloads, payloads.c.envelope == envelopes.c.id)
+    kept = kept.where(envelopes.c.job == jobs.c.id)
+    wanted = select(jobs.c.id).where(
+        among(connection, jobs.c.id, ids), or_(jobs.c.finished_at.is_(None), kept.exists())
+    )
+    return set(connection.execute(wanted).scalars())
+
+
 def _due(finished_before: float | None, now: float) -> ColumnElement[bool]:
     own = and_(HAS_TTL, jobs.c.finished_at < now - jobs.c.ttl_s)
     if finished_before is None:

@@ -363,6 +363,11 @@ class Store:
         purge = retention.purge_inputs if keep_results else retention.purge_jobs
         return purge(self._database, finished_before=finished_before, now=at)
 
+    def with_inputs(self, jobs: Collection[str]) -> set[str]:
+        """Return which of these jobs are there and unfinished, or still have inputs for a replay."""
+        with self._database.read() as connection:
+            return retention.with_inputs(connection, jobs)
+
     def depth(self) -> list[Depth]:
         """Return how much unfinished work there is, by model, priority and state."""
         with self._database.read() as connection:

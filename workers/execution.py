@@ -23,7 +23,7 @@ from workers import outcomes
 from workers.batching.batcher import Batcher, ServedModel
 from workers.batching.pool import Waiting
 from workers.batching.work import Entry, Interrupted
-from workers.inputs import InputLimits, read
+from workers.inputs import InputLimits, carried, read
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Execution:
         entry = None
         if params:
             model = self.models[envelope.model].model
-            checked = self.catalogue.check_input(next(iter(params)), item.input, field="input")
+            checked = self.catalogue.check_input(next(iter(params)), carried(item.input, self.limits), field="input")
             row = model.prepare(read(checked, self.limits), {task.name: own for task, own in params.items()})
             refused = {**refused, **row.refused}
             params = {task: own for task, own in params.items() if task.name not in refused}

@@ -14,13 +14,14 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from producers.blobs import Blobs, BlobSettings
 from producers.errors import InputTooLarge, InputUnavailable, InvalidInput
-from producers.messages import InlineBytes, Input, PathInput, QuestionInput, SentencesInput, UrlInput
+from producers.messages import BlobInput, InlineBytes, Input, PathInput, QuestionInput, SentencesInput, UrlInput
 
 if TYPE_CHECKING:
     import httpx2
@@ -42,6 +43,7 @@ class InputLimits:
 
     `allowed_roots` are folders. `allowed_hosts` are ``host``, ``host:port``, or ``*.domain`` (any host under it), by
     https; ``http://host`` allows a host by plain http. `allow_private_addresses` lets a listed host be inside the own network.
+    `blobs` is where inputs lie that came by reference.
     """
 
     max_text_chars: int = 100_000
@@ -51,6 +53,15 @@ class InputLimits:
     allow_private_addresses: bool = False
     fetch_timeout_s: float = 20.0
     max_redirects: int = 3
+    blobs: Blobs = field(default_factory=lambda: Blobs(BlobSettings()))
+
+
+def carried(value: Input, limits: InputLimits) -> Input:
+    """Return an input that came by reference as if it had come inline; any other as it is. Raises what `read` raises."""
+    if not isinstance(value, BlobInput):
+        return value
+    most_bytes = 4 * limits.max_text_chars if value.text else limits.max_input_bytes
+    return limits.blobs.get(value, most_bytes)
 
 
 def read(value: Input, limits: InputLimits) -> Content:
@@ -65,9 +76,11 @@ def read(value: Input, limits: InputLimits) -> Content:
         return value.data
     if isinstance(value, PathInput):
         return _read_path(value.path, limits)
-    if not isinstance(value, UrlInput):
-        return value
-    return _read_url(value.url, limits)
+    if isinstance(value, UrlInput):
+        return _read_url(value.url, limits)
+    if isinstance(value, BlobInput):
+        return read(carried(value, limits), limits)
+    return value
 
 
 def _check_size(size_bytes: int, limits: InputLimits) -> None:

@@ -16,24 +16,30 @@ from typing import Any
 
 import msgspec
 
+from producers.blobs import Blobs
 from producers.errors import ConfigurationError
 from producers.publisher import Publisher
 from results_store.errors import StoreError
 from results_store.store import Store
 from results_store.writer import Writer
 from workers import serving
-from workers.batching.batcher import Batcher, BatcherSettings
+from workers.batching.batcher import Batcher, BatcherSettings, ServedModel
+from workers.batching.kept import KeptCosts
 from workers.device_client import ProcessDevice
-from workers.devices import Device
+from workers.devices import Device, available_cores
 from workers.execution import EnvelopeInterrupted, Execution
 from workers.inputs import InputLimits
 from workers.lanes import LOOK_EVERY_S, Lanes
+from workers.models import sources
 from workers.notices import Notices
 from workers.reconciler import Reconciler
 from workers.settings import Settings
 from workers.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
+
+#: How often learned costs are kept, beside at the end.
+KEEP_COSTS_EVERY_S = 60.0
 
 #: How often jobs whose time to live is over are removed.
 PURGE_EVERY_S = 600.0
@@ -76,8 +82,10 @@ class Node:
         self._on_out_of_service = on_out_of_service
         self.lanes = Lanes(self._store, self.models)
         self._batcher: Batcher | None = None
+        self._costs: KeptCosts | None = None
         self._execution: Execution | None = None
         self._upkeep = Upkeep()
+        self._blobs = Blobs(settings.blobs)
 
     def start(self) -> None:
         """Bring everything up and return when the device is ready.
@@ -91,6 +99,7 @@ class Node:
         self.lanes.look()
         self._writer.start()
         worker = self.settings.worker
+        self._costs = self._kept_costs(served)
         batcher = Batcher(
             served,
             BatcherSettings(
@@ -103,12 +112,13 @@ class Node:
             ),
             on_batch=self._writer.record,
             on_out_of_service=self._out_of_service,
+            costs=self._costs.read(),
         )
         self._batcher = batcher
         batcher.start(ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads))
         self._execution = Execution(
             catalogue=self._catalogue,
-            limits=InputLimits(**msgspec.structs.asdict(self.settings.limits)),
+            limits=InputLimits(**msgspec.structs.asdict(self.settings.limits), blobs=self._blobs),
             models=served,
             batcher=batcher,
             writer=self._writer,
@@ -125,7 +135,8 @@ class Node:
                 "cancellations": (worker.look_for_cancellations_every_s, self._drop_cancelled),
                 "tenants": (LOOK_EVERY_S, self.lanes.look),
                 "reconciler": (worker.reconcile_every_s, reconciler.run),
-                "retention": (PURGE_EVERY_S, self._store.purge),
+                "retention": (PURGE_EVERY_S, self._purge),
+                "costs": (KEEP_COSTS_EVERY_S, self._keep_costs),
             }
         )
 
@@ -164,9 +175,20 @@ class Node:
         self._upkeep.stop()
         if self._batcher:
             self._batcher.stop()
+            self._keep_costs()
         self._writer.close()
         self._store.close()
         self._publisher.close()
+
+    def _kept_costs(self, served: Mapping[str, ServedModel]) -> KeptCosts:
+        file = sources.cache_folder() / "costs" / f"{self.device.name.replace(':', '-')}.json"
+        threads = self.settings.worker.threads or available_cores()
+        revisions = {name: model.revision for name, model in served.items()}
+        return KeptCosts(file, revisions, f"{self.device.description}, {threads} threads")
+
+    def _keep_costs(self) -> None:
+        if self._batcher and self._costs:
+            self._costs.write(self._batcher.costs)
 
     def _note_failure(self, envelope: str, error: Exception) -> None:
         detail = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
@@ -188,6 +210,10 @@ class Node:
             jobs = set(self._held.values())
         if jobs and self._batcher and (cancelled := self._store.cancelled_among(jobs)):
             self._batcher.cancel(cancelled)
+
+    def _purge(self) -> None:
+        self._store.purge()
+        self._blobs.sweep(self._store.with_inputs)
 
     def _out_of_service(self, reason: str) -> None:
         if self._execution is not None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from producers.blobs import BlobSettings
 from producers.catalogue import Catalogue, Limits
 from producers.connection import AdmissionSettings
 from producers.errors import ConfigurationError
@@ -122,6 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     models: dict[str, ModelSettings] = {}
     data: dict[str, dict[str, Any]] = {}
     admission: AdmissionSettings = AdmissionSettings()
+    blobs: BlobSettings = BlobSettings()
     broker: dict[str, str] = {}
     store: dict[str, str] = {}
 
@@ -151,12 +153,19 @@ def load(path: str | Path | None = None, *, environment: Mapping[str, str] = os.
     builtin = _parse(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"), "builtin.toml")
     chosen = path or environment.get("ARGOSY_FLEET")
     if not chosen:
-        return _typed(builtin, "builtin.toml")
+        return _typed(_with_blob_url(builtin, environment), "builtin.toml")
     try:
         text = Path(chosen).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{chosen}: cannot be read: {error}; check ARGOSY_FLEET") from error
-    return _typed(_merge(builtin, _parse(text, str(chosen))), str(chosen))
+    merged = _merge(builtin, _parse(text, str(chosen)))
+    return _typed(_with_blob_url(merged, environment), str(chosen))
+
+
+def _with_blob_url(raw: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """As the client does it: the environment goes before the file."""
+    url = environment.get("ARGOSY_BLOB_URL")
+    return raw if not url else {**raw, "blobs": {**raw.get("blobs", {}), "url": url}}
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ CELERY = {
 }
 
 #: What workers share with producers: the words on the wire, and the way to Redis. See docs/decisions/0008.
-SHARED = {"catalogue", "connection", "errors", "kinds", "messages", "publisher", "queues"}
+SHARED = {"blobs", "catalogue", "connection", "errors", "kinds", "messages", "publisher", "queues"}
 
 HEAVY = {"torch", "transformers", "tokenizers", "celery", "kombu", "numpy", "PIL", "alembic", "workers"}
 
