@@ -27,6 +27,11 @@ from workers.models import sources
 from workers.models.sources import Pulled
 
 
+def pytest_configure() -> None:
+    """PyTorch's threads sleep while they wait: spinning, as is their habit, they would take the cores from other tests."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def free_port() -> int:
     """Return a loopback port that nobody listens on."""
     with socket.socket() as probe:
@@ -146,12 +151,46 @@ def store_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-@pytest.fixture
-def store(store_url: str) -> Iterator[Store]:
-    """A migrated, open store, on each database."""
-    store = Store(store_url)
+def _migrated(url: str) -> None:
+    store = Store(url)
     store.migrate()
-    with store:
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database with today's schema, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "argosy.db"
+    _migrated(f"sqlite:///{path}")
+    assert [other.name for other in path.parent.iterdir()] == [path.name], "its log is part of it: a copy would be torn"
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgresql_server: Any) -> str:
+    """The name of a PostgreSQL database with today's schema, to be copied."""
+    import psycopg
+
+    with psycopg.connect(postgresql_server.get_uri(), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE migrated")
+    _migrated(postgresql_server.get_uri("migrated"))
+    return "migrated"
+
+
+@pytest.fixture
+def store(store_url: str, request: pytest.FixtureRequest) -> Iterator[Store]:
+    """A migrated, open store, on each database: a copy, for migrating takes longer than most tests."""
+    if store_url.startswith("sqlite"):
+        shutil.copy(request.getfixturevalue("migrated_sqlite"), store_url.removeprefix("sqlite:///"))
+    else:
+        import psycopg
+        from psycopg.conninfo import conninfo_to_dict
+
+        name, template = conninfo_to_dict(store_url)["dbname"], request.getfixturevalue("migrated_postgresql")
+        with psycopg.connect(request.getfixturevalue("postgresql_server").get_uri(), autocommit=True) as admin:
+            admin.execute(f"DROP DATABASE {name}")
+            admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    with Store(store_url) as store:
         yield store
 
 
