@@ -29,7 +29,8 @@ TASKS = ("sentiment", "topic")
 
 def main() -> None:
     options = convention.options(__doc__)
-    count, naive_count, passes = (60, 10, 1) if options.quick else (1200, 200, 3)
+    count, naive_count, passes = (40, 10, 1) if options.quick else (1200, 200, 3)
+    processes = 1 if options.quick else devices.available_cores()  # each loads the model
     texts = mixed_texts(count)
     config = settings.load()
     model = plain_celery.text_model()
@@ -39,7 +40,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         convention.fleet(config) as fleet,
         Client(fleet.broker_url, fleet.store_url) as client,
-        naive_worker(Path(folder)) as app,
+        naive_worker(Path(folder), processes) as app,
     ):
         fleet_pass(client, texts[: count // 4])
         for _ in range(passes):
@@ -84,20 +85,20 @@ def offline_pass(model: Any, texts: list[str], config: settings.Settings) -> flo
     return len(texts) / (time.monotonic() - started)
 
 
-def naive_worker(folder: Path) -> Any:
+def naive_worker(folder: Path, processes: int) -> Any:
     valkey = EmbeddedValkey(folder / "valkey")
     valkey.start()
-    return _Naive(valkey, folder)
+    return _Naive(valkey, folder, processes)
 
 
 class _Naive:
     """A plain Celery worker with a broker of its own, for as long as it is entered."""
 
-    def __init__(self, valkey: EmbeddedValkey, folder: Path) -> None:
+    def __init__(self, valkey: EmbeddedValkey, folder: Path, processes: int) -> None:
         self._valkey = valkey
         self._worker = plain_celery.worker(
             valkey.url,
-            processes=devices.available_cores(),
+            processes=processes,
             backend_url=f"db+sqlite:///{folder / 'celery.db'}",
             model=True,
         )

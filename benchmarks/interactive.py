@@ -20,8 +20,8 @@ from results_store.store import Store
 
 def main() -> None:
     options = convention.options(__doc__)
-    asked, seconds = (8, 2.0) if options.quick else (150, 30.0)
-    texts = mixed_texts(2000)
+    asked, seconds, bulk = (8, 1.0, 200) if options.quick else (150, 30.0, 2000)
+    texts = mixed_texts(bulk)
     with convention.fleet() as fleet, Client(fleet.broker_url, fleet.store_url) as client:
         ask(client, texts[:8])
         idle = ask(client, texts[:asked])
