@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 import msgspec
 
+from producers.batches import batches
 from producers.command_line import CommandLine
 from producers.operator_commands import COMMANDS
 from producers.submit_command import submit
@@ -42,9 +43,9 @@ def main() -> None:
 @click.option("--limit", default=20, show_default=True, help="How many jobs to list.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a job, for programs.")
 def status(job: str | None, *, limit: int, as_json: bool) -> None:
-    """Show how far a job is, or list the newest jobs.
+    """Show how far a job is, or list the newest jobs, and how long what waits will take.
 
-    Counts are of results: one for each item and task.
+    Counts are of results: one for each item and task. The estimate is of the device time that items lately took.
 
     \b
     argosy status
@@ -52,10 +53,11 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
     argosy status --json | jq 'select(.failed > 0) | .id'
     """
     from producers.client import Client
-    from producers.presentation import show_job, show_jobs
+    from producers.presentation import show_job, show_jobs, show_queued
 
     with Client() as client:
         jobs = client.jobs(limit) if job is None else [client.status(job)]
+        waiting = client.queued_work() if job is None and not as_json else []
     if as_json:
         for one in jobs:
             click.echo(msgspec.json.encode(one).decode())
@@ -63,6 +65,7 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
         show_job(jobs[0])
     elif jobs:
         show_jobs(jobs)
+        show_queued(waiting)
     else:
         click.echo("no jobs yet; submit one with `argosy submit`", err=True)
 
@@ -154,7 +157,7 @@ def _writing(output: Path | None) -> Iterator[TextIO]:
         part.unlink(missing_ok=True)
 
 
-for _command in [submit, *COMMANDS, tenants]:
+for _command in [submit, batches, *COMMANDS, tenants]:
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from producers.patience import Patience, checked
 from producers.request import Request
 from producers.submission import Submission, check_many, lone_order, new_job
 from results_store.errors import StoreError
-from results_store.records import JobStatus, Result
+from results_store.records import JobStatus, QueuedWork, Result
 
 
 class Client:
@@ -206,6 +206,10 @@ class Client:
     def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
         """Return the newest jobs, the newest first: everybody's, or one tenant's."""
         return self._link.store.jobs(limit=limit, tenant=tenant)
+
+    def queued_work(self) -> list[QueuedWork]:
+        """Return what waits of each model and priority, with an estimate of how long it takes."""
+        return self._link.store.queued_work()
 
     def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return how far a job is. Raises UnknownJob."""

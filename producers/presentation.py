@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from producers.messages import Priority
-from results_store.records import JobStatus, Tenant
+from results_store.records import JobStatus, QueuedWork, Tenant
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,22 @@ def show_jobs(jobs: Sequence[JobStatus]) -> None:
         column.justify = "right"
     table.columns[0].no_wrap = True
     _console().print(table)
+
+
+def show_queued(work: Sequence[QueuedWork]) -> None:
+    """Print what waits, a line for each model and priority, and how long it will take as far as can be told."""
+    items: Counter[tuple[str, int]] = Counter()
+    seconds: dict[tuple[str, int], float | None] = {}
+    for one in work:
+        line = (one.model, one.priority)
+        items[line] += one.items
+        before, more = seconds.get(line, 0.0), one.seconds
+        seconds[line] = None if before is None or more is None else before + more
+    for (model, priority), count in items.items():
+        took_s = seconds[model, priority]
+        estimate = "no estimate yet" if took_s is None else f"about {took_s:,.0f} s of work"
+        fact = f"waiting: {model}, {Priority(priority).name.lower()}: {count:,} items, {estimate}"
+        _console().print(fact, markup=False, highlight=False)
 
 
 def show_job(job: JobStatus) -> None:

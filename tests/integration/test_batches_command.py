@@ -1,0 +1,91 @@
+"""`argosy batches` and the estimate of `argosy status`: figures of the flight recorder."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from click.testing import CliRunner, Result
+
+from producers import batches as command
+from producers.batches import figures
+from producers.cli import main
+from results_store.store import Store
+from tests.integration.rows import batch, new_envelope, new_job
+
+
+@pytest.fixture
+def store_url(sqlite_url: str) -> str:
+    """The commands do nothing that depends on the database: one is enough."""
+    return sqlite_url
+
+
+@pytest.fixture(autouse=True)
+def environment(store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGOSY_STORE_URL", store_url)
+    monkeypatch.setenv("ARGOSY_BROKER_URL", "redis://127.0.0.1:1/0")  # nobody asks it
+
+
+def argosy(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_figures_of_a_window() -> None:
+    """By hand: two devices, one busy for half of the ten seconds, the other for a tenth; a quarter padding."""
+    ran = [
+        batch("a", worker="w1", started_at=101.0, forward_s=5.0, rows=8, tokens=60, padded_tokens=100, items=10),
+        batch("b", worker="w2", started_at=109.5, forward_s=1.0, rows=5, tokens=90, padded_tokens=100, items=2),
+        batch("c", worker="w2", started_at=99.0, forward_s=1.5, rows=1, tokens=9, padded_tokens=10, predicted_s=3.0),
+    ]
+    ran[0].priorities.update({"0": 8, "9": 2})
+    found = figures(ran, 100.0, 110.0)
+    assert (found.batches, found.items, found.rows) == (3, 14, 14)
+    assert found.waste == pytest.approx(1 - 159 / 210)
+    assert found.sizes == {1: 1, 8: 2}
+    assert found.wastes == {0.1: 2, 0.5: 1}
+    assert found.error == pytest.approx(1.0)
+    assert {device.name: device.busy for device in found.devices} == {
+        "cpu (w1)": pytest.approx(0.5),
+        "cpu (w2)": pytest.approx(0.1),
+    }
+    assert found.priorities == {0: pytest.approx(4.0 / 7.5), 9: pytest.approx(3.5 / 7.5)}
+
+
+def test_once_shows_sizes_padding_and_busy_time(store: Store) -> None:
+    """What a person looks at, and what a program reads."""
+    now = time.time()
+    store.commit([], batches=[batch(f"b{n}", started_at=now - n, items=4, rows=4) for n in range(5)])
+    shown = argosy("batches", "--once")
+    assert shown.exit_code == 0, shown.output
+    for word in ("5 batches of 20 items", "<= 4", "bulk", "cpu (w1)", "padding 16.7%"):
+        assert word in shown.output
+    assert json.loads(argosy("batches", "--json").output)["items"] == 20
+    assert json.loads(argosy("batches", "--json", "--model", "vision").output)["items"] == 0
+
+
+def test_without_batches_it_says_how_to_look_further_back(store: Store) -> None:
+    """Rather than an empty screen."""
+    store.commit([], batches=[batch("old", started_at=time.time() - 300)])
+    assert "--last" in argosy("batches", "--once").output
+    assert "1 batches" in argosy("batches", "--once", "--last", "10m").output
+
+
+def test_watching_reads_what_is_new_and_forgets_what_is_old(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may run for days on a fleet with millions of batches."""
+    now = time.time()
+    look = command._looking(store, 60.0, None)
+    store.commit([], batches=[batch("b0", started_at=now - 59.9), batch("b1", started_at=now - 1)])
+    assert look().batches == 2
+    store.commit([], batches=[batch("b2", started_at=now - 2)])  # stored late
+    monkeypatch.setattr(time, "time", lambda: now + 0.2)
+    assert look().batches == 2  # without b0
+
+
+def test_status_says_how_long_what_waits_will_take(store: Store) -> None:
+    """Items that wait, times what an item lately took."""
+    store.create_job(new_job())
+    store.add_envelopes([new_envelope(f"e{n}", items=50, results=50) for n in range(4)])
+    assert "waiting: text, bulk: 200 items, no estimate yet" in argosy("status").output
+    store.commit([], batches=[batch("b0", forward_s=0.5, items=10)])
+    assert "waiting: text, bulk: 200 items, about 10 s of work" in argosy("status").output
