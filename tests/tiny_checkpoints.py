@@ -195,6 +195,30 @@ def bart(folder: Path, head: str, **config: Any) -> Path:
     return folder
 
 
+def t5(folder: Path) -> Path:
+    """Write a T5, whose tokens are whole words and begin with a mark where there was a space."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    words = ["<pad>", "</s>", "<unk>", *(f"\u2581{word}" for word in dict.fromkeys(WORDS))]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing("$0 </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(6)
+    config = T5Config(
+        vocab_size=len(words), d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    _spread(T5ForConditionalGeneration(config)).save_pretrained(folder)
+    return folder
+
+
 def vision(folder: Path, name: str, processor: str, *, settings: dict[str, Any] | None = None, **config: Any) -> Path:
     """Write an image model of that class of transformers, with an image processor of that class."""
     import torch

@@ -11,6 +11,9 @@ from producers.kinds.kind import Kind, Labels, Vector, at_least
 #: So many labels may be tried on one text: each is a pass of its own over the text.
 MOST_CANDIDATE_LABELS = 100
 
+#: So many beams may be searched: each takes memory as a text of its own does.
+MOST_BEAMS = 16
+
 _LONGEST_TEMPLATE_CHARS = 1_000
 _LONGEST_LABEL_CHARS = 200
 
@@ -113,6 +116,8 @@ class GenerationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         at_least("max_new_tokens", self.max_new_tokens)
         at_least("min_new_tokens", self.min_new_tokens, 0)
         at_least("num_beams", self.num_beams)
+        if self.num_beams is not None and self.num_beams > MOST_BEAMS:
+            raise ValueError(f"`num_beams` must be {MOST_BEAMS} or less")
         at_least("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
 
 

@@ -9,6 +9,7 @@ from producers.errors import ConfigurationError
 from workers.models.model import Model, ModelSpec
 
 _ENCODER = "workers.models.huggingface.encoder:EncoderModel"
+_SEQ2SEQ = "workers.models.huggingface.seq2seq:Seq2SeqModel"
 _IMAGES = "workers.models.huggingface.vision:ImageModel"
 
 #: The class that serves a kind. Tasks of one model must have one class: they share its pass.
@@ -20,6 +21,9 @@ CLASSES: Mapping[str, str] = {
     "fill-mask": _ENCODER,
     "feature-extraction": _ENCODER,
     "sentence-similarity": _ENCODER,
+    "summarization": _SEQ2SEQ,
+    "translation": _SEQ2SEQ,
+    "text2text-generation": _SEQ2SEQ,
     "image-classification": _IMAGES,
     "image-feature-extraction": _IMAGES,
     "object-detection": _IMAGES,

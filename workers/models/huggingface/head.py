@@ -25,8 +25,8 @@ SCORE_DIGITS = 6
 
 
 @dataclass(frozen=True)
-class TextHead(ABC):
-    """One task. `checkpoint` is the folder of its own network, whose labels are its labels."""
+class TextReader(ABC):
+    """One task that reads texts. `checkpoint` is the folder of its own network, whose labels are its labels."""
 
     task: Task
     checkpoint: Checkpoint
@@ -37,30 +37,17 @@ class TextHead(ABC):
     #: The class of transformers that has its network.
     auto: ClassVar[str]
 
-    #: Whether `compute` gives a row for each token, not one for the sequence.
-    by_token: ClassVar[bool] = False
-
-    # --- in the parent process ---
-
     @abstractmethod
     def read(self, content: Any, params: Any) -> Reading:
         """Return the sequences that the task needs of an input. Raises InvalidInput."""
 
     @abstractmethod
     def finish(self, output: Array, params: Any, aside: Any) -> Any:
-        """Turn the sequences' outputs `(sequences or more, …)` into the task's answer."""
+        """Turn the output for an item into the task's answer."""
 
     def check(self) -> None:
         """Raise ConfigurationError if the folder or the options are not for this kind."""
         _ = self.tokenizing.tokenizer
-
-    # --- in the device process ---
-
-    @abstractmethod
-    def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Turn the network's output for some sequences into one row each, or by token `(sequences, tokens, …)`."""
-
-    # --- shared by them ---
 
     def one(self, text: Any, params: Any, pair: str | None = None, cut: Cut = "longest_first") -> TokenSequence:
         """Return one sequence of a text, cut where `truncation` allows it. Raises InputTooLarge, InvalidInput."""
@@ -79,6 +66,21 @@ class TextHead(ABC):
         if sum(encoding.special_tokens_mask) == len(encoding.ids):
             raise InvalidInput("input", "is empty or has no readable characters", "give it some text")
         return encoding
+
+
+@dataclass(frozen=True)
+class TextHead(TextReader):
+    """A task that is done in one pass. `finish` gets its sequences' outputs, `(sequences or more, …)`."""
+
+    #: Whether `compute` gives a row for each token, not one for the sequence.
+    by_token: ClassVar[bool] = False
+
+    @abstractmethod
+    def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Turn the network's output for some sequences into one row each, or by token `(sequences, tokens, …)`.
+
+        In the device process.
+        """
 
 
 def too_long(tokens: int, most: int) -> InputTooLarge:

@@ -59,6 +59,12 @@ class Networks:
         if len(heads) > 1 or any(network.auto == BACKBONE for network in self._wanted.values()):
             self._backbone = self._share_backbone()
 
+    @property
+    def only(self) -> Any:
+        """The network of a model that has one, to be used otherwise than in one pass."""
+        [network] = self._heads.values()
+        return network
+
     def run(self, inputs: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return the output of each wanted task's network for its rows (indices) of the inputs: the backbone runs once."""
         self.passes += 1

@@ -114,7 +114,7 @@ class FolderModel(Model, Generic[H]):
 
 
 def read_for_each(
-    params: Mapping[str, msgspec.Struct], read: Callable[[str, msgspec.Struct], _Read]
+    params: Mapping[str, msgspec.Struct], read: Callable[[str, Any], _Read]
 ) -> tuple[dict[str, _Read], dict[str, InvalidInput]]:
     """Return what each task makes of an input, and the refusals of those that it is of no use to.
 

@@ -1,0 +1,88 @@
+"""Models that make texts of texts: what plain `generate` makes of each text alone, whoever shares the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producers.errors import ConfigurationError, InputTooLarge
+from tests import tiny_checkpoints as tiny
+from tests.serving import Served, answered
+
+Made = Callable[..., Path]
+
+TEXTS = [
+    "the team won the cup final",
+    "it was a dull film",
+    "shares fell yesterday and the bank told us that profit is not good !",
+]
+
+#: Random weights like to repeat themselves: this brings some variety into what they write.
+VARIED = {"max_new_tokens": 12, "no_repeat_ngram_size": 2}
+
+
+def written(folder: Path, text: str, **settings: Any) -> dict[str, str]:
+    """What transformers writes for one text; it no longer has pipelines for these kinds."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    encoded = tokenizer(text, return_tensors="pt")
+    encoded.pop("token_type_ids", None)
+    [made] = network.generate(**encoded, do_sample=False, **settings)
+    return {"text": tokenizer.decode(made, skip_special_tokens=True)}
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"num_beams": 3, "length_penalty": 0.5, "min_new_tokens": 6}, {"min_new_tokens": 6}], ids=["greedy", "beams", "longer"]
+)
+@pytest.mark.parametrize("maker", [tiny.t5, tiny.bart])
+def test_texts_are_those_of_plain_transformers(made: Made, maker: Callable[..., Path], more: dict[str, Any]) -> None:
+    """Together and alone."""
+    folder = made(maker, *(["BartForConditionalGeneration"] if maker is tiny.bart else []))
+    served = Served(folder, {"short": "summarization"}).load()
+    expected = [written(folder, text, **VARIED, **more) for text in TEXTS]
+    assert served.ask("short", TEXTS, **VARIED, **more) == expected
+    assert [served.ask("short", [text], **VARIED, **more)[0] for text in TEXTS] == expected
+    assert len({one["text"] for one in expected}) > 1
+    assert all(one["text"] for one in expected)
+
+
+def test_each_task_has_its_prefix_and_each_item_its_parameters(made: Made) -> None:
+    """One batch: two tasks on a text, and texts with other lengths asked for."""
+    folder = made(tiny.t5)
+    prefix = {"french": "the new film : ", "short": "us said "}
+    served = Served(folder, {"french": "translation", "short": "summarization"}, prefix=prefix).load()
+
+    def own(task: str, **chosen: Any) -> Any:
+        return served.catalogue.check_params(served.task(task), chosen, field="params")
+
+    items = [
+        (TEXTS[0], {"french": own("french", **VARIED), "short": own("short", **VARIED)}),
+        (TEXTS[1], {"french": own("french", **VARIED | {"max_new_tokens": 3})}),
+        (TEXTS[2], {"short": own("short", **VARIED)}),
+    ]
+    found = answered(served.model, items)
+    assert found[0]["french"] == written(folder, prefix["french"] + TEXTS[0], **VARIED)
+    assert found[0]["short"] == written(folder, prefix["short"] + TEXTS[0], **VARIED)
+    assert found[1] == {"french": written(folder, prefix["french"] + TEXTS[1], **VARIED | {"max_new_tokens": 3})}
+    assert found[2] == {"short": written(folder, prefix["short"] + TEXTS[2], **VARIED)}
+
+
+def test_what_a_checkpoint_leaves_open_ends_at_the_models_most(made: Made) -> None:
+    """transformers itself would stop after 20 tokens, in the middle of a sentence."""
+    folder = made(tiny.t5)
+    served = Served(folder, {"short": "summarization"}, max_new_tokens=24).load()
+    assert served.ask("short", TEXTS[:1]) == [written(folder, TEXTS[0], max_new_tokens=24)]
+    assert "over 24" in str(served.refusal("short", TEXTS[0], max_new_tokens=25))
+
+
+def test_what_cannot_be_read_is_refused(made: Made) -> None:
+    served = Served(made(tiny.t5), {"short": "summarization"}, prefix={"short": "said : "})
+    assert isinstance(served.refusal("short", "the film " * 40), InputTooLarge)
+    assert served.refusal("short", " ").field == "input"
+    with pytest.raises(ConfigurationError, match="does not make texts of texts"):
+        Served(made(tiny.bert, "BertModel"), {"short": "summarization"}).load()
