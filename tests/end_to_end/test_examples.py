@@ -1,0 +1,76 @@
+"""The examples of pipelines and of Celery applications do what they say, as programs of their own, against a real fleet."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.end_to_end.conftest import SCRIPTED
+from workers import settings
+from workers.fleet import LocalFleet
+
+ROOT = Path(__file__).parents[2]
+LONG = "a text that is long enough to travel by reference, " * 10
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """A fleet whose large inputs travel by reference."""
+    folder = tmp_path_factory.mktemp("examples")
+    blobs = f'[blobs]\nurl = "file://{folder}/blobs"\ninline_bytes = 200\n'
+    (folder / "fleet.toml").write_text(SCRIPTED + blobs, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
+        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
+            patch.setenv("ARGOSY_BROKER_URL", fleet.broker_url)
+            patch.setenv("ARGOSY_STORE_URL", fleet.store_url)
+            yield fleet
+
+
+def run(example: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"examples.{example}", *map(str, arguments)]
+    own = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_nightly_pipeline_goes_from_parquet_to_parquet(fleet: LocalFleet, tmp_path: Path) -> None:
+    """Every row comes back with its result or its error; the next run of the same night computes nothing."""
+    texts = [*(f"text {number}" for number in range(300)), LONG, "", "refuse this"]
+    rows = pa.table({"id": [f"row {n}" for n in range(len(texts))], "text": texts, "stars": range(len(texts))})
+    pq.write_table(rows, tmp_path / "in.parquet")
+    out = tmp_path / "out.parquet"
+    told = (tmp_path / "in.parquet", out, "--task", "echo", "--id-column", "id")
+    first, second = run("nightly_pipeline", *told), run("nightly_pipeline", *told)
+    said = "303 rows, 1 of them bad; 301 of 302 results succeeded\n"
+    assert (first.stdout, second.stdout) == (said, said), first.stderr + second.stderr
+    assert first.returncode == 1, "one of them failed"
+    joined = pq.read_table(out)
+    assert joined.select(rows.column_names).equals(rows)
+    found = joined.to_pylist()
+    assert [json.loads(row["echo"])["crc"] for row in found[:301]] == [
+        zlib.crc32(text.encode()) for text in texts[:301]
+    ]
+    assert "is empty" in found[301]["error"]
+    assert found[302]["error"] == "echo: InvalidInput: input: is refused by the script"
+    (bad,) = (json.loads(line) for line in (tmp_path / "out.parquet.errors.jsonl").read_text().splitlines())
+    assert (bad["row"], bad["id"]) == (302, "row 301")
+    kept = [path for path in (fleet.home.parent / "blobs").rglob("*") if path.is_file()]
+    assert len(kept) == 1, "the long text, once"
+
+
+@pytest.mark.usefixtures("fleet")
+def test_the_celery_application_asks_the_fleet_by_name() -> None:
+    """One task and a group, without a module of ours in the program."""
+    ran = run("celery_application", "one text", "another", MODEL="scripted", TASK="echo")
+    assert ran.returncode == 0, ran.stderr
+    answers = [{"crc": zlib.crc32(text.encode()), "task": "echo"} for text in ("one text", "another")]
+    assert ran.stdout.splitlines() == [f"one: {answers[0]}", f"one text: {answers[0]}", f"another: {answers[1]}"]
