@@ -16,6 +16,19 @@ from results_store.store import Store
 #: How often a node looks for new tenants and changed weights.
 LOOK_EVERY_S = 1.0
 
+#: A list of Redis may have a further slot of a worker while it has less than this many times what is free.
+GREED = 4
+
+
+def may_take(held: int, free: int) -> bool:
+    """Say whether a list of Redis, of which a worker holds so many envelopes, may have one of its free slots.
+
+    So one list alone leaves a fifth of the slots free, two leave a ninth: whoever comes next, of another tenant or more urgent,
+    need not wait until an envelope is done, which takes as long as the longest of its items (dynamic thresholds:
+    Choudhury and Hahne 1998).
+    """
+    return held < GREED * free
+
 
 class Lanes:
     """What a node knows of its tenants. `look` from one thread; the rest from any."""

