@@ -44,8 +44,8 @@ class JsonLines(StreamingResponse):
 
     media_type = "application/jsonl"
 
-    def __init__(self, values: AsyncIterator[Any]) -> None:
-        super().__init__(_lines(values))
+    def __init__(self, values: AsyncIterator[Any], status_code: int = 200) -> None:
+        super().__init__(_lines(values), status_code)
 
 
 async def _lines(values: AsyncIterator[Any]) -> AsyncIterator[bytes]:
@@ -64,8 +64,8 @@ class Events(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
-        super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    def __init__(self, events: AsyncIterator[bytes], status_code: int = 200) -> None:
+        super().__init__(events, status_code, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
 def event(name: str | None, value: Any) -> bytes:

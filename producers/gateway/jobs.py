@@ -75,8 +75,11 @@ async def submit_lines(
                 raise _too_many(gateway)
             yield _parsed(line, f"line {count}")
 
+    def noting(id_: str, _: int) -> None:
+        accepted[:] = [id_]
+
     try:
-        job = await _submit(gateway, caller, options.options(), items(), lambda id_, _: accepted.append(id_))
+        job = await _submit(gateway, caller, options.options(), items(), noting)
     except Problem as broken:  # the body was: too slow, too long
         broken.job = accepted[-1] if accepted else None
         raise
@@ -125,6 +128,7 @@ async def _submit(
         params=options.params,
         on_error="skip" if options.on_error == "skip" else "raise",
         on_accepted=on_accepted,
+        patience_s=gateway.settings.patience_s if isinstance(items, Iterable) else gateway.settings.max_wait_s,
         **gateway.owner(caller),
     )
 

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from producers.errors import (
     ArgosyError,
+    BlobsUnavailable,
     BrokerUnavailable,
     ConfigurationError,
     InputTooLarge,
@@ -22,6 +23,7 @@ from producers.errors import (
     ItemExpired,
     ItemFailed,
     Overloaded,
+    RateLimited,
     ResultTimeout,
 )
 from producers.gateway.answers import Json
@@ -107,8 +109,10 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (UnknownJob, 404),
     (SubmissionConflict, 409),
     (ResultTimeout, 504),
+    (RateLimited, 429),
     (Overloaded, 503),
     (BrokerUnavailable, 503),
+    (BlobsUnavailable, 503),
     (StoreUnavailable, 503),
     (SchemaMismatch, 503),
     (ConfigurationError, 503),
@@ -130,8 +134,6 @@ def problem(error: Exception) -> Problem:
             500, "InternalError", "the gateway failed; its log says why", remedy="try again, or tell the operator"
         )
     retry_after_s = getattr(error, "retry_after_s", None)
-    if type(error).__name__ == "RateLimited":
-        status = 429
     if status in (429, 503) and retry_after_s is None:
         retry_after_s = RETRY_AFTER_S
     field = error.field if isinstance(error, InvalidInput) else None
@@ -191,6 +193,9 @@ def install(app: FastAPI) -> None:
 
     async def handle(request: Request, error: Exception) -> Response:
         found = problem(error)
+        sent = request.headers.get("content-type", "no content-type")
+        if found.field == "body" and not sent.startswith("application/json"):
+            found = Problem(415, "UnsupportedMediaType", f"the body must be application/json, not {sent}")
         if found.status_code == 500:
             log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return answer(found, request.url.path)

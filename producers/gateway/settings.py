@@ -14,7 +14,8 @@ class GatewaySettings:
     `rate_per_s` requests a second, and twice as many at once after a pause. `max_wait_s` is the longest that a request
     waits for results, `openai_wait_s` how long one of the OpenAI shapes waits before it answers with an error.
     Somebody who sends or takes nothing for `stall_s` in the middle of a transfer is cut off. `max_requests` are
-    served at the same time. `batch_window_s` is how long a batch of requests may take.
+    served at the same time. While the fleet is full, many items in a body wait `patience_s` for room, a stream of them
+    `max_wait_s`. `batch_window_s` is how long a batch of requests may take.
     """
 
     auth: bool = True
@@ -25,6 +26,7 @@ class GatewaySettings:
     rate_per_s: float = 100.0
     max_wait_s: float = 120.0
     openai_wait_s: float = 120.0
+    patience_s: float = 10.0
     stall_s: float = 30.0
     max_requests: int = 2_000
     batch_window_s: float = 24 * 3600.0

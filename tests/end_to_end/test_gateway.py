@@ -33,6 +33,9 @@ def theirs(served: Served) -> Iterator[httpx.Client]:
         yield client
 
 
+JSON = {"content-type": "application/json"}
+
+
 def crc(text: str) -> int:
     return zlib.crc32(text.encode())
 
@@ -87,3 +90,141 @@ def test_many_are_one_job(ours: httpx.Client, theirs: httpx.Client) -> None:
     assert theirs.post(f"/api/jobs/{job}/cancel").status_code == 404
     assert job not in theirs.get("/api/jobs").text
     assert job in ours.get("/api/jobs").text
+
+
+def test_lines_are_accepted_while_they_come(ours: httpx.Client) -> None:
+    """A stream of any length needs no memory for it; sent again with its key, it adds nothing twice."""
+
+    def lines(count: int) -> Iterator[bytes]:
+        for number in range(count):
+            yield json.dumps({"input": f"line {number}", "key": f"k{number}"}).encode() + b"\n"
+        yield b'"the last, without an end"'
+
+    query = {"task": "echo", "idempotency_key": "stream", "name": "stream"}
+    first = ours.post("/api/jobs/lines", params=query, content=lines(300))
+    again = ours.post("/api/jobs/lines", params=query, content=lines(500))
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert (first.json()["items"], again.json()["items"]) == (301, 501)
+    assert first.json()["id"] == again.json()["id"]
+
+    followed = ours.get(f"/api/jobs/{first.json()['id']}/results", params={"follow": "true"}).text.splitlines()
+    assert sorted(json.loads(line)["seq"] for line in followed) == list(range(501))
+
+
+def test_anothers_idempotency_key_is_another_key(ours: httpx.Client, theirs: httpx.Client) -> None:
+    """Or one tenant could find the job of another by guessing its key."""
+    body = {"task": "echo", "inputs": ["x"], "idempotency_key": "nightly"}
+    mine, other = ours.post("/api/jobs", json=body), theirs.post("/api/jobs", json=body)
+    assert mine.json()["id"] != other.json()["id"]
+    assert ours.post("/api/jobs", json=body).json()["id"] == mine.json()["id"]
+
+
+def test_a_wrong_line_is_named_and_what_came_before_stays(ours: httpx.Client) -> None:
+    """Or it is left out, where the caller says so."""
+    content = b'"good"\n{"input": 17}\n\n{"inputt": "x"}\nnot json\n{"input": "fine", "colour": 1}\n"good too"\n'
+    stopped = ours.post("/api/jobs/lines", params={"task": "echo"}, content=content)
+    assert stopped.status_code == 422
+    assert stopped.json()["field"] == "line 2"
+    assert stopped.headers["content-type"] == "application/problem+json"
+
+    skipped = ours.post("/api/jobs/lines", params={"task": "echo", "on_error": "skip"}, content=content).json()
+    assert (skipped["items"], skipped["rejected_count"]) == (2, 4)
+    assert ["line 5: is not JSON" in one["error"] for one in skipped["rejected"]] == [False, False, True, False]
+
+
+def test_cancelling_a_job_and_an_item(ours: httpx.Client) -> None:
+    """What is not computed yet ends `cancelled`."""
+    job = ours.post("/api/jobs", json={"task": "echo", "inputs": ["sleep 0.5"] + ["x"] * 5000}).json()["id"]
+    assert ours.post(f"/api/jobs/{job}/cancel").status_code == 200
+    ours.get(f"/api/jobs/{job}/events")  # ends with the job
+    assert ours.get(f"/api/jobs/{job}").json()["state"] == "cancelled"
+
+    item = ours.post("/api/items", json={"task": "echo", "input": "sleep 0.5", "priority": "bulk"}).json()["id"]
+    ended = ours.delete(f"/api/items/{item}").json()
+    assert ended["done"]
+    assert ended["results"][0]["state"] in ("cancelled", "succeeded")
+
+
+def test_failures_are_listed_and_replayed(ours: httpx.Client, theirs: httpx.Client) -> None:
+    """By their own tenant only."""
+    job = ours.post("/api/jobs", json={"task": "echo", "inputs": ["raise", "fine"]}).json()["id"]
+    ours.get(f"/api/jobs/{job}/events")
+    (failure,) = ours.get("/api/failures", params={"job": job}).json()["failures"]
+    assert (failure["seq"], failure["error"]["kind"]) == (0, "ModelError")
+    assert job not in theirs.get("/api/failures").text
+    assert theirs.get("/api/failures", params={"job": job}).status_code == 404
+    assert ours.get("/api/dead").json() == {"dead": []}
+
+    assert theirs.post("/api/replay", json={"job": job}).status_code == 404
+    assert theirs.post("/api/replay", json={"error_kind": "ModelError"}).status_code == 422
+    assert ours.post("/api/replay", json={"job": job}).json() == {"envelopes": 1, "results": 1}
+    ours.get(f"/api/jobs/{job}/events")
+    assert ours.get(f"/api/jobs/{job}").json()["failed"] == 1
+
+
+def test_an_operator_sees_everybody(served: Served, ours: httpx.Client) -> None:
+    """And a member does not see the fleet."""
+    job = ours.post("/api/jobs", json={"task": "echo", "inputs": ["x"]}).json()["id"]
+    with served.client(served.key("ops", operator=True)) as operator:
+        assert operator.get(f"/api/jobs/{job}").json()["tenant"] == "ours"
+        fleet = operator.get("/api/fleet").json()
+    assert fleet["batches"][0]["model"] == "scripted"
+    assert ours.get("/api/fleet").status_code == 403
+
+
+def test_who_has_no_key_is_told_so(served: Served) -> None:
+    """In the shape of the path asked for; what is open stays open."""
+    with served.client() as nobody:
+        refused = nobody.get("/api/tasks")
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert refused.json()["type"] == "urn:argosy:problem:Unauthorized"
+        assert nobody.get("/v1/models").json()["error"]["type"] == "authentication_error"
+        assert nobody.get("/healthz").status_code == nobody.get("/readyz").status_code == 200
+        assert nobody.get("/openapi.json").json()["info"]["title"] == "Argosy"
+    with served.client(served.key("ours", expires_at=1.0)) as late:
+        assert "expired" in late.get("/api/tasks").json()["detail"]
+
+
+def test_a_key_has_its_rate(served: Served) -> None:
+    """The rest is told when to come again."""
+    with served.client(served.key("eager", rate_per_s=0.001)) as eager:
+        assert eager.get("/api/tasks").status_code == 200
+        refused = eager.get("/api/tasks")
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) > 900
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent", "status", "detail"),
+    [
+        ("GET", "/api/nothing", {}, 404, "Not Found"),
+        ("GET", "/api/jobs/nothing", {}, 404, "no job 'nothing'"),
+        ("GET", "/api/items/nothing", {}, 404, "no item 'nothing'"),
+        ("GET", "/api/items/01jd2m3n4p5q6r7s8t9v0w1x2y.0.1", {}, 404, "no job"),
+        ("PUT", "/api/jobs", {}, 405, "Method Not Allowed"),
+        ("POST", "/api/jobs/lines?task=echo", {"content": b"<x/>", "headers": {"content-type": "text/xml"}}, 415, "jsonl"),
+        ("POST", "/api/items", {"content": b"{", "headers": JSON}, 400, "not JSON"),
+        ("POST", "/api/items", {"content": b"{}"}, 415, "application/json"),
+        ("POST", "/api/items", {"json": {"task": "ecko", "input": "x"}}, 422, "did you mean 'echo'?"),
+        ("POST", "/api/items", {"json": {"task": "echo"}}, 422, "input: Field required"),
+        ("POST", "/api/items", {"json": {"task": "echo", "input": "x", "wait": 1}}, 422, "wait: Extra inputs"),
+        ("POST", "/api/items", {"json": {"task": "echo", "input": "x", "params": {"top": 1}}}, 422, "params"),
+        ("POST", "/api/items", {"content": b'{"task": "echo", "input": "\\ud800"}', "headers": JSON}, 422, "not valid Unicode"),
+        ("POST", "/api/items", {"content": b'{"task": "\\ud800", "input": "x"}', "headers": JSON}, 422, "no task"),
+        ("POST", "/api/items", {"json": {"task": "image-classification", "input": {"bytes": "?"}}}, 422, "not base64"),
+        ("POST", "/api/jobs", {"json": {"task": "echo", "inputs": ["x"], "deadline_s": -1}}, 422, "deadline_s"),
+        ("GET", "/api/jobs?before=yesterday", {}, 422, "before"),
+        ("GET", "/api/jobs?limit=0", {}, 422, "limit"),
+    ],
+)  # fmt: skip
+def test_every_error_is_a_problem(
+    ours: httpx.Client, method: str, path: str, sent: dict[str, object], status: int, detail: str
+) -> None:
+    """With what is wrong and, where there is one, the remedy; never a page of HTML, never a trace."""
+    answer = ours.request(method, path, **sent)  # type: ignore[arg-type]
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == status
+    assert detail in problem["detail"]
+    assert problem["type"].startswith("urn:argosy:problem:")
