@@ -18,7 +18,7 @@ _Form = TypeVar("_Form", bound=msgspec.Struct)
 Modality = Literal["text", "image", "question", "sentences"]
 
 #: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
-FIELDS: Mapping[Modality, tuple[str, ...]] = {
+FIELDS: Mapping[str, tuple[str, ...]] = {
     "question": QuestionInput.__struct_fields__,
     "sentences": SentencesInput.__struct_fields__,
 }

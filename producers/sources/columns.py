@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from producers.errors import InvalidInput
+from producers.forms import FIELDS
 
 #: Columns taken for the input and for the key when none is named, the first that is there.
 INPUT_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -59,6 +60,9 @@ class Chooser:
                 raise InvalidInput(where, f"has no column {name!r}", f"columns here: {there}")
         if self.inputs:
             return tuple(self.inputs)
+        fields = FIELDS.get(self.modality, ())
+        if fields and all(name in columns for name in fields):
+            return fields  # an input that is an object, with a column for each of its parts
         for name in INPUT_COLUMNS.get(self.modality, INPUT_COLUMNS["text"]):
             if name in columns:
                 return (name,)

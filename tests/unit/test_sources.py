@@ -163,3 +163,18 @@ def test_a_huge_image_is_seen_before_it_is_read(tmp_path: Path) -> None:
     (row,) = read(tmp_path / "a.png", b"x" * 11, "image", limits=Limits(max_input_bytes=10))
     assert isinstance(row, InputTooLarge)
     assert "has 11 bytes, over 10" in str(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "id,question,context\nq1,Who?,It was she.\n"),
+        ("a.jsonl", '{"id": "q1", "question": "Who?", "context": "It was she."}\n'),
+        ("a.jsonl", '{"id": "q1", "input": {"question": "Who?", "context": "It was she."}}\n'),
+    ],
+)
+def test_an_input_of_several_parts_is_one_column_or_a_column_each(tmp_path: Path, name: str, content: str) -> None:
+    """A question and its context, as data sets of questions have them."""
+    (row,) = read(tmp_path / name, content, "question")
+    assert isinstance(row, NewItem)
+    assert (row.key, row.input) == ("q1", {"question": "Who?", "context": "It was she."})
