@@ -1,0 +1,104 @@
+"""An item before and after its micro-batch: checked and prepared, and its outputs made results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from producers.catalogue import Catalogue, Task
+from producers.errors import InvalidInput
+from producers.messages import Envelope, Item
+from results_store.records import Result, ResultState
+from workers import outcomes
+from workers.batching.batcher import ServedModel
+from workers.batching.pool import Waiting
+from workers.batching.work import Entry
+from workers.inputs import InputLimits, carried, read
+
+logger = logging.getLogger(__name__)
+
+Params = Mapping[Task, msgspec.Struct]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One item after preparation: the results it already has, and the entry that waits for the rest."""
+
+    item: Item
+    results: list[Result]
+    entry: Entry | None = None
+    params: Params = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """The parent's side of the models served here. Thread-safe."""
+
+    catalogue: Catalogue
+    limits: InputLimits
+    models: Mapping[str, ServedModel]
+
+    def prepare(self, envelope: Envelope, item: Item) -> Step:
+        """Check and prepare an item; what is wrong with it is in its results."""
+        if envelope.deadline_at is not None and envelope.deadline_at <= time.time():
+            return Step(item, outcomes.ended(envelope, item, ResultState.EXPIRED))
+        try:
+            params, refused = self._params(envelope, item)
+            return self._prepared(envelope, item, params, refused)
+        except InvalidInput as error:
+            return Step(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
+        except Exception as error:  # a model's own code: its bug costs this item, never the envelope
+            logger.exception("envelope %s, item %s: preparation failed", envelope.id, item.seq)
+            detail = {"kind": "ModelError", "message": f"preparation failed: {type(error).__name__}: {error}"}
+            return Step(item, outcomes.ended(envelope, item, ResultState.FAILED, detail))
+
+    def _params(self, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:
+        """Return the typed parameters of the tasks that this item may have, and the refusals of the others."""
+        params: dict[Task, msgspec.Struct] = {}
+        refused: dict[str, InvalidInput] = {}
+        for name in item.tasks:
+            try:
+                task = self.catalogue.task(name)
+                if task.model != envelope.model:
+                    raise InvalidInput("task", f"{name!r} is served by {task.model!r}, not {envelope.model!r}")
+                params[task] = self.catalogue.check_params(task, item.params.get(name, {}), field=f"params.{name}")
+            except InvalidInput as error:
+                refused[name] = error
+        return params, refused
+
+    def _prepared(self, envelope: Envelope, item: Item, params: Params, refused: Mapping[str, InvalidInput]) -> Step:
+        entry = None
+        if params:
+            model = self.models[envelope.model].model
+            checked = self.catalogue.check_input(next(iter(params)), carried(item.input, self.limits), field="input")
+            row = model.prepare(read(checked, self.limits), {task.name: own for task, own in params.items()})
+            refused = {**refused, **row.refused}
+            params = {task: own for task, own in params.items() if task.name not in refused}
+            if params:
+                waiting = Waiting(
+                    envelope.model,
+                    int(envelope.priority),
+                    model.cost(row),
+                    time.time(),
+                    envelope.deadline_at,
+                    row.content,
+                    len(params),
+                    envelope.tenant,
+                )
+                entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job, seq=item.seq)
+        results = [
+            outcomes.result(envelope, item, name, ResultState.FAILED, outcomes.described(error))
+            for name, error in refused.items()
+        ]
+        return Step(item, results, entry, params)
+
+    def finish(self, envelope: Envelope, step: Step) -> list[Result]:
+        """Return the results that the step's entry came to."""
+        if step.entry is None:
+            return []
+        model = self.models[envelope.model].model
+        return list(outcomes.finished(envelope, step.item, step.entry, model, step.params))
