@@ -1,0 +1,145 @@
+"""A user's own checkpoints, served by a fleet.toml alone: trained here, in folders that nothing in the tree knows."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from producers import Client
+from producers.catalogue import Catalogue
+from producers.errors import InvalidInput
+from tests import tiny_checkpoints as tiny
+from workers import settings
+from workers.fleet import LocalFleet
+
+SETTINGS = """
+[worker]
+models = ["reviews", "reader", "eyes"]
+
+[models.reviews]
+source = {{ path = "{folder}/reviews" }}
+tasks = {{ review = "text-classification", review-vector = "feature-extraction" }}
+
+[models.reader]
+source = {{ path = "{folder}/reader" }}
+tasks = {{ answer = "question-answering" }}
+
+[models.eyes]
+source = {{ path = "{folder}/eyes" }}
+batch_rows = 8
+
+[models.eyes.tasks.things]
+kind = "object-detection"
+params = {{ threshold = 0.0 }}
+"""
+
+GOOD = ["a good film", "it was good", "the team was good and fine", "fine film", "she said it was fine"]
+BAD = ["a bad film", "it was bad", "the team was bad and dull", "dull film", "he said it was dull"]
+
+
+def fine_tuned(folder: Path) -> Path:
+    """Train a tiny BERT to tell good from bad, in a second, and save it as transformers does."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tiny.bert(folder, id2label={0: "bad", 1: "good"})
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForSequenceClassification.from_pretrained(folder)
+    batch = tokenizer(GOOD + BAD, padding=True, return_tensors="pt")
+    labels = torch.tensor([1] * len(GOOD) + [0] * len(BAD))
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    network.train()
+    for _ in range(40):
+        optimiser.zero_grad()
+        network(**batch, labels=labels).loss.backward()
+        optimiser.step()
+    network.eval().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three checkpoints and the settings that name them."""
+    folder = tmp_path_factory.mktemp("own")
+    fine_tuned(folder / "reviews")
+    tiny.distilbert(folder / "reader", "DistilBertForQuestionAnswering")
+    tiny.yolos(folder / "eyes", num_labels=3)
+    (folder / "fleet.toml").write_text(SETTINGS.format(folder=folder), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fleet(folder: Path) -> Iterator[LocalFleet]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
+        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
+            yield fleet
+
+
+@pytest.fixture
+def client(fleet: LocalFleet, folder: Path) -> Iterator[Client]:
+    catalogue = Catalogue.from_toml(folder / "fleet.toml")
+    with Client(fleet.broker_url, fleet.store_url, catalogue=catalogue) as client:
+        yield client
+
+
+def test_a_fine_tuned_classifier_answers_with_its_own_labels(client: Client) -> None:
+    """It was trained on these words; the vectors come from the same pass."""
+    job = client.submit_many(["review", "review-vector"], ["the film was fine and good", "a dull and bad cup final"])
+    status = job.wait(timeout_s=60)
+    assert status.succeeded == 4
+    rows = {(row.seq, row.task): row for row in job.results()}
+    assert [rows[n, "review"].output[0]["label"] for n in (0, 1)] == ["good", "bad"]
+    assert len(rows[0, "review-vector"].vector) == 32 * 4
+    assert len({row.batch for row in rows.values()}) == 1
+
+
+def test_questions_come_as_objects_and_bad_ones_are_refused_at_once(client: Client) -> None:
+    """What is missing is named before anything is sent."""
+    context = "the young man lives in berlin and she works for apple"
+    [best] = client.submit("answer", {"question": "who?", "context": context}).result(timeout_s=60)
+    assert context[best["start"] : best["end"]] == best["answer"]
+    with pytest.raises(InvalidInput, match="context"):
+        client.submit("answer", {"question": "who?"})
+    with pytest.raises(InvalidInput, match="question"):
+        client.submit("answer", "who?")
+
+
+def test_a_tasks_own_parameters_are_its_defaults(client: Client) -> None:
+    """The settings ask for every box; a submission may ask for fewer."""
+    made = io.BytesIO()
+    Image.new("RGB", (60, 40), "green").save(made, "PNG")
+    boxes = client.submit("things", made.getvalue()).result(timeout_s=60)
+    assert len(boxes) == 6
+    assert client.submit("things", made.getvalue(), params={"threshold": 1.0}).result(timeout_s=60) == []
+
+
+def test_a_file_of_questions_goes_through_the_command(fleet: LocalFleet, folder: Path) -> None:
+    """With a column for each part, as data sets of questions have them."""
+    (folder / "asked.csv").write_text('id,question,context\nq1,who?,"the team, it won"\n', encoding="utf-8")
+    environment = os.environ | {
+        "ARGOSY_FLEET": str(folder / "fleet.toml"),
+        "ARGOSY_BROKER_URL": fleet.broker_url,
+        "ARGOSY_STORE_URL": fleet.store_url,
+    }
+
+    def argosy(*arguments: str) -> str:
+        command = [str(Path(sys.executable).parent / "argosy"), *arguments]
+        ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    assert "question-answering" in argosy("tasks")
+    job = argosy("submit", "asked.csv", "--task", "answer", "--watch").split()[-1]
+    [row] = [json.loads(line) for line in argosy("results", job).splitlines()]
+    assert row["key"] == "q1"
+    assert row["state"] == "succeeded"
+    assert row["output"][0]["answer"] in "the team, it won"
