@@ -12,6 +12,7 @@ import pytest
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput
 from workers.inputs import InputLimits, read
+from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.huggingface import model_for
 from workers.models.model import Model, ModelSpec
 
@@ -22,9 +23,9 @@ TOLERANCE = 2e-5
 class Served:
     """A model that names no class, made of a folder and its tasks' kinds alone."""
 
-    def __init__(self, folder: Path, tasks: Mapping[str, Any], **options: Any) -> None:
+    def __init__(self, folder: Path, tasks: Mapping[str, Any], backend: Backend = REFERENCE, **options: Any) -> None:
         self.catalogue = Catalogue({}).with_models({"own": {"tasks": tasks}}, where="fleet.toml")
-        self.model: Any = model_for(ModelSpec("own", folder, "1", self.catalogue.tasks, options))
+        self.model: Any = model_for(ModelSpec("own", folder, "1", self.catalogue.tasks, options, backend))
 
     def load(self) -> Served:
         _ = self.model.revision  # what a worker asks for when it starts

@@ -37,8 +37,9 @@ def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, S
     """
     wanted, chosen = model_to_load(settings, name), settings.models[name]
     model = build(wanted)
-    if chosen.backend != "auto" and not model.tunable:
-        raise ConfigurationError(f"models.{name}.backend: {chosen.class_} has no backends to choose from; leave it out")
+    if chosen.backend not in ("auto", *model.backends):
+        known = f"has {', '.join(model.backends)}" if model.backends else "has no backends to choose from; leave it out"
+        raise ConfigurationError(f"models.{name}.backend: {chosen.class_} {known}")
     decision = None
     if chosen.backend == "auto" or not chosen.batch_cost:
         worker = settings.worker

@@ -19,6 +19,7 @@ import pytest
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
 from tests import tiny_checkpoints as tiny
 from tests.serving import TOLERANCE, Served, answered, assert_alike, pipeline
+from workers.models.backends.choice import Backend
 from workers.models.huggingface.sequences import plan
 
 TEXTS = [
@@ -371,7 +372,6 @@ def test_a_text_over_the_limit_is_cut_only_where_it_may_be(made: Made) -> None:
         ({}, {}, "has no tasks"),
         ({"a": "image-segmentation", "b": "text-classification"}, {}, "cannot share a pass"),
         ({"a": "text-classification"}, {"precison": "float32"}, r"options\.precison: not an option"),
-        ({"a": "text-classification"}, {"precision": "int3"}, "precision: must be one of float32"),
         ({"a": "text-classification"}, {"function_to_apply": {"a": "tanh"}}, "must be one of sigmoid"),
         ({"a": "feature-extraction"}, {"pooling": "sum"}, "must be one of mean"),
         ({"a": "text-classification"}, {"heads": {"b": "folder"}}, "no such task"),
@@ -388,6 +388,23 @@ def test_a_wrong_setting_is_named(made: Made, tasks: Any, options: dict[str, Any
     )
     with pytest.raises(ConfigurationError, match=problem):
         Served(folder, tasks, **options).load()
+
+
+def test_half_precision_answers_nearly_the_same_and_says_so(made: Made) -> None:
+    """The revision kept with each result names it: it is part of the answer."""
+    folder = made(tiny.bert, "BertForSequenceClassification", num_labels=3)
+    served = Served(folder, {"mood": "text-classification"}, backend=Backend("torch", "bf16")).load()
+    assert served.model.revision == "1+torch-bf16"
+    expected = pipeline("text-classification", folder)(TEXTS, top_k=None)
+    assert_alike(
+        [by_label(one) for one in served.ask("mood", TEXTS, top_k=None)], [by_label(one) for one in expected], 0.05
+    )
+    with pytest.raises(ConfigurationError, match="compile"):
+        Served(folder, {"mood": "text-classification"}, backend=Backend("torch", compiled=True)).load()
+
+
+def by_label(answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(answer, key=lambda one: str(one["label"]))
 
 
 def test_a_folder_without_what_is_needed_is_named(made: Made, tmp_path: Path) -> None:

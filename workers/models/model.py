@@ -61,6 +61,9 @@ class Model(ABC):
     #: Whether it runs on several backends, so that `argosy tune` can choose one.
     tunable: ClassVar[bool] = False
 
+    #: The backends that the settings may name for it.
+    backends: ClassVar[tuple[str, ...]] = ()
+
     #: The padded cost of a batch, where neither the settings nor a measurement say it.
     default_cost: ClassVar[int] = 1024
 

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import ConfigurationError
 from workers.models import sources
+from workers.models.backends.choice import Name
 from workers.models.model import Array, Arrays, Model, ModelSpec
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class MultiTaskModel(Model):
     """
 
     tunable = True
+    backends = get_args(Name)
 
     #: Batch costs worth trying.
     budgets: ClassVar[tuple[int, ...]]

@@ -33,9 +33,9 @@ HEADS: Mapping[str, type[TextHead]] = {
 
 
 class EncoderModel(FolderModel[TextHead]):
-    """Options: `max_tokens`, `precision` (float32), `heads` (folders by task), `function_to_apply` (by task), `pooling`."""
+    """Options: `max_tokens`, `heads` (folders by task), `function_to_apply` (by task), `pooling`."""
 
-    OPTIONS = ("max_tokens", "precision", "heads", "function_to_apply", "pooling")
+    OPTIONS = ("max_tokens", "heads", "function_to_apply", "pooling")
 
     # --- in the parent process ---
 

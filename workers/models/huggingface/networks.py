@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from producers.errors import ConfigurationError
+from workers.models.backends.choice import Precision
 
 if TYPE_CHECKING:
     import torch
 
-#: The option `precision`, and the type that weights are loaded as.
-PRECISIONS = ("float32", "bfloat16", "float16")
+#: The type that weights are loaded as, by precision.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 #: The class of transformers whose output is the backbone's.
 BACKBONE = "AutoModel"
@@ -35,11 +36,11 @@ class Network:
 class Networks:
     """One network for each task; those of equal folder and class are one."""
 
-    def __init__(self, wanted: Mapping[str, Network], *, where: str, device: str, precision: str) -> None:
+    def __init__(self, wanted: Mapping[str, Network], *, where: str, device: str, precision: Precision) -> None:
         self._wanted = wanted
         self._where = where
         self._device = device
-        self.precision = precision
+        self._precision = precision
         self._heads: dict[Network, Any] = {}
         self._backbone: Any = None
         self.config: Any = None
@@ -47,8 +48,6 @@ class Networks:
 
     def load(self) -> None:
         """Load all of them. Raises ConfigurationError if a folder lacks a head's weights, or two backbones differ."""
-        if self.precision not in PRECISIONS:
-            raise ConfigurationError(f"{self._where}.options.precision: must be one of {', '.join(PRECISIONS)}")
         heads = [network for network in dict.fromkeys(self._wanted.values()) if network.auto != BACKBONE]
         self._heads = {network: self._load(network) for network in heads}
         if not heads:
@@ -58,6 +57,14 @@ class Networks:
         self.config = self._heads[heads[0]].config
         if len(heads) > 1 or any(network.auto == BACKBONE for network in self._wanted.values()):
             self._backbone = self._share_backbone()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights, and of the numbers that go in."""
+        import torch
+
+        found: torch.dtype = getattr(torch, DTYPES[self._precision])
+        return found
 
     @property
     def only(self) -> Any:
@@ -84,7 +91,6 @@ class Networks:
         return _call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
 
     def _load(self, network: Network) -> Any:
-        import torch
         import transformers
         from transformers.utils import logging
 
@@ -94,7 +100,7 @@ class Networks:
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
-            dtype=getattr(torch, self.precision),
+            dtype=self.dtype,
             output_loading_info=True,
         )
         # transformers fills what is missing with random numbers, and a warning

@@ -73,9 +73,9 @@ class Writing(TextReader):
 
 
 class Seq2SeqModel(FolderModel[Writing]):
-    """Options: `max_tokens` (read), `max_new_tokens` (written, 256), `prefix` (by task), `precision` (float32)."""
+    """Options: `max_tokens` (read), `max_new_tokens` (written, 256), `prefix` (by task)."""
 
-    OPTIONS = ("max_tokens", "max_new_tokens", "prefix", "precision")
+    OPTIONS = ("max_tokens", "max_new_tokens", "prefix")
 
     # --- in the parent process ---
 

@@ -36,6 +36,8 @@ _Read = TypeVar("_Read")
 class FolderModel(Model, Generic[H]):
     """A model that writes `_head`, and of `Model` what its inputs are: `prepare`, `collate`, `forward`."""
 
+    backends = ("torch",)
+
     #: The names of the model's options; others are refused, as they are most likely misspelt.
     OPTIONS: ClassVar[tuple[str, ...]]
 
@@ -54,8 +56,12 @@ class FolderModel(Model, Generic[H]):
     def revision(self) -> str:
         for head in self.heads.values():
             head.check()  # a wrong setting is found when the worker starts
-        own = [sources.folder_revision(folder) for folder in self._own_folders.values()]
-        return "+".join((self.spec.revision, *own))
+        if self.spec.backend.compiled:
+            raise ConfigurationError(
+                f"{self.where}.compile: is not for models without a class of their own; leave it out"
+            )
+        parts = [self.spec.revision, *(sources.folder_revision(folder) for folder in self._own_folders.values())]
+        return "+".join(parts if self.spec.backend.is_reference else [*parts, str(self.spec.backend)])
 
     @cached_property
     def heads(self) -> Mapping[str, H]:
@@ -108,7 +114,7 @@ class FolderModel(Model, Generic[H]):
             {name: Network(head.checkpoint.folder, head.auto) for name, head in self.heads.items()},
             where=self.where,
             device=device,
-            precision=str(self.spec.options.get("precision", "float32")),
+            precision=self.spec.backend.precision,
         )
         self._loaded.load()
 

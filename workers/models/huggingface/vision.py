@@ -31,9 +31,9 @@ _SQUARE = 32 * 32
 
 
 class ImageModel(FolderModel[ImageHead]):
-    """Options: `max_image_pixels`, `precision` (float32), `heads` (folders by task), `function_to_apply` (by task), `pooling`."""
+    """Options: `max_image_pixels`, `heads` (folders by task), `function_to_apply` (by task), `pooling`."""
 
-    OPTIONS = ("max_image_pixels", "precision", "heads", "function_to_apply", "pooling")
+    OPTIONS = ("max_image_pixels", "heads", "function_to_apply", "pooling")
 
     # --- in the parent process ---
 
@@ -118,7 +118,9 @@ class ImageModel(FolderModel[ImageHead]):
         """Run one pass over images of one shape, and each wanted head over those of them that it needs."""
         import torch
 
-        inputs = {"pixel_values": self._reader.normalized(torch.from_numpy(batch).to(self._device)).to(self._dtype)}
+        inputs = {
+            "pixel_values": self._reader.normalized(torch.from_numpy(batch).to(self._device)).to(self.networks.dtype)
+        }
         places = {task: [group.index(row) for row in rows] for task, rows in chosen.items()}
         rows = {task: torch.tensor(own, device=self._device) for task, own in places.items()}
         for task, output in self.networks.run(inputs, rows).items():
@@ -130,12 +132,6 @@ class ImageModel(FolderModel[ImageHead]):
         height, width = arrays["sizes"][row].tolist()
         own = arrays.get(f"params/{task}")
         return Image((height, width), b"" if own is None else ragged.unpack(own[row]))
-
-    @property
-    def _dtype(self) -> Any:
-        import torch
-
-        return getattr(torch, self.networks.precision)
 
 
 def _split(arrays: Arrays) -> list[Array]:
