@@ -3,8 +3,10 @@
 The same real texts, two tasks each, both cores for everybody, in one run:
 
 * the fleet: from the submission until the last row is in SQLite;
-* offline: one process, texts sorted by length, batches of the fleet's own budget, tokenising included, nothing stored;
-* plain Celery (benchmarks/plain_celery.py): prefork, one text a task, Celery's SQL backend.
+* offline: one process on the fleet's own backend, texts sorted by length, batches of the fleet's own budget, tokenising
+  included, nothing stored;
+* plain Celery (benchmarks/plain_celery.py): prefork, one text a task, Celery's SQL backend, transformers' model as it comes
+  (torch, fp32), as people write it.
 
 Medians of three passes, in turn.
 """
@@ -18,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import convention, plain_celery
+from benchmarks import convention, offline, plain_celery
 from benchmarks.workload import mixed_texts
 from producers import Client
 from workers import devices, settings
@@ -33,8 +35,8 @@ def main() -> None:
     processes = 1 if options.quick else devices.available_cores()  # each loads the model
     texts = mixed_texts(count)
     config = settings.load()
-    model = plain_celery.text_model()
-    model.load("cpu")
+    wanted, budget = offline.as_served(config)
+    model = offline.loaded(wanted, wanted.backend)
     rates: dict[str, list[float]] = {"fleet": [], "offline": [], "naive": []}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -45,13 +47,14 @@ def main() -> None:
         fleet_pass(client, texts[: count // 4])
         for _ in range(passes):
             rates["fleet"].append(fleet_pass(client, texts))
-            rates["offline"].append(offline_pass(model, texts, config))
+            rates["offline"].append(offline.run(model, texts, budget, TASKS))
             rates["naive"].append(naive_pass(app, texts[:naive_count]))
             convention.progress(", ".join(f"{name} {found[-1]:.0f}/s" for name, found in rates.items()))
     median = {name: statistics.median(found) for name, found in rates.items()}
     figures = {
         "fleet_over_offline": round(median["fleet"] / median["offline"], 3),
         "fleet_over_naive": round(median["fleet"] / median["naive"], 2),
+        "backend": str(wanted.backend),
         **{f"{name}_items_per_s": round(rate, 1) for name, rate in median.items()},
     }
     convention.report("bulk", figures, keep=options.keep)
@@ -62,26 +65,6 @@ def fleet_pass(client: Client, texts: list[str]) -> float:
     job = client.submit_many(TASKS, texts, params={task: {"truncation": True} for task in TASKS})
     status = job.wait(timeout_s=600)
     assert status.succeeded == len(texts) * len(TASKS)
-    return len(texts) / (time.monotonic() - started)
-
-
-def offline_pass(model: Any, texts: list[str], config: settings.Settings) -> float:
-    """The loop one writes for a folder of texts: sort, fill batches up to the budget, run."""
-    import torch
-
-    torch.set_num_threads(devices.available_cores())
-    budget = config.models["text"]
-    started = time.monotonic()
-    batch: list[str] = []
-    longest = 0
-    for text in sorted(texts, key=len):
-        size = model.prepare(text, {}).size
-        if batch and (max(longest, size) * (len(batch) + 1) > budget.batch_cost or len(batch) == budget.batch_rows):
-            plain_celery.forward(model, batch, TASKS)
-            batch, longest = [], 0
-        batch.append(text)
-        longest = max(longest, size)
-    plain_celery.forward(model, batch, TASKS)
     return len(texts) / (time.monotonic() - started)
 
 

@@ -16,7 +16,7 @@ _MODULES = (
     "argparse", "asyncio.tasks", "collections", "configparser", "csv", "datetime", "decimal", "difflib", "email.message",
     "fractions", "functools", "heapq", "inspect", "ipaddress", "json", "logging", "mailbox", "optparse", "os", "pathlib",
     "random", "shutil", "smtplib", "socket", "statistics", "string", "subprocess", "tarfile", "tempfile", "textwrap",
-    "threading", "turtle", "typing", "unittest.case", "urllib.parse", "urllib.request", "uuid", "zipfile",
+    "threading", "unittest.case", "urllib.parse", "urllib.request", "uuid", "zipfile",
 )  # fmt: skip
 
 #: Words of a long text; every fifth is one.
@@ -28,7 +28,8 @@ def texts(count: int, *, seed: int = 0) -> list[str]:
     words = [paragraph.split() for paragraph in _paragraphs()]
     random = Random(seed)  # noqa: S311 - a sample, not a secret
     random.shuffle(words)
-    joined = [word for paragraph in words for word in paragraph]
+    # an interpreter without docstrings (-OO) has no prose, but lengths are still real
+    joined = [word for paragraph in words for word in paragraph] or [*_MODULES] * _LONG
     found: list[str] = []
     start = 0
     for number in range(count):

@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import torch
 
+from producers.catalogue import Task
 from producers.errors import ConfigurationError
 from workers.device_process import ModelToLoad
 from workers.models import sources
@@ -74,7 +75,8 @@ class _Candidate:
 def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
     """Return the decision for a model. Raises ConfigurationError if not even the reference runs."""
     reference = _load(wanted, REFERENCE, device)
-    rows = [reference.model.prepare(content, {}) for content in reference.model.sample(SAMPLE)]
+    params = {name: _params(task) for name, task in reference.model.spec.tasks.items()}
+    rows = [reference.model.prepare(content, params) for content in reference.model.sample(SAMPLE)]
     loaded = [
         reference,
         *(made for made in map(_loader(wanted, device), candidates(device, labelled=labelled)) if made),
@@ -205,8 +207,7 @@ def _labelled(wanted: ModelToLoad) -> dict[str, list[data.Example]]:
 
 def _right(model: MultiTaskModel, task: str, examples: Sequence[data.Example]) -> float:
     """Return the share of examples whose best label is theirs."""
-    kind = model.spec.tasks[task].kind
-    params = kind.params(truncation=True)
+    params = _params(model.spec.tasks[task])
     rows = [model.prepare(example.text, {task: params}) for example in examples]
     answer = {id(row): example.label for row, example in zip(rows, examples, strict=True)}
     right = 0
@@ -216,6 +217,12 @@ def _right(model: MultiTaskModel, task: str, examples: Sequence[data.Example]) -
         ):
             right += model.finish(model.spec.tasks[task], output, params)[0]["label"] == answer[id(row)]
     return right / len(examples)
+
+
+def _params(task: Task) -> msgspec.Struct:
+    """Return a task's usual parameters; what is too long is cut."""
+    cuts = "truncation" in task.kind.params.__struct_fields__
+    return msgspec.convert({"truncation": True} if cuts else {}, task.kind.params)
 
 
 def _rates(candidate: _Candidate, rows: Sequence[Prepared]) -> dict[int, float]:

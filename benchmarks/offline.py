@@ -1,0 +1,47 @@
+"""The bare loop that a fleet is measured against: one process, texts sorted by length, nothing stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from benchmarks import plain_celery
+from workers import devices, serving, settings
+from workers.batching.policy import Budget
+from workers.device_process import ModelToLoad
+from workers.models.backends.choice import Backend
+
+
+def as_served(config: settings.Settings, name: str = "text") -> tuple[ModelToLoad, Budget]:
+    """Return a model on the backend, and its budget, that a fleet of these settings uses on this machine's CPU."""
+    wanted, served = serving.serve(config, name, devices.cpu())
+    return wanted, served.budget
+
+
+def loaded(wanted: ModelToLoad, backend: Backend) -> Any:
+    """Return the model on a backend, loaded into this process, on all cores."""
+    import torch
+
+    torch.set_num_threads(devices.available_cores())
+    model = msgspec.structs.replace(wanted, backend=backend).build()
+    model.load("cpu")
+    return model
+
+
+def run(model: Any, texts: Sequence[str], budget: Budget, tasks: tuple[str, ...]) -> float:
+    """Run the loop that one writes for a folder of texts: sort, fill batches up to the budget, run. Returns texts/s."""
+    started = time.monotonic()
+    batch: list[str] = []
+    longest = 0
+    for text in sorted(texts, key=len):
+        size = model.prepare(text, {}).size
+        if batch and (max(longest, size) * (len(batch) + 1) > budget.cost or len(batch) == budget.rows):
+            plain_celery.forward(model, batch, tasks)
+            batch, longest = [], 0
+        batch.append(text)
+        longest = max(longest, size)
+    plain_celery.forward(model, batch, tasks)
+    return len(texts) / (time.monotonic() - started)

@@ -1,0 +1,180 @@
+"""Every backend answers like torch, whatever the batch's shape; and what is chosen for a machine is measured once."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from producers.catalogue import KINDS, Task
+from producers.errors import ConfigurationError
+from tests import tiny_checkpoints
+from workers import devices, serving, settings, tuned
+from workers.device_process import ModelToLoad
+from workers.models import samples
+from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.backends.network import Source, build
+from workers.models.backends.torch_network import bucket
+from workers.models.model import Array, ModelSpec
+from workers.models.text import TextModel
+
+TASKS = {"embedding": Task("embedding", KINDS["feature-extraction"], "text", "a vector")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoints.bert(tmp_path_factory.mktemp("bert"), "BertModel")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What backends make of a network stays out of the user's cache."""
+    monkeypatch.setenv("ARGOSY_CACHE", str(cache))
+
+
+def text_model(folder: Path, backend: Backend = REFERENCE) -> TextModel:
+    model = TextModel(ModelSpec("text", folder, "1", TASKS, {}, backend))
+    model.load("cpu")
+    return model
+
+
+def vectors(model: TextModel, texts: list[str]) -> Array:
+    rows = [model.prepare(text, {"embedding": KINDS["feature-extraction"].params(truncation=True)}) for text in texts]
+    return model.forward(model.collate(rows), {"embedding": np.arange(len(rows))})["embedding"]
+
+
+def alike(found: Array, expected: Array) -> float:
+    cosines = (found * expected).sum(-1) / (np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1))
+    return float(cosines.min())
+
+
+#: The backend, and how alike its vectors must be to torch's in fp32 (cosine). bf16 keeps 8 bits of a number, int8 fewer.
+BACKENDS = [
+    (Backend("torch", "bf16"), 0.999),
+    (Backend("openvino", "fp32"), 0.999999),
+    (Backend("openvino", "bf16"), 0.999),
+    (Backend("onnxruntime", "fp32"), 0.999999),
+    (Backend("onnxruntime", "int8"), 0.99),
+]
+
+
+@pytest.mark.parametrize(("backend", "least"), BACKENDS, ids=[str(backend) for backend, _ in BACKENDS])
+def test_a_backend_answers_like_torch_whatever_the_shape(folder: Path, backend: Backend, least: float) -> None:
+    """It was traced with one shape: others, among them a single row and a full length, must not be cut or mixed up."""
+    reference, model = text_model(folder), text_model(folder, backend)
+    texts = samples.texts(12)
+    for batch in (texts[:1], texts[1:2], texts[:7], texts, texts[5:9]):
+        assert alike(vectors(model, batch), vectors(reference, batch)) >= least
+    # the second load finds what the first one kept, and answers the same
+    np.testing.assert_array_equal(vectors(text_model(folder, backend), texts), vectors(model, texts))
+
+
+def test_results_say_what_computed_them(folder: Path) -> None:
+    """Two backends of one fleet answer a little differently: a result's revision tells them apart."""
+    spec = ModelSpec("text", folder, "1", TASKS, {})
+    other = TextModel(replace(spec, backend=Backend("openvino", "bf16")))
+    assert other.revision == f"{TextModel(spec).revision}+openvino-bf16"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its compiler uses what it deprecates
+@pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="torch's compiler needs a C++ one")
+def test_compiled_torch_sees_buckets_and_answers_for_the_batch(tmp_path: Path) -> None:
+    """Shapes are padded to few, so that each is compiled once; what comes back has the batch's own."""
+    import torch
+    from torch import nn
+
+    class Network(nn.Module):
+        def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"sum": ids.float().sum(1, keepdim=True), "tokens.0": ids.float().unsqueeze(-1) * 2}
+
+    example = {"ids": torch.ones(2, 3, dtype=torch.int32)}
+    network = build(Backend(compiled=True), Source(lambda: Network().eval(), example, tmp_path / "none"), "cpu")
+    with torch.inference_mode():
+        for rows, tokens in ((3, 5), (4, 32), (3, 1)):
+            ids = torch.arange(rows * tokens, dtype=torch.int32).reshape(rows, tokens)
+            found = network({"ids": ids})
+            torch.testing.assert_close(found["sum"], ids.float().sum(1, keepdim=True))
+            torch.testing.assert_close(found["tokens.0"], ids.float().unsqueeze(-1) * 2)
+    assert {bucket(rows, tokens) for rows, tokens in ((3, 5), (4, 32))} == {(4, 32)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "tensorrt"}, "backend: must be one of torch, onnxruntime, openvino"),
+        ({"name": "openvino", "precision": "int8"}, "precision: openvino runs fp32, bf16, fp16, not 'int8'"),
+        ({"name": "onnxruntime", "compiled": True}, "compile: is for the backend 'torch'"),
+    ],
+)
+def test_a_backend_that_does_not_exist_is_named(fields: dict[str, object], message: str) -> None:
+    """At start, not at the first batch."""
+    with pytest.raises(ConfigurationError, match=message):
+        Backend(**fields)  # type: ignore[arg-type]
+
+
+def test_other_devices_run_torch_only(folder: Path) -> None:
+    """OpenVINO's and ONNX Runtime's GPU builds are other packages; a silent fall-back to the CPU would be a trap."""
+    with pytest.raises(ConfigurationError, match="openvino runs on the CPU here, not on cuda:0; use 'torch'"):
+        TextModel(ModelSpec("text", folder, "1", TASKS, {}, Backend("openvino"))).load("cuda:0")
+
+
+def test_a_machine_measures_once_and_serves_what_won(folder: Path) -> None:
+    """The decision holds the whole table; a second start reads it, and the batcher gets its budget from it."""
+    chosen = settings.Settings(
+        models={
+            "own": settings.ModelSettings(
+                class_="workers.models.text:TextModel",
+                source={"path": str(folder)},
+                tasks={"vector": "feature-extraction"},
+            )
+        }
+    )
+    wanted, served = serving.serve(chosen, "own", devices.cpu())
+    decision = tuned.find(serving.model_to_load(chosen, "own"), devices.cpu())
+    assert decision is not None
+    assert {str(one.backend) for one in decision.candidates} >= {"torch-fp32", "torch-bf16", "openvino-fp32"}
+    best = max((one for one in decision.candidates if not one.refused), key=lambda one: one.items_per_s)
+    assert wanted.backend == decision.backend == best.backend
+    assert served.budget.cost == decision.batch_cost
+    assert decision.batch_cost in decision.rates
+    serving.serve(chosen, "own", devices.cpu())
+    again = tuned.find(serving.model_to_load(chosen, "own"), devices.cpu())
+    assert again == decision  # its time, too: nothing was measured again
+
+
+def test_a_model_that_cannot_be_measured_still_starts(tmp_path: Path) -> None:
+    """Speed is not worth a fleet that does not come up: the reference runs, and the load says what is wrong."""
+    spec = ModelSpec("text", tmp_path, "1", TASKS, {})
+    wanted = ModelToLoad.from_spec("workers.models.text:TextModel", spec)
+    assert tuned.resolve(wanted, devices.cpu(), measure=True) is None
+
+
+def test_the_settings_choice_is_followed_unmeasured(folder: Path) -> None:
+    """A named backend and a named budget leave nothing to find out."""
+    model = settings.ModelSettings(
+        class_="workers.models.text:TextModel",
+        source={"path": str(folder)},
+        tasks={"vector": "feature-extraction"},
+        backend="openvino",
+        precision="bf16",
+        batch_cost=77,
+    )
+    wanted, served = serving.serve(settings.Settings(models={"own": model}), "own", devices.cpu())
+    assert wanted.backend == Backend("openvino", "bf16")
+    assert served.budget.cost == 77
+    assert tuned.find(wanted, devices.cpu()) is None
+
+
+def test_the_sample_is_the_same_every_time() -> None:
+    """Two candidates that were measured on different inputs could not be compared."""
+    assert samples.texts(20) == samples.texts(20)
+    assert len(set(samples.texts(50))) == 50
+    assert samples.images(3) == samples.images(3)
