@@ -116,8 +116,8 @@ class Batch:
     `rows` went through the backbone for `items` items, `cached_rows` of them out of the feature cache; `tokens` are real,
     `padded_tokens` what was computed (for images both count rows). `heads` and `priorities` count items by name and by
     value. Before it the device did nothing for `idle_s`. `predicted_s` is what the batcher expected of `forward_s`, where
-    it knew enough. `trace` says who was in it: ``{"jobs": [id …], "items": [[job, seq, row, priority, cost, waited_ms] …]}``,
-    `job` an index into the ids, in the order of the batch.
+    it knew enough. `trace` says who was in it: ``{"formed_at": …, "jobs": [id …],
+    "items": [[job, seq, row, priority, cost, waited_ms] …]}``, `job` an index into the ids, in the order of the batch.
     """
 
     id: str

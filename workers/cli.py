@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from workers import flight_commands
+
 FLEET_FILE = click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -206,4 +208,4 @@ def _log_to_stderr() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-COMMANDS: list[click.Command] = [up, worker, migrate, models, tune, doctor]
+COMMANDS: list[click.Command] = [up, worker, migrate, models, tune, doctor, *flight_commands.COMMANDS]

@@ -57,15 +57,15 @@ class _Sums:
     targets: Matrix = field(default_factory=lambda: np.zeros(_PARTS))
     fitted: Matrix | None = None
 
-    def add(self, shape: Shape, seconds: float) -> None:
+    def add(self, shape: Shape, seconds: float, fading: float) -> None:
         expected = self.predict(shape)
         if expected:
             seconds = min(seconds, MOST_SURPRISE * expected)
         weight = 1.0 / max(expected or seconds, 1e-6) ** 2
         parts = shape.parts
-        self.n = self.n * FADING + 1.0
-        self.products = self.products * FADING + weight * np.outer(parts, parts)
-        self.targets = self.targets * FADING + weight * seconds * parts
+        self.n = self.n * fading + 1.0
+        self.products = self.products * fading + weight * np.outer(parts, parts)
+        self.targets = self.targets * fading + weight * seconds * parts
         self.fitted = None
 
     def predict(self, shape: Shape) -> float | None:
@@ -99,9 +99,10 @@ def _fit(products: Matrix, targets: Matrix) -> Matrix:
 
 
 class CostModel:
-    """The costs of one device's models. Not thread-safe: the batcher's thread owns it."""
+    """The costs of one device's models. Not thread-safe: the batcher's thread owns it. `fading` 1.0 forgets nothing."""
 
-    def __init__(self, learned: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(self, learned: Mapping[str, Mapping[str, Any]] | None = None, *, fading: float = FADING) -> None:
+        self._fading = fading
         self._sums = {
             model: _Sums(
                 float(sums["n"]), _numbers(sums["products"], _PARTS, _PARTS), _numbers(sums["targets"], _PARTS)
@@ -111,7 +112,7 @@ class CostModel:
 
     def observe(self, model: str, shape: Shape, seconds: float) -> None:
         """Learn from a batch that ran."""
-        self._sums.setdefault(model, _Sums()).add(shape, seconds)
+        self._sums.setdefault(model, _Sums()).add(shape, seconds, self._fading)
 
     def seconds(self, model: str, shape: Shape) -> float | None:
         """Predict how long a batch takes, or None while too little is known of the model."""

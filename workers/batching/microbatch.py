@@ -122,4 +122,4 @@ class MicroBatch:
             )
             for entry, row, wait_s in zip(self.entries, self.row_of, waits, strict=True)
         ]
-        return {"jobs": list(jobs), "items": items}
+        return {"formed_at": self.formed_at, "jobs": list(jobs), "items": items}
