@@ -36,7 +36,8 @@ class ApiKeys:
         """Add a key; return False, adding nothing, if there is one of that name."""
         row = {name: text(value) if isinstance(value, str) else value for name, value in asdict(key).items()}
         with self._database.write(Weight.ACCEPTED) as connection:
-            return connection.execute(insert_new(connection, api_keys).values(row)).rowcount > 0
+            added = connection.execute(insert_new(connection, api_keys).values(row).returning(api_keys.c.id))
+            return added.first() is not None
 
     def all(self) -> list[ApiKey]:
         """Return all keys by name."""

@@ -49,9 +49,11 @@ class Gateway:
 
     async def job(self, id_: str, caller: Caller) -> JobStatus:
         """Return a job. Raises UnknownJob, also if it is another tenant's."""
+        if not is_id(id_):
+            raise UnknownJob(f"no job {id_!r}; an id looks like 01jd2m3n4p5q6r7s8t9v0w1x2y")
         status = await self.client.status(id_)
         if not caller.sees(tenant_of(status)):
-            raise UnknownJob(f"no job {id_!r}; `argosy status` lists the jobs there are")
+            raise UnknownJob(f"no job {id_!r}; GET /api/jobs lists yours")
         return status
 
     async def jobs(self, caller: Caller, *, limit: int, before: tuple[float, str] | None = None) -> list[JobStatus]:
@@ -67,6 +69,11 @@ class Gateway:
         if key is None or not caller.key:
             return key
         return f"{len(caller.tenant)}:{caller.tenant}:{key}"
+
+
+def is_id(text: str) -> bool:
+    """Say whether a text has the form of our ids: only then is the store asked for it."""
+    return len(text) == 26 and text.isascii() and text.isalnum()
 
 
 def tenant_of(status: JobStatus) -> str:

@@ -29,7 +29,7 @@ router = APIRouter(tags=["operations"])
 READY_S = 5.0
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-JobFilter = Annotated[str | None, Query(description="Only of this job.", max_length=80)]
+JobFilter = Annotated[str | None, Query(description="Only of this job.")]
 
 
 @router.get("/healthz")

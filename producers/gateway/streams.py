@@ -13,7 +13,7 @@ from producers.async_handles import AsyncJob
 from producers.gateway.answers import Events, Json, JsonLines, event
 from producers.gateway.gateway import Here, Who
 from producers.gateway.problems import problem
-from producers.gateway.schemas import MAX_COUNT
+from producers.gateway.schemas import MAX_COUNT, Word
 from producers.gateway.views import job_view, result_view
 from results_store.records import JobStatus
 
@@ -45,7 +45,7 @@ async def page(
     caller: Who,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     after_seq: Annotated[int, Query(ge=-1, le=MAX_COUNT)] = -1,
-    after_task: Annotated[str, Query(max_length=200)] = "",
+    after_task: Word = "",
 ) -> Response:
     """Return a page of a job's results in the order of its items, after an item and task."""
     await gateway.job(job, caller)

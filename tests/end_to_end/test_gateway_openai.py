@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 
 import openai
@@ -13,6 +14,7 @@ import pytest
 
 from producers import Client
 from tests.end_to_end.gateway_server import Served, serving
+from tests.end_to_end.generated_requests import answers
 from tests.end_to_end.processes import until
 from workers import settings
 from workers.fleet import LocalFleet
@@ -182,3 +184,16 @@ def test_a_file_that_is_no_batch(client: openai.OpenAI) -> None:
         (4, "mismatched_url"),
     ]
     assert batch.output_file_id is None
+
+
+def test_no_request_is_answered_with_a_server_error(text_fleet: LocalFleet) -> None:
+    """Generated requests to every operation, by an operator, who may do everything: none finds a fault of ours."""
+    seen: Counter[int] = Counter()
+    operations = set()
+    with serving(text_fleet.broker_url, text_fleet.store_url, max_wait_s=0.02) as served:
+        for operation, statuses in answers(served.url, served.key("fuzz", operator=True)):
+            operations.add(operation)
+            seen += statuses
+    assert len(operations) >= 25
+    assert seen[401] == 0
+    assert {200, 202, 404, 422} <= set(seen)

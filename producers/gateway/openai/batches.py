@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who
+from producers.gateway.gateway import Gateway, Here, Who, is_id
 from producers.gateway.keys import Caller
 from producers.gateway.openai import files
 from producers.gateway.openai.endpoints import ENDPOINTS
@@ -114,7 +114,8 @@ async def cancel(request: Request, batch: str, gateway: Here, caller: Who) -> Re
 
 
 async def _find(gateway: Gateway, caller: Caller, id_: str) -> FileBatch:
-    found = await gateway.client.ask(lambda store: store.file_batches.find(id_, tenant=caller.scope))
+    known = id_.startswith("batch_") and is_id(id_.removeprefix("batch_"))
+    found = await gateway.client.ask(lambda store: store.file_batches.find(id_, tenant=caller.scope)) if known else None
     if found is None:
         raise Problem(404, "batch_not_found", f"no batch {id_!r}", field="id", remedy="GET /v1/batches lists yours")
     return found

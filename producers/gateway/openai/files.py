@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, Self
@@ -14,16 +15,19 @@ from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem
+from producers.gateway.schemas import Word
 from producers.messages import new_id
 from results_store.gateway_files import StoredFile
 
 router = APIRouter(prefix="/v1/files", tags=["openai"])
 
+_ID = re.compile(r"file-[0-9a-z]{26}(-output|-error)?", re.ASCII)
+
 #: What is written in one transaction, and read in one statement.
 PART_BYTES = 512 * 1024
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
-After = Annotated[str | None, Query(max_length=100)]
+After = Annotated[Word | None, Query()]
 
 
 @router.post("")
@@ -50,7 +54,7 @@ async def upload(
 async def files(
     gateway: Here,
     caller: Who,
-    purpose: Annotated[str | None, Query(max_length=100)] = None,
+    purpose: Annotated[Word | None, Query()] = None,
     limit: Limit = 1000,
     after: After = None,
     order: Literal["asc", "desc"] = "desc",
@@ -123,7 +127,8 @@ class Writing:
 
 async def find(gateway: Gateway, caller: Caller, id_: str) -> StoredFile:
     """Return a file of the caller's. Raises Problem."""
-    found = await gateway.client.ask(lambda store: store.files.find(id_, tenant=caller.scope))
+    known = _ID.fullmatch(id_)
+    found = await gateway.client.ask(lambda store: store.files.find(id_, tenant=caller.scope)) if known else None
     if found is None:
         raise Problem(404, "file_not_found", f"no file {id_!r}", field="id", remedy="GET /v1/files lists yours")
     return found

@@ -1,0 +1,271 @@
+"""The gateway's parts that need no network: rates, keys, bodies, lines of a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from producers.catalogue import Catalogue
+from producers.errors import InvalidInput, ItemFailed, Overloaded, RateLimited
+from producers.gateway import problems
+from producers.gateway.answers import encoded
+from producers.gateway.guard import Body
+from producers.gateway.keys import REMEMBERED_S, Caller, Keyring, Refused, new_key
+from producers.gateway.openai.embeddings import plan
+from producers.gateway.openai.requests import LineError, Reading, read
+from producers.gateway.problems import Problem
+from producers.gateway.rates import KEYS, Rates
+from producers.gateway.schemas import item_of
+from producers.gateway.streams import Newest
+from producers.messages import InlineBytes, UrlInput
+from results_store.api_keys import ApiKey
+from results_store.errors import StoreUnavailable
+from results_store.records import JobStatus
+
+
+def test_a_rate_is_kept_with_room_for_a_burst() -> None:
+    """Twice the rate at once after a pause, the rate in the long run, each key for itself."""
+    rates = Rates()
+    assert [rates.take("a", 2, 100.0) for _ in range(5)] == [0, 0, 0, 0, 0.5]
+    assert rates.take("b", 2, 100.0) == 0
+    assert rates.take("a", 2, 100.5) == 0
+    assert sum(rates.take("a", 2, 101 + n / 100) == 0 for n in range(1000)) == pytest.approx(21, abs=1)
+
+
+def test_rates_forget_who_was_idle_longest() -> None:
+    """However many keys are tried."""
+    rates = Rates()
+    rates.take("first", 1, 0.0)
+    for number in range(KEYS):
+        rates.take(str(number), 1, 0.0)
+    assert "first" not in rates._buckets
+    assert len(rates._buckets) == KEYS
+
+
+class Keys:
+    """Keys as the store has them, and how often it was asked."""
+
+    def __init__(self, *keys: ApiKey) -> None:
+        self.keys = {key.id: key for key in keys}
+        self.asked = 0
+
+    async def find(self, id_: str) -> ApiKey | None:
+        self.asked += 1
+        return self.keys.get(id_)
+
+
+def test_a_key_opens_for_its_holder_only() -> None:
+    """Not with another secret, not with none, not after its time; and only its hash is stored."""
+    text, key = new_key("laptop", "ours", expires_at=50.0, rate_per_s=3, created_at=0)
+    keyring = Keyring(Keys(key).find)
+
+    def holder(header: str | None, now: float = 1.0) -> Caller:
+        return asyncio.run(keyring.holder(header, now))
+
+    caller = Caller(tenant="ours", key=key.id, rate_per_s=3)
+    assert holder(f"Bearer {text}") == holder(f"bearer  {text} ") == caller
+    assert text.rpartition("-")[2] not in str(key)
+    for header in (None, "", text, f"Basic {text}", f"Bearer {text}0", f"Bearer argosy-{key.id}-", "Bearer é\ud800"):
+        with pytest.raises(Refused):
+            holder(header)
+    with pytest.raises(Refused, match="expired"):
+        holder(f"Bearer {text}", now=50.0)
+
+
+def test_keys_are_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known or not, so that neither traffic nor guessing reaches the store; then looked up again."""
+    text, key = new_key("laptop", "ours", created_at=0)
+    keys = Keys(key)
+    keyring = Keyring(keys.find)
+
+    async def ask() -> None:
+        for _ in range(5):
+            await keyring.holder(f"Bearer {text}", 1.0)
+            with pytest.raises(Refused):
+                await keyring.holder(f"Bearer argosy-{'0' * 26}-{'0' * 64}", 1.0)
+
+    asyncio.run(ask())
+    assert keys.asked == 2
+    clock = __import__("time").monotonic
+    monkeypatch.setattr("producers.gateway.keys.time.monotonic", lambda: clock() + REMEMBERED_S)
+    keys.keys.clear()
+    with pytest.raises(Refused):
+        asyncio.run(keyring.holder(f"Bearer {text}", 1.0))
+
+
+def received(*messages: dict[str, Any]) -> Callable[[], Awaitable[dict[str, Any]]]:
+    waiting = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        try:
+            return next(waiting)
+        except StopIteration:
+            await asyncio.Event().wait()
+            raise
+
+    return receive
+
+
+def part(size: int, *, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.request", "body": b"x" * size, "more_body": more}
+
+
+def test_a_body_is_refused_as_it_passes_the_limit() -> None:
+    """Not after all of it was read."""
+
+    async def read_all(body: Body) -> None:
+        while True:
+            await body.receive()
+
+    with pytest.raises(Problem) as refused:
+        asyncio.run(read_all(Body(received(part(60), part(60), part(10**6)), 100, 5)))
+    assert refused.value.status_code == 413
+    with pytest.raises(Problem) as stalled:
+        asyncio.run(read_all(Body(received(part(60)), 100, 0.001)))
+    assert stalled.value.status_code == 408
+
+
+def test_the_end_of_a_connection_is_waited_for_without_a_limit() -> None:
+    """Once the body is whole, silence is what somebody who waits for an answer does."""
+
+    async def wait() -> None:
+        body = Body(received(part(6, more=False)), 100, 0.001)
+        await body.receive()
+        async with asyncio.timeout(0.05):
+            await body.receive()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(wait())
+
+
+def test_a_slow_reader_gets_the_newest_state() -> None:
+    """And nothing piles up for it."""
+
+    def status(done: int) -> JobStatus:
+        counts = {"failed": 0, "cancelled": 0, "expired": 0, "items": 9, "total": 9}
+        times = {"created_at": 0.0, "finished_at": None, "cancelled_at": None}
+        return JobStatus(id="j", name=None, priority=0, succeeded=done, **times, **counts)  # type: ignore[arg-type]
+
+    async def read() -> list[JobStatus | None]:
+        newest = Newest()
+        for done in range(5):
+            newest.put(status(done))
+        return [await newest.take(0.001), await newest.take(0.001)]
+
+    assert asyncio.run(read()) == [status(4), None]
+
+
+def test_json_holds_any_text() -> None:
+    """Half a surrogate pair came in as JSON, and must not break the answer that quotes it."""
+    assert json.loads(encoded({"detail": "no \ud800, but é"})) == {"detail": "no \ufffd, but é"}
+
+
+def test_inputs_of_many() -> None:
+    """As they are, or with what belongs to them; bytes as base64."""
+    assert item_of("text", "inputs[0]").input == "text"
+    assert item_of({"input": {"bytes": "aGk="}, "key": "k", "params": {"top_k": 2}}, "x").input == InlineBytes(b"hi")
+    assert item_of({"url": "http://x/y.png"}, "x").input == UrlInput("http://x/y.png")
+    assert item_of({"question": "q", "context": "c"}, "x").input == {"question": "q", "context": "c"}
+    for wrong in ({"input": "x", "kex": 1}, {"bytes": "??"}, {"bytes": 1}, {"input": "x", "key": "\ud800"}):
+        with pytest.raises(InvalidInput, match=r"^inputs\[3\]\."):
+            item_of(wrong, "inputs[3]")
+    with pytest.raises(InvalidInput, match="cannot be sent"):
+        item_of({"input": "x", "params": {"top_k": 10**30}}, "x")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (InvalidInput("a", "is wrong"), 422, None),
+        (Overloaded("full", 7.2), 503, "8"),
+        (Overloaded("full"), 503, "2"),
+        (RateLimited("over", 0.1), 429, "1"),
+        (StoreUnavailable("away"), 503, "2"),
+        (KeyError("secret"), 500, None),
+    ],
+)
+def test_errors_by_whose_fault_they_are(error: Exception, status: int, retry_after: str | None) -> None:
+    """With when to try again where that helps; and a bug's text is for the log."""
+    found = problems.problem(error)
+    assert (found.status_code, (found.headers or {}).get("Retry-After")) == (status, retry_after)
+    assert "secret" not in found.detail
+    assert problems.item_problem(ItemFailed("t", "InputTooLarge", "m")).status_code == 400
+    assert problems.item_problem(ItemFailed("t", "DeviceLost", "m")).status_code == 500
+
+
+def line(custom_id: str = "a", **changes: object) -> bytes:
+    request = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/embeddings",
+        "body": {"model": "embedding", "input": "x"},
+    }
+    return json.dumps({**request, **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (b"{", "invalid_json_line"),
+        (b"[]", "invalid_json_line"),
+        (b'"' + b"[" * 100_000, "invalid_json_line"),
+        (line(custom_id=""), "missing_required_parameter"),
+        (line(method="GET"), "invalid_method"),
+        (line(url="/v1/chat/completions"), "mismatched_url"),
+        (line(body=None), "missing_required_parameter"),
+    ],
+)
+def test_a_line_that_is_no_request(text: bytes, code: str) -> None:
+    """Says which rule it breaks."""
+    with pytest.raises(LineError) as error:
+        read(1, text, "/v1/embeddings", Catalogue.builtin())
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"model": "embedding", "input": ""}, "InvalidInput"),
+        ({"model": "embedding", "input": []}, "InvalidInput"),
+        ({"model": "embedding", "input": [[1]]}, "InvalidInput"),
+        ({"model": "embedding", "input": ["x", 1]}, "InvalidInput"),
+        ({"model": "embedding", "input": ["x"] * 2049}, "InvalidInput"),
+        ({"model": "embedding", "input": "x", "encoding_format": "hex"}, "InvalidInput"),
+        ({"model": "embedding", "input": "x", "dimensions": True}, "InvalidInput"),
+        ({"model": "embedding", "input": "x" * 100_001}, "InputTooLarge"),
+        ({"model": "sentiment", "input": "x"}, "model_not_found"),
+        ({"input": "x"}, "InvalidInput"),
+    ],
+)
+def test_a_request_that_only_its_body_makes_impossible(body: dict[str, object], kind: str) -> None:
+    """Fails alone; the others of its batch go on."""
+    found = read(1, line(body=body), "/v1/embeddings", Catalogue.builtin())
+    assert found.refused is not None
+    assert found.refused.kind == kind
+    assert found.items() == []
+
+
+def test_a_file_of_requests_is_read_to_its_end() -> None:
+    """Its errors are counted by line, its requests keep their places, empty lines are nothing."""
+
+    async def texts() -> AsyncIterator[bytes]:
+        for text in (line("a"), b"", line("a"), line("b", body={"model": "embedding", "input": ["x", "y"]})):
+            yield text
+
+    async def numbers(reading: Reading) -> list[tuple[int, int]]:
+        return [(found.number, len(found.items())) async for found in reading.lines()]
+
+    reading = Reading(texts(), "/v1/embeddings", Catalogue.builtin())
+    assert asyncio.run(numbers(reading)) == [(1, 1), (4, 2)]
+    assert [(error["line"], error["code"]) for error in reading.errors] == [(3, "duplicate_custom_id")]
+    assert (reading.task, reading.total) == ("embedding", 3)
+
+
+def test_a_plan_wants_text() -> None:
+    """Token ids are of one tokenizer, and each model has its own."""
+    with pytest.raises(InvalidInput, match="send text"):
+        plan(Catalogue.builtin(), {"model": "embedding", "input": [1, 2]})
