@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from producers.async_handles import AsyncHandle, AsyncJob
 from producers.calls import Calls
@@ -27,7 +27,7 @@ from producers.outbox import Order, Outbox
 from producers.packing import Chunk, Intake, OnError, Rejected, Weighed
 from producers.patience import Patience, checked
 from producers.request import Request
-from producers.submission import Submission, check_many, lone_order, new_job
+from producers.submission import Sent, Submission, check_many, lone_order, new_job
 from producers.turnstile import Turnstile
 from results_store.errors import StoreError
 from results_store.records import JobStatus, Result
@@ -45,6 +45,9 @@ SUBMITS = 64
 
 #: After so many inputs of `submit_many` the loop's other work comes in between.
 PACE = 128
+
+
+_Sent: TypeAlias = Sent["asyncio.Future[None]"]
 
 
 class AsyncClient:
@@ -197,30 +200,56 @@ class AsyncClient:
         limit_s: float,
     ) -> None:
         chunk = Chunk()
-        async for value in _paced(inputs):
-            item = intake.take(value)
-            if item is not None and chunk.add(item):
-                await self._send_chunk(submission, chunk, limit_s)
-        if chunk.items:
-            await self._send_chunk(submission, chunk, limit_s)
+        sent: _Sent | None = None
+        try:
+            async for value in _paced(inputs):
+                item = intake.take(value)
+                if item is not None and chunk.add(item):
+                    before, sent = sent, None
+                    sent = await self._send_chunk(submission, chunk.empty(), before, limit_s)
+            if chunk.items:
+                before, sent = sent, None
+                sent = await self._send_chunk(submission, chunk.empty(), before, limit_s)
+        except Exception:  # an input's: what was sent before it counts all the same
+            await self._settle(submission, sent)
+            raise
+        except BaseException:  # cancelled: not sent any more, if it was not yet
+            if sent is not None:
+                sent.promise.cancel()
+            raise
+        await self._settle(submission, sent)
 
-    async def _send_chunk(self, submission: Submission, chunk: Chunk, limit_s: float) -> None:
-        items = chunk.empty()
+    async def _send_chunk(
+        self, submission: Submission, chunk: Sequence[Weighed], before: _Sent | None, limit_s: float
+    ) -> _Sent | None:
+        """Send a chunk in the portions that the fleet admits, each once the one before is accepted; return the last."""
         portion = self._outbox.admission.portion(submission.tenant)
-        for start in range(0, len(items), portion):
-            await self._send_portion(submission, items[start : start + portion], limit_s)
+        for start in range(0, len(chunk), portion):
+            await self._settle(submission, before)
+            items = chunk[start : start + portion]
+            before = Sent(items, Patience(limit_s), self._put(submission, items))
+        return before
 
-    async def _send_portion(self, submission: Submission, items: Sequence[Weighed], limit_s: float) -> None:
-        patience = Patience(limit_s)
+    def _put(self, submission: Submission, items: Sequence[Weighed]) -> asyncio.Future[None]:
+        promise: asyncio.Future[None] = self._here().create_future()
+        try:
+            self._outbox.put(submission.order(items, promise))
+        except Overloaded as refusal:
+            promise.set_exception(refusal)
+        return promise
+
+    async def _settle(self, submission: Submission, sent: _Sent | None) -> None:
+        """Wait until what was sent is accepted, sending it again while the fleet is full."""
+        if sent is None:
+            return
         while True:
-            promise = self._here().create_future()
             try:
-                await self._send(submission.order(items, promise), promise)
-            except Overloaded as refusal:
-                await asyncio.sleep(patience.wait_s(refusal))
-            else:
+                await sent.promise
                 break
-        submission.accepted(items)
+            except Overloaded as refusal:
+                await asyncio.sleep(sent.patience.wait_s(refusal))
+                sent.promise = self._put(submission, sent.items)
+        submission.accepted(sent.items)
 
     async def _send(self, order: Order, promise: asyncio.Future[None]) -> None:
         self._outbox.put(order)

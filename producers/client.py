@@ -26,7 +26,7 @@ from producers.outbox import Order, Outbox
 from producers.packing import Intake, OnError, Rejected, Weighed, chunks
 from producers.patience import Patience, checked
 from producers.request import Request
-from producers.submission import Submission, check_many, lone_order, new_job
+from producers.submission import Sent, Submission, check_many, lone_order, new_job
 from results_store.errors import StoreError
 from results_store.records import JobStatus, QueuedWork, Result
 
@@ -129,8 +129,8 @@ class Client:
         """Submit inputs (plain, or as NewItem with key and parameters) chunk by chunk, in constant memory.
 
         `on_error` says what an invalid input does: ``raise`` stops there, with InvalidInput naming ``inputs[N]``;
-        ``skip`` puts it aside in the job's `rejected`. `on_accepted` is called after each chunk with the job's id and
-        the items accepted so far by this call; `on_rejected` with each input that is put aside or ends the call.
+        ``skip`` puts it aside in the job's `rejected`. `on_accepted` is called for each chunk, by the time the next is
+        gathered, with the job's id and the items accepted so far by this call; `on_rejected` with each input that is put aside or ends the call.
 
         If the call fails midway, the chunks before stay accepted and are computed; the error's `job` and its note say
         so. Called again with the same `idempotency_key`, inputs and tasks, it goes on where it had stopped and
@@ -153,8 +153,7 @@ class Client:
         if idempotency_key is not None:
             found = intake.skip = submission.resume(self._link.store.create_job(submission.created))
         try:
-            for chunk in chunks(intake.items(inputs)):
-                self._send_chunk(submission, chunk, limit_s)
+            self._send_all(submission, chunks(intake.items(inputs)), limit_s)
             if submission.new_job is not None:  # no items at all: an empty job, finished from the start
                 self._link.store.create_job(submission.new_job)
         except (ArgosyError, StoreError) as error:
@@ -168,22 +167,49 @@ class Client:
             found=found,
         )
 
-    def _send_chunk(self, submission: Submission, chunk: Sequence[Weighed], limit_s: float) -> None:
-        portion = self._outbox.admission.portion(submission.tenant)
-        for start in range(0, len(chunk), portion):
-            self._send_portion(submission, chunk[start : start + portion], limit_s)
+    def _send_all(self, submission: Submission, gathered: Iterable[Sequence[Weighed]], limit_s: float) -> None:
+        """Send chunk after chunk, in the portions that the fleet admits: one is under way while the next is gathered."""
+        sent: Sent[Future[None]] | None = None
+        try:
+            for chunk in gathered:
+                portion = self._outbox.admission.portion(submission.tenant)
+                for start in range(0, len(chunk), portion):
+                    before, sent = sent, None
+                    self._settle(submission, before)
+                    items = chunk[start : start + portion]
+                    sent = Sent(items, Patience(limit_s), self._put(submission, items))
+        except Exception:  # an input's: what was sent before it counts all the same
+            self._settle(submission, sent)
+            raise
+        except BaseException:  # interrupted by the user: not sent any more, if it was not yet
+            if sent is not None:
+                sent.promise.cancel()
+            raise
+        self._settle(submission, sent)
 
-    def _send_portion(self, submission: Submission, chunk: Sequence[Weighed], limit_s: float) -> None:
-        patience = Patience(limit_s)
+    def _put(self, submission: Submission, items: Sequence[Weighed]) -> Future[None]:
+        promise: Future[None] = Future()
+        try:
+            self._outbox.put(submission.order(items, promise))
+        except Overloaded as refusal:
+            promise.set_exception(refusal)
+        return promise
+
+    def _settle(self, submission: Submission, sent: Sent[Future[None]] | None) -> None:
+        """Wait until what was sent is accepted, sending it again while the fleet is full."""
+        if sent is None:
+            return
         while True:
-            promise: Future[None] = Future()
             try:
-                self._send(submission.order(chunk, promise), promise)
-            except Overloaded as refusal:
-                time.sleep(patience.wait_s(refusal))
-            else:
+                sent.promise.result()
                 break
-        submission.accepted(chunk)
+            except Overloaded as refusal:
+                time.sleep(sent.patience.wait_s(refusal))
+                sent.promise = self._put(submission, sent.items)
+            except BaseException:
+                sent.promise.cancel()
+                raise
+        submission.accepted(sent.items)
 
     def _send(self, order: Order, promise: Future[None]) -> None:
         self._outbox.put(order)

@@ -41,11 +41,13 @@ def check_text(value: object, limits: Limits, field: str) -> str:
     """Return a text that has something to read, valid Unicode, within the limit."""
     if not isinstance(value, str):
         raise InvalidInput(field, f"must be text, not {type(value).__name__}", "decode bytes to str first")
-    if not value.strip():
+    if not value or value.isspace():
         raise InvalidInput(field, "is empty", "drop the item, or give it some text")
     if len(value) > limits.max_text_chars:
         limit = limits.max_text_chars
         raise InputTooLarge(field, f"has {len(value):,} characters, over {limit:,}", "split the text")
+    if value.isascii():
+        return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

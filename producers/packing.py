@@ -139,12 +139,12 @@ class Chunk:
 
     def add(self, item: Weighed) -> bool:
         """Take an item; return whether the chunk is full."""
+        now = self.clock()
         if not self.items:
-            self.started = self.clock()
+            self.started = now
         self.items.append(item)
         self.size += item[1]
-        old = self.clock() - self.started >= CHUNK_AGE_S
-        return old or len(self.items) >= CHUNK_ITEMS or self.size >= CHUNK_BYTES
+        return now - self.started >= CHUNK_AGE_S or len(self.items) >= CHUNK_ITEMS or self.size >= CHUNK_BYTES
 
     def empty(self) -> list[Weighed]:
         """Return what was gathered and start anew."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
@@ -14,6 +15,7 @@ from producers.gathering import Promise
 from producers.messages import Priority, new_id
 from producers.outbox import Order
 from producers.packing import Parcel, Weighed, shared_deadline, weight
+from producers.patience import Patience
 from producers.pending import Pending
 from producers.request import NewItem, Request
 from results_store.errors import StoreError
@@ -21,6 +23,10 @@ from results_store.records import JobStatus, NewJob
 
 if TYPE_CHECKING:
     from producers.link import Link
+
+
+#: What a client waits on.
+P = TypeVar("P", bound=Promise)
 
 
 def lone_order(
@@ -41,6 +47,15 @@ def lone_order(
     parcel = Parcel(request, [(item, weight(item.input))], stream.job.id, deadline_at, durable, tenant)
     pending = Pending(stream.job.id, item.seq, item.tasks, key=key, durable=durable)
     return Order(parcel, promise, pending), pending
+
+
+@dataclass(slots=True)
+class Sent(Generic[P]):
+    """Items under way: who waits for them to be accepted, and how patiently they are sent again."""
+
+    items: Sequence[Weighed]
+    patience: Patience
+    promise: P
 
 
 class Submission:

@@ -206,7 +206,8 @@ def _derived_key(source: Source, options: Options) -> str | None:
     fingerprint = source.fingerprint()
     if fingerprint is None:
         return None
-    told = (options.tasks, options.params, options.priority, options.name, options.deadline_s, options.on_error)
+    o = options
+    told = (o.tasks, o.params, o.priority, o.name, o.deadline_s, o.on_error, o.tenant)
     return f"submit {hashlib.sha256(repr((fingerprint, told)).encode()).hexdigest()[:32]}".replace(" ", "-")
 
 

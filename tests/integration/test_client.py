@@ -29,6 +29,7 @@ from producers.request import NewItem
 from results_store.errors import SchemaMismatch, SubmissionConflict, UnknownJob
 from results_store.records import EnvelopeState, JobStatus
 from results_store.store import Store
+from tests.end_to_end.processes import until
 from tests.integration.stand_in import FAILS, StandIn
 
 
@@ -321,6 +322,7 @@ def test_two_runs_with_one_key_at_once_do_not_mix(client: Client, broker_url: st
 
         def rows() -> Iterator[str]:
             yield from "abcd"
+            until(lambda: other.jobs() and other.jobs()[0].items == 4)  # sent while the next ones are gathered
             other.submit_many("topic", list("abcd12"), idempotency_key="nightly")
             yield "e"
 

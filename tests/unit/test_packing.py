@@ -75,7 +75,7 @@ def test_a_chunk_is_bounded_in_number_and_in_bytes() -> None:
 def test_a_slow_source_does_not_hold_back_what_it_has_given() -> None:
     """Where each item takes a second to come, it is not kept until 4,095 more have come."""
     clock = itertools.count(step=1.0)
-    assert [len(chunk) for chunk in chunks(weighed([1] * 3), clock=lambda: float(next(clock)))] == [1, 1, 1]
+    assert [len(chunk) for chunk in chunks(weighed([1] * 5), clock=lambda: float(next(clock)))] == [2, 2, 1]
 
 
 def test_envelopes_read_back_as_what_was_submitted() -> None:
