@@ -45,12 +45,15 @@ def _valkey(folder: Path) -> ValkeyServer:
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
-    """A Celery worker in this process sets the root logger's level; the next test must not go deaf by it."""
+    """A Celery worker sets the root level, a linter switches loggers off; the next test must not go deaf by it."""
     root = logging.getLogger()
     level, disabled = root.level, root.manager.disable
+    heard = [one for one in root.manager.loggerDict.values() if isinstance(one, logging.Logger) and not one.disabled]
     yield
     root.setLevel(level)
     logging.disable(disabled)
+    for one in heard:
+        one.disabled = False
 
 
 @pytest.fixture(scope="session")
