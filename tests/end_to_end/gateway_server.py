@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from producers import AsyncClient
 from producers.gateway.app import create_app
+from producers.gateway.gateway import Gateway
 from producers.gateway.keys import new_key
 from producers.gateway.settings import GatewaySettings
 from results_store.store import Store
@@ -25,10 +27,22 @@ SETTINGS = GatewaySettings(rate_per_s=10_000, batch_lease_s=2.0)
 
 @dataclass(frozen=True)
 class Served:
-    """A gateway's address, and the store behind it to make keys in."""
+    """A gateway's address, the store behind it to make keys in, and the gateway itself to look at."""
 
     url: str
     store_url: str
+    app: FastAPI
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        return host, int(port)
+
+    @property
+    def serving(self) -> int:
+        """How many requests are being served."""
+        gateway: Gateway = self.app.state.gateway
+        return gateway.serving
 
     def key(
         self, tenant: str, *, operator: bool = False, expires_at: float | None = None, rate_per_s: float | None = None
@@ -63,7 +77,7 @@ def serving(
     try:
         until(lambda: server.started or not thread.is_alive(), 30)
         assert server.started
-        yield Served(f"http://127.0.0.1:{port}", store_url)
+        yield Served(f"http://127.0.0.1:{port}", store_url, app)
     finally:
         server.should_exit = True
         thread.join()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import socket
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
 
-from tests.end_to_end.gateway_server import Served, serving
+from producers.errors import ConfigurationError
+from producers.gateway.serving import serve
+from tests.conftest import free_port
+from tests.end_to_end.gateway_server import SETTINGS, Served, serving
+from tests.end_to_end.processes import until
 from workers.fleet import LocalFleet
 
 
@@ -228,3 +234,115 @@ def test_every_error_is_a_problem(
     assert problem["status"] == status
     assert detail in problem["detail"]
     assert problem["type"].startswith("urn:argosy:problem:")
+
+
+# --- callers that misbehave, on bare sockets ---
+
+
+@pytest.fixture(scope="module")
+def strict(shared_fleet: LocalFleet) -> Iterator[Served]:
+    """A gateway with little patience and little room."""
+    with serving(
+        shared_fleet.broker_url, shared_fleet.store_url, max_body_bytes=100_000, max_items=50, stall_s=0.3
+    ) as found:
+        yield found
+
+
+def asked(served: Served, request: str, *headers: str) -> socket.socket:
+    """Send the head of a request, and leave the rest to the test."""
+    connection = socket.create_connection(served.address, timeout=60)
+    key = served.key("ours")
+    lines = [f"{request} HTTP/1.1", "Host: gateway", f"Authorization: Bearer {key}", *headers, "", ""]
+    connection.sendall("\r\n".join(lines).encode())
+    return connection
+
+
+def status_of(connection: socket.socket) -> int:
+    """The status of the answer."""
+    with connection.makefile("rb") as answer:
+        return int(answer.readline().split()[1])
+
+
+def test_a_body_over_the_limit_is_refused_unread(strict: Served) -> None:
+    """By what it says of itself, before any of it is sent; or as it passes the limit, when it says nothing."""
+    with asked(strict, "POST /api/jobs", "Content-Type: application/json", "Content-Length: 100001") as connection:
+        assert status_of(connection) == 413
+    with asked(strict, "POST /api/jobs", "Content-Type: application/json", "Transfer-Encoding: chunked") as connection:
+        chunk = b"8000\r\n" + b"[" * 0x8000 + b"\r\n"
+        connection.sendall(chunk * 4)  # over the limit, and not at its end
+        assert status_of(connection) == 413
+
+
+def test_too_many_items_are_refused_at_the_one_too_many(strict: Served) -> None:
+    """In a body nothing is accepted; in a stream the answer names the job that keeps what is."""
+    with strict.client(strict.key("ours")) as client:
+        assert client.post("/api/jobs", json={"task": "echo", "inputs": ["x"] * 51}).status_code == 413
+        streamed = client.post("/api/jobs/lines", params={"task": "echo"}, content=b'"x"\n' * 51)
+        long = client.post("/api/jobs/lines", params={"task": "echo"}, content=b'"' + b"x" * 200_000)
+    assert (streamed.status_code, streamed.json()["type"]) == (413, "urn:argosy:problem:TooManyItems")
+    assert (long.status_code, long.json()["field"]) == (413, "line 1")
+
+
+def test_who_stops_sending_is_told_so(strict: Served) -> None:
+    """A connection is not held for ever by half a body."""
+    with asked(strict, "POST /api/jobs", "Content-Type: application/json", "Content-Length: 1000") as connection:
+        connection.sendall(b'{"task": ')
+        assert status_of(connection) == 408
+    until(lambda: strict.serving == 0)
+
+
+def test_who_takes_nothing_is_cut_off(strict: Served) -> None:
+    """What waits for a reader is bounded, in bytes and in time."""
+    with strict.client(strict.key("ours")) as client:
+        upload = {"file": ("big", b"x" * 20_000_000)}
+        id_ = client.post("/v1/files", files=upload, data={"purpose": "batch"}).json()["id"]
+    with asked(strict, f"GET /v1/files/{id_}/content") as connection:
+        until(lambda: strict.serving == 1)
+        until(lambda: strict.serving == 0)
+        connection.recv(1)  # what is in the buffers is there; nobody waits for the rest to be read
+
+
+def test_who_leaves_ends_the_waiting_and_not_the_work(served: Served, ours: httpx.Client) -> None:
+    """What was accepted is computed, though nobody heard that it was."""
+    body = json.dumps({"task": "echo", "input": "sleep 1", "key": "left", "wait_s": 60}).encode()
+    until(lambda: served.serving == 0)
+    with asked(
+        served, "POST /api/items", "Content-Type: application/json", f"Content-Length: {len(body)}"
+    ) as connection:
+        connection.sendall(body)
+        until(lambda: served.serving == 1)
+        job = until(lambda: stream_with(ours, "left", accepted=True))
+    until(lambda: served.serving == 0)
+    until(lambda: stream_with(ours, "left"))
+    assert job
+
+
+def stream_with(client: httpx.Client, key: str, *, accepted: bool = False) -> bool:
+    """Whether a job holds a result of this key; or, `accepted`, whether one is not finished."""
+    jobs = client.get("/api/jobs").json()["jobs"]
+    if accepted:
+        return any(not job["finished"] for job in jobs)
+    pages = [client.get(f"/api/jobs/{job['id']}/page", params={"limit": 1000}).json()["results"] for job in jobs]
+    return any(row["key"] == key for page in pages for row in page)
+
+
+def test_a_gateway_without_a_broker_says_so(shared_fleet: LocalFleet) -> None:
+    """It lives, is not ready, and tells callers when to come again."""
+    nowhere = f"redis://127.0.0.1:{free_port()}/0"
+    with serving(nowhere, shared_fleet.store_url) as served, served.client(served.key("ours")) as client:
+        assert client.get("/healthz").status_code == 200
+        ready = client.get("/readyz")
+        refused = client.post("/api/items", json={"task": "echo", "input": "x"})
+        lost = client.post("/v1/embeddings", json={"model": "embedding", "input": "x"})
+    assert (ready.status_code, ready.json()["type"]) == (503, "urn:argosy:problem:NotReady")
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:argosy:problem:BrokerUnavailable")
+    assert refused.headers["retry-after"]
+    assert (lost.status_code, lost.json()["error"]["type"]) == (503, "server_error")
+
+
+def test_without_keys_everybody_is_the_operator(shared_fleet: LocalFleet) -> None:
+    """On one's own machine; and on no address that others reach."""
+    with serving(shared_fleet.broker_url, shared_fleet.store_url, auth=False) as served, served.client() as client:
+        assert client.get("/api/fleet").status_code == 200
+    with pytest.raises(ConfigurationError, match="--no-auth"):
+        serve(replace(SETTINGS, auth=False), "0.0.0.0", 0)

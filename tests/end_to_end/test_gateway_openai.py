@@ -8,6 +8,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import openai
 import pytest
@@ -184,6 +185,56 @@ def test_a_file_that_is_no_batch(client: openai.OpenAI) -> None:
         (4, "mismatched_url"),
     ]
     assert batch.output_file_id is None
+
+
+def begun(client: openai.OpenAI, count: int) -> openai.types.Batch:
+    """A batch that takes a while."""
+    content = "\n".join(request(f"r{n}", input=f"text number {n} " * 20) for n in range(count)).encode()
+    file = client.files.create(file=("in.jsonl", content), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+
+
+@contextmanager
+def gateway(fleet: LocalFleet, key: str = "") -> Iterator[tuple[openai.OpenAI, str]]:
+    """A gateway of its own, and its client."""
+    with serving(fleet.broker_url, fleet.store_url) as served:
+        key = key or served.key("ours")
+        with openai.OpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0) as client:
+            yield client, key
+
+
+def test_a_batch_outlives_its_gateway(text_fleet: LocalFleet) -> None:
+    """The next gateway goes on where the first one stopped, and computes nothing again."""
+    with gateway(text_fleet) as (client, key):
+        made = begun(client, 200)
+        until(lambda: client.batches.retrieve(made.id).status == "in_progress")
+    with gateway(text_fleet, key) as (client, _):
+        batch = finished(client, made.id)
+        assert batch.output_file_id is not None
+        rows = client.files.content(batch.output_file_id).text.splitlines()
+    assert batch.status == "completed"
+    assert [json.loads(row)["custom_id"] for row in rows] == [f"r{n}" for n in range(200)]
+    with Client(text_fleet.broker_url, text_fleet.store_url) as fleet:
+        (job,) = [one for one in fleet.jobs() if one.name == made.id]
+    assert (job.items, job.succeeded, job.tenant) == (200, 200, "ours")
+
+
+def test_a_batch_is_cancelled(client: openai.OpenAI) -> None:
+    """What it has computed by then is there; each other request says that it was cancelled."""
+    made = begun(client, 1000)
+    assert client.batches.cancel(made.id).status == "cancelling"
+    batch = finished(client, made.id)
+
+    counts = batch.request_counts
+    assert (batch.status, batch.cancelled_at is not None) == ("cancelled", True)
+    assert counts is not None
+    assert counts.failed > 0
+    assert counts.completed + counts.failed == counts.total == 1000
+    assert batch.error_file_id is not None
+    told = client.files.content(batch.error_file_id).text.splitlines()
+    assert {json.loads(row)["error"]["code"] for row in told} == {"ItemCancelled"}
+    with pytest.raises(openai.ConflictError, match="cancelled already"):
+        client.batches.cancel(made.id)
 
 
 def test_no_request_is_answered_with_a_server_error(text_fleet: LocalFleet) -> None:
