@@ -28,7 +28,7 @@ from workers.models.sources import Pulled
 
 
 def pytest_configure() -> None:
-    """PyTorch's threads sleep while they wait: spinning, as is their habit, they would take the cores from other tests."""
+    """PyTorch's threads sleep while they wait: spinning, as they would, takes the cores from other tests."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
