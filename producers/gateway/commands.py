@@ -52,7 +52,7 @@ def gateway(
 
     \b
     argosy gateway keys add laptop --tenant research    prints a key, once
-    argosy gateway                                      http://127.0.0.1:8080/docs
+    argosy gateway                                      http://127.0.0.1:8080/openapi.json
     argosy gateway --no-auth                            for this machine only
 
     For other machines put a server with TLS before it. docs/gateway.md says what it offers.
@@ -93,11 +93,14 @@ def add(name: str, *, tenant: str, operator: bool, expires_s: float | None, rate
     \b
     argosy gateway keys add laptop --tenant research --expires 90d
     """
+    from producers.connection import checked_tenant
     from producers.gateway.keys import new_key
 
     now = time.time()
     expires_at = None if expires_s is None else now + expires_s
-    text, key = new_key(name, tenant, operator=operator, expires_at=expires_at, rate_per_s=rate_per_s, created_at=now)
+    text, key = new_key(
+        name, checked_tenant(tenant), operator=operator, expires_at=expires_at, rate_per_s=rate_per_s, created_at=now
+    )
     with _store() as store:
         if not store.keys.add(key):
             raise click.UsageError(f"there is a key {name!r} already; remove it first, or choose another name")

@@ -63,21 +63,30 @@ class Served:
 
 
 @contextmanager
-def serving(
-    broker_url: str, store_url: str, settings: GatewaySettings = SETTINGS, **changes: object
-) -> Iterator[Served]:
-    """Serve a gateway until the block ends; then its thread, its port and its client are gone."""
-    app = create_app(replace(settings, **changes), lambda: AsyncClient(broker_url, store_url, store_timeout_s=10))  # type: ignore[arg-type]
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve an application by uvicorn, in a thread; gives its address, and ends with the block."""
     port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=5, lifespan="on")
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=5, lifespan="on"
     )
-    thread = threading.Thread(target=server.run, name="gateway")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:
         until(lambda: server.started or not thread.is_alive(), 30)
         assert server.started
-        yield Served(f"http://127.0.0.1:{port}", store_url, app)
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def serving(
+    broker_url: str, store_url: str, settings: GatewaySettings = SETTINGS, **changes: object
+) -> Iterator[Served]:
+    """Serve a gateway until the block ends; then its thread, its port and its client are gone."""
+    chosen = replace(settings, **changes)  # type: ignore[arg-type]
+    app = create_app(chosen, lambda: AsyncClient(broker_url, store_url, store_timeout_s=10))
+    with served(app) as url:
+        yield Served(url, store_url, app)

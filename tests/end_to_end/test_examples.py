@@ -1,7 +1,8 @@
-"""The examples of pipelines and of Celery applications do what they say, as programs of their own, against a real fleet."""
+"""The examples of pipelines, of Celery and of FastAPI applications do what they say, against a real fleet."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,11 +11,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.end_to_end.conftest import SCRIPTED
+from tests.end_to_end.gateway_server import served
+from tests.end_to_end.processes import until
 from workers import settings
 from workers.fleet import LocalFleet
 
@@ -74,3 +78,20 @@ def test_the_celery_application_asks_the_fleet_by_name() -> None:
     assert ran.returncode == 0, ran.stderr
     answers = [{"crc": zlib.crc32(text.encode()), "task": "echo"} for text in ("one text", "another")]
     assert ran.stdout.splitlines() == [f"one: {answers[0]}", f"one text: {answers[0]}", f"another: {answers[1]}"]
+
+
+@pytest.mark.usefixtures("fleet")
+def test_the_fastapi_backend_answers_while_its_callers_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text at once, many later, and the fleet's refusals as those of HTTP."""
+    monkeypatch.setenv("TASK", "echo")
+    backend = importlib.import_module("examples.fastapi_backend")
+    with served(backend.app) as url, httpx.Client(base_url=url, timeout=60) as client:
+        assert client.post("/rate", json={"text": "one"}).json() == {
+            "answer": {"crc": zlib.crc32(b"one"), "task": "echo"}
+        }
+        assert client.post("/rate", json={"text": " "}).status_code == 422
+        assert client.post("/rate", json={"text": "raise"}).status_code == 502
+        job = client.post("/nightly", json={"texts": ["one", "two"]}).json()["job"]
+        rated = until(lambda: found if (found := client.get(f"/nightly/{job}").json())["answers"] else None)
+        assert [answer["crc"] for answer in rated["answers"]] == [zlib.crc32(b"one"), zlib.crc32(b"two")]
+        assert client.get("/nightly/nothing").status_code == 404

@@ -1,0 +1,79 @@
+"""`argosy gateway`: keys made, listed and removed; and served as a program of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from producers.cli import main
+from results_store.store import Store
+from tests.conftest import free_port
+from tests.end_to_end.processes import until
+
+
+@pytest.fixture
+def store_url(sqlite_url: str) -> str:
+    """The commands do nothing that depends on the database: one is enough."""
+    return sqlite_url
+
+
+@pytest.fixture(autouse=True)
+def environment(store: Store, store_url: str, broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGOSY_STORE_URL", store_url)
+    monkeypatch.setenv("ARGOSY_BROKER_URL", broker_url)
+
+
+def argosy(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["gateway", *arguments])
+
+
+def test_keys_are_made_listed_and_removed(store: Store) -> None:
+    """The secret is shown once; afterwards only its hash is there."""
+    assert "make one with" in argosy("keys", "list").stderr
+    made = argosy("keys", "add", "laptop", "--tenant", "ours", "--expires", "90d", "--rate", "5")
+    key = made.stdout.strip()
+    assert re.fullmatch(r"argosy-[0-9a-z]{26}-[0-9a-f]{64}", key)
+    (row,) = store.keys.all()
+    assert (row.name, row.tenant, row.operator, row.rate_per_s) == ("laptop", "ours", False, 5)
+    assert key.rpartition("-")[2] not in str(row)
+
+    listed = argosy("keys", "list").stdout
+    assert re.search(r"^laptop  tenant 'ours'  member  created \S+ \S+  expires ", listed)
+    assert key not in listed
+    assert "remove it first" in argosy("keys", "add", "laptop", "--tenant", "ours").stderr
+    assert "is no tenant's name" in argosy("keys", "add", "x", "--tenant", "a b").stderr
+    assert argosy("keys", "remove", "laptop").exit_code == 0
+    assert "no key 'laptop'" in argosy("keys", "remove", "laptop").stderr
+
+
+def test_it_serves_until_it_is_told_to_stop() -> None:
+    """And ends well then."""
+    port = free_port()
+    key = argosy("keys", "add", "laptop", "--tenant", "ours").stdout.strip()
+    command = [sys.executable, "-m", "producers.cli", "gateway", "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        try:
+            until(lambda: answers(f"http://127.0.0.1:{port}/readyz"))
+            tasks = httpx.get(f"http://127.0.0.1:{port}/api/tasks", headers={"Authorization": f"Bearer {key}"})
+            assert "sentiment" in [task["name"] for task in tasks.json()["tasks"]]
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+def test_no_keys_on_no_open_address() -> None:
+    """Without keys everybody who reaches it is the operator."""
+    assert "refused on 0.0.0.0" in argosy("--no-auth", "--host", "0.0.0.0").stderr
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
