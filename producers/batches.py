@@ -135,7 +135,12 @@ def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> N
     from results_store.store import Store
 
     with Store(Connection().store_url) as store:
-        look = _looking(store, last_s, model)
+        window = Window(last_s, model)
+
+        def look() -> Figures:
+            until = time.time()
+            return figures(window.look(store, until), until - last_s, until)
+
         if as_json:
             click.echo(msgspec.json.encode(look()).decode())
         elif once:
@@ -144,23 +149,24 @@ def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> N
             _watch(look)
 
 
-def _looking(store: Store, last_s: float, model: str | None) -> Callable[[], Figures]:
-    """Return what gives the figures of now, reading only what is new since the last look."""
-    seen: dict[str, Batch] = {}
+class Window:
+    """The batches of the last `last_s` seconds: each look reads only what is new since the last one."""
 
-    def look() -> Figures:
-        until = time.time()
-        since = until - last_s
+    def __init__(self, last_s: float, model: str | None = None) -> None:
+        self.last_s = last_s
+        self._model = model
+        self._seen: dict[str, Batch] = {}
+
+    def look(self, store: Store, until: float) -> list[Batch]:
+        """Return the window's batches, those begun first at the front."""
+        since = until - self.last_s
         # a batch is stored a moment after it began, perhaps behind one that began later
-        newest = max((batch.started_at for batch in seen.values()), default=since)
+        newest = max((batch.started_at for batch in self._seen.values()), default=since)
         for batch in store.recent_batches(limit=MOST, since=max(since, newest - 10)):
-            if model in (None, batch.model):
-                seen[batch.id] = batch
-        for gone in [id_ for id_, batch in seen.items() if batch.started_at < since]:
-            del seen[gone]
-        return figures(list(seen.values()), since, until)
-
-    return look
+            if self._model in (None, batch.model):
+                self._seen[batch.id] = batch
+        self._seen = {id_: batch for id_, batch in self._seen.items() if batch.started_at >= since}
+        return sorted(self._seen.values(), key=lambda batch: batch.started_at)
 
 
 def _watch(look: Callable[[], Figures]) -> None:

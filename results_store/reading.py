@@ -92,15 +92,19 @@ def recent_failures(connection: Connection, limit: int, job_: str | None, tenant
 
 def depth(connection: Connection) -> list[Depth]:
     key = (envelopes.c.model, envelopes.c.priority, envelopes.c.state)
-    rows = connection.execute(
-        select(*key, func.count(), func.sum(envelopes.c["items"]), func.sum(envelopes.c.results))
-        .where(UNFINISHED)
-        .group_by(*key)
-        .order_by(*key)
-    )
+    sums = (func.sum(envelopes.c["items"]), func.sum(envelopes.c.results), func.min(envelopes.c.created_at))
+    rows = connection.execute(select(*key, func.count(), *sums).where(UNFINISHED).group_by(*key).order_by(*key))
     return [
-        Depth(model=m, priority=p, state=EnvelopeState(s), envelopes=n, items=int(items), results=int(owed))
-        for m, p, s, n, items, owed in rows
+        Depth(
+            model=model,
+            priority=priority,
+            state=EnvelopeState(state),
+            envelopes=count,
+            items=int(items),
+            results=int(owed),
+            oldest_at=oldest_at,
+        )
+        for model, priority, state, count, items, owed, oldest_at in rows
     ]
 
 

@@ -232,7 +232,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """How much unfinished work one model, priority and state holds."""
+    """How much unfinished work one model, priority and state holds; its oldest envelope was created at `oldest_at`."""
 
     model: str
     priority: int
@@ -240,6 +240,7 @@ class Depth:
     envelopes: int
     items: int
     results: int
+    oldest_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

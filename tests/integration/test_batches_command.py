@@ -8,8 +8,7 @@ import time
 import pytest
 from click.testing import CliRunner, Result
 
-from producers import batches as command
-from producers.batches import figures
+from producers.batches import Window, figures
 from producers.cli import main
 from results_store.store import Store
 from tests.integration.rows import batch, new_envelope, new_job
@@ -71,15 +70,14 @@ def test_without_batches_it_says_how_to_look_further_back(store: Store) -> None:
     assert "1 batches" in argosy("batches", "--once", "--last", "10m").output
 
 
-def test_watching_reads_what_is_new_and_forgets_what_is_old(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_reads_what_is_new_and_forgets_what_is_old(store: Store) -> None:
     """It may run for days on a fleet with millions of batches."""
     now = time.time()
-    look = command._looking(store, 60.0, None)
+    window = Window(60.0)
     store.commit([], batches=[batch("b0", started_at=now - 59.9), batch("b1", started_at=now - 1)])
-    assert look().batches == 2
+    assert [one.id for one in window.look(store, now)] == ["b0", "b1"]
     store.commit([], batches=[batch("b2", started_at=now - 2)])  # stored late
-    monkeypatch.setattr(time, "time", lambda: now + 0.2)
-    assert look().batches == 2  # without b0
+    assert [one.id for one in window.look(store, now + 0.2)] == ["b2", "b1"]
 
 
 def test_status_says_how_long_what_waits_will_take(store: Store) -> None:

@@ -271,5 +271,5 @@ def test_depth_counts_what_a_replay_put_back(store: Store) -> None:
     store.replay()
 
     assert store.depth() == [
-        Depth(model="text", priority=9, state=EnvelopeState.ACCEPTED, envelopes=1, items=1, results=1)
+        Depth(model="text", priority=9, state=EnvelopeState.ACCEPTED, envelopes=1, items=1, results=1, oldest_at=100.0)
     ]

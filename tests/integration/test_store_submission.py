@@ -126,16 +126,16 @@ def test_adding_to_a_finished_job_opens_it_again(store: Store) -> None:
 def test_depth_counts_what_is_not_done(store: Store) -> None:
     """An operator sees what waits, by model, priority and state; finished work is not in the way."""
     submit(store, 3, items=10)
-    store.add_envelopes([new_envelope("v0", model="vision", priority=0)])
+    store.add_envelopes([new_envelope(f"v{at}", model="vision", priority=0, created_at=at) for at in (95.0, 90.0)])
     store.mark_published(["e0", "e1"], 101.0)
     store.commit([], done=["e1"])
 
-    found = {(d.model, d.priority, d.state): (d.envelopes, d.items, d.results) for d in store.depth()}
+    found = {(d.model, d.priority, d.state): (d.envelopes, d.items, d.results, d.oldest_at) for d in store.depth()}
 
     assert found == {
-        ("text", 9, EnvelopeState.ACCEPTED): (1, 10, 10),
-        ("text", 9, EnvelopeState.PUBLISHED): (1, 10, 10),
-        ("vision", 0, EnvelopeState.ACCEPTED): (1, 1, 1),
+        ("text", 9, EnvelopeState.ACCEPTED): (1, 10, 10, 100.0),
+        ("text", 9, EnvelopeState.PUBLISHED): (1, 10, 10, 100.0),
+        ("vision", 0, EnvelopeState.ACCEPTED): (2, 2, 2, 90.0),
     }
 
 
