@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 #: How much device time a priority may have had beyond its share before that no longer counts against it: what it
 #: had while nobody more urgent waited was nobody's loss.
-MOST_AHEAD_S = 0.25
+MOST_AHEAD_S = 0.05
 
 #: Virtual times kept before those that tell nothing are looked for.
 MOST_PARTIES = 1000
