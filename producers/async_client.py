@@ -13,21 +13,22 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from producers.async_handles import AsyncHandle, AsyncJob
+from producers.async_sending import Sending
 from producers.calls import Calls
 from producers.catalogue import Catalogue
 from producers.connection import Connection, checked_tenant
-from producers.errors import ArgosyError, ConfigurationError, Overloaded, ResultTimeout
+from producers.errors import ArgosyError, ConfigurationError, ResultTimeout
 from producers.gathering import settle
 from producers.link import Link
 from producers.messages import Priority
 from producers.outbox import Order, Outbox
-from producers.packing import Chunk, Intake, OnError, Rejected, Weighed
-from producers.patience import Patience, checked
+from producers.packing import Intake, OnError, Rejected
+from producers.patience import checked
 from producers.request import Request
-from producers.submission import Sent, Submission, check_many, lone_order, new_job
+from producers.submission import Submission, check_many, lone_order, new_job
 from producers.turnstile import Turnstile
 from results_store.errors import StoreError
 from results_store.records import JobStatus, Result
@@ -42,12 +43,6 @@ SLICE = 128
 
 #: So many calls of `submit` are served in one round of the loop.
 SUBMITS = 64
-
-#: After so many inputs of `submit_many` the loop's other work comes in between.
-PACE = 128
-
-
-_Sent: TypeAlias = Sent["asyncio.Future[None]"]
 
 
 class AsyncClient:
@@ -177,7 +172,7 @@ class AsyncClient:
         try:
             if idempotency_key is not None:
                 found = intake.skip = submission.resume(await self._create_job(submission))
-            await self._send_all(submission, intake, inputs, limit_s)
+            await Sending(self._outbox, submission, limit_s).all_of(inputs, intake)
             if submission.new_job is not None:  # no items at all: an empty job, finished from the start
                 await self._create_job(submission)
         except (ArgosyError, StoreError) as error:
@@ -191,65 +186,6 @@ class AsyncClient:
             rejected_count=intake.rejected_count,
             found=found,
         )
-
-    async def _send_all(
-        self,
-        submission: Submission,
-        intake: Intake,
-        inputs: Iterable[object] | AsyncIterable[object],
-        limit_s: float,
-    ) -> None:
-        chunk = Chunk()
-        sent: _Sent | None = None
-        try:
-            async for value in _paced(inputs):
-                item = intake.take(value)
-                if item is not None and chunk.add(item):
-                    before, sent = sent, None
-                    sent = await self._send_chunk(submission, chunk.empty(), before, limit_s)
-            if chunk.items:
-                before, sent = sent, None
-                sent = await self._send_chunk(submission, chunk.empty(), before, limit_s)
-        except Exception:  # an input's: what was sent before it counts all the same
-            await self._settle(submission, sent)
-            raise
-        except BaseException:  # cancelled: not sent any more, if it was not yet
-            if sent is not None:
-                sent.promise.cancel()
-            raise
-        await self._settle(submission, sent)
-
-    async def _send_chunk(
-        self, submission: Submission, chunk: Sequence[Weighed], before: _Sent | None, limit_s: float
-    ) -> _Sent | None:
-        """Send a chunk in the portions that the fleet admits, each once the one before is accepted; return the last."""
-        portion = self._outbox.admission.portion(submission.tenant)
-        for start in range(0, len(chunk), portion):
-            await self._settle(submission, before)
-            items = chunk[start : start + portion]
-            before = Sent(items, Patience(limit_s), self._put(submission, items))
-        return before
-
-    def _put(self, submission: Submission, items: Sequence[Weighed]) -> asyncio.Future[None]:
-        promise: asyncio.Future[None] = self._here().create_future()
-        try:
-            self._outbox.put(submission.order(items, promise))
-        except Overloaded as refusal:
-            promise.set_exception(refusal)
-        return promise
-
-    async def _settle(self, submission: Submission, sent: _Sent | None) -> None:
-        """Wait until what was sent is accepted, sending it again while the fleet is full."""
-        if sent is None:
-            return
-        while True:
-            try:
-                await sent.promise
-                break
-            except Overloaded as refusal:
-                await asyncio.sleep(sent.patience.wait_s(refusal))
-                sent.promise = self._put(submission, sent.items)
-        submission.accepted(sent.items)
 
     async def _send(self, order: Order, promise: asyncio.Future[None]) -> None:
         self._outbox.put(order)
@@ -360,20 +296,3 @@ class AsyncClient:
             call()
         if start + SLICE < len(calls):
             asyncio.get_running_loop().call_soon(self._run, calls, start + SLICE)
-
-
-async def _paced(inputs: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[object]:
-    """Yield inputs from either kind of iterable, letting others run now and then."""
-    count = 0
-    if isinstance(inputs, AsyncIterable):
-        async for value in inputs:
-            yield value
-            count += 1
-            if count % PACE == 0:
-                await asyncio.sleep(0)
-        return
-    for value in inputs:
-        yield value
-        count += 1
-        if count % PACE == 0:
-            await asyncio.sleep(0)

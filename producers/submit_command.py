@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +12,11 @@ import msgspec
 
 from producers.errors import ArgosyError, InvalidInput
 from producers.messages import Priority
+from producers.submit_notes import counting, rejecting, tell, watch
 
 if TYPE_CHECKING:
     from producers.client import Client
     from producers.handles import Job
-    from producers.packing import Rejected
     from producers.sources import Source
 
 PRIORITIES = [priority.name.lower() for priority in Priority]
@@ -137,7 +135,7 @@ def submit(**given: Any) -> None:
         job = _submitted(client, source, options)
         click.echo(job.id)
         if options.watch or options.output is not None:
-            code = _watch(job)
+            code = watch(job)
             if options.output is not None:
                 _write(client, job, source, options, options.output)
             click.get_current_context().exit(code)
@@ -164,7 +162,7 @@ def _submitted(client: Client, source: Source, options: Options) -> Job:
     key = options.idempotency_key
     if key is None and not options.again:
         key = _derived_key(source, options)
-    with _counting(source) as count, _rejecting(options.errors) as on_rejected:
+    with counting(source) as count, rejecting(options.errors) as on_rejected:
         try:
             job = client.submit_many(
                 _task(options),
@@ -184,7 +182,7 @@ def _submitted(client: Client, source: Source, options: Options) -> Job:
             if error.job is not None and key is not None:
                 error.add_note(f"once it is mended, add `--idempotency-key {key}` to go on from there")
             raise
-    _tell(job, count.items, options)
+    tell(job, count.items, options.errors)
     return job
 
 
@@ -209,97 +207,6 @@ def _derived_key(source: Source, options: Options) -> str | None:
     o = options
     told = (o.tasks, o.params, o.priority, o.name, o.deadline_s, o.on_error, o.tenant)
     return f"submit {hashlib.sha256(repr((fingerprint, told)).encode()).hexdigest()[:32]}".replace(" ", "-")
-
-
-class _Count:
-    """What was accepted so far, to tell when the user stops the submission."""
-
-    def __init__(self, source: Source, show: Callable[[int, float | None], object]) -> None:
-        self.job = ""
-        self.items = 0
-        self._source = source
-        self._show = show
-
-    def __call__(self, job: str, items: int) -> None:
-        self.job, self.items = job, items
-        self._show(items, self._source.share_read)
-
-
-@contextmanager
-def _counting(source: Source) -> Iterator[_Count]:
-    with ExitStack() as stack:
-        show: Callable[[int, float | None], object] = _show_nothing
-        if sys.stderr.isatty():
-            from producers.presentation import submission_bar
-
-            show = stack.enter_context(submission_bar())
-        count = _Count(source, show)
-        try:
-            yield count
-        except KeyboardInterrupt:
-            if count.items:
-                click.echo(
-                    f"\nargosy: stopped; job {count.job} keeps the {count.items:,} items submitted so far; "
-                    f"run the command again to go on, or drop them with `argosy cancel {count.job}`",
-                    err=True,
-                )
-            raise
-
-
-def _show_nothing(items: int, share: float | None) -> None:
-    pass
-
-
-@contextmanager
-def _rejecting(path: Path | None) -> Iterator[Callable[[Rejected], object] | None]:
-    """Yield what writes each bad row to the file of errors, which begins anew."""
-    if path is None:
-        yield None
-        return
-    with path.open("wb") as file:
-        yield lambda rejected: file.write(_described(rejected))
-
-
-def _described(rejected: Rejected) -> bytes:
-    error = rejected.error
-    told = {
-        "row": rejected.seq + 1,
-        "where": error.field,
-        "id": rejected.key,
-        "kind": type(error).__name__,
-        "problem": error.problem,
-        "remedy": error.remedy,
-    }
-    return msgspec.json.encode(told) + b"\n"
-
-
-def _tell(job: Job, submitted: int, options: Options) -> None:
-    """Say what was left out, and what was there already."""
-    if job.rejected_count:
-        if job.progress().items == 0:
-            raise InvalidInput("input", f"no row could be submitted: {job.rejected[0].error}")
-        all_of_them = f"; all of them: {options.errors}" if options.errors is not None else ""
-        click.echo(
-            f"argosy: {job.rejected_count:,} rows left out; the first: {job.rejected[0].error}{all_of_them}", err=True
-        )
-    if job.found and not submitted:
-        click.echo("argosy: all of it was submitted before; `--again` submits it anew", err=True)
-    elif job.found:
-        click.echo(f"argosy: went on behind the {job.found:,} items that were submitted before", err=True)
-
-
-def _watch(job: Job) -> int:
-    """Show the progress until the job is finished; return the exit code."""
-    try:
-        from producers.presentation import progress_bar, summary
-
-        with progress_bar() as show:
-            finished = job.wait(on_progress=show)
-    except KeyboardInterrupt:
-        click.echo(f"argosy: the job goes on; see `argosy status {job.id}`", err=True)
-        raise
-    click.echo(summary(finished), err=True)
-    return 0 if finished.succeeded == finished.total else 1
 
 
 def _write(client: Client, job: Job, source: Source, options: Options, output: Path) -> None:
