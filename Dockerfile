@@ -1,4 +1,4 @@
-# The one image of all Argosy services: worker, migration, model download, Flower.
+# The one image of all Argosy services: worker, migration, model download, Flower, gateway.
 #
 # TORCH_INDEX chooses the build of PyTorch: the address of a pip index that has the wanted one, such as PyTorch's own
 # index of CPU builds. Empty takes what pip's configured index has (on Linux/x86-64 a CUDA build: large, but it runs
@@ -24,7 +24,7 @@ RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir producers workers results_store \
     && touch producers/__init__.py workers/__init__.py results_store/__init__.py \
-    && pip install --constraint constraints.txt '.[worker]' flower \
+    && pip install --constraint constraints.txt '.[worker,gateway]' flower \
     && pip uninstall --yes argosy
 
 COPY producers producers

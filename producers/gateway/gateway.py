@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from producers.async_client import AsyncClient
 from producers.async_handles import AsyncHandle
+from producers.gateway.activity import Activity
 from producers.gateway.keys import Caller, Keyring
 from producers.gateway.problems import Gone
 from producers.gateway.rates import Rates
@@ -32,6 +33,7 @@ class Gateway:
         self.client = client
         self.keyring = Keyring(lambda id_: client.ask(lambda store: store.keys.find(id_)))
         self.rates = Rates()
+        self.activity = Activity(client.ask)
         self.serving = 0
         self._handles: OrderedDict[tuple[str, int], AsyncHandle] = OrderedDict()
 

@@ -105,6 +105,13 @@ async def fleet(gateway: Here, caller: Who, batches: Limit = 50) -> Response:
     return Json({"at": time.time(), "depth": [asdict(one) for one in depth], "batches": [asdict(one) for one in ran]})
 
 
+@router.get("/api/activity", responses={403: {"description": "For operators."}})
+async def activity(gateway: Here, caller: Who) -> Response:
+    """Return what waits, by priority and model, and since when; and the last minute's devices and batches. For operators."""
+    _operators_only(caller)
+    return Json(await gateway.activity.now())
+
+
 def _operators_only(caller: Caller) -> None:
     if not caller.operator:
         raise Problem(403, "Forbidden", "this is for operators", remedy="ask with an operator's key")

@@ -15,11 +15,16 @@ def job_view(job: JobStatus) -> dict[str, Any]:
     """Return a job with its progress; the counts are of results, one for each item and task."""
     return {
         **asdict(job),
-        "priority": Priority(job.priority).name.lower() if job.priority in list(Priority) else job.priority,
+        "priority": priority_name(job.priority),
         "done": job.done,
         "finished": job.finished,
         "state": _state(job),
     }
+
+
+def priority_name(value: int) -> str | int:
+    """Return a priority's name, or what it is of another program's envelopes."""
+    return Priority(value).name.lower() if value in list(Priority) else value
 
 
 def _state(job: JobStatus) -> str:

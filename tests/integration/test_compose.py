@@ -118,6 +118,7 @@ class Local:
     store_url: str
     redis_port: int = field(default_factory=free_port)
     flower_port: int = field(default_factory=free_port)
+    gateway_port: int = field(default_factory=free_port)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -128,8 +129,9 @@ class Local:
         for composed, local in (
             ("postgresql://argosy:of-postgres@postgres:5432/argosy", self.store_url),
             ("redis:6379", f"127.0.0.1:{self.redis_port}"),
-            ("--address=0.0.0.0", "--address=127.0.0.1"),
             ("5555", str(self.flower_port)),
+            ("0.0.0.0", "127.0.0.1"),
+            ("8080", str(self.gateway_port)),
             ("dir /data", f"dir {self.folder}\nport {self.redis_port}\nbind 127.0.0.1"),
             ("/tmp/ready", f"{self.folder}/ready"),
         ):
@@ -224,6 +226,7 @@ def test_the_services_work_together_as_local_processes(local: Local) -> None:
     local.run("models")
     local.start("flower")  # before the worker: Flower learns of tasks by listening
     local.start("worker")
+    local.start("gateway")
     with Client(local.broker_url, local.store_url) as client:
         job = client.submit_many(["sentiment", "topic"], [f"A fine film, number {n}." for n in range(40)])
         assert job.wait(timeout_s=60).succeeded == 80
@@ -241,5 +244,6 @@ def test_the_services_work_together_as_local_processes(local: Local) -> None:
             local.flower("/api/tasks", stranger)
     with pytest.raises(AuthenticationError), Redis.from_url(local.broker_url.replace("of-redis", "wrong")) as redis:
         redis.ping()
+    assert local.stop("gateway") == 0
     assert local.stop("worker") == 0
     assert local.stop("flower") == 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tests.stack.compose_file import COMPOSE, load
 from tests.stack.engine import Engine
 
-LONG_RUNNING = ("redis", "postgres", "worker", "flower")
+LONG_RUNNING = ("redis", "postgres", "worker", "flower", "gateway")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def up(engine: Engine, say: Callable[[str], None]) -> Iterator[Stack]:
 
 def _variables() -> dict[str, str]:
     names = ("REDIS_PASSWORD", "POSTGRES_PASSWORD", "FLOWER_PASSWORD")
-    ports = ("ARGOSY_REDIS_PORT", "ARGOSY_POSTGRES_PORT", "ARGOSY_FLOWER_PORT")
+    ports = ("ARGOSY_REDIS_PORT", "ARGOSY_POSTGRES_PORT", "ARGOSY_FLOWER_PORT", "ARGOSY_GATEWAY_PORT")
     return {
         "COMPOSE_PROFILES": "cpu",
         "ARGOSY_IMAGE": "argosy-test",
