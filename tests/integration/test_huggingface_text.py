@@ -414,9 +414,25 @@ def test_a_folder_without_what_is_needed_is_named(made: Made, tmp_path: Path) ->
     with pytest.raises(ConfigurationError, match=r"config\.json.*argosy models pull"):
         Served(tmp_path, {"mood": "text-classification"}).load()
     folder = shutil.copytree(made(tiny.bert, "BertForSequenceClassification", num_labels=3), tmp_path / "copy")
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"no .*tokenizer\.json; make it"):
+    for file in ("tokenizer.json", "vocab.txt"):
+        (folder / file).unlink()
+    with pytest.raises(ConfigurationError, match=r"no .*tokenizer\.json, and none can be made"):
         Served(folder, {"mood": "text-classification"}).load()
+
+
+def test_an_old_folder_gets_a_tokenizer_made_of_its_vocabulary(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many checkpoints are older than tokenizer.json. It is made once; the user's folder stays as it is."""
+    import shutil
+
+    folder = shutil.copytree(made(tiny.bert, "BertForSequenceClassification", num_labels=3), tmp_path / "copy")
+    (folder / "tokenizer.json").unlink()
+    monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path / "cache"))
+    served = Served(folder, {"mood": "text-classification"}).load()
+    assert_alike(served.ask("mood", TEXTS, top_k=None), pipeline("text-classification", folder)(TEXTS, top_k=None))
+    assert not (folder / "tokenizer.json").exists()
+    assert len(list((tmp_path / "cache" / "tokenizers").glob("*.json"))) == 1
 
 
 def test_another_tokenizer_than_transformers_would_use_is_found_out(made: Made, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Texts to tokens by a folder's ``tokenizer.json``: whole, cut, or in overlapping windows. From many threads."""
+"""Texts to tokens by a folder's tokenizer: whole, cut, or in overlapping windows. From many threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from producers.errors import ConfigurationError, InvalidInput
+from workers.models.huggingface import tokenizer_file
 from workers.models.huggingface.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -85,18 +86,14 @@ class Tokenizing:
         for probe in PROBES:
             if list(theirs(probe)["input_ids"]) != self.encode(probe).ids:
                 raise ConfigurationError(
-                    f"{self.checkpoint.where}: {folder / 'tokenizer.json'} gives other tokens than transformers does for "
+                    f"{self.checkpoint.where}: {tokenizer_file.locate(self.checkpoint)} gives other tokens than transformers does for "
                     f"{probe!r}; save it again: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
                 )
 
     def _read(self) -> Tokenizer:
         from tokenizers import Tokenizer
 
-        path = self.checkpoint.folder / "tokenizer.json"
-        if not path.is_file():
-            remedy = "make it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-            raise ConfigurationError(f"{self.checkpoint.where}: there is no {path}; {remedy}")
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(tokenizer_file.locate(self.checkpoint)))
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
