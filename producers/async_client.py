@@ -161,6 +161,7 @@ class AsyncClient:
         Raises InvalidInput, BrokerUnavailable, StoreUnavailable, or Overloaded once `patience_s` is over.
         """
         check_many(inputs, on_error, Iterable, AsyncIterable)
+        self._here()
         catalogue = await self._tasks()
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
         job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant))
