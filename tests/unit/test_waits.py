@@ -66,7 +66,7 @@ def promised_s(arrival: Arrival, ahead: int, longest_s: float) -> float:
         return (ahead + 2 * PRIORITIES - 1) * longest_s / (1 - total) + at_the_device_s
     share = bulk if arrival.waiting.priority == 9 else aged
     aged_s = 0.0 if arrival.waiting.priority == 9 else POLICY.aged_after_s
-    return aged_s + (MOST_AHEAD_S + (ahead + 3 * PRIORITIES - 2) * longest_s) / min(share, 1 - total) + at_the_device_s
+    return aged_s + (MOST_AHEAD_S + (ahead + 3 * PRIORITIES - 1) * longest_s) / min(share, 1 - total) + at_the_device_s
 
 
 def ahead_of(outcome: Outcome, arrival: Arrival) -> int:

@@ -23,13 +23,13 @@ less urgent ones, and let k items of its own priority wait before an item that a
 its priority leads takes the oldest, so the item goes with the (k+1)-th at the latest. Its batch begins within
 
 - (k + 2P - 1)·D / (1 - S) + (`stages` + 1)·D, where its priority is the most urgent one;
-- (`MOST_AHEAD_S` + (k + 3P - 2)·D) / r + (`stages` + 1)·D elsewhere, with r the smaller of 1 - S and its share. Without a
+- (`MOST_AHEAD_S` + (k + 3P - 1)·D) / r + (`stages` + 1)·D elsewhere, with r the smaller of 1 - S and its share. Without a
   guaranteed one its share is `AGED_SHARE`, and `aged_after_s` is added.
 
 For: what all are owed together never exceeds (P - 1)·D, since whoever is owed most leads and pays the batch's whole time,
 or else was owed less than D like all others. While a priority waits below a more urgent one, it earns its share s of the
-time and pays D for each batch it leads, from -`MOST_AHEAD_S` on: after t seconds and j leads it is owed at least s·t -
-`MOST_AHEAD_S` - j·D, hence s·t <= `MOST_AHEAD_S` + (j + P - 1)·D. While nothing more urgent waits, it leads unless another
+time and pays D for each batch it leads, from -`MOST_AHEAD_S` - D at the least: after t seconds and j leads it is owed no less
+than s·t - `MOST_AHEAD_S` - (j + 1)·D, hence s·t <= `MOST_AHEAD_S` + (j + P)·D. While nothing more urgent waits, it leads unless another
 is owed: that one's part of the time is its share, (P - 1)·D owed at the start, and as much taken too much at the end. One
 batch may run before a debt is seen, `stages` are at the device already, and one may overtake it there. tests/unit/test_waits.py holds the policy to it.
 """

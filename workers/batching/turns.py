@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -62,8 +63,10 @@ class Turns:
     def _book(self, charge: Charge, seconds: float) -> None:
         for priority, share in charge.shares.items():
             self._owed[priority] = self._owed.get(priority, 0.0) + share * seconds
-        owed = self._owed.get(charge.leader, 0.0) - seconds
-        self._owed[charge.leader] = max(owed, -MOST_AHEAD_S)
+        before = self._owed.get(charge.leader, 0.0)
+        # who has no more urgent work beside it takes nothing from anybody
+        least = -math.inf if charge.leader in charge.shares else min(before, -MOST_AHEAD_S)
+        self._owed[charge.leader] = max(before - seconds, least)
         for (priority, tenant), part in charge.parts.items():
             spent = self._virtual(priority, tenant) + part * seconds / self.weights.get(tenant, 1.0)
             self._spent[priority, tenant] = spent
