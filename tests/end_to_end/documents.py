@@ -8,12 +8,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from tests.conftest import free_port
 from tests.end_to_end.processes import until
 
 ROOT = Path(__file__).parents[2]
@@ -43,32 +45,44 @@ def blocks(document: Path) -> Iterator[Block]:
 
 
 class Reader:
-    """Somebody who does what a document says, from top to bottom, in `folder` with a local fleet of their own."""
+    """Somebody who does what a document says, from top to bottom, in `folder` with a local fleet of their own.
 
-    def __init__(self, folder: Path) -> None:
+    Or, where `environment` names one, with a fleet that runs already.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.said: list[str] = []
         self._fleet: subprocess.Popen[bytes] | None = None
+        self._gateway: subprocess.Popen[bytes] | None = None
+        self._gateway_port = free_port()
         unwanted = ("ARGOSY_FLEET", "ARGOSY_BROKER_URL", "ARGOSY_STORE_URL")
         self._environment = {name: value for name, value in os.environ.items() if name not in unwanted}
         self._environment |= {
             "ARGOSY_HOME": str(self.home),
+            "ARGOSY_GATEWAY_PORT": str(self._gateway_port),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **(environment or {}),
         }
 
     def follow(self, document: Path) -> None:
-        """Write the blocks that are files, run the others; a block that ends with ``argosy up`` leaves the fleet running."""
+        """Write the blocks that are files, run the others; a block that ends with ``argosy up`` or ``argosy gateway`` leaves
+        the fleet or the gateway running, the latter on a port that nobody else here has."""
         for block in blocks(document):
+            text = block.text.replace("127.0.0.1:8080", f"127.0.0.1:{self._gateway_port}")
             if block.file:
-                (self.folder / block.file).write_text(block.text, encoding="utf-8")
+                (self.folder / block.file).write_text(text, encoding="utf-8")
             elif block.language == "python":
-                self._run([sys.executable, "-W", "error", "-c", block.text])
+                self._run([sys.executable, "-W", "error", "-c", text])
             elif block.language == "sh":
-                self._shell(block.text)
+                self._shell(text)
 
     def stop(self) -> None:
-        """Stop the fleet as Ctrl-C would. It must end well and leave nothing behind."""
+        """Stop gateway and fleet as Ctrl-C would. They must end well and leave nothing behind."""
+        if self._gateway is not None:
+            self._gateway.send_signal(signal.SIGINT)
+            assert self._gateway.wait(timeout=60) == 0
         if self._fleet is None:
             return
         processes = psutil.Process(self._fleet.pid).children(recursive=True)
@@ -78,6 +92,12 @@ class Reader:
         assert not alive, f"left behind: {alive}"
 
     def _shell(self, text: str) -> None:
+        before, serves, after = text.partition("\nargosy gateway\n")
+        if serves:
+            assert not after, "nothing can follow `argosy gateway` in the same terminal"
+            self._run(["bash", "-euo", "pipefail", "-c", before])
+            self._start_gateway()
+            return
         before, up, after = text.partition("argosy up")
         if not up:
             self._run(["bash", "-euo", "pipefail", "-c", text])
@@ -102,6 +122,22 @@ class Reader:
         )
         assert ran.returncode == 0, f"{command[-1]}\n{ran.stdout}\n{ran.stderr}"
         self.said.append(ran.stdout)
+
+    def _start_gateway(self) -> None:
+        with (self.folder / "gateway.log").open("wb") as log:
+            gateway = subprocess.Popen(
+                ["argosy", "gateway"], cwd=self.folder, env=self._environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        self._gateway = gateway
+        until(lambda: self._gateway_is_ready() or gateway.poll() is not None)
+        assert gateway.poll() is None, (self.folder / "gateway.log").read_text(encoding="utf-8")
+
+    def _gateway_is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._gateway_port}/readyz") as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def _start_fleet(self) -> None:
         with (self.folder / "up.log").open("wb") as log:

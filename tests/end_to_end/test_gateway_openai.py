@@ -9,11 +9,13 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import openai
 import pytest
 
 from producers import Client
+from tests.end_to_end.documents import ROOT, Reader
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.generated_requests import answers
 from tests.end_to_end.processes import until
@@ -235,6 +237,23 @@ def test_a_batch_is_cancelled(client: openai.OpenAI) -> None:
     assert {json.loads(row)["error"]["code"] for row in told} == {"ItemCancelled"}
     with pytest.raises(openai.ConflictError, match="cancelled already"):
         client.batches.cancel(made.id)
+
+
+def test_its_document_can_be_followed(text_fleet: LocalFleet, tmp_path: Path) -> None:
+    """docs/gateway.md, block by block, with curl and with OpenAI's package."""
+    where = {"ARGOSY_BROKER_URL": text_fleet.broker_url, "ARGOSY_STORE_URL": text_fleet.store_url}
+    reader = Reader(tmp_path, where)
+    try:
+        reader.follow(ROOT / "docs" / "gateway.md")
+    finally:
+        reader.stop()
+    one, _, events, vectors = reader.said[1:]
+    (row,) = json.loads(one)["results"]
+    assert (row["state"], row["output"][0]["label"]) == ("succeeded", "positive")
+    assert "event: finished" in events
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["key"] for row in results] == [str(number) for number in range(1, 1001)]
+    assert vectors.startswith("2 vectors of 384 for ")
 
 
 def test_no_request_is_answered_with_a_server_error(text_fleet: LocalFleet) -> None:
