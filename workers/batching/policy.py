@@ -11,7 +11,7 @@ The order of decisions:
 3. Companions of the leader's model and priority are those nearest to it in size, of the oldest `window` in their lane.
    One that would leave less than `least_real_share` of the padded cost real is an outlier and waits for its own kind.
 4. Room left over is filled with less urgent items that widen nothing, up to where the fixed part of the batch's time
-   is `MOST_FIXED_SHARE` of it: beyond that they would ride for nothing, and the leader would wait for them.
+   is `RIDERS_FIXED_SHARE` of it: beyond that they would ride for nothing, and the leader would wait for them.
 5. Items of the same content as one that goes, however urgent, go with it: they are the same row, and cost nothing.
 
 A batch's cost is padded: rows times the largest row. It stays within the budget; its predicted time stays within a
@@ -50,7 +50,10 @@ T = TypeVar("T")
 AGED_SHARE = 0.05
 
 #: The most of a batch's time that may be its fixed part where batches are kept short for the sake of others.
-MOST_FIXED_SHARE = 0.2
+MOST_FIXED_SHARE = 1 / 3
+
+#: Riders may fill a batch up to where this share of its time is its fixed part.
+RIDERS_FIXED_SHARE = 0.5
 
 #: How long after its last item a priority's promise still bounds the batches below it: full batches make bulk fast.
 PROMISE_LASTS_S = 30.0
@@ -242,7 +245,7 @@ class _Batch(Generic[T]):
 
     def fill(self, lane: Lane[T]) -> None:
         """Add the largest items that widen nothing, while the batch is mostly its fixed time."""
-        room_s = self._limit_s if self._parts is None else min(self._limit_s, self._parts[0] / MOST_FIXED_SHARE)
+        room_s = self._limit_s if self._parts is None else min(self._limit_s, self._parts[0] / RIDERS_FIXED_SHARE)
         place = lane.position_of(self._widest + 1) - 1
         while place >= 0 and self._offer(lane.at(place), room_s):
             place -= 1
