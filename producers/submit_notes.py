@@ -47,7 +47,7 @@ def counting(source: Source) -> Iterator[Count]:
         except KeyboardInterrupt:
             if count.items:
                 click.echo(
-                    f"\nargosy: stopped; job {count.job} keeps the {count.items:,} items submitted so far; "
+                    f"\nargosy: stopped; job {count.job} keeps at least {count.items:,} items; "
                     f"run the command again to go on, or drop them with `argosy cancel {count.job}`",
                     err=True,
                 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from producers.errors import InvalidInput
-from producers.joining.rows import Columns, Joined, Layout, Reasons, as_json, format_of, join, output_of
+from producers.joining.rows import Columns, Joined, Layout, Reasons, as_json, format_of, join, output_of, plain_value
 from producers.request import Request
 
 if TYPE_CHECKING:
@@ -92,4 +92,6 @@ def _write_csv(rows: Iterable[Joined], layout: Layout, file: IO[bytes]) -> int:
 
 
 def _cell(value: Any) -> Any:
-    return as_json(value) if isinstance(value, dict | list | bytes | bool) else value
+    if isinstance(value, bytes):
+        return plain_value(value)
+    return as_json(value) if isinstance(value, dict | list | bool) else value

@@ -90,7 +90,10 @@ def _rows(reading: Reading, batches: Iterator[Any]) -> Iterator[Raw]:
 
 def _values(column: Any) -> list[Any]:
     # a time in nanoseconds has no Python type; as an Arrow scalar it finds its way back unharmed
-    return list(column) if pa.types.is_temporal(column.type) else column.to_pylist()
+    if pa.types.is_temporal(column.type):
+        return [value if value.is_valid else None for value in column]
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 @contextmanager

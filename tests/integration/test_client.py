@@ -246,6 +246,26 @@ def test_a_bad_input_later_on_leaves_the_chunks_before_it(client: Client, stand_
     assert sum(len(envelope.items) for envelope in stand_in.waiting()) == 4
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_source_that_breaks_off_leaves_a_whole_number_of_chunks(
+    client: Client, store: Store, stand_in: StandIn, error: type[BaseException]
+) -> None:
+    """One chunk is under way then: it counts, or was never sent; the next run goes on behind it."""
+
+    def rows() -> Iterator[str]:
+        yield from "abcdefghij"
+        raise error("the source is away")
+
+    with pytest.raises(error, match="the source is away"):
+        client.submit_many("topic", rows(), idempotency_key="nightly")
+    accepted = client.jobs()[0].items
+    assert accepted == 8 if error is RuntimeError else accepted in (4, 8)
+    job = client.submit_many("topic", list("abcdefghij"), idempotency_key="nightly")
+    assert (job.found, job.progress().items) == (accepted, 10) if error is RuntimeError else job.progress().items == 10
+    assert sorted(item.seq for envelope in stand_in.waiting() for item in envelope.items) == list(range(10))
+
+
 def test_bad_inputs_are_put_aside_if_so_wished(client: Client, stand_in: StandIn) -> None:
     """One broken row of a million should not cost the night."""
     job = client.submit_many("topic", ["a", "", "c"], on_error="skip")

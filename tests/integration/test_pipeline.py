@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,32 @@ def test_rows_without_a_schema_join_as_well(tmp_path: Path, stand_in: StandIn) -
 
 def labels(text: str) -> list[dict[str, Any]]:
     return [{"label": f"topic of {text}", "score": 0.5}]
+
+
+def test_any_column_survives_the_join(tmp_path: Path, stand_in: StandIn) -> None:
+    """Whatever a warehouse exports: Parquet keeps its types, CSV and JSON Lines have a word for each value."""
+    rows = pa.table(
+        {
+            "text": pa.array(["good", "bad"]).dictionary_encode(),
+            "price": [Decimal("1.20"), None],
+            "seen": pa.array([1, None], pa.timestamp("us", "UTC")),
+            "raw": [b"\x00", b""],
+            "parts": [[{"a": 1}], None],
+            "counts": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int32())),
+        }
+    )
+    pq.write_table(rows, tmp_path / "in.parquet")
+    for suffix in ("parquet", "csv", "jsonl"):
+        with working(stand_in, 2):
+            argosy("submit", tmp_path / "in.parquet", "-t", "topic", "--again", "-o", tmp_path / f"out.{suffix}")
+    assert pq.read_table(tmp_path / "out.parquet").select(rows.column_names).equals(rows)
+    first, second = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (first["price"], first["raw"], first["parts"], first["counts"]) == ("1.20", "AA==", [{"a": 1}], [["k", 1]])
+    assert (second["price"], second["seen"], second["parts"]) == (None, None, None)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["price"], first["raw"], first["parts"]) == ("1.20", "AA==", '[{"a":1}]')
+    assert (second["price"], second["seen"], second["parts"]) == ("", "", "")
 
 
 def test_what_was_piped_in_is_joined_too(tmp_path: Path, stand_in: StandIn) -> None:
