@@ -37,7 +37,9 @@ def written(folder: Path, text: str, **settings: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"num_beams": 3, "length_penalty": 0.5, "min_new_tokens": 6}, {"min_new_tokens": 6}], ids=["greedy", "beams", "longer"]
+    "more",
+    [{}, {"num_beams": 3, "length_penalty": 0.5, "min_new_tokens": 6}, {"min_new_tokens": 6}],
+    ids=["greedy", "beams", "longer"],
 )
 @pytest.mark.parametrize("maker", [tiny.t5, tiny.bart])
 def test_texts_are_those_of_plain_transformers(made: Made, maker: Callable[..., Path], more: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ inside `load` and `forward` only.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,15 @@ class Prepared:
     content: bytes
     refused: Mapping[str, InvalidInput] = field(default_factory=dict)
     aside: Any = None
+
+
+def digest(arrays: Arrays) -> bytes:
+    """Return a digest of a row by its arrays' names, shapes and values: what `Prepared.content` may be."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        found.update(f"{name} {arrays[name].shape} ".encode())
+        found.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return found.digest()
 
 
 class Model(ABC):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Features: TypeAlias = dict[str, torch.Tensor]
 
 #: Digits kept of a probability: about what float32 holds, and half the JSON.
-_SCORE_DIGITS = 6
+SCORE_DIGITS = 6
 
 
 class MultiTaskModel(Model):
@@ -147,4 +147,4 @@ class MultiTaskModel(Model):
             raise ConfigurationError(f"{self.spec.name}.{task.name}: {len(output)} scores for {len(labels)} labels")
         # stable, so that equal scores come in the labels' order
         best = np.argsort(-output, kind="stable")[:top_k]
-        return [{"label": labels[n], "score": round(float(output[n]), _SCORE_DIGITS)} for n in best]
+        return [{"label": labels[n], "score": round(float(output[n]), SCORE_DIGITS)} for n in best]

@@ -1,8 +1,7 @@
-"""The text model: a BERT-like encoder from a Hugging Face folder, pooled, with small heads for its tasks."""
+"""The text model: a BERT-like encoder from a Hugging Face folder, pooled, with small heads for its tasks, or none."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,10 @@ import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
-from workers.models import head, samples
-from workers.models.model import Arrays, ModelSpec, Prepared
-from workers.models.multitask import MultiTaskModel
+from producers.kinds.text import ZeroShotClassificationParams
+from workers.models import head, likeness, samples
+from workers.models.model import Array, Arrays, ModelSpec, Prepared, digest
+from workers.models.multitask import SCORE_DIGITS, MultiTaskModel
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,18 @@ class TextModel(MultiTaskModel):
             refused = self._refusals(len(encoding.ids), params)
             encoding = _encode(cutting, content)
         ids = np.asarray(encoding.ids, dtype=np.int32)
-        return Prepared({"ids": ids}, len(ids), hashlib.blake2b(ids.tobytes(), digest_size=16).digest(), refused)
+        arrays = {"ids": ids} | self._hypotheses(params)
+        return Prepared(arrays, len(ids), digest(arrays), refused)
+
+    def _hypotheses(self, params: Mapping[str, msgspec.Struct]) -> Arrays:
+        """Return the tokens of what zero-shot tasks compare the text with."""
+        _, cutting = self._tokenizers
+        return likeness.attached(
+            {
+                task: [np.asarray(_encode(cutting, text).ids, dtype=np.int32) for text in likeness.hypotheses(own)]
+                for task, own in likeness.wanted(params).items()
+            }
+        )
 
     def _refusals(self, tokens: int, params: Mapping[str, msgspec.Struct]) -> dict[str, InvalidInput]:
         error = InputTooLarge(
@@ -69,13 +80,25 @@ class TextModel(MultiTaskModel):
         return refused
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Pad to the longest row: `ids` and `mask`, both `(rows, tokens)`."""
-        ids = np.full((len(rows), max(row.size for row in rows)), self._pad_id, dtype=np.int32)
+        """Pad to the longest row: `ids` and `mask`, both `(rows, tokens)`; hypotheses of zero-shot tasks are rows behind them."""
+        further, places = likeness.placed([row.arrays for row in rows], self._zero_shot)
+        sequences = [*(row.arrays["ids"] for row in rows), *further]
+        ids = np.full((len(sequences), max(map(len, sequences))), self._pad_id, dtype=np.int32)
         mask = np.zeros(ids.shape, dtype=np.bool_)
-        for place, row in enumerate(rows):
-            ids[place, : row.size] = row.arrays["ids"]
-            mask[place, : row.size] = True
-        return {"ids": ids, "mask": mask}
+        for place, sequence in enumerate(sequences):
+            ids[place, : len(sequence)] = sequence
+            mask[place, : len(sequence)] = True
+        return {"ids": ids, "mask": mask} | places
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        if isinstance(params, ZeroShotClassificationParams):
+            best = likeness.answer(output, params)
+            return [{"label": label, "score": round(score, SCORE_DIGITS)} for label, score in best]
+        return super().finish(task, output, params)
+
+    @cached_property
+    def _zero_shot(self) -> tuple[str, ...]:
+        return tuple(name for name, task in self.spec.tasks.items() if task.kind.name == likeness.KIND)
 
     @property
     def _weights(self) -> str:
@@ -133,7 +156,7 @@ class TextModel(MultiTaskModel):
         folders = [Path(own)] if (own := self.spec.options.get("heads")) else []
         found: dict[str, Path] = {}
         for task in self.spec.tasks.values():
-            if not task.kind.name.endswith("classification"):
+            if task.name in self._zero_shot or not task.kind.name.endswith("classification"):
                 continue
             files = [folder / task.name / head.FILE for folder in (*folders, BUILTIN_HEADS)]
             existing = next((file for file in files if file.is_file()), None)
@@ -161,10 +184,12 @@ class TextModel(MultiTaskModel):
         return {"ids": ids, "mask": mask}
 
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
-        """Return the encoder's features (see `TextEncoder.forward`) with the `mask` they were made under."""
-        return super().encode(arrays) | {"mask": arrays["mask"]}
+        """Return the encoder's features (see `TextEncoder.forward`) with the arrays they were made of."""
+        return super().encode({name: arrays[name] for name in ("ids", "mask")}) | dict(arrays)
 
     def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
+        if task.name in self._zero_shot:
+            return likeness.cosines(features["pooled"], rows, features[f"labels/{task.name}"])
         if task.name not in self._heads:
             return features["pooled"].index_select(0, rows)
         module = self._heads[task.name]

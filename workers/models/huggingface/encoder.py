@@ -15,7 +15,7 @@ from workers.models.huggingface.head import TextHead
 from workers.models.huggingface.sequences import Batch
 from workers.models.huggingface.serving import FolderModel, read_for_each
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.model import Array, Arrays, Prepared
+from workers.models.model import Array, Arrays, Prepared, digest
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class EncoderModel(FolderModel[TextHead]):
         readings, refused = read_for_each(params, lambda task, chosen: self.heads[task].read(content, chosen))
         arrays = sequences.pack({task: reading.sequences for task, reading in readings.items()})
         asides = {task: reading.aside for task, reading in readings.items()}
-        return Prepared(arrays, int(arrays["lengths"].sum()), sequences.digest(arrays), refused, asides)
+        return Prepared(arrays, int(arrays["lengths"].sum()), digest(arrays), refused, asides)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         """Put the rows' sequences behind one another, equal ones once; see `workers.models.huggingface.sequences`."""

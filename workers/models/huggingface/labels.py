@@ -9,6 +9,7 @@ import numpy as np
 
 from producers.errors import ConfigurationError
 from producers.kinds.text import TextClassificationParams, ZeroShotClassificationParams
+from workers.models import likeness
 from workers.models.huggingface.head import TextHead, best_labels, sigmoid, softmax
 from workers.models.huggingface.sequences import Reading
 from workers.models.model import Array
@@ -53,9 +54,10 @@ class Inference(TextHead):
     auto = "AutoModelForSequenceClassification"
 
     def read(self, content: Any, params: ZeroShotClassificationParams) -> Reading:
-        hypotheses = [params.hypothesis_template.replace("{}", label) for label in params.candidate_labels]
         self.encode(content)  # an empty text must not pass for the hypothesis beside it
-        return Reading(tuple(self.one(content, params, hypothesis, "only_first") for hypothesis in hypotheses))
+        return Reading(
+            tuple(self.one(content, params, hypothesis, "only_first") for hypothesis in likeness.hypotheses(params))
+        )
 
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = output.logits

@@ -22,7 +22,7 @@ from workers.models.huggingface.head import TextReader
 from workers.models.huggingface.sequences import Batch, Reading
 from workers.models.huggingface.serving import FolderModel, read_for_each
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.model import Array, Arrays, Prepared
+from workers.models.model import Array, Arrays, Prepared, digest
 
 #: The option `max_new_tokens`: no text that is written is longer, and a checkpoint that sets no length gets this one.
 _MAX_NEW_TOKENS = 256
@@ -86,7 +86,7 @@ class Seq2SeqModel(FolderModel[Writing]):
             settings = self.heads[task].settings(params[task])
             arrays[f"settings/{task}"] = np.frombuffer(msgspec.msgpack.encode(settings, order="sorted"), dtype=np.uint8)
         size = int(arrays["lengths"].sum())
-        return Prepared(arrays, size, sequences.digest(arrays), refused, dict.fromkeys(readings))
+        return Prepared(arrays, size, digest(arrays), refused, dict.fromkeys(readings))
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         batch = sequences.collate([row.arrays for row in rows], tuple(self.spec.tasks))

@@ -6,7 +6,6 @@ each task ``of/TASK``, the sequences it needs, and in a batch ``count/TASK``, ho
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,15 +46,6 @@ def pack(needs: Mapping[str, Sequence[TokenSequence]]) -> Arrays:
     pool = _Pool()
     of = {f"of/{task}": np.array([pool.place(one) for one in own], dtype=np.int32) for task, own in needs.items()}
     return pool.arrays() | of
-
-
-def digest(arrays: Arrays) -> bytes:
-    """Return a digest of a row: its arrays by name."""
-    found = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        found.update(f"{name} {arrays[name].shape} ".encode())
-        found.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return found.digest()
 
 
 def collate(rows: Sequence[Arrays], tasks: Sequence[str]) -> Arrays:

@@ -11,7 +11,8 @@ import numpy as np
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.text import FeatureExtractionParams, SentenceSimilarityParams, ZeroShotClassificationParams
 from producers.messages import SentencesInput
-from workers.models.huggingface.head import TextHead, best_labels, rounded, softmax
+from workers.models import likeness
+from workers.models.huggingface.head import TextHead, best_labels, rounded
 from workers.models.huggingface.networks import BACKBONE
 from workers.models.huggingface.sequences import Reading
 from workers.models.model import Array
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 #: The option `pooling`: how the tokens' vectors become the text's.
 POOLINGS = ("mean", "cls", "max")
-
-#: What a cosine is multiplied with before the softmax over labels, as in the training of sentence encoders.
-_SCALE = 20.0
 
 
 class Vectors(TextHead):
@@ -81,20 +79,15 @@ class SentenceSimilarity(Vectors):
 
 
 class Similarity(Vectors):
-    """Zero-shot classification: the labels whose hypotheses are nearest to the text.
-
-    Scores are a softmax over 20 times the cosine; with `multi_label` the cosine itself, where it is over 0.
-    """
+    """Zero-shot classification: the labels whose hypotheses are nearest to the text (`workers.models.likeness`)."""
 
     def read(self, content: Any, params: ZeroShotClassificationParams) -> Reading:
-        hypotheses = [params.hypothesis_template.replace("{}", label) for label in params.candidate_labels]
-        return Reading(tuple(self.one(text, params) for text in (content, *hypotheses)))
+        return Reading(tuple(self.one(text, params) for text in (content, *likeness.hypotheses(params))))
 
     def finish(self, output: Array, params: ZeroShotClassificationParams, aside: Any) -> Any:
         vectors = _unit(output[: len(params.candidate_labels) + 1])
-        cosines = vectors[1:] @ vectors[0]
-        scores = np.maximum(cosines, 0) if params.multi_label else softmax(_SCALE * cosines)
-        return best_labels(params.candidate_labels, scores, None)
+        own = likeness.scores(vectors[1:] @ vectors[0], params)
+        return best_labels(params.candidate_labels, own, None)
 
 
 def _unit(vectors: Array) -> Array:

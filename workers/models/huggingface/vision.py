@@ -12,12 +12,12 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import InvalidInput
 from workers.models import pixels
-from workers.models.huggingface import image_heads, ragged, sequences
+from workers.models.huggingface import image_heads, ragged
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.image_heads import Image, ImageHead
 from workers.models.huggingface.images import ImageReader
 from workers.models.huggingface.serving import FolderModel
-from workers.models.model import Array, Arrays, Prepared
+from workers.models.model import Array, Arrays, Prepared, digest
 
 HEADS: Mapping[str, type[ImageHead]] = {
     "image-classification": image_heads.ImageClassification,
@@ -54,7 +54,7 @@ class ImageModel(FolderModel[ImageHead]):
             if self.heads[task].needs_params:
                 arrays[f"params/{task}"] = np.frombuffer(msgspec.msgpack.encode(chosen), dtype=np.uint8)
         size = max(1, scaled.shape[0] * scaled.shape[1] // _SQUARE)
-        return Prepared(arrays, size, sequences.digest(arrays), aside=dict.fromkeys(params))
+        return Prepared(arrays, size, digest(arrays), aside=dict.fromkeys(params))
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         """Put the rows' pixels behind one another, with their `shapes`, the images' `sizes`, and parameters by task."""
