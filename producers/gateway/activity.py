@@ -1,0 +1,151 @@
+"""What the fleet does at the moment, in numbers: what waits and for how long, how busy the devices are, what their batches are like."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+from producers.batches import Figures, Window, figures
+from producers.gateway.views import priority_name
+from producers.messages import Priority
+from results_store.records import Batch, Depth, QueuedWork
+from results_store.store import Store
+
+#: The figures are of so many seconds, and their course is told in so many slices.
+WINDOW_S = 60.0
+SLICES = 30
+
+#: However many look, the store is asked once in this time.
+FRESH_S = 1.0
+
+#: The newest batches are listed one by one.
+LISTED = 25
+
+
+class Activity:
+    """The last look at the fleet. For one event loop; `ask` puts a question to the store."""
+
+    def __init__(self, ask: Callable[[Callable[[Store], dict[str, Any]]], Awaitable[dict[str, Any]]]) -> None:
+        self._ask = ask
+        self._window = Window(WINDOW_S)
+        self._one_at_a_time = asyncio.Lock()
+        self._looked_at = float("-inf")
+        self._seen: dict[str, Any] = {}
+
+    async def now(self) -> dict[str, Any]:
+        """Return what there is to see, as JSON. Raises StoreUnavailable."""
+        async with self._one_at_a_time:
+            if time.monotonic() - self._looked_at >= FRESH_S:
+                self._seen = await self._ask(self._look)
+                self._looked_at = time.monotonic()
+            return self._seen
+
+    def _look(self, store: Store) -> dict[str, Any]:
+        at = time.time()
+        return view(store.depth(), store.queued_work(), self._window.look(store, at), at)
+
+
+def view(depth: Sequence[Depth], work: Sequence[QueuedWork], batches: Sequence[Batch], at: float) -> dict[str, Any]:
+    """Return the figures of a moment. Times are seconds, shares parts of 1, `series` the window from old to new."""
+    since = at - WINDOW_S
+    found = figures(batches, since, at)
+    return {
+        "at": at,
+        "window_s": WINDOW_S,
+        "queue": [_waiting(depth, work, priority, at) for priority in _priorities(depth)],
+        "models": list(_by_model(depth, work, at)),
+        "devices": _devices(found, batches, since, at),
+        "batches": _figures(found, batches, since),
+        "recent": [_brief(batch) for batch in reversed(batches[-LISTED:])],
+    }
+
+
+def _priorities(depth: Sequence[Depth]) -> list[int]:
+    return sorted({*map(int, Priority), *(one.priority for one in depth)})
+
+
+def _waiting(depth: Sequence[Depth], work: Sequence[QueuedWork], priority: int, at: float) -> dict[str, Any]:
+    own = [one for one in depth if one.priority == priority]
+    return {"priority": priority_name(priority), **_sums(own, [one for one in work if one.priority == priority], at)}
+
+
+def _by_model(depth: Sequence[Depth], work: Sequence[QueuedWork], at: float) -> Iterator[dict[str, Any]]:
+    for model, priority in sorted({(one.model, one.priority) for one in depth}):
+        own = [one for one in depth if (one.model, one.priority) == (model, priority)]
+        its = [one for one in work if (one.model, one.priority) == (model, priority)]
+        yield {"model": model, "priority": priority_name(priority), **_sums(own, its, at)}
+
+
+def _sums(depth: Sequence[Depth], work: Sequence[QueuedWork], at: float) -> dict[str, Any]:
+    """Add up what waits; how long it will take is not known unless it is known of every part."""
+    seconds = [one.seconds for one in work]
+    known = [one for one in seconds if one is not None]
+    return {
+        "items": sum(one.items for one in depth),
+        "envelopes": sum(one.envelopes for one in depth),
+        "oldest_s": max(0.0, at - min(one.oldest_at for one in depth)) if depth else None,
+        "seconds": sum(known) if len(known) == len(seconds) else None,
+    }
+
+
+def _devices(found: Figures, batches: Sequence[Batch], since: float, until: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": device.name,
+            "busy": min(device.busy, 1.0),
+            "batches": device.batches,
+            "items_per_s": device.items_per_s,
+            "series": busy_series(
+                [one for one in batches if device.name == f"{one.device} ({one.worker})"], since, until
+            ),
+        }
+        for device in found.devices
+    ]
+
+
+def busy_series(batches: Sequence[Batch], since: float, until: float, slices: int = SLICES) -> list[float]:
+    """Return which part of each slice of the time between two moments one device was busy."""
+    width_s = (until - since) / slices
+    busy_s = [0.0] * slices
+    for batch in batches:
+        begin, end = max(batch.started_at, since), min(batch.started_at + batch.forward_s, until)
+        place = int((begin - since) / width_s)
+        while place < slices and since + place * width_s < end:
+            left, right = since + place * width_s, since + (place + 1) * width_s
+            busy_s[place] += max(0.0, min(end, right) - max(begin, left))
+            place += 1
+    return [min(1.0, round(one / width_s, 4)) for one in busy_s]
+
+
+def _figures(found: Figures, batches: Sequence[Batch], since: float) -> dict[str, Any]:
+    return {
+        "count": found.batches,
+        "items": found.items,
+        "rows": found.rows,
+        "items_per_s": found.items / found.seconds,
+        "padding": found.waste,
+        "wait_ms": found.wait_ms,
+        "cached": found.cached,
+        "sizes": [[size, count] for size, count in found.sizes.items()],
+        "paddings": [[end, count] for end, count in found.wastes.items()],
+        "priorities": {str(priority_name(priority)): share for priority, share in found.priorities.items()},
+        "series": _items_series(batches, since),
+    }
+
+
+def _items_series(batches: Sequence[Batch], since: float) -> list[float]:
+    """Return the items a second of each slice."""
+    width_s = WINDOW_S / SLICES
+    items = [0] * SLICES
+    for batch in batches:
+        items[min(SLICES - 1, max(0, int((batch.started_at - since) / width_s)))] += batch.items
+    return [count / width_s for count in items]
+
+
+def _brief(batch: Batch) -> dict[str, Any]:
+    names = ("id", "model", "device", "worker", "started_at", "forward_s", "queue_wait_s", "items", "rows", "heads")
+    priorities = {str(priority_name(int(value))): count for value, count in batch.priorities.items()}
+    padding = 1 - batch.tokens / max(batch.padded_tokens, 1)
+    return {name: getattr(batch, name) for name in names} | {"priorities": priorities, "padding": padding}

@@ -1,0 +1,145 @@
+// The gateway's API: requests with the key, looks that are repeated, and a job's events.
+
+const KEY = "argosy.key";
+const LONGEST_WAIT_S = 30;
+
+/** What the gateway answered instead of what was asked for; `status` 0 says that it could not be reached. */
+export class Refusal extends Error {
+  constructor(status, detail, retryAfterS) {
+    super(detail);
+    this.status = status;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+export const key = {
+  get: () => sessionStorage.getItem(KEY),
+  set: (text) => sessionStorage.setItem(KEY, text),
+  forget: () => sessionStorage.removeItem(KEY),
+};
+
+let skewS = 0;
+
+/** The gateway's clock, as far as its answers tell: ages would be wrong by this machine's. */
+export const now = () => Date.now() / 1000 + skewS;
+
+async function request(path, options = {}) {
+  const headers = new Headers(options.headers);
+  if (key.get()) headers.set("Authorization", `Bearer ${key.get()}`);
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Refusal(0, "the gateway cannot be reached");
+  }
+  keepTime(answer.headers.get("date"));
+  if (!answer.ok) throw await refusal(answer);
+  return answer;
+}
+
+function keepTime(date) {
+  const found = date ? Date.parse(date) / 1000 - Date.now() / 1000 : 0;
+  skewS = Math.abs(found) > 2 ? found : 0; // the header has no fractions of a second
+}
+
+async function refusal(answer) {
+  const problem = await answer.json().catch(() => ({}));
+  const detail = [problem.detail ?? answer.statusText, problem.remedy].filter(Boolean).join("; ");
+  if (answer.status === 401) document.dispatchEvent(new CustomEvent("argosy:key", { detail: key.get() ? detail : "" }));
+  return new Refusal(answer.status, detail, Number(answer.headers.get("retry-after")) || 0);
+}
+
+export const get = async (path, options) => (await request(path, options)).json();
+
+export const image = async (path, options) => (await request(path, options)).blob();
+
+export async function post(path, body) {
+  const sent = body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  return (await request(path, { method: "POST", ...sent })).json();
+}
+
+export function query(values) {
+  const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined);
+  return given.length ? `?${new URLSearchParams(given)}` : "";
+}
+
+function tell(state, detail = "") {
+  document.dispatchEvent(new CustomEvent("argosy:link", { detail: { state, detail } }));
+}
+
+/** Wait; sooner if `signal` ends it. */
+const pause = (seconds, signal) =>
+  new Promise((done) => {
+    const timer = setTimeout(done, seconds * 1000);
+    signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });
+  });
+
+const seen = (signal) =>
+  new Promise((done) => {
+    if (!document.hidden) return done();
+    document.addEventListener("visibilitychange", done, { once: true, signal });
+    signal.addEventListener("abort", done, { once: true });
+  });
+
+/** How long to wait after so many failures in a row: longer each time, and not all pages at the same moment. */
+const backOffS = (failures, error) => Math.max(error.retryAfterS ?? 0, Math.min(LONGEST_WAIT_S, 2 ** failures) * (0.75 + Math.random() / 2));
+
+/** Call `look` until `signal` ends it: every so many seconds, more rarely while it fails, not at all while nobody can see it. */
+export async function poll(look, everyS, signal) {
+  for (let failures = 0; !signal.aborted; ) {
+    await seen(signal);
+    let waitS = everyS;
+    try {
+      if (!signal.aborted) await look();
+      failures = 0;
+      tell("live");
+    } catch (error) {
+      if (signal.aborted || !(error instanceof Refusal)) {
+        if (signal.aborted) return;
+        throw error;
+      }
+      if (error.status === 401) return; // the page begins anew once there is a key
+      if (error.status === 404) return tell("stopped", error.message);
+      waitS = backOffS(failures++, error);
+      tell("failing", `${error.message}; again in ${Math.round(waitS)} s`);
+    }
+    await pause(waitS, signal);
+  }
+}
+
+/** Tell a job's progress as it comes, until it is finished; reconnects. EventSource could not send the key. */
+export async function follow(job, onProgress, signal) {
+  for (let failures = 0; !signal.aborted; ) {
+    await seen(signal);
+    try {
+      const answer = await request(`/api/jobs/${encodeURIComponent(job)}/events`, { signal });
+      for await (const { name, value } of events(answer.body)) {
+        failures = 0;
+        tell("live");
+        if (name === "error") throw new Refusal(503, value.detail);
+        onProgress(value);
+        if (name === "finished") return;
+      }
+    } catch (error) {
+      if (signal.aborted || error.status === 401 || error.status === 404) return;
+      tell("failing", `${error.message}; trying again`);
+    }
+    await pause(backOffS(failures++, {}), signal);
+  }
+}
+
+async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read().catch(() => ({ done: true }));
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      const fields = Object.fromEntries(part.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1).trim()]));
+      if (fields.data) yield { name: fields.event ?? "message", value: JSON.parse(fields.data) };
+    }
+  }
+}

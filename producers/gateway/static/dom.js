@@ -1,0 +1,78 @@
+// Making and updating nodes. What comes from the API is only ever put in as text: nothing here, or anywhere, parses HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** Make an element. A function among the attributes listens; null and false leave an attribute out. */
+export function el(name, attributes = {}, ...children) {
+  return fill(document.createElement(name), attributes, children);
+}
+
+export function svg(name, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG, name), attributes, children);
+}
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") node.addEventListener(name, value);
+    else if (value !== null && value !== false && value !== undefined) node.setAttribute(name, value === true ? "" : String(value));
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+/** Set a node's text if it is another: a node that is left alone keeps its selection. */
+export function say(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/**
+ * Keep `parent`'s children in step with `rows`. A row is made once, `make(row)` giving `{ node, update, gone }`, and updated
+ * after that, so that focus, open details and half-read images survive every look at the fleet.
+ */
+export class Rows {
+  #known = new Map();
+
+  constructor(parent, keyOf, make) {
+    this.parent = parent;
+    this.keyOf = keyOf;
+    this.make = make;
+  }
+
+  show(rows) {
+    const wanted = new Set(rows.map((row) => String(this.keyOf(row))));
+    for (const [key, { node, gone }] of this.#known) {
+      if (!wanted.has(key)) {
+        node.remove();
+        gone?.();
+        this.#known.delete(key);
+      }
+    }
+    let before = this.parent.firstElementChild;
+    for (const row of rows) {
+      const key = String(this.keyOf(row));
+      if (!this.#known.has(key)) this.#known.set(key, this.make(row));
+      const { node, update } = this.#known.get(key);
+      update?.(row);
+      if (node === before) before = before.nextElementSibling;
+      else this.parent.insertBefore(node, before);
+    }
+  }
+}
+
+/** A heading, what belongs to it on the right, and what is under it. */
+export function section(title, aside, ...children) {
+  const id = `h-${title.toLowerCase().replaceAll(/\W+/g, "-")}`;
+  const head = el("div", { class: "section-head" }, el("h2", { id }, title), el("div", { class: "aside" }, aside));
+  return el("section", { "aria-labelledby": id }, head, ...children);
+}
+
+/** A table's head; a column without a name is for buttons. */
+export function columns(...names) {
+  const cell = (name) => (name ? el("th", { scope: "col" }, name) : el("td", {}));
+  return el("thead", {}, el("tr", {}, names.map(cell)));
+}
+
+/** A cell that says its column's name where the table is too narrow to have columns. */
+export function cell(label, attributes, ...children) {
+  return el("td", { "data-label": label, ...attributes }, ...children);
+}

@@ -1,0 +1,91 @@
+// What failed lately, by job and kind of error; each group can be replayed, its job cancelled, its items looked at.
+
+import { cancelButton, replayButton } from "./actions.js";
+import { get, now, poll } from "./api.js";
+import { Rows, el, say, section } from "./dom.js";
+import { itemButton } from "./item.js";
+import { ago, moment, plural } from "./words.js";
+
+const NEWEST = 200;
+const LISTED = 20;
+const EVERY_S = 4;
+
+/** Jobs whose state is asked for with each look. */
+const JOBS = 12;
+
+export function failures(root, { signal }) {
+  const list = el("div", { class: "groups" });
+  const groups = new Rows(list, (group) => `${group.job} ${group.kind}`, (group) => card(group, look));
+  const total = el("span", { class: "muted" });
+  const empty = el("p", { class: "empty", hidden: true }, "Nothing has failed.");
+
+  async function look() {
+    const found = grouped((await get(`/api/failures?limit=${NEWEST}`, { signal })).failures);
+    const ids = [...new Set(found.map((group) => group.job))].slice(0, JOBS);
+    const jobs = new Map(await Promise.all(ids.map(async (id) => [id, await known(id, signal)])));
+    groups.show(found.map((group) => ({ ...group, status: jobs.get(group.job) ?? null })));
+    empty.hidden = found.length > 0;
+    const results = found.reduce((sum, group) => sum + group.rows.length, 0);
+    say(total, results ? `the newest ${plural(results, "failed result")}` : "");
+  }
+
+  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Failures"), section("Recent failures", total, empty, list));
+  poll(look, EVERY_S, signal);
+}
+
+async function known(id, signal) {
+  try {
+    return await get(`/api/jobs/${encodeURIComponent(id)}`, { signal });
+  } catch (error) {
+    if (error.status === 404) return null; // purged meanwhile
+    throw error;
+  }
+}
+
+function grouped(rows) {
+  const found = new Map();
+  for (const row of rows) {
+    const kind = row.error?.kind ?? "unknown";
+    const id = `${row.job} ${kind}`;
+    if (!found.has(id)) found.set(id, { job: row.job, kind, rows: [] });
+    found.get(id).rows.push(row);
+  }
+  return [...found.values()];
+}
+
+function card(group, again) {
+  const name = el("a", { class: "job-name", href: `#/jobs/${encodeURIComponent(group.job)}` });
+  const about = el("span", { class: "muted small-text" });
+  const cancel = cancelButton();
+  const replay = replayButton("Replay", group.kind, again);
+  const body = el("tbody");
+  const lines = new Rows(body, (row) => `${row.seq} ${row.task}`, line);
+  const more = el("p", { class: "muted small-text" });
+  const node = el(
+    "article",
+    { class: "card" },
+    el("div", { class: "group-head" }, el("div", {}, el("span", { class: "badge failed" }, group.kind), " ", name, about), el("div", { class: "acts" }, replay.node, cancel.node)),
+    el("table", { class: "failures" }, el("caption", { class: "unseen" }, `Items that failed with ${group.kind}`), body),
+    more,
+  );
+  return {
+    node,
+    update({ rows, status }) {
+      say(name, status ? status.name || "unnamed job" : group.job);
+      say(about, `${plural(rows.length, "result")}, the last ${ago(rows[0].stored_at, now())}`);
+      lines.show(rows.slice(0, LISTED));
+      say(more, rows.length > LISTED ? `and ${plural(rows.length - LISTED, "result")} more` : "");
+      for (const button of [cancel, replay]) {
+        if (status) button.update(status);
+        else button.node.hidden = true;
+      }
+    },
+  };
+}
+
+function line(row) {
+  const when = el("time", { class: "muted", title: moment(row.stored_at) });
+  const message = el("td", { class: "why" }, row.error?.message ?? "no word was left");
+  const node = el("tr", {}, el("td", { class: "which" }, itemButton(row.job, row.seq, `item ${row.seq}`), row.key !== null && el("span", { class: "muted small-text" }, row.key)), el("td", {}, row.task), message, el("td", { class: "when" }, when));
+  return { node, update: (found) => say(when, ago(found.stored_at, now())) };
+}

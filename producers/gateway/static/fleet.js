@@ -1,0 +1,207 @@
+// The fleet, for operators: what waits and for how long, how busy the devices are, what their batches are like.
+
+import { get, poll } from "./api.js";
+import { bar, histogram, spark } from "./charts.js";
+import { Rows, cell, columns, el, say, section } from "./dom.js";
+import { brief, count, duration, plural, share } from "./words.js";
+
+const EVERY_S = 2;
+
+/** The four figures that stand above the jobs. */
+export function overview() {
+  const cards = [queueCard(), deviceCard(), paceCard(), batchCard()];
+  return {
+    node: el("section", { class: "overview", "aria-label": "The fleet now" }, cards.map((card) => card.node)),
+    update: (found) => cards.forEach((card) => card.update(found)),
+  };
+}
+
+function cardOf(title, ...children) {
+  return el("div", { class: "card figure" }, el("h2", {}, title), ...children);
+}
+
+const big = () => el("p", { class: "big" });
+
+function queueCard() {
+  const list = el("ul", { class: "queue" });
+  const total = big();
+  const rows = new Rows(list, (line) => line.priority, (line) => {
+    const part = bar(`priority-bar ${line.priority}`);
+    const waiting = el("span", { class: "numbers" });
+    const oldest = el("span", { class: "muted oldest" });
+    const node = el("li", {}, el("span", { class: "name" }, String(line.priority)), part.node, waiting, oldest);
+    return {
+      node,
+      update({ items, oldest_s: oldestS, most }) {
+        part.update(items / most);
+        say(waiting, brief(items));
+        say(oldest, oldestS === null ? "" : `oldest ${duration(oldestS)}`);
+      },
+    };
+  });
+  return {
+    node: cardOf("Waiting", total, list),
+    update({ queue }) {
+      const most = Math.max(1, ...queue.map((line) => line.items));
+      say(total, plural(queue.reduce((sum, line) => sum + line.items, 0), "item"));
+      rows.show(queue.map((line) => ({ ...line, most })));
+    },
+  };
+}
+
+function deviceRow({ name }) {
+  const busy = el("span", { class: "numbers" });
+  const course = spark(`How busy ${name} was in the last minute`);
+  return {
+    node: el("li", { title: name }, el("span", { class: "name" }, name.replace(/ .*/, "")), course.node, busy),
+    update(device) {
+      say(busy, share(device.busy));
+      course.update(device.series, 1);
+    },
+  };
+}
+
+function deviceCard() {
+  const total = big();
+  const list = el("ul", { class: "devices" });
+  const rows = new Rows(list, (device) => device.name, deviceRow);
+  return {
+    node: cardOf("Devices busy", total, list),
+    update({ devices }) {
+      say(total, devices.length ? share(devices.reduce((sum, one) => sum + one.busy, 0) / devices.length) : "idle");
+      rows.show(devices.slice(0, 4));
+    },
+  };
+}
+
+function paceCard() {
+  const total = big();
+  const course = spark("Items a second in the last minute");
+  const about = el("p", { class: "muted small-text" });
+  return {
+    node: cardOf("Items a second", total, course.node, about),
+    update({ batches }) {
+      say(total, brief(batches.items_per_s));
+      course.update(batches.series);
+      say(about, batches.count ? `${plural(batches.items, "item")} in the last minute, waited ${duration(batches.wait_ms / 1000)}` : "nothing in the last minute");
+    },
+  };
+}
+
+function batchCard() {
+  const total = big();
+  const sizes = histogram("Batches by rows");
+  const about = el("p", { class: "muted small-text" });
+  return {
+    node: cardOf("Rows a batch", total, sizes.node, about),
+    update({ batches }) {
+      say(total, batches.count ? brief(batches.rows / batches.count) : "–");
+      sizes.update(filled(batches.sizes));
+      say(about, batches.count ? `${plural(batches.count, "batch", "batches")}, ${share(batches.padding)} padding` : "no batches in the last minute");
+    },
+  };
+}
+
+/** Every power of two up to the largest, so that the same size stands in the same place. */
+function filled(sizes) {
+  const counts = new Map(sizes);
+  const most = Math.max(64, ...counts.keys());
+  const found = [];
+  for (let size = 1; size <= most; size *= 2) found.push([String(size), counts.get(size) ?? 0]);
+  return found;
+}
+
+export function fleet(root, { signal }) {
+  const parts = [waitingTable(), deviceTable(), shapes(), recentTable()];
+  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Fleet"), ...parts.map((part) => part.node));
+  poll(async () => {
+    const found = await get("/api/activity", { signal });
+    parts.forEach((part) => part.update(found));
+  }, EVERY_S, signal);
+}
+
+function tableOf(title, names, keyOf, make, nothing) {
+  const aside = el("span", { class: "muted" });
+  const table = el("table", {}, columns(...names));
+  const rows = new Rows(table.appendChild(el("tbody")), keyOf, make);
+  const empty = el("p", { class: "empty" }, nothing);
+  const node = section(title, aside, empty, table);
+  const show = (found, about) => {
+    rows.show(found);
+    table.hidden = found.length === 0;
+    empty.hidden = found.length > 0;
+    say(aside, about);
+  };
+  return { node, show };
+}
+
+/** Cells by their names, and what sets their texts. */
+function texts(names, numbers = 0) {
+  const cells = names.map((name, place) => cell(name, { class: place >= numbers ? "numbers" : "" }));
+  return { cells, set: (values) => values.forEach((value, place) => say(cells[place], value)) };
+}
+
+function waitingTable() {
+  const names = ["Model", "Priority", "Items", "Envelopes", "Oldest", "Work"];
+  const table = tableOf("Waiting", names, (line) => `${line.model} ${line.priority}`, () => {
+    const { cells, set } = texts(names, 2);
+    const update = (line) => set([line.model, String(line.priority), count(line.items), count(line.envelopes), duration(line.oldest_s), line.seconds === null ? "–" : `about ${duration(line.seconds)}`]);
+    return { node: el("tr", {}, cells), update };
+  }, "Nothing waits.");
+  return { node: table.node, update: ({ models }) => table.show(models, "durable items, those under way included") };
+}
+
+function deviceTable() {
+  const names = ["Busy", "Batches", "Items a second"];
+  const table = tableOf("Devices", ["Device", "The last minute", ...names], (device) => device.name, (first) => {
+    const course = spark(`How busy ${first.name} was in the last minute`);
+    const { cells, set } = texts(names);
+    const node = el("tr", {}, cell("Device", {}, first.name), cell("The last minute", { class: "course" }, course.node), cells);
+    return {
+      node,
+      update(device) {
+        course.update(device.series, 1);
+        set([share(device.busy), count(device.batches), brief(device.items_per_s)]);
+      },
+    };
+  }, "No batch ran in the last minute: the devices are idle, or away.");
+  return { node: table.node, update: ({ devices }) => table.show(devices, "time in forward passes over time") };
+}
+
+function shapes() {
+  const sizes = histogram("Batches by rows");
+  const paddings = histogram("Batches by share of padding");
+  const shares = el("ul", { class: "queue" });
+  const rows = new Rows(shares, (one) => one.name, ({ name }) => {
+    const part = bar(`priority-bar ${name}`);
+    const text = el("span", { class: "numbers" });
+    return {
+      node: el("li", {}, el("span", { class: "name" }, name), part.node, text),
+      update({ value }) {
+        part.update(value);
+        say(text, share(value));
+      },
+    };
+  });
+  const cards = [cardOf("Batches by rows", sizes.node), cardOf("Batches by padding", paddings.node), cardOf("Device time by priority", shares)];
+  return {
+    node: el("section", { class: "overview three", "aria-label": "Batches of the last minute" }, cards),
+    update({ batches }) {
+      sizes.update(filled(batches.sizes));
+      const counts = new Map(batches.paddings);
+      paddings.update([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1].map((end) => [`≤${share(end).replace(".0", "")}`, counts.get(end) ?? 0]));
+      rows.show(Object.entries(batches.priorities).map(([name, value]) => ({ name, value })));
+    },
+  };
+}
+
+function recentTable() {
+  const names = ["Model", "Tasks", "Rows", "Items", "Padding", "Waited", "Forward"];
+  const table = tableOf("Newest batches", names, (batch) => batch.id, (batch) => {
+    const { cells, set } = texts(names, 2);
+    const tasks = Object.entries(batch.heads).map(([name, items]) => `${name} ${count(items)}`).join(", ");
+    set([batch.model, tasks, count(batch.rows), count(batch.items), share(batch.padding), duration(batch.queue_wait_s), duration(batch.forward_s)]);
+    return { node: el("tr", {}, cells) };
+  }, "None in the last minute.");
+  return { node: table.node, update: ({ recent }) => table.show(recent, "") };
+}

@@ -1,0 +1,145 @@
+// One job: how far it is, told by its events; and its items page by page, each with its input and its results.
+
+import { cancelButton, replayButton } from "./actions.js";
+import { follow, get, now, poll, query } from "./api.js";
+import { legend, progress } from "./charts.js";
+import { announce } from "./dialogs.js";
+import { Rows, cell, columns, el, say, section } from "./dom.js";
+import { excerpt } from "./inputs.js";
+import { itemButton } from "./item.js";
+import { outcome } from "./outputs.js";
+import { Pace } from "./pace.js";
+import { ago, brief, count, duration, moment } from "./words.js";
+
+const PAGE = 25;
+const EVERY_S = 2;
+
+export function job(root, { id, signal, caller }) {
+  const title = el("h1", { tabindex: -1 }, "Job");
+  const badge = el("span", { class: "badge" });
+  const facts = el("dl", { class: "facts" });
+  const bar = progress();
+  const counts = legend();
+  const pace = new Pace();
+  let told = -1;
+  let known = null;
+  const again = () => start(); // replayed: there is progress to follow once more
+  const cancel = cancelButton(update);
+  const replay = replayButton("Replay failed", null, again);
+  const items = itemTable(id, signal, () => known);
+
+  function update(found) {
+    const before = known;
+    known = found;
+    document.title = `${found.name || found.id} · Argosy`;
+    say(title, found.name || "unnamed job");
+    badge.className = `badge ${found.state}`;
+    say(badge, found.state);
+    bar.update(found);
+    counts.update(found);
+    facts.replaceChildren(...details(found, pace, caller).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+    cancel.update(found);
+    replay.update(found);
+    const quarter = found.total ? Math.floor((4 * found.done) / found.total) : 0;
+    if (quarter !== told) announce(`${found.state}: ${count(found.done)} of ${count(found.total)} results, ${count(found.failed)} failed`);
+    told = quarter;
+    if (before === null || before.done !== found.done) items.stale();
+  }
+
+  async function start() {
+    update(await get(`/api/jobs/${encodeURIComponent(id)}`, { signal }));
+    if (!known.finished) await follow(id, update, signal);
+  }
+
+  root.append(
+    el("p", { class: "crumbs" }, el("a", { href: "#/jobs" }, "Jobs"), " / ", el("code", {}, id)),
+    el("div", { class: "title" }, title, badge, el("div", { class: "aside" }, replay.node, cancel.node)),
+    el("div", { class: "card" }, bar.node, counts.node, facts),
+    items.node,
+  );
+  return start();
+}
+
+function details(found, pace, caller) {
+  const perS = found.finished ? found.done / Math.max(found.finished_at - found.created_at, 1e-3) : pace.at(now(), found.done);
+  return [
+    ["Submitted", `${ago(found.created_at, now())} (${moment(found.created_at)})`],
+    [found.finished ? "Took" : "Runs for", duration((found.finished_at ?? now()) - found.created_at)],
+    ["Results a second", perS ? brief(perS) : "–"],
+    ["Items", count(found.items)],
+    ["Priority", String(found.priority)],
+    ...(caller.operator && found.tenant ? [["Tenant", found.tenant]] : []),
+    ...(found.ttl_s === null ? [] : [["Kept for", duration(found.ttl_s)]]),
+  ];
+}
+
+/** The items that have results; `stale` says that there are more of them now. */
+function itemTable(id, signal, job) {
+  const table = el("table", { class: "items" }, columns("Item", "Input", "Results"));
+  const body = table.appendChild(el("tbody"));
+  const rows = new Rows(body, (item) => item.seq, (item) => row(id, item, signal));
+  const empty = el("p", { class: "empty" }, "No results yet.");
+  const where = el("span", { class: "muted" });
+  const places = [-1];
+  let next = null;
+  let fresh = false;
+  const after = el("button", { type: "button", click: () => turn(() => places.push(next)) }, "Next");
+  const before = el("button", { type: "button", click: () => turn(() => places.pop()) }, "Previous");
+  const pager = el("div", { class: "pager" }, before, after);
+
+  async function look() {
+    if (fresh) return;
+    fresh = true;
+    const place = places.at(-1);
+    const page = await get(`/api/jobs/${encodeURIComponent(id)}/items${query({ after_seq: place, limit: PAGE })}`, { signal }).catch((error) => {
+      fresh = false;
+      throw error;
+    });
+    if (place !== places.at(-1)) return;
+    next = page.next;
+    rows.show(page.items);
+    table.hidden = page.items.length === 0;
+    empty.hidden = page.items.length > 0;
+    after.disabled = next === null;
+    before.disabled = places.length === 1;
+    pager.hidden = after.disabled && before.disabled;
+    say(where, page.items.length ? `items ${count(page.items[0].seq)} to ${count(page.items.at(-1).seq)} of ${count(job()?.items ?? 0)}` : "");
+  }
+
+  async function turn(move) {
+    move();
+    fresh = false;
+    await look().catch(() => (fresh = false));
+    table.scrollIntoView({ block: "nearest" });
+    if (document.activeElement === document.body) (after.disabled ? before : after).focus();
+  }
+
+  poll(look, EVERY_S, signal);
+  return { node: section("Results", where, empty, table, pager), stale: () => (fresh = false) };
+}
+
+function row(job, first, signal) {
+  const ended = new AbortController();
+  signal.addEventListener("abort", () => ended.abort(), { once: true, signal: ended.signal });
+  const results = el("td", { "data-label": "Results" });
+  const table = el("dl", { class: "outcomes" });
+  results.append(table);
+  let shown = "";
+  const node = el(
+    "tr",
+    {},
+    cell("Item", { class: "which" }, itemButton(job, first.seq, count(first.seq)), first.key !== null && el("span", { class: "muted small-text" }, first.key)),
+    cell("Input", { class: "input" }, excerpt(job, first, ended.signal)),
+    results,
+  );
+  return {
+    node,
+    gone: () => ended.abort(),
+    update(item) {
+      const state = item.results.map((one) => `${one.task} ${one.stored_at}`).join();
+      if (state === shown) return;
+      shown = state;
+      table.replaceChildren(...item.results.flatMap((one) => [el("dt", {}, one.task), el("dd", {}, outcome(one))]));
+    },
+  };
+}

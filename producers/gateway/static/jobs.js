@@ -1,0 +1,96 @@
+// The jobs, the newest first, with their progress; above them, for operators, how the fleet is.
+
+import { cancelButton, replayButton } from "./actions.js";
+import { get, now, poll, query } from "./api.js";
+import { progress } from "./charts.js";
+import { Rows, cell, columns, el, say, section } from "./dom.js";
+import { overview } from "./fleet.js";
+import { Pace } from "./pace.js";
+import { ago, brief, count, duration, moment, plural } from "./words.js";
+
+const PAGE = 20;
+const EVERY_S = 2;
+
+export function jobs(root, { signal, caller }) {
+  const fleet = caller.operator ? overview() : null;
+  const table = el("table", { class: "jobs" }, columns("Job", "Priority", "Progress", "State", "Submitted", ""));
+  const body = table.appendChild(el("tbody"));
+  const rows = new Rows(body, (job) => job.id, (job) => row(job, caller));
+  const empty = el("p", { class: "empty", hidden: true }, "No jobs yet. Submit some: ", el("code", {}, "argosy submit reviews.csv --task sentiment"));
+  const total = el("span", { class: "muted" });
+  const places = [null];
+  let next = null;
+  const older = el("button", { type: "button", click: () => turn(() => places.push(next)) }, "Older");
+  const newer = el("button", { type: "button", click: () => turn(() => places.pop()) }, "Newer");
+  const pager = el("div", { class: "pager" }, newer, older);
+
+  async function look() {
+    const place = places.at(-1);
+    const page = await get(`/api/jobs${query({ limit: PAGE, before: place })}`, { signal });
+    if (place !== places.at(-1)) return; // turned meanwhile
+    next = page.next;
+    rows.show(page.jobs);
+    empty.hidden = page.jobs.length > 0;
+    table.hidden = page.jobs.length === 0;
+    older.disabled = next === null;
+    newer.disabled = places.length === 1;
+    pager.hidden = older.disabled && newer.disabled;
+    say(total, places.length > 1 ? `page ${places.length}` : `newest ${plural(page.jobs.length, "job")}`);
+  }
+
+  async function turn(move) {
+    move();
+    await look().catch(() => {}); // the next look will tell
+    if (document.activeElement === document.body) (older.disabled ? newer : older).focus();
+  }
+
+  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Jobs"), ...(fleet ? [fleet.node] : []), section("Jobs", total, empty, table, pager));
+  poll(look, EVERY_S, signal);
+  if (fleet) poll(async () => fleet.update(await get("/api/activity", { signal })), EVERY_S, signal);
+}
+
+/** A job's line. */
+function row(first, caller) {
+  const name = el("a", { class: "job-name", href: `#/jobs/${encodeURIComponent(first.id)}` });
+  const about = el("span", { class: "muted small-text" });
+  const bar = progress();
+  const counts = el("span", { class: "numbers" });
+  const pace = new Pace();
+  const badge = el("span", { class: "badge" });
+  const state = el("span", { class: "muted small-text" });
+  const when = el("time");
+  const cancel = cancelButton((job) => update(job));
+  const replay = replayButton("Replay");
+  function update(job) {
+    say(name, job.name || "unnamed job");
+    say(about, [caller.operator && job.tenant, plural(job.items, "item"), job.id].filter(Boolean).join(" · "));
+    bar.update(job);
+    say(counts, `${count(job.done)} of ${count(job.total)}${job.failed ? `, ${count(job.failed)} failed` : ""}`);
+    badge.className = `badge ${job.state}`;
+    say(badge, job.state);
+    say(state, job.finished ? `in ${duration(Math.max(0, job.finished_at - job.created_at))}` : left(pace, job));
+    say(when, ago(job.created_at, now()));
+    when.title = moment(job.created_at);
+    cancel.update(job);
+    replay.update(job);
+  }
+  const node = el(
+    "tr",
+    {},
+    cell("Job", { class: "who" }, name, about),
+    cell("Priority", {}, el("span", { class: `priority ${first.priority}` }, String(first.priority))),
+    cell("Progress", { class: "how-far" }, bar.node, counts),
+    cell("State", { class: "state" }, badge, state),
+    cell("Submitted", { class: "when" }, when),
+    cell("", { class: "acts" }, replay.node, cancel.node),
+  );
+  return { node, update };
+}
+
+/** How fast it goes, and how long it will take at that pace. */
+function left(pace, job) {
+  const perS = pace.at(now(), job.done);
+  if (!perS) return "";
+  const rest = (job.total - job.done) / perS;
+  return `${brief(perS)}/s, ${duration(rest)} left`;
+}

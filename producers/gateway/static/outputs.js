@@ -1,0 +1,59 @@
+// Results as people read them: labels with their scores, vectors as strips, texts as texts, everything else as JSON.
+
+import { el, svg } from "./dom.js";
+import { count, share } from "./words.js";
+
+const LISTED = 3;
+
+/** A result in a list (`brief`), or in full. */
+export function outcome(result, briefly = true) {
+  if (result.state === "succeeded") return output(result.output, briefly);
+  const error = result.error ?? {};
+  return el("div", { class: "outcome" }, el("span", { class: `badge ${result.state}` }, result.state), el("span", { class: "why" }, [error.kind, error.message].filter(Boolean).join(": ")));
+}
+
+function output(value, briefly) {
+  if (value?.vector) return vector(value);
+  const parts = Array.isArray(value) ? value : [value];
+  if (parts.length && parts.every((part) => labelOf(part) !== null && typeof part.score === "number")) return labels(parts, briefly);
+  if (parts.length && parts.every((part) => textOf(part) !== null)) return el("p", { class: "text" }, parts.map(textOf).join("\n"));
+  if (Array.isArray(value) && !value.length) return el("span", { class: "muted" }, "nothing found");
+  const json = JSON.stringify(value, null, briefly ? 0 : 2) ?? "null";
+  return el(briefly ? "code" : "pre", { class: "json" }, briefly && json.length > 160 ? `${json.slice(0, 160)}…` : json);
+}
+
+const NAMES = ["label", "entity_group", "entity", "answer", "token_str"];
+
+function labelOf(part) {
+  const name = NAMES.find((one) => typeof part?.[one] === "string");
+  if (name === undefined) return null;
+  return part.word ? `${part.word} · ${part[name]}` : part[name];
+}
+
+function textOf(part) {
+  if (typeof part === "string") return part;
+  const texts = Object.entries(part ?? {}).filter(([name, value]) => name.endsWith("text") && typeof value === "string");
+  return texts.length === 1 ? texts[0][1] : null;
+}
+
+function labels(parts, briefly) {
+  const some = briefly ? parts.slice(0, LISTED) : parts;
+  const rest = parts.length - some.length;
+  return el("ul", { class: "labels" }, some.map(label), rest > 0 && el("li", { class: "muted" }, `and ${count(rest)} more`));
+}
+
+function label(part) {
+  const meter = el("span", { class: "meter", "aria-hidden": "true" });
+  meter.style.setProperty("--share", `${Math.round(100 * Math.min(1, Math.max(0, part.score)))}%`);
+  return el("li", {}, el("span", { class: "name" }, labelOf(part)), el("span", { class: "score" }, share(part.score)), meter);
+}
+
+/** A vector's first numbers as a strip: blue below zero, orange above, the stronger the larger. */
+function vector({ vector: numbers, length }) {
+  const most = Math.max(...numbers.map(Math.abs), 1e-9);
+  const cells = numbers.map((number, place) =>
+    svg("rect", { x: place, y: 0, width: 1.05, height: 1, class: number < 0 ? "below" : "above", "fill-opacity": (Math.abs(number) / most).toFixed(2) }),
+  );
+  const strip = svg("svg", { class: "strip", viewBox: `0 0 ${numbers.length} 1`, preserveAspectRatio: "none", "aria-hidden": "true" }, cells);
+  return el("div", { class: "vector" }, strip, el("span", { class: "muted" }, `${count(length)} numbers`));
+}

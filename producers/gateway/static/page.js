@@ -1,0 +1,126 @@
+// The page: which view the address names, whose key, which colours. A view is a function that fills the content and stops when
+// its signal says so.
+
+import { Refusal, get, key } from "./api.js";
+import { report } from "./dialogs.js";
+import { el, say } from "./dom.js";
+import { failures } from "./failures.js";
+import { fleet } from "./fleet.js";
+import { job } from "./job.js";
+import { jobs } from "./jobs.js";
+
+const by = (id) => document.getElementById(id);
+const RETRY_S = 3;
+const THEMES = ["system", "light", "dark"];
+const VIEWS = [
+  [/^#\/jobs\/([0-9A-Za-z]+)$/, job, "Job"],
+  [/^#\/fleet$/, fleet, "Fleet"],
+  [/^#\/failures$/, failures, "Failures"],
+  [/^/, jobs, "Jobs"],
+];
+
+let shown = new AbortController();
+let caller = null;
+
+async function show(focus) {
+  const hash = location.hash;
+  if (hash && !hash.startsWith("#/")) return; // a place in this page: the skip link
+  shown.abort();
+  const own = (shown = new AbortController());
+  try {
+    caller ??= await get("/api/caller");
+  } catch (error) {
+    if (error.status !== 401) tellLater(own.signal, error);
+    return;
+  }
+  if (own.signal.aborted) return;
+  header();
+  const [pattern, view, name] = VIEWS.find(([pattern]) => pattern.test(hash));
+  document.title = `${name} · Argosy`;
+  for (const link of document.querySelectorAll("nav a")) {
+    const here = link.hash === `#/${view.name === "job" ? "jobs" : view.name}`;
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  const root = el("div", { class: "view" });
+  by("main").replaceChildren(root);
+  try {
+    const done = view(root, { id: pattern.exec(hash)?.[1], signal: own.signal, caller });
+    if (focus) root.querySelector("h1")?.focus();
+    await done;
+  } catch (error) {
+    if (own.signal.aborted || error.status === 401) return;
+    root.replaceChildren(el("h1", { tabindex: -1 }, "This cannot be shown"), el("p", { class: "empty" }, error.message));
+    if (!(error instanceof Refusal)) throw error;
+  }
+}
+
+function tellLater(signal, error) {
+  link({ state: "failing", detail: error.message });
+  setTimeout(() => signal.aborted || show(false), RETRY_S * 1000);
+}
+
+function header() {
+  by("to-fleet").hidden = !caller.operator;
+  by("forget").hidden = !(caller.keys && key.get());
+  const role = caller.operator ? "operator" : "";
+  say(by("whose"), [caller.tenant, role].filter(Boolean).join(" · "));
+}
+
+function link({ state, detail }) {
+  const node = by("link");
+  node.dataset.state = state;
+  say(node, state === "live" ? "live" : state === "stopped" ? "stopped" : "reconnecting");
+  node.title = detail;
+}
+
+function askForKey(wrong) {
+  const dialog = by("key");
+  key.forget();
+  caller = null;
+  shown.abort();
+  by("main").replaceChildren();
+  by("forget").hidden = true;
+  say(by("whose"), "");
+  say(by("key-wrong"), wrong);
+  link({ state: "waiting", detail: "waiting for a key" });
+  say(by("link"), "no key");
+  if (!dialog.open) dialog.showModal();
+  by("key-text").focus();
+}
+
+function useKey(event) {
+  event.preventDefault();
+  const text = by("key-text").value.trim();
+  if (!/^[\x21-\x7e]+$/.test(text)) return say(by("key-wrong"), "A key has letters, digits and hyphens only.");
+  key.set(text);
+  by("key-text").value = "";
+  say(by("key-wrong"), "");
+  by("key").close();
+  show(true);
+}
+
+function theme(step) {
+  const stored = localStorage.getItem("argosy.theme") ?? "system";
+  const chosen = THEMES[(THEMES.indexOf(stored) + step) % THEMES.length];
+  localStorage.setItem("argosy.theme", chosen);
+  if (chosen === "system") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = chosen;
+  const names = { system: "System", light: "Light", dark: "Dark" };
+  say(by("theme"), names[chosen]);
+  by("theme").setAttribute("aria-label", `Colours: ${names[chosen]}`);
+}
+
+document.addEventListener("argosy:link", ({ detail }) => link(detail));
+document.addEventListener("argosy:key", ({ detail }) => askForKey(detail));
+by("key").querySelector("form").addEventListener("submit", useKey);
+by("key").addEventListener("cancel", (event) => event.preventDefault()); // nothing to go back to
+by("theme").addEventListener("click", () => theme(1));
+by("forget").addEventListener("click", () => {
+  askForKey("");
+  report("The key is forgotten");
+});
+addEventListener("hashchange", () => show(true));
+addEventListener("unhandledrejection", (event) => event.reason?.name === "AbortError" && event.preventDefault());
+theme(0);
+show(false);

@@ -1,0 +1,33 @@
+// Numbers and times as people read them.
+
+const whole = new Intl.NumberFormat("en");
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+export const count = (value) => whole.format(value);
+
+export const brief = (value) => (value < 10_000 ? whole.format(Math.round(value * 10) / 10) : short.format(value));
+
+export const share = (value) => `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)}%`;
+
+/** A length of time in its two largest units. */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  if (seconds < 1) return `${Math.max(0, Math.round(seconds * 1000))} ms`;
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  const units = [["d", 86_400], ["h", 3600], ["min", 60], ["s", 1]];
+  let rest = Math.round(seconds);
+  const parts = [];
+  for (const [name, size] of units) {
+    if (rest >= size || parts.length) parts.push(`${Math.floor(rest / size)} ${name}`);
+    rest %= size;
+  }
+  return parts.slice(0, 2).filter((part, place) => !place || !part.startsWith("0 ")).join(" ");
+}
+
+export const ago = (at, now) => (now - at < 1 ? "just now" : `${duration(Math.max(1, Math.floor(now - at)))} ago`);
+
+export const moment = (at) => new Date(at * 1000).toLocaleString();
+
+export const bytes = (size) => (size < 1024 ? `${size} B` : size < 2 ** 20 ? `${(size / 1024).toFixed(0)} KB` : `${(size / 2 ** 20).toFixed(1)} MB`);
+
+export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
