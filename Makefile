@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TESTERS ?= 3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench test-stack install clean
+.PHONY: demo test check bench plots test-stack install clean
 
 install: $(INSTALLED)
 
@@ -32,6 +32,10 @@ check: $(INSTALLED)
 # One benchmark: make bench NAME=bulk; see benchmarks/README.md.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.$(NAME)
+
+# The kept results as pictures, in docs/plots.
+plots: $(INSTALLED)
+	$(BIN)/python -m benchmarks.plots
 
 # The composed stack in a real Docker engine (started here if none is up; Debian and root).
 test-stack: $(INSTALLED)
