@@ -113,6 +113,14 @@ def test_models(client: openai.OpenAI) -> None:
         client.models.retrieve("sentiment")
 
 
+def test_what_is_not_served_is_refused(client: openai.OpenAI) -> None:
+    """This fleet neither talks nor listens: each refusal says what it would need."""
+    with pytest.raises(openai.NotFoundError, match="text-generation; none of the kind is served"):
+        client.chat.completions.create(model="embedding", messages=[{"role": "user", "content": "Hi"}])
+    with pytest.raises(openai.NotFoundError, match="automatic-speech-recognition; none of the kind is served"):
+        client.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"RIFF"))
+
+
 def test_files(client: openai.OpenAI, served: Served) -> None:
     """What is uploaded comes back byte for byte, is listed, and is nobody else's."""
     content = b"".join(b"%d\n" % n for n in range(200_000))  # several parts

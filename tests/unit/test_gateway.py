@@ -7,14 +7,17 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
-from producers.catalogue import Catalogue
+from producers.catalogue import Catalogue, Kind, Task
 from producers.errors import InvalidInput, ItemFailed, Overloaded, RateLimited
 from producers.gateway import problems
 from producers.gateway.answers import encoded
 from producers.gateway.guard import Body
 from producers.gateway.keys import REMEMBERED_S, Caller, Keyring, Refused, new_key
+from producers.gateway.openai import chat
+from producers.gateway.openai.audio import segments_of, subtitles
 from producers.gateway.openai.embeddings import plan
 from producers.gateway.openai.requests import LineError, Reading, read
 from producers.gateway.problems import Problem
@@ -269,3 +272,67 @@ def test_a_plan_wants_text() -> None:
     """Token ids are of one tokenizer, and each model has its own."""
     with pytest.raises(InvalidInput, match="send text"):
         plan(Catalogue.builtin(), {"model": "embedding", "input": [1, 2]})
+
+
+HEARD = {
+    "text": " Go on. Stop.",
+    "chunks": [{"text": " Go on.", "timestamp": [0.0, 1.25]}, {"text": " Stop.", "timestamp": [3661.0, 3662.5]}],
+}
+
+
+def test_subtitles() -> None:
+    """Both forms, with hours and without."""
+    segments = segments_of(HEARD)
+    assert subtitles(segments, "srt") == (
+        "1\n00:00:00,000 --> 00:00:01,250\nGo on.\n\n2\n01:01:01,000 --> 01:01:02,500\nStop.\n"
+    )
+    assert subtitles(segments, "vtt").startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.250\nGo on.\n")
+    assert subtitles([], "srt") == ""
+    assert segments_of({"text": ""}) == []
+
+
+class ChatParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """As a kind that generates has them."""
+
+    max_new_tokens: int = 16
+    stop: tuple[str, ...] = ()
+
+
+#: A catalogue with a task that answers.
+CHAT = Catalogue(
+    {"chat": Task("chat", Kind("text-generation", "text", ChatParams, dict, "an answer"), "small", "answers")}
+)
+
+
+def test_a_conversation_is_an_item() -> None:
+    """Its messages in the one form that models know, OpenAI's parameters by our names."""
+    messages = [
+        {"role": "developer", "content": "Be short."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": "!"}]},
+    ]
+    call = chat.plan(
+        CHAT, {"model": "small", "messages": messages, "max_tokens": 5, "stop": "\n", "n": 1, "user": "me"}
+    )
+    (item,) = call.items
+    assert item.input == {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi!"}]}
+    assert (call.task, item.params) == ("chat", {"max_new_tokens": 5, "stop": ["\n"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ({"temperature": 0.5}, "temperature"),
+        ({"n": 2}, "n"),
+        ({"tools": [{}]}, "tools"),
+    ],
+)
+def test_what_a_conversation_cannot_ask(changes: dict[str, object], field: str) -> None:
+    """Refused by name, and never silently left out."""
+    with pytest.raises(InvalidInput) as error:
+        chat.plan(CHAT, {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], **changes})
+    assert error.value.field == field

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from producers.gateway.openai import batches, embeddings, files, models
+from producers.gateway.openai import audio, batches, chat, embeddings, files, models
 
-ROUTERS = (models.router, embeddings.router, files.router, batches.router)
+ROUTERS = (models.router, embeddings.router, chat.router, audio.router, files.router, batches.router)

@@ -45,8 +45,8 @@ def task_of(catalogue: Catalogue, model: object, kind: str) -> Task:
     named = [task for task in able if task.name == model] or [task for task in able if task.model == model]
     if len(named) == 1:
         return named[0]
-    names = ", ".join(task.name for task in able) or "none of the kind is served"
-    raise Problem(404, "model_not_found", f"no model {model!r} for {kind}", field="model", remedy=f"there are: {names}")
+    names = f"there are: {', '.join(task.name for task in able)}" if able else "none of the kind is served"
+    raise Problem(404, "model_not_found", f"no model {model!r} for {kind}", field="model", remedy=names)
 
 
 async def answered(request: Request, gateway: Gateway, caller: Caller, call: Call) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from producers.gateway.openai import embeddings
+from producers.gateway.openai import chat, embeddings
 from producers.gateway.openai.calls import Plan
 
-ENDPOINTS: Mapping[str, Plan] = {"/v1/embeddings": embeddings.plan}
+ENDPOINTS: Mapping[str, Plan] = {"/v1/embeddings": embeddings.plan, "/v1/chat/completions": chat.plan}

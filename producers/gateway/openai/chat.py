@@ -1,0 +1,162 @@
+"""/v1/chat/completions: answers of tasks of the kind `text-generation`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from starlette.responses import Response
+
+from producers.catalogue import Catalogue, Task
+from producers.errors import InvalidInput
+from producers.gateway.answers import Events, Json, event
+from producers.gateway.gateway import Here, Who
+from producers.gateway.openai.calls import Call, answered, task_of
+from producers.gateway.schemas import sendable
+from producers.handles import value
+from producers.messages import new_id
+from producers.request import NewItem
+from results_store.records import Result
+
+router = APIRouter(prefix="/v1/chat/completions", tags=["openai"])
+
+KIND = "text-generation"
+
+#: OpenAI's parameters by the names that a task's kind has for them.
+PARAMETERS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "stop": "stop",
+    "seed": "seed",
+}
+
+#: What OpenAI's models can and ours cannot, with the values that ask for nothing.
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "tools": (None, []),
+    "functions": (None, []),
+    "logprobs": (None, False),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "response_format": (None, {"type": "text"}),
+}
+
+ROLES = ("system", "developer", "user", "assistant")
+
+
+class Message(BaseModel):
+    """One turn. Its content is text, or parts that are text."""
+
+    role: StrictStr
+    content: StrictStr | list[dict[str, Any]] | None = None
+
+
+class ChatBody(BaseModel):
+    """Fields of OpenAI's that mean nothing here, such as `user`, are left unread; those that ask for more are refused."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [{"model": "chat", "messages": [{"role": "user", "content": "What is the capital of France?"}]}]
+        },
+    )
+
+    model: StrictStr
+    messages: list[Message] = Field(min_length=1)
+    stream: bool = False
+
+
+@router.post("")
+async def completions(request: Request, body: ChatBody, gateway: Here, caller: Who) -> Response:
+    """Answer a conversation, at once or with `stream` as events."""
+    call = plan(await gateway.client.catalogue(), body.model_dump())
+    answer = await answered(request, gateway, caller, call)
+    if not body.stream:
+        return Json(answer)
+    options = (body.model_extra or {}).get("stream_options")
+    usage = isinstance(options, dict) and options.get("include_usage") is True
+    return Events(_chunks(answer, usage=usage))
+
+
+def plan(catalogue: Catalogue, body: Mapping[str, Any]) -> Call:
+    """Return the call that a request's body asks for. Raises InvalidInput, or Problem for an unknown model."""
+    task = task_of(catalogue, body.get("model"), KIND)
+    for name, nothing in REFUSED.items():
+        if body.get(name) not in nothing:
+            raise InvalidInput(name, "is not offered by the models here", "leave it out")
+    item = NewItem({"messages": _messages(body.get("messages"))}, params=_params(task, body))
+
+    def answer(rows: Sequence[Result]) -> dict[str, Any]:
+        (row,) = rows
+        output = value(row)
+        made, read = output.get("completion_tokens", 0), output.get("prompt_tokens", row.tokens or 0)
+        message = {"role": "assistant", "content": output["text"], "refusal": None}
+        reason = output.get("finish_reason", "stop")
+        return {
+            "id": f"chatcmpl-{new_id()}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": task.name,
+            "choices": [{"index": 0, "message": message, "finish_reason": reason, "logprobs": None}],
+            "usage": {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made},
+        }
+
+    return Call(task.name, [item], answer)
+
+
+def _messages(given: object) -> list[dict[str, str]]:
+    if not isinstance(given, list) or not given:
+        raise InvalidInput("messages", "must be a list of messages", 'send [{"role": "user", "content": …}]')
+    return [_message(one, f"messages[{place}]") for place, one in enumerate(given)]
+
+
+def _message(given: object, place: str) -> dict[str, str]:
+    if not isinstance(given, dict) or given.get("role") not in ROLES:
+        raise InvalidInput(f"{place}.role", f"must be one of {', '.join(ROLES)}")
+    role = "system" if given["role"] == "developer" else given["role"]
+    content = given.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{place}.content[{number}]") for number, part in enumerate(content))
+    if not isinstance(content, str):
+        raise InvalidInput(f"{place}.content", "must be text, or parts that are text")
+    return {"role": role, "content": sendable(content, f"{place}.content")}
+
+
+def _part(given: object, place: str) -> str:
+    text = given.get("text") if isinstance(given, dict) and given.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise InvalidInput(place, "is no text", "the models here read text only")
+    return text
+
+
+def _params(task: Task, body: Mapping[str, Any]) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for theirs, ours in PARAMETERS.items():
+        given = body.get(theirs)
+        if given is None:
+            continue
+        if ours not in task.kind.params.__struct_fields__:
+            raise InvalidInput(theirs, f"is not a parameter of {task.name!r}", "leave it out")
+        params[ours] = [given] if theirs == "stop" and isinstance(given, str) else given
+    return sendable(params, "body")
+
+
+async def _chunks(answer: Mapping[str, Any], *, usage: bool) -> AsyncIterator[bytes]:
+    """Yield an answer as events, its text in one piece."""
+    (choice,) = answer["choices"]
+    base = {name: answer[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+
+    def chunk(delta: dict[str, Any], reason: Literal["stop", "length"] | None = None) -> bytes:
+        return event(None, {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+
+    yield chunk({"role": "assistant", "content": choice["message"]["content"]})
+    yield chunk({}, choice["finish_reason"])
+    if usage:
+        yield event(None, {**base, "choices": [], "usage": answer["usage"]})
+    yield b"data: [DONE]\n\n"
