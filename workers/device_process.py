@@ -7,7 +7,6 @@ until the socket closes. It dies with its parent: a closed socket ends it at onc
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import logging
 import os
@@ -25,6 +24,7 @@ import numpy as np
 
 from producers.catalogue import KINDS, Task
 from workers import transfer
+from workers.models import finding
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.model import Arrays, Model, ModelSpec
 from workers.transfer import Header
@@ -56,10 +56,9 @@ class ModelToLoad(msgspec.Struct, frozen=True):
 
     def build(self) -> Model:
         """Return the model, constructed but not loaded. Raises ImportError, AttributeError or TypeError."""
-        module, _, name = self.class_.partition(":")
         tasks = {task: Task(task, KINDS[kind], self.name, summary) for task, (kind, summary) in self.tasks.items()}
         spec = ModelSpec(self.name, Path(self.folder), self.revision, tasks, self.options, self.backend)
-        model = getattr(importlib.import_module(module), name)(spec)
+        model = finding.find(self.class_)(spec)
         if not isinstance(model, Model):
             raise TypeError(f"{self.class_} is not a workers.models.model.Model")
         return model
