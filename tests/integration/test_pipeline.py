@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -57,7 +62,7 @@ def submitted(*arguments: str | Path) -> str:
     return result.stdout.strip()
 
 
-@contextmanager
+@contextlib.contextmanager
 def working(stand_in: StandIn, items: int) -> Iterator[None]:
     """A worker for so many items, meanwhile."""
     worker = threading.Thread(target=stand_in.work_off, args=(items,))
@@ -296,3 +301,19 @@ def test_a_cancelled_submission_is_not_gone_on_with(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert f"belongs to the job {job}, which was cancelled; take another one (`argosy submit --again`)" in result.stderr
     assert submitted(tmp_path / "a.txt", "-t", "topic", "--again") != job
+
+
+def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
+    """Items, items a second, and when it will be over."""
+    (tmp_path / "a.txt").write_text("a text\n" * 9_000)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "producers.cli", "submit", str(tmp_path / "a.txt"), "-t", "topic"]
+    terminal = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=terminal) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError), os.fdopen(ours, "rb", 0) as screen:  # an error is its end, on Linux
+            while some := screen.read(4096):
+                shown += some
+    assert process.returncode == 0, shown
+    assert re.search(rb"submitting 9,000 items, [\d,]+/s .*0:00:00", shown), shown
