@@ -1,8 +1,9 @@
 """Done notices: a worker announces each envelope on its job's channel after the commit; one thread a client hears them.
 
-A notice only says when to look; what is true stands in the store. All that is announced at the same time is looked up
-at once. Whatever is awaited is looked up again when the subscription is made anew, because notices sent meanwhile are
-gone, and after a while without any, because Redis promises no delivery.
+A notice says when to look; what is true stands in the store. Only of an item that is not durable it may bring the results
+along, as they were committed. All that is announced at the same time is looked up at once. Whatever is awaited is looked
+up again when the subscription is made anew, because notices sent meanwhile are gone, and after a while without any, because
+Redis promises no delivery.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from producers.errors import BrokerUnavailable, ConfigurationError
 from producers.gathering import Deliver
@@ -23,12 +26,12 @@ from producers.pending import Pending
 from producers.publisher import as_unavailable
 from producers.queues import done_channel
 from results_store.errors import StoreError
+from results_store.records import Result
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.client import PubSub
 
-    from results_store.records import Result
     from results_store.store import Store
 
 log = logging.getLogger(__name__)
@@ -136,12 +139,28 @@ class Listener:
             log.warning("%d awaited results cannot be looked up: %s", len(items), error)
             self._deliver([partial(one.fail, error) for one in items.values()])
             return
-        whole = [one for seq, one in items.items() if one.is_whole(rows[seq])]
+        self._arrive([(one, rows[seq]) for seq, one in items.items() if one.is_whole(rows[seq])])
+
+    def _arrive(self, whole: Sequence[tuple[Pending, Sequence[Result]]]) -> None:
         with self._lock:
-            for one in whole:
+            for one, _ in whole:
                 for carrier in one.carriers:
                     self._drop(carrier.envelope, one.seq)
-        self._deliver([partial(one.arrive, rows[one.seq]) for one in whole])
+        self._deliver([partial(one.arrive, rows) for one, rows in whole])
+
+    def _told(self, awaited: Sequence[Pending], announced: Mapping[str, Sequence[Result]]) -> list[Pending]:
+        """Tell those whose results came with their notices; return the others."""
+        told, untold = [], []
+        for one in awaited:
+            carried = [row for carrier in one.carriers for row in announced.get(carrier.envelope, ())]
+            rows = [row for row in carried if row.seq == one.seq and row.job == one.job]
+            if not one.durable and one.is_whole(rows):
+                told.append((one, rows))
+            else:
+                untold.append(one)
+        if told:
+            self._arrive(told)
+        return untold
 
     def _drop(self, envelope: str, seq: int) -> None:
         items = self._awaited.get(envelope)
@@ -224,9 +243,10 @@ class Listener:
             return
         # subscribed for the first time, or again after a loss: what was announced before was not heard
         missed = any(notice["type"] == "subscribe" for notice in notices)
-        announced = [notice["data"].decode("ascii", "replace") for notice in notices if notice["type"] == "message"]
-        if awaited := self._held(None if missed else announced):
-            self.look_up(awaited)
+        announced = dict(_read(notice["data"]) for notice in notices if notice["type"] == "message")
+        awaited = self._held(None if missed else announced)
+        if untold := self._told(awaited, announced):
+            self.look_up(untold)
         self._tell_followers({notice["channel"].decode() for notice in notices})
 
     def _tell_followers(self, channels: Iterable[str]) -> None:
@@ -245,6 +265,17 @@ class Listener:
             self.look_up(awaited)
         now = time.monotonic()
         self._next_look = now + max(FALLBACK_S, (now - started) / FALLBACK_SHARE)
+
+
+def _read(notice: bytes) -> tuple[str, Sequence[Result]]:
+    """Return the envelope that a notice tells of, and the results that it brings."""
+    envelope, _, results = notice.partition(b" ")
+    try:
+        rows = msgspec.json.decode(results, type=list[Result]) if results else []
+    except msgspec.MsgspecError as error:
+        log.warning("the results in a notice cannot be read; the store has them: %s", error)
+        rows = []
+    return envelope.decode("ascii", "replace"), rows
 
 
 def closed() -> ConfigurationError:

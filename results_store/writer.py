@@ -11,8 +11,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Self
 
@@ -23,6 +23,13 @@ from results_store.store import MAX_ATTEMPTS, Store
 logger = logging.getLogger(__name__)
 
 Done = tuple[str, str]
+
+#: What was committed: the (job, envelope) pairs that are done, and by envelope the few results of those without a row in
+#: the outbox, if all of what was to be stored was new.
+OnCommitted = Callable[[Sequence[Done], Mapping[str, Sequence[Result]]], None]
+
+#: An envelope with more results than this has them read from the store.
+FEW_RESULTS = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +65,7 @@ class Writer:
         lease_s: float,
         max_attempts: int = MAX_ATTEMPTS,
         drop_inputs: bool = False,
-        on_committed: Callable[[list[Done]], None] | None = None,
+        on_committed: OnCommitted | None = None,
         max_group_results: int = 8192,
         first_retry_s: float = 0.1,
         last_retry_s: float = 5.0,
@@ -75,6 +82,8 @@ class Writer:
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._batches: deque[Batch] = deque()
         self._thread = threading.Thread(target=self._run, name="argosy-writer", daemon=True)
+        self._turn = threading.Lock()  # held by whoever talks to the database
+        self._called = False  # the thread has taken a request and waits for its turn
         self._entrance = threading.Lock()  # nobody comes in once `close` has put its end mark behind the others
         self._running = False
         self._give_up = threading.Event()
@@ -125,7 +134,7 @@ class Writer:
     @property
     def waiting(self) -> int:
         """How many requests wait for the next transaction."""
-        return self._queue.qsize()
+        return self._queue.qsize() + self._called
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Store what is waiting, for at most `timeout_s`; what is then left fails with StoreUnavailable."""
@@ -138,6 +147,8 @@ class Writer:
         self._thread.join(timeout_s)
         self._give_up.set()
         self._thread.join()
+        with self._turn:  # whoever stores their own have stored it, or given up
+            pass
 
     def __enter__(self) -> Self:
         return self.start()
@@ -149,8 +160,17 @@ class Writer:
         with self._entrance:
             if not self._running:
                 raise StoreError("the writer is not running; start it, or a new one after close()")
-            self._queue.put(request)
-        request.settled.wait()
+            # a lone one is stored by its own thread, which spares it being passed to another and back
+            alone = not self._called and self._queue.empty() and self._turn.acquire(blocking=False)
+            if not alone:
+                self._queue.put(request)
+        if alone:
+            try:
+                self._store_group(self._with_batches([request]))
+            finally:
+                self._turn.release()
+        else:
+            request.settled.wait()
         if request.error is not None:
             raise request.error
         return request
@@ -158,41 +178,43 @@ class Writer:
     # --- the thread ---
 
     def _run(self) -> None:
-        while group := self._next_group():
-            self._store_group(self._with_batches(group))
-        if rest := self._with_batches([]):
-            self._store_group(rest)
+        while (request := self._queue.get()) is not None:
+            self._called = True
+            with self._turn:
+                self._called = False
+                self._store_group(self._with_batches(self._with_others(request)))
+        with self._turn:
+            if rest := self._with_batches([]):
+                self._store_group(rest)
 
     def _with_batches(self, group: list[_Request]) -> list[_Request]:
         """Add the batches recorded so far, in front: no result is stored before its batch."""
         recorded = [self._batches.popleft() for _ in range(len(self._batches))]
         return [_Request(batches=recorded), *group] if recorded else group
 
-    def _next_group(self) -> list[_Request]:
-        """Wait for a request and take all that wait behind it; nothing once the end mark is met."""
-        request = self._queue.get()
-        group: list[_Request] = []
-        waiting = 0
-        while request is not None:
-            group.append(request)
-            waiting += len(request.results)
-            if waiting >= self._max_group_results:
-                break
+    def _with_others(self, request: _Request) -> list[_Request]:
+        """Return a request and all that wait behind it, up to the limit."""
+        group = [request]
+        waiting = len(request.results)
+        while waiting < self._max_group_results:
             try:
-                request = self._queue.get_nowait()
+                other = self._queue.get_nowait()
             except queue.Empty:
                 break
-        if request is None and group:
-            self._queue.put(None)  # met again after this group
+            if other is None:
+                self._queue.put(None)  # met again after this group
+                break
+            group.append(other)
+            waiting += len(other.results)
         return group
 
     def _store_group(self, group: list[_Request]) -> None:
         try:
-            committed = self._persist(group)
+            at, committed = self._persist(group)
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
             self._refuse(group, error)
             return
-        self._announce(committed)
+        self._announce(group, at, committed)
         for request in group:
             request.settled.set()
 
@@ -207,12 +229,16 @@ class Writer:
         self._store_group(group[:middle])
         self._store_group(group[middle:])
 
-    def _persist(self, group: list[_Request]) -> Committed:
-        """Store the group, however long the database is away. Raises StoreUnavailable only after `close` gave up."""
+    def _persist(self, group: list[_Request]) -> tuple[float, Committed]:
+        """Store the group, however long the database is away; return when that was.
+
+        Raises StoreUnavailable only after `close` gave up.
+        """
         delay_s = self._first_retry_s
         while True:
+            at = time.time()
             try:
-                committed = self._exchange(group)
+                committed = self._exchange(group, at)
             except StoreUnavailable as error:
                 if self._unavailable_since is None:
                     self._unavailable_since = time.time()
@@ -224,10 +250,9 @@ class Writer:
                 if self._unavailable_since is not None:
                     logger.warning("the database is back after %.0f s", time.time() - self._unavailable_since)
                     self._unavailable_since = None
-                return committed
+                return at, committed
 
-    def _exchange(self, group: list[_Request]) -> Committed:
-        now = time.time()
+    def _exchange(self, group: list[_Request], now: float) -> Committed:
         claimed, committed = self._store.exchange(
             results=[result for request in group for result in request.results],
             done=list(chain.from_iterable(request.done for request in group)),
@@ -245,11 +270,24 @@ class Writer:
             request.claimed = {envelope: claimed[envelope] for envelope in request.claims}
         return committed
 
-    def _announce(self, committed: Committed) -> None:
+    def _announce(self, group: list[_Request], at: float, committed: Committed) -> None:
         """Tell of what is done. A notice that is lost costs its reader one poll; a commit must not fail for it."""
         if self._on_committed is None or not committed.done:
             return
         try:
-            self._on_committed(list(committed.done))
+            self._on_committed(committed.done, _few(group, at, committed))
         except Exception as error:  # noqa: BLE001 - see above
             logger.warning("notices of %d envelopes were not sent: %s", len(committed.done), error)
+
+
+def _few(group: list[_Request], at: float, committed: Committed) -> dict[str, list[Result]]:
+    """Return the results of the group's envelopes that have no row in the outbox and few results, as they are stored.
+
+    Nothing if any of the group's was there before: the row that is stored is then another one.
+    """
+    if sum(len(request.results) for request in group) != committed.inserted:
+        return {}
+    few = [request for request in group if request.unlisted and 0 < len(request.results) <= FEW_RESULTS]
+    return {
+        request.results[0].envelope: [replace(result, stored_at=at) for result in request.results] for request in few
+    }

@@ -56,6 +56,7 @@ def _settings(broker_url: str, queues: Iterable[str], concurrency: int, result_b
         # Flower sees each envelope received, started and succeeded
         "worker_send_task_events": True,
         "task_track_started": True,
+        "worker_consumer": "workers.consumer:Consumer",
         # an envelope's thread mostly waits for its micro-batches: threads, and many of them
         "worker_pool": "threads",
         "worker_concurrency": concurrency,

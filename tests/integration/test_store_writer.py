@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import pytest
 
 from results_store.errors import InvalidRow, StoreError, StoreUnavailable
-from results_store.records import Claim, Committed
+from results_store.records import Claim, Committed, Result
 from results_store.store import Store
 from results_store.writer import Writer
 from tests.conftest import PostgresqlServers
@@ -205,9 +205,10 @@ def test_one_bad_row_fails_its_own_caller_only(counting: CountingStore) -> None:
 def test_notices_follow_the_commit_and_cannot_undo_it(store: Store) -> None:
     """A notice must find the result stored; Redis being away must not fail what SQL has."""
     submit(store, 2)
-    seen: list[tuple[list[tuple[str, str]], int]] = []
+    seen: list[tuple[Sequence[tuple[str, str]], int]] = []
 
-    def notify(done: list[tuple[str, str]]) -> None:
+    def notify(done: Sequence[tuple[str, str]], results: Mapping[str, Sequence[Result]]) -> None:
+        assert not results
         seen.append((done, store.job("job").done))
         raise ConnectionError("no Redis")
 
@@ -215,7 +216,7 @@ def test_notices_follow_the_commit_and_cannot_undo_it(store: Store) -> None:
         committer.commit([result(0)], done=["e0"])
         committer.commit([result(1)])
 
-    assert seen == [([("job", "e0")], 1)]
+    assert seen == [((("job", "e0"),), 1)]
     assert store.job("job").done == 2
 
 
@@ -332,3 +333,16 @@ def test_threads_in_plenty_share_one_writer(store: Store) -> None:
         run_together(work, 32)
 
     assert (store.job("job").succeeded, store.job("job").finished) == (128, True)
+
+
+def test_results_that_are_told_with_the_notice_are_those_that_are_stored(store: Store) -> None:
+    """Only of what has no row in the outbox, and only if nothing of it was there before: else the store knows better."""
+    told: list[Mapping[str, Sequence[Result]]] = []
+    submit(store, 1)
+    with writer(store, on_committed=lambda done, results: told.append(results)) as committer:
+        committer.commit([result(0)], done=["e0"])
+        committer.commit([result(7, envelope="x7", output=["new"])], done=["x7"], unlisted=["x7"])
+        committer.commit([result(7, envelope="x8", output=["late"])], done=["x8"], unlisted=["x8"])
+    assert told[0] == {}
+    assert told[1] == {"x7": store.results_of("job", [7])}
+    assert not any(told[2:])

@@ -18,6 +18,7 @@ PACKAGES = ("producers", "workers", "results_store")
 CELERY = {
     "results_store/celery_backend.py",
     "workers/app.py",
+    "workers/consumer.py",
     "workers/tasks.py",
     "workers/transport.py",
     "workers/worker.py",
