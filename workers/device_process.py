@@ -117,7 +117,8 @@ def _run(model: Model, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
         return {"event": "failed", "batch": header["batch"], **_described(error)}, {}
     if problem:
         return {"event": "failed", "batch": header["batch"], "kind": WRONG_OUTPUT, "message": problem}, {}
-    return {"event": "done", "batch": header["batch"], "forward_s": time.perf_counter() - started}, outputs
+    took_s = time.perf_counter() - started
+    return {"event": "done", "batch": header["batch"], "forward_s": took_s, "cached_rows": model.cached_rows}, outputs
 
 
 def _mismatch(outputs: Arrays, wanted: Arrays) -> str:

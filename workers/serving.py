@@ -27,7 +27,10 @@ def model_to_load(settings: Settings, name: str) -> ModelToLoad:
     if pulled is None:
         raise ConfigurationError(f"models.{name}: not pulled yet; run `argosy models pull {name}`")
     tasks = {task.name: task for task in settings.catalogue.tasks.values() if task.model == name}
-    return ModelToLoad.from_spec(chosen.class_, ModelSpec(name, pulled.folder, pulled.revision, tasks, chosen.options))
+    # whoever has inputs deleted does not want what was made of them kept either
+    forgotten = ("feature_cache_mib",) if settings.worker.drop_inputs else ()
+    options = {option: value for option, value in chosen.options.items() if option not in forgotten}
+    return ModelToLoad.from_spec(chosen.class_, ModelSpec(name, pulled.folder, pulled.revision, tasks, options))
 
 
 def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, ServedModel]:

@@ -15,6 +15,10 @@ from PIL import Image
 
 from producers.catalogue import Catalogue
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from workers import serving, settings
+from workers.batching.microbatch import MicroBatch
+from workers.batching.pool import Waiting
+from workers.batching.work import Entry
 from workers.models.model import Array, ModelSpec, Prepared
 from workers.models.multitask import MultiTaskModel
 from workers.models.sources import Pulled
@@ -327,3 +331,44 @@ sys.exit(f"loaded {{loaded}}" if loaded else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def remembering(pulled_models: Mapping[str, Pulled]) -> TextModel:
+    """The text model with a feature cache."""
+    model = TextModel(spec("text", pulled_models["text"], feature_cache_mib=16))
+    model.load("cpu")
+    return model
+
+
+def test_a_later_head_pays_only_for_the_head(text: TextModel, remembering: TextModel) -> None:
+    """Contents that were seen need no pass, in whatever company and at whatever length; the answers stay the same."""
+
+    def run(model: TextModel, texts: list[str], task: str) -> Array:
+        params = {task: CATALOGUE.task(task).kind.params()}
+        entries = [Entry(model.prepare(each, params), (task,), Waiting("text", 3, 1, 0.0)) for each in texts]
+        batch = MicroBatch(entries, 0.0)
+        return model.forward(batch.collated(model), batch.wanted)[task]
+
+    run(remembering, TEXTS[:3], "topic")
+    passes = remembering.passes
+    mixed = run(remembering, [TEXTS[3], TEXTS[0], TEXTS[1]], "sentiment")
+    assert (remembering.passes, remembering.cached_rows) == (passes + 1, 2)
+    np.testing.assert_allclose(mixed, run(text, [TEXTS[3], TEXTS[0], TEXTS[1]], "sentiment"), atol=1e-5)
+    known = run(remembering, [TEXTS[2], TEXTS[3]], "embedding")
+    assert (remembering.passes, remembering.cached_rows) == (passes + 1, 2)
+    np.testing.assert_allclose(known, run(text, [TEXTS[2], TEXTS[3]], "embedding"), atol=1e-5)
+    assert text.cached_rows == 0
+
+
+def test_nothing_is_remembered_where_inputs_are_deleted(pulled_models: Mapping[str, Pulled]) -> None:
+    """What was made of an input is gone with it, whatever the model's options say."""
+    assert pulled_models
+    chosen = settings.load(environment={})
+    options = {**chosen.models["text"].options, "feature_cache_mib": 16}
+    text = msgspec.structs.replace(chosen.models["text"], options=options)
+    for drop, kept in ((False, 16), (True, 0)):
+        own = msgspec.structs.replace(
+            chosen, models={"text": text}, worker=msgspec.structs.replace(chosen.worker, drop_inputs=drop)
+        )
+        assert serving.model_to_load(own, "text").options.get("feature_cache_mib", 0) == kept

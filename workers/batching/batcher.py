@@ -231,7 +231,7 @@ class Batcher:
 
     def _send(self, batch: MicroBatch) -> None:
         try:
-            arrays = self._models[batch.model].model.collate(batch.rows)
+            arrays = batch.collated(self._models[batch.model].model)
         except Exception as error:  # noqa: BLE001 - a model's own code; its batch is bisected like any other
             self._on_failed(batch, type(error).__name__, str(error), "")
             return
@@ -255,7 +255,9 @@ class Batcher:
         batch = self._answered(header)
         ran = Ran(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
         if batch.chosen:
-            self._scheduler.ran(batch.chosen, batch.model, batch.shape, ran.forward_s)
+            # what the cache spared says nothing about what a batch costs
+            shape = None if ran.cached_rows else batch.shape
+            self._scheduler.ran(batch.chosen, batch.model, shape, ran.forward_s)
         # recorded before it is delivered, so that no result is stored whose batch is not
         where = {"device": self._settings.device, "worker": self._settings.worker}
         self._on_batch(batch.record(ran, revision=self._models[batch.model].revision, **where))

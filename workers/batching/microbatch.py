@@ -14,7 +14,7 @@ from results_store.records import Batch
 from workers.batching.cost import Shape
 from workers.batching.scheduler import Chosen
 from workers.batching.work import Computed, Entry
-from workers.models.model import Array, Arrays, Prepared
+from workers.models.model import CONTENTS, Array, Arrays, Model, Prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,14 @@ class MicroBatch:
     @property
     def predicted_s(self) -> float | None:
         return self.chosen.predicted_s if self.chosen else None
+
+    def collated(self, model: Model) -> Arrays:
+        """Return what the device gets."""
+        arrays = model.collate(self.rows)
+        if model.knows_contents:
+            digests = np.frombuffer(b"".join(row.content for row in self.rows), dtype=np.uint8)
+            arrays[CONTENTS] = digests.reshape(len(self.rows), -1)
+        return arrays
 
     def deliver(self, outputs: Arrays, computed_at: float) -> None:
         """Give each entry its tasks' rows of `outputs`, whose leading axes follow `wanted`."""

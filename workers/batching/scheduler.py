@@ -109,9 +109,10 @@ class Scheduler(Generic[T]):
         items = [ticket.item for ticket in decision.batch]
         return Next(Chosen(items, decision.shape, decision.real, decision.predicted_s, decision.charge), expired)
 
-    def ran(self, chosen: Chosen[T], model: str, shape: Shape, seconds: float) -> None:
-        """Learn from a batch that has run."""
-        self.costs.observe(model, shape, seconds)
+    def ran(self, chosen: Chosen[T], model: str, shape: Shape | None, seconds: float) -> None:
+        """Learn from a batch that has run; without a shape only what it means for the turns."""
+        if shape:
+            self.costs.observe(model, shape, seconds)
         self.turns.correct(chosen.charge, seconds - (chosen.predicted_s or 0.0))
 
     def take(self, which: Callable[[T], bool]) -> list[T]:

@@ -27,6 +27,10 @@ Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
 
 
+#: The array that holds the digests of a batch's rows, for models that ask for them.
+CONTENTS = "contents"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What a model is made from: its name, its folder of weights, its revision, its tasks, its own options, its backend."""
@@ -77,10 +81,18 @@ class Model(ABC):
     #: The padded cost of a batch, where neither the settings nor a measurement say it.
     default_cost: ClassVar[int] = 1024
 
+    #: How many rows of the last batch needed no pass, since their features were known.
+    cached_rows: int = 0
+
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
 
     # --- in the parent process, from many threads ---
+
+    @property
+    def knows_contents(self) -> bool:
+        """Whether `forward` is to find the rows' digests under `CONTENTS`, `(rows, bytes)`."""
+        return False
 
     @property
     def revision(self) -> str:

@@ -16,9 +16,10 @@ import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError
-from workers.models import sources
+from workers.models import feature_cache, sources
 from workers.models.backends.choice import Name
-from workers.models.model import Array, Arrays, Model, ModelSpec
+from workers.models.feature_cache import FeatureCache
+from workers.models.model import CONTENTS, Array, Arrays, Model, ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,8 @@ SCORE_DIGITS = 6
 class MultiTaskModel(Model):
     """A backbone and heads by task. A model of this kind writes `_load`, `encode` and `_head`.
 
-    `passes` counts how often the backbone ran: once a micro-batch, however many tasks are in it.
+    `passes` counts how often the backbone ran: once a micro-batch, however many tasks are in it, and not at all where all its
+    rows' features are still known. Option `feature_cache_mib` is how much is kept of them on the device; 0 by default.
     """
 
     tunable = True
@@ -47,7 +49,9 @@ class MultiTaskModel(Model):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self.passes = 0
+        self.cached_rows = 0
         self._device = "cpu"
+        self._cache = FeatureCache(int(spec.options.get("feature_cache_mib", 0)) * 2**20)
         self._backbone: Network
 
     @abstractmethod
@@ -89,10 +93,36 @@ class MultiTaskModel(Model):
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch
 
+        contents = arrays.pop(CONTENTS, None)
         with torch.inference_mode():
-            features = self.encode({name: self._tensor(array) for name, array in arrays.items()})
-            self.passes += 1
+            tensors = {name: self._tensor(array) for name, array in arrays.items()}
+            features = self._encoded(tensors) if contents is None else self._looked_up(arrays, tensors, contents)
             return {name: self._run_head(name, features, rows) for name, rows in wanted.items()}
+
+    def _encoded(self, tensors: Mapping[str, torch.Tensor]) -> Features:
+        self.passes += 1
+        self.cached_rows = 0
+        return self.encode(tensors)
+
+    def _looked_up(self, arrays: Arrays, tensors: Features, contents: Array) -> Features:
+        """Return the features of all rows, of which the backbone runs on those alone that are not known."""
+
+        def encode(places: Sequence[int]) -> Features:
+            chosen = self._rows_of(arrays, places)
+            encoded = self._encoded({name: self._tensor(array) for name, array in chosen.items()})
+            return {name: tensor for name, tensor in encoded.items() if name not in arrays}
+
+        keys = [row.tobytes() for row in contents]
+        found, self.cached_rows = feature_cache.features(self._cache, keys, self._lengths(arrays), encode)
+        return found | tensors
+
+    def _rows_of(self, arrays: Arrays, places: Sequence[int]) -> Arrays:
+        """Return some rows of a batch. Models whose rows differ in length cut what is then padding alone."""
+        return {name: array[list(places)] for name, array in arrays.items()}
+
+    def _lengths(self, arrays: Arrays) -> Sequence[int]:
+        """Return the lengths of a batch's rows without padding."""
+        return [1] * len(next(iter(arrays.values())))
 
     def _run_head(self, name: str, features: Features, rows: Array) -> Array:
         output: Array = self._head(self.spec.tasks[name], features, self._tensor(rows)).float().cpu().numpy()
@@ -118,6 +148,10 @@ class MultiTaskModel(Model):
         return sources.cache_folder() / "networks" / f"{self.spec.name}-{digest.hexdigest()}"
 
     # --- in the parent process ---
+
+    @property
+    def knows_contents(self) -> bool:
+        return self._cache.most_bytes > 0
 
     @cached_property
     def revision(self) -> str:

@@ -187,6 +187,14 @@ class TextModel(MultiTaskModel):
         """Return the encoder's features (see `TextEncoder.forward`) with the arrays they were made of."""
         return super().encode({name: arrays[name] for name in ("ids", "mask")}) | dict(arrays)
 
+    def _rows_of(self, arrays: Arrays, places: Sequence[int]) -> Arrays:
+        rows = super()._rows_of({name: arrays[name] for name in ("ids", "mask")}, places)
+        length = int(rows["mask"].sum(1).max())
+        return {name: np.ascontiguousarray(row[:, :length]) for name, row in rows.items()}
+
+    def _lengths(self, arrays: Arrays) -> Sequence[int]:
+        return [int(length) for length in arrays["mask"].sum(1)]
+
     def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
         if task.name in self._zero_shot:
             return likeness.cosines(features["pooled"], rows, features[f"labels/{task.name}"])

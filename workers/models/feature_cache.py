@@ -1,0 +1,98 @@
+"""The features of contents seen lately, so that a later head on the same content costs only the head.
+
+In the device process, keyed by the digest of what the backbone reads (`Prepared.content`), bounded in bytes; what was used
+longest ago goes first. Rows are kept without their padding.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    Row = dict[str, torch.Tensor]
+    Features = dict[str, torch.Tensor]
+
+#: Features of this kind are padded along their second axis, as the batch's rows are.
+PADDED = "tokens."
+
+
+class FeatureCache:
+    """Not thread-safe: the device process runs one batch at a time."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.size_bytes = 0
+        self._rows: OrderedDict[bytes, Row] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, content: bytes) -> Row | None:
+        """Return a content's features, if they are here."""
+        found = self._rows.get(content)
+        if found is not None:
+            self._rows.move_to_end(content)
+        return found
+
+    def put(self, content: bytes, row: Row) -> None:
+        """Keep a content's features, which must be the caller's no more."""
+        size_bytes = _size_bytes(row)
+        if size_bytes > self.most_bytes or content in self._rows:
+            return
+        self._rows[content] = row
+        self.size_bytes += size_bytes
+        while self.size_bytes > self.most_bytes:
+            _, oldest = self._rows.popitem(last=False)
+            self.size_bytes -= _size_bytes(oldest)
+
+
+def features(
+    cache: FeatureCache,
+    contents: Sequence[bytes],
+    lengths: Sequence[int],
+    encode: Callable[[Sequence[int]], Features],
+) -> tuple[Features, int]:
+    """Return the features of a batch's rows and how many of them were in the cache.
+
+    `lengths` are the rows' own, without padding. `encode` runs the backbone on the rows at these places.
+    """
+    known = [cache.get(content) for content in contents]
+    places = [place for place, row in enumerate(known) if row is None]
+    if places:
+        computed = encode(places)
+        for at, place in enumerate(places):
+            known[place] = _row(computed, at, lengths[place])
+            cache.put(contents[place], known[place] or {})
+        if len(places) == len(contents):
+            return computed, 0
+    return _stacked([row for row in known if row is not None], max(lengths)), len(contents) - len(places)
+
+
+def _row(computed: Mapping[str, torch.Tensor], at: int, length: int) -> Row:
+    """Return one row's features as tensors of its own: what a backbone returns may be overwritten by its next run."""
+    return {
+        name: (tensor[at, :length] if name.startswith(PADDED) else tensor[at]).clone()
+        for name, tensor in computed.items()
+    }
+
+
+def _stacked(rows: Sequence[Row], length: int) -> Features:
+    import torch
+
+    stacked: Features = {}
+    for name, first in rows[0].items():
+        if not name.startswith(PADDED):
+            stacked[name] = torch.stack([row[name] for row in rows])
+            continue
+        stacked[name] = first.new_zeros((len(rows), length, *first.shape[1:]))
+        for place, row in enumerate(rows):
+            stacked[name][place, : len(row[name])] = row[name]
+    return stacked
+
+
+def _size_bytes(row: Row) -> int:
+    return sum(tensor.nbytes for tensor in row.values())
