@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from producers.errors import InputTooLarge, InvalidInput
-from producers.messages import InlineBytes, Input, PathInput, QuestionInput, SentencesInput, UrlInput
+from producers.messages import InlineBytes, Input, PathInput, QuestionInput, RowInput, SentencesInput, UrlInput
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
 #: The form of an input. A source of items (a file, a folder) is read for one of them.
-Modality = Literal["text", "image", "question", "sentences"]
+Modality = Literal["text", "image", "question", "sentences", "row"]
 
 #: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -98,6 +99,22 @@ def _check_sentences(value: object, limits: Limits, field: str) -> Input:
     return given
 
 
+def _check_row(value: object, limits: Limits, field: str) -> Input:
+    """Return a row: an object of columns and values, with nothing in it that is no number."""
+    values = value.values if isinstance(value, RowInput) else value
+    if not isinstance(values, Mapping) or not values:
+        raise InvalidInput(field, "must be an object of columns and values", 'for example {"age": 44, "smoker": "no"}')
+    for column, one in values.items():
+        where = f"{field}.{column}"
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int | float | str)):
+            raise InvalidInput(where, f"must be a number or text, not {type(one).__name__}", "or null if unknown")
+        if isinstance(one, float) and not math.isfinite(one):
+            raise InvalidInput(where, f"is {one}", "give a number, or null if it is unknown")
+    if sum(len(str(column)) + len(str(one)) for column, one in values.items()) > limits.max_text_chars:
+        raise InputTooLarge(field, f"has over {limits.max_text_chars:,} characters in all", "send fewer columns")
+    return value if isinstance(value, RowInput) else RowInput(dict(values))
+
+
 def _typed(value: object, form: type[_Form], field: str) -> _Form:
     if isinstance(value, form):
         return value
@@ -116,4 +133,5 @@ _CHECKS: Mapping[Modality, Callable[[object, Limits, str], Input]] = {
     "image": _check_image,
     "question": _check_question,
     "sentences": _check_sentences,
+    "row": _check_row,
 }

@@ -48,6 +48,16 @@ def test_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
     assert "'label': 'hard'" in reader.said[-1].splitlines()[1]
 
 
+@pytest.mark.timeout(300)
+def test_the_screening_recipe_ends_with_reasons(reader: Reader) -> None:
+    """Trained, served and asked as described: five biopsies, each with a label, a probability and what spoke for it."""
+    reader.follow(ROOT / "docs" / "recipes" / "screening.md")
+    answers = reader.said[-1].splitlines()
+    assert len(answers) == 5
+    assert all(re.match(r"(benign|malignant) [01]\.\d{3} \((benign|malignant)\): \w+ [+-]\d", line) for line in answers)
+    assert sum(line.split()[0] == line.split("(")[1].split(")")[0] for line in answers) >= 4
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_the_two_commands_exist() -> None:
     """Those the README names; that they do their work is what they are there to show."""

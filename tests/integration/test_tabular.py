@@ -1,0 +1,156 @@
+"""Rows of a table: trained, served, explained; what a row lacks or has too much is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from producers.catalogue import Catalogue
+from producers.errors import ConfigurationError, InvalidInput
+from tests.serving import Served
+from workers.models.model import ModelSpec
+from workers.models.tabular import TabularModel
+from workers.training import tabular
+
+SERVED = {"screening": "tabular-classification"}
+
+
+class ServedTable(Served):
+    """As a fleet serves it: by class and folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.catalogue = Catalogue({}).with_models({"own": {"tasks": SERVED}}, where="fleet.toml")
+        self.model: Any = TabularModel(ModelSpec("own", folder, "1", self.catalogue.tasks, {}))
+
+
+@pytest.fixture(scope="module")
+def biopsies() -> tabular.Table:
+    return tabular.breast_cancer()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, biopsies: tabular.Table) -> tuple[Path, tabular.Score]:
+    folder = tmp_path_factory.mktemp("screening")
+    return folder, tabular.train(biopsies, folder)
+
+
+@pytest.fixture(scope="module")
+def served(trained: tuple[Path, tabular.Score]) -> ServedTable:
+    table = ServedTable(trained[0])
+    table.load()
+    return table
+
+
+def test_it_knows_what_it_has_not_seen(trained: tuple[Path, tabular.Score]) -> None:
+    """Far over the majority, and its probabilities mean what they say, on rows that were held out."""
+    score = trained[1]
+    assert score.rows == 114
+    assert score.accuracy >= 0.95
+    assert score.majority < 0.64
+    assert score.calibration_error <= 0.06
+    assert score.auc is not None
+    assert score.auc >= 0.97
+
+
+def test_an_explanation_adds_up_to_the_decision(served: ServedTable, biopsies: tabular.Table) -> None:
+    """The columns' contributions are the whole of it: with the average row's odds they give the probability exactly."""
+    averages = dict.fromkeys(biopsies.rows[0])
+    rows = [averages, *biopsies.rows[:8]]
+    average, *answers = served.ask("screening", rows, top_k=None, explain=True)
+    base = {one["label"]: log_odds(one["score"]) for one in average}
+    for answer in answers:
+        for label in answer:
+            explained = base[label["label"]] + sum(because["contribution"] for because in label["because"])
+            # a score is kept to six digits, and one of 0.999999 has odds that are known to a few tenths only
+            if 1e-4 < label["score"] < 1 - 1e-4:
+                assert explained == pytest.approx(log_odds(label["score"]), abs=0.02)
+        weights = [abs(because["contribution"]) for because in answer[0]["because"]]
+        assert weights == sorted(weights, reverse=True)
+
+
+def log_odds(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
+
+
+def test_answers_do_not_depend_on_company(served: ServedTable, biopsies: tabular.Table) -> None:
+    """A row alone and the row among others: the same score, to the last digit kept."""
+    together = served.ask("screening", biopsies.rows[:20])
+    assert [served.ask("screening", [row])[0] for row in biopsies.rows[:20]] == together
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "problem"),
+    [
+        ({"mean_radius": "large"}, "input.mean_radius", "must be a number, not str"),
+        ({"shoe_size": 43}, "input.shoe_size", "is no column of the model"),
+        ({"mean_radius": float("nan")}, "input.mean_radius", "is nan"),
+        ({"mean_radius": [1]}, "input.mean_radius", "must be a number or text, not list"),
+    ],
+)
+def test_a_wrong_row_is_told_what_is_wrong(
+    served: ServedTable, biopsies: tabular.Table, change: dict[str, Any], field: str, problem: str
+) -> None:
+    """By column, so that the one who sent a thousand of them finds it."""
+    refused = served.refusal("screening", {**biopsies.rows[0], **change})
+    assert field in str(refused)
+    assert problem in str(refused)
+
+
+def test_a_column_that_is_missing_is_not_made_up(served: ServedTable, biopsies: tabular.Table) -> None:
+    """Null says "unknown" and counts as average; nothing at all may be a mistake in the pipeline."""
+    row = {name: value for name, value in biopsies.rows[0].items() if name != "mean_area"}
+    assert "input.mean_area: is missing" in str(served.refusal("screening", row))
+    served.ask("screening", [{**row, "mean_area": None}])
+    with pytest.raises(InvalidInput, match="must be an object of columns and values"):
+        served.catalogue.check_input(served.task("screening"), {}, field="input")
+
+
+def test_a_table_of_ones_own_with_words_in_it(tmp_path: Path) -> None:
+    """A CSV file with numbers, words and gaps is all it takes; words that training never saw are named."""
+    lines = ["amount,country,risk"]
+    for number in range(60):
+        risky = number % 3 == 0
+        lines.append(
+            f"{900 + number if risky else 40 + number},{'' if number % 7 == 0 else 'XX' if risky else 'DE'},{'bad' if risky else 'good'}"
+        )
+    (tmp_path / "payments.csv").write_text("\n".join(lines), encoding="utf-8")
+    score = tabular.train(tabular.read_csv(tmp_path / "payments.csv", "risk"), tmp_path / "model")
+    assert score.accuracy == 1.0
+    own = ServedTable(tmp_path / "model")
+    own.load()
+    answers = own.ask("screening", [{"amount": 950, "country": "XX"}, {"amount": 50, "country": None}], explain=True)
+    assert [answer[0]["label"] for answer in answers] == ["bad", "good"]
+    assert {because["column"] for because in answers[0][0]["because"]} == {"amount", "country"}
+    assert "unknown to the model" in str(own.refusal("screening", {"amount": 1, "country": "FR"}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\n1,x\n", "no column 'label'"),
+        ("a,label\n1,\n2,x\n", "row 2: label is empty"),
+        ("a,label\n1,x\n", "needs two labels"),
+    ],
+)
+def test_a_table_that_teaches_nothing_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    """Before anything is trained or written."""
+    (tmp_path / "t.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=message):
+        tabular.train(tabular.read_csv(tmp_path / "t.csv", "label"), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
+    """At the start of a worker."""
+    with pytest.raises(ConfigurationError, match="train it again"):
+        ServedTable(tmp_path).load()
+
+
+def test_outputs_are_of_their_kinds_type(served: ServedTable, biopsies: tabular.Table) -> None:
+    """What the catalogue promises a client is what comes."""
+    answer = served.ask("screening", biopsies.rows[:1], explain=True)[0]
+    msgspec.convert(answer, served.task("screening").kind.output)
