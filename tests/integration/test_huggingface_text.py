@@ -211,6 +211,7 @@ def test_fill_mask(made: Made, maker: Callable[..., Path], head: str, mask: str)
     targets = ["a", "t"] if maker is tiny.roberta else ["good", "film"]
     assert_alike(served.ask("fill", texts[:1], targets=targets), [theirs(texts[0], targets=targets)])
     assert mask in str(served.refusal("fill", "no such token"))
+    assert "over 16" in str(served.refusal("fill", mask * 17))
     assert "targets" in str(served.refusal("fill", texts[0], targets=["no such token"]))
 
 

@@ -64,6 +64,8 @@ class EncoderModel(FolderModel[TextHead]):
     def load(self, device: str) -> None:
         self._tokenizing.check()
         super().load(device)
+        for task, head in self.heads.items():
+            head.adapt(self.networks.network(task))
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch

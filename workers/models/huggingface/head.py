@@ -75,12 +75,14 @@ class TextHead(TextReader):
     #: Whether `compute` gives a row for each token, not one for the sequence.
     by_token: ClassVar[bool] = False
 
+    # --- in the device process ---
+
+    def adapt(self, network: Any) -> None:
+        """Change the loaded network before its first pass."""
+
     @abstractmethod
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Turn the network's output for some sequences into one row each, or by token `(sequences, tokens, …)`.
-
-        In the device process.
-        """
+        """Turn the network's output for some sequences into one row each, or by token `(sequences, tokens, …)`."""
 
 
 def too_long(tokens: int, most: int) -> InputTooLarge:

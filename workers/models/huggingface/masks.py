@@ -17,6 +17,9 @@ from workers.models.model import Array
 if TYPE_CHECKING:
     import torch
 
+#: A text may have this many: each has a probability for every token of the vocabulary.
+MOST_MASKS = 16
+
 
 class FillMask(TextHead):
     """A text with one mask has one list of tokens, one with several a list for each."""
@@ -39,20 +42,23 @@ class FillMask(TextHead):
         if not (sequence.ids == self._mask).any():
             token = self.tokenizing.tokenizer.id_to_token(self._mask)
             raise InvalidInput("input", f"has no {token}", "put one where a word is to be found")
+        if (masks := int((sequence.ids == self._mask).sum())) > MOST_MASKS:
+            raise InvalidInput("input", f"has {masks} masks, over {MOST_MASKS}", "ask for fewer at a time")
         self._targets(params)
         return Reading((sequence,), sequence.ids)
 
+    def adapt(self, network: Any) -> None:
+        """Let the projection to the vocabulary, by far the largest matrix, see the masks' places only."""
+        projection = network.get_output_embeddings()
+        if projection is None:
+            problem = f"{type(network).__name__} has no projection to its vocabulary"
+            raise ConfigurationError(f"{self.checkpoint.where}: {problem}; fill-mask needs one")
+        _narrow(network, projection, self._mask)
+
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the probabilities of all tokens in the masks' places `(sequences, most masks, tokens)`."""
-        import torch
-
-        places = [(ids == self._mask).nonzero().squeeze(-1) for ids in inputs["input_ids"]]
-        most = max(len(own) for own in places)
-        shape = (len(places), most, output.logits.shape[-1])
-        found = torch.zeros(shape, dtype=torch.float32, device=output.logits.device)
-        for row, own in enumerate(places):
-            found[row, : len(own)] = output.logits[row, own].float().softmax(-1)
-        return found
+        scores: torch.Tensor = output.logits.float().softmax(-1)
+        return scores
 
     def finish(self, output: Array, params: FillMaskParams, aside: Array) -> Any:
         places = np.flatnonzero(aside == self._mask).tolist()
@@ -66,7 +72,7 @@ class FillMask(TextHead):
         self, scores: Array, place: int, params: FillMaskParams, ids: Array, masks: int
     ) -> list[dict[str, Any]]:
         among = np.array(self._targets(params), dtype=np.int64) if params.targets else np.arange(len(scores))
-        best = among[np.argsort(-scores[among], kind="stable")[: params.top_k]]
+        best = among[_highest(scores[among], params.top_k)]
         tokenizer = self.tokenizing.tokenizer
         found = []
         for token in best:
@@ -92,3 +98,32 @@ class FillMask(TextHead):
                 raise InvalidInput("params.targets", problem, "choose tokens as the answers without targets have them")
             found[number] = target
         return sorted(found)
+
+
+def _highest(scores: Array, count: int) -> Array:
+    """Return where the highest scores are, best first, without sorting the whole vocabulary."""
+    count = min(count, len(scores))
+    among = np.argpartition(-scores, count - 1)[:count]
+    return np.asarray(among[np.lexsort((among, -scores[among]))])
+
+
+def _narrow(network: Any, projection: Any, mask: int) -> None:
+    """Hook a masked language model so that its last projection is done for the masks alone.
+
+    Its output is then `(sequences, most masks, tokens)`: for each sequence its masks in their order, and something for the rest.
+    """
+    places: dict[str, torch.Tensor] = {}
+
+    def note(_: Any, __: Any, given: dict[str, Any]) -> None:
+        masked = given["input_ids"] == mask
+        most = max(int(masked.sum(1).max()), 1)
+        # a stable sort puts the masks first and leaves them in order
+        places["now"] = masked.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+    def choose(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *rest = given
+        index = places["now"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        return (hidden.gather(1, index), *rest)
+
+    network.register_forward_pre_hook(note, with_kwargs=True)
+    projection.register_forward_pre_hook(choose)

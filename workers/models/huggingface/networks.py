@@ -66,6 +66,10 @@ class Networks:
         found: torch.dtype = getattr(torch, DTYPES[self._precision])
         return found
 
+    def network(self, task: str) -> Any:
+        """Return a task's network, its backbone in it or a replay."""
+        return self._heads.get(self._wanted[task], self._backbone)
+
     @property
     def only(self) -> Any:
         """The network of a model that has one, to be used otherwise than in one pass."""
