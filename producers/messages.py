@@ -67,7 +67,25 @@ class SentencesInput(msgspec.Struct, frozen=True, tag="sentences"):
     sentences: tuple[str, ...]
 
 
-Input: TypeAlias = str | InlineBytes | PathInput | UrlInput | BlobInput | QuestionInput | SentencesInput
+class RowInput(msgspec.Struct, frozen=True, tag="row"):
+    """A row of a table: its values by column, null where one is unknown."""
+
+    values: dict[str, int | float | str | None]
+
+
+class DerivedInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="derived"):
+    """What a worker makes of earlier results of the same job, `of` (seq, task) each, by the selector `take`; with `part`,
+    of that one of their parts. Only `producers.pipelines` makes it, in the transaction that stores those results."""
+
+    take: str
+    of: tuple[tuple[int, str], ...]
+    part: int | None = None
+    options: dict[str, Any] = {}
+
+
+Input: TypeAlias = (
+    str | InlineBytes | PathInput | UrlInput | BlobInput | QuestionInput | SentencesInput | RowInput | DerivedInput
+)
 Params: TypeAlias = dict[str, Any]
 
 
@@ -90,7 +108,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
     Times are Unix seconds. `deadline_at` holds for every item: past it, an item is not computed. One that is not
     `durable` has no row in the outbox: Redis alone carries it. `tenant` is whose items they are; empty: nobody's in
-    particular.
+    particular. What an envelope of a `pipeline` comes to may be followed by more.
     """
 
     SUPPORTED: ClassVar[tuple[int, ...]] = (VERSION,)
@@ -105,6 +123,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     deadline_at: float | None = None
     durable: bool = True
     tenant: str = ""
+    pipeline: bool = False
 
     @property
     def results(self) -> int:
@@ -129,6 +148,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: float | None = None
     durable: bool = True
     tenant: str = ""
+    pipeline: bool = False
 
 
 class BadItem(msgspec.Struct, frozen=True):
@@ -215,6 +235,7 @@ def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
             deadline_at=header.deadline_at,
             durable=header.durable,
             tenant=header.tenant,
+            pipeline=header.pipeline,
         ),
         bad,
     )

@@ -21,7 +21,17 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from producers.blobs import Blobs, BlobSettings
 from producers.errors import InputTooLarge, InputUnavailable, InvalidInput
-from producers.messages import BlobInput, InlineBytes, Input, PathInput, QuestionInput, SentencesInput, UrlInput
+from producers.messages import (
+    BlobInput,
+    DerivedInput,
+    InlineBytes,
+    Input,
+    PathInput,
+    QuestionInput,
+    RowInput,
+    SentencesInput,
+    UrlInput,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -29,7 +39,7 @@ if TYPE_CHECKING:
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: What an item holds once everything is read that it only pointed to.
-Content: TypeAlias = str | bytes | QuestionInput | SentencesInput
+Content: TypeAlias = str | bytes | QuestionInput | RowInput | SentencesInput
 
 _FIELD = "input"
 _PORTS = {"http": 80, "https": 443}
@@ -80,6 +90,8 @@ def read(value: Input, limits: InputLimits) -> Content:
         return _read_url(value.url, limits)
     if isinstance(value, BlobInput):
         return read(carried(value, limits), limits)
+    if isinstance(value, DerivedInput):
+        raise InvalidInput(_FIELD, "is made of other results, and was not made yet")
     return value
 
 
