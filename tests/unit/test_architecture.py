@@ -27,7 +27,20 @@ CELERY = {
 #: What workers share with producers: the words on the wire, and the way to Redis. See docs/decisions/0008.
 SHARED = {"blobs", "catalogue", "connection", "errors", "kinds", "messages", "publisher", "queues"}
 
-HEAVY = {"torch", "transformers", "tokenizers", "celery", "kombu", "numpy", "PIL", "alembic", "workers"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "tokenizers",
+    "celery",
+    "kombu",
+    "numpy",
+    "PIL",
+    "alembic",
+    "workers",
+    "fastapi",
+    "pydantic",
+    "uvicorn",
+}
 
 
 def imports() -> Iterator[tuple[str, str]]:
@@ -78,7 +91,10 @@ def test_workers_share_only_the_wire_with_producers() -> None:
     assert used <= SHARED, f"new: {sorted(used - SHARED)}"
 
 
-@pytest.mark.parametrize("statement", ["import producers", "from producers import *", "import producers.cli"])
+@pytest.mark.parametrize(
+    "statement",
+    ["import producers", "from producers import *", "import producers.cli", "import producers.gateway.commands"],
+)
 def test_the_client_imports_nothing_heavy(statement: str) -> None:
     """Whoever only submits installs and loads neither torch nor Celery; an API backend starts at once."""
     assert not loaded_by(statement) & HEAVY
