@@ -1,0 +1,129 @@
+"""The kinds of tasks: what their parameters may be, which have to be given, and what their inputs look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from producers.catalogue import KINDS, Catalogue
+from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.forms import FIELDS, Limits
+from producers.messages import Envelope, Item, Priority, QuestionInput, SentencesInput, decode, decode_bytes, encode
+from producers.request import NewItem, Request
+
+OWN = {
+    "about": "zero-shot-classification",
+    "concern": {"kind": "zero-shot-classification", "params": {"candidate_labels": ["refund", "praise"]}},
+    "answer": "question-answering",
+    "alike": "sentence-similarity",
+    "short": "summarization",
+}
+CATALOGUE = Catalogue.builtin().with_models({"own": {"tasks": OWN}}, where="fleet.toml")
+
+
+def request(task: str | list[str], **params: Any) -> Request:
+    return Request.check(CATALOGUE, task, priority="bulk", params=params or None)
+
+
+def test_every_kind_can_be_described() -> None:
+    """Parameters are named structs with a line of help; what has no default is required."""
+    required = {name: task.lacks({}) for name, task in CATALOGUE.tasks.items()}
+    assert required.pop("about") == ("candidate_labels",)
+    assert not any(required.values())
+    for kind in KINDS.values():
+        assert kind.params.__doc__
+        assert kind.summary
+
+
+@pytest.mark.parametrize(
+    ("task", "params", "problem"),
+    [
+        ("about", {"candidate_labels": []}, "1 to 100 labels"),
+        ("about", {"candidate_labels": ["a", " "]}, "1 to 200 characters"),
+        ("about", {"candidate_labels": ["a", "a"]}, "name a label twice"),
+        ("about", {"candidate_labels": [str(n) for n in range(101)]}, "1 to 100 labels"),
+        ("about", {"candidate_labels": ["a"], "hypothesis_template": "no place"}, "{} once"),
+        ("about", {"candidate_labels": "a, b"}, "candidate_labels"),
+        ("answer", {"max_answer_len": 0}, "max_answer_len"),
+        ("short", {"num_beams": 17}, "16 or less"),
+        ("short", {"max_new_tokens": 0}, "max_new_tokens"),
+        ("sentiment", {"top_k": 0}, "top_k"),
+    ],
+)
+def test_wrong_parameters_are_named_before_anything_is_sent(task: str, params: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        request(task, **params)
+    assert problem in str(raised.value)
+
+
+def test_what_has_to_be_given_may_come_with_each_item() -> None:
+    """Labels for the whole submission, or each text's own, or the task's; but some there must be."""
+    asked = request("about")
+    item = asked.item(0, NewItem("a text", params={"candidate_labels": ["a"]}), field="inputs[0]")
+    assert item.params == {"about": {"candidate_labels": ["a"]}}
+    with pytest.raises(InvalidInput, match=r"inputs\[1\]\.params.*candidate_labels"):
+        asked.item(1, "a text", field="inputs[1]")
+    assert request("about", candidate_labels=["b"]).item(0, "a text", field="i").params["about"] == {
+        "candidate_labels": ["b"]
+    }
+    own = CATALOGUE.check_params(CATALOGUE.tasks["concern"], {"multi_label": True}, field="params")
+    assert msgspec.structs.asdict(own)["candidate_labels"] == ("refund", "praise")
+
+
+def test_a_part_of_the_parameters_is_checked_with_the_rest() -> None:
+    """A template for all texts, labels for each."""
+    asked = request("about", hypothesis_template="About {}.")
+    item = asked.item(0, NewItem("a text", params={"candidate_labels": ["a"]}), field="i")
+    assert item.params["about"] == {"hypothesis_template": "About {}.", "candidate_labels": ["a"]}
+    with pytest.raises(InvalidInput, match="1 to 100 labels"):
+        asked.item(0, NewItem("a text", params={"candidate_labels": []}), field="i")
+
+
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        ({"kind": "no-such-kind"}, r"tasks\.own\.kind: must be one of text-classification"),
+        ({"kind": "fill-mask", "labels": []}, r"tasks\.own\.labels: not a key of a task"),
+        ({"kind": "fill-mask", "params": 3}, r"tasks\.own\.params: must be a table"),
+        ({"kind": "fill-mask", "params": {"topk": 3}}, r"params\.topk: not a parameter of fill-mask; these are: top_k"),
+        ({"kind": "fill-mask", "params": {"top_k": 0}}, r"tasks\.own\.params: .*top_k"),
+    ],
+)
+def test_a_wrong_task_in_the_settings_is_named(task: Any, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        Catalogue({}).with_models({"m": {"tasks": {"own": task}}}, where="fleet.toml")
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "field"),
+    [
+        ("answer", "who?", "input"),
+        ("answer", {"question": "who?"}, "input"),
+        ("answer", {"question": "who?", "context": " "}, "input.context"),
+        ("answer", {"question": "\ud800", "context": "she"}, "input.question"),
+        ("answer", {"question": 3, "context": "she"}, "input"),
+        ("alike", {"source_sentence": "a", "sentences": []}, "input.sentences"),
+        ("alike", {"source_sentence": "a", "sentences": ["b", ""]}, "input.sentences[1]"),
+        ("alike", {"source_sentence": "a", "sentences": ["b" * 60, "c" * 60]}, "input"),
+    ],
+)
+def test_what_is_wrong_in_an_object_is_named(task: str, value: object, field: str) -> None:
+    small = Catalogue(CATALOGUE.tasks, Limits(max_text_chars=100))
+    with pytest.raises(InvalidInput) as raised:
+        small.check_input(small.tasks[task], value, field="input")
+    assert raised.value.field == field
+    if field == "input" and task == "alike":
+        assert isinstance(raised.value, InputTooLarge)
+
+
+def test_objects_travel_as_they_are() -> None:
+    """Through the wire's JSON and back, to the same typed input."""
+    inputs = [QuestionInput("who?", "she"), SentencesInput("a", ("b", "c"))]
+    items = tuple(Item(seq, value, ("answer",)) for seq, value in enumerate(inputs))
+    sent = Envelope(version=1, id="e", job="j", model="own", priority=Priority.BULK, queued_at=0.0, items=items)
+    came, bad = decode(decode_bytes(*encode(sent)))
+    assert not bad
+    assert [item.input for item in came.items] == inputs
+    assert FIELDS["question"] == ("question", "context")
