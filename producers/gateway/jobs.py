@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from producers.async_handles import AsyncJob
 from producers.errors import InputTooLarge, InvalidInput
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who
+from producers.gateway.gateway import Gateway, Here, Who, is_id
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import JobOptions, LinesOptions, NewJobBody, item_of, sendable
@@ -189,6 +190,9 @@ def _place(before: str | None) -> tuple[float, str] | None:
         return None
     at, _, id_ = before.partition(",")
     try:
-        return float(at), id_
-    except ValueError as error:
-        raise InvalidInput("before", f"is not what a page gave as `next`: {before!r}") from error
+        place = float(at), id_
+    except ValueError:
+        place = math.nan, id_
+    if not math.isfinite(place[0]) or not is_id(id_):
+        raise InvalidInput("before", f"is not what a page gave as `next`: {before!r}")
+    return place

@@ -220,6 +220,7 @@ def test_a_key_has_its_rate(served: Served) -> None:
         ("POST", "/api/items", {"json": {"task": "image-classification", "input": {"bytes": "?"}}}, 422, "not base64"),
         ("POST", "/api/jobs", {"json": {"task": "echo", "inputs": ["x"], "deadline_s": -1}}, 422, "deadline_s"),
         ("GET", "/api/jobs?before=yesterday", {}, 422, "before"),
+        ("GET", "/api/jobs?before=1.0,%00", {}, 422, "before"),
         ("GET", "/api/jobs?limit=0", {}, 422, "limit"),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from producers import Client
+from producers.gateway.openai.work import Work
 from tests.end_to_end.documents import ROOT, Reader
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.generated_requests import answers
@@ -227,6 +228,21 @@ def test_a_batch_outlives_its_gateway(text_fleet: LocalFleet) -> None:
     with Client(text_fleet.broker_url, text_fleet.store_url) as fleet:
         (job,) = [one for one in fleet.jobs() if one.name == made.id]
     assert (job.items, job.succeeded, job.tenant) == (200, 200, "ours")
+
+
+def test_a_fault_of_the_gateway_ends_a_batch(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be there again at every try; the batch says so, and the reason stays in the log."""
+
+    async def faulty(_: Work) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(Work, "run", faulty)
+    batch = finished(client, begun(client, 1).id)
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert [(one.code, one.message) for one in batch.errors.data or []] == [
+        ("internal_error", "the gateway failed; its log says why")
+    ]
 
 
 def test_a_batch_is_cancelled(client: openai.OpenAI) -> None:

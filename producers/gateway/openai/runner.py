@@ -68,7 +68,7 @@ class Runner:
             except (ArgosyError, StoreError) as error:
                 log.warning("batches cannot be looked for: %s", error)
             try:
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(min(LOOK_EVERY_S, self._gateway.settings.batch_lease_s / 3)):
                     await self._called.wait()
             except TimeoutError:
                 pass
@@ -119,10 +119,18 @@ class Runner:
             await self._release(id_)
             raise
         except Exception:
-            log.exception("batch %s: put off for %s s", id_, self._gateway.settings.batch_lease_s)
+            log.exception("batch %s failed by a fault of the gateway's", id_)
+            await self._give_up(work)
         finally:
             del self._works[id_]
             self.wake()
+
+    async def _give_up(self, work: Work) -> None:
+        """A fault of ours would be there again at every try: the batch ends, and says so."""
+        try:
+            await work.failed("internal_error", "the gateway failed; its log says why")
+        except (Lost, ArgosyError, StoreError) as error:
+            log.warning("batch %s: its end cannot be stored: %s", work.batch.id, error)
 
     async def _release(self, id_: str) -> None:
         """The gateway stops: the next one may go on at once. If the store is away, the lease runs out."""

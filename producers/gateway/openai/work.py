@@ -44,9 +44,7 @@ class Work:
     async def run(self) -> None:
         """Do what is left to do. Raises Lost, or errors of client and store: then it is taken up again later."""
         if await self._input() is None:
-            await self._failed(
-                [{"code": "file_not_found", "message": "the input file is gone", "param": "input_file_id"}]
-            )
+            await self.failed("file_not_found", "the input file is gone", "input_file_id")
             return
         if not self.batch.detail["counts"]["total"]:
             errors, task, total = await self._validated()
@@ -58,6 +56,10 @@ class Work:
         job = await self._computed()
         await self._store("finalizing", finalizing_at=time.time())
         await self._answer(job)
+
+    async def failed(self, code: str, message: str, param: str | None = None) -> None:
+        """End the batch as a whole, with the reason."""
+        await self._failed([{"code": code, "message": message, "param": param}])
 
     async def _input(self) -> StoredFile | None:
         id_ = self.batch.detail["input_file_id"]
