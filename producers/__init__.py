@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from producers.handles import Handle, Job, value
     from producers.messages import InlineBytes, PathInput, Priority, UrlInput
     from producers.packing import Rejected
+    from producers.pipelines.handles import AsyncPipelineJob, PipelineJob
+    from producers.pipelines.pipeline import Pipeline
+    from producers.pipelines.tree import Branch, Tree
     from producers.request import NewItem
     from results_store.errors import StoreError, StoreUnavailable, UnknownJob
     from results_store.records import JobStatus, Result, ResultState
@@ -50,6 +53,8 @@ __all__ = [
     "AsyncClient",
     "AsyncHandle",
     "AsyncJob",
+    "AsyncPipelineJob",
+    "Branch",
     "BrokerUnavailable",
     "Catalogue",
     "Client",
@@ -66,6 +71,8 @@ __all__ = [
     "NewItem",
     "Overloaded",
     "PathInput",
+    "Pipeline",
+    "PipelineJob",
     "Priority",
     "RateLimited",
     "Rejected",
@@ -74,6 +81,7 @@ __all__ = [
     "ResultTimeout",
     "StoreError",
     "StoreUnavailable",
+    "Tree",
     "UnknownJob",
     "UnknownTask",
     "UrlInput",
@@ -102,6 +110,9 @@ _HOMES = {
     "producers.handles": ("Handle", "Job", "value"),
     "producers.messages": ("InlineBytes", "PathInput", "Priority", "UrlInput"),
     "producers.packing": ("Rejected",),
+    "producers.pipelines.handles": ("AsyncPipelineJob", "PipelineJob"),
+    "producers.pipelines.pipeline": ("Pipeline",),
+    "producers.pipelines.tree": ("Branch", "Tree"),
     "producers.request": ("NewItem",),
     "results_store.errors": ("StoreError", "StoreUnavailable", "UnknownJob"),
     "results_store.records": ("JobStatus", "Result", "ResultState"),

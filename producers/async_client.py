@@ -22,16 +22,20 @@ from producers.catalogue import Catalogue
 from producers.connection import Connection, checked_tenant
 from producers.errors import ArgosyError, ConfigurationError, ResultTimeout
 from producers.gathering import settle
+from producers.handles import Taken
 from producers.link import Link
 from producers.messages import Priority
 from producers.outbox import Order, Outbox
 from producers.packing import Intake, OnError, Rejected
 from producers.patience import checked
+from producers.pipelines.handles import AsyncPipelineJob, plan_of_job
+from producers.pipelines.pipeline import Pipeline, first_request
 from producers.request import Request
 from producers.submission import Submission, check_many, lone_order, new_job
 from producers.turnstile import Turnstile
 from results_store.errors import StoreError
 from results_store.records import JobStatus, Result
+from results_store.trees import TREE_SPAN
 
 if TYPE_CHECKING:
     from results_store.store import Store
@@ -165,28 +169,61 @@ class AsyncClient:
         catalogue = await self._tasks()
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
         job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant))
-        submission = Submission(request, job, on_accepted)
-        limit_s = checked(patience_s)
         intake = Intake(request, on_error, on_rejected=on_rejected)
+        submission = Submission(request, job, on_accepted)
+        taken = await self._accept(submission, intake, inputs, checked(patience_s))
+        return AsyncJob(self._link, self._calls, submission.job, taken=taken)
+
+    async def submit_pipeline(
+        self,
+        pipeline: Pipeline,
+        inputs: Iterable[object] | AsyncIterable[object],
+        *,
+        priority: Priority | str = "bulk",
+        name: str | None = None,
+        idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        deadline_s: float | None = None,
+        on_error: OnError = "raise",
+        on_accepted: Callable[[str, int], object] | None = None,
+        on_rejected: Callable[[Rejected], object] | None = None,
+        patience_s: float | None = None,
+        tenant: str | None = None,
+    ) -> AsyncPipelineJob:
+        """Submit inputs for the steps of a pipeline. See `Client.submit_pipeline`, and `submit_many` for the inputs."""
+        check_many(inputs, on_error, Iterable, AsyncIterable)
+        self._here()
+        catalogue = await self._tasks()
+        plan = pipeline.check(catalogue)
+        request = first_request(catalogue, plan, priority=priority, deadline_s=deadline_s)
+        job = new_job(
+            request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant), pipeline=plan.as_json()
+        )
+        intake = Intake(request, on_error, on_rejected=on_rejected, span=TREE_SPAN)
+        submission = Submission(request, job, on_accepted)
+        taken = await self._accept(submission, intake, inputs, checked(patience_s))
+        return AsyncPipelineJob(self._link, self._calls, submission.job, plan, taken=taken)
+
+    async def _accept(
+        self,
+        submission: Submission,
+        intake: Intake,
+        inputs: Iterable[object] | AsyncIterable[object],
+        limit_s: float,
+    ) -> Taken:
+        """Send all inputs, behind those that an earlier run with the same idempotency key had accepted."""
         await self._calls(lambda: self._outbox.admission.look(submission.tenant))
-        found = 0
         try:
-            if idempotency_key is not None:
-                found = intake.skip = submission.resume(await self._create_job(submission))
+            if submission.created.idempotency_key is not None:
+                intake.skip = submission.resume(await self._create_job(submission))
+            found = intake.skip
             await Sending(self._outbox, submission, limit_s).all_of(inputs, intake)
             if submission.new_job is not None:  # no items at all: an empty job, finished from the start
                 await self._create_job(submission)
         except (ArgosyError, StoreError) as error:
             submission.failed(error)
             raise
-        return AsyncJob(
-            self._link,
-            self._calls,
-            submission.job,
-            rejected=intake.rejected,
-            rejected_count=intake.rejected_count,
-            found=found,
-        )
+        return Taken(found, intake.rejected, intake.rejected_count)
 
     async def _send(self, order: Order, promise: asyncio.Future[None]) -> None:
         self._outbox.put(order)
@@ -232,6 +269,10 @@ class AsyncClient:
         """Return the job with this id. Raises UnknownJob."""
         await self.status(id)
         return AsyncJob(self._link, self._calls, id)
+
+    async def pipeline(self, id: str) -> AsyncPipelineJob:  # noqa: A002
+        """Return the pipeline with this id. Raises UnknownJob, or InvalidInput for a job that is none."""
+        return AsyncPipelineJob(self._link, self._calls, id, plan_of_job(await self.status(id)))
 
     async def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
         """Return the newest jobs, the newest first: everybody's, or one tenant's."""

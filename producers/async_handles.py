@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from producers import notices
-from producers.handles import ItemHandle, ManyHandle
+from producers.handles import ItemHandle, ManyHandle, Taken
 from producers.pending import Pending
 from producers.unseen import BLOCK, Unseen, items_of
 from results_store.records import JobStatus, Result
@@ -17,7 +17,6 @@ from results_store.records import JobStatus, Result
 if TYPE_CHECKING:
     from producers.calls import Calls
     from producers.link import Link
-    from producers.packing import Rejected
 
 #: Looking for what has come of a job may take this part of the time.
 LOOK_SHARE = 0.2
@@ -70,8 +69,8 @@ class AsyncHandle(ItemHandle):
         return await self._calls(self._cancel)
 
 
-class AsyncJob(ManyHandle):
-    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many in all."""
+class AsyncWatched(ManyHandle):
+    """A submission of many items that can be followed and cancelled."""
 
     def __init__(
         self,
@@ -79,11 +78,9 @@ class AsyncJob(ManyHandle):
         calls: Calls,
         id: str,  # noqa: A002 - what it is called everywhere else
         *,
-        rejected: Sequence[Rejected] = (),
-        rejected_count: int = 0,
-        found: int = 0,
+        taken: Taken | None = None,
     ) -> None:
-        super().__init__(link, id, rejected=rejected, rejected_count=rejected_count, found=found)
+        super().__init__(link, id, taken=taken)
         self._calls = calls
 
     async def progress(self) -> JobStatus:
@@ -110,17 +107,41 @@ class AsyncJob(ManyHandle):
         except TimeoutError as error:
             raise self._unfinished(timeout_s) from error
 
+    async def cancel(self) -> JobStatus:
+        """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
+        return await self._calls(lambda: self._link.store.cancel_job(self.id, time.time()))
+
+    async def _rows(self) -> AsyncIterator[list[Result]]:
+        """Yield the results that are stored by now, a page at a time."""
+        after: tuple[int, str] | None = None
+        while rows := await self._calls(lambda: self._link.store.results(self.id, after=after)):  # noqa: B023 - run at once
+            yield rows
+            after = (rows[-1].seq, rows[-1].task)
+
+    @asynccontextmanager
+    async def _following(self) -> AsyncIterator[asyncio.Event]:
+        """An event that is set at every notice of the job."""
+        changed = asyncio.Event()
+        listener = await self._calls(lambda: self._link.listener)
+        try:
+            await self._calls(lambda: listener.follow(self.id, changed.set))
+            yield changed
+        finally:
+            listener.unfollow(self.id, changed.set)
+
+
+class AsyncJob(AsyncWatched):
+    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many in all."""
+
     async def results(self) -> AsyncIterator[Result]:
         """Yield the results that are stored by now, by item and then task, a page at a time. Raises UnknownJob.
 
         Wait first to have them all; before that, one that comes in behind the iteration's place is not seen.
         """
         await self.progress()
-        after: tuple[int, str] | None = None
-        while rows := await self._calls(lambda: self._link.store.results(self.id, after=after)):  # noqa: B023 - run at once
+        async for rows in self._rows():
             for row in rows:
                 yield row
-            after = (rows[-1].seq, rows[-1].task)
 
     async def as_completed(self) -> AsyncIterator[Result]:
         """Yield each result once, soon after it is stored, until the job is finished. Raises UnknownJob."""
@@ -138,10 +159,6 @@ class AsyncJob(ManyHandle):
                     return
                 await _pause(changed, max(notices.LOOK_EVERY_S, looked_s / LOOK_SHARE))
 
-    async def cancel(self) -> JobStatus:
-        """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
-        return await self._calls(lambda: self._link.store.cancel_job(self.id, time.time()))
-
     async def _fresh(self, unseen: Unseen) -> list[Result]:
         counts = await self._calls(lambda: self._link.store.spread(self.id, BLOCK))
         fresh: list[Result] = []
@@ -149,17 +166,6 @@ class AsyncJob(ManyHandle):
             rows = await self._calls(lambda: self._link.store.results_of(self.id, items_of(block)))  # noqa: B023 - as above
             fresh += unseen.take(block, rows)
         return fresh
-
-    @asynccontextmanager
-    async def _following(self) -> AsyncIterator[asyncio.Event]:
-        """An event that is set at every notice of the job."""
-        changed = asyncio.Event()
-        listener = await self._calls(lambda: self._link.listener)
-        try:
-            await self._calls(lambda: listener.follow(self.id, changed.set))
-            yield changed
-        finally:
-            listener.unfollow(self.id, changed.set)
 
 
 async def _pause(changed: asyncio.Event, pause_s: float) -> None:

@@ -19,16 +19,19 @@ from producers.catalogue import Catalogue
 from producers.connection import Connection, checked_tenant
 from producers.errors import ArgosyError, Overloaded
 from producers.gathering import at_once
-from producers.handles import Handle, Job
+from producers.handles import Handle, Job, Taken
 from producers.link import Link
 from producers.messages import Priority
 from producers.outbox import Order, Outbox
 from producers.packing import Intake, OnError, Rejected, Weighed, chunks
 from producers.patience import Patience, checked
+from producers.pipelines.handles import PipelineJob, plan_of_job
+from producers.pipelines.pipeline import Pipeline, first_request
 from producers.request import Request
 from producers.submission import Sent, Submission, check_many, lone_order, new_job
 from results_store.errors import StoreError
 from results_store.records import JobStatus, QueuedWork, Result
+from results_store.trees import TREE_SPAN
 
 
 class Client:
@@ -145,13 +148,50 @@ class Client:
         check_many(inputs, on_error, Iterable)
         request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
         job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant))
-        submission = Submission(request, job, on_accepted)
-        limit_s = checked(patience_s)
         intake = Intake(request, on_error, on_rejected=on_rejected)
+        submission = Submission(request, job, on_accepted)
+        taken = self._accept(submission, intake, inputs, checked(patience_s))
+        return Job(self._link, submission.job, taken=taken)
+
+    def submit_pipeline(
+        self,
+        pipeline: Pipeline,
+        inputs: Iterable[object],
+        *,
+        priority: Priority | str = "bulk",
+        name: str | None = None,
+        idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        deadline_s: float | None = None,
+        on_error: OnError = "raise",
+        on_accepted: Callable[[str, int], object] | None = None,
+        on_rejected: Callable[[Rejected], object] | None = None,
+        patience_s: float | None = None,
+        tenant: str | None = None,
+    ) -> PipelineJob:
+        """Submit inputs (plain, or as NewItem with a key) for the steps of a pipeline. Otherwise as `submit_many`.
+
+        The whole is one job: its deadline, priority and tenant hold for every step, `cancel` ends all of it. A step's items
+        go out as soon as what they are made of is stored, and the job's `total` grows with them. Raises InvalidInput also for a
+        pipeline that cannot be, naming the step.
+        """
+        check_many(inputs, on_error, Iterable)
+        plan = pipeline.check(self.catalogue)
+        request = first_request(self.catalogue, plan, priority=priority, deadline_s=deadline_s)
+        job = new_job(
+            request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant), pipeline=plan.as_json()
+        )
+        intake = Intake(request, on_error, on_rejected=on_rejected, span=TREE_SPAN)
+        submission = Submission(request, job, on_accepted)
+        taken = self._accept(submission, intake, inputs, checked(patience_s))
+        return PipelineJob(self._link, submission.job, plan, taken=taken)
+
+    def _accept(self, submission: Submission, intake: Intake, inputs: Iterable[object], limit_s: float) -> Taken:
+        """Send all inputs, behind those that an earlier run with the same idempotency key had accepted."""
         self._outbox.admission.look(submission.tenant)
-        found = 0
-        if idempotency_key is not None:
-            found = intake.skip = submission.resume(self._link.store.create_job(submission.created))
+        if submission.created.idempotency_key is not None:
+            intake.skip = submission.resume(self._link.store.create_job(submission.created))
+        found = intake.skip
         try:
             self._send_all(submission, chunks(intake.items(inputs)), limit_s)
             if submission.new_job is not None:  # no items at all: an empty job, finished from the start
@@ -159,13 +199,7 @@ class Client:
         except (ArgosyError, StoreError) as error:
             submission.failed(error)
             raise
-        return Job(
-            self._link,
-            submission.job,
-            rejected=intake.rejected,
-            rejected_count=intake.rejected_count,
-            found=found,
-        )
+        return Taken(found, intake.rejected, intake.rejected_count)
 
     def _send_all(self, submission: Submission, gathered: Iterable[Sequence[Weighed]], limit_s: float) -> None:
         """Send chunk after chunk, in the portions that the fleet admits: one is under way while the next is gathered."""
@@ -228,6 +262,10 @@ class Client:
         """Return the job with this id. Raises UnknownJob."""
         self.status(id)
         return Job(self._link, id)
+
+    def pipeline(self, id: str) -> PipelineJob:  # noqa: A002
+        """Return the pipeline with this id. Raises UnknownJob, or InvalidInput for a job that is none."""
+        return PipelineJob(self._link, id, plan_of_job(self.status(id)))
 
     def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
         """Return the newest jobs, the newest first: everybody's, or one tenant's."""

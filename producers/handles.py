@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from producers import notices
@@ -109,6 +110,16 @@ class Handle(ItemHandle):
         return self._cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a call took of its inputs: those put aside (the first 1,000, and how many in all), and how many an earlier run
+    with the same idempotency key had submitted."""
+
+    found: int = 0
+    rejected: Sequence[Rejected] = ()
+    rejected_count: int = 0
+
+
 class ManyHandle:
     """A submission of many items: what the jobs of both clients have in common.
 
@@ -121,14 +132,13 @@ class ManyHandle:
         link: Link,
         id: str,  # noqa: A002 - what it is called everywhere else
         *,
-        rejected: Sequence[Rejected] = (),
-        rejected_count: int = 0,
-        found: int = 0,
+        taken: Taken | None = None,
     ) -> None:
+        taken = taken or Taken()
         self.id = id
-        self.found = found
-        self.rejected = tuple(rejected)
-        self.rejected_count = rejected_count
+        self.found = taken.found
+        self.rejected = tuple(taken.rejected)
+        self.rejected_count = taken.rejected_count
         self._link = link
 
     def __repr__(self) -> str:
@@ -138,8 +148,8 @@ class ManyHandle:
         return ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on: wait again")
 
 
-class Job(ManyHandle):
-    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many in all."""
+class Watched(ManyHandle):
+    """A submission of many items that can be followed and cancelled."""
 
     def progress(self) -> JobStatus:
         """Return how far the job is. Raises UnknownJob."""
@@ -172,6 +182,14 @@ class Job(ManyHandle):
         finally:
             listener.unfollow(self.id, changed.set)
 
+    def cancel(self) -> JobStatus:
+        """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
+        return self._link.store.cancel_job(self.id, time.time())
+
+
+class Job(Watched):
+    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many in all."""
+
     def results(self) -> Iterator[Result]:
         """Yield the results that are stored by now, by item and then task, a page at a time. Raises UnknownJob.
 
@@ -180,10 +198,6 @@ class Job(ManyHandle):
         from results_store.export import stream
 
         return stream(self._link.store, self.id)
-
-    def cancel(self) -> JobStatus:
-        """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
-        return self._link.store.cancel_job(self.id, time.time())
 
 
 def value(row: Result) -> Any:

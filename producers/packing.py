@@ -66,7 +66,8 @@ class Intake:
     """The items of one submission as they come: numbered, checked, the bad ones raised or put aside.
 
     `skip` valid items are passed over at the start: those which an earlier run of the same submission already
-    had accepted. Items keep their place among the inputs as `seq`, whatever is rejected or skipped before them.
+    had accepted. Items keep their place among the inputs as `seq`, whatever is rejected or skipped before them; with
+    `span`, the first of so many numbers that each input has.
     """
 
     request: Request
@@ -76,6 +77,7 @@ class Intake:
     rejected: list[Rejected] = field(default_factory=list)
     rejected_count: int = 0
     on_rejected: Callable[[Rejected], object] | None = None
+    span: int = 1
 
     def items(self, inputs: Iterable[object]) -> Iterator[Weighed]:
         """Yield each good input as an item with its weight in bytes."""
@@ -106,7 +108,7 @@ class Intake:
         if isinstance(value, InvalidInput):
             raise value
         origin = value.origin if isinstance(value, NewItem) else None
-        return self.request.item(seq, value, field=origin or f"inputs[{seq}]")
+        return self.request.item(seq * self.span, value, field=origin or f"inputs[{seq}]")
 
     def _reject(self, seq: int, value: object, error: InvalidInput) -> None:
         self.rejected_count += 1
@@ -186,6 +188,7 @@ class Parcel:
     deadline_at: float | None = None
     durable: bool = True
     tenant: str = ""
+    pipeline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,14 +224,15 @@ def seal(parcels: Iterable[Parcel], now: float, lanes: Mapping[str, int] = ONE_L
     What has tenant, model, priority, deadline and job in common shares envelopes, whichever call it came by. An item is in one
     envelope for every model that its tasks need, under the same `seq`.
     """
-    lots: defaultdict[tuple[str, str, str, Priority, float | None, bool], list[Weighed]] = defaultdict(list)
+    lots: defaultdict[tuple[str, str, str, Priority, float | None, bool, bool], list[Weighed]] = defaultdict(list)
     for parcel in parcels:
         models = parcel.request.models
         for model, tasks in models.items():
             share = parcel.items if len(models) == 1 else [(_part(item, tasks), size) for item, size in parcel.items]
-            lots[parcel.tenant, parcel.job, model, parcel.request.priority, parcel.deadline_at, parcel.durable] += share
+            own = (parcel.request.priority, parcel.deadline_at, parcel.durable, parcel.pipeline)
+            lots[parcel.tenant, parcel.job, model, *own] += share
     return [
-        _seal(
+        sealed(
             Envelope(
                 version=VERSION,
                 id=new_id(),
@@ -240,10 +244,11 @@ def seal(parcels: Iterable[Parcel], now: float, lanes: Mapping[str, int] = ONE_L
                 deadline_at=deadline_at,
                 durable=durable,
                 tenant=tenant,
+                pipeline=pipeline,
             ),
             lanes[tenant],
         )
-        for (tenant, job, model, priority, deadline_at, durable), lot in lots.items()
+        for (tenant, job, model, priority, deadline_at, durable, pipeline), lot in lots.items()
         for items in pack(lot)
     ]
 
@@ -253,7 +258,8 @@ def _part(item: Item, tasks: tuple[str, ...]) -> Item:
     return msgspec.structs.replace(item, tasks=tasks, params=params)
 
 
-def _seal(envelope: Envelope, lane: int) -> Sealed:
+def sealed(envelope: Envelope, lane: int) -> Sealed:
+    """Return an envelope encoded, for a lane of its model's queues."""
     payload, content_type = encode(envelope)
     row = NewEnvelope(
         id=envelope.id,

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
@@ -66,6 +66,7 @@ class Submission:
         self.tenant = job.tenant
         self.new_job: NewJob | None = job
         self._request = request
+        self._pipeline = job.pipeline
         self._on_accepted = on_accepted
         self._deadline_at = request.deadline_at(time.time())
         self._expected_rows: int | None = None
@@ -85,6 +86,10 @@ class Submission:
         if found.cancelled_at is not None:
             problem = f"belongs to the job {found.id}, which was cancelled"
             raise InvalidInput("idempotency_key", problem, "take another one (`argosy submit --again`)")
+        if found.pipeline != self._pipeline:
+            raise InvalidInput(
+                "idempotency_key", f"belongs to the job {found.id}, which has other steps", "take another"
+            )
         self.job, self.new_job = found.id, None
         # from here on each chunk says how many rows it expects before it, so that two runs cannot mix
         self._expected_rows = found.items
@@ -92,7 +97,14 @@ class Submission:
 
     def order(self, chunk: Sequence[Weighed], promise: Promise) -> Order:
         """Return the order for the next chunk. The one before must have been accepted."""
-        parcel = Parcel(self._request, chunk, self.job, self._deadline_at, tenant=self.tenant)
+        parcel = Parcel(
+            self._request,
+            chunk,
+            self.job,
+            self._deadline_at,
+            tenant=self.tenant,
+            pipeline=self._pipeline is not None,
+        )
         return Order(parcel, promise, new_job=self.new_job, expected_rows=self._expected_rows)
 
     def accepted(self, chunk: Sequence[Weighed]) -> None:
@@ -119,6 +131,7 @@ def new_job(
     ttl_s: float | None = None,
     *,
     tenant: str = "",
+    pipeline: dict[str, Any] | None = None,
 ) -> NewJob:
     """Return a job to create, with a new id. Raises InvalidInput for a `ttl_s` that is no time."""
     if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
@@ -131,6 +144,7 @@ def new_job(
         created_at=time.time(),
         ttl_s=ttl_s,
         tenant=tenant,
+        pipeline=pipeline,
     )
 
 

@@ -28,10 +28,17 @@ from sqlalchemy import (
     update,
 )
 
-from results_store import dead_letters, direct, flight, retention
+from results_store import dead_letters, direct, flight, pipelines, retention
 from results_store.columns import among, as_list, cleaned, listed
-from results_store.records import Batch, Claim, Committed, Line, PendingEnvelope, Result, ResultState
-from results_store.result_rows import Accepted, insert_results, insert_unlisted
+from results_store.records import Batch, Claim, Committed, Line, NewEnvelope, PendingEnvelope, Result, ResultState
+from results_store.result_rows import (
+    Accepted,
+    Inserted,
+    counted,
+    insert_listed,
+    insert_results,
+    insert_unlisted,
+)
 from results_store.schema import ACCEPTED, PUBLISHED, UNFINISHED, envelopes, jobs, payloads, tenants
 
 
@@ -49,23 +56,47 @@ def exchange(
     drop_inputs: bool,
     now: float,
     unlisted: Collection[str] = (),
+    stepped: Collection[str] = (),
+    follow: pipelines.Follow | None = None,
 ) -> tuple[dict[str, Claim], Committed]:
-    """Insert results and batches, finish `done` and `dead`, decide `claims`, and count what was new in its jobs."""
+    """Insert results and batches, finish `done` and `dead`, decide `claims`, and count what was new in its jobs.
+
+    From new results of envelopes in `stepped` more may `follow`.
+    """
     unbooked = [result for result in results if result.envelope in unlisted] if unlisted else ()
     booked = [result for result in results if result.envelope not in unlisted] if unlisted else results
+    steps = [result for result in booked if result.envelope in stepped] if stepped else ()
+    booked = [result for result in booked if result.envelope not in stepped] if stepped else booked
     rows = [id_ for id_ in done if id_ not in unlisted] if unlisted else done
-    lock(connection, {*rows, *dead, *claims, *(result.envelope for result in booked)})
+    lock(connection, {*rows, *dead, *claims, *(result.envelope for result in (*booked, *steps))})
     inserted = insert_results(connection, dead_letters.explained(connection, booked, dead) if dead else booked, now)
     more, accepted = insert_unlisted(connection, unbooked, now)
+    fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
     for batch in ran:
         flight.record(connection, batch)
     finished = (*_finish(connection, rows, "done", now), *_finish(connection, dead, "dead", now))
-    if drop_inputs and done:
-        retention.drop_inputs(connection, done)
+    if drop_inputs and done:  # not those of a pipeline: its later steps may need them
+        retention.drop_inputs(connection, [id_ for id_ in done if id_ not in stepped] if stepped else done)
     claimed = _claim(connection, claims, worker, now, leased_until, max_attempts) if claims else {}
-    _count(connection, inserted + more, accepted, now)
+    new = inserted + more + counted(fresh)
+    followed = _advance(connection, fresh, {job for job, _ in new}, follow, now)
+    for job, results_owed in pipelines.owed(followed).items():
+        accepted[job] = Accepted(0, results_owed)
+    _count(connection, new, accepted, now)
     over = sorted({(result.job, result.envelope) for result in unbooked if result.envelope in done})
-    return claimed, Committed(inserted=inserted.total() + more.total(), done=(*finished, *over))
+    return claimed, Committed(inserted=new.total(), done=(*finished, *over), followed=tuple(followed))
+
+
+def _advance(
+    connection: Connection,
+    fresh: Sequence[Inserted],
+    counted_jobs: Collection[str],
+    follow: pipelines.Follow | None,
+    now: float,
+) -> list[NewEnvelope]:
+    if not fresh or follow is None:
+        return []
+    return pipelines.advance(connection, fresh, counted_jobs, follow, now)
 
 
 def lock(connection: Connection, ids: Collection[str]) -> None:

@@ -61,6 +61,7 @@ class NewJob:
     created_at: float
     ttl_s: float | None = None
     tenant: str = ""
+    pipeline: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +179,7 @@ class JobStatus:
     expired: int
     ttl_s: float | None = None
     tenant: str = ""
+    pipeline: dict[str, Any] | None = None
 
     @property
     def done(self) -> int:
@@ -224,10 +226,12 @@ class PendingEnvelope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """What a commit changed: how many results were new, and the (job, envelope) pairs now done."""
+    """What a commit changed: how many results were new, the (job, envelope) pairs now done, and the envelopes of pipelines
+    that follow from it, which are accepted and wait to be published."""
 
     inserted: int = 0
     done: tuple[tuple[str, str], ...] = ()
+    followed: tuple[NewEnvelope, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
@@ -57,11 +57,21 @@ _GIVEN = f"unnest({_ARRAYS}) AS given ({_NAMES})"
 _INSERTED = f"""
 WITH new AS (
   INSERT INTO results ({_NAMES}) SELECT {_VALUES} FROM %s
-  ON CONFLICT DO NOTHING RETURNING job, envelope, seq, state
+  ON CONFLICT DO NOTHING RETURNING job, envelope, seq, task, state
 )
 """  # noqa: S608 - constants
 _COUNTED = "SELECT job, state, count(*) FROM new GROUP BY job, state"
-_LISTED = "SELECT job, envelope, seq, state FROM new"
+_LISTED = "SELECT job, envelope, seq, task, state FROM new"
+
+
+class Inserted(NamedTuple):
+    """A result that was not there before."""
+
+    job: str
+    envelope: str
+    seq: int
+    task: str
+    state: ResultState
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +112,26 @@ def insert_unlisted(
     connection: Connection, new: Sequence[Result], at: float
 ) -> tuple[Counter[tuple[str, ResultState]], dict[str, Accepted]]:
     """`insert_results` for envelopes without a row; return also what that adds to the size of each job."""
+    inserted = insert_listed(connection, new, at)
+    total = Counter(row.job for row in inserted)
+    items = Counter(job for job, _, _ in {row[:3] for row in inserted})
+    return counted(inserted), {job: Accepted(items[job], total[job]) for job in total}
+
+
+def insert_listed(connection: Connection, new: Sequence[Result], at: float) -> list[Inserted]:
+    """`insert_results`, returning what was new and not only how many."""
     rows = _rows(new, at)
     if not rows:
-        return Counter(), {}
+        return []
     if connection.dialect.name == "sqlite":
-        inserted = [(row[0], row[3], row[1], row[4]) for row in _into_sqlite(connection, rows)]
-    else:
-        found = _into_postgresql(connection, rows, _LISTED)
-        inserted = [(job, envelope, seq, ResultState(state)) for job, envelope, seq, state in found]
-    total = Counter(job for job, _, _, _ in inserted)
-    items = Counter(job for job, _, _ in {key[:3] for key in inserted})
-    return Counter((job, state) for job, _, _, state in inserted), {j: Accepted(items[j], total[j]) for j in total}
+        return [Inserted(row[0], row[3], row[1], row[2], row[4]) for row in _into_sqlite(connection, rows)]
+    found = _into_postgresql(connection, rows, _LISTED)
+    return [Inserted(job, envelope, seq, task, ResultState(state)) for job, envelope, seq, task, state in found]
+
+
+def counted(inserted: Sequence[Inserted]) -> Counter[tuple[str, ResultState]]:
+    """Return how many results were new, by job and state."""
+    return Counter((row.job, row.state) for row in inserted)
 
 
 def _rows(new: Sequence[Result], at: float) -> list[tuple[Any, ...]]:

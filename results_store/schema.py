@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0007"
+REVISION = "0008"
 
 metadata = MetaData()
 
@@ -72,6 +72,7 @@ jobs = Table(
     Column("expired", BigInteger, nullable=False, server_default="0"),
     Column("ttl_s", Double),
     Column("tenant", Text, nullable=False, server_default=literal_column("''")),
+    Column("pipeline", Json),  # its steps, for `Follow`; most jobs have none
     Index("jobs_newest", "created_at", "id"),
     Index("jobs_of_tenant", "tenant", "created_at", "id"),
 )

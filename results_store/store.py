@@ -16,6 +16,7 @@ from results_store.database import MIGRATE, Database, Weight
 from results_store.errors import SchemaMismatch
 from results_store.gateway_batches import GatewayBatches
 from results_store.gateway_files import GatewayFiles
+from results_store.pipelines import Follow
 from results_store.records import (
     Batch,
     Claim,
@@ -252,9 +253,14 @@ class Store:
         max_attempts: int = MAX_ATTEMPTS,
         drop_inputs: bool = False,
         unlisted: Collection[str] = (),
+        stepped: Collection[str] = (),
+        follow: Follow | None = None,
         at: float | None = None,
     ) -> tuple[dict[str, Claim], Committed]:
-        """`commit` and `claim` in one transaction, for the group committer."""
+        """`commit` and `claim` in one transaction, for the group committer.
+
+        Envelopes in `stepped` are of pipelines: what `follow` says of their new results goes into the outbox with them.
+        """
         with self._database.write(Weight.RESULTS if results or done or dead else Weight.NOTE) as connection:
             return delivery.exchange(
                 connection,
@@ -268,6 +274,8 @@ class Store:
                 max_attempts=max_attempts,
                 drop_inputs=drop_inputs,
                 unlisted=unlisted,
+                stepped=stepped,
+                follow=follow,
                 now=time.time() if at is None else at,
             )
 

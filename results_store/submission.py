@@ -37,6 +37,11 @@ def add_envelopes(
     # Counting comes first: it finds an unknown job, and its row lock is what makes `expected_items` safe.
     for job, (items, total) in sorted(_totals(new).items()):
         _count(connection, job, items, total, expected_items)
+    insert_envelopes(connection, new)
+
+
+def insert_envelopes(connection: Connection, new: Sequence[NewEnvelope]) -> None:
+    """Insert envelopes with their payloads. Their job must have counted them."""
     connection.execute(insert(envelopes), [_envelope_row(envelope) for envelope in new])
     connection.execute(
         insert(payloads),
@@ -97,6 +102,7 @@ def _job_row(job: NewJob) -> dict[str, Any]:
         "created_at": job.created_at,
         "ttl_s": job.ttl_s,
         "tenant": job.tenant,
+        "pipeline": job.pipeline,
     }
 
 

@@ -17,7 +17,8 @@ from itertools import chain
 from typing import Self
 
 from results_store.errors import StoreError, StoreUnavailable
-from results_store.records import Batch, Claim, Committed, Result
+from results_store.pipelines import Follow
+from results_store.records import Batch, Claim, Committed, NewEnvelope, Result
 from results_store.store import MAX_ATTEMPTS, Store
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class _Request:
     dead: Collection[str] = ()
     batches: Sequence[Batch] = ()
     unlisted: Collection[str] = ()
+    stepped: Collection[str] = ()
     claims: Collection[str] = ()
     claimed: dict[str, Claim] = field(default_factory=dict)
     error: BaseException | None = None
@@ -54,7 +56,8 @@ class Writer:
     what it holds and tries again until it is back or `close` gives up; the callers go on waiting, so nothing
     is acknowledged before it is stored. An envelope begun `max_attempts` times is claimed as dead; `drop_inputs`
     deletes inputs once their results are stored without a failure, for privacy, and gives up replaying them. Each thread waits for its own request, so what can queue up here is
-    bounded by the number of threads.
+    bounded by the number of threads. What `follow` says of the results of pipelines is accepted with them, and given to
+    `on_followed` to be published; if that fails, the reconciler publishes it.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class Writer:
         max_attempts: int = MAX_ATTEMPTS,
         drop_inputs: bool = False,
         on_committed: OnCommitted | None = None,
+        follow: Follow | None = None,
+        on_followed: Callable[[Sequence[NewEnvelope]], None] | None = None,
         max_group_results: int = 8192,
         first_retry_s: float = 0.1,
         last_retry_s: float = 5.0,
@@ -76,6 +81,8 @@ class Writer:
         self._max_attempts = max_attempts
         self._drop_inputs = drop_inputs
         self._on_committed = on_committed
+        self._follow = follow
+        self._on_followed = on_followed
         self._max_group_results = max_group_results
         self._first_retry_s = first_retry_s
         self._last_retry_s = last_retry_s
@@ -105,13 +112,14 @@ class Writer:
         dead: Collection[str] = (),
         batches: Sequence[Batch] = (),
         unlisted: Collection[str] = (),
+        stepped: Collection[str] = (),
     ) -> None:
         """Return once the results are stored, the envelopes in `done` and `dead` finished, the batches recorded.
 
-        See `Store.commit`. Raises InvalidRow if this call's own rows cannot be stored, StoreUnavailable if
+        See `Store.commit`, and `Store.exchange` for those in `stepped`. Raises InvalidRow if this call's own rows cannot be stored, StoreUnavailable if
         `close` gave up.
         """
-        self._settle(_Request(results, done, dead, batches, unlisted))
+        self._settle(_Request(results, done, dead, batches, unlisted, stepped))
 
     def claim(self, envelope: str) -> Claim:
         """Return what to do with an envelope, which is leased to this worker for `lease_s` if it is to be done."""
@@ -214,6 +222,7 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
             self._refuse(group, error)
             return
+        self._publish(committed)
         self._announce(group, at, committed)
         for request in group:
             request.settled.set()
@@ -259,6 +268,8 @@ class Writer:
             dead=list(chain.from_iterable(request.dead for request in group)),
             batches=[batch for request in group for batch in request.batches],
             unlisted=frozenset(chain.from_iterable(request.unlisted for request in group)),
+            stepped=frozenset(chain.from_iterable(request.stepped for request in group)),
+            follow=self._follow,
             claims=list(chain.from_iterable(request.claims for request in group)),
             worker=self._worker,
             leased_until=now + self._lease_s,
@@ -269,6 +280,14 @@ class Writer:
         for request in group:
             request.claimed = {envelope: claimed[envelope] for envelope in request.claims}
         return committed
+
+    def _publish(self, committed: Committed) -> None:
+        if self._on_followed is None or not committed.followed:
+            return
+        try:
+            self._on_followed(committed.followed)
+        except Exception as error:  # noqa: BLE001 - they are accepted, and the reconciler publishes what is overdue
+            logger.warning("%d envelopes wait for the reconciler to publish them: %s", len(committed.followed), error)
 
     def _announce(self, group: list[_Request], at: float, committed: Committed) -> None:
         """Tell of what is done. A notice that is lost costs its reader one poll; a commit must not fail for it."""

@@ -47,13 +47,14 @@ class Execution(Preparation):
         if claim is Claim.DEAD:
             return self._bury(envelope, done)
         unlisted = (envelope.id,) if claim is Claim.UNKNOWN else ()
-        steps = [self.prepare(envelope, item) for item in envelope.items]
+        derivation = self.derivation(envelope.job, envelope.items)
+        steps = [self.prepare(envelope, item, derivation) for item in envelope.items]
         interrupted = self._batch([step.entry for step in steps if step.entry])
         for step in steps:
             done += [*step.results, *self.finish(envelope, step)]
         if interrupted:
             # what was computed is kept: the unique key keeps the second run from writing it again
-            self.writer.commit(done, unlisted=unlisted)
+            self.writer.commit(done, unlisted=unlisted, stepped=_stepped(envelope))
             raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; it goes back to its queue")
         summary = self._store(envelope, done, unlisted)
         return summary | {"results": [plain(row) for row in done]} if reply else summary
@@ -73,12 +74,17 @@ class Execution(Preparation):
     def _bury(self, envelope: Envelope, malformed: Sequence[Result]) -> dict[str, Any]:
         """Fail the items of an envelope that was begun too often; the store adds why, and keeps it for a replay."""
         rows = [row for item in envelope.items for row in outcomes.ended(envelope, item, ResultState.FAILED)]
-        self.writer.commit([*malformed, *rows], dead=[envelope.id])
+        self.writer.commit([*malformed, *rows], dead=[envelope.id], stepped=_stepped(envelope))
         return {"items": len(envelope.items), "dead": len(malformed) + len(rows)}
 
     def _store(self, envelope: Envelope, rows: Sequence[Result], unlisted: Collection[str] = ()) -> dict[str, Any]:
-        self.writer.commit(rows, done=[envelope.id], unlisted=unlisted)
+        self.writer.commit(rows, done=[envelope.id], unlisted=unlisted, stepped=_stepped(envelope))
         summary: dict[str, Any] = {"items": len(envelope.items)}
         for row in rows:
             summary[row.state.value] = summary.get(row.state.value, 0) + 1
         return summary
+
+
+def _stepped(envelope: Envelope) -> Collection[str]:
+    """The envelope, if its results may be followed by more."""
+    return (envelope.id,) if envelope.pipeline else ()

@@ -18,6 +18,7 @@ import msgspec
 
 from producers.blobs import Blobs
 from producers.errors import ConfigurationError
+from producers.pipelines.following import follow
 from producers.publisher import Publisher
 from results_store.errors import StoreError
 from results_store.store import Store
@@ -28,6 +29,7 @@ from workers.batching.kept import KeptCosts
 from workers.device_client import ProcessDevice
 from workers.devices import Device, available_cores
 from workers.execution import EnvelopeInterrupted, Execution
+from workers.following import MARK_EVERY_S, Following
 from workers.inputs import InputLimits
 from workers.lanes import LOOK_EVERY_S, Lanes
 from workers.models import sources
@@ -71,6 +73,7 @@ class Node:
         self._idle = threading.Condition()
         self._publisher = Publisher(broker_url)
         self._store = Store(store_url)
+        self._following = Following(self._store, self._publisher)
         self._writer = Writer(
             self._store,
             worker=name,
@@ -78,6 +81,8 @@ class Node:
             max_attempts=settings.worker.max_attempts,
             drop_inputs=settings.worker.drop_inputs,
             on_committed=Notices(self._publisher).announce,
+            follow=follow,
+            on_followed=self._following.publish,
         )
         self._on_out_of_service = on_out_of_service
         self.lanes = Lanes(self._store, self.models)
@@ -122,6 +127,7 @@ class Node:
             models=served,
             batcher=batcher,
             writer=self._writer,
+            store=self._store,
         )
         batcher.came_up.wait()
         if batcher.out_of_service:
@@ -134,6 +140,7 @@ class Node:
                 "leases": (worker.lease_s / 3, self._renew_leases),
                 "cancellations": (worker.look_for_cancellations_every_s, self._drop_cancelled),
                 "tenants": (LOOK_EVERY_S, self.lanes.look),
+                "following": (MARK_EVERY_S, self._following.mark),
                 "reconciler": (worker.reconcile_every_s, reconciler.run),
                 "retention": (PURGE_EVERY_S, self._purge),
                 "costs": (KEEP_COSTS_EVERY_S, self._keep_costs),

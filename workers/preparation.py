@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -12,11 +12,14 @@ import msgspec
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput
 from producers.messages import Envelope, Item
+from results_store.errors import StoreUnavailable
 from results_store.records import Result, ResultState
+from results_store.store import Store
 from workers import outcomes
 from workers.batching.batcher import ServedModel
 from workers.batching.pool import Waiting
 from workers.batching.work import Entry
+from workers.derivation import Derivation
 from workers.inputs import InputLimits, carried, read
 
 logger = logging.getLogger(__name__)
@@ -41,16 +44,19 @@ class Preparation:
     catalogue: Catalogue
     limits: InputLimits
     models: Mapping[str, ServedModel]
+    store: Store
 
-    def prepare(self, envelope: Envelope, item: Item) -> Step:
-        """Check and prepare an item; what is wrong with it is in its results."""
+    def prepare(self, envelope: Envelope, item: Item, derivation: Derivation) -> Step:
+        """Check and prepare an item; what is wrong with it is in its results. Raises StoreUnavailable."""
         if envelope.deadline_at is not None and envelope.deadline_at <= time.time():
             return Step(item, outcomes.ended(envelope, item, ResultState.EXPIRED))
         try:
             params, refused = self._params(envelope, item)
-            return self._prepared(envelope, item, params, refused)
+            return self._prepared(envelope, item, params, refused, derivation)
         except InvalidInput as error:
             return Step(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
+        except StoreUnavailable:  # nobody's fault here: the envelope is attempted again
+            raise
         except Exception as error:  # a model's own code: its bug costs this item, never the envelope
             logger.exception("envelope %s, item %s: preparation failed", envelope.id, item.seq)
             detail = {"kind": "ModelError", "message": f"preparation failed: {type(error).__name__}: {error}"}
@@ -70,11 +76,19 @@ class Preparation:
                 refused[name] = error
         return params, refused
 
-    def _prepared(self, envelope: Envelope, item: Item, params: Params, refused: Mapping[str, InvalidInput]) -> Step:
+    def _prepared(
+        self,
+        envelope: Envelope,
+        item: Item,
+        params: Params,
+        refused: Mapping[str, InvalidInput],
+        derivation: Derivation,
+    ) -> Step:
         entry = None
         if params:
             model = self.models[envelope.model].model
-            checked = self.catalogue.check_input(next(iter(params)), carried(item.input, self.limits), field="input")
+            given = carried(derivation.input(item.input), self.limits)
+            checked = self.catalogue.check_input(next(iter(params)), given, field="input")
             row = model.prepare(read(checked, self.limits), {task.name: own for task, own in params.items()})
             refused = {**refused, **row.refused}
             params = {task: own for task, own in params.items() if task.name not in refused}
@@ -95,6 +109,12 @@ class Preparation:
             for name, error in refused.items()
         ]
         return Step(item, results, entry, params)
+
+    def derivation(self, job: str, items: Sequence[Item]) -> Derivation:
+        """Return what makes the inputs of items that are made of others. Raises StoreUnavailable."""
+        made = Derivation(self.store, self.limits, job)
+        made.gather(items)
+        return made
 
     def finish(self, envelope: Envelope, step: Step) -> list[Result]:
         """Return the results that the step's entry came to."""

@@ -54,7 +54,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     envelopes = _envelopes(store, stored)
     wanted, served = serving.serve(settings, batch.model, device)
     limits = InputLimits(**msgspec.structs.asdict(settings.limits))
-    preparation = Preparation(catalogue=settings.catalogue, limits=limits, models={batch.model: served})
+    preparation = Preparation(catalogue=settings.catalogue, limits=limits, models={batch.model: served}, store=store)
     steps = list(_steps(preparation, envelopes, stored))
     again = MicroBatch([step.entry for _, step in steps if step.entry], 0.0)
     loaded = ProcessDevice(
@@ -118,7 +118,7 @@ def _steps(
     for id_, seq in dict.fromkeys((row.envelope, row.seq) for row in stored):
         envelope = envelopes[id_]
         item = next(item for item in envelope.items if item.seq == seq)
-        step = preparation.prepare(envelope, item)
+        step = preparation.prepare(envelope, item, preparation.derivation(envelope.job, [item]))
         if step.entry is None:
             raise CannotRerun(f"item {seq} of envelope {id_} cannot be prepared now: {step.results[0].error}")
         yield envelope, step

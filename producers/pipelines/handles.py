@@ -1,0 +1,74 @@
+"""What the submission of a pipeline gives back: one job, and its results as trees."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from producers.async_handles import AsyncWatched
+from producers.errors import InvalidInput
+from producers.handles import Taken, Watched
+from producers.pipelines.plan import Plan
+from producers.pipelines.tree import Grown, Tree
+from results_store.records import JobStatus
+
+if TYPE_CHECKING:
+    from producers.calls import Calls
+    from producers.link import Link
+
+
+class PipelineJob(Watched):
+    """The submission of a pipeline. The counts of its progress are of results; `total` grows as steps become due."""
+
+    def __init__(self, link: Link, id: str, plan: Plan, *, taken: Taken | None = None) -> None:  # noqa: A002
+        super().__init__(link, id, taken=taken)
+        self.plan = plan
+
+    def results(self) -> Iterator[Tree]:
+        """Yield a tree for each input that has results by now, in their order. Raises UnknownJob.
+
+        Wait first to have them whole; before that, branches are ``waiting``.
+        """
+        from results_store.export import stream
+
+        grown = Grown(self.plan, cancelled=self.progress().cancelled_at is not None)
+        for row in stream(self._link.store, self.id):
+            if tree := grown.add(row):
+                yield tree
+        if tree := grown.last():
+            yield tree
+
+
+class AsyncPipelineJob(AsyncWatched):
+    """The submission of a pipeline. The counts of its progress are of results; `total` grows as steps become due."""
+
+    def __init__(
+        self,
+        link: Link,
+        calls: Calls,
+        id: str,  # noqa: A002
+        plan: Plan,
+        *,
+        taken: Taken | None = None,
+    ) -> None:
+        super().__init__(link, calls, id, taken=taken)
+        self.plan = plan
+
+    async def results(self) -> AsyncIterator[Tree]:
+        """Yield a tree for each input that has results by now, in their order. See `PipelineJob.results`."""
+        grown = Grown(self.plan, cancelled=(await self.progress()).cancelled_at is not None)
+        async for rows in self._rows():
+            for row in rows:
+                if tree := grown.add(row):
+                    yield tree
+        if tree := grown.last():
+            yield tree
+
+
+def plan_of_job(job: JobStatus) -> Plan:
+    """Return the plan that is kept with a job. Raises InvalidInput for a job without."""
+    if job.pipeline is None:
+        raise InvalidInput("id", f"the job {job.id} is no pipeline", "ask for it with `job`")
+    return msgspec.convert(job.pipeline, Plan)
