@@ -113,15 +113,25 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def _task(name: str, model: str, table: object, setting: str) -> Task:
-    """Return a task from its entry in a ``fleet.toml``: its kind, or a table with `kind`, `summary` and `params`."""
+    """Return a task from its entry in a ``fleet.toml``: its kind, or a table with `kind`, `summary` and `params`.
+
+    What a kind cannot do without (a prompt, labels) may stand in the table itself.
+    """
     given: dict[str, Any] = table if isinstance(table, dict) else {"kind": table}
-    if unknown := sorted(set(given) - {"kind", "summary", "params"}):
-        raise ConfigurationError(f"{setting}.{unknown[0]}: not a key of a task; known here: kind, summary, params")
     kind, params = str(given.get("kind")), given.get("params", {})
     if kind not in KINDS:
         raise ConfigurationError(f"{setting}.kind: must be one of {', '.join(KINDS)}, not {kind!r}")
+    known_here = [
+        "kind",
+        "summary",
+        "params",
+        *(f.name for f in msgspec.structs.fields(KINDS[kind].params) if f.required),
+    ]
+    if unknown := sorted(set(given) - set(known_here)):
+        raise ConfigurationError(f"{setting}.{unknown[0]}: not a key of a task; known here: {', '.join(known_here)}")
     if not isinstance(params, dict):
         raise ConfigurationError(f"{setting}.params: must be a table of parameters, not {type(params).__name__}")
+    params = {**{name: given[name] for name in known_here[3:] if name in given}, **params}
     task = Task(name, KINDS[kind], model, str(given.get("summary", "")), params)
     unknown = sorted(set(params) - set(task.kind.params.__struct_fields__))
     if unknown:

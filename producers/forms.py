@@ -11,12 +11,21 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from producers.errors import InputTooLarge, InvalidInput
-from producers.messages import InlineBytes, Input, PathInput, QuestionInput, RowInput, SentencesInput, UrlInput
+from producers.messages import (
+    InlineBytes,
+    Input,
+    MessagesInput,
+    PathInput,
+    QuestionInput,
+    RowInput,
+    SentencesInput,
+    UrlInput,
+)
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
 #: The form of an input. A source of items (a file, a folder) is read for one of them.
-Modality = Literal["text", "image", "question", "sentences", "row"]
+Modality = Literal["text", "prompt", "image", "question", "sentences", "row"]
 
 #: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -86,6 +95,22 @@ def _check_question(value: object, limits: Limits, field: str) -> Input:
     return given
 
 
+def _check_prompt(value: object, limits: Limits, field: str) -> Input:
+    """A text, or the messages of a dialogue: a list of them, or an object that has it, as OpenAI's requests do."""
+    if isinstance(value, str):
+        return check_text(value, limits, field)
+    if isinstance(value, list | tuple):
+        value = {"messages": value}
+    given = _typed(value, MessagesInput, field)
+    if not given.messages:
+        raise InvalidInput(f"{field}.messages", "is empty", 'give it [{"role": "user", "content": …}]')
+    for place, message in enumerate(given.messages):
+        check_text(message.content, limits, f"{field}.messages[{place}].content")
+    if sum(len(message.content) for message in given.messages) > limits.max_text_chars:
+        raise InputTooLarge(field, f"has over {limits.max_text_chars:,} characters in all", "leave out early messages")
+    return given
+
+
 def _check_sentences(value: object, limits: Limits, field: str) -> Input:
     given = _typed(value, SentencesInput, field)
     if not given.sentences:
@@ -130,6 +155,7 @@ def _typed(value: object, form: type[_Form], field: str) -> _Form:
 
 _CHECKS: Mapping[Modality, Callable[[object, Limits, str], Input]] = {
     "text": check_text,
+    "prompt": _check_prompt,
     "image": _check_image,
     "question": _check_question,
     "sentences": _check_sentences,

@@ -67,6 +67,19 @@ class SentencesInput(msgspec.Struct, frozen=True, tag="sentences"):
     sentences: tuple[str, ...]
 
 
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn of a dialogue. `role` is ``system``, ``user`` or ``assistant``, or what else the model's template knows."""
+
+    role: str
+    content: str
+
+
+class MessagesInput(msgspec.Struct, frozen=True, tag="messages"):
+    """A dialogue that is to be answered."""
+
+    messages: tuple[Message, ...]
+
+
 class RowInput(msgspec.Struct, frozen=True, tag="row"):
     """A row of a table: its values by column, null where one is unknown."""
 
@@ -84,7 +97,16 @@ class DerivedInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="derived
 
 
 Input: TypeAlias = (
-    str | InlineBytes | PathInput | UrlInput | BlobInput | QuestionInput | SentencesInput | RowInput | DerivedInput
+    str
+    | InlineBytes
+    | PathInput
+    | UrlInput
+    | BlobInput
+    | QuestionInput
+    | SentencesInput
+    | MessagesInput
+    | RowInput
+    | DerivedInput
 )
 Params: TypeAlias = dict[str, Any]
 

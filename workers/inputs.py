@@ -26,6 +26,7 @@ from producers.messages import (
     DerivedInput,
     InlineBytes,
     Input,
+    MessagesInput,
     PathInput,
     QuestionInput,
     RowInput,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: What an item holds once everything is read that it only pointed to.
-Content: TypeAlias = str | bytes | QuestionInput | RowInput | SentencesInput
+Content: TypeAlias = str | bytes | MessagesInput | QuestionInput | RowInput | SentencesInput
 
 _FIELD = "input"
 _PORTS = {"http": 80, "https": 443}

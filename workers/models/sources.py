@@ -27,7 +27,7 @@ from workers.models import download, package_index, unpacking
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 
 #: Converters that a package source may name: see `workers/models/conversion.py`.
-CONVERTERS = ("torchvision-mobilenet-v2",)
+CONVERTERS = ("gguf-causal-lm", "torchvision-mobilenet-v2")
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 

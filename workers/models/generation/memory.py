@@ -1,0 +1,170 @@
+"""The keys and values of what the network has read: rows that grow, move and leave, and attention over them.
+
+A block holds the rows of one pass side by side, each from column 0 on, so that a row which joins or leaves moves no other. transformers'
+own caches keep rows of one length; this one is handed to its networks in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+#: Keys and values of one row: (layers, 2, heads, tokens, width).
+Kept: TypeAlias = torch.Tensor
+
+#: The name under which `attend` is known to transformers.
+ATTENTION = "argosy"
+
+#: Columns are made by this many, so that a row which grows by a token does not have its block made anew.
+_COLUMNS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a network keeps of a token."""
+
+    layers: int
+    heads: int
+    width: int
+    dtype: torch.dtype
+    device: str
+
+    def empty(self) -> Kept:
+        return torch.zeros((self.layers, 2, self.heads, 0, self.width), dtype=self.dtype, device=self.device)
+
+
+class Block:
+    """Rows 0 to `len(starts)` of one tensor; `starts` are the columns where each row's next tokens go."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._tensor = torch.zeros((shape.layers, 2, 0, shape.heads, 0, shape.width))
+        self.lengths: list[int] = []
+        self._rows = torch.zeros(0, dtype=torch.long)
+        self._columns = torch.zeros(0, dtype=torch.long)
+        self._width = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def add(self, kept: Kept) -> int:
+        """Add a row behind the others and return its number."""
+        row, tokens = len(self.lengths), kept.shape[3]
+        self._reserve(row + 1, tokens)
+        self._tensor[:, :, row, :, :tokens] = kept
+        self.lengths.append(tokens)
+        return row
+
+    def kept(self, row: int, tokens: int | None = None) -> Kept:
+        """Return a copy of a row's (first) tokens."""
+        length = self.lengths[row] if tokens is None else tokens
+        return self._tensor[:, :, row, :, :length].clone()
+
+    def drop(self, row: int) -> int | None:
+        """Remove a row. The last one takes its number: return which one that was, if it was another."""
+        last = len(self.lengths) - 1
+        if row != last:
+            length = self.lengths[last]
+            self._tensor[:, :, row, :, :length] = self._tensor[:, :, last, :, :length]
+            self.lengths[row] = length
+        self.lengths.pop()
+        return last if row != last else None
+
+    def begin(self, tokens: int) -> None:
+        """Make room for as many tokens in every row, padding included, and remember where they go."""
+        self._width = max(self.lengths) + tokens
+        self._reserve(len(self.lengths), self._width)
+        starts = torch.tensor(self.lengths, device=self._shape.device)
+        self._rows = torch.arange(len(self.lengths), device=self._shape.device)[:, None]
+        self._columns = starts[:, None] + torch.arange(tokens, device=self._shape.device)
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """Where the tokens of this pass go, (rows, tokens)."""
+        return self._columns
+
+    @property
+    def width(self) -> int:
+        """How many columns the pass looks at."""
+        return self._width
+
+    def _reserve(self, rows: int, tokens: int) -> None:
+        had_rows, had_tokens = self._tensor.shape[2], self._tensor.shape[4]
+        if rows <= had_rows and tokens <= had_tokens:
+            return
+        shape = self._shape
+        # zeros, for what is masked is still multiplied, by 0: it must be no NaN
+        columns = max(had_tokens, -(-tokens // _COLUMNS) * _COLUMNS)
+        wider = torch.zeros(
+            (shape.layers, 2, max(rows, had_rows), shape.heads, columns, shape.width),
+            dtype=shape.dtype,
+            device=shape.device,
+        )
+        used = len(self.lengths)
+        if used:
+            wider[:, :, :used, :, :had_tokens] = self._tensor[:, :, :used]
+        self._tensor = wider
+
+    # --- what transformers asks of a cache ---
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a layer's new keys and values, (rows, heads, tokens, width), and return those of all tokens so far."""
+        own = self._tensor[layer_idx]
+        own[0][self._rows, :, self._columns] = keys.transpose(1, 2)
+        own[1][self._rows, :, self._columns] = values.transpose(1, 2)
+        rows = len(self.lengths)
+        return own[0, :rows, :, : self._width], own[1, :rows, :, : self._width]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # positions and masks are given; nothing is derived from this
+
+
+def visible(block: Block, inner: torch.Tensor | None, tokens: int) -> torch.Tensor:
+    """Return what each new token sees, (rows, 1, tokens, columns): all before its row's new ones, and of these those of `inner`.
+
+    `inner` is (rows, tokens, tokens), or None where each sees those before it and itself.
+    """
+    columns = torch.arange(block.width, device=block.columns.device)
+    if inner is None:
+        return (columns <= block.columns[:, :, None])[:, None]
+    starts = block.columns[:, :1, None]
+    before = (columns < starts).expand(-1, tokens, -1).clone()
+    rows = torch.arange(len(block), device=columns.device)[:, None, None]
+    queries = torch.arange(tokens, device=columns.device)[None, :, None]
+    before[rows, queries, block.columns[:, None, :].expand(-1, tokens, -1)] = inner
+    return before[:, None]
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention where several query heads share one of keys and values (Ainslie et al., 2023), without copying these.
+
+    The queries of a group stand below one another, as if they were more tokens: (rows, key heads, group · tokens, width).
+    """
+    rows, heads, tokens, width = query.shape
+    groups = heads // key.shape[1]
+    stacked = query.reshape(rows, key.shape[1], groups * tokens, width)
+    mask = attention_mask
+    if mask is not None and groups > 1:
+        columns = mask.shape[-1]
+        mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).reshape(rows, 1, groups * tokens, columns)
+    out = torch.nn.functional.scaled_dot_product_attention(stacked, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(rows, heads, tokens, width).transpose(1, 2), None
+
+
+def lengths_after(block: Block, fed: Sequence[int]) -> None:
+    """Note how many of a pass's tokens were real in each row."""
+    block.lengths = [length + count for length, count in zip(block.lengths, fed, strict=True)]

@@ -1,0 +1,57 @@
+"""The next token of a row, out of its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from workers.models.generation.requests import Sampling
+
+
+class Sampler:
+    """Chooses one row's tokens; with a seed always the same ones, whatever the row's neighbours are."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._generator: torch.Generator | None = None
+        if sampling.temperature:
+            self._generator = torch.Generator()
+            if sampling.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(sampling.seed)
+
+    def choose(self, logits: torch.Tensor, seen: Sequence[int], allowed: torch.Tensor | None = None) -> int:
+        """Return a token. `logits` is (vocabulary,); `seen` are prompt and answer so far; `allowed` masks the vocabulary."""
+        asked = self._sampling
+        if asked.repetition_penalty != 1:
+            logits = penalised(logits, seen, asked.repetition_penalty)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+        if self._generator is None:
+            return int(logits.argmax())
+        logits = (logits / asked.temperature).cpu()
+        if asked.top_k:
+            least = logits.topk(min(asked.top_k, len(logits))).values[-1]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if asked.top_p < 1:
+            logits = _nucleus(logits, asked.top_p)
+        return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
+
+
+def penalised(logits: torch.Tensor, seen: Sequence[int], penalty: float) -> torch.Tensor:
+    """Make tokens that were there less likely (Keskar et al., 2019, section 4.1; the sign as transformers treats it)."""
+    tokens = torch.tensor(sorted(set(seen)), device=logits.device)
+    scores = logits[tokens]
+    logits = logits.clone()
+    logits[tokens] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return logits
+
+
+def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the likeliest tokens whose probabilities add up to `top_p` (Holtzman et al., 2020), the first in any case."""
+    ordered, places = logits.sort(descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    out = torch.zeros_like(logits, dtype=torch.bool).scatter(0, places, before >= top_p)
+    return logits.masked_fill(out, -torch.inf)

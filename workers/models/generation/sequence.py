@@ -1,0 +1,120 @@
+"""One request at the device: what of it is read, what it has written, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from workers.models.generation.grammar import Grammars, Matcher
+from workers.models.generation.network import Feed
+from workers.models.generation.requests import Request, Written
+from workers.models.generation.sampling import Sampler
+from workers.models.generation.writing import Writer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from workers.models.generation.memory import Kept
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """`pending` are the tokens that the network has not read yet, `read` those it has. Of the latter the keys and values are
+    `kept`, or stand in a `row` of the block where the written ones step together."""
+
+    key: Hashable
+    request: Request
+    urgency: int
+    number: int
+    writer: Writer
+    sampler: Sampler
+    matcher: Matcher | None
+    eos: Collection[int]
+    pending: list[int]
+    kept: Kept | None = None
+    row: int | None = None
+    read: list[int] = field(default_factory=list)
+    written: int = 0
+    cached: int = 0
+    forward_s: float = 0.0
+    outcome: Written | None = None
+    steps: int = 0
+    waited: int = 0
+    kept_until: int = 0
+
+    @property
+    def writes(self) -> bool:
+        """Whether its prompt is read, and it goes on token by token."""
+        return self.written > 0
+
+    def take(self, logits: torch.Tensor) -> None:
+        """Choose the next token out of (vocabulary,) logits; `outcome` is set if it is the last."""
+        allowed = self.matcher.allowed() if self.matcher else None
+        token = self.sampler.choose(logits, self.read, allowed)
+        self.written += 1
+        if token in self.eos:
+            self._end("stop")
+            return
+        self.pending = [token]
+        self.writer.add(token)
+        if self.matcher:
+            self.matcher.take(token)
+        if self.writer.stopped or (self.matcher is not None and self.matcher.ended):
+            self._end("stop")
+        elif self.written >= self.request.max_new_tokens:
+            self._end("length")
+
+    def _end(self, reason: str) -> None:
+        self.writer.end()
+        self.outcome = Written(self.writer.text, reason, self.written, self.cached)
+
+    # --- labels ---
+
+    def tree(self, rest: Sequence[int]) -> Feed:
+        """Return the rest of the prompt with all labels behind it, each of which sees the prompt and itself, not its neighbours."""
+        tokens, offsets, spans = list(rest), list(range(len(rest))), []
+        for label in self.request.labels:
+            spans.append((len(tokens), len(tokens) + len(label) - 1))
+            tokens += label[:-1]  # nothing follows the last one
+            offsets += range(len(rest), len(rest) + len(label) - 1)
+        sees = torch.ones((len(tokens), len(tokens)), dtype=torch.bool).tril()
+        for start, end in spans:
+            sees[start:end, len(rest) : start] = False
+        return Feed(tokens, range(len(rest) - 1, len(tokens)), offsets, sees)
+
+    def score(self, logits: torch.Tensor) -> None:
+        """Set the outcome from the logits at the prompt's last token and at those of the labels, in the order of `tree`."""
+        chances = logits.log_softmax(-1)
+        scores, at = [], 1
+        for label in self.request.labels:
+            places = [0, *range(at, at + len(label) - 1)]
+            at += len(label) - 1
+            scores.append(float(chances[places, label].sum()))
+        self.outcome = Written(cached_tokens=self.cached, scores=scores)
+
+
+def begin(
+    key: Hashable,
+    request: Request,
+    *,
+    urgency: int,
+    number: int,
+    tokenizer: Tokenizer,
+    grammars: Grammars,
+    eos: Collection[int],
+) -> Line:
+    """Return a request of which nothing is read yet."""
+    return Line(
+        key=key,
+        request=request,
+        urgency=urgency,
+        number=number,
+        writer=Writer(tokenizer, request.stop),
+        sampler=Sampler(request.sampling),
+        matcher=grammars.matcher(request.grammar) if request.grammar else None,
+        eos=eos,
+        pending=list(request.tokens),
+    )

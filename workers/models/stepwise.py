@@ -1,0 +1,67 @@
+"""The interface of models that work step by step: requests join and leave between two steps of the device process."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workers.models.huggingface import ragged
+from workers.models.model import Array, Arrays, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What a step made of one request: a piece of text for who listens, or its `output`, and then it has left.
+
+    `forward_s` is the part of the device's time that it took, from its first step to its last.
+    """
+
+    key: Hashable
+    text: str = ""
+    output: Any = None
+    forward_s: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        return self.output is not None
+
+
+class StepwiseModel(Model):
+    """A model that holds many requests at once and moves all of them a little with each `step`.
+
+    A request is one row of one task, as `collate` packs it. Outputs are plain values, which travel as `ragged` rows.
+    """
+
+    # --- in the device process, from one thread ---
+
+    @abstractmethod
+    def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
+        """Take a request; the lower its `urgency` number, the sooner it steps."""
+
+    @abstractmethod
+    def leave(self, key: Hashable) -> None:
+        """Forget a request: nobody wants it any more."""
+
+    @abstractmethod
+    def step(self) -> list[Stepped]:
+        """Move the requests a step on. It takes as long as one pass, so that others can join in between."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether there is anything to step for."""
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        """Step until all rows of a batch are through, for who has nothing to do in between."""
+        outputs: dict[str, list[Any]] = {task: [None] * len(rows) for task, rows in wanted.items()}
+        for task, rows in wanted.items():
+            for place, row in enumerate(rows):
+                self.join((task, place), task, arrays[task][row], urgency=0)
+        while self.busy:
+            for stepped in self.step():
+                if stepped.ended and isinstance(stepped.key, tuple):
+                    task, place = stepped.key
+                    outputs[task][place] = stepped.output
+        return {task: ragged.pack(own) for task, own in outputs.items()}
