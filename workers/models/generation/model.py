@@ -1,0 +1,225 @@
+"""A decoder of Hugging Face's with the tasks that it writes for: the kinds `text-generation`, `prompted-classification`
+and `prompted-json`. All of them share its steps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from producers.catalogue import Task
+from producers.errors import ConfigurationError, InvalidInput
+from producers.kinds.generation import PromptedClassificationParams, PromptedJsonParams, TextGenerationParams
+from producers.messages import Message, MessagesInput
+from workers.models.generation import grammar, requests
+from workers.models.generation.prompts import Prompts
+from workers.models.generation.requests import Request, Sampling, Written
+from workers.models.huggingface import ragged
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.head import best_labels, softmax
+from workers.models.huggingface.serving import read_for_each
+from workers.models.huggingface.tokenizing import Tokenizing
+from workers.models.model import Array, Arrays, ModelSpec, Prepared
+from workers.models.stepwise import Stepped, StepwiseModel
+
+if TYPE_CHECKING:
+    from workers.models.generation.engine import Engine
+
+_OPTIONS = ("max_tokens", "prefix_tokens", "step_rows")
+
+
+class GenerationModel(StepwiseModel):
+    """Options: `max_tokens`, of prompt and answer together (the checkpoint's own); `step_rows`, how many requests are in a
+    step (8); `prefix_tokens`, of how many tokens keys and values are held for prompts that begin alike (2,048)."""
+
+    backends = ("torch",)
+    #: Tokens of the requests at the device, whose keys and values are in its memory.
+    default_cost = 16384
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._engine: Engine | None = None
+        self._joined = 0
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        if unknown := sorted(set(self.spec.options) - set(_OPTIONS)):
+            known = ", ".join(_OPTIONS)
+            raise ConfigurationError(f"{self._where}.options.{unknown[0]}: not an option; these are: {known}")
+        if wrong := [name for name in _OPTIONS if self._option(name, 1) < (name != "prefix_tokens")]:
+            raise ConfigurationError(f"{self._where}.options.{wrong[0]}: must be 1 or more")
+        if self.spec.backend.compiled:
+            raise ConfigurationError(f"{self._where}.compile: is not for text generation; leave it out")
+        if self.prompts.chats:
+            _ = self.prompts.room  # and the template's language is here
+        backend = self.spec.backend
+        return self.spec.revision if backend.is_reference else f"{self.spec.revision}+{backend}"
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        found, refused = read_for_each(params, lambda task, chosen: self._request(content, chosen))
+        arrays = {task: request.packed() for task, request in found.items()}
+        size = sum(len(request.tokens) + _to_write(request) for request in found.values())
+        digest = hashlib.blake2b(digest_size=16)
+        for task in sorted(found):
+            digest.update(f"{task} {len(arrays[task])} ".encode() + arrays[task].tobytes())
+            if found[task].sampling.temperature and found[task].sampling.seed is None:
+                digest.update(os.urandom(16))  # drawn anew: equal to none
+        return Prepared(arrays, size, digest.digest(), refused, {task: len(found[task].tokens) for task in found})
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        return {
+            task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
+            for task in self.spec.tasks
+        }
+
+    def _request(self, content: Any, params: msgspec.Struct) -> Request:
+        match params:
+            case TextGenerationParams():
+                return self._free(content, params)
+            case PromptedClassificationParams():
+                return self._choice(content, params)
+            case PromptedJsonParams():
+                return self._json(content, params)
+        raise ConfigurationError(f"{self._where}: no task of {type(params).__name__} can be served")
+
+    def _free(self, content: str | MessagesInput, params: TextGenerationParams) -> Request:
+        if isinstance(content, str) and params.as_message:
+            content = MessagesInput((Message("user", content),))
+        tokens = self.prompts.text(content) if isinstance(content, str) else self.prompts.messages(content)
+        if not tokens:
+            raise InvalidInput("input", "has no readable characters", "give it some text")
+        self.prompts.room(tokens, params.max_new_tokens)
+        names = Sampling.__struct_fields__
+        sampling = Sampling(**{name: getattr(params, name) for name in names})
+        return Request(tokens, params.max_new_tokens, sampling, params.stop, params.stream)
+
+    def _choice(self, content: str, params: PromptedClassificationParams) -> Request:
+        tokens = self.prompts.templated(params.prompt, content)
+        ending = self.prompts.eos[:1]  # so that "low" is not likelier for being how "lower" begins
+        labels = [self.prompts.bare(label) + ending for label in params.labels]
+        self.prompts.room(tokens, max(map(len, labels)))
+        return Request(tokens, labels=labels, shared=self.prompts.shared(params.prompt))
+
+    def _json(self, content: str, params: PromptedJsonParams) -> Request:
+        tokens = self.prompts.templated(params.prompt, content)
+        self.prompts.room(tokens, params.max_new_tokens)
+        return Request(
+            tokens,
+            params.max_new_tokens,
+            grammar=self._grammar(params.schema),
+            shared=self.prompts.shared(params.prompt),
+        )
+
+    def _grammar(self, schema: Mapping[str, Any]) -> str:
+        key = msgspec.json.encode(schema)
+        if key not in self._grammars:
+            if len(self._grammars) >= 256:
+                self._grammars.clear()
+            self._grammars[key] = grammar.of_schema(schema, "params.schema")
+        return self._grammars[key]
+
+    @cached_property
+    def _grammars(self) -> dict[bytes, str]:
+        return {}
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        return self._finish(output, params, 0)
+
+    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        return self._finish(output, params, prepared.aside[task.name])
+
+    def _finish(self, output: Array, params: msgspec.Struct, prompt_tokens: int) -> Any:
+        written = msgspec.convert(ragged.unpack(output), Written)
+        if isinstance(params, PromptedClassificationParams):
+            import numpy as np
+
+            return best_labels(params.labels, softmax(np.array(written.scores)), params.top_k)
+        if isinstance(params, PromptedJsonParams):
+            if written.finish_reason != "stop":
+                raise ValueError(
+                    f"the answer was not complete after {params.max_new_tokens} tokens; raise `max_new_tokens`"
+                )
+            return msgspec.json.decode(written.text)
+        return {
+            "text": written.text,
+            "finish_reason": written.finish_reason,
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": written.completion_tokens,
+            "cached_tokens": written.cached_tokens,
+        }
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Makes tokens of what is asked."""
+        checkpoint = Checkpoint(self.spec.folder, self._where)
+        most = min(checkpoint.max_tokens, self._option("max_tokens", checkpoint.max_tokens))
+        window = checkpoint.config.get("sliding_window")
+        if isinstance(window, int) and checkpoint.config.get("use_sliding_window", True):
+            most = min(most, window)  # beyond it, what the model looks at would have to move along
+        return Prompts(checkpoint, Tokenizing(checkpoint), most)
+
+    def _option(self, name: str, default: int) -> int:
+        return int(self.spec.options.get(name, default))
+
+    @property
+    def _where(self) -> str:
+        return f"models.{self.spec.name}"
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        from workers.models.generation.engine import Engine
+        from workers.models.generation.grammar import Grammars
+        from workers.models.generation.network import Network
+
+        self.prompts.tokenizing.check()
+        self.prompts.check()
+        network = Network(self.spec.folder, where=self._where, precision=self.spec.backend.precision)
+        network.load(device)
+        self._grammars_here = Grammars(self.prompts.tokenizing.tokenizer.to_str(), network.vocabulary, self.prompts.eos)
+        self._engine = Engine(
+            network, rows=self._option("step_rows", 8), prefix_tokens=self._option("prefix_tokens", 2048)
+        )
+
+    @property
+    def _here(self) -> Engine:
+        assert self._engine is not None, "loaded before the first request"
+        return self._engine
+
+    def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
+        from workers.models.generation import sequence
+
+        self._joined += 1
+        line = sequence.begin(
+            key,
+            requests.unpack(request),
+            urgency=urgency,
+            number=self._joined,
+            tokenizer=self.prompts.tokenizing.tokenizer,
+            grammars=self._grammars_here,
+            eos=self.prompts.eos,
+        )
+        self._here.join(line)
+
+    def leave(self, key: Hashable) -> None:
+        self._here.leave(key)
+
+    def step(self) -> list[Stepped]:
+        return self._here.step()
+
+    def clear(self) -> None:
+        self._here.clear()
+
+    @property
+    def busy(self) -> bool:
+        return len(self._here) > 0
+
+
+def _to_write(request: Request) -> int:
+    return request.max_new_tokens or sum(map(len, request.labels))

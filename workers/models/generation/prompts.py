@@ -1,0 +1,173 @@
+"""Texts, messages and templates to tokens, in the parent: the checkpoint's own chat template, without transformers or torch."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.kinds.generation import PLACE
+from producers.messages import MessagesInput
+from workers.models.generation.prefixes import common
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.tokenizing import Tokenizing
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+#: A stand-in for the input, to see with which tokens all prompts of a template begin.
+_PROBES = ("0", "A", "\n")
+
+#: What a template must make the same of as transformers does.
+DIALOGUES: tuple[tuple[tuple[str, str], ...], ...] = (
+    (("user", "Hello, World!"),),
+    (("system", "Be brief."), ("user", "  Ça va?\n"), ("assistant", "Oui."), ("user", "東京?")),
+)
+
+
+class TemplateError(Exception):
+    """A chat template refuses the messages."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The tokenizer and the chat template of one folder. From many threads."""
+
+    checkpoint: Checkpoint
+    tokenizing: Tokenizing
+    max_tokens: int
+
+    def text(self, text: str) -> list[int]:
+        """Return the tokens of a text that is to be continued. Raises InvalidInput."""
+        return self.tokenizing.encode(text).ids
+
+    def messages(self, given: MessagesInput) -> list[int]:
+        """Return the tokens of a dialogue up to where the answer begins. Raises InvalidInput."""
+        return self._encoded(self._rendered([(message.role, message.content) for message in given.messages]))
+
+    def templated(self, prompt: str, text: str) -> list[int]:
+        """Return the tokens of a task's prompt with a text in its place, as what a user says. Raises InvalidInput."""
+        said = prompt.replace(PLACE, text)
+        return self._encoded(self._rendered([("user", said)])) if self.chats else self.text(said)
+
+    def shared(self, prompt: str) -> int:
+        """Return how many tokens all of a task's prompts begin with."""
+        if prompt not in self._shared:
+            first, *others = (self.templated(prompt, probe) for probe in _PROBES)
+            self._shared[prompt] = min(common(first, other) for other in others)
+        return self._shared[prompt]
+
+    def bare(self, text: str) -> list[int]:
+        """Return a text's tokens with nothing before or after them."""
+        return self.tokenizing.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def room(self, tokens: Sequence[int], wanted: int, field: str = "input") -> None:
+        """Raise InputTooLarge if a prompt leaves no room for `wanted` tokens in what the model can look at."""
+        if len(tokens) + wanted > self.max_tokens:
+            problem = f"has {len(tokens):,} tokens; with {wanted:,} to be written that is over {self.max_tokens:,}"
+            raise InputTooLarge(field, problem, "shorten it, or ask for fewer tokens")
+
+    @property
+    def chats(self) -> bool:
+        """Whether the folder has a chat template."""
+        return self._source is not None
+
+    @cached_property
+    def eos(self) -> list[int]:
+        """The tokens that end an answer."""
+        for file in ("generation_config.json", "config.json"):
+            found = self.checkpoint.read_if_there(file).get("eos_token_id")
+            if found is not None:
+                return [found] if isinstance(found, int) else list(found)
+        return []
+
+    def check(self) -> None:
+        """Compare with transformers' own template, in the device process. Raises ConfigurationError if they differ."""
+        if not self.chats:
+            return
+        from transformers import AutoTokenizer
+
+        folder = self.checkpoint.folder
+        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        for dialogue in DIALOGUES:
+            turns = [{"role": role, "content": content} for role, content in dialogue]
+            try:
+                wanted = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            except Exception:  # noqa: BLE001, S112 - a template without a system's turn, say, refuses: so will ours
+                continue
+            if self._rendered(dialogue) != wanted:
+                problem = f"the chat template of {folder} gives something else than in transformers"
+                raise ConfigurationError(f"{self.checkpoint.where}: {problem}")
+
+    @cached_property
+    def _shared(self) -> dict[str, int]:
+        return {}
+
+    # --- the chat template ---
+
+    @cached_property
+    def _source(self) -> str | None:
+        file = self.checkpoint.folder / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text("utf-8")
+        found = self.checkpoint.read_if_there("tokenizer_config.json").get("chat_template")
+        if isinstance(found, list):  # several by name
+            found = next((one["template"] for one in found if one.get("name") == "default"), None)
+        return found if isinstance(found, str) else None
+
+    @cached_property
+    def _template(self) -> Template:
+        made: Template = environment().from_string(self._source or "")
+        return made
+
+    @cached_property
+    def _special(self) -> Mapping[str, str]:
+        """The tokenizer's special tokens by role, which templates may name."""
+        settings = self.checkpoint.read_if_there("tokenizer_config.json")
+        texts = {name: one.get("content") if isinstance(one, dict) else one for name, one in settings.items()}
+        return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
+
+    def _rendered(self, turns: Sequence[tuple[str, str]]) -> str:
+        if not self.chats:
+            raise InvalidInput("input", "is messages, and the model has no chat template", "send text")
+        from jinja2 import TemplateError as JinjaError
+
+        messages = [{"role": role, "content": content} for role, content in turns]
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+        except (JinjaError, TemplateError, TypeError) as error:
+            raise InvalidInput("input.messages", f"do not suit the model's chat template: {error}") from error
+
+    def _encoded(self, text: str) -> list[int]:
+        try:
+            return self.bare(text)  # the template writes the special tokens itself
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidInput("input", "is not valid Unicode", "decode it with the right encoding") from error
+
+
+def environment() -> Any:
+    """Return where chat templates run: sandboxed, and with what transformers offers them."""
+    try:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ConfigurationError("chat templates need jinja2: pip install 'argosy[generation]'") from error
+
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False
+    )
+    made.filters["tojson"] = _to_json
+    made.globals["raise_exception"] = _refuse
+    made.globals["strftime_now"] = lambda form: datetime.datetime.now().astimezone().strftime(form)
+    return made
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
