@@ -170,3 +170,29 @@ def test_what_is_no_tenants_name(broker_url: str, sqlite_url: str, name: str, mo
     monkeypatch.setenv("ARGOSY_TENANT", name)
     with pytest.raises(InvalidInput, match="ARGOSY_TENANT"):
         Client(broker_url, sqlite_url)
+
+
+def test_the_tenant_of_a_call_goes_before_the_clients_and_that_before_the_environments(
+    broker_url: str, store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the job, on the envelope, and in the lane that it waits in."""
+    monkeypatch.setenv("ARGOSY_TENANT", "environment")
+    with Client(broker_url, store_url) as client:
+        assert client.submit_many("topic", ["a"]).progress().tenant == "environment"
+    with Client(broker_url, store_url, tenant="client") as client:
+        assert client.submit_many("topic", ["b"]).progress().tenant == "client"
+        handle = client.submit("topic", "c", tenant="call")
+        assert store.job(handle.job).tenant == "call"
+        assert client.submit_many("topic", ["d"], tenant="").progress().tenant == ""
+    waiting = {envelope.items[0].input: envelope.tenant for envelope in StandIn(broker_url, store).waiting()}
+    assert waiting == {"a": "environment", "b": "client", "c": "call", "d": ""}
+    assert [tenant.lane for tenant in store.tenants()] == [0, 3, 2, 1]
+
+
+def test_an_idempotency_key_is_its_tenants_own(client: Client, store: Store) -> None:
+    """Nobody goes on with another's job, or sees that there is one, by hitting upon its key."""
+    mine = client.submit_many("topic", ["a"], idempotency_key="nightly", tenant="mine")
+    other = client.submit_many("topic", ["b"], idempotency_key="nightly", tenant="other")
+    assert mine.id != other.id
+    assert client.submit_many("topic", ["a"], idempotency_key="nightly", tenant="mine").id == mine.id
+    assert store.job(mine.id).items == store.job(other.id).items == 1
