@@ -27,7 +27,8 @@ def serve(settings: GatewaySettings, host: str, port: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     app = create_app(settings, lambda: AsyncClient(store_timeout_s=settings.store_timeout_s))
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn hears them itself, and raises them again once it has ended well
+        # uvicorn hears them itself, and raises them again once it has ended well
+        signal.signal(number, lambda *_: None)
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=GRACE_S, log_config=None, server_header=False)
 
 
