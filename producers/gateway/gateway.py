@@ -66,12 +66,6 @@ class Gateway:
         """What a submission says about whose it is."""
         return {"tenant": caller.tenant}
 
-    def own_key(self, caller: Caller, key: str | None) -> str | None:
-        """Return an idempotency key as the store has it: a tenant's never finds another tenant's job."""
-        if key is None or not caller.key:
-            return key
-        return f"{len(caller.tenant)}:{caller.tenant}:{key}"
-
 
 def is_id(text: str) -> bool:
     """Say whether a text has the form of our ids: only then is the store asked for it."""

@@ -123,7 +123,7 @@ async def _submit(
         items,
         priority=options.priority,
         name=options.name,
-        idempotency_key=gateway.own_key(caller, options.idempotency_key),
+        idempotency_key=options.idempotency_key,
         ttl_s=options.ttl_s,
         deadline_s=options.deadline_s,
         params=sendable(options.params, "params"),

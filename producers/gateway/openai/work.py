@@ -92,7 +92,7 @@ class Work:
             task,
             self._items(),
             name=self.batch.id,
-            idempotency_key=self.gateway.own_key(owner, self.batch.id),
+            idempotency_key=self.batch.id,
             deadline_s=max(left_s, 0.001),
             on_error="skip",
             on_accepted=self._note_job,
