@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
@@ -54,7 +54,7 @@ class Gateway:
         if not is_id(id_):
             raise UnknownJob(f"no job {id_!r}; an id looks like 01jd2m3n4p5q6r7s8t9v0w1x2y")
         status = await self.client.status(id_)
-        if not caller.sees(tenant_of(status)):
+        if not caller.sees(status.tenant):
             raise UnknownJob(f"no job {id_!r}; GET /api/jobs lists yours")
         return status
 
@@ -62,18 +62,10 @@ class Gateway:
         """Return a page of the caller's jobs, the newest first."""
         return await self.client.ask(lambda store: store.jobs(limit=limit, before=before, tenant=caller.scope))
 
-    def owner(self, caller: Caller) -> dict[str, Any]:
-        """What a submission says about whose it is."""
-        return {"tenant": caller.tenant}
-
 
 def is_id(text: str) -> bool:
     """Say whether a text has the form of our ids: only then is the store asked for it."""
     return len(text) == 26 and text.isascii() and text.isalnum()
-
-
-def tenant_of(status: JobStatus) -> str:
-    return status.tenant
 
 
 def gateway_of(request: Request) -> Gateway:

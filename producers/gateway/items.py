@@ -45,7 +45,7 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> 
         params=sendable(body.params, "params"),
         key=body.key,
         durable=body.durable,
-        **gateway.owner(caller),
+        tenant=caller.tenant,
     )
     gateway.keep(handle)
     rows = await while_there(request, _arrived(gateway, handle, body.wait_s))

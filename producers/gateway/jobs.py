@@ -130,7 +130,7 @@ async def _submit(
         on_error="skip" if options.on_error == "skip" else "raise",
         on_accepted=on_accepted,
         patience_s=gateway.settings.patience_s if isinstance(items, Iterable) else gateway.settings.max_wait_s,
-        **gateway.owner(caller),
+        tenant=caller.tenant,
     )
 
 

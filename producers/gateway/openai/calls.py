@@ -72,7 +72,7 @@ async def _computed(gateway: Gateway, caller: Caller, call: Call) -> list[Result
             priority=priority,
             deadline_s=gateway.settings.openai_wait_s,
             durable=False,
-            **gateway.owner(caller),
+            tenant=caller.tenant,
         )
         promise: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         handle.tell(promise)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from producers.async_handles import AsyncJob
 from producers.errors import ArgosyError, InvalidInput, ItemCancelled, ItemExpired, ResultTimeout
 from producers.gateway.answers import encoded
-from producers.gateway.keys import Caller
 from producers.gateway.openai.files import Writing, lines
 from producers.gateway.openai.requests import Line, Reading
 from producers.gateway.problems import Problem, item_problem, openai_error, problem
@@ -87,7 +86,6 @@ class Work:
         if task is None:
             return None
         left_s = self.batch.detail["expires_at"] - time.time()
-        owner = Caller(tenant=self.batch.tenant, key="batch")
         job = await self.gateway.client.submit_many(
             task,
             self._items(),
@@ -96,7 +94,7 @@ class Work:
             deadline_s=max(left_s, 0.001),
             on_error="skip",
             on_accepted=self._note_job,
-            **self.gateway.owner(owner),
+            tenant=self.batch.tenant,
         )
         self._note_job(job.id)
         await self._store(self.batch.status)
