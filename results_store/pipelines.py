@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, RowMapping, and_, column, func, select
+from sqlalchemy import ARRAY, Connection, RowMapping, and_, bindparam, column, func, select
 
 from results_store.columns import among, as_list
 from results_store.records import NewEnvelope, Result, ResultState
@@ -88,7 +88,8 @@ def _trees(connection: Connection, job: str, roots: Sequence[int]) -> list[Resul
         begins = func.json_each(as_list(connection, first)).table_valued("value", name="begins")
         begin: Any = begins.c.value
     else:
-        begins = func.unnest(first).table_valued(column("value", results.c.seq.type), name="begins")
+        listed = bindparam("first", first, type_=ARRAY(results.c.seq.type))
+        begins = func.unnest(listed).table_valued(column("value", results.c.seq.type)).render_derived(name="begins")
         begin = begins.c.value
     within = and_(results.c.seq >= begin, results.c.seq < begin + TREE_SPAN)
     wanted = select(*(results.c[name] for name in _COLUMNS)).select_from(begins.join(results, within))

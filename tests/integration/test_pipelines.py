@@ -1,0 +1,263 @@
+"""Pipelines in the store, on both databases: what follows is accepted with what it follows from, once, whoever stores it how often."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import pytest
+from PIL import Image
+from sqlalchemy import select
+
+from producers import InvalidInput, Pipeline
+from producers.catalogue import KINDS, Catalogue, Task
+from producers.errors import InputUnavailable
+from producers.messages import DerivedInput, Envelope, InlineBytes, Item, decode, decode_bytes
+from producers.packing import Intake, Parcel, seal
+from producers.pipelines.following import follow
+from producers.pipelines.pipeline import first_request
+from producers.pipelines.plan import Plan
+from results_store.records import Claim, Committed, NewEnvelope, NewJob, Result, ResultState
+from results_store.schema import envelopes, payloads
+from results_store.store import Store
+from results_store.trees import TREE_SPAN, tree_number
+from tests.integration.rows import run_together
+from workers.derivation import Derivation
+from workers.inputs import InputLimits
+
+TASKS = {
+    "sentiment": "text-classification",
+    "topic": "text-classification",
+    "things": "object-detection",
+    "animal": "image-classification",
+}
+CATALOGUE = Catalogue({name: Task(name, KINDS[kind], "m", "") for name, kind in TASKS.items()})
+JOB = "0" * 26
+LABEL = [{"label": "cat", "score": 0.9}]
+
+#: Two steps that read the input, and one that joins them.
+JOINED = (
+    Pipeline()
+    .step("mood", task="sentiment")
+    .step("about", task="topic")
+    .step("both", task="sentiment", of=["mood", "about"])
+)
+CROPPED = Pipeline().step("things", task="things").step("animal", task="animal", of="things", options={"margin": 0.5})
+
+
+class Work:
+    """A job that is a pipeline, as a client accepts it and workers store it."""
+
+    def __init__(self, store: Store, pipeline: Pipeline, inputs: list[object], **more: Any) -> None:
+        self.store = store
+        self.plan: Plan = pipeline.check(CATALOGUE)
+        request = first_request(CATALOGUE, self.plan, priority="standard", deadline_s=None)
+        items = list(Intake(request, span=TREE_SPAN).items(inputs))
+        parcel = Parcel(request, items, JOB, deadline_at=more.pop("deadline_at", None), tenant="acme", pipeline=True)
+        job = NewJob(id=JOB, priority=3, created_at=1.0, tenant="acme", pipeline=self.plan.as_json(), **more)
+        self.sent = [one.envelope for one in seal([parcel], 1.0, {"acme": store.tenant("acme").lane})]
+        store.add_envelopes(self.sent, jobs=[job])
+
+    def store_results(self, envelope: NewEnvelope, **changes: Any) -> Committed:
+        """Store what a worker computes of an envelope: each task of each item."""
+        rows = [self.row(item, task, envelope, **changes) for item in read(envelope).items for task in item.tasks]
+        return self.commit(rows, envelope)
+
+    def row(self, item: Item, task: str, envelope: NewEnvelope, **changes: Any) -> Result:
+        given = {"state": ResultState.SUCCEEDED, "output": LABEL, "key": item.key, **changes}
+        return Result(job=JOB, seq=item.seq, task=task, envelope=envelope.id, **given)
+
+    def commit(self, rows: list[Result], envelope: NewEnvelope, *, dead: bool = False) -> Committed:
+        ended = {"dead" if dead else "done": [envelope.id]}
+        _, committed = self.store.exchange(results=rows, stepped=[envelope.id], follow=follow, **ended)
+        return committed
+
+    def outbox(self) -> dict[str, NewEnvelope]:
+        """Every envelope of the job, by its id."""
+        with self.store._database.read() as connection:
+            joined = select(envelopes, payloads).join(payloads).where(envelopes.c.job == JOB)
+            names = NewEnvelope.__slots__
+            rows = connection.execute(joined).mappings()
+            return {row["id"]: NewEnvelope(**{name: row[name] for name in names}) for row in rows}
+
+
+def read(envelope: NewEnvelope) -> Envelope:
+    decoded, bad = decode(decode_bytes(envelope.payload, envelope.content_type))
+    assert not bad
+    return decoded
+
+
+def test_what_follows_is_accepted_with_what_it_follows_from(store: Store) -> None:
+    """It has the priority, the lane, the tenant, the deadline and the key of what it is made of; the job owes more."""
+    work = Work(store, JOINED, ["one", "two"], deadline_at=1e12)
+    [new] = work.store_results(work.sent[0], key="k").followed
+    assert work.outbox()[new.id] == new
+    assert (new.priority, new.lane, new.deadline_at, new.model) == (3, store.tenant("acme").lane, 1e12, "m")
+    envelope = read(new)
+    assert (envelope.pipeline, envelope.tenant, envelope.job) == (True, "acme", JOB)
+    assert [(item.seq, item.tasks, item.key) for item in envelope.items] == [
+        (tree_number(root, (), 3), ("sentiment",), "k") for root in (0, 1)
+    ]
+    status = store.job(JOB)
+    assert (status.items, status.total, status.succeeded, status.finished) == (2, 6, 4, False)
+    assert work.store_results(new).followed == ()
+    status = store.job(JOB)
+    assert (status.total, status.finished, status.finished_at is None) == (6, True, False)
+
+
+def test_a_redelivery_adds_nothing(store: Store) -> None:
+    """The same results stored again, by another worker that computed the envelope as well: neither rows nor envelopes."""
+    work = Work(store, JOINED, ["one"])
+    assert len(work.store_results(work.sent[0]).followed) == 1
+    again = work.store_results(work.sent[0])
+    assert (again.inserted, again.followed) == (0, ())
+    assert (len(work.outbox()), store.job(JOB).total) == (2, 3)
+
+
+def test_workers_that_store_the_two_halves_at_once_make_the_whole_due_once(store: Store) -> None:
+    """Neither may think that the other will: they meet at the job's row. Each half comes twice, too."""
+    work = Work(store, JOINED, [f"text {number}" for number in range(20)])
+    [envelope] = work.sent
+    items = read(envelope).items
+    followed: list[NewEnvelope] = []
+
+    def half(number: int) -> None:
+        for item in items:
+            row = work.row(item, ("sentiment", "topic")[number % 2], envelope)
+            followed.extend(work.commit([row], envelope).followed)
+
+    run_together(half, 4)
+    assert sorted(item.seq for one in followed for item in read(one).items) == [
+        tree_number(root, (), 3) for root in range(20)
+    ]
+    assert len(work.outbox()) == 1 + len(followed)
+    assert store.job(JOB).total == 60
+
+
+def test_a_failure_holds_up_its_own_tree_until_it_is_replayed(store: Store) -> None:
+    work = Work(store, JOINED, ["one", "two"])
+    [envelope] = work.sent
+    rows = [work.row(item, task, envelope) for item in read(envelope).items for task in item.tasks]
+    error = {"kind": "ModelError", "message": "no"}
+    broken = Result(job=JOB, seq=0, task="topic", envelope=envelope.id, state=ResultState.FAILED, error=error)
+    kept = [row for row in rows if (row.seq, row.task) != (0, "topic")]
+    [new] = work.commit([*kept, broken], envelope).followed
+    assert [item.seq for item in read(new).items] == [tree_number(1, (), 3)]
+    work.store_results(new)
+    status = store.job(JOB)
+    assert (status.total, status.failed, status.finished) == (5, 1, True)
+
+    assert store.replay(job=JOB).envelopes == 1
+    assert not store.job(JOB).finished
+    [late] = work.store_results(envelope).followed
+    assert [item.seq for item in read(late).items] == [tree_number(0, (), 3)]
+    assert store.job(JOB).total == 6
+
+
+def test_a_cancelled_job_goes_no_further(store: Store) -> None:
+    """What is computed already is stored, and what would follow is not begun: the job is over when the rest is."""
+    work = Work(store, JOINED, ["one"])
+    store.cancel_job(JOB, time.time())
+    assert work.store_results(work.sent[0]).followed == ()
+    assert store.job(JOB).finished
+
+
+def test_a_dead_envelope_is_not_followed(store: Store) -> None:
+    work = Work(store, JOINED, ["one"])
+    [envelope] = work.sent
+    [item] = read(envelope).items
+    rows = [work.row(item, task, envelope, state=ResultState.FAILED, output=None) for task in item.tasks]
+    assert work.commit(rows, envelope, dead=True).followed == ()
+    [letter] = store.dead(job=JOB)
+    assert len(letter.failures) == 2
+    assert letter.failures[0].error is not None
+
+
+def test_what_was_not_published_is_overdue_like_anything_else(store: Store) -> None:
+    """A worker that dies between its commit and the push leaves the rest to the reconciler."""
+    work = Work(store, JOINED, ["one"])
+    store.mark_published([work.sent[0].id], time.time())
+    [new] = work.store_results(work.sent[0]).followed
+    [overdue] = store.take_overdue(time.time() + 100, accepted_before=time.time() + 50)
+    assert (overdue.id, overdue.payload, overdue.lane) == (new.id, new.payload, new.lane)
+    assert store.claim([new.id], worker="w", leased_until=time.time() + 60) == {new.id: Claim.WORK}
+
+
+def test_inputs_that_later_steps_need_are_not_dropped(store: Store) -> None:
+    """`drop_inputs` deletes what no replay could want; a step to come may want it all the same."""
+    work = Work(store, JOINED, ["one"])
+    [envelope] = work.sent
+    [item] = read(envelope).items
+    rows = [work.row(item, task, envelope) for task in item.tasks]
+    store.exchange(results=rows, done=[envelope.id], stepped=[envelope.id], follow=follow, drop_inputs=True)
+    assert store.inputs([envelope.id])
+
+
+# --- inputs made of results ---
+
+
+def picture() -> tuple[Image.Image, bytes]:
+    """Four quarters of different colours, 40 by 20."""
+    image = Image.new("RGB", (40, 20), "red")
+    for corner, colour in (((20, 0), "green"), ((0, 10), "blue"), ((20, 10), "white")):
+        image.paste(colour, (*corner, corner[0] + 20, corner[1] + 10))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return image, file.getvalue()
+
+
+def detected(*corners: tuple[int, int, int, int]) -> list[dict[str, Any]]:
+    names = ("xmin", "ymin", "xmax", "ymax")
+    return [{"label": "q", "score": 0.9, "box": dict(zip(names, one, strict=True))} for one in corners]
+
+
+def test_crops_are_made_of_the_image_that_was_sent(store: Store) -> None:
+    """The stored image and the stored box, with its margin, within the image: nothing in between is kept anywhere."""
+    image, sent = picture()
+    work = Work(store, CROPPED, [sent])
+    output = detected((0, 0, 20, 10), (30, 12, 50, 30), (7, 7, 7, 7))
+    [new] = work.store_results(work.sent[0], output=output).followed
+    items = read(new).items
+    derivation = Derivation(store, InputLimits(), JOB)
+    derivation.gather(items)
+    for item, frame in zip(items, [(0, 0, 30, 15), (20, 3, 40, 20)], strict=False):
+        made = derivation.input(item.input)
+        assert isinstance(made, InlineBytes)
+        with Image.open(io.BytesIO(made.data)) as cut:
+            assert cut.size == (frame[2] - frame[0], frame[3] - frame[1])
+            assert cut.convert("RGB").tobytes() == image.crop(frame).tobytes()
+    with pytest.raises(InvalidInput, match="empty box"):
+        derivation.input(items[2].input)
+
+
+def test_what_is_not_kept_any_more_is_said_to_be_gone(store: Store) -> None:
+    work = Work(store, CROPPED, [picture()[1]])
+    [new] = work.store_results(work.sent[0], output=detected((0, 0, 20, 10))).followed
+    [item] = read(new).items
+    store.purge(finished_before=1e12, keep_results=True)
+    work.store_results(new)
+    store.purge(finished_before=1e12, keep_results=True)
+    with pytest.raises(InputUnavailable, match="not kept any more"):
+        Derivation(store, InputLimits(), JOB).input(item.input)
+    store.purge(finished_before=1e12)
+    with pytest.raises(InputUnavailable, match="not kept any more"):
+        Derivation(store, InputLimits(), JOB).input(item.input)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        DerivedInput("pickle", ((0, "things"),)),
+        DerivedInput("crop", ()),
+        DerivedInput("crop", ((0, "things"),), 7),
+        DerivedInput("crop", ((0, "things"),), 0, {"margin": 9}),
+        DerivedInput("each", ((0, "things"),), 7),
+    ],
+)
+def test_a_forged_derivation_fails_as_an_input(store: Store, made: DerivedInput) -> None:
+    """A message that somebody put on Redis by hand costs its own item, with an error that says what is wrong."""
+    work = Work(store, CROPPED, [picture()[1]])
+    work.store_results(work.sent[0], output=detected((0, 0, 20, 10)))
+    with pytest.raises(InvalidInput):
+        Derivation(store, InputLimits(), JOB).input(made)
