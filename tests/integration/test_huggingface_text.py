@@ -436,22 +436,24 @@ def test_an_old_folder_gets_a_tokenizer_made_of_its_vocabulary(
     assert len(list((tmp_path / "cache" / "tokenizers").glob("*.json"))) == 1
 
 
-def test_another_tokenizer_than_transformers_would_use_is_found_out(made: Made, tmp_path: Path) -> None:
-    """Its tokens are read without transformers; answers to other tokens would be wrong without a word."""
+def test_a_tokenizer_is_read_as_transformers_reads_it(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings beside tokenizer.json may overrule it; answers to other tokens would be wrong without a word."""
     import json
     import shutil
 
     folder = shutil.copytree(made(tiny.bert, "BertForSequenceClassification", num_labels=3), tmp_path / "copy")
-    settings = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    settings["normalizer"] = None
-    (folder / "tokenizer.json").write_text(json.dumps(settings), encoding="utf-8")
-    served = Served(folder, {"mood": "text-classification"})
-    theirs = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    theirs["normalizer"] = {"type": "Lowercase"}
-    served.model._tokenizing.tokenizer  # read by us before it changes under transformers  # noqa: B018
-    (folder / "tokenizer.json").write_text(json.dumps(theirs), encoding="utf-8")
-    with pytest.raises(ConfigurationError, match="other tokens than transformers"):
-        served.model.load("cpu")
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    settings["do_lower_case"] = False
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path / "cache"))
+    served = Served(folder, {"mood": "text-classification"}).load()
+    shouted = [text.upper() for text in TEXTS]
+    expected = pipeline("text-classification", folder)(shouted, top_k=None)
+    assert_alike(served.ask("mood", shouted, top_k=None), expected)
+    lower_case = pipeline("text-classification", made(tiny.bert, "BertForSequenceClassification", num_labels=3))
+    assert lower_case(shouted, top_k=None)[0][0]["score"] != pytest.approx(expected[0][0]["score"], abs=1e-3)
 
 
 def test_preparing_and_finishing_never_import_torch(made: Made) -> None:

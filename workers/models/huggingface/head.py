@@ -11,6 +11,7 @@ import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import InputTooLarge, InvalidInput
+from workers.models.huggingface import tokenizer_file
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.sequences import Reading, TokenSequence
 from workers.models.huggingface.tokenizing import Cut, Tokenizing
@@ -47,7 +48,7 @@ class TextReader(ABC):
 
     def check(self) -> None:
         """Raise ConfigurationError if the folder or the options are not for this kind."""
-        _ = self.tokenizing.tokenizer
+        tokenizer_file.locate(self.tokenizing.checkpoint)  # read only with the first text: see Tokenizing.check
 
     def one(self, text: Any, params: Any, pair: str | None = None, cut: Cut = "longest_first") -> TokenSequence:
         """Return one sequence of a text, cut where `truncation` allows it. Raises InputTooLarge, InvalidInput."""

@@ -30,12 +30,13 @@ class FillMask(TextHead):
     def _mask(self) -> int:
         mask = self.tokenizing.token_id("mask_token")
         if mask is None:
-            raise ConfigurationError(f"{self.checkpoint.where}: its tokenizer has no mask token, which fill-mask needs")
+            raise ConfigurationError(f"{self.checkpoint.where}: its mask token is not in its vocabulary")
         return mask
 
     def check(self) -> None:
         super().check()
-        _ = self._mask
+        if self.tokenizing.token("mask_token") is None:
+            raise ConfigurationError(f"{self.checkpoint.where}: its tokenizer has no mask token, which fill-mask needs")
 
     def read(self, content: Any, params: FillMaskParams) -> Reading:
         sequence = self.one(content, params)

@@ -1,15 +1,21 @@
-"""A folder's ``tokenizer.json``: the one that is there, or one made of its vocabulary by transformers, once, in the cache.
+"""The tokenizer that transformers has for a folder, as one file that `tokenizers` reads without it.
 
-Run as ``python -m workers.models.huggingface.tokenizer_file FOLDER TARGET`` it makes it: in a process of its own, since a
-worker's parent process never imports transformers.
+Mostly that is the folder's own ``tokenizer.json``. Where there is none, or where transformers reads more into the folder (settings
+such as ``do_lower_case`` overrule the file), one is made, once, in the cache: by a process of its own where the parent
+of a worker needs it, which never imports transformers; or by the device process when it finds the difference.
+
+Run as ``python -m workers.models.huggingface.tokenizer_file FOLDER TARGET`` it makes one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -21,13 +27,12 @@ NAME = "tokenizer.json"
 
 
 def locate(checkpoint: Checkpoint) -> Path:
-    """Return the file, made if need be. Raises ConfigurationError if transformers cannot make it."""
-    there = checkpoint.folder / NAME
+    """Return the file: the one in the cache, or the folder's own, or one made now. Raises ConfigurationError."""
+    made, there = _cached(checkpoint), checkpoint.folder / NAME
+    if made.is_file():
+        return made
     if there.is_file():
         return there
-    revision = sources.folder_revision(checkpoint.folder)
-    digest = hashlib.blake2b(f"{checkpoint.folder}\n{revision}".encode(), digest_size=8).hexdigest()
-    made = sources.cache_folder() / "tokenizers" / f"{digest}.json"
     made.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(made.with_suffix(".lock")):
         if not made.is_file():
@@ -35,8 +40,32 @@ def locate(checkpoint: Checkpoint) -> Path:
     return made
 
 
+def keep(checkpoint: Checkpoint, tokenizer: Any) -> None:
+    """Put transformers' own tokenizer for a folder into the cache, where `locate` finds it from now on."""
+    made = _cached(checkpoint)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = made.with_suffix(f".{os.getpid()}")
+    save(tokenizer, unfinished)
+    unfinished.replace(made)
+
+
+def save(tokenizer: Any, target: Path) -> None:
+    """Write the fast part of a tokenizer of transformers. Raises TypeError or ValueError if that is not all of it."""
+    if not tokenizer.is_fast:
+        raise TypeError(f"{type(tokenizer).__name__} has no fast version")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a vocabulary
+        raise ValueError("there is no vocabulary")
+    tokenizer.backend_tokenizer.save(str(target))
+
+
+def _cached(checkpoint: Checkpoint) -> Path:
+    revision = f"{checkpoint.folder}\n{sources.folder_revision(checkpoint.folder)}\n{version('transformers')}"
+    digest = hashlib.blake2b(revision.encode(), digest_size=8).hexdigest()
+    return sources.cache_folder() / "tokenizers" / f"{digest}.json"
+
+
 def _make(checkpoint: Checkpoint, target: Path) -> None:
-    unfinished = target.with_suffix(".unfinished")
+    unfinished = target.with_suffix(f".{os.getpid()}")
     command = [sys.executable, "-m", __spec__.name, str(checkpoint.folder), str(unfinished)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
     if ran.returncode:
@@ -46,16 +75,11 @@ def _make(checkpoint: Checkpoint, target: Path) -> None:
     unfinished.replace(target)
 
 
-def _convert(folder: str, target: str) -> None:
+def _main(folder: str, target: str) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if not tokenizer.is_fast:
-        raise TypeError(f"{type(tokenizer).__name__} has no fast version")
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a vocabulary
-        raise ValueError("there is no vocabulary")
-    tokenizer.backend_tokenizer.save(target)
+    save(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), Path(target))
 
 
 if __name__ == "__main__":
-    _convert(sys.argv[1], sys.argv[2])
+    _main(sys.argv[1], sys.argv[2])

@@ -69,26 +69,41 @@ class Tokenizing:
         return [first, *first.overflowing]
 
     def token_id(self, role: str) -> int | None:
-        """Return the number of a special token by its role in ``tokenizer_config.json`` (``mask_token``), if it has one."""
+        """Return the number of a special token by its role (``mask_token``), if there is one."""
+        token = self.token(role)
+        return None if token is None else self.tokenizer.token_to_id(token)
+
+    def token(self, role: str) -> str | None:
+        """Return a special token by its role in ``tokenizer_config.json``, if there is one."""
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             token: Any = self.checkpoint.read_if_there(name).get(role)
             text = token.get("content") if isinstance(token, dict) else token
             if isinstance(text, str):
-                return self.tokenizer.token_to_id(text)
+                return text
         return None
 
     def check(self) -> None:
-        """Compare with transformers' own tokenizer, in the device process. Raises ConfigurationError if they differ."""
+        """Compare with transformers' own tokenizer, in the device process, before anything is read with ours.
+
+        Where it reads the folder otherwise, it is kept in the cache and used instead: by the parent process too, which
+        reads its tokenizer with the first text, when the device has come up. Raises ConfigurationError if even that differs.
+        """
         from transformers import AutoTokenizer
 
         folder = self.checkpoint.folder
         theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        for probe in PROBES:
-            if list(theirs(probe)["input_ids"]) != self.encode(probe).ids:
-                raise ConfigurationError(
-                    f"{self.checkpoint.where}: {tokenizer_file.locate(self.checkpoint)} gives other tokens than transformers does for "
-                    f"{probe!r}; save it again: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-                )
+        if self._difference(theirs) and theirs.is_fast:
+            tokenizer_file.keep(self.checkpoint, theirs)
+        if probe := self._difference(theirs):
+            problem = (
+                f"{tokenizer_file.locate(self.checkpoint)} gives other tokens than transformers does for {probe!r}"
+            )
+            raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
+
+    def _difference(self, theirs: Any) -> str:
+        """Return a text of which a new reading of the file gives other tokens than `theirs`, or nothing."""
+        ours = self._read()
+        return next((probe for probe in PROBES if list(theirs(probe)["input_ids"]) != ours.encode(probe).ids), "")
 
     def _read(self) -> Tokenizer:
         from tokenizers import Tokenizer
