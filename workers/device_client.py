@@ -44,6 +44,7 @@ class DeviceClient(Protocol):
     def life(self) -> int: ...
     def start(self) -> None: ...
     def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array], *, urgency: int) -> None: ...
+    def drop(self, batches: Sequence[str]) -> None: ...
     def kill(self) -> None: ...
     def close(self) -> None: ...
 
@@ -107,6 +108,12 @@ class ProcessDevice:
         with contextlib.suppress(OSError):
             if self._socket:
                 transfer.send(self._socket, header, arrays | {f"wanted/{task}": rows for task, rows in wanted.items()})
+
+    def drop(self, batches: Sequence[str]) -> None:
+        """Have batches that step forgotten; nothing more is heard of them but what was said before."""
+        with contextlib.suppress(OSError):
+            if self._socket:
+                transfer.send(self._socket, {"drop": list(batches), "urgency": -1})
 
     def kill(self) -> None:
         """Kill the process at once; ``lost`` follows as an event."""

@@ -1,7 +1,7 @@
 """The process that owns a device: it loads the models and runs one micro-batch after another.
 
 Started by `workers.device_client` as ``python -m workers.device_process FD``; FD is its end of a socket pair. Its models
-import torch here, and nowhere else in a worker. Its life: *load* → *ready*, then *run* → *done* or *failed*,
+import torch here, and nowhere else in a worker. Its life: *load* → *ready*, then *run* → *done* or *failed* (what steps says so in between, and may be told to *drop*),
 until the socket closes. It dies with its parent: a closed socket ends it at once, whatever the device is doing.
 """
 
@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,6 +29,7 @@ from workers import transfer
 from workers.models import finding
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.model import Arrays, Model, ModelSpec
+from workers.stepping import Answer, Stepping
 from workers.transfer import Header
 
 logger = logging.getLogger(__name__)
@@ -77,13 +80,36 @@ def main() -> None:
         transfer.send(sock, {"event": "unloadable", **_described(error)})
         return
     transfer.send(sock, {"event": "ready"})
-    idle_since = time.perf_counter()
+    _serve(sock, frames, models)
+
+
+def _serve(sock: socket.socket, frames: Frames, models: Mapping[str, Model]) -> None:
+    """Run what comes, one micro-batch after another, and between two of them a step of what steps, if anything does."""
+    stepping = Stepping(models, _described)
+    idle_s = 0.0
     while True:
-        _, _, header, arrays = frames.get()
-        idle_s = time.perf_counter() - idle_since
-        answer, outputs = _run(models[header["model"]], header, arrays)
         idle_since = time.perf_counter()
-        transfer.send(sock, answer | {"idle_s": idle_s}, outputs)
+        frame = _next(frames, wait=not stepping.busy)
+        idle_s += time.perf_counter() - idle_since if not stepping.busy else 0.0
+        answers: Iterator[Answer]
+        if frame is None:
+            answers = stepping.step()
+        elif stepping.takes(frame[0]):
+            answers = stepping.take(*frame)  # all that are here join before the next step
+        else:
+            answers = chain([_run(models[frame[0]["model"]], *frame)], stepping.step())
+        for answer, outputs in answers:
+            if "batch" in answer:
+                answer, idle_s = answer | {"idle_s": idle_s}, 0.0  # noqa: PLW2901 - completed
+            transfer.send(sock, answer, outputs)
+
+
+def _next(frames: Frames, *, wait: bool) -> tuple[Header, Arrays] | None:
+    try:
+        _, _, header, arrays = frames.get(block=wait)
+    except queue.Empty:
+        return None
+    return header, arrays
 
 
 def _read_frames(sock: socket.socket, frames: Frames) -> None:

@@ -18,6 +18,7 @@ from typing import TypeAlias
 from results_store.records import Batch
 from workers.batching.blame import Suspects
 from workers.batching.cost import CostModel
+from workers.batching.joining import Joining, together
 from workers.batching.microbatch import MicroBatch, Ran
 from workers.batching.policy import Budget, Policy
 from workers.batching.scheduler import Scheduler
@@ -25,6 +26,7 @@ from workers.batching.stages import DEPTH, Stages
 from workers.batching.work import Cancelled, Entry, Expired, Group, Interrupted
 from workers.device_client import DeviceClient, DeviceEvent
 from workers.models.model import Arrays, Model
+from workers.models.stepwise import StepwiseModel
 from workers.transfer import Header
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,11 @@ class BatcherSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Cancel:
-    jobs: frozenset[str]
+    jobs: frozenset[str] = frozenset()
+    items: frozenset[tuple[str, int]] = frozenset()  # job, seq
+
+    def concerns(self, entry: Entry) -> bool:
+        return entry.job in self.jobs or (entry.job, entry.seq) in self.items
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,8 @@ class Batcher:
         )
         self.costs = costs or CostModel()
         self._scheduler: Scheduler[Entry] = Scheduler(policy, self.costs)
+        stepwise = {name: one.budget for name, one in models.items() if isinstance(one.model, StepwiseModel)}
+        self._joining = Joining(policy, self.costs, stepwise)
         self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._admission = threading.Lock()
         self._closed = False
@@ -130,9 +138,10 @@ class Batcher:
             entry.finish(Interrupted())
         return group
 
-    def cancel(self, jobs: Collection[str]) -> None:
-        """End what waits of these jobs as cancelled. What the device already has is computed: the first to end wins."""
-        self._inbox.put(_Cancel(frozenset(jobs)))
+    def cancel(self, jobs: Collection[str] = (), items: Collection[tuple[str, int]] = ()) -> None:
+        """End what waits or steps of these jobs, or of these items (job, seq), as cancelled. A batch that the device already
+        has is computed: the first to end wins."""
+        self._inbox.put(_Cancel(frozenset(jobs), frozenset(items)))
 
     def weigh(self, weights: Mapping[str, float]) -> None:
         """From now on tenants take turns by these weights."""
@@ -171,11 +180,13 @@ class Batcher:
 
     def _take(self, message: _Message) -> None:
         if isinstance(message, list):
-            self._scheduler.add(message)
+            self._scheduler.add(entry for entry in message if not self._joining.has(entry.waiting.model))
+            self._joining.add(entry for entry in message if self._joining.has(entry.waiting.model))
         elif isinstance(message, _Cancel):
-            self._cancel(message.jobs)
+            self._cancel(message.concerns)
         elif isinstance(message, _Weigh):
             self._scheduler.turns.weights = dict(message.weights)
+            self._joining.weigh(message.weights)
         elif message.life == self._device.life and not self.out_of_service:
             self._on_device_event(message.header, message.arrays)
 
@@ -188,7 +199,11 @@ class Batcher:
         elif event == "done":
             self._on_done(header, arrays)
         elif event == "failed":
-            self._on_failed(self._answered(header), header["kind"], header["message"], header.get("traceback", ""))
+            batches = [one for id_ in header.get("batches") or [header["batch"]] if (one := self._answered(id_))]
+            if batches:
+                self._on_failed(together(batches), header["kind"], header["message"], header.get("traceback", ""))
+        elif event == "stepping":
+            self._on_stepping(header["pieces"])
         elif event == "unloadable":
             logger.error(
                 "the device cannot load its models: %s: %s\n%s", *map(header.get, ("kind", "message", "traceback"))
@@ -199,10 +214,19 @@ class Batcher:
 
     def _dispatch(self) -> None:
         while self._ready:
-            batch = self._next_suspects() if self._suspects or self._runs_suspects else self._next()
+            if self._suspects or self._runs_suspects:
+                batch = self._next_suspects()
+            else:
+                batch = self._next_to_join() or self._next()
             if batch is None:
                 return
             self._send(batch)
+
+    def _next_to_join(self) -> MicroBatch | None:
+        batch, expired = self._joining.next(time.time())
+        for entry in expired:
+            entry.finish(Expired())
+        return batch
 
     @property
     def _runs_suspects(self) -> bool:
@@ -210,7 +234,7 @@ class Batcher:
 
     def _next_suspects(self) -> MicroBatch | None:
         """Take the next group to be run alone, once nothing else is at the device; nothing may be staged behind it either."""
-        if len(self._in_flight) or not self._suspects:
+        if len(self._in_flight) or len(self._joining) or not self._suspects:
             return None
         return MicroBatch(self._suspects.next(), time.time())
 
@@ -237,24 +261,47 @@ class Batcher:
             return
         if not len(self._in_flight):
             self._running_since = time.monotonic()
-        self._in_flight.give(batch, batch.priority, batch.predicted_s or 0.0, overtaking=not self._in_flight.has_room)
+        if batch.chosen and self._joining.has(batch.model):
+            self._joining.began(batch)
+        else:
+            overtaking = not self._in_flight.has_room
+            self._in_flight.give(batch, batch.priority, batch.predicted_s or 0.0, overtaking=overtaking)
         self._device.run(batch.id, batch.model, arrays, batch.wanted, urgency=batch.priority)
 
-    def _answered(self, header: Header) -> MicroBatch:
-        """Take the batch that the device speaks of; the next one runs by now."""
-        batch = next(batch for batch in self._in_flight if batch.id == header["batch"])
-        self._in_flight.end(batch)
+    def _answered(self, id_: str) -> MicroBatch | None:
+        """Take the batch that the device speaks of, unless it was dropped; the next one runs by now."""
         self._running_since = time.monotonic()
+        if stepped := self._joining.end(id_):
+            return stepped
+        batch = next((batch for batch in self._in_flight if batch.id == id_), None)
+        if batch is not None:
+            self._in_flight.end(batch)
         return batch
 
-    def _cancel(self, jobs: frozenset[str]) -> None:
-        for entry in self._scheduler.take(lambda entry: entry.job in jobs):
+    def _cancel(self, concerns: Callable[[Entry], bool]) -> None:
+        entries = self._scheduler.take(concerns)
+        waiting, stepping = self._joining.take(concerns)
+        if stepping:
+            self._device.drop([batch.id for batch in stepping])
+        for entry in (*entries, *waiting, *(entry for batch in stepping for entry in batch.entries)):
             entry.finish(Cancelled())
 
+    def _on_stepping(self, pieces: Sequence[tuple[str, str, int, int, str]]) -> None:
+        """The device lives, and may have a piece of text for who listens: batch, task, row, place in the text, piece."""
+        self._running_since = time.monotonic()
+        for id_, task, row, at, text in pieces:
+            batch = self._joining.find(id_) or next((one for one in self._in_flight if one.id == id_), None)
+            if batch is not None:
+                batch.tell(task, row, at, text)
+
     def _on_done(self, header: Header, arrays: Arrays) -> None:
-        batch = self._answered(header)
+        batch = self._answered(header["batch"])
+        if batch is None:
+            return
         ran = Ran(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
-        if batch.chosen:
+        if self._joining.has(batch.model):
+            self._joining.ran(batch, ran.forward_s)
+        elif batch.chosen:
             # what the cache spared says nothing about what a batch costs
             shape = None if ran.cached_rows else batch.shape
             self._scheduler.ran(batch.chosen, batch.model, shape, ran.forward_s)
@@ -276,7 +323,7 @@ class Batcher:
             self._failed_starts += 1
         self._ready = False
         suspected, innocent = self._in_flight.lost()
-        for batch in reversed(suspected):
+        for batch in (*reversed(suspected), *self._joining.lost()):
             self._suspects.died(batch, kind, message)
         for batch in reversed(innocent):  # they go back to the front, as they were
             self._scheduler.put_back(batch.entries)
@@ -286,6 +333,9 @@ class Batcher:
             self._start_device()
 
     def _shrink(self, batch: MicroBatch) -> None:
+        if self._joining.has(batch.model):
+            self._joining.shrink(batch)
+            return
         budget = self._scheduler.budget(batch.model)
         smaller = Budget(
             max(1, min(budget.cost, batch.padded_cost) // 2), max(1, min(budget.rows, len(batch.rows)) // 2)
@@ -297,7 +347,7 @@ class Batcher:
 
     def _patience_s(self) -> float | None:
         """How long the device may stay silent from now on; None while nothing is expected of it."""
-        if self.out_of_service or (self._ready and not len(self._in_flight)):
+        if self.out_of_service or (self._ready and not len(self._in_flight) and not len(self._joining)):
             return None
         limit_s = self._settings.batch_timeout_s if self._ready else self._settings.load_timeout_s
         return max(0.0, self._running_since + limit_s - time.monotonic())
@@ -321,10 +371,12 @@ class Batcher:
 
     def _interrupt_all(self) -> None:
         suspected, staged = self._in_flight.lost()
+        stepping = self._joining.lost()
         entries = [
             *self._scheduler.take(lambda _: True),
             *self._suspects.clear(),
-            *(entry for batch in (*suspected, *staged) for entry in batch.entries),
+            *self._joining.take(lambda _: True)[0],
+            *(entry for batch in (*suspected, *staged, *stepping) for entry in batch.entries),
         ]
         for entry in entries:
             entry.finish(Interrupted())

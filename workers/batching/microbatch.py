@@ -90,6 +90,12 @@ class MicroBatch:
             own = {task: outputs[task][places[task][row]] for task in entry.tasks}
             entry.finish(Computed(own, self.id, self.formed_at, computed_at))
 
+    def tell(self, task: str, row: int, at: int, text: str) -> None:
+        """Pass a piece of a row's text on to those of its entries who listen; it goes on `at` so many characters."""
+        for entry, own in zip(self.entries, self.row_of, strict=True):
+            if own == row and task in entry.tasks and entry.on_text is not None:
+                entry.on_text(at, text)
+
     def record(self, ran: Ran, *, revision: str, device: str, worker: str) -> Batch:
         """Return the flight recorder's row for this batch, once it has run."""
         heads = Counter(task for entry in self.entries for task in entry.tasks)

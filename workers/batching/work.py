@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -74,7 +74,7 @@ class Group:
 class Entry:
     """One prepared item of a job (`seq` is its number there), waiting for its micro-batch; `outcome` is set once, by `finish`."""
 
-    __slots__ = ("deaths", "group", "job", "outcome", "prepared", "seq", "tasks", "waiting")
+    __slots__ = ("deaths", "group", "job", "on_text", "outcome", "prepared", "seq", "tasks", "waiting")
 
     def __init__(
         self, prepared: Prepared, tasks: tuple[str, ...], waiting: Waiting, *, job: str = "", seq: int = 0
@@ -87,6 +87,9 @@ class Entry:
         self.deaths = 0  # how often the device process died while this item was alone in it
         self.group: Group | None = None
         self.outcome: Outcome | None = None
+        self.on_text: Callable[[int, str], object] | None = (
+            None  # told of each piece: from which character on, and what
+        )
 
     def finish(self, outcome: Outcome) -> None:
         assert self.outcome is None, "an entry ends once"

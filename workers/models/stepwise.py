@@ -13,13 +13,15 @@ from workers.models.model import Array, Arrays, Model
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """What a step made of one request: a piece of text for who listens, or its `output`, and then it has left.
+    """What a step made of one request: the `text` for who listens, which goes on `at` so many characters, or its `output`, and
+    then it has left.
 
     `forward_s` is the part of the device's time that it took, from its first step to its last.
     """
 
     key: Hashable
     text: str = ""
+    at: int = 0
     output: Any = None
     forward_s: float = 0.0
 

@@ -72,12 +72,12 @@ class Engine:
             line.forward_s += each_s
 
     def _stepped(self, line: Line) -> Stepped:
-        piece = line.writer.piece() if line.request.stream else ""
+        text, at = line.writer.piece() if line.request.stream else ("", 0)
         if line.outcome is None:
-            return Stepped(line.key, piece)
+            return Stepped(line.key, text, at)
         self._keep_what_was_read(line)
         self.leave(line.key)
-        return Stepped(line.key, piece, line.outcome, line.forward_s)
+        return Stepped(line.key, text, at, line.outcome, line.forward_s)
 
     # --- writing ---
 

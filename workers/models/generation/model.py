@@ -4,7 +4,7 @@ and `prompted-json`. All of them share its steps."""
 from __future__ import annotations
 
 import hashlib
-import os
+import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -68,8 +68,6 @@ class GenerationModel(StepwiseModel):
         digest = hashlib.blake2b(digest_size=16)
         for task in sorted(found):
             digest.update(f"{task} {len(arrays[task])} ".encode() + arrays[task].tobytes())
-            if found[task].sampling.temperature and found[task].sampling.seed is None:
-                digest.update(os.urandom(16))  # drawn anew: equal to none
         return Prepared(arrays, size, digest.digest(), refused, {task: len(found[task].tokens) for task in found})
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
@@ -95,8 +93,10 @@ class GenerationModel(StepwiseModel):
         if not tokens:
             raise InvalidInput("input", "has no readable characters", "give it some text")
         self.prompts.room(tokens, params.max_new_tokens)
-        names = Sampling.__struct_fields__
-        sampling = Sampling(**{name: getattr(params, name) for name in names})
+        sampling = Sampling(**{name: getattr(params, name) for name in Sampling.__struct_fields__})
+        if sampling.temperature and sampling.seed is None:
+            # drawn here, so that one which is begun again, the device having died, writes the same
+            sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
         return Request(tokens, params.max_new_tokens, sampling, params.stop, params.stream)
 
     def _choice(self, content: str, params: PromptedClassificationParams) -> Request:

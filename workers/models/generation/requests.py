@@ -10,7 +10,7 @@ from workers.models.model import Array
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the next token is chosen; a temperature of 0 takes the likeliest."""
+    """How the next token is chosen; a temperature of 0 takes the likeliest, any other needs a `seed`."""
 
     temperature: float = 0.0
     top_p: float = 1.0

@@ -10,17 +10,14 @@ from workers.models.generation.requests import Sampling
 
 
 class Sampler:
-    """Chooses one row's tokens; with a seed always the same ones, whatever the row's neighbours are."""
+    """Chooses one row's tokens; by its seed always the same ones, whatever the row's neighbours are."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._generator: torch.Generator | None = None
         if sampling.temperature:
-            self._generator = torch.Generator()
-            if sampling.seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed(sampling.seed)
+            assert sampling.seed is not None, "drawn where the request was prepared"
+            self._generator = torch.Generator().manual_seed(sampling.seed)
 
     def choose(self, logits: torch.Tensor, seen: Sequence[int], allowed: torch.Tensor | None = None) -> int:
         """Return a token. `logits` is (vocabulary,); `seen` are prompt and answer so far; `allowed` masks the vocabulary."""

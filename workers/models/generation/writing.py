@@ -40,11 +40,11 @@ class Writer:
             self._append(self._decode(self._from), final=True)
             self._stop = ()
 
-    def piece(self) -> str:
-        """Return what has become certain since the last call."""
-        certain = self.text
-        piece, self._given = certain[self._given :], max(self._given, len(certain))
-        return piece
+    def piece(self) -> tuple[str, int]:
+        """Return what has become certain since the last call, and where in the text it begins."""
+        certain, at = self.text, self._given
+        self._given = max(at, len(certain))
+        return certain[at:], at
 
     def _append(self, shown: str, *, final: bool) -> None:
         before = self._tokenizer.decode(self._tokens[self._from : self._read], skip_special_tokens=True)

@@ -1,0 +1,137 @@
+"""Requests of stepwise models: each is handed to the device by itself, as soon as there is room, and joins those that step there.
+
+The device holds more of them than are in a step (`workers.models.generation.rota` says who is), so that a short one need not wait for
+a long one, nor an urgent one for any. How many that are is bounded by their cost, which is what they may take of its memory;
+more urgent ones than all that are there find the same room once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from workers.batching.cost import CostModel, Shape
+from workers.batching.microbatch import MicroBatch
+from workers.batching.policy import Budget, Policy
+from workers.batching.scheduler import Scheduler
+from workers.batching.work import Entry
+
+
+@dataclass(slots=True)
+class _Model:
+    """What waits for one model, what steps, and how much may."""
+
+    scheduler: Scheduler[Entry]
+    budget: Budget
+    stepping: dict[str, MicroBatch] = field(default_factory=dict)
+
+    def has_room(self) -> bool:
+        urgent = self.scheduler.most_urgent
+        if urgent is None:
+            return False
+        batches = self.stepping.values()
+        rows = sum(len(batch.rows) for batch in batches)
+        cost = sum(row.size for batch in batches for row in batch.rows)
+        ahead = all(urgent < batch.priority for batch in batches)
+        times = 2 if ahead else 1
+        return rows < times * self.budget.rows and (not rows or cost < times * self.budget.cost)
+
+
+class Joining:
+    """All stepwise models of one device. Not thread-safe."""
+
+    def __init__(self, policy: Policy, costs: CostModel, budgets: Mapping[str, Budget]) -> None:
+        self._models = {
+            # one at a time: what joins is not made to wait for what is to join with it
+            name: _Model(Scheduler(_one_by_one(policy, name, budget), costs), budget)
+            for name, budget in budgets.items()
+        }
+
+    def __len__(self) -> int:
+        """How many batches step."""
+        return sum(len(model.stepping) for model in self._models.values())
+
+    def has(self, model: str) -> bool:
+        return model in self._models
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._models[entry.waiting.model].scheduler.add([entry])
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        for model in self._models.values():
+            model.scheduler.turns.weights = dict(weights)
+
+    def next(self, now: float) -> tuple[MicroBatch | None, list[Entry]]:
+        """Return a batch that is to join now, if one may, and the entries whose deadline is over."""
+        expired: list[Entry] = []
+        for model in self._models.values():
+            if not model.has_room():
+                continue
+            decision = model.scheduler.next(now)
+            expired += decision.expired
+            if decision.batch is not None:
+                return MicroBatch(decision.batch.items, now, decision.batch), expired
+        return None, expired
+
+    def began(self, batch: MicroBatch) -> None:
+        self._models[batch.model].stepping[batch.id] = batch
+
+    def end(self, id_: str) -> MicroBatch | None:
+        """Take the batch of this id, if it steps."""
+        return next((found for model in self._models.values() if (found := model.stepping.pop(id_, None))), None)
+
+    def find(self, id_: str) -> MicroBatch | None:
+        return next((model.stepping[id_] for model in self._models.values() if id_ in model.stepping), None)
+
+    def ran(self, batch: MicroBatch, seconds: float) -> None:
+        """Learn from a batch that is through; its seconds are its part of the device's time."""
+        if batch.chosen:
+            shape = Shape(batch.padded_cost, len(batch.rows), batch.shape.heads)
+            self._models[batch.model].scheduler.ran(batch.chosen, batch.model, shape, seconds)
+
+    def take(self, which: Callable[[Entry], bool]) -> tuple[list[Entry], list[MicroBatch]]:
+        """Remove and return the waiting entries of which `which` is true, and the batches that hold no others."""
+        waiting = [entry for model in self._models.values() for entry in model.scheduler.take(which)]
+        stepping = [
+            batch
+            for model in self._models.values()
+            for batch in model.stepping.values()
+            if all(map(which, batch.entries))
+        ]
+        for batch in stepping:
+            self.end(batch.id)
+        return waiting, stepping
+
+    def lost(self) -> list[MicroBatch]:
+        """Take all that step, as one batch a model: any of them may be why the device is no more."""
+        found = []
+        for model in self._models.values():
+            if model.stepping:
+                found.append(together(list(model.stepping.values())))
+                model.stepping.clear()
+        return found
+
+    def shrink(self, batch: MicroBatch) -> None:
+        """Let less step from now on: what `batch` holds was too much."""
+        model = self._models[batch.model]
+        cost = sum(row.size for row in batch.rows)
+        model.budget = Budget(
+            max(1, min(model.budget.cost, cost) // 2), max(1, min(model.budget.rows, len(batch.rows)) // 2)
+        )
+
+
+def together(batches: list[MicroBatch]) -> MicroBatch:
+    """Return one batch of the entries of several, as suspects."""
+    if len(batches) == 1:
+        return batches[0]
+    return MicroBatch([entry for batch in batches for entry in batch.entries], batches[0].formed_at)
+
+
+def _one_by_one(policy: Policy, name: str, budget: Budget) -> Policy:
+    return Policy(
+        budgets={name: Budget(budget.cost, 1)},
+        guaranteed_shares=policy.guaranteed_shares,
+        promised_wait_s=policy.promised_wait_s,
+        stages=policy.stages,
+    )
