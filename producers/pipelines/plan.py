@@ -82,7 +82,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
 
     def as_json(self) -> dict[str, Any]:
         """Return what is kept with the job."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))  # as the store gives it back
         return plain
 
     @cached_property

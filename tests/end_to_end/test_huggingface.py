@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from producers import Client
+from producers import Client, Pipeline
 from producers.catalogue import Catalogue
 from producers.errors import InvalidInput
 from tests import tiny_checkpoints as tiny
@@ -143,3 +143,49 @@ def test_a_file_of_questions_goes_through_the_command(fleet: LocalFleet, folder:
     assert row["key"] == "q1"
     assert row["state"] == "succeeded"
     assert row["output"][0]["answer"] in "the team, it won"
+
+
+def test_things_are_found_cropped_and_looked_at_by_themselves(client: Client) -> None:
+    """Image -> boxes -> one image a box -> boxes: as if each crop had been cut here and sent."""
+    image = Image.effect_noise((60, 40), 80).convert("RGB")
+    pipeline = Pipeline().step("things", task="things").step("closer", task="things", of="things")
+    job = client.submit_pipeline(pipeline, [png(image)])
+    job.wait(timeout_s=60)
+    [tree] = job.results()
+    [found] = tree.outputs("things")
+    closer = {branch.part: branch for branch in tree.of("closer")}
+    assert len(closer) == len(found) == 6
+    for number, thing in enumerate(found):
+        box = thing["box"]
+        # an untrained model sees things beyond the edge, and of no size
+        corners = (max(box["xmin"], 0), max(box["ymin"], 0), min(box["xmax"], 60), min(box["ymax"], 40))
+        branch = closer[number,]
+        if corners[0] >= corners[2] or corners[1] >= corners[3]:
+            assert "empty box" in branch.reason
+            continue
+        alone = client.submit("things", png(image.crop(corners))).result(timeout_s=60)
+        assert [one["box"] for one in branch.output] == [one["box"] for one in alone]
+    assert any(branch.state == "succeeded" for branch in closer.values())
+
+
+def test_a_label_is_a_text_for_the_next_model(client: Client) -> None:
+    """Text -> label -> text, through two heads and an other model's question."""
+    pipeline = (
+        Pipeline()
+        .step("review", task="review")
+        .step("vector", task="review-vector", of="review")
+        .step("answer", task="answer", of="review", take="question", options={"question": "which?"})
+    )
+    job = client.submit_pipeline(pipeline, ["the film was fine and good", "a dull and bad cup final"])
+    job.wait(timeout_s=60)
+    for tree, label in zip(job.results(), ("good", "bad"), strict=True):
+        assert tree.ok
+        alone = client.submit("review-vector", label).result(timeout_s=60)
+        assert tree.outputs("vector") == [pytest.approx(alone, abs=1e-5)]
+        assert tree.outputs("answer")[0][0]["answer"] == label
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
