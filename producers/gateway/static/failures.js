@@ -86,6 +86,6 @@ function card(group, again) {
 function line(row) {
   const when = el("time", { class: "muted", title: moment(row.stored_at) });
   const message = el("td", { class: "why" }, row.error?.message ?? "no word was left");
-  const node = el("tr", {}, el("td", { class: "which" }, itemButton(row.job, row.seq, `item ${row.seq}`), row.key !== null && el("span", { class: "muted small-text" }, row.key)), el("td", {}, row.task), message, el("td", { class: "when" }, when));
+  const node = el("tr", {}, el("td", { class: "which" }, itemButton(row.job, row.seq, `item ${row.seq}`), row.key !== null && el("span", { class: "muted small-text" }, row.key)), el("td", { class: "task" }, row.task), message, el("td", { class: "when" }, when));
   return { node, update: (found) => say(when, ago(found.stored_at, now())) };
 }

@@ -83,7 +83,7 @@ function paceCard() {
     update({ batches }) {
       say(total, brief(batches.items_per_s));
       course.update(batches.series);
-      say(about, batches.count ? `${plural(batches.items, "item")} in the last minute, waited ${duration(batches.wait_ms / 1000)}` : "nothing in the last minute");
+      say(about, batches.count ? `${plural(batches.items, "item")} in the last minute; they waited ${duration(batches.wait_ms / 1000)} in the median` : "nothing in the last minute");
     },
   };
 }

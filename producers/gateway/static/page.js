@@ -106,9 +106,7 @@ function theme(step) {
   localStorage.setItem("argosy.theme", chosen);
   if (chosen === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = chosen;
-  const names = { system: "System", light: "Light", dark: "Dark" };
-  say(by("theme"), names[chosen]);
-  by("theme").setAttribute("aria-label", `Colours: ${names[chosen]}`);
+  say(by("theme"), `Theme: ${chosen}`);
 }
 
 document.addEventListener("argosy:link", ({ detail }) => link(detail));
