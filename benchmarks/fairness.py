@@ -18,7 +18,7 @@ from results_store.store import Store
 from workers import settings
 
 GUARANTEED = 0.2
-WARM_UP_S = 0.5
+WARM_UP_S = 1.0
 INTERACTIVE, BULK = 0, 9
 CUT = {"truncation": True}
 
@@ -65,13 +65,14 @@ def configured(file: Any) -> settings.Settings:
 
 
 def both(batches: list[Batch]) -> list[Batch]:
-    """The batches from `WARM_UP_S` after the first interactive one to the last but ten: while such items are plenty.
+    """The batches from `WARM_UP_S` after the first interactive one on, without the last tenth: while such items are plenty.
 
     At first bulk has a little device time to its debit, from when it had the device to itself.
     """
     urgent = [batch.started_at for batch in batches if str(INTERACTIVE) in batch.priorities]
-    first, last = urgent[0] + WARM_UP_S, urgent[-10:][0]
-    return [batch for batch in batches if first <= batch.started_at < last]
+    first, last = urgent[0], urgent[-1 - len(urgent) // 10]
+    first += min(WARM_UP_S, (last - first) / 4)
+    return [batch for batch in batches if first <= batch.started_at <= last]
 
 
 def seconds(batch: Batch) -> dict[int, float]:

@@ -62,8 +62,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("`concurrency` must be 1 to 1024")
         if self.max_attempts < 1:
             raise ValueError("`max_attempts` must be 1 or more")
-        if not 0 <= self.bulk_share < 1:
-            raise ValueError("`bulk_share` must be at least 0 and under 1")
+        if not 0 <= self.bulk_share <= 0.9:  # the rest is for what has aged, and for whoever is more urgent
+            raise ValueError("`bulk_share` must be 0 to 0.9")
         for name in (
             "lease_s",
             "load_timeout_s",

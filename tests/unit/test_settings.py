@@ -49,6 +49,7 @@ def test_a_file_adds_a_model_with_its_tasks(tmp_path):
     [
         ("[worker]\nconcurrency = 0\n", "worker.*`concurrency` must be 1 to 1024"),
         ("[worker]\nconcurency = 1\n", "worker.*concurency"),
+        ("[worker]\nbulk_share = 0.95\n", "worker.*`bulk_share` must be 0 to 0.9"),
         ('[worker]\ngrace_s = "long"\n', "worker.grace_s.*float"),
         ('[models.text]\nbatch_rows = "many"\n', r"models.*batch_rows"),
         ("[worker\n", "not valid TOML"),
