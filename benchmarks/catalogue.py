@@ -106,6 +106,8 @@ def main() -> None:
             f"{entry.task}_items_per_s": round(one.fleet, 1),
             f"{entry.task}_over_pipeline": round(one.ratio, 3),
         }
+        if one.quality:
+            figures[f"{entry.task}_quality"] = round(one.quality[1], 4)
     if given.keep and not given.only:
         write_table(table(chosen, found))
     convention.report("catalogue", figures, keep=given.keep and not given.only)
