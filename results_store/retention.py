@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, insert, or_, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, insert, null, or_, select, text, tuple_
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from results_store.columns import among
@@ -26,14 +26,30 @@ JOBS, ROWS = 500, 5000
 
 def drop_inputs(connection: Connection, done: Collection[str]) -> None:
     """Delete the payloads of finished envelopes that have no failed result, which are all that a replay could want."""
-    failed = (
-        select(results.c.envelope)
-        .join(envelopes, and_(envelopes.c.id == results.c.envelope, envelopes.c.job == results.c.job))
-        .where(FAILED, among(connection, envelopes.c.id, done))
-    )
+    failed = _failed().where(among(connection, envelopes.c.id, done))
     connection.execute(
         delete(payloads).where(among(connection, payloads.c.envelope, done), payloads.c.envelope.not_in(failed))
     )
+
+
+def drop_inputs_of_pipelines(database: Database) -> int:
+    """`drop_inputs` for the finished jobs that are pipelines: until then a later step may be made of them."""
+    removed = 0
+    over = and_(jobs.c.pipeline.is_not(null()), jobs.c.finished_at.is_not(None))
+    for page in _pages(database, over):
+
+        def unwanted(connection: Connection, page: Collection[str] = page) -> ColumnElement[bool]:
+            failed = _failed().where(among(connection, envelopes.c.job, page))
+            return and_(_inputs_of(page)(connection), payloads.c.envelope.not_in(failed))
+
+        removed += in_portions(database, payloads, unwanted)
+    return removed
+
+
+def _failed() -> Select[Any]:
+    """The envelopes that have a failed result."""
+    theirs = and_(envelopes.c.id == results.c.envelope, envelopes.c.job == results.c.job)
+    return select(results.c.envelope).join(envelopes, theirs).where(FAILED)
 
 
 def purge_jobs(database: Database, *, finished_before: float | None, now: float) -> Purged:

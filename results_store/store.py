@@ -371,6 +371,10 @@ class Store:
         purge = retention.purge_inputs if keep_results else retention.purge_jobs
         return purge(self._database, finished_before=finished_before, now=at)
 
+    def drop_inputs_of_pipelines(self) -> int:
+        """Delete the payloads of finished pipelines, those of envelopes with a failed result excepted; return how many."""
+        return retention.drop_inputs_of_pipelines(self._database)
+
     def with_inputs(self, jobs: Collection[str]) -> set[str]:
         """Return which of these jobs are there and unfinished, or still have inputs for a replay."""
         with self._database.read() as connection:

@@ -21,6 +21,7 @@ from producers.errors import ConfigurationError
 from producers.pipelines.following import follow
 from producers.publisher import Publisher
 from results_store.errors import StoreError
+from results_store.records import ResultState
 from results_store.store import Store
 from results_store.writer import Writer
 from workers import serving
@@ -36,6 +37,7 @@ from workers.models import sources
 from workers.notices import Notices
 from workers.reconciler import Reconciler
 from workers.settings import Settings
+from workers.streams import Item, Streams
 from workers.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Node:
         self.name = name
         self.settings = settings
         self.device = device
-        self.models = settings.worker.models or tuple(settings.models)
+        self.models = settings.served
         self._catalogue = settings.catalogue
         self._held: dict[str, str] = {}  # envelope: job
         self._idle = threading.Condition()
@@ -88,6 +90,7 @@ class Node:
         self.lanes = Lanes(self._store, self.models)
         self._batcher: Batcher | None = None
         self._costs: KeptCosts | None = None
+        self._streams = Streams(self._publisher, self._drop_deserted)
         self._execution: Execution | None = None
         self._upkeep = Upkeep()
         self._blobs = Blobs(settings.blobs)
@@ -128,7 +131,9 @@ class Node:
             batcher=batcher,
             writer=self._writer,
             store=self._store,
+            streams=self._streams,
         )
+        self._streams.start()
         batcher.came_up.wait()
         if batcher.out_of_service:
             raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
@@ -183,6 +188,7 @@ class Node:
         if self._batcher:
             self._batcher.stop()
             self._keep_costs()
+        self._streams.stop()
         self._writer.close()
         self._store.close()
         self._publisher.close()
@@ -217,9 +223,31 @@ class Node:
             jobs = set(self._held.values())
         if jobs and self._batcher and (cancelled := self._store.cancelled_among(jobs)):
             self._batcher.cancel(cancelled)
+        self._drop_cancelled_items()
+
+    def _drop_cancelled_items(self) -> None:
+        """Of what steps, each item may be cancelled by itself: it would go on for long."""
+        by_job: dict[str, list[int]] = {}
+        for job, seq in self._batcher.stepping if self._batcher else ():
+            by_job.setdefault(job, []).append(seq)
+        gone = [
+            (row.job, row.seq)
+            for job, seqs in by_job.items()
+            for row in self._store.results_of(job, seqs)
+            if row.state is ResultState.CANCELLED
+        ]
+        if gone and self._batcher:
+            self._batcher.cancel(items=gone)
+
+    def _drop_deserted(self, item: Item) -> None:
+        logger.info("nobody listens to item %d of job %s any more; it is cancelled", item[1], item[0])
+        if self._batcher:
+            self._batcher.cancel(items=[item])
 
     def _purge(self) -> None:
         self._store.purge()
+        if self.settings.worker.drop_inputs:
+            self._store.drop_inputs_of_pipelines()
         self._blobs.sweep(self._store.with_inputs)
 
     def _out_of_service(self, reason: str) -> None:

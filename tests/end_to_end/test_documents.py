@@ -38,6 +38,11 @@ def test_the_readme_can_be_followed(reader: Reader, pulled_models: object) -> No
     assert {state for row in found.values() for state in [row["state"]]} == {"succeeded"}
     assert "positive" in found["a1", "sentiment"]["output"]
     assert "negative" in found["a2", "sentiment"]["output"]
+    assert re.search(r"^0 .*mood.*'negative'.*about: \[.*'sport'", said, re.MULTILINE)
+    assert "about: skipped: 'mood' gave nothing for it" in said
+    reader.follow(ROOT / "docs" / "steps.md")
+    assert re.search(r"^0 vector succeeded", reader.said[-1], re.MULTILINE)
+    assert re.search(r"^1 vector skipped 'mood' gave nothing for it", reader.said[-1], re.MULTILINE)
 
 
 @pytest.mark.timeout(300)

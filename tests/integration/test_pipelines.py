@@ -184,14 +184,27 @@ def test_what_was_not_published_is_overdue_like_anything_else(store: Store) -> N
     assert store.claim([new.id], worker="w", leased_until=time.time() + 60) == {new.id: Claim.WORK}
 
 
-def test_inputs_that_later_steps_need_are_not_dropped(store: Store) -> None:
-    """`drop_inputs` deletes what no replay could want; a step to come may want it all the same."""
+def test_inputs_that_later_steps_need_are_dropped_at_the_end(store: Store) -> None:
+    """`drop_inputs` deletes what no replay could want; a step to come may want it all the same, so it waits for the last."""
     work = Work(store, JOINED, ["one"])
     [envelope] = work.sent
     [item] = read(envelope).items
     rows = [work.row(item, task, envelope) for task in item.tasks]
-    store.exchange(results=rows, done=[envelope.id], stepped=[envelope.id], follow=follow, drop_inputs=True)
+    _, committed = store.exchange(
+        results=rows, done=[envelope.id], stepped=[envelope.id], follow=follow, drop_inputs=True
+    )
+    assert store.drop_inputs_of_pipelines() == 0
     assert store.inputs([envelope.id])
+    work.store_results(committed.followed[0])
+    assert store.drop_inputs_of_pipelines() == 2
+    assert not work.outbox()
+
+
+def test_inputs_that_a_replay_could_want_stay(store: Store) -> None:
+    work = Work(store, JOINED, ["one"])
+    work.store_results(work.sent[0], state=ResultState.FAILED, output=None, error={"kind": "ModelError"})
+    assert store.job(JOB).finished
+    assert store.drop_inputs_of_pipelines() == 0
 
 
 # --- inputs made of results ---
