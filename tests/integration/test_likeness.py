@@ -11,6 +11,7 @@ import pytest
 
 from producers.catalogue import Catalogue
 from tests.serving import answered, assert_alike
+from workers.models import likeness
 from workers.models.model import ModelSpec
 from workers.models.sources import Pulled
 from workers.models.text import TextModel
@@ -84,9 +85,32 @@ def test_every_item_has_its_own_labels_and_neighbours_change_nothing(model: Text
     assert together[3]["tone"][0]["label"] == "politics"
 
 
-def test_common_labels_are_rows_of_the_batch_once(model: TextModel) -> None:
+def test_common_labels_are_computed_once(model: TextModel) -> None:
+    """Once in a batch, and once for all batches; not padded to the length of the texts."""
     rows = [model.prepare(text, about()) for text in TEXTS]
-    assert len(model.collate(rows)["ids"]) == len(TEXTS) + len(LABELS)
-    same, other = model.prepare(TEXTS[0], about()), model.prepare(TEXTS[0], {"tone": about()["about"]})
-    assert rows[0].content == same.content
-    assert rows[0].content != other.content
+    batch = model.collate(rows)
+    assert len(batch["label_ids"]) == len(LABELS)
+    assert batch["label_ids"].shape[1] < batch["ids"].shape[1] / 2
+    asked: list[int] = []
+    remembered = likeness.Remembered(lambda ids, _: asked.append(len(ids)) or ids[:, :1].float(), most=3)
+    import torch
+
+    one, other = torch.tensor([[1, 2], [3, 0]]), torch.tensor([[4, 5], [6, 7]])
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    assert remembered.vectors(one, mask).tolist() == [[1.0], [3.0]]
+    assert remembered.vectors(one.flip(0), mask).tolist() == [[3.0], [1.0]]
+    assert remembered.vectors(torch.cat([one, other]), torch.ones(4, 2, dtype=torch.bool)).tolist() == [
+        [1],
+        [3],
+        [4],
+        [6],
+    ]
+    assert remembered.vectors(one[:1], mask[:1]).tolist() == [[1.0]]
+    assert asked == [2, 2, 1], "the oldest was forgotten"
+
+
+def test_equal_items_are_one_row(model: TextModel) -> None:
+    row, same = model.prepare(TEXTS[0], about()), model.prepare(TEXTS[0], about())
+    other = model.prepare(TEXTS[0], {"tone": about()["about"]})
+    assert row.content == same.content
+    assert row.content != other.content

@@ -1,12 +1,12 @@
 """Zero-shot classification by likeness: the labels whose hypotheses are nearest to a text, as sentence encoders place them.
 
-The hypotheses ride in the text's batch as further rows behind those of the items, each once, so that labels which all items have in
-common cost next to nothing. No head and no training; how well it does depends on how well labels say what they mean.
+The hypotheses travel with the texts' batch, each once, and the device remembers their vectors: labels that are asked for again and again cost
+nothing. No head and no training; how well it does depends on how well labels say what they mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,9 +51,9 @@ def attached(sequences: Mapping[str, Sequence[Array]]) -> Arrays:
 
 
 def placed(rows: Sequence[Arrays], tasks: Sequence[str]) -> tuple[list[Array], Arrays]:
-    """Return the distinct hypotheses of a batch, which go behind its rows, and for each task where they are.
+    """Return the distinct hypotheses of a batch, and for each task where among them its labels are.
 
-    ``labels/TASK`` is `(rows, most labels)`, the place of each in the batch; rows without the task have none.
+    ``labels/TASK`` is `(rows, most labels)`; rows without the task have none.
     """
     further: dict[bytes, int] = {}
     sequences: list[Array] = []
@@ -66,7 +66,7 @@ def placed(rows: Sequence[Arrays], tasks: Sequence[str]) -> tuple[list[Array], A
                 place = further.setdefault(ids.tobytes(), len(sequences))
                 if place == len(sequences):
                     sequences.append(ids)
-                table[row, n] = len(rows) + place
+                table[row, n] = place
         if table.size:
             places[f"labels/{task}"] = table
     return sequences, places
@@ -81,13 +81,37 @@ def _split(row: Arrays, task: str) -> list[Array]:
 # --- on the device --------------------------------------------------------------------------------
 
 
-def cosines(pooled: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+class Remembered:
+    """The vectors of hypotheses that were asked for before, as many as are worth remembering; the oldest go first."""
+
+    def __init__(self, encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], most: int = 4096) -> None:
+        self._encode = encode
+        self._most = most
+        self._vectors: dict[bytes, torch.Tensor] = {}
+
+    def vectors(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return the vector of each sequence; `encode` is asked for those that are new, together."""
+        import torch
+
+        keys = [row[kept].tobytes() for row, kept in zip(ids.cpu().numpy(), mask.cpu().numpy(), strict=True)]
+        new = [place for place, key in enumerate(keys) if key not in self._vectors]
+        if new:
+            made = self._encode(ids[new], mask[new])
+            # copies: what a backend returns may be overwritten by its next call
+            self._vectors |= {keys[place]: vector.clone() for place, vector in zip(new, made, strict=True)}
+        found = torch.stack([self._vectors[key] for key in keys])
+        while len(self._vectors) > self._most:
+            del self._vectors[next(iter(self._vectors))]
+        return found
+
+
+def cosines(pooled: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the cosine of each row with each of its labels `(rows, most labels)`; what is no label's is without meaning."""
     import torch
 
-    unit = torch.nn.functional.normalize(pooled, dim=-1)
-    labels = unit[places.index_select(0, rows).clamp(min=0)]
-    return torch.einsum("rw,rlw->rl", unit.index_select(0, rows), labels)
+    texts, hypotheses_ = (torch.nn.functional.normalize(own, dim=-1) for own in (pooled, vectors))
+    labels = hypotheses_[places.index_select(0, rows).clamp(min=0)]
+    return torch.einsum("rw,rlw->rl", texts.index_select(0, rows), labels)
 
 
 def answer(cosines_: Array, params: ZeroShotClassificationParams) -> list[tuple[str, float]]:

@@ -80,15 +80,21 @@ class TextModel(MultiTaskModel):
         return refused
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Pad to the longest row: `ids` and `mask`, both `(rows, tokens)`; hypotheses of zero-shot tasks are rows behind them."""
-        further, places = likeness.placed([row.arrays for row in rows], self._zero_shot)
-        sequences = [*(row.arrays["ids"] for row in rows), *further]
+        """Pad to the longest row: `ids` and `mask`, both `(rows, tokens)`; likewise what zero-shot tasks compare with."""
+        ids, mask = self._padded([row.arrays["ids"] for row in rows])
+        batch = {"ids": ids, "mask": mask}
+        hypotheses, places = likeness.placed([row.arrays for row in rows], self._zero_shot)
+        if hypotheses:
+            batch["label_ids"], batch["label_mask"] = self._padded(hypotheses)
+        return batch | places
+
+    def _padded(self, sequences: Sequence[Array]) -> tuple[Array, Array]:
         ids = np.full((len(sequences), max(map(len, sequences))), self._pad_id, dtype=np.int32)
         mask = np.zeros(ids.shape, dtype=np.bool_)
         for place, sequence in enumerate(sequences):
             ids[place, : len(sequence)] = sequence
             mask[place, : len(sequence)] = True
-        return {"ids": ids, "mask": mask} | places
+        return ids, mask
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
         if isinstance(params, ZeroShotClassificationParams):
@@ -185,7 +191,16 @@ class TextModel(MultiTaskModel):
 
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
         """Return the encoder's features (see `TextEncoder.forward`) with the arrays they were made of."""
-        return super().encode({name: arrays[name] for name in ("ids", "mask")}) | dict(arrays)
+        # before the texts: what the network returns may be overwritten by its next call
+        labels = {}
+        if "label_ids" in arrays:
+            labels["label_vectors"] = self._remembered.vectors(arrays["label_ids"], arrays["label_mask"])
+        return super().encode({name: arrays[name] for name in ("ids", "mask")}) | dict(arrays) | labels
+
+    @cached_property
+    def _remembered(self) -> likeness.Remembered:
+        encode = super().encode
+        return likeness.Remembered(lambda ids, mask: encode({"ids": ids, "mask": mask})["pooled"])
 
     def _rows_of(self, arrays: Arrays, places: Sequence[int]) -> Arrays:
         rows = super()._rows_of({name: arrays[name] for name in ("ids", "mask")}, places)
@@ -197,7 +212,8 @@ class TextModel(MultiTaskModel):
 
     def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
         if task.name in self._zero_shot:
-            return likeness.cosines(features["pooled"], rows, features[f"labels/{task.name}"])
+            places = features[f"labels/{task.name}"]
+            return likeness.cosines(features["pooled"], features["label_vectors"], rows, places)
         if task.name not in self._heads:
             return features["pooled"].index_select(0, rows)
         module = self._heads[task.name]
