@@ -7,7 +7,7 @@ export const count = (value) => whole.format(value);
 
 export const brief = (value) => (value < 10_000 ? whole.format(Math.round(value * 10) / 10) : short.format(value));
 
-export const share = (value) => `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)}%`;
+export const share = (value) => `${(100 * value).toFixed(value >= 0.0005 && value < 0.0995 ? 1 : 0)}%`;
 
 /** A length of time in its two largest units. */
 export function duration(seconds) {

