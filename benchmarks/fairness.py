@@ -38,7 +38,7 @@ def main() -> None:
             for start, which in enumerate(("bulk", "interactive"))
         ]
         convention.progress(f"{count:,} interactive and {count:,} bulk texts")
-        jobs[1].wait(timeout_s=600)
+        assert jobs[1].wait(timeout_s=600).succeeded == count
         jobs[0].cancel()
         jobs[0].wait(timeout_s=600)
         with Store(fleet.store_url) as store:
@@ -67,12 +67,15 @@ def configured(file: Any) -> settings.Settings:
 def both(batches: list[Batch]) -> list[Batch]:
     """The batches from `WARM_UP_S` after the first interactive one on, without the last tenth: while such items are plenty.
 
-    At first bulk has a little device time to its debit, from when it had the device to itself.
+    At first bulk has a little device time to its debit, from when it had the device to itself. Whole turns are counted, from
+    the end of one that was bulk's to the end of another: a batch more of the one or the other is no matter of shares.
     """
     urgent = [batch.started_at for batch in batches if str(INTERACTIVE) in batch.priorities]
     first, last = urgent[0], urgent[-1 - len(urgent) // 10]
     first += min(WARM_UP_S, (last - first) / 4)
-    return [batch for batch in batches if first <= batch.started_at <= last]
+    plenty = [batch for batch in batches if first <= batch.started_at <= last]
+    led = [place for place, batch in enumerate(plenty) if str(INTERACTIVE) not in batch.priorities]
+    return plenty[led[0] + 1 : led[-1] + 1] if len(led) > 1 else plenty
 
 
 def seconds(batch: Batch) -> dict[int, float]:
