@@ -110,9 +110,7 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
 
         A succeeded result stays. So an item becomes ready with the one transaction that stores the last result it needs.
         """
-        before = {key: row for key, row in rows.items() if key not in fresh}
-        known = {(node.seq, node.step.name) for node in self.unfold(root, before) if node.ready}
-        return [node for node in self.unfold(root, rows) if node.ready and (node.seq, node.step.name) not in known]
+        return [node for node in self.unfold(root, rows) if node.ready and any(key in fresh for key in node.of)]
 
 
 def numbered(parts: Sequence[int]) -> str:
@@ -164,20 +162,19 @@ class _Unfolding:
     def _joined(self, step: Step) -> Iterator[Node]:
         """One item for each of the step before that is spread the furthest, with what the others have for it."""
         furthest = max(step.of, key=lambda name: len(self._plan.spreads[name]))
+        places = {name: {node.parts: node for node in self._nodes[name]} for name in step.of}
         for node in self._nodes[furthest]:
-            company = [self._counterpart(name, node) for name in step.of]
+            if len(node.parts) < len(self._plan.spreads[furthest]):  # no item, but the place of some
+                yield self._held_up(step, node.parts, [node])
+                continue
+            # of each step its own item, or the one that it has on the way there
+            company = [
+                next(
+                    found[node.parts[:depth]] for depth in range(len(node.parts), -1, -1) if node.parts[:depth] in found
+                )
+                for found in places.values()
+            ]
             yield self._combined(step, node.parts, company)
-
-    def _counterpart(self, name: str, node: Node) -> Node:
-        """The step's item on the way to `node`, or beside it; of a step that came to nothing, what says so."""
-        if name == node.step.name:
-            return node
-        met = [
-            other
-            for other in self._nodes[name]
-            if other.parts == node.parts[: len(other.parts)] or node.parts == other.parts[: len(node.parts)]
-        ]
-        return max(met, key=lambda other: len(other.parts))
 
     def _gathered(self, step: Step) -> Iterator[Node]:
         """One item for all the parts that are made of one list."""
