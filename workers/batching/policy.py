@@ -19,7 +19,7 @@ A batch's cost is padded: rows times the largest row. It stays within the budget
 where its fixed part is `MOST_FIXED_SHARE`; and it ends before the deadline of each item in it, as far as can be predicted.
 
 **The longest wait.** Let D be the longest batch in seconds, P the number of priorities, S the sum of the shares of the
-less urgent ones, and let k items of its own priority wait before an item that arrives, all of one tenant. Each batch that
+less urgent ones (`MARGIN` included), and let k items of its own priority wait before an item that arrives, all of one tenant. Each batch that
 its priority leads takes the oldest, so the item goes with the (k+1)-th at the latest. Its batch begins within
 
 - (k + 2P - 1)·D / (1 - S) + (`stages` + 1)·D, where its priority is the most urgent one;
@@ -46,6 +46,9 @@ from workers.batching.pool import Lane, Pool, Ticket, Waiting
 from workers.batching.turns import Charge, Turns
 
 T = TypeVar("T")
+
+#: A guaranteed share is the least there may be: what is aimed at is this much more, since a count is off by a batch.
+MARGIN = 1.05
 
 #: The share of the device that a priority is guaranteed once its oldest item has aged.
 AGED_SHARE = 0.05
@@ -165,7 +168,7 @@ def _shares(moment: Moment[T], oldest: Mapping[int, Mapping[str, Ticket[T]]]) ->
     """Return what share each waiting priority below the most urgent one has a right to."""
     shares: dict[int, float] = {}
     for priority in sorted(oldest)[1:]:
-        share = moment.policy.guaranteed_shares.get(priority, 0.0)
+        share = moment.policy.guaranteed_shares.get(priority, 0.0) * MARGIN
         arrived_at = min(ticket.waiting.arrived_at for ticket in oldest[priority].values())
         if moment.now - arrived_at >= moment.policy.aged_after_s:
             share = max(share, AGED_SHARE)
