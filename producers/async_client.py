@@ -32,6 +32,7 @@ from producers.pipelines.handles import AsyncPipelineJob, plan_of_job
 from producers.pipelines.pipeline import Pipeline, first_request
 from producers.request import Request
 from producers.submission import Submission, check_many, lone_order, new_job
+from producers.text_streams import AsyncTextStream
 from producers.turnstile import Turnstile
 from results_store.errors import StoreError
 from results_store.records import JobStatus, Result
@@ -137,6 +138,38 @@ class AsyncClient:
         )
         await self._send(order, promise)
         return AsyncHandle(self._link, self._calls, pending, single=request.single)
+
+    async def stream(
+        self,
+        task: str,
+        input: object,  # noqa: A002 - the word for it everywhere else
+        *,
+        priority: Priority | str = "interactive",
+        deadline_s: float | None = None,
+        params: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        durable: bool = True,
+        tenant: str | None = None,
+    ) -> AsyncTextStream:
+        """Submit one input to a task that writes text, and return the pieces of the answer as they come, then its `result`.
+
+        Arguments and errors are those of `submit`. Unless it is `durable`, nobody takes it up again if the worker dies. If
+        nobody listens any more, the item is cancelled.
+        """
+        promise = self._here().create_future()
+        told = {**(params or {}), "stream": True}
+        request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=told)
+        order, pending = lone_order(
+            request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)
+        )
+        stream = AsyncTextStream(self._calls)
+        await stream.subscribe(self._link, pending)
+        try:
+            await self._send(order, promise)
+        except BaseException:
+            await stream.aclose()
+            raise
+        return stream.follow(AsyncHandle(self._link, self._calls, pending, single=True))
 
     async def submit_many(
         self,

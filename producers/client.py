@@ -29,6 +29,7 @@ from producers.pipelines.handles import PipelineJob, plan_of_job
 from producers.pipelines.pipeline import Pipeline, first_request
 from producers.request import Request
 from producers.submission import Sent, Submission, check_many, lone_order, new_job
+from producers.text_streams import TextStream
 from results_store.errors import StoreError
 from results_store.records import JobStatus, QueuedWork, Result
 from results_store.trees import TREE_SPAN
@@ -111,6 +112,38 @@ class Client:
         )
         self._send(order, promise)
         return Handle(self._link, pending, single=request.single)
+
+    def stream(
+        self,
+        task: str,
+        input: object,  # noqa: A002 - the word for it everywhere else
+        *,
+        priority: Priority | str = "interactive",
+        deadline_s: float | None = None,
+        params: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        durable: bool = True,
+        tenant: str | None = None,
+    ) -> TextStream:
+        """Submit one input to a task that writes text, and return the pieces of the answer as they come, then its `result`.
+
+        Arguments and errors are those of `submit`. Unless it is `durable`, nobody takes it up again if the worker dies. If
+        nobody listens any more, the item is cancelled.
+        """
+        told = {**(params or {}), "stream": True}
+        request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=told)
+        promise: Future[None] = Future()
+        order, pending = lone_order(
+            request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)
+        )
+        stream = TextStream()
+        stream.subscribe(self._link, pending)
+        try:
+            self._send(order, promise)
+        except BaseException:
+            stream.close()
+            raise
+        return stream.follow(Handle(self._link, pending, single=True))
 
     def submit_many(
         self,

@@ -61,6 +61,7 @@ class Listener:
         self._deliver = deliver
         self._control = done_channel(new_id())  # a message to ourselves wakes our own thread
         self._followers: dict[str, list[Callable[[], object]]] = {}  # by channel
+        self._hearers: dict[str, tuple[Callable[[bytes], object], threading.Event]] = {}  # of texts, by channel
         self._subscribed: set[str] = set()
         self._awaited: dict[str, dict[int, weakref.ref[Pending]]] = {}  # by envelope and item
         self._lock = threading.Lock()
@@ -119,6 +120,17 @@ class Listener:
                 followers.remove(changed)
                 if not followers and channel not in self._streams:
                     del self._followers[channel]  # the thread unsubscribes when it comes by
+
+    def hear(self, channel: str, heard: Callable[[bytes], object], live: threading.Event) -> None:
+        """Have each message on a channel delivered to `heard`, until `unhear`; `live` is set once none is missed."""
+        with self._lock:
+            self._hearers[channel] = (heard, live)
+        self._begin()
+
+    def unhear(self, channel: str) -> None:
+        with self._lock:
+            self._hearers.pop(channel, None)
+        self._wake()
 
     def look_up(self, pending: Iterable[Pending]) -> None:
         """Read these items' rows together, and tell those whose rows are complete. Errors go to those who wait."""
@@ -217,7 +229,7 @@ class Listener:
 
     def _align(self, subscription: PubSub) -> None:
         with self._lock:
-            wanted = set(self._followers)
+            wanted = set(self._followers) | set(self._hearers)
         if new := wanted - self._subscribed:
             subscription.subscribe(*new)
         if old := self._subscribed - wanted:
@@ -239,6 +251,7 @@ class Listener:
         return notices
 
     def _dispatch(self, notices: list[dict[str, Any]]) -> None:
+        notices = self._heard(notices)
         if not notices:
             return
         # subscribed for the first time, or again after a loss: what was announced before was not heard
@@ -248,6 +261,23 @@ class Listener:
         if untold := self._told(awaited, announced):
             self.look_up(untold)
         self._tell_followers({notice["channel"].decode() for notice in notices})
+
+    def _heard(self, notices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Deliver what is said on the channels of texts; return the other notices."""
+        with self._lock:
+            hearers = dict(self._hearers)
+        others, calls = [], []
+        for notice in notices:
+            heard, live = hearers.get(notice["channel"].decode(), (None, None))
+            if heard is None or live is None:
+                others.append(notice)
+            elif notice["type"] == "message":
+                calls.append(partial(heard, notice["data"]))
+            elif notice["type"] == "subscribe":
+                live.set()
+        if calls:
+            self._deliver(calls)
+        return others
 
     def _tell_followers(self, channels: Iterable[str]) -> None:
         with self._lock:

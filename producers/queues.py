@@ -34,3 +34,8 @@ def redis_key(model: str, priority: Priority, lane: int = 0) -> str:
 def done_channel(job: str) -> str:
     """Return the pub/sub channel on which a job's finished envelopes are announced, after their commit."""
     return f"argosy.done.{job}"
+
+
+def text_channel(job: str, seq: int) -> str:
+    """Return the pub/sub channel on which the text of a job's item is told piece by piece, while it is written."""
+    return f"argosy.text.{job}.{seq}"

@@ -201,5 +201,13 @@ def store(store_url: str, request: pytest.FixtureRequest) -> Iterator[Store]:
 def pulled_models() -> dict[str, Pulled]:
     """The built-in models, pulled into the cache once (about 100 MB the first time), then used from there."""
     cache = sources.cache_folder()
-    models = settings.load(environment={}).models
-    return {name: sources.pull(sources.parse(model.source, where=name), cache) for name, model in models.items()}
+    chosen = settings.load(environment={})
+    return {name: sources.pull(sources.parse(chosen.models[name].source, where=name), cache) for name in chosen.served}
+
+
+@pytest.fixture(scope="session")
+def pulled_chat() -> Pulled:
+    """The built-in model that is served only by who names tasks for it, pulled and converted once."""
+    return sources.pull(
+        sources.parse(settings.load(environment={}).models["chat"].source, where="chat"), sources.cache_folder()
+    )

@@ -195,6 +195,37 @@ def bart(folder: Path, head: str, **config: Any) -> Path:
     return folder
 
 
+#: As chat models have it: each turn between marks, and the answer after the last one.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<s>{{ message['role'] + '\\n' + message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\\n{% endif %}"
+)
+
+
+def llama(folder: Path, *, template: str | None = CHAT_TEMPLATE, **config: Any) -> Path:
+    """Write a Llama that chats: four query heads on two of keys and values, byte-level tokens, a chat template."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer
+
+    vocabulary = byte_level(folder, max_tokens=256)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = None  # a prompt does not end where it is to be continued
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=256
+    )
+    fast.chat_template = template
+    fast.save_pretrained(folder)
+    torch.manual_seed(7)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    chosen = transformers.LlamaConfig(
+        vocab_size=vocabulary, bos_token_id=0, pad_token_id=1, eos_token_id=2, **sizes, **config
+    )
+    _spread(transformers.LlamaForCausalLM(chosen)).save_pretrained(folder)
+    return folder
+
+
 def t5(folder: Path) -> Path:
     """Write a T5, whose tokens are whole words and begin with a mark where there was a space."""
     import torch

@@ -116,7 +116,7 @@ def models() -> None:
 @FLEET_FILE
 @click.argument("names", nargs=-1)
 def pull(config: Path | None, names: tuple[str, ...]) -> None:
-    """Download and verify models (all of the fleet's, or NAMES) into the cache folder.
+    """Download and verify models (all that are served, or NAMES) into the cache folder.
 
     \b
     A second run touches no network; an interrupted one goes on where it stopped. Files are
@@ -127,12 +127,13 @@ def pull(config: Path | None, names: tuple[str, ...]) -> None:
     from workers.models import sources
     from workers.models.progress import shown
 
-    chosen = settings.load(config).models
+    whole = settings.load(config)
+    chosen = whole.models
     unknown = [name for name in names if name not in chosen]
     if unknown:
         raise ConfigurationError(f"no model {unknown[0]!r} in the settings; there are {', '.join(chosen)}")
     with shown() as progress:
-        for name in names or chosen:
+        for name in names or whole.served:
             source = sources.parse(chosen[name].source, where=f"models.{name}.source")
             pulled = sources.pull(source, sources.cache_folder(), progress)
             click.echo(f"{name}: {pulled.revision} in {pulled.folder}")
@@ -149,7 +150,9 @@ def list_(config: Path | None) -> None:
     for name, model in chosen.models.items():
         found = sources.locate(sources.parse(model.source, where=f"models.{name}.source"), sources.cache_folder())
         tasks = ", ".join(task.name for task in chosen.catalogue.tasks.values() if task.model == name)
-        click.echo(f"{name}: {found.revision if found else 'not pulled; argosy models pull ' + name}: {tasks}")
+        click.echo(
+            f"{name}: {found.revision if found else 'not pulled; argosy models pull ' + name}: {tasks or 'not served, as it has no tasks'}"
+        )
 
 
 @click.command()
@@ -173,7 +176,7 @@ def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick:
     chosen = settings.load(config)
     wanted_device = (device,) if device else chosen.worker.devices[:1]
     where = devices.select(chosen.worker.profile, wanted_device)[0]
-    for name in names or chosen.models:
+    for name in names or chosen.served:
         wanted = serving.model_to_load(chosen, name)
         if not serving.build(wanted).tunable:
             click.echo(f"{name}: runs on one backend only; nothing to choose")

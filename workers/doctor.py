@@ -68,7 +68,8 @@ def _devices() -> Iterator[Finding]:
 
 
 def _models(chosen: settings.Settings) -> Iterator[Finding]:
-    for name, model in chosen.models.items():
+    for name in (name for name in chosen.served if name in chosen.models):
+        model = chosen.models[name]
         try:
             found = sources.locate(sources.parse(model.source, where=f"models.{name}.source"), sources.cache_folder())
         except ArgosyError as error:

@@ -139,7 +139,7 @@ class LocalFleet:
             f"fleet    {self.home} (process {os.getpid()}; Ctrl-C stops it)",
             f"broker   {connection.masked(self.broker_url)}",
             f"store    {connection.masked(self.store_url)}",
-            f"workers  {nodes}: {', '.join(self.settings.worker.models or self.settings.models)}",
+            f"workers  {nodes}: {', '.join(self.settings.served)}",
             f"flower   {self.flower_url or 'off'}",
             f"logs     {self.home / 'logs'}",
         ]

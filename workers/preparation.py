@@ -21,6 +21,7 @@ from workers.batching.pool import Waiting
 from workers.batching.work import Entry
 from workers.derivation import Derivation
 from workers.inputs import InputLimits, carried, read
+from workers.streams import Streams
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Preparation:
     limits: InputLimits
     models: Mapping[str, ServedModel]
     store: Store
+    streams: Streams | None = None
 
     def prepare(self, envelope: Envelope, item: Item, derivation: Derivation) -> Step:
         """Check and prepare an item; what is wrong with it is in its results. Raises StoreUnavailable."""
@@ -104,6 +106,8 @@ class Preparation:
                     envelope.tenant,
                 )
                 entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job, seq=item.seq)
+                if self.streams and any(getattr(own, "stream", False) for own in params.values()):
+                    entry.on_text = self.streams.teller(envelope.job, item.seq)
         results = [
             outcomes.result(envelope, item, name, ResultState.FAILED, outcomes.described(error))
             for name, error in refused.items()

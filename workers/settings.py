@@ -28,7 +28,7 @@ DEFAULT_LIMITS = Limits()
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a worker node runs. Times are seconds.
 
-    `profile` chooses the devices where `devices` names none. `models` are the ones served here (none named: all). `concurrency` is how many envelopes a node holds at
+    `profile` chooses the devices where `devices` names none. `models` are the ones served here (none named: all that have tasks). `concurrency` is how many envelopes a node holds at
     once: enough that interactive ones find a free slot beside bulk. `threads` bounds the CPU threads of the
     device process (0: all cores). `bulk_share` is the share of device time that bulk work keeps under
     interactive load. `interactive_wait_s` and `standard_wait_s` are how long such an item may have to wait behind
@@ -134,6 +134,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         whole = Catalogue.builtin().with_models(tables, where="fleet.toml")
         served = {name: task for name, task in whole.tasks.items() if task.model in self.models}
         return Catalogue(served, Limits(self.limits.max_text_chars, self.limits.max_input_bytes))
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The models that workers serve: those that `worker.models` names, or else all that have a task."""
+        return self.worker.models or tuple(dict.fromkeys(task.model for task in self.catalogue.tasks.values()))
 
     @property
     def promised_wait_s(self) -> dict[int, float]:

@@ -20,13 +20,13 @@ _LONGEST_STOP_CHARS = 200
 
 
 class TextGenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Up to `max_new_tokens` tokens, or to one of the `stop` strings, which is left out. A `temperature` of 0 takes the
+    """Up to `max_new_tokens` tokens (null: as many as the model has room for, 256 at most), or to one of the `stop` strings, which is left out. A `temperature` of 0 takes the
     likeliest token each time; over it tokens are drawn, of the `top_k` likeliest (0: of all), of those that make up `top_p` of the
     probability, with a `seed` always the same ones. `repetition_penalty` over 1 makes what was there less likely. A text is
     continued as it is; with `as_message` it is what a user says, as in a list of messages. `stream` tells who listens of
     each piece."""
 
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -71,11 +71,11 @@ class PromptedClassificationParams(msgspec.Struct, frozen=True, kw_only=True, fo
 
 class PromptedJsonParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What answers the `prompt`, in which ``{input}`` is the text, as JSON of a `schema` (JSON Schema), of at most
-    `max_new_tokens` tokens. The schema should bound texts and lists by ``maxLength`` and ``maxItems``."""
+    `max_new_tokens` tokens (null: as for text generation). The schema should bound texts and lists by ``maxLength`` and ``maxItems``."""
 
     prompt: str
     schema: dict[str, Any]
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)

@@ -143,6 +143,11 @@ class Batcher:
         has is computed: the first to end wins."""
         self._inbox.put(_Cancel(frozenset(jobs), frozenset(items)))
 
+    @property
+    def stepping(self) -> list[tuple[str, int]]:
+        """The items (job, seq) that step at the device now, as far as another thread can tell."""
+        return self._joining.items()
+
     def weigh(self, weights: Mapping[str, float]) -> None:
         """From now on tenants take turns by these weights."""
         self._inbox.put(_Weigh(weights))

@@ -74,6 +74,11 @@ class Joining:
                 return MicroBatch(decision.batch.items, now, decision.batch), expired
         return None, expired
 
+    def items(self) -> list[tuple[str, int]]:
+        """The items (job, seq) that step. From any thread: each dict is copied at once."""
+        batches = [batch for model in self._models.values() for batch in list(model.stepping.values())]
+        return [(entry.job, entry.seq) for batch in batches for entry in batch.entries]
+
     def began(self, batch: MicroBatch) -> None:
         self._models[batch.model].stepping[batch.id] = batch
 

@@ -57,7 +57,7 @@ class GenerationModel(StepwiseModel):
         if self.spec.backend.compiled:
             raise ConfigurationError(f"{self._where}.compile: is not for text generation; leave it out")
         if self.prompts.chats:
-            _ = self.prompts.room  # and the template's language is here
+            self.prompts.chats_here()  # found when the worker starts, not at the first item
         backend = self.spec.backend
         return self.spec.revision if backend.is_reference else f"{self.spec.revision}+{backend}"
 
@@ -92,12 +92,12 @@ class GenerationModel(StepwiseModel):
         tokens = self.prompts.text(content) if isinstance(content, str) else self.prompts.messages(content)
         if not tokens:
             raise InvalidInput("input", "has no readable characters", "give it some text")
-        self.prompts.room(tokens, params.max_new_tokens)
+        room = self.prompts.room(tokens, params.max_new_tokens)
         sampling = Sampling(**{name: getattr(params, name) for name in Sampling.__struct_fields__})
         if sampling.temperature and sampling.seed is None:
             # drawn here, so that one which is begun again, the device having died, writes the same
             sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
-        return Request(tokens, params.max_new_tokens, sampling, params.stop, params.stream)
+        return Request(tokens, room, sampling, params.stop, params.stream)
 
     def _choice(self, content: str, params: PromptedClassificationParams) -> Request:
         tokens = self.prompts.templated(params.prompt, content)
@@ -108,10 +108,9 @@ class GenerationModel(StepwiseModel):
 
     def _json(self, content: str, params: PromptedJsonParams) -> Request:
         tokens = self.prompts.templated(params.prompt, content)
-        self.prompts.room(tokens, params.max_new_tokens)
         return Request(
             tokens,
-            params.max_new_tokens,
+            self.prompts.room(tokens, params.max_new_tokens),
             grammar=self._grammar(params.schema),
             shared=self.prompts.shared(params.prompt),
         )
@@ -143,7 +142,7 @@ class GenerationModel(StepwiseModel):
         if isinstance(params, PromptedJsonParams):
             if written.finish_reason != "stop":
                 raise ValueError(
-                    f"the answer was not complete after {params.max_new_tokens} tokens; raise `max_new_tokens`"
+                    f"the answer was not complete after {written.completion_tokens} tokens; raise `max_new_tokens`"
                 )
             return msgspec.json.decode(written.text)
         return {

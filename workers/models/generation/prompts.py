@@ -19,6 +19,9 @@ from workers.models.huggingface.tokenizing import Tokenizing
 if TYPE_CHECKING:
     from jinja2 import Template
 
+#: What is written at most where nobody says how much.
+MOST_UNASKED = 256
+
 #: A stand-in for the input, to see with which tokens all prompts of a template begin.
 _PROBES = ("0", "A", "\n")
 
@@ -65,16 +68,31 @@ class Prompts:
         """Return a text's tokens with nothing before or after them."""
         return self.tokenizing.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def room(self, tokens: Sequence[int], wanted: int, field: str = "input") -> None:
-        """Raise InputTooLarge if a prompt leaves no room for `wanted` tokens in what the model can look at."""
-        if len(tokens) + wanted > self.max_tokens:
-            problem = f"has {len(tokens):,} tokens; with {wanted:,} to be written that is over {self.max_tokens:,}"
-            raise InputTooLarge(field, problem, "shorten it, or ask for fewer tokens")
+    def room(self, tokens: Sequence[int], wanted: int | None) -> int:
+        """Return how many tokens may follow a prompt: `wanted`, or if that is open as many as there is room for, within reason.
+
+        Raises InputTooLarge if what the model can look at is smaller than that.
+        """
+        left = self.max_tokens - len(tokens)
+        if left < (wanted or 1):
+            problem = f"has {len(tokens):,} tokens; with {wanted or 1:,} to be written that is over {self.max_tokens:,}"
+            raise InputTooLarge("input", problem, "shorten it, or ask for fewer tokens")
+        return wanted or min(left, MOST_UNASKED)
 
     @property
     def chats(self) -> bool:
         """Whether the folder has a chat template."""
         return self._source is not None
+
+    def chats_here(self) -> None:
+        """Raise ConfigurationError if the folder's chat template is none, or its language is not installed."""
+        environment()
+        from jinja2 import TemplateError as JinjaError
+
+        try:
+            _ = self._template
+        except JinjaError as error:
+            raise ConfigurationError(f"{self.checkpoint.where}: its chat template: {error}") from error
 
     @cached_property
     def eos(self) -> list[int]:

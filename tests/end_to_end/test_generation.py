@@ -1,0 +1,171 @@
+"""A fleet that writes: texts, dialogues, prompted tasks, streams; on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from producers import AsyncClient, Client, InvalidInput, ItemCancelled, ItemFailed
+from tests import tiny_checkpoints
+from tests.end_to_end.processes import until
+from workers import settings
+from workers.fleet import LocalFleet
+
+FLEET = """
+[worker]
+models = ["chat"]
+look_for_cancellations_every_s = 0.2
+[models.chat]
+source = {{ path = "{folder}" }}
+options = {{ max_tokens = 256 }}
+[models.chat.tasks]
+chat = "text-generation"
+[models.chat.tasks.urgency]
+kind = "prompted-classification"
+prompt = "How urgent is this? {{input}}"
+labels = ["low", "high", "higher"]
+[models.chat.tasks.extract]
+kind = "prompted-json"
+prompt = "Where? {{input}}"
+schema = {{ type = "object", properties = {{ city = {{ enum = ["Rome", "Oslo"] }} }}, required = ["city"], additionalProperties = false }}
+"""
+
+#: Longer than any test waits: it ends because it is cancelled.
+LONG = {"max_new_tokens": 240, "temperature": 1.0, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    folder = tmp_path_factory.mktemp("generation")
+    checkpoint = tiny_checkpoints.llama(folder / "llama", **NEVER_ENDS)
+    (folder / "fleet.toml").write_text(FLEET.format(folder=checkpoint), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
+        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
+            yield fleet
+
+
+#: Nothing in the vocabulary ends an answer, so that lengths are known.
+NEVER_ENDS = {"tie_word_embeddings": False}
+
+
+@pytest.fixture
+def client(fleet: LocalFleet) -> Iterator[Client]:
+    with Client(fleet.broker_url, fleet.store_url) as client:
+        yield client
+
+
+def test_every_kind_at_once(client: Client) -> None:
+    """Requests of all tasks share the steps; a text that is asked alone is the one that it is among others."""
+    texts = [f"Story number {n} begins" for n in range(12)]
+    job = client.submit_many("chat", texts, params={"max_new_tokens": 12})
+    label = client.submit("urgency", "Now!", params={"top_k": None})
+    found = client.submit("extract", "In the north.")
+    dialogue = client.submit("chat", [{"role": "user", "content": "Hello"}], params={"max_new_tokens": 5})
+
+    assert found.result(timeout_s=60)["city"] in ("Rome", "Oslo")
+    scores = label.result(timeout_s=60)
+    assert {one["label"] for one in scores} == {"low", "high", "higher"}
+    assert sum(one["score"] for one in scores) == pytest.approx(1, abs=1e-4)
+    assert dialogue.result(timeout_s=60)["completion_tokens"] <= 5
+    assert job.wait(timeout_s=60).succeeded == 12
+    together = {row.seq: row.output["text"] for row in job.results()}
+    alone = client.submit("chat", texts[7], params={"max_new_tokens": 12}).result(timeout_s=60)
+    assert together[7] == alone["text"]
+
+
+def test_a_stream_is_the_result_piece_by_piece(client: Client) -> None:
+    params = {"max_new_tokens": 40, "seed": 5, "temperature": 1.0}
+    whole = client.submit("chat", "Once", params=params).result(timeout_s=60)
+    with client.stream("chat", "Once", params=params) as stream:
+        pieces = list(stream)
+    assert len(pieces) > 3
+    assert "".join(pieces) == whole["text"]
+    assert stream.result is not None
+    assert stream.result["completion_tokens"] == whole["completion_tokens"]
+
+
+def test_an_asyncio_stream(fleet: LocalFleet) -> None:
+    async def read() -> tuple[list[str], str]:
+        async with AsyncClient(fleet.broker_url, fleet.store_url) as client:
+            async with await client.stream("chat", "Once", params={"max_new_tokens": 20}, durable=False) as stream:
+                pieces = [piece async for piece in stream]
+            assert stream.result is not None
+            return pieces, stream.result["text"]
+
+    pieces, text = asyncio.run(read())
+    assert "".join(pieces) == text
+    assert len(pieces) > 1
+
+
+def test_a_stream_that_is_left_is_cancelled(client: Client) -> None:
+    """The item ends cancelled, and the device is free of it: what comes after is not computed beside it."""
+    stream = client.stream("chat", "Once", params=LONG)
+    for _ in stream:
+        break
+    stream.close()
+    handle = stream._handle
+    assert handle is not None
+    with pytest.raises(ItemCancelled):
+        handle.result(timeout_s=60)
+
+
+def test_a_cancelled_job_stops_decoding(client: Client) -> None:
+    job = client.submit_many("chat", [f"text {n}" for n in range(40)], params=LONG)
+    first = client.submit("chat", "short", params={"max_new_tokens": 2}, priority="interactive")
+    first.result(timeout_s=60)
+    job.cancel()
+    status = job.wait(timeout_s=60)
+    assert status.cancelled > 0
+    assert status.cancelled + status.succeeded == 40
+
+
+def test_an_urgent_request_overtakes_long_ones(client: Client) -> None:
+    """Forty long bulk texts hold all places; an interactive one is through before the first of them."""
+    job = client.submit_many("chat", [f"text {n}" for n in range(40)], params=LONG, priority="bulk")
+    until(lambda: client.job(job.id).progress().items == 40)
+    urgent = client.submit("chat", "quick", params={"max_new_tokens": 3}, priority="interactive")
+    urgent.result(timeout_s=60)
+    status = job.progress()
+    job.cancel()
+    job.wait(timeout_s=60)
+    assert status.succeeded < 40
+
+
+def test_what_is_refused(client: Client) -> None:
+    """At the door what is wrong in itself, at the worker what the model has no room for; each says what to do."""
+    for params in ({"temperature": -1}, {"top_p": 0}, {"max_new_tokens": 0}, {"stop": [""]}, {"tempo": 1}):
+        with pytest.raises(InvalidInput):
+            client.submit("chat", "x", params=params)
+    for messages in ([], [{"role": "user"}], [{"role": "user", "content": " "}], {"messages": "x"}):
+        with pytest.raises(InvalidInput):
+            client.submit("chat", messages)
+    with pytest.raises(ItemFailed, match=r"tokens; with 12 to be written that is over 256; shorten"):
+        client.submit("chat", "word " * 100, params={"max_new_tokens": 12}).result(timeout_s=60)
+    bad = {"schema": {"type": "object", "patternProperties": {"(": {"type": "nothing"}}}}
+    with pytest.raises(ItemFailed, match="cannot be written"):
+        client.submit("extract", "x", params=bad).result(timeout_s=60)
+
+
+def test_a_dead_device_process_costs_no_answer(client: Client, fleet: LocalFleet) -> None:
+    """What stepped is begun again; a stream that was under way goes on without a gap."""
+    import psutil
+
+    pieces: list[str] = []
+    killed = threading.Event()
+    with client.stream("chat", "Once", params={**LONG, "max_new_tokens": 200}) as stream:
+        for piece in stream:
+            pieces.append(piece)
+            if not killed.is_set():
+                killed.set()
+                [device] = [
+                    process
+                    for process in psutil.Process().children(recursive=True)
+                    if "workers.device_process" in " ".join(process.cmdline())
+                ]
+                device.kill()
+    whole = client.submit("chat", "Once", params={**LONG, "max_new_tokens": 200}).result(timeout_s=60)
+    assert "".join(pieces) == whole["text"]
