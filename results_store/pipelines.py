@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from sqlalchemy import ARRAY, Connection, RowMapping, and_, bindparam, column, func, select
+from sqlalchemy import Connection, RowMapping, select, text
 
 from results_store.columns import among, as_list
 from results_store.records import NewEnvelope, Result, ResultState
@@ -83,15 +83,21 @@ def _progress(
 
 def _trees(connection: Connection, job: str, roots: Sequence[int]) -> list[Result]:
     """Return the results there are of some inputs: one range of the primary key for each."""
-    first = [root * TREE_SPAN for root in roots]
-    if connection.dialect.name == "sqlite":
-        begins = func.json_each(as_list(connection, first)).table_valued("value", name="begins")
-        begin: Any = begins.c.value
-    else:
-        listed = bindparam("first", first, type_=ARRAY(results.c.seq.type))
-        begins = func.unnest(listed).table_valued(column("value", results.c.seq.type)).render_derived(name="begins")
-        begin = begins.c.value
-    within = and_(results.c.seq >= begin, results.c.seq < begin + TREE_SPAN)
-    wanted = select(*(results.c[name] for name in _COLUMNS)).select_from(begins.join(results, within))
-    rows = connection.execute(wanted.where(results.c.job == job)).mappings()
+    begins = as_list(connection, [root * TREE_SPAN for root in roots])
+    given = {"begins": begins, "job": job, "span": TREE_SPAN}
+    rows = connection.execute(_TREES[connection.dialect.name], given).mappings()
     return [Result(**{**row, "state": ResultState(row["state"])}) for row in rows]
+
+
+# The ranges come first, whatever the planner thinks of them: the other way round, it reads the whole job for each commit.
+_OWN = ", ".join(f"results.{name}" for name in _COLUMNS)
+_TREES = {
+    dialect: text(sql).columns(*(results.c[name] for name in _COLUMNS))
+    for dialect, sql in {
+        "sqlite": f"SELECT {_OWN} FROM json_each(:begins) AS begins CROSS JOIN results WHERE results.job = :job "  # noqa: S608 - constants
+        "AND results.seq >= begins.value AND results.seq < begins.value + :span",
+        "postgresql": f"SELECT {_OWN} FROM unnest(CAST(:begins AS bigint[])) AS begins (value) "  # noqa: S608 - constants
+        f"CROSS JOIN LATERAL (SELECT {', '.join(_COLUMNS)} FROM results WHERE job = :job "
+        "AND seq >= begins.value AND seq < begins.value + :span OFFSET 0) AS results",
+    }.items()
+}
