@@ -76,7 +76,7 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
     "-f",
     "--format",
     "format_",
-    type=click.Choice(["jsonl", "csv", "parquet"]),
+    type=click.Choice(["jsonl", "csv", "parquet", "trees"]),
     help="[default: by --output's name, else jsonl]",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: standard output]")
@@ -90,6 +90,7 @@ def results(job: str, *, format_: str | None, output: Path | None) -> None:
     argosy results JOB | jq -r 'select(.state == "succeeded") | [.key, .output[0].label] | @tsv'
     argosy results JOB --output results.csv
     argosy results JOB --output results.parquet
+    argosy results JOB --format trees    # of a pipeline: one line an input
     """
     from producers.connection import Connection
     from results_store.store import Store
@@ -138,6 +139,10 @@ def _writer(format_: str) -> Callable[[Store, str, TextIO], object]:
         from results_store.export_parquet import write_parquet
 
         return lambda store, job, out: write_parquet(store, job, out.buffer)
+    if format_ == "trees":
+        from producers.pipelines.handles import write_trees
+
+        return write_trees
     from results_store import export
 
     return export.write_csv if format_ == "csv" else export.write_jsonl

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
@@ -11,12 +12,13 @@ from producers.async_handles import AsyncWatched
 from producers.errors import InvalidInput
 from producers.handles import Taken, Watched
 from producers.pipelines.plan import Plan
-from producers.pipelines.tree import Grown, Tree
+from producers.pipelines.tree import Grown, Tree, trees
 from results_store.records import JobStatus
 
 if TYPE_CHECKING:
     from producers.calls import Calls
     from producers.link import Link
+    from results_store.store import Store
 
 
 class PipelineJob(Watched):
@@ -33,12 +35,8 @@ class PipelineJob(Watched):
         """
         from results_store.export import stream
 
-        grown = Grown(self.plan, cancelled=self.progress().cancelled_at is not None)
-        for row in stream(self._link.store, self.id):
-            if tree := grown.add(row):
-                yield tree
-        if tree := grown.last():
-            yield tree
+        cancelled = self.progress().cancelled_at is not None
+        yield from trees(self.plan, stream(self._link.store, self.id), cancelled=cancelled)
 
 
 class AsyncPipelineJob(AsyncWatched):
@@ -67,8 +65,20 @@ class AsyncPipelineJob(AsyncWatched):
             yield tree
 
 
+def write_trees(store: Store, job: str, out: TextIO) -> None:
+    """Write one JSON object an input, with its tree. Raises UnknownJob, or InvalidInput for a job that is no pipeline."""
+    from results_store.export import stream
+
+    status = store.job(job)
+    for tree in trees(plan_of_job(status), stream(store, job), cancelled=status.cancelled_at is not None):
+        out.write(json.dumps(tree.plain(), ensure_ascii=False, separators=(",", ":")))
+        out.write("\n")
+
+
 def plan_of_job(job: JobStatus) -> Plan:
     """Return the plan that is kept with a job. Raises InvalidInput for a job without."""
     if job.pipeline is None:
-        raise InvalidInput("id", f"the job {job.id} is no pipeline", "ask for it with `job`")
+        raise InvalidInput(
+            "id", f"the job {job.id} is no pipeline", "its results are rows: `Client.job`, `argosy results`"
+        )
     return msgspec.convert(job.pipeline, Plan)

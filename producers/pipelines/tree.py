@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -53,6 +54,12 @@ class Tree:
             raise KeyError(f"no step {step!r}; there are {', '.join(dict.fromkeys(b.step for b in self.branches))}")
         return found
 
+    def plain(self) -> dict[str, Any]:
+        """Return the tree as JSON values."""
+        shown = ("step", "part", "state", "output", "reason")
+        branches = [{name: getattr(branch, name) for name in shown} for branch in self.branches]
+        return {"seq": self.seq, "key": self.key, "branches": branches}
+
     def outputs(self, step: str) -> list[Any]:
         """Return the outputs of a step's branches that succeeded."""
         return [branch.output for branch in self.of(step) if branch.state == "succeeded"]
@@ -86,6 +93,16 @@ class Grown:
         root = root_of(first.seq)
         branches = (_branch(node, cancelled=self._cancelled) for node in self._plan.unfold(root, rows))
         return Tree(root, first.key, tuple(branches))
+
+
+def trees(plan: Plan, rows: Iterable[Result], *, cancelled: bool) -> Iterator[Tree]:
+    """Yield a tree for each input among a job's results, which come in the order of their numbers."""
+    grown = Grown(plan, cancelled=cancelled)
+    for row in rows:
+        if tree := grown.add(row):
+            yield tree
+    if tree := grown.last():
+        yield tree
 
 
 def _branch(node: Node, *, cancelled: bool) -> Branch:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import zlib
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 from redis import Redis
 
 from producers import AsyncClient, Client, InvalidInput, NewItem, Pipeline, PipelineJob, Tree
+from producers.cli import main
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.processes import until
 from workers import settings
@@ -165,8 +168,19 @@ def test_asyncio_has_the_same(fleet: LocalFleet) -> None:
     asyncio.run(run())
 
 
-def test_inputs_keep_their_keys(client: Client) -> None:
+def test_inputs_keep_their_keys(fleet: LocalFleet, client: Client) -> None:
+    """Also in what the command writes, a line for each input; of what is no pipeline it says so."""
     job = client.submit_pipeline(TALK, [NewItem("one", key="row-1"), NewItem("two", key="row-2")])
     job.wait(timeout_s=TIMEOUT_S)
     assert [tree.key for tree in job.results()] == ["row-1", "row-2"]
     assert {row.key for row in client.results(job.id)} == {"row-1", "row-2"}
+    told = {"ARGOSY_BROKER_URL": fleet.broker_url, "ARGOSY_STORE_URL": fleet.store_url}
+    shown = CliRunner().invoke(main, ["results", job.id, "--format", "trees"], env=told)
+    lines = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [(line["key"], [branch["step"] for branch in line["branches"]]) for line in lines] == [
+        (key, ["first", "again", "echo", "both"]) for key in ("row-1", "row-2")
+    ]
+    other = client.submit_many("say", ["x"]).id
+    refused = CliRunner().invoke(main, ["results", other, "--format", "trees"], env=told)
+    assert refused.exit_code != 0
+    assert "is no pipeline" in refused.output + str(refused.exception)
