@@ -65,6 +65,8 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(browser: Browser, served: Serve
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_contain_text("not known")
         expect(page.locator("main")).to_be_empty()
+        for _ in range(2):  # a browser lets nobody keep a dialog open against two of them
+            page.keyboard.press("Escape")
         expect(field).to_be_focused()
         page.keyboard.type(key)
         page.keyboard.press("Enter")
@@ -87,6 +89,8 @@ def test_members_see_their_own_and_no_fleet(browser: Browser, served: Served, st
         expect(page.get_by_text("of zenith")).to_have_count(0)
         expect(page.get_by_role("link", name="Fleet")).to_have_count(0)
         expect(page.get_by_role("region", name="The fleet now")).to_have_count(0)
+        page.goto("/#/fleet")  # typed in
+        expect(page).to_have_url(f"{served.url}/#/jobs")
 
 
 def test_jobs_and_the_fleet_are_seen_to_move(page: Page, store: Store) -> None:
@@ -225,6 +229,13 @@ def test_it_goes_on_once_the_gateway_can_be_reached_again(page: Page, store: Sto
     page.context.set_offline(False)
     expect(page.get_by_role("link", name="came meanwhile")).to_be_visible()
     expect(page.locator("#link")).to_have_text("live")
+
+
+def test_what_is_not_there_is_said(page: Page) -> None:
+    """An old link leads to a job that was purged."""
+    page.goto(f"/#/jobs/{'0' * 26}")
+    expect(page.get_by_role("heading", name="This cannot be shown")).to_be_visible()
+    expect(page.locator("main")).to_contain_text("no job")
 
 
 def test_everything_is_reached_by_tab_and_seen_where_it_is(page: Page, store: Store) -> None:

@@ -83,7 +83,7 @@ const seen = (signal) =>
   });
 
 /** How long to wait after so many failures in a row: longer each time, and not all pages at the same moment. */
-const backOffS = (failures, error) => Math.max(error.retryAfterS ?? 0, Math.min(LONGEST_WAIT_S, 2 ** failures) * (0.75 + Math.random() / 2));
+export const backOffS = (failures, error) => Math.max(error.retryAfterS ?? 0, Math.min(LONGEST_WAIT_S, 2 ** failures) * (0.75 + Math.random() / 2));
 
 /** Call `look` until `signal` ends it: every so many seconds, more rarely while it fails, not at all while nobody can see it. */
 export async function poll(look, everyS, signal) {
@@ -100,7 +100,7 @@ export async function poll(look, everyS, signal) {
         throw error;
       }
       if (error.status === 401) return; // the page begins anew once there is a key
-      if (error.status === 404) return tell("stopped", error.message);
+      if (error.status === 403 || error.status === 404) return tell("stopped", error.message); // no waiting helps
       waitS = backOffS(failures++, error);
       tell("failing", `${error.message}; again in ${Math.round(waitS)} s`);
     }
@@ -108,12 +108,22 @@ export async function poll(look, everyS, signal) {
   }
 }
 
+/** Ends with `signal`, and whenever the page is put away: a browser has few connections to share between its tabs. */
+function whileSeen(signal) {
+  const ended = new AbortController();
+  const put = () => document.hidden && ended.abort();
+  document.addEventListener("visibilitychange", put, { signal: ended.signal });
+  signal.addEventListener("abort", () => ended.abort(), { once: true, signal: ended.signal });
+  return ended;
+}
+
 /** Tell a job's progress as it comes, until it is finished; reconnects. EventSource could not send the key. */
 export async function follow(job, onProgress, signal) {
   for (let failures = 0; !signal.aborted; ) {
     await seen(signal);
+    const looking = whileSeen(signal);
     try {
-      const answer = await request(`/api/jobs/${encodeURIComponent(job)}/events`, { signal });
+      const answer = await request(`/api/jobs/${encodeURIComponent(job)}/events`, { signal: looking.signal });
       for await (const { name, value } of events(answer.body)) {
         failures = 0;
         tell("live");
@@ -123,7 +133,9 @@ export async function follow(job, onProgress, signal) {
       }
     } catch (error) {
       if (signal.aborted || error.status === 401 || error.status === 404) return;
-      tell("failing", `${error.message}; trying again`);
+      if (!looking.signal.aborted) tell("failing", `${error.message}; trying again`);
+    } finally {
+      looking.abort();
     }
     await pause(backOffS(failures++, {}), signal);
   }

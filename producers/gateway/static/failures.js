@@ -65,7 +65,7 @@ function card(group, again) {
     "article",
     { class: "card" },
     el("div", { class: "group-head" }, el("div", {}, el("span", { class: "badge failed" }, group.kind), " ", name, about), el("div", { class: "acts" }, replay.node, cancel.node)),
-    el("table", { class: "failures" }, el("caption", { class: "unseen" }, `Items that failed with ${group.kind}`), body),
+    el("table", { class: "failures", "aria-label": `Items that failed with ${group.kind}` }, body),
     more,
   );
   return {

@@ -1,7 +1,7 @@
 // The page: which view the address names, whose key, which colours. A view is a function that fills the content and stops when
 // its signal says so.
 
-import { Refusal, get, key } from "./api.js";
+import { Refusal, backOffS, get, key } from "./api.js";
 import { report } from "./dialogs.js";
 import { el, say } from "./dom.js";
 import { failures } from "./failures.js";
@@ -10,7 +10,6 @@ import { job } from "./job.js";
 import { jobs } from "./jobs.js";
 
 const by = (id) => document.getElementById(id);
-const RETRY_S = 3;
 const THEMES = ["system", "light", "dark"];
 const VIEWS = [
   [/^#\/jobs\/([0-9A-Za-z]+)$/, job, "Job"],
@@ -21,6 +20,7 @@ const VIEWS = [
 
 let shown = new AbortController();
 let caller = null;
+let failed = 0; // times in a row that not even the caller could be asked for
 
 async function show(focus) {
   const hash = location.hash;
@@ -29,6 +29,7 @@ async function show(focus) {
   const own = (shown = new AbortController());
   try {
     caller ??= await get("/api/caller");
+    failed = 0;
   } catch (error) {
     if (error.status !== 401) tellLater(own.signal, error);
     return;
@@ -42,6 +43,7 @@ async function show(focus) {
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  if (view === fleet && !caller.operator) return location.replace("#/jobs");
   const root = el("div", { class: "view" });
   by("main").replaceChildren(root);
   try {
@@ -57,7 +59,7 @@ async function show(focus) {
 
 function tellLater(signal, error) {
   link({ state: "failing", detail: error.message });
-  setTimeout(() => signal.aborted || show(false), RETRY_S * 1000);
+  setTimeout(() => signal.aborted || show(false), 1000 * backOffS(failed++, error));
 }
 
 function header() {
@@ -112,7 +114,7 @@ function theme(step) {
 document.addEventListener("argosy:link", ({ detail }) => link(detail));
 document.addEventListener("argosy:key", ({ detail }) => askForKey(detail));
 by("key").querySelector("form").addEventListener("submit", useKey);
-by("key").addEventListener("cancel", (event) => event.preventDefault()); // nothing to go back to
+by("key").addEventListener("close", () => key.get() || askForKey("")); // there is nothing to go back to without one
 by("theme").addEventListener("click", () => theme(1));
 by("forget").addEventListener("click", () => {
   askForKey("");
