@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from producers.handles import Handle, Job, value
     from producers.messages import InlineBytes, PathInput, Priority, UrlInput
     from producers.packing import Rejected
-    from producers.pipelines.handles import AsyncPipelineJob, PipelineJob
+    from producers.pipelines.async_handles import AsyncPipelineJob
+    from producers.pipelines.handles import PipelineJob
     from producers.pipelines.pipeline import Pipeline
     from producers.pipelines.tree import Branch, Tree
     from producers.request import NewItem
@@ -110,7 +111,8 @@ _HOMES = {
     "producers.handles": ("Handle", "Job", "value"),
     "producers.messages": ("InlineBytes", "PathInput", "Priority", "UrlInput"),
     "producers.packing": ("Rejected",),
-    "producers.pipelines.handles": ("AsyncPipelineJob", "PipelineJob"),
+    "producers.pipelines.async_handles": ("AsyncPipelineJob",),
+    "producers.pipelines.handles": ("PipelineJob",),
     "producers.pipelines.pipeline": ("Pipeline",),
     "producers.pipelines.tree": ("Branch", "Tree"),
     "producers.request": ("NewItem",),

@@ -28,7 +28,8 @@ from producers.messages import Priority
 from producers.outbox import Order, Outbox
 from producers.packing import Intake, OnError, Rejected
 from producers.patience import checked
-from producers.pipelines.handles import AsyncPipelineJob, plan_of_job
+from producers.pipelines.async_handles import AsyncPipelineJob
+from producers.pipelines.handles import plan_of_job
 from producers.pipelines.pipeline import Pipeline, first_request
 from producers.request import Request
 from producers.submission import Submission, check_many, lone_order, new_job

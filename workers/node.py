@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -190,6 +191,8 @@ class Node:
             self._keep_costs()
         self._streams.stop()
         self._writer.close()
+        with suppress(StoreError):  # unmarked, they may be sent twice, harmlessly
+            self._following.mark()
         self._store.close()
         self._publisher.close()
 

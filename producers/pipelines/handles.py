@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
-from producers.async_handles import AsyncWatched
 from producers.errors import InvalidInput
 from producers.handles import Taken, Watched
 from producers.pipelines.plan import Plan
-from producers.pipelines.tree import Grown, Tree, trees
+from producers.pipelines.tree import Tree, trees
 from results_store.records import JobStatus
 
 if TYPE_CHECKING:
-    from producers.calls import Calls
     from producers.link import Link
     from results_store.store import Store
 
@@ -37,32 +35,6 @@ class PipelineJob(Watched):
 
         cancelled = self.progress().cancelled_at is not None
         yield from trees(self.plan, stream(self._link.store, self.id), cancelled=cancelled)
-
-
-class AsyncPipelineJob(AsyncWatched):
-    """The submission of a pipeline. The counts of its progress are of results; `total` grows as steps become due."""
-
-    def __init__(
-        self,
-        link: Link,
-        calls: Calls,
-        id: str,  # noqa: A002
-        plan: Plan,
-        *,
-        taken: Taken | None = None,
-    ) -> None:
-        super().__init__(link, calls, id, taken=taken)
-        self.plan = plan
-
-    async def results(self) -> AsyncIterator[Tree]:
-        """Yield a tree for each input that has results by now, in their order. See `PipelineJob.results`."""
-        grown = Grown(self.plan, cancelled=(await self.progress()).cancelled_at is not None)
-        async for rows in self._rows():
-            for row in rows:
-                if tree := grown.add(row):
-                    yield tree
-        if tree := grown.last():
-            yield tree
 
 
 def write_trees(store: Store, job: str, out: TextIO) -> None:
