@@ -169,6 +169,7 @@ def test_items_are_browsed_with_their_images(page: Page, store: Store) -> None:
     expect(dialog.locator(".boxes rect")).to_have_attribute("width", "25")
     # column by column: the left half is inside
     drawn = "canvas => [10, 50].map(x => canvas.getContext('2d').getImageData(x, 20, 1, 1).data[3] > 0)"
+    expect(dialog.locator(".labels")).to_contain_text(["cat", "50% area"])
     assert dialog.locator("canvas.mask").evaluate(drawn) == [True, False]
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Look at item 0")).to_be_focused()

@@ -37,7 +37,7 @@ export function job(root, { id, signal, caller }) {
     say(badge, found.state);
     bar.update(found);
     counts.update(found);
-    facts.replaceChildren(...details(found, pace, caller).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+    facts.replaceChildren(...details(found, pace, caller).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
     cancel.update(found);
     replay.update(found);
     const quarter = found.total ? Math.floor((4 * found.done) / found.total) : 0;
@@ -83,6 +83,7 @@ function itemTable(id, signal, job) {
   const places = [-1];
   let next = null;
   let fresh = false;
+  let span = "";
   const after = el("button", { type: "button", click: () => turn(() => places.push(next)) }, "Next");
   const before = el("button", { type: "button", click: () => turn(() => places.pop()) }, "Previous");
   const pager = el("div", { class: "pager" }, before, after);
@@ -103,8 +104,11 @@ function itemTable(id, signal, job) {
     after.disabled = next === null;
     before.disabled = places.length === 1;
     pager.hidden = after.disabled && before.disabled;
-    say(where, page.items.length ? `items ${count(page.items[0].seq)} to ${count(page.items.at(-1).seq)} of ${count(job()?.items ?? 0)}` : "");
+    span = page.items.length ? `items ${count(page.items[0].seq)} to ${count(page.items.at(-1).seq)}` : "";
+    tell();
   }
+
+  const tell = () => say(where, span && job() ? `${span} of ${count(job().items)}` : span);
 
   async function turn(move) {
     move();
@@ -114,8 +118,13 @@ function itemTable(id, signal, job) {
     if (document.activeElement === document.body) (after.disabled ? before : after).focus();
   }
 
+  function stale() {
+    fresh = false;
+    tell();
+  }
+
   poll(look, EVERY_S, signal);
-  return { node: section("Results", where, empty, table, pager), stale: () => (fresh = false) };
+  return { node: section("Results", where, empty, table, pager), stale };
 }
 
 function row(job, first, signal) {

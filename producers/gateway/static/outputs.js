@@ -15,7 +15,7 @@ export function outcome(result, briefly = true) {
 function output(value, briefly) {
   if (value?.vector) return vector(value);
   const parts = Array.isArray(value) ? value : [value];
-  if (parts.length && parts.every((part) => labelOf(part) !== null && typeof part.score === "number")) return labels(parts, briefly);
+  if (parts.length && parts.every((part) => labelOf(part) !== null && shareOf(part) !== null)) return labels(parts, briefly);
   if (parts.length && parts.every((part) => textOf(part) !== null)) return el("p", { class: "text" }, parts.map(textOf).join("\n"));
   if (Array.isArray(value) && !value.length) return el("span", { class: "muted" }, "nothing found");
   const json = JSON.stringify(value, null, briefly ? 0 : 2) ?? "null";
@@ -28,6 +28,15 @@ function labelOf(part) {
   const name = NAMES.find((one) => typeof part?.[one] === "string");
   if (name === undefined) return null;
   return part.word ? `${part.word} · ${part[name]}` : part[name];
+}
+
+/** How sure it is; of a part of an image without a score, how much of the image it is. */
+function shareOf(part) {
+  if (typeof part.score === "number") return part.score;
+  const runs = part.mask?.counts;
+  if (!Array.isArray(runs)) return null;
+  const pixels = runs.reduce((sum, run) => sum + run, 0);
+  return runs.reduce((sum, run, turn) => sum + (turn % 2 ? run : 0), 0) / Math.max(pixels, 1);
 }
 
 function textOf(part) {
@@ -44,8 +53,10 @@ function labels(parts, briefly) {
 
 function label(part) {
   const meter = el("span", { class: "meter", "aria-hidden": "true" });
-  meter.style.setProperty("--share", `${Math.round(100 * Math.min(1, Math.max(0, part.score)))}%`);
-  return el("li", {}, el("span", { class: "name" }, labelOf(part)), el("span", { class: "score" }, share(part.score)), meter);
+  const known = Math.min(1, Math.max(0, shareOf(part)));
+  meter.style.setProperty("--share", `${Math.round(100 * known)}%`);
+  const score = typeof part.score === "number" ? share(known) : el("span", { title: "of the image" }, `${share(known)} area`);
+  return el("li", {}, el("span", { class: "name" }, labelOf(part)), el("span", { class: "score" }, score), meter);
 }
 
 /** A vector's first numbers as a strip: blue below zero, orange above, the stronger the larger. */

@@ -24,7 +24,11 @@ export function duration(seconds) {
   return parts.slice(0, 2).filter((part, place) => !place || !part.startsWith("0 ")).join(" ");
 }
 
-export const ago = (at, now) => (now - at < 1 ? "just now" : `${duration(Math.max(1, Math.floor(now - at)))} ago`);
+export function ago(at, now) {
+  const seconds = Math.floor(now - at);
+  if (seconds < 1) return "just now";
+  return seconds < 10 ? `${seconds} s ago` : `${duration(seconds)} ago`;
+}
 
 export const moment = (at) => new Date(at * 1000).toLocaleString();
 
