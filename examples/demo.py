@@ -27,7 +27,7 @@ from benchmarks.workload import mixed_texts
 from producers import Client, Job, NewItem, Priority
 from results_store.records import Batch, JobStatus
 from results_store.store import Store
-from workers import settings
+from workers import devices, serving, settings
 from workers.fleet import LocalFleet
 from workers.models import sources
 from workers.models.progress import shown
@@ -71,6 +71,7 @@ def main() -> int:
     console.rule("[bold]Argosy: the main job, on this machine")
     chosen = settings.load()
     photographs = pull(chosen)
+    measure(chosen)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside: clean up all the same
     fleet = LocalFleet(chosen, HOME)
     fleet.clear()
@@ -96,13 +97,22 @@ def pull(chosen: settings.Settings) -> list[Path]:
     """Fetch models and data, once; return the photographs."""
     cache = sources.cache_folder()
     with shown() as progress:
-        for name, model in chosen.models.items():
-            sources.pull(sources.parse(model.source, where=f"models.{name}.source"), cache, progress)
+        for name in chosen.served:
+            sources.pull(sources.parse(chosen.models[name].source, where=f"models.{name}.source"), cache, progress)
         pulled = {
             name: sources.pull(sources.parse(chosen.data[name]["source"], where=f"data.{name}.source"), cache, progress)
             for name in ("bbc", "ratings", "photographs")
         }
     return sorted(path for path in pulled["photographs"].folder.rglob("*") if path.suffix in (".png", ".jpg"))
+
+
+def measure(chosen: settings.Settings) -> None:
+    """Show what each model runs on. A worker would measure it at its first start by itself, unseen."""
+    device = devices.select(chosen.worker.profile, chosen.worker.devices[:1])[0]
+    for name in chosen.served:
+        with console.status(f"measuring what {name} runs on fastest on this machine (once) …"):
+            wanted, served = serving.serve(chosen, name, device)
+        console.print(f"  {name}: {wanted.backend}, batches of at most {served.budget.cost:,}", highlight=False)
 
 
 def work(fleet: LocalFleet, photographs: list[Path]) -> Seen:
