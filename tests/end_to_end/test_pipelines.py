@@ -14,10 +14,13 @@ from redis import Redis
 
 from producers import AsyncClient, Client, InvalidInput, NewItem, Pipeline, PipelineJob, Tree
 from producers.cli import main
+from results_store.store import Store
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.processes import until
 from workers import settings
+from workers.devices import cpu
 from workers.fleet import LocalFleet
+from workers.rerun import rerun
 
 TIMEOUT_S = 90
 SAYING = SCRIPTED + '[models.scripted.tasks.say]\nkind = "text-classification"\n'
@@ -184,3 +187,15 @@ def test_inputs_keep_their_keys(fleet: LocalFleet, client: Client) -> None:
     refused = CliRunner().invoke(main, ["results", other, "--format", "trees"], env=told)
     assert refused.exit_code != 0
     assert "is no pipeline" in refused.output + str(refused.exception)
+
+
+def test_a_batch_of_a_later_step_runs_again(fleet: LocalFleet, client: Client) -> None:
+    """Its inputs are made again of the stored results, and come to the same."""
+    job = client.submit_pipeline(TALK, ["one"])
+    job.wait(timeout_s=TIMEOUT_S)
+    [batch] = [row.batch for row in client.results(job.id) if row.task == "echo"]
+    assert batch is not None
+    with Store(fleet.store_url) as store:
+        again = rerun(store, settings.load(), cpu(), batch)
+    assert again.compared["echo"] == 1
+    assert set(again.differences.values()) == {0.0}
