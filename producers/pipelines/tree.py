@@ -36,7 +36,10 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """All that came of one input: `seq` is its place among the inputs, `key` the submitter's own. Branches are in the order of the steps."""
+    """All that came of one input: `seq` is its place among the inputs, `key` the submitter's own.
+
+    Branches are in the order of the steps.
+    """
 
     seq: int
     key: str | None

@@ -61,7 +61,11 @@ def step(name: str = "b", task: str = "topic", of: Any = "a", **more: Any) -> Pi
         (Pipeline().step("a", task="topic", take="text"), "steps.a.of", "names no step"),
         (Pipeline().step("a", task="topic").step("b", task="animal"), "steps.b", "as image"),
         (Pipeline().step("a", task="topic").step("b", task="topic"), "steps.b", "as 'a' does"),
-        (Pipeline().step("v", task="vector").step("b", task="topic", of="v", take="text"), "steps.b.take", "needs text"),
+        (
+            Pipeline().step("v", task="vector").step("b", task="topic", of="v", take="text"),
+            "steps.b.take",
+            "needs text",
+        ),
     ],
 )
 def test_what_cannot_be_is_named_with_its_step(pipeline: Pipeline, field: str, problem: str) -> None:
@@ -173,7 +177,9 @@ def test_what_was_there_before_brings_nothing_a_second_time() -> None:
 
 def test_a_part_that_fails_holds_up_only_what_needs_it() -> None:
     plan = WIDE.check(CATALOGUE)
-    broken = row(plan, "each", (1,), state=ResultState.FAILED, output=None, error={"kind": "ModelError", "message": "no"})
+    broken = row(
+        plan, "each", (1,), state=ResultState.FAILED, output=None, error={"kind": "ModelError", "message": "no"}
+    )
     rows = [row(plan, "things"), row(plan, "animal"), row(plan, "each", (0,)), row(plan, "each", (2,))]
     assert due(plan, rows, broken) == []
     tree = tree_of(plan, [*rows, broken])
@@ -255,7 +261,12 @@ def test_selectors_make_inputs(
         ("crop", [box("cat"), box("dog", 0.2), box("cat", 0.3)], {}, [0, 1, 2]),
         ("crop", [box("cat"), box("dog", 0.2), box("cat", 0.3)], {"min_score": 0.25}, [0, 2]),
         ("crop", [box("cat"), box("dog", 0.2)], {"labels": ["dog"]}, [1]),
-        ("each", [{"word": "Ada", "entity_group": "PER"}, {"word": "UN", "entity_group": "ORG"}], {"labels": ["ORG"]}, [1]),
+        (
+            "each",
+            [{"word": "Ada", "entity_group": "PER"}, {"word": "UN", "entity_group": "ORG"}],
+            {"labels": ["ORG"]},
+            [1],
+        ),
         ("text", LABEL, {"labels": ["dog"]}, []),
         ("text", {"text": " "}, {}, []),
         ("input", LABEL, {"labels": ["cat"]}, [0]),
