@@ -82,7 +82,7 @@ def test_an_unknown_task_suggests_the_nearest() -> None:
 
 def test_a_circle_is_shown() -> None:
     circle = Pipeline().step("a", task="topic", of="c").step("b", task="topic", of="a").step("c", task="topic", of="b")
-    with pytest.raises(InvalidInput, match="go in a circle: .*a.*->.*"):
+    with pytest.raises(InvalidInput, match=r"go in a circle: .*a.*->.*"):
         circle.check(CATALOGUE)
 
 
