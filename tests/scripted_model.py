@@ -26,7 +26,7 @@ from workers.models.model import Array, Arrays, Model, Prepared
 class ScriptedModel(Model):
     """Answers a text with its CRC-32. ``raise``, ``die``, ``hang``, ``oom`` and ``short`` in the text are obeyed.
 
-    ``sleep 0.2`` makes its batch take that many seconds; ``kill while PATH`` kills the worker itself that prepares it, as
+    ``sleep 0.2`` makes its batch take that many seconds; ``hold PATH`` makes that file, and its batch takes until it is gone; ``kill while PATH`` kills the worker itself that prepares it, as
     long as there is such a file. Options: `fail_to_load` ends `load` (``raise`` or ``die``).
     """
 
@@ -79,6 +79,10 @@ def _obey(text: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "hang":
             threading.Event().wait()
+        case "hold":
+            Path(rest).touch()
+            while Path(rest).exists():
+                time.sleep(0.01)
         case "oom":
             raise MemoryError("scripted to run out of memory")
         case "sleep":
