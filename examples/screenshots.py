@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, ViewportSize, sync_playwright
 
 from benchmarks.workload import mixed_texts
 from examples.demo import QUESTIONS, pull
@@ -28,9 +28,9 @@ from workers.fleet import LocalFleet
 HOME = Path(".argosy/screenshots")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 TEXTS = 10_000
-WIDE = {"width": 1280, "height": 860}
+WIDE = ViewportSize(width=1280, height=860)
 SHORT = 560  # lists that end above that
-PHONE = {"width": 390, "height": 844}
+PHONE = ViewportSize(width=390, height=844)
 
 
 def main() -> int:
@@ -126,8 +126,8 @@ def shoot(page: Page, address: str, name: str, height: int = 0) -> None:
     page.wait_for_function(DRAWN)
     page.wait_for_timeout(2500)  # for the second look at the fleet, which tells how fast it goes
     size = page.viewport_size or WIDE
-    clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"]}
-    page.screenshot(path=IMAGES / f"{name}.png", clip=clip)  # type: ignore[arg-type]
+    clip = FloatRect(x=0, y=0, width=size["width"], height=height or size["height"])
+    page.screenshot(path=IMAGES / f"{name}.png", clip=clip)
 
 
 def submit_photographs(client: Client, photographs: list[Path]) -> Job:
