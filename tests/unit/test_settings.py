@@ -18,7 +18,7 @@ def load(tmp_path, text: str):
 def test_without_a_file_there_are_the_built_in_models():
     """And they serve exactly the tasks that producers know of without any settings."""
     found = settings.load(environment={})
-    assert set(found.models) == {"text", "vision"}
+    assert set(found.served) == {"text", "vision"}
     assert set(found.catalogue.tasks) == set(Catalogue.builtin().tasks)
 
 

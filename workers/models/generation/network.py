@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +38,7 @@ class Network:
         self._precision = precision
         self._model: Any = None
         self._device = "cpu"
-        self.passes = 0
-        self.seconds = 0.0
+        self.tokens_read = 0
 
     def load(self, device: str) -> None:
         """Load the weights. Raises ConfigurationError for a network whose rows cannot share a pass here."""
@@ -86,7 +84,6 @@ class Network:
 
     def run(self, block: Block, feeds: Sequence[Feed]) -> list[torch.Tensor]:
         """Feed each row of a block its tokens; return for each the logits at its `wanted` ones, (wanted, vocabulary) in fp32."""
-        started = time.perf_counter()
         tokens = max(len(feed.tokens) for feed in feeds)
         block.begin(tokens)
         ids = torch.zeros((len(feeds), tokens), dtype=torch.long)
@@ -104,8 +101,7 @@ class Network:
             ).logits
         at = {place: index for index, place in enumerate(wanted)}
         memory.lengths_after(block, [len(feed.tokens) for feed in feeds])
-        self.passes += 1
-        self.seconds += time.perf_counter() - started
+        self.tokens_read += sum(len(feed.tokens) for feed in feeds)
         return [logits[row, [at[place] for place in feed.wanted]].float() for row, feed in enumerate(feeds)]
 
     def _positions(self, block: Block, feeds: Sequence[Feed]) -> torch.Tensor:

@@ -1,0 +1,241 @@
+"""What the steps write is what transformers writes for each prompt by itself, whoever joins and leaves meanwhile."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.messages import Message, MessagesInput
+from tests import tiny_checkpoints
+from tests.serving import Served
+from workers.models.generation.model import GenerationModel
+from workers.models.generation.requests import Request, Sampling, Written
+from workers.models.huggingface import ragged
+from workers.models.sources import Pulled
+
+TASKS = {
+    "chat": "text-generation",
+    "urgency": {
+        "kind": "prompted-classification",
+        "prompt": "How urgent is the message? Message: {input}",
+        "labels": ["low", "high", "higher"],
+    },
+    "extract": {
+        "kind": "prompted-json",
+        "prompt": "Where is it? {input}",
+        "schema": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}, "sure": {"type": "boolean"}},
+            "required": ["city", "sure"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoints.llama(tmp_path_factory.mktemp("llama") / "llama")
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path) -> Served:
+    return Served(folder, TASKS).load()
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+
+
+def prompts(count: int, seed: int) -> list[list[int]]:
+    """Random tokens, none of them special."""
+    rng = random.Random(seed)
+    return [[rng.randrange(5, 260) for _ in range(rng.randint(1, 60))] for _ in range(count)]
+
+
+def generated(theirs: Any, tokens: list[int], count: int, **settings: Any) -> list[int]:
+    """What transformers writes after a prompt, alone."""
+    import torch
+
+    ids = torch.tensor([tokens])
+    made = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, **settings)
+    return [token for token in made[0, len(tokens) :].tolist() if token != 2]
+
+
+def written(model: GenerationModel, requests: Sequence[Request], *, seed: int) -> list[Written]:
+    """Have requests join at random steps, some of others' leave again, and return what each came to."""
+    rng = random.Random(seed)
+    waiting = [(n, request) for n, request in enumerate(requests)]
+    found: dict[Any, Written] = {}
+    others = 0
+    while waiting or model.busy:
+        for _ in range(rng.randint(0, 4)):
+            if waiting:
+                n, request = waiting.pop(0)
+                model.join(n, "chat", ragged.pack([request.packed().tobytes()])[0], urgency=rng.choice([0, 3, 9]))
+        if rng.random() < 0.2 and waiting:
+            others += 1
+            neighbour = Request(prompts(1, others)[0], 100)
+            model.join(("other", others), "chat", ragged.pack([neighbour.packed().tobytes()])[0], urgency=0)
+        if rng.random() < 0.2 and others:
+            model.leave(("other", rng.randint(1, others)))
+        for one in model.step():
+            if one.ended:
+                found[one.key] = one.output
+    return [found[n] for n in range(len(requests))]
+
+
+def test_greedy_is_token_for_token_what_transformers_generates(served: Served, theirs: Any) -> None:
+    """Forty prompts, of which more than a step holds are there at a time, so that they take turns."""
+    own = prompts(40, seed=1)
+    lengths = [random.Random(n).randint(1, 50) for n in range(40)]
+    answers = written(served.model, [Request(p, n) for p, n in zip(own, lengths, strict=True)], seed=2)
+    for prompt, count, answer in zip(own, lengths, answers, strict=True):
+        expected = generated(theirs, prompt, count)
+        assert answer.text == served.model.prompts.tokenizing.tokenizer.decode(expected)
+        assert answer.completion_tokens == len(expected) + (answer.finish_reason == "stop")
+
+
+def test_the_repetition_penalty_is_theirs(served: Served, theirs: Any) -> None:
+    own = prompts(4, seed=3)
+    for prompt in own:
+        [answer] = written(served.model, [Request(prompt, 20, Sampling(repetition_penalty=1.7))], seed=1)
+        expected = generated(theirs, prompt, 20, repetition_penalty=1.7)
+        assert answer.text == served.model.prompts.tokenizing.tokenizer.decode(expected)
+
+
+def test_drawn_tokens_do_not_depend_on_neighbours(served: Served) -> None:
+    """By the seed alone; another seed writes another text, and so does none at all, each time."""
+    alone = [served.ask("chat", ["Once"], temperature=1.0, top_k=50, top_p=0.9, seed=n)[0]["text"] for n in range(3)]
+    again = served.ask("chat", ["Once", "upon", "a time", "Once"], temperature=1.0, top_k=50, top_p=0.9, seed=1)
+    assert again[0]["text"] == again[3]["text"] == alone[1]
+    assert len(set(alone)) == 3
+    first, second = (served.ask("chat", ["Once"], temperature=1.0)[0]["text"] for _ in range(2))
+    assert first != second
+
+
+def test_a_stop_string_ends_the_text_and_is_left_out(served: Served) -> None:
+    whole = served.ask("chat", ["Once upon"], max_new_tokens=60)[0]["text"]
+    stop = whole[11:14]
+    cut = served.ask("chat", ["Once upon"], max_new_tokens=60, stop=[stop, "never there"])[0]
+    assert cut["text"] == whole[: whole.index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_labels_are_scored_by_their_likelihood(served: Served, theirs: Any) -> None:
+    """All in one pass, as if each had followed the prompt by itself; "high" is not "higher" cut short."""
+    import torch
+
+    texts = ["My house is on fire.", "x", "What are your opening hours on Sunday?"]
+    answers = served.ask("urgency", texts, top_k=None)
+    made = served.model.prompts
+    for text, answer in zip(texts, answers, strict=True):
+        prompt = made.templated(TASKS["urgency"]["prompt"], text)  # type: ignore[index]
+        chances = {}
+        for label in ("low", "high", "higher"):
+            ids = [*made.bare(label), 2]
+            with torch.inference_mode():
+                logits = theirs(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            chances[label] = sum(float(logits[len(prompt) - 1 + n, token]) for n, token in enumerate(ids))
+        total = np.logaddexp.reduce(list(chances.values()))
+        expected = {label: float(np.exp(chance - total)) for label, chance in chances.items()}
+        assert {one["label"]: one["score"] for one in answer} == pytest.approx(expected, abs=1e-4)
+
+
+def test_json_is_of_the_schema(served: Served) -> None:
+    """Random weights know nothing, and still write nothing else."""
+    answers = served.ask("extract", [f"text {n}" for n in range(10)])
+    assert all(set(one) == {"city", "sure"} and one["city"] in ("Rome", "Oslo") for one in answers)
+
+
+def test_what_begins_alike_is_read_once(served: Served) -> None:
+    """The template's tokens from the second item on, and a dialogue's earlier turns."""
+    network = served.model._engine._network
+    opening = "a long opening that two prompts have in common, and then "
+    first, second = (served.ask("chat", [opening + end], max_new_tokens=4)[0] for end in ("this", "that other one"))
+    assert (first["cached_tokens"], second["cached_tokens"]) == (0, second["cached_tokens"])
+    assert second["cached_tokens"] >= len(served.model.prompts.text(opening)) - 1
+    served.ask("urgency", ["one"])
+    before = network.tokens_read
+    served.ask("urgency", ["six"])
+    made = served.model.prompts
+    prompt = made.templated(TASKS["urgency"]["prompt"], "six")  # type: ignore[index]
+    labels = sum(len(made.bare(label)) for label in ("low", "high", "higher"))
+    assert network.tokens_read - before <= len(prompt) - made.shared(TASKS["urgency"]["prompt"]) + labels  # type: ignore[index]
+
+
+def test_prompts_that_have_no_room(served: Served) -> None:
+    """Refused before anything is computed, with what to do."""
+    with pytest.raises(InputTooLarge, match="over 256; shorten it, or ask for fewer"):
+        served.ask("chat", ["word " * 60], max_new_tokens=200)
+    with pytest.raises(InputTooLarge, match="over 256"):
+        served.ask("urgency", ["word " * 200])
+    assert served.ask("chat", ["word " * 40])[0]["completion_tokens"] > 0
+
+
+def test_messages_go_through_the_template(folder: Path, served: Served, theirs: Any) -> None:
+    """transformers' own rendering; a model without a template refuses messages and takes prompts as they are."""
+    from transformers import AutoTokenizer
+
+    turns = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi"), ("user", "Again {{ 7 * 7 }}")]
+    given = MessagesInput(tuple(Message(role, content) for role, content in turns))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    plain = [{"role": role, "content": content} for role, content in turns]
+    ids = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=True)["input_ids"]
+    [answer] = served.ask("chat", [given], max_new_tokens=9)
+    assert answer["prompt_tokens"] == len(ids)
+    assert answer["text"] == tokenizer.decode(generated(theirs, ids, 9))
+    as_message = served.ask("chat", ["Hello"], as_message=True)[0]["text"]
+    assert as_message == served.ask("chat", [MessagesInput((Message("user", "Hello"),))])[0]["text"]
+
+
+def test_a_model_without_a_template(tmp_path: Path) -> None:
+    bare = Served(tiny_checkpoints.llama(tmp_path / "bare", template=None), TASKS).load()
+    with pytest.raises(InvalidInput, match="no chat template"):
+        bare.ask("chat", [MessagesInput((Message("user", "Hello"),))])
+    assert len(bare.ask("urgency", ["Hello"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"max_token": 3}, "not an option"), ({"step_rows": 0}, "step_rows: must be 1 or more")],
+)
+def test_wrong_options_are_named(folder: Path, options: dict[str, int], problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        _ = Served(folder, TASKS, **options).model.revision
+
+
+def test_smollm2_answers(pulled_chat: Pulled) -> None:
+    """Real weights: eight questions together, each answered as transformers answers it alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    served = Served(pulled_chat.folder, {"chat": "text-generation", "mood": MOOD}).load()
+    questions = ["What is the capital of France?", "Name three fruits.", "Who wrote Hamlet?"]
+    given = [MessagesInput((Message("user", question),)) for question in questions]
+    answers = served.ask("chat", given, max_new_tokens=12)
+
+    theirs = AutoModelForCausalLM.from_pretrained(pulled_chat.folder, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(pulled_chat.folder)
+    for question, answer in zip(questions, answers, strict=True):
+        turns = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert answer["text"] == tokenizer.decode(generated(theirs, ids, 12), skip_special_tokens=True)
+    assert answers[0]["text"] == "The capital of France is Paris."
+    moods = served.ask("mood", ["I love it, thank you!", "This is terrible and I hate it."])
+    assert [mood[0]["label"] for mood in moods] == ["positive", "negative"]
+
+
+MOOD = {
+    "kind": "prompted-classification",
+    "prompt": "Is this review positive or negative? Answer with one word.\n\nReview: {input}",
+    "labels": ["positive", "negative"],
+}

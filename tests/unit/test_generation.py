@@ -1,0 +1,138 @@
+"""Who is in a step, what of a text is certain, which prompts begin alike, and how tasks that are prompts are declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from producers.catalogue import Catalogue
+from producers.errors import ConfigurationError
+from producers.text_streams import Pieces
+from workers.models.generation import rota
+from workers.models.generation.prefixes import Prefixes
+from workers.models.generation.writing import Writer
+
+
+@dataclass
+class Stander:
+    number: int
+    urgency: int = 3
+    needs: int = 10**9
+    steps: int = 0
+    waited: int = 0
+    kept_until: int = 0
+
+
+def test_the_urgent_are_in_every_step() -> None:
+    """However many others there are, as long as one place is left for those."""
+    line = [Stander(n, urgency=9) for n in range(20)] + [Stander(100 + n, urgency=0) for n in range(7)]
+    for _ in range(300):
+        chosen = {one.number for one in rota.choose(line, 8)}
+        assert chosen >= set(range(100, 107))
+
+
+def test_a_short_one_is_not_kept_by_long_ones() -> None:
+    """It gets a place within a turn of theirs, though it came last."""
+    line = [Stander(n) for n in range(8)]
+    for _ in range(rota.TURN_STEPS):
+        rota.choose(line, 8)
+    line.append(Stander(8))
+    assert 8 in [one.number for one in rota.choose(line, 8)]
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 3, 9]), st.integers(1, 60)), min_size=1, max_size=24), st.integers(2, 8))
+def test_everybody_is_served_within_the_promise(wanted: list[tuple[int, int]], places: int) -> None:
+    """Beside a flood of short urgent requests that never ends, nobody waits longer than the module says."""
+    line = [Stander(n, urgency, needs) for n, (urgency, needs) in enumerate(wanted)]
+    first = len(line)
+    numbers = first
+    while any(one.number < first for one in line):
+        while sum(one.number >= first for one in line) < places:
+            line.append(Stander(numbers, urgency=0, needs=5))
+            numbers += 1
+        chosen = rota.choose(line, places)
+        assert len(chosen) == min(places, len(line))
+        most = rota.PATIENCE_STEPS + len(line) * rota.TURN_STEPS
+        assert all(one.waited <= most for one in line)
+        line = [one for one in line if one.steps < one.needs]
+
+
+class Letters:
+    """A tokenizer whose tokens are bytes, as byte-level ones may be."""
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        return bytes(tokens).decode("utf-8", "replace")
+
+
+@given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=4), max_size=3))
+def test_pieces_are_the_text_up_to_the_first_stop(text: str, stops: list[str]) -> None:
+    """Nothing is told that would have to be taken back; half a character is not told at all."""
+    writer = Writer(Letters(), stops)  # type: ignore[arg-type]
+    told = ""
+    for byte in text.encode():
+        writer.add(byte)
+        piece, at = writer.piece()
+        assert at == len(told)
+        told += piece
+        if writer.stopped:
+            break
+    writer.end()
+    told += writer.piece()[0]
+    assert told == writer.text
+    # the earliest end counts, as it is the first that is written
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    first = min((end for end, _ in ends), default=None)
+    expected = text if first is None else text[: min(start for end, start in ends if end == first)]
+    assert told == expected
+
+
+def test_the_rest_comes_with_the_result() -> None:
+    """Pieces that were lost, or came twice after a device was restarted, leave the text whole."""
+    pieces = Pieces()
+    assert pieces.take(b'[0, "Once "]') == "Once "
+    assert pieces.take(b'[0, "Once upon"]') == "upon"
+    assert pieces.take(b'[12, "time"]') == ""
+    assert pieces.rest("Once upon a time") == " a time"
+
+
+def kept(tokens: int) -> torch.Tensor:
+    return torch.arange(tokens, dtype=torch.float32).reshape(1, 1, 1, tokens, 1)
+
+
+def test_the_longest_known_beginning_is_found() -> None:
+    prefixes = Prefixes(64)
+    prefixes.keep(range(20), kept(20))
+    prefixes.keep([*range(12), *range(90, 100)], kept(22))
+    found = prefixes.find([*range(15), 77, 78])
+    assert found is not None
+    assert found.shape[3] == 15
+    whole = prefixes.find(list(range(20)))
+    assert whole is not None
+    assert whole.shape[3] == 19, "the last token is left to be read"
+    assert prefixes.find(list(range(5))) is None
+    prefixes.keep(range(30), kept(30))
+    assert prefixes.tokens == 52, "what it extends is not held twice"
+    prefixes.keep(range(100, 130), kept(30))
+    assert prefixes.tokens <= 64
+
+
+def test_a_prompt_may_stand_in_the_task_itself() -> None:
+    """Or among its parameters; what is missing is asked for, what is wrong is named."""
+    table = {"kind": "prompted-classification", "prompt": "Is it {input}?", "labels": ["yes", "no"]}
+    for tasks in (table, {"kind": table["kind"], "params": {k: table[k] for k in ("prompt", "labels")}}):
+        catalogue = Catalogue({}).with_models({"chat": {"tasks": {"is-it": tasks}}}, where="fleet.toml")
+        params: Any = catalogue.check_params(catalogue.task("is-it"), {}, field="params")
+        assert params.labels == ("yes", "no")
+    for wrong, problem in (
+        ({**table, "prompt": "no place"}, "{input} once"),
+        ({**table, "labels": ["yes"]}, "2 to 100"),
+        ({**table, "label": ["yes"]}, "label: not a key of a task"),
+        ({"kind": "text-classification", "prompt": "x"}, "prompt: not a key of a task"),
+    ):
+        with pytest.raises(ConfigurationError, match=problem):
+            Catalogue({}).with_models({"chat": {"tasks": {"is-it": wrong}}}, where="fleet.toml")
