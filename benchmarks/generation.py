@@ -8,17 +8,24 @@ its own continuous batching, on the same prompts in this process, each after a w
 from __future__ import annotations
 
 import dataclasses
+import os
+import tempfile
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-import msgspec
-
 from benchmarks import convention
 from producers import Client
-from producers.catalogue import Catalogue
 from workers import settings
 from workers.models import sources
+
+FLEET = """
+[worker]
+models = ["chat"]
+[models.chat.tasks]
+chat = "text-generation"
+"""
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -35,14 +42,15 @@ QUESTIONS = (
 def main() -> None:
     options = convention.options(__doc__)
     tokens, rounds = (6, 1) if options.quick else (64, 5)
-    chosen = settings.load()
-    model = msgspec.structs.replace(chosen.models["chat"], tasks={"chat": "text-generation"})
-    chosen = msgspec.structs.replace(
-        chosen, models={"chat": model}, worker=msgspec.structs.replace(chosen.worker, models=("chat",))
-    )
-    source = sources.pull(sources.parse(model.source, where="models.chat.source"), sources.cache_folder())
-    with convention.fleet(chosen) as fleet, Client(fleet.broker_url, fleet.store_url, catalogue=_catalogue()) as client:
-        single, together = _fleet(client, tokens, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "fleet.toml"
+        config.write_text(FLEET, encoding="utf-8")
+        os.environ["ARGOSY_FLEET"] = str(config)
+        chosen = settings.load()
+        parsed = sources.parse(chosen.models["chat"].source, where="models.chat.source")
+        source = sources.pull(parsed, sources.cache_folder())
+        with convention.fleet(chosen) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
+            single, together = _fleet(client, tokens, rounds)
     figures: dict[str, Any] = {
         "generation_over_single": round(together / single, 3),
         "together_tokens_per_s": round(together, 1),
@@ -52,10 +60,6 @@ def main() -> None:
     if not options.quick:
         figures |= _transformers(str(source.folder), tokens)
     convention.report("generation", figures, keep=options.keep)
-
-
-def _catalogue() -> Catalogue:
-    return Catalogue.builtin().with_models({"chat": {"tasks": {"chat": "text-generation"}}}, where="benchmark")
 
 
 def _fleet(client: Client, tokens: int, rounds: int) -> tuple[float, float]:
@@ -84,7 +88,7 @@ def _ask(client: Client, questions: Any, tokens: int) -> int:
         )
         for question in questions
     ]
-    return sum(handle.result(timeout_s=600)["completion_tokens"] for handle in handles)
+    return sum(handle.result(timeout_s=120)["completion_tokens"] for handle in handles)
 
 
 @dataclasses.dataclass
