@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from producers import AsyncClient, Client, InvalidInput, ItemCancelled, ItemFailed
 from tests import tiny_checkpoints
+from tests.end_to_end.gateway_server import serving
 from tests.end_to_end.processes import until
 from workers import settings
 from workers.fleet import LocalFleet
@@ -101,9 +103,32 @@ def test_an_asyncio_stream(fleet: LocalFleet) -> None:
     assert len(pieces) > 1
 
 
+def test_chat_completions_by_the_openai_package(fleet: LocalFleet) -> None:
+    """Unmodified: at once, as a stream of many chunks with the same text, and refused with a status that it knows."""
+    import openai
+
+    messages: Any = [{"role": "user", "content": "Hello"}]
+    with (
+        serving(fleet.broker_url, fleet.store_url) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key("ours"), max_retries=0) as openai_client,
+    ):
+        asked = {"model": "chat", "messages": messages, "max_tokens": 20, "seed": 1, "temperature": 1.0}
+        create: Any = openai_client.chat.completions.create
+        whole = create(**asked)
+        chunks = list(create(**asked, stream=True, stream_options={"include_usage": True}))
+        with pytest.raises(openai.BadRequestError, match="over 256"):
+            create(model="chat", messages=[{"role": "user", "content": "word " * 100}], stream=True)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert len(chunks) > 5
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
 def test_a_stream_that_is_left_is_cancelled(client: Client) -> None:
-    """The item ends cancelled, and the device is free of it: what comes after is not computed beside it."""
-    stream = client.stream("chat", "Once", params=LONG)
+    """The item ends cancelled, though it has hardly begun: beside forty others it would go on for long."""
+    job = client.submit_many("chat", [f"text {n}" for n in range(40)], params=LONG)
+    stream = client.stream("chat", "Once", params=LONG, priority="bulk")
     for _ in stream:
         break
     stream.close()
@@ -111,6 +136,8 @@ def test_a_stream_that_is_left_is_cancelled(client: Client) -> None:
     assert handle is not None
     with pytest.raises(ItemCancelled):
         handle.result(timeout_s=60)
+    job.cancel()
+    job.wait(timeout_s=60)
 
 
 def test_a_cancelled_job_stops_decoding(client: Client) -> None:

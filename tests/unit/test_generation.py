@@ -69,7 +69,10 @@ class Letters:
         return bytes(tokens).decode("utf-8", "replace")
 
 
-@given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=4), max_size=3))
+@given(
+    st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=30),
+    st.lists(st.text(min_size=1, max_size=4), max_size=3),
+)
 def test_pieces_are_the_text_up_to_the_first_stop(text: str, stops: list[str]) -> None:
     """Nothing is told that would have to be taken back; half a character is not told at all."""
     writer = Writer(Letters(), stops)  # type: ignore[arg-type]

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from starlette.responses import Response
 
 from producers.catalogue import Catalogue, Task
-from producers.errors import InvalidInput
+from producers.errors import InvalidInput, ItemCancelled, ItemExpired, ItemFailed
 from producers.gateway.answers import Events, Json, event
-from producers.gateway.gateway import Here, Who
+from producers.gateway.gateway import Gateway, Here, Who, while_there
+from producers.gateway.keys import Caller
 from producers.gateway.openai.calls import Call, answered, task_of
+from producers.gateway.problems import Problem, item_problem, openai_error
 from producers.gateway.schemas import sendable
 from producers.handles import value
 from producers.messages import new_id
 from producers.request import NewItem
+from producers.text_streams import AsyncTextStream
 from results_store.records import Result
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["openai"])
@@ -76,12 +80,13 @@ class ChatBody(BaseModel):
 async def completions(request: Request, body: ChatBody, gateway: Here, caller: Who) -> Response:
     """Answer a conversation, at once or with `stream` as events."""
     call = plan(await gateway.client.catalogue(), body.model_dump())
-    answer = await answered(request, gateway, caller, call)
     if not body.stream:
-        return Json(answer)
+        return Json(await answered(request, gateway, caller, call))
     options = (body.model_extra or {}).get("stream_options")
     usage = isinstance(options, dict) and options.get("include_usage") is True
-    return Events(_chunks(answer, usage=usage))
+    # the first piece decides between an error's status and a stream
+    stream, pieces, first = await while_there(request, _begun(gateway, caller, call))
+    return Events(_chunks(call, stream, pieces, first, usage=usage))
 
 
 def plan(catalogue: Catalogue, body: Mapping[str, Any]) -> Call:
@@ -147,16 +152,50 @@ def _params(task: Task, body: Mapping[str, Any]) -> dict[str, Any]:
     return sendable(params, "body")
 
 
-async def _chunks(answer: Mapping[str, Any], *, usage: bool) -> AsyncIterator[bytes]:
-    """Yield an answer as events, its text in one piece."""
-    (choice,) = answer["choices"]
-    base = {name: answer[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+async def _begun(gateway: Gateway, caller: Caller, call: Call) -> tuple[AsyncTextStream, AsyncIterator[str], str]:
+    """Submit a call and return its stream, once there is a first piece. Raises Problem for what cannot be answered."""
+    (item,) = call.items
+    limit_s = gateway.settings.openai_wait_s
+    stream = await gateway.client.stream(
+        call.task,
+        item.input,
+        params=item.params,
+        deadline_s=limit_s,
+        durable=False,
+        tenant=caller.tenant,
+    )
+    pieces = aiter(stream)  # closes the stream itself, should it end with an error or be cancelled
+    try:
+        async with asyncio.timeout(limit_s):
+            return stream, pieces, await anext(pieces, "")
+    except (ItemFailed, ItemExpired, ItemCancelled) as error:
+        raise item_problem(error) from error
+    except TimeoutError:
+        raise Problem(504, "Timeout", f"the fleet did not begin within {limit_s:g} s", retry_after_s=5) from None
 
-    def chunk(delta: dict[str, Any], reason: Literal["stop", "length"] | None = None) -> bytes:
+
+async def _chunks(
+    call: Call, stream: AsyncTextStream, pieces: AsyncIterator[str], first: str, *, usage: bool
+) -> AsyncIterator[bytes]:
+    """Yield an answer as events while it is written. Who goes away ends the writing too."""
+    base = {"id": f"chatcmpl-{new_id()}", "created": int(time.time()), "model": call.task}
+    base |= {"object": "chat.completion.chunk"}
+
+    def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
         return event(None, {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
 
-    yield chunk({"role": "assistant", "content": choice["message"]["content"]})
-    yield chunk({}, choice["finish_reason"])
-    if usage:
-        yield event(None, {**base, "choices": [], "usage": answer["usage"]})
-    yield b"data: [DONE]\n\n"
+    async with stream:
+        yield chunk({"role": "assistant", "content": first})
+        try:
+            async for piece in pieces:
+                yield chunk({"content": piece})
+        except (ItemFailed, ItemExpired, ItemCancelled) as error:
+            yield event(None, openai_error(item_problem(error)))
+            return
+        result = stream.result or {}
+        yield chunk({}, result.get("finish_reason", "stop"))
+        if usage:
+            read, made = result.get("prompt_tokens", 0), result.get("completion_tokens", 0)
+            counts = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+            yield event(None, {**base, "choices": [], "usage": counts})
+        yield b"data: [DONE]\n\n"

@@ -50,7 +50,7 @@ class Writer:
         before = self._tokenizer.decode(self._tokens[self._from : self._read], skip_special_tokens=True)
         if shown.endswith(_HALF) and not final:
             return
-        self._text += shown[len(before) :]
+        self._text += shown[len(before) :].replace("\0", _HALF)  # as the store has it, which has no word for NUL
         # a few tokens stay in sight: some tokenizers write a token otherwise at the beginning
         self._from, self._read = self._read, len(self._tokens)
         found = [at for stop in self._stop if (at := self._text.find(stop)) >= 0]
