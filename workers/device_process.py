@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 #: What the parent sent and is not run yet: by urgency, then in the order it came. No two numbers are alike.
 Frames: TypeAlias = "queue.PriorityQueue[tuple[int, int, Header, Arrays]]"
 
+#: On a CPU, what feeds the device (the worker, the broker, the database, the client) needs little of it, but at once: a thread of
+#: theirs that wakes up should not wait until a matrix product has had its time slice. What is left over is the device's.
+_NICENESS = 10
+
 #: What a task's output becomes when the model returns something that is not one row per wanted row.
 WRONG_OUTPUT = "WrongOutput"
 
@@ -74,6 +78,8 @@ def main() -> None:
     # reading goes on while the device computes: the next batch is already here when this one is done
     threading.Thread(target=_read_frames, args=(sock, frames), daemon=True).start()
     _, _, header, _ = frames.get()
+    if header["device"] == "cpu":
+        os.nice(_NICENESS)
     try:
         models = _load(header)
     except Exception as error:  # noqa: BLE001 - whatever a model's loading raises is reported by name

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import msgspec
 
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput
-from producers.messages import Envelope, Item
+from producers.messages import Envelope, Item, Priority
 from results_store.errors import StoreUnavailable
 from results_store.records import Result, ResultState
 from results_store.store import Store
@@ -20,6 +22,7 @@ from workers.batching.batcher import ServedModel
 from workers.batching.pool import Waiting
 from workers.batching.work import Entry
 from workers.derivation import Derivation
+from workers.devices import available_cores
 from workers.inputs import InputLimits, carried, read
 from workers.streams import Streams
 
@@ -47,6 +50,7 @@ class Preparation:
     models: Mapping[str, ServedModel]
     store: Store
     streams: Streams | None = None
+    turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(max(1, available_cores() // 2)))
 
     def prepare(self, envelope: Envelope, item: Item, derivation: Derivation) -> Step:
         """Check and prepare an item; what is wrong with it is in its results. Raises StoreUnavailable."""
@@ -91,7 +95,9 @@ class Preparation:
             model = self.models[envelope.model].model
             given = carried(derivation.input(item.input), self.limits)
             checked = self.catalogue.check_input(next(iter(params)), given, field="input")
-            row = model.prepare(read(checked, self.limits), {task.name: own for task, own in params.items()})
+            content = read(checked, self.limits)  # which may wait for a network, and so is nobody's turn
+            with self._turn(envelope):
+                row = model.prepare(content, {task.name: own for task, own in params.items()})
             refused = {**refused, **row.refused}
             params = {task: own for task, own in params.items() if task.name not in refused}
             if params:
@@ -125,4 +131,11 @@ class Preparation:
         if step.entry is None:
             return []
         model = self.models[envelope.model].model
-        return list(outcomes.finished(envelope, step.item, step.entry, model, step.params))
+        with self._turn(envelope):
+            return list(outcomes.finished(envelope, step.item, step.entry, model, step.params))
+
+    def _turn(self, envelope: Envelope) -> AbstractContextManager[object]:
+        """What an item's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes do not
+        stand between an interactive item, which waits for nothing, and the interpreter.
+        """
+        return nullcontext() if envelope.priority is Priority.INTERACTIVE else self.turns
