@@ -48,10 +48,12 @@ class Execution(Preparation):
             return self._bury(envelope, done)
         unlisted = (envelope.id,) if claim is Claim.UNKNOWN else ()
         derivation = self.derivation(envelope.job, envelope.items)
-        steps = [self.prepare(envelope, item, derivation) for item in envelope.items]
+        with self.turn(envelope):
+            steps = [self.prepare(envelope, item, derivation) for item in envelope.items]
         interrupted = self._batch([step.entry for step in steps if step.entry])
-        for step in steps:
-            done += [*step.results, *self.finish(envelope, step)]
+        with self.turn(envelope):
+            for step in steps:
+                done += [*step.results, *self.finish(envelope, step)]
         if interrupted:
             # what was computed is kept: the unique key keeps the second run from writing it again
             self.writer.commit(done, unlisted=unlisted, stepped=_stepped(envelope))

@@ -13,7 +13,7 @@ import msgspec
 
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput
-from producers.messages import Envelope, Item, Priority
+from producers.messages import BlobInput, DerivedInput, Envelope, Item, PathInput, Priority, UrlInput
 from results_store.errors import StoreUnavailable
 from results_store.records import Result, ResultState
 from results_store.store import Store
@@ -95,9 +95,7 @@ class Preparation:
             model = self.models[envelope.model].model
             given = carried(derivation.input(item.input), self.limits)
             checked = self.catalogue.check_input(next(iter(params)), given, field="input")
-            content = read(checked, self.limits)  # which may wait for a network, and so is nobody's turn
-            with self._turn(envelope):
-                row = model.prepare(content, {task.name: own for task, own in params.items()})
+            row = model.prepare(read(checked, self.limits), {task.name: own for task, own in params.items()})
             refused = {**refused, **row.refused}
             params = {task: own for task, own in params.items() if task.name not in refused}
             if params:
@@ -131,11 +129,13 @@ class Preparation:
         if step.entry is None:
             return []
         model = self.models[envelope.model].model
-        with self._turn(envelope):
-            return list(outcomes.finished(envelope, step.item, step.entry, model, step.params))
+        return list(outcomes.finished(envelope, step.item, step.entry, model, step.params))
 
-    def _turn(self, envelope: Envelope) -> AbstractContextManager[object]:
-        """What an item's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes do not
-        stand between an interactive item, which waits for nothing, and the interpreter.
+    def turn(self, envelope: Envelope) -> AbstractContextManager[object]:
+        """What an envelope's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes do
+        not stand between an interactive item, which waits for nothing, and the interpreter. Whoever may wait for a file or
+        a network takes no turn.
         """
-        return nullcontext() if envelope.priority is Priority.INTERACTIVE else self.turns
+        urgent = envelope.priority is Priority.INTERACTIVE
+        waits = any(isinstance(item.input, PathInput | UrlInput | BlobInput | DerivedInput) for item in envelope.items)
+        return nullcontext() if urgent or waits else self.turns

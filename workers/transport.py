@@ -47,6 +47,19 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
 
     QoS = QoS
 
+    _kept_client: tuple[Any, Any] | None = None  # the pool, and the client on it
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """Return one client for as long as its pool lasts: making one costs more than what it is then asked, and each message
+        asks thrice. A client on a pool holds no connection, so any thread may use it.
+        """
+        if asynchronous:
+            return super()._create_client(asynchronous)
+        pool, kept = self.pool, self._kept_client
+        if kept is None or kept[0] is not pool:
+            kept = self._kept_client = pool, super()._create_client()
+        return kept[1]
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         lists = [(queue, priority) for priority in self.priority_steps for queue in queues]
