@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from producers.errors import ConfigurationError
