@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from producers import notices
-from producers.handles import ItemHandle, ManyHandle, Taken
+from producers.handles import ItemHandle, ManyHandle, Outage, Taken
 from producers.pending import Pending
 from producers.unseen import BLOCK, Unseen, items_of
+from results_store.errors import StoreUnavailable
 from results_store.records import JobStatus, Result
 
 if TYPE_CHECKING:
@@ -92,13 +93,22 @@ class AsyncWatched(ManyHandle):
     ) -> JobStatus:
         """Wait until every result is there, calling `on_progress` whenever some are.
 
-        Raises ResultTimeout if `timeout_s` passes first; None waits without end.
+        Raises ResultTimeout if `timeout_s` passes first; None waits without end. A store that is away meanwhile is asked again
+        until then, or for `OUTAGE_S`; after that StoreUnavailable is raised, and one may wait again.
         """
+        outage = Outage(deadline=float("inf"))
         try:
             async with asyncio.timeout(timeout_s), self._following() as changed:
                 while True:
                     changed.clear()
-                    status = await self.progress()
+                    try:
+                        status = await self.progress()
+                    except StoreUnavailable:
+                        if outage.is_over():
+                            raise
+                        await asyncio.sleep(notices.FALLBACK_S)
+                        continue
+                    outage.ended()
                     if on_progress is not None:
                         on_progress(status)
                     if status.finished:

@@ -13,11 +13,15 @@ from producers import notices
 from producers.errors import ArgosyError, ItemCancelled, ItemExpired, ItemFailed, ResultTimeout
 from producers.gathering import Promise
 from producers.pending import Pending
+from results_store.errors import StoreUnavailable
 from results_store.records import JobStatus, Result, ResultState
 
 if TYPE_CHECKING:
     from producers.link import Link
     from producers.packing import Rejected
+
+#: Who waits for a job puts up with a store that is away for so long: databases are restarted.
+OUTAGE_S = 60.0
 
 
 class ItemHandle:
@@ -148,6 +152,25 @@ class ManyHandle:
         return ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on: wait again")
 
 
+class Outage:
+    """How long the store has been away while somebody waits. Times are of `time.monotonic`."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._until: float | None = None
+
+    def is_over(self) -> bool:
+        """Say whether to give up, at a look that failed: OUTAGE_S after the first such, or at the waiter's own deadline."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = min(now + OUTAGE_S, self._deadline)
+        return now >= self._until
+
+    def ended(self) -> None:
+        """The store has answered."""
+        self._until = None
+
+
 class Watched(ManyHandle):
     """A submission of many items that can be followed and cancelled."""
 
@@ -160,17 +183,26 @@ class Watched(ManyHandle):
     ) -> JobStatus:
         """Wait until every result is there, calling `on_progress` whenever some are.
 
-        Raises ResultTimeout if `timeout_s` passes first; None waits without end.
+        Raises ResultTimeout if `timeout_s` passes first; None waits without end. A store that is away meanwhile is asked again
+        until then, or for `OUTAGE_S`; after that StoreUnavailable is raised, and one may wait again.
         """
         deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         changed = threading.Event()
         listener = self._link.listener
         listener.follow(self.id, changed.set)
+        outage = Outage(deadline)
         try:
             while True:
                 changed.clear()
                 looked = time.monotonic()
-                status = self.progress()
+                try:
+                    status = self.progress()
+                except StoreUnavailable:
+                    if outage.is_over():
+                        raise
+                    changed.wait(notices.FALLBACK_S)
+                    continue
+                outage.ended()
                 if on_progress is not None:
                     on_progress(status)
                 if status.finished:
