@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +26,7 @@ from producers.messages import (
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
 #: The form of an input. A source of items (a file, a folder) is read for one of them.
-Modality = Literal["text", "prompt", "image", "question", "sentences", "row"]
+Modality = Literal["text", "prompt", "image", "audio", "question", "sentences", "row"]
 
 #: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -67,17 +68,18 @@ def check_text(value: object, limits: Limits, field: str) -> str:
     return value
 
 
-def _check_image(value: object, limits: Limits, field: str) -> Input:
+def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
+    """Return the bytes of a file of this sort, or a path or URL where it is."""
     if isinstance(value, Path):
         value = PathInput(str(value))
     if isinstance(value, bytes | bytearray | memoryview):
         value = InlineBytes(bytes(value))
     if isinstance(value, InlineBytes):
         if not value.data:
-            raise InvalidInput(field, "is empty", "send the bytes of an image file")
+            raise InvalidInput(field, "is empty", f"send the bytes of {what}")
         if len(value.data) > limits.max_input_bytes:
             size, limit = len(value.data), limits.max_input_bytes
-            raise InputTooLarge(field, f"has {size:,} bytes, over {limit:,}", "send a smaller image, or a path or URL")
+            raise InputTooLarge(field, f"has {size:,} bytes, over {limit:,}", "send a smaller file, or a path or URL")
         return value
     if isinstance(value, str):
         value = UrlInput(value) if value.startswith(("http://", "https://")) else PathInput(value)
@@ -156,7 +158,8 @@ def _typed(value: object, form: type[_Form], field: str) -> _Form:
 _CHECKS: Mapping[Modality, Callable[[object, Limits, str], Input]] = {
     "text": check_text,
     "prompt": _check_prompt,
-    "image": _check_image,
+    "image": partial(_check_file, "an image file"),
+    "audio": partial(_check_file, "an audio file"),
     "question": _check_question,
     "sentences": _check_sentences,
     "row": _check_row,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from producers.kinds.audio import AUDIO_KINDS
 from producers.kinds.generation import GENERATION_KINDS
 from producers.kinds.kind import Kind
 from producers.kinds.tabular import TABULAR_KINDS
@@ -11,7 +12,7 @@ from producers.kinds.text import TEXT_KINDS
 from producers.kinds.vision import VISION_KINDS
 
 KINDS: Mapping[str, Kind] = {
-    kind.name: kind for kind in (*TEXT_KINDS, *GENERATION_KINDS, *VISION_KINDS, *TABULAR_KINDS)
+    kind.name: kind for kind in (*TEXT_KINDS, *GENERATION_KINDS, *VISION_KINDS, *AUDIO_KINDS, *TABULAR_KINDS)
 }
 
 __all__ = ["KINDS", "Kind"]
