@@ -10,6 +10,7 @@ model a function in benchmarks/checkpoints.py.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import tempfile
@@ -24,42 +25,62 @@ from benchmarks.catalogue_entries import ENTRIES, Entry, Plain
 from producers import Client
 from producers.catalogue import Catalogue
 from workers import devices, settings
+from workers.models import sources
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- catalogue: written by benchmarks/catalogue.py -->\n", "<!-- /catalogue -->"
 
-#: The entries' models are `checkpoints.MAKERS`, the fleet's own text model, and `reader`, whose tasks have these heads.
-BUILTIN = "text"
+#: The heads of `reader`'s tasks. The other models are built-in ones, or `checkpoints.MAKERS`.
 READER_HEADS = {"label": "labels", "about": "inference", "entities": "entities", "answer": "answers", "fill": "masks"}
 
 
-def fleet_toml(folder: Path, entries: Sequence[Entry]) -> Path:
-    """Make the entries' models under `folder`, and the settings that serve them; return the settings' file."""
+def prepared(folder: Path, entries: Sequence[Entry]) -> tuple[Path, dict[str, Path]]:
+    """Pull or make the entries' models; return the settings that serve them, and each one's folder."""
+    built_in = settings.load(environment={})
     names = list(dict.fromkeys(entry.model for entry in entries))
-    lines = ["[worker]", f"models = {names}"]
+    lines, folders = ["[worker]", f"models = {names}"], {}
     for name in names:
-        convention.progress(f"making {name}")
-        own = folder / name
-        tasks = {entry.task: entry.kind for entry in entries if entry.model == name}
-        if name != BUILTIN:
-            _make(name, own, tasks)
-            lines += ["", f"[models.{name}]", f'source = {{ path = "{own}" }}']
-        lines += ["", f"[models.{name}.tasks]"]
-        lines += [f'{task} = "{kind}"' for task, kind in tasks.items()]
-        if heads := {task: own / "heads" / task for task in tasks if name == "reader" and task in READER_HEADS}:
+        own = [entry for entry in entries if entry.model == name]
+        if name in built_in.models:
+            convention.progress(f"pulling {name}")
+            source = sources.parse(built_in.models[name].source, where=name)
+            folders[name] = sources.pull(source, sources.cache_folder()).folder
+        else:
+            convention.progress(f"making {name}")
+            folders[name] = folder / name
+            _make(name, folders[name], [entry.task for entry in own])
+            lines += ["", f"[models.{name}]", f'source = {{ path = "{folders[name]}" }}']
+        for entry in own:
+            if entry.task not in built_in.catalogue.tasks:
+                lines += ["", f"[models.{name}.tasks.{entry.task}]", f'kind = "{entry.kind}"']
+                lines += [f"{field} = {toml(value)}" for field, value in entry.declared.items()]
+        if heads := {entry.task: folders[name] / "heads" / entry.task for entry in own if _has_head(name, entry.task)}:
             lines += ["", f"[models.{name}.options.heads]", *(f'{task} = "{path}"' for task, path in heads.items())]
     file = folder / "fleet.toml"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return file
+    return file, folders
 
 
-def _make(name: str, folder: Path, tasks: Mapping[str, str]) -> None:
+def toml(value: Any) -> str:
+    """Write a value as TOML, tables in a line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)} = {toml(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+def _has_head(name: str, task: str) -> bool:
+    return name == "reader" and task in READER_HEADS
+
+
+def _make(name: str, folder: Path, tasks: Sequence[str]) -> None:
     if name != "reader":
         checkpoints.MAKERS[name](folder)
         return
     folder.mkdir()
     for task in tasks:
-        if task in READER_HEADS:
+        if _has_head(name, task):
             checkpoints.head(folder / "heads" / task, READER_HEADS[task])
     for file in checkpoints.encoder().iterdir():
         (folder / file.name).symlink_to(file)
@@ -120,13 +141,13 @@ def measured(folder: Path, entries: Sequence[Entry], *, quick: bool) -> Iterator
     torch.set_num_threads(devices.available_cores())
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    file = fleet_toml(folder, entries)
+    file, folders = prepared(folder, entries)
     with (
         convention.fleet(settings.load(file), config=file) as fleet,
         Client(fleet.broker_url, fleet.store_url, catalogue=Catalogue.from_toml(file)) as client,
     ):
         for entry in entries:
-            plain = entry.plain(folder / entry.model)
+            plain = entry.plain(folders[entry.model])
             one = compared(client, entry, plain, count=6 if quick else entry.count, passes=1 if quick else 3)
             yield entry, replace(one, quality=entry.quality(client) if entry.quality and not quick else None)
 
@@ -163,14 +184,14 @@ def fleet_pass(client: Client, entry: Entry, inputs: Sequence[Any]) -> float:
 def table(entries: Sequence[Entry], found: Mapping[str, Found]) -> str:
     """Return the table for docs/models.md."""
     lines = [
-        "| kind | weights | items/s | plain pipeline | times as fast | on held-out data |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| task | kind | model and its source | on held-out data | items/s | plain pipeline | times as fast |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for entry in entries:
         one = found[entry.task]
         quality = "{} {:.3g} (baseline {:.3g})".format(*one.quality) if one.quality else ""
         lines.append(
-            f"| {entry.kind} | {entry.weights} | {one.fleet:.1f} | {one.plain:.1f} | {one.ratio:.2f} | {quality} |"
+            f"| `{entry.task}` | {entry.kind} | {entry.weights} | {quality} | {one.fleet:.1f} | {one.plain:.1f} | {one.ratio:.2f} |"
         )
     machine = convention.machine()
     date = time.strftime("%Y-%m-%d", time.gmtime())

@@ -25,7 +25,8 @@ TOPICS = ["business", "entertainment", "politics", "sport", "tech"]
 class Entry:
     """A task to measure: `inputs` makes so many different ones, `plain` loads what the fleet is compared with.
 
-    `weights` says whose they are. `quality`, if there is something to say, measures the task on held-out data: what was measured,
+    `weights` says what model it is and whose weights they are. `declared` is what the task's table in fleet.toml has besides its
+    kind, if the task is not a built-in one. `quality`, if there is something to say, measures the task on held-out data: what was measured,
     the result, and the baseline.
     """
 
@@ -38,6 +39,7 @@ class Entry:
     count: int = 200
     params: Mapping[str, Any] = field(default_factory=dict)
     quality: Callable[[Client], tuple[str, float, float]] | None = None
+    declared: Mapping[str, Any] = field(default_factory=dict)
 
 
 # --- inputs ---------------------------------------------------------------------------------------
@@ -200,8 +202,8 @@ def writing_by_hand(folder: Path) -> Plain:
 
 # --- the entries ----------------------------------------------------------------------------------
 
-MINILM = "MiniLM (22.7 M)"
-RANDOM_HEAD = "MiniLM (22.7 M), random head"
+MINILM = "all-MiniLM-L6-v2 (22.7 M), built-in"
+RANDOM_HEAD = "all-MiniLM-L6-v2 (22.7 M), random head"
 CUT = {"truncation": True}
 
 ENTRIES: tuple[Entry, ...] = (
