@@ -20,13 +20,14 @@ from producers.messages import (
     QuestionInput,
     RowInput,
     SentencesInput,
+    SeriesInput,
     UrlInput,
 )
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
 #: The form of an input. A source of items (a file, a folder) is read for one of them.
-Modality = Literal["text", "prompt", "image", "audio", "question", "sentences", "row"]
+Modality = Literal["text", "prompt", "image", "audio", "video", "question", "sentences", "row", "series"]
 
 #: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -142,6 +143,52 @@ def _check_row(value: object, limits: Limits, field: str) -> Input:
     return value if isinstance(value, RowInput) else RowInput(dict(values))
 
 
+def _check_series(value: object, limits: Limits, field: str) -> Input:
+    """Return a series: lists of numbers, one a channel, or an object that has them by the channels' names."""
+    names, channels = _named_channels(value, field)
+    named = names or tuple(map(str, range(len(channels))))
+    read = tuple(_channel(one, f"{field}.{name}") for name, one in zip(named, channels, strict=True))
+    if not read:
+        raise InvalidInput(field, "has no channels", "give it a list of numbers for each")
+    for name, one in zip(named, read, strict=True):
+        if len(one) != len(read[0]):
+            problem = f"has {len(one):,} values, and channel {named[0]} has {len(read[0]):,}"
+            raise InvalidInput(f"{field}.{name}", problem, "give null for what is missing")
+    if len(read) * len(read[0]) > limits.max_text_chars:
+        raise InputTooLarge(field, f"has over {limits.max_text_chars:,} values in all", "send it in parts")
+    return SeriesInput(read, names)
+
+
+def _named_channels(value: object, field: str) -> tuple[tuple[str, ...], tuple[object, ...]]:
+    if isinstance(value, SeriesInput):
+        return value.names, value.channels
+    if isinstance(value, Mapping):
+        return tuple(map(str, value)), tuple(value.values())
+    return (), _lists(value, field)
+
+
+def _lists(value: object, field: str) -> tuple[object, ...]:
+    """Return a list's lists; a list of numbers is one channel. Arrays say what they hold by themselves."""
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(listed, list | tuple) or not listed:
+        raise InvalidInput(
+            field, "must be lists of numbers, one for each channel", "for example [[0.1, 0.2], [9.8, 9.7]]"
+        )
+    return tuple(listed) if isinstance(listed[0], list | tuple) else (listed,)
+
+
+def _channel(value: object, field: str) -> tuple[float | None, ...]:
+    values = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(values, list | tuple) or not values:
+        raise InvalidInput(field, "must be a list of numbers", "at least one, or null where one is missing")
+    for place, one in enumerate(values):
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int | float)):
+            raise InvalidInput(f"{field}[{place}]", f"must be a number, not {type(one).__name__}", "or null if missing")
+        if one is not None and math.isinf(one):
+            raise InvalidInput(f"{field}[{place}]", f"is {one}", "give a number, or null if it is missing")
+    return tuple(None if one is None or math.isnan(one) else float(one) for one in values)
+
+
 def _typed(value: object, form: type[_Form], field: str) -> _Form:
     if isinstance(value, form):
         return value
@@ -160,7 +207,9 @@ _CHECKS: Mapping[Modality, Callable[[object, Limits, str], Input]] = {
     "prompt": _check_prompt,
     "image": partial(_check_file, "an image file"),
     "audio": partial(_check_file, "an audio file"),
+    "video": partial(_check_file, "a video file"),
     "question": _check_question,
     "sentences": _check_sentences,
     "row": _check_row,
+    "series": _check_series,
 }

@@ -86,6 +86,14 @@ class RowInput(msgspec.Struct, frozen=True, tag="row"):
     values: dict[str, int | float | str | None]
 
 
+class SeriesInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="series"):
+    """What sensors measured at equal intervals: for each channel its values, all equally many, null where one is missing.
+    `names` are the channels', if they were named."""
+
+    channels: tuple[tuple[float | None, ...], ...]
+    names: tuple[str, ...] = ()
+
+
 class DerivedInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="derived"):
     """What a worker makes of earlier results of the same job, `of` (seq, task) each, by the selector `take`; with `part`,
     of that one of their parts. Only `producers.pipelines` makes it, in the transaction that stores those results."""
@@ -106,6 +114,7 @@ Input: TypeAlias = (
     | SentencesInput
     | MessagesInput
     | RowInput
+    | SeriesInput
     | DerivedInput
 )
 Params: TypeAlias = dict[str, Any]

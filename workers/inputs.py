@@ -31,6 +31,7 @@ from producers.messages import (
     QuestionInput,
     RowInput,
     SentencesInput,
+    SeriesInput,
     UrlInput,
 )
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: What an item holds once everything is read that it only pointed to.
-Content: TypeAlias = str | bytes | MessagesInput | QuestionInput | RowInput | SentencesInput
+Content: TypeAlias = str | bytes | MessagesInput | QuestionInput | RowInput | SentencesInput | SeriesInput
 
 _FIELD = "input"
 _PORTS = {"http": 80, "https": 443}

@@ -7,12 +7,23 @@ from collections.abc import Mapping
 from producers.kinds.audio import AUDIO_KINDS
 from producers.kinds.generation import GENERATION_KINDS
 from producers.kinds.kind import Kind
+from producers.kinds.series import SERIES_KINDS
 from producers.kinds.tabular import TABULAR_KINDS
 from producers.kinds.text import TEXT_KINDS
+from producers.kinds.video import VIDEO_KINDS
 from producers.kinds.vision import VISION_KINDS
 
 KINDS: Mapping[str, Kind] = {
-    kind.name: kind for kind in (*TEXT_KINDS, *GENERATION_KINDS, *VISION_KINDS, *AUDIO_KINDS, *TABULAR_KINDS)
+    kind.name: kind
+    for kind in (
+        *TEXT_KINDS,
+        *GENERATION_KINDS,
+        *VISION_KINDS,
+        *AUDIO_KINDS,
+        *VIDEO_KINDS,
+        *TABULAR_KINDS,
+        *SERIES_KINDS,
+    )
 }
 
 __all__ = ["KINDS", "Kind"]

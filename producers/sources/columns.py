@@ -14,6 +14,8 @@ INPUT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "text": ("input", "text", "sentence", "review", "content"),
     "image": ("input", "image", "path", "file", "url"),
     "audio": ("input", "audio", "path", "file", "url"),
+    "video": ("input", "video", "path", "file", "url"),
+    "series": ("input", "series", "channels"),
 }
 KEY_COLUMNS = ("id", "key")
 

@@ -19,6 +19,7 @@ Row: TypeAlias = NewItem | InvalidInput
 MEDIA_SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "image": (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
     "audio": (".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav"),
+    "video": (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"),
 }
 
 #: The one column of a folder.
