@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,7 +29,7 @@ class DeviceEvent:
     """Something that the device process said, or (``lost``) that it is no more.
 
     `life` counts its starts, so that a word from an earlier life is known for what it is. `header` is as sent by
-    `workers.device_process`: ``event`` is ready, unloadable, done, failed or lost.
+    `workers.device_process`: ``event`` is ready, loaded, unloadable, unloaded, done, failed, stepping or lost.
     """
 
     life: int
@@ -42,7 +42,11 @@ class DeviceClient(Protocol):
 
     @property
     def life(self) -> int: ...
-    def start(self) -> None: ...
+    def offer(self, key: str, model: ModelToLoad) -> None: ...
+    def forget(self, key: str) -> None: ...
+    def start(self, keys: Collection[str] | None = None) -> None: ...
+    def load(self, key: str) -> None: ...
+    def unload(self, key: str) -> None: ...
     def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array], *, urgency: int) -> None: ...
     def drop(self, batches: Sequence[str]) -> None: ...
     def kill(self) -> None: ...
@@ -50,7 +54,10 @@ class DeviceClient(Protocol):
 
 
 class ProcessDevice:
-    """A device process and the thread that reads from it. `on_event` is called from that thread."""
+    """A device process and the thread that reads from it. `on_event` is called from that thread.
+
+    Models go by keys of the caller's: those it begins with by their names. `measuring` has the process say what each takes of memory.
+    """
 
     def __init__(
         self,
@@ -59,10 +66,12 @@ class ProcessDevice:
         on_event: Callable[[DeviceEvent], None],
         *,
         threads: int = 0,
+        measuring: bool = False,
     ) -> None:
         self.device = device
         self.life = 0
-        self._models = models
+        self._models = {model.name: model for model in models}
+        self._measuring = measuring
         self._on_event = on_event
         self._threads = threads or available_cores()
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,8 +83,18 @@ class ProcessDevice:
         """The device process's id, or None where none runs."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
-        """Start a new process and tell it what to load; ``ready`` or ``lost`` follows as an event."""
+    def offer(self, key: str, model: ModelToLoad) -> None:
+        """Take one more model that may be loaded."""
+        self._models[key] = model
+
+    def forget(self, key: str) -> None:
+        """Take note that a model is not loaded any more from now on."""
+        self._models.pop(key, None)
+
+    def start(self, keys: Collection[str] | None = None) -> None:
+        """Start a new process and tell it what to load (all, unless `keys` name them); ``ready``, ``unloadable`` or ``lost``
+        follows as an event.
+        """
         self.close()
         self.life += 1
         ours, theirs = socket.socketpair()
@@ -94,10 +113,21 @@ class ProcessDevice:
         self._reader.start()
         load: Header = {
             "device": "cuda:0" if self.device.is_cuda else self.device.name,  # the one GPU it is pinned to
-            "models": msgspec.to_builtins(self._models),
+            "models": {
+                key: one for key, one in msgspec.to_builtins(self._models).items() if keys is None or key in keys
+            },
+            "measuring": self._measuring,
         }
         with contextlib.suppress(OSError):  # it died already: the reader says so
             transfer.send(ours, load)
+
+    def load(self, key: str) -> None:
+        """Have a model loaded while others run; ``loaded`` or ``unloadable`` follows as an event."""
+        self._send({"load": key, "model": msgspec.to_builtins(self._models[key]), "urgency": -1})
+
+    def unload(self, key: str) -> None:
+        """Have a model unloaded that nothing runs on; ``unloaded`` follows as an event."""
+        self._send({"unload": key, "urgency": -1})
 
     def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array], *, urgency: int) -> None:
         """Send a micro-batch; of those that wait there, the one with the lowest `urgency` runs first.
@@ -105,15 +135,11 @@ class ProcessDevice:
         If the process is gone, nothing happens here: ``lost`` arrives as an event.
         """
         header: Header = {"batch": batch, "model": model, "tasks": list(wanted), "urgency": urgency}
-        with contextlib.suppress(OSError):
-            if self._socket:
-                transfer.send(self._socket, header, arrays | {f"wanted/{task}": rows for task, rows in wanted.items()})
+        self._send(header, arrays | {f"wanted/{task}": rows for task, rows in wanted.items()})
 
     def drop(self, batches: Sequence[str]) -> None:
         """Have batches that step forgotten; nothing more is heard of them but what was said before."""
-        with contextlib.suppress(OSError):
-            if self._socket:
-                transfer.send(self._socket, {"drop": list(batches), "urgency": -1})
+        self._send({"drop": list(batches), "urgency": -1})
 
     def kill(self) -> None:
         """Kill the process at once; ``lost`` follows as an event."""
@@ -130,6 +156,11 @@ class ProcessDevice:
         if self._socket:
             self._socket.close()
         self._process = self._socket = self._reader = None
+
+    def _send(self, header: Header, arrays: Arrays | None = None) -> None:
+        with contextlib.suppress(OSError):  # the process is gone: ``lost`` is on its way
+            if self._socket:
+                transfer.send(self._socket, header, arrays)
 
     def _read(self, sock: socket.socket, process: subprocess.Popen[bytes], life: int) -> None:
         while (frame := transfer.receive(sock)) is not None:

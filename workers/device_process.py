@@ -2,7 +2,7 @@
 
 Started by `workers.device_client` as ``python -m workers.device_process FD``; FD is its end of a socket pair. Its models
 import torch here, and nowhere else in a worker. Its life: *load* → *ready*, then *run* → *done* or *failed* (what steps says so in between, and may be told to *drop*),
-until the socket closes. It dies with its parent: a closed socket ends it at once, whatever the device is doing.
+and beside that *load* → *loaded* or *unloadable*, *unload* → *unloaded* (`workers.loaded`), until the socket closes. It dies with its parent: a closed socket ends it at once, whatever the device is doing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,13 +26,12 @@ import numpy as np
 
 from producers.catalogue import KINDS, Task
 from workers import transfer
-from workers.models import finding
+from workers.loaded import Loaded
+from workers.models import finding, memory
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.model import Arrays, Model, ModelSpec
 from workers.stepping import Answer, Stepping
 from workers.transfer import Header
-
-logger = logging.getLogger(__name__)
 
 #: What the parent sent and is not run yet: by urgency, then in the order it came. No two numbers are alike.
 Frames: TypeAlias = "queue.PriorityQueue[tuple[int, int, Header, Arrays]]"
@@ -75,23 +74,34 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sock = socket.socket(fileno=int(sys.argv[1]))
     frames: Frames = queue.PriorityQueue()
+    numbers = itertools.count()
     # reading goes on while the device computes: the next batch is already here when this one is done
-    threading.Thread(target=_read_frames, args=(sock, frames), daemon=True).start()
+    threading.Thread(target=_read_frames, args=(sock, frames, numbers), daemon=True).start()
     _, _, header, _ = frames.get()
-    if header["device"] == "cpu":
+    device = header["device"]
+    if device == "cpu":
         os.nice(_NICENESS)
+
+    def tell(said: Header) -> None:
+        frames.put((-1, next(numbers), said, {}))
+
+    loaded = Loaded(device, _build, _described, tell, measuring=header["measuring"])
     try:
-        models = _load(header)
+        loaded.load_all(header["models"])
     except Exception as error:  # noqa: BLE001 - whatever a model's loading raises is reported by name
         transfer.send(sock, {"event": "unloadable", **_described(error)})
         return
-    transfer.send(sock, {"event": "ready"})
-    _serve(sock, frames, models)
+    transfer.send(sock, {"event": "ready", "resident_bytes": memory.resident_bytes(device)})
+    _serve(sock, frames, loaded)
 
 
-def _serve(sock: socket.socket, frames: Frames, models: Mapping[str, Model]) -> None:
+def _build(raw: Any) -> Model:
+    return msgspec.convert(raw, ModelToLoad).build()
+
+
+def _serve(sock: socket.socket, frames: Frames, loaded: Loaded) -> None:
     """Run what comes, one micro-batch after another, and between two of them a step of what steps, if anything does."""
-    stepping = Stepping(models, _described)
+    stepping = Stepping(loaded.models, _described)
     idle_s = 0.0
     while True:
         idle_since = time.perf_counter()
@@ -100,10 +110,13 @@ def _serve(sock: socket.socket, frames: Frames, models: Mapping[str, Model]) -> 
         answers: Iterator[Answer]
         if frame is None:
             answers = stepping.step()
+        elif loaded.takes(frame[0]):
+            said = loaded.take(frame[0])
+            answers = iter([(said, {})] if said else [])
         elif stepping.takes(frame[0]):
             answers = stepping.take(*frame)  # all that are here join before the next step
         else:
-            answers = chain([_run(models[frame[0]["model"]], *frame)], stepping.step())
+            answers = chain([_run(loaded.models[frame[0]["model"]], *frame)], stepping.step())
         for answer, outputs in answers:
             if "batch" in answer:
                 answer, idle_s = answer | {"idle_s": idle_s}, 0.0  # noqa: PLW2901 - completed
@@ -118,24 +131,13 @@ def _next(frames: Frames, *, wait: bool) -> tuple[Header, Arrays] | None:
     return header, arrays
 
 
-def _read_frames(sock: socket.socket, frames: Frames) -> None:
-    for number in itertools.count():
+def _read_frames(sock: socket.socket, frames: Frames, numbers: Iterator[int]) -> None:
+    while True:
         frame = transfer.receive(sock)
         if frame is None:
             os._exit(0)  # the parent is gone or wants us gone; a running forward would not notice an exception
         header, arrays = frame
-        frames.put((header.get("urgency", 0), number, header, arrays))
-
-
-def _load(header: Header) -> dict[str, Model]:
-    models: dict[str, Model] = {}
-    for wanted in msgspec.convert(header["models"], list[ModelToLoad]):
-        started = time.perf_counter()
-        model = wanted.build()
-        model.load(header["device"])
-        logger.info("model %s on %s in %.1f s", wanted.name, header["device"], time.perf_counter() - started)
-        models[wanted.name] = model
-    return models
+        frames.put((header.get("urgency", 0), next(numbers), header, arrays))
 
 
 def _run(model: Model, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:

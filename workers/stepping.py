@@ -37,10 +37,14 @@ class Stepping:
     """Not thread-safe. `described` tells of an error as the parent expects it."""
 
     def __init__(self, models: Mapping[str, Model], described: Callable[[BaseException], Header]) -> None:
-        self._models = {name: model for name, model in models.items() if isinstance(model, StepwiseModel)}
+        self._all = models  # may get more, or lose some
         self._described = described
         self._batches: dict[str, _Batch] = {}
         self._told_at = 0.0
+
+    @property
+    def _models(self) -> dict[str, StepwiseModel]:
+        return {name: model for name, model in self._all.items() if isinstance(model, StepwiseModel)}
 
     @property
     def busy(self) -> bool:
