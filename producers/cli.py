@@ -14,6 +14,7 @@ import msgspec
 
 from producers.batches import batches
 from producers.command_line import CommandLine
+from producers.index_command import index
 from producers.operator_commands import COMMANDS
 from producers.submit_command import submit
 from producers.tenant_commands import tenants
@@ -162,7 +163,7 @@ def _writing(output: Path | None) -> Iterator[TextIO]:
         part.unlink(missing_ok=True)
 
 
-for _command in [submit, batches, *COMMANDS, tenants]:
+for _command in [submit, index, batches, *COMMANDS, tenants]:
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import msgspec
 
 from producers.errors import InputUnavailable, InvalidInput, InvalidMessage
 from producers.messages import DerivedInput, InlineBytes, Input, Item, decode, decode_bytes
-from producers.pipelines.selectors import SELECTORS, CropOptions, derived
+from producers.pipelines.selectors import SELECTORS, CropOptions, PromptOptions, derived, prompted
 from results_store.records import Result
 from results_store.store import Store
 from workers.inputs import InputLimits, carried, read
@@ -61,10 +61,22 @@ class Derivation:
             return self._crop(value)
         if value.take == "input":
             return self._original(value.of[0])
+        if value.take == "prompt":
+            return self._prompt(value)
         outputs = [self._row(key).output for key in value.of]
         try:
             return derived(SELECTORS[value.take], outputs, value.part, value.options)
         except (IndexError, msgspec.ValidationError) as error:
+            raise InvalidInput(_FIELD, f"cannot be made of the step before: {error}") from error
+
+    def _prompt(self, value: DerivedInput) -> Input:
+        key = value.of[0]
+        original = carried(self._original(key), self._limits)
+        if not isinstance(original, str):
+            raise InvalidInput(_FIELD, f"is to be prompted with an input that is no text: {type(original).__name__}")
+        try:
+            return prompted(self._row(key).output, original, msgspec.convert(value.options, PromptOptions))
+        except msgspec.ValidationError as error:
             raise InvalidInput(_FIELD, f"cannot be made of the step before: {error}") from error
 
     def _crop(self, value: DerivedInput) -> InlineBytes:

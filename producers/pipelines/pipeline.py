@@ -145,6 +145,11 @@ class _Check:
             if not reads(selector, kind):
                 what = "boxes" if selector.reads == "box" else "text" if selector.shape != "each" else "list of texts"
                 raise InvalidInput(where, f"{selector.name!r} needs {what}, and {name!r} ({kind.name}) has none")
+            if selector.form not in (None, kind.modality):
+                problem = (
+                    f"{selector.name!r} needs an input that is {selector.form}, and {name!r} reads {kind.modality}"
+                )
+                raise InvalidInput(where, problem)
         gives = self._given(selector, wanted.of[0])
         if gives != task.kind.modality:
             problem = f"{selector.name!r} gives {gives}, and {task.name!r} reads {task.kind.modality}"

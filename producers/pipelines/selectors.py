@@ -5,6 +5,7 @@ What an output holds is read off its kind's type, so that a new kind that gives 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -14,7 +15,7 @@ import msgspec
 from producers.errors import InvalidInput
 from producers.forms import Modality
 from producers.kinds import Kind
-from producers.messages import Input, QuestionInput
+from producers.messages import Input, Message, MessagesInput, QuestionInput
 from results_store.trees import MAX_PARTS
 
 #: Where an output has its text, by the first of these that it has.
@@ -85,6 +86,19 @@ class QuestionOptions(Choice, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("`question` must not be empty")
 
 
+class PromptOptions(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Also: `template` has ``{texts}`` where the texts go in, numbered from [1] on, and ``{input}`` where the input goes in that the
+    step had; `system` is what the model is told first."""
+
+    template: str
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(self.template.count(place) != 1 for place in ("{texts}", "{input}")):
+            raise ValueError("`template` must have {texts} and {input} once, where these go in")
+
+
 def _check_template(template: str) -> None:
     if template.count("{}") != 1:
         raise ValueError("`template` must have {} once, where the text goes in")
@@ -94,7 +108,7 @@ def _check_template(template: str) -> None:
 class Selector:
     """`gives` is the form of the input that it makes; None: that of the step it follows, whose input it hands on.
 
-    `original` says that it is made from the input of that step, and not from its output alone.
+    `original` says that it is made from the input of that step, and not from its output alone; of that form, if `form` names one.
     """
 
     name: str
@@ -104,6 +118,7 @@ class Selector:
     options: type[msgspec.Struct]
     summary: str
     original: bool = False
+    form: Modality | None = None
 
 
 SELECTORS: Mapping[str, Selector] = {
@@ -114,6 +129,16 @@ SELECTORS: Mapping[str, Selector] = {
         Selector("join", "text", "text", "join", JoinOptions, "the texts of several steps as one"),
         Selector("gather", "text", "text", "gather", JoinOptions, "the texts of all parts as one"),
         Selector("question", "text", "question", "one", QuestionOptions, "a question about the text"),
+        Selector(
+            "prompt",
+            "text",
+            "prompt",
+            "one",
+            PromptOptions,
+            "a prompt with the input and texts for it",
+            original=True,
+            form="text",
+        ),
         Selector("crop", "box", "image", "each", CropOptions, "the image within each box", original=True),
         Selector("input", "anything", None, "one", Choice, "the input that the step had", original=True),
     )
@@ -187,6 +212,16 @@ def derived(selector: Selector, outputs: Sequence[Any], part: int | None, option
         return QuestionInput(own.question, found)
     assert isinstance(own, TextOptions), f"{selector.name} makes no text"
     return own.template.replace("{}", found)
+
+
+def prompted(output: Any, original: str, options: PromptOptions) -> MessagesInput:
+    """Return what a model that writes is asked about an input and those texts of an output that are chosen."""
+    texts = [text_in(part) for part in _parts(output) if _is_chosen(SELECTORS["prompt"], part, options)]
+    numbered = "\n".join(f"[{number}] {text}" for number, text in enumerate(texts, 1))
+    # in one go: what is in braces in a text or in the input is theirs
+    said = re.sub(r"\{(texts|input)\}", lambda place: numbered if place[1] == "texts" else original, options.template)
+    told = [Message("system", options.system)] if options.system else []
+    return MessagesInput((*told, Message("user", said)))
 
 
 def text_in(part: Any) -> str:

@@ -9,9 +9,9 @@ import pytest
 
 from producers import InvalidInput, Pipeline, UnknownTask
 from producers.catalogue import KINDS, Catalogue, Task
-from producers.messages import QuestionInput
+from producers.messages import Message, MessagesInput, QuestionInput
 from producers.pipelines.plan import Plan, Rows
-from producers.pipelines.selectors import SELECTORS, chosen, derived, reads
+from producers.pipelines.selectors import SELECTORS, PromptOptions, chosen, derived, prompted, reads
 from producers.pipelines.tree import Grown, Tree
 from results_store.records import Result, ResultState
 from results_store.trees import MAX_PARTS, TREE_SPAN, root_of, tree_number
@@ -25,9 +25,12 @@ TASKS = {
     "answer": "question-answering",
     "things": "object-detection",
     "animal": "image-classification",
+    "find": "passage-retrieval",
+    "chat": "text-generation",
 }
 CATALOGUE = Catalogue({name: Task(name, KINDS[kind], f"m-{name}", "") for name, kind in TASKS.items()})
 
+PROMPT = {"template": "{texts} {input}"}
 LABEL = [{"label": "cat", "score": 0.9}, {"label": "dog", "score": 0.1}]
 
 
@@ -57,6 +60,13 @@ def step(name: str = "b", task: str = "topic", of: Any = "a", **more: Any) -> Pi
         (step(task="animal"), "steps.b.take", "nothing in text-classification is image"),
         (step(task="answer", take="text"), "steps.b.take", "gives text, and 'answer' reads question"),
         (step(task="answer", take="question"), "steps.b.options", "question"),
+        (step(task="chat", take="prompt", options={"template": "{input}"}), "steps.b.options", "{texts}"),
+        (step(task="topic", take="prompt", options=PROMPT), "steps.b.take", "gives prompt"),
+        (
+            Pipeline().step("a", task="answer").step("b", task="chat", of="a", take="prompt", options=PROMPT),
+            "steps.b.take",
+            "needs an input that is text",
+        ),
         (step(take="gather"), "steps.b.take", "nothing to gather"),
         (Pipeline().step("a", task="topic", take="text"), "steps.a.of", "names no step"),
         (Pipeline().step("a", task="topic").step("b", task="animal"), "steps.b", "as image"),
@@ -269,6 +279,8 @@ def test_selectors_make_inputs(
         ),
         ("text", LABEL, {"labels": ["dog"]}, []),
         ("text", {"text": " "}, {}, []),
+        ("prompt", [{"text": "far", "score": 0.2}], {"template": "{texts} {input}", "min_score": 0.3}, []),
+        ("prompt", [], {"template": "{texts} {input}"}, []),
         ("input", LABEL, {"labels": ["cat"]}, [0]),
         ("input", None, {}, [0]),
         ("input", None, {"labels": ["cat"]}, []),
@@ -277,6 +289,15 @@ def test_selectors_make_inputs(
 def test_selectors_choose(take: str, output: Any, options: dict[str, Any], expected: list[int]) -> None:
     """The parts keep their numbers, whatever is left out between them."""
     assert chosen(SELECTORS[take], output, options) == expected
+
+
+def test_a_prompt_is_made_of_an_input_and_the_texts_that_were_found_for_it() -> None:
+    """What has braces in it, be it the question or a passage, stays as it is."""
+    found = [{"text": "{input}", "score": 0.9}, {"text": "far", "score": 0.2}, {"text": "near", "score": 0.8}]
+    options = PromptOptions(template="{texts}\n\nQ: {input}", system="Be brief.", min_score=0.5)
+    assert prompted(found, "why {texts}?", options) == MessagesInput(
+        (Message("system", "Be brief."), Message("user", "[1] {input}\n[2] near\n\nQ: why {texts}?"))
+    )
 
 
 def test_every_kind_can_be_followed_by_something() -> None:

@@ -13,9 +13,11 @@ import msgspec
 import numpy as np
 
 from producers.catalogue import Task
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.errors import ConfigurationError, InputTooLarge, InputUnavailable, InvalidInput
+from producers.kinds.retrieval import PassageRetrievalParams
 from producers.kinds.text import ZeroShotClassificationParams
-from workers.models import head, likeness, samples
+from workers.models import head, likeness, retrieval, samples
+from workers.models.huggingface import ragged
 from workers.models.model import Array, Arrays, ModelSpec, Prepared, digest
 from workers.models.multitask import SCORE_DIGITS, MultiTaskModel
 
@@ -30,7 +32,8 @@ BUILTIN_HEADS = Path(__file__).parent / "heads"
 
 
 class TextModel(MultiTaskModel):
-    """Options: `max_tokens` (default: the encoder's positions), `heads` (a folder with a folder per task)."""
+    """Options: `max_tokens` (default: the encoder's positions), `heads` (a folder with a folder per task), `indexes` (for each task
+    of kind passage-retrieval the folder that `argosy index` wrote)."""
 
     budgets = (256, 512, 1024, 2048, 4096)
 
@@ -50,12 +53,12 @@ class TextModel(MultiTaskModel):
         encoding = _encode(whole, content)
         if sum(encoding.special_tokens_mask) == len(encoding.ids):
             raise InvalidInput("input", "is empty or has no readable characters", "give it some text")
-        refused: dict[str, InvalidInput] = {}
+        refused = self._without_index(params)
         if len(encoding.ids) > self.max_tokens:
-            refused = self._refusals(len(encoding.ids), params)
+            refused |= self._refusals(len(encoding.ids), params)
             encoding = _encode(cutting, content)
         ids = np.asarray(encoding.ids, dtype=np.int32)
-        arrays = {"ids": ids} | self._hypotheses(params)
+        arrays = {"ids": ids} | self._hypotheses(params) | retrieval.asked(params)
         return Prepared(arrays, len(ids), digest(arrays), refused)
 
     def _hypotheses(self, params: Mapping[str, msgspec.Struct]) -> Arrays:
@@ -79,6 +82,18 @@ class TextModel(MultiTaskModel):
             raise error
         return refused
 
+    def _without_index(self, params: Mapping[str, msgspec.Struct]) -> dict[str, InvalidInput]:
+        """Return why tasks have no documents to look into: an index may come, or be made again, while the worker runs."""
+        refused: dict[str, InvalidInput] = {}
+        for task in params.keys() & self._indexes.keys():
+            try:
+                self._indexes[task].check(self.spec.revision)
+            except InputUnavailable as error:
+                refused[task] = error
+        if refused and len(refused) == len(params):
+            raise next(iter(refused.values()))
+        return refused
+
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         """Pad to the longest row: `ids` and `mask`, both `(rows, tokens)`; likewise what zero-shot tasks compare with."""
         ids, mask = self._padded([row.arrays["ids"] for row in rows])
@@ -86,7 +101,7 @@ class TextModel(MultiTaskModel):
         hypotheses, places = likeness.placed([row.arrays for row in rows], self._zero_shot)
         if hypotheses:
             batch["label_ids"], batch["label_mask"] = self._padded(hypotheses)
-        return batch | places
+        return batch | places | retrieval.counts([row.arrays for row in rows], list(self._indexes))
 
     def _padded(self, sequences: Sequence[Array]) -> tuple[Array, Array]:
         ids = np.full((len(sequences), max(map(len, sequences))), self._pad_id, dtype=np.int32)
@@ -100,7 +115,21 @@ class TextModel(MultiTaskModel):
         if isinstance(params, ZeroShotClassificationParams):
             best = likeness.answer(output, params)
             return [{"label": label, "score": round(score, SCORE_DIGITS)} for label, score in best]
+        if isinstance(params, PassageRetrievalParams):
+            return retrieval.answer(output, params)
         return super().finish(task, output, params)
+
+    @cached_property
+    def _indexes(self) -> dict[str, retrieval.IndexFile]:
+        """The index of each retrieval task. Raises ConfigurationError for a task without one."""
+        given, found = self.spec.options.get("indexes", {}), {}
+        for name, task in self.spec.tasks.items():
+            if task.kind.name == retrieval.KIND:
+                where = f"models.{self.spec.name}.options.indexes.{name}"
+                if name not in given:
+                    raise ConfigurationError(f"{where}: not there; name the folder that `argosy index` writes")
+                found[name] = retrieval.IndexFile(Path(given[name]), where)
+        return found
 
     @cached_property
     def _zero_shot(self) -> tuple[str, ...]:
@@ -108,10 +137,16 @@ class TextModel(MultiTaskModel):
 
     @property
     def _weights(self) -> str:
+        _ = self._indexes  # a task without one is found when the worker starts
         return f"{self.spec.revision}+heads.{head.digest(self._head_files[name] for name in sorted(self._head_files))}"
 
     def sample(self, count: int) -> Sequence[str]:
         return samples.texts(count)
+
+    def trial(self, count: int) -> Sequence[samples.Item]:
+        # what retrieval finds hangs on an index, which may not be there yet
+        tasks = {name: task for name, task in self.spec.tasks.items() if name not in self._indexes}
+        return samples.for_all(self.sample(count), tasks)
 
     def labels(self, task: Task) -> Sequence[str]:
         return self._labels[task.name]
@@ -133,6 +168,15 @@ class TextModel(MultiTaskModel):
     @cached_property
     def _pad_id(self) -> int:
         return int(self._config.get("pad_token_id") or 0)
+
+    @cached_property
+    def mask_id(self) -> int | None:
+        """The token that stands for any other, if the tokenizer has one."""
+        return self._tokenizers[0].token_to_id("[MASK]")
+
+    def encoding(self, text: str) -> Encoding:
+        """Return a text's tokens with their places in it, cut at the longest that the encoder takes. Raises InvalidInput."""
+        return _encode(self._tokenizers[1], text)
 
     @cached_property
     def _labels(self) -> dict[str, tuple[str, ...]]:
@@ -210,15 +254,26 @@ class TextModel(MultiTaskModel):
     def _lengths(self, arrays: Arrays) -> Sequence[int]:
         return [int(length) for length in arrays["mask"].sum(1)]
 
+    def _run_head(self, name: str, features: Features, rows: Array) -> Array:
+        if name not in self._indexes:
+            return super()._run_head(name, features, rows)
+        texts = features["pooled"].index_select(0, self._tensor(rows))
+        wanted = features[f"top/{name}"].cpu().numpy()[rows]
+        return ragged.pack(self._indexes[name].held(self._device).nearest(texts, wanted.tolist()))
+
     def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
         if task.name in self._zero_shot:
             places = features[f"labels/{task.name}"]
             return likeness.cosines(features["pooled"], features["label_vectors"], rows, places)
         if task.name not in self._heads:
             return features["pooled"].index_select(0, rows)
-        module = self._heads[task.name]
+        return self.logits(task.name, features, rows).softmax(-1)
+
+    def logits(self, task: str, features: Features, rows: torch.Tensor) -> torch.Tensor:
+        """Run a classification task's head on its rows, before the softmax: `(rows, labels)`."""
+        module = self._heads[task]
         scores: torch.Tensor = module({name: features[name].index_select(0, rows) for name in module.reads})
-        return scores.softmax(-1)
+        return scores
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> Encoding:

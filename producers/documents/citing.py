@@ -1,0 +1,51 @@
+"""Which passage an answer's sentences stand on, by the words and numbers that they share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from producers.documents.passages import sentences
+
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+
+#: A word's beginning counts, so that "returned" stands on "return".
+_STEM = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Cited:
+    """A sentence of an answer, and the passage that it stands on: its number, from 1; None if there is none. `share` is how much
+    of its words that passage has."""
+
+    sentence: str
+    passage: int | None
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.sentence} [{self.passage}]" if self.passage else f"{self.sentence} [not in the documents]"
+
+
+def cite(answer: str, passages: Sequence[Mapping[str, Any]], *, least_share: float = 0.6) -> list[Cited]:
+    """Return an answer's sentences, each with the first of the `passages` (each with its `text`) that has most of its words.
+
+    None has it if that are less than `least_share`, or if a number of the sentence is not in that passage. It says where to look, and what
+    nobody wrote; not that what is said is true.
+    """
+    known = [_words(str(passage["text"])) for passage in passages]
+    return [_cited(sentence, known, least_share) for sentence in sentences(answer)]
+
+
+def _cited(sentence: str, known: Sequence[tuple[set[str], set[str]]], least_share: float) -> Cited:
+    words, numbers = _words(sentence)
+    shares = [len(words & theirs) / len(words) if words else float(bool(numbers)) for theirs, _ in known]
+    fitting = [share if numbers <= theirs else 0.0 for share, (_, theirs) in zip(shares, known, strict=True)]
+    best = max(fitting, default=0.0)
+    return Cited(sentence, fitting.index(best) + 1 if best >= least_share else None, round(best, 3))
+
+
+def _words(text: str) -> tuple[set[str], set[str]]:
+    return {word[:_STEM].lower() for word in _WORD.findall(text)}, set(_NUMBER.findall(text))

@@ -1,0 +1,49 @@
+"""Documents out of files: a text file is one, and so is each row of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from producers.catalogue import Limits
+from producers.documents.passages import Document
+from producers.errors import InvalidInput
+from producers.sources import Source
+
+#: Files that are one document each; in a folder, those that are looked for.
+SUFFIXES = (".markdown", ".md", ".rst", ".txt")
+
+
+def read_documents(
+    where: Sequence[str | Path], *, input_column: str | None = None, key_column: str | None = None
+) -> Iterator[Document]:
+    """Yield the documents of files, of folders, and of the rows of what `producers.sources` reads (JSON Lines, CSV, Parquet).
+
+    A file's document is called as the file is, within a folder with the way to it; a row's by its key, else its line. Raises InvalidInput.
+    """
+    for place in map(Path, where):
+        if place.is_dir():
+            files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not files:
+                raise InvalidInput(str(place), f"has no file that ends in {', '.join(SUFFIXES)}", "name another folder")
+            yield from (_document(file, file.relative_to(place).as_posix()) for file in files)
+        elif place.suffix.lower() in SUFFIXES:
+            yield _document(place, place.name)
+        else:
+            yield from _rows(place, input_column, key_column)
+
+
+def _document(file: Path, name: str) -> Document:
+    try:
+        return Document(name, file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(str(file), f"cannot be read: {error.strerror}", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(str(file), f"is no UTF-8 text: {error.reason}", "convert it, or leave it out") from error
+
+
+def _rows(place: Path, input_column: str | None, key_column: str | None) -> Iterator[Document]:
+    for row in Source(place, "text", Limits(), input_column=input_column, key_column=key_column).rows():
+        if isinstance(row, InvalidInput):
+            raise row
+        yield Document(row.key or str(row.origin), str(row.input))
