@@ -1,0 +1,35 @@
+"""The series model's network. Imports torch: for the device process and for training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+
+class SeriesNetwork(nn.Module):
+    """A gated recurrent network that reads a series in both directions; what it made of every step is averaged."""
+
+    def __init__(self, channels: int, labels: int, *, width: int = 64, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.reader = nn.GRU(channels, width, batch_first=True, bidirectional=True)
+        self.drop = nn.Dropout(dropout)
+        self.out = nn.Linear(2 * width, labels)
+
+    @classmethod
+    def of_shape(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Return a network, untrained, into which these tensors fit."""
+        width = tensors["reader.weight_hh_l0"].shape[1]
+        return cls(tensors["reader.weight_ih_l0"].shape[1], tensors["out.weight"].shape[0], width=width)
+
+    def forward(self, series: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Map `(rows, steps, channels)`, of which each row has `lengths`, to scores `(rows, labels)`."""
+        # packed, so that the backward direction begins at each row's own end and not in the padding
+        packed = pack_padded_sequence(series, lengths, batch_first=True, enforce_sorted=False)
+        read, _ = pad_packed_sequence(self.reader(packed)[0], batch_first=True)
+        mean = read.sum(1) / lengths.to(read.device).unsqueeze(1)  # padding came back as zeros
+        scores: torch.Tensor = self.out(self.drop(mean))
+        return scores
