@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from producers import forms
+from producers.catalogue import KINDS, Catalogue, Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.messages import SeriesInput
 from workers.models import sources
@@ -39,6 +39,8 @@ _LONGEST = 4
 
 #: What the watch of BasicMotions measures, in its files' order.
 WATCH = ("acceleration_x", "acceleration_y", "acceleration_z", "rotation_x", "rotation_y", "rotation_z")
+
+_TASK = Task("own", KINDS["time-series-classification"], "own", "what a file's series are read as")
 
 Values = NDArray[np.float64]
 
@@ -89,7 +91,7 @@ def read_jsonl(path: Path) -> Recordings:
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            read = forms.check("series", row["series"], forms.Limits(), "series")
+            read = Catalogue({}).check_input(_TASK, row["series"], field="series")
             label = str(row["label"])
         except (ValueError, KeyError, TypeError, InvalidInput) as error:
             raise ConfigurationError(f"{path}: line {number}: {error!r}") from error
