@@ -41,7 +41,7 @@ QUESTIONS = (
 
 def main() -> None:
     options = convention.options(__doc__)
-    tokens, rounds = (6, 1) if options.quick else (64, 5)
+    tokens, rounds = (6, 1) if options.quick else (64, 3)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "fleet.toml"
         config.write_text(FLEET, encoding="utf-8")
