@@ -95,6 +95,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `batch_cost` is in the model's unit of cost (tokens for text), `batch_rows` in rows; a cost of 0 is the one that was
     measured to be best here, or the model's own. `backend` ``auto`` is the fastest that was measured to answer like torch in
     fp32, at its precision; a model that has but one runs on that.
+    `explain`: when the weights that explanations need are loaded (the first item that asks for one waits for them), or that there are none.
     `tasks` is needed only for tasks that the built-in catalogue does not have.
     """
 
@@ -105,6 +106,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     compile: bool = False
+    explain: Literal["on-demand", "preloaded", "off"] = "on-demand"
     tasks: dict[str, Any] = {}
     options: dict[str, Any] = {}
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from producers.kinds.kind import Kind, LabelScore, at_least
+from producers.kinds.explanation import ExplainedLabels
+from producers.kinds.kind import Kind, at_least
 
 
 class TabularClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first (null: all of them). With `explain`, each says what spoke for and against it."""
+    """`top_k` labels are returned, best first (null: all of them). With `explain`, each says what every column
+    contributed to it."""
 
     top_k: int | None = 1
     explain: bool = False
@@ -17,26 +19,12 @@ class TabularClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fi
         at_least("top_k", self.top_k)
 
 
-class Because(msgspec.Struct, frozen=True):
-    """What one column's value adds to the log-odds of a label against the others, compared with an average row."""
-
-    column: str
-    value: float | str | None
-    contribution: float
-
-
-class ExplainedLabel(LabelScore, frozen=True, omit_defaults=True):
-    """A label with its probability and, if asked for, every column's part in it, the weightiest first."""
-
-    because: tuple[Because, ...] = ()
-
-
 TABULAR_KINDS = (
     Kind(
         "tabular-classification",
         "row",
         TabularClassificationParams,
-        list[ExplainedLabel],
+        ExplainedLabels,
         "labels for a row of a table, with calibrated probabilities, explained on demand",
     ),
 )

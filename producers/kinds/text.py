@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from producers.kinds.explanation import ExplainedLabels, check_steps
 from producers.kinds.kind import Kind, Labels, Vector, at_least
 
 #: So many labels may be tried on one text: each is a pass of its own over the text.
@@ -20,13 +21,18 @@ _LONGEST_LABEL_CHARS = 200
 
 class TextClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`top_k` labels are returned, best first (null: all of them). `truncation` cuts a text over the model's tokens
-    instead of refusing it."""
+    instead of refusing it. `explain` says what each word contributed to the best label, or to `explain_label`, by so many
+    `explain_steps`."""
 
     top_k: int | None = 1
     truncation: bool = False
+    explain: bool = False
+    explain_steps: int = 32
+    explain_label: str | None = None
 
     def __post_init__(self) -> None:
         at_least("top_k", self.top_k)
+        check_steps(self.explain_steps)
 
 
 class FeatureExtractionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -159,7 +165,7 @@ class MadeText(msgspec.Struct, frozen=True):
 
 
 TEXT_KINDS = (
-    Kind("text-classification", "text", TextClassificationParams, Labels, "labels for a text, best first"),
+    Kind("text-classification", "text", TextClassificationParams, ExplainedLabels, "labels for a text, best first"),
     Kind("feature-extraction", "text", FeatureExtractionParams, Vector, "one vector for a text"),
     Kind(
         "zero-shot-classification", "text", ZeroShotClassificationParams, Labels, "which of your labels describe a text"

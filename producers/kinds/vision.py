@@ -6,16 +6,22 @@ from typing import Literal
 
 import msgspec
 
-from producers.kinds.kind import Kind, Labels, Vector, at_least, share
+from producers.kinds.explanation import ExplainedLabels, check_steps
+from producers.kinds.kind import Kind, Vector, at_least, share
 
 
 class ImageClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first (null: all of them)."""
+    """`top_k` labels are returned, best first (null: all of them). `explain` says what each part of the image contributed to
+    the best label, or to `explain_label`, by so many `explain_steps`."""
 
     top_k: int | None = 5
+    explain: bool = False
+    explain_steps: int = 32
+    explain_label: str | None = None
 
     def __post_init__(self) -> None:
         at_least("top_k", self.top_k)
+        check_steps(self.explain_steps)
 
 
 class ImageFeatureExtractionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +87,13 @@ class Segment(msgspec.Struct, frozen=True):
 
 
 VISION_KINDS = (
-    Kind("image-classification", "image", ImageClassificationParams, Labels, "labels for an image, best first"),
+    Kind(
+        "image-classification",
+        "image",
+        ImageClassificationParams,
+        ExplainedLabels,
+        "labels for an image, best first",
+    ),
     Kind("image-feature-extraction", "image", ImageFeatureExtractionParams, Vector, "one vector for an image"),
     Kind("object-detection", "image", ObjectDetectionParams, list[Detection], "objects in an image, and where"),
     Kind("image-segmentation", "image", ImageSegmentationParams, list[Segment], "which pixels show what"),

@@ -24,6 +24,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SIDE = 224
 _SHORT_SIDE = 256
 
+#: The EXIF tag that says which way is up, and its values for an image that lies on its side.
+_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
+
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Return the centre of an image as `(224, 224, 3)`, as if its short side had been scaled to 256 first.
@@ -32,6 +36,18 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """
     # a large JPEG is decoded at a fraction of its size
     return rgb(data, _centre, max_pixels=max_pixels, about=(2 * _SHORT_SIDE, 2 * _SHORT_SIDE))
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return the width and height of an image that `rgb` takes, upright by its EXIF orientation."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def centre_side(width: int, height: int) -> float:
+    """Return the side of the square in the middle that `decode` takes of an image."""
+    return min(width, height) * SIDE / _SHORT_SIDE
 
 
 def rgb(
@@ -102,7 +118,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 def _centre(image: Image.Image) -> NDArray[np.uint8]:
     # one resize out of the square that counts: scaling a 1 x 100,000 image first would be a bomb of its own
     width, height = image.size
-    side = min(width, height) * SIDE / _SHORT_SIDE
+    side = centre_side(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     square = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return np.asarray(square, dtype=np.uint8)

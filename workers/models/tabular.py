@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
+from producers.kinds.explanation import ColumnPart, Explanation
 from producers.messages import RowInput
 from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared
 
@@ -65,6 +66,7 @@ class TabularModel(Model):
     """The inputs are rows (`producers.messages.RowInput`); all of a model's tasks give the same answer, explained or not."""
 
     default_cost = 4096
+    explains = True
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
@@ -101,22 +103,30 @@ class TabularModel(Model):
         for place in best:
             answer: dict[str, Any] = {"label": self.labels[place], "score": round(float(output[place]), _DIGITS)}
             if params.explain:
-                answer["because"] = self._because(int(place), prepared)
+                answer["explanation"] = self._explanation(int(place), prepared)
             answers.append(answer)
         return answers
 
-    def _because(self, label: int, prepared: Prepared) -> list[dict[str, Any]]:
-        weights = self._tensors["weight"].astype(np.float64)
-        others = np.delete(weights, label, axis=0).mean(axis=0)
-        parts = (weights[label] - others) * (prepared.arrays["row"] - self._tensors["average"])
-        found: list[dict[str, Any]] = []
+    def _explanation(self, label: int, prepared: Prepared) -> Explanation:
+        weights, bias = (self._tensors[name].astype(np.float64) for name in ("weight", "bias"))
+        slope = weights[label] - np.delete(weights, label, axis=0).mean(axis=0)
+        average = self._tensors["average"]
+        base = float(slope @ average + bias[label] - np.delete(bias, label).mean())
+        parts = slope * (prepared.arrays["row"] - average)
+        return Explanation(
+            method="linear",
+            baseline="the average row of the training",
+            value=round(base + float(parts.sum()), _DIGITS),
+            base=round(base, _DIGITS),
+            columns=tuple(sorted(self._contributions(parts, prepared), key=lambda part: -abs(part.contribution))),
+        )
+
+    def _contributions(self, parts: Array, prepared: Prepared) -> Iterator[ColumnPart]:
         start = 0
         for column in self.columns:
             part = float(parts[start : start + column.width].sum())
             start += column.width
-            value = prepared.aside.values[column.name]
-            found.append({"column": column.name, "value": value, "contribution": round(part, _DIGITS)})
-        return sorted(found, key=lambda because: -abs(because["contribution"]))
+            yield ColumnPart(column.name, prepared.aside.values[column.name], round(part, _DIGITS))
 
     @property
     def columns(self) -> Sequence[Column]:

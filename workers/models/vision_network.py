@@ -30,8 +30,12 @@ class VisionEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
 
+    def normalized(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what the backbone takes, `(rows, channel, height, width)`; 0 is the mean colour of the training."""
+        images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        return (images - self.mean) / self.std
+
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map uint8 `(rows, height, width, channel)` to `pooled` `(rows, width)` and `scores` `(rows, labels)`, 0 to 1."""
-        images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        pooled = self.network.mobilenet_v2((images - self.mean) / self.std).pooler_output
+        pooled = self.network.mobilenet_v2(self.normalized(pixels)).pooler_output
         return {"pooled": pooled, "scores": self.network.classifier(pooled).float().softmax(-1)}

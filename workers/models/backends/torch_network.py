@@ -39,6 +39,11 @@ class TorchNetwork:
             results = {name: _cut(name, tensor, rows, tokens) for name, tensor in self._run(**padded).items()}
         return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in results.items()}
 
+    @property
+    def module(self) -> Any:
+        """The module itself, for who needs its gradients."""
+        return self._module
+
     def _in_precision(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 

@@ -81,12 +81,12 @@ class ImageClassification(ImageHead):
     auto = "AutoModelForImageClassification"
 
     def check(self) -> None:
-        if self._function not in FUNCTIONS:
+        if self.function not in FUNCTIONS:
             where = f"{self.checkpoint.where}.options.function_to_apply.{self.task.name}"
-            raise ConfigurationError(f"{where}: must be one of {', '.join(FUNCTIONS)}, not {self._function!r}")
+            raise ConfigurationError(f"{where}: must be one of {', '.join(FUNCTIONS)}, not {self.function!r}")
 
     @property
-    def _function(self) -> str:
+    def function(self) -> str:
         chosen = self.options.get("function_to_apply", {})
         return str(chosen.get(self.task.name, self.checkpoint.function_to_apply))
 
@@ -94,7 +94,7 @@ class ImageClassification(ImageHead):
         return numpy(output.logits)
 
     def finish(self, output: Array, params: ImageClassificationParams, aside: Any) -> Any:
-        return best_labels(self.checkpoint.labels, FUNCTIONS[self._function](output), params.top_k)
+        return best_labels(self.checkpoint.labels, FUNCTIONS[self.function](output), params.top_k)
 
 
 class ImageFeatureExtraction(ImageHead):

@@ -28,12 +28,12 @@ class Classification(TextHead):
 
     def check(self) -> None:
         super().check()
-        if self._function not in FUNCTIONS:
+        if self.function not in FUNCTIONS:
             where = f"{self.checkpoint.where}.options.function_to_apply.{self.task.name}"
-            raise ConfigurationError(f"{where}: must be one of {', '.join(FUNCTIONS)}, not {self._function!r}")
+            raise ConfigurationError(f"{where}: must be one of {', '.join(FUNCTIONS)}, not {self.function!r}")
 
     @property
-    def _function(self) -> str:
+    def function(self) -> str:
         chosen = self.options.get("function_to_apply", {})
         return str(chosen.get(self.task.name, self.checkpoint.function_to_apply))
 
@@ -45,7 +45,7 @@ class Classification(TextHead):
         return logits
 
     def finish(self, output: Array, params: TextClassificationParams, aside: Any) -> Any:
-        return best_labels(self.checkpoint.labels, FUNCTIONS[self._function](output[0]), params.top_k)
+        return best_labels(self.checkpoint.labels, FUNCTIONS[self.function](output[0]), params.top_k)
 
 
 class Inference(TextHead):

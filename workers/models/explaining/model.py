@@ -1,0 +1,186 @@
+"""The explaining side of a model: a stepwise model that holds one of the model's class, on torch, and what explains that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from producers.catalogue import Task
+from producers.errors import InvalidInput
+from producers.kinds.explanation import Explanation
+from workers.models import finding
+from workers.models.explaining import requests, subjects
+from workers.models.explaining.engine import Engine
+from workers.models.explaining.requests import Answer, Carried, Request
+from workers.models.explaining.subject import Measured, Subject
+from workers.models.huggingface import ragged
+from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared, digest
+from workers.models.stepwise import Stepped, StepwiseModel
+
+#: A point of a line is a pass forward and one back.
+_POINT = 2
+
+#: How long a step waits for weights that are being loaded: others have the device meanwhile.
+_LOOK_AGAIN_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """What the answer is made with: the model's own row, and by task what its explanation needs."""
+
+    row: Prepared
+    about: Mapping[str, Any]
+
+
+class ExplainingModel(StepwiseModel):
+    """Options: `class` and `options`, the explained model's own; `step_cost`, what the points of a step may cost together;
+    `preloaded`, whether the weights are loaded at the start, not with the first item.
+    """
+
+    explains = True
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._device = "cpu"
+        self._loading: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._loaded = False
+
+    @cached_property
+    def base(self) -> Model:
+        """The model explained, on the reference backend, whatever the fleet runs it on."""
+        spec = ModelSpec(
+            self.spec.name, self.spec.folder, self.spec.revision, self.spec.tasks, self.spec.options["options"]
+        )
+        model: Model = finding.find(self.spec.options["class"])(spec)
+        return model
+
+    @cached_property
+    def subject(self) -> Subject[Any]:
+        found = subjects.of(self.base)
+        assert found is not None, "other models have no explaining side"
+        return found
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        return self.base.revision
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        row = self.base.prepare(content, params)
+        refused = dict(row.refused)
+        found: dict[str, Request] = {}
+        about: dict[str, Any] = {}
+        for task, own in params.items():
+            try:
+                if task not in refused:
+                    found[task], about[task] = self._request(task, content, own, row)
+            except InvalidInput as error:
+                refused[task] = error
+        if not found:
+            raise next(iter(refused.values()))
+        arrays = {task: request.packed() for task, request in found.items()}
+        size = row.size * (1 + sum(_POINT * (own.steps + 2) for own in found.values() if own.steps))
+        return Prepared(arrays, size, digest(arrays), refused, _Aside(row, about))
+
+    def _request(self, task: str, content: Any, params: Any, row: Prepared) -> tuple[Request, Any]:
+        carried = requests.carried(row.arrays)
+        if not getattr(params, "explain", False):
+            return Request(carried, row.size), None
+        labels = self.subject.tasks.get(task)
+        if labels is None:
+            raise InvalidInput(f"params.{task}.explain", "is not for this task of the model", "leave it out")
+        target = params.explain_label
+        if target is not None and target not in labels:
+            known = ", ".join(labels[:20]) + ", …" * (len(labels) > 20)
+            raise InvalidInput(
+                f"params.{task}.explain_label", f"is {target!r}, no label of the task", f"labels: {known}"
+            )
+        arrays, about = self.subject.about(task, content, params, row)
+        place = None if target is None else list(labels).index(target)
+        return Request(carried, row.size, requests.carried(arrays), params.explain_steps, place), about
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        return {
+            task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
+            for task in self.spec.tasks
+        }
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        raise NotImplementedError("an explanation needs the row: `finish_item`")
+
+    def finish_item(self, task: Task, output: Array, params: Any, prepared: Prepared) -> Any:
+        answer = msgspec.convert(ragged.unpack(output), Answer)
+        own, aside = answer.output.array, prepared.aside
+        if answer.target is None or answer.contributions is None:
+            return self.base.finish_item(task, own, params, aside.row)
+        every = self.base.finish_item(task, own, msgspec.structs.replace(params, top_k=None), aside.row)
+        measured = Measured(answer.contributions.array, answer.value, answer.base)
+        explanation = self.subject.told(measured, aside.about[task.name], steps=params.explain_steps)
+        return _with(every, self.subject.tasks[task.name][answer.target], explanation, params.top_k)
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        self._device = device
+        if self.spec.options["preloaded"]:
+            self._load()
+            self._raise_failure()
+
+    def _load(self) -> None:
+        try:
+            self.base.load(self._device)
+            self.subject.device = self._device
+            self._loaded = True
+        except BaseException as error:  # noqa: BLE001 - told by the thread that waits for it
+            self._failure = error
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return Engine(self.subject, step_cost=int(self.spec.options["step_cost"]))
+
+    def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
+        self._engine.join(key, task, requests.unpack(request), urgency=urgency)
+
+    def leave(self, key: Hashable) -> None:
+        self._engine.leave(key)
+
+    def step(self) -> list[Stepped]:
+        return self._engine.step() if self._is_loaded() else []
+
+    def _is_loaded(self) -> bool:
+        """Load in a thread, so that the other models' batches run meanwhile; those who wait for this one wait on."""
+        if not self._loaded:
+            if self._loading is None:
+                self._loading = threading.Thread(target=self._load, name="load-explaining", daemon=True)
+                self._loading.start()
+            self._loading.join(_LOOK_AGAIN_S)
+            if not self._loading.is_alive():
+                self._loading = None
+                self._raise_failure()
+        return self._loaded
+
+    def clear(self) -> None:
+        self._engine.clear()
+
+    @property
+    def busy(self) -> bool:
+        return len(self._engine) > 0
+
+
+def _with(every: list[dict[str, Any]], label: str, why: Explanation, top_k: int | None) -> list[dict[str, Any]]:
+    """Return the best labels, with an explanation of one, which comes last where it is none of them."""
+    explained = next(one for one in every if one["label"] == label) | {"explanation": why}
+    best = [explained if one["label"] == label else one for one in every[:top_k]]
+    return best if explained in best else [*best, explained]
