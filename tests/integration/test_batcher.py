@@ -13,9 +13,10 @@ import pytest
 from producers.catalogue import KINDS, Task
 from results_store.records import Batch
 from tests.scripted_model import ScriptedModel
-from workers.batching.batcher import Batcher, BatcherSettings, ServedModel
+from workers.batching.batcher import Batcher, BatcherSettings
 from workers.batching.policy import Budget
 from workers.batching.pool import Waiting
+from workers.batching.roster import ServedModel
 from workers.batching.work import Cancelled, Computed, Entry, Expired, Failed, Interrupted
 from workers.device_client import ProcessDevice
 from workers.device_process import ModelToLoad

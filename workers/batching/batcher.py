@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -21,11 +22,14 @@ from workers.batching.cost import CostModel
 from workers.batching.joining import Joining, together
 from workers.batching.microbatch import MicroBatch, Ran
 from workers.batching.policy import Budget, Policy
+from workers.batching.residence import AT_ONCE, Footprint, Need, Residence
+from workers.batching.roster import CannotLoad, Roster, ServedModel
 from workers.batching.scheduler import Scheduler
 from workers.batching.stages import DEPTH, Stages
-from workers.batching.work import Cancelled, Entry, Expired, Group, Interrupted
+from workers.batching.work import Cancelled, Entry, Expired, Group, Interrupted, Superseded
 from workers.device_client import DeviceClient, DeviceEvent
-from workers.models.model import Arrays, Model
+from workers.device_process import ModelToLoad
+from workers.models.model import Arrays
 from workers.models.stepwise import StepwiseModel
 from workers.transfer import Header
 
@@ -33,15 +37,6 @@ logger = logging.getLogger(__name__)
 
 #: A device that does not come up this often in a row is out of service.
 MAX_FAILED_STARTS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model as the batcher needs it: its parent side, its revision, and its budget."""
-
-    model: Model
-    revision: str
-    budget: Budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +55,20 @@ class BatcherSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class _Admit:
+    served: ServedModel
+    wanted: ModelToLoad
+    footprint: Footprint
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Retire:
+    key: str
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
 class _Cancel:
     jobs: frozenset[str] = frozenset()
     items: frozenset[tuple[str, int]] = frozenset()  # job, seq
@@ -73,11 +82,14 @@ class _Weigh:
     weights: Mapping[str, float]
 
 
-_Message: TypeAlias = list[Entry] | DeviceEvent | _Cancel | _Weigh
+_Message: TypeAlias = list[Entry] | DeviceEvent | _Cancel | _Weigh | _Admit | _Retire
 
 
 class Batcher:
-    """Gathers entries into micro-batches for one device. `start`, `submit` from any thread, `stop`."""
+    """Gathers entries into micro-batches for one device. `start`, `submit` from any thread, `stop`.
+
+    `models` are those of the start, by their keys; `residence` knows what they take, where memory is bounded.
+    """
 
     def __init__(
         self,
@@ -87,8 +99,13 @@ class Batcher:
         on_batch: Callable[[Batch], None],
         on_out_of_service: Callable[[str], None],
         costs: CostModel | None = None,
+        residence: Residence | None = None,
     ) -> None:
-        self._models = models
+        if residence is None:
+            residence = Residence()
+            for key in models:
+                residence.add(key, Footprint())
+        self._models = Roster(models, residence)
         self._settings = settings
         self._on_batch = on_batch
         self._on_out_of_service = on_out_of_service
@@ -148,6 +165,30 @@ class Batcher:
         """The items (job, seq) that step at the device now, as far as another thread can tell."""
         return self._joining.items()
 
+    @property
+    def residence(self) -> Residence:
+        """Which models are loaded, and what they take."""
+        return self._models.residence
+
+    def admit(self, served: ServedModel, wanted: ModelToLoad, footprint: Footprint | None = None) -> Future[None]:
+        """Have one more version of a model loaded, beside those that run. What comes of it is CannotLoad, if it cannot be."""
+        done: Future[None] = Future()
+        self._put(_Admit(served, wanted, footprint or Footprint(), done), done)
+        return done
+
+    def retire(self, key: str) -> Future[None]:
+        """Have what waits for a version superseded, and the version unloaded when what the device has of it is done."""
+        done: Future[None] = Future()
+        self._put(_Retire(key, done), done)
+        return done
+
+    def _put(self, message: _Message, done: Future[None]) -> None:
+        with self._admission:
+            if not self._closed:
+                self._inbox.put(message)
+                return
+        done.set_exception(CannotLoad("this worker stops"))
+
     def weigh(self, weights: Mapping[str, float]) -> None:
         """From now on tenants take turns by these weights."""
         self._inbox.put(_Weigh(weights))
@@ -177,6 +218,7 @@ class Batcher:
                 message = self._inbox.get()  # decide once on all that is here
             if message is None:
                 self._interrupt_all()
+                self._models.close()
                 return
             if self.out_of_service:
                 self._interrupt_all()
@@ -185,8 +227,11 @@ class Batcher:
 
     def _take(self, message: _Message) -> None:
         if isinstance(message, list):
-            self._scheduler.add(entry for entry in message if not self._joining.has(entry.waiting.model))
-            self._joining.add(entry for entry in message if self._joining.has(entry.waiting.model))
+            self._add(message)
+        elif isinstance(message, _Admit):
+            self._admit(message)
+        elif isinstance(message, _Retire):
+            self._retire(message)
         elif isinstance(message, _Cancel):
             self._cancel(message.concerns)
         elif isinstance(message, _Weigh):
@@ -195,12 +240,35 @@ class Batcher:
         elif message.life == self._device.life and not self.out_of_service:
             self._on_device_event(message.header, message.arrays)
 
+    def _add(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if not self._models.takes(entry.waiting.model):  # retired while the item was prepared
+                entry.finish(Superseded())
+        taken = [entry for entry in entries if self._models.takes(entry.waiting.model)]
+        self._scheduler.add(entry for entry in taken if not self._joining.has(entry.waiting.model))
+        self._joining.add(entry for entry in taken if self._joining.has(entry.waiting.model))
+
+    def _admit(self, asked: _Admit) -> None:
+        served = asked.served
+        self._models.admit(served, asked.wanted, asked.footprint, asked.done)
+        if isinstance(served.model, StepwiseModel):
+            self._joining.serve(served.key, served.budget)
+        else:
+            self._scheduler.bound(served.key, served.budget)
+
+    def _retire(self, asked: _Retire) -> None:
+        """What the device has, and what is under suspicion, is finished by the old version; what waits is prepared again."""
+        self._models.retire(asked.key, asked.done)
+        waiting = self._scheduler.take(lambda entry: entry.waiting.model == asked.key)
+        for entry in (*waiting, *self._joining.take_waiting(asked.key)):
+            entry.finish(Superseded())
+
     def _on_device_event(self, header: Header, arrays: Arrays) -> None:
         event = header["event"]
         if event == "ready":
-            self._ready = True
-            self._failed_starts = 0
-            self.came_up.set()
+            self._on_ready(header)
+        elif "model" in header and event in ("loaded", "unloaded", "unloadable"):
+            self._on_model_event(header)
         elif event == "done":
             self._on_done(header, arrays)
         elif event == "failed":
@@ -217,7 +285,41 @@ class Batcher:
         elif event == "lost":
             self._on_lost("DeviceLost", header["message"])
 
+    def _on_ready(self, header: Header) -> None:
+        self._ready = True
+        self._failed_starts = 0
+        self._models.came_up(header)
+        if problem := self._models.too_large():
+            self._leave_service(problem)
+        elif not self.residence.untried:
+            self.came_up.set()
+
+    def _on_model_event(self, header: Header) -> None:
+        if header["event"] == "unloadable":
+            logger.error("%s\n%s", header["message"], header.get("traceback", ""))
+        if problem := self._models.on_event(header):
+            self._leave_service(problem)
+        elif not self.residence.untried:
+            self.came_up.set()
+
+    def _move(self) -> None:
+        """Have models come and go, where not all are there for good; note who cannot run meanwhile."""
+        if self.residence.settled:
+            absent: Mapping[str, float] = {}
+        else:
+            suspected = {model: Need(AT_ONCE, 0.0) for model in self._suspects.models}
+            needs = self._scheduler.needs() | self._joining.needs() | suspected
+            busy = {batch.model for batch in self._in_flight} | self._joining.running
+            self._models.move(needs, busy)
+            for key in self._models.dismissed(needs, busy):
+                self._joining.drop(key)
+            absent = self.residence.absent(time.monotonic())
+        self._scheduler.absent = absent
+        self._joining.note_absent(absent)
+
     def _dispatch(self) -> None:
+        if self._ready:
+            self._move()
         while self._ready:
             if self._suspects or self._runs_suspects:
                 batch = self._next_suspects()
@@ -240,6 +342,8 @@ class Batcher:
     def _next_suspects(self) -> MicroBatch | None:
         """Take the next group to be run alone, once nothing else is at the device; nothing may be staged behind it either."""
         if len(self._in_flight) or len(self._joining) or not self._suspects:
+            return None
+        if self._suspects.next_model in self._scheduler.absent:
             return None
         return MicroBatch(self._suspects.next(), time.time())
 
@@ -264,8 +368,10 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - a model's own code; its batch is bisected like any other
             self._on_failed(batch, type(error).__name__, str(error), "")
             return
+        now = time.monotonic()
+        self.residence.used(batch.model, now)
         if not len(self._in_flight):
-            self._running_since = time.monotonic()
+            self._running_since = now
         if batch.chosen and self._joining.has(batch.model):
             self._joining.began(batch)
         else:
@@ -312,7 +418,8 @@ class Batcher:
             self._scheduler.ran(batch.chosen, batch.model, shape, ran.forward_s)
         # recorded before it is delivered, so that no result is stored whose batch is not
         where = {"device": self._settings.device, "worker": self._settings.worker}
-        self._on_batch(batch.record(ran, revision=self._models[batch.model].revision, **where))
+        served = self._models[batch.model]
+        self._on_batch(batch.record(ran, model=served.name, revision=served.revision, **where))
         batch.deliver(arrays, ran.ended_at)
 
     # --- faults ---
@@ -327,12 +434,18 @@ class Batcher:
         if not self._ready:
             self._failed_starts += 1
         self._ready = False
+        problem = self._models.lost()
         suspected, innocent = self._in_flight.lost()
         for batch in (*reversed(suspected), *self._joining.lost()):
             self._suspects.died(batch, kind, message)
         for batch in reversed(innocent):  # they go back to the front, as they were
-            self._scheduler.put_back(batch.entries)
-        if self._failed_starts >= MAX_FAILED_STARTS:
+            if self._models.takes(batch.model):
+                self._scheduler.put_back(batch.entries)
+            else:
+                self._add(batch.entries)
+        if problem:
+            self._leave_service(problem)
+        elif self._failed_starts >= MAX_FAILED_STARTS:
             self._leave_service(f"it did not come up {self._failed_starts} times in a row: {message}")
         else:
             self._start_device()
@@ -348,17 +461,28 @@ class Batcher:
         logger.warning(
             "%s: out of memory; batches of %s now hold at most %s", self._settings.device, batch.model, smaller
         )
-        self._scheduler.shrink(batch.model, smaller)
+        self._scheduler.bound(batch.model, smaller)
 
     def _patience_s(self) -> float | None:
         """How long the device may stay silent from now on; None while nothing is expected of it."""
-        if self.out_of_service or (self._ready and not len(self._in_flight) and not len(self._joining)):
+        if self.out_of_service:
             return None
-        limit_s = self._settings.batch_timeout_s if self._ready else self._settings.load_timeout_s
-        return max(0.0, self._running_since + limit_s - time.monotonic())
+        ends_at = [since + limit_s for since, limit_s in self._expected()]
+        return max(0.0, min(ends_at) - time.monotonic()) if ends_at else None
+
+    def _expected(self) -> list[tuple[float, float]]:
+        """What is waited for: since when, and for how long it may be."""
+        if not self._ready:
+            return [(self._running_since, self._settings.load_timeout_s)]
+        found = []
+        if len(self._in_flight) or len(self._joining):
+            found.append((self._running_since, self._settings.batch_timeout_s))
+        if self.residence.loading:
+            found.append((self._models.loading_since, self._settings.load_timeout_s))
+        return found
 
     def _device_hangs(self) -> None:
-        limit_s = self._settings.batch_timeout_s if self._ready else self._settings.load_timeout_s
+        _, limit_s = min(self._expected(), key=sum)
         # the word of its death would come as an event; taking it here keeps the reason with the batch
         self._device.close()
         self._on_lost("DeviceHung", f"the device process was silent for {limit_s:g} s and was killed")
@@ -366,7 +490,7 @@ class Batcher:
 
     def _start_device(self) -> None:
         self._running_since = time.monotonic()
-        self._device.start()
+        self._models.start(self._device)
 
     def _leave_service(self, reason: str) -> None:
         self.out_of_service = reason

@@ -26,6 +26,16 @@ class Suspects:
     def __bool__(self) -> bool:
         return bool(self._groups)
 
+    @property
+    def models(self) -> set[str]:
+        """The models that the suspects are of."""
+        return {group[0].waiting.model for group in self._groups}
+
+    @property
+    def next_model(self) -> str:
+        """The model of the group that is next."""
+        return self._groups[0][0].waiting.model
+
     def next(self) -> Sequence[Entry]:
         """Take the group that is to run now."""
         return self._groups.popleft()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from workers.batching.cost import CostModel, Shape
 from workers.batching.microbatch import MicroBatch
 from workers.batching.policy import Budget, Policy
+from workers.batching.residence import Need
 from workers.batching.scheduler import Scheduler
 from workers.batching.work import Entry
 
@@ -28,7 +29,7 @@ class _Model:
     def has_room(self) -> bool:
         urgent = self.scheduler.most_urgent
         if urgent is None:
-            return False
+            return len(self.scheduler) > 0  # what waits for a model that is not loaded may expire
         batches = self.stepping.values()
         rows = sum(len(batch.rows) for batch in batches)
         cost = sum(row.size for batch in batches for row in batch.rows)
@@ -41,15 +42,26 @@ class Joining:
     """All stepwise models of one device. Not thread-safe."""
 
     def __init__(self, policy: Policy, costs: CostModel, budgets: Mapping[str, Budget]) -> None:
-        self._models = {
-            # one at a time: what joins is not made to wait for what is to join with it
-            name: _Model(Scheduler(_one_by_one(policy, name, budget), costs), budget)
-            for name, budget in budgets.items()
-        }
+        self._policy = policy
+        self._costs = costs
+        self._weights: Mapping[str, float] = {}
+        self._models: dict[str, _Model] = {}
+        for name, budget in budgets.items():
+            self.serve(name, budget)
 
     def __len__(self) -> int:
         """How many batches step."""
         return sum(len(model.stepping) for model in self._models.values())
+
+    def serve(self, model: str, budget: Budget) -> None:
+        """Take requests of one more model."""
+        # one at a time: what joins is not made to wait for what is to join with it
+        policy = _one_by_one(self._policy, model, budget)
+        self._models[model] = _Model(Scheduler(policy, self._costs, self._weights), budget)
+
+    def drop(self, model: str) -> None:
+        """Forget a model that nothing waits for or steps in, if it is one of these."""
+        self._models.pop(model, None)
 
     def has(self, model: str) -> bool:
         return model in self._models
@@ -59,8 +71,18 @@ class Joining:
             self._models[entry.waiting.model].scheduler.add([entry])
 
     def weigh(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
         for model in self._models.values():
             model.scheduler.turns.weights = dict(weights)
+
+    def note_absent(self, absent: Mapping[str, float]) -> None:
+        """These models are not loaded, and can be in so many seconds."""
+        for model in self._models.values():
+            model.scheduler.absent = absent
+
+    def needs(self) -> dict[str, Need]:
+        """What waits for each model."""
+        return {name: need for model in self._models.values() for name, need in model.scheduler.needs().items()}
 
     def next(self, now: float) -> tuple[MicroBatch | None, list[Entry]]:
         """Return a batch that is to join now, if one may, and the entries whose deadline is over."""
@@ -94,6 +116,15 @@ class Joining:
         if batch.chosen:
             shape = Shape(batch.padded_cost, len(batch.rows), batch.shape.heads)
             self._models[batch.model].scheduler.ran(batch.chosen, batch.model, shape, seconds)
+
+    def take_waiting(self, model: str) -> list[Entry]:
+        """Remove and return what waits for a model; what steps goes on."""
+        return self._models[model].scheduler.take(lambda _: True) if model in self._models else []
+
+    @property
+    def running(self) -> set[str]:
+        """The models in which anything steps."""
+        return {name for name, model in self._models.items() if model.stepping}
 
     def take(self, which: Callable[[Entry], bool]) -> tuple[list[Entry], list[MicroBatch]]:
         """Remove and return the waiting entries of which `which` is true, and the batches that hold no others."""

@@ -56,6 +56,7 @@ class MicroBatch:
 
     @property
     def model(self) -> str:
+        """The key of the model's version."""
         return self.entries[0].waiting.model
 
     @property
@@ -96,14 +97,14 @@ class MicroBatch:
             if own == row and task in entry.tasks and entry.on_text is not None:
                 entry.on_text(at, text)
 
-    def record(self, ran: Ran, *, revision: str, device: str, worker: str) -> Batch:
+    def record(self, ran: Ran, *, model: str, revision: str, device: str, worker: str) -> Batch:
         """Return the flight recorder's row for this batch, once it has run."""
         heads = Counter(task for entry in self.entries for task in entry.tasks)
         priorities = Counter(str(entry.waiting.priority) for entry in self.entries)
         waits = [self.formed_at - entry.waiting.arrived_at for entry in self.entries]
         return Batch(
             id=self.id,
-            model=self.model,
+            model=model,
             model_revision=revision,
             device=device,
             worker=worker,

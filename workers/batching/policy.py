@@ -2,9 +2,9 @@
 
 The order of decisions:
 
-1. Items that can no longer make it, because their batch would end after their deadline though they were alone in it,
-   are set aside; they are never computed.
-2. The *leader* is the item that must go now: of the most urgent priority the one that waited longest. A less urgent
+1. Items that can no longer make it, because their batch would end after their deadline though they were alone in it
+   (and their model, if it is not loaded, came at once), are set aside; they are never computed.
+2. Of the models that are loaded, the *leader* is the item that must go now: of the most urgent priority the one that waited longest. A less urgent
    priority leads instead when it is owed device time (`Turns`): its guaranteed share, or, once its oldest item has
    *aged*, waited `aged_after_s`, at least `AGED_SHARE`. Between the tenants of that priority, turns are taken by weight.
    The leader always runs, whatever it costs; if it costs more than the budget, alone.
@@ -83,7 +83,9 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment(Generic[T]):
-    """What a decision is made on. `starts_at` is when the device will begin the batch; `seen_at`, by priority, when its last item came."""
+    """What a decision is made on. `starts_at` is when the device will begin the batch; `seen_at`, by priority, when its last item
+    came; `absent` are the models that are not loaded, with the seconds until they can be.
+    """
 
     pool: Pool[T]
     policy: Policy
@@ -92,6 +94,11 @@ class Moment(Generic[T]):
     now: float
     starts_at: float
     seen_at: Mapping[int, float] = field(default_factory=dict)
+    absent: Mapping[str, float] = field(default_factory=dict)
+
+    def begins_at(self, model: str) -> float:
+        """When a batch of a model can begin at the soonest."""
+        return max(self.starts_at, self.now + self.absent.get(model, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,7 @@ def next_batch(moment: Moment[T]) -> Decision[T]:
     """Return the next micro-batch out of the pool, which is left as it is. See the module for the rules."""
     expired = tuple(_late(moment))
     gone = {ticket.number for ticket in expired}
-    oldest = _oldest(moment.pool, gone)
+    oldest = _oldest(moment, gone)
     if not oldest:
         return Decision(expired=expired)
     shares = _shares(moment, oldest)
@@ -143,18 +150,23 @@ def _late(moment: Moment[T]) -> Iterator[Ticket[T]]:
     largest: dict[str, int] = {}
     for (model, _, _), lane in moment.pool.lanes.items():
         largest[model] = max(largest.get(model, 1), lane.by_size[-1][0])
-    longest = [moment.costs.seconds(model, Shape(cost, 1, 1)) or 0.0 for model, cost in largest.items()]
-    for ticket in moment.pool.due(moment.starts_at + 2 * max(longest, default=0.0)):
+    longest = [
+        moment.begins_at(model) + 2 * (moment.costs.seconds(model, Shape(cost, 1, 1)) or 0.0)
+        for model, cost in largest.items()
+    ]
+    for ticket in moment.pool.due(max(longest, default=moment.starts_at)):
         waiting = ticket.waiting
         alone_s = moment.costs.seconds(waiting.model, Shape(waiting.cost, 1, waiting.heads)) or 0.0
-        if waiting.deadline_at is not None and waiting.deadline_at <= moment.starts_at + alone_s:
+        if waiting.deadline_at is not None and waiting.deadline_at <= moment.begins_at(waiting.model) + alone_s:
             yield ticket
 
 
-def _oldest(pool: Pool[T], gone: set[int]) -> dict[int, dict[str, Ticket[T]]]:
-    """Return the item that waited longest by priority and tenant."""
+def _oldest(moment: Moment[T], gone: set[int]) -> dict[int, dict[str, Ticket[T]]]:
+    """Return the item that waited longest by priority and tenant, of the models that are loaded."""
     found: dict[int, dict[str, Ticket[T]]] = {}
-    for (_, priority, tenant), lane in pool.lanes.items():
+    for (model, priority, tenant), lane in moment.pool.lanes.items():
+        if model in moment.absent:
+            continue
         first = next((ticket for number, ticket in lane.tickets.items() if number not in gone), None)
         if first is None:
             continue

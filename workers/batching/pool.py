@@ -143,6 +143,10 @@ class Pool(Generic[T]):
         end = bisect_right(self._deadlines, at, key=lambda entry: entry[0])
         return [ticket for _, _, ticket in self._deadlines[:end]]
 
+    def first_deadline_at(self, model: str) -> float | None:
+        """Return the first deadline that an item of a model has."""
+        return next((at for at, _, ticket in self._deadlines if ticket.waiting.model == model), None)
+
     def _insert(self, ticket: Ticket[T], *, first: bool) -> None:
         waiting = ticket.waiting
         lane = self.lanes.get(waiting.lane)

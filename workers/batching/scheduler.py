@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 from workers.batching.cost import CostModel, Shape
 from workers.batching.policy import Budget, Moment, Policy, next_batch
 from workers.batching.pool import Pool, Waiting
+from workers.batching.residence import Need
 from workers.batching.turns import Charge, Turns
 
 
@@ -49,11 +50,14 @@ class Next(Generic[T]):
 
 
 class Scheduler(Generic[T]):
-    """Not thread-safe. Times are seconds of the caller's clock."""
+    """Not thread-safe. Times are seconds of the caller's clock. `absent` are the models that are not loaded, with the seconds
+    until they can be: nothing of theirs is decided on.
+    """
 
     def __init__(self, policy: Policy, costs: CostModel, weights: Mapping[str, float] | None = None) -> None:
         self.costs = costs
         self.turns = Turns(weights)
+        self.absent: Mapping[str, float] = {}
         self._policy = policy
         self._pool: Pool[T] = Pool(policy.window)
         self._seen_at: dict[int, float] = {}
@@ -74,8 +78,18 @@ class Scheduler(Generic[T]):
 
     @property
     def most_urgent(self) -> int | None:
-        """The most urgent priority that waits."""
-        return min((priority for _, priority, _ in self._pool.lanes), default=None)
+        """The most urgent priority that waits and can run."""
+        return min((priority for model, priority, _ in self._pool.lanes if model not in self.absent), default=None)
+
+    def needs(self) -> dict[str, Need]:
+        """What waits for each model."""
+        found: dict[str, Need] = {}
+        for (model, priority, _), lane in self._pool.lanes.items():
+            need = Need(priority, lane.oldest.waiting.arrived_at)
+            found[model] = need.merged(found[model]) if model in found else need
+        for model in self.absent.keys() & found.keys():
+            found[model] = replace(found[model], deadline_at=self._pool.first_deadline_at(model))
+        return found
 
     def next(self, now: float, starts_at: float | None = None, *, overtaking: int | None = None) -> Next[T]:
         """Decide on the next batch; it leaves the queue, with what expired.
@@ -92,6 +106,7 @@ class Scheduler(Generic[T]):
             now=now,
             starts_at=now if starts_at is None else starts_at,
             seen_at=self._seen_at,
+            absent=self.absent,
         )
         decision = next_batch(moment)
         self._pool.remove(decision.expired)
@@ -101,7 +116,7 @@ class Scheduler(Generic[T]):
         if overtaking is not None:
             waits = decision.charge.leader >= overtaking
         else:
-            waits = starts_at is not None and not decision.full and len(decision.batch) == len(self._pool)
+            waits = starts_at is not None and not decision.full and len(decision.batch) == self._runnable
         if waits:
             return Next(None, expired)
         self._pool.remove(decision.batch)
@@ -119,8 +134,15 @@ class Scheduler(Generic[T]):
         """Remove and return the items of which `which` is true."""
         return [ticket.item for ticket in self._pool.take(which)]
 
-    def shrink(self, model: str, budget: Budget) -> None:
-        """Bound a model's batches from now on."""
+    @property
+    def _runnable(self) -> int:
+        """How many items wait for models that are loaded."""
+        if not self.absent:
+            return len(self._pool)
+        return sum(len(lane.tickets) for (model, _, _), lane in self._pool.lanes.items() if model not in self.absent)
+
+    def bound(self, model: str, budget: Budget) -> None:
+        """Bound a model's batches from now on, a new model's too."""
         self._policy = replace(self._policy, budgets={**self._policy.budgets, model: budget})
 
     def budget(self, model: str) -> Budget:

@@ -46,7 +46,12 @@ class Interrupted:
     """The worker stops, or its device is out of service: the item was not computed here and goes back to the queue."""
 
 
-Outcome: TypeAlias = Computed | Failed | Expired | Cancelled | Interrupted
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """The model has another version since the item was prepared: it is prepared for that one, and waits again."""
+
+
+Outcome: TypeAlias = Computed | Failed | Expired | Cancelled | Interrupted | Superseded
 
 
 class Group:

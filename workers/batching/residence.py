@@ -1,0 +1,303 @@
+"""Which of a device's models are loaded: all of them, or within a memory budget those that are needed. Pure: no clock, no I/O.
+
+Within a budget a model is loaded when something waits for it, and the least recently used one makes room:
+
+- A model for which nothing waits goes first. It ends the batches that it has, and gets no more.
+- One for which something waits stays at least as long as its loading took. Then it goes for what is more urgent. For what is as
+  urgent it goes after its *turn*, `TURN` times what loading the two takes, so that at most a part of 1 / (1 + `TURN`) of the time is
+  spent on loading; sooner only if a deadline could not be met otherwise. For what is less urgent it goes after its turn, once
+  that has *aged*.
+- What is under suspicion (`workers.batching.blame`) waits for nobody: meanwhile nothing else runs.
+
+What a model takes is its weights' size until it has been loaded once, and from then on how much the process grew by it. A model that was
+never measured is loaded once when the worker starts, so that one that cannot be loaded, or is too large by itself, is found then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+
+#: For how long a model may keep one that is as urgent waiting, in times of what loading both takes.
+TURN = 4.0
+
+#: Seconds after which less urgent work may have its model loaded in place of a busy one.
+AGED_S = 10.0
+
+#: The priority of what is more urgent than anything a user can ask for.
+AT_ONCE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What waits for a model: its most urgent priority, its oldest arrival, its first deadline (Unix seconds)."""
+
+    priority: int
+    arrived_at: float
+    deadline_at: float | None = None
+
+    def merged(self, other: Need) -> Need:
+        return Need(min(self.priority, other.priority), min(self.arrived_at, other.arrived_at))
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model takes: bytes of its device's memory, seconds to load. Not `measured`, it is an estimate."""
+
+    bytes: int = 0
+    load_s: float = 0.0
+    measured: bool = True
+
+
+class State(Enum):
+    ABSENT = auto()
+    LOADING = auto()
+    LOADED = auto()
+    LEAVING = auto()  # it ends the batches that it has, and is then unloaded
+    UNLOADING = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    key: str
+
+
+@dataclass(slots=True)
+class _Resident:
+    footprint: Footprint
+    state: State = State.ABSENT
+    since: float = 0.0  # when it came into this state
+    used_at: float = 0.0
+    asked_for: bool = False  # to be loaded though nothing waits for it
+    retired: bool = False
+    deaths: int = 0
+
+
+@dataclass(slots=True)
+class Residence:
+    """Not thread-safe. `now` is seconds of a steady clock, `wall` Unix seconds. A budget of 0 bounds nothing: all models are loaded
+    with the process.
+    """
+
+    budget_bytes: int = 0
+    resident_bytes: int = 0
+    loads: int = 0  # since the start of the process
+    unloads: int = 0
+    _models: dict[str, _Resident] = field(default_factory=dict)
+
+    # --- what there is ---
+
+    def add(self, key: str, footprint: Footprint, *, asked_for: bool = False) -> None:
+        """Know one more model; `asked_for`, it is loaded at once. One that was never measured is."""
+        untried = bool(self.budget_bytes) and not footprint.measured
+        self._models[key] = _Resident(footprint, asked_for=asked_for or untried)
+
+    def retire(self, key: str) -> None:
+        """Have a model unloaded for good, once nothing runs on it."""
+        self._models[key].retired = True
+
+    def remove(self, key: str) -> None:
+        self._models.pop(key, None)
+
+    def footprint(self, key: str) -> Footprint:
+        return self._models[key].footprint
+
+    @property
+    def measured(self) -> dict[str, Footprint]:
+        """What is known of the models that were loaded."""
+        return {key: one.footprint for key, one in list(self._models.items()) if one.footprint.measured}
+
+    @property
+    def loaded(self) -> list[str]:
+        """The models that are in memory. May be asked from another thread."""
+        inside = (State.LOADED, State.LEAVING, State.UNLOADING)
+        return [key for key, one in list(self._models.items()) if one.state in inside]
+
+    @property
+    def held(self) -> set[str]:
+        """The models that are in memory, or will be in a moment."""
+        return {key for key, one in self._models.items() if one.state is not State.ABSENT}
+
+    @property
+    def loading(self) -> str | None:
+        return next((key for key, one in self._models.items() if one.state is State.LOADING), None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all models are loaded and none is to come or to go."""
+        return all(one.state is State.LOADED and not one.retired for one in self._models.values())
+
+    @property
+    def untried(self) -> bool:
+        """Whether a model is still to be loaded for the first time."""
+        return any(one.asked_for for one in self._models.values())
+
+    def at_start(self) -> list[str]:
+        """The models that a starting process loads before it is ready."""
+        return [] if self.budget_bytes else [k for k, one in self._models.items() if not (one.asked_for or one.retired)]
+
+    def absent(self, now: float) -> dict[str, float]:
+        """Return the models on which no batch may begin, with the seconds until one can."""
+        found: dict[str, float] = {}
+        for key, one in self._models.items():
+            if one.state is State.LOADING:
+                found[key] = max(0.0, one.since + one.footprint.load_s - now)
+            elif one.state is not State.LOADED:
+                found[key] = one.footprint.load_s
+        return found
+
+    # --- what happens ---
+
+    def came_up(self, now: float, resident_bytes: int) -> None:
+        """The process is ready, with the models of `at_start`."""
+        self.resident_bytes = resident_bytes
+        for key in self.at_start():
+            self._enter(key, State.LOADED, now)
+
+    def came(self, key: str, grown_bytes: int, load_s: float, resident_bytes: int, now: float) -> None:
+        """A model is loaded. What it takes is what was seen to be taken last, but no less than a tenth of what was thought."""
+        one = self._models[key]
+        least = one.footprint.bytes // 10 if one.footprint.measured else 0
+        one.footprint = Footprint(max(grown_bytes, least), load_s)
+        one.asked_for = False
+        one.deaths = 0
+        self.resident_bytes = resident_bytes
+        self.loads += 1
+        self._enter(key, State.LOADED, now)
+
+    def went(self, key: str, resident_bytes: int, now: float) -> None:
+        self.resident_bytes = resident_bytes
+        self.unloads += 1
+        self._enter(key, State.ABSENT, now)
+
+    def used(self, key: str, now: float) -> None:
+        self._models[key].used_at = now
+
+    def failed(self, key: str, now: float) -> None:
+        """A model cannot be loaded."""
+        self._models[key].asked_for = False
+        self._enter(key, State.ABSENT, now)
+
+    def lost(self, now: float) -> tuple[str, int] | None:
+        """The process is no more: nothing is loaded. Return the model that was being loaded, and how often that has happened to it."""
+        loading = self.loading
+        for key in self._models:
+            self._enter(key, State.ABSENT, now)
+        if loading is None:
+            return None
+        self._models[loading].deaths += 1
+        return loading, self._models[loading].deaths
+
+    def too_large(self) -> str | None:
+        """Return a model that does not fit into the budget by itself, if there is one.
+
+        Before any is loaded, by what is known of them; afterwards, the only one that is loaded by what the process takes.
+        """
+        if not self.budget_bytes:
+            return None
+        inside = self.loaded
+        if not inside:
+            rest = self.budget_bytes - self.resident_bytes
+            return next((key for key, one in self._models.items() if one.footprint.bytes > rest), None)
+        return inside[0] if len(inside) == 1 and self.resident_bytes > self.budget_bytes else None
+
+    # --- what to do ---
+
+    def next(self, needs: Mapping[str, Need], busy: Collection[str], now: float, wall: float) -> Load | Unload | None:
+        """Return what is to be done now, which is then under way. `busy` are the models on which anything runs."""
+        if any(one.state in (State.LOADING, State.UNLOADING) for one in self._models.values()):
+            return None
+        self._send_off(needs, busy, now)
+        for key, one in self._models.items():
+            if one.state is State.LEAVING and key not in busy:
+                self._enter(key, State.UNLOADING, now)
+                return Unload(key)
+        if any(one.state is State.LEAVING for one in self._models.values()):
+            return None
+        target = self._target(needs)
+        if target is None:
+            return self._leave(self._surplus(needs), busy, now)
+        if self._fits(target):
+            self._enter(target, State.LOADING, now)
+            return Load(target)
+        return self._leave(self._victim(target, needs, now, wall), busy, now)
+
+    def _send_off(self, needs: Mapping[str, Need], busy: Collection[str], now: float) -> None:
+        for key, one in self._models.items():
+            if one.retired and one.state is State.LOADED and key not in needs and key not in busy:
+                self._enter(key, State.LEAVING, now)
+
+    def _target(self, needs: Mapping[str, Need]) -> str | None:
+        """Return the model to load: what is under suspicion, then what was asked for, then what is needed most urgently and longest."""
+        ranks = []
+        for key, one in self._models.items():
+            if one.state is not State.ABSENT:
+                continue
+            need = needs.get(key)
+            if need is not None:
+                ranks.append(
+                    (need.priority if need.priority == AT_ONCE or not one.asked_for else 0, need.arrived_at, key)
+                )
+            elif one.asked_for:
+                ranks.append((0, 0.0, key))
+        return min(ranks)[2] if ranks else None
+
+    def _fits(self, key: str) -> bool:
+        return (
+            not self.budget_bytes
+            or self.resident_bytes + self._models[key].footprint.bytes <= self.budget_bytes
+            or not self.loaded
+        )
+
+    def _victim(self, target: str, needs: Mapping[str, Need], now: float, wall: float) -> str | None:
+        """Return the least recently used of the models that may go for `target`: one that nothing waits for, if there is any."""
+        by_use = self._by_use()
+        idle = [key for key in by_use if key not in needs]
+        may_go = (key for key in by_use if self._may_go(key, target, needs, now, wall))
+        return idle[0] if idle else next(may_go, None)
+
+    def _may_go(self, key: str, target: str, needs: Mapping[str, Need], now: float, wall: float) -> bool:
+        one, other, need = self._models[key], self._models[target], needs.get(target)
+        if need is not None and need.priority == AT_ONCE:
+            return True
+        stayed_s = now - one.since
+        if stayed_s < one.footprint.load_s:
+            return False
+        if need is None or other.asked_for or need.priority < needs[key].priority:
+            return True
+        left_s = TURN * (one.footprint.load_s + other.footprint.load_s) - stayed_s
+        if need.priority > needs[key].priority:
+            return left_s <= 0 and wall - need.arrived_at >= AGED_S
+        presses = need.deadline_at is not None and need.deadline_at < wall + left_s + 2 * other.footprint.load_s
+        return left_s <= 0 or presses
+
+    def _surplus(self, needs: Mapping[str, Need]) -> str | None:
+        """Return a model that goes because the process has grown over the budget, and nothing waits for it."""
+        if not self.budget_bytes or self.resident_bytes <= self.budget_bytes or len(self.loaded) < 2:
+            return None
+        return next((key for key in self._by_use() if key not in needs), None)
+
+    def _by_use(self) -> list[str]:
+        loaded = [(one.used_at, key) for key, one in self._models.items() if one.state is State.LOADED]
+        return [key for _, key in sorted(loaded)]
+
+    def _leave(self, key: str | None, busy: Collection[str], now: float) -> Unload | None:
+        if key is None:
+            return None
+        self._enter(key, State.LEAVING if key in busy else State.UNLOADING, now)
+        return None if key in busy else Unload(key)
+
+    def _enter(self, key: str, state: State, now: float) -> None:
+        one = self._models[key]
+        one.state, one.since = state, now
+
+
+def estimated(keys: Iterable[tuple[str, int]]) -> dict[str, Footprint]:
+    """Return what models that were never loaded are thought to take: as much as their files."""
+    return {key: replace(Footprint(size), measured=False) for key, size in keys}

@@ -1,0 +1,179 @@
+"""The models of one device as the batcher has them: what each is, which are loaded, which come and go.
+
+A model's every version has a *key* of its own, and is another model to all that batches: items prepared for one version can meet
+neither the rows nor the cached features of another. A version that is *admitted* is loaded beside the others and not used yet; one
+that is *retired* gets nothing more, and is unloaded when what the device has of it is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from producers.errors import ConfigurationError
+from workers.batching.policy import Budget
+from workers.batching.residence import Footprint, Load, Need, Residence, Unload
+from workers.device_client import DeviceClient
+from workers.device_process import ModelToLoad
+from workers.models.model import Model
+from workers.transfer import Header
+
+logger = logging.getLogger(__name__)
+
+#: A model under whose loading the process ended this often in a row cannot be loaded.
+MOST_DEATHS = 2
+
+
+class CannotLoad(ConfigurationError):
+    """A model cannot be loaded; `str()` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as the batcher needs it: its parent side, its revision, its budget. `generation` counts its versions here."""
+
+    model: Model
+    revision: str
+    budget: Budget
+    generation: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.model.spec.name
+
+    @property
+    def key(self) -> str:
+        """What tells its versions apart, between here and the device."""
+        return f"{self.name}#{self.generation}" if self.generation else self.name
+
+
+class Roster:
+    """Owned by the batcher's thread, from `start` on. What `admit` and `retire` are given comes to its result there."""
+
+    def __init__(self, served: Mapping[str, ServedModel], residence: Residence) -> None:
+        self.residence = residence
+        self.loading_since = 0.0  # monotonic
+        self._served = dict(served)
+        self._admitted: dict[str, Future[None]] = {}
+        self._retired: dict[str, Future[None]] = {}
+        self._reported_loads = 0
+        self._device: DeviceClient
+
+    def __getitem__(self, key: str) -> ServedModel:
+        return self._served[key]
+
+    def takes(self, key: str) -> bool:
+        """Whether new work for a model is taken."""
+        return key in self._served and key not in self._retired
+
+    # --- what comes and goes ---
+
+    def admit(self, served: ServedModel, wanted: ModelToLoad, footprint: Footprint, done: Future[None]) -> None:
+        """Have a version loaded. `done` gets CannotLoad if it cannot be."""
+        self._device.offer(served.key, wanted)
+        self._served[served.key] = served
+        self._admitted[served.key] = done
+        self.residence.add(served.key, footprint, asked_for=True)
+
+    def retire(self, key: str, done: Future[None]) -> None:
+        """Have a version unloaded once nothing runs on it."""
+        self._retired[key] = done
+        self.residence.retire(key)
+
+    # --- the device ---
+
+    def start(self, device: DeviceClient) -> None:
+        """Start the device, or start it again."""
+        self._device = device
+        device.start(self.residence.at_start())
+
+    def came_up(self, header: Header) -> None:
+        self.residence.came_up(time.monotonic(), header.get("resident_bytes", 0))
+        self._reported_loads = self.residence.loads
+
+    def lost(self) -> str | None:
+        """Take note that the process is no more; return why the models cannot be served any longer, if they cannot."""
+        loading = self.residence.lost(time.monotonic())
+        if loading is None or loading[1] < MOST_DEATHS:
+            return None
+        return self.cannot_load(loading[0], f"the device process ended {loading[1]} times while loading it")
+
+    def on_event(self, header: Header) -> str | None:
+        """Take note of what the device says of a model; return why the models cannot be served any longer, if they cannot."""
+        key, now = header["model"], time.monotonic()
+        if header["event"] == "unloaded":
+            self.residence.went(key, header["resident_bytes"], now)
+            return None
+        if header["event"] == "unloadable":
+            return self.cannot_load(key, f"{header['kind']}: {header['message']}")
+        self.residence.came(key, header["grown_bytes"], header["load_s"], header["resident_bytes"], now)
+        if self.residence.too_large() == key:
+            return self.cannot_load(key, self._too_large(key))
+        if done := self._admitted.pop(key, None):
+            done.set_result(None)
+        return None
+
+    def cannot_load(self, key: str, reason: str) -> str | None:
+        """Give up a version that was to come; of one that is served already, return the reason."""
+        name = self._served[key].name
+        done = self._admitted.pop(key, None)
+        if done is None:
+            return f"model {name} cannot be loaded: {reason}"
+        if key in self.residence.loaded:  # it is here, and too large
+            self.retire(key, Future())
+        else:
+            self._forget(key)
+        done.set_exception(CannotLoad(f"model {name}: {reason}"))
+        return None
+
+    def too_large(self) -> str | None:
+        """Return why the models cannot be served within the budget, as far as is known before they are loaded."""
+        key = self.residence.too_large()
+        return None if key is None else f"model {self._served[key].name}: {self._too_large(key)}"
+
+    def _too_large(self, key: str) -> str:
+        took = (
+            self.residence.resident_bytes + (0 if key in self.residence.loaded else self.residence.footprint(key).bytes)
+        ) / 10**6
+        return (
+            f"with it alone the device process takes {took:,.0f} MB, over worker.memory_budget, "
+            f"{self.residence.budget_bytes / 10**6:,.0f} MB; raise that, or leave the model out of worker.models"
+        )
+
+    def move(self, needs: Mapping[str, Need], busy: Collection[str]) -> None:
+        """Have models loaded and unloaded, as is needed now."""
+        move = self.residence.next(needs, busy, time.monotonic(), time.time())
+        if isinstance(move, Load):
+            self.loading_since = time.monotonic()
+            self._device.load(move.key)
+        elif isinstance(move, Unload):
+            self._device.unload(move.key)
+
+    def dismissed(self, needs: Collection[str], busy: Collection[str]) -> list[str]:
+        """Return the retired versions that are gone for good, from now on unknown."""
+        gone = [key for key in self._retired if key not in self.residence.held and key not in needs and key not in busy]
+        for key in gone:
+            self._forget(key)
+            self._retired.pop(key).set_result(None)
+        return gone
+
+    def loads_since_last(self) -> int:
+        """How many models were loaded since this was asked last."""
+        new = self.residence.loads - self._reported_loads
+        self._reported_loads = self.residence.loads
+        return new
+
+    def close(self) -> None:
+        """Nothing that is under way comes to an end any more."""
+        for done in (*self._admitted.values(), *self._retired.values()):
+            done.set_exception(CannotLoad("this worker stops"))
+        self._admitted.clear()
+        self._retired.clear()
+
+    def _forget(self, key: str) -> None:
+        self._device.forget(key)
+        self.residence.remove(key)
+        del self._served[key]
