@@ -13,6 +13,7 @@ from workers import devices, serving, settings
 from workers.batching.policy import Budget
 from workers.device_process import ModelToLoad
 from workers.models.backends.choice import Backend
+from workers.training.batches import by_size
 
 
 def as_served(config: settings.Settings, name: str = "text") -> tuple[ModelToLoad, Budget]:
@@ -34,14 +35,7 @@ def loaded(wanted: ModelToLoad, backend: Backend) -> Any:
 def run(model: Any, texts: Sequence[str], budget: Budget, tasks: tuple[str, ...]) -> float:
     """Run the loop that one writes for a folder of texts: sort, fill batches up to the budget, run. Returns texts/s."""
     started = time.monotonic()
-    batch: list[str] = []
-    longest = 0
-    for text in sorted(texts, key=len):
-        size = model.prepare(text, {}).size
-        if batch and (max(longest, size) * (len(batch) + 1) > budget.cost or len(batch) == budget.rows):
-            plain_celery.forward(model, batch, tasks)
-            batch, longest = [], 0
-        batch.append(text)
-        longest = max(longest, size)
-    plain_celery.forward(model, batch, tasks)
+    sizes = [model.prepare(text, {}).size for text in texts]
+    for places in by_size(sizes, budget.cost, most_rows=budget.rows):
+        plain_celery.forward(model, [texts[place] for place in places], tasks)
     return len(texts) / (time.monotonic() - started)

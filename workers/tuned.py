@@ -35,13 +35,15 @@ _LIBRARIES = ("onnxruntime", "openvino", "torch", "transformers")
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate. `agreement` is the least cosine between its outputs and the reference's, `shift` the mean difference of
-    probabilities; `accuracy` is by task, where labelled data were used. One that was not admitted says why.
+    scores, `same` the share of best answers that are the same; `accuracy` is by task, where labelled data were used. One that
+    was not admitted, or does not run here (no items a second), says why.
     """
 
     backend: Backend
     items_per_s: float
     agreement: float
     shift: float
+    same: float = 1.0
     accuracy: dict[str, float] = {}
     refused: str = ""
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from producers.catalogue import Task
 from producers.errors import InvalidInput
 from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.samples import Item
 
 Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
@@ -81,6 +82,12 @@ class Model(ABC):
     #: The padded cost of a batch, where neither the settings nor a measurement say it.
     default_cost: ClassVar[int] = 1024
 
+    #: Batch costs worth trying, of a tunable one.
+    budgets: Sequence[int] = ()
+
+    #: Whether it heeds the parameter `explain` itself; for others `workers.models.explaining` does, if it can.
+    explains: ClassVar[bool] = False
+
     #: How many rows of the last batch needed no pass, since their features were known.
     cached_rows: int = 0
 
@@ -122,6 +129,10 @@ class Model(ABC):
     def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         """`finish` for an item of which more must be known than the head's output: override it to use `prepared.aside`."""
         return self.finish(task, output, params)
+
+    def trial(self, count: int) -> Sequence[Item]:
+        """Return inputs of usual sizes, about `count`, with the tasks wanted on each: what a tunable model is measured on."""
+        raise NotImplementedError(f"{type(self).__name__} is tunable, and does not say on what")
 
     # --- in the device process, from one thread ---
 

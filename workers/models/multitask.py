@@ -9,14 +9,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import msgspec
 import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError
-from workers.models import feature_cache, sources
+from workers.models import feature_cache, samples, sources
 from workers.models.backends.choice import Name
 from workers.models.feature_cache import FeatureCache
 from workers.models.model import CONTENTS, Array, Arrays, Model, ModelSpec
@@ -43,9 +43,6 @@ class MultiTaskModel(Model):
     tunable = True
     backends = get_args(Name)
 
-    #: Batch costs worth trying.
-    budgets: ClassVar[tuple[int, ...]]
-
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self.passes = 0
@@ -57,6 +54,9 @@ class MultiTaskModel(Model):
     @abstractmethod
     def sample(self, count: int) -> Sequence[str | bytes]:
         """Return inputs of usual sizes, to measure the model on."""
+
+    def trial(self, count: int) -> Sequence[samples.Item]:
+        return samples.for_all(self.sample(count), self.spec.tasks)
 
     # --- in the device process ---
 
@@ -89,6 +89,14 @@ class MultiTaskModel(Model):
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
         """Run the backbone. What it returns may be overwritten by the next call."""
         return self._backbone(arrays)
+
+    @property
+    def module(self) -> Any:
+        """The network of a model that was loaded on torch, for who needs its gradients."""
+        from workers.models.backends.torch_network import TorchNetwork
+
+        assert isinstance(self._backbone, TorchNetwork), "no other backend has gradients"
+        return self._backbone.module
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch

@@ -9,8 +9,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
+from typing import Any, TypeAlias
+
+import msgspec
+
+from producers.catalogue import Task
+
+#: An input, and the parameters of the tasks that are wanted on it.
+Item: TypeAlias = tuple[Any, Mapping[str, msgspec.Struct]]
 
 _MODULES = (
     "argparse", "asyncio.tasks", "collections", "configparser", "csv", "datetime", "decimal", "difflib", "email.message",
@@ -21,6 +29,24 @@ _MODULES = (
 
 #: Words of a long text; every fifth is one.
 _LONG, _SHORT = 130, 22
+
+#: What zero-shot tasks are asked where nobody says.
+_LABELS = ("technology", "sport", "politics")
+
+
+def usual_params(task: Task) -> msgspec.Struct:
+    """Return a task's usual parameters; what is too long is cut, and labels are some or others."""
+    names = task.kind.params.__struct_fields__
+    chosen: dict[str, Any] = {"truncation": True} if "truncation" in names else {}
+    if "candidate_labels" in names:
+        chosen["candidate_labels"] = _LABELS
+    return msgspec.convert(chosen, task.kind.params)
+
+
+def for_all(contents: Sequence[Any], tasks: Mapping[str, Task]) -> list[Item]:
+    """Return each content with all tasks wanted on it."""
+    params = {name: usual_params(task) for name, task in tasks.items()}
+    return [(content, params) for content in contents]
 
 
 def texts(count: int, *, seed: int = 0) -> list[str]:

@@ -12,20 +12,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from producers.catalogue import Catalogue
-from producers.kinds.text import TextClassificationParams
 from workers.models import sources
 from workers.models.text import TextModel
 from workers.training import data, features
+from workers.training.batches import best_labels
 from workers.training.data import SEED, Example
 from workers.training.heads import without_subject
-
-_PARAMS = TextClassificationParams(truncation=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +57,8 @@ def _score(name: str, examples: Sequence[Example], answers: Sequence[str]) -> Sc
 
 
 def predict(task: str, texts: Sequence[str], model: TextModel, what: str) -> list[str]:
-    """Return the best label of each text."""
-    found: dict[int, str] = {}
-    rows = [model.prepare(text, {task: _PARAMS}) for text in texts]
-    for places in track(list(features.by_length(rows)), description=what):
-        arrays = model.collate([rows[place] for place in places])
-        outputs = model.forward(arrays, {task: np.arange(len(places))})[task]
-        for place, output in zip(places, outputs, strict=True):
-            found[place] = model.finish(model.spec.tasks[task], output, _PARAMS)[0]["label"]
-    return [found[place] for place in range(len(texts))]
+    """Return the best label of each text; `what` is shown with the progress."""
+    return best_labels(model, task, texts, watch=lambda batches: track(batches, description=what))
 
 
 def _rows(scores: Sequence[Score]) -> Iterator[tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -18,10 +18,11 @@ from producers.catalogue import Task
 from producers.kinds.text import TextClassificationParams
 from workers.models import sources
 from workers.models.head_modules import TokenAttention
-from workers.models.model import ModelSpec, Prepared
+from workers.models.model import ModelSpec
 from workers.models.text import TextModel
+from workers.training.batches import by_size
 
-_BATCH_TOKENS = 2048
+BATCH_TOKENS = 2048
 
 Features = dict[str, torch.Tensor]
 
@@ -60,20 +61,9 @@ def each(
     rows = [model.prepare(text, {"any": TextClassificationParams(truncation=True)}) for text in texts]
     found: dict[int, NDArray[Any]] = {}
     with torch.inference_mode():
-        for places in track(list(by_length(rows)), description=f"encode {what}"):
+        for places in track(list(by_size([row.size for row in rows], BATCH_TOKENS)), description=f"encode {what}"):
             arrays = model.collate([rows[place] for place in places])
             features = model.encode({name: torch.from_numpy(array) for name, array in arrays.items()})
             for row, place in enumerate(places):
                 found[place] = take(features, row, rows[place].size)
     return [found[place] for place in range(len(rows))]
-
-
-def by_length(rows: Sequence[Prepared]) -> Iterator[list[int]]:
-    """Yield places of rows, long ones last, so that a batch is hardly padded and at most `_BATCH_TOKENS` large."""
-    batch: list[int] = []
-    for place in sorted(range(len(rows)), key=lambda place: rows[place].size):
-        if batch and (len(batch) + 1) * rows[place].size > _BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(place)
-    yield batch

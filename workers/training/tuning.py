@@ -13,38 +13,40 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 
-from producers.catalogue import Task
 from producers.errors import ConfigurationError
 from workers.device_process import ModelToLoad
 from workers.models import sources
 from workers.models.backends.choice import REFERENCE, Backend
-from workers.models.model import Array, Prepared
-from workers.models.multitask import MultiTaskModel
+from workers.models.model import Model
+from workers.models.text import TextModel
 from workers.training import data
+from workers.training.agreement import Answered, Trial, agreement, answered, run
+from workers.training.batches import best_labels, by_size
 from workers.tuned import Decision, Measured
 
 #: A candidate may lose this much accuracy to the reference.
 MOST_LOST = 0.005
 
-#: Without labels: how alike vectors must be, and how little probabilities may differ in the mean.
-LEAST_AGREEMENT, MOST_SHIFT = 0.999, 0.005
+#: Without labels: how alike vectors must be, how little scores may differ in the mean, and how many best answers be the same.
+LEAST_AGREEMENT, MOST_SHIFT, LEAST_SAME = 0.999, 0.005, 0.99
 
 #: The smallest batch that is this near to the best rate is chosen: shorter batches wait less.
 GOOD_ENOUGH = 0.97
 
 SAMPLE, LABELLED_TEXTS, ROUNDS = 60, 500, 3
 
-Outputs = dict[str, Array]
+#: A large model is measured on fewer inputs, so that a pass over them takes about so long, but on no fewer than so many; where
+#: it takes longer all the same, once.
+PASS_S, LEAST_SAMPLE = 3.0, 12
 
 
 def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
@@ -68,28 +70,33 @@ def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
 @dataclass(slots=True)
 class _Candidate:
     backend: Backend
-    model: MultiTaskModel
+    model: Model
     fastest_s: float = float("inf")
 
 
 def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
     """Return the decision for a model. Raises ConfigurationError if not even the reference runs."""
     reference = _load(wanted, REFERENCE, device)
-    params = {name: _params(task) for name, task in reference.model.spec.tasks.items()}
-    rows = [reference.model.prepare(content, params) for content in reference.model.sample(SAMPLE)]
-    loaded = [
-        reference,
-        *(made for made in map(_loader(wanted, device), candidates(device, labelled=labelled)) if made),
-    ]
-    batches = list(by_size(rows, reference.model.budgets[len(reference.model.budgets) // 2]))
+    trials = _trials(reference.model)
+    loaded: list[_Candidate] = [reference]
+    refused: list[Measured] = []
+    for backend in candidates(device, labelled=labelled):
+        if backend.is_reference or backend.name not in reference.model.backends:
+            continue
+        try:
+            _check_memory(Path(wanted.folder), device, len(loaded))
+            loaded.append(_load(wanted, backend, device))
+        except (ConfigurationError, RuntimeError, NotImplementedError) as error:
+            refused.append(_not_run(wanted, backend, error))
+    batches = _batches(trials, reference.model.budgets[len(reference.model.budgets) // 2])
     _take_turns([(candidate, batches) for candidate in loaded])
-    expected = _outputs(reference.model, batches)
-    labels = _labelled(wanted) if labelled else {}
+    expected = answered(reference.model, batches)
+    labels = _labelled(wanted, reference.model) if labelled else {}
     right = {task: _right(reference.model, task, examples) for task, examples in labels.items()}
-    measured = [_judged(candidate, batches, expected, labels, right, len(rows)) for candidate in loaded]
+    measured = [_judged(candidate, batches, expected, labels, right) for candidate in loaded]
     best = max((m for m in measured if not m.refused), key=lambda m: m.items_per_s)
     chosen = next(candidate for candidate in loaded if candidate.backend == best.backend)
-    rates = _rates(chosen, rows)
+    rates = _rates(chosen, trials)
     good = [cost for cost, rate in rates.items() if rate >= GOOD_ENOUGH * max(rates.values())]
     return Decision(
         model=wanted.name,
@@ -97,8 +104,8 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
         device=device,
         decided_at=time.time(),
         guard="accuracy" if labels else "agreement",
-        sample=len(rows),
-        candidates=tuple(measured),
+        sample=len(trials),
+        candidates=(*measured, *refused),
         backend=best.backend,
         rates={cost: round(rate, 1) for cost, rate in rates.items()},
         batch_cost=min(good),
@@ -107,42 +114,60 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
 
 def _load(wanted: ModelToLoad, backend: Backend, device: str) -> _Candidate:
     model = msgspec.structs.replace(wanted, backend=backend).build()
-    assert isinstance(model, MultiTaskModel)
+    if not model.tunable:
+        raise ConfigurationError(f"models.{wanted.name}: {type(model).__name__} has no backends to choose from")
     model.load(device)
     return _Candidate(backend, model)
 
 
-def _loader(wanted: ModelToLoad, device: str) -> Callable[[Backend], _Candidate | None]:
-    def load(backend: Backend) -> _Candidate | None:
-        if backend.is_reference:
-            return None
-        try:
-            return _load(wanted, backend, device)
-        except (ConfigurationError, RuntimeError, NotImplementedError) as error:
-            print(f"{backend}: does not run here: {error}", file=sys.stderr)  # noqa: T201 - shown by the parent
-            return None
-
-    return load
+def _not_run(wanted: ModelToLoad, backend: Backend, error: Exception) -> Measured:
+    """Return a candidate that does not run here, with its reason."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix(f"models.{wanted.name}")
+    return Measured(backend=backend, items_per_s=0.0, agreement=0.0, shift=0.0, same=0.0, refused=reason.lstrip(":. "))
 
 
-def by_size(rows: Sequence[Prepared], cost: int) -> Iterator[list[Prepared]]:
-    """Yield batches of rows of similar size, each within a padded cost."""
-    batch: list[Prepared] = []
-    for row in sorted(rows, key=lambda row: row.size):
-        if batch and (len(batch) + 1) * row.size > cost:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
+def _check_memory(folder: Path, device: str, loaded: int) -> None:
+    """Raise ConfigurationError if another copy of the weights, with what making it takes, is not to be had beside the others."""
+    weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    free = torch.cuda.mem_get_info()[0] if device.startswith("cuda") else _free_bytes()
+    if 3 * weights > free:
+        raise ConfigurationError(f"{loaded} candidates are loaded, and there is no memory for another")
 
 
-def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Prepared]]]]) -> list[float]:
-    """Run every candidate over its batches `ROUNDS` times after a first, uncounted one; return each one's best seconds."""
+def _free_bytes() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        return float("inf")
+    return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
+
+
+def _trials(model: Model) -> list[Trial]:
+    """Return what candidates are measured on: `SAMPLE` inputs, fewer where one pass over them would take long."""
+    few = [Trial(item, model.prepare(*item)) for item in model.trial(LEAST_SAMPLE)]
+    started = time.perf_counter()
+    run(model, few[:4])
+    run(model, few)
+    each_s = (time.perf_counter() - started) / (len(few) + 4)
+    count = min(SAMPLE, int(PASS_S / each_s))
+    return few if count <= LEAST_SAMPLE else [Trial(item, model.prepare(*item)) for item in model.trial(count)]
+
+
+def _batches(trials: Sequence[Trial], cost: int) -> list[list[Trial]]:
+    return [[trials[n] for n in places] for places in by_size([trial.row.size for trial in trials], cost)]
+
+
+def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]]) -> list[float]:
+    """Run every candidate over its batches a few times after a first, uncounted one; return each one's best seconds."""
     best = [float("inf")] * len(runs)
+    began = time.perf_counter()
     for round_ in range(ROUNDS + 1):
+        if round_ > 1 and time.perf_counter() - began > PASS_S * len(runs) * round_:
+            break  # that slow, one measurement is as good as three
         for place, (candidate, batches) in enumerate(runs):
             started = time.perf_counter()
-            _outputs(candidate.model, batches)
+            for batch in batches:
+                run(candidate.model, batch)
             if round_:
                 best[place] = min(best[place], time.perf_counter() - started)
     for (candidate, _), seconds in zip(runs, best, strict=True):
@@ -150,86 +175,57 @@ def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Prepared]]]])
     return best
 
 
-def _outputs(model: MultiTaskModel, batches: Sequence[Sequence[Prepared]]) -> Outputs:
-    """Return all heads' outputs for all rows, in the batches' order."""
-    found: dict[str, list[Array]] = {task: [] for task in model.spec.tasks}
-    for batch in batches:
-        everything = np.arange(len(batch))
-        for task, output in model.forward(model.collate(batch), dict.fromkeys(model.spec.tasks, everything)).items():
-            found[task].append(output)
-    return {task: np.concatenate(outputs) for task, outputs in found.items()}
-
-
 def _judged(
     candidate: _Candidate,
-    batches: Sequence[Sequence[Prepared]],
-    expected: Outputs,
+    batches: Sequence[Sequence[Trial]],
+    expected: Sequence[Answered],
     labels: Mapping[str, Sequence[data.Example]],
     reference: Mapping[str, float],
-    rows: int,
 ) -> Measured:
-    found = _outputs(candidate.model, batches)
-    agreement = min(_least_cosine(found[task], expected[task]) for task in expected)
-    classified = [task for task in expected if candidate.model.spec.tasks[task].kind.name.endswith("classification")]
-    shift = max((float(np.abs(found[task] - expected[task]).mean()) for task in classified), default=0.0)
+    found = agreement(answered(candidate.model, batches), expected, candidate.model.spec.tasks)
     accuracy = {task: _right(candidate.model, task, examples) for task, examples in labels.items()}
     lost = {task: reference[task] - accuracy[task] for task in labels}
     refused = ""
     if lost and max(lost.values()) > MOST_LOST:
         worst = max(lost, key=lambda task: lost[task])
         refused = f"{worst}: {100 * lost[worst]:.1f} points less accurate"
-    elif not lost and (agreement < LEAST_AGREEMENT or shift > MOST_SHIFT):
-        refused = "answers differ; labelled texts could admit it: argosy tune"
+    elif not lost and (found.cosine < LEAST_AGREEMENT or found.shift > MOST_SHIFT or found.same < LEAST_SAME):
+        refused = "answers differ from torch's in fp32"
     return Measured(
         backend=candidate.backend,
-        items_per_s=round(rows / candidate.fastest_s, 1),
-        agreement=round(agreement, 6),
-        shift=round(shift, 6),
+        items_per_s=round(len(expected) / candidate.fastest_s, 1),
+        agreement=round(found.cosine, 6),
+        shift=round(found.shift, 6),
+        same=round(found.same, 4),
         accuracy={task: round(value, 4) for task, value in accuracy.items()},
         refused=refused,
     )
 
 
-def _least_cosine(found: Array, expected: Array) -> float:
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
-    lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
-    return float(((found * expected).sum(-1) / np.maximum(lengths, 1e-12)).min())
-
-
-def _labelled(wanted: ModelToLoad) -> dict[str, list[data.Example]]:
+def _labelled(wanted: ModelToLoad, model: Model) -> dict[str, list[data.Example]]:
     """Return held-out examples of the built-in tasks among the model's, pulling their data where they are not there."""
     found: dict[str, list[data.Example]] = {}
+    if not isinstance(model, TextModel):
+        return found  # a checkpoint's task of such a name may have labels of its own
     for task in sorted(set(wanted.tasks) & set(data.READERS)):
         test = data.split(data.read(task, sources.cache_folder()), seed=data.SEED).test
         found[task] = Random(0).sample(test, min(LABELLED_TEXTS, len(test)))  # noqa: S311 - a sample, not a secret
     return found
 
 
-def _right(model: MultiTaskModel, task: str, examples: Sequence[data.Example]) -> float:
+def _right(model: Model, task: str, examples: Sequence[data.Example]) -> float:
     """Return the share of examples whose best label is theirs."""
-    params = _params(model.spec.tasks[task])
-    rows = [model.prepare(example.text, {task: params}) for example in examples]
-    answer = {id(row): example.label for row, example in zip(rows, examples, strict=True)}
-    right = 0
-    for batch in by_size(rows, 2048):
-        for row, output in zip(
-            batch, model.forward(model.collate(batch), {task: np.arange(len(batch))})[task], strict=True
-        ):
-            right += model.finish(model.spec.tasks[task], output, params)[0]["label"] == answer[id(row)]
-    return right / len(examples)
+    found = best_labels(model, task, [example.text for example in examples])
+    return sum(label == example.label for label, example in zip(found, examples, strict=True)) / len(examples)
 
 
-def _params(task: Task) -> msgspec.Struct:
-    """Return a task's usual parameters; what is too long is cut."""
-    cuts = "truncation" in task.kind.params.__struct_fields__
-    return msgspec.convert({"truncation": True} if cuts else {}, task.kind.params)
-
-
-def _rates(candidate: _Candidate, rows: Sequence[Prepared]) -> dict[int, float]:
+def _rates(candidate: _Candidate, trials: Sequence[Trial]) -> dict[int, float]:
     """Return the items/s of a candidate by batch cost."""
-    costs = candidate.model.budgets
-    seconds = _take_turns([(candidate, list(by_size(rows, cost))) for cost in costs])
-    return {cost: len(rows) / took for cost, took in zip(costs, seconds, strict=True)}
+    cut = {cost: _batches(trials, cost) for cost in candidate.model.budgets}
+    # what is not cut into other batches than by a smaller cost needs no measuring
+    costs = [cost for n, (cost, own) in enumerate(cut.items()) if not n or len(own) < len(list(cut.values())[n - 1])]
+    seconds = _take_turns([(candidate, cut[cost]) for cost in costs])
+    return {cost: len(trials) / took for cost, took in zip(costs, seconds, strict=True)}
 
 
 class _Asked(msgspec.Struct, frozen=True):

@@ -95,6 +95,7 @@ class Positional(nn.Module):
         super().__init__()
         self._module = source.make()
         self._inputs = source.inputs
+        self.eval()  # exporters leave a module, and all within, in the mode that the whole was in
         with torch.inference_mode():
             self.outputs = tuple(self._module(**source.example))
 

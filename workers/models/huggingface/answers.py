@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from producers.errors import InvalidInput
@@ -18,6 +19,7 @@ from producers.messages import QuestionInput
 from workers.models.huggingface.head import TextHead, rounded, softmax
 from workers.models.huggingface.sequences import Reading, TokenSequence
 from workers.models.model import Array
+from workers.models.samples import usual_params
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,9 @@ class QuestionAnswering(TextHead):
             stride = min(params.doc_stride, room // 2)
             windows = self.tokenizing.windows(content.question, content.context, self.max_tokens, stride, "only_second")
         return Reading(tuple(TokenSequence.of(window) for window in windows), Windows(content.context, tuple(windows)))
+
+    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
+        return QuestionInput("Which one is it, and when?", text), usual_params(self.task)
 
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         import torch

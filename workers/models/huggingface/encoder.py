@@ -16,9 +16,12 @@ from workers.models.huggingface.sequences import Batch
 from workers.models.huggingface.serving import FolderModel, read_for_each
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.model import Array, Arrays, Prepared, digest
+from workers.models.samples import Item, texts
 
 if TYPE_CHECKING:
     import torch
+
+    from workers.models.huggingface.exported import Inputs
 
 #: The head of each kind. Zero-shot classification has two: see `_head_class`.
 HEADS: Mapping[str, type[TextHead]] = {
@@ -37,6 +40,13 @@ class EncoderModel(FolderModel[TextHead]):
 
     OPTIONS = ("max_tokens", "heads", "function_to_apply", "pooling")
 
+    tunable = True
+    backends = ("torch", "openvino", "onnxruntime")
+    budgets = (256, 512, 1024, 2048, 4096)
+
+    #: Heads are small, and some of them look at what no trace can follow: where the masks are, where a text ends.
+    SPLIT = True
+
     # --- in the parent process ---
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
@@ -49,6 +59,18 @@ class EncoderModel(FolderModel[TextHead]):
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         """Put the rows' sequences behind one another, equal ones once; see `workers.models.huggingface.sequences`."""
         return sequences.collate([row.arrays for row in rows], tuple(self.spec.tasks))
+
+    def trial(self, count: int) -> list[Item]:
+        """Texts with all tasks that read texts, and beside each an input for one of the others, in turn."""
+        found: list[Item] = []
+        for number, text in enumerate(texts(count)):
+            tried = {task: head.trial(text) for task, head in self.heads.items()}
+            others: list[Item] = [(content, {task: own}) for task, (content, own) in tried.items() if content != text]
+            if plain := {task: own for task, (content, own) in tried.items() if content == text}:
+                found.append((text, plain))
+            if others:
+                found.append(others[number % len(others)])
+        return found
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> TextHead:
         longest = self.checkpoint.max_tokens
@@ -66,6 +88,15 @@ class EncoderModel(FolderModel[TextHead]):
         super().load(device)
         for task, head in self.heads.items():
             head.adapt(self.networks.network(task))
+
+    def _examples(self) -> tuple[Inputs, Inputs]:
+        rows = [self.prepare(content, params) for content, params in self.trial(6)]
+        batch = Batch(self.collate(rows), self.checkpoint.pad_id)
+        places = sorted(range(len(batch.sequences)), key=lambda place: -len(batch.sequences[place].ids))[:3]
+        longest = batch.longest
+        lengths = ((min(9, longest), min(5, longest)), (longest, longest // 2, 3))
+        few, many = (self._inputs(batch.padded(places[: len(own)], own)) for own in lengths)
+        return few, many
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import msgspec
 import numpy as np
 
 from producers.catalogue import Task
@@ -16,6 +17,7 @@ from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.sequences import Reading, TokenSequence
 from workers.models.huggingface.tokenizing import Cut, Tokenizing
 from workers.models.model import Array
+from workers.models.samples import usual_params
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +77,10 @@ class TextHead(TextReader):
 
     #: Whether `compute` gives a row for each token, not one for the sequence.
     by_token: ClassVar[bool] = False
+
+    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
+        """Return an input made of a text, and parameters, to measure the model on."""
+        return text, usual_params(self.task)
 
     # --- in the device process ---
 

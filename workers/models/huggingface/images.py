@@ -55,7 +55,43 @@ class ImageReader:
             image = _cropped(image, *_sides(self._config["crop_size"]))
         return np.asarray(image, dtype=np.uint8)
 
+    @cached_property
+    def only_shape(self) -> tuple[int, int] | None:
+        """The height and width that all images get, or None where that depends on the image."""
+        shapes = {self.scaled(_gradient(size)).shape[:2] for size in ((61, 43), (40, 97), (300, 200))}
+        height, width = shapes.pop()
+        return None if shapes else (height, width)
+
+    @property
+    def centres(self) -> bool:
+        """Whether an input of zeros is the mean colour of the training, not black."""
+        return bool(self._config.get("do_normalize", True))
+
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return which part of an image of this size the network sees: left, top, width and height, in the image's pixels.
+
+        Where a crop is larger than the image, that is more than the image.
+        """
+        if not self._config.get("do_resize", True):
+            tall, wide = height, width
+        else:
+            (tall, wide), crop = self._scaled_size(width, height)
+            if crop:
+                return _middle((height, width), (tall, wide), (crop, crop))
+        if self._config.get("do_center_crop"):
+            return _middle((height, width), (tall, wide), _sides(self._config["crop_size"]))
+        return 0.0, 0.0, float(width), float(height)
+
     def _resized(self, image: Image.Image) -> Image.Image:
+        (height, width), crop = self._scaled_size(image.width, image.height)
+        if height * width > MOST_SCALED_PIXELS:
+            problem = f"would be {width} x {height} pixels after scaling, over {MOST_SCALED_PIXELS:,} in all"
+            raise InputTooLarge("input", problem, "send an image that is not so narrow")
+        resized = image.resize((width, height), Image.Resampling(self._config.get("resample", 2)))
+        return _cropped(resized, crop, crop) if crop else resized
+
+    def _scaled_size(self, width: int, height: int) -> tuple[tuple[int, int], int | None]:
+        """Return the height and width to scale to, and the side of the middle that is taken of that at once, if it is."""
         crop = None
         size = self._config.get("size", {"height": 224, "width": 224})
         if self._type.startswith("ConvNext"):
@@ -64,12 +100,7 @@ class ImageReader:
                 crop, size = edge, {"shortest_edge": int(edge / self._config.get("crop_pct", 224 / 256))}
             else:
                 size = {"height": edge, "width": edge}
-        height, width = target_size((image.height, image.width), size, _MULTIPLES.get(self._type, 1))
-        if height * width > MOST_SCALED_PIXELS:
-            problem = f"would be {width} x {height} pixels after scaling, over {MOST_SCALED_PIXELS:,} in all"
-            raise InputTooLarge("input", problem, "send an image that is not so narrow")
-        resized = image.resize((width, height), Image.Resampling(self._config.get("resample", 2)))
-        return _cropped(resized, crop, crop) if crop else resized
+        return target_size((height, width), size, _MULTIPLES.get(self._type, 1)), crop
 
     @cached_property
     def _config(self) -> Mapping[str, Any]:
@@ -147,6 +178,15 @@ def _cropped(image: Image.Image, height: int, width: int) -> Image.Image:
     """Return the middle of an image, with black around it where it is too small."""
     top, left = (image.height - height) // 2, (image.width - width) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+def _middle(
+    original: tuple[int, int], scaled: tuple[int, int], crop: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return the middle that `_cropped` takes of the scaled image, in pixels of the original: left, top, width, height."""
+    tops = [(whole - part) // 2 for whole, part in zip(scaled, crop, strict=True)]
+    down, across = (before / after for before, after in zip(original, scaled, strict=True))
+    return tops[1] * across, tops[0] * down, crop[1] * across, crop[0] * down
 
 
 def _gradient(size: tuple[int, int]) -> Image.Image:

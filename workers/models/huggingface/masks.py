@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from producers.errors import ConfigurationError, InvalidInput
@@ -13,6 +14,7 @@ from producers.kinds.text import FillMaskParams
 from workers.models.huggingface.head import TextHead, rounded
 from workers.models.huggingface.sequences import Reading
 from workers.models.model import Array
+from workers.models.samples import usual_params
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +49,10 @@ class FillMask(TextHead):
             raise InvalidInput("input", f"has {masks} masks, over {MOST_MASKS}", "ask for fewer at a time")
         self._targets(params)
         return Reading((sequence,), sequence.ids)
+
+    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
+        first, _, rest = text.partition(" ")
+        return f"{first} {self.tokenizing.token('mask_token')} {rest}", usual_params(self.task)
 
     def adapt(self, network: Any) -> None:
         """Let the projection to the vocabulary, by far the largest matrix, see the masks' places only."""

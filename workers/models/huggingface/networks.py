@@ -7,16 +7,18 @@ have the same backbone, the backbone runs once, and in each head a `_Replay` sta
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from producers.errors import ConfigurationError
-from workers.models.backends.choice import Precision
+from workers.models.backends.choice import Backend
 
 if TYPE_CHECKING:
     import torch
+
+    from workers.models.huggingface.exported import Exported, Inputs
 
 #: The type that weights are loaded as, by precision.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -36,13 +38,19 @@ class Network:
 class Networks:
     """One network for each task; those of equal folder and class are one."""
 
-    def __init__(self, wanted: Mapping[str, Network], *, where: str, device: str, precision: Precision) -> None:
+    def __init__(
+        self, wanted: Mapping[str, Network], *, where: str, device: str, backend: Backend, split: bool = False
+    ) -> None:
+        """`split` takes the backbone out of its head though there is but one."""
         self._wanted = wanted
         self._where = where
         self._device = device
-        self._precision = precision
+        self._backend = backend
+        self._split = split
         self._heads: dict[Network, Any] = {}
         self._backbone: Any = None
+        self._shares = False
+        self._exported: Exported | None = None
         self.config: Any = None
         self.passes = 0
 
@@ -52,23 +60,43 @@ class Networks:
         self._heads = {network: self._load(network) for network in heads}
         if not heads:
             self._backbone = self._load(next(iter(self._wanted.values())))
+            self._shares = True
             self.config = self._backbone.config
             return
         self.config = self._heads[heads[0]].config
-        if len(heads) > 1 or any(network.auto == BACKBONE for network in self._wanted.values()):
+        if self._split or len(heads) > 1 or any(network.auto == BACKBONE for network in self._wanted.values()):
             self._backbone = self._share_backbone()
+            self._shares = True
+
+    def export(self, example: Inputs, other: Inputs, cache: Path) -> None:
+        """Have the backend run what runs once a batch: the backbone, or the one network that there is.
+
+        `example` and `other` are two batches of different shapes. Raises ConfigurationError where the backend cannot.
+        """
+        from workers.models.huggingface.exported import Exported
+
+        first = self._backbone if self._shares else self.only
+        self._exported = Exported(first, self._backend, example, other, cache, self._where)
+        self._backbone = None  # its weights are the backend's now
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights, and of the numbers that go in."""
         import torch
 
-        found: torch.dtype = getattr(torch, DTYPES[self._precision])
+        found: torch.dtype = getattr(
+            torch, DTYPES[self._backend.precision if self._backend.name == "torch" else "fp32"]
+        )
         return found
 
     def network(self, task: str) -> Any:
         """Return a task's network, its backbone in it or a replay."""
         return self._heads.get(self._wanted[task], self._backbone)
+
+    @property
+    def embeddings(self) -> Any:
+        """The backbone's table of word embeddings."""
+        return (self._backbone or self.only).get_input_embeddings()
 
     @property
     def only(self) -> Any:
@@ -79,11 +107,10 @@ class Networks:
     def run(self, inputs: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return the output of each wanted task's network for its rows (indices) of the inputs: the backbone runs once."""
         self.passes += 1
-        if self._backbone is None:
-            [network] = self._heads.values()
-            whole = _call(network, inputs)
-            return {task: rows_of(whole, rows) for task, rows in wanted.items()}
-        features = _call(self._backbone, inputs)
+        first = self._backbone if self._shares else self.only
+        features = self._exported(inputs) if self._exported else call(first, inputs)
+        if not self._shares:
+            return {task: rows_of(features, rows) for task, rows in wanted.items()}
         return {task: self._run_head(self._wanted[task], features, inputs, rows) for task, rows in wanted.items()}
 
     def _run_head(self, wanted: Network, features: Any, inputs: Mapping[str, Any], rows: torch.Tensor) -> Any:
@@ -92,7 +119,7 @@ class Networks:
             return chosen
         head = self._heads[wanted]
         getattr(head, head.base_model_prefix).output = chosen
-        return _call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
+        return call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
 
     def _load(self, network: Network) -> Any:
         import transformers
@@ -155,12 +182,18 @@ def _replay() -> Any:
     return Replay()
 
 
-def _call(network: Any, inputs: Mapping[str, Any]) -> Any:
-    known = inspect.signature(network.forward).parameters
-    accepted = {name: value for name, value in inputs.items() if name in known}
+def accepted(network: Any) -> Collection[str]:
+    """Return the names of a network's inputs."""
+    return inspect.signature(network.forward).parameters
+
+
+def call(network: Any, inputs: Mapping[str, Any]) -> Any:
+    """Call a network of transformers with those of the inputs that it knows."""
+    known = accepted(network)
+    chosen = {name: value for name, value in inputs.items() if name in known}
     if "use_cache" in known:
-        accepted["use_cache"] = False
-    return network(**accepted)
+        chosen["use_cache"] = False
+    return network(**chosen)
 
 
 def rows_of(output: Any, rows: torch.Tensor) -> Any:

@@ -107,9 +107,16 @@ class Batch:
         """Group sequences, longest first, so that no pass is mostly padding."""
         return plan([(place, len(self.sequences[place].ids)) for place in sorted(wanted)])
 
-    def padded(self, group: Sequence[int]) -> Arrays:
-        """Return ``ids``, ``types`` and ``mask`` of a group, each `(sequences, tokens)`."""
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest sequence."""
+        return max(len(one.ids) for one in self.sequences)
+
+    def padded(self, group: Sequence[int], most: Sequence[int] | None = None) -> Arrays:
+        """Return ``ids``, ``types`` and ``mask`` of a group, each `(sequences, tokens)`; `most` cuts each sequence."""
         chosen = [self.sequences[place] for place in group]
+        if most is not None:
+            chosen = [TokenSequence(one.ids[:end], one.types[:end]) for one, end in zip(chosen, most, strict=True)]
         shape = (len(chosen), max(len(one.ids) for one in chosen))
         ids, types = np.full(shape, self._pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)

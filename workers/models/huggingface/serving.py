@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -16,6 +18,9 @@ from workers.models import sources
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.networks import Network, Networks
 from workers.models.model import Array, Model, ModelSpec, Prepared
+
+if TYPE_CHECKING:
+    from workers.models.huggingface.exported import Inputs
 
 
 class Head(Protocol):
@@ -36,7 +41,7 @@ _Read = TypeVar("_Read")
 class FolderModel(Model, Generic[H]):
     """A model that writes `_head`, and of `Model` what its inputs are: `prepare`, `collate`, `forward`."""
 
-    backends = ("torch",)
+    backends: ClassVar[tuple[str, ...]] = ("torch",)
 
     #: The names of the model's options; others are refused, as they are most likely misspelt.
     OPTIONS: ClassVar[tuple[str, ...]]
@@ -56,12 +61,21 @@ class FolderModel(Model, Generic[H]):
     def revision(self) -> str:
         for head in self.heads.values():
             head.check()  # a wrong setting is found when the worker starts
+        self._refuse_compiling()
+        return self._weights if self.spec.backend.is_reference else f"{self._weights}+{self.spec.backend}"
+
+    @property
+    def _weights(self) -> str:
+        """The revision of all weights, whatever they run on."""
+        return "+".join(
+            [self.spec.revision, *(sources.folder_revision(folder) for folder in self._own_folders.values())]
+        )
+
+    def _refuse_compiling(self) -> None:
         if self.spec.backend.compiled:
             raise ConfigurationError(
                 f"{self.where}.compile: is not for models without a class of their own; leave it out"
             )
-        parts = [self.spec.revision, *(sources.folder_revision(folder) for folder in self._own_folders.values())]
-        return "+".join(parts if self.spec.backend.is_reference else [*parts, str(self.spec.backend)])
 
     @cached_property
     def heads(self) -> Mapping[str, H]:
@@ -109,14 +123,45 @@ class FolderModel(Model, Generic[H]):
         return self.networks.passes
 
     def load(self, device: str) -> None:
+        self._refuse_compiling()
         self._device = device
+        backend = self.spec.backend
         self._loaded = Networks(
             {name: Network(head.checkpoint.folder, head.auto) for name, head in self.heads.items()},
             where=self.where,
             device=device,
-            precision=self.spec.backend.precision,
+            backend=backend,
+            split=self.SPLIT and backend.name != "torch",
         )
         self._loaded.load()
+        if backend.name != "torch":
+            if device != "cpu":
+                raise ConfigurationError(f"{self.where}.backend: {backend.name} runs on the CPU here; use 'torch'")
+            example, other = self._examples()
+            self._loaded.export(example, other, self._cache_file(example))
+
+    #: Whether a backend that is not torch runs the backbone without its head, though there is but one.
+    SPLIT: ClassVar[bool] = False
+
+    def _examples(self) -> tuple[Inputs, Inputs]:
+        """Return two batches of different shapes, as the network takes them, for backends that trace it.
+
+        Raises ConfigurationError where a trace would not do.
+        """
+        raise ConfigurationError(f"{self.where}.backend: this kind of model runs on torch only")
+
+    def _cache_file(self, example: Inputs) -> Path:
+        """Where a backend keeps what it made of this very network: other weights, code or libraries, another file."""
+        code = [Path(__file__).with_name(name).read_bytes() for name in ("exported.py", "networks.py")]
+        made_by = [importlib.metadata.version(package) for package in ("torch", "transformers")]
+        autos = sorted({(str(head.checkpoint.folder), head.auto) for head in self.heads.values()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in example.items()}
+        digest = hashlib.blake2b(
+            repr((self._weights, str(self.spec.folder), autos, made_by, shapes)).encode(), digest_size=8
+        )
+        for text in code:
+            digest.update(text)
+        return sources.cache_folder() / "networks" / f"{self.spec.name}-{digest.hexdigest()}"
 
 
 def read_for_each(

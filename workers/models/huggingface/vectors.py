@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from producers.errors import ConfigurationError, InvalidInput
@@ -16,6 +17,7 @@ from workers.models.huggingface.head import TextHead, best_labels, rounded
 from workers.models.huggingface.networks import BACKBONE
 from workers.models.huggingface.sequences import Reading
 from workers.models.model import Array
+from workers.models.samples import usual_params
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +74,11 @@ class SentenceSimilarity(Vectors):
             raise InvalidInput("input", "must be an object with source_sentence and sentences")
         texts = (content.source_sentence, *content.sentences)
         return Reading(tuple(self.one(text, params) for text in texts), aside=len(content.sentences))
+
+    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
+        words = text.split()
+        halves = tuple(" ".join(half) for half in (words[::2], words[1::2]) if half)
+        return SentencesInput(text, halves), usual_params(self.task)
 
     def finish(self, output: Array, params: SentenceSimilarityParams, aside: int) -> Any:
         vectors = _unit(output[: aside + 1])

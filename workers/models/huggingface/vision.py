@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from producers.catalogue import Task
-from producers.errors import InvalidInput
-from workers.models import pixels
+from producers.errors import ConfigurationError, InvalidInput
+from workers.models import pixels, samples
 from workers.models.huggingface import image_heads, ragged
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.image_heads import Image, ImageHead
 from workers.models.huggingface.images import ImageReader
 from workers.models.huggingface.serving import FolderModel
 from workers.models.model import Array, Arrays, Prepared, digest
+
+if TYPE_CHECKING:
+    import torch
+
+    from workers.models.huggingface.exported import Inputs
 
 HEADS: Mapping[str, type[ImageHead]] = {
     "image-classification": image_heads.ImageClassification,
@@ -35,26 +40,28 @@ class ImageModel(FolderModel[ImageHead]):
 
     OPTIONS = ("max_image_pixels", "heads", "function_to_apply", "pooling")
 
+    tunable = True
+    backends = ("torch", "openvino", "onnxruntime")
+
     # --- in the parent process ---
 
     @cached_property
     def revision(self) -> str:
-        self._reader.check_settings()
+        self.reader.check_settings()
         return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Decode and scale an image. The row is `pixels`, uint8 `(height, width, 3)`, with what heads need besides."""
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of an image file, not {type(content).__name__}")
-        scaled, original = self._reader.read(content)
+        scaled, original = self.reader.read(content)
         arrays: Arrays = {"pixels": scaled}
         if any(self.heads[task].needs_size for task in params):
             arrays["size"] = np.array(original, dtype=np.int32)
         for task, chosen in params.items():
             if self.heads[task].needs_params:
                 arrays[f"params/{task}"] = np.frombuffer(msgspec.msgpack.encode(chosen), dtype=np.uint8)
-        size = max(1, scaled.shape[0] * scaled.shape[1] // _SQUARE)
-        return Prepared(arrays, size, digest(arrays), aside=dict.fromkeys(params))
+        return Prepared(arrays, _squares(scaled), digest(arrays), aside=dict.fromkeys(params))
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         """Put the rows' pixels behind one another, with their `shapes`, the images' `sizes`, and parameters by task."""
@@ -70,11 +77,21 @@ class ImageModel(FolderModel[ImageHead]):
                 batch[name] = ragged.pack([row.arrays.get(name, nothing).tobytes() for row in rows])
         return batch
 
+    def trial(self, count: int) -> list[samples.Item]:
+        return samples.for_all(samples.images(max(2, count // 2)), self.spec.tasks)
+
+    @cached_property
+    def budgets(self) -> tuple[int, ...]:  # type: ignore[override]
+        """One usual image, and a few of them."""
+        [image] = samples.images(1)
+        squares = _squares(self.reader.read(image)[0])
+        return tuple(squares * images for images in (1, 2, 4, 8, 16, 32))
+
     def _head(self, task: Task, checkpoint: Checkpoint) -> ImageHead:
         return HEADS[task.kind.name](task, checkpoint, self.spec.options)
 
     @cached_property
-    def _reader(self) -> ImageReader:
+    def reader(self) -> ImageReader:
         limit = int(self.spec.options.get("max_image_pixels", pixels.MAX_PIXELS))
         return ImageReader(self.checkpoint, limit)
 
@@ -89,8 +106,17 @@ class ImageModel(FolderModel[ImageHead]):
         )
 
     def load(self, device: str) -> None:
-        self._reader.check(self._processor)
+        self.reader.check(self._processor)
         super().load(device)
+
+    def _examples(self) -> tuple[Inputs, Inputs]:
+        shape = self.reader.only_shape
+        if shape is None:
+            problem = "images are scaled to shapes of their own, and a trace holds for one"
+            raise ConfigurationError(f"{self.where}.backend: {problem}; torch runs this model")
+        pixels_of = np.random.default_rng(0).integers(0, 255, (3, *shape, 3), dtype=np.uint8)
+        few, many = (self._inputs(pixels_of[:rows]) for rows in (2, 3))
+        return few, many
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch
@@ -118,9 +144,7 @@ class ImageModel(FolderModel[ImageHead]):
         """Run one pass over images of one shape, and each wanted head over those of them that it needs."""
         import torch
 
-        inputs = {
-            "pixel_values": self._reader.normalized(torch.from_numpy(batch).to(self._device)).to(self.networks.dtype)
-        }
+        inputs = self._inputs(batch)
         places = {task: [group.index(row) for row in rows] for task, rows in chosen.items()}
         rows = {task: torch.tensor(own, device=self._device) for task, own in places.items()}
         for task, output in self.networks.run(inputs, rows).items():
@@ -128,10 +152,21 @@ class ImageModel(FolderModel[ImageHead]):
             results = self.heads[task].compute(output, about, self._processor)
             found[task].update(zip(chosen[task], results, strict=True))
 
+    def _inputs(self, batch: Array) -> dict[str, torch.Tensor]:
+        import torch
+
+        values = self.reader.normalized(torch.from_numpy(batch).to(self._device))
+        return {"pixel_values": values.to(self.networks.dtype)}
+
     def _about(self, arrays: Arrays, task: str, row: int) -> Image:
         height, width = arrays["sizes"][row].tolist()
         own = arrays.get(f"params/{task}")
         return Image((height, width), b"" if own is None else ragged.unpack(own[row]))
+
+
+def _squares(scaled: Array) -> int:
+    height, width = scaled.shape[:2]
+    return max(1, int(height * width) // _SQUARE)
 
 
 def _split(arrays: Arrays) -> list[Array]:
