@@ -318,6 +318,14 @@ class AsyncClient:
         self._here()
         return await self._calls(lambda: self._link.store.job(id))
 
+    async def read_file(self, file: Mapping[str, Any]) -> bytes:
+        """Return the bytes of a file that a result refers to: of ``output["image"]``, say.
+
+        Raises FileUnavailable if it is gone, BlobsUnavailable if its place cannot be reached.
+        """
+        self._here()
+        return await self._calls(lambda: self._link.files.read(file))
+
     async def results(self, id: str) -> AsyncIterator[Result]:  # noqa: A002
         """Yield a job's results that are stored by now, by item and then task. Raises UnknownJob."""
         async for row in (await self.job(id)).results():

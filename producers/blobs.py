@@ -87,7 +87,7 @@ class Blobs:
         is_text = isinstance(value, str)
         reference = BlobInput(job, new_id(), is_text)
         fs, _ = self._fs()
-        with self._translated():
+        with reached():
             path = self._path(reference)
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             fs.pipe_file(path, value.encode() if isinstance(value, str) else _bytes(value))
@@ -119,8 +119,8 @@ class Blobs:
         if not self:
             return 0
         removed = 0
-        with self._translated():
-            for jobs in _portions(self._jobs()):
+        with reached():
+            for jobs in portions(self._jobs()):
                 for job in set(jobs) - set(wanted(jobs)):
                     removed += self._remove(job)
         return removed
@@ -156,25 +156,32 @@ class Blobs:
 
     def _fs(self) -> tuple[AbstractFileSystem, str]:
         if self._opened is None:
-            try:
-                from fsspec.core import url_to_fs
-
-                fs, root = url_to_fs(self.settings.url)
-            except (ImportError, ValueError) as error:
-                remedy = "pip install 'argosy[fsspec]' and the package for that store, and check [blobs] url"
-                raise ConfigurationError(f"blobs: {error}; {remedy}") from error
-            self._opened = (fs, str(root).rstrip("/"))
+            self._opened = open_place(self.settings.url)
         return self._opened
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except ConfigurationError:
-            raise
-        except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise BlobsUnavailable(f"blobs: {what}; check that [blobs] url can be reached and written") from error
+
+def open_place(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return a URL's file system, and where in it that is. Raises ConfigurationError."""
+    try:
+        from fsspec.core import url_to_fs
+
+        fs, root = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        remedy = "pip install 'argosy[fsspec]' and the package for that store, and check [blobs] url"
+        raise ConfigurationError(f"blobs: {error}; {remedy}") from error
+    return fs, str(root).rstrip("/")
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """Turn what a file system raises into BlobsUnavailable."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise BlobsUnavailable(f"blobs: {what}; check that [blobs] url can be reached and written") from error
 
 
 def _portable(value: Input) -> bool:
@@ -186,7 +193,8 @@ def _bytes(value: Any) -> bytes:
     return value.data
 
 
-def _portions(jobs: Iterable[str]) -> Iterator[list[str]]:
+def portions(jobs: Iterable[str]) -> Iterator[list[str]]:
+    """Yield jobs, as many together as are asked about at once."""
     waiting = iter(jobs)
     while portion := list(islice(waiting, _JOBS)):
         yield portion

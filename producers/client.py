@@ -312,6 +312,13 @@ class Client:
         """Return how far a job is. Raises UnknownJob."""
         return self._link.store.job(id)
 
+    def read_file(self, file: Mapping[str, Any]) -> bytes:
+        """Return the bytes of a file that a result refers to: of ``output["image"]``, say.
+
+        Raises FileUnavailable if it is gone, BlobsUnavailable if its place cannot be reached.
+        """
+        return self._link.files.read(file)
+
     def results(self, id: str) -> Iterator[Result]:  # noqa: A002
         """Yield a job's results that are stored by now, by item and then task. Raises UnknownJob."""
         return self.job(id).results()

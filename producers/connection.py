@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import msgspec
@@ -26,6 +26,9 @@ from producers.blobs import BlobSettings
 from producers.catalogue import Catalogue, read_toml
 from producers.errors import ConfigurationError, InvalidInput
 from producers.messages import Priority
+
+if TYPE_CHECKING:
+    from producers.files import ResultFiles
 
 Part = Literal["broker", "store"]
 
@@ -135,6 +138,13 @@ class Connection:
             return msgspec.convert(table, BlobSettings)
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"{path}: blobs: {error}") from error
+
+    @property
+    def files(self) -> ResultFiles:
+        """Where results that are files lie. Raises ConfigurationError if the fleet has no place for any."""
+        from producers.files import ResultFiles, place_of_files
+
+        return ResultFiles(place_of_files(self.blobs, self.store_url))
 
     @property
     def _fleet_file(self) -> str | None:

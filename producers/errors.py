@@ -72,6 +72,10 @@ class BlobsUnavailable(ArgosyError, ConnectionError):
     """The place for large inputs cannot be reached or written. Nothing of the call was accepted."""
 
 
+class FileUnavailable(ArgosyError, OSError):
+    """A result's file is not there any more, or not as it was written."""
+
+
 class Overloaded(ArgosyError):
     """The fleet refuses new work at the door. Nothing of the refused call was accepted.
 

@@ -19,6 +19,7 @@ from producers.messages import (
     PathInput,
     QuestionInput,
     RowInput,
+    SeedInput,
     SentencesInput,
     SeriesInput,
     UrlInput,
@@ -26,8 +27,11 @@ from producers.messages import (
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
+#: Seeds are what JSON's readers and torch all can have.
+MOST_SEED = 2**53 - 1
+
 #: The form of an input. A source of items (a file, a folder) is read for one of them.
-Modality = Literal["text", "prompt", "image", "audio", "video", "question", "sentences", "row", "series"]
+Modality = Literal["text", "prompt", "image", "audio", "video", "question", "sentences", "row", "series", "seed"]
 
 #: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -189,6 +193,19 @@ def _channel(value: object, field: str) -> tuple[float | None, ...]:
     return tuple(None if one is None or math.isnan(one) else float(one) for one in values)
 
 
+def _check_seed(value: object, limits: Limits, field: str) -> Input:
+    """Return a seed: an integer, an object that has it, or the digits that a file's column holds."""
+    del limits
+    given = value.get("seed") if isinstance(value, Mapping) else value
+    if isinstance(given, SeedInput):
+        given = given.seed
+    if isinstance(given, str) and given.strip().isascii() and given.strip().isdecimal():
+        given = int(given.strip()[:20])
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MOST_SEED:
+        raise InvalidInput(field, f"must be an integer from 0 to {MOST_SEED}, the seed of a picture", "for example 7")
+    return SeedInput(given)
+
+
 def _typed(value: object, form: type[_Form], field: str) -> _Form:
     if isinstance(value, form):
         return value
@@ -212,4 +229,5 @@ _CHECKS: Mapping[Modality, Callable[[object, Limits, str], Input]] = {
     "sentences": _check_sentences,
     "row": _check_row,
     "series": _check_series,
+    "seed": _check_seed,
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from producers.blobs import Blobs
 from producers.connection import Connection
 from producers.errors import ConfigurationError
+from producers.files import ResultFiles
 from producers.gathering import Deliver
 from producers.messages import Priority, new_id
 from producers.notices import Listener
@@ -54,6 +55,7 @@ class Link:
         self._streams: dict[str, Stream] = {}
         self._tenants = {"": Tenant(name="", lane=0)}
         self._blobs: Blobs | None = None
+        self._files: ResultFiles | None = None
         self._max_queued_s: Mapping[Priority, float] | None = None
 
     @property
@@ -123,6 +125,13 @@ class Link:
         if self._blobs is None:
             self._blobs = Blobs(self._connection.blobs)
         return self._blobs
+
+    @property
+    def files(self) -> ResultFiles:
+        """Where results that are files lie. Raises ConfigurationError."""
+        if self._files is None:
+            self._files = self._connection.files
+        return self._files
 
     def check(self) -> None:
         """Ask broker and store now. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""

@@ -94,6 +94,12 @@ class SeriesInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="series")
     names: tuple[str, ...] = ()
 
 
+class SeedInput(msgspec.Struct, frozen=True, tag="seed"):
+    """The number that noise is drawn with, for what is made of nothing else."""
+
+    seed: int
+
+
 class DerivedInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="derived"):
     """What a worker makes of earlier results of the same job, `of` (seq, task) each, by the selector `take`; with `part`,
     of that one of their parts. Only `producers.pipelines` makes it, in the transaction that stores those results."""
@@ -115,6 +121,7 @@ Input: TypeAlias = (
     | MessagesInput
     | RowInput
     | SeriesInput
+    | SeedInput
     | DerivedInput
 )
 Params: TypeAlias = dict[str, Any]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from producers.connection import Connection
     from results_store.records import DeadLetter
     from results_store.store import Store
 
@@ -106,13 +107,25 @@ def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
     from producers.blobs import Blobs
     from producers.connection import Connection
 
-    now = time.time()
+    now, connection = time.time(), Connection()
     before = None if older_than_s is None else now - older_than_s
     with open_store() as store:
         gone = store.purge(finished_before=before, keep_results=inputs_only, now=now)
-        blobs = Blobs(Connection().blobs).sweep(store.with_inputs)
+        blobs = Blobs(connection.blobs).sweep(store.with_inputs)
+        files = _sweep_files(connection, store)
     removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads + blobs, "batches": gone.batches}
+    removed |= {"files": files} if files else {}
     click.echo(f"removed {', '.join(f'{count:,} {name}' for name, count in removed.items())}")
+
+
+def _sweep_files(connection: Connection, store: Store) -> int:
+    from producers.errors import ConfigurationError
+
+    try:
+        files = connection.files
+    except ConfigurationError:  # a fleet without a place for files has none
+        return 0
+    return files.sweep(store.existing)
 
 
 def open_store() -> Store:

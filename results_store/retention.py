@@ -81,6 +81,11 @@ def with_inputs(connection: Connection, ids: Collection[str]) -> set[str]:
     return set(connection.execute(wanted).scalars())
 
 
+def existing(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Return which of these jobs are there."""
+    return set(connection.execute(select(jobs.c.id).where(among(connection, jobs.c.id, ids))).scalars())
+
+
 def _due(finished_before: float | None, now: float) -> ColumnElement[bool]:
     own = and_(HAS_TTL, jobs.c.finished_at < now - jobs.c.ttl_s)
     if finished_before is None:
@@ -146,8 +151,7 @@ def _owners_of_results(database: Database) -> Iterator[list[str]]:
 def _remove_strays(database: Database, owners: Collection[str], stored_before: float) -> int:
     """Remove old results of no job: of a message forged, or computed once more when its job was purged already."""
     with database.read() as connection:
-        there = set(connection.execute(select(jobs.c.id).where(among(connection, jobs.c.id, owners))).scalars())
-    strays = set(owners) - there
+        strays = set(owners) - existing(connection, owners)
     if not strays:
         return 0
     old = results.c.stored_at < stored_before

@@ -382,6 +382,11 @@ class Store:
 
     def depth(self) -> list[Depth]:
         """Return how much unfinished work there is, by model, priority and state."""
+    def existing(self, jobs: Collection[str]) -> set[str]:
+        """Return which of these jobs are there."""
+        with self._database.read() as connection:
+            return retention.existing(connection, jobs)
+
         with self._database.read() as connection:
             return reading.depth(connection)
 

@@ -30,6 +30,7 @@ from producers.messages import (
     PathInput,
     QuestionInput,
     RowInput,
+    SeedInput,
     SentencesInput,
     SeriesInput,
     UrlInput,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: What an item holds once everything is read that it only pointed to.
-Content: TypeAlias = str | bytes | MessagesInput | QuestionInput | RowInput | SentencesInput | SeriesInput
+Content: TypeAlias = str | bytes | MessagesInput | QuestionInput | RowInput | SentencesInput | SeriesInput | SeedInput
 
 _FIELD = "input"
 _PORTS = {"http": 80, "https": 443}

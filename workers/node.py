@@ -19,6 +19,7 @@ import msgspec
 
 from producers.blobs import Blobs
 from producers.errors import ConfigurationError
+from producers.files import ResultFiles, place_of_files
 from producers.pipelines.following import follow
 from producers.publisher import Publisher
 from results_store.errors import StoreError
@@ -96,12 +97,15 @@ class Node:
         self._upkeep = Upkeep()
         self._blobs = Blobs(settings.blobs)
 
+        self._store_url = store_url
+        self._files: ResultFiles | None = None
     def start(self) -> None:
         """Bring everything up and return when the device is ready.
 
         Raises ConfigurationError (models not pulled, no device), StoreUnavailable, SchemaMismatch.
         """
         models = [serving.serve(self.settings, name, self.device) for name in self.models]
+        self._files = self._place_of_files()
         to_load = [wanted for wanted, _ in models]
         served = {wanted.name: own for wanted, own in models}
         self._store.open()
@@ -135,6 +139,7 @@ class Node:
             streams=self._streams,
         )
         self._streams.start()
+            files=self._files,
         batcher.came_up.wait()
         if batcher.out_of_service:
             raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
@@ -198,6 +203,16 @@ class Node:
 
     def _kept_costs(self, served: Mapping[str, ServedModel]) -> KeptCosts:
         file = sources.cache_folder() / "costs" / f"{self.device.name.replace(':', '-')}.json"
+    def _place_of_files(self) -> ResultFiles | None:
+        """Return where results that are files go; None where there is no place, and no task that needs one."""
+        try:
+            return ResultFiles(place_of_files(self.settings.blobs, self._store_url))
+        except ConfigurationError as error:
+            tasks = [task for task in self._catalogue.tasks.values() if task.model in self.models]
+            if needy := [task.name for task in tasks if task.kind.makes_files]:
+                raise ConfigurationError(f"task {needy[0]!r}: {error}") from error
+            return None
+
         threads = self.settings.worker.threads or available_cores()
         revisions = {name: model.revision for name, model in served.items()}
         return KeptCosts(file, revisions, f"{self.device.description}, {threads} threads")
@@ -254,5 +269,7 @@ class Node:
         self._blobs.sweep(self._store.with_inputs)
 
     def _out_of_service(self, reason: str) -> None:
+        if self._files:
+            self._files.sweep(self._store.existing)
         if self._execution is not None:
             self._on_out_of_service(f"{self.device.name} is out of service: {reason}")

@@ -13,6 +13,7 @@ import msgspec
 
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput
+from producers.files import ResultFiles
 from producers.messages import BlobInput, DerivedInput, Envelope, Item, PathInput, Priority, UrlInput
 from results_store.errors import StoreUnavailable
 from results_store.records import Result, ResultState
@@ -50,6 +51,7 @@ class Preparation:
     models: Mapping[str, ServedModel]
     store: Store
     streams: Streams | None = None
+    files: ResultFiles | None = None
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(max(1, available_cores() // 2)))
 
     def prepare(self, envelope: Envelope, item: Item, derivation: Derivation) -> Step:
@@ -128,8 +130,8 @@ class Preparation:
         """Return the results that the step's entry came to."""
         if step.entry is None:
             return []
-        model = self.models[envelope.model].model
-        return list(outcomes.finished(envelope, step.item, step.entry, model, step.params))
+        model = self.models[step.entry.waiting.model].model
+        return list(outcomes.finished(envelope, step.item, step.entry, model, step.params, self.files))
 
     def turn(self, envelope: Envelope) -> AbstractContextManager[object]:
         """What an envelope's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes do
@@ -138,4 +140,9 @@ class Preparation:
         """
         urgent = envelope.priority is Priority.INTERACTIVE
         waits = any(isinstance(item.input, PathInput | UrlInput | BlobInput | DerivedInput) for item in envelope.items)
-        return nullcontext() if urgent or waits else self.turns
+        makes_files = any(self._makes_files(item) for item in envelope.items)
+        return nullcontext() if urgent or waits or makes_files else self.turns
+
+    def _makes_files(self, item: Item) -> bool:
+        tasks = (self.catalogue.tasks.get(name) for name in item.tasks)
+        return any(task.kind.makes_files for task in tasks if task)

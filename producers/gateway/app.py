@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 from starlette.types import Receive, Scope, Send
 
 from producers.async_client import AsyncClient
-from producers.gateway import browsing, items, jobs, openai, operations, page, problems, streams
+from producers.gateway import browsing, files, items, jobs, openai, operations, page, problems, streams
 from producers.gateway.gateway import Gateway
 from producers.gateway.guard import Guard
 from producers.gateway.openai.runner import Runner
@@ -22,7 +22,16 @@ ABOUT = """An Argosy fleet over HTTP. Send `Authorization: Bearer KEY`. Errors a
 where the shapes are those of OpenAI's API, they are OpenAI's."""
 
 #: The routers in the order in which OpenAPI lists them.
-ROUTERS = (items.router, jobs.router, browsing.router, streams.router, operations.router, *openai.ROUTERS, page.router)
+ROUTERS = (
+    items.router,
+    jobs.router,
+    browsing.router,
+    files.router,
+    streams.router,
+    operations.router,
+    *openai.ROUTERS,
+    page.router,
+)
 
 
 def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = AsyncClient) -> FastAPI:

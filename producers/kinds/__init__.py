@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from producers.kinds.audio import AUDIO_KINDS
 from producers.kinds.generation import GENERATION_KINDS
 from producers.kinds.kind import Kind
+from producers.kinds.pictures import PICTURE_KINDS
 from producers.kinds.retrieval import RETRIEVAL_KINDS
 from producers.kinds.series import SERIES_KINDS
 from producers.kinds.tabular import TABULAR_KINDS
@@ -21,6 +22,7 @@ KINDS: Mapping[str, Kind] = {
         *GENERATION_KINDS,
         *RETRIEVAL_KINDS,
         *VISION_KINDS,
+        *PICTURE_KINDS,
         *AUDIO_KINDS,
         *VIDEO_KINDS,
         *TABULAR_KINDS,

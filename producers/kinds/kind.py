@@ -12,13 +12,15 @@ from producers.forms import Modality
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind by its name in the Hugging Face pipelines: the form of its input, its parameters, its output."""
+    """A kind by its name in the Hugging Face pipelines: the form of its input, its parameters, its output,
+    and whether that holds files (``producers.files``)."""
 
     name: str
     modality: Modality
     params: type[msgspec.Struct]
     output: Any
     summary: str
+    makes_files: bool = False
 
 
 class LabelScore(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ INPUT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "audio": ("input", "audio", "path", "file", "url"),
     "video": ("input", "video", "path", "file", "url"),
     "series": ("input", "series", "channels"),
+    "seed": ("input", "seed"),
 }
 KEY_COLUMNS = ("id", "key")
 

@@ -1,6 +1,7 @@
 // Results as people read them: labels with their scores, vectors as strips, texts as texts, everything else as JSON.
 
 import { el, svg } from "./dom.js";
+import { isMade, made } from "./made.js";
 import { count, share } from "./words.js";
 
 const LISTED = 3;
@@ -14,6 +15,7 @@ export function outcome(result, briefly = true) {
 
 function output(value, briefly) {
   if (value?.vector) return vector(value);
+  if (isMade(value)) return made(value, briefly);
   const parts = Array.isArray(value) ? value : [value];
   if (parts.length && parts.every((part) => labelOf(part) !== null && shareOf(part) !== null)) return labels(parts, briefly);
   if (parts.length && parts.every((part) => textOf(part) !== null)) return el("p", { class: "text" }, parts.map(textOf).join("\n"));
