@@ -26,9 +26,10 @@ from results_store.errors import StoreError
 from results_store.records import ResultState
 from results_store.store import Store
 from results_store.writer import Writer
-from workers import serving
-from workers.batching.batcher import Batcher, BatcherSettings, ServedModel
+from workers import explaining, serving
+from workers.batching.batcher import Batcher, BatcherSettings
 from workers.batching.kept import KeptCosts
+from workers.batching.roster import ServedModel
 from workers.device_client import ProcessDevice
 from workers.devices import Device, available_cores
 from workers.execution import EnvelopeInterrupted, Execution
@@ -96,16 +97,17 @@ class Node:
         self._execution: Execution | None = None
         self._upkeep = Upkeep()
         self._blobs = Blobs(settings.blobs)
-
         self._store_url = store_url
         self._files: ResultFiles | None = None
+
     def start(self) -> None:
         """Bring everything up and return when the device is ready.
 
         Raises ConfigurationError (models not pulled, no device), StoreUnavailable, SchemaMismatch.
         """
-        models = [serving.serve(self.settings, name, self.device) for name in self.models]
         self._files = self._place_of_files()
+        models = [serving.serve(self.settings, name, self.device) for name in self.models]
+        models += [own for pair in models if (own := explaining.side(self.settings, *pair))]
         to_load = [wanted for wanted, _ in models]
         served = {wanted.name: own for wanted, own in models}
         self._store.open()
@@ -137,9 +139,9 @@ class Node:
             writer=self._writer,
             store=self._store,
             streams=self._streams,
+            files=self._files,
         )
         self._streams.start()
-            files=self._files,
         batcher.came_up.wait()
         if batcher.out_of_service:
             raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
@@ -201,8 +203,6 @@ class Node:
         self._store.close()
         self._publisher.close()
 
-    def _kept_costs(self, served: Mapping[str, ServedModel]) -> KeptCosts:
-        file = sources.cache_folder() / "costs" / f"{self.device.name.replace(':', '-')}.json"
     def _place_of_files(self) -> ResultFiles | None:
         """Return where results that are files go; None where there is no place, and no task that needs one."""
         try:
@@ -213,6 +213,8 @@ class Node:
                 raise ConfigurationError(f"task {needy[0]!r}: {error}") from error
             return None
 
+    def _kept_costs(self, served: Mapping[str, ServedModel]) -> KeptCosts:
+        file = sources.cache_folder() / "costs" / f"{self.device.name.replace(':', '-')}.json"
         threads = self.settings.worker.threads or available_cores()
         revisions = {name: model.revision for name, model in served.items()}
         return KeptCosts(file, revisions, f"{self.device.description}, {threads} threads")
@@ -267,9 +269,9 @@ class Node:
         if self.settings.worker.drop_inputs:
             self._store.drop_inputs_of_pipelines()
         self._blobs.sweep(self._store.with_inputs)
-
-    def _out_of_service(self, reason: str) -> None:
         if self._files:
             self._files.sweep(self._store.existing)
+
+    def _out_of_service(self, reason: str) -> None:
         if self._execution is not None:
             self._on_out_of_service(f"{self.device.name} is out of service: {reason}")

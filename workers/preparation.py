@@ -18,9 +18,9 @@ from producers.messages import BlobInput, DerivedInput, Envelope, Item, PathInpu
 from results_store.errors import StoreUnavailable
 from results_store.records import Result, ResultState
 from results_store.store import Store
-from workers import outcomes
-from workers.batching.batcher import ServedModel
+from workers import explaining, outcomes
 from workers.batching.pool import Waiting
+from workers.batching.roster import ServedModel
 from workers.batching.work import Entry
 from workers.derivation import Derivation
 from workers.devices import available_cores
@@ -94,7 +94,8 @@ class Preparation:
     ) -> Step:
         entry = None
         if params:
-            model = self.models[envelope.model].model
+            name = explaining.way(self.models, envelope.model, params.values())
+            model = self.models[name].model
             given = carried(derivation.input(item.input), self.limits)
             checked = self.catalogue.check_input(next(iter(params)), given, field="input")
             row = model.prepare(read(checked, self.limits), {task.name: own for task, own in params.items()})
@@ -102,7 +103,7 @@ class Preparation:
             params = {task: own for task, own in params.items() if task.name not in refused}
             if params:
                 waiting = Waiting(
-                    envelope.model,
+                    name,
                     int(envelope.priority),
                     model.cost(row),
                     time.time(),
