@@ -73,7 +73,18 @@ def gguf_causal_lm(source: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-CONVERTERS = {"gguf-causal-lm": gguf_causal_lm, "torchvision-mobilenet-v2": torchvision_mobilenet_v2}
+def ctranslate2_whisper(source: Path, target: Path) -> None:
+    """Write a Whisper model of CTranslate2 as a folder for transformers."""
+    from workers.models.speech import ctranslate2
+
+    ctranslate2.convert(source, target)
+
+
+CONVERTERS = {
+    "ctranslate2-whisper": ctranslate2_whisper,
+    "gguf-causal-lm": gguf_causal_lm,
+    "torchvision-mobilenet-v2": torchvision_mobilenet_v2,
+}
 
 if __name__ == "__main__":
     CONVERTERS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

@@ -12,6 +12,8 @@ _ENCODER = "workers.models.huggingface.encoder:EncoderModel"
 _SEQ2SEQ = "workers.models.huggingface.seq2seq:Seq2SeqModel"
 _WRITING = "workers.models.generation.model:GenerationModel"
 _IMAGES = "workers.models.huggingface.vision:ImageModel"
+_SOUNDS = "workers.models.speech.classification:AudioModel"
+_SPEECH = "workers.models.speech.recognition:recogniser"
 
 #: The class that serves a kind. Tasks of one model must have one class: they share its pass.
 CLASSES: Mapping[str, str] = {
@@ -32,6 +34,8 @@ CLASSES: Mapping[str, str] = {
     "image-feature-extraction": _IMAGES,
     "object-detection": _IMAGES,
     "image-segmentation": _IMAGES,
+    "automatic-speech-recognition": _SPEECH,
+    "audio-classification": _SOUNDS,
 }
 
 

@@ -1,0 +1,140 @@
+"""Any Hugging Face model that says what sort of recording it hears: speakers, languages, moods, sounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from producers.catalogue import Task
+from producers.errors import ConfigurationError
+from producers.kinds.audio import AudioClassificationParams
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.head import best_labels
+from workers.models.huggingface.labels import FUNCTIONS
+from workers.models.huggingface.serving import FolderModel
+from workers.models.model import Array, Arrays, Prepared, digest
+from workers.models.speech import features, waveform, waves
+from workers.models.speech.features import LogMel, Raw
+from workers.models.speech.recognition import decoded
+
+#: A recording is heard as a whole.
+_MAX_AUDIO_S = 60.0
+
+#: What a spectrum of one size costs, in tenths of a second.
+_SPECTRUM_COST = 100
+
+
+@dataclass(frozen=True)
+class AudioClassification:
+    """Labels with their scores."""
+
+    task: Task
+    checkpoint: Checkpoint
+    options: Mapping[str, Any]
+    auto = "AutoModelForAudioClassification"
+
+    def check(self) -> None:
+        waveform.require()
+        if self._function not in FUNCTIONS:
+            where = f"{self.checkpoint.where}.options.function_to_apply.{self.task.name}"
+            raise ConfigurationError(f"{where}: must be one of {', '.join(FUNCTIONS)}, not {self._function!r}")
+
+    @property
+    def _function(self) -> str:
+        """What makes scores of the raw output, as transformers' pipeline for recordings decides it."""
+        chosen = self.options.get("function_to_apply", {})
+        usual = {"regression": "none", "multi_label_classification": "sigmoid"}
+        return str(chosen.get(self.task.name, usual.get(self.checkpoint.config.get("problem_type") or "", "softmax")))
+
+    def finish(self, output: Array, params: AudioClassificationParams, aside: Any) -> Any:
+        return best_labels(self.checkpoint.labels, FUNCTIONS[self._function](output), params.top_k)
+
+
+class AudioModel(FolderModel[AudioClassification]):
+    """Options: `max_audio_s` (60), `heads` (folders by task), `function_to_apply` (by task)."""
+
+    OPTIONS = ("max_audio_s", "heads", "function_to_apply")
+    default_cost = 60 * waves.COSTS_PER_S
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        _ = self._extractor
+        return super().revision
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Decode a recording. The row is ``sound``, samples or a spectrum."""
+        most_s = float(self.spec.options.get("max_audio_s", _MAX_AUDIO_S))
+        samples = decoded(content, self._extractor.rate, most_s)
+        if isinstance(self._extractor, Raw):
+            waves.check_length(len(samples), self.checkpoint.config)
+        arrays = {"sound": self._extractor(samples)}
+        size = waves.cost(len(samples), self._extractor.rate) if isinstance(self._extractor, Raw) else _SPECTRUM_COST
+        return Prepared(arrays, size, digest(arrays), aside=dict.fromkeys(params))
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Put the rows' sounds behind one another, with their `shapes`."""
+        sounds = [row.arrays["sound"] for row in rows]
+        shapes = [sound.shape if sound.ndim == 2 else (1, len(sound)) for sound in sounds]
+        return {
+            "sound": np.concatenate([sound.ravel() for sound in sounds]),
+            "shapes": np.array(shapes, dtype=np.int64),
+        }
+
+    def _head(self, task: Task, checkpoint: Checkpoint) -> AudioClassification:
+        return AudioClassification(task, checkpoint, self.spec.options)
+
+    @cached_property
+    def _extractor(self) -> features.Extractor:
+        return features.extractor(self.checkpoint)
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        from transformers import AutoFeatureExtractor
+
+        theirs = AutoFeatureExtractor.from_pretrained(self.spec.folder, local_files_only=True, trust_remote_code=False)
+        features.check(self._extractor, theirs, self.where)
+        super().load(device)
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        import torch
+
+        ends = np.cumsum(arrays["shapes"].prod(axis=1))
+        sounds = [
+            own.reshape(shape)
+            for own, shape in zip(np.split(arrays["sound"], ends[:-1]), arrays["shapes"], strict=True)
+        ]
+        found: dict[str, dict[int, Array]] = {task: {} for task in wanted}
+        with torch.inference_mode():
+            for group in self._together(sounds):
+                chosen = {task: [row for row in group if row in rows] for task, rows in wanted.items()}
+                rows = {
+                    task: torch.tensor([group.index(row) for row in own], device=self._device)
+                    for task, own in chosen.items()
+                    if own
+                }
+                inputs = self._inputs([sounds[row] for row in group])
+                for task, output in self.networks.run(inputs, rows).items():
+                    found[task].update(zip(chosen[task], output.logits.float().cpu().numpy(), strict=True))
+        return {task: np.stack([found[task][int(row)] for row in rows]) for task, rows in wanted.items()}
+
+    def _together(self, sounds: Sequence[Array]) -> list[list[int]]:
+        if not isinstance(self._extractor, Raw):
+            return [list(range(len(sounds)))]
+        return waves.together([sound.shape[1] for sound in sounds], self.checkpoint.config)
+
+    def _inputs(self, sounds: Sequence[Array]) -> dict[str, Any]:
+        import torch
+
+        dtype = self.networks.dtype
+        if isinstance(self._extractor, Raw):
+            return waves.tensors([sound[0] for sound in sounds], self._device, dtype)
+        whole = [self._extractor.filled(sound) for sound in sounds] if isinstance(self._extractor, LogMel) else sounds
+        return {self._extractor.name: torch.from_numpy(np.stack(whole)).to(self._device, dtype)}

@@ -1,0 +1,89 @@
+"""Any checkpoint whose letters fall out frame by frame (CTC; Graves et al., 2006): Wav2Vec2, HuBERT, WavLM …"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from producers.catalogue import Task
+from producers.errors import ConfigurationError, InvalidInput
+from producers.kinds.audio import SpeechRecognitionParams
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.model import Array
+from workers.models.speech import features, waveform, waves
+from workers.models.speech.recognition import Recognition, RecognitionModel
+from workers.models.speech.recordings import Window
+
+#: Longer recordings are cut, since a network's attention grows with the square.
+_LONGEST_S = 30
+
+
+class CtcModel(RecognitionModel):
+    """Options: those of `RecognitionModel`."""
+
+    BETWEEN = " "
+    default_cost = 60 * waves.COSTS_PER_S
+
+    # --- in the parent process ---
+
+    def _head(self, task: Task, checkpoint: Checkpoint) -> Recognition:
+        return Recognition(task, checkpoint, "AutoModelForCTC", self.BETWEEN)
+
+    def settings(self, params: SpeechRecognitionParams) -> dict[str, Any]:
+        for name in ("language", "task"):
+            if getattr(params, name) is not None:
+                raise InvalidInput(
+                    f"params.{name}", "is for multilingual Whisper models, which this is not", "leave it out"
+                )
+        return {"timestamps": "word" if params.return_timestamps is True else params.return_timestamps}
+
+    @property
+    def longest(self) -> int:
+        return _LONGEST_S * self._extractor.rate
+
+    def sound(self, samples: waveform.Samples) -> tuple[Array, int]:
+        if not isinstance(self._extractor, features.Raw):
+            raise ConfigurationError(f"{self.where}: a network for CTC that does not read samples is not served")
+        waves.check_length(len(samples), self.checkpoint.config)
+        return self._extractor(samples), len(samples)
+
+    def size(self, lengths: Sequence[int]) -> int:
+        return waves.cost(sum(lengths), self._extractor.rate)
+
+    # --- in the device process ---
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.spec.folder, local_files_only=True, trust_remote_code=False)
+
+    def load(self, device: str) -> None:
+        super().load(device)
+        _ = self._tokenizer
+
+    def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+        heard: list[tuple[str, list[Any]]] = [("", []) for _ in windows]
+        for group in waves.together([window.length for window in windows], self.checkpoint.config):
+            inputs = waves.tensors([windows[n].sound for n in group], self._device, self.networks.dtype)
+            best = self.networks.only(**inputs).logits.argmax(-1).cpu().numpy()
+            for n, letters in zip(group, best, strict=True):
+                own = letters[: waves.frames(windows[n].length, self.checkpoint.config)]
+                heard[n] = self._read(own, settings[n]["timestamps"])
+        return heard
+
+    def _read(self, letters: Array, timestamps: str | bool) -> tuple[str, list[Any]]:
+        """Return the text of a window's frames, and its words or characters with their times."""
+        tokenizer = self._tokenizer
+        if not timestamps:
+            return str(tokenizer.decode(letters)), []
+        found = tokenizer.decode(letters, output_char_offsets=True)
+        offsets = found["char_offsets"]
+        if timestamps == "word":
+            offsets = tokenizer._get_word_offsets(offsets, tokenizer.replace_word_delimiter_char)  # noqa: SLF001
+        frame_s = float(np.prod(self.checkpoint.config["conv_stride"])) / self._extractor.rate
+        chunks = [(one[timestamps], one["start_offset"] * frame_s, one["end_offset"] * frame_s) for one in offsets]
+        return str(found["text"]), chunks

@@ -1,0 +1,178 @@
+"""Models that write down what is said: recordings of any length, in windows that are cut where nobody speaks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from producers.catalogue import Task
+from producers.errors import ConfigurationError, InvalidInput
+from producers.kinds.audio import SpeechRecognitionParams
+from workers.models.huggingface import ragged
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.serving import FolderModel, read_for_each
+from workers.models.model import Array, Arrays, ModelSpec, Prepared, digest
+from workers.models.speech import features, recordings, voice, waveform
+from workers.models.speech.recordings import Window
+from workers.models.speech.voice import Span
+
+#: Recordings over this are refused unless the option `max_audio_s` allows them: an item is computed in one batch, which has a time limit.
+MAX_AUDIO_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """One task. `between` stands between the texts of two windows."""
+
+    task: Task
+    checkpoint: Checkpoint
+    auto: str
+    between: str
+
+    def check(self) -> None:
+        """Raise ConfigurationError if audio files cannot be read here."""
+        waveform.require()
+
+    def finish(self, output: Array, params: SpeechRecognitionParams, aside: Sequence[float]) -> Any:
+        """Put the windows' texts together; `aside` says when each begins, in seconds."""
+        heard = ragged.unpack(output)
+        found: dict[str, Any] = {"text": self.between.join(text for text, _ in heard if text)}
+        if params.return_timestamps:
+            found["chunks"] = [
+                {"text": text, "timestamp": [_at(start, begins_s), _at(end, begins_s)]}
+                for begins_s, (_, chunks) in zip(aside, heard, strict=True)
+                for text, start, end in chunks
+            ]
+        return found
+
+
+def _at(time_s: float | None, begins_s: float) -> float | None:
+    return None if time_s is None else round(time_s + begins_s, 3)
+
+
+class RecognitionModel(FolderModel[Recognition]):
+    """Options: `max_audio_s` (1,800), `voice` (a folder with Silero's weights), and those of the kind of network."""
+
+    OPTIONS = ("max_audio_s", "voice")
+
+    #: What stands between the texts of two windows.
+    BETWEEN: ClassVar[str]
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        _ = self._extractor
+        if "voice" in self.spec.options and not (self._voice_folder / voice.WEIGHTS).is_file():
+            raise ConfigurationError(f"{self.where}.options.voice: there is no {self._voice_folder / voice.WEIGHTS}")
+        return super().revision
+
+    @abstractmethod
+    def settings(self, params: SpeechRecognitionParams) -> dict[str, Any]:
+        """Return what the device is told of a task's parameters. Raises InvalidInput for those that the model does not have."""
+
+    @abstractmethod
+    def sound(self, samples: waveform.Samples) -> tuple[Array, int]:
+        """Return what the network is given of a window, and how long it is in units of time."""
+
+    @abstractmethod
+    def size(self, lengths: Sequence[int]) -> int:
+        """Return what windows of these lengths cost."""
+
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """The samples of the longest window."""
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        chosen, refused = read_for_each(params, lambda _, own: self.settings(own))
+        samples = decoded(content, self._extractor.rate, self._max_audio_s)
+        spans = self.spans(samples)
+        heard = [self.sound(samples[span.start : span.end]) for span in spans]
+        lengths = [length for _, length in heard]
+        arrays = recordings.pack([sound for sound, _ in heard], lengths, chosen)
+        begins_s = tuple(span.start / self._extractor.rate for span in spans)
+        return Prepared(arrays, max(1, self.size(lengths)), digest(arrays), refused, dict.fromkeys(chosen, begins_s))
+
+    def spans(self, samples: waveform.Samples) -> list[Span]:
+        """Return the parts of a recording that are heard: none where nobody speaks."""
+        rate = self._extractor.rate
+        if rate != voice.RATE:
+            raise ConfigurationError(f"{self.where}: hears {rate} samples a second; only {voice.RATE} are served")
+        return voice.windows(self._detector(samples), len(samples), self.longest)
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        return recordings.collate([row.arrays for row in rows], tuple(self.spec.tasks))
+
+    @cached_property
+    def _extractor(self) -> features.Extractor:
+        return features.extractor(self.checkpoint)
+
+    @cached_property
+    def _detector(self) -> voice.Detector:
+        return voice.detector([self._voice_folder])
+
+    @property
+    def _voice_folder(self) -> Path:
+        return Path(self.spec.options.get("voice", self.spec.folder)).expanduser()
+
+    @property
+    def _max_audio_s(self) -> float:
+        return float(self.spec.options.get("max_audio_s", MAX_AUDIO_S))
+
+    # --- in the device process ---
+
+    @abstractmethod
+    def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+        """Return what is said in each window: the text, and (text, start, end) in seconds of its stretches, if they were asked for."""
+
+    def load(self, device: str) -> None:
+        from transformers import AutoFeatureExtractor
+
+        theirs = AutoFeatureExtractor.from_pretrained(self.spec.folder, local_files_only=True, trust_remote_code=False)
+        features.check(self._extractor, theirs, self.where)
+        super().load(device)
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        import torch
+
+        by_row: dict[int, list[Window]] = {}
+        for window in recordings.windows(arrays):
+            by_row.setdefault(window.row, []).append(window)
+        outputs: Arrays = {}
+        with torch.inference_mode():
+            for task, rows in wanted.items():
+                settings = {int(row): recordings.settings(arrays, task, int(row)) for row in rows}
+                own = [window for row in settings for window in by_row.get(row, [])]
+                said = iter(self.hear(own, [settings[window.row] for window in own]))
+                heard = {row: [next(said) for _ in by_row.get(row, [])] for row in settings}
+                outputs[task] = ragged.pack([heard[int(row)] for row in rows])
+        return outputs
+
+
+def decoded(content: Any, rate: int, max_s: float) -> waveform.Samples:
+    """Return an item's samples at `rate`. Raises InvalidInput, InputTooLarge."""
+    if not isinstance(content, bytes):
+        raise InvalidInput("input", f"must be the bytes of an audio file, not {type(content).__name__}")
+    return waveform.decode(content, rate=rate, max_s=max_s)
+
+
+def recogniser(spec: ModelSpec) -> RecognitionModel:
+    """Return the model for a checkpoint: Whisper, or one whose letters fall out frame by frame (CTC)."""
+    from workers.models.speech.ctc import CtcModel
+    from workers.models.speech.whisper import WhisperModel
+
+    where = f"models.{spec.name}"
+    config = Checkpoint(spec.folder, where).config
+    if config.get("model_type") == "whisper":
+        return WhisperModel(spec)
+    names = config.get("architectures") or [""]
+    if str(names[0]).endswith("ForCTC"):
+        return CtcModel(spec)
+    raise ConfigurationError(f"{where}: {names[0] or 'it'} is neither a Whisper model nor one for CTC")

@@ -1,0 +1,200 @@
+"""Where in a recording somebody speaks, and how a long recording is cut there. No torch: this is done in the parent process.
+
+Two detectors answer how likely speech is, for each 32 ms: Silero's network (https://github.com/snakers4/silero-vad), in numpy,
+where its weights lie beside the model's; else loudness, which takes every sound for speech.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Samples = NDArray[np.float32]
+
+#: The detectors' rate, and how many samples get one answer.
+RATE = 16_000
+FRAME = 512
+
+#: The file of Silero's weights in a model's folder.
+WEIGHTS = "silero_vad_16k.safetensors"
+
+#: Speech begins where its probability is over the first, and ends where it stays under the second for `_PAUSE_S`.
+_BEGINS = 0.5
+_GOES_ON = 0.35
+_PAUSE_S = 0.1
+
+#: Shorter ones are clicks; what is left is heard with so much around it, since speech fades in and out.
+_SHORTEST_S = 0.1
+_AROUND_S = 0.2
+
+#: Without the network: quieter than this (full scale is 1), or this part of the loudest, is silence.
+_SILENCE = 1e-3
+_LOUDEST_OVER_SPEECH = 100.0
+
+
+class Span(NamedTuple):
+    """A part of a recording, in samples."""
+
+    start: int
+    end: int
+
+
+class Detector(Protocol):
+    """Says how likely speech is, 0 to 1, in each `FRAME` of mono samples at `RATE`; the last one may be shorter."""
+
+    def __call__(self, samples: Samples) -> Samples: ...
+
+
+def loudness(samples: Samples) -> Samples:
+    """Take for speech what is not silent, and not a hundred times quieter than the loudest frames are."""
+    frames = _frames(samples)
+    if not len(frames):
+        return np.zeros(0, np.float32)
+    level = np.sqrt(np.mean(frames**2, axis=1))
+    loudest = float(np.quantile(level, 0.95))
+    return (level > max(_SILENCE, loudest / _LOUDEST_OVER_SPEECH)).astype(np.float32)
+
+
+def spans(likely: Samples, length: int) -> list[Span]:
+    """Return where there is speech in a recording of so many samples, by the frames' probabilities."""
+    around, shortest, pause = (round(seconds * RATE) for seconds in (_AROUND_S, _SHORTEST_S, _PAUSE_S))
+    found: list[Span] = []
+    start = quiet_since = -1
+    for n, probability in enumerate(likely):
+        at = n * FRAME
+        if probability >= _BEGINS:
+            start, quiet_since = (at if start < 0 else start), -1
+        elif start >= 0 and probability < _GOES_ON:
+            quiet_since = at if quiet_since < 0 else quiet_since
+            if at + FRAME - quiet_since >= pause:
+                found.append(Span(start, quiet_since))
+                start = quiet_since = -1
+    if start >= 0:
+        found.append(Span(start, length))
+    found = [span for span in found if span.end - span.start >= shortest]
+    return [Span(max(0, span.start - around), min(length, span.end + around)) for span in found]
+
+
+def windows(likely: Samples, length: int, longest: int) -> list[Span]:
+    """Return the parts of a recording to be heard, none over `longest` samples, and no speech in two of them.
+
+    One that is no longer is heard as a whole. Of a longer one, speech that is near is heard together; speech that goes on for longer
+    than a window is cut where it is most likely a pause, in the window's second half.
+    """
+    speech = spans(likely, length)
+    if not speech:
+        return []
+    if length <= longest:
+        return [Span(0, length)]
+    found = [Span(speech[0].start, speech[0].start)]
+    for span in speech:
+        start = max(span.start, found[-1].end)
+        if span.end - found[-1].start > longest and found[-1].end > found[-1].start:
+            found.append(Span(start, start))
+        while span.end - found[-1].start > longest:
+            cut = _pause(likely, found[-1].start, longest)
+            found[-1] = Span(found[-1].start, cut)
+            found.append(Span(cut, cut))
+        found[-1] = Span(found[-1].start, max(span.end, found[-1].end))
+    return found
+
+
+def _pause(likely: Samples, start: int, longest: int) -> int:
+    """Return where to cut in the second half of a window from `start` on: in the middle of the least likely fifth of a second."""
+    first, last = (start + longest // 2) // FRAME + 1, (start + longest) // FRAME
+    width = 6
+    sums = np.convolve(likely[first:last], np.ones(width), "valid")
+    quietest = np.flatnonzero(sums <= sums.min() + 1e-6)
+    return (first + int(quietest[-1]) + width // 2) * FRAME
+
+
+def _frames(samples: Samples) -> Samples:
+    """Return samples as `(frames, FRAME)`, with zeros behind the last."""
+    padded = np.zeros(-(-len(samples) // FRAME) * FRAME, np.float32)
+    padded[: len(samples)] = samples
+    return padded.reshape(-1, FRAME)
+
+
+# --- Silero's network -----------------------------------------------------------------------------
+
+#: What a frame is heard with: the samples before it, and its own end mirrored.
+_CONTEXT = 64
+_MIRRORED = 64
+_HOP = 128
+_BINS = 129
+
+#: Frames computed together: 33 s of sound, 80 MB.
+_TOGETHER = 1024
+
+
+@dataclass(frozen=True)
+class Silero:
+    """A spectrum by convolution, four convolutions, a recurrent cell over the frames, and one number."""
+
+    file: Path
+
+    def __call__(self, samples: Samples) -> Samples:
+        frames = _frames(samples)
+        before = np.zeros((len(frames), _CONTEXT), np.float32)
+        before[1:] = frames[:-1, -_CONTEXT:]
+        heard = np.concatenate([before, frames], axis=1)
+        parts = [self._encoded(heard[n : n + _TOGETHER]) for n in range(0, len(heard), _TOGETHER)]
+        return self._recurrent(np.concatenate(parts)) if parts else np.zeros(0, np.float32)
+
+    @cached_property
+    def _weights(self) -> dict[str, Samples]:
+        from safetensors.numpy import load_file
+
+        return dict(load_file(self.file))
+
+    def _encoded(self, heard: Samples) -> Samples:
+        """Return what the recurrent cell reads of each frame, `(frames, 128)`."""
+        padded = np.concatenate([heard, heard[:, -2 : -2 - _MIRRORED : -1]], axis=1)
+        parts = np.lib.stride_tricks.sliding_window_view(padded, 2 * _HOP, axis=1)[:, ::_HOP]
+        waves = parts @ self._weights["stft_conv.weight"][:, 0].T
+        hidden = np.sqrt(waves[..., :_BINS] ** 2 + waves[..., _BINS:] ** 2).astype(np.float32)
+        for number, stride in ((1, 1), (2, 2), (3, 2), (4, 1)):
+            hidden = self._convolved(hidden, f"conv{number}", stride)
+        return hidden[:, 0]
+
+    def _convolved(self, hidden: Samples, name: str, stride: int) -> Samples:
+        """Convolve over time, `(frames, time, channels)`: three steps wide, with zeros around."""
+        padded = np.pad(hidden, ((0, 0), (1, 1), (0, 0)))
+        parts = np.lib.stride_tricks.sliding_window_view(padded, 3, axis=1)[:, ::stride]
+        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        out = parts.reshape(*parts.shape[:2], -1) @ weight.reshape(len(weight), -1).T + bias
+        return np.maximum(out, 0.0, dtype=np.float32)
+
+    def _recurrent(self, encoded: Samples) -> Samples:
+        """Run the cell (an LSTM) over the frames; return each one's probability."""
+        weights = self._weights
+        inputs = (
+            encoded @ weights["lstm_cell.weight_ih"].T + weights["lstm_cell.bias_ih"] + weights["lstm_cell.bias_hh"]
+        )
+        recurrent = np.ascontiguousarray(weights["lstm_cell.weight_hh"].T)
+        state = cell = np.zeros(encoded.shape[1], np.float32)
+        states = np.empty_like(encoded)
+        for n, own in enumerate(inputs):
+            gates = own + state @ recurrent
+            take, keep, new, show = np.split(gates, 4)
+            cell = _sigmoid(keep) * cell + _sigmoid(take) * np.tanh(new)
+            state = _sigmoid(show) * np.tanh(cell)
+            states[n] = state
+        last = np.maximum(states, 0) @ weights["final_conv.weight"].ravel() + weights["final_conv.bias"]
+        return _sigmoid(last).astype(np.float32)
+
+
+def _sigmoid(values: Samples) -> Samples:
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * values)), dtype=np.float32)
+
+
+def detector(folders: Sequence[Path]) -> Detector:
+    """Return Silero's network, if the weights are in one of these folders, else loudness."""
+    found = next((folder / WEIGHTS for folder in folders if (folder / WEIGHTS).is_file()), None)
+    return Silero(found) if found else loudness

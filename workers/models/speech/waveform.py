@@ -1,0 +1,154 @@
+"""An audio file's bytes to mono samples at the rate that a model hears. Whatever is wrong with them is the input's fault.
+
+libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and the like; what it does not know (M4A, AAC, WebM) goes to FFmpeg's libraries,
+if the extra `video` is installed. A file is read block by block: its header may promise less than comes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+
+Samples = NDArray[np.float32]
+
+#: Rates that are read: below there is no speech, above nothing that anybody hears.
+_RATES = (1_000, 768_000)
+
+_BLOCK_S = 10
+
+#: What is recorded while it is sent has a header that promises this much, or more, or nothing.
+_UNKNOWN_BYTES = 2**31 - 1
+_UNKNOWN_SAMPLES = 2**62
+
+#: Samples beyond this are not sound: full scale is 1, and floating-point files may be somewhat over it.
+_LOUDEST = 1e4
+
+
+def require() -> None:
+    """Raise ConfigurationError, with the remedy, unless what decodes audio is installed."""
+    missing = [name for name in ("soundfile", "soxr") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(f"audio files need {missing[0]}; pip install 'argosy[speech]'")
+
+
+def decode(data: bytes, *, rate: int, max_s: float) -> Samples:
+    """Return a recording as mono samples at `rate`, full scale 1, its channels averaged.
+
+    Raises InputTooLarge over `max_s` seconds, InvalidInput if it is not a whole audio file of a known format with samples in it.
+    """
+    if not data:
+        raise InvalidInput("input", "is empty", "send the bytes of an audio file")
+    try:
+        blocks = list(_resampled(_sound(data), rate, max_s))
+    except (InvalidInput, ConfigurationError):
+        raise
+    except MemoryError:
+        raise  # the machine's fault, not the recording's
+    except Exception as error:  # malformed bytes lead decoders into errors of every type
+        raise InvalidInput("input", f"is a broken audio file: {error}", "save it again, whole") from error
+    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if not len(samples):
+        raise InvalidInput("input", "is an audio file without a single sample", "send a recording")
+    return samples
+
+
+def _resampled(sound: Iterator[tuple[int, Samples]], rate: int, max_s: float) -> Iterator[Samples]:
+    """Yield mono blocks at `rate`; each block that comes is `(samples, channels)`, with its rate."""
+    import soxr
+
+    stream, length_s = None, 0.0
+    for own_rate, block in sound:
+        length_s += len(block) / own_rate
+        if length_s > max_s:
+            problem = f"is a recording of over {max_s:,.0f} s"
+            raise InputTooLarge("input", problem, "split it, or set the model's option max_audio_s")
+        mono = _mono(block)
+        if own_rate != rate:
+            stream = stream or soxr.ResampleStream(own_rate, rate, 1, dtype="float32")
+            mono = stream.resample_chunk(mono)
+        yield mono
+    if stream is not None:
+        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _mono(block: Samples) -> Samples:
+    mono = block.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(mono).all() or (len(mono) and np.abs(mono).max() > _LOUDEST):
+        raise InvalidInput("input", "holds samples that are no sound: NaN, infinite or huge", "save it again, whole")
+    return mono
+
+
+def _sound(data: bytes) -> Iterator[tuple[int, Samples]]:
+    """Yield a file's rate and samples, block by block."""
+    require()
+    import soundfile
+
+    _check_whole(data)
+    try:
+        opened = soundfile.SoundFile(io.BytesIO(data))
+    except soundfile.LibsndfileError:
+        yield from _by_ffmpeg(data)
+        return
+    with opened as file:
+        rate = _checked(file.samplerate)
+        while len(block := file.read(rate * _BLOCK_S, dtype="float32", always_2d=True)):
+            yield rate, block
+        promised, found = file.frames, file.tell()
+        if 0 < found < promised < _UNKNOWN_SAMPLES:
+            raise InvalidInput("input", f"breaks off after {found / rate:.1f} s", "send the whole file")
+
+
+def _check_whole(data: bytes) -> None:
+    """Raise InvalidInput where a WAV or AIFF file's header tells of more bytes than there are; libsndfile takes what is there."""
+    orders: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"FORM": "big"}
+    if data[:4] not in orders:
+        return
+    promised = int.from_bytes(data[4:8], orders[data[:4]]) + 8
+    if len(data) < promised < _UNKNOWN_BYTES:
+        raise InvalidInput("input", f"breaks off after {len(data):,} of {promised:,} bytes", "send the whole file")
+
+
+def _checked(rate: int) -> int:
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise InvalidInput("input", f"has {rate:,} samples a second", f"send {_RATES[0]:,} to {_RATES[1]:,}")
+    return rate
+
+
+# --- what libsndfile does not know ----------------------------------------------------------------
+
+
+def _by_ffmpeg(data: bytes) -> Iterator[tuple[int, Samples]]:
+    known = "WAV, FLAC, Ogg, MP3 or AIFF"
+    if importlib.util.find_spec("av") is None:
+        remedy = f"send {known}; M4A, AAC and WebM need the extra `video` at the worker (pip install 'argosy[video]')"
+        raise InvalidInput("input", "is not an audio file that can be read", remedy)
+    import av
+
+    with _container(data) as container:
+        if not container.streams.audio:
+            raise InvalidInput("input", "is a file without sound", f"send {known}")
+        planes = av.AudioResampler(format="fltp")  # each channel by itself, in floats
+        for frame in container.decode(container.streams.audio[0]):
+            for part in planes.resample(frame):
+                yield _checked(part.sample_rate), part.to_ndarray().T
+
+
+@contextmanager
+def _container(data: bytes) -> Iterator[Any]:
+    import av
+
+    try:
+        container = av.open(io.BytesIO(data))
+    except av.FFmpegError as error:
+        remedy = "send WAV, FLAC, Ogg, MP3, M4A or WebM"
+        raise InvalidInput("input", "is not an audio file that can be read", remedy) from error
+    with container:
+        yield container

@@ -1,0 +1,123 @@
+"""Any Whisper checkpoint (Radford et al., 2022): windows of at most 30 s, whoever they come from, are written down together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from producers.catalogue import Task
+from producers.errors import ConfigurationError, InvalidInput
+from producers.kinds.audio import SpeechRecognitionParams
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.model import Array
+from workers.models.speech import waveform
+from workers.models.speech.features import LogMel
+from workers.models.speech.recognition import Recognition, RecognitionModel
+from workers.models.speech.recordings import Window
+
+if TYPE_CHECKING:
+    import torch
+
+    from workers.models.speech.whisper_writing import Writer
+
+#: Windows that are encoded and written down together, unless the option `windows_together` says otherwise.
+_TOGETHER = 16
+
+#: The option `max_new_tokens`: as many as transformers' pipeline writes for one window.
+_MAX_NEW_TOKENS = 256
+
+
+class WhisperModel(RecognitionModel):
+    """Options besides: `max_new_tokens` (256 for a window), `windows_together` (16: more for a GPU)."""
+
+    OPTIONS = (*RecognitionModel.OPTIONS, "max_new_tokens", "windows_together")
+    BETWEEN = ""
+    default_cost = 8  # windows
+
+    # --- in the parent process ---
+
+    def _head(self, task: Task, checkpoint: Checkpoint) -> Recognition:
+        return Recognition(task, checkpoint, "AutoModelForSpeechSeq2Seq", self.BETWEEN)
+
+    def settings(self, params: SpeechRecognitionParams) -> dict[str, Any]:
+        told = self._told
+        if params.return_timestamps == "char":
+            raise InvalidInput("params.return_timestamps", 'is "char", which Whisper does not tell', 'ask for "word"')
+        if params.return_timestamps and "no_timestamps_token_id" not in told:
+            raise InvalidInput("params.return_timestamps", "is asked for, and the model's generation_config has none")
+        if params.return_timestamps == "word" and not told.get("alignment_heads"):
+            remedy = "ask for true; or the model's generation_config needs alignment_heads"
+            raise InvalidInput("params.return_timestamps", 'is "word", which this model does not tell', remedy)
+        if "lang_to_id" not in told and (params.language or params.task == "translate"):
+            name = "language" if params.language else "task"
+            raise InvalidInput(f"params.{name}", "is for multilingual models, which this is not", "leave it out")
+        return {
+            "timestamps": params.return_timestamps,
+            "language": self._language(params.language or told.get("language")),
+            "task": params.task or told.get("task") or "transcribe",
+        }
+
+    def _language(self, given: str | None) -> str | None:
+        """Return a language as the model's token has it, ``<|fr|>``; None if it is to be found by ear."""
+        if given is None or "lang_to_id" not in self._told:
+            return None
+        known: Mapping[str, int] = self._told["lang_to_id"]
+        token = f"<|{given.lower().strip('<|>')}|>"
+        if token not in known:
+            codes = ", ".join(sorted(name.strip("<|>") for name in known))
+            raise InvalidInput("params.language", f"is {given!r}, which this model does not know", f"one of {codes}")
+        return token
+
+    @cached_property
+    def _told(self) -> Mapping[str, Any]:
+        return self.checkpoint.read_if_there("generation_config.json")
+
+    @property
+    def _spectrum(self) -> LogMel:
+        if not isinstance(self._extractor, LogMel):
+            raise ConfigurationError(f"{self.where}: a Whisper model whose recordings are not prepared as Whisper's")
+        return self._extractor
+
+    @property
+    def longest(self) -> int:
+        return self._spectrum.longest
+
+    def sound(self, samples: waveform.Samples) -> tuple[Array, int]:
+        found = self._spectrum(samples)
+        return found, found.shape[1]
+
+    def size(self, lengths: Sequence[int]) -> int:
+        return len(lengths)  # each is filled up to 30 s
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        super().load(device)
+        if self._spectrum.bands != self.networks.only.config.num_mel_bins:
+            raise ConfigurationError(f"{self.where}: preprocessor_config.json and config.json differ in mel bands")
+        _ = self._writer
+
+    @cached_property
+    def _writer(self) -> Writer:
+        from workers.models.speech.whisper_writing import Writer
+
+        most = int(self.spec.options.get("max_new_tokens", _MAX_NEW_TOKENS))
+        return Writer(self.networks.only, self.spec.folder, most)
+
+    def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+        together = int(self.spec.options.get("windows_together", _TOGETHER))
+        languages: dict[int, str] = {}  # of a recording: found in its first window
+        heard: list[tuple[str, list[Any]]] = []
+        for start in range(0, len(windows), together):
+            group, own = windows[start : start + together], settings[start : start + together]
+            spectra = [self._spectrum.filled(one.sound.reshape(self._spectrum.bands, -1)) for one in group]
+            heard += self._writer.write(self._tensor(spectra), group, own, languages)
+        return heard
+
+    def _tensor(self, spectra: Sequence[Array]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(np.stack(spectra)).to(self._device, self.networks.dtype)
