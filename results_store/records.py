@@ -117,7 +117,7 @@ class Batch:
     `rows` went through the backbone for `items` items, `cached_rows` of them out of the feature cache; `tokens` are real,
     `padded_tokens` what was computed (for images both count rows). `heads` and `priorities` count items by name and by
     value. Before it the device did nothing for `idle_s`. `predicted_s` is what the batcher expected of `forward_s`, where
-    it knew enough. `trace` says who was in it: ``{"formed_at": …, "jobs": [id …],
+    it knew enough. Within a memory budget, `loads` models were loaded since the batch before. `trace` says who was in it: ``{"formed_at": …, "jobs": [id …],
     "items": [[job, seq, row, priority, cost, waited_ms] …]}``, `job` an index into the ids, in the order of the batch.
     """
 
@@ -138,6 +138,7 @@ class Batch:
     idle_s: float = 0.0
     predicted_s: float | None = None
     cached_rows: int = 0
+    loads: int = 0
     trace: dict[str, Any] | None = None
 
 
@@ -203,6 +204,28 @@ class Tenant:
     weight: float = 1.0
     max_items_per_s: float | None = None
     max_in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """A model's settings as an operator declared them for the whole fleet; None for those of each worker's file.
+
+    `generation` counts a model's declarations. `previous` are the settings that held before, and hold for a worker that starts
+    until this one is `proven`. `file_digest` tells what the operator's own file said.
+    """
+
+    model: str
+    generation: int
+    settings: dict[str, Any] | None
+    previous: dict[str, Any] | None
+    proven: bool
+    file_digest: str
+    declared_at: float
+
+    @property
+    def established(self) -> dict[str, Any] | None:
+        """The settings to start with."""
+        return self.settings if self.proven else self.previous
 
 
 #: A model, a priority and a lane: the envelopes that wait in one list of Redis.

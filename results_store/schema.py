@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0008"
+REVISION = "0009"
 
 metadata = MetaData()
 
@@ -196,7 +196,21 @@ batches = Table(
     Column("predicted_s", Double),
     Column("cached_rows", BigInteger, nullable=False, server_default="0"),
     Column("trace", Json),
+    Column("loads", BigInteger, nullable=False, server_default="0"),
     Index("batches_newest", "started_at"),
+)
+
+# What was declared of models while the fleet ran: see `results_store.declarations`.
+declarations = Table(
+    "declarations",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("generation", BigInteger, nullable=False),
+    Column("settings", Json),
+    Column("previous", Json),
+    Column("proven", Boolean, nullable=False),
+    Column("file_digest", Text, nullable=False),
+    Column("declared_at", Double, nullable=False),
 )
 
 # What people's own Celery tasks return, for `celery_backend`. JSON stands in it as Celery encodes it, as text: JSONB

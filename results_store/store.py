@@ -13,6 +13,7 @@ from sqlalchemy.sql import column
 from results_store import dead_letters, delivery, flight, reading, retention, submission, tenants
 from results_store.api_keys import ApiKeys
 from results_store.database import MIGRATE, Database, Weight
+from results_store.declarations import Declarations
 from results_store.errors import SchemaMismatch
 from results_store.gateway_batches import GatewayBatches
 from results_store.gateway_files import GatewayFiles
@@ -65,6 +66,7 @@ class Store:
         self.keys = ApiKeys(self._database)
         self.files = GatewayFiles(self._database)
         self.file_batches = GatewayBatches(self._database)
+        self.declarations = Declarations(self._database)
 
     def __repr__(self) -> str:
         return f"Store({str(self._database)!r})"
@@ -380,13 +382,13 @@ class Store:
         with self._database.read() as connection:
             return retention.with_inputs(connection, jobs)
 
-    def depth(self) -> list[Depth]:
-        """Return how much unfinished work there is, by model, priority and state."""
     def existing(self, jobs: Collection[str]) -> set[str]:
         """Return which of these jobs are there."""
         with self._database.read() as connection:
             return retention.existing(connection, jobs)
 
+    def depth(self) -> list[Depth]:
+        """Return how much unfinished work there is, by model, priority and state."""
         with self._database.read() as connection:
             return reading.depth(connection)
 
