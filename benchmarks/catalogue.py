@@ -24,7 +24,7 @@ from benchmarks import checkpoints, convention
 from benchmarks.catalogue_entries import ENTRIES, Entry, Plain
 from producers import Client
 from producers.catalogue import Catalogue
-from workers import devices, settings
+from workers import devices, serving, settings
 from workers.models import sources
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -34,11 +34,14 @@ BEGIN, END = "<!-- catalogue: written by benchmarks/catalogue.py -->\n", "<!-- /
 READER_HEADS = {"label": "labels", "about": "inference", "entities": "entities", "answer": "answers", "fill": "masks"}
 
 
-def prepared(folder: Path, entries: Sequence[Entry]) -> tuple[Path, dict[str, Path]]:
-    """Pull or make the entries' models; return the settings that serve them, and each one's folder."""
+def prepared(folder: Path, entries: Sequence[Entry], *, tune: bool) -> tuple[Path, dict[str, Path]]:
+    """Pull or make the entries' models; return the settings that serve them, and each one's folder.
+
+    `tune` measures the models' backends, as a worker does before its first start with them.
+    """
     built_in = settings.load(environment={})
     names = list(dict.fromkeys(entry.model for entry in entries))
-    lines, folders = ["[worker]", f"models = {names}"], {}
+    lines, folders = ["[worker]", f"models = {names}", f"tune_at_start = {toml(tune)}"], {}
     for name in names:
         own = [entry for entry in entries if entry.model == name]
         if name in built_in.models:
@@ -58,6 +61,9 @@ def prepared(folder: Path, entries: Sequence[Entry]) -> tuple[Path, dict[str, Pa
             lines += ["", f"[models.{name}.options.heads]", *(f'{task} = "{path}"' for task, path in heads.items())]
     file = folder / "fleet.toml"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name in names if tune else ():
+        convention.progress(f"measuring backends of {name}")
+        serving.serve(settings.load(file), name, devices.cpu())  # the fleet finds what was decided
     return file, folders
 
 
@@ -141,7 +147,7 @@ def measured(folder: Path, entries: Sequence[Entry], *, quick: bool) -> Iterator
     torch.set_num_threads(devices.available_cores())
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    file, folders = prepared(folder, entries)
+    file, folders = prepared(folder, entries, tune=not quick)
     with (
         convention.fleet(settings.load(file), config=file) as fleet,
         Client(fleet.broker_url, fleet.store_url, catalogue=Catalogue.from_toml(file)) as client,

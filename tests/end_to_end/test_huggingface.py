@@ -23,6 +23,7 @@ from workers.fleet import LocalFleet
 SETTINGS = """
 [worker]
 models = ["reviews", "reader", "eyes"]
+tune_at_start = false
 
 [models.reviews]
 source = {{ path = "{folder}/reviews" }}
