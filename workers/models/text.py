@@ -57,6 +57,8 @@ class TextModel(MultiTaskModel):
         if len(encoding.ids) > self.max_tokens:
             refused |= self._refusals(len(encoding.ids), params)
             encoding = _encode(cutting, content)
+        if refused and len(refused) == len(params):
+            raise next(iter(refused.values()))
         ids = np.asarray(encoding.ids, dtype=np.int32)
         arrays = {"ids": ids} | self._hypotheses(params) | retrieval.asked(params)
         return Prepared(arrays, len(ids), digest(arrays), refused)
@@ -75,12 +77,7 @@ class TextModel(MultiTaskModel):
         error = InputTooLarge(
             "input", f"has {tokens:,} tokens, over {self.max_tokens}", "split the text, or set `truncation` to cut it"
         )
-        refused: dict[str, InvalidInput] = {
-            task: error for task, chosen in params.items() if not getattr(chosen, "truncation", False)
-        }
-        if len(refused) == len(params):
-            raise error
-        return refused
+        return {task: error for task, chosen in params.items() if not getattr(chosen, "truncation", False)}
 
     def _without_index(self, params: Mapping[str, msgspec.Struct]) -> dict[str, InvalidInput]:
         """Return why tasks have no documents to look into: an index may come, or be made again, while the worker runs."""
@@ -90,8 +87,6 @@ class TextModel(MultiTaskModel):
                 self._indexes[task].check(self.spec.revision)
             except InputUnavailable as error:
                 refused[task] = error
-        if refused and len(refused) == len(params):
-            raise next(iter(refused.values()))
         return refused
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
