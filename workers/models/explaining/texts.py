@@ -70,7 +70,8 @@ class TextSubject(Subject[M]):
     def told(self, measured: Measured, about: Any, *, steps: int) -> Explanation:
         text, words = about
         parts = []
-        for start, end, tokens in words:
+        for first, last, tokens in words:
+            start, end = _trimmed(text, first, last)
             contribution = float(measured.contributions[list(tokens)].sum())
             parts.append(WordPart(text[start:end], start, end, round(contribution, SCORE_DIGITS)))
         return Explanation(
@@ -215,6 +216,12 @@ def _words(encoding: Encoding) -> list[tuple[int, int, tuple[int, ...]]]:
         (min(start for start, _ in own), max(end for _, end in own), tuple(places))
         for own, places in zip(spans, tokens.values(), strict=True)
     ]
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return the span without the space that some tokenizers count as part of a word."""
+    word = text[start:end]
+    return start + len(word) - len(word.lstrip()), end - len(word) + len(word.rstrip()) if word.strip() else end
 
 
 def _padded(points: Sequence[Points], longest: int) -> dict[str, torch.Tensor]:
