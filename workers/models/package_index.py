@@ -1,6 +1,6 @@
-"""Where package registries offer a file: pip's indexes and npm's registry, as they are configured on this machine.
+"""Where package registries offer a file: pip's indexes, npm's registry and apt's repositories, as they are configured here.
 
-No registry is named here: the installed pip and npm say which they use (their files, environment and defaults).
+No registry is named here: the installed pip, npm and apt say which they use (their files, environment and defaults).
 Their code is asked for settings only; packages are never installed, and nothing of them is run.
 """
 
@@ -39,6 +39,8 @@ print(json.dumps({name: getattr(options, name) for name in names}))
 
 def find(registry: str, name: str, version: str, file: str) -> Offered:
     """Return where `file` of a package can be had. Raises PullFailed, saying where it was looked for."""
+    if registry == "apt":
+        return _find_apt(name, version, file)
     return _find_npm(name, version, file) if registry == "npm" else _find_pip(name, file)
 
 
@@ -114,6 +116,17 @@ def _find_npm(name: str, version: str, file: str) -> Offered:
     except httpx2.HTTPError as error:
         raise PullFailed(f"{name}@{version}: {_place(registry)}: {error}; see `npm config get registry`") from error
     return Offered(file, answer.json()["dist"]["tarball"])
+
+
+def _find_apt(name: str, release: str, file: str) -> Offered:
+    command = shutil.which("apt-get")
+    if command is None:
+        raise ConfigurationError("apt is needed to know a Debian repository (for training data only): use Debian")
+    listed = _output([command, "indextargets", "--format", "$(CODENAME) $(REPO_URI)"], "see apt's sources").splitlines()
+    repositories = [address for codename, _, address in (line.partition(" ") for line in listed) if codename == release]
+    if not repositories:
+        raise PullFailed(f"{name}: apt's sources have no repository of {release!r}; add one, then apt-get update")
+    return Offered(name, f"{repositories[0].rstrip('/')}/{file}")
 
 
 def _output(command: list[str], remedy: str) -> str:

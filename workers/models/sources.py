@@ -69,7 +69,8 @@ class BundledSource:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """Files of one archive in a package registry (``pip``'s index, or ``npm``'s registry), pinned by `sha256`.
+    """Files of one archive in a package registry (``pip``'s index, ``npm``'s registry, a repository of ``apt``'s), pinned by
+    `sha256`.
 
     Of the archive only what is under `folder` is unpacked, and of that only `members` (all, if empty).
     `also` are further archives unpacked beside it; `convert` names what makes a Hugging Face folder of them.
@@ -117,10 +118,10 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 def parse(table: object, *, where: str) -> Source:
     """Return the source in a TOML table. Raises ConfigurationError naming the setting, `where` and the key."""
     if not isinstance(table, Mapping):
-        raise ConfigurationError(f"{where}: must be a table with `hub`, `path`, `package`, `npm` or `bundled`")
-    chosen = [key for key in ("hub", "path", "package", "npm", "bundled") if key in table]
+        raise ConfigurationError(f"{where}: must be a table with `hub`, `path`, `package`, `npm`, `apt` or `bundled`")
+    chosen = [key for key in ("hub", "path", "package", "npm", "apt", "bundled") if key in table]
     if len(chosen) != 1:
-        known = "`hub`, `path`, `package`, `npm` and `bundled`"
+        known = "`hub`, `path`, `package`, `npm`, `apt` and `bundled`"
         raise ConfigurationError(f"{where}: needs exactly one of {known}, not {chosen}")
     if chosen == ["hub"]:
         _only(table, ("hub", "revision"), where)
@@ -142,8 +143,10 @@ def _bundled(source: BundledSource, where: str) -> BundledSource:
 
 
 def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
-    if not isinstance(table, Mapping) or not {"package", "npm"} & set(table):
-        raise ConfigurationError(f"{where}: must be a table with `package` or `npm`")
+    if not isinstance(table, Mapping) or not {"package", "npm", "apt"} & set(table):
+        raise ConfigurationError(f"{where}: must be a table with `package`, `npm` or `apt`")
+    if "apt" in table:
+        return _parse_index(table, where)
     _only(table, ("package", "npm", "file", "sha256", "folder", "members", "convert", "also"), where)
     if "package" in table:
         name, version = _text(table, "package", where, rf"{_NAME}==[^=\s]+").split("==")
@@ -166,6 +169,16 @@ def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
         convert=convert,
         also=tuple(also),
     )
+
+
+def _parse_index(table: Mapping[str, Any], where: str) -> PackageSource:
+    """An index file of a repository, by its path there; its bytes are asked for by their sha256, as the path's change."""
+    _only(table, ("apt", "sha256", "also"), where)
+    folder, _, name = _text(table, "apt", where, rf"dists/({_NAME}/)+{_NAME}\.(bz2|xz)").rpartition("/")
+    sha256 = _text(table, "sha256", where, "[0-9a-f]{64}")
+    also = [_parse_package(more, f"{where}.also[{n}]") for n, more in enumerate(table.get("also", ()))]
+    place = f"{folder}/by-hash/SHA256/{sha256}"
+    return PackageSource("apt", name, folder.split("/")[1], place, sha256, also=tuple(also))
 
 
 def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
@@ -234,11 +247,14 @@ def _pull_package(source: PackageSource, cache: Path, progress: download.Progres
 
 
 def _unpack_one(source: PackageSource, cache: Path, target: Path, progress: download.Progress) -> Path:
-    archive = cache / "downloads" / f"{source.sha256[:16]}-{source.file}"
+    archive = cache / "downloads" / f"{source.sha256[:16]}-{Path(source.file).name}"
     if not archive.is_file():
         offered = package_index.find(source.registry, source.name, source.version, source.file)
         download.fetch(offered, archive, sha256=source.sha256, progress=progress)
-    unpacking.unpack(archive, target, folder=source.folder, members=source.members)
+    if source.registry == "apt":
+        unpacking.expand(archive, target / source.name)
+    else:
+        unpacking.unpack(archive, target, folder=source.folder, members=source.members)
     return archive
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -34,6 +36,15 @@ def unpack(archive: Path, target: Path, *, folder: str = "", members: Iterable[s
             missing.discard(inner)
     if missing:
         raise PullFailed(f"{archive.name}: has no {prefix}{min(missing)}; correct the source's `folder` and `members`")
+
+
+def expand(compressed: Path, target: Path) -> None:
+    """Put what a compressed file holds beside others: at `target` without its ``.bz2`` or ``.xz``. Raises PullFailed."""
+    opened = {".bz2": bz2.open, ".xz": lzma.open}[target.suffix]
+    try:
+        _write(opened(compressed), target.with_suffix(""))
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise PullFailed(f"{target.name}: cannot be expanded: {error}") from error
 
 
 def _inside(target: Path, name: str, archive: Path) -> Path:

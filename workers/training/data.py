@@ -108,9 +108,14 @@ READERS: Mapping[str, tuple[str, Callable[[Path], list[Example]]]] = {
 def read(task: str, cache: Path) -> list[Example]:
     """Return a built-in task's examples, after pulling their source into `cache` if it is not there."""
     name, reader = READERS[task]
+    return reader(pull(name, cache))
+
+
+def pull(name: str, cache: Path) -> Path:
+    """Return the folder of the data that builtin.toml has under this name, after pulling it if it is not there."""
     table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
     source = sources.parse(table["data"][name]["source"], where=f"builtin.toml: data.{name}.source")
-    return reader(sources.pull(source, cache).folder)
+    return sources.pull(source, cache).folder
 
 
 def split(examples: Iterable[Example], *, seed: int, validation: float = 0.15, test: float = 0.15) -> Split:
