@@ -16,8 +16,9 @@ from results_store.records import Claim, Result, ResultState
 from results_store.writer import Writer
 from workers import outcomes
 from workers.batching.batcher import Batcher
-from workers.batching.work import Entry, Interrupted
-from workers.preparation import Preparation
+from workers.batching.work import Interrupted, Superseded
+from workers.derivation import Derivation
+from workers.preparation import Preparation, Step
 
 
 class EnvelopeInterrupted(Exception):
@@ -50,7 +51,8 @@ class Execution(Preparation):
         derivation = self.derivation(envelope.job, envelope.items)
         with self.turn(envelope):
             steps = [self.prepare(envelope, item, derivation) for item in envelope.items]
-        interrupted = self._batch([step.entry for step in steps if step.entry])
+        steps = self._batched(envelope, steps, derivation)
+        interrupted = any(step.entry and isinstance(step.entry.outcome, Interrupted) for step in steps)
         with self.turn(envelope):
             for step in steps:
                 done += [*step.results, *self.finish(envelope, step)]
@@ -63,15 +65,22 @@ class Execution(Preparation):
 
     def _decode(self, raw: object) -> tuple[Envelope, list[BadItem]]:
         envelope, bad = decode(raw)
-        if envelope.model not in self.models:
-            served = ", ".join(self.models)
+        models = self.offer.now.models
+        if envelope.model not in models:
+            served = ", ".join(models)
             raise InvalidMessage(f"model {envelope.model!r} is not served here; this worker serves {served}")
         return envelope, bad
 
-    def _batch(self, entries: Sequence[Entry]) -> bool:
-        """Wait for the entries' outcomes; return whether any was interrupted."""
-        self.batcher.submit(entries).wait()
-        return any(isinstance(entry.outcome, Interrupted) for entry in entries)
+    def _batched(self, envelope: Envelope, steps: Sequence[Step], derivation: Derivation) -> list[Step]:
+        """Wait for the items' outcomes. What waited for a model that has a new version by now is prepared for that, and waits again."""
+        steps, outdated = list(steps), list(range(len(steps)))
+        while outdated:
+            self.batcher.submit([entry for n in outdated if (entry := steps[n].entry)]).wait()
+            outdated = [n for n in outdated if (entry := steps[n].entry) and isinstance(entry.outcome, Superseded)]
+            with self.turn(envelope):
+                for n in outdated:
+                    steps[n] = self.prepare(envelope, steps[n].item, derivation)
+        return steps
 
     def _bury(self, envelope: Envelope, malformed: Sequence[Result]) -> dict[str, Any]:
         """Fail the items of an envelope that was begun too often; the store adds why, and keeps it for a replay."""

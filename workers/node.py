@@ -38,6 +38,7 @@ from workers.inputs import InputLimits
 from workers.lanes import LOOK_EVERY_S, Lanes
 from workers.models import sources
 from workers.notices import Notices
+from workers.offer import CurrentOffer, Offer
 from workers.reconciler import Reconciler
 from workers.settings import Settings
 from workers.streams import Item, Streams
@@ -132,9 +133,8 @@ class Node:
         self._batcher = batcher
         batcher.start(ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads))
         self._execution = Execution(
-            catalogue=self._catalogue,
+            offer=CurrentOffer(Offer(self._catalogue, served)),
             limits=InputLimits(**msgspec.structs.asdict(self.settings.limits), blobs=self._blobs),
-            models=served,
             batcher=batcher,
             writer=self._writer,
             store=self._store,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from producers.catalogue import Catalogue, Task
+from producers.catalogue import Task
 from producers.errors import InvalidInput
 from producers.files import ResultFiles
 from producers.messages import BlobInput, DerivedInput, Envelope, Item, PathInput, Priority, UrlInput
@@ -20,11 +20,12 @@ from results_store.records import Result, ResultState
 from results_store.store import Store
 from workers import explaining, outcomes
 from workers.batching.pool import Waiting
-from workers.batching.roster import ServedModel
 from workers.batching.work import Entry
 from workers.derivation import Derivation
 from workers.devices import available_cores
 from workers.inputs import InputLimits, carried, read
+from workers.models.model import Model
+from workers.offer import CurrentOffer, Offer
 from workers.streams import Streams
 
 logger = logging.getLogger(__name__)
@@ -34,21 +35,23 @@ Params = Mapping[Task, msgspec.Struct]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One item after preparation: the results it already has, and the entry that waits for the rest."""
+    """One item after preparation: the results it already has, and the entry that waits for the rest, with the version of the model
+    that prepared it.
+    """
 
     item: Item
     results: list[Result]
     entry: Entry | None = None
     params: Params = field(default_factory=dict)
+    model: Model | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
     """The parent's side of the models served here. Thread-safe."""
 
-    catalogue: Catalogue
+    offer: CurrentOffer
     limits: InputLimits
-    models: Mapping[str, ServedModel]
     store: Store
     streams: Streams | None = None
     files: ResultFiles | None = None
@@ -58,9 +61,10 @@ class Preparation:
         """Check and prepare an item; what is wrong with it is in its results. Raises StoreUnavailable."""
         if envelope.deadline_at is not None and envelope.deadline_at <= time.time():
             return Step(item, outcomes.ended(envelope, item, ResultState.EXPIRED))
+        offer = self.offer.now
         try:
-            params, refused = self._params(envelope, item)
-            return self._prepared(envelope, item, params, refused, derivation)
+            params, refused = _params(offer, envelope, item)
+            return self._prepared(offer, envelope, item, params, refused, derivation)
         except InvalidInput as error:
             return Step(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
         except StoreUnavailable:  # nobody's fault here: the envelope is attempted again
@@ -70,40 +74,27 @@ class Preparation:
             detail = {"kind": "ModelError", "message": f"preparation failed: {type(error).__name__}: {error}"}
             return Step(item, outcomes.ended(envelope, item, ResultState.FAILED, detail))
 
-    def _params(self, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:
-        """Return the typed parameters of the tasks that this item may have, and the refusals of the others."""
-        params: dict[Task, msgspec.Struct] = {}
-        refused: dict[str, InvalidInput] = {}
-        for name in item.tasks:
-            try:
-                task = self.catalogue.task(name)
-                if task.model != envelope.model:
-                    raise InvalidInput("task", f"{name!r} is served by {task.model!r}, not {envelope.model!r}")
-                params[task] = self.catalogue.check_params(task, item.params.get(name, {}), field=f"params.{name}")
-            except InvalidInput as error:
-                refused[name] = error
-        return params, refused
-
     def _prepared(
         self,
+        offer: Offer,
         envelope: Envelope,
         item: Item,
         params: Params,
         refused: Mapping[str, InvalidInput],
         derivation: Derivation,
     ) -> Step:
-        entry = None
+        entry = model = None
         if params:
-            name = explaining.way(self.models, envelope.model, params.values())
-            model = self.models[name].model
+            served = offer.models[explaining.way(offer.models, envelope.model, params.values())]
+            model = served.model
             given = carried(derivation.input(item.input), self.limits)
-            checked = self.catalogue.check_input(next(iter(params)), given, field="input")
+            checked = offer.catalogue.check_input(next(iter(params)), given, field="input")
             row = model.prepare(read(checked, self.limits), {task.name: own for task, own in params.items()})
             refused = {**refused, **row.refused}
             params = {task: own for task, own in params.items() if task.name not in refused}
             if params:
                 waiting = Waiting(
-                    name,
+                    served.key,
                     int(envelope.priority),
                     model.cost(row),
                     time.time(),
@@ -119,7 +110,7 @@ class Preparation:
             outcomes.result(envelope, item, name, ResultState.FAILED, outcomes.described(error))
             for name, error in refused.items()
         ]
-        return Step(item, results, entry, params)
+        return Step(item, results, entry, params, model)
 
     def derivation(self, job: str, items: Sequence[Item]) -> Derivation:
         """Return what makes the inputs of items that are made of others. Raises StoreUnavailable."""
@@ -129,10 +120,9 @@ class Preparation:
 
     def finish(self, envelope: Envelope, step: Step) -> list[Result]:
         """Return the results that the step's entry came to."""
-        if step.entry is None:
+        if step.entry is None or step.model is None:
             return []
-        model = self.models[step.entry.waiting.model].model
-        return list(outcomes.finished(envelope, step.item, step.entry, model, step.params, self.files))
+        return list(outcomes.finished(envelope, step.item, step.entry, step.model, step.params, self.files))
 
     def turn(self, envelope: Envelope) -> AbstractContextManager[object]:
         """What an envelope's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes do
@@ -145,5 +135,20 @@ class Preparation:
         return nullcontext() if urgent or waits or makes_files else self.turns
 
     def _makes_files(self, item: Item) -> bool:
-        tasks = (self.catalogue.tasks.get(name) for name in item.tasks)
+        tasks = (self.offer.now.catalogue.tasks.get(name) for name in item.tasks)
         return any(task.kind.makes_files for task in tasks if task)
+
+
+def _params(offer: Offer, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:
+    """Return the typed parameters of the tasks that this item may have, and the refusals of the others."""
+    params: dict[Task, msgspec.Struct] = {}
+    refused: dict[str, InvalidInput] = {}
+    for name in item.tasks:
+        try:
+            task = offer.catalogue.task(name)
+            if task.model != envelope.model:
+                raise InvalidInput("task", f"{name!r} is served by {task.model!r}, not {envelope.model!r}")
+            params[task] = offer.catalogue.check_params(task, item.params.get(name, {}), field=f"params.{name}")
+        except InvalidInput as error:
+            refused[name] = error
+    return params, refused

@@ -24,6 +24,7 @@ from workers.batching.microbatch import MicroBatch
 from workers.device_client import DeviceEvent, ProcessDevice
 from workers.devices import Device
 from workers.inputs import InputLimits
+from workers.offer import CurrentOffer, Offer
 from workers.preparation import Preparation, Step
 from workers.settings import Settings
 
@@ -54,7 +55,8 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     envelopes = _envelopes(store, stored)
     wanted, served = serving.serve(settings, batch.model, device)
     limits = InputLimits(**msgspec.structs.asdict(settings.limits))
-    preparation = Preparation(catalogue=settings.catalogue, limits=limits, models={batch.model: served}, store=store)
+    offer = CurrentOffer(Offer(settings.catalogue, {batch.model: served}))
+    preparation = Preparation(offer=offer, limits=limits, store=store)
     steps = list(_steps(preparation, envelopes, stored))
     again = MicroBatch([step.entry for _, step in steps if step.entry], 0.0)
     loaded = ProcessDevice(

@@ -6,8 +6,8 @@ import msgspec
 
 from producers.errors import ConfigurationError
 from workers import tuned
-from workers.batching.batcher import ServedModel
 from workers.batching.policy import Budget
+from workers.batching.roster import ServedModel
 from workers.device_process import ModelToLoad
 from workers.devices import Device
 from workers.models import sources
