@@ -11,8 +11,10 @@ from workers.models.model import Model, ModelSpec
 _ENCODER = "workers.models.huggingface.encoder:EncoderModel"
 _SEQ2SEQ = "workers.models.huggingface.seq2seq:Seq2SeqModel"
 _WRITING = "workers.models.generation.model:GenerationModel"
+_DIFFUSION = "workers.models.diffusion.model:DiffusionModel"
 _IMAGES = "workers.models.huggingface.vision:ImageModel"
 _SOUNDS = "workers.models.speech.classification:AudioModel"
+_VIDEOS = "workers.models.huggingface.video:VideoCheckpoint"
 _SPEECH = "workers.models.speech.recognition:recogniser"
 
 #: The class that serves a kind. Tasks of one model must have one class: they share its pass.
@@ -30,10 +32,14 @@ CLASSES: Mapping[str, str] = {
     "text-generation": _WRITING,
     "prompted-classification": _WRITING,
     "prompted-json": _WRITING,
+    "text-to-image": _DIFFUSION,
+    "unconditional-image-generation": _DIFFUSION,
     "image-classification": _IMAGES,
     "image-feature-extraction": _IMAGES,
     "object-detection": _IMAGES,
     "image-segmentation": _IMAGES,
+    "video-classification": _VIDEOS,
+    "video-feature-extraction": _VIDEOS,
     "automatic-speech-recognition": _SPEECH,
     "audio-classification": _SOUNDS,
 }

@@ -1,0 +1,208 @@
+"""Frames out of video files: exactly those that were asked for, and no more work for them than is allowed."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from tests import videos
+from workers.models.video import frames
+from workers.models.video.frames import VideoLimits
+from workers.models.video.sampling import Sampling
+
+WIDE = VideoLimits()
+MOVING = videos.moving()
+FILE = videos.file(MOVING)
+
+
+def read(data: bytes, sampling: Sampling, limits: VideoLimits = WIDE) -> list[Any]:
+    return frames.read(data, sampling, limits, lambda frame: frame.to_ndarray(format="rgb24"))
+
+
+@pytest.mark.parametrize(
+    ("form", "codec"),
+    [
+        ("mp4", "libx264"),
+        ("matroska", "libx264"),
+        ("webm", "libvpx-vp9"),
+        ("avi", "libx264"),
+        ("avi", "mpeg4"),
+        ("mpegts", "mpeg2video"),
+        ("mpeg", "mpeg1video"),
+        ("gif", "gif"),
+        ("apng", "apng"),
+    ],
+)
+def test_the_wanted_frames_are_read(form: str, codec: str) -> None:
+    """The very pixels that decoding all of the file gives, though only a part is decoded; short videos repeat frames."""
+    data = videos.file(MOVING, form, codec)
+    whole = videos.plain(data)
+    assert len(whole) == len(MOVING)
+    for sampling in (Sampling(8), Sampling(8, 2), Sampling(3, 1), Sampling(1, 4), Sampling(50), Sampling(8, 9)):
+        for found, place in zip(read(data, sampling), sampling.places(len(whole)), strict=True):
+            np.testing.assert_array_equal(found, whole[place])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "total", "places"),
+    [
+        (Sampling(4), 40, [0, 10, 20, 30]),
+        (Sampling(4), 3, [0, 0, 1, 2]),
+        (Sampling(4), 1, [0, 0, 0, 0]),
+        (Sampling(4, 1), 40, [0, 1, 2, 3]),
+        (Sampling(4, 3), 40, [0, 3, 7, 11]),
+        (Sampling(4, 3), 6, [0, 3, 5, 5]),
+    ],
+)
+def test_places(sampling: Sampling, total: int, places: list[int]) -> None:
+    assert sampling.places(total) == places
+
+
+def test_a_film_is_not_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes, and one decodes the wanted frames and what leads up to them."""
+    decoded: list[Any] = []
+    whole = frames._Video._decoded
+
+    def counted(video: Any) -> Any:
+        for frame in whole(video):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(frames._Video, "_decoded", counted)
+    film = videos.file(videos.moving(600, 16, 16), gop=10, rate=1)
+    assert len(read(film, Sampling(4))) == 4
+    assert len(decoded) <= 4 * 10
+    decoded.clear()
+    one_start = videos.file(videos.moving(300, 16, 16), "avi", "mpeg4")
+    with pytest.raises(InputTooLarge, match="needs 151 frames to be decoded, over 100"):
+        read(one_start, Sampling(2), VideoLimits(max_decoded_frames=100))
+    assert not decoded
+
+
+def test_a_turned_video_is_read_upright() -> None:
+    """A phone's."""
+    turned = videos.turned(FILE)
+    lying = videos.plain(FILE)[0]
+    [upright] = frames.read(turned, Sampling(1), WIDE, frames.image)
+    assert upright.size == (48, 64)
+    np.testing.assert_array_equal(np.asarray(upright), np.rot90(lying, -1))
+    [middle] = frames.read(turned, Sampling(1), WIDE, lambda frame: frames.centre(frame, 40, 48))
+    [plain] = frames.read(FILE, Sampling(1), WIDE, lambda frame: frames.centre(frame, 40, 48))
+    np.testing.assert_array_equal(middle, np.rot90(plain, -1))
+
+
+def test_odd_sizes_and_narrow_frames() -> None:
+    """Sides that are no multiple of anything; a line of pixels is not blown up to a wall."""
+    data = videos.file(videos.moving(3, 35, 21), "webm", "libvpx-vp9")
+    assert [frame.size for frame in frames.read(data, Sampling(2), WIDE, frames.image)] == [(35, 21)] * 2
+    narrow = videos.file(videos.moving(2, 400, 8), "matroska", "ffv1")
+    [middle] = frames.read(narrow, Sampling(1), WIDE, lambda frame: frames.centre(frame, 224, 256))
+    assert middle.shape == (224, 224, 3)
+
+
+def broken_mp4() -> bytes:
+    """An MP4 file whose index comes first, its end missing."""
+    data = videos.file(videos.moving(40), "mov")
+    start = data.index(b"mdat") - 4
+    size = int.from_bytes(data[start : start + 4], "big")
+    head, media, index = data[:start], data[start : start + size], bytearray(data[start + size :])
+    places = index.index(b"stco") + 8
+    for number in range(int.from_bytes(index[places : places + 4], "big")):
+        at = places + 4 + 4 * number
+        index[at : at + 4] = (int.from_bytes(index[at : at + 4], "big") + len(index)).to_bytes(4, "big")
+    return head + bytes(index) + media[: size * 2 // 3]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "is empty"),
+        (b"no video at all, but some text " * 40, "not a whole video"),
+        (FILE[: len(FILE) // 2], "not a whole video"),
+        (broken_mp4(), "is cut off"),
+        (videos.sound(), "has no moving pictures, only audio"),
+        (videos.without_frames(), "without a frame"),
+        (b"\x00" * 5000, "not a whole video"),
+    ],
+    ids=["nothing", "text", "no-index", "cut-off", "sound", "zero-length", "zeros"],
+)
+def test_what_is_no_whole_video_is_refused(data: bytes, problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem) as raised:
+        read(data, Sampling(4))
+    assert raised.value.field == "input"
+
+
+def test_pictures_are_no_videos_but_animations_are() -> None:
+    """A GIF moves, and counts with a single frame too; a PNG is sent to another task."""
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime", "blue")]
+    animation, still, photo = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    pictures[0].save(animation, "GIF", save_all=True, append_images=pictures[1:], duration=100)
+    pictures[0].save(still, "GIF")
+    pictures[0].save(photo, "JPEG")
+    found = [frame.mean((0, 1)).tolist() for frame in read(animation.getvalue(), Sampling(3))]
+    assert found == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    assert len(read(still.getvalue(), Sampling(3))) == 3
+    with pytest.raises(InvalidInput, match="not a whole video"):
+        read(photo.getvalue(), Sampling(3))
+
+
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    """What decoders would fetch for it lies on the worker, or inside its network."""
+    (tmp_path / "secret.mp4").write_bytes(FILE)
+    for playlist in (
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.6,\nfile://{tmp_path}/secret.mp4\n#EXT-X-ENDLIST\n",
+        f"ffconcat version 1.0\nfile '{tmp_path}/secret.mp4'\n",
+    ):
+        with pytest.raises(InvalidInput, match="not a whole video"):
+            read(playlist.encode(), Sampling(2))
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        (VideoLimits(max_frame_pixels=3000), "of 64 x 48 pixels, over 3,000"),
+        (VideoLimits(max_video_s=1.0), "2 s long, over 1"),
+        (VideoLimits(max_decoded_frames=4), "frames to be decoded, over 4"),
+        (VideoLimits(max_decoding_s=0.0), "takes longer than 0 s"),
+    ],
+)
+def test_too_much_is_refused(limits: VideoLimits, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it before a frame is decoded."""
+    monkeypatch.setattr(frames._Video, "_decoded", lambda _: pytest.fail("decoded"))
+    with pytest.raises(InputTooLarge, match=problem):
+        read(FILE, Sampling(8), limits)
+
+
+def test_a_damaged_video_is_a_refusal_or_frames() -> None:
+    """Whatever bytes are turned over: never another error, which would be the model's."""
+    random = np.random.default_rng(0)
+    sources = [FILE, videos.file(MOVING, "matroska"), videos.file(MOVING, "avi", "mpeg4")]
+    refused = 0
+    for trial in range(90):
+        data = bytearray(sources[trial % 3])
+        for _ in range(random.integers(1, 30)):
+            data[random.integers(0, len(data))] = random.integers(0, 256)
+        try:
+            assert len(read(bytes(data), Sampling(4))) == 4
+        except InvalidInput:
+            refused += 1
+    assert 0 < refused < 90
+
+
+def test_wrong_limits_are_named() -> None:
+    assert frames.limits({"max_video_s": 5, "heads": {}}, "models.m") == VideoLimits(max_video_s=5)
+    with pytest.raises(ConfigurationError, match=r"models\.m\.options\.max_video_s: must be a number over 0"):
+        frames.limits({"max_video_s": "long"}, "models.m")
+
+
+def test_ffmpeg_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    """A worker's log is not for what decoders think of broken files."""
+    with pytest.raises(InvalidInput):
+        read(FILE[: len(FILE) // 2], Sampling(4))
+    assert not capfd.readouterr().err

@@ -1,0 +1,252 @@
+"""A video file's bytes to a few of its frames. What is wrong with them is the input's fault. No torch here.
+
+The packets are listed first, which decodes nothing and tells how many frames there are and where one can begin to decode; so what
+would be too much is refused before it is decoded, and of a long film only what the wanted frames need is decoded. One
+scaled frame at a time is kept, whatever their size.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from workers.models.video.sampling import Sampling
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+Pixels = NDArray[np.uint8]
+
+_TURNED = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+
+_Made = TypeVar("_Made")
+
+#: Containers that are read, as FFmpeg calls them. No playlists and the like, whose demuxers would open other files.
+FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "gif", "apng", "mpegts", "mpeg", "flv", "ogg", "asf")
+
+#: Of these, frames can be looked for by time.
+_INDEXED = ("mov", "mp4", "matroska", "webm")
+
+_REMEDY = "send a video as MP4, WebM, Matroska, AVI, MPEG or GIF"
+
+
+@dataclass(frozen=True, slots=True)
+class VideoLimits:
+    """What a video may be. `max_decoded_frames` are decoded for the wanted ones, in `max_decoding_s` seconds at most."""
+
+    max_frame_pixels: int = 8_847_360  # 4096 x 2160
+    max_video_s: float = 7200.0
+    max_decoded_frames: int = 4096
+    max_decoding_s: float = 30.0
+
+
+def limits(options: Mapping[str, Any], where: str) -> VideoLimits:
+    """Return the limits that a model's options set. Raises ConfigurationError for one that makes no sense."""
+    chosen = {name: options[name] for name in VideoLimits.__dataclass_fields__ if name in options}
+    for name, value in chosen.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ConfigurationError(f"{where}.options.{name}: must be a number over 0, not {value!r}")
+    return VideoLimits(**chosen)
+
+
+def check_installed(where: str) -> None:
+    """Raise ConfigurationError, naming the extra, if videos cannot be decoded here."""
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(f"{where}: videos need PyAV; pip install 'argosy[video]'") from error
+
+
+def read(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
+    """Return what `then` makes of each wanted frame.
+
+    Raises InvalidInput if it is no whole video, InputTooLarge if it is over a limit.
+    """
+    import av
+
+    if not data:
+        raise InvalidInput("input", "is empty", _REMEDY)
+    options = {
+        "format_whitelist": ",".join(FORMATS),
+        "protocol_whitelist": "none",  # the bytes are all there is to read
+        "max_pixels": str(limits.max_frame_pixels),  # opening a file may decode a frame
+    }
+    try:
+        with av.open(io.BytesIO(data), options=options) as container:
+            return _Video(container, limits).read(sampling, then)
+    except InvalidInput:
+        raise
+    except av.FFmpegError as error:  # also of memory: what a broken file says it needs
+        raise InvalidInput("input", f"is not a whole video that can be read ({error.strerror})", _REMEDY) from error
+    except (ValueError, RuntimeError, IndexError) as error:  # PyAV's own, about streams that make no sense
+        raise InvalidInput("input", f"is a broken video: {error}", _REMEDY) from error
+
+
+class _Video:
+    """An open file, its packets listed."""
+
+    def __init__(self, container: Any, limits: VideoLimits) -> None:
+        self._container = container
+        self._limits = limits
+        self._until = time.monotonic() + limits.max_decoding_s
+        self._stream = _picture_stream(container)
+        codec = self._stream.codec_context
+        if codec is None:
+            raise InvalidInput("input", "is a video in a code that is not known here", "save it as H.264 or VP9")
+        self._check_size(codec.width, codec.height)
+        codec.thread_count = 1  # many videos are prepared at once already
+        self._times: list[int] = []
+        self._starts: list[int] = []
+
+    def _check_size(self, width: int, height: int) -> None:
+        if not width or not height:
+            raise InvalidInput("input", "is a video without a size", "save it again, whole")
+        if width * height > self._limits.max_frame_pixels:
+            problem = f"is a video of {width} x {height} pixels, over {self._limits.max_frame_pixels:,} in all"
+            raise InputTooLarge("input", problem, "scale it down")
+
+    def read(self, sampling: Sampling, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
+        total = self._list_packets()
+        places = sampling.places(total)
+        wanted = sorted(set(places))
+        read = self._by_time if self._times else self._by_number
+        made: dict[int, _Made] = {}
+        for place, frame in zip(wanted, read(wanted), strict=False):
+            self._check_size(frame.width, frame.height)  # it may change on the way
+            made[place] = then(frame)
+        if not made:
+            raise InvalidInput("input", "has no frame that can be decoded", "save it again, whole")
+        last = max(made)  # the end of a damaged file may have fewer frames than packets
+        return [made[min(place, last)] for place in places]
+
+    def _list_packets(self) -> int:
+        """Note when frames are shown, and where decoding can begin; return how many there are."""
+        stream, times, starts, total = self._stream, [], [], 0
+        for packet in self._container.demux(stream):
+            if not packet.size:
+                continue
+            total += 1
+            times.append(packet.pts)
+            if packet.is_keyframe:
+                starts.append(packet.pts)
+            self._check_time()
+        if not total:
+            raise InvalidInput("input", "is a video without a frame", "record it again")
+        if total < stream.frames:
+            problem = f"is cut off: it has {total:,} of its {stream.frames:,} frames"
+            raise InvalidInput("input", problem, "send the whole file")
+        self._container.seek(0)
+        indexed = set(self._container.format.name.split(",")) & set(_INDEXED)
+        if indexed and None not in times and len(set(times)) == total:
+            self._times, self._starts = sorted(times), sorted(starts)
+            self._check_length(float((self._times[-1] - self._times[0]) * stream.time_base))
+        elif stream.duration:
+            self._check_length(float(stream.duration * stream.time_base))
+        return total
+
+    def _check_length(self, length_s: float) -> None:
+        if length_s > self._limits.max_video_s:
+            problem = f"is {length_s:,.0f} s long, over {self._limits.max_video_s:,.0f}"
+            raise InputTooLarge("input", problem, "send a part of it")
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._until:
+            problem = f"takes longer than {self._limits.max_decoding_s:g} s to decode"
+            raise InputTooLarge("input", problem, "send a smaller or shorter video")
+
+    def _check_effort(self, frames: int) -> None:
+        if frames > self._limits.max_decoded_frames:
+            problem = f"needs {frames:,} frames to be decoded, over {self._limits.max_decoded_frames:,}"
+            raise InputTooLarge("input", problem, "send a part of it, or ask for fewer frames or a lower rate")
+
+    def _by_number(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+        """Yield the wanted frames, counted from the beginning."""
+        self._check_effort(wanted[-1] + 1)
+        left = list(reversed(wanted))
+        frame = None
+        for number, frame in enumerate(self._decoded()):
+            if number == left[-1]:
+                yield frame
+                left.pop()
+            if not left:
+                return
+
+    def _by_time(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+        """Yield the wanted frames, each decoded from the last place before it where one can begin."""
+        self._check_effort(self._effort(wanted))
+        frames, at = self._decoded(), self._times[0]
+        for time_ in (self._times[place] for place in wanted):
+            start = self._start_before(time_)
+            if start is not None and start > at:
+                self._container.seek(start, stream=self._stream, backward=True)
+                frames = self._decoded()
+            for frame in frames:
+                if frame.pts is None or frame.pts >= time_:
+                    at = time_ if frame.pts is None else frame.pts
+                    yield frame
+                    break
+            else:
+                return  # a damaged end
+
+    def _start_before(self, time_: int) -> int | None:
+        place = bisect_right(self._starts, time_)
+        return self._starts[place - 1] if place else None
+
+    def _effort(self, wanted: Sequence[int]) -> int:
+        """Return how many frames `_by_time` decodes."""
+        effort, at = 1, 0
+        for place in wanted:
+            start = self._start_before(self._times[place])
+            first = 0 if start is None else bisect_right(self._times, start) - 1
+            effort += place - at if first <= at else place - first + 1
+            at = place
+        return effort
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        for frame in self._container.decode(self._stream):
+            self._check_time()
+            yield frame
+
+
+def _picture_stream(container: Any) -> Any:
+    """Return the first stream of moving pictures. A picture of the sound's cover is none."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+    raise InvalidInput("input", f"has no moving pictures, only {kinds}", _REMEDY)
+
+
+# --- what a frame shows -------------------------------------------------------------------------------
+
+
+def image(frame: VideoFrame) -> Image.Image:
+    """Return a frame as an RGB image, upright as the file says."""
+    made: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
+    turned = _TURNED[_quarter_turns(frame)]
+    return made if turned is None else made.transpose(turned)
+
+
+def centre(frame: VideoFrame, side: int, short_side: int) -> Pixels:
+    """Return the middle of a frame as `(side, side, 3)`, its short side scaled to `short_side` first; upright."""
+    scale = short_side / min(frame.width, frame.height)
+    width, height = (max(short_side, round(edge * scale)) for edge in (frame.width, frame.height))
+    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    left, top = (width - side) // 2, (height - side) // 2
+    return np.ascontiguousarray(np.rot90(scaled[top : top + side, left : left + side], _quarter_turns(frame)))
+
+
+def _quarter_turns(frame: VideoFrame) -> int:
+    """Return how often a frame is to be turned counterclockwise by a quarter."""
+    return round(frame.rotation / 90) % 4
