@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from producers.errors import ConfigurationError
+from workers.models.adapter import Adapter
 
 #: Encoders that begin to count positions after the padding token's number, so that they have fewer than they say.
 _COUNT_AFTER_PADDING = ("camembert", "data2vec-text", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")
@@ -76,3 +77,26 @@ class Checkpoint:
             found.append(positions - (self.pad_id + 1) * shifted)
         longest = min(found)
         return int(longest) if longest < 1e9 else _MAX_TOKENS
+
+
+@dataclass(frozen=True)
+class Adapted(Checkpoint):
+    """A folder as an adapter makes it: its labels are those of the adapter's own head."""
+
+    adapter: Adapter
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        base, own = self.read("config.json"), self.adapter.model_config
+        if self.adapter.labels is None:
+            return base
+        # peft keeps no labels' names; who saved the model's config beside the adapter has them
+        named = ("id2label", "problem_type")
+        config = {name: value for name, value in base.items() if name not in named}
+        config |= {name: own[name] for name in named if own.get(name)}
+        if len(config.get("id2label") or ()) not in (0, self.adapter.labels):
+            problem = (
+                f"config.json beside the adapter names {len(config['id2label'])} labels, not {self.adapter.labels}"
+            )
+            raise ConfigurationError(f"{self.adapter.where}: {problem}")
+        return config | {"num_labels": self.adapter.labels}

@@ -12,7 +12,7 @@ from producers.catalogue import Task
 from workers.models.huggingface import answers, entities, labels, masks, sequences, vectors
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.head import TextHead
-from workers.models.huggingface.sequences import Batch
+from workers.models.huggingface.sequences import Batch, Row
 from workers.models.huggingface.serving import FolderModel, read_for_each
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.model import Array, Arrays, Prepared, digest
@@ -36,9 +36,9 @@ HEADS: Mapping[str, type[TextHead]] = {
 
 
 class EncoderModel(FolderModel[TextHead]):
-    """Options: `max_tokens`, `heads` (folders by task), `function_to_apply` (by task), `pooling`."""
+    """Options: `max_tokens`, `heads` and `adapters` (folders by task), `function_to_apply` (by task), `pooling`."""
 
-    OPTIONS = ("max_tokens", "heads", "function_to_apply", "pooling")
+    OPTIONS = ("max_tokens", "heads", "adapters", "function_to_apply", "pooling")
 
     tunable = True
     backends = ("torch", "openvino", "onnxruntime")
@@ -103,34 +103,36 @@ class EncoderModel(FolderModel[TextHead]):
 
         batch = Batch(arrays, self.checkpoint.pad_id)
         needs = {task: batch.of(task, rows) for task, rows in wanted.items()}
-        by_task = {task: {int(place) for own in rows for place in own} for task, rows in needs.items()}
+        by_task = {
+            task: {Row(int(place), self.networks.adapter_number(task)) for own in rows for place in own}
+            for task, rows in needs.items()
+        }
         found: dict[str, dict[int, Array]] = {task: {} for task in wanted}
         with torch.inference_mode():
             for group in batch.passes(set().union(*by_task.values())):
-                chosen = {
-                    task: [n for n, place in enumerate(group) if place in places] for task, places in by_task.items()
-                }
+                chosen = {task: [n for n, row in enumerate(group) if row in rows] for task, rows in by_task.items()}
                 self._run(batch, group, {task: rows for task, rows in chosen.items() if rows}, found)
         return {task: sequences.stacked(found[task].__getitem__, own) for task, own in needs.items()}
 
     def _run(
         self,
         batch: Batch,
-        group: Sequence[int],
+        group: Sequence[Row],
         chosen: Mapping[str, Sequence[int]],
         found: dict[str, dict[int, Array]],
     ) -> None:
         """Run one pass over a group of sequences, and each wanted head over those of them that it needs."""
         import torch
 
-        inputs = self._inputs(batch.padded(group))
+        inputs = self._inputs(batch.padded([row.place for row in group]))
         rows = {task: torch.tensor(own, device=self._device) for task, own in chosen.items()}
-        for task, output in self.networks.run(inputs, rows).items():
+        for task, output in self.networks.run(inputs, rows, [row.adapter for row in group]).items():
             own = {name: tensor.index_select(0, rows[task]) for name, tensor in inputs.items()}
             results = self.heads[task].compute(output, own).float().cpu().numpy()
             for n, result in zip(chosen[task], results, strict=True):
-                length = len(batch.sequences[group[n]].ids)
-                found[task][group[n]] = result[:length] if self.heads[task].by_token else result
+                place = group[n].place
+                length = len(batch.sequences[place].ids)
+                found[task][place] = result[:length] if self.heads[task].by_token else result
 
     def _inputs(self, padded: Arrays) -> dict[str, torch.Tensor]:
         import torch

@@ -7,18 +7,20 @@ have the same backbone, the backbone runs once, and in each head a `_Replay` sta
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from producers.errors import ConfigurationError
+from workers.models.adapter import Adapter
 from workers.models.backends.choice import Backend
 
 if TYPE_CHECKING:
     import torch
 
     from workers.models.huggingface.exported import Exported, Inputs
+    from workers.models.low_rank import Rows
 
 #: The type that weights are loaded as, by precision.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -29,10 +31,11 @@ BACKBONE = "AutoModel"
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Which class of transformers loads which folder."""
+    """Which class of transformers loads which folder, and the adapter that it was trained with."""
 
     folder: Path
     auto: str
+    adapter: Adapter | None = None
 
 
 class Networks:
@@ -49,6 +52,8 @@ class Networks:
         self._split = split
         self._heads: dict[Network, Any] = {}
         self._backbone: Any = None
+        self._adapters = list(dict.fromkeys(network.adapter for network in wanted.values() if network.adapter))
+        self._adapter_rows: Rows | None = None
         self._shares = False
         self._exported: Exported | None = None
         self.config: Any = None
@@ -62,11 +67,18 @@ class Networks:
             self._backbone = self._load(next(iter(self._wanted.values())))
             self._shares = True
             self.config = self._backbone.config
+            self._adapt()
             return
         self.config = self._heads[heads[0]].config
-        if self._split or len(heads) > 1 or any(network.auto == BACKBONE for network in self._wanted.values()):
+        if (
+            self._split
+            or self._adapters
+            or len(heads) > 1
+            or any(network.auto == BACKBONE for network in self._wanted.values())
+        ):
             self._backbone = self._share_backbone()
             self._shares = True
+            self._adapt()
 
     def export(self, example: Inputs, other: Inputs, cache: Path) -> None:
         """Have the backend run what runs once a batch: the backbone, or the one network that there is.
@@ -104,9 +116,21 @@ class Networks:
         [network] = self._heads.values()
         return network
 
-    def run(self, inputs: Mapping[str, Any], wanted: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Return the output of each wanted task's network for its rows (indices) of the inputs: the backbone runs once."""
+    def adapter_number(self, task: str) -> int:
+        """Return which adapter the task's rows go through the backbone with; 0 is none."""
+        adapter = self._wanted[task].adapter
+        return 0 if adapter is None else 1 + self._adapters.index(adapter)
+
+    def run(
+        self, inputs: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], adapters: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """Return the output of each wanted task's network for its rows (indices) of the inputs: the backbone runs once.
+
+        `adapters` are the rows' adapter numbers, where there are any.
+        """
         self.passes += 1
+        if self._adapter_rows is not None:
+            self._adapter_rows.set(adapters, self._device)
         first = self._backbone if self._shares else self.only
         features = self._exported(inputs) if self._exported else call(first, inputs)
         if not self._shares:
@@ -133,15 +157,23 @@ class Networks:
             trust_remote_code=False,
             dtype=self.dtype,
             output_loading_info=True,
+            **_as_adapted(network.adapter),
         )
         # transformers fills what is missing with random numbers, and a warning
-        missing = sorted(report["missing_keys"])
+        missing = sorted(set(report["missing_keys"]) - _complete(loaded, network.adapter))
         if missing and network.auto == BACKBONE and all(name.startswith("pooler.") for name in missing):
             loaded.pooler, missing = None, []
         if missing:
             problem = f"{network.folder} has no weights for {missing[0]}" + ", …" * (len(missing) > 1)
             raise ConfigurationError(f"{self._where}: {problem}: it was not trained for this kind of task")
         return loaded.eval().to(self._device)
+
+    def _adapt(self) -> None:
+        if self._adapters:
+            from workers.models import low_rank
+
+            prefix = next((head.base_model_prefix for head in self._heads.values()), "")
+            self._adapter_rows = low_rank.attach(self._backbone, self._adapters, prefix)
 
     def _share_backbone(self) -> Any:
         """Take the largest of the heads' backbones, check that the others are the same, and put replays in their places."""
@@ -153,6 +185,26 @@ class Networks:
                 raise ConfigurationError(f"{self._where}: {problem}; make it a model of its own")
             setattr(head, head.base_model_prefix, _replay())
         return shared
+
+
+def _as_adapted(adapter: Adapter | None) -> dict[str, Any]:
+    """Return what a network is loaded with so that an adapter's own head fits it."""
+    if adapter is None or adapter.labels is None:
+        return {}
+    return {"num_labels": adapter.labels, "ignore_mismatched_sizes": True}
+
+
+def _complete(network: Any, adapter: Adapter | None) -> set[str]:
+    """Put the tensors that an adapter has whole into its network; return their names. Raises ConfigurationError if one is not its."""
+    if adapter is None or not adapter.saved:
+        return set()
+    from workers.models import low_rank
+
+    own = low_rank.tensors(adapter)
+    saved = {name: own[name] for name in adapter.saved}
+    if unknown := network.load_state_dict(saved, strict=False).unexpected_keys:
+        raise ConfigurationError(f"{adapter.where}: the model has no {unknown[0]}; was it made for another kind?")
+    return set(saved)
 
 
 def _difference(backbone: Any, shared: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from workers.models.model import Array, Arrays
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
+
+_T = TypeVar("_T")
 
 #: A pass may consist of this part of padding, or of `_FEW_TOKENS` of it; over that, the shorter sequences get a pass of their own.
 _MOST_PADDING = 0.25
@@ -89,6 +91,13 @@ def _sequences(arrays: Arrays) -> list[TokenSequence]:
     return [TokenSequence(arrays["ids"][start:end], arrays["types"][start:end]) for start, end in spans]
 
 
+class Row(NamedTuple):
+    """A row of a pass: which sequence, and with which adapter it goes through the backbone (0 is none)."""
+
+    place: int
+    adapter: int
+
+
 class Batch:
     """A batch's sequences on the device's side: in which passes they go, and whose outputs are whose."""
 
@@ -103,9 +112,9 @@ class Batch:
         starts = ends - self._arrays[f"count/{task}"]
         return [self._arrays[f"of/{task}"][starts[row] : ends[row]] for row in rows]
 
-    def passes(self, wanted: set[int]) -> list[list[int]]:
+    def passes(self, wanted: set[Row]) -> list[list[Row]]:
         """Group sequences, longest first, so that no pass is mostly padding."""
-        return plan([(place, len(self.sequences[place].ids)) for place in sorted(wanted)])
+        return plan([(row, len(self.sequences[row.place].ids)) for row in sorted(wanted)])
 
     @property
     def longest(self) -> int:
@@ -126,9 +135,9 @@ class Batch:
         return {"ids": ids, "types": types, "mask": mask}
 
 
-def plan(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Group what is given as (place, length), longest first: a group is closed where too much would be padded."""
-    groups: list[list[int]] = []
+def plan(sizes: Sequence[tuple[_T, int]]) -> list[list[_T]]:
+    """Group what is given as (what, length), longest first: a group is closed where too much would be padded."""
+    groups: list[list[_T]] = []
     longest = padding = 0
     for place, length in sorted(sizes, key=lambda pair: -pair[1]):
         more = padding + longest - length

@@ -15,7 +15,8 @@ import msgspec
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from workers.models import sources
-from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.adapter import Adapter
+from workers.models.huggingface.checkpoint import Adapted, Checkpoint
 from workers.models.huggingface.networks import Network, Networks
 from workers.models.model import Array, Model, ModelSpec, Prepared
 
@@ -68,7 +69,11 @@ class FolderModel(Model, Generic[H]):
     def _weights(self) -> str:
         """The revision of all weights, whatever they run on."""
         return "+".join(
-            [self.spec.revision, *(sources.folder_revision(folder) for folder in self._own_folders.values())]
+            [
+                self.spec.revision,
+                *(sources.folder_revision(folder) for folder in self._own_folders.values()),
+                *(sources.folder_revision(adapter.folder) for adapter in self.adapters.values()),
+            ]
         )
 
     def _refuse_compiling(self) -> None:
@@ -82,10 +87,7 @@ class FolderModel(Model, Generic[H]):
         if unknown := sorted(set(self.spec.options) - set(self.OPTIONS)):
             known = ", ".join(self.OPTIONS)
             raise ConfigurationError(f"{self.where}.options.{unknown[0]}: not an option; these are: {known}")
-        return {
-            name: self._head(task, Checkpoint(self._own_folders.get(name, self.spec.folder), self.where))
-            for name, task in self.spec.tasks.items()
-        }
+        return {name: self._head(task, self._checkpoint_of(name)) for name, task in self.spec.tasks.items()}
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
         """For kinds whose answers need nothing of the item but its output; the others need `finish_item`."""
@@ -98,6 +100,29 @@ class FolderModel(Model, Generic[H]):
     def checkpoint(self) -> Checkpoint:
         """The model's own folder."""
         return Checkpoint(self.spec.folder, self.where)
+
+    def _checkpoint_of(self, task: str) -> Checkpoint:
+        if task in self.adapters:
+            if task in self._own_folders:
+                raise ConfigurationError(
+                    f"{self.where}.options.adapters.{task}: has a folder of its own in `heads`, too"
+                )
+            return Adapted(self.spec.folder, self.where, self.adapters[task])
+        return Checkpoint(self._own_folders.get(task, self.spec.folder), self.where)
+
+    @cached_property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """The adapter of each task that has one; those of one folder are equal."""
+        given = self.spec.options.get("adapters", {})
+        if unknown := sorted(set(given) - set(self.spec.tasks)):
+            raise ConfigurationError(f"{self.where}.options.adapters.{unknown[0]}: the model has no such task")
+        where = f"{self.where}.options.adapters"
+        found = {task: Adapter(Path(folder).expanduser(), where) for task, folder in given.items()}
+        for adapter in found.values():
+            adapter.check()
+        if found and self.spec.backend.name != "torch":
+            raise ConfigurationError(f"{self.where}.backend: adapters run on torch, whose layers they change")
+        return found
 
     @property
     def _own_folders(self) -> dict[str, Path]:
@@ -127,7 +152,10 @@ class FolderModel(Model, Generic[H]):
         self._device = device
         backend = self.spec.backend
         self._loaded = Networks(
-            {name: Network(head.checkpoint.folder, head.auto) for name, head in self.heads.items()},
+            {
+                name: Network(head.checkpoint.folder, head.auto, self.adapters.get(name))
+                for name, head in self.heads.items()
+            },
             where=self.where,
             device=device,
             backend=backend,

@@ -1,0 +1,181 @@
+"""LoRA adapters on one backbone: rows of different adapters share a pass, and answer as peft's merged models do."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from producers.errors import ConfigurationError
+from tests import tiny_checkpoints as tiny
+from tests.serving import Served, assert_alike
+from workers.models.adapter import Adapter
+from workers.models.backends.choice import Backend
+
+TEXTS = ["a good film", "the team was bad and dull", "he said it was fine", "film", "she said it was dull and good"]
+
+#: Adapters of different ranks, on different layers; by name, what peft is told.
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "mood": {"task_type": "SEQ_CLS", "r": 4, "lora_alpha": 16, "target_modules": ["query", "value"]},
+    "about": {
+        "task_type": "SEQ_CLS",
+        "r": 2,
+        "lora_alpha": 6,
+        "use_rslora": True,
+        "target_modules": "all-linear",
+        "rank_pattern": {"layer.0.attention.self.query": 3},
+        "alpha_pattern": {"layer.0.attention.self.query": 9},
+    },
+    "names": {"task_type": "TOKEN_CLS", "r": 8, "lora_alpha": 8, "target_modules": ["dense"]},
+}
+LABELS = {"mood": 3, "about": 5, "names": 4}
+KINDS = {"mood": "text-classification", "about": "text-classification", "names": "token-classification"}
+
+
+def adapted(base: Path, folder: Path, **config: Any) -> Any:
+    """Write an adapter of random weights as peft saves it, and return the model with it merged in."""
+    import peft
+    import transformers
+
+    auto = {
+        "SEQ_CLS": "AutoModelForSequenceClassification",
+        "TOKEN_CLS": "AutoModelForTokenClassification",
+        "CAUSAL_LM": "AutoModelForCausalLM",
+    }[config["task_type"]]
+    labels = {"num_labels": LABELS[folder.name]} if folder.name in LABELS else {}
+    network = getattr(transformers, auto).from_pretrained(base, **labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what it gives up
+        model: Any = peft.get_peft_model(network, peft.LoraConfig(init_lora_weights=False, **config))
+    model.save_pretrained(folder)
+    return model.eval().merge_and_unload()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.bert(tmp_path_factory.mktemp("base"), "BertModel")
+
+
+@pytest.fixture(scope="module")
+def merged(base: Path) -> dict[str, Any]:
+    """The merged models by task; the adapters lie beside the base."""
+    import torch
+
+    torch.manual_seed(0)
+    found = {name: adapted(base, base / "adapters" / name, **config) for name, config in ADAPTERS.items()}
+    names = {"id2label": {n: f"topic {n}" for n in range(5)}}
+    (base / "adapters" / "about" / "config.json").write_text(json.dumps(names), encoding="utf-8")
+    return found
+
+
+def folders(base: Path) -> dict[str, str]:
+    return {name: str(base / "adapters" / name) for name in ADAPTERS}
+
+
+@pytest.fixture(scope="module")
+def served(base: Path, merged: dict[str, Any]) -> Served:
+    return Served(base, {**KINDS, "vector": "feature-extraction"}, adapters=folders(base)).load()
+
+
+def expected(merged: dict[str, Any], base: Path, task: str, text: str) -> list[dict[str, Any]]:
+    """Return what the merged model makes of a text, by the lines that one writes."""
+    import torch
+    from transformers import AutoTokenizer
+
+    encoded = AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")
+    with torch.inference_mode():
+        scores = merged[task](**encoded).logits[0].softmax(-1)
+    prefix = "topic " if task == "about" else "LABEL_"
+    order = scores.argsort(descending=True).tolist()
+    return [{"label": f"{prefix}{n}", "score": float(scores[n])} for n in order]
+
+
+@pytest.mark.parametrize("task", ["mood", "about"])
+def test_an_adapter_answers_as_its_merged_model(task: str, served: Served, merged: dict[str, Any], base: Path) -> None:
+    """Alone, and with its own neighbours; its labels are those of its own head."""
+    wanted = [expected(merged, base, task, text) for text in TEXTS]
+    assert_alike(served.ask(task, TEXTS, top_k=None), wanted)
+    assert_alike(served.ask(task, TEXTS[:1], top_k=None), wanted[:1])
+
+
+def test_rows_of_different_adapters_share_a_pass(served: Served, merged: dict[str, Any], base: Path) -> None:
+    """Tasks at random on each text, the plain backbone's vector among them: nothing rubs off on a neighbour."""
+    from tests.serving import answered
+
+    random = Random(1)
+    check = served.catalogue.check_params
+    own: dict[str, dict[str, Any]] = {"mood": {"top_k": None}, "about": {"top_k": None}, "names": {}, "vector": {}}
+    params = {task: check(served.task(task), given, field="params") for task, given in own.items()}
+    [alone] = served.ask("vector", TEXTS[:1])
+    for _ in range(4):
+        items = [(text, {t: params[t] for t in random.sample(sorted(own), random.randint(1, 4))}) for text in TEXTS]
+        before = served.model.passes
+        answers = answered(served.model, items)
+        assert served.model.passes == before + 1
+        for (text, _), found in zip(items, answers, strict=True):
+            for task in {"mood", "about"} & found.keys():
+                assert_alike(found[task], expected(merged, base, task, text))
+        if "vector" in answers[0]:
+            assert_alike(answers[0]["vector"].tolist(), alone.tolist())
+
+
+def test_tokens_are_labelled_by_their_adapter(served: Served, merged: dict[str, Any], base: Path) -> None:
+    """Token by token, as the merged model does."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for text in TEXTS[:2]:
+        with torch.inference_mode():
+            scores = merged["names"](**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)[1:-1]
+        [found] = served.ask("names", [text], aggregation_strategy="none", ignore_labels=[])
+        assert [one["entity"] for one in found] == [f"LABEL_{n}" for n in scores.argmax(-1).tolist()]
+        assert_alike([one["score"] for one in found], scores.amax(-1).tolist())
+
+
+def test_an_adapter_is_part_of_the_revision(base: Path, merged: dict[str, Any], served: Served) -> None:
+    """Its weights decide the answers as much as the backbone's."""
+    plain = Served(base, {"vector": "feature-extraction"})
+    assert served.model.revision != plain.model.revision
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "is a IA3 adapter; only LORA is served"),
+        ({"use_dora": True}, "use_dora is not served; merge the adapter"),
+        ({"bias": "all"}, "it changes biases"),
+    ],
+)
+def test_what_is_not_served_is_refused_when_the_worker_starts(
+    base: Path, merged: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """By name, and with what to do."""
+    source = base / "adapters" / "mood"
+    config = json.loads((source / "adapter_config.json").read_text("utf-8")) | change
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "adapter_model.safetensors").symlink_to(source / "adapter_model.safetensors")
+    with pytest.raises(ConfigurationError, match=message):
+        _ = Served(base, {"mood": KINDS["mood"]}, adapters={"mood": str(tmp_path)}).model.revision
+
+
+def test_an_adapter_of_another_model_is_refused(merged: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    """It has layers that this one lacks."""
+    other = tiny.distilbert(tmp_path / "other", "DistilBertModel")
+    with pytest.raises(ConfigurationError, match=r"options\.adapters: .*was it made for another"):
+        Served(other, {"vector": "feature-extraction"}, adapters={"vector": folders(base)["mood"]}).load()
+
+
+def test_mistakes_in_the_settings_are_named(merged: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    """A task that is not there, a folder that is none, a backend that cannot."""
+    with pytest.raises(ConfigurationError, match=r"options\.adapters\.other: the model has no such task"):
+        _ = Served(base, {"mood": KINDS["mood"]}, adapters={"other": folders(base)["mood"]}).model.revision
+    with pytest.raises(ConfigurationError, match="name a folder as peft saves it"):
+        Adapter(tmp_path, "models.own.options.adapters").check()
+    with pytest.raises(ConfigurationError, match="adapters run on torch"):
+        backend = Backend("openvino")
+        _ = Served(base, {"mood": KINDS["mood"]}, backend, adapters={"mood": folders(base)["mood"]}).model.revision
