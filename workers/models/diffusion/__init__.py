@@ -1,0 +1,1 @@
+"""Pictures made of noise, step by step: folders of diffusers', of which many requests share each pass."""

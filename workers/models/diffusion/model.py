@@ -1,0 +1,174 @@
+"""A folder of diffusers', for the kinds `text-to-image` and `unconditional-image-generation`; its tasks share its passes."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from producers.catalogue import Task
+from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.forms import MOST_SEED
+from producers.kinds.pictures import DiffusionParams, TextToImageParams
+from producers.messages import SeedInput
+from workers.models import made
+from workers.models.diffusion import wanted
+from workers.models.diffusion.folder import Folder
+from workers.models.diffusion.wanted import Drawn, Wanted
+from workers.models.huggingface import ragged
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.serving import read_for_each
+from workers.models.huggingface.tokenizing import Tokenizing
+from workers.models.model import Array, Arrays, ModelSpec, Prepared
+from workers.models.stepwise import Stepped, StepwiseModel
+
+if TYPE_CHECKING:
+    from workers.models.diffusion.engine import Engine
+
+_OPTIONS = {"max_pixels": 1024 * 1024, "step_rows": 8}
+
+#: A picture's cost is how many squares of so many pixels it is; twice that if it is guided.
+_SQUARE = 32 * 32
+
+
+class DiffusionModel(StepwiseModel):
+    """Options: `max_pixels` of a picture (1,048,576); `step_rows`, how many pictures are in a step (8)."""
+
+    backends = ("torch",)
+    default_cost = 16384
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._engine: Engine | None = None
+        self._joined = 0
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        if unknown := sorted(set(self.spec.options) - set(_OPTIONS)):
+            known = ", ".join(_OPTIONS)
+            raise ConfigurationError(f"{self._where}.options.{unknown[0]}: not an option; these are: {known}")
+        if wrong := [name for name in _OPTIONS if self._option(name) < 1]:
+            raise ConfigurationError(f"{self._where}.options.{wrong[0]}: must be 1 or more")
+        backend = self.spec.backend
+        if backend.compiled:
+            raise ConfigurationError(f"{self._where}.compile: is not for pictures; leave it out")
+        if not self._folder.reads_prompts and "text-to-image" in {task.kind.name for task in self.spec.tasks.values()}:
+            raise ConfigurationError(f"{self._where}: {self._folder.pipeline} reads no prompts, as text-to-image needs")
+        _ = self._folder.size
+        return self.spec.revision if backend.is_reference else f"{self.spec.revision}+{backend}"
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        found, refused = read_for_each(params, lambda _, chosen: self._wanted(content, chosen))
+        arrays = {task: one.packed() for task, one in found.items()}
+        digest = hashlib.blake2b(digest_size=16)
+        for task in sorted(found):
+            digest.update(f"{task} {len(arrays[task])} ".encode() + arrays[task].tobytes())
+        size = sum(_cost(one) for one in found.values())
+        return Prepared(arrays, size, digest.digest(), refused, {task: one.seed for task, one in found.items()})
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        return {
+            task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
+            for task in self.spec.tasks
+        }
+
+    def _wanted(self, content: Any, params: msgspec.Struct) -> Wanted:
+        assert isinstance(params, DiffusionParams), "the kinds that this class serves"
+        height, width = self._size(params)
+        steps = params.num_inference_steps or self._folder.steps
+        if not isinstance(params, TextToImageParams):
+            assert isinstance(content, SeedInput), "the kind's form"
+            return Wanted(content.seed, steps, height, width)
+        self._check_length(content, "input")
+        if params.negative_prompt:
+            self._check_length(params.negative_prompt, "params.negative_prompt")
+        # drawn here, so that one which is begun again, the device having died, is the same
+        seed = secrets.randbelow(MOST_SEED) if params.seed is None else params.seed
+        return Wanted(seed, steps, height, width, content, params.negative_prompt, params.guidance_scale)
+
+    def _size(self, params: DiffusionParams) -> tuple[int, int]:
+        own = self._folder.size
+        size = (params.height or own[0], params.width or own[1])
+        multiple = self._folder.multiple
+        for name, given in zip(("height", "width"), size, strict=True):
+            if multiple is None and size != own:
+                raise InvalidInput(f"params.{name}", f"is {given}, and this model makes {own[1]} x {own[0]} only")
+            if multiple is not None and given % multiple:
+                raise InvalidInput(f"params.{name}", f"is {given}, no multiple of {multiple}", "round it")
+        if size[0] * size[1] > self._option("max_pixels"):
+            problem = f"{size[1]} x {size[0]} are over {self._option('max_pixels'):,} pixels"
+            raise InvalidInput("params.height", problem, "ask for a smaller picture, or raise the option `max_pixels`")
+        return size
+
+    def _check_length(self, text: str, field: str) -> None:
+        tokens, most = len(self._tokenizing.encode(text).ids), self._folder.max_tokens
+        if tokens > most:
+            raise InputTooLarge(field, f"has {tokens} tokens, over {most}", "shorten the prompt")
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        raise NotImplementedError("what a picture was drawn with is known with its item")
+
+    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        assert isinstance(params, DiffusionParams), "the kinds that this class serves"
+        drawn = msgspec.convert(ragged.unpack(output), Drawn)
+        answer = {"image": made.picture(drawn.image(), params.format), "seed": prepared.aside[task.name]}
+        return {**answer, "flagged": True} if drawn.flagged else answer
+
+    @cached_property
+    def _folder(self) -> Folder:
+        return Folder(self.spec.folder, self._where)
+
+    @cached_property
+    def _tokenizing(self) -> Tokenizing:
+        return Tokenizing(Checkpoint(self.spec.folder / "tokenizer", self._where))
+
+    def _option(self, name: str) -> int:
+        return int(self.spec.options.get(name, _OPTIONS[name]))
+
+    @property
+    def _where(self) -> str:
+        return f"models.{self.spec.name}"
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        from workers.models.diffusion.engine import Engine
+        from workers.models.diffusion.networks import load
+
+        if self._folder.reads_prompts:
+            self._tokenizing.check()
+        networks = load(self._folder, device, self.spec.backend.precision)
+        self._engine = Engine(networks, self._option("step_rows"))
+
+    @property
+    def _here(self) -> Engine:
+        assert self._engine is not None, "loaded before the first request"
+        return self._engine
+
+    def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
+        self._joined += 1
+        self._here.join(key, wanted.unpack(request), urgency=urgency, number=self._joined)
+
+    def leave(self, key: Hashable) -> None:
+        self._here.leave(key)
+
+    def step(self) -> list[Stepped]:
+        return self._here.step()
+
+    def clear(self) -> None:
+        self._here.clear()
+
+    @property
+    def busy(self) -> bool:
+        return len(self._here) > 0
+
+
+def _cost(one: Wanted) -> int:
+    squares = -(-one.height * one.width // _SQUARE)
+    return squares * (2 if one.guided else 1)
