@@ -36,7 +36,7 @@ class Declarations:
         """Return the declaration that holds from now on. It is `proven` at once where it takes the last one back."""
         with self._database.write(Weight.ACCEPTED) as connection:
             before = _locked(connection, model)
-            values = {
+            values: dict[str, Any] = {
                 "generation": before.generation + 1 if before else 1,
                 "settings": settings,
                 "previous": (before.settings if before.proven else before.previous) if before else None,

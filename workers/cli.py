@@ -1,4 +1,4 @@
-"""The commands that need more than the client: `up`, `worker`, `migrate`, `models`, `tune`, `doctor`. Heavy imports wait in them."""
+"""The commands that need more than the client: `up`, `worker`, `migrate`, `tune`, `doctor`. Heavy imports wait in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from workers import flight_commands
+from workers import flight_commands, model_commands
 
 FLEET_FILE = click.option(
     "--config",
@@ -107,54 +107,6 @@ def migrate() -> None:
     click.echo(f"{masked(url)}: the schema is up to date")
 
 
-@click.group()
-def models() -> None:
-    """The models of the fleet: see what is there, pull what is not."""
-
-
-@models.command("pull")
-@FLEET_FILE
-@click.argument("names", nargs=-1)
-def pull(config: Path | None, names: tuple[str, ...]) -> None:
-    """Download and verify models (all that are served, or NAMES) into the cache folder.
-
-    \b
-    A second run touches no network; an interrupted one goes on where it stopped. Files are
-    checked against the sha256 in the settings. The cache is $ARGOSY_CACHE, or ~/.cache/argosy.
-    """
-    from producers.errors import ConfigurationError
-    from workers import settings
-    from workers.models import sources
-    from workers.models.progress import shown
-
-    whole = settings.load(config)
-    chosen = whole.models
-    unknown = [name for name in names if name not in chosen]
-    if unknown:
-        raise ConfigurationError(f"no model {unknown[0]!r} in the settings; there are {', '.join(chosen)}")
-    with shown() as progress:
-        for name in names or whole.served:
-            source = sources.parse(chosen[name].source, where=f"models.{name}.source")
-            pulled = sources.pull(source, sources.cache_folder(), progress)
-            click.echo(f"{name}: {pulled.revision} in {pulled.folder}")
-
-
-@models.command("list")
-@FLEET_FILE
-def list_(config: Path | None) -> None:
-    """Show the fleet's models, their tasks, and whether they are pulled."""
-    from workers import settings
-    from workers.models import sources
-
-    chosen = settings.load(config)
-    for name, model in chosen.models.items():
-        found = sources.locate(sources.parse(model.source, where=f"models.{name}.source"), sources.cache_folder())
-        tasks = ", ".join(task.name for task in chosen.catalogue.tasks.values() if task.model == name)
-        click.echo(
-            f"{name}: {found.revision if found else 'not pulled; argosy models pull ' + name}: {tasks or 'not served, as it has no tasks'}"
-        )
-
-
 @click.command()
 @FLEET_FILE
 @click.argument("names", nargs=-1)
@@ -211,4 +163,4 @@ def _log_to_stderr() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-COMMANDS: list[click.Command] = [up, worker, migrate, models, tune, doctor, *flight_commands.COMMANDS]
+COMMANDS: list[click.Command] = [up, worker, migrate, model_commands.models, tune, doctor, *flight_commands.COMMANDS]

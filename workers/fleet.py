@@ -26,7 +26,7 @@ import psutil
 from producers import connection
 from producers.errors import ConfigurationError
 from results_store.store import Store
-from workers import devices
+from workers import declared, devices
 from workers.embedded import EmbeddedValkey, free_port
 from workers.services import Restarts, Service
 from workers.settings import Settings
@@ -115,6 +115,8 @@ class LocalFleet:
             self._end_leftovers()
             self._valkey.start()
             Store(self.store_url).migrate()
+            with Store(self.store_url) as store:
+                declared.forget_outdated(self.settings, store)
             self._start_services()
             self._await_workers()
             self._announce()

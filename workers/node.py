@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from producers.blobs import Blobs
-from producers.errors import ConfigurationError
+from producers.errors import BrokerUnavailable, ConfigurationError
 from producers.files import ResultFiles, place_of_files
 from producers.pipelines.following import follow
 from producers.publisher import Publisher
@@ -26,7 +26,7 @@ from results_store.errors import StoreError
 from results_store.records import ResultState
 from results_store.store import Store
 from results_store.writer import Writer
-from workers import explaining, serving
+from workers import declared, presence
 from workers.batching.batcher import Batcher, BatcherSettings
 from workers.batching.kept import KeptCosts
 from workers.batching.roster import ServedModel
@@ -39,7 +39,10 @@ from workers.lanes import LOOK_EVERY_S, Lanes
 from workers.models import sources
 from workers.notices import Notices
 from workers.offer import CurrentOffer, Offer
+from workers.presence import TELL_EVERY_S, NodeState
 from workers.reconciler import Reconciler
+from workers.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
+from workers.reloading import Reloads, versions
 from workers.settings import Settings
 from workers.streams import Item, Streams
 from workers.upkeep import Upkeep
@@ -96,6 +99,7 @@ class Node:
         self._costs: KeptCosts | None = None
         self._streams = Streams(self._publisher, self._drop_deserted)
         self._execution: Execution | None = None
+        self._reloads: Reloads | None = None
         self._upkeep = Upkeep()
         self._blobs = Blobs(settings.blobs)
         self._store_url = store_url
@@ -107,11 +111,12 @@ class Node:
         Raises ConfigurationError (models not pulled, no device), StoreUnavailable, SchemaMismatch.
         """
         self._files = self._place_of_files()
-        models = [serving.serve(self.settings, name, self.device) for name in self.models]
-        models += [own for pair in models if (own := explaining.side(self.settings, *pair))]
+        self._store.open()
+        declarations = self._store.declarations.every()
+        settings = declared.established(self.settings, declarations)
+        models = [version for name in self.models for version in versions(settings, name, self.device)]
         to_load = [wanted for wanted, _ in models]
         served = {wanted.name: own for wanted, own in models}
-        self._store.open()
         self.lanes.look()
         self._writer.start()
         worker = self.settings.worker
@@ -132,8 +137,9 @@ class Node:
         )
         self._batcher = batcher
         batcher.start(ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads))
+        offer = CurrentOffer(Offer(settings.catalogue, served))
         self._execution = Execution(
-            offer=CurrentOffer(Offer(self._catalogue, served)),
+            offer=offer,
             limits=InputLimits(**msgspec.structs.asdict(self.settings.limits), blobs=self._blobs),
             batcher=batcher,
             writer=self._writer,
@@ -147,12 +153,26 @@ class Node:
             raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
         batcher.weigh(self.lanes.tenants)
         self.lanes.follow(lambda: batcher.weigh(self.lanes.tenants))
+        self._reloads = Reloads(
+            settings,
+            declarations,
+            file=self.settings,
+            device=self.device,
+            store=self._store,
+            batcher=batcher,
+            costs=self._costs,
+            offer=offer,
+            on_change=self._tell,
+            makes_files=self._files is not None,
+        )
         reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)
         self._upkeep.start(
             {
                 "leases": (worker.lease_s / 3, self._renew_leases),
                 "cancellations": (worker.look_for_cancellations_every_s, self._drop_cancelled),
                 "tenants": (LOOK_EVERY_S, self.lanes.look),
+                "reloads": (RELOADS_EVERY_S, self._reloads.look),
+                "presence": (TELL_EVERY_S, self._tell),
                 "following": (MARK_EVERY_S, self._following.mark),
                 "reconciler": (worker.reconcile_every_s, reconciler.run),
                 "retention": (PURGE_EVERY_S, self._purge),
@@ -192,10 +212,12 @@ class Node:
 
     def stop(self) -> None:
         """End everything. What is still held is interrupted and goes back to its queue."""
-        self._upkeep.stop()
         if self._batcher:
-            self._batcher.stop()
-            self._keep_costs()
+            self._batcher.stop()  # first: a model that is being loaded must not keep the upkeep waiting
+        self._upkeep.stop()
+        self._keep_costs()
+        with suppress(BrokerUnavailable):
+            presence.leave(self._publisher, self.name)
         self._streams.stop()
         self._writer.close()
         with suppress(StoreError):  # unmarked, they may be sent twice, harmlessly
@@ -258,6 +280,24 @@ class Node:
         ]
         if gone and self._batcher:
             self._batcher.cancel(items=gone)
+
+    def _tell(self) -> None:
+        """Say what is served here. Nobody works by it: a broker that is away for a moment is told next time."""
+        if self._batcher is None or self._reloads is None:
+            return
+        residence = self._batcher.residence
+        state = NodeState(
+            name=self.name,
+            device=self.device.name,
+            models=dict(self._reloads.states),
+            loaded=sorted({key.partition("#")[0] for key in residence.loaded}),
+            resident_bytes=residence.resident_bytes,
+            budget_bytes=residence.budget_bytes,
+            loads=residence.loads,
+            unloads=residence.unloads,
+        )
+        with suppress(BrokerUnavailable):
+            presence.tell(self._publisher, state)
 
     def _drop_deserted(self, item: Item) -> None:
         logger.info("nobody listens to item %d of job %s any more; it is cancelled", item[1], item[0])

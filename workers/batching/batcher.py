@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from results_store.records import Batch
@@ -250,6 +250,8 @@ class Batcher:
 
     def _admit(self, asked: _Admit) -> None:
         served = asked.served
+        before = self._models.newest(served.name)
+        self.costs.inherit(served.key, before or served.name)
         self._models.admit(served, asked.wanted, asked.footprint, asked.done)
         if isinstance(served.model, StepwiseModel):
             self._joining.serve(served.key, served.budget)
@@ -419,7 +421,8 @@ class Batcher:
         # recorded before it is delivered, so that no result is stored whose batch is not
         where = {"device": self._settings.device, "worker": self._settings.worker}
         served = self._models[batch.model]
-        self._on_batch(batch.record(ran, model=served.name, revision=served.revision, **where))
+        record = batch.record(ran, model=served.name, revision=served.revision, **where)
+        self._on_batch(replace(record, loads=self._models.loads_since_last()))
         batch.deliver(arrays, ran.ended_at)
 
     # --- faults ---

@@ -114,6 +114,12 @@ class CostModel:
         """Learn from a batch that ran."""
         self._sums.setdefault(model, _Sums()).add(shape, seconds, self._fading)
 
+    def inherit(self, model: str, like: str) -> None:
+        """Expect of a model what is known of another, until it has run."""
+        if like in self._sums and model not in self._sums:
+            known = self._sums[like]
+            self._sums[model] = _Sums(known.n, known.products.copy(), known.targets.copy())
+
     def seconds(self, model: str, shape: Shape) -> float | None:
         """Predict how long a batch takes, or None while too little is known of the model."""
         sums = self._sums.get(model)

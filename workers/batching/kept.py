@@ -27,7 +27,14 @@ class KeptCosts:
 
     def __init__(self, file: Path, revisions: Mapping[str, str], circumstances: str) -> None:
         self._file = file
-        self._keys = {name: f"{name}@{revision} on {circumstances}" for name, revision in revisions.items()}
+        self._circumstances = circumstances
+        self._keys: dict[str, str] = {}
+        for name, revision in revisions.items():
+            self.follow(name, name, revision)
+
+    def follow(self, key: str, name: str, revision: str) -> None:
+        """Keep what is learned under `key` as that of one more model, or of another version of one."""
+        self._keys[key] = f"{name}@{revision} on {self._circumstances}"
 
     def read(self) -> CostModel:
         """Return what is known of the models served here."""
@@ -42,7 +49,8 @@ class KeptCosts:
     def write(self, costs: CostModel) -> None:
         """Keep what is known now, beside what others keep in the file. A disk that refuses is logged."""
         learned = costs.learned()
-        own = {self._keys[name]: sums for name, sums in learned.items() if name in self._keys}
+        keys = dict(self._keys)
+        own = {keys[name]: sums for name, sums in learned.items() if name in keys}
         if not own:
             return
         others = {key: sums for key, sums in self._entries().items() if key not in own}

@@ -69,6 +69,11 @@ class Roster:
         """Whether new work for a model is taken."""
         return key in self._served and key not in self._retired
 
+    def newest(self, name: str) -> str | None:
+        """Return the key of a model's newest version."""
+        own = [(served.generation, key) for key, served in self._served.items() if served.name == name]
+        return max(own)[1] if own else None
+
     # --- what comes and goes ---
 
     def admit(self, served: ServedModel, wanted: ModelToLoad, footprint: Footprint, done: Future[None]) -> None:

@@ -1,0 +1,198 @@
+"""A running fleet's model is changed: every item is answered once, wholly by one version, and after the change by the new one."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from producers import Client, Job
+from producers.cli import main
+from producers.publisher import Publisher
+from results_store.records import Result
+from results_store.store import Store
+from tests.end_to_end.processes import device_process, until
+from tests.versioned_model import write_version
+from workers import presence, redeclaring, settings
+from workers.fleet import LocalFleet
+from workers.redeclaring import NotTaken
+
+FLEET = """
+[worker]
+models = ["versioned"]
+lease_s = 3.0
+reconcile_every_s = 0.3
+publish_overdue_s = 2.0
+[models.versioned]
+class = "tests.versioned_model:VersionedModel"
+source = {{ path = "{folder}" }}
+batch_cost = 512
+batch_rows = 32
+[models.versioned.tasks.echo]
+kind = "text-classification"
+"""
+SHOUT = '[models.versioned.tasks.shout]\nkind = "text-classification"\n'
+
+
+@dataclass
+class Rig:
+    fleet: LocalFleet
+    file: Path
+    versions: Path
+    client: Client
+    count: int = 1
+
+    def version(self, **how: object) -> Path:
+        """Write the next version."""
+        self.count += 1
+        return write_version(self.versions / f"v{self.count}", self.count, **how)  # type: ignore[arg-type]
+
+    def reload(self, folder: Path) -> list[str]:
+        """Do what the command does; return what it says."""
+        file = settings.load(self.file)
+        chosen = redeclaring.changed(file, "versioned", revision=None, source=str(folder))
+        said: list[str] = []
+        publisher = Publisher(self.fleet.broker_url)
+        try:
+            with Store(self.fleet.store_url) as store:
+                own = file.models["versioned"]
+                redeclaring.reload(store, publisher, "versioned", chosen, file=own, timeout_s=60, say=said.append)
+        finally:
+            publisher.close()
+        return said
+
+    def argosy(self, *words: str) -> str:
+        environment = {"ARGOSY_BROKER_URL": self.fleet.broker_url, "ARGOSY_STORE_URL": self.fleet.store_url}
+        ran = CliRunner(env=environment).invoke(main, words, catch_exceptions=False)
+        assert ran.exit_code == 0, ran.output
+        return ran.output
+
+    def states(self) -> dict[str, presence.ModelState]:
+        publisher = Publisher(self.fleet.broker_url)
+        try:
+            return {node.name: node.models["versioned"] for node in presence.nodes(publisher)}
+        finally:
+            publisher.close()
+
+    def serving(self) -> int:
+        """The version that answers now."""
+        [answer] = [self.client.submit("echo", "which?", priority="interactive").result(timeout_s=60)]
+        return int(answer["version"])
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Two workers that serve version 1 at first."""
+    folder = tmp_path_factory.mktemp("reload")
+    file = folder / "fleet.toml"
+    file.write_text(FLEET.format(folder=write_version(folder / "v1", 1)), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARGOSY_FLEET", str(file))
+        with (
+            LocalFleet(settings.load(), folder / "home", flower=False, workers_per_device=2) as fleet,
+            Client(fleet.broker_url, fleet.store_url) as client,
+        ):
+            until(lambda: len(Rig(fleet, file, folder, client).states()) == 2)
+            yield Rig(fleet, file, folder, client)
+
+
+def texts(count: int) -> list[str]:
+    return [f"sleep 0.02 item {n:05}" if n % 20 == 0 else f"item {n:05} of a job" for n in range(count)]
+
+
+def assert_each_once_by_one_version(job: Job, expected: list[str]) -> list[Result]:
+    status = job.wait(timeout_s=90)
+    assert (status.succeeded, status.total) == (len(expected),) * 2
+    rows: list[Result] = list(job.results())
+    assert Counter(row.seq for row in rows) == Counter(range(len(expected)))
+    for row in rows:
+        assert row.output["crc"] == zlib.crc32(expected[row.seq].encode())
+        assert row.model_revision.startswith(f"v{row.output['version']}@")
+        assert row.output["finished_by"] == row.output["version"]
+    return rows
+
+
+def some_done(job: Job) -> int:
+    done = until(lambda: job.progress().done)
+    assert done < job.progress().total, "the job was over before it could be disturbed"
+    return done
+
+
+def test_a_reload_under_load(rig: Rig) -> None:
+    """What waits is computed by the new version, and none by the old one once the command says that all have it."""
+    expected = texts(6000)
+    job = rig.client.submit_many("echo", expected)
+    some_done(job)
+    said = rig.reload(rig.version())
+    taken_at = time.time()
+    rows = assert_each_once_by_one_version(job, expected)
+    assert len(said) == 2
+    assert all("v2@" in line for line in said)
+    by_version = Counter(row.output["version"] for row in rows)
+    assert set(by_version) == {1, 2}, "it was reloaded too late, or too early, to show anything"
+    assert max(row.computed_at for row in rows if row.output["version"] == 1) < taken_at
+    listed = rig.argosy("models", "list")
+    assert listed.count("v2@") == 2
+
+
+@pytest.mark.parametrize(("fails", "why"), [("raise", "this version cannot be loaded"), ("die", "ended 2 times")])
+def test_a_version_that_cannot_be_loaded(rig: Rig, fails: str, why: str) -> None:
+    """The old one goes on, everywhere, and whoever asked is told why. Meanwhile nobody waits."""
+    before = rig.serving()
+    expected = texts(600)
+    job = rig.client.submit_many("echo", expected)
+    with pytest.raises(NotTaken, match=why):
+        rig.reload(rig.version(fails=fails))
+    rows = assert_each_once_by_one_version(job, expected)
+    assert {row.output["version"] for row in rows} == {before}
+    until(lambda: all(state.state == "serving" for state in rig.states().values()))
+    assert rig.serving() == before
+
+
+@pytest.mark.parametrize("victim", ["device", "worker"])
+def test_a_process_dies_in_the_midst_of_it(rig: Rig, victim: str) -> None:
+    """SIGKILL while the new version is loaded: the change is made nevertheless, also by the worker that comes back."""
+    expected = texts(1500)
+    job = rig.client.submit_many("echo", expected)
+    folder = rig.version()
+    (folder / "hold").touch()
+    reloading = threading.Thread(target=rig.reload, args=(folder,))
+    reloading.start()
+    until((folder / "loading").exists)
+    service = rig.fleet.workers[0]
+    assert service.process is not None
+    if victim == "device":
+        device_process(service.process.pid).kill()
+    else:
+        service.process.kill()
+        service.process.wait()
+        service.start()
+    (folder / "hold").unlink()
+    assert_each_once_by_one_version(job, expected)
+    reloading.join()
+    until(lambda: [state.revision[:3] for state in rig.states().values()] == [f"v{rig.count}@"] * 2)
+    assert rig.serving() == rig.count
+
+
+def test_the_table_of_the_file_is_read_again(rig: Rig) -> None:
+    """Tasks come and go with it; what is queued for one that is gone fails by its name."""
+    newest = rig.versions / f"v{rig.count}"
+    rig.file.write_text(FLEET.format(folder=newest) + SHOUT, encoding="utf-8")
+    rig.argosy("models", "reload", "versioned", "--config", str(rig.file))
+    with Client(rig.fleet.broker_url, rig.fleet.store_url) as client:
+        assert client.submit("shout", "now known").result(timeout_s=60)["task"] == "shout"
+        late = client.submit_many("shout", [f"sleep 0.05 late {n}" for n in range(150)])
+        some_done(late)
+        rig.file.write_text(FLEET.format(folder=newest), encoding="utf-8")
+        rig.argosy("models", "reload", "versioned", "--config", str(rig.file))
+        late.wait(timeout_s=60)
+        ends = Counter(row.error["kind"] if row.error else row.output["task"] for row in late.results())
+        assert set(ends) == {"shout", "UnknownTask"}
+        assert sum(ends.values()) == 150

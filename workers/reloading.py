@@ -1,0 +1,161 @@
+"""A running node takes what is declared of its models: the new version is loaded beside the old one, then takes its place.
+
+In this order: the new version is loaded while the old one works; new items are prepared for the new one; what waited for the old
+one is prepared again; what the device has of the old one is finished by it; the old one is unloaded. If the new one cannot be loaded,
+the old one has never been touched.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import msgspec
+
+from producers.errors import ConfigurationError
+from results_store.records import Declaration
+from results_store.store import Store
+from workers import declared, explaining, serving
+from workers.batching.batcher import Batcher
+from workers.batching.kept import KeptCosts
+from workers.batching.roster import ServedModel
+from workers.device_process import ModelToLoad
+from workers.devices import Device
+from workers.offer import CurrentOffer, Offer
+from workers.presence import ModelState
+from workers.settings import ModelSettings, Settings
+
+logger = logging.getLogger(__name__)
+
+#: How often a node looks for what is declared.
+LOOK_EVERY_S = 1.0
+
+Version: TypeAlias = tuple[ModelToLoad, ServedModel]
+
+
+def versions(settings: Settings, name: str, device: Device, generation: int = 0) -> list[Version]:
+    """Return a model and its explaining side, if it has one, for the device process and for the batcher. Raises ConfigurationError."""
+    model = serving.serve(settings, name, device)
+    side = explaining.side(settings, *model)
+    return [(wanted, replace(served, generation=generation)) for wanted, served in ([model, side] if side else [model])]
+
+
+class Reloads:
+    """`look` from one thread. `settings` are those that the node started with, by the declarations `started`; `file` are its file's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        started: Mapping[str, Declaration],
+        *,
+        file: Settings,
+        device: Device,
+        store: Store,
+        batcher: Batcher,
+        costs: KeptCosts,
+        offer: CurrentOffer,
+        on_change: Callable[[], object],
+        makes_files: bool,
+    ) -> None:
+        self._file = file
+        self._settings = settings
+        self._device = device
+        self._store = store
+        self._batcher = batcher
+        self._costs = costs
+        self._offer = offer
+        self._on_change = on_change
+        self._makes_files = makes_files
+        # one that is not proven is still to come: the node started with the one before
+        self._taken = {name: one.generation - (0 if one.proven else 1) for name, one in started.items()}
+        self.states = {
+            name: ModelState(revision=served.revision, generation=self._taken.get(name, 0))
+            for name, served in offer.now.models.items()
+            if name in settings.models
+        }
+
+    def look(self) -> None:
+        """Take what is declared and was not taken yet. Raises StoreUnavailable."""
+        for name, declaration in self._store.declarations.every().items():
+            if name not in self.states:
+                continue
+            if declaration.generation > self._taken.get(name, 0):
+                self._taken[name] = declaration.generation
+                self._take(declaration)
+            if not declaration.proven and self._serves(declaration):
+                self._store.declarations.prove(declaration)
+
+    def _serves(self, declaration: Declaration) -> bool:
+        state = self.states[declaration.model]
+        return state.generation == declaration.generation and state.state == "serving"
+
+    def _take(self, declaration: Declaration) -> None:
+        name, generation = declaration.model, declaration.generation
+        self._note(name, generation=generation, state="loading", error="")
+        logger.info("model %s: declaration %d is taken", name, generation)
+        try:
+            self._switch(name, declaration)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the new version, the old one goes on
+            logger.warning("model %s stays as it is: %s", name, error)
+            self._note(name, state="failed", error=str(error))
+            return
+        revision = self._offer.now.models[name].revision
+        logger.info("model %s: %s is served now", name, revision)
+        self._note(name, state="serving", revision=revision)
+
+    def _switch(self, name: str, declaration: Declaration) -> None:
+        base = self._settings if declaration.settings is not None else self._settings_of_file(name)
+        settings = declared.with_model(base, name, declaration.settings)
+        self._check(settings, name)
+        new = versions(settings, name, self._device, declaration.generation)
+        if self._is_served(new, settings.models[name]):
+            self._settings = settings
+            return
+        self._admit(new)
+        before = self._offer.now.models
+        old = [before[own] for own in (name, name + explaining.SUFFIX) if own in before]
+        for _, served in new:
+            self._costs.follow(served.key, served.name, served.revision)
+        models = {own: served for own, served in before.items() if served not in old}
+        models |= {served.name: served for _, served in new}
+        self._settings = settings
+        self._offer.now = Offer(settings.catalogue, models)
+        for retired in [self._batcher.retire(served.key) for served in old]:
+            retired.result()
+
+    def _is_served(self, new: Sequence[Version], chosen: ModelSettings) -> bool:
+        """Whether it would be the same again: the same settings, and files that have not changed."""
+        _, served = new[0]
+        same = declared.digest(chosen) == declared.digest(self._settings.models[served.name])
+        return same and served.revision == self._offer.now.models[served.name].revision
+
+    def _settings_of_file(self, name: str) -> Settings:
+        models = {**self._settings.models, name: self._file.models[name]}
+        return msgspec.structs.replace(self._settings, models=models)
+
+    def _check(self, settings: Settings, name: str) -> None:
+        tasks = [task for task in settings.catalogue.tasks.values() if task.model == name]
+        if not tasks:
+            raise ConfigurationError(f"models.{name}.tasks: there must be one; a model without tasks serves nothing")
+        if not self._makes_files and (needy := [task.name for task in tasks if task.kind.makes_files]):
+            raise ConfigurationError(
+                f"models.{name}.tasks.{needy[0]}: makes files; set blobs.url and restart the worker"
+            )
+
+    def _admit(self, new: Sequence[Version]) -> None:
+        """Have all versions loaded, or none."""
+        admitted: list[ServedModel] = []
+        try:
+            for wanted, served in new:
+                self._batcher.admit(served, wanted).result()
+                admitted.append(served)
+        except Exception:
+            for served in admitted:
+                self._batcher.retire(served.key)
+            raise
+
+    def _note(self, name: str, **changes: object) -> None:
+        self.states[name] = msgspec.structs.replace(self.states[name], **changes)
+        self._on_change()
