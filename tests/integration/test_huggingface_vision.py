@@ -18,7 +18,7 @@ from PIL import Image
 from producers.errors import ConfigurationError, InputTooLarge
 from tests import tiny_checkpoints as tiny
 from tests.serving import TOLERANCE, Served, answered, assert_alike, pipeline
-from workers.models.huggingface.image_heads import run_lengths
+from workers.models.huggingface.image_heads import run_lengths, run_lengths_by_label
 from workers.models.huggingface.images import target_size
 
 Made = Callable[..., Path]
@@ -136,6 +136,14 @@ def test_a_subtask_that_the_model_cannot_do_is_an_error_with_its_name(made: Made
     served = Served(made(tiny.segformer, num_labels=4), {"parts": "image-segmentation"}).load()
     with pytest.raises(ValueError, match="does no panoptic; it does: semantic"):
         served.ask("parts", FILES[:1], subtask="panoptic")
+
+
+@pytest.mark.parametrize(("shape", "labels"), [((7, 5), 3), ((1, 1), 2), ((40, 30), 150), ((4, 4), 1)])
+def test_the_masks_of_all_labels_in_one_go(shape: tuple[int, int], labels: int) -> None:
+    """As if each were made by itself."""
+    map_ = np.random.default_rng(0).integers(0, labels, shape)
+    alone = [(int(label), run_lengths(map_ == label)) for label in np.unique(map_)]
+    assert list(run_lengths_by_label(map_)) == alone
 
 
 def test_run_lengths() -> None:

@@ -210,8 +210,7 @@ def _segments(
     process = getattr(processor, _SUBTASKS[subtask])
     if subtask == "semantic":
         [map_] = process(output, target_sizes=[size])
-        labels = numpy(map_)
-        yield from ((None, int(label), size, run_lengths(labels == label)) for label in np.unique(labels))
+        yield from ((None, label, size, counts) for label, counts in run_lengths_by_label(numpy(map_)))
         return
     thresholds = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
     [found] = process(output, target_sizes=[size], **{name: getattr(params, name) for name in thresholds})
@@ -226,6 +225,20 @@ def run_lengths(mask: Array) -> list[int]:
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts: list[int] = np.diff(np.concatenate(([0], changes, [len(flat)]))).tolist()
     return [0, *counts] if flat[0] else counts
+
+
+def run_lengths_by_label(labels: Array) -> Iterator[tuple[int, list[int]]]:
+    """Yield each label of a map `(height, width)` with its mask as `run_lengths` has it; the map is gone through once for all."""
+    flat = labels.ravel(order="F")
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    ends = np.append(starts[1:], len(flat))
+    order = np.argsort(flat[starts], kind="stable")
+    of_run = flat[starts][order]
+    for own in np.split(order, np.flatnonzero(of_run[1:] != of_run[:-1]) + 1):
+        outside = starts[own] - np.concatenate(([0], ends[own][:-1]))
+        counts = np.stack([outside, ends[own] - starts[own]], axis=1).ravel()
+        rest = len(flat) - int(ends[own][-1])
+        yield int(flat[starts[own[0]]]), [*counts.tolist(), *([rest] if rest else [])]
 
 
 def numpy(tensor: torch.Tensor) -> Array:
