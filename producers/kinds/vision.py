@@ -16,7 +16,7 @@ class ImageClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fiel
 
     top_k: int | None = 5
     explain: bool = False
-    explain_steps: int = 32
+    explain_steps: int = 64
     explain_label: str | None = None
 
     def __post_init__(self) -> None:

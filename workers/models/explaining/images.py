@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -102,8 +103,8 @@ class ImageSubject(Subject[M]):
 
         by_pixel = contributions.sum(0)
         down, across = (_edges(int(size)) for size in by_pixel.shape)
-        sums = torch.stack([by_pixel[a:b].sum(0) for a, b in zip(down, down[1:], strict=False)])
-        return torch.stack([sums[:, a:b].sum(1) for a, b in zip(across, across[1:], strict=False)], 1)
+        sums = torch.stack([by_pixel[a:b].sum(0) for a, b in itertools.pairwise(down)])
+        return torch.stack([sums[:, a:b].sum(1) for a, b in itertools.pairwise(across)], 1)
 
 
 class OwnImages(ImageSubject[VisionModel]):

@@ -16,7 +16,7 @@ from producers.kinds.explanation import Explanation
 from workers.models import finding
 from workers.models.explaining import requests, subjects
 from workers.models.explaining.engine import Engine
-from workers.models.explaining.requests import Answer, Carried, Request
+from workers.models.explaining.requests import Answer, Request
 from workers.models.explaining.subject import Measured, Subject
 from workers.models.huggingface import ragged
 from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared, digest
