@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class VisionEncoder(nn.Module):
-    """MobileNetV2 with its classifier, which is a thousandth of the work and so always runs."""
+    """MobileNetV2 with its classifier, which is a thousandth of the work. Only what `keep` names is returned; see `forward`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep: Collection[str] = ("pooled", "scores")) -> None:
         super().__init__()
+        self._keep = keep
         from transformers import AutoModelForImageClassification
         from transformers.utils import logging
 
@@ -36,6 +38,11 @@ class VisionEncoder(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map uint8 `(rows, height, width, channel)` to `pooled` `(rows, width)` and `scores` `(rows, labels)`, 0 to 1."""
-        pooled = self.network.mobilenet_v2(self.normalized(pixels)).pooler_output
-        return {"pooled": pooled, "scores": self.network.classifier(pooled).float().softmax(-1)}
+        """Map uint8 `(rows, height, width, channel)` to `pooled` `(rows, width)`, `scores` `(rows, labels)`, 0 to 1, and `places`
+        `(rows, 49, width)`: the last layer, of which `pooled` is the mean, row by row from the top.
+        """
+        output = self.network.mobilenet_v2(self.normalized(pixels))
+        scores = self.network.classifier(output.pooler_output).float().softmax(-1)
+        places = output.last_hidden_state.flatten(2).transpose(1, 2)
+        features = {"pooled": output.pooler_output, "scores": scores, "places": places}
+        return {name: tensor for name, tensor in features.items() if name in self._keep}

@@ -1,0 +1,67 @@
+"""The head over two backbones: what a text says, held against what an image shows. Imports torch."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import nn
+
+#: Places of the image, as `VisionEncoder` gives them.
+PLACES = 49
+
+
+class FusedHead(nn.Module):
+    """A few queries are filled from the text's tokens, then look at the image's places; a gate mixes what they found there with
+    what they asked for, and two layers judge it.
+    """
+
+    def __init__(
+        self,
+        text: int,
+        image: int,
+        labels: int,
+        *,
+        width: int = 96,
+        queries: int = 4,
+        heads: int = 4,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.text = nn.Sequential(nn.LayerNorm(text), nn.Linear(text, width))
+        self.image = nn.Sequential(nn.LayerNorm(image), nn.Linear(image, width), nn.GELU())
+        self.place = nn.Parameter(torch.zeros(PLACES, width))
+        self.queries = nn.Linear(width, queries)
+        self.look = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.gate = nn.Linear(2 * width, width)
+        self.judge = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(3 * queries * width, 2 * width), nn.GELU(), nn.Dropout(dropout)
+        )
+        self.out = nn.Linear(2 * width, labels)
+
+    @classmethod
+    def of_shape(cls, tensors: dict[str, torch.Tensor]) -> Self:
+        width, text = tensors["text.1.weight"].shape
+        return cls(
+            text,
+            tensors["image.1.weight"].shape[1],
+            tensors["out.weight"].shape[0],
+            width=width,
+            queries=tensors["queries.weight"].shape[0],
+        )
+
+    def seen(self, places: torch.Tensor) -> torch.Tensor:
+        """Return what the head looks at of images' places `(images, 49, width)`: once an image, whatever is said of it."""
+        shown: torch.Tensor = self.image(places) + self.place
+        return shown
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+        """Map texts' tokens `(rows, tokens, width)` and what is `seen` of their images to scores `(rows, labels)`."""
+        words = self.text(tokens)
+        weights = self.queries(words).masked_fill(~mask.unsqueeze(-1), float("-inf")).softmax(1)
+        asked = weights.transpose(1, 2) @ words
+        found, _ = self.look(asked, shown, shown, need_weights=False)
+        gate = torch.sigmoid(self.gate(torch.cat([asked, found], -1)))
+        mixed = gate * found + (1 - gate) * asked
+        scores: torch.Tensor = self.out(self.judge(torch.cat([asked, mixed, asked * found], -1).flatten(1)))
+        return scores
