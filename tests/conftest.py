@@ -211,3 +211,11 @@ def pulled_chat() -> Pulled:
     return sources.pull(
         sources.parse(settings.load(environment={}).models["chat"].source, where="chat"), sources.cache_folder()
     )
+
+
+@pytest.fixture(scope="session")
+def pulled_speech() -> Pulled:
+    """As `pulled_chat`, the model that listens."""
+    return sources.pull(
+        sources.parse(settings.load(environment={}).models["speech"].source, where="speech"), sources.cache_folder()
+    )

@@ -35,7 +35,7 @@ class Served:
     def task(self, name: str) -> Task:
         return self.catalogue.tasks[name]
 
-    def ask(self, task: str, inputs: Sequence[Any], **params: Any) -> list[Any]:
+    def ask(self, task: str, inputs: Sequence[Any], /, **params: Any) -> list[Any]:
         """Return the answers to inputs that go through the model together."""
         own = {task: self.catalogue.check_params(self.task(task), params, field="params")}
         return [answers[task] for answers in answered(self.model, [(self.content(task, one), own) for one in inputs])]
@@ -44,7 +44,7 @@ class Served:
         """Return an input as `prepare` gets it: checked and read."""
         return read(self.catalogue.check_input(self.task(task), value, field="input"), InputLimits())
 
-    def refusal(self, task: str, value: Any, **params: Any) -> InvalidInput:
+    def refusal(self, task: str, value: Any, /, **params: Any) -> InvalidInput:
         """Return the error of an input that must be refused."""
         try:
             own = {task: self.catalogue.check_params(self.task(task), params, field="params")}

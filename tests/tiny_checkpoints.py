@@ -454,6 +454,113 @@ def ast(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def whisper(
+    folder: Path,
+    head: str = "WhisperForConditionalGeneration",
+    *,
+    multilingual: bool = False,
+    times: float = 0.3,
+    **config: Any,
+) -> Path:
+    """Write a Whisper whose windows have 2 s, with letters for words; `times` is how gladly it writes timestamps."""
+    import torch
+    import transformers
+    from tokenizers import pre_tokenizers
+
+    letters = {letter: n for n, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    languages = ("<|en|>", "<|fr|>", "<|de|>")
+    marks = ("<|endoftext|>", "<|startoftranscript|>", *languages, "<|translate|>", "<|transcribe|>")
+    marks += ("<|startofprev|>", "<|nospeech|>", "<|notimestamps|>")
+    tokenizer = transformers.WhisperTokenizerFast(vocab=letters | {marks[0]: len(letters)}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks[1:])})
+    tokenizer.save_pretrained(folder)
+    number = dict(zip(marks, tokenizer.convert_tokens_to_ids(list(marks)), strict=True))
+    first_time = number["<|notimestamps|>"] + 1
+    ends = {name: number["<|endoftext|>"] for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    ends["decoder_start_token_id"] = number["<|startoftranscript|>"]
+    sizes: dict[str, Any] = {
+        "d_model": 32,
+        "max_source_positions": 100,
+        "max_target_positions": 64,
+        "median_filter_width": 7,
+    }
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 48}
+    torch.manual_seed(8)
+    chosen = transformers.WhisperConfig(vocab_size=first_time + 101, num_mel_bins=8, **sizes, **ends, **config)
+    network = _spread(getattr(transformers, head)(chosen))
+    if head == "WhisperForConditionalGeneration":
+        with torch.no_grad():
+            network.proj_out.weight[first_time:] *= times
+            for name, weights in network.named_parameters():
+                if "encoder_attn" in name and weights.dim() > 1:  # it should listen to what is said
+                    weights.mul_(8)
+        told: dict[str, Any] = {"no_timestamps_token_id": first_time - 1, "max_initial_timestamp_index": 50}
+        told |= {
+            "suppress_tokens": [1, 2],
+            "begin_suppress_tokens": [3, ends["eos_token_id"]],
+            "alignment_heads": [[0, 1], [1, 0]],
+        }
+        if multilingual:
+            told["lang_to_id"] = {language: number[language] for language in languages}
+            told["task_to_id"] = {task: number[f"<|{task}|>"] for task in ("translate", "transcribe")}
+            told["forced_decoder_ids"] = [[1, None], [2, number["<|transcribe|>"]]]
+        network.generation_config = transformers.GenerationConfig(
+            is_multilingual=multilingual, max_length=64, **ends, **told
+        )
+    network.save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=2).save_pretrained(folder)
+    return folder
+
+
+#: Three convolutions, 200 frames a second of sound at 16 kHz.
+WAVES: dict[str, Any] = {
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 3, 3),
+    "conv_stride": (5, 4, 4),
+    "num_feat_extract_layers": 3,
+}
+WAVES |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+WAVES |= {
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+    "classifier_proj_size": 16,
+}
+
+
+def wav2vec2(folder: Path, name: str = "Wav2Vec2ForCTC", *, norm: str = "group", **config: Any) -> Path:
+    """Write a Wav2Vec2, or one of its kin, that spells: with `norm` "layer" its extractor has a mask for padding."""
+    import json
+
+    import torch
+    import transformers
+
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"etaonihsrdlum'"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({letter: n for n, letter in enumerate(letters)}), encoding="utf-8")
+    transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+    torch.manual_seed(9)
+    network = getattr(transformers, name)
+    chosen = network.config_class(vocab_size=len(letters), feat_extract_norm=norm, pad_token_id=0, **WAVES, **config)
+    _spread(network(chosen)).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer").save_pretrained(folder)
+    return folder
+
+
+def ast(folder: Path, name: str = "ASTForAudioClassification", **config: Any) -> Path:
+    """Write an Audio Spectrogram Transformer that hears one second."""
+    import torch
+    import transformers
+
+    torch.manual_seed(10)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    chosen = transformers.ASTConfig(max_length=100, num_mel_bins=32, patch_size=16, **sizes, **config)
+    _spread(getattr(transformers, name)(chosen)).save_pretrained(folder)
+    transformers.ASTFeatureExtractor(max_length=100, num_mel_bins=32).save_pretrained(folder)
+    return folder
+
+
 def _spread(network: Any) -> Any:
     """Make random weights larger: with transformers' own, all labels would score nearly the same."""
     import torch

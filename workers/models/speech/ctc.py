@@ -47,7 +47,6 @@ class CtcModel(RecognitionModel):
     def sound(self, samples: waveform.Samples) -> tuple[Array, int]:
         if not isinstance(self._extractor, features.Raw):
             raise ConfigurationError(f"{self.where}: a network for CTC that does not read samples is not served")
-        waves.check_length(len(samples), self.checkpoint.config)
         return self._extractor(samples), len(samples)
 
     def size(self, lengths: Sequence[int]) -> int:
@@ -85,5 +84,6 @@ class CtcModel(RecognitionModel):
         if timestamps == "word":
             offsets = tokenizer._get_word_offsets(offsets, tokenizer.replace_word_delimiter_char)  # noqa: SLF001
         frame_s = float(np.prod(self.checkpoint.config["conv_stride"])) / self._extractor.rate
-        chunks = [(one[timestamps], one["start_offset"] * frame_s, one["end_offset"] * frame_s) for one in offsets]
+        times = [(float(one["start_offset"]) * frame_s, float(one["end_offset"]) * frame_s) for one in offsets]
+        chunks = [(one[timestamps], *own) for one, own in zip(offsets, times, strict=True)]
         return str(found["text"]), chunks

@@ -87,11 +87,23 @@ class LogMel:
     def __call__(self, samples: Samples) -> Array:
         padded = self._padded(samples[: self.longest])
         frames = np.lib.stride_tricks.sliding_window_view(padded, self._width)[:: self.hop]
-        frames = frames[: self.longest // self.hop]
+        frames = frames[: self._frames(len(samples))]
         window = np.hanning(self._width + 1)[:-1].astype(np.float32)
         power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
         level = np.log10(np.maximum(self._bank @ power.T, 1e-10))
         return np.asarray((np.maximum(level, level.max() - 8.0) + 4.0) / 4.0, dtype=np.float32)
+
+    def _frames(self, samples: int) -> int:
+        """Return how many frames have sound in them: one for each hop, and those that reach back into it."""
+        return min(self.longest // self.hop, -(-samples // self.hop) + self._beyond)
+
+    @property
+    def _beyond(self) -> int:
+        return -(-self._width // 2 // self.hop)
+
+    def sounding(self, frames: int) -> int:
+        """Return how many hops of sound a spectrum of so many frames is of; a whole window may be of a few less."""
+        return frames if frames == self.longest // self.hop else frames - self._beyond
 
     def _padded(self, samples: Samples) -> Samples:
         """Return samples with what is around them: mirrored before, zeros behind, or mirrored where the window is full."""

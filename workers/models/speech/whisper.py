@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.audio import SpeechRecognitionParams
@@ -19,9 +17,7 @@ from workers.models.speech.recognition import Recognition, RecognitionModel
 from workers.models.speech.recordings import Window
 
 if TYPE_CHECKING:
-    import torch
-
-    from workers.models.speech.whisper_writing import Writer
+    from workers.models.speech.whisper_writing import Passage, Writer
 
 #: Windows that are encoded and written down together, unless the option `windows_together` says otherwise.
 _TOGETHER = 16
@@ -112,12 +108,15 @@ class WhisperModel(RecognitionModel):
         languages: dict[int, str] = {}  # of a recording: found in its first window
         heard: list[tuple[str, list[Any]]] = []
         for start in range(0, len(windows), together):
-            group, own = windows[start : start + together], settings[start : start + together]
-            spectra = [self._spectrum.filled(one.sound.reshape(self._spectrum.bands, -1)) for one in group]
-            heard += self._writer.write(self._tensor(spectra), group, own, languages)
+            chosen = zip(windows[start : start + together], settings[start : start + together], strict=True)
+            heard += self._writer.write([self._passage(window, own) for window, own in chosen], languages)
         return heard
 
-    def _tensor(self, spectra: Sequence[Array]) -> torch.Tensor:
+    def _passage(self, window: Window, settings: Mapping[str, Any]) -> Passage:
         import torch
 
-        return torch.from_numpy(np.stack(spectra)).to(self._device, self.networks.dtype)
+        from workers.models.speech.whisper_writing import Passage
+
+        spectrum = self._spectrum.filled(window.sound.reshape(self._spectrum.bands, -1))
+        on_device = torch.from_numpy(spectrum).to(self._device, self.networks.dtype)
+        return Passage(on_device, window.row, window.number, self._spectrum.sounding(window.length), settings)

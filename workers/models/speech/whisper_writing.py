@@ -1,213 +1,151 @@
-"""Whisper's decoder on the device: windows are written down together, greedily, and those that have ended leave the batch.
+"""What Whisper writes down of windows: prompts, languages found by ear, and what a window's tokens leave out heard anew.
 
-What may be written when (suppressed tokens, timestamps in pairs and in order) is transformers' own code, as is what makes texts and
-times of tokens; the steps are ours, since `generate` goes on with all windows until the longest one ends.
+What makes texts and times of tokens is transformers' own code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 
-from workers.models.speech.recordings import Window
-
-Rule: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from workers.models.speech.whisper_alignment import token_times
+from workers.models.speech.whisper_steps import greedy, likeliest
 
 #: What is said in a window: the text, and (text, start, end) of its stretches.
 Said: TypeAlias = tuple[str, list[Any]]
 
-#: The batch is made smaller when this part of its windows has ended: each time, all keys and values are copied.
-_GONE = 0.25
-
-#: Frames of the spectrum in a second, and for each step of a timestamp.
+#: Frames of the spectrum in a second, and in a step of a timestamp.
 _FRAMES_PER_S = 100
 _FRAMES_PER_STEP = 2
+_STEP_S = _FRAMES_PER_STEP / _FRAMES_PER_S
 
 #: What is left of a window behind the last stretch that ended, and is not worth a pass of its own.
 _REST_FRAMES = 50
 
 
-@dataclass
-class _Passage:
-    """A window, or what is left of it from `frame` on, that is being written down; `tokens` are without the end."""
+@dataclass(frozen=True)
+class Passage:
+    """A window `(bands, frames)`, or what is left of it from `frame` on: of which recording it is, which window of that, how many
+    frames of the window are sound, and how it is to be heard.
 
-    place: int
-    frame: int
+    `tokens` are what was written, without the end; `times_s`, for words, when each was said.
+    """
+
     spectrum: torch.Tensor
-    prompt: tuple[int, ...]
-    timestamps: bool | str
-    tokens: list[int] = field(default_factory=list)
+    recording: int
+    window: int
+    frames: int
+    settings: Mapping[str, Any]
+    frame: int = 0
+    tokens: Sequence[int] = field(default=())
+    times_s: Sequence[float] = field(default=())
+
+    @property
+    def timestamps(self) -> bool | str:
+        found: bool | str = self.settings["timestamps"]
+        return found
 
 
 class Writer:
-    """Writes down what is said in windows. One network, one thread."""
+    """Writes down what is said. One network, one thread."""
 
     def __init__(self, network: Any, folder: Path, most_tokens: int) -> None:
         from transformers import AutoTokenizer
 
         self._network = network
-        self._told = network.generation_config
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self._most_tokens = most_tokens
-        self._no_timestamps = getattr(self._told, "no_timestamps_token_id", None)
 
-    def write(
-        self,
-        spectra: torch.Tensor,
-        windows: Sequence[Window],
-        settings: Sequence[Mapping[str, Any]],
-        languages: dict[int, str],
-    ) -> list[Said]:
-        """Return what is said in each window, `spectra` `(windows, bands, frames)`. What language a row is in is kept in `languages`."""
-        encoded = self._encode(spectra)
-        self._hear_languages(encoded, windows, settings, languages)
+    def write(self, windows: Sequence[Passage], languages: dict[int, str]) -> list[Said]:
+        """Return what is said in each window. What language a recording is in is kept in `languages`, for its next windows."""
         said: list[list[Said]] = [[] for _ in windows]
-        waiting = [
-            _Passage(n, 0, spectra[n], self._prompt(own, languages.get(window.row)), own["timestamps"])
-            for n, (window, own) in enumerate(zip(windows, settings, strict=True))
-        ]
+        waiting = list(enumerate(windows))
         while waiting:
-            self._write_down(waiting, encoded)
-            for one in waiting:
-                said[one.place].append(self._read(one, windows[one.place].length))
-            waiting = [rest for one in waiting if (rest := self._rest(one, windows[one.place].length))]
-            encoded = self._encode(torch.stack([one.spectrum for one in waiting])) if waiting else encoded
+            written = self._written([passage for _, passage in waiting], languages)
+            places = [place for place, _ in waiting]
+            for place, passage in zip(places, written, strict=True):
+                said[place].append(self._read(passage))
+            rests = [(place, self._rest(passage)) for place, passage in zip(places, written, strict=True)]
+            waiting = [(place, rest) for place, rest in rests if rest]
         return [("".join(text for text, _ in own), [chunk for _, chunks in own for chunk in chunks]) for own in said]
-
-    def _encode(self, spectra: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self._network.model.encoder(spectra).last_hidden_state
-        return hidden
-
-    # --- prompts ---
-
-    def _prompt(self, settings: Mapping[str, Any], heard: str | None) -> tuple[int, ...]:
-        prompt = [int(self._told.decoder_start_token_id)]
-        if known := getattr(self._told, "lang_to_id", None):
-            prompt.append(int(known[settings["language"] or heard]))
-            prompt.append(int(self._told.task_to_id[settings["task"]]))
-        if self._no_timestamps is not None and not settings["timestamps"]:
-            prompt.append(int(self._no_timestamps))
-        return tuple(prompt)
-
-    def _hear_languages(
-        self,
-        encoded: torch.Tensor,
-        windows: Sequence[Window],
-        settings: Sequence[Mapping[str, Any]],
-        languages: dict[int, str],
-    ) -> None:
-        """Find the language of rows that nobody gave one for, by the likeliest of its tokens after the first window."""
-        known = getattr(self._told, "lang_to_id", None)
-        if not known:
-            return
-        unknown = [n for n, own in enumerate(settings) if not own["language"] and windows[n].number == 0]
-        if not unknown:
-            return
-        start = torch.full((len(unknown), 1), int(self._told.decoder_start_token_id), device=encoded.device)
-        hidden = self._network.model.decoder(input_ids=start, encoder_hidden_states=encoded[unknown], use_cache=False)
-        names = list(known)
-        scores = self._network.proj_out(hidden.last_hidden_state[:, -1])[:, [known[name] for name in names]]
-        for n, best in zip(unknown, scores.argmax(-1).tolist(), strict=True):
-            languages[windows[n].row] = names[best]
 
     # --- writing ---
 
-    def _write_down(self, passages: Sequence[_Passage], encoded: torch.Tensor) -> None:
-        """Fill in all passages' tokens. Those with prompts of one length and under one rule go together."""
+    def _written(self, passages: Sequence[Passage], languages: dict[int, str]) -> list[Passage]:
+        """Return passages with their tokens. Those with prompts of one length and under one rule go together."""
+        encoded = self._network.model.encoder(torch.stack([one.spectrum for one in passages])).last_hidden_state
+        self._hear_languages(passages, encoded, languages)
+        prompts = [self._prompt(one, languages) for one in passages]
         alike: dict[tuple[int, bool], list[int]] = {}
         for n, one in enumerate(passages):
-            alike.setdefault((len(one.prompt), bool(one.timestamps)), []).append(n)
+            alike.setdefault((len(prompts[n]), bool(one.timestamps)), []).append(n)
+        found = list(passages)
         for (_, timestamps), group in alike.items():
-            prompts = torch.tensor([passages[n].prompt for n in group], device=encoded.device)
-            for n, tokens in zip(group, self._greedy(prompts, encoded[group], timestamps=timestamps), strict=True):
-                passages[n].tokens = tokens
+            own = torch.tensor([prompts[n] for n in group], device=encoded.device)
+            tokens = greedy(self._network, own, encoded[group], self._most_tokens, timestamps=timestamps)
+            for n, written in zip(group, tokens, strict=True):
+                times_s = self._times_s(passages[n], prompts[n], written, encoded[n])
+                found[n] = replace(passages[n], tokens=written, times_s=times_s)
+        return found
 
-    def _greedy(self, ids: torch.Tensor, encoded: torch.Tensor, *, timestamps: bool) -> list[list[int]]:
-        """Return the likeliest tokens after each prompt, up to the end or to the most that may be."""
-        rules = self._rules(ids.shape[1], timestamps=timestamps)
-        begun, cache = ids.shape[1], self._cache()
-        written: list[list[int]] = [[] for _ in ids]
-        places = list(range(len(ids)))  # whose tokens the batch's rows are
-        ended: set[int] = set()
-        new = ids
-        most = min(self._most_tokens, int(self._network.config.max_target_positions) - begun)
-        for _ in range(most):
-            scores = self._step(new, encoded, cache)
-            for rule in rules:
-                scores = rule(ids, scores)
-            new = scores.argmax(-1, keepdim=True)
-            ids = torch.cat([ids, new], dim=-1)
-            for place, token in zip(places, new[:, 0].tolist(), strict=True):
-                if place in ended or token in self._ends:
-                    ended.add(place)
-                else:
-                    written[place].append(token)
-            left = [row for row, place in enumerate(places) if place not in ended]
-            if not left:
-                break
-            if len(places) - len(left) >= _GONE * len(places):
-                kept = torch.tensor(left, device=ids.device)
-                cache.batch_select_indices(kept)
-                ids, new, encoded = ids[kept], new[kept], encoded[kept]
-                places = [places[row] for row in left]
-        return written
-
-    def _step(self, new: torch.Tensor, encoded: torch.Tensor, cache: Any) -> torch.Tensor:
-        hidden = self._network.model.decoder(
-            input_ids=new, encoder_hidden_states=encoded, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        scores: torch.Tensor = self._network.proj_out(hidden[:, -1]).float()
-        return scores
-
-    def _cache(self) -> Any:
-        from transformers import DynamicCache, EncoderDecoderCache
-
-        return EncoderDecoderCache(DynamicCache(), DynamicCache())
+    def _prompt(self, one: Passage, languages: Mapping[int, str]) -> list[int]:
+        told = self._network.generation_config
+        prompt = [int(told.decoder_start_token_id)]
+        if known := getattr(told, "lang_to_id", None):
+            language = one.settings["language"] or languages[one.recording]
+            prompt += [int(known[language]), int(told.task_to_id[one.settings["task"]])]
+        if self._no_timestamps is not None and not one.timestamps:
+            prompt.append(self._no_timestamps)
+        return prompt
 
     @property
-    def _ends(self) -> tuple[int, ...]:
-        ends = self._told.eos_token_id
-        return tuple(ends) if isinstance(ends, list | tuple) else (ends,)
+    def _no_timestamps(self) -> int | None:
+        found: int | None = getattr(self._network.generation_config, "no_timestamps_token_id", None)
+        return found
 
-    def _rules(self, begun: int, *, timestamps: bool) -> list[Rule]:
-        from transformers.generation.logits_process import (
-            SuppressTokensAtBeginLogitsProcessor,
-            SuppressTokensLogitsProcessor,
-            WhisperTimeStampLogitsProcessor,
-        )
+    def _hear_languages(self, passages: Sequence[Passage], encoded: torch.Tensor, languages: dict[int, str]) -> None:
+        """Find the languages of recordings that nobody gave one for, by their first windows."""
+        known = getattr(self._network.generation_config, "lang_to_id", None)
+        unknown = [
+            n for n, one in enumerate(passages) if not one.settings["language"] and one.recording not in languages
+        ]
+        first = {passages[n].recording: n for n in reversed(unknown)}
+        if known and first:
+            names = list(known)
+            best = likeliest(self._network, encoded[list(first.values())], [int(known[name]) for name in names])
+            languages.update(zip(first, (names[n] for n in best), strict=True))
 
-        told, device = self._told, self._network.device
-        rules: list[Rule] = []
-        if told.begin_suppress_tokens:
-            rules.append(SuppressTokensAtBeginLogitsProcessor(told.begin_suppress_tokens, begun, device=device))
-        if told.suppress_tokens:
-            rules.append(SuppressTokensLogitsProcessor(told.suppress_tokens, device=device))
-        if timestamps:
-            rules.append(WhisperTimeStampLogitsProcessor(told, begin_index=begun))
-        return rules
+    def _times_s(
+        self, one: Passage, prompt: Sequence[int], tokens: Sequence[int], encoded: torch.Tensor
+    ) -> Sequence[float]:
+        if one.timestamps != "word":
+            return ()
+        places = (one.frames - one.frame) // _FRAMES_PER_STEP
+        if len(tokens) < self._most_tokens:
+            return token_times(self._network, prompt, tokens, encoded, places)
+        # cut off: as in transformers, the last one was never looked back on
+        times_s = token_times(self._network, prompt, tokens[:-1], encoded, places)
+        return [*times_s, *times_s[-1:]]
 
     # --- reading what was written ---
 
-    def _rest(self, one: _Passage, length: int) -> _Passage | None:
-        """Return what is left of a window where its tokens end amid it: with a timestamp twice, the end of a stretch and the next one's
-        beginning. What follows the last such pair was cut off, and is heard anew."""
+    def _rest(self, one: Passage) -> Passage | None:
+        """Return what is left of a window where its tokens end amid it: with a timestamp twice, the end of a stretch and the
+        beginning of the next. What was written behind the last such pair was cut off, and is heard anew."""
         pair = self._last_pair(one)
         if pair is None:
             return None
-        frame = one.frame + (one.tokens[pair] - self._first_timestamp) * _FRAMES_PER_STEP
-        if frame == one.frame or length - frame < _REST_FRAMES:
+        skipped = (one.tokens[pair] - self._first_timestamp) * _FRAMES_PER_STEP
+        if not skipped or one.frames - one.frame - skipped < _REST_FRAMES:
             return None
-        skipped = frame - one.frame
-        silence = one.spectrum[:, -1:].expand(-1, skipped)
-        spectrum = torch.cat([one.spectrum[:, skipped:], silence], dim=-1)
-        return _Passage(one.place, frame, spectrum, one.prompt, one.timestamps)
+        spectrum = torch.nn.functional.pad(one.spectrum[:, skipped:], (0, skipped))
+        return replace(one, spectrum=spectrum, frame=one.frame + skipped, tokens=(), times_s=())
 
-    def _last_pair(self, one: _Passage) -> int | None:
+    def _last_pair(self, one: Passage) -> int | None:
         """Return where the last two timestamps in a row begin, unless the tokens end with a single one."""
         if not one.timestamps:
             return None
@@ -219,28 +157,20 @@ class Writer:
     @property
     def _first_timestamp(self) -> int:
         assert self._no_timestamps is not None, "asked for only where there are timestamps"
-        return int(self._no_timestamps) + 1
+        return self._no_timestamps + 1
 
-    def _read(self, one: _Passage, length: int) -> Said:
+    def _read(self, one: Passage) -> Said:
         """Return a passage's text and stretches, with times in the window."""
-        tokens = one.tokens
         pair = self._last_pair(one)
-        if pair is not None and self._rest(one, length):
-            tokens = tokens[: pair + 1]
-        output: dict[str, Any] = {"tokens": torch.tensor([tokens], dtype=torch.long)}
+        tokens = one.tokens if pair is None else one.tokens[: pair + 1]
+        output: dict[str, Any] = {"tokens": torch.tensor([list(tokens)], dtype=torch.long)}
+        if one.timestamps == "word":
+            output["token_timestamps"] = torch.tensor([list(one.times_s[: len(tokens)])])
         text, more = self._tokenizer._decode_asr(  # noqa: SLF001 - what transformers' pipeline calls
-            [output],
-            return_timestamps=one.timestamps,
-            return_language=None,
-            time_precision=_FRAMES_PER_STEP / _FRAMES_PER_S,
+            [output], return_timestamps=one.timestamps, return_language=None, time_precision=_STEP_S
         )
         begins_s = one.frame / _FRAMES_PER_S
-        return text, [(chunk["text"], *_times(chunk["timestamp"], begins_s)) for chunk in more.get("chunks", ())]
-
-
-def _times(timestamp: Sequence[float | None], begins_s: float) -> tuple[float | None, float | None]:
-    start, end = timestamp
-    return (
-        None if start is None else float(np.round(start + begins_s, 2)),
-        None if end is None else float(np.round(end + begins_s, 2)),
-    )
+        return text, [
+            (chunk["text"], *(None if at is None else round(at + begins_s, 2) for at in chunk["timestamp"]))
+            for chunk in more.get("chunks", ())
+        ]

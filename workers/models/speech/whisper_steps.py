@@ -1,0 +1,97 @@
+"""Whisper's decoder, step by step: windows are written down together, greedily, and those that have ended leave the batch.
+
+What may be written when (suppressed tokens, timestamps in pairs and in order) is transformers' own code; the steps are ours, since
+`generate` goes on with all windows until the longest one ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+
+Rule: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+#: The batch is made smaller when this part of its windows has ended: each time, all keys and values are copied.
+_GONE = 0.25
+
+
+def greedy(
+    network: Any, prompts: torch.Tensor, encoded: torch.Tensor, most_tokens: int, *, timestamps: bool
+) -> list[list[int]]:
+    """Return the likeliest tokens after each prompt `(windows, tokens)`, without the end, of `most_tokens` at most.
+
+    `encoded` is what the encoder made of the windows, `(windows, places, width)`.
+    """
+    begun, ids, new = prompts.shape[1], prompts, prompts
+    rules, cache, ends = _rules(network, begun, timestamps=timestamps), _cache(), _ends(network)
+    written: list[list[int]] = [[] for _ in prompts]
+    places = list(range(len(prompts)))  # whose tokens the batch's rows are
+    ended: set[int] = set()
+    for _ in range(min(most_tokens, int(network.config.max_target_positions) - begun)):
+        scores = _step(network, new, encoded, cache)
+        for rule in rules:
+            scores = rule(ids, scores)
+        new = scores.argmax(-1, keepdim=True)
+        ids = torch.cat([ids, new], dim=-1)
+        for place, token in zip(places, new[:, 0].tolist(), strict=True):
+            if place in ended or token in ends:
+                ended.add(place)
+            else:
+                written[place].append(token)
+        left = [row for row, place in enumerate(places) if place not in ended]
+        if not left:
+            break
+        if len(places) - len(left) >= _GONE * len(places):
+            kept = torch.tensor(left, device=ids.device)
+            cache.batch_select_indices(kept)
+            ids, new, encoded = ids[kept], new[kept], encoded[kept]
+            places = [places[row] for row in left]
+    return written
+
+
+def likeliest(network: Any, encoded: torch.Tensor, tokens: list[int]) -> list[int]:
+    """Return for each window which of these tokens is the likeliest first one: its place in the list."""
+    begin = int(network.generation_config.decoder_start_token_id)
+    start = torch.full((len(encoded), 1), begin, device=encoded.device)
+    scores = _step(network, start, encoded, None)[:, tokens]
+    best: list[int] = scores.argmax(-1).tolist()
+    return best
+
+
+def _step(network: Any, new: torch.Tensor, encoded: torch.Tensor, cache: Any) -> torch.Tensor:
+    hidden = network.model.decoder(
+        input_ids=new, encoder_hidden_states=encoded, past_key_values=cache, use_cache=cache is not None
+    ).last_hidden_state
+    scores: torch.Tensor = network.proj_out(hidden[:, -1]).float()
+    return scores
+
+
+def _cache() -> Any:
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+def _ends(network: Any) -> tuple[int, ...]:
+    ends = network.generation_config.eos_token_id
+    return tuple(ends) if isinstance(ends, list | tuple) else (ends,)
+
+
+def _rules(network: Any, begun: int, *, timestamps: bool) -> list[Rule]:
+    from transformers.generation.logits_process import (
+        SuppressTokensAtBeginLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        WhisperTimeStampLogitsProcessor,
+    )
+
+    told, device = network.generation_config, network.device
+    rules: list[Rule] = []
+    if told.begin_suppress_tokens:
+        rules.append(SuppressTokensAtBeginLogitsProcessor(told.begin_suppress_tokens, begun, device=device))
+    if told.suppress_tokens:
+        rules.append(SuppressTokensLogitsProcessor(told.suppress_tokens, device=device))
+    if timestamps:
+        rules.append(WhisperTimeStampLogitsProcessor(told, begin_index=begun))
+    return rules
