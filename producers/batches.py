@@ -45,7 +45,9 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """A window's batches in numbers. Shares are parts of 1; `error` is the median error of predicted times."""
+    """A window's batches in numbers. Shares are parts of 1; `error` is the median error of predicted times,
+    `loads` how often a model was loaded, within a memory budget.
+    """
 
     seconds: float
     batches: int = 0
@@ -55,6 +57,7 @@ class Figures:
     waste: float = 0.0
     wait_ms: float = 0.0
     error: float | None = None
+    loads: int = 0
     sizes: dict[int, int] = field(default_factory=dict)  # the largest rows of a bucket: batches
     wastes: dict[float, int] = field(default_factory=dict)  # the highest waste of a bucket: batches
     priorities: dict[int, float] = field(default_factory=dict)  # share of device time, by items
@@ -79,6 +82,7 @@ def figures(batches: Sequence[Batch], since: float, until: float) -> Figures:
         waste=1 - sum(batch.tokens for batch in batches) / max(computed, 1),
         wait_ms=1000 * median(batch.queue_wait_s for batch in batches),
         error=median(errors) if errors else None,
+        loads=sum(batch.loads for batch in batches),
         sizes=dict(sorted(Counter(_size_bucket(batch) for batch in batches).items())),
         wastes=dict(sorted(Counter(_waste_bucket(batch) for batch in batches).items())),
         priorities=_by_priority(batches),
@@ -210,6 +214,8 @@ def _summary(found: Figures) -> str:
     ]
     if found.error is not None:
         facts.append(f"predicted within {found.error:.0%}")
+    if found.loads:
+        facts.append(f"{found.loads:,} times a model was loaded")
     if found.cached:
         facts.append(f"{found.cached:.0%} of rows from the feature cache")
     return ", ".join(facts)

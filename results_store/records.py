@@ -117,7 +117,7 @@ class Batch:
     `rows` went through the backbone for `items` items, `cached_rows` of them out of the feature cache; `tokens` are real,
     `padded_tokens` what was computed (for images both count rows). `heads` and `priorities` count items by name and by
     value. Before it the device did nothing for `idle_s`. `predicted_s` is what the batcher expected of `forward_s`, where
-    it knew enough. Within a memory budget, `loads` models were loaded since the batch before. `trace` says who was in it: ``{"formed_at": …, "jobs": [id …],
+    it knew enough. `loads` models were loaded since the worker's batch before. `trace` says who was in it: ``{"formed_at": …, "jobs": [id …],
     "items": [[job, seq, row, priority, cost, waited_ms] …]}``, `job` an index into the ids, in the order of the batch.
     """
 

@@ -119,7 +119,7 @@ def _serve(sock: socket.socket, frames: Frames, loaded: Loaded) -> None:
             answers = chain([_run(loaded.models[frame[0]["model"]], *frame)], stepping.step())
         for answer, outputs in answers:
             if "batch" in answer:
-                answer, idle_s = answer | {"idle_s": idle_s}, 0.0  # noqa: PLW2901 - completed
+                answer, idle_s = answer | {"idle_s": idle_s, **loaded.held()}, 0.0  # noqa: PLW2901 - completed
             transfer.send(sock, answer, outputs)
 
 

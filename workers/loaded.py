@@ -45,6 +45,10 @@ class Loaded:
         for key, raw in wanted.items():
             self.models[key], _ = self._load(key, raw)
 
+    def held(self) -> Header:
+        """What the process takes now, where that is watched."""
+        return {"resident_bytes": memory.resident_bytes(self.device)} if self.measuring else {}
+
     def takes(self, header: Header) -> bool:
         return any(word in header for word in (_LOAD, _UNLOAD, _CAME))
 

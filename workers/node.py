@@ -11,8 +11,9 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,7 +29,8 @@ from results_store.store import Store
 from results_store.writer import Writer
 from workers import declared, presence
 from workers.batching.batcher import Batcher, BatcherSettings
-from workers.batching.kept import KeptCosts
+from workers.batching.kept import KeptCosts, KeptFootprints
+from workers.batching.residence import Residence
 from workers.batching.roster import ServedModel
 from workers.device_client import ProcessDevice
 from workers.devices import Device, available_cores
@@ -42,7 +44,7 @@ from workers.offer import CurrentOffer, Offer
 from workers.presence import TELL_EVERY_S, NodeState
 from workers.reconciler import Reconciler
 from workers.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
-from workers.reloading import Reloads, versions
+from workers.reloading import Reloads, Version, versions
 from workers.settings import Settings
 from workers.streams import Item, Streams
 from workers.upkeep import Upkeep
@@ -97,6 +99,7 @@ class Node:
         self.lanes = Lanes(self._store, self.models)
         self._batcher: Batcher | None = None
         self._costs: KeptCosts | None = None
+        self._footprints = KeptFootprints(sources.cache_folder() / "footprints" / f"{_file_name(device)}.json")
         self._streams = Streams(self._publisher, self._drop_deserted)
         self._execution: Execution | None = None
         self._reloads: Reloads | None = None
@@ -134,9 +137,11 @@ class Node:
             on_batch=self._writer.record,
             on_out_of_service=self._out_of_service,
             costs=self._costs.read(),
+            residence=self._residence(models),
         )
         self._batcher = batcher
-        batcher.start(ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads))
+        measuring = bool(worker.memory_budget_bytes)
+        batcher.start(ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads, measuring=measuring))
         offer = CurrentOffer(Offer(settings.catalogue, served))
         self._execution = Execution(
             offer=offer,
@@ -161,6 +166,7 @@ class Node:
             store=self._store,
             batcher=batcher,
             costs=self._costs,
+            footprints=self._footprints,
             offer=offer,
             on_change=self._tell,
             makes_files=self._files is not None,
@@ -236,14 +242,23 @@ class Node:
             return None
 
     def _kept_costs(self, served: Mapping[str, ServedModel]) -> KeptCosts:
-        file = sources.cache_folder() / "costs" / f"{self.device.name.replace(':', '-')}.json"
+        file = sources.cache_folder() / "costs" / f"{_file_name(self.device)}.json"
         threads = self.settings.worker.threads or available_cores()
         revisions = {name: model.revision for name, model in served.items()}
         return KeptCosts(file, revisions, f"{self.device.description}, {threads} threads")
 
+    def _residence(self, models: Sequence[Version]) -> Residence:
+        residence = Residence(self.settings.worker.memory_budget_bytes)
+        for wanted, served in models:
+            takes = self._footprints.of(served.key, served.name, served.revision, Path(wanted.folder))
+            residence.add(served.key, takes)
+        return residence
+
     def _keep_costs(self) -> None:
         if self._batcher and self._costs:
             self._costs.write(self._batcher.costs)
+            if self._batcher.residence.budget_bytes:  # else nothing was measured
+                self._footprints.write(self._batcher.residence.measured)
 
     def _note_failure(self, envelope: str, error: Exception) -> None:
         detail = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
@@ -315,3 +330,7 @@ class Node:
     def _out_of_service(self, reason: str) -> None:
         if self._execution is not None:
             self._on_out_of_service(f"{self.device.name} is out of service: {reason}")
+
+
+def _file_name(device: Device) -> str:
+    return device.name.replace(":", "-")

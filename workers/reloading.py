@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
@@ -19,7 +20,7 @@ from results_store.records import Declaration
 from results_store.store import Store
 from workers import declared, explaining, serving
 from workers.batching.batcher import Batcher
-from workers.batching.kept import KeptCosts
+from workers.batching.kept import KeptCosts, KeptFootprints
 from workers.batching.roster import ServedModel
 from workers.device_process import ModelToLoad
 from workers.devices import Device
@@ -55,6 +56,7 @@ class Reloads:
         store: Store,
         batcher: Batcher,
         costs: KeptCosts,
+        footprints: KeptFootprints,
         offer: CurrentOffer,
         on_change: Callable[[], object],
         makes_files: bool,
@@ -65,6 +67,7 @@ class Reloads:
         self._store = store
         self._batcher = batcher
         self._costs = costs
+        self._footprints = footprints
         self._offer = offer
         self._on_change = on_change
         self._makes_files = makes_files
@@ -149,7 +152,8 @@ class Reloads:
         admitted: list[ServedModel] = []
         try:
             for wanted, served in new:
-                self._batcher.admit(served, wanted).result()
+                takes = self._footprints.of(served.key, served.name, served.revision, Path(wanted.folder))
+                self._batcher.admit(served, wanted, takes).result()
                 admitted.append(served)
         except Exception:
             for served in admitted:

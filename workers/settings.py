@@ -7,6 +7,7 @@ where the broker and the store are comes from the environment, the file, or the 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -21,6 +22,8 @@ from producers.connection import AdmissionSettings
 from producers.errors import ConfigurationError
 from producers.messages import Priority
 
+_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
 #: The producers' limits; a worker that is not told otherwise has the same.
 DEFAULT_LIMITS = Limits()
 
@@ -30,7 +33,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     `profile` chooses the devices where `devices` names none. `models` are the ones served here (none named: all that have tasks). `concurrency` is how many envelopes a node holds at
     once: enough that interactive ones find a free slot beside bulk. `threads` bounds the CPU threads of the
-    device process (0: all cores). `bulk_share` is the share of device time that bulk work keeps under
+    device process (0: all cores). `memory_budget` ("6 GB") bounds what a device process takes of its device's memory: models are
+    loaded when they are needed, and the least recently used ones make room; without it all models are loaded at the start. `bulk_share` is the share of device time that bulk work keeps under
     interactive load. `interactive_wait_s` and `standard_wait_s` are how long such an item may have to wait behind
     less urgent batches: while such items come, these batches are kept short enough for it. `max_attempts` is how
     often an envelope may be begun before it is given up and its items fail. `tune_at_start` has a worker measure
@@ -43,6 +47,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     models: tuple[str, ...] = ()
     concurrency: int = 64
     threads: int = 0
+    memory_budget: str = ""
     bulk_share: float = 0.1
     interactive_wait_s: float = 0.05
     standard_wait_s: float = 1.0
@@ -57,7 +62,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tune_at_start: bool = True
     drop_inputs: bool = False
 
+    @property
+    def memory_budget_bytes(self) -> int:
+        """0 where there is no budget."""
+        return _bytes(self.memory_budget)
+
     def __post_init__(self) -> None:
+        _ = self.memory_budget_bytes
         if not 1 <= self.concurrency <= 1024:
             raise ValueError("`concurrency` must be 1 to 1024")
         if self.max_attempts < 1:
@@ -74,6 +85,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be over 0")
+
+
+def _bytes(text: str) -> int:
+    """Return a size: a number with its unit, which is one of `_UNITS`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT]i?B)", text.strip())
+    if found is None and text:
+        raise ValueError(f'`memory_budget` must be a size with its unit ({", ".join(_UNITS)}), as "6 GB"; not {text!r}')
+    return int(float(found[1]) * _UNITS[found[2]]) if found else 0
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

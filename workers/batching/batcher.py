@@ -411,6 +411,7 @@ class Batcher:
         batch = self._answered(header["batch"])
         if batch is None:
             return
+        self._models.grew(header)
         ran = Ran(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
         if self._joining.has(batch.model):
             self._joining.ran(batch, ran.forward_s)

@@ -11,12 +11,13 @@ Within a budget a model is loaded when something waits for it, and the least rec
 
 What a model takes is its weights' size until it has been loaded once, and from then on how much the process grew by it. A model that was
 never measured is loaded once when the worker starts, so that one that cannot be loaded, or is too large by itself, is found then.
+Where the process grows over the budget by the batches that it runs, a model goes, and from then on there is that much less room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 #: For how long a model may keep one that is as urgent waiting, in times of what loading both takes.
@@ -89,7 +90,11 @@ class Residence:
     resident_bytes: int = 0
     loads: int = 0  # since the start of the process
     unloads: int = 0
+    slack_bytes: int = 0  # how much more than thought the models were seen to take once they ran
     _models: dict[str, _Resident] = field(default_factory=dict)
+    _next: str | None = (
+        None  # for which another made room: it comes first, or the other, with older work, would come back at once
+    )
 
     # --- what there is ---
 
@@ -104,6 +109,8 @@ class Residence:
 
     def remove(self, key: str) -> None:
         self._models.pop(key, None)
+        if self._next == key:
+            self._next = None
 
     def footprint(self, key: str) -> Footprint:
         return self._models[key].footprint
@@ -131,7 +138,7 @@ class Residence:
     @property
     def settled(self) -> bool:
         """Whether all models are loaded and none is to come or to go."""
-        return all(one.state is State.LOADED and not one.retired for one in self._models.values())
+        return not self._is_over and all(one.state is State.LOADED and not one.retired for one in self._models.values())
 
     @property
     def untried(self) -> bool:
@@ -211,22 +218,27 @@ class Residence:
 
     def next(self, needs: Mapping[str, Need], busy: Collection[str], now: float, wall: float) -> Load | Unload | None:
         """Return what is to be done now, which is then under way. `busy` are the models on which anything runs."""
-        if any(one.state in (State.LOADING, State.UNLOADING) for one in self._models.values()):
+        states = {one.state for one in self._models.values()}
+        if State.LOADING in states or State.UNLOADING in states:
             return None
         self._send_off(needs, busy, now)
-        for key, one in self._models.items():
-            if one.state is State.LEAVING and key not in busy:
-                self._enter(key, State.UNLOADING, now)
-                return Unload(key)
-        if any(one.state is State.LEAVING for one in self._models.values()):
-            return None
-        target = self._target(needs)
-        if target is None:
-            return self._leave(self._surplus(needs), busy, now)
-        if self._fits(target):
+        leaving = [key for key, one in self._models.items() if one.state is State.LEAVING]
+        if leaving:
+            return self._leave(next((key for key in leaving if key not in busy), None), busy, now)
+        target = None if self._is_over else self._target(needs)
+        if target is not None and self._fits(target):
             self._enter(target, State.LOADING, now)
             return Load(target)
-        return self._leave(self._victim(target, needs, now, wall), busy, now)
+        if target is None:
+            return self._leave(self._surplus(needs, now), busy, now)
+        victim = self._victim(target, needs, now, wall)
+        self._next = target if victim else None
+        return self._leave(victim, busy, now)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the process has grown over the budget though another model could go."""
+        return 0 < self.budget_bytes < self.resident_bytes and len(self.loaded) > 1
 
     def _send_off(self, needs: Mapping[str, Need], busy: Collection[str], now: float) -> None:
         for key, one in self._models.items():
@@ -236,6 +248,8 @@ class Residence:
     def _target(self, needs: Mapping[str, Need]) -> str | None:
         """Return the model to load: what is under suspicion, then what was asked for, then what is needed most urgently and longest."""
         ranks = []
+        if self._next is not None and self._next in needs and self._models[self._next].state is State.ABSENT:
+            return self._next
         for key, one in self._models.items():
             if one.state is not State.ABSENT:
                 continue
@@ -251,7 +265,7 @@ class Residence:
     def _fits(self, key: str) -> bool:
         return (
             not self.budget_bytes
-            or self.resident_bytes + self._models[key].footprint.bytes <= self.budget_bytes
+            or self.resident_bytes + self.slack_bytes + self._models[key].footprint.bytes <= self.budget_bytes
             or not self.loaded
         )
 
@@ -277,11 +291,16 @@ class Residence:
         presses = need.deadline_at is not None and need.deadline_at < wall + left_s + 2 * other.footprint.load_s
         return left_s <= 0 or presses
 
-    def _surplus(self, needs: Mapping[str, Need]) -> str | None:
-        """Return a model that goes because the process has grown over the budget, and nothing waits for it."""
-        if not self.budget_bytes or self.resident_bytes <= self.budget_bytes or len(self.loaded) < 2:
+    def _surplus(self, needs: Mapping[str, Need], now: float) -> str | None:
+        """Return a model that goes because the process has grown over the budget, as it does by the batches that it runs."""
+        if not self._is_over:
             return None
-        return next((key for key in self._by_use() if key not in needs), None)
+        # or it would soon be loaded again
+        self.slack_bytes = max(self.slack_bytes, self.resident_bytes - self.budget_bytes)
+        by_use = self._by_use()
+        idle = (key for key in by_use if key not in needs)
+        stayed = (key for key in by_use if now - self._models[key].since >= self._models[key].footprint.load_s)
+        return next(idle, None) or next(stayed, None)
 
     def _by_use(self) -> list[str]:
         loaded = [(one.used_at, key) for key, one in self._models.items() if one.state is State.LOADED]
@@ -296,8 +315,3 @@ class Residence:
     def _enter(self, key: str, state: State, now: float) -> None:
         one = self._models[key]
         one.state, one.since = state, now
-
-
-def estimated(keys: Iterable[tuple[str, int]]) -> dict[str, Footprint]:
-    """Return what models that were never loaded are thought to take: as much as their files."""
-    return {key: replace(Footprint(size), measured=False) for key, size in keys}

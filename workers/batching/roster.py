@@ -99,6 +99,11 @@ class Roster:
         self.residence.came_up(time.monotonic(), header.get("resident_bytes", 0))
         self._reported_loads = self.residence.loads
 
+    def grew(self, header: Header) -> None:
+        """Take note of what the process takes after a batch."""
+        if "resident_bytes" in header:
+            self.residence.resident_bytes = header["resident_bytes"]
+
     def lost(self) -> str | None:
         """Take note that the process is no more; return why the models cannot be served any longer, if they cannot."""
         loading = self.residence.lost(time.monotonic())
