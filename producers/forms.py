@@ -22,6 +22,7 @@ from producers.messages import (
     SeedInput,
     SentencesInput,
     SeriesInput,
+    TextAndImageInput,
     UrlInput,
 )
 
@@ -31,12 +32,15 @@ _Form = TypeVar("_Form", bound=msgspec.Struct)
 MOST_SEED = 2**53 - 1
 
 #: The form of an input. A source of items (a file, a folder) is read for one of them.
-Modality = Literal["text", "prompt", "image", "audio", "video", "question", "sentences", "row", "series", "seed"]
+Modality = Literal[
+    "text", "prompt", "image", "audio", "video", "question", "sentences", "row", "series", "seed", "text-and-image"
+]
 
 #: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "question": QuestionInput.__struct_fields__,
     "sentences": SentencesInput.__struct_fields__,
+    "text-and-image": TextAndImageInput.__struct_fields__,
 }
 
 
@@ -206,6 +210,19 @@ def _check_seed(value: object, limits: Limits, field: str) -> Input:
     return SeedInput(given)
 
 
+def _check_text_and_image(value: object, limits: Limits, field: str) -> Input:
+    given = value if isinstance(value, Mapping) else {}
+    if isinstance(value, TextAndImageInput):
+        given = {"text": value.text, "image": value.image}
+    for name in TextAndImageInput.__struct_fields__:
+        if name not in given:
+            raise InvalidInput(f"{field}.{name}", "is missing", 'give it {"text": …, "image": bytes, a path or a URL}')
+    text = check_text(given["text"], limits, f"{field}.text")
+    image = _check_file("an image file", given["image"], limits, f"{field}.image")
+    assert isinstance(image, InlineBytes | PathInput | UrlInput), "what a file may be"
+    return TextAndImageInput(text, image)
+
+
 def _typed(value: object, form: type[_Form], field: str) -> _Form:
     if isinstance(value, form):
         return value
@@ -230,4 +247,5 @@ _CHECKS: Mapping[Modality, Callable[[object, Limits, str], Input]] = {
     "row": _check_row,
     "series": _check_series,
     "seed": _check_seed,
+    "text-and-image": _check_text_and_image,
 }

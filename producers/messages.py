@@ -94,6 +94,13 @@ class SeriesInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="series")
     names: tuple[str, ...] = ()
 
 
+class TextAndImageInput(msgspec.Struct, frozen=True, tag="text-and-image"):
+    """An image with what is said or asked of it."""
+
+    text: str
+    image: InlineBytes | PathInput | UrlInput
+
+
 class SeedInput(msgspec.Struct, frozen=True, tag="seed"):
     """The number that noise is drawn with, for what is made of nothing else."""
 
@@ -121,6 +128,7 @@ Input: TypeAlias = (
     | MessagesInput
     | RowInput
     | SeriesInput
+    | TextAndImageInput
     | SeedInput
     | DerivedInput
 )
@@ -170,7 +178,12 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
     @property
     def carries_bytes(self) -> bool:
-        return any(isinstance(item.input, InlineBytes) for item in self.items)
+        return any(isinstance(_file(item.input), InlineBytes) for item in self.items)
+
+
+def _file(value: Input) -> Input:
+    """Return the part of an input that is a file, or may be one."""
+    return value.image if isinstance(value, TextAndImageInput) else value
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from producers.messages import (
     Item,
     PathInput,
     Priority,
+    TextAndImageInput,
     UrlInput,
     encode,
     new_id,
@@ -127,6 +128,8 @@ def weight(value: Input) -> int:
         return len(value.data)
     if isinstance(value, PathInput | UrlInput):
         return 256
+    if isinstance(value, TextAndImageInput):
+        return weight(value.text) + weight(value.image)
     return len(msgspec.json.encode(value))  # an object of texts
 
 

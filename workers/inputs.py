@@ -33,6 +33,7 @@ from producers.messages import (
     SeedInput,
     SentencesInput,
     SeriesInput,
+    TextAndImageInput,
     UrlInput,
 )
 
@@ -42,7 +43,17 @@ if TYPE_CHECKING:
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: What an item holds once everything is read that it only pointed to.
-Content: TypeAlias = str | bytes | MessagesInput | QuestionInput | RowInput | SentencesInput | SeriesInput | SeedInput
+Content: TypeAlias = (
+    str
+    | bytes
+    | MessagesInput
+    | QuestionInput
+    | RowInput
+    | SentencesInput
+    | SeriesInput
+    | SeedInput
+    | TextAndImageInput
+)
 
 _FIELD = "input"
 _PORTS = {"http": 80, "https": 443}
@@ -79,6 +90,7 @@ def carried(value: Input, limits: InputLimits) -> Input:
 
 def read(value: Input, limits: InputLimits) -> Content:
     """Return an input's content; what is an object of texts is its own. Raises InvalidInput, InputTooLarge, or InputUnavailable if it could not be fetched."""
+    value = carried(value, limits)
     if isinstance(value, str):
         if len(value) > limits.max_text_chars:
             problem = f"has {len(value):,} characters, over {limits.max_text_chars:,}"
@@ -91,8 +103,10 @@ def read(value: Input, limits: InputLimits) -> Content:
         return _read_path(value.path, limits)
     if isinstance(value, UrlInput):
         return _read_url(value.url, limits)
-    if isinstance(value, BlobInput):
-        return read(carried(value, limits), limits)
+    if isinstance(value, TextAndImageInput):
+        content = read(value.image, limits)
+        assert isinstance(content, bytes), "what files hold"
+        return TextAndImageInput(value.text, InlineBytes(content))
     if isinstance(value, DerivedInput):
         raise InvalidInput(_FIELD, "is made of other results, and was not made yet")
     return value

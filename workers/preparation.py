@@ -14,7 +14,17 @@ import msgspec
 from producers.catalogue import Task
 from producers.errors import InvalidInput
 from producers.files import ResultFiles
-from producers.messages import BlobInput, DerivedInput, Envelope, Item, PathInput, Priority, UrlInput
+from producers.messages import (
+    BlobInput,
+    DerivedInput,
+    Envelope,
+    Input,
+    Item,
+    PathInput,
+    Priority,
+    TextAndImageInput,
+    UrlInput,
+)
 from results_store.errors import StoreUnavailable
 from results_store.records import Result, ResultState
 from results_store.store import Store
@@ -130,13 +140,19 @@ class Preparation:
         a network takes no turn.
         """
         urgent = envelope.priority is Priority.INTERACTIVE
-        waits = any(isinstance(item.input, PathInput | UrlInput | BlobInput | DerivedInput) for item in envelope.items)
+        waits = any(_may_wait(item.input) for item in envelope.items)
         makes_files = any(self._makes_files(item) for item in envelope.items)
         return nullcontext() if urgent or waits or makes_files else self.turns
 
     def _makes_files(self, item: Item) -> bool:
         tasks = (self.offer.now.catalogue.tasks.get(name) for name in item.tasks)
         return any(task.kind.makes_files for task in tasks if task)
+
+
+def _may_wait(value: Input) -> bool:
+    if isinstance(value, TextAndImageInput):
+        return _may_wait(value.image)
+    return isinstance(value, PathInput | UrlInput | BlobInput | DerivedInput)
 
 
 def _params(offer: Offer, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:

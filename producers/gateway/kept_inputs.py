@@ -103,6 +103,8 @@ def _bytes_shown(data: bytes) -> dict[str, Any]:
 
 
 def _short(value: Any, limit: int | None) -> Any:
+    if isinstance(value, dict) and value.get("type") == "bytes":  # a file among them, in base64
+        return f"{len(value['data']) * 3 // 4:,} bytes"
     if isinstance(value, str):
         return value[:limit]
     return [_short(inner, limit) for inner in value[:20]] if isinstance(value, list | tuple) else value

@@ -138,6 +138,8 @@ class Replay(Body):
 
 def input_of(value: object, field: str) -> object:
     """Return an input as the client takes it. Raises InvalidInput for bytes that are no base64."""
+    if isinstance(value, dict) and value.keys() == {"text", "image"}:
+        return value | {"image": input_of(value["image"], f"{field}.image")}
     if not isinstance(value, dict) or len(value) != 1:
         return value
     ((form, inner),) = value.items()
