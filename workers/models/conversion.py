@@ -5,6 +5,7 @@ Run at pull time, in a process of its own, on files whose sha256 was checked.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,9 +81,20 @@ def ctranslate2_whisper(source: Path, target: Path) -> None:
     ctranslate2.convert(source, target)
 
 
+def tfjs_nanodet(source: Path, target: Path) -> None:
+    """Write NanoDet as a TensorFlow.js graph model as a folder for `workers.models.detector`, with COCO's names."""
+    from workers.models import coco, tfjs
+
+    [graph] = source.glob("*.json")
+    tfjs.convert(graph, target)
+    labels = {str(number): name for number, name in enumerate(coco.NAMES)}
+    (target / "config.json").write_text(json.dumps({"model_type": "nanodet", "id2label": labels}, indent=1), "utf-8")
+
+
 CONVERTERS = {
     "ctranslate2-whisper": ctranslate2_whisper,
     "gguf-causal-lm": gguf_causal_lm,
+    "tfjs-nanodet": tfjs_nanodet,
     "torchvision-mobilenet-v2": torchvision_mobilenet_v2,
 }
 

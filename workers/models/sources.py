@@ -27,7 +27,7 @@ from workers.models import download, package_index, unpacking
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 #: Converters that a package source may name: see `workers/models/conversion.py`.
-CONVERTERS = ("ctranslate2-whisper", "gguf-causal-lm", "torchvision-mobilenet-v2")
+CONVERTERS = ("ctranslate2-whisper", "gguf-causal-lm", "tfjs-nanodet", "torchvision-mobilenet-v2")
 
 #: What was trained here, one folder each; described in its README.md.
 BUNDLED = Path(__file__).parent / "heads"
