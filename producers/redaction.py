@@ -25,7 +25,7 @@ def redact(text: str) -> str:
 
 
 def _replacing(name: str) -> Callable[[re.Match[str]], str]:
-    valid = _CHECKS.get(name, lambda _: True)
+    valid: Callable[[str], bool] = _CHECKS.get(name, lambda _: True)
     return lambda found: f"[{name}]" if valid(found[0]) else found[0]
 
 
