@@ -31,6 +31,10 @@ class InvalidInput(ArgosyError, ValueError):
         self.problem = problem
         self.remedy = remedy
 
+    def of_part(self, part: str) -> InvalidInput:
+        """Return the same error, of a part of the field."""
+        return type(self)(f"{self.field}.{part}", self.problem, self.remedy)
+
     def __str__(self) -> str:
         text = f"{self.field}: {self.problem}"
         return f"{text}; {self.remedy}" if self.remedy else text

@@ -104,7 +104,10 @@ def read(value: Input, limits: InputLimits) -> Content:
     if isinstance(value, UrlInput):
         return _read_url(value.url, limits)
     if isinstance(value, TextAndImageInput):
-        content = read(value.image, limits)
+        try:
+            content = read(value.image, limits)
+        except InvalidInput as error:
+            raise error.of_part("image") from error
         assert isinstance(content, bytes), "what files hold"
         return TextAndImageInput(value.text, InlineBytes(content))
     if isinstance(value, DerivedInput):

@@ -45,7 +45,8 @@ def pull(config: Path | None, names: tuple[str, ...]) -> None:
     unknown = [name for name in names if name not in chosen]
     if unknown:
         raise ConfigurationError(f"no model {unknown[0]!r} in the settings; there are {', '.join(chosen)}")
-    _pull({name: chosen[name] for name in names or whole.served})
+    wanted = [other for name in names or whole.served for other in (name, *whole.used_by(name))]
+    _pull({name: chosen[name] for name in wanted})
 
 
 @models.command("list")

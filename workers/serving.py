@@ -30,6 +30,11 @@ def model_to_load(settings: Settings, name: str) -> ModelToLoad:
     # whoever has inputs deleted does not want what was made of them kept either
     forgotten = ("feature_cache_mib",) if settings.worker.drop_inputs else ()
     options = {option: value for option, value in chosen.options.items() if option not in forgotten}
+    if chosen.uses:
+        used = {role: model_to_load(settings, other) for role, other in chosen.uses.items()}
+        options["uses"] = {role: other.folder for role, other in used.items()}
+        revision = "+".join([pulled.revision, *(other.revision for other in used.values())])
+        pulled = sources.Pulled(pulled.folder, revision)
     return ModelToLoad.from_spec(chosen.class_, ModelSpec(name, pulled.folder, pulled.revision, tasks, options))
 
 

@@ -115,6 +115,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     measured to be best here, or the model's own. `backend` ``auto`` is the fastest that was measured to answer like torch in
     fp32, at its precision; a model that has but one runs on that.
     `explain`: when the weights that explanations need are loaded (the first item that asks for one waits for them), or that there are none.
+    `uses` are models whose weights it reads too, by what they are to it; its option `uses` has their folders.
     `tasks` is needed only for tasks that the built-in catalogue does not have.
     """
 
@@ -122,10 +123,11 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     source: dict[str, Any]
     batch_cost: int = 0
     batch_rows: int = 64
-    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    backend: Literal["auto", "torch", "onnxruntime", "openvino", "vllm"] = "auto"
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     compile: bool = False
     explain: Literal["on-demand", "preloaded", "off"] = "on-demand"
+    uses: dict[str, str] = {}
     tasks: dict[str, Any] = {}
     options: dict[str, Any] = {}
 
@@ -160,6 +162,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def served(self) -> tuple[str, ...]:
         """The models that workers serve: those that `worker.models` names, or else all that have a task."""
         return self.worker.models or tuple(dict.fromkeys(task.model for task in self.catalogue.tasks.values()))
+
+    def used_by(self, name: str) -> list[str]:
+        """Return the models whose weights a model reads besides its own. Raises ConfigurationError if one is unknown."""
+        used = list(self.models[name].uses.values())
+        if unknown := [other for other in used if other not in self.models]:
+            raise ConfigurationError(f"models.{name}.uses: no model {unknown[0]!r}; there are {', '.join(self.models)}")
+        return used
 
     @property
     def promised_wait_s(self) -> dict[int, float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from producers.kinds.audio import AUDIO_KINDS
 from producers.kinds.generation import GENERATION_KINDS
 from producers.kinds.kind import Kind
+from producers.kinds.multimodal import MULTIMODAL_KINDS
 from producers.kinds.pictures import PICTURE_KINDS
 from producers.kinds.retrieval import RETRIEVAL_KINDS
 from producers.kinds.series import SERIES_KINDS
@@ -27,6 +28,7 @@ KINDS: Mapping[str, Kind] = {
         *VIDEO_KINDS,
         *TABULAR_KINDS,
         *SERIES_KINDS,
+        *MULTIMODAL_KINDS,
     )
 }
 
