@@ -109,7 +109,7 @@ def test_compiled_torch_sees_buckets_and_answers_for_the_batch(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "tensorrt"}, "backend: must be one of torch, onnxruntime, openvino"),
+        ({"name": "tensorrt"}, "backend: must be one of torch, onnxruntime, openvino, vllm"),
         ({"name": "openvino", "precision": "int8"}, "precision: openvino runs fp32, bf16, fp16, not 'int8'"),
         ({"name": "onnxruntime", "compiled": True}, "compile: is for the backend 'torch'"),
     ],

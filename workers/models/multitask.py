@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -17,7 +17,6 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import ConfigurationError
 from workers.models import feature_cache, samples, sources
-from workers.models.backends.choice import Name
 from workers.models.feature_cache import FeatureCache
 from workers.models.model import CONTENTS, Array, Arrays, Model, ModelSpec
 
@@ -41,7 +40,7 @@ class MultiTaskModel(Model):
     """
 
     tunable = True
-    backends = get_args(Name)
+    backends = ("torch", "onnxruntime", "openvino")
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)

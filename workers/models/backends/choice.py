@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from producers.errors import ConfigurationError
 
-Name: TypeAlias = Literal["torch", "onnxruntime", "openvino"]
+Name: TypeAlias = Literal["torch", "onnxruntime", "openvino", "vllm"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 
 #: What each backend can compute in. int8 is dynamic: weights quantised per channel, activations as they come.
@@ -15,6 +15,7 @@ PRECISIONS: Final[dict[Name, tuple[Precision, ...]]] = {
     "torch": ("fp32", "bf16", "fp16"),
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "fp16"),
+    "vllm": ("fp32", "bf16", "fp16"),
 }
 
 

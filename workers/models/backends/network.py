@@ -60,6 +60,8 @@ def build(backend: Backend, source: Source, device: str) -> Network:
         from workers.models.backends.torch_network import TorchNetwork
 
         return TorchNetwork(backend, source, device)
+    if backend.name == "vllm":
+        raise ConfigurationError("backend: vllm is for models that write; use 'torch'")
     if device != "cpu":
         raise ConfigurationError(f"backend: {backend.name} runs on the CPU here, not on {device}; use 'torch'")
     require(backend)

@@ -7,35 +7,75 @@ writers up no longer than a short one does, and a request that joins begins with
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Sequence
+from typing import TYPE_CHECKING
 
 from workers.models.generation import rota
+from workers.models.generation.grammar import Grammars
 from workers.models.generation.memory import Block, Kept
 from workers.models.generation.network import Feed, Network
 from workers.models.generation.prefixes import Prefixes
+from workers.models.generation.requests import Request
+from workers.models.generation.sampling import Sampler
 from workers.models.generation.sequence import Line
+from workers.models.generation.writing import Writer
 from workers.models.stepwise import Stepped
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 #: The most tokens of prompts that one step reads.
 PIECE_TOKENS = 256
 
 
 class Engine:
-    """All requests at the device. `rows` of them are in a step. Not thread-safe."""
+    """All requests at the device. `rows` of them are in a step; of `prefix_tokens` tokens keys and values are held, for each
+    adapter, whose keys and values are its own. Not thread-safe."""
 
-    def __init__(self, network: Network, *, rows: int, prefix_tokens: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        rows: int,
+        prefix_tokens: int,
+        tokenizer: Tokenizer,
+        grammars: Grammars,
+        eos: Collection[int],
+    ) -> None:
         self._network = network
         self._rows = rows
         self._lines: dict[Hashable, Line] = {}
         self._block = Block(network.shape)
         self._in_block: list[Line] = []  # by row
-        self._prefixes = Prefixes(prefix_tokens)
+        self._prefix_tokens = prefix_tokens
+        self._prefixes: defaultdict[int, Prefixes] = defaultdict(self._no_prefixes)
+        self._tokenizer = tokenizer
+        self._grammars = grammars
+        self._eos = eos
+        self._joined = 0
+
+    def _no_prefixes(self) -> Prefixes:
+        return Prefixes(self._prefix_tokens)
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    def join(self, line: Line) -> None:
-        self._lines[line.key] = line
+    def join(self, key: Hashable, request: Request, *, urgency: int, adapter: int = 0) -> None:
+        """Take a request, for the network as it is or with one of its adapters, counted from 1."""
+        self._joined += 1
+        self._lines[key] = Line(
+            key=key,
+            request=request,
+            urgency=urgency,
+            number=self._joined,
+            adapter=adapter,
+            writer=Writer(self._tokenizer, request.stop),
+            sampler=Sampler(request.sampling),
+            matcher=self._grammars.matcher(request.grammar) if request.grammar else None,
+            eos=self._eos,
+            pending=list(request.tokens),
+        )
 
     def leave(self, key: Hashable) -> None:
         line = self._lines.pop(key, None)
@@ -47,7 +87,7 @@ class Engine:
         self._lines.clear()
         self._in_block.clear()
         self._block = Block(self._network.shape)
-        self._prefixes = Prefixes(self._prefixes.most_tokens)
+        self._prefixes.clear()
 
     def step(self) -> list[Stepped]:
         """Take one step and return what came of it."""
@@ -88,7 +128,9 @@ class Engine:
                 assert line.kept is not None, "what was read is kept"
                 line.row, line.kept = self._block.add(line.kept), None
                 self._in_block.append(line)
-        logits = self._network.run(self._block, [Feed(line.pending, (0,)) for line in self._in_block])
+        logits = self._network.run(
+            self._block, [Feed(line.pending, (0,), adapter=line.adapter) for line in self._in_block]
+        )
         for line, own in zip(self._in_block, logits, strict=True):
             line.read += line.pending
             line.take(own[0])
@@ -128,7 +170,7 @@ class Engine:
         """Return what is known of a line's prompt, and at first look for what is known of others that begin alike."""
         if line.kept is None:
             line.kept = self._network.shape.empty()
-            known = self._prefixes.find(line.pending)
+            known = self._prefixes[line.adapter].find(line.pending)
             if known is not None:
                 line.kept, line.cached = known, known.shape[3]
                 line.read, line.pending = line.pending[: line.cached], line.pending[line.cached :]
@@ -137,8 +179,10 @@ class Engine:
     def _piece(self, line: Line, most: int) -> Feed:
         rest = line.pending
         if len(rest) > most:
-            return Feed(rest[:most])
-        return line.tree(rest) if line.request.labels else Feed(rest, (len(rest) - 1,))
+            return Feed(rest[:most], adapter=line.adapter)
+        if line.request.labels:
+            return line.tree(rest)
+        return Feed(rest, (len(rest) - 1,), adapter=line.adapter)
 
     def _took_in(self, line: Line, feed: Feed, block: Block, row: int, logits: object) -> None:
         taken = min(len(feed.tokens), len(line.pending))
@@ -146,8 +190,9 @@ class Engine:
         line.pending = line.pending[taken:]
         line.kept = block.kept(row, len(line.read))  # the labels behind the prompt are not part of it
         shared = line.request.shared
-        if shared and not self._prefixes.holds(line.read[:shared]) and len(line.read) >= shared:
-            self._prefixes.keep(line.read[:shared], line.kept[:, :, :, :shared].clone())
+        prefixes = self._prefixes[line.adapter]
+        if shared and not prefixes.holds(line.read[:shared]) and len(line.read) >= shared:
+            prefixes.keep(line.read[:shared], line.kept[:, :, :, :shared].clone())
         if line.pending:
             return
         if line.request.labels:
@@ -157,7 +202,8 @@ class Engine:
 
     def _keep_what_was_read(self, line: Line) -> None:
         """A dialogue's next turn begins with this one; a task's prompts have only their template in common."""
-        if not line.request.shared and not self._prefixes.holds(line.read):
+        prefixes = self._prefixes[line.adapter]
+        if not line.request.shared and not prefixes.holds(line.read):
             kept = line.kept if line.row is None else self._block.kept(line.row)
             if kept is not None:
-                self._prefixes.keep(line.read, kept)
+                prefixes.keep(line.read, kept)

@@ -7,6 +7,7 @@ import hashlib
 import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +16,8 @@ from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.generation import PromptedClassificationParams, PromptedJsonParams, TextGenerationParams
 from producers.messages import Message, MessagesInput
+from workers.models import sources
+from workers.models.adapter import Adapter
 from workers.models.generation import grammar, requests
 from workers.models.generation.prompts import Prompts
 from workers.models.generation.requests import Request, Sampling, Written
@@ -28,29 +31,35 @@ from workers.models.stepwise import Stepped, StepwiseModel
 
 if TYPE_CHECKING:
     from workers.models.generation.engine import Engine
+    from workers.models.generation.vllm_engine import VllmEngine
 
 _OPTIONS = ("max_tokens", "prefix_tokens", "step_rows")
+
+#: Places in a step where the settings say nothing: our own steps, and vLLM's.
+_ROWS = {"torch": 8, "vllm": 256}
 
 
 class GenerationModel(StepwiseModel):
     """Options: `max_tokens`, of prompt and answer together (the checkpoint's own); `step_rows`, how many requests are in a
-    step (8); `prefix_tokens`, of how many tokens keys and values are held for prompts that begin alike (2,048)."""
+    step (8, with vLLM 256); `prefix_tokens`, of how many tokens keys and values are held for prompts that begin alike (2,048; with
+    vLLM, which has its own limit, 0 for none); `adapters`, folders of LoRA by task; `gpu_memory_share`, how much of the GPU's memory
+    vLLM may take (0.9)."""
 
-    backends = ("torch",)
+    backends = ("torch", "vllm")
     #: Tokens of the requests at the device, whose keys and values are in its memory.
     default_cost = 16384
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self._engine: Engine | None = None
-        self._joined = 0
+        self._engine: Engine | VllmEngine | None = None
 
     # --- in the parent process ---
 
     @cached_property
     def revision(self) -> str:
-        if unknown := sorted(set(self.spec.options) - set(_OPTIONS)):
-            known = ", ".join(_OPTIONS)
+        known_options = {*_OPTIONS, "adapters", "gpu_memory_share"}
+        if unknown := sorted(set(self.spec.options) - known_options):
+            known = ", ".join(sorted(known_options))
             raise ConfigurationError(f"{self._where}.options.{unknown[0]}: not an option; these are: {known}")
         if wrong := [name for name in _OPTIONS if self._option(name, 1) < (name != "prefix_tokens")]:
             raise ConfigurationError(f"{self._where}.options.{wrong[0]}: must be 1 or more")
@@ -58,8 +67,11 @@ class GenerationModel(StepwiseModel):
             raise ConfigurationError(f"{self._where}.compile: is not for text generation; leave it out")
         if self.prompts.chats:
             self.prompts.chats_here()  # found when the worker starts, not at the first item
+        if not 0 < self._gpu_memory_share < 1:
+            raise ConfigurationError(f"{self._where}.options.gpu_memory_share: must be over 0 and under 1")
         backend = self.spec.backend
-        return self.spec.revision if backend.is_reference else f"{self.spec.revision}+{backend}"
+        parts = [self.spec.revision, *(sources.folder_revision(one.folder) for one in self.adapters)]
+        return "+".join(parts if backend.is_reference else [*parts, str(backend)])
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         found, refused = read_for_each(params, lambda task, chosen: self._request(content, chosen))
@@ -163,6 +175,35 @@ class GenerationModel(StepwiseModel):
             most = min(most, window)  # beyond it, what the model looks at would have to move along
         return Prompts(checkpoint, Tokenizing(checkpoint), most)
 
+    @cached_property
+    def adapters(self) -> Sequence[Adapter]:
+        """The adapters of the tasks that have one, each once."""
+        given = self.spec.options.get("adapters", {})
+        where = f"{self._where}.options.adapters"
+        if unknown := sorted(set(given) - set(self.spec.tasks)):
+            raise ConfigurationError(f"{where}.{unknown[0]}: the model has no such task")
+        found = list(dict.fromkeys(Adapter(Path(folder).expanduser(), where) for folder in given.values()))
+        for adapter in found:
+            adapter.check()
+            if adapter.saved:
+                raise ConfigurationError(f"{where}: {adapter.saved[0]} is another's place; adapters add to layers only")
+        return found
+
+    @cached_property
+    def _adapter_numbers(self) -> Mapping[str, int]:
+        """Which adapter a task's requests have, counted from 1."""
+        given: Mapping[str, str] = self.spec.options.get("adapters", {})
+        folders = [adapter.folder for adapter in self.adapters]
+        return {task: 1 + folders.index(Path(folder).expanduser()) for task, folder in given.items()}
+
+    @property
+    def _rows(self) -> int:
+        return self._option("step_rows", _ROWS[self.spec.backend.name])
+
+    @property
+    def _gpu_memory_share(self) -> float:
+        return float(self.spec.options.get("gpu_memory_share", 0.9))
+
     def _option(self, name: str, default: int) -> int:
         return int(self.spec.options.get(name, default))
 
@@ -173,38 +214,53 @@ class GenerationModel(StepwiseModel):
     # --- in the device process ---
 
     def load(self, device: str) -> None:
+        self.prompts.tokenizing.check()
+        self.prompts.check()
+        if self.spec.backend.name == "vllm":
+            self._engine = self._vllm(device)
+            return
         from workers.models.generation.engine import Engine
         from workers.models.generation.grammar import Grammars
         from workers.models.generation.network import Network
 
-        self.prompts.tokenizing.check()
-        self.prompts.check()
-        network = Network(self.spec.folder, where=self._where, precision=self.spec.backend.precision)
+        network = Network(
+            self.spec.folder, where=self._where, precision=self.spec.backend.precision, adapters=self.adapters
+        )
         network.load(device)
-        self._grammars_here = Grammars(self.prompts.tokenizing.tokenizer.to_str(), network.vocabulary, self.prompts.eos)
+        tokenizer = self.prompts.tokenizing.tokenizer
         self._engine = Engine(
-            network, rows=self._option("step_rows", 8), prefix_tokens=self._option("prefix_tokens", 2048)
+            network,
+            rows=self._rows,
+            prefix_tokens=self._option("prefix_tokens", 2048),
+            tokenizer=tokenizer,
+            grammars=Grammars(tokenizer.to_str(), network.vocabulary, self.prompts.eos),
+            eos=self.prompts.eos,
         )
 
+    def _vllm(self, device: str) -> VllmEngine:
+        from workers.models.generation import vllm_engine, vllm_requests
+
+        if not device.startswith("cuda"):
+            raise ConfigurationError(f"{self._where}.backend: vllm runs on GPUs, not on {device}; use 'torch'")
+        arguments = vllm_requests.engine_arguments(
+            self.spec.folder,
+            precision=self.spec.backend.precision,
+            max_tokens=self.prompts.max_tokens,
+            rows=self._rows,
+            prefixes=self._option("prefix_tokens", 2048) > 0,
+            gpu_memory_share=self._gpu_memory_share,
+            adapters=self.adapters,
+        )
+        tokenizer = self.prompts.tokenizing.tokenizer
+        return vllm_engine.start(arguments, self.adapters, tokenizer, self.prompts.eos, where=self._where)
+
     @property
-    def _here(self) -> Engine:
+    def _here(self) -> Engine | VllmEngine:
         assert self._engine is not None, "loaded before the first request"
         return self._engine
 
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
-        from workers.models.generation import sequence
-
-        self._joined += 1
-        line = sequence.begin(
-            key,
-            requests.unpack(request),
-            urgency=urgency,
-            number=self._joined,
-            tokenizer=self.prompts.tokenizing.tokenizer,
-            grammars=self._grammars_here,
-            eos=self.prompts.eos,
-        )
-        self._here.join(line)
+        self._here.join(key, requests.unpack(request), urgency=urgency, adapter=self._adapter_numbers.get(task, 0))
 
     def leave(self, key: Hashable) -> None:
         self._here.leave(key)

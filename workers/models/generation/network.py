@@ -10,8 +10,11 @@ from typing import Any
 import torch
 
 from producers.errors import ConfigurationError
+from workers.models import low_rank
+from workers.models.adapter import Adapter
 from workers.models.generation import memory
 from workers.models.generation.memory import Block, Shape
+from workers.models.low_rank import Rows
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -20,22 +23,25 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Feed:
     """New tokens of one row: their `offsets` from the row's length, what they see of one another, and of which the next is wanted.
 
-    Without `offsets` and `sees` they follow one another, as text does.
+    Without `offsets` and `sees` they follow one another, as text does. `adapter` is the row's, counted from 1; 0 is none.
     """
 
     tokens: Sequence[int]
     wanted: Sequence[int] = ()
     offsets: Sequence[int] | None = None
     sees: torch.Tensor | None = field(default=None, compare=False)
+    adapter: int = 0
 
 
 class Network:
     """A causal language model of transformers. Constructed unloaded."""
 
-    def __init__(self, folder: Path, *, where: str, precision: str) -> None:
+    def __init__(self, folder: Path, *, where: str, precision: str, adapters: Sequence[Adapter] = ()) -> None:
         self._folder = folder
         self._where = where
         self._precision = precision
+        self._adapters = adapters
+        self._adapter_rows: Rows | None = None
         self._model: Any = None
         self._device = "cpu"
         self.tokens_read = 0
@@ -62,6 +68,8 @@ class Network:
         )
         self._refuse_what_is_not_served(model.config)
         self._model = model.eval().to(device)
+        if self._adapters:
+            self._adapter_rows = low_rank.attach(self._model, self._adapters)
 
     def _refuse_what_is_not_served(self, config: Any) -> None:
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -90,6 +98,8 @@ class Network:
         for row, feed in enumerate(feeds):
             ids[row, : len(feed.tokens)] = torch.tensor(feed.tokens)
         wanted = sorted({place for feed in feeds for place in feed.wanted}) or [0]
+        if self._adapter_rows is not None:
+            self._adapter_rows.set([feed.adapter for feed in feeds], self._device)
         with torch.inference_mode():
             logits = self._model(
                 input_ids=ids.to(self._device),

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workers.models.generation.grammar import Grammars, Matcher
+from workers.models.generation.grammar import Matcher
 from workers.models.generation.network import Feed
 from workers.models.generation.requests import Request, Written
 from workers.models.generation.sampling import Sampler
 from workers.models.generation.writing import Writer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from workers.models.generation.memory import Kept
 
 
@@ -34,6 +32,7 @@ class Line:
     matcher: Matcher | None
     eos: Collection[int]
     pending: list[int]
+    adapter: int = 0
     kept: Kept | None = None
     row: int | None = None
     read: list[int] = field(default_factory=list)
@@ -83,7 +82,7 @@ class Line:
         sees = torch.ones((len(tokens), len(tokens)), dtype=torch.bool).tril()
         for start, end in spans:
             sees[start:end, len(rest) : start] = False
-        return Feed(tokens, range(len(rest) - 1, len(tokens)), offsets, sees)
+        return Feed(tokens, range(len(rest) - 1, len(tokens)), offsets, sees, self.adapter)
 
     def score(self, logits: torch.Tensor) -> None:
         """Set the outcome from the logits at the prompt's last token and at those of the labels, in the order of `tree`."""
@@ -94,27 +93,3 @@ class Line:
             at += len(label) - 1
             scores.append(float(chances[places, label].sum()))
         self.outcome = Written(cached_tokens=self.cached, scores=scores)
-
-
-def begin(
-    key: Hashable,
-    request: Request,
-    *,
-    urgency: int,
-    number: int,
-    tokenizer: Tokenizer,
-    grammars: Grammars,
-    eos: Collection[int],
-) -> Line:
-    """Return a request of which nothing is read yet."""
-    return Line(
-        key=key,
-        request=request,
-        urgency=urgency,
-        number=number,
-        writer=Writer(tokenizer, request.stop),
-        sampler=Sampler(request.sampling),
-        matcher=grammars.matcher(request.grammar) if request.grammar else None,
-        eos=eos,
-        pending=list(request.tokens),
-    )

@@ -1,0 +1,160 @@
+"""The steps by vLLM, for GPUs: it has the places, the memory of keys and values and the prefixes; requests and answers are as ours.
+
+Run in this very process, not in one that vLLM would start: so it ends with the device process, whatever happens to that.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from producers.errors import ConfigurationError
+from workers.models.adapter import Adapter
+from workers.models.generation import vllm_requests
+from workers.models.generation.requests import Request
+from workers.models.generation.vllm_requests import Ask, Asked
+from workers.models.generation.writing import Writer
+from workers.models.stepwise import Stepped
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class Llm(Protocol):
+    """What is used of vLLM's ``LLMEngine``."""
+
+    def add_request(self, request_id: str, prompt: Any, params: Any, *, lora_request: Any, priority: int) -> Any: ...
+    def abort_request(self, request_ids: list[str]) -> None: ...
+    def step(self) -> list[Any]: ...
+
+
+class Calls(Protocol):
+    """What makes vLLM's own objects of plain values."""
+
+    def params(self, ask: Ask) -> Any: ...
+    def adapter(self, number: int) -> Any: ...
+
+
+class VllmEngine:
+    """All requests at the device. Not thread-safe."""
+
+    def __init__(self, llm: Llm, calls: Calls, tokenizer: Tokenizer, eos: Collection[int]) -> None:
+        self._llm = llm
+        self._calls = calls
+        self._tokenizer = tokenizer
+        self._eos = eos
+        self._asked: dict[Hashable, Asked] = {}
+        self._by_name: dict[str, Asked] = {}
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def join(self, key: Hashable, request: Request, *, urgency: int, adapter: int = 0) -> None:
+        """Ask vLLM for a request. Raises what it raises for one that it refuses."""
+        asked = Asked(key, request, Writer(self._tokenizer, request.stop), self._eos)
+        self._asked[key] = asked
+        try:
+            for ask in vllm_requests.asks(request, self._eos):
+                self._number += 1
+                name = str(self._number)
+                self._llm.add_request(
+                    name,
+                    {"prompt_token_ids": ask.tokens},
+                    self._calls.params(ask),
+                    lora_request=self._calls.adapter(adapter) if adapter else None,
+                    priority=urgency,
+                )
+                asked.waiting[name], self._by_name[name] = ask, asked
+        except Exception:
+            self.leave(key)
+            raise
+
+    def leave(self, key: Hashable) -> None:
+        asked = self._asked.pop(key, None)
+        if asked is None:
+            return
+        for name in asked.waiting:
+            del self._by_name[name]
+        if asked.waiting:
+            self._llm.abort_request(list(asked.waiting))
+
+    def clear(self) -> None:
+        """Forget all requests, after a fault."""
+        for key in list(self._asked):
+            self.leave(key)
+
+    def step(self) -> list[Stepped]:
+        """Take one step and return what came of it."""
+        started = time.perf_counter()
+        outputs = self._llm.step()
+        each_s = (time.perf_counter() - started) / max(len(self._asked), 1)
+        for asked in self._asked.values():
+            asked.forward_s += each_s
+        touched: dict[Hashable, Asked] = {}
+        for output in outputs:
+            asked_for = self._by_name.get(output.request_id)  # of who has left, something may still come
+            if asked_for is not None:
+                touched[asked_for.key] = asked_for
+                self._take(asked_for, output)
+        return [self._stepped(asked) for asked in touched.values() if asked.outcome or asked.request.stream]
+
+    def _take(self, asked: Asked, output: Any) -> None:
+        [made] = output.outputs
+        if asked.request.labels:
+            if output.finished:
+                chances = {token: one.logprob for token, one in made.logprobs[0].items()}
+                asked.scored(output.request_id, chances, output.num_cached_tokens)
+        else:
+            reason = made.finish_reason if output.finished else None
+            asked.wrote(output.request_id, made.token_ids, reason, output.num_cached_tokens)
+        if output.finished:
+            self._by_name.pop(output.request_id)
+            asked.waiting.pop(output.request_id, None)  # it has ended there, and needs no word that it is not wanted
+
+    def _stepped(self, asked: Asked) -> Stepped:
+        text, at = asked.writer.piece() if asked.request.stream else ("", 0)
+        if asked.outcome is None:
+            return Stepped(asked.key, text, at)
+        self.leave(asked.key)
+        return Stepped(asked.key, text, at, asked.outcome, asked.forward_s)
+
+
+class _Calls:
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self._adapters = adapters
+
+    def params(self, ask: Ask) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+        return SamplingParams(
+            **ask.sampling,
+            # pieces are what came since the last time: a stop string must be seen at once, streamed or not
+            output_kind=RequestOutputKind.DELTA,
+            structured_outputs=None if ask.schema is None else StructuredOutputsParams(json=ask.schema),
+        )
+
+    def adapter(self, number: int) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(f"adapter-{number}", number, str(self._adapters[number - 1].folder))
+
+
+def start(
+    arguments: Mapping[str, Any], adapters: Sequence[Adapter], tokenizer: Tokenizer, eos: Collection[int], *, where: str
+) -> VllmEngine:
+    """Return an engine with its weights on the GPU. Raises ConfigurationError if vLLM is not installed."""
+    # before the import: in this process, and nothing told to anybody
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", VLLM_DO_NOT_TRACK="1")
+    try:
+        from vllm.config import StructuredOutputsConfig
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+    except ImportError as error:
+        raise ConfigurationError(f"{where}.backend: vllm: {error}; pip install 'argosy[vllm]'") from error
+    grammars = StructuredOutputsConfig(backend="guidance")
+    llm: Any = LLMEngine.from_engine_args(EngineArgs(**arguments, structured_outputs_config=grammars))
+    return VllmEngine(llm, _Calls(adapters), tokenizer, eos)

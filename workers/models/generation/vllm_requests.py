@@ -1,0 +1,157 @@
+"""A request as vLLM has it: what it is asked, and what its outputs come to. Neither vLLM nor torch is imported here.
+
+One that writes is one request there. The likelihoods of labels are several, one for each beginning that labels have: it says how likely the
+tokens are that may follow it. vLLM reads what they have in common once, as its cache of prefixes has it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from workers.models.adapter import Adapter
+from workers.models.generation.requests import Request, Written
+from workers.models.generation.writing import Writer
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+#: The ranks that vLLM makes room for.
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+#: The tokens that labels begin with, up to a token that is not asked for yet.
+Beginning: TypeAlias = tuple[int, ...]
+
+
+def engine_arguments(
+    folder: Path,
+    *,
+    precision: str,
+    max_tokens: int,
+    rows: int,
+    prefixes: bool,
+    gpu_memory_share: float,
+    adapters: Sequence[Adapter] = (),
+) -> dict[str, Any]:
+    """Return what vLLM's ``EngineArgs`` are made of."""
+    arguments: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": _DTYPES[precision],
+        "max_model_len": max_tokens,
+        "max_num_seqs": rows,
+        "enable_prefix_caching": prefixes,
+        "gpu_memory_utilization": gpu_memory_share,
+        "scheduling_policy": "priority",
+        "load_format": "safetensors",
+        "generation_config": "vllm",  # what is not asked for is not taken from the folder either
+        "logprobs_mode": "raw_logprobs",
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+    }
+    if adapters:
+        largest = max(
+            shape[0] for one in adapters for name, shape in one.shapes.items() if name.endswith("lora_A.weight")
+        )
+        rank = next((rank for rank in _RANKS if rank >= largest), largest)
+        arguments |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
+    return arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to vLLM: tokens, and what its ``SamplingParams`` are made of; `schema` is JSON's, for what is written."""
+
+    tokens: list[int]
+    sampling: Mapping[str, Any]
+    schema: str | None = None
+    beginning: Beginning = ()
+
+
+def asks(request: Request, eos: Collection[int]) -> Iterator[Ask]:
+    """Yield what vLLM is asked for a request."""
+    if request.labels:
+        for beginning, following in next_tokens(request.labels).items():
+            scored = {"temperature": 0.0, "max_tokens": 1, "detokenize": False, "logprob_token_ids": following}
+            yield Ask([*request.tokens, *beginning], scored, beginning=beginning)
+        return
+    chosen = request.sampling
+    sampling: dict[str, Any] = {
+        "temperature": chosen.temperature,
+        "top_p": chosen.top_p,
+        "top_k": chosen.top_k,
+        "repetition_penalty": chosen.repetition_penalty,
+        "seed": chosen.seed,
+        "max_tokens": request.max_new_tokens,
+        "stop_token_ids": sorted(eos),
+        "detokenize": False,  # our own writer finds stop strings and whole characters, as on every backend
+    }
+    yield Ask(request.tokens, sampling, _schema(request.grammar) if request.grammar else None)
+
+
+def _schema(grammar: str) -> str:
+    """Return the JSON schema in a grammar of llguidance's, which vLLM makes the same grammar of again."""
+    [own] = json.loads(grammar)["grammars"]
+    return json.dumps(own["json_schema"])
+
+
+def next_tokens(labels: Sequence[Sequence[int]]) -> dict[Beginning, list[int]]:
+    """Return each beginning of a label, and the tokens that follow it in some label."""
+    found: dict[Beginning, set[int]] = {}
+    for label in labels:
+        for place, token in enumerate(label):
+            found.setdefault(tuple(label[:place]), set()).add(token)
+    return {beginning: sorted(following) for beginning, following in found.items()}
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A request of ours that is at vLLM: `waiting` are the names of its requests there that are not answered yet."""
+
+    key: Hashable
+    request: Request
+    writer: Writer
+    eos: Collection[int]
+    waiting: dict[str, Ask] = field(default_factory=dict)
+    written: int = 0
+    cached: int = 0
+    forward_s: float = 0.0
+    outcome: Written | None = None
+    _chances: dict[Beginning, Mapping[int, float]] = field(default_factory=dict)
+
+    def wrote(self, name: str, tokens: Sequence[int], finish_reason: str | None, cached: int | None) -> None:
+        """Take what was written since the last time. Raises RuntimeError if vLLM gave the request up."""
+        self.cached = max(self.cached, cached or 0)
+        for token in tokens:
+            self.written += 1
+            if token in self.eos:
+                self._end("stop")
+                return
+            self.writer.add(token)
+            if self.writer.stopped:
+                self._end("stop")
+                return
+        if finish_reason is not None:
+            del self.waiting[name]
+            if finish_reason not in ("stop", "length"):
+                raise RuntimeError(f"vLLM ended the request: {finish_reason}")
+            self._end(finish_reason)
+
+    def scored(self, name: str, chances: Mapping[int, float], cached: int | None) -> None:
+        """Take the log-likelihoods of the tokens that follow a beginning; with the last of them come the labels' own."""
+        ask = self.waiting.pop(name)
+        if not ask.beginning:
+            self.cached = cached or 0
+        self._chances[ask.beginning] = chances
+        if self.waiting:
+            return
+        scores = [
+            sum(self._chances[tuple(label[:place])][token] for place, token in enumerate(label))
+            for label in self.request.labels
+        ]
+        self.outcome = Written(cached_tokens=self.cached, scores=scores)
+
+    def _end(self, reason: str) -> None:
+        self.writer.end()
+        self.outcome = Written(self.writer.text, reason, self.written, self.cached)
