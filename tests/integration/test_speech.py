@@ -84,7 +84,7 @@ def test_language_and_task_are_told_or_heard(made: Made) -> None:
     folder = made(tiny.whisper, multilingual=True)
     served, theirs = Served(folder, {"said": SPEECH}, max_new_tokens=MOST).load(), pipeline(SPEECH, folder)
     found = {}
-    for language, task in (("fr", "translate"), ("de", "transcribe")):
+    for language, task in (("french", "translate"), ("de", "transcribe")):
         told = GREEDY | {"force_unique_generate_call": True, "language": language, "task": task}
         expected = [theirs(one.copy(), generate_kwargs=told) for one in CLIPS[:2]]
         found[task] = served.ask("said", FILES[:2], language=language, task=task)
@@ -216,7 +216,7 @@ def test_what_cannot_be_heard_is_refused(made: Made) -> None:
     assert "too few to hear" in str(waves.refusal("sort", encoded(CLIPS[0][:30])))
     for served, params, problem in (
         (whisper, {"return_timestamps": "char"}, 'ask for "word"'),
-        (whisper, {"language": "fr"}, "multilingual"),
+        (whisper, {"language": "french"}, "multilingual"),
         (whisper, {"task": "translate"}, "multilingual"),
         (letters, {"language": "fr"}, "multilingual"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
@@ -23,6 +24,8 @@ KIND = "automatic-speech-recognition"
 
 Format = Literal["json", "text", "verbose_json", "srt", "vtt"]
 
+Granularity = Literal["segment", "word"]
+
 
 @router.post("")
 async def transcriptions(
@@ -32,6 +35,8 @@ async def transcriptions(
     file: Annotated[UploadFile, File()],
     model: Annotated[str, Form()],
     response_format: Annotated[Format, Form()] = "json",
+    language: Annotated[str | None, Form()] = None,
+    granularities: Annotated[list[Granularity] | None, Form(alias="timestamp_granularities[]")] = None,
 ) -> Response:
     """Return what is said in an audio file. Fields of OpenAI's that steer their own models are left unread."""
     catalogue = await gateway.client.catalogue()
@@ -41,15 +46,35 @@ async def transcriptions(
         raise InputTooLarge(
             "file", f"has {file.size:,} bytes, over {limit:,}", "send a shorter clip, or a compressed one"
         )
-    item = NewItem(InlineBytes(await file.read()))
-    answer = await answered(request, gateway, caller, Call(task.name, [item], _heard))
+    wanted = timestamps(response_format, granularities or ())
+    told = {"language": language} if language else {}
+    content = InlineBytes(await file.read())
+    items = [NewItem(content, params={"return_timestamps": one, **told}) for one in wanted]
+    answer = await answered(request, gateway, caller, Call(task.name, items, partial(_heard, wanted)))
     return shown(answer, response_format)
 
 
-def _heard(rows: Sequence[Result]) -> dict[str, Any]:
-    (row,) = rows
-    heard: dict[str, Any] = value(row)
-    return heard
+def timestamps(form: Format, granularities: Sequence[Granularity]) -> list[bool | str]:
+    """Return the `return_timestamps` that a form needs: each is an item of its own, as its times are made otherwise."""
+    if form in ("json", "text"):
+        return [False]
+    if form != "verbose_json" or not granularities:
+        return [True]
+    return ["word" if one == "word" else True for one in dict.fromkeys(granularities)]
+
+
+def _heard(wanted: Sequence[bool | str], rows: Sequence[Result]) -> dict[str, Any]:
+    """Return the text, `segments` if they are wanted, and `words`."""
+    heard = [value(row) for row in rows]
+    found: dict[str, Any] = {"text": heard[0]["text"].strip()}
+    for one, own in zip(wanted, heard, strict=True):
+        if one == "word":
+            found["words"] = [
+                {"word": part["text"].strip(), "start": part["start"], "end": part["end"]} for part in segments_of(own)
+            ]
+        elif one:
+            found["segments"] = segments_of(own)
+    return found
 
 
 def shown(heard: Mapping[str, Any], form: Format) -> Response:
@@ -58,19 +83,25 @@ def shown(heard: Mapping[str, Any], form: Format) -> Response:
         return Json({"text": heard["text"]})
     if form == "text":
         return PlainTextResponse(f"{heard['text']}\n")
-    segments = segments_of(heard)
     if form == "verbose_json":
-        duration_s = segments[-1]["end"] if segments else 0.0
-        return Json({"task": "transcribe", "duration": duration_s, "text": heard["text"], "segments": segments})
-    return PlainTextResponse(subtitles(segments, form))
+        parts = heard.get("segments") or heard.get("words")
+        return Json({"task": "transcribe", "duration": parts[-1]["end"] if parts else 0.0, **heard})
+    return PlainTextResponse(subtitles(heard["segments"], form))
 
 
 def segments_of(heard: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the chunks of a transcription with their times in seconds."""
-    return [
-        {"id": number, "start": chunk["timestamp"][0], "end": chunk["timestamp"][1], "text": chunk["text"]}
-        for number, chunk in enumerate(heard.get("chunks") or ())
-    ]
+    """Return the chunks of a transcription with their times in seconds; one that the model did not tell is its neighbour's."""
+    chunks = heard.get("chunks") or []
+    starts = [chunk["timestamp"][0] for chunk in chunks]
+    segments: list[dict[str, Any]] = []
+    for number, chunk in enumerate(chunks):
+        start, end = chunk["timestamp"]
+        if start is None:
+            start = segments[-1]["end"] if segments else 0.0
+        if end is None:
+            end = next((after for after in starts[number + 1 :] if after is not None), start)
+        segments.append({"id": number, "start": start, "end": end, "text": chunk["text"]})
+    return segments
 
 
 def subtitles(segments: Sequence[Mapping[str, Any]], form: Literal["srt", "vtt"]) -> str:

@@ -59,7 +59,7 @@ def _at(time_s: float | None, begins_s: float) -> float | None:
 class RecognitionModel(FolderModel[Recognition]):
     """Options: `max_audio_s` (1,800), `voice` (a folder with Silero's weights), and those of the kind of network."""
 
-    OPTIONS = ("max_audio_s", "voice")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("max_audio_s", "voice")
 
     #: What stands between the texts of two windows.
     BETWEEN: ClassVar[str]

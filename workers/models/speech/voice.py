@@ -102,7 +102,9 @@ def windows(likely: Samples, length: int, longest: int) -> list[Span]:
             found[-1] = Span(found[-1].start, cut)
             found.append(Span(cut, cut))
         found[-1] = Span(found[-1].start, max(span.end, found[-1].end))
-    return [window for window in found if window.end - window.start >= _SHORTEST_S * RATE]  # a cut may leave a click over
+    return [
+        window for window in found if window.end - window.start >= _SHORTEST_S * RATE
+    ]  # a cut may leave a click over
 
 
 def _pause(likely: Samples, start: int, longest: int) -> int:

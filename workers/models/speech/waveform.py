@@ -80,7 +80,7 @@ def _resampled(sound: Iterator[tuple[int, Samples]], rate: int, max_s: float) ->
 
 
 def _mono(block: Samples) -> Samples:
-    mono = block.mean(axis=1, dtype=np.float32)
+    mono: Samples = block.mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all() or (len(mono) and np.abs(mono).max() > _LOUDEST):
         raise InvalidInput("input", "holds samples that are no sound: NaN, infinite or huge", "save it again, whole")
     return mono
@@ -138,7 +138,7 @@ def _by_ffmpeg(data: bytes) -> Iterator[tuple[int, Samples]]:
         planes = av.AudioResampler(format="fltp")  # each channel by itself, in floats
         for frame in container.decode(container.streams.audio[0]):
             for part in planes.resample(frame):
-                yield _checked(part.sample_rate), part.to_ndarray().T
+                yield _checked(part.sample_rate), np.asarray(part.to_ndarray().T, dtype=np.float32)
 
 
 @contextmanager

@@ -26,6 +26,14 @@ _TOGETHER = 16
 _MAX_NEW_TOKENS = 256
 
 
+#: Languages by name, those that are asked for most; all others by their code.
+LANGUAGES = {
+    "chinese": "zh", "dutch": "nl", "english": "en", "french": "fr", "german": "de", "hindi": "hi", "italian": "it",
+    "japanese": "ja", "korean": "ko", "polish": "pl", "portuguese": "pt", "russian": "ru", "spanish": "es",
+    "swedish": "sv", "turkish": "tr", "ukrainian": "uk",
+}  # fmt: skip
+
+
 class WhisperModel(RecognitionModel):
     """Options besides: `max_new_tokens` (256 for a window), `windows_together` (16: more for a GPU)."""
 
@@ -47,8 +55,9 @@ class WhisperModel(RecognitionModel):
         if params.return_timestamps == "word" and not told.get("alignment_heads"):
             remedy = "ask for true; or the model's generation_config needs alignment_heads"
             raise InvalidInput("params.return_timestamps", 'is "word", which this model does not tell', remedy)
-        if "lang_to_id" not in told and (params.language or params.task == "translate"):
-            name = "language" if params.language else "task"
+        foreign = params.language and params.language.lower() not in ("en", "english")
+        if "lang_to_id" not in told and (foreign or params.task == "translate"):
+            name = "language" if foreign else "task"
             raise InvalidInput(f"params.{name}", "is for multilingual models, which this is not", "leave it out")
         return {
             "timestamps": params.return_timestamps,
@@ -61,9 +70,10 @@ class WhisperModel(RecognitionModel):
         if given is None or "lang_to_id" not in self._told:
             return None
         known: Mapping[str, int] = self._told["lang_to_id"]
-        token = f"<|{given.lower().strip('<|>')}|>"
+        name = given.lower().strip("<|>")
+        token = f"<|{LANGUAGES.get(name, name)}|>"
         if token not in known:
-            codes = ", ".join(sorted(name.strip("<|>") for name in known))
+            codes = ", ".join(sorted(code.strip("<|>") for code in known))
             raise InvalidInput("params.language", f"is {given!r}, which this model does not know", f"one of {codes}")
         return token
 
