@@ -176,6 +176,48 @@ def test_mistakes_in_the_settings_are_named(merged: dict[str, Any], base: Path, 
         _ = Served(base, {"mood": KINDS["mood"]}, adapters={"other": folders(base)["mood"]}).model.revision
     with pytest.raises(ConfigurationError, match="name a folder as peft saves it"):
         Adapter(tmp_path, "models.own.options.adapters").check()
+    other = Served(base, {"mood": KINDS["mood"]}, Backend("openvino"), adapters={"mood": folders(base)["mood"]})
     with pytest.raises(ConfigurationError, match="adapters run on torch"):
-        backend = Backend("openvino")
-        _ = Served(base, {"mood": KINDS["mood"]}, backend, adapters={"mood": folders(base)["mood"]}).model.revision
+        _ = other.model.revision
+
+
+def test_a_model_that_writes_has_adapters_in_its_steps(tmp_path: Path) -> None:
+    """Token for token as the merged models write, with requests of both and of the plain model in the same steps, whose
+    prompts are alike: what is remembered of a prompt is the adapter's own."""
+    import torch
+
+    torch.manual_seed(1)
+    base = tiny.llama(tmp_path / "base")
+    config = {"task_type": "CAUSAL_LM", "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    merged = {name: adapted(base, tmp_path / name, r=rank, **config) for name, rank in (("formal", 2), ("brief", 6))}
+    tasks = dict.fromkeys((*merged, "plain"), "text-generation")
+    served = Served(base, tasks, adapters={name: str(tmp_path / name) for name in merged}).load()
+    prompts = ["Once upon a time there was", "Why is the sky blue?", "Once upon a time"]
+    for _ in range(2):  # the second time their prompts are remembered
+        answers = _asked_together(served, prompts)
+        for (task, prompt), answer in answers.items():
+            network = merged.get(task)
+            if network is not None:
+                assert answer["text"] == _generated(network, served, prompt), (task, prompt)
+    assert len({answers[task, prompts[0]]["text"] for task in tasks}) == 3
+
+
+def _asked_together(served: Served, prompts: list[str]) -> dict[tuple[str, str], Any]:
+    from tests.serving import answered
+
+    params = {
+        task: served.catalogue.check_params(served.task(task), {"max_new_tokens": 12}, field="params")
+        for task in served.model.spec.tasks
+    }
+    asked = [(task, prompt) for prompt in prompts for task in params]
+    answers = answered(served.model, [(prompt, {task: params[task]}) for task, prompt in asked])
+    return {(task, prompt): answer[task] for (task, prompt), answer in zip(asked, answers, strict=True)}
+
+
+def _generated(network: Any, served: Served, prompt: str) -> str:
+    import torch
+
+    tokenizer = served.model.prompts.tokenizing.tokenizer
+    ids = torch.tensor([served.model.prompts.text(prompt)])
+    made = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
+    return str(tokenizer.decode(made[0, ids.shape[1] :].tolist(), skip_special_tokens=True)).replace("\0", "\ufffd")
