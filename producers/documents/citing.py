@@ -39,13 +39,12 @@ def cite(answer: str, passages: Sequence[Mapping[str, Any]], *, least_share: flo
     return [_cited(sentence, known, least_share) for sentence in sentences(answer)]
 
 
-def _cited(sentence: str, known: Sequence[tuple[set[str], set[str]]], least_share: float) -> Cited:
-    words, numbers = _words(sentence)
-    shares = [len(words & theirs) / len(words) if words else float(bool(numbers)) for theirs, _ in known]
-    fitting = [share if numbers <= theirs else 0.0 for share, (_, theirs) in zip(shares, known, strict=True)]
-    best = max(fitting, default=0.0)
-    return Cited(sentence, fitting.index(best) + 1 if best >= least_share else None, round(best, 3))
+def _cited(sentence: str, known: Sequence[set[str]], least_share: float) -> Cited:
+    own, numbers = _words(sentence), set(_NUMBER.findall(sentence))
+    shares = [len(own & theirs) / len(own) if own and numbers <= theirs else 0.0 for theirs in known]
+    best = max(shares, default=0.0)
+    return Cited(sentence, shares.index(best) + 1 if best >= least_share else None, round(best, 3))
 
 
-def _words(text: str) -> tuple[set[str], set[str]]:
-    return {word[:_STEM].lower() for word in _WORD.findall(text)}, set(_NUMBER.findall(text))
+def _words(text: str) -> set[str]:
+    return {word[:_STEM].lower() for word in _WORD.findall(text)} | set(_NUMBER.findall(text))

@@ -128,6 +128,7 @@ def test_sentences_name_the_passage_that_has_their_words_and_figures() -> None:
         (2, "Delivery takes three days."),
         (None, "Return goods within 14 days!"),
     ]
+    assert cite("Within 30 days.", known)[0].passage == 1
     assert str(found[0]) == "You can return goods within 30 days. [1]"
     assert str(found[2]).endswith("[not in the documents]")
     assert cite("Anything at all.", [])[0].passage is None
