@@ -142,7 +142,7 @@ def test_pictures_are_no_videos_but_animations_are() -> None:
     """A GIF moves, and counts with a single frame too; a PNG is sent to another task."""
     pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime", "blue")]
     animation, still, photo = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    pictures[0].save(animation, "GIF", save_all=True, append_images=pictures[1:], duration=100)
+    pictures[0].save(animation, "GIF", save_all=True, append_images=pictures[1:])  # without a duration
     pictures[0].save(still, "GIF")
     pictures[0].save(photo, "JPEG")
     found = [frame.mean((0, 1)).tolist() for frame in read(animation.getvalue(), Sampling(3))]
@@ -150,6 +150,10 @@ def test_pictures_are_no_videos_but_animations_are() -> None:
     assert len(read(still.getvalue(), Sampling(3))) == 3
     with pytest.raises(InvalidInput, match="not a whole video"):
         read(photo.getvalue(), Sampling(3))
+    with pytest.raises(InvalidInput, match="is a broken animation"):
+        read(animation.getvalue()[:30], Sampling(3))
+    with pytest.raises(InputTooLarge, match="of 40 x 30 pixels"):
+        read(animation.getvalue(), Sampling(3), VideoLimits(max_frame_pixels=1000))
 
 
 def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ _TURNED = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Tr
 _Made = TypeVar("_Made")
 
 #: Containers that are read, as FFmpeg calls them. No playlists and the like, whose demuxers would open other files.
-FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "gif", "apng", "mpegts", "mpeg", "flv", "ogg", "asf")
+FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "apng", "mpegts", "mpeg", "flv", "ogg", "asf")
 
 #: Of these, frames can be looked for by time.
 _INDEXED = ("mov", "mp4", "matroska", "webm")
@@ -75,6 +75,8 @@ def read(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[V
 
     if not data:
         raise InvalidInput("input", "is empty", _REMEDY)
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return _read_gif(data, sampling, limits, then)
     options = {
         "format_whitelist": ",".join(FORMATS),
         "protocol_whitelist": "none",  # the bytes are all there is to read
@@ -91,6 +93,51 @@ def read(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[V
         raise InvalidInput("input", f"is a broken video: {error}", _REMEDY) from error
 
 
+def _read_gif(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
+    """As `read`, by Pillow: FFmpeg takes a GIF whose frames have no duration for a single one."""
+    from av import VideoFrame
+
+    until = time.monotonic() + limits.max_decoding_s
+    try:
+        with Image.open(io.BytesIO(data), formats=("GIF",)) as picture:
+            _check_size(*picture.size, limits)
+            places = sampling.places(int(getattr(picture, "n_frames", 1)))
+            _check_effort(places[-1] + 1, limits)
+            made: dict[int, _Made] = {}
+            for place in sorted(set(places)):
+                picture.seek(place)
+                made[place] = then(VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), format="rgb24"))
+                _check_time(until, limits)
+    except (InvalidInput, MemoryError):
+        raise
+    except Exception as error:  # malformed bytes lead Pillow's decoders into errors of every type
+        raise InvalidInput("input", f"is a broken animation: {error}", "save it again, whole") from error
+    return [made[place] for place in places]
+
+
+# --- limits -------------------------------------------------------------------------------------------
+
+
+def _check_size(width: int, height: int, limits: VideoLimits) -> None:
+    if not width or not height:
+        raise InvalidInput("input", "is a video without a size", "save it again, whole")
+    if width * height > limits.max_frame_pixels:
+        problem = f"is a video of {width} x {height} pixels, over {limits.max_frame_pixels:,} in all"
+        raise InputTooLarge("input", problem, "scale it down")
+
+
+def _check_effort(count: int, limits: VideoLimits) -> None:
+    if count > limits.max_decoded_frames:
+        problem = f"needs {count:,} frames to be decoded, over {limits.max_decoded_frames:,}"
+        raise InputTooLarge("input", problem, "send a part of it, or ask for fewer frames or a lower rate")
+
+
+def _check_time(until: float, limits: VideoLimits) -> None:
+    if time.monotonic() > until:
+        problem = f"takes longer than {limits.max_decoding_s:g} s to decode"
+        raise InputTooLarge("input", problem, "send a smaller or shorter video")
+
+
 class _Video:
     """An open file, its packets listed."""
 
@@ -102,17 +149,10 @@ class _Video:
         codec = self._stream.codec_context
         if codec is None:
             raise InvalidInput("input", "is a video in a code that is not known here", "save it as H.264 or VP9")
-        self._check_size(codec.width, codec.height)
+        _check_size(codec.width, codec.height, limits)
         codec.thread_count = 1  # many videos are prepared at once already
         self._times: list[int] = []
         self._starts: list[int] = []
-
-    def _check_size(self, width: int, height: int) -> None:
-        if not width or not height:
-            raise InvalidInput("input", "is a video without a size", "save it again, whole")
-        if width * height > self._limits.max_frame_pixels:
-            problem = f"is a video of {width} x {height} pixels, over {self._limits.max_frame_pixels:,} in all"
-            raise InputTooLarge("input", problem, "scale it down")
 
     def read(self, sampling: Sampling, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
         total = self._list_packets()
@@ -121,7 +161,7 @@ class _Video:
         read = self._by_time if self._times else self._by_number
         made: dict[int, _Made] = {}
         for place, frame in zip(wanted, read(wanted), strict=False):
-            self._check_size(frame.width, frame.height)  # it may change on the way
+            _check_size(frame.width, frame.height, self._limits)  # it may change on the way
             made[place] = then(frame)
         if not made:
             raise InvalidInput("input", "has no frame that can be decoded", "save it again, whole")
@@ -138,7 +178,7 @@ class _Video:
             times.append(packet.pts)
             if packet.is_keyframe:
                 starts.append(packet.pts)
-            self._check_time()
+            _check_time(self._until, self._limits)
         if not total:
             raise InvalidInput("input", "is a video without a frame", "record it again")
         if total < stream.frames:
@@ -158,19 +198,9 @@ class _Video:
             problem = f"is {length_s:,.0f} s long, over {self._limits.max_video_s:,.0f}"
             raise InputTooLarge("input", problem, "send a part of it")
 
-    def _check_time(self) -> None:
-        if time.monotonic() > self._until:
-            problem = f"takes longer than {self._limits.max_decoding_s:g} s to decode"
-            raise InputTooLarge("input", problem, "send a smaller or shorter video")
-
-    def _check_effort(self, frames: int) -> None:
-        if frames > self._limits.max_decoded_frames:
-            problem = f"needs {frames:,} frames to be decoded, over {self._limits.max_decoded_frames:,}"
-            raise InputTooLarge("input", problem, "send a part of it, or ask for fewer frames or a lower rate")
-
     def _by_number(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         """Yield the wanted frames, counted from the beginning."""
-        self._check_effort(wanted[-1] + 1)
+        _check_effort(wanted[-1] + 1, self._limits)
         left = list(reversed(wanted))
         frame = None
         for number, frame in enumerate(self._decoded()):
@@ -182,7 +212,7 @@ class _Video:
 
     def _by_time(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
         """Yield the wanted frames, each decoded from the last place before it where one can begin."""
-        self._check_effort(self._effort(wanted))
+        _check_effort(self._effort(wanted), self._limits)
         frames, at = self._decoded(), self._times[0]
         for time_ in (self._times[place] for place in wanted):
             start = self._start_before(time_)
@@ -213,7 +243,7 @@ class _Video:
 
     def _decoded(self) -> Iterator[VideoFrame]:
         for frame in self._container.decode(self._stream):
-            self._check_time()
+            _check_time(self._until, self._limits)
             yield frame
 
 
