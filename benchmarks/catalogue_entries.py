@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks import checkpoints
+from benchmarks import checkpoints, recordings
 from benchmarks.workload import mixed_texts
 from producers import Client
 from workers import settings
@@ -227,4 +227,9 @@ ENTRIES: tuple[Entry, ...] = (
           pipeline("image-segmentation", images=True), 24),
     Entry("shorter", "summarization", "writer", "T5 (22 M), random", texts, writing_by_hand, 60,
           CUT | {"max_new_tokens": 16}),
+    Entry("transcript", "automatic-speech-recognition", "speech", "Whisper tiny.en (38 M), built-in", recordings.clips,
+          recordings.pipeline("automatic-speech-recognition", generate_kwargs={"num_beams": 1}), 12,
+          quality=recordings.words_wrong),
+    Entry("sounds", "audio-classification", "listener", "AST-tiny (5.6 M), random", recordings.clips,
+          recordings.pipeline("audio-classification"), 24),
 )  # fmt: skip

@@ -92,9 +92,22 @@ def writer(folder: Path) -> Path:
     return folder
 
 
+def listener(folder: Path) -> Path:
+    """Write an Audio Spectrogram Transformer of DeiT-tiny's size, for ten seconds of sound."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "num_labels": 50}
+    transformers.ASTForAudioClassification(transformers.ASTConfig(**sizes)).save_pretrained(folder)
+    transformers.ASTFeatureExtractor().save_pretrained(folder)
+    return folder
+
+
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "classifier": classifier,
     "detector": detector,
+    "listener": listener,
     "segmenter": segmenter,
     "writer": writer,
 }
