@@ -70,6 +70,19 @@ def segmenter(folder: Path) -> Path:
     return _image_model(folder, "SegformerForSemanticSegmentation", "SegformerImageProcessorPil", {"num_labels": 150})
 
 
+def watcher(folder: Path) -> Path:
+    """Write VideoMAE of ViT-tiny's width, for 16 frames of 112 x 112."""
+    sizes = {
+        "hidden_size": 192,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "image_size": 112,
+        "num_labels": 100,
+    }
+    settings = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}}
+    return _image_model(folder, "VideoMAEForVideoClassification", "VideoMAEImageProcessorPil", sizes, settings)
+
+
 def writer(folder: Path) -> Path:
     """Write a T5 of half T5-small's width, with MiniLM's tokens."""
     import torch
@@ -109,6 +122,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "detector": detector,
     "listener": listener,
     "segmenter": segmenter,
+    "watcher": watcher,
     "writer": writer,
 }
 
