@@ -62,6 +62,15 @@ class ZeroShotClassificationParams(msgspec.Struct, frozen=True, kw_only=True, fo
             raise ValueError("`hypothesis_template` must have {} once, where the label goes in")
 
 
+class LanguageIdentificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`top_k` languages are returned, best first, as ISO 639-1 names them (null: all of them). A text without a letter is ``und``."""
+
+    top_k: int | None = 1
+
+    def __post_init__(self) -> None:
+        at_least("top_k", self.top_k)
+
+
 class TokenClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How tokens become entities: `aggregation_strategy` as in transformers ("none": token by token), but "simple" unless
     asked otherwise. Labels in `ignore_labels` are left out. A text over the model's tokens is read in windows that
@@ -170,6 +179,7 @@ TEXT_KINDS = (
     Kind(
         "zero-shot-classification", "text", ZeroShotClassificationParams, Labels, "which of your labels describe a text"
     ),
+    Kind("language-identification", "text", LanguageIdentificationParams, Labels, "which language a text is in"),
     Kind("token-classification", "text", TokenClassificationParams, list[Entity], "names and the like in a text"),
     Kind("fill-mask", "text", FillMaskParams, list[Filling], "tokens for the masks in a text"),
     Kind(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +65,17 @@ def load(path: Path) -> torch.nn.Module:
 
 def save(module: torch.nn.Module, path: Path, *, kind: str, labels: tuple[str, ...], **about: Any) -> None:
     """Write a head with its labels and what else there is to say `about` it."""
+    save_tensors(module.state_dict(), path, kind=kind, labels=labels, **about)
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, *, kind: str, labels: tuple[str, ...], **about: Any
+) -> None:
+    """Write the tensors of what is no module."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": _FORMAT, "kind": kind, "labels": json.dumps(labels)}
-    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, path, metadata | {name: str(value) for name, value in about.items()})
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, path, metadata | {name: str(value) for name, value in about.items()})
     path.chmod(0o644)  # safetensors writes for the owner alone; a worker may be somebody else

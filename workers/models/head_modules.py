@@ -65,4 +65,44 @@ class TokenAttention(nn.Module):
         return scores
 
 
-MODULES: Mapping[str, type[LayersLinear | TokenAttention]] = {"layers": LayersLinear, "attention": TokenAttention}
+class TokenLabels(nn.Module):
+    """Scores of labels for each token, `(rows, tokens, labels)`, by the upper layers, by how its word is written, and by the
+    two tokens on either side of it.
+
+    The encoder reads lower case; `shapes`, `(rows, tokens)`, say what of a word was in capitals or figures
+    (`workers.models.token_labels.shapes`).
+    """
+
+    layers = (3, 4, 5, 6)
+    reads = ("mask", "shapes", *(f"tokens.{number}" for number in layers))
+    shapes = 8
+
+    def __init__(self, inputs: int, labels: int, *, width: int = 128, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(inputs)
+        self.narrow = nn.Linear(inputs, width)
+        self.written = nn.Embedding(self.shapes, width)
+        self.around = nn.Conv1d(width, width, 5, padding=2)
+        self.out = nn.Linear(width, labels)
+        self.drop = nn.Dropout(dropout)
+
+    @classmethod
+    def of_shape(cls, tensors: Features) -> Self:
+        width, inputs = tensors["narrow.weight"].shape
+        return cls(inputs, tensors["out.weight"].shape[0], width=width)
+
+    def forward(self, features: Features) -> torch.Tensor:
+        tokens = torch.cat([features[name] for name in self.reads[2:]], -1)
+        narrow = functional.gelu(self.narrow(self.drop(self.norm(tokens))) + self.written(features["shapes"].long()))
+        # padding must be nothing, as what is beyond a row's end is
+        narrow = self.drop(narrow * features["mask"].unsqueeze(-1))
+        around = functional.gelu(self.around(narrow.transpose(1, 2)).transpose(1, 2))
+        scores: torch.Tensor = self.out(narrow + self.drop(around))
+        return scores
+
+
+MODULES: Mapping[str, type[LayersLinear | TokenAttention | TokenLabels]] = {
+    "layers": LayersLinear,
+    "attention": TokenAttention,
+    "token-labels": TokenLabels,
+}

@@ -15,9 +15,12 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InputTooLarge, InputUnavailable, InvalidInput
 from producers.kinds.retrieval import PassageRetrievalParams
-from producers.kinds.text import ZeroShotClassificationParams
-from workers.models import head, likeness, retrieval, samples
+from producers.kinds.text import TokenClassificationParams, ZeroShotClassificationParams
+from workers.models import head, likeness, retrieval, samples, token_labels
 from workers.models.huggingface import ragged
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.entities import Entities
+from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.model import Array, Arrays, ModelSpec, Prepared, digest
 from workers.models.multitask import SCORE_DIGITS, MultiTaskModel
 
@@ -46,7 +49,7 @@ class TextModel(MultiTaskModel):
     # --- in the parent process ---
 
     def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Tokenise a text. Too long a text is refused task by task, unless the task's `truncation` cuts it."""
+        """Tokenise a text. Too long a text is refused task by task, unless the task's `truncation` cuts it or it reads windows."""
         if isinstance(content, bytes):
             raise InvalidInput("input", "must be text, not bytes", "decode it before it is submitted")
         whole, cutting = self._tokenizers
@@ -54,14 +57,16 @@ class TextModel(MultiTaskModel):
         if sum(encoding.special_tokens_mask) == len(encoding.ids):
             raise InvalidInput("input", "is empty or has no readable characters", "give it some text")
         refused = self._without_index(params)
+        labelled, asides = token_labels.read(content, encoding, params, self._entities)
         if len(encoding.ids) > self.max_tokens:
             refused |= self._refusals(len(encoding.ids), params)
             encoding = _encode(cutting, content)
         if refused and len(refused) == len(params):
             raise next(iter(refused.values()))
         ids = np.asarray(encoding.ids, dtype=np.int32)
-        arrays = {"ids": ids} | self._hypotheses(params) | retrieval.asked(params)
-        return Prepared(arrays, len(ids), digest(arrays), refused)
+        arrays = {"ids": ids} | self._hypotheses(params) | retrieval.asked(params) | labelled
+        size = len(ids) + sum(len(more) for name, more in labelled.items() if name.startswith("window_ids/"))
+        return Prepared(arrays, size, digest(arrays), refused, asides)
 
     def _hypotheses(self, params: Mapping[str, msgspec.Struct]) -> Arrays:
         """Return the tokens of what zero-shot tasks compare the text with."""
@@ -77,7 +82,8 @@ class TextModel(MultiTaskModel):
         error = InputTooLarge(
             "input", f"has {tokens:,} tokens, over {self.max_tokens}", "split the text, or set `truncation` to cut it"
         )
-        return {task: error for task, chosen in params.items() if not getattr(chosen, "truncation", False)}
+        cut = {task for task, chosen in params.items() if getattr(chosen, "truncation", False)}
+        return dict.fromkeys(params.keys() - cut - self._entities.keys(), error)
 
     def _without_index(self, params: Mapping[str, msgspec.Struct]) -> dict[str, InvalidInput]:
         """Return why tasks have no documents to look into: an index may come, or be made again, while the worker runs."""
@@ -96,6 +102,7 @@ class TextModel(MultiTaskModel):
         hypotheses, places = likeness.placed([row.arrays for row in rows], self._zero_shot)
         if hypotheses:
             batch["label_ids"], batch["label_mask"] = self._padded(hypotheses)
+        batch |= token_labels.collate([row.arrays for row in rows], list(self._entities), ids.shape[1], self._pad_id)
         return batch | places | retrieval.counts([row.arrays for row in rows], list(self._indexes))
 
     def _padded(self, sequences: Sequence[Array]) -> tuple[Array, Array]:
@@ -113,6 +120,21 @@ class TextModel(MultiTaskModel):
         if isinstance(params, PassageRetrievalParams):
             return retrieval.answer(output, params)
         return super().finish(task, output, params)
+
+    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        if isinstance(params, TokenClassificationParams):
+            return self._entities[task.name].found(output, params, prepared.aside[task.name])
+        return self.finish(task, output, params)
+
+    @cached_property
+    def _entities(self) -> dict[str, Entities]:
+        """What reads and answers the tasks that label tokens."""
+        tokenizing = Tokenizing(Checkpoint(self.spec.folder, f"models.{self.spec.name}"))
+        return {
+            name: Entities(tokenizing, self._labels[name], self.max_tokens)
+            for name, task in self.spec.tasks.items()
+            if task.kind.name == token_labels.KIND
+        }
 
     @cached_property
     def _indexes(self) -> dict[str, retrieval.IndexFile]:
@@ -249,6 +271,22 @@ class TextModel(MultiTaskModel):
     def _lengths(self, arrays: Arrays) -> Sequence[int]:
         return [int(length) for length in arrays["mask"].sum(1)]
 
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        windows = token_labels.taken(arrays)
+        labelled = {name: rows for name, rows in wanted.items() if name in self._entities}
+        # before the texts, and copied: what a backend returns may be overwritten by its next call
+        more = token_labels.further(windows, labelled, self._label_windows)
+        outputs = super().forward(arrays, wanted)
+        return outputs | {name: token_labels.joined(outputs[name], more.get(name, ())) for name in labelled}
+
+    def _label_windows(self, windows: Arrays, tasks: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        import torch
+
+        with torch.inference_mode():
+            features = self._encoded({name: self._tensor(array) for name, array in windows.items()})
+            modules = {name: self._heads[name] for name in tasks}
+            return {name: module({part: features[part] for part in module.reads}) for name, module in modules.items()}
+
     def _run_head(self, name: str, features: Features, rows: Array) -> Array:
         if name not in self._indexes:
             return super()._run_head(name, features, rows)
@@ -262,7 +300,8 @@ class TextModel(MultiTaskModel):
             return likeness.cosines(features["pooled"], features["label_vectors"], rows, places)
         if task.name not in self._heads:
             return features["pooled"].index_select(0, rows)
-        return self.logits(task.name, features, rows).softmax(-1)
+        scores = self.logits(task.name, features, rows)
+        return scores if task.name in self._entities else scores.softmax(-1)
 
     def logits(self, task: str, features: Features, rows: torch.Tensor) -> torch.Tensor:
         """Run a classification task's head on its rows, before the softmax: `(rows, labels)`."""

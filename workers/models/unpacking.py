@@ -40,9 +40,9 @@ def unpack(archive: Path, target: Path, *, folder: str = "", members: Iterable[s
 
 def expand(compressed: Path, target: Path) -> None:
     """Put what a compressed file holds beside others: at `target` without its ``.bz2`` or ``.xz``. Raises PullFailed."""
-    opened = {".bz2": bz2.open, ".xz": lzma.open}[target.suffix]
     try:
-        _write(opened(compressed), target.with_suffix(""))
+        with bz2.open(compressed) if target.suffix == ".bz2" else lzma.open(compressed) as content:
+            _write(content, target.with_suffix(""))
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise PullFailed(f"{target.name}: cannot be expanded: {error}") from error
 

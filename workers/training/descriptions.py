@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 #: A list's bullet, or the dash that French descriptions have in its place.
-_BULLET = re.compile(r"^(?:[*+•·–—-]+|o(?= ))\s*")
+_BULLET = re.compile(r"^(?:[*+•·\u2013\u2014-]+|o(?= ))\s*")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+(?=[A-ZÀ-Ý«\"'(])")
 _LETTER = re.compile(r"[^\W\d_]")
 _SPACES = re.compile(r"[\s⋅]+")  # the dot operator stands for a no-break space in some of them
@@ -79,7 +79,7 @@ def _sentences(source: str, target: str, family: str) -> Iterator[Pair]:
 
 def _tidied(source: str, target: str) -> str:
     """Write typographic marks as most do, and drop the list's punctuation that only the translation has."""
-    target = target.replace("’", "'").replace(" ", " ")
+    target = target.replace("\u2019", "'")
     if source[-1] not in ".;:,":
         target = target.rstrip(" ;,.")
     return target

@@ -27,12 +27,16 @@ BATCH_TOKENS = 2048
 Features = dict[str, torch.Tensor]
 
 
-def text_model(cache: Path, tasks: Mapping[str, Task] = MappingProxyType({})) -> TextModel:
-    """Return the built-in text model with the heads of `tasks`, loaded; it is pulled into `cache` if it is not there."""
+def text_model(cache: Path, tasks: Mapping[str, Task] = MappingProxyType({}), heads: Path | None = None) -> TextModel:
+    """Return the built-in text model with the heads of `tasks`, loaded; it is pulled into `cache` if it is not there.
+
+    `heads` is a folder whose heads come before the built-in ones.
+    """
     table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
     source = sources.parse(table["models"]["text"]["source"], where="builtin.toml: models.text.source")
     pulled = sources.pull(source, cache)
-    model = TextModel(ModelSpec("text", pulled.folder, pulled.revision, tasks))
+    options = {"heads": str(heads)} if heads else {}
+    model = TextModel(ModelSpec("text", pulled.folder, pulled.revision, tasks, options))
     model.load("cpu")
     return model
 

@@ -73,6 +73,6 @@ def _trimmed(text: str, entity: Entity) -> Entity:
     start, end = entity.start, entity.end
     if text[start:end].lower().startswith("the ") and entity.type in {"ORG", "GPE", "LOC", "NORP", "PERSON"}:
         start += 4
-    if text[start:end].endswith(("'s", "’s")):
+    if text[start:end].endswith(("'s", "\u2019s")):
         end -= 2
     return Entity(start, end, entity.type) if end > start else entity

@@ -1,4 +1,4 @@
-"""Train the English to French model: ``python -m workers.training.translation [--out FOLDER] [--minutes N]``.
+"""Train the English to French model: ``python -m workers.training.translation --work FOLDER [--minutes N]``.
 
 A T5 of 4.5 M parameters with pieces of words of its own, on the sentences of Debian's package descriptions and their translations.
 What is kept is the state with the lowest loss on held-out packages. It is scored by `workers.training.translation_scores`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch.nn import functional
 
-from workers.training import descriptions
+from workers.models import sources
+from workers.training import data, descriptions
 from workers.training.descriptions import Pair
 from workers.training.pieces import PAD, VOCABULARY, likeness_of_pieces, train_pieces
 
@@ -32,7 +34,11 @@ _LONGEST_TOKENS = 80
 _LEARNING_RATE = 1e-3
 _WARMUP = 0.04  # of the time
 _JUDGE_EVERY_S = 300.0
+_LONGEST_READ, _MOST_WRITTEN = 256, 128
 _JOINED = 0.12  # of the sentences get a second one behind them, so that texts of several are no surprise
+
+#: The state of a run, in its folder: the best so far.
+UNFINISHED = "unfinished.pt"
 
 Ids = NDArray[np.int64]
 
@@ -138,7 +144,7 @@ class Training:
         """Train, and leave the model as it was when it was best."""
         optimiser = torch.optim.AdamW(self.model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
         started = judged = time.monotonic()
-        best, kept, steps = math.inf, copy.deepcopy(self.model.state_dict()), 0
+        best, kept, steps = judge(self.model, self.validation), copy.deepcopy(self.model.state_dict()), 0
         for source, target in self._endless():
             passed = (time.monotonic() - started) / self.seconds
             for group in optimiser.param_groups:
@@ -157,7 +163,7 @@ class Training:
             )
             if found < best:
                 best, kept = found, copy.deepcopy(self.model.state_dict())
-                torch.save(kept, self.folder / "unfinished.pt")
+                torch.save(kept, self.folder / UNFINISHED)
             if passed >= 1:
                 break
         self.model.load_state_dict(kept)
@@ -181,29 +187,51 @@ def start(model: Any, train: Tokens) -> None:
         model.shared.weight.copy_(torch.from_numpy(likeness_of_pieces(train.source, train.target, _WIDTH)))
 
 
+def read(cache: Path) -> dict[str, list[Pair]]:
+    """Return the parts of the pairs, after pulling the descriptions if they are not there."""
+    folder = data.pull("descriptions", cache)
+    return descriptions.split(descriptions.pairs(folder / "Translation-en", folder / "Translation-fr"))
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a Hugging Face folder: weights in half precision, which is how they are kept, not how they are computed with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.generation_config.update(max_new_tokens=_MOST_WRITTEN)
+    model.half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8")) | {"dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": _LONGEST_READ}
+    about |= {"pad_token": "<pad>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--plain", action="store_true")
-    chosen = parser.parse_args()
-    console = Console(width=120, force_terminal=False)
-    torch.manual_seed(0)
-    parts = descriptions.split(descriptions.pairs(chosen.data / "Translation-en", chosen.data / "Translation-fr"))
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_pieces([text for pair in parts["train"] for text in (pair.source, pair.target)])
-    tokenizer.save(str(chosen.out / "tokenizer.json"))
-    train, validation = Tokens.of(parts["train"], tokenizer), Tokens.of(parts["validation"][::2], tokenizer)
-    console.print(
-        f"{len(train.source)} pairs, {sum(map(len, train.source)):,} and {sum(map(len, train.target)):,} pieces"
+    parser.add_argument("--out", type=Path, default=sources.BUNDLED / "translation", help="(default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for what is not finished; a later run goes on with it"
     )
-    model = network()
-    if not chosen.plain:
+    parser.add_argument("--minutes", type=float, default=60.0)
+    asked = parser.parse_args()
+    console = Console(width=120)
+    torch.manual_seed(0)
+    parts = read(sources.cache_folder())
+    tokenizer = train_pieces([text for pair in parts["train"] for text in (pair.source, pair.target)])
+    train, validation = Tokens.of(parts["train"], tokenizer), Tokens.of(parts["validation"][::2], tokenizer)
+    pieces = (sum(map(len, side)) for side in (train.source, train.target))
+    console.print("{:,} pairs; {:,} and {:,} pieces".format(len(train.source), *pieces))
+    model, unfinished = network(), asked.work / UNFINISHED
+    asked.work.mkdir(parents=True, exist_ok=True)
+    if unfinished.is_file():
+        model.load_state_dict(torch.load(unfinished, weights_only=True))
+    else:
         start(model, train)
-        console.print("started")
-    Training(model, train, validation, chosen.minutes * 60, chosen.out, console).run()
-    model.half().save_pretrained(chosen.out)
+    Training(model, train, validation, asked.minutes * 60, asked.work, console).run()
+    save(model, tokenizer, asked.out)
+    console.print(f"wrote {asked.out}")
 
 
 if __name__ == "__main__":

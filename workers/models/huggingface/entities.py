@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from producers.errors import InvalidInput
 from producers.kinds.text import TokenClassificationParams
 from workers.models.huggingface.head import TextHead, rounded, softmax
 from workers.models.huggingface.sequences import Reading, TokenSequence
+from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.model import Array
 
 if TYPE_CHECKING:
@@ -65,22 +67,42 @@ class TokenClassification(TextHead):
     auto = "AutoModelForTokenClassification"
     by_token = True
 
+    @cached_property
+    def _entities(self) -> Entities:
+        return Entities(self.tokenizing, self.checkpoint.labels, self.max_tokens)
+
     def read(self, content: Any, params: TokenClassificationParams) -> Reading:
-        whole = self.encode(content)
-        windows = [whole]
-        if len(whole.ids) > self.max_tokens:
-            room = self.max_tokens - sum(whole.special_tokens_mask)
-            stride = room // 8 if params.stride is None else params.stride
-            if stride >= room:
-                raise InvalidInput("params.stride", f"must be under {room}, the text's tokens in a window")
-            windows = self.tokenizing.windows(content, None, self.max_tokens, stride)
-        return Reading(tuple(TokenSequence.of(window) for window in windows), Windows(content, tuple(windows)))
+        windows = self._entities.windows(content, self.encode(content), params)
+        return Reading(tuple(TokenSequence.of(window) for window in windows.encodings), windows)
 
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = output.logits
         return logits
 
     def finish(self, output: Array, params: TokenClassificationParams, aside: Windows) -> Any:
+        return self._entities.found(output, params, aside)
+
+
+@dataclass(frozen=True)
+class Entities:
+    """What labels for tokens mean: which tokens are read, and the entities that their scores make."""
+
+    tokenizing: Tokenizing
+    labels: Sequence[str]
+    max_tokens: int
+
+    def windows(self, content: str, whole: Encoding, params: TokenClassificationParams) -> Windows:
+        """Return a text's tokens, `whole`, or if they are too many, its windows. Raises InvalidInput."""
+        if len(whole.ids) <= self.max_tokens:
+            return Windows(content, (whole,))
+        room = self.max_tokens - sum(whole.special_tokens_mask)
+        stride = room // 8 if params.stride is None else params.stride
+        if stride >= room:
+            raise InvalidInput("params.stride", f"must be under {room}, the text's tokens in a window")
+        return Windows(content, tuple(self.tokenizing.windows(content, None, self.max_tokens, stride)))
+
+    def found(self, output: Array, params: TokenClassificationParams, aside: Windows) -> list[dict[str, Any]]:
+        """Return the entities of a text by its windows' scores before the softmax, `(windows or more, tokens or more, labels)`."""
         found: list[dict[str, Any]] = []
         for logits, encoding in zip(output, aside.encodings, strict=False):  # a batch's other items may have more
             scores = softmax(logits[: len(encoding.ids)])
@@ -119,7 +141,7 @@ class TokenClassification(TextHead):
 
     def _label(self, piece: Piece) -> Labelled:
         best = int(piece.scores.argmax())
-        label, score = self.checkpoint.labels[best], float(piece.scores[best])
+        label, score = self.labels[best], float(piece.scores[best])
         return Labelled(label, score, piece.text, piece.start, piece.end, piece.index)
 
     def _group(self, group: Sequence[Labelled]) -> dict[str, Any]:
