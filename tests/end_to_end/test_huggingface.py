@@ -15,7 +15,7 @@ from PIL import Image
 
 from producers import Client, Pipeline
 from producers.catalogue import Catalogue
-from producers.errors import InvalidInput
+from producers.errors import InvalidInput, ItemFailed
 from tests import tiny_checkpoints as tiny
 from workers import settings
 from workers.fleet import LocalFleet
@@ -101,6 +101,38 @@ def test_a_fine_tuned_classifier_answers_with_its_own_labels(client: Client) -> 
     assert [rows[n, "review"].output[0]["label"] for n in (0, 1)] == ["good", "bad"]
     assert len(rows[0, "review-vector"].vector) == 32 * 4
     assert len({row.batch for row in rows.values()}) == 1
+
+
+def test_labels_are_explained_beside_others_that_are_not(client: Client) -> None:
+    """Half of a job asks why; an urgent item in between does not wait for it, and nobody's label is another for it."""
+    texts = ["the film was fine and good", "a dull and bad cup final"] * 8
+    explained = client.submit_many("review", texts, params={"explain": True, "explain_steps": 200}, priority="bulk")
+    plain = client.submit_many(["review", "review-vector"], texts[:2], priority="bulk")
+    assert client.submit("review", "a fine film", priority="interactive").result(timeout_s=60)[0]["label"] == "good"
+    assert explained.wait(timeout_s=120).succeeded == len(texts)
+    assert plain.wait(timeout_s=60).succeeded == 4
+    labels = {row.seq: row.output[0] for row in plain.results() if row.task == "review"}
+    for row in explained.results():
+        [best] = row.output
+        assert best["label"] == labels[row.seq % 2]["label"]
+        assert best["score"] == pytest.approx(labels[row.seq % 2]["score"], abs=1e-3)
+        why = best["explanation"]
+        total = sum(word["contribution"] for word in why["words"])
+        assert total == pytest.approx(why["value"] - why["base"] + why["delta"], abs=1e-3)
+        assert [word["text"] for word in why["words"]] == texts[row.seq].split()
+        weightiest = max(why["words"], key=lambda word: float(word["contribution"]))["text"]
+        assert weightiest in {"good": ("fine", "good"), "bad": ("dull", "bad")}[best["label"]]
+
+
+def test_what_cannot_be_explained_fails_by_its_field_alone(client: Client) -> None:
+    """A label that the task has not; the other task of the same item has its vector."""
+    params = {"review": {"explain": True, "explain_label": "middling"}}
+    handle = client.submit(["review", "review-vector"], "a fine film", params=params)
+    with pytest.raises(ItemFailed, match="labels: bad, good"):
+        handle.result(timeout_s=60)
+    found = {row.task: row for row in handle.results()}
+    assert found["review"].error["field"] == "params.review.explain_label"
+    assert found["review-vector"].state == "succeeded"
 
 
 def test_questions_come_as_objects_and_bad_ones_are_refused_at_once(client: Client) -> None:
