@@ -24,6 +24,7 @@ from benchmarks import checkpoints, convention
 from benchmarks.catalogue_entries import ENTRIES, Entry, Plain
 from producers import Client
 from producers.catalogue import Catalogue
+from producers.documents import write_index
 from workers import devices, serving, settings
 from workers.models import sources
 
@@ -46,8 +47,9 @@ def prepared(folder: Path, entries: Sequence[Entry], *, tune: bool) -> tuple[Pat
         own = [entry for entry in entries if entry.model == name]
         if name in built_in.models:
             convention.progress(f"pulling {name}")
-            source = sources.parse(built_in.models[name].source, where=name)
-            folders[name] = sources.pull(source, sources.cache_folder()).folder
+            for own_name in (*built_in.used_by(name), name):
+                source = sources.parse(built_in.models[own_name].source, where=own_name)
+                folders[name] = sources.pull(source, sources.cache_folder()).folder
         else:
             convention.progress(f"making {name}")
             folders[name] = folder / name
@@ -57,6 +59,8 @@ def prepared(folder: Path, entries: Sequence[Entry], *, tune: bool) -> tuple[Pat
             if entry.task not in built_in.catalogue.tasks:
                 lines += ["", f"[models.{name}.tasks.{entry.task}]", f'kind = "{entry.kind}"']
                 lines += [f"{field} = {toml(value)}" for field, value in entry.declared.items()]
+        if indexes := {entry.task: folder / "indexes" / entry.task for entry in own if entry.documents}:
+            lines += ["", f"[models.{name}.options.indexes]", *(f'{task} = "{path}"' for task, path in indexes.items())]
         if heads := {entry.task: folders[name] / "heads" / entry.task for entry in own if _has_head(name, entry.task)}:
             lines += ["", f"[models.{name}.options.heads]", *(f'{task} = "{path}"' for task, path in heads.items())]
     file = folder / "fleet.toml"
@@ -153,6 +157,8 @@ def measured(folder: Path, entries: Sequence[Entry], *, quick: bool) -> Iterator
         Client(fleet.broker_url, fleet.store_url, catalogue=Catalogue.from_toml(file)) as client,
     ):
         for entry in entries:
+            if entry.documents:
+                write_index(client, entry.documents(), folder / "indexes" / entry.task)
             plain = entry.plain(folders[entry.model])
             one = compared(client, entry, plain, count=6 if quick else entry.count, passes=1 if quick else 3)
             yield entry, replace(one, quality=entry.quality(client) if entry.quality and not quick else None)

@@ -9,10 +9,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks import catalogue_fused as fused
+from benchmarks import catalogue_moving as moving
 from benchmarks import checkpoints, recordings
+from benchmarks.word_search import WordSearch
 from benchmarks.workload import mixed_texts
 from producers import Client
+from producers.documents import Document, passages
 from workers import settings
+from workers.models import sources
+from workers.training import data
 
 #: What a plain run is: inputs and the batch size to answers.
 Plain = Callable[[Sequence[Any], int], object]
@@ -27,7 +33,7 @@ class Entry:
 
     `weights` says what model it is and whose weights they are. `declared` is what the task's table in fleet.toml has besides its
     kind, if the task is not a built-in one. `quality`, if there is something to say, measures the task on held-out data: what was measured,
-    the result, and the baseline.
+    the result, and the baseline. `documents` are those that a retrieval task looks into.
     """
 
     task: str
@@ -40,6 +46,7 @@ class Entry:
     params: Mapping[str, Any] = field(default_factory=dict)
     quality: Callable[[Client], tuple[str, float, float]] | None = None
     declared: Mapping[str, Any] = field(default_factory=dict)
+    documents: Callable[[], list[Document]] | None = None
 
 
 # --- inputs ---------------------------------------------------------------------------------------
@@ -60,8 +67,6 @@ def questions(count: int) -> list[Any]:
 def pictures(count: int) -> list[Any]:
     """Return so many different parts of real photographs, as JPEG files."""
     from PIL import Image
-
-    from workers.models import sources
 
     source = settings.load(environment={}).data["photographs"]["source"]
     folder = sources.pull(sources.parse(source, where="photographs"), sources.cache_folder()).folder
@@ -136,8 +141,8 @@ def answers_by_hand(folder: Path) -> Plain:
     return run
 
 
-def likeness_by_hand(folder: Path) -> Plain:
-    """The loop one writes around a sentence encoder: each text and the labels' sentences, the labels once."""
+def encoder_by_hand() -> Callable[[Sequence[str]], Any]:
+    """Return what turns texts into vectors of length 1, as one writes it around a sentence encoder."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -151,6 +156,14 @@ def likeness_by_hand(folder: Path) -> Plain:
         mask = encoded["attention_mask"].unsqueeze(-1)
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
+    return vectors
+
+
+def likeness_by_hand(folder: Path) -> Plain:
+    """Each text and the labels' sentences, the labels once."""
+    del folder
+    vectors = encoder_by_hand()
+
     def run(inputs: Sequence[Any], batch_size: int) -> object:
         labels = vectors([f"This example is {label}." for label in TOPICS])
         parts = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
@@ -159,11 +172,48 @@ def likeness_by_hand(folder: Path) -> Plain:
     return run
 
 
+def articles() -> list[Document]:
+    """Return BBC articles without their headlines, each called by its own."""
+    found = Random(0).sample(data.read("topic", sources.cache_folder()), 120)
+    parts = [example.text.partition("\n") for example in found]
+    return [Document(headline, body) for headline, _, body in parts if body.strip()]
+
+
+def retrieval_by_hand(folder: Path) -> Plain:
+    """Each text and a matrix of passages, which are encoded before the clock runs."""
+    import torch
+
+    del folder
+    vectors = encoder_by_hand()
+    texts = [passage.text for document in articles() for passage in passages(document)]
+    known = torch.cat([vectors(texts[start : start + 16]) for start in range(0, len(texts), 16)])
+
+    def run(inputs: Sequence[Any], batch_size: int) -> object:
+        parts = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
+        return [
+            [texts[place] for place in own]
+            for part in parts
+            for own in (vectors(part) @ known.T).topk(5).indices.tolist()
+        ]
+
+    return run
+
+
+def headlines_found(client: Client) -> tuple[str, float, float]:
+    """Judge retrieval: is a headline's own article the first that is found? Word search is the baseline."""
+    documents = articles()
+    job = client.submit_many("passages", [document.name for document in documents], params={"top_k": 1})
+    job.wait(timeout_s=600)
+    found = {row.seq: row.output[0]["document"] for row in job.results()}
+    cut = [(document.name, passage.text) for document in documents for passage in passages(document)]
+    words = WordSearch([text for _, text in cut])
+    by_words = [[cut[place][0] for place in words.best(document.name, 1)] == [document.name] for document in documents]
+    right = sum(found[place] == document.name for place, document in enumerate(documents))
+    return "BBC headline finds its article first, beside BM25", right / len(documents), sum(by_words) / len(documents)
+
+
 def topics_by_likeness(client: Client) -> tuple[str, float, float]:
     """Judge zero-shot classification on BBC articles, of which nothing was trained: labels and template as they come to mind."""
-    from workers.models import sources
-    from workers.training import data
-
     examples = Random(0).sample(list(data.read("topic", sources.cache_folder())), 500)
     params = {"truncation": True, "candidate_labels": TOPICS, "hypothesis_template": "A news article about {}."}
     job = client.submit_many("likeness", [example.text[:2000] for example in examples], params=params)
@@ -215,6 +265,8 @@ ENTRIES: tuple[Entry, ...] = (
           CUT | {"candidate_labels": LABELS}),
     Entry("likeness", "zero-shot-classification", "text", MINILM, texts, likeness_by_hand, params=CUT | {"candidate_labels": TOPICS},
           quality=topics_by_likeness),
+    Entry("passages", "passage-retrieval", "text", MINILM, texts, retrieval_by_hand, params=CUT, quality=headlines_found,
+          documents=articles),
     Entry("entities", "token-classification", "reader", RANDOM_HEAD, texts,
           pipeline("token-classification", head="entities", aggregation_strategy="simple")),
     Entry("answer", "question-answering", "reader", RANDOM_HEAD, questions, answers_by_hand),
@@ -225,6 +277,14 @@ ENTRIES: tuple[Entry, ...] = (
           pipeline("object-detection", images=True), 60),
     Entry("parts", "image-segmentation", "segmenter", "SegFormer-B0 (3.7 M), random", pictures,
           pipeline("image-segmentation", images=True), 24),
+    Entry("action", "video-classification", "watcher", "VideoMAE-tiny (5.6 M), random", moving.clips, moving.video_pipeline, 24,
+          {"frame_sampling_rate": moving.RATE}),
+    Entry("camera-motion", "video-classification", "video", "MobileNetV2 (3.5 M), own head", moving.clips, moving.camera_by_hand, 32,
+          quality=moving.camera_motions_told),
+    Entry("motion", "time-series-classification", "motion", "recurrent (0.03 M), own", moving.recordings, moving.motion_by_hand, 400,
+          quality=moving.motions_told),
+    Entry("holds", "visual-question-answering", "fused", "MiniLM (22.7 M) and MobileNetV2 (3.5 M), own head", fused.sayings, fused.by_hand,
+          120, quality=fused.statements_judged),
     Entry("shorter", "summarization", "writer", "T5 (22 M), random", texts, writing_by_hand, 60,
           CUT | {"max_new_tokens": 16}),
     Entry("transcript", "automatic-speech-recognition", "speech", "Whisper tiny.en (38 M), built-in", recordings.clips,
