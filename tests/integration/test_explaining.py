@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,45 @@ def test_heads_on_one_backbone_are_explained_in_one_step(tmp_path: Path) -> None
     [found] = answered(own.model, [("the film was good", both | {"vector": own.params("vector")})])
     assert_alike(msgspec.to_builtins(found["one"]), msgspec.to_builtins(found["two"]))
     assert_alike(msgspec.to_builtins(found["one"][0]["explanation"]), own.why("one", "the film was good"))
+
+
+def adapted(base: Path, folder: Path) -> Any:
+    """Write a LoRA adapter of random weights with a head of three labels; return the model with it merged in."""
+    import peft
+    from transformers import AutoModelForSequenceClassification
+
+    network = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=4, lora_alpha=16, target_modules=["query", "value"], init_lora_weights=False
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what it gives up
+        model: Any = peft.get_peft_model(network, config)
+    model.save_pretrained(folder)
+    return model.eval().merge_and_unload()
+
+
+def test_what_an_adapter_does_is_explained_through_it(tmp_path: Path) -> None:
+    """The log-odds are those of the merged model, beside points that go through another adapter."""
+    import torch
+    from transformers import AutoTokenizer
+
+    base = tiny.bert(tmp_path / "base", "BertModel")
+    torch.manual_seed(0)
+    folders = {task: tmp_path / task for task in ("mood", "about")}
+    merged = {task: adapted(base, folder) for task, folder in folders.items()}
+    tasks = dict.fromkeys(folders, "text-classification")
+    own = Explained("own", HF, base, tasks, adapters={task: str(folder) for task, folder in folders.items()})
+    content = "the film was good"
+    both = {task: own.params(task, explain=True, **ROUGH) for task in folders}
+    [found] = answered(own.model, [(content, both)])
+    for task, network in merged.items():
+        why = msgspec.to_builtins(found[task][0]["explanation"])
+        assert_adds_up(why)
+        with torch.inference_mode():
+            logits = network(**AutoTokenizer.from_pretrained(base)(content, return_tensors="pt")).logits[0].tolist()
+        best = max(logits)
+        assert why["value"] == pytest.approx(best - (sum(logits) - best) / 2, abs=1e-4)
 
 
 # --- images -----------------------------------------------------------------------------------------

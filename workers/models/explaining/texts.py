@@ -197,7 +197,12 @@ class FolderTexts(TextSubject[EncoderModel]):
         inputs = {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
         if getattr(self.model.networks.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = batch["types"]
-        return {task: output.logits for task, output in self.model.networks.run(inputs, rows).items()}
+        networks = self.model.networks
+        adapters = [0] * len(batch["ids"])
+        for task, own in rows.items():
+            for row in own.tolist():
+                adapters[row] = networks.adapter_number(task)
+        return {task: output.logits for task, output in networks.run(inputs, rows, adapters).items()}
 
     def _rivals(self, task: str) -> bool:
         head = self.model.heads[task]
