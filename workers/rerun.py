@@ -19,7 +19,7 @@ from producers.errors import ConfigurationError
 from producers.messages import Envelope, decode, decode_bytes
 from results_store.records import Batch, Result, ResultState
 from results_store.store import Store
-from workers import serving
+from workers import explaining, serving
 from workers.batching.microbatch import MicroBatch
 from workers.device_client import DeviceEvent, ProcessDevice
 from workers.devices import Device
@@ -51,6 +51,8 @@ class Rerun:
 def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     """Run a recorded batch again on `device`. Raises CannotRerun, UnknownBatch, ConfigurationError."""
     batch = store.batch(id_)
+    if batch.model.endswith(explaining.SUFFIX):
+        raise CannotRerun(f"batch {id_}: was an explanation, which is made in steps; ask for it again")
     stored = _stored(store, batch)
     envelopes = _envelopes(store, stored)
     wanted, served = serving.serve(settings, batch.model, device)
