@@ -23,6 +23,9 @@ SIDE = 32
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
+#: What may be said of a digit: of each two, at most one is true.
+ADJECTIVES = ("thin", "thick", "upright", "slanted")
+
 #: What a digit is called. `{a}` is where adjectives go, if any.
 _FORMS = (
     "a {a}handwritten {n}",
@@ -111,4 +114,4 @@ def prompt(number: int, adjectives: Sequence[str], random: Random) -> str:
 def words() -> list[str]:
     """Return every word of the prompts."""
     forms = " ".join(form.format(a="", n="") for form in _FORMS).split()
-    return sorted({*forms, *WORDS, *map(str, range(10)), "thin", "thick", "upright", "slanted"})
+    return sorted({*forms, *WORDS, *map(str, range(10)), *ADJECTIVES})

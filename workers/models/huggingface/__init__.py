@@ -12,6 +12,7 @@ _ENCODER = "workers.models.huggingface.encoder:EncoderModel"
 _SEQ2SEQ = "workers.models.huggingface.seq2seq:Seq2SeqModel"
 _WRITING = "workers.models.generation.model:GenerationModel"
 _DIFFUSION = "workers.models.diffusion.model:DiffusionModel"
+_RESTORATION = "workers.models.huggingface.restoration:RestorationModel"
 _IMAGES = "workers.models.huggingface.vision:ImageModel"
 _SOUNDS = "workers.models.speech.classification:AudioModel"
 _VIDEOS = "workers.models.huggingface.video:VideoCheckpoint"
@@ -34,6 +35,7 @@ CLASSES: Mapping[str, str] = {
     "prompted-json": _WRITING,
     "text-to-image": _DIFFUSION,
     "unconditional-image-generation": _DIFFUSION,
+    "image-to-image": _RESTORATION,
     "image-classification": _IMAGES,
     "image-feature-extraction": _IMAGES,
     "object-detection": _IMAGES,
