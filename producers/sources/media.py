@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -52,6 +52,8 @@ class Media:
     def item(self, record: Record) -> Row:
         """Return the record's item; or, if its file cannot be read, why."""
         value, key, origin = record.value, record.key, record.origin
+        if self.modality == "text-and-image" and isinstance(value, dict) and "image" in value:
+            return self._with_image(record, value)
         if self.modality not in MEDIA_SUFFIXES:
             return NewItem(value, key, origin=origin)
         if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as Hugging Face's data sets store media
@@ -66,6 +68,12 @@ class Media:
             return self._file(record.place.beside(value), key, origin)
         except InvalidInput as error:
             return InvalidInput(origin, f"{error.field} {error.problem}", error.remedy)
+
+    def _with_image(self, record: Record, value: Mapping[str, Any]) -> Row:
+        image = replace(self, modality="image").item(replace(record, value=value["image"]))
+        if isinstance(image, InvalidInput):
+            return image
+        return NewItem({**value, "image": image.input}, record.key, origin=record.origin)
 
     def _file(self, file: Place, key: str | None, origin: str) -> Row:
         if self.send_paths and isinstance(file, LocalFile):

@@ -158,6 +158,19 @@ def test_a_table_of_images_names_files_beside_it_or_urls(tmp_path: Path) -> None
     assert str(rows[2]).endswith("none.jpg cannot be read: No such file or directory; check the path")
 
 
+def test_a_table_of_texts_with_images_reads_the_images(tmp_path: Path) -> None:
+    """What is said stands in a column of its own, and the image's file beside the table."""
+    (tmp_path / "cat.jpg").write_bytes(b"cat")
+    rows = read(tmp_path / "a.csv", "text,image\na cat,cat.jpg\na dog,none.jpg\n", "text-and-image")
+    assert pairs(rows[:1]) == [("2", {"text": "a cat", "image": b"cat"})]
+    assert isinstance(rows[1], InvalidInput)
+    assert "none.jpg" in str(rows[1])
+    (tmp_path / "a.jsonl").write_text('{"input": {"text": "a cat", "image": "cat.jpg"}}\n', encoding="utf-8")
+    assert pairs(list(Source(tmp_path / "a.jsonl", "text-and-image").rows())) == [
+        ("1", {"text": "a cat", "image": b"cat"})
+    ]
+
+
 def test_a_huge_image_is_seen_before_it_is_read(tmp_path: Path) -> None:
     """It may be a film of many gigabytes."""
     (row,) = read(tmp_path / "a.png", b"x" * 11, "image", limits=Limits(max_input_bytes=10))
