@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery
+from celery import Celery, bootsteps
 from kombu import Queue
 
 from producers.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
 from workers import tasks
-from workers.lanes import LaneTurns
+from workers.lanes import TurnsOf
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,9 +34,24 @@ def create_app(
     app.conf.update(_settings(broker_url, queues, concurrency, result_backend))
     if node is not None:
         # within one priority the lanes and the models take turns; urgent comes first across all of them either way
-        app.conf.broker_transport_options["queue_order_strategy"] = partial(LaneTurns, node.lanes.weight)
+        app.conf.broker_transport_options["queue_order_strategy"] = TurnsOf(node.lanes)
         tasks.register(app, node)
+        app.steps["worker"].add(_showing(node))
     return app
+
+
+def _showing(node: Node) -> type[bootsteps.StartStopStep]:
+    """Return what has a worker's statistics, which Flower shows, tell what is served."""
+
+    class ShowServed(bootsteps.StartStopStep):  # type: ignore[misc] # Celery is untyped
+        def create(self, worker: Any) -> None:
+            """There is nothing to start."""
+
+        def info(self, worker: Any) -> dict[str, Any]:
+            state = node.state()
+            return state.shown() if state else {}
+
+    return ShowServed
 
 
 def _settings(broker_url: str, queues: Iterable[str], concurrency: int, result_backend: str | None) -> dict[str, Any]:

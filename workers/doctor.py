@@ -13,7 +13,7 @@ from producers.errors import ArgosyError
 from producers.publisher import Publisher
 from results_store.errors import StoreError
 from results_store.store import Store
-from workers import devices, settings
+from workers import declared, devices, presence, settings
 from workers.models import sources
 
 
@@ -45,6 +45,8 @@ def examine(config: Path | None) -> list[Finding]:
     findings.append(
         _looked_at("store", lambda: _store(where), "start a fleet with `argosy up`, or set ARGOSY_STORE_URL")
     )
+    if all(finding.ok for finding in findings[-2:]):
+        findings += [*_nodes(where), *_declared(where, chosen)]
     return findings
 
 
@@ -102,3 +104,29 @@ def _store(where: Connection) -> str:
     with Store(where.store_url) as store:
         jobs = store.jobs(limit=1)
         return f"{masked(where.store_url)}: " + (f"newest job {jobs[0].id}" if jobs else "no jobs yet")
+
+
+def _nodes(where: Connection) -> Iterator[Finding]:
+    """What each worker serves; one that could not take what was declared is a fault."""
+    publisher = Publisher(where.broker_url)
+    try:
+        nodes = presence.nodes(publisher)
+    finally:
+        publisher.close()
+    for node in nodes:
+        failed = [name for name, state in node.models.items() if state.state == "failed"]
+        served = "; ".join(f"{name} {node.served(name)}" for name in node.models)
+        yield Finding(f"worker {node.name}", not failed, served, f"argosy models reload {failed[0]}" if failed else "")
+
+
+def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]:
+    """Where what was declared of a model is not what these settings say."""
+    with Store(where.store_url) as store:
+        declarations = store.declarations.every()
+    for name, declaration in declarations.items():
+        if declaration.settings is None or name not in chosen.models:
+            continue
+        held = declared.with_model(chosen, name, declaration.settings).models[name]
+        if declared.digest(held) != declared.digest(chosen.models[name]):
+            found = "workers have other settings, declared by `argosy models reload`"
+            yield Finding(f"model {name}", False, found, f"note them in fleet.toml, or `argosy models reload {name}`")

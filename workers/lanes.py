@@ -103,3 +103,16 @@ class LaneTurns:
 
     def _virtual(self, queue: str) -> float:
         return max(self._taken.get(queue, 0.0), self._now)
+
+
+class TurnsOf:
+    """Makes the turns of a node's lanes. As JSON, which it becomes with a worker's statistics (for Flower), it is its name."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+
+    def __call__(self) -> LaneTurns:
+        return LaneTurns(self._lanes.weight)
+
+    def __json__(self) -> str:
+        return type(self).__name__

@@ -70,7 +70,7 @@ def list_(config: Path | None) -> None:
         )
         for node in nodes:
             if name in node.models:
-                click.echo(f"    {_served(node, name)}")
+                click.echo(f"    {node.name}: {node.served(name)}")
 
 
 @models.command("reload")
@@ -139,15 +139,3 @@ def _nodes(where: Connection) -> list[NodeState]:
         return []
     finally:
         publisher.close()
-
-
-def _served(node: NodeState, name: str) -> str:
-    state = node.models[name]
-    said = [state.revision]
-    if name not in node.loaded:
-        said.append("not loaded")
-    if state.state == "loading":
-        said.append("another is being loaded")
-    if state.state == "failed":
-        said.append(f"another could not be loaded: {state.error}")
-    return f"{node.name}: {', '.join(said)}"

@@ -296,12 +296,12 @@ class Node:
         if gone and self._batcher:
             self._batcher.cancel(items=gone)
 
-    def _tell(self) -> None:
-        """Say what is served here. Nobody works by it: a broker that is away for a moment is told next time."""
+    def state(self) -> NodeState | None:
+        """What is served here now; None before the start is over."""
         if self._batcher is None or self._reloads is None:
-            return
+            return None
         residence = self._batcher.residence
-        state = NodeState(
+        return NodeState(
             name=self.name,
             device=self.device.name,
             models=dict(self._reloads.states),
@@ -311,8 +311,12 @@ class Node:
             loads=residence.loads,
             unloads=residence.unloads,
         )
-        with suppress(BrokerUnavailable):
-            presence.tell(self._publisher, state)
+
+    def _tell(self) -> None:
+        """Say what is served here. Nobody works by it: a broker that is away for a moment is told next time."""
+        if state := self.state():
+            with suppress(BrokerUnavailable):
+                presence.tell(self._publisher, state)
 
     def _drop_deserted(self, item: Item) -> None:
         logger.info("nobody listens to item %d of job %s any more; it is cancelled", item[1], item[0])

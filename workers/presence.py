@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,6 +35,24 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     budget_bytes: int = 0
     loads: int = 0
     unloads: int = 0
+
+    def served(self, model: str) -> str:
+        """A model's revision, and what else is to be said of it, in a line."""
+        state = self.models[model]
+        said = [state.revision]
+        if model not in self.loaded:
+            said.append("not loaded")
+        if state.state == "loading":
+            said.append("another is being loaded")
+        if state.state == "failed":
+            said.append(f"another could not be loaded: {state.error}")
+        return ", ".join(said)
+
+    def shown(self) -> dict[str, Any]:
+        """What Flower shows of it."""
+        memory = {"bytes": self.resident_bytes, "budget": self.budget_bytes, "loads": self.loads}
+        models = {name: self.served(name) for name in self.models}
+        return {"models": models, "memory": memory} if self.budget_bytes else {"models": models}
 
 
 def tell(publisher: Publisher, state: NodeState) -> None:

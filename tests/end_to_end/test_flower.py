@@ -30,9 +30,10 @@ def fetch(url: str) -> Any:
 
 
 def test_every_envelope_is_seen_with_readable_arguments_and_no_texts(watched: LocalFleet):
-    """Name, model, count, tasks, priority, job and runtime; never what the texts say."""
+    """Name, model, count, tasks, priority, job and runtime; never what the texts say. Of each worker, which revision it serves."""
     secret = "attack at dawn"
     until(lambda: fetch(f"{watched.flower_url}/api/workers?refresh=1"))
+    assert until(lambda: served(watched)).startswith("tests@")
     with Client(watched.broker_url, watched.store_url) as client:
         job = client.submit_many(["echo", "shout"], [f"{secret} {n}" for n in range(130)])
         job.wait(timeout_s=60)
@@ -51,6 +52,15 @@ def test_every_envelope_is_seen_with_readable_arguments_and_no_texts(watched: Lo
         assert job.id in task["args"]
         assert task["runtime"] > 0
     assert secret not in json.dumps(tasks)
+
+
+def served(watched: LocalFleet) -> str:
+    """What Flower says that the worker serves, once it has asked it."""
+    workers = fetch(f"{watched.flower_url}/api/workers?refresh=1") or {}
+    found = [
+        worker["stats"]["models"]["scripted"] for worker in workers.values() if "models" in worker.get("stats", {})
+    ]
+    return str(found[0]) if found else ""
 
 
 def test_flower_listens_on_loopback_and_only_reads(fleets, scripted_settings):

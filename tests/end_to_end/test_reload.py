@@ -140,6 +140,10 @@ def test_a_reload_under_load(rig: Rig) -> None:
     assert max(row.computed_at for row in rows if row.output["version"] == 1) < taken_at
     listed = rig.argosy("models", "list")
     assert listed.count("v2@") == 2
+    environment = {"ARGOSY_BROKER_URL": rig.fleet.broker_url, "ARGOSY_STORE_URL": rig.fleet.store_url}
+    examined = CliRunner(env=environment).invoke(main, ["doctor"]).output
+    assert examined.count("versioned v2@") == 2
+    assert "workers have other settings" in examined, "the file still says v1"
 
 
 @pytest.mark.parametrize(("fails", "why"), [("raise", "this version cannot be loaded"), ("die", "ended 2 times")])
@@ -188,11 +192,11 @@ def test_the_table_of_the_file_is_read_again(rig: Rig) -> None:
     rig.argosy("models", "reload", "versioned", "--config", str(rig.file))
     with Client(rig.fleet.broker_url, rig.fleet.store_url) as client:
         assert client.submit("shout", "now known").result(timeout_s=60)["task"] == "shout"
-        late = client.submit_many("shout", [f"sleep 0.05 late {n}" for n in range(150)])
+        late = client.submit_many("shout", [f"sleep 0.02 late {n}" for n in range(400)])
         some_done(late)
         rig.file.write_text(FLEET.format(folder=newest), encoding="utf-8")
         rig.argosy("models", "reload", "versioned", "--config", str(rig.file))
         late.wait(timeout_s=60)
         ends = Counter(row.error["kind"] if row.error else row.output["task"] for row in late.results())
         assert set(ends) == {"shout", "UnknownTask"}
-        assert sum(ends.values()) == 150
+        assert sum(ends.values()) == 400
