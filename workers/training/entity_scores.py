@@ -15,7 +15,7 @@ from producers.catalogue import Task
 from producers.kinds import KINDS
 from producers.kinds.text import TokenClassificationParams
 from workers.models.text import TextModel
-from workers.training import features, teacher
+from workers.training import batches, features, teacher
 from workers.training.teacher import Entity, Marked
 
 TASK = "entities"
@@ -45,7 +45,7 @@ def found_by(model: TextModel, texts: Sequence[str], params: TokenClassification
     task = model.spec.tasks[TASK]
     rows = [model.prepare(text, {TASK: params}) for text in texts]
     answers: list[list[Entity]] = [[] for _ in texts]
-    for places in features.by_length(rows):
+    for places in batches.by_length(rows):
         wanted = {TASK: np.arange(len(places))}
         outputs = model.forward(model.collate([rows[place] for place in places]), wanted)[TASK]
         for place, output in zip(places, outputs, strict=True):
@@ -79,7 +79,7 @@ def _all(entities: Sequence[Sequence[Entity]], typed: bool) -> set[tuple[int, in
 
 def show(articles: Sequence[Marked], cache: Path, console: Console, heads: Path | None = None) -> None:
     """Print the scores. `articles` are what the teacher marked in held-out news."""
-    model = features.text_model(cache, {TASK: Task(TASK, KINDS["token-classification"], "text")}, heads)
+    model = features.text_model(cache, {TASK: Task(TASK, KINDS["token-classification"], "text", "")}, heads)
     table = Table("judged on", "texts", "entities", "by", "F1", "F1 without types")
     for name, marked in (("news, as the teacher marked it", articles), ("sentences, as a person marked them", gold())):
         texts = [one.text for one in marked]
