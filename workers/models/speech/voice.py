@@ -58,7 +58,7 @@ def loudness(samples: Samples) -> Samples:
         return np.zeros(0, np.float32)
     level = np.sqrt(np.mean(frames**2, axis=1))
     loudest = float(np.quantile(level, 0.95))
-    return (level > max(_SILENCE, loudest / _LOUDEST_OVER_SPEECH)).astype(np.float32)
+    return np.asarray(level > max(_SILENCE, loudest / _LOUDEST_OVER_SPEECH), dtype=np.float32)
 
 
 def spans(likely: Samples, length: int) -> list[Span]:
@@ -68,9 +68,11 @@ def spans(likely: Samples, length: int) -> list[Span]:
     start = quiet_since = -1
     for n, probability in enumerate(likely):
         at = n * FRAME
-        if probability >= _BEGINS:
-            start, quiet_since = (at if start < 0 else start), -1
-        elif start >= 0 and probability < _GOES_ON:
+        if probability >= _BEGINS and start < 0:
+            start = at
+        elif probability >= _GOES_ON:
+            quiet_since = -1
+        elif start >= 0:
             quiet_since = at if quiet_since < 0 else quiet_since
             if at + FRAME - quiet_since >= pause:
                 found.append(Span(start, quiet_since))
@@ -163,7 +165,7 @@ class Silero:
         hidden = np.sqrt(waves[..., :_BINS] ** 2 + waves[..., _BINS:] ** 2).astype(np.float32)
         for number, stride in ((1, 1), (2, 2), (3, 2), (4, 1)):
             hidden = self._convolved(hidden, f"conv{number}", stride)
-        return hidden[:, 0]
+        return np.asarray(hidden[:, 0])
 
     def _convolved(self, hidden: Samples, name: str, stride: int) -> Samples:
         """Convolve over time, `(frames, time, channels)`: three steps wide, with zeros around."""
@@ -171,7 +173,7 @@ class Silero:
         parts = np.lib.stride_tricks.sliding_window_view(padded, 3, axis=1)[:, ::stride]
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         out = parts.reshape(*parts.shape[:2], -1) @ weight.reshape(len(weight), -1).T + bias
-        return np.maximum(out, 0.0, dtype=np.float32)
+        return np.asarray(np.maximum(out, 0.0), dtype=np.float32)
 
     def _recurrent(self, encoded: Samples) -> Samples:
         """Run the cell (an LSTM) over the frames; return each one's probability."""
