@@ -43,14 +43,20 @@ def test_the_readme_can_be_followed(reader: Reader, pulled_models: object) -> No
     reader.follow(ROOT / "docs" / "steps.md")
     assert re.search(r"^0 vector succeeded", reader.said[-1], re.MULTILINE)
     assert re.search(r"^1 vector skipped 'mood' gave nothing for it", reader.said[-1], re.MULTILINE)
+    reader.follow(ROOT / "docs" / "explanations.md")
+    why = "\n".join(reader.said)
+    assert re.search(r"^negative 0\.9", why, re.MULTILINE)
+    assert re.search(r"^\+\d\.\d\d  waste", why, re.MULTILINE)
 
 
 @pytest.mark.timeout(300)
 def test_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
-    """docs/models.md, followed to the letter, ends with two answers of the reader's own class."""
+    """docs/models.md, followed to the letter, ends with two answers of the reader's own class, and with new weights for it."""
     reader.follow(ROOT / "docs" / "models.md")
-    assert "'label': 'easy'" in reader.said[-1].splitlines()[0]
-    assert "'label': 'hard'" in reader.said[-1].splitlines()[1]
+    *_, answers, reloaded = reader.said
+    assert "'label': 'easy'" in answers.splitlines()[0]
+    assert "'label': 'hard'" in answers.splitlines()[1]
+    assert re.search("worker.*: weights-2@|argosy-cpu.*: weights-2@", reloaded)
 
 
 @pytest.mark.timeout(300)

@@ -110,6 +110,38 @@ def test_company_changes_nothing(fused: Served, digits: Mapping[int, list[bytes]
     assert len(fused.model.collate(rows)["pixels"]) == 2, "an image of which two things are said is seen once"
 
 
+def test_answers_are_those_of_plain_transformers(
+    fused: Served, digits: Mapping[int, list[bytes]], pulled_models: Mapping[str, Pulled]
+) -> None:
+    """Two networks of transformers and the head, as one writes it by hand."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoModelForImageClassification, AutoTokenizer
+
+    from workers.models import head, pixels
+    from workers.models.fused_network import FusedHead
+
+    text, vision = (pulled_models[role].folder for role in ("text", "vision"))
+    tensors = load_file(BUNDLED / "fused" / head.FILE)
+    plain = FusedHead.of_shape(tensors).eval()
+    plain.load_state_dict(tensors)
+    mean, std = (torch.tensor(own).view(1, 3, 1, 1) for own in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    items = [(f"this is a {digit}", digits[digit][1]) for digit in (1, 6, 9)]
+    found = fused.ask("holds", [{"text": said, "image": image} for said, image in items])
+    encoder = AutoModel.from_pretrained(text).eval()
+    network = AutoModelForImageClassification.from_pretrained(vision).mobilenet_v2.eval()
+    for (said, image), answers in zip(items, found, strict=True):
+        encoded = AutoTokenizer.from_pretrained(text)(said, return_tensors="pt")
+        values = torch.from_numpy(pixels.decode(image).copy()).permute(2, 0, 1).unsqueeze(0) / 255
+        with torch.inference_mode():
+            tokens = encoder(**encoded).last_hidden_state
+            places = network((values - mean) / std).last_hidden_state.flatten(2).transpose(1, 2)
+            scores = plain(tokens, encoded["attention_mask"].bool(), plain.seen(places))[0].softmax(-1).tolist()
+        assert {one["answer"]: one["score"] for one in answers} == pytest.approx(
+            dict(zip(("false", "true"), scores, strict=True)), abs=2e-5
+        )
+
+
 @pytest.mark.parametrize(
     ("value", "error", "problem"),
     [
