@@ -1,0 +1,120 @@
+"""Videos and sensors through a whole fleet: by bytes, by path, out of folders and files, in the database."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from producers import Client
+from producers.catalogue import Catalogue
+from producers.errors import InvalidInput, ItemFailed
+from tests import videos
+from workers import settings
+from workers.fleet import LocalFleet
+from workers.models import sources
+from workers.training import series
+
+SETTINGS = """
+[worker]
+models = ["video", "motion"]
+tune_at_start = false
+
+[limits]
+allowed_roots = ["{folder}"]
+
+[models.video.tasks]
+camera-motion = "video-classification"
+video-embedding = "video-feature-extraction"
+
+[models.motion.tasks]
+motion = "time-series-classification"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, pulled_models: object) -> Path:
+    """Settings, and a folder of videos of which one is none."""
+    folder = tmp_path_factory.mktemp("moving")
+    (folder / "fleet.toml").write_text(SETTINGS.format(folder=folder), encoding="utf-8")
+    source = sources.parse(settings.load(environment={}).models["video"].source, where="models.video.source")
+    sources.pull(source, sources.cache_folder())
+    (folder / "clips").mkdir()
+    for number in range(3):
+        (folder / "clips" / f"{number}.mp4").write_bytes(videos.file(videos.moving(20, 64, 48, number)))
+    (folder / "clips" / "broken.mp4").write_bytes(b"no video")
+    (folder / "clips" / "notes.txt").write_text("no clip", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fleet(folder: Path) -> Iterator[LocalFleet]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
+        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
+            yield fleet
+
+
+@pytest.fixture
+def client(fleet: LocalFleet, folder: Path) -> Iterator[Client]:
+    catalogue = Catalogue.from_toml(folder / "fleet.toml")
+    with Client(fleet.broker_url, fleet.store_url, catalogue=catalogue) as client:
+        yield client
+
+
+def test_a_video_by_its_bytes_and_by_its_path(client: Client, folder: Path) -> None:
+    """Two tasks of one pass; the same answer whether the file travels or lies where the worker reads it."""
+    path = folder / "clips" / "0.mp4"
+    tasks = ["camera-motion", "video-embedding"]
+    handles = [client.submit(tasks, given) for given in (path.read_bytes(), path)]
+    for handle in handles:
+        handle.result(timeout_s=120)
+    sent, named = ({row.task: row for row in handle.results()} for handle in handles)
+    assert len(sent["video-embedding"].vector or b"") == 4 * 1280
+    assert sent["camera-motion"].output == named["camera-motion"].output
+    assert sent["camera-motion"].batch == sent["video-embedding"].batch
+    with pytest.raises(ItemFailed, match="not a whole video"):
+        client.submit("camera-motion", b"no video").result(timeout_s=60)
+
+
+def test_a_folder_of_videos_goes_through_the_command(fleet: LocalFleet, folder: Path) -> None:
+    """Its videos and nothing else; the broken one fails alone."""
+    environment = os.environ | {
+        "ARGOSY_FLEET": str(folder / "fleet.toml"),
+        "ARGOSY_BROKER_URL": fleet.broker_url,
+        "ARGOSY_STORE_URL": fleet.store_url,
+    }
+
+    def argosy(*arguments: str) -> str:
+        command = [str(Path(sys.executable).parent / "argosy"), *arguments]
+        ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode in (0, 1), ran.stderr
+        return ran.stdout
+
+    job = argosy("submit", "clips/", "--task", "camera-motion", "--watch").split()[-1]
+    rows = {row["key"]: row for row in map(json.loads, argosy("results", job).splitlines())}
+    assert {key: row["state"] for key, row in rows.items()} == {
+        "0.mp4": "succeeded",
+        "1.mp4": "succeeded",
+        "2.mp4": "succeeded",
+        "broken.mp4": "failed",
+    }
+    assert rows["broken.mp4"]["error"]["kind"] == "InvalidInput"
+
+
+def test_series_by_channels_and_by_name(client: Client) -> None:
+    """As lists, and as an object of them; what is wrong is known before anything is sent."""
+    recordings = series.basic_motions(sources.cache_folder()).held_out[::8]
+    inputs = [values.T.tolist() for values, _ in recordings]
+    inputs[0] = dict(zip(series.WATCH, inputs[0], strict=True))
+    job = client.submit_many("motion", inputs)
+    assert job.wait(timeout_s=60).succeeded == len(inputs)
+    best = {row.seq: row.output[0]["label"] for row in job.results()}
+    assert [best[seq] for seq in range(len(inputs))] == [label for _, label in recordings]
+    with pytest.raises(InvalidInput, match=r"\.1: has 2 values, and channel 0 has 3"):
+        client.submit("motion", [[1, 2, 3], [1, 2]])
