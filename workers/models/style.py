@@ -52,7 +52,7 @@ class StyleModel(Model):
         arrays: Arrays = {"pixels": picture_rows.read(content, most_pixels=longest**2, longest_side=longest)}
         chosen, refused = read_for_each(params, lambda _, own: self._chosen(own))
         for task, (style, strength) in chosen.items():
-            arrays[f"wanted/{task}"] = np.array([style, strength], dtype=np.float32)
+            arrays[f"chosen/{task}"] = np.array([style, strength], dtype=np.float32)
         size = picture_rows.squares(arrays["pixels"]) * len(chosen)
         return Prepared(arrays, size, digest(arrays), refused)
 
@@ -66,7 +66,7 @@ class StyleModel(Model):
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         none = np.zeros(2, dtype=np.float32)
         chosen = {
-            f"wanted/{task}": np.stack([row.arrays.get(f"wanted/{task}", none) for row in rows])
+            f"chosen/{task}": np.stack([row.arrays.get(f"chosen/{task}", none) for row in rows])
             for task in self.spec.tasks
         }
         return picture_rows.collate(rows) | chosen
@@ -108,7 +108,7 @@ class StyleModel(Model):
                     places = [place for place, row in enumerate(rows) if row in own]
                     if places:
                         chosen = [rows[place] for place in places]
-                        styled = self._styled(pictures[places], arrays[f"wanted/{task}"][chosen])
+                        styled = self._styled(pictures[places], arrays[f"chosen/{task}"][chosen])
                         outputs[task].update(zip(chosen, styled, strict=True))
         return {task: picture_rows.packed([outputs[task][int(row)] for row in own]) for task, own in wanted.items()}
 
