@@ -51,13 +51,13 @@ def test_everybody_is_served_within_the_promise(wanted: list[tuple[int, int]], p
     line = [Stander(n, urgency, needs) for n, (urgency, needs) in enumerate(wanted)]
     first = len(line)
     numbers = first
+    most = rota.PATIENCE_STEPS + (first + places) * rota.TURN_STEPS  # of all that wait at first: later ones are fewer
     while any(one.number < first for one in line):
         while sum(one.number >= first for one in line) < places:
             line.append(Stander(numbers, urgency=0, needs=5))
             numbers += 1
         chosen = rota.choose(line, places)
         assert len(chosen) == min(places, len(line))
-        most = rota.PATIENCE_STEPS + len(line) * rota.TURN_STEPS
         assert all(one.waited <= most for one in line)
         line = [one for one in line if one.steps < one.needs]
 
