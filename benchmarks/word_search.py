@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 from collections import Counter, defaultdict
@@ -25,7 +26,7 @@ class WordSearch:
 
     def best(self, query: str, count: int) -> list[int]:
         """Return the places of the texts that fit a query best."""
-        scores: Counter[int] = Counter()
+        scores: defaultdict[int, float] = defaultdict(float)
         for word in _WORD.findall(query.lower()):
             found = self._where.get(word, ())
             rarity = math.log(1 + (len(self._sizes) - len(found) + 0.5) / (len(found) + 0.5))
@@ -33,4 +34,4 @@ class WordSearch:
                 scores[place] += (
                     rarity * times * (_K + 1) / (times + _K * (1 - _B + _B * self._sizes[place] / self._mean))
                 )
-        return [place for place, _ in scores.most_common(count)]
+        return heapq.nlargest(count, scores, key=lambda place: scores[place])

@@ -94,12 +94,12 @@ TABLES: Mapping[str, Callable[[], Table]] = {"biopsies": breast_cancer, "phishin
 
 def held_out(table: Table) -> Table:
     """Return the rows of a table that `train` does not learn from, and judges itself on."""
-    _, held = _split(table.labels)
+    _, held = _split(table.labels, SEED)
     return Table(table.name, [table.rows[n] for n in held], [table.labels[n] for n in held])
 
 
-def _split(labels: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    known, held = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=SEED, stratify=labels)
+def _split(labels: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    known, held = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=seed, stratify=labels)
     return known, held
 
 
@@ -128,29 +128,63 @@ def _cell(value: str | None) -> float | str | None:
 
 def train(table: Table, out: Path) -> Score:
     """Write the model of a table, with its card, into the folder `out`, and return how it does on held-out rows."""
-    if len(set(table.labels)) < 2 or min(Counter(table.labels).values()) < 2 * _FOLDS:
-        raise ConfigurationError(f"{table.name}: needs two labels or more, and {2 * _FOLDS} rows of each")
-    labels = tuple(sorted(set(table.labels)))
-    wanted = np.array([labels.index(label) for label in table.labels])
-    known, held = _split(table.labels)
-    columns = tuple(_column(name, [table.rows[n][name] for n in known]) for name in table.rows[0])
-    encoded = np.array([_encoded(columns, row) for row in table.rows])
-    strength = _strength(encoded[known], wanted[known])
-    temperature = _temperature(encoded[known], wanted[known], strength)
-    weight, bias = _weights(_fit(encoded[known], wanted[known], strength), temperature)
-    score = _score(softmax(encoded[held] @ weight.T + bias, axis=1), wanted[held])
+    fitted = _Fitted.to(table, SEED)
+    weight, bias = fitted.calibrated
+    score = fitted.score(weight, bias)
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {"weight": weight, "bias": bias, "average": encoded[known].mean(axis=0)}
+    tensors = {"weight": weight, "bias": bias, "average": fitted.encoded[fitted.known].mean(axis=0)}
     about = {
         "format": FORMAT,
-        "columns": msgspec.json.encode(columns).decode(),
-        "labels": json.dumps(labels),
-        "trained_on": f"{table.name}, {len(known)} rows",
+        "columns": msgspec.json.encode(fitted.columns).decode(),
+        "labels": json.dumps(fitted.labels),
+        "trained_on": f"{table.name}, {len(fitted.known)} rows",
         "held_out": msgspec.json.encode(score).decode(),
     }
     save_file({name: tensor.astype(np.float32) for name, tensor in tensors.items()}, out / FILE, about)
     (out / FILE).chmod(0o644)  # safetensors writes for the owner alone; a worker may be somebody else
     return score
+
+
+def judge(table: Table, seed: int) -> tuple[Score, Score]:
+    """Return how a model does that learns from other rows than `train`'s, and how it would without the calibration."""
+    fitted = _Fitted.to(table, seed)
+    return fitted.score(*fitted.calibrated), fitted.score(*fitted.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """What was learnt of the `known` rows of a table: weights as they were fitted, and what they are to be divided by."""
+
+    labels: tuple[str, ...]
+    columns: tuple[Column, ...]
+    encoded: Values
+    wanted: NDArray[np.int64]
+    known: NDArray[np.int64]
+    held: NDArray[np.int64]
+    weights: tuple[Values, Values]
+    temperature: float
+
+    @classmethod
+    def to(cls, table: Table, seed: int) -> _Fitted:
+        if len(set(table.labels)) < 2 or min(Counter(table.labels).values()) < 2 * _FOLDS:
+            raise ConfigurationError(f"{table.name}: needs two labels or more, and {2 * _FOLDS} rows of each")
+        labels = tuple(sorted(set(table.labels)))
+        wanted = np.array([labels.index(label) for label in table.labels])
+        known, held = _split(table.labels, seed)
+        columns = tuple(_column(name, [table.rows[n][name] for n in known]) for name in table.rows[0])
+        encoded = np.array([_encoded(columns, row) for row in table.rows])
+        strength = _strength(encoded[known], wanted[known])
+        temperature = _temperature(encoded[known], wanted[known], strength)
+        weights = _weights(_fit(encoded[known], wanted[known], strength), 1.0)
+        return cls(labels, columns, encoded, wanted, known, held, weights, temperature)
+
+    @property
+    def calibrated(self) -> tuple[Values, Values]:
+        weight, bias = self.weights
+        return weight / self.temperature, bias / self.temperature
+
+    def score(self, weight: Values, bias: Values) -> Score:
+        return _score(softmax(self.encoded[self.held] @ weight.T + bias, axis=1), self.wanted[self.held])
 
 
 def _column(name: str, values: Sequence[float | str | None]) -> Column:
