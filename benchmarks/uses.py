@@ -45,6 +45,7 @@ INTENTS = {  # labels as in docs/recipes/answers.md, by page
 FLEET = """
 [worker]
 models = {models}
+tune_at_start = {tune}
 [models.text.tasks]
 handbook = "passage-retrieval"
 news = "passage-retrieval"
@@ -240,11 +241,11 @@ PARTS: Mapping[str, Callable[[Uses], Figures]] = {
 
 
 @contextmanager
-def uses(parts: Sequence[str]) -> Iterator[Uses]:
+def uses(parts: Sequence[str], *, tune: bool) -> Iterator[Uses]:
     with tempfile.TemporaryDirectory(prefix="argosy-uses-") as folder:
         file = Path(folder) / "fleet.toml"
         models = ["text", "chat"] if "answers" in parts else ["text"]
-        file.write_text(FLEET.format(models=models, folder=folder), encoding="utf-8")
+        file.write_text(FLEET.format(models=models, folder=folder, tune=str(tune).lower()), encoding="utf-8")
         with (
             convention.fleet(settings.load(file), config=file) as fleet,
             Client(fleet.broker_url, fleet.store_url, catalogue=Catalogue.from_toml(file)) as client,
@@ -258,7 +259,7 @@ def main() -> None:
     given = parser.parse_args()
     parts = given.only or (["handbook", "intents"] if given.quick else list(PARTS))
     figures: Figures = {}
-    with uses(parts) as fleet:
+    with uses(parts, tune=not given.quick) as fleet:
         for part in parts:
             convention.progress(part)
             figures |= {name: round(value, 4) for name, value in PARTS[part](fleet).items()}
