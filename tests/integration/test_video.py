@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +20,7 @@ from tests.serving import TOLERANCE, Served, answered, assert_alike
 from workers.models import sources
 from workers.models.model import ModelSpec
 from workers.models.sources import Pulled
-from workers.models.video.model import NUM_FRAMES, VideoModel
+from workers.models.video.model import NUM_FRAMES, VideoModel, centre
 from workers.training import camera, data
 from workers.training import video as training
 from workers.training.camera import Scene
@@ -58,42 +59,34 @@ def test_it_knows_what_it_has_not_seen(served: Served, clips: list[tuple[bytes, 
     assert sum(right) >= 0.8 * len(clips)
     random = np.random.default_rng(0)
     disorder = []
-    for file, _ in clips:
+    for file, _ in clips[:5]:
         whole = videos.plain(file)
         disorder.append(videos.file([whole[place] for place in random.permutation(len(whole))]))
     shuffled = served.ask("camera-motion", disorder, top_k=1)
-    still_right = [answer[0]["label"] == label for answer, (_, label) in zip(shuffled, clips, strict=True)]
-    assert sum(still_right) <= 0.5 * len(clips)
+    still_right = [answer[0]["label"] == label for answer, (_, label) in zip(shuffled, clips, strict=False)]
+    assert sum(still_right) <= 2
 
 
 def test_the_answer_is_that_of_a_plain_loop(served: Served, clips: list[tuple[bytes, str]]) -> None:
-    """PyAV, the frames' middle, the backbone, the head: by hand, one video after the other."""
+    """All frames decoded, every second one cut to its middle, the backbone, the head: by hand, one video after the other."""
     import torch
 
     from workers.models.video.network import VideoEncoder, load_head
 
     network = VideoEncoder(served.model.spec.folder, {"map", "pooled"}).eval()
     head = load_head(sources.BUNDLED / "camera-motion" / "head.safetensors").eval()
-    files = [file for file, _ in clips[:3]]
+    files = [file for file, _ in clips[:2]]
     answers = served.ask("camera-motion", files, top_k=None)
     vectors = served.ask("video-embedding", files, normalize=False)
     for file, answer, vector in zip(files, answers, vectors, strict=True):
-        pixels = np.stack([by_hand(frame) for frame in videos.plain(file)[::2]])
+        with av.open(io.BytesIO(file), "r") as container:
+            pixels = np.stack([centre(frame) for frame in list(container.decode(video=0))[::2]])
         with torch.inference_mode():
             features = network(torch.from_numpy(pixels))
-            scores = head({**features, "lengths": torch.tensor([NUM_FRAMES])}).softmax(-1)[0]
-        # one scales in FFmpeg, the other in Pillow: the pixels differ by a shade
-        assert answer[0]["label"] == camera.LABELS[int(scores.argmax())]
-        theirs = features["pooled"].mean(0).numpy()
-        assert vector @ theirs / np.linalg.norm(vector) / np.linalg.norm(theirs) > 0.99
-
-
-def by_hand(frame: Any) -> Any:
-    image = Image.fromarray(frame)
-    scale = 176 / min(image.size)
-    scaled = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BOX)
-    left, top = (scaled.width - 160) // 2, (scaled.height - 160) // 2
-    return np.asarray(scaled.crop((left, top, left + 160, top + 160)))
+            scores = head({**features, "lengths": torch.tensor([NUM_FRAMES])}).softmax(-1)[0].tolist()
+        by_label = {one["label"]: one["score"] for one in answer}
+        assert by_label == pytest.approx(dict(zip(camera.LABELS, scores, strict=True)), abs=TOLERANCE)
+        np.testing.assert_allclose(vector, features["pooled"].mean(0).numpy(), atol=TOLERANCE)
 
 
 def test_neighbours_do_not_change_an_answer(served: Served, clips: list[tuple[bytes, str]]) -> None:
@@ -122,7 +115,8 @@ def test_neighbours_do_not_change_an_answer(served: Served, clips: list[tuple[by
 
 def test_every_sort_of_video(served: Served) -> None:
     """A single frame stands still, a GIF counts, a frame of odd sides too."""
-    one = videos.file(videos.moving(1, 64, 48))
+    still = Image.open(data.pull("photographs", sources.cache_folder()) / "astronaut.png").convert("RGB")
+    one = videos.file([np.asarray(still.resize((256, 256)))])
     odd = videos.file(videos.moving(12, 35, 61), "webm", "libvpx-vp9")
     photo = Image.effect_noise((90, 70), 80).convert("RGB").resize((300, 200), Image.Resampling.BICUBIC)
     frames = [photo.crop((60 - shift, 20, 220 - shift, 180)) for shift in range(0, 48, 3)]
@@ -153,7 +147,7 @@ def test_what_is_wrong_is_named(served: Served, pulled_models: Mapping[str, Pull
 
 def test_a_head_of_ones_own(pulled_models: Mapping[str, Pulled], tmp_path: Path) -> None:
     """A folder of clips for each label is all it takes."""
-    for number in range(6):
+    for number in range(5):
         for label, step in (("grows", 1), ("shrinks", -1)):
             path = tmp_path / "clips" / label / f"{number}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
