@@ -136,6 +136,14 @@ class GenerationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         at_least("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
 
 
+class TranslationParams(GenerationParams, frozen=True, forbid_unknown_fields=True):
+    """From `src_lang` into `tgt_lang`, by the names that the tokens of a model of many languages have for them (``eng_Latn``); null, for a
+    model of one pair or of its own defaults."""
+
+    src_lang: str | None = None
+    tgt_lang: str | None = None
+
+
 class Entity(msgspec.Struct, frozen=True, omit_defaults=True):
     """A stretch of the text, characters `start` to `end`, and what it is: `entity_group`, or with the strategy "none" the
     `entity` of the token with that `index`."""
@@ -197,6 +205,6 @@ TEXT_KINDS = (
         "how alike sentences are to a sentence",
     ),
     Kind("summarization", "text", GenerationParams, MadeText, "a shorter text"),
-    Kind("translation", "text", GenerationParams, MadeText, "the text in another language"),
+    Kind("translation", "text", TranslationParams, MadeText, "the text in another language"),
     Kind("text2text-generation", "text", GenerationParams, MadeText, "a text made of a text"),
 )

@@ -88,3 +88,67 @@ def test_what_cannot_be_read_is_refused(made: Made) -> None:
     assert served.refusal("short", " ").field == "input"
     with pytest.raises(ConfigurationError, match="does not make texts of texts"):
         Served(made(tiny.bert, "BertModel"), {"short": "summarization"}).load()
+
+
+@pytest.fixture(scope="module")
+def of_many_languages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BART whose texts begin with a language and end with </s>, as those of NLLB and mBART-50 do."""
+    import torch
+    import transformers
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    folder = tmp_path_factory.mktemp("many")
+    size = tiny.byte_level(folder, max_tokens=128)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    names = ["deu_Latn", "eng_Latn", "fra_Latn"]
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
+    marks = [(name, tokenizer.token_to_id(name)) for name in ("eng_Latn", "</s>")]
+    tokenizer.post_processor = TemplateProcessing(single="eng_Latn $A </s>", special_tokens=marks)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=128
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(3)
+    end, pad = (tokenizer.token_to_id(mark) for mark in ("</s>", "<pad>"))
+    config = transformers.BartConfig(
+        vocab_size=size + len(names), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=128,
+        eos_token_id=end, pad_token_id=pad, bos_token_id=0, decoder_start_token_id=end, forced_eos_token_id=None,
+    )  # fmt: skip
+    transformers.BartForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def test_languages_are_what_a_text_begins_with_and_what_is_written_first(of_many_languages: Path) -> None:
+    """One batch from and into several; each is what plain `generate` makes with those tokens, alone."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    served = Served(of_many_languages, {"into": "translation"}).load()
+    tokenizer = AutoTokenizer.from_pretrained(of_many_languages)
+    network = AutoModelForSeq2SeqLM.from_pretrained(of_many_languages).eval()
+    ways = [("eng_Latn", "fra_Latn"), ("deu_Latn", "fra_Latn"), ("fra_Latn", "deu_Latn")]
+    items, expected = [], []
+    for (source, target), text in zip(ways, TEXTS, strict=True):
+        asked = {"src_lang": source, "tgt_lang": target, "max_new_tokens": 8, "no_repeat_ngram_size": 2}
+        own = {"into": served.catalogue.check_params(served.task("into"), asked, field="params")}
+        items.append((served.content("into", text), own))
+        encoded = tokenizer(text, return_tensors="pt")
+        encoded.pop("token_type_ids", None)
+        assert tokenizer.convert_ids_to_tokens(int(encoded["input_ids"][0, 0])) == "eng_Latn"
+        encoded["input_ids"][0, 0] = tokenizer.convert_tokens_to_ids(source)
+        first = tokenizer.convert_tokens_to_ids(target)
+        [made] = network.generate(
+            **encoded, do_sample=False, max_new_tokens=8, no_repeat_ngram_size=2, forced_bos_token_id=first
+        )
+        expected.append({"text": tokenizer.decode(made, skip_special_tokens=True)})
+    assert [one["into"] for one in answered(served.model, items)] == expected
+
+
+def test_a_language_that_the_model_lacks_is_refused(of_many_languages: Path, made: Made) -> None:
+    served = Served(of_many_languages, {"into": "translation"}).load()
+    error = served.refusal("into", TEXTS[0], tgt_lang="xyz")
+    assert (error.field, "deu_Latn" in str(error)) == ("params.tgt_lang", True)
+    assert served.refusal("into", TEXTS[0], src_lang="</s>").field == "params.src_lang"
+    one_pair = Served(made(tiny.t5), {"into": "translation"}).load()
+    assert one_pair.refusal("into", TEXTS[0], tgt_lang="fra_Latn").field == "params.tgt_lang"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +20,9 @@ from workers.training import batches, features, teacher
 from workers.training.teacher import Entity, Marked
 
 TASK = "entities"
+
+_STRATEGIES: tuple[Literal["simple", "first", "average", "max"], ...] = ("simple", "first", "average", "max")
+_BATCH_TOKENS = 2_048
 
 _MARK = re.compile(r"\[([^|\]]+)\|([A-Z]+)\]")
 _CAPITALISED = re.compile(r"\b[A-Z][\w&'-]*(?: [A-Z][\w&'-]*)*")
@@ -40,17 +44,20 @@ def _unmarked(line: str) -> Marked:
     return Marked(text + line[rest:], tuple(entities))
 
 
-def found_by(model: TextModel, texts: Sequence[str], params: TokenClassificationParams) -> list[list[Entity]]:
-    """Return the model's entities of each text, by prepare, collate, forward and finish."""
+def found_by(
+    model: TextModel, texts: Sequence[str], strategies: Sequence[TokenClassificationParams]
+) -> list[list[list[Entity]]]:
+    """Return for each strategy the model's entities of each text, by prepare, collate, forward and finish; the pass is one."""
     task = model.spec.tasks[TASK]
-    rows = [model.prepare(text, {TASK: params}) for text in texts]
-    answers: list[list[Entity]] = [[] for _ in texts]
-    for places in batches.by_length(rows):
+    rows = [model.prepare(text, {TASK: strategies[0]}) for text in texts]
+    answers: list[list[list[Entity]]] = [[[] for _ in texts] for _ in strategies]
+    for places in batches.by_size([row.size for row in rows], _BATCH_TOKENS):
         wanted = {TASK: np.arange(len(places))}
         outputs = model.forward(model.collate([rows[place] for place in places]), wanted)[TASK]
         for place, output in zip(places, outputs, strict=True):
-            entities = model.finish_item(task, output, params, rows[place])
-            answers[place] = [Entity(one["start"], one["end"], one["entity_group"]) for one in entities]
+            for own, params in zip(answers, strategies, strict=True):
+                entities = model.finish_item(task, output, params, rows[place])
+                own[place] = [Entity(one["start"], one["end"], one["entity_group"]) for one in entities]
     return answers
 
 
@@ -84,11 +91,9 @@ def show(articles: Sequence[Marked], cache: Path, console: Console, heads: Path 
     for name, marked in (("news, as the teacher marked it", articles), ("sentences, as a person marked them", gold())):
         texts = [one.text for one in marked]
         count = sum(len(one.entities) for one in marked)
-        answers = {
-            strategy: found_by(model, texts, TokenClassificationParams(strategy))
-            for strategy in ("simple", "first", "average", "max")
-        }
-        answers |= {"capitalised words": capitalised(texts)}
+        by_strategy = found_by(model, texts, [TokenClassificationParams(strategy) for strategy in _STRATEGIES])
+        answers: dict[str, list[list[Entity]]] = {**dict(zip(_STRATEGIES, by_strategy, strict=True))}
+        answers["capitalised words"] = capitalised(texts)
         if name.startswith("sentences"):
             answers["the teacher"] = [list(one.entities) for one in teacher.mark(texts, cache)]
         for by, found in answers.items():

@@ -55,12 +55,44 @@ class Writing(TextReader):
                 )
         self.encode(content)  # an empty text must not pass for the prefix before it
         prefix = self.options.get("prefix", {}).get(self.task.name, "")
-        return Reading((self.one(f"{prefix}{content}", params),))
+        sequence = self.one(f"{prefix}{content}", params)
+        for name in ("src_lang", "tgt_lang"):
+            if language := getattr(params, name, None):
+                self._language(language, f"params.{name}")
+        if language := getattr(params, "src_lang", None):
+            sequence = sequence._replace(ids=self._from_language(sequence.ids, language))
+        return Reading((sequence,))
+
+    def _language(self, name: str, field: str) -> int:
+        """Return the token that stands for a language. Raises InvalidInput."""
+        found = self._languages.get(name)
+        if found is None:
+            known = ", ".join(sorted(self._languages)[:5]) or "none"
+            raise InvalidInput(field, f"the model has no language {name!r}", f"its languages: {known} …")
+        return found
+
+    @cached_property
+    def _languages(self) -> dict[str, int]:
+        """The special tokens that have no other role: in a model of many languages, these."""
+        tokenizing = self.tokenizing
+        others = {tokenizing.token(f"{role}_token") for role in ("bos", "eos", "unk", "pad", "mask", "sep", "cls")}
+        added = tokenizing.tokenizer.get_added_tokens_decoder()
+        return {one.content: number for number, one in added.items() if one.special and one.content not in others}
+
+    def _from_language(self, ids: Array, language: str) -> Array:
+        """Put the token of a language where the tokenizer puts that of its default one (Liu et al., 2020: mBART)."""
+        place = np.isin(ids, list(self._languages.values()))
+        if place.sum() != 1:
+            raise InvalidInput("params.src_lang", "the model's texts have no language", "leave it out")
+        return np.where(place, self._language(language, "params.src_lang"), ids).astype(ids.dtype)
 
     def settings(self, params: msgspec.Struct) -> dict[str, Any]:
         """Return what `generate` is told: what was asked for, and a length where neither that nor the checkpoint has one."""
         asked = msgspec.structs.asdict(params)
         del asked["truncation"]
+        asked.pop("src_lang", None)
+        if target := asked.pop("tgt_lang", None):
+            asked["forced_bos_token_id"] = self._language(target, "params.tgt_lang")
         settings = {name: value for name, value in asked.items() if value is not None}
         own = self.checkpoint.read_if_there("generation_config.json")
         lengths = (settings.get("max_new_tokens"), own.get("max_new_tokens"), own.get("max_length", _UNSET_LENGTH))
