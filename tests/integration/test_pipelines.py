@@ -13,7 +13,7 @@ from sqlalchemy import select
 from producers import InvalidInput, Pipeline
 from producers.catalogue import KINDS, Catalogue, Task
 from producers.errors import InputUnavailable
-from producers.messages import DerivedInput, Envelope, InlineBytes, Item, decode, decode_bytes
+from producers.messages import DerivedInput, Envelope, InlineBytes, Item, Message, MessagesInput, decode, decode_bytes
 from producers.packing import Intake, Parcel, seal
 from producers.pipelines.following import follow
 from producers.pipelines.pipeline import first_request
@@ -31,6 +31,8 @@ TASKS = {
     "topic": "text-classification",
     "things": "object-detection",
     "animal": "image-classification",
+    "find": "passage-retrieval",
+    "chat": "text-generation",
 }
 CATALOGUE = Catalogue({name: Task(name, KINDS[kind], "m", "") for name, kind in TASKS.items()})
 JOB = "0" * 26
@@ -42,6 +44,10 @@ JOINED = (
     .step("mood", task="sentiment")
     .step("about", task="topic")
     .step("both", task="sentiment", of=["mood", "about"])
+)
+ANSWERED = Pipeline().step("found", task="find")
+ANSWERED.step(
+    "answer", task="chat", of="found", take="prompt", options={"template": "{texts} Q: {input}", "min_score": 0.5}
 )
 CROPPED = Pipeline().step("things", task="things").step("animal", task="animal", of="things", options={"margin": 0.5})
 
@@ -244,6 +250,23 @@ def test_crops_are_made_of_the_image_that_was_sent(store: Store) -> None:
         derivation.input(items[2].input)
 
 
+def test_a_prompt_is_made_of_the_stored_question_and_what_was_found(store: Store) -> None:
+    """Where nothing is near enough there is no next step."""
+    work = Work(store, ANSWERED, ["How long?"])
+    near, far = {"text": "Three days.", "score": 0.9}, {"text": "Red.", "score": 0.2}
+    [new] = work.store_results(work.sent[0], output=[near, far]).followed
+    derivation = Derivation(store, InputLimits(), JOB)
+    [item] = read(new).items
+    derivation.gather([item])
+    assert derivation.input(item.input) == MessagesInput((Message("user", "[1] Three days. Q: How long?"),))
+
+
+def test_nothing_follows_what_is_not_near_enough(store: Store) -> None:
+    work = Work(store, ANSWERED, ["How long?"])
+    assert not work.store_results(work.sent[0], output=[{"text": "Red.", "score": 0.2}]).followed
+    assert store.job(JOB).finished
+
+
 def test_what_is_not_kept_any_more_is_said_to_be_gone(store: Store) -> None:
     work = Work(store, CROPPED, [picture()[1]])
     [new] = work.store_results(work.sent[0], output=detected((0, 0, 20, 10))).followed
@@ -266,6 +289,8 @@ def test_what_is_not_kept_any_more_is_said_to_be_gone(store: Store) -> None:
         DerivedInput("crop", ((0, "things"),), 7),
         DerivedInput("crop", ((0, "things"),), 0, {"margin": 9}),
         DerivedInput("each", ((0, "things"),), 7),
+        DerivedInput("prompt", ((0, "things"),), None, {"template": "{texts} {input}"}),
+        DerivedInput("prompt", ((0, "things"),), None, {"template": "none"}),
     ],
 )
 def test_a_forged_derivation_fails_as_an_input(store: Store, made: DerivedInput) -> None:
