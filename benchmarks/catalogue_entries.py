@@ -11,6 +11,8 @@ from typing import Any
 
 from benchmarks import catalogue_fused as fused
 from benchmarks import catalogue_moving as moving
+from benchmarks import catalogue_pictures as drawings
+from benchmarks import catalogue_words as words
 from benchmarks import checkpoints, recordings
 from benchmarks.word_search import WordSearch
 from benchmarks.workload import mixed_texts
@@ -267,16 +269,24 @@ ENTRIES: tuple[Entry, ...] = (
           quality=topics_by_likeness),
     Entry("passages", "passage-retrieval", "text", MINILM, texts, retrieval_by_hand, params=CUT, quality=headlines_found,
           documents=articles),
-    Entry("entities", "token-classification", "reader", RANDOM_HEAD, texts,
-          pipeline("token-classification", head="entities", aggregation_strategy="simple")),
+    Entry("names", "token-classification", "reader", RANDOM_HEAD, texts,
+          pipeline("token-classification", head="names", aggregation_strategy="simple")),
+    Entry("entities", "token-classification", "text", "MiniLM (22.7 M), own head", texts, words.entities_by_hand,
+          quality=words.entities_found),
+    Entry("language", "language-identification", "language", "n-grams (0.4 M), own", words.in_many_languages, words.languages_by_hand,
+          4000, quality=words.languages_told),
     Entry("answer", "question-answering", "reader", RANDOM_HEAD, questions, answers_by_hand),
     Entry("fill", "fill-mask", "reader", RANDOM_HEAD, masked, pipeline("fill-mask", head="fill")),
     Entry("shows", "image-classification", "classifier", "ViT-tiny (5.5 M), random", pictures,
           pipeline("image-classification", images=True)),
-    Entry("objects", "object-detection", "detector", "YOLOS-tiny (6.5 M), random", pictures,
+    Entry("objects", "object-detection", "finder", "YOLOS-tiny (6.5 M), random", pictures,
           pipeline("object-detection", images=True), 60),
     Entry("parts", "image-segmentation", "segmenter", "SegFormer-B0 (3.7 M), random", pictures,
           pipeline("image-segmentation", images=True), 24),
+    Entry("found", "object-detection", "detector", "NanoDet (3.8 M), built-in", pictures, drawings.detected_by_hand, 60),
+    Entry("picture", "text-to-image", "pictures", "latent diffusion (1.3 M), own", drawings.prompts, drawings.drawn_by_hand, 24,
+          drawings.STEPS, quality=drawings.digits_read),
+    Entry("restyled", "style-transfer", "style", "feed-forward (0.35 M), own", drawings.small_photographs, drawings.styled_by_hand, 24),
     Entry("action", "video-classification", "watcher", "VideoMAE-tiny (5.6 M), random", moving.clips, moving.video_pipeline, 24,
           {"frame_sampling_rate": moving.RATE}),
     Entry("camera-motion", "video-classification", "video", "MobileNetV2 (3.5 M), own head", moving.clips, moving.camera_by_hand, 32,

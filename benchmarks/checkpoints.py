@@ -119,7 +119,7 @@ def listener(folder: Path) -> Path:
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "classifier": classifier,
-    "detector": detector,
+    "finder": detector,
     "listener": listener,
     "segmenter": segmenter,
     "watcher": watcher,
