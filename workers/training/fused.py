@@ -161,7 +161,7 @@ def _png(image: NDArray[np.float32]) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=sources.BUNDLED / "fused")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--features", type=Path, help="a folder where the digits' features are kept, to be used again")
     given = parser.parse_args()
     console = Console()
