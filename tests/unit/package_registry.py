@@ -39,7 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.asked.append((self.path, wanted))
-        if self.path.startswith("/files/"):
+        if self.path.startswith("/files/") or "/by-hash/" in self.path:
             self._file(self.server.files[self.path.rpartition("/")[2]], wanted)
         elif self.path.startswith("/simple/absent"):
             self._answer(404, b"", "text/plain")

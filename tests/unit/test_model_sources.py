@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import hashlib
 import io
+import lzma
 import shutil
 import tarfile
 import threading
@@ -219,6 +222,54 @@ def test_npm_packages_come_from_npms_registry(server: Registry, tmp_path: Path) 
     assert server.asked[0][0] == "/@scope%2Fmails/1.2"
 
 
+@pytest.fixture
+def apt(server: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An apt that knows one repository, of `bookworm`, on the registry's host."""
+    if shutil.which("apt-get") is None:
+        pytest.skip("apt's repositories are asked of apt")
+    folder = tmp_path / "apt"
+    (folder / "lists" / "partial").mkdir(parents=True)
+    (folder / "sources.list").write_text(f"deb [trusted=yes] {server.url}/debian bookworm main\n")
+    (folder / "apt.conf").write_text(
+        f'Dir::Etc::sourcelist "{folder}/sources.list"; Dir::Etc::sourceparts "/dev/null";\n'
+        f'Dir::State::lists "{folder}/lists"; APT::Architecture "amd64";\n'
+    )
+    indices = f"{folder}/lists/127.0.0.1:{server.server_port}_debian_dists_bookworm_"
+    empty = hashlib.sha256(b"").hexdigest()
+    release = "Codename: bookworm\nComponents: main\nArchitectures: amd64\nSHA256:\n"
+    Path(f"{indices}InRelease").write_text(f"{release} {empty} 0 main/binary-amd64/Packages\n")
+    Path(f"{indices}main_binary-amd64_Packages").touch()
+    monkeypatch.setenv("APT_CONFIG", str(folder / "apt.conf"))
+    return tmp_path / "cache"
+
+
+def test_index_files_come_from_the_repository_that_apt_knows(server: Registry, apt: Path) -> None:
+    """Asked for by their sha256, since the file of that name changes; kept without their compression."""
+    digests = [hashlib.sha256(content).hexdigest() for content in (lzma.compress(b"English"), bz2.compress(b"French"))]
+    for digest, content in zip(digests, (lzma.compress(b"English"), bz2.compress(b"French")), strict=True):
+        server.add(digest, content)
+    place = "dists/bookworm/main/i18n"
+    table = {"apt": f"{place}/Translation-en.xz", "sha256": digests[0]}
+    table |= {"also": [{"apt": f"{place}/Translation-fr.bz2", "sha256": digests[1]}]}
+    pulled = sources.pull(sources.parse(table, where="data.x.source"), apt)
+    assert (pulled.folder / "Translation-en").read_bytes() == b"English"
+    assert (pulled.folder / "Translation-fr").read_bytes() == b"French"
+    assert server.asked[0][0] == f"/debian/{place}/by-hash/SHA256/{digests[0]}"
+
+
+def test_a_release_that_apt_does_not_know_is_named(apt: Path) -> None:
+    table = {"apt": "dists/trixie/main/i18n/Translation-fr.bz2", "sha256": "0" * 64}
+    with pytest.raises(PullFailed, match=r"no repository of 'trixie'; add one, then apt-get update"):
+        sources.pull(sources.parse(table, where="data.x.source"), apt)
+
+
+def test_what_is_not_compressed_as_its_name_says_is_refused(server: Registry, apt: Path) -> None:
+    digest = server.add(hashlib.sha256(b"plain").hexdigest(), b"plain")
+    table = {"apt": "dists/bookworm/main/i18n/Translation-fr.bz2", "sha256": digest}
+    with pytest.raises(PullFailed, match=r"Translation-fr\.bz2: cannot be expanded"):
+        sources.pull(sources.parse(table, where="data.x.source"), apt)
+
+
 def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
     """One's own model need not be published; a changed file is another revision."""
     (tmp_path / "config.json").write_text("{}")
@@ -257,6 +308,9 @@ def test_what_comes_with_argosy_needs_no_pull(tmp_path: Path) -> None:
         ({"package": "a==1", "file": "a.whl", "sha256": "1234"}, "models.x.source.sha256"),
         ({"package": "a==1", "file": "a.whl", "sha256": "0" * 64, "convert": "pickle"}, "models.x.source.convert"),
         ({"package": "a==1", "file": "a", "sha256": "0" * 64, "also": [{}]}, "models.x.source.also[0]"),
+        ({"apt": "dists/bookworm/main/Packages", "sha256": "0" * 64}, "models.x.source.apt"),
+        ({"apt": "dists/../bookworm/Packages.xz", "sha256": "0" * 64}, "models.x.source.apt"),
+        ({"apt": "dists/bookworm/Packages.xz", "sha256": "0" * 64, "folder": "x"}, "models.x.source.folder"),
     ],
 )
 def test_a_wrong_source_is_named(table: object, setting: str) -> None:
