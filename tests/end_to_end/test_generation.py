@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from producers import AsyncClient, Client, InvalidInput, ItemCancelled, ItemFailed
+from producers import AsyncClient, Client, InvalidInput, ItemCancelled, ItemFailed, Job
+from producers.cli import main
 from tests import tiny_checkpoints
 from tests.end_to_end.gateway_server import serving
 from tests.end_to_end.processes import until
@@ -196,3 +200,33 @@ def test_a_dead_device_process_costs_no_answer(client: Client, fleet: LocalFleet
                 device.kill()
     whole = client.submit("chat", "Once", params={**LONG, "max_new_tokens": 200}).result(timeout_s=60)
     assert "".join(pieces) == whole["text"]
+
+
+def test_a_model_is_changed_while_it_writes(client: Client, fleet: LocalFleet, tmp_path: Path) -> None:
+    """What has begun is ended by the version that began it, what waited is written by the new one; no text is of both."""
+    texts, params = [f"text {n}" for n in range(24)], {"max_new_tokens": 60}
+
+    def begin() -> Job:
+        job = client.submit_many("chat", texts, params=params)
+        until(lambda: job.progress().done)
+        return job
+
+    newer = tiny_checkpoints.llama(tmp_path / "newer", rope_parameters={"rope_type": "default", "rope_theta": 100.0})
+    environment = {"ARGOSY_BROKER_URL": fleet.broker_url, "ARGOSY_STORE_URL": fleet.store_url}
+    words = ["models", "reload", "chat", "--source", str(newer)]
+    jobs = [begin()]
+    with ThreadPoolExecutor() as pool:
+        ran = pool.submit(CliRunner(env=environment).invoke, main, words)
+        while not ran.done():
+            jobs.append(begin())
+    assert ran.result().exit_code == 0, ran.result().output
+    jobs.append(begin())
+    written: dict[tuple[str, int], set[str]] = {}
+    for job in jobs:
+        assert job.wait(timeout_s=60).succeeded == len(texts)
+        for row in job.results():
+            version = str(row.model_revision).partition("@")[0]
+            written.setdefault((version, row.seq), set()).add(row.output["text"])
+    assert written.keys() == {(version, seq) for version in ("llama", "newer") for seq in range(len(texts))}
+    assert all(len(answers) == 1 for answers in written.values()), "one version writes one text"
+    assert written["llama", 0] != written["newer", 0]
