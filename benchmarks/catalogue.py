@@ -32,7 +32,7 @@ TABLE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- catalogue: written by benchmarks/catalogue.py -->\n", "<!-- /catalogue -->"
 
 #: The heads of `reader`'s tasks. The other models are built-in ones, or `checkpoints.MAKERS`.
-READER_HEADS = {"label": "labels", "about": "inference", "entities": "entities", "answer": "answers", "fill": "masks"}
+READER_HEADS = {"label": "labels", "about": "inference", "names": "entities", "answer": "answers", "fill": "masks"}
 
 
 def prepared(folder: Path, entries: Sequence[Entry], *, tune: bool) -> tuple[Path, dict[str, Path]]:

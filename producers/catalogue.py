@@ -42,6 +42,7 @@ _BUILTIN: tuple[tuple[str, str, str, str], ...] = (
     ("sentiment", "text-classification", "text", "negative or positive"),
     ("topic", "text-classification", "text", "business, entertainment, politics, sport or tech"),
     ("spam", "text-classification", "text", "ham or spam, for mail"),
+    ("entities", "token-classification", "text", "people, organisations, places, times and amounts of money"),
     ("embedding", "feature-extraction", "text", "384 numbers that place a text by its meaning"),
     ("image-classification", "image-classification", "vision", "one of ImageNet's 1,000 names"),
     ("image-embedding", "image-feature-extraction", "vision", "1,280 numbers that place an image by its looks"),
