@@ -6,9 +6,11 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +25,8 @@ from tests.versioned_model import write_version
 from workers import presence, redeclaring, settings
 from workers.fleet import LocalFleet
 from workers.redeclaring import NotTaken
+
+T = TypeVar("T")
 
 FLEET = """
 [worker]
@@ -125,21 +129,32 @@ def some_done(job: Job) -> int:
     return done
 
 
+def under_load(client: Client, task: str, expected: list[str], change: Callable[[], T]) -> tuple[list[Job], T]:
+    """Make a change while jobs run, the first before it and the last after it; return the jobs and what the change returned."""
+
+    def begin() -> Job:
+        job = client.submit_many(task, expected)
+        until(lambda: job.progress().done)
+        return job
+
+    jobs = [begin()]
+    with ThreadPoolExecutor() as pool:
+        changed = pool.submit(change)
+        while not changed.done():
+            jobs.append(begin())
+    return [*jobs, begin()], changed.result()
+
+
 def test_a_reload_under_load(rig: Rig) -> None:
     """What waits is computed by the new version, and none by the old one once the command says that all have it."""
-    expected = texts(6000)
-    job = rig.client.submit_many("echo", expected)
-    some_done(job)
-    said = rig.reload(rig.version())
-    taken_at = time.time()
-    rows = assert_each_once_by_one_version(job, expected)
+    folder, expected = rig.version(), texts(500)
+    jobs, (said, taken_at) = under_load(rig.client, "echo", expected, lambda: (rig.reload(folder), time.time()))
     assert len(said) == 2
     assert all("v2@" in line for line in said)
-    by_version = Counter(row.output["version"] for row in rows)
-    assert set(by_version) == {1, 2}, "it was reloaded too late, or too early, to show anything"
+    rows = [row for job in jobs for row in assert_each_once_by_one_version(job, expected)]
+    assert {row.output["version"] for row in rows} == {1, 2}
     assert max(row.computed_at for row in rows if row.output["version"] == 1) < taken_at
-    listed = rig.argosy("models", "list")
-    assert listed.count("v2@") == 2
+    assert rig.argosy("models", "list").count("v2@") == 2
     environment = {"ARGOSY_BROKER_URL": rig.fleet.broker_url, "ARGOSY_STORE_URL": rig.fleet.store_url}
     examined = CliRunner(env=environment).invoke(main, ["doctor"]).output
     assert examined.count("versioned v2@") == 2
@@ -188,15 +203,17 @@ def test_a_process_dies_in_the_midst_of_it(rig: Rig, victim: str) -> None:
 def test_the_table_of_the_file_is_read_again(rig: Rig) -> None:
     """Tasks come and go with it; what is queued for one that is gone fails by its name."""
     newest = rig.versions / f"v{rig.count}"
+    again = ("models", "reload", "versioned", "--config", str(rig.file))
     rig.file.write_text(FLEET.format(folder=newest) + SHOUT, encoding="utf-8")
-    rig.argosy("models", "reload", "versioned", "--config", str(rig.file))
+    rig.argosy(*again)
     with Client(rig.fleet.broker_url, rig.fleet.store_url) as client:
         assert client.submit("shout", "now known").result(timeout_s=60)["task"] == "shout"
-        late = client.submit_many("shout", [f"sleep 0.02 late {n}" for n in range(400)])
-        some_done(late)
         rig.file.write_text(FLEET.format(folder=newest), encoding="utf-8")
-        rig.argosy("models", "reload", "versioned", "--config", str(rig.file))
-        late.wait(timeout_s=60)
-        ends = Counter(row.error["kind"] if row.error else row.output["task"] for row in late.results())
-        assert set(ends) == {"shout", "UnknownTask"}
-        assert sum(ends.values()) == 400
+        jobs, _ = under_load(client, "shout", texts(200), lambda: rig.argosy(*again))
+        for job in jobs:
+            job.wait(timeout_s=60)
+        ends = [row.error["kind"] if row.error else row.output["task"] for job in jobs for row in job.results()]
+    assert len(ends) == 200 * len(jobs)
+    assert set(ends[:200]) >= {"shout"}
+    assert set(ends) == {"shout", "UnknownTask"}
+    assert set(ends[-200:]) == {"UnknownTask"}
