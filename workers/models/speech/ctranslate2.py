@@ -135,7 +135,7 @@ def _generation_config(told: Mapping[str, Any], special: Mapping[str, int]) -> A
 def _save_tokenizer(file: Path, special: Mapping[str, int], target: Path) -> None:
     from transformers import WhisperTokenizerFast
 
-    tokenizer = WhisperTokenizerFast(tokenizer_file=str(file))
+    tokenizer = WhisperTokenizerFast(tokenizer_file=str(file), pad_token=_END_OF_TEXT)
     # the file says that they are special, this class does not read it: they would stand in the text
     tokenizer.add_special_tokens({"additional_special_tokens": sorted(special, key=special.__getitem__)})
     if tokenizer.convert_tokens_to_ids(list(special)) != list(special.values()):
