@@ -18,6 +18,7 @@ from producers.errors import ConfigurationError
 from tests import videos
 from tests.serving import TOLERANCE, Served, answered, assert_alike
 from workers.models import sources
+from workers.models.backends.choice import Backend
 from workers.models.model import ModelSpec
 from workers.models.sources import Pulled
 from workers.models.video.model import NUM_FRAMES, VideoModel, centre
@@ -111,6 +112,28 @@ def test_neighbours_do_not_change_an_answer(served: Served, clips: list[tuple[by
                 else:
                     assert_alike(answer, alone[place][task])
     assert served.model.passes == before + 3
+
+
+def test_another_backend_answers_alike(
+    served: Served,
+    clips: list[tuple[bytes, str]],
+    pulled_models: Mapping[str, Pulled],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """First with one task, which needs the beginning of the network only, then with both: what is kept of the one is not taken for the other."""
+    monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path))
+    file = clips[1][0]
+    expected = served.ask("camera-motion", [file], top_k=None)[0]
+    for tasks in ({"camera-motion": "video-classification"}, TASKS):
+        other = ServedVideos(pulled_models["vision"].folder, tasks)
+        other.model = VideoModel(
+            ModelSpec("own", other.model.spec.folder, "1", other.catalogue.tasks, {}, Backend("openvino"))
+        )
+        other.load()
+        assert_alike(other.ask("camera-motion", [file], top_k=None)[0], expected, 1e-4)
+    [vector] = other.ask("video-embedding", [file])
+    np.testing.assert_allclose(vector, served.ask("video-embedding", [file])[0], atol=1e-4)
 
 
 def test_every_sort_of_video(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -124,10 +125,19 @@ class VideoModel(MultiTaskModel):
     def _network(self) -> torch.nn.Module:
         from workers.models.video.network import VideoEncoder
 
-        keep = {name for module in self._heads.values() for name in module.reads}
-        if len(self._heads) < len(self.spec.tasks):
-            keep.add("pooled")
-        return VideoEncoder(self.spec.folder, keep).eval()
+        return VideoEncoder(self.spec.folder, self._kept).eval()
+
+    @property
+    def _kept(self) -> frozenset[str]:
+        """What the tasks read of the backbone; the rest of it is not computed."""
+        of_heads = {name for module in self._heads.values() for name in module.reads}
+        return frozenset(of_heads if len(self._heads) == len(self.spec.tasks) else {*of_heads, "pooled"})
+
+    def _cache_file(self) -> Path:
+        whole = super()._cache_file()
+        code = Path(__file__).with_name("network.py").read_bytes()
+        own = hashlib.blake2b(repr(sorted(self._kept)).encode() + code, digest_size=4).hexdigest()
+        return whole.with_name(f"{whole.name}-{own}")  # other tasks, another part of the network
 
     def _example(self) -> Arrays:
         return {"pixels": np.zeros((2, FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)}
