@@ -176,7 +176,7 @@ def likeness_by_hand(folder: Path) -> Plain:
 
 def articles() -> list[Document]:
     """Return BBC articles without their headlines, each called by its own."""
-    found = Random(0).sample(data.read("topic", sources.cache_folder()), 120)
+    found = Random(0).sample(data.read("topic", sources.cache_folder()), 80)
     parts = [example.text.partition("\n") for example in found]
     return [Document(headline, body) for headline, _, body in parts if body.strip()]
 
