@@ -229,7 +229,7 @@ def test_the_longest_text_that_fits_is_computed(text: TextModel) -> None:
     assert row.size == 512
     assert run(text, [row], "topic")["topic"].shape == (1, 5)
     with pytest.raises(InputTooLarge):
-        prepared(text, "word " * 511)
+        text.prepare("word " * 511, {"topic": params("topic")})
 
 
 @pytest.mark.parametrize("content", ["", "  \n", "\u200b\u200b", "\x00\x01", b"bytes", "\ud800"])
