@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 from results_store.records import Batch
 from workers.batching.blame import Suspects
 from workers.batching.cost import CostModel
+from workers.batching.inbox import Admit, Cancel, Message, Retire, Weigh
 from workers.batching.joining import Joining, together
 from workers.batching.microbatch import MicroBatch, Ran
 from workers.batching.policy import Budget, Policy
@@ -52,37 +52,6 @@ class BatcherSettings:
     batch_timeout_s: float
     guaranteed_shares: Mapping[int, float]
     promised_wait_s: Mapping[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Admit:
-    served: ServedModel
-    wanted: ModelToLoad
-    footprint: Footprint
-    done: Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Retire:
-    key: str
-    done: Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancel:
-    jobs: frozenset[str] = frozenset()
-    items: frozenset[tuple[str, int]] = frozenset()  # job, seq
-
-    def concerns(self, entry: Entry) -> bool:
-        return entry.job in self.jobs or (entry.job, entry.seq) in self.items
-
-
-@dataclass(frozen=True, slots=True)
-class _Weigh:
-    weights: Mapping[str, float]
-
-
-_Message: TypeAlias = list[Entry] | DeviceEvent | _Cancel | _Weigh | _Admit | _Retire
 
 
 class Batcher:
@@ -119,7 +88,7 @@ class Batcher:
         self._scheduler: Scheduler[Entry] = Scheduler(policy, self.costs)
         stepwise = {name: one.budget for name, one in models.items() if isinstance(one.model, StepwiseModel)}
         self._joining = Joining(policy, self.costs, stepwise)
-        self._inbox: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._admission = threading.Lock()
         self._closed = False
         self._suspects = Suspects()
@@ -158,7 +127,7 @@ class Batcher:
     def cancel(self, jobs: Collection[str] = (), items: Collection[tuple[str, int]] = ()) -> None:
         """End what waits or steps of these jobs, or of these items (job, seq), as cancelled. A batch that the device already
         has is computed: the first to end wins."""
-        self._inbox.put(_Cancel(frozenset(jobs), frozenset(items)))
+        self._inbox.put(Cancel(frozenset(jobs), frozenset(items)))
 
     @property
     def stepping(self) -> list[tuple[str, int]]:
@@ -173,16 +142,16 @@ class Batcher:
     def admit(self, served: ServedModel, wanted: ModelToLoad, footprint: Footprint | None = None) -> Future[None]:
         """Have one more version of a model loaded, beside those that run. What comes of it is CannotLoad, if it cannot be."""
         done: Future[None] = Future()
-        self._put(_Admit(served, wanted, footprint or Footprint(), done), done)
+        self._put(Admit(served, wanted, footprint or Footprint(), done), done)
         return done
 
     def retire(self, key: str) -> Future[None]:
         """Have what waits for a version superseded, and the version unloaded when what the device has of it is done."""
         done: Future[None] = Future()
-        self._put(_Retire(key, done), done)
+        self._put(Retire(key, done), done)
         return done
 
-    def _put(self, message: _Message, done: Future[None]) -> None:
+    def _put(self, message: Message, done: Future[None]) -> None:
         with self._admission:
             if not self._closed:
                 self._inbox.put(message)
@@ -191,7 +160,7 @@ class Batcher:
 
     def weigh(self, weights: Mapping[str, float]) -> None:
         """From now on tenants take turns by these weights."""
-        self._inbox.put(_Weigh(weights))
+        self._inbox.put(Weigh(weights))
 
     def stop(self) -> None:
         """Interrupt whatever waits or runs, end the device, and return when the thread has ended."""
@@ -225,16 +194,16 @@ class Batcher:
             else:
                 self._dispatch()
 
-    def _take(self, message: _Message) -> None:
+    def _take(self, message: Message) -> None:
         if isinstance(message, list):
             self._add(message)
-        elif isinstance(message, _Admit):
+        elif isinstance(message, Admit):
             self._admit(message)
-        elif isinstance(message, _Retire):
+        elif isinstance(message, Retire):
             self._retire(message)
-        elif isinstance(message, _Cancel):
+        elif isinstance(message, Cancel):
             self._cancel(message.concerns)
-        elif isinstance(message, _Weigh):
+        elif isinstance(message, Weigh):
             self._scheduler.turns.weights = dict(message.weights)
             self._joining.weigh(message.weights)
         elif message.life == self._device.life and not self.out_of_service:
@@ -248,7 +217,7 @@ class Batcher:
         self._scheduler.add(entry for entry in taken if not self._joining.has(entry.waiting.model))
         self._joining.add(entry for entry in taken if self._joining.has(entry.waiting.model))
 
-    def _admit(self, asked: _Admit) -> None:
+    def _admit(self, asked: Admit) -> None:
         served = asked.served
         before = self._models.newest(served.name)
         self.costs.inherit(served.key, before or served.name)
@@ -258,7 +227,7 @@ class Batcher:
         else:
             self._scheduler.bound(served.key, served.budget)
 
-    def _retire(self, asked: _Retire) -> None:
+    def _retire(self, asked: Retire) -> None:
         """What the device has, and what is under suspicion, is finished by the old version; what waits is prepared again."""
         self._models.retire(asked.key, asked.done)
         waiting = self._scheduler.take(lambda entry: entry.waiting.model == asked.key)

@@ -1,0 +1,53 @@
+"""What reaches the batcher's thread, all through one inbox, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from workers.batching.residence import Footprint
+from workers.batching.roster import ServedModel
+from workers.batching.work import Entry
+from workers.device_client import DeviceEvent
+from workers.device_process import ModelToLoad
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """One more version of a model, to be loaded beside the others."""
+
+    served: ServedModel
+    wanted: ModelToLoad
+    footprint: Footprint
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """A version that gets nothing more."""
+
+    key: str
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """What is not wanted any more."""
+
+    jobs: frozenset[str] = frozenset()
+    items: frozenset[tuple[str, int]] = frozenset()  # job, seq
+
+    def concerns(self, entry: Entry) -> bool:
+        return entry.job in self.jobs or (entry.job, entry.seq) in self.items
+
+
+@dataclass(frozen=True, slots=True)
+class Weigh:
+    """The tenants' weights."""
+
+    weights: Mapping[str, float]
+
+
+Message: TypeAlias = list[Entry] | DeviceEvent | Cancel | Weigh | Admit | Retire
