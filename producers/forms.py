@@ -13,6 +13,7 @@ import msgspec
 
 from producers.errors import InputTooLarge, InvalidInput
 from producers.messages import (
+    MOST_SEED,
     InlineBytes,
     Input,
     MessagesInput,
@@ -27,9 +28,6 @@ from producers.messages import (
 )
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)
-
-#: Seeds are what JSON's readers and torch all can have.
-MOST_SEED = 2**53 - 1
 
 #: The form of an input. A source of items (a file, a folder) is read for one of them.
 Modality = Literal[

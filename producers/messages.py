@@ -15,6 +15,9 @@ from producers.errors import InvalidMessage
 #: Version of the envelope format. A worker reads this version and every older one listed in `_UPGRADES`.
 VERSION = 1
 
+#: Seeds are what JSON's readers and torch all can have.
+MOST_SEED = 2**53 - 1
+
 JSON = "application/json"
 MSGPACK = "application/x-msgpack"
 

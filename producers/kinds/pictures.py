@@ -6,8 +6,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from producers.forms import MOST_SEED
 from producers.kinds.kind import Kind, at_least, share
+from producers.messages import MOST_SEED
 
 PictureFormat: TypeAlias = Literal["png", "jpeg", "webp"]
 

@@ -12,9 +12,8 @@ import msgspec
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
-from producers.forms import MOST_SEED
 from producers.kinds.pictures import DiffusionParams, TextToImageParams
-from producers.messages import SeedInput
+from producers.messages import MOST_SEED, SeedInput
 from workers.models import made
 from workers.models.diffusion import wanted
 from workers.models.diffusion.folder import Folder
