@@ -377,7 +377,7 @@ def whisper(
     tokenizer.save_pretrained(folder)
     number = dict(zip(marks, tokenizer.convert_tokens_to_ids(list(marks)), strict=True))
     first_time = number["<|notimestamps|>"] + 1
-    ends = {name: number["<|endoftext|>"] for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    ends = dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), number["<|endoftext|>"])
     ends["decoder_start_token_id"] = number["<|startoftranscript|>"]
     sizes: dict[str, Any] = {
         "d_model": 32,

@@ -91,6 +91,7 @@ def carried(value: Input, limits: InputLimits) -> Input:
 def read(value: Input, limits: InputLimits) -> Content:
     """Return an input's content; what is an object of texts is its own. Raises InvalidInput, InputTooLarge, or InputUnavailable if it could not be fetched."""
     value = carried(value, limits)
+    assert not isinstance(value, BlobInput), "a blob holds no other"
     if isinstance(value, str):
         if len(value) > limits.max_text_chars:
             problem = f"has {len(value):,} characters, over {limits.max_text_chars:,}"

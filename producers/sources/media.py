@@ -54,13 +54,11 @@ class Media:
         value, key, origin = record.value, record.key, record.origin
         if self.modality == "text-and-image" and isinstance(value, dict) and "image" in value:
             return self._with_image(record, value)
-        if self.modality not in MEDIA_SUFFIXES:
-            return NewItem(value, key, origin=origin)
-        if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as Hugging Face's data sets store media
+        if self.modality in MEDIA_SUFFIXES and isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as Hugging Face's data sets store media
             value = value.get("bytes") or value.get("path")
         if isinstance(value, LocalFile | RemoteFile):
             return self._file(value, key, origin)
-        if not isinstance(value, str) or not value.strip():
+        if self.modality not in MEDIA_SUFFIXES or not isinstance(value, str) or not value.strip():
             return NewItem(value, key, origin=origin)
         if value.startswith(("http://", "https://")):
             return NewItem(UrlInput(value), key, origin=origin)
