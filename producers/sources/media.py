@@ -54,7 +54,9 @@ class Media:
         value, key, origin = record.value, record.key, record.origin
         if self.modality == "text-and-image" and isinstance(value, dict) and "image" in value:
             return self._with_image(record, value)
-        if self.modality in MEDIA_SUFFIXES and isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as Hugging Face's data sets store media
+        if (
+            self.modality in MEDIA_SUFFIXES and isinstance(value, dict) and value.keys() <= {"bytes", "path"}
+        ):  # as Hugging Face's data sets store media
             value = value.get("bytes") or value.get("path")
         if isinstance(value, LocalFile | RemoteFile):
             return self._file(value, key, origin)

@@ -25,7 +25,18 @@ CELERY = {
 }
 
 #: What workers share with producers: the words on the wire, and the way to Redis. See docs/decisions/0008.
-SHARED = {"blobs", "catalogue", "connection", "errors", "files", "kinds", "messages", "pipelines", "publisher", "queues"}
+SHARED = {
+    "blobs",
+    "catalogue",
+    "connection",
+    "errors",
+    "files",
+    "kinds",
+    "messages",
+    "pipelines",
+    "publisher",
+    "queues",
+}
 
 HEAVY = {
     "torch",

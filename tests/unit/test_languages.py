@@ -21,7 +21,9 @@ def test_case_marks_and_figures_say_nothing() -> None:
     np.testing.assert_array_equal(ngrams("Où est-elle, 2 fois ?"), ngrams("où EST elle fois"))
 
 
-@pytest.mark.parametrize("text", ["\U0001f600\U0001f389", "12 345.67", "?!… — \u200b\u200d", "https://example.org/page"])
+@pytest.mark.parametrize(
+    "text", ["\U0001f600\U0001f389", "12 345.67", "?!… — \u200b\u200d", "https://example.org/page"]
+)
 def test_what_is_in_no_language_has_none(text: str) -> None:
     assert len(ngrams(text)) == 0
 
