@@ -4,8 +4,8 @@ Each entry of `ENTRIES` is run by both in turn, medians of the passes: through a
 is in SQLite; and by a loop over the plain pipeline in this process, all cores, as its documentation has it, and in batches of 8. Where
 transformers has no pipeline for a kind any more, the loop is the few lines that one writes instead.
 
-A whole run with `--keep` writes the table in docs/models.md. Another task is another entry in benchmarks/catalogue_entries.py, another
-model a function in benchmarks/checkpoints.py.
+A whole run with `--keep` writes the table in docs/models.md. Another task is another entry in benchmarks/tasks/entries.py, another
+model a function in benchmarks/tasks/checkpoints.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import checkpoints, convention
-from benchmarks.catalogue_entries import ENTRIES, Entry, Plain
+from benchmarks import convention
+from benchmarks.tasks import checkpoints
+from benchmarks.tasks.entries import ENTRIES, Entry, Plain
 from producers import Client
 from producers.catalogue import Catalogue
 from producers.documents import write_index

@@ -11,7 +11,7 @@ from typing import Any
 from producers import Client
 from workers.training import word_errors
 
-FOLDER = Path(__file__).parents[1] / "tests" / "data" / "speech"
+FOLDER = Path(__file__).parents[2] / "tests" / "data" / "speech"
 
 
 def clips(count: int) -> list[Any]:

@@ -62,7 +62,7 @@ def digits_read(client: Client) -> tuple[str, float, float]:
 def small_photographs(count: int) -> list[Any]:
     from PIL import Image
 
-    from benchmarks.catalogue_entries import pictures
+    from benchmarks.tasks.entries import pictures
 
     found = []
     for file in pictures(count):

@@ -9,11 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks import catalogue_fused as fused
-from benchmarks import catalogue_moving as moving
-from benchmarks import catalogue_pictures as drawings
-from benchmarks import catalogue_words as words
-from benchmarks import checkpoints, recordings
+from benchmarks.tasks import checkpoints, fused, moving, recordings, words
+from benchmarks.tasks import pictures as drawings
 from benchmarks.word_search import WordSearch
 from benchmarks.workload import mixed_texts
 from producers import Client
@@ -226,30 +223,34 @@ def topics_by_likeness(client: Client) -> tuple[str, float, float]:
     return "accuracy, 500 BBC articles in 5 topics:", right / len(examples), most / len(examples)
 
 
-def writing_by_hand(folder: Path) -> Plain:
+def writing_by_hand(most_tokens: int) -> Callable[[Path], Plain]:
     """Texts one by one, or in padded batches: transformers has no pipeline for them any more."""
-    import torch
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    network = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    def load(folder: Path) -> Plain:
+        import torch
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    def run(inputs: Sequence[Any], batch_size: int) -> object:
-        found: list[str] = []
-        for start in range(0, len(inputs), batch_size):
-            own = list(inputs[start : start + batch_size])
-            encoded = tokenizer(own, padding=True, truncation=True, max_length=512, return_tensors="pt")
-            with torch.inference_mode():
-                made = network.generate(
-                    input_ids=encoded["input_ids"],
-                    attention_mask=encoded["attention_mask"],
-                    max_new_tokens=16,
-                    do_sample=False,
-                )
-            found += tokenizer.batch_decode(made, skip_special_tokens=True)
-        return found
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        network = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
-    return run
+        def run(inputs: Sequence[Any], batch_size: int) -> object:
+            found: list[str] = []
+            for start in range(0, len(inputs), batch_size):
+                own = list(inputs[start : start + batch_size])
+                encoded = tokenizer(own, padding=True, truncation=True, max_length=512, return_tensors="pt")
+                with torch.inference_mode():
+                    made = network.generate(
+                        input_ids=encoded["input_ids"],
+                        attention_mask=encoded["attention_mask"],
+                        max_new_tokens=most_tokens,
+                        do_sample=False,
+                    )
+                found += tokenizer.batch_decode(made, skip_special_tokens=True)
+            return found
+
+        return run
+
+    return load
 
 
 # --- the entries ----------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ ENTRIES: tuple[Entry, ...] = (
           quality=moving.motions_told),
     Entry("holds", "visual-question-answering", "fused", "MiniLM (22.7 M) and MobileNetV2 (3.5 M), own head", fused.sayings, fused.by_hand,
           120, quality=fused.statements_judged),
-    Entry("shorter", "summarization", "writer", "T5 (22 M), random", texts, writing_by_hand, 60,
+    Entry("shorter", "summarization", "writer", "T5 (22 M), random", texts, writing_by_hand(16), 60,
           CUT | {"max_new_tokens": 16}),
     Entry("transcript", "automatic-speech-recognition", "speech", "Whisper tiny.en (38 M), built-in", recordings.clips,
           recordings.pipeline("automatic-speech-recognition", generate_kwargs={"num_beams": 1}), 12,

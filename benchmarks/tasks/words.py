@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks import checkpoints
+from benchmarks.tasks import checkpoints
 from producers import Client
 from workers.models import sources
 from workers.training import data, entity_scores, languages, translation
