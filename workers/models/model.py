@@ -138,7 +138,11 @@ class Model(ABC):
 
     @abstractmethod
     def load(self, device: str) -> None:
-        """Load the weights onto `device` (``cpu``, ``cuda:0``). Called once, before any `forward`."""
+        """Load the weights onto `device` (``cpu``, ``cuda:0``). Called once, before any `forward`.
+
+        A model that comes while others run is loaded in a thread beside theirs: what torch keeps by thread (its default dtype under
+        ``with``, grad and autocast modes) is not what `forward` finds; set it there.
+        """
 
     @abstractmethod
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
