@@ -12,9 +12,11 @@ from producers.client import Client
 from producers.errors import ResultTimeout
 from producers.handles import Handle
 from producers.publisher import Publisher
+from producers.queues import done_channel
 from results_store.columns import pack_vector
 from results_store.records import Result, ResultState
 from results_store.store import Store
+from tests.end_to_end.processes import until
 from tests.integration.stand_in import StandIn
 from workers.notices import SMALL_BYTES, Notices
 
@@ -44,6 +46,9 @@ def succeeded(handle: Handle, envelope: str) -> Result:
 
 
 def announce(told: Notices, *results: Result) -> None:
+    """Announce once somebody listens: the client's subscription comes a moment after its first submission."""
+    channel = done_channel(results[0].job)
+    until(lambda: told._publisher.redis.pubsub_numsub(channel)[0][1])
     told.announce([(results[0].job, results[0].envelope)], {results[0].envelope: results})
 
 
