@@ -30,6 +30,7 @@ TOPICS = ["business", "entertainment", "politics", "sport", "tech"]
 class Entry:
     """A task to measure: `inputs` makes so many different ones, `plain` loads what the fleet is compared with.
 
+    With `own_loop` that is a bare loop over a network of our own, else transformers' (or diffusers') pipeline or network.
     `weights` says what model it is and whose weights they are. `declared` is what the task's table in fleet.toml has besides its
     kind, if the task is not a built-in one. `quality`, if there is something to say, measures the task on held-out data: what was measured,
     the result, and the baseline. `documents` are those that a retrieval task looks into.
@@ -44,6 +45,7 @@ class Entry:
     count: int = 200
     params: Mapping[str, Any] = field(default_factory=dict)
     quality: Callable[[Client], tuple[str, float, float]] | None = None
+    own_loop: bool = False
     declared: Mapping[str, Any] = field(default_factory=dict)
     documents: Callable[[], list[Document]] | None = None
 
@@ -275,7 +277,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("entities", "token-classification", "text", "MiniLM (22.7 M), own head", texts, words.entities_by_hand,
           quality=words.entities_found),
     Entry("language", "language-identification", "language", "n-grams (0.4 M), own", words.in_many_languages, words.languages_by_hand,
-          4000, quality=words.languages_told),
+          4000, quality=words.languages_told, own_loop=True),
     Entry("answer", "question-answering", "reader", RANDOM_HEAD, questions, answers_by_hand),
     Entry("fill", "fill-mask", "reader", RANDOM_HEAD, masked, pipeline("fill-mask", head="fill")),
     Entry("shows", "image-classification", "classifier", "ViT-tiny (5.5 M), random", pictures,
@@ -284,16 +286,18 @@ ENTRIES: tuple[Entry, ...] = (
           pipeline("object-detection", images=True), 60),
     Entry("parts", "image-segmentation", "segmenter", "SegFormer-B0 (3.7 M), random", pictures,
           pipeline("image-segmentation", images=True), 24),
-    Entry("found", "object-detection", "detector", "NanoDet (3.8 M), built-in", pictures, drawings.detected_by_hand, 60),
+    Entry("found", "object-detection", "detector", "NanoDet (3.8 M), built-in", pictures, drawings.detected_by_hand, 60,
+          own_loop=True),
     Entry("picture", "text-to-image", "pictures", "latent diffusion (1.3 M), own", drawings.prompts, drawings.drawn_by_hand, 12,
           drawings.STEPS, quality=drawings.digits_read),
-    Entry("restyled", "style-transfer", "style", "feed-forward (0.35 M), own", drawings.small_photographs, drawings.styled_by_hand, 24),
+    Entry("restyled", "style-transfer", "style", "feed-forward (0.35 M), own", drawings.small_photographs, drawings.styled_by_hand, 24,
+          own_loop=True),
     Entry("action", "video-classification", "watcher", "VideoMAE-tiny (5.6 M), random", moving.clips, moving.video_pipeline, 24,
           {"frame_sampling_rate": moving.RATE}),
     Entry("camera-motion", "video-classification", "video", "MobileNetV2 (3.5 M), own head", moving.clips, moving.camera_by_hand, 32,
-          quality=moving.camera_motions_told),
+          quality=moving.camera_motions_told, own_loop=True),
     Entry("motion", "time-series-classification", "motion", "recurrent (0.03 M), own", moving.recordings, moving.motion_by_hand, 400,
-          quality=moving.motions_told),
+          quality=moving.motions_told, own_loop=True),
     Entry("holds", "visual-question-answering", "fused", "MiniLM (22.7 M) and MobileNetV2 (3.5 M), own head", fused.sayings, fused.by_hand,
           120, quality=fused.statements_judged),
     Entry("shorter", "summarization", "writer", "T5 (22 M), random", texts, writing_by_hand(16), 60,

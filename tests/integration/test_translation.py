@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.serving import Served
+from workers.models import sources
 from workers.training import translation
 from workers.training.descriptions import Pair
 from workers.training.pieces import train_pieces
@@ -53,8 +54,17 @@ def test_the_folder_is_served_and_answers_as_plain_transformers(folder: Path) ->
     assert [served.ask("french", [text], max_new_tokens=24)[0] for text in texts] == plain
 
 
+def test_the_built_in_model_has_learnt_its_trade() -> None:
+    """Of what it was trained on; how well, is in its card."""
+    served = Served(sources.BUNDLED / "translation", {"french": "translation"}).load()
+    [one, other] = served.ask("french", ["This package contains the development files.", "a small text editor"])
+    assert "fichiers de développement" in one["text"]
+    assert "éditeur de texte" in other["text"]
+
+
 def test_weights_and_pieces_are_under_ten_megabytes(folder: Path) -> None:
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 10_000_000
+    for place in (folder, sources.BUNDLED / "translation"):
+        assert sum(file.stat().st_size for file in place.iterdir()) < 10_000_000
 
 
 @pytest.mark.parametrize("text", ["L'été, où l'on va…", "日本語 \U0001f600", "x  y\tz"])
