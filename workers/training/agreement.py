@@ -91,10 +91,11 @@ def compare(kind: str, found: Any, expected: Any) -> Compared:
 
 
 def _labels(found: Any, expected: Any) -> Compared:
-    """The best label counts; scores are compared label by label."""
-    scores = {one["label"]: one["score"] for one in found}
-    shifts = [abs(scores[one["label"]] - one["score"]) for one in expected if one["label"] in scores]
-    return float(found[0]["label"] == expected[0]["label"]), _mean(shifts)
+    """The best label, or answer, counts; scores are compared label by label."""
+    name = "label" if "label" in expected[0] else "answer"
+    scores = {one[name]: one["score"] for one in found}
+    shifts = [abs(scores[one[name]] - one["score"]) for one in expected if one[name] in scores]
+    return float(found[0][name] == expected[0][name]), _mean(shifts)
 
 
 def _spans(found: Any, expected: Any) -> Compared:
