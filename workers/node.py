@@ -172,6 +172,7 @@ class Node:
             makes_files=self._files is not None,
         )
         reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)
+        self._tell()  # who reloads a model right after the start waits for this node as well
         self._upkeep.start(
             {
                 "leases": (worker.lease_s / 3, self._renew_leases),
