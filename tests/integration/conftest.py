@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +24,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         return there[wanted]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """Tests share the machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -17,6 +17,8 @@ from workers.models.sources import Pulled
 from workers.models.text import TextModel
 from workers.models.token_labels import shapes
 from workers.training import entity_scores
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 CATALOGUE = Catalogue.builtin()
 TASKS = {name: CATALOGUE.tasks[name] for name in ("entities", "topic", "embedding")}
@@ -33,17 +35,6 @@ NEWS = [
 
 #: Over the encoder's 512 tokens: the same names again and again, so that every window has some.
 LONG = " ".join(f"On day {n}, Barack Obama spoke in Chicago about the economy." for n in range(120))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Tests share the machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

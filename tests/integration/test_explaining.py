@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from workers.device_process import ModelToLoad
 from workers.models.explaining.model import ExplainingModel
 from workers.models.model import Model, ModelSpec
 from workers.models.sources import Pulled
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 HF = "workers.models.huggingface:model_for"
 
@@ -92,17 +94,6 @@ def assert_adds_up(why: Mapping[str, Any]) -> None:
     moved = why["value"] - why["base"]
     assert total(why) - moved == pytest.approx(why["delta"], abs=1e-3)
     assert abs(why["delta"]) <= SHARE * abs(moved) + LEAST
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Tests share the machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

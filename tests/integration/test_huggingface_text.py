@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext as nothing
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from tests import tiny_checkpoints as tiny
 from tests.serving import TOLERANCE, Served, answered, assert_alike, pipeline
 from workers.models.backends.choice import Backend
 from workers.models.huggingface.sequences import plan
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 TEXTS = [
     "the team won the cup final",
@@ -36,17 +38,6 @@ LONG = "angela merkel lives in berlin. " * 12
 NLI = {"num_labels": 3, "id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
 NLI |= {"label2id": {"contradiction": 0, "neutral": 1, "entailment": 2}}
 NER = {"num_labels": 4, "id2label": {0: "O", 1: "B-PER", 2: "I-PER", 3: "I-LOC"}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Tests share the machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 Made = Callable[..., Path]

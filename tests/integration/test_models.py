@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from workers.models.sources import Pulled
 from workers.models.text import TextModel
 from workers.models.vision import VisionModel
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 CATALOGUE = Catalogue.builtin()
 
 TEXTS = [
@@ -39,17 +41,6 @@ TEXTS = [
 def spec(name: str, pulled: Pulled, **options: Any) -> ModelSpec:
     tasks = {task.name: task for task in CATALOGUE.tasks.values() if task.model == name}
     return ModelSpec(name, pulled.folder, pulled.revision, tasks, options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Tests share the machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ What reads them is checked as in a fleet: at the producer's door first, then by 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from producers.catalogue import Limits
 from producers.errors import InputTooLarge, InvalidInput
 from tests import tiny_checkpoints as tiny
 from tests.serving import Served, answered
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 Made = Callable[..., Path]
 
@@ -40,17 +42,6 @@ ODD = {
     "private and unassigned": "\ue000\U0010fffd\u0378",
     "one word": "a" * 5_000,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Tests share the machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 #: How each kind's tiny checkpoint is made, and what else an item of it needs.
