@@ -118,22 +118,8 @@ class Blobs:
         """Remove the blobs of jobs that are not among the `wanted` of them; return how many. Raises BlobsUnavailable."""
         if not self:
             return 0
-        removed = 0
         with reached():
-            for jobs in portions(self._jobs()):
-                for job in set(jobs) - set(wanted(jobs)):
-                    removed += self._remove(job)
-        return removed
-
-    def _jobs(self) -> Iterator[str]:
-        fs, root = self._fs()
-        if not fs.exists(root):
-            return
-        fs.invalidate_cache(root)
-        for name in fs.ls(root, detail=False):
-            job = str(name).rstrip("/").rpartition("/")[2]
-            if _ID.fullmatch(job):
-                yield job
+            return sum(map(self._remove, unwanted(jobs_under(*self._fs()), wanted)))
 
     def _remove(self, job: str) -> int:
         fs, root = self._fs()
@@ -193,8 +179,19 @@ def _bytes(value: Any) -> bytes:
     return value.data
 
 
-def portions(jobs: Iterable[str]) -> Iterator[list[str]]:
-    """Yield jobs, as many together as are asked about at once."""
+def jobs_under(fs: AbstractFileSystem, root: str) -> Iterator[str]:
+    """Yield the jobs that have a folder under `root`."""
+    if not fs.exists(root):
+        return
+    fs.invalidate_cache(root)
+    for path in fs.ls(root, detail=False):
+        job = str(path).rstrip("/").rpartition("/")[2]
+        if _ID.fullmatch(job):
+            yield job
+
+
+def unwanted(jobs: Iterable[str], wanted: Callable[[Collection[str]], Collection[str]]) -> Iterator[str]:
+    """Yield those of `jobs` that are not among the `wanted` of them, which are asked for many at once."""
     waiting = iter(jobs)
     while portion := list(islice(waiting, _JOBS)):
-        yield portion
+        yield from set(portion) - set(wanted(portion))

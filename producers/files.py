@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from producers.blobs import YOUNG_S, BlobSettings, open_place, portions, reached
+from producers.blobs import YOUNG_S, BlobSettings, jobs_under, open_place, reached, unwanted
 from producers.errors import ConfigurationError, FileUnavailable, InvalidInput
 from producers.messages import made_at
 
@@ -104,22 +104,9 @@ class ResultFiles:
         """
         if self.url.startswith("file://") and not Path(self.url.removeprefix("file://")).is_dir():
             return 0  # nothing was ever put here; so nobody needs fsspec for it
-        removed = 0
         with reached():
-            for jobs in portions(self._jobs()):
-                for job in set(jobs) - set(there(jobs)):
-                    removed += self._remove(job)
-        return removed
-
-    def _jobs(self) -> Iterator[str]:
-        fs, root = self._fs()
-        if not fs.exists(root):
-            return
-        fs.invalidate_cache(root)
-        for path in fs.ls(root, detail=False):
-            job = str(path).rstrip("/").rpartition("/")[2]
-            if _JOB.fullmatch(job) and self.clock() - made_at(job) >= YOUNG_S:
-                yield job
+            old = (job for job in jobs_under(*self._fs()) if self.clock() - made_at(job) >= YOUNG_S)
+            return sum(map(self._remove, unwanted(old, there)))
 
     def _remove(self, job: str) -> int:
         fs, root = self._fs()
