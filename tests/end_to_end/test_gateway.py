@@ -171,6 +171,7 @@ def test_failures_are_listed_and_replayed(ours: httpx.Client, theirs: httpx.Clie
 def test_an_operator_sees_everybody(served: Served, ours: httpx.Client) -> None:
     """And a member does not see the fleet."""
     job = ours.post("/api/jobs", json={"task": "echo", "inputs": ["x"]}).json()["id"]
+    ours.get(f"/api/jobs/{job}/events")  # its batch is stored before its result
     with served.client(served.key("ops", operator=True)) as operator:
         assert operator.get(f"/api/jobs/{job}").json()["tenant"] == "ours"
         fleet = operator.get("/api/fleet").json()
