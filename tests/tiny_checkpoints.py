@@ -138,7 +138,7 @@ def bert(folder: Path, head: str = "BertForSequenceClassification", *, seed: int
 
     vocabulary = wordpiece(folder)
     torch.manual_seed(seed)
-    chosen = transformers.BertConfig(vocab_size=vocabulary, **_SIZES, **config)
+    chosen = transformers.BertConfig(vocab_size=vocabulary, **(_SIZES | config))
     _spread(getattr(transformers, head)(chosen)).save_pretrained(folder)
     return folder
 

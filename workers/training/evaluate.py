@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
@@ -35,9 +34,8 @@ class Score:
     majority: float
 
 
-def judge(task: str, cache: Path, model: TextModel) -> list[Score]:
-    """Return a task's scores on its test part: as a whole, and in the domains or forms that differ."""
-    test = data.split(data.read(task, cache), seed=SEED).test
+def judge(task: str, test: Sequence[Example], model: TextModel) -> list[Score]:
+    """Return a task's scores on its `test` part: as a whole, and in the domains or forms that differ."""
     answers = predict(task, [example.text for example in test], model, task)
     scores = [_score(task, test, answers)]
     if task == "sentiment":
@@ -77,7 +75,8 @@ def main() -> None:
     model = features.text_model(cache, {name: Catalogue.builtin().tasks[name] for name in chosen})
     table = Table("test part", "texts", "accuracy", "majority label", title="Held-out accuracy of the text heads")
     for task in chosen:
-        for row in _rows(judge(task, cache, model)):
+        test = data.split(data.read(task, cache), seed=SEED).test
+        for row in _rows(judge(task, test, model)):
             table.add_row(*row)
     console.print(table)
     console.print(f"{model.revision}, seed {SEED}, {time.monotonic() - started_at:.0f} s")

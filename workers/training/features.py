@@ -27,14 +27,19 @@ BATCH_TOKENS = 2048
 Features = dict[str, torch.Tensor]
 
 
+def encoder(cache: Path) -> sources.Pulled:
+    """Return the built-in text model's encoder, after pulling it into `cache` if it is not there."""
+    table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
+    source = sources.parse(table["models"]["text"]["source"], where="builtin.toml: models.text.source")
+    return sources.pull(source, cache)
+
+
 def text_model(cache: Path, tasks: Mapping[str, Task] = MappingProxyType({}), heads: Path | None = None) -> TextModel:
     """Return the built-in text model with the heads of `tasks`, loaded; it is pulled into `cache` if it is not there.
 
     `heads` is a folder whose heads come before the built-in ones.
     """
-    table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
-    source = sources.parse(table["models"]["text"]["source"], where="builtin.toml: models.text.source")
-    pulled = sources.pull(source, cache)
+    pulled = encoder(cache)
     options = {"heads": str(heads)} if heads else {}
     model = TextModel(ModelSpec("text", pulled.folder, pulled.revision, tasks, options))
     model.load("cpu")

@@ -1,0 +1,94 @@
+"""Fine-tune the text encoder with all its heads at once: ``python -m workers.training.joint --out FOLDER [--processes N]``.
+
+Run again after it was stopped or killed, it goes on from its last checkpoint. See docs/training.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from producers.catalogue import Catalogue
+from workers.models import sources
+from workers.training import data, features
+from workers.training.data import SEED
+from workers.training.joint import corpus, processes, result, trainer
+from workers.training.joint.recipe import Compression, Recipe
+from workers.training.joint.result import Card, TaskCard
+from workers.training.joint.trainer import Work
+
+
+def main() -> None:
+    asked = _parser().parse_args()
+    console, cache = Console(), sources.cache_folder()
+    given = {name: value for name, value in vars(asked).items() if name in Recipe.__struct_fields__}
+    recipe = Recipe(**given)
+    splits = {task: data.split(data.read(task, cache), seed=SEED) for task in data.READERS}
+    encoder = features.encoder(cache)
+    texts = corpus.read(encoder.folder, splits, recipe.max_tokens)
+    work = Work(corpus=texts, recipe=recipe, out=asked.out, accumulate=asked.accumulate)
+    processes.run(trainer.train, work, count=asked.processes, device=asked.device)
+    if processes.is_first():
+        result.write(asked.out, texts, recipe)
+        joint = result.model(asked.out, list(splits), recipe.max_tokens)
+        frozen = features.text_model(cache, {task: Catalogue.builtin().tasks[task] for task in splits})
+        scores = result.judge(joint, frozen, {task: split.test for task, split in splits.items()})
+        card = Card(encoder.revision, result.best_step(asked.out), recipe, scores)
+        (asked.out / result.CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")
+        _show(scores, console)
+        console.print(f"wrote {asked.out}; serve it by ARGOSY_FLEET={asked.out / result.SETTINGS} argosy up")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint, the log and the result")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="train together (default: %(default)s; not with torchrun)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a GPU for each process")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step (default: %(default)s)")
+    defaults = Recipe()
+    for name in (
+        "steps",
+        "rows",
+        "max_tokens",
+        "temperature",
+        "evaluate_every",
+        "patience",
+        "encoder_rate",
+        "head_rate",
+        "seed",
+    ):
+        value = getattr(defaults, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help="default: %(default)s")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of the passes; weights stay fp32"
+    )
+    parser.add_argument("--compression", choices=get_args(Compression), default="none", help="of gradients on the wire")
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        metavar="TASK=WEIGHT,…",
+        help="of the tasks' losses (default: learnt by uncertainty)",
+    )
+    return parser
+
+
+def _weights(text: str) -> dict[str, float]:
+    return {name: float(weight) for name, _, weight in (part.partition("=") for part in text.split(","))}
+
+
+def _show(scores: dict[str, TaskCard], console: Console) -> None:
+    table = Table("test part", "texts", "joint", "frozen encoder", "majority label", title="Held-out accuracy")
+    for task, own in scores.items():
+        table.add_row(task, f"{own.texts:,}", *(f"{share:.1%}" for share in (own.joint, own.frozen, own.majority)))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A training's state on disk, whole or not at all: what a killed one goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+
+from producers.errors import ConfigurationError
+from workers.training.joint.network import JointNetwork
+from workers.training.joint.recipe import Recipe
+
+FILE = "checkpoint.safetensors"
+BEST = "best.safetensors"
+
+
+class Progress(msgspec.Struct):
+    """How far a training is: steps done, the best evaluation and its step, and evaluations since that were no better."""
+
+    step: int = 0
+    best: float = -1.0
+    best_step: int = 0
+    stale: int = 0
+
+
+def save(folder: Path, recipe: Recipe, progress: Progress, network: JointNetwork, optimiser: Optimizer) -> None:
+    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"optimiser/{name}": state[key] for name, state, key in _states(network, optimiser)}
+    about = {"recipe": msgspec.json.encode(recipe).decode(), "progress": msgspec.json.encode(progress).decode()}
+    write(tensors, folder / FILE, about)
+
+
+def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimizer) -> Progress:
+    """Bring network and optimiser to where a checkpoint has them, or leave them. Raises ConfigurationError for one of another recipe.
+
+    What a compression held back is not in it: a compressed training that goes on is a little different from one that was not stopped.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return Progress()
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    if json.loads(about["recipe"]) != json.loads(msgspec.json.encode(recipe)):
+        raise ConfigurationError(f"{path}: was made by another recipe; go on with that one, or name another folder")
+    tensors = load_file(path)
+    network.load_state_dict({name[8:]: tensor for name, tensor in tensors.items() if name.startswith("network/")})
+    device = next(network.parameters()).device
+    for name, parameter in network.named_parameters():
+        prefix = f"optimiser/{name}/"
+        state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        # AdamW keeps its count of steps on the CPU
+        placed = {key: tensor if key == "step" else tensor.to(device) for key, tensor in state.items()}
+        if placed:
+            optimiser.state[parameter] = placed
+    return msgspec.json.decode(about["progress"], type=Progress)
+
+
+def _states(network: JointNetwork, optimiser: Optimizer) -> Iterator[tuple[str, dict[str, Any], str]]:
+    for name, parameter in network.named_parameters():
+        state = optimiser.state.get(parameter, {})
+        yield from ((f"{name}/{key}", state, key) for key in state)
+
+
+def write(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
+    """Write a file that is there whole, or as it was before, whatever kills us and when."""
+    unfinished = path.with_suffix(".unfinished")
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, unfinished, about)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)

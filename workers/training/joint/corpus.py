@@ -1,0 +1,72 @@
+"""Labelled texts as a joint training takes them: tokenised once, by the code that serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from producers.kinds.text import TextClassificationParams
+from workers.models.model import ModelSpec, Prepared
+from workers.models.text import TextModel
+from workers.training.data import Example, Split
+from workers.training.heads import texts_as_served
+from workers.training.joint.schedule import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """One task's texts, tokenised, with the numbers of their labels."""
+
+    rows: list[Prepared]
+    labels: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What tasks there are, with their labels in the order of their scores, and the texts of each."""
+
+    encoder: Path
+    labels: dict[str, tuple[str, ...]]
+    train: list[Texts]
+    validation: list[Texts]
+
+
+def read(encoder: Path, splits: Mapping[str, Split], max_tokens: int) -> Corpus:
+    """Tokenise each task's training and validation part for the encoder in that folder, cut at `max_tokens`."""
+    model = TextModel(ModelSpec("text", encoder, "", {}, {"max_tokens": max_tokens}))
+    labels = {task: tuple(sorted({example.label for example in split.train})) for task, split in splits.items()}
+    train = [_texts(model, task, split.train, labels[task]) for task, split in splits.items()]
+    validation = [_texts(model, task, split.validation, labels[task]) for task, split in splits.items()]
+    return Corpus(encoder, labels, train, validation)
+
+
+def _texts(model: TextModel, task: str, examples: Sequence[Example], labels: tuple[str, ...]) -> Texts:
+    params = {task: TextClassificationParams(truncation=True)}
+    rows = [model.prepare(text, params) for text in texts_as_served(examples, task)]
+    return Texts(rows, [labels.index(example.label) for example in examples])
+
+
+class Batches:
+    """Tensors of the network's arguments, from examples by their places."""
+
+    def __init__(self, encoder: Path, texts: Sequence[Texts], device: str) -> None:
+        self._collate = TextModel(ModelSpec("text", encoder, "", {})).collate
+        self._texts = texts
+        self._device = device
+
+    def lengths(self, places: Sequence[Place]) -> list[int]:
+        return [self._texts[task].rows[number].size for task, number in places]
+
+    def batch(self, places: Sequence[Place]) -> dict[str, torch.Tensor]:
+        arrays = self._collate([self._texts[task].rows[number] for task, number in places])
+        arrays["tasks"] = np.array([task for task, _ in places])
+        arrays["labels"] = np.array([self._texts[task].labels[number] for task, number in places])
+        return {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+
+    def places(self) -> list[Place]:
+        """Return the places of all texts."""
+        return [(task, number) for task, texts in enumerate(self._texts) for number in range(len(texts.rows))]

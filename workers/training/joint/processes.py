@@ -1,0 +1,100 @@
+"""The processes of a training: started here, or by torchrun; each with its rank and its device."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed, multiprocessing
+
+from producers.errors import ConfigurationError
+from workers import devices
+
+Work = TypeVar("Work")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One of `count` processes that train together, and the device it has."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def launched_by_torchrun() -> bool:
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def is_first() -> bool:
+    """Say whether this process, outside of `run`, is the one to write what came of it: of torchrun's, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run(do: Callable[[Process, Work], object], work: Work, *, count: int, device: str, group: bool = False) -> None:
+    """Have `count` processes do `work`, and return when all have: this one if there is one, or if torchrun started it.
+
+    A `group` of one has torch.distributed run too, for nothing but to see it run. What a process raises ends all.
+    """
+    if launched_by_torchrun():
+        with _group(_of_torchrun(device), "env://") as process:
+            do(process, work)
+    elif count == 1 and not group:
+        do(Process(device=_placed(device, 0)), work)
+    else:
+        with tempfile.TemporaryDirectory(prefix="argosy-training-") as folder:
+            meeting = f"file://{Path(folder) / 'meeting'}"
+            if count == 1:
+                _member(0, do, work, 1, device, meeting)
+            else:
+                arguments = (do, work, count, device, meeting)
+                multiprocessing.start_processes(_member, arguments, count, start_method="spawn")  # type: ignore[attr-defined, no-untyped-call]
+
+
+def _of_torchrun(device: str) -> Process:
+    environment = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")}
+    local = int(os.environ.get("LOCAL_RANK", environment["RANK"]))
+    return Process(environment["RANK"], environment["WORLD_SIZE"], _placed(device, local))
+
+
+def _placed(device: str, local_rank: int) -> str:
+    if device != "cuda":
+        return device
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigurationError(f"device: no GPU for process {local_rank}; there are {torch.cuda.device_count()}")
+    return f"cuda:{local_rank}"
+
+
+def _member(rank: int, do: Callable[[Process, Any], object], work: Any, count: int, device: str, meeting: str) -> None:
+    if count > 1:
+        torch.set_num_threads(max(1, devices.available_cores() // count))
+    with _group(Process(rank, count, _placed(device, rank)), meeting) as process:
+        do(process, work)
+
+
+@contextmanager
+def _group(process: Process, meeting: str) -> Iterator[Process]:
+    cuda = process.device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(process.device)
+    distributed.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method=meeting,
+        rank=process.rank,
+        world_size=process.count,
+        device_id=torch.device(process.device) if cuda else None,
+    )
+    try:
+        yield process
+    finally:
+        distributed.destroy_process_group()

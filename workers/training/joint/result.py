@@ -1,0 +1,91 @@
+"""What a joint training leaves: an encoder and its heads in a folder that a fleet serves as it is, and a card of its scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from producers.catalogue import Task
+from producers.kinds import KINDS
+from workers.models import head
+from workers.models.model import ModelSpec
+from workers.models.text import TextModel
+from workers.training import evaluate
+from workers.training.data import Example
+from workers.training.joint import checkpoint, network
+from workers.training.joint.corpus import Corpus
+from workers.training.joint.recipe import Recipe
+
+ENCODER, HEADS, CARD, SETTINGS = "encoder", "heads", "card.json", "fleet.toml"
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+class TaskCard(msgspec.Struct, frozen=True):
+    """Held-out accuracies of a task: after joint training, of the head on the frozen encoder, and of its commonest label."""
+
+    texts: int
+    joint: float
+    frozen: float
+    majority: float
+
+
+class Card(msgspec.Struct, frozen=True):
+    """Where a folder's weights come from and how good they are on texts that nobody trained on."""
+
+    encoder: str
+    best_step: int
+    recipe: Recipe
+    tasks: dict[str, TaskCard]
+
+
+def write(out: Path, corpus: Corpus, recipe: Recipe) -> None:
+    """Write the best weights of a training in `out` as encoder, heads, and the table of a ``fleet.toml`` that serves them."""
+    counts = {task: len(labels) for task, labels in corpus.labels.items()}
+    trained = network.build(corpus.encoder, counts, recipe.weights, recipe.seed)
+    trained.load_state_dict(load_file(out / checkpoint.BEST))
+    trained.encoder.backbone.save_pretrained(out / ENCODER)
+    for name in _TOKENIZER:
+        if (corpus.encoder / name).is_file():
+            shutil.copyfile(corpus.encoder / name, out / ENCODER / name)
+    for task, module in trained.heads.items():
+        about = {"seed": recipe.seed, "step": best_step(out)}
+        head.save(module, out / HEADS / task / head.FILE, kind="attention", labels=corpus.labels[task], **about)
+    (out / SETTINGS).write_text(_settings(out.resolve(), list(corpus.labels), recipe.max_tokens), encoding="utf-8")
+
+
+def best_step(out: Path) -> int:
+    with safe_open(out / checkpoint.BEST, framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+def _settings(out: Path, tasks: Sequence[str], max_tokens: int) -> str:
+    lines = ["[models.joint]", 'class = "workers.models.text:TextModel"']
+    lines += [f"source = {{ path = {json.dumps(str(out / ENCODER))} }}"]
+    lines += [f"options = {{ heads = {json.dumps(str(out / HEADS))}, max_tokens = {max_tokens} }}"]
+    lines += ["", "[models.joint.tasks]", *(f'{task} = "text-classification"' for task in tasks)]
+    return "\n".join(lines) + "\n"
+
+
+def model(out: Path, tasks: Sequence[str], max_tokens: int, device: str = "cpu") -> TextModel:
+    """Return the written model, loaded, as a worker has it."""
+    served = {task: Task(task, KINDS["text-classification"], "joint", "") for task in tasks}
+    options = {"heads": str(out / HEADS), "max_tokens": max_tokens}
+    found = TextModel(ModelSpec("joint", out / ENCODER, "", served, options))
+    found.load(device)
+    return found
+
+
+def judge(joint: TextModel, frozen: TextModel, test: Mapping[str, Sequence[Example]]) -> dict[str, TaskCard]:
+    """Compare two models on the tasks' test parts, both through the code that serves."""
+    found = {}
+    for task, examples in test.items():
+        new, old = (evaluate.judge(task, examples, one)[0] for one in (joint, frozen))
+        found[task] = TaskCard(new.texts, new.accuracy, old.accuracy, new.majority)
+    return found

@@ -1,0 +1,230 @@
+"""The steps of a joint training, as each of its processes takes them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from workers.training.batches import by_size
+from workers.training.joint import checkpoint, compression, network, schedule
+from workers.training.joint.compression import SlowLink, Traffic
+from workers.training.joint.corpus import Batches, Corpus
+from workers.training.joint.network import JointNetwork
+from workers.training.joint.processes import Process
+from workers.training.joint.recipe import Recipe
+from workers.training.joint.schedule import Place, Schedule
+
+LOG = "log.jsonl"
+
+_WARM_UP = 0.1
+_MOST_NORM = 1.0
+_EVALUATED_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A training: on what, how, and into which folder. What follows `out` changes nothing but the time it takes, rounding aside."""
+
+    corpus: Corpus
+    recipe: Recipe
+    out: Path
+    accumulate: int = 1
+    #: Steps; 0 for no checkpoint at all.
+    checkpoint_every: int = 100
+    #: Of a bucket of gradients; larger than all of them, none goes out before the backward pass is over. Default: DDP's own.
+    bucket_mb: float | None = None
+    #: For measurements: see `SlowLink`.
+    link_bytes_per_s: float | None = None
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One step in the log. Losses and evaluations are by task, in the corpus' order; an evaluation is of the validation part."""
+
+    step: int
+    seconds: float
+    losses: list[float | None]
+    given_bytes: int
+    uncompressed_bytes: int
+    accuracies: list[float] | None = None
+
+
+def train(process: Process, work: Work) -> list[Line]:
+    """Take all steps that are left, the checkpoint in `work.out` counted, and return them.
+
+    The best weights are then in `work.out`, as `checkpoint.BEST`.
+    """
+    work.recipe.check(work.corpus.labels, process.count * work.accumulate)
+    work.out.mkdir(parents=True, exist_ok=True)
+    link = SlowLink(work.link_bytes_per_s) if work.link_bytes_per_s else None
+    try:
+        return list(Trainer(process, work, link).run())
+    finally:
+        if link:
+            link.close()
+
+
+class Trainer:
+    """One process' part. All hold the same weights, and come to the same decisions from the same numbers."""
+
+    def __init__(self, process: Process, work: Work, link: SlowLink | None) -> None:
+        self.process, self.work, self.recipe = process, work, work.recipe
+        counts = {task: len(labels) for task, labels in work.corpus.labels.items()}
+        built = network.build(work.corpus.encoder, counts, self.recipe.weights, self.recipe.seed)
+        self.network = built.to(process.device)
+        self.optimiser = _optimiser(self.network, self.recipe)
+        self.progress = checkpoint.load(work.out, self.recipe, self.network, self.optimiser)
+        self.replica, self.traffic = _replicated(self.network, process, work, link)
+        self.known = Batches(work.corpus.encoder, work.corpus.train, process.device)
+        self.unseen = Batches(work.corpus.encoder, work.corpus.validation, process.device)
+
+    def run(self) -> Iterator[Line]:
+        sizes = tuple(len(texts.rows) for texts in self.work.corpus.train)
+        drawn = Schedule(sizes, self.recipe.rows, self.recipe.temperature, self.recipe.seed)
+        if self.process.is_first:
+            _cut(self.work.out / LOG, self.progress.step)
+        for places in drawn.steps(self.progress.step, self.recipe.steps):
+            if self.progress.stale >= self.recipe.patience:
+                break
+            started = time.monotonic()
+            losses = [loss / rows if rows else None for rows, loss, _ in self._step(places).tolist()]
+            seconds, sent = time.monotonic() - started, self.traffic.taken()
+            self.progress.step += 1
+            accuracies = self._evaluation()
+            line = Line(self.progress.step, seconds, losses, sent.given_bytes, sent.uncompressed_bytes, accuracies)
+            self._keep(line)
+            yield line
+
+    def _step(self, places: Sequence[Place]) -> torch.Tensor:
+        """Learn from a step's examples; return the tallies of all processes' rows."""
+        step = self.progress.step
+        torch.manual_seed((self.recipe.seed << 24) + step * self.process.count + self.process.rank)
+        self.network.train(self.recipe.dropout)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * _pace(step, self.recipe.steps)
+        parts = schedule.share(
+            self.known.lengths(places),
+            rank=self.process.rank,
+            processes=self.process.count,
+            accumulate=self.work.accumulate,
+        )
+        tallies = []
+        for number, part in enumerate(parts, start=1):
+            with self._exchanging(last=number == len(parts)):
+                loss, tally = self._passed([places[place] for place in part])
+                # DDP takes the processes' mean; of all rows that is the sum over their number
+                torch.autograd.backward(loss * (self.process.count / len(places)))
+            tallies.append(tally)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MOST_NORM)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return self._summed(torch.stack(tallies).sum(0))
+
+    def _passed(self, places: Sequence[Place]) -> tuple[torch.Tensor, torch.Tensor]:
+        kind = torch.device(self.process.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            found: tuple[torch.Tensor, torch.Tensor] = self.replica(**self.known.batch(places))
+        return found
+
+    def _exchanging(self, *, last: bool) -> AbstractContextManager[None]:
+        """Gradients of several micro-batches are summed here first, and exchanged with those of the last one."""
+        if last or not isinstance(self.replica, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.replica.no_sync()
+
+    def _summed(self, tallies: torch.Tensor) -> torch.Tensor:
+        if self.process.count > 1:
+            distributed.all_reduce(tallies)
+        return tallies
+
+    def _evaluation(self) -> list[float] | None:
+        """Return accuracies by task, where it is time; remember whether they are the best, and the weights if so."""
+        step = self.progress.step
+        if step % self.recipe.evaluate_every and step != self.recipe.steps:
+            return None
+        accuracies = self._accuracies()
+        mean = sum(accuracies) / len(accuracies)
+        if mean <= self.progress.best:
+            self.progress.stale += 1
+            return accuracies
+        self.progress.best, self.progress.best_step, self.progress.stale = mean, step, 0
+        if self.process.is_first:
+            checkpoint.write(self.network.state_dict(), self.work.out / checkpoint.BEST, {"step": str(step)})
+        return accuracies
+
+    def _accuracies(self) -> list[float]:
+        self.network.eval()
+        places = self.unseen.places()
+        batches = list(by_size(self.unseen.lengths(places), _EVALUATED_TOKENS))
+        tallies = torch.zeros(len(self.work.corpus.labels), 3, device=self.process.device)
+        with torch.inference_mode():
+            for batch in batches[self.process.rank :: self.process.count]:
+                tallies += self.network(**self.unseen.batch([places[place] for place in batch]))[1]
+        return [right / rows for rows, _, right in self._summed(tallies).tolist()]
+
+    def _keep(self, line: Line) -> None:
+        if not self.process.is_first:
+            return
+        with (self.work.out / LOG).open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
+        done = line.step == self.recipe.steps or self.progress.stale >= self.recipe.patience
+        every = self.work.checkpoint_every
+        if every and (done or line.step % every == 0):
+            checkpoint.save(self.work.out, self.recipe, self.progress, self.network, self.optimiser)
+
+
+def _replicated(
+    network: JointNetwork, process: Process, work: Work, link: SlowLink | None
+) -> tuple[torch.nn.Module, Traffic]:
+    if not distributed.is_initialized():
+        return network, Traffic()
+    replica = DistributedDataParallel(
+        network,
+        device_ids=[process.device] if process.device.startswith("cuda") else None,
+        bucket_cap_mb=work.bucket_mb,
+        gradient_as_bucket_view=True,
+    )
+    return replica, compression.attach(replica, work.recipe.compression, link)
+
+
+def _optimiser(network: JointNetwork, recipe: Recipe) -> torch.optim.AdamW:
+    rates = {"encoder": recipe.encoder_rate, "heads": recipe.head_rate, "weights": recipe.head_rate}
+    groups = []
+    for part, rate in rates.items():
+        own = [(name, one) for name, one in network.named_parameters() if name.startswith(part) and one.requires_grad]
+        # neither biases and norms nor the tasks' weights are to be small
+        for decay, chosen in (
+            (0.01, [one for _, one in own if one.ndim > 1]),
+            (0.0, [one for _, one in own if one.ndim < 2]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "initial_lr": rate, "weight_decay": decay})
+    # 1e-6: a key's bias has no gradient but rounding, which a smaller one would blow up to whole steps
+    return torch.optim.AdamW(groups, eps=1e-6)
+
+
+def _pace(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step: up to all of it over the first tenth, then down to none."""
+    warm = max(1, round(steps * _WARM_UP))
+    return (step + 1) / warm if step < warm else (steps - step) / (steps - warm + 1)
+
+
+def _cut(log: Path, step: int) -> None:
+    """Take out of the log what is to come again."""
+    if log.is_file():
+        lines = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        log.write_bytes(b"".join(line for line in lines if msgspec.json.decode(line, type=Line).step <= step))
+
+
+def read_log(out: Path) -> Iterator[Line]:
+    """Yield the steps of a training in that folder."""
+    for line in (out / LOG).read_bytes().splitlines():
+        yield msgspec.json.decode(line, type=Line)
