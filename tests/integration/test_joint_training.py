@@ -5,25 +5,29 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import ProcessException
 
 from producers.errors import ConfigurationError
 from tests import tiny_checkpoints
+from tests.conftest import free_port
 from workers import serving, settings
 from workers.training.batches import best_labels
 from workers.training.data import Example, Split
-from workers.training.joint import checkpoint, corpus, processes, result, trainer
+from workers.training.joint import checkpoint, compression, corpus, network, processes, result, trainer
 from workers.training.joint.corpus import Corpus
 from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
+from workers.training.joint.recipe import Compression, Recipe
 from workers.training.joint.trainer import Line, Work
 
 STEPS = 12
@@ -96,24 +100,34 @@ def one_by_one(process: Process, works: Sequence[Work]) -> None:
 
 
 @pytest.fixture(scope="module")
-def together(alone: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Line]]:
-    """The steps of trainings by two processes, by how their gradients were exchanged, with their folders' names."""
+def together(alone: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of trainings by two processes, by what was special about them."""
     out = tmp_path_factory.mktemp("together")
     works = {
         name: replace(alone, out=out / name, recipe=msgspec.structs.replace(RECIPE, compression=name))
-        for name in ("none", "fp16", "bf16", "powersgd", "topk")
+        for name in get_args(Compression)
     }
     works["accumulated"] = replace(alone, out=out / "accumulated", accumulate=3, bucket_mb=0.05)
-    processes.run(one_by_one, list(works.values()), count=2, device="cpu")
-    for name, work in works.items():
-        (alone.out / name).symlink_to(work.out)
-    return {name: list(trainer.read_log(work.out)) for name, work in works.items()}
+    works["slow link"] = replace(alone, out=out / "slow link", link_bytes_per_s=1e9)
+    works["layers"] = replace(alone, out=out / "layers", split="layers")
+    # half of it by one process, the rest by two, each with its part of what the checkpoint has
+    halfway = replace(alone, out=out / "halfway", split="layers", checkpoint_every=STEPS // 2)
+    stopped_at(STEPS // 2, halfway)
+    processes.run(one_by_one, [*works.values(), halfway], count=2, device="cpu")
+    return {name: work.out for name, work in (works | {"halfway": halfway}).items()}
 
 
-@pytest.mark.parametrize("name", ["none", "accumulated"])
-def test_two_processes_come_to_what_one_comes_to(name: str, alone: Work, together: Mapping[str, object]) -> None:
-    """Each has half of every step's rows; the mean of their gradients is the gradient of all rows."""
-    assert furthest(weights(alone.out), weights(alone.out / name)) < TOLERANCE
+def stopped_at(step: int, work: Work) -> None:
+    """Take steps in this process until there is a checkpoint at `step`, and no further."""
+    for line in trainer.steps(Process(), replace(work, split="rows")):
+        if line.step == step:
+            return
+
+
+@pytest.mark.parametrize("name", ["none", "accumulated", "slow link", "layers", "halfway"])
+def test_two_processes_come_to_what_one_comes_to(name: str, alone: Work, together: Mapping[str, Path]) -> None:
+    """Each has half of every step's rows, or half of every layer."""
+    assert furthest(weights(alone.out), weights(together[name])) < TOLERANCE
 
 
 def test_micro_batches_come_to_what_one_batch_comes_to(alone: Work, tmp_path: Path) -> None:
@@ -122,7 +136,109 @@ def test_micro_batches_come_to_what_one_batch_comes_to(alone: Work, tmp_path: Pa
     assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
 
 
-def test_it_learns(alone: Work) -> None:
-    first, *_, last = trainer.read_log(alone.out)
-    assert last.accuracies is not None
-    assert all(before and after and after < before for before, after in zip(first.losses, last.losses, strict=True))
+def test_torchrun_says_who_is_who(alone: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its environment goes before what is asked for: each process that it starts is one of the group."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"} | address).items():
+        monkeypatch.setenv(name, value)
+    processes.run(trainer.train, replace(alone, out=tmp_path), count=2, device="cpu")
+    assert next(trainer.read_log(tmp_path)).given_bytes > 0
+    assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "most_share"), [("fp16", 0.5), ("bf16", 0.5), ("powersgd", 0.4), ("topk", 0.03)])
+def test_compressed_gradients_are_fewer_bytes_and_teach(
+    name: str, most_share: float, together: Mapping[str, Path]
+) -> None:
+    """After the steps whose gradients go whole, where there are such."""
+    plain, lines = (list(trainer.read_log(together[kind])) for kind in ("none", name))
+    assert {line.given_bytes for line in plain} == {line.uncompressed_bytes for line in plain}
+    assert plain[0].uncompressed_bytes == lines[0].uncompressed_bytes > 0
+    for line in lines[compression.WHOLE_STEPS :]:
+        assert line.given_bytes <= most_share * line.uncompressed_bytes
+    assert all(after < before for before, after in zip(some_losses(lines[:3]), some_losses(lines[-3:]), strict=True))
+
+
+def some_losses(lines: Sequence[Line]) -> list[float]:
+    """Return each task's mean loss over some steps."""
+    by_task = zip(*(line.losses for line in lines), strict=True)
+    return [statistics.mean(loss for loss in losses if loss is not None) for losses in by_task]
+
+
+def test_what_is_not_sent_is_kept_for_later() -> None:
+    """Without error feedback small gradients would never arrive, however long they point the same way."""
+    kept = compression.TopShare(share=0.5)
+    gradient = torch.tensor([4.0, 1.0, -3.0, 0.5])
+    _, chosen = kept.chosen(0, gradient.clone())
+    assert chosen.tolist() == [4.0, -3.0]
+    places, chosen = kept.chosen(0, torch.tensor([0.0, 1.0, 0.0, 0.5]))
+    assert sorted(zip(places.tolist(), chosen.tolist(), strict=True)) == [(1, 2.0), (3, 1.0)]
+
+
+def test_a_killed_training_goes_on(alone: Work, tmp_path: Path) -> None:
+    """SIGKILL between two checkpoints: what was done since the last one is done again, and comes out the same."""
+    work = replace(alone, out=tmp_path, checkpoint_every=4)
+    with pytest.raises(ProcessException):  # of the killed one, or of the other, whose exchange broke off
+        processes.run(killed_at_six, work, count=2, device="cpu")
+    assert [line.step for line in trainer.read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    again = trainer.train(Process(), work)
+    assert [line.step for line in again] == [*range(5, STEPS + 1)]
+    assert [line.step for line in trainer.read_log(tmp_path)] == [*range(1, STEPS + 1)]
+    assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
+
+
+def killed_at_six(process: Process, work: Work) -> None:
+    for line in trainer.steps(process, work):
+        if line.step == 6 and process.is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_another_recipe_does_not_go_on(alone: Work) -> None:
+    """Its steps would not be those that the checkpoint says were taken."""
+    other = msgspec.structs.replace(RECIPE, seed=1)
+    with pytest.raises(ConfigurationError, match="made by another recipe"):
+        trainer.train(Process(), replace(alone, recipe=other))
+
+
+def test_early_stopping(alone: Work, tmp_path: Path) -> None:
+    """Rates of 0 never get better than they were at first."""
+    still = msgspec.structs.replace(RECIPE, steps=50, evaluate_every=2, patience=2, encoder_rate=0.0, head_rate=0.0)
+    lines = trainer.train(Process(), replace(alone, recipe=still, out=tmp_path))
+    assert lines[-1].step == 6
+    assert trainer.train(Process(), replace(alone, recipe=still, out=tmp_path)) == []
+
+
+def test_the_folder_is_served_as_it_is(
+    texts: Corpus, splits: dict[str, Split], tmp_path: Path, one_thread: None
+) -> None:
+    """By the settings that lie in it, it answers what was learnt, with dropout and learnt weights of the tasks' losses."""
+    recipe = msgspec.structs.replace(RECIPE, steps=80, dropout=True, evaluate_every=20)
+    trainer.train(Process(), Work(corpus=texts, recipe=recipe, out=tmp_path, checkpoint_every=0))
+    result.write(tmp_path, texts, recipe)
+    chosen = settings.load(tmp_path / result.SETTINGS, environment={})
+    model = serving.build(serving.model_to_load(chosen, "joint"))
+    model.load("cpu")
+    card = result.judge(model, model, {task: part.test for task, part in splits.items()})
+    for task, part in splits.items():
+        answers = best_labels(model, task, [example.text for example in part.test])
+        right = [answer == example.label for answer, example in zip(answers, part.test, strict=True)]
+        assert card[task].joint == statistics.mean(right) > 0.9
+        assert card[task].majority < 0.75
+
+
+def test_rows_must_go_round(alone: Work, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="rows: 12 cannot be dealt to 13"):
+        trainer.train(Process(), replace(alone, out=tmp_path, accumulate=13))
+
+
+def test_weights_must_name_the_tasks(alone: Work, tmp_path: Path) -> None:
+    other = msgspec.structs.replace(RECIPE, weights={"mood": 1.0})
+    with pytest.raises(ConfigurationError, match="weights: must name mood, place"):
+        trainer.train(Process(), replace(alone, recipe=other, out=tmp_path))
+
+
+def test_an_encoder_must_be_deep_enough(tmp_path: Path) -> None:
+    """The heads read layers 3 to 6."""
+    folder = tiny_checkpoints.bert(tmp_path, "BertModel")
+    with pytest.raises(ConfigurationError, match="has 2 layers"):
+        network.build(folder, {"mood": 2}, None, seed=1)

@@ -9,7 +9,7 @@ import re
 import tarfile
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
@@ -151,6 +151,17 @@ def _same(text: str) -> str:
 
 def _without_repeats(examples: Iterable[Example]) -> list[Example]:
     return list({_same(example.text): example for example in examples}.values())
+
+
+def texts_as_served(examples: Sequence[Example], task: str) -> list[str]:
+    """Return the texts to train on. Every second mail goes without its subject: users send both forms."""
+    if task != "spam":
+        return [example.text for example in examples]
+    return [without_subject(example.text) if n % 2 else example.text for n, example in enumerate(examples)]
+
+
+def without_subject(mail: str) -> str:
+    return mail.partition("\n\n")[2].strip() or mail
 
 
 # --- mail -----------------------------------------------------------------------------------------

@@ -20,8 +20,7 @@ from workers.models import sources
 from workers.models.text import TextModel
 from workers.training import data, features
 from workers.training.batches import best_labels
-from workers.training.data import SEED, Example
-from workers.training.heads import without_subject
+from workers.training.data import SEED, Example, without_subject
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,17 +22,6 @@ from workers.training.data import SEED, Example, Split
 Labels = tuple[str, ...]
 
 
-def texts_as_served(examples: Sequence[Example], task: str) -> list[str]:
-    """Return the texts to train on. Every second mail goes without its subject: users send both forms."""
-    if task != "spam":
-        return [example.text for example in examples]
-    return [without_subject(example.text) if n % 2 else example.text for n, example in enumerate(examples)]
-
-
-def without_subject(mail: str) -> str:
-    return mail.partition("\n\n")[2].strip() or mail
-
-
 def train(task: str, cache: Path, out: Path, console: Console) -> Path:
     """Train one task's head and write it under `out`; return its file."""
     parts = data.split(data.read(task, cache), seed=SEED)
@@ -55,7 +44,7 @@ def _attention(task: str, cache: Path, parts: Split, labels: Labels, path: Path,
 def _logistic(task: str, cache: Path, parts: Split, labels: Labels, path: Path, console: Console) -> None:
     """For long texts, whose subject all words carry."""
     examples = [*parts.train, *parts.validation]
-    values = features.layers(features.text_model(cache), texts_as_served(examples, task), f"{task}: training")
+    values = features.layers(features.text_model(cache), data.texts_as_served(examples, task), f"{task}: training")
     module, strength = logistic.train(
         values, _numbers(examples, labels), [example.group for example in examples], seed=SEED, console=console
     )

@@ -31,7 +31,7 @@ def main() -> None:
     splits = {task: data.split(data.read(task, cache), seed=SEED) for task in data.READERS}
     encoder = features.encoder(cache)
     texts = corpus.read(encoder.folder, splits, recipe.max_tokens)
-    work = Work(corpus=texts, recipe=recipe, out=asked.out, accumulate=asked.accumulate)
+    work = Work(corpus=texts, recipe=recipe, out=asked.out, accumulate=asked.accumulate, split=asked.split)
     processes.run(trainer.train, work, count=asked.processes, device=asked.device)
     if processes.is_first():
         result.write(asked.out, texts, recipe)
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a GPU for each process")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step (default: %(default)s)")
+    parser.add_argument("--split", choices=("rows", "layers"), default="rows", help="what processes share out")
     defaults = Recipe()
     for name in (
         "steps",

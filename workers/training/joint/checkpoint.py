@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
 from producers.errors import ConfigurationError
+from workers.training.joint import layers
 from workers.training.joint.network import JointNetwork
 from workers.training.joint.recipe import Recipe
 
@@ -31,11 +31,18 @@ class Progress(msgspec.Struct):
     stale: int = 0
 
 
-def save(folder: Path, recipe: Recipe, progress: Progress, network: JointNetwork, optimiser: Optimizer) -> None:
-    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"optimiser/{name}": state[key] for name, state, key in _states(network, optimiser)}
+def tensors(network: JointNetwork, optimiser: Optimizer) -> dict[str, torch.Tensor]:
+    """Return all that a training goes on from. Where layers are shared out, all processes must ask at the same time."""
+    found = {f"network/{name}": layers.whole(tensor) for name, tensor in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        state = optimiser.state.get(parameter, {})
+        found |= {f"optimiser/{name}/{key}": layers.whole(tensor) for key, tensor in state.items()}
+    return found
+
+
+def save(folder: Path, recipe: Recipe, progress: Progress, found: Mapping[str, torch.Tensor]) -> None:
     about = {"recipe": msgspec.json.encode(recipe).decode(), "progress": msgspec.json.encode(progress).decode()}
-    write(tensors, folder / FILE, about)
+    write(found, folder / FILE, about)
 
 
 def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimizer) -> Progress:
@@ -50,29 +57,23 @@ def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimiz
         about = file.metadata()
     if json.loads(about["recipe"]) != json.loads(msgspec.json.encode(recipe)):
         raise ConfigurationError(f"{path}: was made by another recipe; go on with that one, or name another folder")
-    tensors = load_file(path)
-    network.load_state_dict({name[8:]: tensor for name, tensor in tensors.items() if name.startswith("network/")})
-    device = next(network.parameters()).device
+    found = load_file(path)
+    own = network.state_dict()
+    network.load_state_dict({name: layers.part(found[f"network/{name}"], tensor) for name, tensor in own.items()})
     for name, parameter in network.named_parameters():
         prefix = f"optimiser/{name}/"
-        state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        # AdamW keeps its count of steps on the CPU
-        placed = {key: tensor if key == "step" else tensor.to(device) for key, tensor in state.items()}
-        if placed:
-            optimiser.state[parameter] = placed
+        state = {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
+        # AdamW keeps its count of steps on the CPU, and has nothing of what had no gradient
+        optimiser.state[parameter] = {
+            key: tensor if key == "step" else layers.part(tensor, parameter) for key, tensor in state.items()
+        }
     return msgspec.json.decode(about["progress"], type=Progress)
 
 
-def _states(network: JointNetwork, optimiser: Optimizer) -> Iterator[tuple[str, dict[str, Any], str]]:
-    for name, parameter in network.named_parameters():
-        state = optimiser.state.get(parameter, {})
-        yield from ((f"{name}/{key}", state, key) for key in state)
-
-
-def write(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
+def write(found: Mapping[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
     """Write a file that is there whole, or as it was before, whatever kills us and when."""
     unfinished = path.with_suffix(".unfinished")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, unfinished, about)
+    save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, unfinished, about)
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     unfinished.replace(path)

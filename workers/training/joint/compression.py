@@ -135,17 +135,22 @@ class TopShare:
 
     def _exchange(self, bucket: GradBucket) -> tuple[Future[torch.Tensor], int]:
         gradient = bucket.buffer()
-        if bucket.index() in self._kept:
-            gradient.add_(self._kept[bucket.index()])
-        places = gradient.abs().topk(max(1, int(self._share * gradient.numel())), sorted=False).indices
-        chosen = gradient[places]
-        self._kept[bucket.index()] = gradient.clone().index_fill_(0, places, 0)
+        places, values = self.chosen(bucket.index(), gradient)
         # values travel as the integers that have their bits, so that one collective takes both
-        packed = torch.cat([places.to(torch.int32), chosen.float().view(torch.int32)])
+        packed = torch.cat([places.to(torch.int32), values.float().view(torch.int32)])
         gathered = packed.new_empty(distributed.get_world_size() * len(packed))
         work = distributed.all_gather_single(gathered, packed, async_op=True)
         average = work.get_future().then(lambda _: _averaged(gathered, gradient))
         return average, packed.nbytes
+
+    def chosen(self, bucket: int, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return places and values of what is to be sent of a bucket's gradient and what is kept of it; keep the rest."""
+        if bucket in self._kept:
+            gradient.add_(self._kept[bucket])
+        places = gradient.abs().topk(max(1, int(self._share * gradient.numel())), sorted=False).indices
+        values = gradient[places]
+        self._kept[bucket] = gradient.clone().index_fill_(0, places, 0)
+        return places, values
 
 
 def _averaged(gathered: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

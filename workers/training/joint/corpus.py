@@ -12,8 +12,7 @@ import torch
 from producers.kinds.text import TextClassificationParams
 from workers.models.model import ModelSpec, Prepared
 from workers.models.text import TextModel
-from workers.training.data import Example, Split
-from workers.training.heads import texts_as_served
+from workers.training.data import Example, Split, texts_as_served
 from workers.training.joint.schedule import Place
 
 

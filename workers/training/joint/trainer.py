@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import torch
@@ -15,7 +17,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from workers.training.batches import by_size
-from workers.training.joint import checkpoint, compression, network, schedule
+from workers.training.joint import checkpoint, compression, layers, network, schedule
 from workers.training.joint.compression import SlowLink, Traffic
 from workers.training.joint.corpus import Batches, Corpus
 from workers.training.joint.network import JointNetwork
@@ -38,6 +40,8 @@ class Work:
     recipe: Recipe
     out: Path
     accumulate: int = 1
+    #: What processes share out: the rows of each step, or the layers of the encoder.
+    split: Literal["rows", "layers"] = "rows"
     #: Steps; 0 for no checkpoint at all.
     checkpoint_every: int = 100
     #: Of a bucket of gradients; larger than all of them, none goes out before the backward pass is over. Default: DDP's own.
@@ -62,17 +66,22 @@ def train(process: Process, work: Work) -> list[Line]:
 
     The best weights are then in `work.out`, as `checkpoint.BEST`.
     """
+    return list(steps(process, work))
+
+
+def steps(process: Process, work: Work) -> Iterator[Line]:
+    """Take a step each time that one is asked for. Raises ConfigurationError."""
     work.recipe.check(work.corpus.labels, process.count * work.accumulate)
     work.out.mkdir(parents=True, exist_ok=True)
     link = SlowLink(work.link_bytes_per_s) if work.link_bytes_per_s else None
     try:
-        return list(Trainer(process, work, link).run())
+        yield from _Trainer(process, work, link).run()
     finally:
         if link:
             link.close()
 
 
-class Trainer:
+class _Trainer:
     """One process' part. All hold the same weights, and come to the same decisions from the same numbers."""
 
     def __init__(self, process: Process, work: Work, link: SlowLink | None) -> None:
@@ -80,6 +89,10 @@ class Trainer:
         counts = {task: len(labels) for task, labels in work.corpus.labels.items()}
         built = network.build(work.corpus.encoder, counts, self.recipe.weights, self.recipe.seed)
         self.network = built.to(process.device)
+        # of the rows: where layers are shared out, all processes see all rows
+        self.rank, self.sharers = (process.rank, process.count) if work.split == "rows" else (0, 1)
+        if work.split == "layers":
+            layers.split(self.network.encoder, process.device)
         self.optimiser = _optimiser(self.network, self.recipe)
         self.progress = checkpoint.load(work.out, self.recipe, self.network, self.optimiser)
         self.replica, self.traffic = _replicated(self.network, process, work, link)
@@ -106,14 +119,14 @@ class Trainer:
     def _step(self, places: Sequence[Place]) -> torch.Tensor:
         """Learn from a step's examples; return the tallies of all processes' rows."""
         step = self.progress.step
-        torch.manual_seed((self.recipe.seed << 24) + step * self.process.count + self.process.rank)
+        torch.manual_seed((self.recipe.seed << 24) + step * self.sharers + self.rank)
         self.network.train(self.recipe.dropout)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * _pace(step, self.recipe.steps)
         parts = schedule.share(
             self.known.lengths(places),
-            rank=self.process.rank,
-            processes=self.process.count,
+            rank=self.rank,
+            processes=self.sharers,
             accumulate=self.work.accumulate,
         )
         tallies = []
@@ -121,9 +134,9 @@ class Trainer:
             with self._exchanging(last=number == len(parts)):
                 loss, tally = self._passed([places[place] for place in part])
                 # DDP takes the processes' mean; of all rows that is the sum over their number
-                torch.autograd.backward(loss * (self.process.count / len(places)))
+                torch.autograd.backward(loss * (self.sharers / len(places)))
             tallies.append(tally)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MOST_NORM)
+        layers.clip(self.network.parameters(), _MOST_NORM)
         self.optimiser.step()
         self.optimiser.zero_grad()
         return self._summed(torch.stack(tallies).sum(0))
@@ -141,7 +154,7 @@ class Trainer:
         return self.replica.no_sync()
 
     def _summed(self, tallies: torch.Tensor) -> torch.Tensor:
-        if self.process.count > 1:
+        if self.sharers > 1:
             distributed.all_reduce(tallies)
         return tallies
 
@@ -156,8 +169,9 @@ class Trainer:
             self.progress.stale += 1
             return accuracies
         self.progress.best, self.progress.best_step, self.progress.stale = mean, step, 0
+        best = {name: layers.whole(tensor) for name, tensor in self.network.state_dict().items()}
         if self.process.is_first:
-            checkpoint.write(self.network.state_dict(), self.work.out / checkpoint.BEST, {"step": str(step)})
+            checkpoint.write(best, self.work.out / checkpoint.BEST, {"step": str(step)})
         return accuracies
 
     def _accuracies(self) -> list[float]:
@@ -166,25 +180,26 @@ class Trainer:
         batches = list(by_size(self.unseen.lengths(places), _EVALUATED_TOKENS))
         tallies = torch.zeros(len(self.work.corpus.labels), 3, device=self.process.device)
         with torch.inference_mode():
-            for batch in batches[self.process.rank :: self.process.count]:
+            for batch in batches[self.rank :: self.sharers]:
                 tallies += self.network(**self.unseen.batch([places[place] for place in batch]))[1]
         return [right / rows for rows, _, right in self._summed(tallies).tolist()]
 
     def _keep(self, line: Line) -> None:
+        done = line.step == self.recipe.steps or self.progress.stale >= self.recipe.patience
+        every = self.work.checkpoint_every
+        found = checkpoint.tensors(self.network, self.optimiser) if every and (done or line.step % every == 0) else None
         if not self.process.is_first:
             return
         with (self.work.out / LOG).open("ab") as file:
             file.write(msgspec.json.encode(line) + b"\n")
-        done = line.step == self.recipe.steps or self.progress.stale >= self.recipe.patience
-        every = self.work.checkpoint_every
-        if every and (done or line.step % every == 0):
-            checkpoint.save(self.work.out, self.recipe, self.progress, self.network, self.optimiser)
+        if found:
+            checkpoint.save(self.work.out, self.recipe, self.progress, found)
 
 
 def _replicated(
     network: JointNetwork, process: Process, work: Work, link: SlowLink | None
 ) -> tuple[torch.nn.Module, Traffic]:
-    if not distributed.is_initialized():
+    if not distributed.is_initialized() or work.split == "layers":
         return network, Traffic()
     replica = DistributedDataParallel(
         network,
@@ -197,18 +212,18 @@ def _replicated(
 
 def _optimiser(network: JointNetwork, recipe: Recipe) -> torch.optim.AdamW:
     rates = {"encoder": recipe.encoder_rate, "heads": recipe.head_rate, "weights": recipe.head_rate}
-    groups = []
-    for part, rate in rates.items():
-        own = [(name, one) for name, one in network.named_parameters() if name.startswith(part) and one.requires_grad]
-        # neither biases and norms nor the tasks' weights are to be small
-        for decay, chosen in (
-            (0.01, [one for _, one in own if one.ndim > 1]),
-            (0.0, [one for _, one in own if one.ndim < 2]),
-        ):
-            if chosen:
-                groups.append({"params": chosen, "lr": rate, "initial_lr": rate, "weight_decay": decay})
+    groups: dict[tuple[str, bool, type], list[torch.nn.Parameter]] = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            # whole parameters and parts are not updated in one call
+            groups[name.partition(".")[0], parameter.ndim > 1, type(parameter.data)].append(parameter)
+    # neither biases and norms nor the tasks' weights are to be small
+    chosen = [
+        {"params": own, "lr": rates[part], "initial_lr": rates[part], "weight_decay": 0.01 if is_matrix else 0.0}
+        for (part, is_matrix, _), own in groups.items()
+    ]
     # 1e-6: a key's bias has no gradient but rounding, which a smaller one would blow up to whole steps
-    return torch.optim.AdamW(groups, eps=1e-6)
+    return torch.optim.AdamW(chosen, eps=1e-6)
 
 
 def _pace(step: int, steps: int) -> float:
