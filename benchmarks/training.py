@@ -27,7 +27,7 @@ from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Compression, Recipe
 from workers.training.joint.trainer import Line, Work
 
-#: Steps that are not timed: buckets are put in order, memory is taken.
+#: Steps that are not timed, if there are as many more: buckets are put in order, memory is taken.
 WARM_UP = 3
 
 #: A bucket of all gradients: none goes out before the backward pass is over.
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="of the group (default: 2 on CPUs, 1 on a GPU)")
     parser.add_argument("--steps", type=int, default=1500, help="of the joint training; a tenth of them by compression")
     asked = parser.parse_args()
-    steps = 4 if asked.quick else asked.steps
+    steps = 3 if asked.quick else asked.steps
     recipe = Recipe(steps=steps, rows=4 if asked.quick else 64, max_tokens=16 if asked.quick else 256)
     recipe = msgspec.structs.replace(recipe, precision=asked.precision, evaluate_every=min(100, steps))
     count = asked.processes or (2 if asked.device == "cpu" else 1)
@@ -87,7 +87,7 @@ class Bench:
     def together(self, count: int) -> dict[str, Any]:
         """Train in a group of processes: the plain way, on a slow link, and with each compression."""
         convention.progress(f"training in a group of {count}")
-        steps = max(4, self.recipe.steps // 10)
+        steps = max(3, self.recipe.steps // 10)
         recipe = msgspec.structs.replace(self.recipe, steps=steps, evaluate_every=steps)
         compressed = {
             name: self._work(name, msgspec.structs.replace(recipe, compression=name)) for name in self.compressions
@@ -142,7 +142,7 @@ def _traffic(lines: Sequence[Line]) -> dict[str, float]:
 
 
 def _step_s(lines: Sequence[Line]) -> float:
-    return statistics.median(line.seconds for line in lines[WARM_UP:])
+    return statistics.median(line.seconds for line in lines[min(WARM_UP, len(lines) // 2) :])
 
 
 def _rounded(card: Mapping[str, float]) -> dict[str, float]:
