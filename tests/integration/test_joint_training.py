@@ -16,6 +16,8 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import GradBucket
+from torch.futures import Future
 from torch.multiprocessing.spawn import ProcessException
 
 from producers.errors import ConfigurationError
@@ -134,6 +136,41 @@ def test_micro_batches_come_to_what_one_batch_comes_to(alone: Work, tmp_path: Pa
     """Their gradients add up, so a step's rows may be more than memory holds at a time."""
     trainer.train(Process(), replace(alone, out=tmp_path, accumulate=4))
     assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("bucket_mb", "hidden"), [(0.05, True), (1000.0, False)])
+def test_gradients_go_out_while_others_are_computed(
+    alone: Work, tmp_path: Path, bucket_mb: float, hidden: bool
+) -> None:
+    """Those of the embeddings, at the network's other end, come last; in one bucket, all wait for them."""
+    events: list[str] = []
+    work = replace(alone, out=tmp_path, bucket_mb=bucket_mb, checkpoint_every=0)
+
+    def step(process: Process, work: Work) -> None:
+        training = trainer.Trainer(process, work, Recorded(events))
+        words = training.network.encoder.backbone.embeddings.word_embeddings.weight
+        words.register_post_accumulate_grad_hook(lambda _: events.append("last gradient"))
+        steps = training.run()
+        next(steps)
+        events.clear()  # DDP makes its buckets by the order that it sees in the first step
+        next(steps)
+
+    processes.run(step, work, count=1, device="cpu", group=True)
+    assert events.count("last gradient") == 1
+    sent_before = events.index("last gradient")
+    assert sent_before == events.count("sent") - 1
+    assert (sent_before > 0) is hidden
+
+
+class Recorded(compression.SlowLink):
+    """A link that notes when it is given something."""
+
+    def __init__(self, events: list[str]) -> None:
+        self._events = events
+
+    def carry(self, bucket: GradBucket, average: Future[torch.Tensor], given_bytes: int) -> Future[torch.Tensor]:
+        self._events.append("sent")
+        return average
 
 
 def test_torchrun_says_who_is_who(alone: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

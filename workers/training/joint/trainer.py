@@ -44,8 +44,9 @@ class Work:
     split: Literal["rows", "layers"] = "rows"
     #: Steps; 0 for no checkpoint at all.
     checkpoint_every: int = 100
-    #: Of a bucket of gradients; larger than all of them, none goes out before the backward pass is over. Default: DDP's own.
-    bucket_mb: float | None = None
+    #: Of a bucket of gradients, which goes out when all of them are there. Small, as the embeddings' come last and are half of all:
+    #: what shares their bucket waits for them. Larger than all gradients, none goes out before the backward pass is over.
+    bucket_mb: float = 4.0
     #: For measurements: see `SlowLink`.
     link_bytes_per_s: float | None = None
 
@@ -75,13 +76,13 @@ def steps(process: Process, work: Work) -> Iterator[Line]:
     work.out.mkdir(parents=True, exist_ok=True)
     link = SlowLink(work.link_bytes_per_s) if work.link_bytes_per_s else None
     try:
-        yield from _Trainer(process, work, link).run()
+        yield from Trainer(process, work, link).run()
     finally:
         if link:
             link.close()
 
 
-class _Trainer:
+class Trainer:
     """One process' part. All hold the same weights, and come to the same decisions from the same numbers."""
 
     def __init__(self, process: Process, work: Work, link: SlowLink | None) -> None:
