@@ -147,7 +147,7 @@ def test_gradients_go_out_while_others_are_computed(
     work = replace(alone, out=tmp_path, bucket_mb=bucket_mb, checkpoint_every=0)
 
     def step(process: Process, work: Work) -> None:
-        training = trainer.Trainer(process, work, Recorded(events))
+        training = trainer.prepare(process, work, Recorded(events))
         words = training.network.encoder.backbone.embeddings.word_embeddings.weight
         words.register_post_accumulate_grad_hook(lambda _: events.append("last gradient"))
         steps = training.run()
@@ -266,6 +266,11 @@ def test_the_folder_is_served_as_it_is(
 def test_rows_must_go_round(alone: Work, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="rows: 12 cannot be dealt to 13"):
         trainer.train(Process(), replace(alone, out=tmp_path, accumulate=13))
+
+
+def test_layers_need_somebody_to_share_them(alone: Work, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="one process has nobody"):
+        trainer.train(Process(), replace(alone, out=tmp_path, split="layers"))
 
 
 def test_weights_must_name_the_tasks(alone: Work, tmp_path: Path) -> None:

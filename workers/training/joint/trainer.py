@@ -16,8 +16,10 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from producers.errors import ConfigurationError
 from workers.training.batches import by_size
 from workers.training.joint import checkpoint, compression, layers, network, schedule
+from workers.training.joint.checkpoint import Progress
 from workers.training.joint.compression import SlowLink, Traffic
 from workers.training.joint.corpus import Batches, Corpus
 from workers.training.joint.network import JointNetwork
@@ -72,31 +74,56 @@ def train(process: Process, work: Work) -> list[Line]:
 
 def steps(process: Process, work: Work) -> Iterator[Line]:
     """Take a step each time that one is asked for. Raises ConfigurationError."""
-    work.recipe.check(work.corpus.labels, process.count * work.accumulate)
+    _check(process, work)
     work.out.mkdir(parents=True, exist_ok=True)
     link = SlowLink(work.link_bytes_per_s) if work.link_bytes_per_s else None
     try:
-        yield from Trainer(process, work, link).run()
+        yield from prepare(process, work, link).run()
     finally:
         if link:
             link.close()
 
 
+def _check(process: Process, work: Work) -> None:
+    work.recipe.check(work.corpus.labels, process.count * work.accumulate)
+    if work.split == "layers" and process.count == 1:
+        raise ConfigurationError("split: one process has nobody to share layers with; ask for more, or split rows")
+    if work.split == "layers" and work.recipe.compression != "none":
+        raise ConfigurationError(
+            "compression: is of gradients, which stay where they are if layers are split; use none"
+        )
+
+
+def prepare(process: Process, work: Work, link: SlowLink | None) -> Trainer:
+    """Return a process' part in a training, its networks and averages as the checkpoint has them, if there is one."""
+    counts = {task: len(labels) for task, labels in work.corpus.labels.items()}
+    built = network.build(work.corpus.encoder, counts, work.recipe.weights, work.recipe.seed).to(process.device)
+    if work.split == "layers":
+        layers.split(built.encoder, process.device)
+    optimiser = _optimiser(built, work.recipe)
+    progress = checkpoint.load(work.out, work.recipe, built, optimiser)
+    replica, traffic = _replicated(built, process, work, link)
+    return Trainer(process, work, built, replica, optimiser, progress, traffic)
+
+
 class Trainer:
     """One process' part. All hold the same weights, and come to the same decisions from the same numbers."""
 
-    def __init__(self, process: Process, work: Work, link: SlowLink | None) -> None:
+    def __init__(
+        self,
+        process: Process,
+        work: Work,
+        network: JointNetwork,
+        replica: torch.nn.Module,
+        optimiser: torch.optim.Optimizer,
+        progress: Progress,
+        traffic: Traffic,
+    ) -> None:
         self.process, self.work, self.recipe = process, work, work.recipe
-        counts = {task: len(labels) for task, labels in work.corpus.labels.items()}
-        built = network.build(work.corpus.encoder, counts, self.recipe.weights, self.recipe.seed)
-        self.network = built.to(process.device)
+        self.network, self.replica, self.traffic = network, replica, traffic
+        self.optimiser, self.progress = optimiser, progress
         # of the rows: where layers are shared out, all processes see all rows
         self.rank, self.sharers = (process.rank, process.count) if work.split == "rows" else (0, 1)
-        if work.split == "layers":
-            layers.split(self.network.encoder, process.device)
-        self.optimiser = _optimiser(self.network, self.recipe)
-        self.progress = checkpoint.load(work.out, self.recipe, self.network, self.optimiser)
-        self.replica, self.traffic = _replicated(self.network, process, work, link)
         self.known = Batches(work.corpus.encoder, work.corpus.train, process.device)
         self.unseen = Batches(work.corpus.encoder, work.corpus.validation, process.device)
 
