@@ -51,6 +51,7 @@ def write(out: Path, corpus: Corpus, recipe: Recipe) -> None:
     trained = network.build(corpus.encoder, counts, recipe.weights, recipe.seed)
     trained.load_state_dict(load_file(out / checkpoint.BEST))
     trained.encoder.backbone.save_pretrained(out / ENCODER)
+    (out / ENCODER / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for name in _TOKENIZER:
         if (corpus.encoder / name).is_file():
             shutil.copyfile(corpus.encoder / name, out / ENCODER / name)
