@@ -16,8 +16,8 @@ from workers import devices, serving, settings, tuned
 from workers.device_process import ModelToLoad
 from workers.models import samples
 from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.backends.cuda_graphs import bucket
 from workers.models.backends.network import Source, build
-from workers.models.backends.torch_network import bucket
 from workers.models.model import Array, ModelSpec
 from workers.models.text import TextModel
 
@@ -86,8 +86,8 @@ def test_results_say_what_computed_them(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its compiler uses what it deprecates
 @pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="torch's compiler needs a C++ one")
-def test_compiled_torch_sees_buckets_and_answers_for_the_batch(tmp_path: Path) -> None:
-    """Shapes are padded to few, so that each is compiled once; what comes back has the batch's own."""
+def test_compiled_torch_compiles_once_for_all_shapes(tmp_path: Path) -> None:
+    """With the model, before any batch; a lone row, and a lone token, are no other shape."""
     import torch
     from torch import nn
 
@@ -96,14 +96,29 @@ def test_compiled_torch_sees_buckets_and_answers_for_the_batch(tmp_path: Path) -
             return {"sum": ids.float().sum(1, keepdim=True), "tokens.0": ids.float().unsqueeze(-1) * 2}
 
     example = {"ids": torch.ones(2, 3, dtype=torch.int32)}
+    compiled = torch._dynamo.utils.counters["stats"]
+    before = compiled["unique_graphs"]
     network = build(Backend(compiled=True), Source(lambda: Network().eval(), example, tmp_path / "none"), "cpu")
+    assert compiled["unique_graphs"] == before + 1
     with torch.inference_mode():
-        for rows, tokens in ((3, 5), (4, 32), (3, 1)):
+        for rows, tokens in ((3, 5), (1, 32), (4, 1)):
             ids = torch.arange(rows * tokens, dtype=torch.int32).reshape(rows, tokens)
             found = network({"ids": ids})
             torch.testing.assert_close(found["sum"], ids.float().sum(1, keepdim=True))
             torch.testing.assert_close(found["tokens.0"], ids.float().unsqueeze(-1) * 2)
-    assert {bucket(rows, tokens) for rows, tokens in ((3, 5), (4, 32))} == {(4, 32)}
+    assert compiled["unique_graphs"] == before + 1
+
+
+def test_captured_passes_see_few_shapes_that_are_hardly_larger() -> None:
+    """A graph is made for a shape: eight to each doubling, so that at most an eighth of the work is padding."""
+    assert bucket(1, 3) == (2, 8)
+    assert bucket(37, 100) == (40, 104)
+    assert bucket(5, 0) == (5, 0)  # images have no tokens
+    for count in range(2, 3000):
+        rows, tokens = bucket(count, count)
+        assert count <= rows <= count * 9 / 8
+        assert count <= tokens <= max(count * 9 / 8, count + 7)
+    assert len({bucket(rows, 8)[0] for rows in range(1, 1025)}) < 72
 
 
 @pytest.mark.parametrize(
