@@ -28,6 +28,12 @@ _BLOCK_S = 10
 _UNKNOWN_BYTES = 2**31 - 1
 _UNKNOWN_SAMPLES = 2**62
 
+#: Containers that are left to FFmpeg, as it calls them. No lists of other files (ffconcat, DASH), which it would open.
+_FORMATS = (
+    *("aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts", "eac3", "flac", "flv", "loas", "matroska"),
+    *("mov", "mp3", "mp4", "mpeg", "mpegts", "ogg", "rm", "tta", "w64", "wav", "webm", "wv"),
+)
+
 #: Samples beyond this are not sound: full scale is 1, and floating-point files may be somewhat over it.
 _LOUDEST = 1e4
 
@@ -98,6 +104,9 @@ def _sound(data: bytes) -> Iterator[tuple[int, Samples]]:
         yield from _by_ffmpeg(data)
         return
     with opened as file:
+        if file.format == "MP3" and not _mp3_tells_length(data):
+            yield from _by_ffmpeg(data, "is an MP3 that does not say how long it is")
+            return
         rate = _checked(file.samplerate)
         while len(block := file.read(rate * _BLOCK_S, dtype="float32", always_2d=True)):
             yield rate, block
@@ -116,6 +125,13 @@ def _check_whole(data: bytes) -> None:
         raise InvalidInput("input", f"breaks off after {len(data):,} of {promised:,} bytes", "send the whole file")
 
 
+def _mp3_tells_length(data: bytes) -> bool:
+    """Say whether an MP3's first frame says how long it is; else libsndfile guesses by that frame's bit rate, and stops there."""
+    tagged = data[:3] == b"ID3"  # a tag before the sound; of each byte of its size, seven bits count
+    begins = 10 + sum(byte << 7 * place for place, byte in enumerate(data[9:5:-1])) if tagged else 0
+    return any(name in data[begins : begins + 64] for name in (b"Xing", b"Info", b"VBRI"))
+
+
 def _checked(rate: int) -> int:
     if not _RATES[0] <= rate <= _RATES[1]:
         raise InvalidInput("input", f"has {rate:,} samples a second", f"send {_RATES[0]:,} to {_RATES[1]:,}")
@@ -125,11 +141,12 @@ def _checked(rate: int) -> int:
 # --- what libsndfile does not know ----------------------------------------------------------------
 
 
-def _by_ffmpeg(data: bytes) -> Iterator[tuple[int, Samples]]:
+def _by_ffmpeg(data: bytes, otherwise: str = "is not an audio file that can be read") -> Iterator[tuple[int, Samples]]:
+    """As `_sound`; where FFmpeg's libraries are not installed, the file is refused as what it is `otherwise`."""
     known = "WAV, FLAC, Ogg, MP3 or AIFF"
     if importlib.util.find_spec("av") is None:
-        remedy = f"send {known}; M4A, AAC and WebM need the extra `video` at the worker (pip install 'argosy[video]')"
-        raise InvalidInput("input", "is not an audio file that can be read", remedy)
+        remedy = f"send {known}; others need the extra `video` at the worker (pip install 'argosy[video]')"
+        raise InvalidInput("input", otherwise, remedy)
     import av
 
     with _container(data) as container:
@@ -145,8 +162,10 @@ def _by_ffmpeg(data: bytes) -> Iterator[tuple[int, Samples]]:
 def _container(data: bytes) -> Iterator[Any]:
     import av
 
+    # the bytes are all there is to read
+    options = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "none"}
     try:
-        container = av.open(io.BytesIO(data))
+        container = av.open(io.BytesIO(data), options=options)
     except av.FFmpegError as error:
         remedy = "send WAV, FLAC, Ogg, MP3, M4A or WebM"
         raise InvalidInput("input", "is not an audio file that can be read", remedy) from error
