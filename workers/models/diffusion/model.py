@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,11 @@ from workers.models.huggingface import ragged
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.serving import read_for_each
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.model import Array, Arrays, ModelSpec, Prepared
-from workers.models.stepwise import Stepped, StepwiseModel
+from workers.models.model import Array, ModelSpec, Prepared, digest
+from workers.models.stepwise import EngineModel
 
 if TYPE_CHECKING:
-    from workers.models.diffusion.engine import Engine
+    from workers.models.diffusion.engine import Engine  # noqa: F401 (what the class is of, in quotes)
 
 _OPTIONS = {"max_pixels": 1024 * 1024, "step_rows": 8}
 
@@ -34,7 +33,7 @@ _OPTIONS = {"max_pixels": 1024 * 1024, "step_rows": 8}
 _SQUARE = 32 * 32
 
 
-class DiffusionModel(StepwiseModel):
+class DiffusionModel(EngineModel["Engine"]):
     """Options: `max_pixels` of a picture (1,048,576); `step_rows`, how many pictures are in a step (8)."""
 
     backends = ("torch",)
@@ -42,7 +41,6 @@ class DiffusionModel(StepwiseModel):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self._engine: Engine | None = None
         self._joined = 0
 
     # --- in the parent process ---
@@ -65,17 +63,8 @@ class DiffusionModel(StepwiseModel):
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         found, refused = read_for_each(params, lambda _, chosen: self._wanted(content, chosen))
         arrays = {task: one.packed() for task, one in found.items()}
-        digest = hashlib.blake2b(digest_size=16)
-        for task in sorted(found):
-            digest.update(f"{task} {len(arrays[task])} ".encode() + arrays[task].tobytes())
         size = sum(_cost(one) for one in found.values())
-        return Prepared(arrays, size, digest.digest(), refused, {task: one.seed for task, one in found.items()})
-
-    def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        return {
-            task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
-            for task in self.spec.tasks
-        }
+        return Prepared(arrays, size, digest(arrays), refused, {task: one.seed for task, one in found.items()})
 
     def _wanted(self, content: Any, params: msgspec.Struct) -> Wanted:
         assert isinstance(params, DiffusionParams), "the kinds that this class serves"
@@ -145,27 +134,9 @@ class DiffusionModel(StepwiseModel):
         networks = load(self._folder, device, self.spec.backend.precision)
         self._engine = Engine(networks, self._option("step_rows"))
 
-    @property
-    def _here(self) -> Engine:
-        assert self._engine is not None, "loaded before the first request"
-        return self._engine
-
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
         self._joined += 1
-        self._here.join(key, wanted.unpack(request), urgency=urgency, number=self._joined)
-
-    def leave(self, key: Hashable) -> None:
-        self._here.leave(key)
-
-    def step(self) -> list[Stepped]:
-        return self._here.step()
-
-    def clear(self) -> None:
-        self._here.clear()
-
-    @property
-    def busy(self) -> bool:
-        return len(self._here) > 0
+        self.engine.join(key, wanted.unpack(request), urgency=urgency, number=self._joined)
 
 
 def _cost(one: Wanted) -> int:

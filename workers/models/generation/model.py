@@ -3,7 +3,6 @@ and `prompted-json`. All of them share its steps."""
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
@@ -26,11 +25,11 @@ from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.head import best_labels, softmax
 from workers.models.huggingface.serving import read_for_each
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.model import Array, Arrays, ModelSpec, Prepared
-from workers.models.stepwise import Stepped, StepwiseModel
+from workers.models.model import Array, Prepared, digest
+from workers.models.stepwise import EngineModel
 
 if TYPE_CHECKING:
-    from workers.models.generation.engine import Engine
+    from workers.models.generation.engine import Engine  # noqa: F401 (what the class is of, in quotes)
     from workers.models.generation.vllm_engine import VllmEngine
 
 _OPTIONS = ("max_tokens", "prefix_tokens", "step_rows")
@@ -39,7 +38,7 @@ _OPTIONS = ("max_tokens", "prefix_tokens", "step_rows")
 _ROWS = {"torch": 8, "vllm": 256}
 
 
-class GenerationModel(StepwiseModel):
+class GenerationModel(EngineModel["Engine | VllmEngine"]):
     """Options: `max_tokens`, of prompt and answer together (the checkpoint's own); `step_rows`, how many requests are in a
     step (8, with vLLM 256); `prefix_tokens`, of how many tokens keys and values are held for prompts that begin alike (2,048; with
     vLLM, which has its own limit, 0 for none); `adapters`, folders of LoRA by task; `gpu_memory_share`, how much of the GPU's memory
@@ -48,10 +47,6 @@ class GenerationModel(StepwiseModel):
     backends = ("torch", "vllm")
     #: Tokens of the requests at the device, whose keys and values are in its memory.
     default_cost = 16384
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(spec)
-        self._engine: Engine | VllmEngine | None = None
 
     # --- in the parent process ---
 
@@ -77,16 +72,7 @@ class GenerationModel(StepwiseModel):
         found, refused = read_for_each(params, lambda task, chosen: self._request(content, chosen))
         arrays = {task: request.packed() for task, request in found.items()}
         size = sum(len(request.tokens) + _to_write(request) for request in found.values())
-        digest = hashlib.blake2b(digest_size=16)
-        for task in sorted(found):
-            digest.update(f"{task} {len(arrays[task])} ".encode() + arrays[task].tobytes())
-        return Prepared(arrays, size, digest.digest(), refused, {task: len(found[task].tokens) for task in found})
-
-    def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        return {
-            task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
-            for task in self.spec.tasks
-        }
+        return Prepared(arrays, size, digest(arrays), refused, {task: len(found[task].tokens) for task in found})
 
     def _request(self, content: Any, params: msgspec.Struct) -> Request:
         match params:
@@ -254,26 +240,8 @@ class GenerationModel(StepwiseModel):
         tokenizer = self.prompts.tokenizing.tokenizer
         return vllm_engine.start(arguments, self.adapters, tokenizer, self.prompts.eos, where=self._where)
 
-    @property
-    def _here(self) -> Engine | VllmEngine:
-        assert self._engine is not None, "loaded before the first request"
-        return self._engine
-
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
-        self._here.join(key, requests.unpack(request), urgency=urgency, adapter=self._adapter_numbers.get(task, 0))
-
-    def leave(self, key: Hashable) -> None:
-        self._here.leave(key)
-
-    def step(self) -> list[Stepped]:
-        return self._here.step()
-
-    def clear(self) -> None:
-        self._here.clear()
-
-    @property
-    def busy(self) -> bool:
-        return len(self._here) > 0
+        self.engine.join(key, requests.unpack(request), urgency=urgency, adapter=self._adapter_numbers.get(task, 0))
 
 
 def _to_write(request: Request) -> int:
