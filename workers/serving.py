@@ -55,7 +55,9 @@ def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, S
     wanted = msgspec.structs.replace(wanted, backend=_backend(name, chosen, decision))
     model = build(wanted)
     cost = chosen.batch_cost or (decision.batch_cost if decision else model.default_cost)
-    return wanted, ServedModel(model, model.revision, Budget(cost, chosen.batch_rows))
+    # where more than the largest budget for CPUs was measured to be best, on a GPU, so many times the rows are at hand too
+    times = max(1, cost // model.budgets[-1]) if model.budgets and not chosen.batch_cost else 1
+    return wanted, ServedModel(model, model.revision, Budget(cost, chosen.batch_rows * times))
 
 
 def build(wanted: ModelToLoad) -> Model:

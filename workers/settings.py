@@ -112,7 +112,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Without a class it is a Hugging Face checkpoint, served as the kinds of its tasks ask (`workers.models.huggingface`).
     `batch_cost` is in the model's unit of cost (tokens for text), `batch_rows` in rows; a cost of 0 is the one that was
-    measured to be best here, or the model's own. `backend` ``auto`` is the fastest that was measured to answer like torch in
+    measured to be best here, or the model's own: on a GPU it may be many times a CPU's, and `batch_rows` is then multiplied likewise. `backend` ``auto`` is the fastest that was measured to answer like torch in
     fp32, at its precision; a model that has but one runs on that.
     `explain`: when the weights that explanations need are loaded (the first item that asks for one waits for them), or that there are none.
     `uses` are models whose weights it reads too, by what they are to it; its option `uses` has their folders.

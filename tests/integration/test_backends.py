@@ -12,6 +12,7 @@ import pytest
 from producers.catalogue import KINDS, Task
 from producers.errors import ConfigurationError
 from tests import tiny_checkpoints
+from tests.serving import DEVICE
 from workers import devices, serving, settings, tuned
 from workers.device_process import ModelToLoad
 from workers.models import samples
@@ -42,7 +43,7 @@ def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def text_model(folder: Path, backend: Backend = REFERENCE) -> TextModel:
     model = TextModel(ModelSpec("text", folder, "1", TASKS, {}, backend))
-    model.load("cpu")
+    model.load(DEVICE)
     return model
 
 

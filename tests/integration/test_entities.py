@@ -11,7 +11,7 @@ import pytest
 
 from producers.catalogue import Catalogue
 from producers.errors import InputTooLarge, InvalidInput
-from tests.serving import answered
+from tests.serving import DEVICE, answered
 from workers.models.model import ModelSpec
 from workers.models.sources import Pulled
 from workers.models.text import TextModel
@@ -41,7 +41,7 @@ LONG = " ".join(f"On day {n}, Barack Obama spoke in Chicago about the economy." 
 def text(pulled_models: Mapping[str, Pulled]) -> TextModel:
     pulled = pulled_models["text"]
     model = TextModel(ModelSpec("text", pulled.folder, pulled.revision, TASKS))
-    model.load("cpu")
+    model.load(DEVICE)
     return model
 
 
@@ -151,7 +151,7 @@ def test_features_that_are_known_label_tokens_too(pulled_models: Mapping[str, Pu
     """With the feature cache the second time is without a pass, and the same."""
     pulled = pulled_models["text"]
     remembering = TextModel(ModelSpec("text", pulled.folder, pulled.revision, TASKS, {"feature_cache_mib": 8}))
-    remembering.load("cpu")
+    remembering.load(DEVICE)
     rows = [remembering.prepare(content, ask()) for content in NEWS]
     for _ in range(2):
         batch = remembering.collate(rows)

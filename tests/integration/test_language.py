@@ -13,7 +13,7 @@ import pytest
 
 from producers.catalogue import Catalogue
 from producers.errors import ConfigurationError, InvalidInput
-from tests.serving import answered
+from tests.serving import DEVICE, answered
 from workers.models import head, sources
 from workers.models.language import LanguageModel
 from workers.models.model import ModelSpec
@@ -58,7 +58,7 @@ def model() -> Iterator[LanguageModel]:
     pulled = sources.pull(sources.BundledSource("language"), Path("unused"))
     loaded = LanguageModel(ModelSpec("language", pulled.folder, pulled.revision, CATALOGUE.tasks))
     assert loaded.revision
-    loaded.load("cpu")
+    loaded.load(DEVICE)
     yield loaded
     torch.set_num_threads(before)
 
