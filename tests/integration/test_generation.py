@@ -15,6 +15,7 @@ from producers.messages import Message, MessagesInput
 from tests import tiny_checkpoints
 from tests.serving import Served
 from workers.models.generation.model import GenerationModel
+from workers.models.generation.prompts import Prompts
 from workers.models.generation.requests import Request, Sampling, Written
 from workers.models.huggingface import ragged
 from workers.models.sources import Pulled
@@ -129,6 +130,32 @@ def test_drawn_tokens_do_not_depend_on_neighbours(served: Served) -> None:
     assert first != second
 
 
+@pytest.mark.parametrize("params", [{"temperature": 1e-40}, {"temperature": 5.0, "top_p": 1e-60}])
+def test_as_good_as_no_chance_is_the_likeliest(served: Served, params: dict[str, float]) -> None:
+    """What 32 bits cannot tell from nothing is no fault, which would be everybody's in the step."""
+    [likeliest, drawn] = (served.ask("chat", ["Once"], max_new_tokens=9, **own)[0] for own in ({}, params))
+    assert drawn["text"] == likeliest["text"]
+
+
+def test_what_is_not_a_number_fails_and_leaves_nothing_behind(served: Served) -> None:
+    """As in 16 bits it may come to be. Else it would be in the keys that the next ones' masks only multiply by 0."""
+    import torch
+
+    def poisoned(_: Any, given: tuple[torch.Tensor, ...], found: torch.Tensor) -> torch.Tensor:
+        return found.masked_fill((given[0] == 250).unsqueeze(-1), torch.nan)
+
+    texts = ["Once upon a time", "there was", "a"]
+    before = [one["text"] for one in served.ask("chat", texts, max_new_tokens=20)]
+    hook = served.model._engine._network._model.get_input_embeddings().register_forward_hook(poisoned)
+    try:
+        with pytest.raises(FloatingPointError, match="not a number"):
+            written(served.model, [Request([*range(20, 60), 250], 9), Request([30] * 60, 9)], seed=1)
+        served.model.clear()
+        assert [one["text"] for one in served.ask("chat", texts, max_new_tokens=20)] == before
+    finally:
+        hook.remove()
+
+
 def test_a_stop_string_ends_the_text_and_is_left_out(served: Served) -> None:
     whole = served.ask("chat", ["Once upon"], max_new_tokens=60)[0]["text"]
     stop = whole[11:14]
@@ -177,6 +204,26 @@ def test_what_begins_alike_is_read_once(served: Served) -> None:
     prompt = made.templated(TASKS["urgency"]["prompt"], "six")  # type: ignore[index]
     labels = sum(len(made.bare(label)) for label in ("low", "high", "higher"))
     assert network.tokens_read - before <= len(prompt) - made.shared(TASKS["urgency"]["prompt"]) + labels  # type: ignore[index]
+
+
+def test_prompts_of_items_own_are_not_remembered_without_end(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task's parameters may come with the item: a template with a number in it, say."""
+    read: list[str] = []
+    encode = Prompts.bare
+
+    def counted(self: Prompts, text: str) -> list[int]:
+        read.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(Prompts, "bare", counted)
+    prompts = served.model.prompts
+    for n in range(500):
+        prompts.shared(f"{n}. How urgent is it? {{input}}")
+    once = len(read)
+    prompts.shared("499. How urgent is it? {input}")
+    assert len(read) == once, "the latest are known"
+    prompts.shared("0. How urgent is it? {input}")
+    assert len(read) > once, "the first are not"
 
 
 def test_prompts_that_have_no_room(served: Served) -> None:

@@ -4,8 +4,8 @@ and `prompted-json`. All of them share its steps."""
 from __future__ import annotations
 
 import secrets
-from collections.abc import Hashable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,21 +109,14 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         return Request(
             tokens,
             self.prompts.room(tokens, params.max_new_tokens),
-            grammar=self._grammar(params.schema),
+            grammar=self._grammar(msgspec.json.encode(params.schema)),
             shared=self.prompts.shared(params.prompt),
         )
 
-    def _grammar(self, schema: Mapping[str, Any]) -> str:
-        key = msgspec.json.encode(schema)
-        if key not in self._grammars:
-            if len(self._grammars) >= 256:
-                self._grammars.clear()
-            self._grammars[key] = grammar.of_schema(schema, "params.schema")
-        return self._grammars[key]
-
     @cached_property
-    def _grammars(self) -> dict[bytes, str]:
-        return {}
+    def _grammar(self) -> Callable[[bytes], str]:
+        """Makes the grammar of a schema, in JSON; items may bring schemas of their own, without end."""
+        return lru_cache(256)(lambda schema: grammar.of_schema(msgspec.json.decode(schema), "params.schema"))
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
         return self._finish(output, params, 0)
