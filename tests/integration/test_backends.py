@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.serving import DEVICE
 from workers import devices, serving, settings, tuned
 from workers.device_process import ModelToLoad
 from workers.models import samples
+from workers.models.backends import kept
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.backends.cuda_graphs import bucket
 from workers.models.backends.network import Source, build
@@ -120,6 +122,33 @@ def test_captured_passes_see_few_shapes_that_are_hardly_larger() -> None:
         assert count <= rows <= count * 9 / 8
         assert count <= tokens <= max(count * 9 / 8, count + 7)
     assert len({bucket(rows, 8)[0] for rows in range(1, 1025)}) < 72
+
+
+def test_older_networks_of_a_model_go_and_those_that_run_go_on(tmp_path: Path) -> None:
+    """Each change of weights, code or libraries makes another network: they must not fill the disk."""
+    import torch
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self, factor: int) -> None:
+            super().__init__()
+            self.weights = nn.Parameter(torch.full((64, 64), float(factor)))
+
+        def forward(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"sums": rows @ self.weights}
+
+    def network(number: int) -> Callable[..., dict[str, torch.Tensor]]:
+        cache = tmp_path / f"own.model-{number:016x}"
+        example = {"rows": torch.ones(2, 64)}
+        return build(Backend("openvino"), Source(lambda: Network(number).eval(), example, cache), "cpu")
+
+    running = [network(number) for number in range(1, kept.MOST + 3)]
+    assert len(list(tmp_path.glob("*.xml"))) == len(list(tmp_path.glob("*.bin"))) == kept.MOST
+    assert not list(tmp_path.glob("*-0000000000000001.*"))
+    for number, one in enumerate(running, start=1):
+        assert float(one({"rows": torch.ones(3, 64)})["sums"][2, 5]) == 64 * number
+    again = network(1)  # it is made anew
+    assert float(again({"rows": torch.ones(1, 64)})["sums"][0, 0]) == 64
 
 
 @pytest.mark.parametrize(
