@@ -32,12 +32,6 @@ def ran(shared_fleet: LocalFleet) -> list[Batch]:
         return store.recent_batches(limit=1000, traces=True)[::-1]
 
 
-@pytest.fixture(autouse=True)
-def environment(shared_fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARGOSY_STORE_URL", shared_fleet.store_url)
-    monkeypatch.setenv("ARGOSY_FLEET", str(shared_fleet.home.parent / "fleet.toml"))
-
-
 def test_every_item_is_in_one_batch_with_its_arrival(ran: list[Batch]) -> None:
     """Nothing that ran is missing, and each row says who wanted it."""
     assert sum(batch.items for batch in ran) == 305

@@ -20,7 +20,7 @@ from producers.cli import main
 from producers.publisher import Publisher
 from results_store.records import Result
 from results_store.store import Store
-from tests.end_to_end.processes import device_process, until
+from tests.end_to_end.processes import device_process, fleet_in, until
 from tests.versioned_model import write_version
 from workers import presence, redeclaring, settings
 from workers.fleet import LocalFleet
@@ -73,8 +73,7 @@ class Rig:
         return said
 
     def argosy(self, *words: str) -> str:
-        environment = {"ARGOSY_BROKER_URL": self.fleet.broker_url, "ARGOSY_STORE_URL": self.fleet.store_url}
-        ran = CliRunner(env=environment).invoke(main, words, catch_exceptions=False)
+        ran = CliRunner().invoke(main, words, catch_exceptions=False)
         assert ran.exit_code == 0, ran.output
         return ran.output
 
@@ -95,16 +94,14 @@ class Rig:
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Two workers that serve version 1 at first."""
     folder = tmp_path_factory.mktemp("reload")
-    file = folder / "fleet.toml"
-    file.write_text(FLEET.format(folder=write_version(folder / "v1", 1)), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(file))
-        with (
-            LocalFleet(settings.load(), folder / "home", flower=False, workers_per_device=2) as fleet,
-            Client(fleet.broker_url, fleet.store_url) as client,
-        ):
-            until(lambda: len(Rig(fleet, file, folder, client).states()) == 2)
-            yield Rig(fleet, file, folder, client)
+    text = FLEET.format(folder=write_version(folder / "v1", 1))
+    with (
+        fleet_in(folder, text, workers_per_device=2) as fleet,
+        Client(fleet.broker_url, fleet.store_url) as client,
+    ):
+        rig = Rig(fleet, folder / "fleet.toml", folder, client)
+        until(lambda: len(rig.states()) == 2)
+        yield rig
 
 
 def texts(count: int) -> list[str]:
@@ -147,18 +144,17 @@ def under_load(client: Client, task: str, expected: list[str], change: Callable[
 
 def test_a_reload_under_load(rig: Rig) -> None:
     """What waits is computed by the new version, and none by the old one once the command says that all have it."""
-    folder, expected = rig.version(), texts(500)
+    old, folder, expected = rig.serving(), rig.version(), texts(500)
     jobs, (said, taken_at) = under_load(rig.client, "echo", expected, lambda: (rig.reload(folder), time.time()))
     assert len(said) == 2
-    assert all("v2@" in line for line in said)
+    assert all(f"v{rig.count}@" in line for line in said)
     rows = [row for job in jobs for row in assert_each_once_by_one_version(job, expected)]
-    assert {row.output["version"] for row in rows} == {1, 2}
-    assert max(row.computed_at for row in rows if row.output["version"] == 1) < taken_at
-    assert rig.argosy("models", "list").count("v2@") == 2
-    environment = {"ARGOSY_BROKER_URL": rig.fleet.broker_url, "ARGOSY_STORE_URL": rig.fleet.store_url}
-    examined = CliRunner(env=environment).invoke(main, ["doctor"]).output
-    assert examined.count("versioned v2@") == 2
-    assert "workers have other settings" in examined, "the file still says v1"
+    assert {row.output["version"] for row in rows} == {old, rig.count}
+    assert max(row.computed_at for row in rows if row.output["version"] == old) < taken_at
+    assert rig.argosy("models", "list").count(f"v{rig.count}@") == 2
+    examined = CliRunner().invoke(main, ["doctor"]).output
+    assert examined.count(f"versioned v{rig.count}@") == 2
+    assert "workers have other settings" in examined, "the file still says the old one"
 
 
 @pytest.mark.parametrize(("fails", "why"), [("raise", "this version cannot be loaded"), ("die", "ended 2 times")])
@@ -202,13 +198,13 @@ def test_a_process_dies_in_the_midst_of_it(rig: Rig, victim: str) -> None:
 
 def test_the_table_of_the_file_is_read_again(rig: Rig) -> None:
     """Tasks come and go with it; what is queued for one that is gone fails by its name."""
-    newest = rig.versions / f"v{rig.count}"
+    served = rig.versions / f"v{rig.serving()}"
     again = ("models", "reload", "versioned", "--config", str(rig.file))
-    rig.file.write_text(FLEET.format(folder=newest) + SHOUT, encoding="utf-8")
+    rig.file.write_text(FLEET.format(folder=served) + SHOUT, encoding="utf-8")
     rig.argosy(*again)
     with Client(rig.fleet.broker_url, rig.fleet.store_url) as client:
         assert client.submit("shout", "now known").result(timeout_s=60)["task"] == "shout"
-        rig.file.write_text(FLEET.format(folder=newest), encoding="utf-8")
+        rig.file.write_text(FLEET.format(folder=served), encoding="utf-8")
         jobs, _ = under_load(client, "shout", texts(200), lambda: rig.argosy(*again))
         for job in jobs:
             job.wait(timeout_s=60)
