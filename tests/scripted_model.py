@@ -5,6 +5,7 @@ It stands in for a real model where faults are tested, in a real device process;
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -52,6 +53,8 @@ class ScriptedModel(Model):
             return [{"label": f"said {int(output[0])}", "score": 1.0}]
         if task.name == "place":
             return np.array([int(output[0]) % 1000, 1], dtype=np.float32)
+        if task.name == "frozen":
+            return {"objects": gc.get_freeze_count()}
         return {"crc": int(output[0]), "task": task.name}
 
     def load(self, device: str) -> None:

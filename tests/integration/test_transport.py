@@ -47,6 +47,18 @@ def test_what_was_done_over_a_lost_connection_cannot_be_acknowledged(held: tuple
     assert not message.acknowledged
 
 
+def test_a_channel_keeps_its_client_as_long_as_its_pool(broker_url: str) -> None:
+    """Each message asks for it thrice, and making one costs more than what it is then asked."""
+    with Connection(broker_url, transport="workers.transport:Transport") as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+        channel._disconnect_pools()
+        with channel.conn_or_acquire() as another:
+            assert another is not first
+            assert another.ping()
+
+
 def test_a_long_list_leaves_room_for_others(broker_url: str) -> None:
     """Of eight slots it has six; what is more urgent, and what is another queue's, finds the others, and it goes on after an ack."""
     options = {"priority_steps": [0, 3, 9], "sep": PRIORITY_SEPARATOR}
