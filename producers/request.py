@@ -10,6 +10,7 @@ from typing import Any
 
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput
+from producers.forms import sendable
 from producers.messages import Input, Item, Params, Priority
 
 
@@ -85,6 +86,8 @@ class Request:
             key, params, value = value.key, value.params, value.input
             if key is not None and not isinstance(key, str):
                 raise InvalidInput(f"{field}.key", f"must be text, not {type(key).__name__}", "convert it with str()")
+            if key is not None and not key.isascii():
+                sendable(key, f"{field}.key")
         # by position: this runs for every one of millions
         return Item(seq, self._input(value, field), self.names, self._item_params(params, field), key)
 
@@ -155,7 +158,7 @@ def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str
         if not isinstance(values, Mapping):
             raise InvalidInput(where, f"must be a mapping of parameters, not {type(values).__name__}")
         if values:
-            checked[name] = dict(values)
+            checked[name] = sendable(dict(values), where)
     return checked
 
 

@@ -18,7 +18,7 @@ from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who, while_there
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem
-from producers.gateway.schemas import NewOne, input_of, sendable
+from producers.gateway.schemas import NewOne, input_of
 from producers.gateway.views import item_view
 from results_store.errors import UnknownJob
 from results_store.records import Result
@@ -42,7 +42,7 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> 
         input_of(body.input, "input"),
         priority=body.priority,
         deadline_s=body.deadline_s,
-        params=sendable(body.params, "params"),
+        params=body.params,
         key=body.key,
         durable=body.durable,
         tenant=caller.tenant,
