@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from filelock import FileLock
 from redis import Redis
@@ -30,8 +31,12 @@ from workers.models.sources import Pulled
 
 
 def pytest_configure() -> None:
-    """PyTorch's threads sleep while they wait: spinning, as they would, takes the cores from other tests."""
+    """PyTorch's threads sleep while they wait: spinning, as they would, takes the cores from other tests. No example is timed:
+    how long one takes, on a machine with other work, says nothing about it.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    hypothesis.settings.register_profile("untimed", hypothesis.settings(), deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 
 def free_port() -> int:
