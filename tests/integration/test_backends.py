@@ -202,6 +202,17 @@ def test_a_model_that_cannot_be_measured_still_starts(tmp_path: Path) -> None:
     assert tuned.resolve(wanted, devices.cpu(), measure=True) is None
 
 
+def test_a_worker_starts_though_its_cache_cannot_be_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The composed stack mounts it read-only; here a file is in the way, which stops root as well."""
+    (tmp_path / "tuned").touch()
+    monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path))
+    wanted = ModelToLoad.from_spec("workers.models.text:TextModel", ModelSpec("text", folder, "1", TASKS, {}))
+    assert tuned.resolve(wanted, devices.cpu(), measure=True) is None
+    assert "no backend is measured for model text, it runs on torch-fp32" in caplog.text
+
+
 def test_the_settings_choice_is_followed_unmeasured(folder: Path) -> None:
     """A named backend and a named budget leave nothing to find out."""
     model = settings.ModelSettings(
