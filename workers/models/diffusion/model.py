@@ -57,7 +57,7 @@ class DiffusionModel(EngineModel["Engine"]):
             raise ConfigurationError(f"{self._where}.compile: is not for pictures; leave it out")
         if not self._folder.reads_prompts and "text-to-image" in {task.kind.name for task in self.spec.tasks.values()}:
             raise ConfigurationError(f"{self._where}: {self._folder.pipeline} reads no prompts, as text-to-image needs")
-        _ = self._folder.size
+        _ = self._folder.size, self._folder.steps
         return self.spec.revision if backend.is_reference else f"{self.spec.revision}+{backend}"
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
