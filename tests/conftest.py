@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,6 +36,9 @@ def pytest_configure() -> None:
     how long one takes, on a machine with other work, says nothing about it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # so a script has it for what it starts in the background, and all processes that tests start and interrupt would have it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.register_profile("untimed", hypothesis.settings(), deadline=None)
     hypothesis.settings.load_profile("untimed")
 
