@@ -74,13 +74,12 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
     \b
         argosy worker --device cuda:1
     """
-    from producers.connection import Connection
     from workers import devices, settings
     from workers import worker as node
 
     _log_to_stderr()
     chosen = settings.load(config)
-    where = Connection(chosen.broker.get("url"), chosen.store.get("url"))
+    where = chosen.connection
     wanted = (device,) if device else chosen.worker.devices[:1]
     node.run(
         chosen,

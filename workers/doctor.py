@@ -38,7 +38,7 @@ def examine(config: Path | None) -> list[Finding]:
         Finding("settings", True, f"models {', '.join(chosen.models)}; {len(chosen.catalogue.tasks)} tasks")
     )
     findings += _models(chosen)
-    where = Connection(chosen.broker.get("url"), chosen.store.get("url"))
+    where = chosen.connection
     findings.append(
         _looked_at("broker", lambda: _broker(where), "start a fleet with `argosy up`, or set ARGOSY_BROKER_URL")
     )

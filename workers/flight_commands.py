@@ -54,13 +54,12 @@ def rerun(config: Path | None, batch: str, device: str | None) -> None:
     """
     from rich.table import Table
 
-    from producers.connection import Connection
     from results_store.store import Store
     from workers import rerun as again
     from workers import settings
 
     chosen = settings.load(config)
-    with Store(Connection(chosen.broker.get("url"), chosen.store.get("url")).store_url) as store:
+    with Store(chosen.connection.store_url) as store:
         found = again.rerun(store, chosen, _device(chosen, device), batch)
     before = found.batch
     click.echo(
@@ -103,13 +102,12 @@ def what_if(config: Path | None, *, minutes: float, limit: int, device: str | No
     """
     import time
 
-    from producers.connection import Connection
     from results_store.store import Store
     from workers import settings
     from workers.batching.what_if import recordings
 
     chosen = settings.load(config)
-    with Store(Connection(chosen.broker.get("url"), chosen.store.get("url")).store_url) as store:
+    with Store(chosen.connection.store_url) as store:
         found = store.recent_batches(limit=limit, since=time.time() - 60 * minutes, traces=True)
     recorded = recordings(batch for batch in found if batch.model in chosen.models)
     if not recorded:

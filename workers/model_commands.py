@@ -56,12 +56,11 @@ def list_(config: Path | None) -> None:
 
     A worker's models are shown with their revision; within a memory budget not all are loaded.
     """
-    from producers.connection import Connection
     from workers import settings
     from workers.models import sources
 
     chosen = settings.load(config)
-    nodes = _nodes(Connection(chosen.broker.get("url"), chosen.store.get("url")))
+    nodes = _nodes(chosen.connection)
     for name, model in chosen.models.items():
         found = sources.locate(sources.parse(model.source, where=f"models.{name}.source"), sources.cache_folder())
         tasks = ", ".join(task.name for task in chosen.catalogue.tasks.values() if task.model == name)
@@ -92,7 +91,6 @@ def reload(config: Path | None, name: str, revision: str | None, source: str | N
         argosy models reload reviews --revision v2
         argosy models reload reviews --source /srv/models/reviews-2
     """
-    from producers.connection import Connection
     from producers.publisher import Publisher
     from results_store.store import Store
     from workers import declared, redeclaring, settings
@@ -100,7 +98,7 @@ def reload(config: Path | None, name: str, revision: str | None, source: str | N
     file = settings.load(config)
     chosen = redeclaring.changed(file, name, revision=revision, source=source)
     _pull({name: chosen})
-    where = Connection(file.broker.get("url"), file.store.get("url"))
+    where = file.connection
     publisher = Publisher(where.broker_url)
     try:
         with Store(where.store_url) as store:

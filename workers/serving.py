@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from producers.errors import ConfigurationError
+from producers.fleet_file import known
 from workers import tuned
 from workers.batching.policy import Budget
 from workers.batching.roster import ServedModel
@@ -19,8 +20,7 @@ from workers.settings import ModelSettings, Settings
 def model_to_load(settings: Settings, name: str) -> ModelToLoad:
     """Return a model of the settings, on the reference backend. Raises ConfigurationError if it is unknown or not pulled."""
     if name not in settings.models:
-        known = ", ".join(settings.models)
-        raise ConfigurationError(f"worker.models: no model {name!r} in the settings; there are {known}")
+        raise ConfigurationError(f"no model {name!r} in the settings; {known(name, settings.models)}")
     chosen = settings.models[name]
     source = sources.parse(chosen.source, where=f"models.{name}.source")
     pulled = sources.locate(source, sources.cache_folder())

@@ -31,6 +31,7 @@ SHARED = {
     "connection",
     "errors",
     "files",
+    "fleet_file",
     "kinds",
     "messages",
     "pipelines",
