@@ -157,10 +157,17 @@ def test_silence_says_nothing(made: Made) -> None:
 # --- CTC ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "norm"), [("Wav2Vec2ForCTC", "group"), ("HubertForCTC", "layer")])
-def test_ctc_spells_what_its_pipeline_spells(made: Made, name: str, norm: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("Wav2Vec2ForCTC", {"norm": "group"}),
+        ("HubertForCTC", {"norm": "layer"}),
+        ("Wav2Vec2ForCTC", {"norm": "layer", "add_adapter": True, "num_adapter_layers": 2, "output_hidden_size": 32}),
+    ],
+)
+def test_ctc_spells_what_its_pipeline_spells(made: Made, name: str, config: dict[str, Any]) -> None:
     """Words and characters with their times, all clips in one batch; where padding can be masked, in one pass."""
-    folder = made(tiny.wav2vec2, name, norm=norm)
+    folder = made(tiny.wav2vec2, name, **config)
     theirs, served = pipeline(SPEECH, folder), Served(folder, {"said": SPEECH}).load()
     for options in ({}, {"return_timestamps": "word"}, {"return_timestamps": "char"}):
         assert_alike(served.ask("said", FILES, **options), [theirs(one.copy(), **options) for one in CLIPS], 0.001)
