@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -21,6 +22,16 @@ FAILED, MISUSED, STOPPED = 1, 2, 130
 _NOT_INSTALLED = (
     "the commands for workers (up, worker, migrate, doctor, models) are not installed; pip install 'argosy[local]'"
 )
+
+
+class Finite(click.FloatRange):
+    """A number in a range; "nan" and "inf" are none, which Python would take."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 class CommandLine(click.Group):

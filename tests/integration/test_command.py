@@ -115,8 +115,11 @@ def test_watching_ends_with_the_job_and_says_how_it_went(
     result = argosy("submit", tmp_path / "a.txt", "--task", "topic", "--watch")
     worker.join()
     assert result.exit_code == exit_code
-    assert JOB.match(result.stdout.strip())
+    job = result.stdout.strip()
+    assert JOB.match(job)
     assert f"{summary} of 1 results" in result.stderr
+    why = f"argosy: topic of item 1 failed: input: is not to its liking; `argosy results {job}` has them all"
+    assert (why in result.stderr) == (text == FAILS)
 
 
 def test_parameters_and_priority_travel(tmp_path: Path, stand_in: StandIn) -> None:
@@ -178,6 +181,9 @@ def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
         (["status", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
         (["results", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
         (["cancel", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
+        (["status", "--limit", "0"], 2, "argosy: Invalid value for '--limit': 0 is not in the range x>=1"),
+        (["gateway", "--port", "99999"], 2, "argosy: Invalid value for '--port': 99999 is not in the range"),
+        (["gateway", "--rate", "nan"], 2, "argosy: Invalid value for '--rate': 'nan' is not a number"),
         (["frobnicate"], 2, "argosy: No such command 'frobnicate'"),
     ],
 )
