@@ -166,7 +166,7 @@ class Window:
         since = until - self.last_s
         # a batch is stored a moment after it began, perhaps behind one that began later
         newest = max((batch.started_at for batch in self._seen.values()), default=since)
-        for batch in store.recent_batches(limit=MOST, since=max(since, newest - 10)):
+        for batch in store.flight.recent(limit=MOST, since=max(since, newest - 10)):
             if self._model in (None, batch.model):
                 self._seen[batch.id] = batch
         self._seen = {id_: batch for id_, batch in self._seen.items() if batch.started_at >= since}

@@ -262,7 +262,7 @@ class Client:
 
     def queued_work(self) -> list[QueuedWork]:
         """Return what waits of each model and priority, with an estimate of how long it takes."""
-        return self._link.store.queued_work()
+        return self._link.store.flight.queued_work()
 
     def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return how far a job is. Raises UnknownJob."""

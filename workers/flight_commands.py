@@ -108,7 +108,7 @@ def what_if(config: Path | None, *, minutes: float, limit: int, device: str | No
 
     chosen = settings.load(config)
     with Store(chosen.connection.store_url) as store:
-        found = store.recent_batches(limit=limit, since=time.time() - 60 * minutes, traces=True)
+        found = store.flight.recent(limit=limit, since=time.time() - 60 * minutes, traces=True)
     recorded = recordings(batch for batch in found if batch.model in chosen.models)
     if not recorded:
         raise click.ClickException("too few batches were recorded in that time; look further back with --minutes")

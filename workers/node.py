@@ -294,12 +294,12 @@ class Node:
             self._batcher.cancel(items=[item])
 
     def _purge(self) -> None:
-        self._store.purge()
+        self._store.retention.purge()
         if self.settings.worker.drop_inputs:
-            self._store.drop_inputs_of_pipelines()
-        self._blobs.sweep(self._store.with_inputs)
+            self._store.retention.drop_inputs_of_pipelines()
+        self._blobs.sweep(self._store.retention.with_inputs)
         if self._files:
-            self._files.sweep(self._store.existing)
+            self._files.sweep(self._store.retention.existing)
 
     def _out_of_service(self, reason: str) -> None:
         if self._execution is not None:

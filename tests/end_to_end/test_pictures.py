@@ -125,7 +125,7 @@ def test_a_purge_takes_the_files_too(fleet: LocalFleet, client: Client) -> None:
     place = place_of_files(BlobSettings(), fleet.store_url)
     later = ResultFiles(place, clock=lambda: time.time() + YOUNG_S + 60)
     with Store(fleet.store_url) as store:
-        assert later.sweep(store.existing) >= 1
+        assert later.sweep(store.retention.existing) >= 1
     with pytest.raises(FileUnavailable):
         client.read_file(row.output["image"])
 
