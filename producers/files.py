@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers.blobs import YOUNG_S, BlobSettings, jobs_under, open_place, reached, unwanted
 from producers.errors import ConfigurationError, FileUnavailable, InvalidInput
-from producers.messages import is_id, made_at
+from producers.messages import is_id, made_at, new_id
 
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
@@ -67,7 +67,7 @@ class ResultFiles:
         with reached():
             if not self._whole(path, len(data)):
                 fs.makedirs(f"{root}/{job}", exist_ok=True)
-                fs.pipe_file(path, data)
+                _write(fs, path, data)
         uri = str(fs.unstrip_protocol(path))
         return {"uri": uri, "media_type": media_type, "bytes": len(data), "sha256": sha256}
 
@@ -125,3 +125,17 @@ class ResultFiles:
         if self._opened is None:
             self._opened = open_place(self.url)
         return self._opened
+
+
+def _write(fs: AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write a file whole or not at all, as object stores do by themselves.
+
+    Two may write the same one, of which the other's row is committed when this one dies amid it.
+    """
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if "file" not in protocols:
+        fs.pipe_file(path, data)
+        return
+    part = f"{path}.{new_id()}"
+    fs.pipe_file(part, data)
+    fs.mv(part, path)
