@@ -21,7 +21,7 @@ def main() -> None:
     options = convention.options(__doc__)
     config = settings.load()
     device = offline.device(config)
-    count, passes = (20, 1) if options.quick else (10_800 if device.is_cuda else 600, 3)
+    count, passes = (20, 1) if options.quick else (10_600 if device.is_cuda else 600, 3)
     wanted = serving.model_to_load(config, "text")
     convention.progress("measuring the candidates")
     if options.quick:

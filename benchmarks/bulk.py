@@ -33,7 +33,7 @@ def main() -> None:
     options = convention.options(__doc__)
     config = settings.load()
     device = offline.device(config)
-    times = 9 if device.is_cuda else 1
+    times = 8 if device.is_cuda else 1
     count, naive_count, passes = (40, 10, 1) if options.quick else (1200 * times, 200 * times, 3)
     processes = 1 if options.quick else devices.available_cores()  # each loads the model
     texts = mixed_texts(count)

@@ -103,10 +103,28 @@ def test_a_network_that_asks_for_a_number_runs_as_it_is(monkeypatch: pytest.Monk
         return {"y": found + 1 if float(found.sum()) > 0 else found - 1}
 
     passes = CapturedPasses(branching)
-    for sign in (1, -1) * 4:
-        found = passes({"x": torch.full((4, 3), float(sign), device=DEVICE)})["y"]
-        assert found.tolist() == [[3.0 * sign] * 3] * 4
+    with torch.inference_mode():
+        for sign in (1, -1) * 4:
+            found = passes({"x": torch.full((4, 3), float(sign), device=DEVICE)})["y"]
+            assert found[:4, :3].tolist() == [[3.0 * sign] * 3] * 4
     assert passes.captured == 0
+    # what the attempt had begun is over: random numbers are drawn, memory is given back
+    torch.rand(3, device=DEVICE)
+    torch.cuda.empty_cache()
+
+
+def test_gradients_are_had_of_passes_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a replayed one there would be none; explanations need them."""
+    monkeypatch.setattr(cuda_graphs, "_LAUNCHING", 0.0)
+    passes = CapturedPasses(lambda inputs: {"y": inputs["x"] ** 2})
+    with torch.inference_mode():
+        for _ in range(3):
+            passes({"x": torch.ones(4, 1, 3, device=DEVICE)})
+    assert passes.captured == 1
+    given = torch.full((4, 1, 3), 5.0, device=DEVICE, requires_grad=True)
+    passes({"x": given})["y"].sum().backward()
+    assert given.grad is not None
+    assert given.grad.unique().tolist() == [10.0]
 
 
 def test_a_model_is_loaded_while_passes_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +138,7 @@ def test_a_model_is_loaded_while_passes_are_captured(monkeypatch: pytest.MonkeyP
         while not stop.is_set():
             try:
                 other = nn.Linear(512, 512).to(DEVICE)
-                loads.append(float(other(torch.ones(1, 512, device=DEVICE)).sum()))
+                loads.append(other(torch.ones(1, 512, device=DEVICE)).sum().item())
             except RuntimeError as error:
                 errors.append(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from random import Random
 from typing import Any
@@ -76,7 +77,7 @@ def test_scores_are_those_of_the_layers_written_out(text: TextModel, pulled_mode
 
     folder = pulled_models["text"].folder
     tokenizer, backbone = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    module: Any = text._heads["entities"]
+    module: Any = copy.deepcopy(text._heads["entities"]).cpu()
     encoded = tokenizer(NEWS[2], return_tensors="pt")
     with torch.inference_mode():
         layers = backbone(**encoded, output_hidden_states=True).hidden_states

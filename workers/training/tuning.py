@@ -44,8 +44,8 @@ GOOD_ENOUGH = 0.97
 
 SAMPLE, LABELLED_TEXTS, ROUNDS = 60, 500, 3
 
-#: A GPU is measured on more inputs, and larger batches: by so many doublings of a model's largest budget.
-GPU_SAMPLE, GPU_DOUBLINGS = 2000, 4
+#: A GPU is timed on more inputs, and larger batches: by so many doublings of a model's largest budget.
+GPU_SAMPLE, GPU_DOUBLINGS = 1000, 3
 
 #: A large model is measured on fewer inputs, so that a pass over them takes about so long, but on no fewer than so many; where
 #: it takes longer all the same, once.
@@ -94,12 +94,13 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
         except (ConfigurationError, RuntimeError, NotImplementedError) as error:
             refused.append(_not_run(wanted, backend, error))
     budgets = _budgets(reference.model, device)
-    batches = _batches(trials, budgets[len(budgets) // 2])
-    _take_turns([(candidate, batches) for candidate in loaded])
-    expected = answered(reference.model, batches)
+    usual = budgets[len(budgets) // 2]
+    _take_turns([(candidate, _batches(trials, usual)) for candidate in loaded])
+    judged = _batches(trials[:SAMPLE], usual)
+    expected = answered(reference.model, judged)
     labels = _labelled(wanted, reference.model) if labelled else {}
     right = {task: _right(reference.model, task, examples) for task, examples in labels.items()}
-    measured = [_judged(candidate, batches, expected, labels, right) for candidate in loaded]
+    measured = [_judged(candidate, len(trials), judged, expected, labels, right) for candidate in loaded]
     best = max((m for m in measured if not m.refused), key=lambda m: m.items_per_s)
     chosen = next(candidate for candidate in loaded if candidate.backend == best.backend)
     rates = _rates(chosen, trials, budgets)
@@ -186,6 +187,7 @@ def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]]) ->
 
 def _judged(
     candidate: _Candidate,
+    timed: int,
     batches: Sequence[Sequence[Trial]],
     expected: Sequence[Answered],
     labels: Mapping[str, Sequence[data.Example]],
@@ -202,7 +204,7 @@ def _judged(
         refused = "answers differ from torch's in fp32"
     return Measured(
         backend=candidate.backend,
-        items_per_s=round(len(expected) / candidate.fastest_s, 1),
+        items_per_s=round(timed / candidate.fastest_s, 1),
         agreement=round(found.cosine, 6),
         shift=round(found.shift, 6),
         same=round(found.same, 4),

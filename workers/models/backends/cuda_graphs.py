@@ -45,7 +45,8 @@ class CapturedPasses:
     """Runs a network's passes as they come, those of a shape that comes again as a graph, where that is faster.
 
     Rows are the first axis of every input; an input of two axes has tokens on the second. Rows that are added are copies of
-    the last one, tokens zeros, which a mask hides. What comes out is overwritten by the next call. Not thread-safe.
+    the last one, tokens zeros, which a mask hides. What comes out is overwritten by the next call. Passes outside of
+    `torch.inference_mode`, of which somebody may want gradients or have a look inside, run as they are. Not thread-safe.
     """
 
     def __init__(self, run: Pass) -> None:
@@ -62,7 +63,7 @@ class CapturedPasses:
 
     def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]:
         """Run a pass; the outputs may have more rows and tokens than the inputs: see `bucket`."""
-        if not self._capturable:
+        if not self._capturable or not torch.is_inference_mode_enabled():
             return self._run(inputs)
         rows, tokens = extent(inputs)
         key = _key(inputs, *bucket(rows, tokens))
@@ -95,6 +96,7 @@ class CapturedPasses:
             graph = self._shapes[key] = self._capture(given)
         except RuntimeError as error:  # it asks the device for a number to decide what to do next, say
             torch.cuda.current_stream().synchronize()  # raises if more than the capture has failed
+            _end_capture()
             self._capturable = False
             self._shapes.clear()
             logger.warning("passes of this network cannot be captured, they run as they are: %s", error)
@@ -120,6 +122,12 @@ class CapturedPasses:
             graph.inputs[name].copy_(tensor)
         graph.graph.replay()
         return graph.outputs
+
+
+def _end_capture() -> None:
+    """Have random numbers drawn again: a capture that failed leaves torch thinking that it goes on, until another ends well."""
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device="cuda")
 
 
 def extent(inputs: Tensors) -> tuple[int, int]:

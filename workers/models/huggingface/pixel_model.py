@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class PixelModel(FolderModel[ImageHead]):
     """A model that writes `prepare`, whose rows have their `pixels`, uint8 `(…, height, width, 3)`; `reader`; and `_inputs`."""
 
+    PADDABLE = True
+
     #: By the kinds of their tasks.
     HEADS: ClassVar[Mapping[str, type[ImageHead]]]
 

@@ -163,7 +163,7 @@ class FolderModel(Model, Generic[H]):
         )
         self._loaded.load()
         if backend.name == "torch":
-            if on_gpu:
+            if on_gpu and self.PADDABLE:
                 self._loaded.capture()
         else:
             if device != "cpu":
@@ -173,6 +173,9 @@ class FolderModel(Model, Generic[H]):
 
     #: Whether what traces or captures a network takes the backbone without its head, though there is but one.
     SPLIT: ClassVar[bool] = False
+
+    #: Whether a pass may have more rows than asked for, and masked tokens behind them: a GPU then captures it.
+    PADDABLE: ClassVar[bool] = False
 
     def _examples(self) -> tuple[Inputs, Inputs]:
         """Return two batches of different shapes, as the network takes them, for backends that trace it.
