@@ -44,7 +44,7 @@ def told(error: BaseException) -> Header:
 def loading(error: BaseException | None) -> tuple[Loaded, Header]:
     """Have a model loaded beside others; return what the parent is told of it."""
     frames: queue.SimpleQueue[Header] = queue.SimpleQueue()
-    loaded = Loaded("cpu", lambda raw: Comes(raw), told, frames.put)
+    loaded = Loaded("cpu", Comes, told, frames.put)
     assert loaded.take({"load": "comes", "model": error}) is None
     said = loaded.take(frames.get(timeout=30))
     assert said is not None
