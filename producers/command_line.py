@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,14 @@ FAILED, MISUSED, STOPPED = 1, 2, 130
 _NOT_INSTALLED = (
     "the commands for workers (up, worker, migrate, doctor, models) are not installed; pip install 'argosy[local]'"
 )
+
+
+def log_to_stderr() -> None:
+    """Log what a service does, each line with its time: in place of the one line that a command has for a person."""
+    told = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=told, stream=sys.stderr, force=True)
+    for chatty in ("httpx", "httpx2"):  # whole URLs, which are inputs
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 class Finite(click.FloatRange):

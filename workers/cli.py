@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from pathlib import Path
 
 import click
 
+from producers.command_line import log_to_stderr
 from workers import flight_commands, model_commands
 
 FLEET_FILE = click.option(
@@ -40,7 +40,7 @@ def up(config: Path | None, flower: bool) -> None:
     from producers import connection
     from workers import fleet, settings
 
-    _log_to_stderr()
+    log_to_stderr()
     console = Console(stderr=True)
     local = fleet.LocalFleet(settings.load(config), connection.home(), config=config, flower=flower)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # while starting, either signal undoes what there is
@@ -77,7 +77,7 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
     from workers import devices, settings
     from workers import worker as node
 
-    _log_to_stderr()
+    log_to_stderr()
     chosen = settings.load(config)
     where = chosen.connection
     wanted = (device,) if device else chosen.worker.devices[:1]
@@ -155,11 +155,6 @@ def doctor(config: Path | None) -> None:
             click.echo(f"         {'':<{width}}  → {finding.remedy}")
     if not all(finding.ok for finding in findings):
         sys.exit(1)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 COMMANDS: list[click.Command] = [up, worker, migrate, model_commands.models, tune, doctor, *flight_commands.COMMANDS]

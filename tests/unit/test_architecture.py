@@ -28,6 +28,7 @@ CELERY = {
 SHARED = {
     "blobs",
     "catalogue",
+    "command_line",
     "connection",
     "errors",
     "files",
