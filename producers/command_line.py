@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.exceptions import NoArgsIsHelpError
@@ -15,7 +15,13 @@ from click.exceptions import NoArgsIsHelpError
 from producers.errors import ArgosyError
 from results_store.errors import StoreError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 GROUP = "argosy.commands"
+
+#: Wide enough for every column, and that no identifier is cut, when the output is not a terminal.
+PLAIN_WIDTH = 200
 
 #: Exit codes: the fleet's or the data's error, the command line's, and stopped by Ctrl-C.
 FAILED, MISUSED, STOPPED = 1, 2, 130
@@ -31,6 +37,16 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format=told, stream=sys.stderr, force=True)
     for chatty in ("httpx", "httpx2"):  # whole URLs, which are inputs
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def console() -> Console:
+    """A console that cuts nothing where nobody looks."""
+    from rich.console import Console
+
+    shown = Console()
+    if not shown.is_terminal:
+        shown.width = PLAIN_WIDTH
+    return shown
 
 
 class Finite(click.FloatRange):

@@ -33,7 +33,7 @@ class Duration(click.ParamType[float]):
 
 @click.command()
 @click.argument("job", required=False)
-@click.option("--limit", default=20, show_default=True, help="How many to list.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many to list.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an envelope, with its inputs and tracebacks.")
 def dead(job: str | None, *, limit: int, as_json: bool) -> None:
     """List the envelopes that were given up after too many attempts, the newest first.
@@ -47,6 +47,8 @@ def dead(job: str | None, *, limit: int, as_json: bool) -> None:
     import msgspec
 
     with open_store() as store:
+        if job is not None:
+            store.job(job)  # a misspelt id is an error, and not a job without dead letters
         letters = store.dead_letters.newest(job=job, limit=limit)
     for letter in letters:
         if as_json:

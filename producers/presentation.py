@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from producers.command_line import console
 from producers.messages import Priority
 from results_store.records import JobStatus, QueuedWork, Tenant
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from producers.catalogue import Catalogue, Task
-
-#: Wide enough that no identifier is cut when the output is not a terminal.
-PLAIN_WIDTH = 200
 
 
 def show_jobs(jobs: Sequence[JobStatus]) -> None:
@@ -35,7 +31,7 @@ def show_jobs(jobs: Sequence[JobStatus]) -> None:
     for column in table.columns[-2:]:
         column.justify = "right"
     table.columns[0].no_wrap = True
-    _console().print(table)
+    console().print(table)
 
 
 def show_queued(work: Sequence[QueuedWork]) -> None:
@@ -51,7 +47,7 @@ def show_queued(work: Sequence[QueuedWork]) -> None:
         took_s = seconds[model, priority]
         estimate = "no estimate yet" if took_s is None else f"about {took_s:,.0f} s of work"
         fact = f"waiting: {model}, {Priority(priority).name.lower()}: {count:,} items, {estimate}"
-        _console().print(fact, markup=False, highlight=False)
+        console().print(fact, markup=False, highlight=False)
 
 
 def show_job(job: JobStatus) -> None:
@@ -67,9 +63,9 @@ def show_job(job: JobStatus) -> None:
         ("items", f"{job.items:,}"),
         ("results", f"{job.done:,} of {job.total:,}: {_counts(job)}"),
     ]
-    console = _console()
+    shown = console()
     for name, fact in facts:
-        console.print(f"{name:<10}{fact}", markup=False, highlight=False)
+        shown.print(f"{name:<10}{fact}", markup=False, highlight=False)
 
 
 def show_tenants(tenants: Sequence[tuple[Tenant, int]]) -> None:
@@ -83,7 +79,7 @@ def show_tenants(tenants: Sequence[tuple[Tenant, int]]) -> None:
         table.add_row(tenant.name or "''", f"{tenant.weight:g}", rate, f"{in_flight:,}", most, str(tenant.lane))
     for column in table.columns[1:]:
         column.justify = "right"
-    _console().print(table)
+    console().print(table)
 
 
 def show_tasks(catalogue: Catalogue) -> None:
@@ -101,7 +97,7 @@ def show_tasks(catalogue: Catalogue) -> None:
             task.summary or task.kind.summary,
         )
     table.columns[0].no_wrap = True
-    _console().print(table)
+    console().print(table)
 
 
 @contextmanager
@@ -163,15 +159,6 @@ def summary(job: JobStatus) -> str:
         return line
     took_s = job.finished_at - job.created_at
     return f"{line} in {took_s:,.1f} s, {job.total / took_s:,.0f}/s"
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
 
 
 def _counts(job: JobStatus) -> str:

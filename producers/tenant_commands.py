@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from producers.command_line import Finite
 from producers.operator_commands import open_store
 
 
@@ -36,10 +37,8 @@ def show(*, as_json: bool) -> None:
 
 @tenants.command("set")
 @click.argument("name")
-@click.option("--weight", type=click.FloatRange(0, min_open=True), help="Its share against other tenants' weights.")
-@click.option(
-    "--rate", "max_items_per_s", type=click.FloatRange(0), help="The most items it may submit a second; 0: any."
-)
+@click.option("--weight", type=Finite(0, min_open=True), help="Its share against other tenants' weights.")
+@click.option("--rate", "max_items_per_s", type=Finite(0), help="The most items it may submit a second; 0: any.")
 @click.option(
     "--in-flight", "max_in_flight", type=click.IntRange(0), help="The most items it may have waiting; 0: any."
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from producers.command_line import log_to_stderr
+from producers.command_line import console, log_to_stderr
 from workers import flight_commands, model_commands
 
 FLEET_FILE = click.option(
@@ -134,7 +134,7 @@ def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick:
             continue
         with Console(stderr=True).status(f"measuring {name} on {where.name} …"):
             decision = tuned.decide(wanted, where, labelled=not quick, threads=chosen.worker.threads)
-        Console().print(decision_table(decision))
+        console().print(decision_table(decision))
 
 
 @click.command()

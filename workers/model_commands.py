@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from producers.command_line import Finite
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -77,7 +79,9 @@ def list_(config: Path | None) -> None:
 @click.argument("name")
 @click.option("--revision", help="Another revision of the same hub repository.")
 @click.option("--source", help='A folder, or a source as in fleet.toml: \'{ hub = "…", revision = "…" }\'.')
-@click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds to wait for the workers.")
+@click.option(
+    "--timeout", "timeout_s", type=Finite(0), default=900.0, show_default=True, help="Seconds to wait for the workers."
+)
 def reload(config: Path | None, name: str, revision: str | None, source: str | None, timeout_s: float) -> None:
     """Have a running fleet serve NAME as its table in fleet.toml says now, or by another revision or source.
 
@@ -86,6 +90,7 @@ def reload(config: Path | None, name: str, revision: str | None, source: str | N
     What waits is computed by the new one; every result names the revision that computed it.
     If a worker cannot load it, all keep the old one, and this command says why.
     Workers that start later have the new one too.
+    Models that read its weights (`uses`) change with it.
 
     \b
         argosy models reload reviews --revision v2
