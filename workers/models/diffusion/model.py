@@ -13,7 +13,7 @@ from producers.catalogue import Task
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
 from producers.kinds.pictures import DiffusionParams, TextToImageParams
 from producers.messages import MOST_SEED, SeedInput
-from workers.models import made
+from workers.models import made, options
 from workers.models.diffusion import wanted
 from workers.models.diffusion.folder import Folder
 from workers.models.diffusion.wanted import Drawn, Wanted
@@ -50,8 +50,8 @@ class DiffusionModel(EngineModel["Engine"]):
         if unknown := sorted(set(self.spec.options) - set(_OPTIONS)):
             known = ", ".join(_OPTIONS)
             raise ConfigurationError(f"{self._where}.options.{unknown[0]}: not an option; these are: {known}")
-        if wrong := [name for name in _OPTIONS if self._option(name) < 1]:
-            raise ConfigurationError(f"{self._where}.options.{wrong[0]}: must be 1 or more")
+        for name in _OPTIONS:
+            self._option(name)
         backend = self.spec.backend
         if backend.compiled:
             raise ConfigurationError(f"{self._where}.compile: is not for pictures; leave it out")
@@ -117,7 +117,7 @@ class DiffusionModel(EngineModel["Engine"]):
         return Tokenizing(Checkpoint(self.spec.folder / "tokenizer", self._where))
 
     def _option(self, name: str) -> int:
-        return int(self.spec.options.get(name, _OPTIONS[name]))
+        return options.whole(self.spec.options, name, _OPTIONS[name], where=self._where)
 
     @property
     def _where(self) -> str:

@@ -15,7 +15,7 @@ from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.generation import PromptedClassificationParams, PromptedJsonParams, TextGenerationParams
 from producers.messages import Message, MessagesInput
-from workers.models import sources
+from workers.models import options, sources
 from workers.models.adapter import Adapter
 from workers.models.generation import grammar, requests
 from workers.models.generation.prompts import Prompts
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from workers.models.generation.engine import Engine  # noqa: F401 (what the class is of, in quotes)
     from workers.models.generation.vllm_engine import VllmEngine
 
-_OPTIONS = ("max_tokens", "prefix_tokens", "step_rows")
+#: Options that count something, and the least that each may be.
+_COUNTS = {"max_tokens": 1, "prefix_tokens": 0, "step_rows": 1}
 
 #: Places in a step where the settings say nothing: our own steps, and vLLM's.
 _ROWS = {"torch": 8, "vllm": 256}
@@ -52,17 +53,17 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
 
     @cached_property
     def revision(self) -> str:
-        known_options = {*_OPTIONS, "adapters", "gpu_memory_share"}
+        known_options = {*_COUNTS, "adapters", "gpu_memory_share"}
         if unknown := sorted(set(self.spec.options) - known_options):
             known = ", ".join(sorted(known_options))
             raise ConfigurationError(f"{self._where}.options.{unknown[0]}: not an option; these are: {known}")
-        if wrong := [name for name in _OPTIONS if self._option(name, 1) < (name != "prefix_tokens")]:
-            raise ConfigurationError(f"{self._where}.options.{wrong[0]}: must be 1 or more")
+        for name in _COUNTS:
+            self._option(name, 1)
         if self.spec.backend.compiled:
             raise ConfigurationError(f"{self._where}.compile: is not for text generation; leave it out")
         if self.prompts.chats:
             self.prompts.chats_here()  # found when the worker starts, not at the first item
-        if not 0 < self._gpu_memory_share < 1:
+        if self._gpu_memory_share >= 1:
             raise ConfigurationError(f"{self._where}.options.gpu_memory_share: must be over 0 and under 1")
         backend = self.spec.backend
         parts = [self.spec.revision, *(sources.folder_revision(one.folder) for one in self.adapters)]
@@ -181,10 +182,10 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
 
     @property
     def _gpu_memory_share(self) -> float:
-        return float(self.spec.options.get("gpu_memory_share", 0.9))
+        return options.over_zero(self.spec.options, "gpu_memory_share", 0.9, where=self._where)
 
     def _option(self, name: str, default: int) -> int:
-        return int(self.spec.options.get(name, default))
+        return options.whole(self.spec.options, name, default, where=self._where, least=_COUNTS[name])
 
     @property
     def _where(self) -> str:
