@@ -74,7 +74,7 @@ class Workload:
 
     def take(self, which: Callable[[Entry], bool]) -> tuple[list[Entry], list[str]]:
         """Remove and return the entries of which `which` is true and that wait, or step without others; and the ids of the batches
-        that stepped, for the device to drop. A batch that the device runs as a whole stays.
+        that stepped, for the device to drop. A batch that the device runs as a whole stays, as does what is under suspicion.
         """
         entries = self._scheduler.take(which)
         waiting, stepping = self._joining.take(which)
@@ -82,7 +82,7 @@ class Workload:
         return [*entries, *waiting, *stepped], [batch.id for batch in stepping]
 
     def take_all(self) -> list[Entry]:
-        """Remove and return everything, for the end."""
+        """Remove and return everything: the device is given nothing more."""
         running, staged = self._given.lost()
         stepping = self._joining.lost()
         return [
