@@ -35,7 +35,8 @@ def log_to_stderr() -> None:
     """Log what a service does, each line with its time: in place of the one line that a command has for a person."""
     told = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=told, stream=sys.stderr, force=True)
-    for chatty in ("httpx", "httpx2"):  # whole URLs, which are inputs
+    # the first two log whole URLs, which are inputs; the last each step of making a database
+    for chatty in ("httpx", "httpx2", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -31,7 +31,7 @@ _ID = re.compile(r"([0-9a-z]{26})\.(\d{1,15})\.(\d{1,3})", re.ASCII)
 ItemId = Annotated[
     str, Path(description="What the submission answered as `id`.", examples=["01jd2m3n4p5q6r7s8t9v0w1x2y.7.1"])
 ]
-WaitS = Annotated[float, Query(ge=0, le=3600, description="How long to wait for the results, in seconds.")]
+WaitS = Annotated[float, Query(ge=0, le=3600, description="How long to wait for the results, in seconds; 120 at most.")]
 
 
 @router.post("", status_code=200, responses={202: {"description": "Accepted; its results are not there yet."}})

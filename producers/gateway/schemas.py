@@ -66,7 +66,7 @@ class NewOne(Asked):
     priority: PriorityName = "interactive"
     key: str | None = Field(None, description="Your own identifier, kept with the result.")
     durable: bool = Field(True, description="Written to the store before it is accepted. Without, a crash may lose it.")
-    wait_s: float = Field(0, ge=0, le=3600, description="How long to wait for the result, in seconds.")
+    wait_s: float = Field(0, ge=0, le=3600, description="How long to wait for the result, in seconds; 120 at most.")
 
 
 class JobOptions(Asked):
