@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -38,8 +39,12 @@ def up(config: Path | None, flower: bool) -> None:
     from rich.console import Console
 
     from producers import connection
+    from producers.errors import ConfigurationError
     from workers import fleet, settings
 
+    if os.environ.get("ARGOSY_BROKER_URL"):
+        problem = "ARGOSY_BROKER_URL: is set, so that clients would not find this fleet, which has a broker of its own"
+        raise ConfigurationError(f"{problem}; unset it, or run `argosy worker` for that broker")
     log_to_stderr()
     console = Console(stderr=True)
     local = fleet.LocalFleet(settings.load(config), connection.home(), config=config, flower=flower)

@@ -200,6 +200,7 @@ def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
             "argosy: Invalid value for --set: 'bulk_share=nan': 'nan' is not a",
         ),
         (["what-if", "--minutes", "-1"], 2, "argosy: Invalid value for '--minutes': -1.0 is not in the range x>0"),
+        (["up"], 1, "argosy: ARGOSY_BROKER_URL: is set, so that clients would not find this fleet, which has a broker"),
         (["gateway", "--port", "99999"], 2, "argosy: Invalid value for '--port': 99999 is not in the range"),
         (["gateway", "--rate", "nan"], 2, "argosy: Invalid value for '--rate': 'nan' is not a number"),
         (["frobnicate"], 2, "argosy: No such command 'frobnicate'"),
