@@ -162,6 +162,18 @@ def test_nothing_but_bad_rows_is_an_error(tmp_path: Path) -> None:
     assert "no row could be submitted" in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--errors", "--output"])
+def test_a_source_is_not_written_over(tmp_path: Path, option: str) -> None:
+    """Nor is what an earlier run wrote read as a source by a pattern."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text\ngood\n")
+    for source in (rows, f"{tmp_path}/*.csv"):
+        refused = argosy("submit", source, "-t", "topic", option, rows)
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith(f"argosy: {option}: {rows} is one of the sources")
+    assert rows.read_text() == "text\ngood\n"
+
+
 def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
     """A script that is run again after a failure needs no care."""
     (tmp_path / "a.txt").write_text("good\n")
