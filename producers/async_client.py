@@ -155,8 +155,8 @@ class AsyncClient:
         nobody listens any more, the item is cancelled.
         """
         promise = self._home.here().create_future()
-        told = {**(params or {}), "stream": True}
-        request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=told)
+        request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=params)
+        request = request.streamed()
         order, pending = lone_order(
             request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)
         )

@@ -130,8 +130,8 @@ class Client:
         Arguments and errors are those of `submit`. Unless it is `durable`, nobody takes it up again if the worker dies. If
         nobody listens any more, the item is cancelled.
         """
-        told = {**(params or {}), "stream": True}
-        request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=told)
+        request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
+        request = request.streamed()
         promise: Future[None] = Future()
         order, pending = lone_order(
             request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)

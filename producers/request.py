@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,13 @@ class Request:
             models=catalogue.by_model(task.name for task in tasks),
             deadline_s=_deadline(deadline_s),
         )
+
+    def streamed(self) -> Request:
+        """Return the request for an answer that is told piece by piece. Raises InvalidInput if its task writes no text."""
+        task = self.tasks[0]
+        if not self.single or "stream" not in task.kind.params.__struct_fields__:
+            raise InvalidInput("task", f"{task.name!r} writes no text that could be read in pieces", "use `submit`")
+        return replace(self, params={task.name: {**self.params.get(task.name, {}), "stream": True}})
 
     def deadline_at(self, now: float) -> float | None:
         """Return the time (Unix) past which items are not computed any more, for a submission made `now`."""

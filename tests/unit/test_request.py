@@ -74,6 +74,15 @@ def test_a_wrong_input_is_named(value: object, kind: type[InvalidInput], field: 
     assert caught.value.field == field
 
 
+def test_only_what_writes_can_be_read_in_pieces() -> None:
+    """And the caller did not write the parameter that the others lack."""
+    catalogue = Catalogue.builtin().with_models({"m": {"tasks": {"chat": "text-generation"}}}, where="fleet.toml")
+    asked = Request.check(catalogue, "chat", priority="standard", params={"seed": 1})
+    assert asked.streamed().params == {"chat": {"seed": 1, "stream": True}}
+    with pytest.raises(InvalidInput, match=r"^task: 'topic' writes no text"):
+        check("topic").streamed()
+
+
 def test_an_unknown_task_is_its_own_error() -> None:
     """A caller can tell a wrong name from a wrong input."""
     with pytest.raises(UnknownTask):
