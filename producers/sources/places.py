@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import weakref
+import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
 
 STDIN = "-"
+
+#: What a packed file raises that is cut off, damaged, or not packed at all.
+BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)
 
 #: Bytes that a file elsewhere is read by.
 BUFFER_BYTES = 1024 * 1024

@@ -14,7 +14,7 @@ from producers.errors import InvalidInput
 from producers.sources.columns import Chooser
 from producers.sources.formats import FORMATS, SUFFIXES, Meter, Reader, Reading
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
-from producers.sources.places import STDIN, Folder, LocalFile, Place, StandardInput, find
+from producers.sources.places import BROKEN, STDIN, Folder, LocalFile, Place, StandardInput, find
 from producers.sources.unique import Unique
 
 
@@ -210,6 +210,8 @@ def _opened(place: Place) -> Iterator[BinaryIO]:
         raise InvalidInput(place.name, f"cannot be read: {what}", "check the path and its permissions") from error
     try:
         yield file
+    except BROKEN as error:
+        raise InvalidInput(place.name, f"cannot be unpacked: {error}", "check that it is gzip, and whole") from error
     finally:
         if not isinstance(place, StandardInput):
             file.close()

@@ -66,6 +66,16 @@ def test_a_file_whose_name_is_no_utf_8_is_read(tmp_path: Path) -> None:
         Request.check(Catalogue.builtin(), "image-classification", priority="bulk").item(0, row, field="input")
 
 
+@pytest.mark.parametrize("damage", ["cut off", "changed", "not packed"])
+def test_a_packed_file_that_is_damaged_is_named(tmp_path: Path, damage: str) -> None:
+    """Its last rows must not be missing without a word: click takes an EOFError for Ctrl-D, and ends."""
+    whole = gzip.compress(b"".join(b"text number %d\n" % number for number in range(20_000)))
+    damaged = {"cut off": whole[:-30], "changed": whole[:5000] + bytes(100) + whole[5100:], "not packed": b"plain"}
+    (tmp_path / "a.txt.gz").write_bytes(damaged[damage])
+    with pytest.raises(InvalidInput, match=r"a\.txt\.gz: cannot be unpacked: .*; check that it is gzip, and whole"):
+        items(tmp_path / "a.txt.gz")
+
+
 def test_a_packed_file_is_unpacked(tmp_path: Path) -> None:
     """Most exports are."""
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"id": "x", "text": "one"}\n'))
