@@ -53,6 +53,7 @@ class CapturedPasses:
         self._run = run
         self._shapes: OrderedDict[Key, _Graph | bool] = OrderedDict()  # a graph, or whether to capture one
         self._pool = torch.cuda.graph_pool_handle()
+        self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._warm = False
         self._capturable = True
 
@@ -105,15 +106,18 @@ class CapturedPasses:
 
     def _capture(self, given: Tensors) -> _Graph:
         inputs = {name: tensor.clone() for name, tensor in given.items()}
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what sets itself up at its first run must not do so in the graph
-            self._run(inputs)
-        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # other threads load models meanwhile: their calls are not this capture's
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = self._run(inputs)
+        self._side.wait_stream(torch.cuda.current_stream())
+        # not `torch.cuda.graph`, which first gives all free memory back: passes between captures would ask for it again
+        with torch.cuda.stream(self._side):
+            self._run(inputs)  # what sets itself up at its first run must not do so in the graph
+            self._side.synchronize()
+            # other threads load models meanwhile: their calls are not this capture's
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                outputs = self._run(inputs)
+            finally:
+                graph.capture_end()
         return _Graph(graph, inputs, outputs)
 
     @staticmethod
