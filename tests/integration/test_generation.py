@@ -233,6 +233,8 @@ def test_prompts_that_have_no_room(served: Served) -> None:
     with pytest.raises(InputTooLarge, match="over 256"):
         served.ask("urgency", ["word " * 200])
     assert served.ask("chat", ["word " * 40])[0]["completion_tokens"] > 0
+    many = [f"{n} of a hundred labels" for n in range(100)]
+    assert "params.labels: have 2," in str(served.refusal("urgency", "one", labels=many))
 
 
 def test_messages_go_through_the_template(folder: Path, served: Served, theirs: Any) -> None:

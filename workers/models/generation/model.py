@@ -39,6 +39,10 @@ _COUNTS = {"max_tokens": 1, "prefix_tokens": 0, "step_rows": 1}
 _ROWS = {"torch": 8, "vllm": 256}
 
 
+#: Tokens of a task's labels, which are read in one pass, each of which sees all: its memory grows with their square.
+_MOST_LABEL_TOKENS = 1024
+
+
 class GenerationModel(EngineModel["Engine | VllmEngine"]):
     """Options: `max_tokens`, of prompt and answer together (the checkpoint's own); `step_rows`, how many requests are in a
     step (8, with vLLM 256); `prefix_tokens`, of how many tokens keys and values are held for prompts that begin alike (2,048; with
@@ -103,6 +107,9 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         ending = self.prompts.eos[:1]  # so that "low" is not likelier for being how "lower" begins
         labels = [self.prompts.bare(label) + ending for label in params.labels]
         self.prompts.room(tokens, max(map(len, labels)))
+        if (in_all := sum(map(len, labels))) > _MOST_LABEL_TOKENS:
+            problem = f"have {in_all:,} tokens in all, over {_MOST_LABEL_TOKENS:,}"
+            raise InvalidInput("params.labels", problem, "name fewer or shorter ones")
         return Request(tokens, labels=labels, shared=self.prompts.shared(params.prompt))
 
     def _json(self, content: str, params: PromptedJsonParams) -> Request:
