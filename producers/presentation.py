@@ -25,9 +25,7 @@ def show_jobs(jobs: Sequence[JobStatus]) -> None:
     table = Table("job", "name", "priority", "created", "state", "done", "failed", box=None, pad_edge=False)
     for job in jobs:
         done = f"{job.done:,} / {job.total:,}"
-        table.add_row(
-            job.id, job.name or "", _priority(job), _when(job.created_at), _state(job), done, f"{job.failed:,}"
-        )
+        table.add_row(job.id, job.name or "", _priority(job), _when(job.created_at), job.state, done, f"{job.failed:,}")
     for column in table.columns[-2:]:
         column.justify = "right"
     table.columns[0].no_wrap = True
@@ -56,7 +54,7 @@ def show_job(job: JobStatus) -> None:
         ("job", job.id),
         ("name", job.name or "-"),
         *([("tenant", job.tenant)] if job.tenant else []),
-        ("state", _state(job)),
+        ("state", job.state),
         ("priority", _priority(job)),
         ("created", _when(job.created_at)),
         ("finished", "-" if job.finished_at is None else _when(job.finished_at)),
@@ -169,14 +167,6 @@ def _counts(job: JobStatus) -> str:
         "expired": job.expired,
     }
     return ", ".join(f"{count:,} {state}" for state, count in counts.items() if count or state == "succeeded")
-
-
-def _state(job: JobStatus) -> str:
-    if job.finished:
-        return "cancelled" if job.cancelled else "finished"
-    if job.cancelled_at is not None:
-        return "cancelling"
-    return "running" if job.done else "waiting"
 
 
 def _priority(job: JobStatus) -> str:

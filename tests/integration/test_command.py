@@ -160,6 +160,7 @@ def test_nothing_but_bad_rows_is_an_error(tmp_path: Path) -> None:
     result = argosy("submit", tmp_path / "a.jsonl", "--task", "topic", "--on-error", "skip")
     assert result.exit_code == 1
     assert "no row could be submitted" in result.stderr
+    assert re.search(r" empty +0 / 0 ", argosy("status").stdout)
 
 
 @pytest.mark.parametrize("option", ["--errors", "--output"])
@@ -235,6 +236,14 @@ def test_a_broker_or_store_that_is_away_is_one_line(tmp_path: Path, monkeypatch:
     assert re.fullmatch(r"argosy: Redis at 127\.0\.0\.1:1: .*; check that it runs and can be reached\n", away.stderr)
     monkeypatch.setenv("ARGOSY_STORE_URL", f"sqlite:///{tmp_path}/none.db")
     assert "run `argosy migrate`" in argosy("status").stderr
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error in the URL must not end in a traceback, nor in a file that is written over."""
+    (tmp_path / "notes.txt").write_text("buy milk")
+    monkeypatch.setenv("ARGOSY_STORE_URL", f"sqlite:///{tmp_path}/notes.txt")
+    assert argosy("migrate").stderr.endswith("file is not a database; name another file, or put this one away\n")
+    assert (tmp_path / "notes.txt").read_text() == "buy milk"
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
