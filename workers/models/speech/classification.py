@@ -23,7 +23,7 @@ from workers.models.speech import features, waveform, waves
 from workers.models.speech.features import LogMel, Raw
 from workers.models.speech.recognition import decoded
 
-#: A recording is heard as a whole.
+#: A recording is not cut in windows; of a spectrum, the network hears the beginning that it was made for, as in transformers.
 _MAX_AUDIO_S = 60.0
 
 #: What a spectrum of one size costs, in tenths of a second.
