@@ -7,6 +7,7 @@ import socket
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -138,10 +139,14 @@ def test_a_wrong_line_is_named_and_what_came_before_stays(ours: httpx.Client) ->
     assert ["line 5: is not JSON" in one["error"] for one in skipped["rejected"]] == [False, False, True, False]
 
 
-def test_cancelling_a_job_and_an_item(ours: httpx.Client) -> None:
+def test_cancelling_a_job_and_an_item(ours: httpx.Client, tmp_path: Path) -> None:
     """What is not computed yet ends `cancelled`."""
-    job = ours.post("/api/jobs", json={"task": "echo", "inputs": ["sleep 0.5"] + ["x"] * 5000}).json()["id"]
+    gate = tmp_path / "gate"
+    gate.touch()
+    inputs = [f"wait while {gate}"] + ["x"] * 5000  # more than a worker holds
+    job = ours.post("/api/jobs", json={"task": "echo", "inputs": inputs}).json()["id"]
     assert ours.post(f"/api/jobs/{job}/cancel").status_code == 200
+    gate.unlink()
     ours.get(f"/api/jobs/{job}/events")  # ends with the job
     assert ours.get(f"/api/jobs/{job}").json()["state"] == "cancelled"
 

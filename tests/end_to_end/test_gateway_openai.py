@@ -213,7 +213,7 @@ def test_a_batch_outlives_its_gateway(text_fleet: LocalFleet) -> None:
     """The next gateway goes on where the first one stopped, and computes nothing again."""
     with gateway(text_fleet) as (client, key):
         made = begun(client, 200)
-        until(lambda: client.batches.retrieve(made.id).status == "in_progress")
+        until(lambda: client.batches.retrieve(made.id).status != "validating")
     with gateway(text_fleet, key) as (client, _):
         batch = finished(client, made.id)
         assert batch.output_file_id is not None
