@@ -2,7 +2,8 @@
 
 A small network's kernels run faster than Python launches them: MiniLM takes 5 ms for 32 texts on an H100, of which its kernels
 take half a millisecond. A CUDA graph launches them all at once. It replays on memory that stays where it was, so each shape has
-a graph and inputs of its own; shapes are padded to few.
+a graph and inputs of its own; shapes are padded to few. To capture one takes 20 ms and more, so only shapes that come often are:
+those of interactive items. Of bulk's batches hardly two are alike, and they are large: launching is little of what they take.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 
@@ -27,6 +29,9 @@ Key: TypeAlias = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 #: So many shapes are remembered; the one that was not used for longest goes.
 _MOST = 256
 
+#: A shape is captured when it came so often: a capture costs about as much time as a pass saves so often.
+_OFTEN = 8
+
 #: A pass is captured if launching takes this share of its time; else its kernels are what takes the time, and a graph saves nothing.
 _LAUNCHING = 0.8
 
@@ -34,11 +39,17 @@ _LAUNCHING = 0.8
 _FINEST_TOKENS = 8
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Graph:
     graph: torch.cuda.CUDAGraph
     inputs: Tensors
     outputs: dict[str, torch.Tensor]
+
+    def replayed(self, given: Tensors) -> dict[str, torch.Tensor]:
+        for name, tensor in given.items():
+            self.inputs[name].copy_(tensor)
+        self.graph.replay()
+        return self.outputs
 
 
 class CapturedPasses:
@@ -51,10 +62,7 @@ class CapturedPasses:
 
     def __init__(self, run: Pass) -> None:
         self._run = run
-        self._shapes: OrderedDict[Key, _Graph | bool] = OrderedDict()  # a graph, or whether to capture one
-        self._pool = torch.cuda.graph_pool_handle()
-        self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._warm = False
+        self._shapes: OrderedDict[Key, _Graph | int] = OrderedDict()  # a graph, or how often the shape came
         self._capturable = True
 
     @property
@@ -66,43 +74,41 @@ class CapturedPasses:
         """Run a pass; the outputs may have more rows and tokens than the inputs: see `bucket`."""
         if not self._capturable or not torch.is_inference_mode_enabled():
             return self._run(inputs)
-        rows, tokens = extent(inputs)
-        key = _key(inputs, *bucket(rows, tokens))
-        known = self._shapes.get(key)
-        if known is None or known is False:
-            return self._looked_at(key, inputs)
-        self._shapes.move_to_end(key)
-        given = padded(inputs, *bucket(rows, tokens))
+        shape = bucket(*extent(inputs))
+        key = _key(inputs, *shape)
+        known = self._shapes.pop(key, 0)
+        if isinstance(known, int):
+            known += 1
+        self._shapes[key] = known  # as the one that was used last
+        if len(self._shapes) > _MOST:
+            self._shapes.popitem(last=False)
         if isinstance(known, _Graph):
-            return self._replayed(known, given)
-        return self._first(key, given)
+            return known.replayed(padded(inputs, *shape))
+        if known < _OFTEN:
+            return self._run(inputs)
+        return self._looked_at(key, inputs) if known == _OFTEN else self._first(key, padded(inputs, *shape))
 
     def _looked_at(self, key: Key, inputs: Tensors) -> dict[str, torch.Tensor]:
-        """Run a pass as it is, and note whether its shape is worth a graph."""
+        """Run a pass as it is; if launching is not what it takes its time for, its shape begins to be counted anew."""
         began = time.perf_counter()
         outputs = self._run(inputs)
         launched = time.perf_counter()
-        torch.cuda.current_stream().synchronize()
-        done = time.perf_counter()
-        if self._warm:  # the first pass of all sets libraries up
-            self._shapes[key] = launched - began >= _LAUNCHING * (done - began)
-            self._shapes.move_to_end(key)
-            if len(self._shapes) > _MOST:
-                self._shapes.popitem(last=False)
-        self._warm = True
+        self._synchronize()
+        if launched - began < _LAUNCHING * (time.perf_counter() - began):
+            self._shapes[key] = 0
         return outputs
 
     def _first(self, key: Key, given: Tensors) -> dict[str, torch.Tensor]:
         try:
             graph = self._shapes[key] = self._capture(given)
         except RuntimeError as error:  # it asks the device for a number to decide what to do next, say
-            torch.cuda.current_stream().synchronize()  # raises if more than the capture has failed
+            self._synchronize()  # raises if more than the capture has failed
             _end_capture()
             self._capturable = False
             self._shapes.clear()
             logger.warning("passes of this network cannot be captured, they run as they are: %s", error)
             return self._run(given)
-        return self._replayed(graph, given)
+        return graph.replayed(given)
 
     def _capture(self, given: Tensors) -> _Graph:
         inputs = {name: tensor.clone() for name, tensor in given.items()}
@@ -120,12 +126,17 @@ class CapturedPasses:
                 graph.capture_end()
         return _Graph(graph, inputs, outputs)
 
+    @cached_property
+    def _side(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def _pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
     @staticmethod
-    def _replayed(graph: _Graph, given: Tensors) -> dict[str, torch.Tensor]:
-        for name, tensor in given.items():
-            graph.inputs[name].copy_(tensor)
-        graph.graph.replay()
-        return graph.outputs
+    def _synchronize() -> None:
+        torch.cuda.current_stream().synchronize()
 
 
 def _end_capture() -> None:
