@@ -6,13 +6,18 @@ from typing import Any
 
 
 def set_up(device: str) -> None:
-    """Have fp32 mean fp32 on a GPU: libraries round to 10 bits (TF32) where they are let. On a CPU, do nothing."""
+    """Prepare a process for its GPU. On a CPU, do nothing.
+
+    fp32 means fp32: libraries round to 10 bits (TF32) where they are let. Attention is left to kernels that take any shape:
+    cuDNN plans anew for each, and hardly two batches of texts, or steps of a generation, are of one shape.
+    """
     if device.startswith("cuda"):
         import torch
 
         of: Any = torch.backends
         for library in (of.cuda.matmul, of.cudnn.conv, of.cudnn.rnn):
             library.fp32_precision = "ieee"
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def is_lost(device: str) -> bool:
