@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TESTERS ?= 3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench plots test-stack install clean
+.PHONY: demo test check bench plots test-stack test-gpu install clean
 
 install: $(INSTALLED)
 
@@ -40,6 +40,10 @@ plots: $(INSTALLED)
 # The composed stack in a real Docker engine (started here if none is up; Debian and root).
 test-stack: $(INSTALLED)
 	ARGOSY_TEST_STACK=1 $(BIN)/python -m pytest tests/stack -s
+
+# On a machine with a GPU: what only a GPU can show, and all tests of models on it instead of the CPU.
+test-gpu: $(INSTALLED)
+	ARGOSY_TEST_DEVICE=cuda:0 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal tests/gpu $$(grep -l tests.serving tests/integration/*.py)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,4 +1,4 @@
-"""How much faster than torch is the best backend on this machine's CPU, at the same accuracy?
+"""How much faster is the best backend on this machine's CPU, or GPU, than torch uncompiled in fp32, at the same accuracy?
 
 `argosy tune` decides with labelled texts which backends answer as well as torch in fp32 (at most half a point lost on
 any task). These then run the same offline loop over the same real texts, two tasks each, in turns; medians of three passes.
@@ -11,7 +11,7 @@ import statistics
 
 from benchmarks import convention, offline
 from benchmarks.workload import mixed_texts
-from workers import devices, serving, settings, tuned
+from workers import serving, settings, tuned
 from workers.models.backends.choice import REFERENCE
 
 TASKS = ("sentiment", "topic")
@@ -19,17 +19,18 @@ TASKS = ("sentiment", "topic")
 
 def main() -> None:
     options = convention.options(__doc__)
-    count, passes = (20, 1) if options.quick else (600, 3)
     config = settings.load()
+    device = offline.device(config)
+    count, passes = (20, 1) if options.quick else (10_600 if device.is_cuda else 600, 3)
     wanted = serving.model_to_load(config, "text")
     convention.progress("measuring the candidates")
     if options.quick:
-        decision = tuned.resolve(wanted, devices.cpu(), measure=True)
+        decision = tuned.resolve(wanted, device, measure=True)
     else:
-        decision = tuned.decide(wanted, devices.cpu(), labelled=True)
+        decision = tuned.decide(wanted, device, labelled=True)
     assert decision is not None, "torch runs everywhere"
     admitted = [one.backend for one in decision.candidates if not one.refused]
-    models = {str(backend): offline.loaded(wanted, backend) for backend in admitted}
+    models = {str(backend): offline.loaded(wanted, backend, device) for backend in admitted}
     texts = mixed_texts(count)
     _, budget = offline.as_served(config)
     rates: dict[str, list[float]] = {name: [] for name in models}
@@ -49,7 +50,7 @@ def main() -> None:
         "accuracy": {str(one.backend): one.accuracy for one in decision.candidates},
         "refused": {str(one.backend): one.refused for one in decision.candidates if one.refused},
     }
-    convention.report("backends", figures, keep=options.keep)
+    convention.report("backends", figures, keep=options.keep, variant="gpu" if device.is_cuda else "")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Is the fleet as fast as a bare loop, and how much faster than Celery by hand?
 
-The same real texts, two tasks each, both cores for everybody, in one run:
+The same real texts, two tasks each, all cores, and the GPU if there is one, for everybody, in one run:
 
 * the fleet: from the submission until the last row is in SQLite;
 * offline: one process on the fleet's own backend, texts sorted by length, batches of the fleet's own budget, tokenising
@@ -31,12 +31,14 @@ TASKS = ("sentiment", "topic")
 
 def main() -> None:
     options = convention.options(__doc__)
-    count, naive_count, passes = (40, 10, 1) if options.quick else (1200, 200, 3)
+    config = settings.load()
+    device = offline.device(config)
+    times = 8 if device.is_cuda else 1
+    count, naive_count, passes = (40, 10, 1) if options.quick else (1200 * times, 200 * times, 3)
     processes = 1 if options.quick else devices.available_cores()  # each loads the model
     texts = mixed_texts(count)
-    config = settings.load()
     wanted, budget = offline.as_served(config)
-    model = offline.loaded(wanted, wanted.backend)
+    model = offline.loaded(wanted, wanted.backend, device)
     rates: dict[str, list[float]] = {"fleet": [], "offline": [], "naive": []}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -57,7 +59,7 @@ def main() -> None:
         "backend": str(wanted.backend),
         **{f"{name}_items_per_s": round(rate, 1) for name, rate in median.items()},
     }
-    convention.report("bulk", figures, keep=options.keep)
+    convention.report("bulk", figures, keep=options.keep, variant="gpu" if device.is_cuda else "")
 
 
 def fleet_pass(client: Client, texts: list[str]) -> float:

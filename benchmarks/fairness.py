@@ -42,7 +42,7 @@ def main() -> None:
         jobs[0].cancel()
         jobs[0].wait(timeout_s=600)
         with Store(fleet.store_url) as store:
-            batches = store.recent_batches(limit=10_000, traces=True)[::-1]
+            batches = store.flight.recent(limit=10_000, traces=True)[::-1]
     contended = both(batches)
     shares = [seconds(batch) for batch in contended]
     spent = {priority: sum(share.get(priority, 0.0) for share in shares) for priority in (INTERACTIVE, BULK)}

@@ -38,7 +38,7 @@ def main() -> None:
             alone, beside = (f"p50 {ms(p50(found[-1]))}, p99 {ms(p99(found[-1]))} ms" for found in (idle, loaded))
             convention.progress(f"idle: {alone}; under load: {beside} of {len(loaded[-1])}")
         with Store(fleet.store_url) as store:
-            batches = [batch for batch in store.recent_batches(limit=100_000) if set(batch.priorities) != {"0"}]
+            batches = [batch for batch in store.flight.recent(limit=100_000) if set(batch.priorities) != {"0"}]
     figures = {
         "p99_ratio": round(statistics.median(p99(b) / p99(a) for a, b in zip(idle, loaded, strict=True)), 2),
         "p50_ratio": round(statistics.median(p50(b) / p50(a) for a, b in zip(idle, loaded, strict=True)), 2),

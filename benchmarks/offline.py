@@ -12,23 +12,30 @@ from benchmarks import plain_celery
 from workers import devices, serving, settings
 from workers.batching.policy import Budget
 from workers.device_process import ModelToLoad
+from workers.models import accelerator
 from workers.models.backends.choice import Backend
 from workers.training.batches import by_size
 
 
+def device(config: settings.Settings) -> devices.Device:
+    """Return the (first) device that a fleet of these settings uses on this machine."""
+    return devices.select(config.worker.profile, config.worker.devices)[0]
+
+
 def as_served(config: settings.Settings, name: str = "text") -> tuple[ModelToLoad, Budget]:
-    """Return a model on the backend, and its budget, that a fleet of these settings uses on this machine's CPU."""
-    wanted, served = serving.serve(config, name, devices.cpu())
+    """Return a model on the backend, and its budget, that a fleet of these settings uses on this machine."""
+    wanted, served = serving.serve(config, name, device(config))
     return wanted, served.budget
 
 
-def loaded(wanted: ModelToLoad, backend: Backend) -> Any:
-    """Return the model on a backend, loaded into this process, on all cores."""
+def loaded(wanted: ModelToLoad, backend: Backend, on: devices.Device) -> Any:
+    """Return the model on a backend, loaded into this process, on a GPU or all cores."""
     import torch
 
     torch.set_num_threads(devices.available_cores())
+    accelerator.set_up(on.name)
     model = msgspec.structs.replace(wanted, backend=backend).build()
-    model.load("cpu")
+    model.load(on.name)
     return model
 
 

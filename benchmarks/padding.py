@@ -26,9 +26,9 @@ def main() -> None:
     with convention.fleet() as fleet, Client(fleet.broker_url, fleet.store_url) as client:
         run(client, texts[: count // 10])
         with Store(fleet.store_url) as store:
-            before = {batch.id for batch in store.recent_batches(limit=10_000)}
+            before = {batch.id for batch in store.flight.recent(limit=10_000)}
             run(client, texts)
-            batches = [b for b in store.recent_batches(limit=10_000, traces=True) if b.id not in before]
+            batches = [b for b in store.flight.recent(limit=10_000, traces=True) if b.id not in before]
     lengths = [cost for batch in reversed(batches) if batch.trace for *_, cost, _ in batch.trace["items"]]
     cost, rows = max(batch.padded_tokens for batch in batches), max(batch.rows for batch in batches)
     known = [(batch.predicted_s, batch.forward_s) for batch in batches if batch.predicted_s]

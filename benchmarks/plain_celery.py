@@ -30,7 +30,7 @@ _model: Any = None
 
 @worker_process_init.connect
 def _load(**_: Any) -> None:
-    """Load the text model in each worker process, once, with one thread each: the processes share the cores."""
+    """Load the text model in each worker process, once, with one thread each: the processes share the cores, or the GPU."""
     if not os.environ.get("PLAIN_MODEL"):
         return
     import torch
@@ -38,7 +38,7 @@ def _load(**_: Any) -> None:
     torch.set_num_threads(1)
     global _model  # noqa: PLW0603 - as in Celery's own examples
     _model = text_model()
-    _model.load("cpu")
+    _model.load("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def text_model() -> Any:

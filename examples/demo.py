@@ -134,7 +134,7 @@ def work(fleet: LocalFleet, photographs: list[Path]) -> Seen:
         bulk_s = time.monotonic() - started
         statuses = bulk.wait(timeout_s=600), vision.wait(timeout_s=600)
     with Store(fleet.store_url) as store:
-        batches = store.recent_batches(limit=10_000)
+        batches = store.flight.recent(limit=10_000)
     # device processes too, which are the workers' children
     pids = [process.pid for pid in fleet.pids for process in (psutil.Process(pid), *psutil.Process(pid).children())]
     envelopes = flower_envelopes(fleet.flower_url)

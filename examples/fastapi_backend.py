@@ -67,7 +67,7 @@ async def rate(review: Review, fleet: Fleet) -> Any:
     except InvalidInput as error:
         raise HTTPException(422, str(error)) from error
     except ItemFailed as error:
-        raise HTTPException(422 if error.kind.startswith("Input") else 502, error.message) from error
+        raise HTTPException(422 if "Input" in error.kind else 502, error.message) from error
     except (Overloaded, BrokerUnavailable, StoreUnavailable) as error:
         raise HTTPException(503, str(error), {"Retry-After": "2"}) from error
     except ResultTimeout as error:

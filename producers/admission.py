@@ -145,10 +145,10 @@ class Admission:
     def _taken(self) -> Look:
         store = self._link.store
         at = time.monotonic()
-        tenants = {tenant.name: tenant for tenant in store.tenants()}
+        tenants = {tenant.name: tenant for tenant in store.tenants.every()}
         limited = [name for name in self._seen if name in tenants and tenants[name].max_in_flight is not None]
-        in_flight = {name: store.in_flight(name) for name in limited}
-        return Look(at, tenants, in_flight, store.queued_work() if self._link.max_queued_s else ())
+        in_flight = {name: store.tenants.in_flight(name) for name in limited}
+        return Look(at, tenants, in_flight, store.flight.queued_work() if self._link.max_queued_s else ())
 
     def _refusal(self, parcel: Parcel) -> Overloaded | None:
         tenant = self._look.tenants.get(parcel.tenant, Tenant(name=parcel.tenant, lane=0))

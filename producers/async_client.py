@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from producers.async_handles import AsyncHandle, AsyncJob
 from producers.async_sending import Sending
-from producers.calls import Calls
+from producers.calls import Calls, Home
 from producers.catalogue import Catalogue
 from producers.connection import Connection, checked_tenant
-from producers.errors import ArgosyError, ConfigurationError, ResultTimeout
+from producers.errors import ArgosyError, ResultTimeout
 from producers.gathering import settle
 from producers.handles import Taken
 from producers.link import Link
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from results_store.store import Store
 
 T = TypeVar("T")
-
-#: What the threads have for the loop is delivered so many at a time, and the loop's other work comes in between.
-SLICE = 128
 
 #: So many calls of `submit` are served in one round of the loop.
 SUBMITS = 64
@@ -77,11 +74,11 @@ class AsyncClient:
         self._connection = Connection(broker_url, store_url)
         self._catalogue = catalogue
         self._tenant = self._connection.tenant if tenant is None else checked_tenant(tenant)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._home = Home()
         self._calls = Calls()
         self._turn = Turnstile(SUBMITS)
-        self._link = Link(self._connection, self._deliver, store_timeout_s=store_timeout_s)
-        self._outbox = Outbox(self._link, self._deliver)
+        self._link = Link(self._connection, self._home.deliver, store_timeout_s=store_timeout_s)
+        self._outbox = Outbox(self._link, self._home.deliver)
         self._closing: threading.Thread | None = None
 
     async def __aenter__(self) -> Self:
@@ -94,7 +91,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Let go of all connections. What was accepted is computed all the same; handles cannot be awaited any more."""
-        loop = self._here()
+        loop = self._home.here()
         if self._closing is not None:
             return
         self._calls.refuse()
@@ -104,7 +101,7 @@ class AsyncClient:
             self._outbox.close()
             self._link.close()
             self._calls.close()
-            self._deliver([partial(settle, closed, None)])
+            self._home.deliver([partial(settle, closed, None)])
 
         self._closing = threading.Thread(target=end, name="argosy close", daemon=True)
         self._closing.start()
@@ -131,7 +128,7 @@ class AsyncClient:
 
         Raises InvalidInput, BrokerUnavailable, StoreUnavailable or Overloaded.
         """
-        promise = self._here().create_future()
+        promise = self._home.here().create_future()
         await self._turn()
         request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=params)
         order, pending = lone_order(
@@ -157,9 +154,9 @@ class AsyncClient:
         Arguments and errors are those of `submit`. Unless it is `durable`, nobody takes it up again if the worker dies. If
         nobody listens any more, the item is cancelled.
         """
-        promise = self._here().create_future()
-        told = {**(params or {}), "stream": True}
-        request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=told)
+        promise = self._home.here().create_future()
+        request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=params)
+        request = request.streamed()
         order, pending = lone_order(
             request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)
         )
@@ -199,7 +196,7 @@ class AsyncClient:
         Raises InvalidInput, BrokerUnavailable, StoreUnavailable, or Overloaded once `patience_s` is over.
         """
         check_many(inputs, on_error, Iterable, AsyncIterable)
-        self._here()
+        self._home.here()
         catalogue = await self._tasks()
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
         job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant))
@@ -226,7 +223,7 @@ class AsyncClient:
     ) -> AsyncPipelineJob:
         """Submit inputs for the steps of a pipeline. See `Client.submit_pipeline`, and `submit_many` for the inputs."""
         check_many(inputs, on_error, Iterable, AsyncIterable)
-        self._here()
+        self._home.here()
         catalogue = await self._tasks()
         plan = pipeline.check(catalogue)
         request = first_request(catalogue, plan, priority=priority, deadline_s=deadline_s)
@@ -278,7 +275,7 @@ class AsyncClient:
 
         `producers.value` gives a result's output, or raises its error. Raises ResultTimeout if `timeout_s` passes first.
         """
-        loop = self._here()
+        loop = self._home.here()
         deadline = None if timeout_s is None else loop.time() + timeout_s
         arrived: asyncio.Queue[asyncio.Future[list[Result]]] = asyncio.Queue()
         waiting = [(handle, loop.create_future()) for handle in handles]
@@ -310,12 +307,12 @@ class AsyncClient:
 
     async def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
         """Return the newest jobs, the newest first: everybody's, or one tenant's."""
-        self._here()
+        self._home.here()
         return await self._calls(lambda: self._link.store.jobs(limit=limit, tenant=tenant))
 
     async def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return how far a job is. Raises UnknownJob."""
-        self._here()
+        self._home.here()
         return await self._calls(lambda: self._link.store.job(id))
 
     async def read_file(self, file: Mapping[str, Any]) -> bytes:
@@ -323,7 +320,7 @@ class AsyncClient:
 
         Raises FileUnavailable if it is gone, BlobsUnavailable if its place cannot be reached.
         """
-        self._here()
+        self._home.here()
         return await self._calls(lambda: self._link.files.read(file))
 
     async def results(self, id: str) -> AsyncIterator[Result]:  # noqa: A002
@@ -333,50 +330,20 @@ class AsyncClient:
 
     async def ask(self, question: Callable[[Store], T]) -> T:
         """Return what `question` returns for the client's store, asked in a thread: for all that has no method here."""
-        self._here()
+        self._home.here()
         return await self._calls(lambda: question(self._link.store))
 
     async def check(self) -> None:
         """Ask broker and store whether they are there. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
-        self._here()
+        self._home.here()
         await self._calls(self._link.check)
 
     async def catalogue(self) -> Catalogue:
         """Return the tasks that can be submitted. Raises ConfigurationError if their file is wrong."""
-        self._here()
+        self._home.here()
         return await self._tasks()
-
-    # --- the loop ---
 
     async def _tasks(self) -> Catalogue:
         if self._catalogue is None:
             self._catalogue = await self._calls(lambda: self._connection.catalogue)
         return self._catalogue
-
-    def _here(self) -> asyncio.AbstractEventLoop:
-        """The running loop, which must be the same every time."""
-        loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-        if self._loop is not loop:
-            raise ConfigurationError(
-                "an AsyncClient belongs to the event loop that first used it; make one for each loop"
-            )
-        return loop
-
-    def _deliver(self, calls: Sequence[Callable[[], object]]) -> None:
-        """Run calls in the loop; from any thread."""
-        if self._loop is None or not calls:
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._run, calls, 0)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
-            # closed without `close`: nobody waits any more
-
-    def _run(self, calls: Sequence[Callable[[], object]], start: int) -> None:
-        for call in calls[start : start + SLICE]:
-            call()
-        if start + SLICE < len(calls):
-            asyncio.get_running_loop().call_soon(self._run, calls, start + SLICE)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from producers.command_line import console
 from producers.messages import Priority
 from producers.operator_commands import Duration
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group, RenderableType
+    from rich.console import Group, RenderableType
 
     from results_store.records import Batch
     from results_store.store import Store
@@ -148,7 +149,7 @@ def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> N
         if as_json:
             click.echo(msgspec.json.encode(look()).decode())
         elif once:
-            _console().print(screen(look()))
+            console().print(screen(look()))
         else:
             _watch(look)
 
@@ -166,7 +167,7 @@ class Window:
         since = until - self.last_s
         # a batch is stored a moment after it began, perhaps behind one that began later
         newest = max((batch.started_at for batch in self._seen.values()), default=since)
-        for batch in store.recent_batches(limit=MOST, since=max(since, newest - 10)):
+        for batch in store.flight.recent(limit=MOST, since=max(since, newest - 10)):
             if self._model in (None, batch.model):
                 self._seen[batch.id] = batch
         self._seen = {id_: batch for id_, batch in self._seen.items() if batch.started_at >= since}
@@ -176,16 +177,10 @@ class Window:
 def _watch(look: Callable[[], Figures]) -> None:
     from rich.live import Live
 
-    with Live(screen(look()), console=_console(), auto_refresh=False) as live:
+    with Live(screen(look()), console=console(), auto_refresh=False) as live:
         while True:
             time.sleep(EVERY_S)
             live.update(screen(look()), refresh=True)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
 
 
 def screen(found: Figures) -> Group:

@@ -10,7 +10,6 @@ their envelope may be about to be committed.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from producers.errors import BlobsUnavailable, ConfigurationError, InputTooLarge, InputUnavailable, InvalidInput
-from producers.messages import BlobInput, InlineBytes, Input, made_at, new_id
+from producers.messages import BlobInput, InlineBytes, Input, is_id, made_at, new_id
 
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
@@ -40,8 +39,6 @@ YOUNG_S = 3600.0
 
 #: Jobs that are asked about together.
 _JOBS = 500
-
-_ID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
 
 
 class BlobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,7 +95,7 @@ class Blobs:
         if not self:
             remedy = "name the producers' [blobs] url in the worker's fleet.toml, or ARGOSY_BLOB_URL"
             raise InvalidInput("input", "travels by reference, and this worker knows no place for that", remedy)
-        if not all(_ID.fullmatch(name) for name in (reference.job, reference.blob)):
+        if not (is_id(reference.job) and is_id(reference.blob)):
             raise InvalidInput("input", "is a reference with names that are none of ours")
         fs, _ = self._fs()
         try:
@@ -135,7 +132,7 @@ class Blobs:
         return len(old)
 
     def _is_old(self, blob: str) -> bool:
-        return _ID.fullmatch(blob) is not None and self.clock() - made_at(blob) >= YOUNG_S
+        return is_id(blob) and self.clock() - made_at(blob) >= YOUNG_S
 
     def _path(self, reference: BlobInput) -> str:
         return f"{self._fs()[1]}/{reference.job}/{reference.blob}"
@@ -186,7 +183,7 @@ def jobs_under(fs: AbstractFileSystem, root: str) -> Iterator[str]:
     fs.invalidate_cache(root)
     for path in fs.ls(root, detail=False):
         job = str(path).rstrip("/").rpartition("/")[2]
-        if _ID.fullmatch(job):
+        if is_id(job):
             yield job
 
 

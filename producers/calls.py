@@ -1,9 +1,9 @@
-"""Blocking calls, made for an event loop without blocking it."""
+"""Between an event loop and threads: blocking calls made for it without blocking it, and what threads have for it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 #: Calls that may wait for the database at the same time; awaiting results takes none of them.
 THREADS = 4
+
+#: What threads have for the loop is delivered so many at a time, and the loop's other work comes in between.
+SLICE = 128
 
 
 class Calls:
@@ -39,3 +42,38 @@ class Calls:
         self.refuse()
         if self._executor is not None:
             self._executor.shutdown()
+
+
+class Home:
+    """The event loop that an asyncio client belongs to: the one that first used it."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def here(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop. Raises ConfigurationError if it is another one than before."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise ConfigurationError(
+                "an AsyncClient belongs to the event loop that first used it; make one for each loop"
+            )
+        return loop
+
+    def deliver(self, calls: Sequence[Callable[[], object]]) -> None:
+        """Run calls in the loop; from any thread."""
+        if self._loop is None or not calls:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._run, calls, 0)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            # closed without `close`: nobody waits any more
+
+    def _run(self, calls: Sequence[Callable[[], object]], start: int) -> None:
+        for call in calls[start : start + SLICE]:
+            call()
+        if start + SLICE < len(calls):
+            asyncio.get_running_loop().call_soon(self._run, calls, start + SLICE)

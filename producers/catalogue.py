@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import msgspec
 
 from producers import forms
 from producers.errors import ConfigurationError, InvalidInput, UnknownTask
+from producers.fleet_file import known, read_toml, typed
 from producers.forms import Limits, Modality
 from producers.kinds import KINDS, Kind
 from producers.messages import Input, Params
@@ -63,17 +63,25 @@ class Catalogue:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Catalogue:
-        """Return the built-in tasks together with those that a ``fleet.toml`` adds under ``[models.NAME.tasks]``.
+        """Return the built-in tasks together with those that a ``fleet.toml`` adds under ``[models.NAME.tasks]``, and its ``[limits]``.
 
         Raises ConfigurationError, naming the setting, if the file or a task in it is wrong.
         """
-        return cls.builtin().with_models(read_toml(path).get("models", {}), where=str(path))
+        file = read_toml(path)
+        table = typed(file.get("limits", {}), dict[str, Any], f"{path}: limits")
+        own = {
+            field.name: table[field.name] for field in fields(Limits) if field.name in table
+        }  # the others are workers'
+        limits = typed(own, Limits, f"{path}: limits")
+        return replace(cls.builtin(), limits=limits).with_models(file.get("models", {}), where=str(path))
 
-    def with_models(self, models: Mapping[str, Any], *, where: str) -> Catalogue:
-        """Return this catalogue with the tasks of `models`, the ``[models]`` table of a ``fleet.toml``."""
+    def with_models(self, models: object, *, where: str) -> Catalogue:
+        """Return this catalogue with the tasks of `models`, the ``[models]`` table of a ``fleet.toml``. Raises ConfigurationError."""
         tasks = dict(self.tasks)
-        for model, settings in models.items():
-            for name, task in dict(settings.get("tasks", {})).items():
+        for model, settings in typed(models, dict[str, Any], f"{where}: models").items():
+            table = typed(settings, dict[str, Any], f"{where}: models.{model}")
+            own = typed(table.get("tasks", {}), dict[str, Any], f"{where}: models.{model}.tasks")
+            for name, task in own.items():
                 tasks[name] = _task(name, model, task, f"{where}: models.{model}.tasks.{name}")
         return Catalogue(tasks, self.limits)
 
@@ -97,20 +105,12 @@ class Catalogue:
         try:
             return msgspec.convert({**task.params, **params}, task.kind.params)
         except msgspec.ValidationError as error:
-            known = ", ".join(task.kind.params.__struct_fields__)
-            raise InvalidInput(field, str(error), f"parameters of {task.name!r}: {known}") from error
+            there = ", ".join(task.kind.params.__struct_fields__)
+            raise InvalidInput(field, str(error), f"parameters of {task.name!r}: {there}") from error
 
     def check_input(self, task: Task, value: object, *, field: str) -> Input:
         """Return `value` as a task's input, or raise InvalidInput or InputTooLarge naming `field`."""
         return forms.check(task.kind.modality, value, self.limits, field)
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Return what a TOML file says. Raises ConfigurationError."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read as TOML: {error}") from error
 
 
 def _task(name: str, model: str, table: object, setting: str) -> Task:
@@ -119,9 +119,9 @@ def _task(name: str, model: str, table: object, setting: str) -> Task:
     What a kind cannot do without (a prompt, labels) may stand in the table itself.
     """
     given: dict[str, Any] = table if isinstance(table, dict) else {"kind": table}
-    kind, params = str(given.get("kind")), given.get("params", {})
-    if kind not in KINDS:
-        raise ConfigurationError(f"{setting}.kind: must be one of {', '.join(KINDS)}, not {kind!r}")
+    kind, params = given.get("kind"), given.get("params", {})
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigurationError(f"{setting}.kind: no kind {kind!r}; {known(str(kind), KINDS)}")
     known_here = [
         "kind",
         "summary",
@@ -129,18 +129,15 @@ def _task(name: str, model: str, table: object, setting: str) -> Task:
         *(f.name for f in msgspec.structs.fields(KINDS[kind].params) if f.required),
     ]
     if unknown := sorted(set(given) - set(known_here)):
-        raise ConfigurationError(f"{setting}.{unknown[0]}: not a key of a task; known here: {', '.join(known_here)}")
+        raise ConfigurationError(f"{setting}.{unknown[0]}: not a key of a task; {known(unknown[0], known_here)}")
     if not isinstance(params, dict):
         raise ConfigurationError(f"{setting}.params: must be a table of parameters, not {type(params).__name__}")
     params = {**{name: given[name] for name in known_here[3:] if name in given}, **params}
     task = Task(name, KINDS[kind], model, str(given.get("summary", "")), params)
     unknown = sorted(set(params) - set(task.kind.params.__struct_fields__))
     if unknown:
-        known = ", ".join(task.kind.params.__struct_fields__)
-        raise ConfigurationError(f"{setting}.params.{unknown[0]}: not a parameter of {kind}; these are: {known}")
+        found = known(unknown[0], task.kind.params.__struct_fields__)
+        raise ConfigurationError(f"{setting}.params.{unknown[0]}: not a parameter of {kind}; {found}")
     if params and not task.lacks({}):
-        try:
-            msgspec.convert(params, task.kind.params)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(f"{setting}.params: {error}") from error
+        typed(params, task.kind.params, f"{setting}.params")
     return task

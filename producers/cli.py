@@ -41,7 +41,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("job", required=False)
-@click.option("--limit", default=20, show_default=True, help="How many jobs to list.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many jobs to list.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a job, for programs.")
 def status(job: str | None, *, limit: int, as_json: bool) -> None:
     """Show how far a job is, or list the newest jobs, and how long what waits will take.

@@ -9,7 +9,6 @@ found to be away before it, BrokerUnavailable is raised and nothing of that call
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -17,18 +16,19 @@ from typing import Any, Self
 
 from producers.catalogue import Catalogue
 from producers.connection import Connection, checked_tenant
-from producers.errors import ArgosyError, Overloaded
+from producers.errors import ArgosyError
 from producers.gathering import at_once
 from producers.handles import Handle, Job, Taken
 from producers.link import Link
 from producers.messages import Priority
 from producers.outbox import Order, Outbox
-from producers.packing import Intake, OnError, Rejected, Weighed, chunks
-from producers.patience import Patience, checked
+from producers.packing import Intake, OnError, Rejected
+from producers.patience import checked
 from producers.pipelines.handles import PipelineJob, plan_of_job
 from producers.pipelines.pipeline import Pipeline, first_request
 from producers.request import Request
-from producers.submission import Sent, Submission, check_many, lone_order, new_job
+from producers.sending import Sending
+from producers.submission import Submission, check_many, lone_order, new_job
 from producers.text_streams import TextStream
 from results_store.errors import StoreError
 from results_store.records import JobStatus, QueuedWork, Result
@@ -130,8 +130,8 @@ class Client:
         Arguments and errors are those of `submit`. Unless it is `durable`, nobody takes it up again if the worker dies. If
         nobody listens any more, the item is cancelled.
         """
-        told = {**(params or {}), "stream": True}
-        request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=told)
+        request = Request.check(self.catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
+        request = request.streamed()
         promise: Future[None] = Future()
         order, pending = lone_order(
             request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)
@@ -226,57 +226,13 @@ class Client:
             intake.skip = submission.resume(self._link.store.create_job(submission.created))
         found = intake.skip
         try:
-            self._send_all(submission, chunks(intake.items(inputs)), limit_s)
+            Sending(self._outbox, submission, limit_s).all_of(inputs, intake)
             if submission.new_job is not None:  # no items at all: an empty job, finished from the start
                 self._link.store.create_job(submission.new_job)
         except (ArgosyError, StoreError) as error:
             submission.failed(error)
             raise
         return Taken(found, intake.rejected, intake.rejected_count)
-
-    def _send_all(self, submission: Submission, gathered: Iterable[Sequence[Weighed]], limit_s: float) -> None:
-        """Send chunk after chunk, in the portions that the fleet admits: one is under way while the next is gathered."""
-        sent: Sent[Future[None]] | None = None
-        try:
-            for chunk in gathered:
-                portion = self._outbox.admission.portion(submission.tenant)
-                for start in range(0, len(chunk), portion):
-                    before, sent = sent, None
-                    self._settle(submission, before)
-                    items = chunk[start : start + portion]
-                    sent = Sent(items, Patience(limit_s), self._put(submission, items))
-        except Exception:  # an input's: what was sent before it counts all the same
-            self._settle(submission, sent)
-            raise
-        except BaseException:  # interrupted by the user: not sent any more, if it was not yet
-            if sent is not None:
-                sent.promise.cancel()
-            raise
-        self._settle(submission, sent)
-
-    def _put(self, submission: Submission, items: Sequence[Weighed]) -> Future[None]:
-        promise: Future[None] = Future()
-        try:
-            self._outbox.put(submission.order(items, promise))
-        except Overloaded as refusal:
-            promise.set_exception(refusal)
-        return promise
-
-    def _settle(self, submission: Submission, sent: Sent[Future[None]] | None) -> None:
-        """Wait until what was sent is accepted, sending it again while the fleet is full."""
-        if sent is None:
-            return
-        while True:
-            try:
-                sent.promise.result()
-                break
-            except Overloaded as refusal:
-                time.sleep(sent.patience.wait_s(refusal))
-                sent.promise = self._put(submission, sent.items)
-            except BaseException:
-                sent.promise.cancel()
-                raise
-        submission.accepted(sent.items)
 
     def _send(self, order: Order, promise: Future[None]) -> None:
         self._outbox.put(order)
@@ -306,7 +262,7 @@ class Client:
 
     def queued_work(self) -> list[QueuedWork]:
         """Return what waits of each model and priority, with an estimate of how long it takes."""
-        return self._link.store.queued_work()
+        return self._link.store.flight.queued_work()
 
     def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return how far a job is. Raises UnknownJob."""

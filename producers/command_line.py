@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.exceptions import NoArgsIsHelpError
@@ -13,7 +15,13 @@ from click.exceptions import NoArgsIsHelpError
 from producers.errors import ArgosyError
 from results_store.errors import StoreError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 GROUP = "argosy.commands"
+
+#: Wide enough for every column, and that no identifier is cut, when the output is not a terminal.
+PLAIN_WIDTH = 200
 
 #: Exit codes: the fleet's or the data's error, the command line's, and stopped by Ctrl-C.
 FAILED, MISUSED, STOPPED = 1, 2, 130
@@ -21,6 +29,35 @@ FAILED, MISUSED, STOPPED = 1, 2, 130
 _NOT_INSTALLED = (
     "the commands for workers (up, worker, migrate, doctor, models) are not installed; pip install 'argosy[local]'"
 )
+
+
+def log_to_stderr() -> None:
+    """Log what a service does, each line with its time: in place of the one line that a command has for a person."""
+    told = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=told, stream=sys.stderr, force=True)
+    # the first two log whole URLs, which are inputs; the last each step of making a database
+    for chatty in ("httpx", "httpx2", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def console() -> Console:
+    """A console that cuts nothing where nobody looks."""
+    from rich.console import Console
+
+    shown = Console()
+    if not shown.is_terminal:
+        shown.width = PLAIN_WIDTH
+    return shown
+
+
+class Finite(click.FloatRange):
+    """A number in a range; "nan" and "inf" are none, which Python would take."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 class CommandLine(click.Group):

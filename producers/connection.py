@@ -23,8 +23,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import msgspec
 
 from producers.blobs import BlobSettings
-from producers.catalogue import Catalogue, read_toml
+from producers.catalogue import Catalogue
 from producers.errors import ConfigurationError, InvalidInput
+from producers.fleet_file import read_toml, typed
 from producers.messages import Priority
 
 if TYPE_CHECKING:
@@ -119,25 +120,15 @@ class Connection:
     def admission(self) -> AdmissionSettings:
         """The ``[admission]`` table of the same file. Raises ConfigurationError."""
         path = self._fleet_file
-        if not path:
-            return AdmissionSettings()
-        table = read_toml(path).get("admission", {})
-        try:
-            return msgspec.convert(table, AdmissionSettings)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(f"{path}: admission: {error}") from error
+        return typed(read_toml(path).get("admission", {}) if path else {}, AdmissionSettings, f"{path}: admission")
 
     @property
     def blobs(self) -> BlobSettings:
         """The ``[blobs]`` table of the same file; ``ARGOSY_BLOB_URL`` goes before its URL. Raises ConfigurationError."""
         path = self._fleet_file
-        table = dict(read_toml(path).get("blobs", {})) if path else {}
-        if url := self.environment.get("ARGOSY_BLOB_URL"):
-            table["url"] = url
-        try:
-            return msgspec.convert(table, BlobSettings)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(f"{path}: blobs: {error}") from error
+        blobs = typed(read_toml(path).get("blobs", {}) if path else {}, BlobSettings, f"{path}: blobs")
+        url = self.environment.get("ARGOSY_BLOB_URL")
+        return msgspec.structs.replace(blobs, url=url) if url else blobs
 
     @property
     def files(self) -> ResultFiles:
@@ -157,12 +148,12 @@ class Connection:
     def _set_url(self, part: Part) -> str | None:
         given = self.given_broker_url if part == "broker" else self.given_store_url
         if given is not None:
-            return _checked(given, part, f"{part}_url")
+            return checked_url(given, part, f"{part}_url")
         variable = _variable(part)
         url = self.environment.get(variable)
         if not url:
             return None
-        return self._with_password(_checked(url, part, variable), part)
+        return self._with_password(checked_url(url, part, variable), part)
 
     def _with_password(self, url: str, part: Part) -> str:
         variable = f"ARGOSY_{part.upper()}_PASSWORD_FILE"
@@ -226,7 +217,8 @@ def _variable(part: Part) -> str:
     return f"ARGOSY_{part.upper()}_URL"
 
 
-def _checked(url: str, part: Part, where: str) -> str:
+def checked_url(url: str, part: Part, where: str) -> str:
+    """Return a URL that may be the broker's or the store's. Raises ConfigurationError, which begins with `where`."""
     # sqlite+pysqlite and the like are SQLAlchemy's way to name a driver: the scheme proper stands before the plus
     scheme = url.partition("://")[0].partition("+")[0]
     if "://" not in url or scheme not in _SCHEMES[part]:

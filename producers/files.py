@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers.blobs import YOUNG_S, BlobSettings, jobs_under, open_place, reached, unwanted
 from producers.errors import ConfigurationError, FileUnavailable, InvalidInput
-from producers.messages import made_at
+from producers.messages import is_id, made_at, new_id
 
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 #: The types that files may have, with the endings of their names.
 MEDIA_TYPES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
-_JOB = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
 _NAME = re.compile(rf"([0-9a-f]{{64}})\.({'|'.join(MEDIA_TYPES.values())})")
 
 
@@ -68,7 +67,7 @@ class ResultFiles:
         with reached():
             if not self._whole(path, len(data)):
                 fs.makedirs(f"{root}/{job}", exist_ok=True)
-                fs.pipe_file(path, data)
+                _write(fs, path, data)
         uri = str(fs.unstrip_protocol(path))
         return {"uri": uri, "media_type": media_type, "bytes": len(data), "sha256": sha256}
 
@@ -85,7 +84,7 @@ class ResultFiles:
     def get(self, job: str, name: str) -> bytes:
         """Return a job's file by its name. Raises as `read`."""
         named = _NAME.fullmatch(name)
-        if not _JOB.fullmatch(job) or named is None:
+        if not is_id(job) or named is None:
             raise InvalidInput("uri", f"{job}/{name} is not the place of a result's file", "pass what the row has")
         fs, root = self._fs()
         data = None
@@ -126,3 +125,17 @@ class ResultFiles:
         if self._opened is None:
             self._opened = open_place(self.url)
         return self._opened
+
+
+def _write(fs: AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write a file whole or not at all, as object stores do by themselves.
+
+    Two may write the same one, of which the other's row is committed when this one dies amid it.
+    """
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if "file" not in protocols:
+        fs.pipe_file(path, data)
+        return
+    part = f"{path}.{new_id()}"
+    fs.pipe_file(part, data)
+    fs.mv(part, path)

@@ -27,6 +27,7 @@ from producers.messages import (
     UrlInput,
 )
 
+T = TypeVar("T")
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
 #: The form of an input. A source of items (a file, a folder) is read for one of them.
@@ -52,7 +53,19 @@ class Limits:
 
 def check(modality: Modality, value: object, limits: Limits, field: str) -> Input:
     """Return `value` as an input of this form, or raise InvalidInput or InputTooLarge naming `field`."""
-    return _CHECKS[modality](value, limits, field)
+    checked = _CHECKS[modality](value, limits, field)
+    # texts and files are looked at there; these are objects whose names and numbers nobody has looked at
+    objects = MessagesInput | RowInput | SeriesInput
+    return sendable(checked, field) if isinstance(checked, objects) else checked
+
+
+def sendable(value: T, field: str) -> T:
+    """Return a value that an envelope can carry. Raises InvalidInput for half a character or a number too large."""
+    try:
+        msgspec.msgpack.encode(value)  # the narrower of the two forms that envelopes travel in
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidInput(field, f"cannot be sent: {error}", "send valid Unicode and numbers of 64 bits") from error
+    return value
 
 
 def check_text(value: object, limits: Limits, field: str) -> str:
@@ -93,7 +106,7 @@ def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
     if isinstance(value, PathInput | UrlInput):
         if not (value.path if isinstance(value, PathInput) else value.url):
             raise InvalidInput(field, "is empty", "send bytes, a path or a URL")
-        return value
+        return sendable(value, field)
     raise InvalidInput(field, f"must be bytes, a path or a URL, not {type(value).__name__}")
 
 

@@ -109,7 +109,7 @@ class Link:
     def lane(self, tenant: str) -> int:
         """Return the lane of a tenant's envelopes. The first time, a new tenant gets one in the store. Raises StoreUnavailable."""
         if tenant not in self._tenants:
-            self._tenants[tenant] = self.store.tenant(tenant)
+            self._tenants[tenant] = self.store.tenants.enrol(tenant)
         return self._tenants[tenant].lane
 
     @property

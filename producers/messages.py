@@ -225,9 +225,14 @@ def new_id() -> str:
     return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
 
 
+def is_id(name: str) -> bool:
+    """Return whether `new_id` can have made a name."""
+    return len(name) == 26 and set(name) <= set(_CROCKFORD)
+
+
 def made_at(id_: str) -> float:
     """Return when `new_id` made an id (Unix seconds). Raises ValueError for what it cannot have made."""
-    if len(id_) != 26 or not set(id_) <= set(_CROCKFORD):
+    if not is_id(id_):
         raise ValueError(f"{id_[:40]!r} is not one of our ids")
     value = 0
     for character in id_[:10]:  # 48 bits of time in 50 of text

@@ -33,7 +33,7 @@ class Duration(click.ParamType[float]):
 
 @click.command()
 @click.argument("job", required=False)
-@click.option("--limit", default=20, show_default=True, help="How many to list.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many to list.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an envelope, with its inputs and tracebacks.")
 def dead(job: str | None, *, limit: int, as_json: bool) -> None:
     """List the envelopes that were given up after too many attempts, the newest first.
@@ -47,7 +47,9 @@ def dead(job: str | None, *, limit: int, as_json: bool) -> None:
     import msgspec
 
     with open_store() as store:
-        letters = store.dead(job=job, limit=limit)
+        if job is not None:
+            store.job(job)  # a misspelt id is an error, and not a job without dead letters
+        letters = store.dead_letters.newest(job=job, limit=limit)
     for letter in letters:
         if as_json:
             click.echo(msgspec.json.encode(_whole(letter)).decode())
@@ -85,7 +87,7 @@ def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, every
     with open_store() as store:
         if job is not None:
             store.job(job)  # a misspelt id is an error, and not nothing to do
-        while (portion := store.replay(job=job, error_kind=error_kind, failed_before=began_at)).envelopes:
+        while (portion := store.dead_letters.replay(job=job, error_kind=error_kind, failed_before=began_at)).envelopes:
             envelopes += portion.envelopes
             results += portion.results
     click.echo(f"{results:,} failed results of {envelopes:,} envelopes put back")
@@ -110,8 +112,8 @@ def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
     now, connection = time.time(), Connection()
     before = None if older_than_s is None else now - older_than_s
     with open_store() as store:
-        gone = store.purge(finished_before=before, keep_results=inputs_only, now=now)
-        blobs = Blobs(connection.blobs).sweep(store.with_inputs)
+        gone = store.retention.purge(finished_before=before, keep_results=inputs_only, now=now)
+        blobs = Blobs(connection.blobs).sweep(store.retention.with_inputs)
         files = _sweep_files(connection, store)
     removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads + blobs, "batches": gone.batches}
     removed |= {"files": files} if files else {}
@@ -125,7 +127,7 @@ def _sweep_files(connection: Connection, store: Store) -> int:
         files = connection.files
     except ConfigurationError:  # a fleet without a place for files has none
         return 0
-    return files.sweep(store.existing)
+    return files.sweep(store.retention.existing)
 
 
 def open_store() -> Store:

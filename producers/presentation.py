@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from producers.command_line import console
 from producers.messages import Priority
 from results_store.records import JobStatus, QueuedWork, Tenant
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from producers.catalogue import Catalogue, Task
-
-#: Wide enough that no identifier is cut when the output is not a terminal.
-PLAIN_WIDTH = 200
 
 
 def show_jobs(jobs: Sequence[JobStatus]) -> None:
@@ -29,13 +25,11 @@ def show_jobs(jobs: Sequence[JobStatus]) -> None:
     table = Table("job", "name", "priority", "created", "state", "done", "failed", box=None, pad_edge=False)
     for job in jobs:
         done = f"{job.done:,} / {job.total:,}"
-        table.add_row(
-            job.id, job.name or "", _priority(job), _when(job.created_at), _state(job), done, f"{job.failed:,}"
-        )
+        table.add_row(job.id, job.name or "", _priority(job), _when(job.created_at), job.state, done, f"{job.failed:,}")
     for column in table.columns[-2:]:
         column.justify = "right"
     table.columns[0].no_wrap = True
-    _console().print(table)
+    console().print(table)
 
 
 def show_queued(work: Sequence[QueuedWork]) -> None:
@@ -51,7 +45,7 @@ def show_queued(work: Sequence[QueuedWork]) -> None:
         took_s = seconds[model, priority]
         estimate = "no estimate yet" if took_s is None else f"about {took_s:,.0f} s of work"
         fact = f"waiting: {model}, {Priority(priority).name.lower()}: {count:,} items, {estimate}"
-        _console().print(fact, markup=False, highlight=False)
+        console().print(fact, markup=False, highlight=False)
 
 
 def show_job(job: JobStatus) -> None:
@@ -60,16 +54,16 @@ def show_job(job: JobStatus) -> None:
         ("job", job.id),
         ("name", job.name or "-"),
         *([("tenant", job.tenant)] if job.tenant else []),
-        ("state", _state(job)),
+        ("state", job.state),
         ("priority", _priority(job)),
         ("created", _when(job.created_at)),
         ("finished", "-" if job.finished_at is None else _when(job.finished_at)),
         ("items", f"{job.items:,}"),
         ("results", f"{job.done:,} of {job.total:,}: {_counts(job)}"),
     ]
-    console = _console()
+    shown = console()
     for name, fact in facts:
-        console.print(f"{name:<10}{fact}", markup=False, highlight=False)
+        shown.print(f"{name:<10}{fact}", markup=False, highlight=False)
 
 
 def show_tenants(tenants: Sequence[tuple[Tenant, int]]) -> None:
@@ -83,7 +77,7 @@ def show_tenants(tenants: Sequence[tuple[Tenant, int]]) -> None:
         table.add_row(tenant.name or "''", f"{tenant.weight:g}", rate, f"{in_flight:,}", most, str(tenant.lane))
     for column in table.columns[1:]:
         column.justify = "right"
-    _console().print(table)
+    console().print(table)
 
 
 def show_tasks(catalogue: Catalogue) -> None:
@@ -101,7 +95,7 @@ def show_tasks(catalogue: Catalogue) -> None:
             task.summary or task.kind.summary,
         )
     table.columns[0].no_wrap = True
-    _console().print(table)
+    console().print(table)
 
 
 @contextmanager
@@ -165,15 +159,6 @@ def summary(job: JobStatus) -> str:
     return f"{line} in {took_s:,.1f} s, {job.total / took_s:,.0f}/s"
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
-
-
 def _counts(job: JobStatus) -> str:
     counts = {
         "succeeded": job.succeeded,
@@ -182,14 +167,6 @@ def _counts(job: JobStatus) -> str:
         "expired": job.expired,
     }
     return ", ".join(f"{count:,} {state}" for state, count in counts.items() if count or state == "succeeded")
-
-
-def _state(job: JobStatus) -> str:
-    if job.finished:
-        return "cancelled" if job.cancelled else "finished"
-    if job.cancelled_at is not None:
-        return "cancelling"
-    return "running" if job.done else "waiting"
 
 
 def _priority(job: JobStatus) -> str:

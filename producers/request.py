@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput
+from producers.forms import sendable
 from producers.messages import Input, Item, Params, Priority
 
 
@@ -74,6 +75,13 @@ class Request:
             deadline_s=_deadline(deadline_s),
         )
 
+    def streamed(self) -> Request:
+        """Return the request for an answer that is told piece by piece. Raises InvalidInput if its task writes no text."""
+        task = self.tasks[0]
+        if not self.single or "stream" not in task.kind.params.__struct_fields__:
+            raise InvalidInput("task", f"{task.name!r} writes no text that could be read in pieces", "use `submit`")
+        return replace(self, params={task.name: {**self.params.get(task.name, {}), "stream": True}})
+
     def deadline_at(self, now: float) -> float | None:
         """Return the time (Unix) past which items are not computed any more, for a submission made `now`."""
         return None if self.deadline_s is None else now + self.deadline_s
@@ -85,6 +93,8 @@ class Request:
             key, params, value = value.key, value.params, value.input
             if key is not None and not isinstance(key, str):
                 raise InvalidInput(f"{field}.key", f"must be text, not {type(key).__name__}", "convert it with str()")
+            if key is not None and not key.isascii():
+                sendable(key, f"{field}.key")
         # by position: this runs for every one of millions
         return Item(seq, self._input(value, field), self.names, self._item_params(params, field), key)
 
@@ -155,7 +165,7 @@ def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str
         if not isinstance(values, Mapping):
             raise InvalidInput(where, f"must be a mapping of parameters, not {type(values).__name__}")
         if values:
-            checked[name] = dict(values)
+            checked[name] = sendable(dict(values), where)
     return checked
 
 

@@ -133,7 +133,12 @@ def new_job(
     tenant: str = "",
     pipeline: dict[str, Any] | None = None,
 ) -> NewJob:
-    """Return a job to create, with a new id. Raises InvalidInput for a `ttl_s` that is no time."""
+    """Return a job to create, with a new id. Raises InvalidInput for a name, a key or a `ttl_s` that is none."""
+    for field, given in {"name": name, "idempotency_key": idempotency_key}.items():
+        if given is not None and not isinstance(given, str):
+            raise InvalidInput(field, f"must be text, not {type(given).__name__}", "convert it with str()")
+    if idempotency_key == "":  # a variable that was not set: all such submissions would be one
+        raise InvalidInput("idempotency_key", "is empty", "leave it out, or say what makes the submission the same")
     if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
         raise InvalidInput("ttl_s", f"must be a number of seconds over 0, not {ttl_s!r}")
     return NewJob(

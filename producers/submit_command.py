@@ -132,6 +132,11 @@ def submit(**given: Any) -> None:
         check_output(options.output)
     with Client() as client:
         source = _source(client, options)
+        for option, path in (("--output", options.output), ("--errors", options.errors)):
+            if path is not None and source.reads(path):
+                raise click.UsageError(
+                    f"{option}: {path} is one of the sources, and would be written over; name another"
+                )
         job = _submitted(client, source, options)
         click.echo(job.id)
         if options.watch or options.output is not None:

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from producers.errors import InvalidInput
+from producers.operator_commands import open_store
 
 if TYPE_CHECKING:
     from producers.handles import Job
@@ -87,9 +88,8 @@ def tell(job: Job, submitted: int, errors: Path | None) -> None:
         if job.progress().items == 0:
             raise InvalidInput("input", f"no row could be submitted: {job.rejected[0].error}")
         all_of_them = f"; all of them: {errors}" if errors is not None else ""
-        click.echo(
-            f"argosy: {job.rejected_count:,} rows left out; the first: {job.rejected[0].error}{all_of_them}", err=True
-        )
+        count = "1 row" if job.rejected_count == 1 else f"{job.rejected_count:,} rows"
+        click.echo(f"argosy: {count} left out; the first: {job.rejected[0].error}{all_of_them}", err=True)
     if job.found and not submitted:
         click.echo("argosy: all of it was submitted before; `--again` submits it anew", err=True)
     elif job.found:
@@ -107,4 +107,15 @@ def watch(job: Job) -> int:
         click.echo(f"argosy: the job goes on; see `argosy status {job.id}`", err=True)
         raise
     click.echo(summary(finished), err=True)
+    if finished.failed:
+        _tell_why(job.id)
     return 0 if finished.succeeded == finished.total else 1
+
+
+def _tell_why(job: str) -> None:
+    """One failure for all: who stands before the terminal wants to know what to mend."""
+    with open_store() as store:
+        for row in store.recent_failures(job=job, limit=1):
+            why = row.error["message"] if row.error else "no word why"
+            item = f"item {row.key}" if row.key else f"item {row.seq}"
+            click.echo(f"argosy: {row.task} of {item} failed: {why}; `argosy results {job}` has them all", err=True)

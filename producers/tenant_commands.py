@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from producers.command_line import Finite
 from producers.operator_commands import open_store
 
 
@@ -26,7 +27,7 @@ def show(*, as_json: bool) -> None:
     from producers.presentation import show_tenants
 
     with open_store() as store:
-        found = [(tenant, store.in_flight(tenant.name)) for tenant in store.tenants()]
+        found = [(tenant, store.tenants.in_flight(tenant.name)) for tenant in store.tenants.every()]
     if not as_json:
         show_tenants(found)
         return
@@ -36,10 +37,8 @@ def show(*, as_json: bool) -> None:
 
 @tenants.command("set")
 @click.argument("name")
-@click.option("--weight", type=click.FloatRange(0, min_open=True), help="Its share against other tenants' weights.")
-@click.option(
-    "--rate", "max_items_per_s", type=click.FloatRange(0), help="The most items it may submit a second; 0: any."
-)
+@click.option("--weight", type=Finite(0, min_open=True), help="Its share against other tenants' weights.")
+@click.option("--rate", "max_items_per_s", type=Finite(0), help="The most items it may submit a second; 0: any.")
 @click.option(
     "--in-flight", "max_in_flight", type=click.IntRange(0), help="The most items it may have waiting; 0: any."
 )
@@ -56,14 +55,14 @@ def configure(name: str, *, weight: float | None, max_items_per_s: float | None,
     from producers.connection import checked_tenant
 
     with open_store() as store:
-        tenant = store.tenant(checked_tenant(name, "NAME"))
+        tenant = store.tenants.enrol(checked_tenant(name, "NAME"))
         if weight is not None:
             tenant = replace(tenant, weight=weight)
         if max_items_per_s is not None:
             tenant = replace(tenant, max_items_per_s=max_items_per_s or None)
         if max_in_flight is not None:
             tenant = replace(tenant, max_in_flight=max_in_flight or None)
-        store.configure_tenant(tenant)
+        store.tenants.configure(tenant)
 
 
 @tenants.command()
@@ -76,7 +75,7 @@ def remove(name: str) -> None:
     from results_store.records import Tenant
 
     with open_store() as store:
-        known = {tenant.name: tenant for tenant in store.tenants()}
+        known = {tenant.name: tenant for tenant in store.tenants.every()}
         if name not in known:
             raise click.UsageError(f"no tenant {name!r}; there are {', '.join(repr(one) for one in known)}")
-        store.configure_tenant(Tenant(name=name, lane=known[name].lane))
+        store.tenants.configure(Tenant(name=name, lane=known[name].lane))

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 from results_store import celery_rows
 from results_store.celery_rows import ChordPart, TaskRow
-from results_store.database import Database, Weight
+from results_store.database import Database, Weight, check_revision
 from results_store.errors import StoreError, StoreUnavailable
 from results_store.retention import in_portions
 from results_store.schema import celery_chords, celery_groups, celery_tasks
-from results_store.store import check_revision
 
 #: Writes a transaction.
 GROUP = 1000

@@ -11,9 +11,11 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, select, table
+from sqlalchemy.sql import column
 
 from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
+from results_store.schema import REVISION
 
 MIGRATE = "run `argosy migrate`"
 
@@ -117,6 +119,18 @@ class Database:
             yield
         except _errors() as error:
             raise translate(error, str(self)) from error
+
+
+def check_revision(database: Database) -> None:
+    """Raise SchemaMismatch, naming the command that helps, unless the database has this version's schema."""
+    if database.sqlite and not database.path.exists():
+        raise SchemaMismatch(f"{database}: there is no database yet; {MIGRATE}")
+    with database.read() as connection:
+        found = connection.execute(select(column("version_num")).select_from(table("alembic_version"))).scalar()
+    if found != REVISION:
+        newer = found is not None and found > REVISION
+        remedy = "upgrade argosy here: the database is newer" if newer else MIGRATE
+        raise SchemaMismatch(f"{database}: the schema is {found}, this version reads {REVISION}; {remedy}")
 
 
 def _errors() -> tuple[type[Exception], ...]:

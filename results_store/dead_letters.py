@@ -1,7 +1,8 @@
-"""What was given up or failed, and putting it back. Each function runs in the caller's transaction."""
+"""What was given up or failed, and putting it back."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
 
 from results_store.columns import among
+from results_store.database import Database, Weight
 from results_store.reading import result as result_in
 from results_store.records import DeadLetter, EnvelopeState, Replayed, Result, ResultState
 from results_store.schema import DEAD, FAILED, FINISHED, envelopes, jobs, payloads, results
@@ -19,7 +21,7 @@ TOO_MANY_ATTEMPTS = "TooManyAttempts"
 
 
 def explained(connection: Connection, given: Sequence[Result], dead: Collection[str]) -> list[Result]:
-    """Return `given`, those without an error in envelopes `dead` with one that tells of the attempts."""
+    """Return `given`, those without an error in envelopes `dead` with one that tells of the attempts; in the caller's transaction."""
     found = connection.execute(
         select(envelopes.c.id, envelopes.c.attempts, envelopes.c.worker, envelopes.c.error).where(
             among(connection, envelopes.c.id, dead)
@@ -39,26 +41,62 @@ def _given_up(attempts: int, worker: str | None, cause: dict[str, Any] | None) -
     return {**error, "cause": cause} if cause else error
 
 
-def dead(connection: Connection, *, job: str | None, limit: int, tenant: str | None = None) -> list[DeadLetter]:
-    """Return the dead envelopes, the newest first, with their payloads and failed results."""
-    wanted = select(envelopes, payloads.c.payload, payloads.c.content_type).join(
-        payloads, payloads.c.envelope == envelopes.c.id
-    )
-    wanted = wanted.where(DEAD, *([envelopes.c.job == job] if job is not None else []))
-    if tenant is not None:
-        wanted = wanted.where(envelopes.c.job.in_(select(jobs.c.id).where(jobs.c.tenant == tenant)))
-    found = connection.execute(wanted.order_by(envelopes.c.finished_at.desc(), envelopes.c.id).limit(limit)).mappings()
-    letters = {row["id"]: dict(row) for row in found}
-    failures: dict[str, list[Result]] = {id_: [] for id_ in letters}
-    for failure in _failures(connection, letters):
-        failures[failure.envelope].append(failure)
-    names = [name for name in DeadLetter.__slots__ if name not in ("state", "failures")]
-    return [
-        DeadLetter(
-            **{name: row[name] for name in names}, state=EnvelopeState(row["state"]), failures=tuple(failures[id_])
+class DeadLetters:
+    """The store's envelopes that were given up, and those with failed results; `Store.dead_letters` has them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def newest(self, *, job: str | None = None, limit: int = 100, tenant: str | None = None) -> list[DeadLetter]:
+        """Return the envelopes that were given up, the newest first, with their payloads and failed results.
+
+        With `job` or `tenant`, only those of it.
+        """
+        wanted = select(envelopes, payloads.c.payload, payloads.c.content_type).join(
+            payloads, payloads.c.envelope == envelopes.c.id
         )
-        for id_, row in letters.items()
-    ]
+        wanted = wanted.where(DEAD, *([envelopes.c.job == job] if job is not None else []))
+        if tenant is not None:
+            wanted = wanted.where(envelopes.c.job.in_(select(jobs.c.id).where(jobs.c.tenant == tenant)))
+        wanted = wanted.order_by(envelopes.c.finished_at.desc(), envelopes.c.id).limit(limit)
+        with self._database.read() as connection:
+            letters = {row["id"]: dict(row) for row in connection.execute(wanted).mappings()}
+            failures: dict[str, list[Result]] = {id_: [] for id_ in letters}
+            for failure in _failures(connection, letters):
+                failures[failure.envelope].append(failure)
+        return [_letter(row, failures[id_]) for id_, row in letters.items()]
+
+    def replay(
+        self,
+        *,
+        job: str | None = None,
+        error_kind: str | None = None,
+        failed_before: float | None = None,
+        limit: int = 1000,
+    ) -> Replayed:
+        """Put up to `limit` envelopes with failed results back into the outbox: of all jobs or one, of all errors or one.
+
+        The failed results are deleted and no longer counted; the others of these envelopes stay as they are,
+        though they are computed again. The reconciler publishes the envelopes at its next round, and their
+        attempts count from 0. Left alone is what would only fail in another way: where the inputs are
+        dropped, the deadline has passed or the job is cancelled.
+
+        To replay everything, call again until nothing is replayed, with the same `failed_before` (default: now),
+        so that what fails again meanwhile ends it.
+        """
+        now = time.time()
+        failed = [FAILED, results.c.stored_at < (now if failed_before is None else failed_before)]
+        if job is not None:
+            failed.append(results.c.job == job)
+        if error_kind is not None:
+            failed.append(results.c.error["kind"].as_string() == error_kind)
+        with self._database.write(Weight.ACCEPTED) as connection:
+            return _replay(connection, and_(*failed), limit, now)
+
+
+def _letter(row: dict[str, Any], failures: Sequence[Result]) -> DeadLetter:
+    own = {name: row[name] for name in DeadLetter.__slots__ if name not in ("state", "failures")}
+    return DeadLetter(**own, state=EnvelopeState(row["state"]), failures=tuple(failures))
 
 
 def _failures(connection: Connection, ids: Collection[str]) -> list[Result]:
@@ -68,17 +106,10 @@ def _failures(connection: Connection, ids: Collection[str]) -> list[Result]:
     return [result_in(row) for row in connection.execute(ordered).mappings()]
 
 
-def replay(
-    connection: Connection, *, job: str | None, error_kind: str | None, failed_before: float, limit: int, now: float
-) -> Replayed:
+def _replay(connection: Connection, failed: ColumnElement[bool], limit: int, now: float) -> Replayed:
     """Delete failed results and put their envelopes back into the outbox, overdue at once."""
-    failed = [FAILED, results.c.stored_at < failed_before]
-    if job is not None:
-        failed.append(results.c.job == job)
-    if error_kind is not None:
-        failed.append(results.c.error["kind"].as_string() == error_kind)
-    chosen = _lock_replayable(connection, and_(*failed), limit, now)
-    deleted = _delete(connection, and_(*failed), chosen)
+    chosen = _lock_replayable(connection, failed, limit, now)
+    deleted = _delete(connection, failed, chosen)
     again = {envelope for _, envelope in deleted}
     connection.execute(
         update(envelopes)

@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from results_store import direct
-from results_store.columns import among
+from results_store.database import Database
 from results_store.errors import UnknownBatch
 from results_store.records import Batch, QueuedWork
 from results_store.result_rows import insert_new
-from results_store.schema import UNFINISHED, batches, envelopes, payloads
+from results_store.schema import UNFINISHED, batches, envelopes
 
 #: How many of the newest batches, and from how long before the newest one, say how fast the fleet is.
 _RECENT = 500
@@ -25,44 +25,51 @@ _BRIEF = [batches.c[name] for name in _NAMES if name != "trace"]
 
 
 def record(connection: Connection, batch: Batch) -> None:
+    """Add a batch, in the caller's transaction."""
     row: dict[str, Any] = {name: getattr(batch, name) for name in _NAMES}
     if connection.dialect.name == "sqlite":
         row |= {name: None if row[name] is None else direct.json_of(row[name]) for name in _JSON}
     direct.run(connection, insert_new(connection, batches), row)
 
 
-def recent(connection: Connection, limit: int, *, since: float | None = None, traces: bool = False) -> list[Batch]:
-    """Return the newest batches, the newest first; without `traces`, which are most of a row, theirs is None."""
-    wanted = select(*([batches.c[name] for name in _NAMES] if traces else _BRIEF))
-    if since is not None:
-        wanted = wanted.where(batches.c.started_at > since)
-    wanted = wanted.order_by(batches.c.started_at.desc(), batches.c.id.desc()).limit(limit)
-    return [Batch(**row) for row in connection.execute(wanted).mappings()]
+class FlightRecorder:
+    """The store's micro-batches; `Store.flight` has them."""
 
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-def one(connection: Connection, id_: str) -> Batch:
-    row = connection.execute(select(batches).where(batches.c.id == id_)).mappings().one_or_none()
-    if row is None:
-        raise UnknownBatch(f"no batch {id_!r}; `argosy batches` lists the newest ones")
-    return Batch(**row)
+    def recent(self, *, limit: int = 20, since: float | None = None, traces: bool = False) -> list[Batch]:
+        """Return the newest micro-batches, the newest first; those begun after `since`.
 
+        Only with `traces` is it said who was in them: that is most of a row.
+        """
+        wanted = select(*([batches.c[name] for name in _NAMES] if traces else _BRIEF))
+        if since is not None:
+            wanted = wanted.where(batches.c.started_at > since)
+        wanted = wanted.order_by(batches.c.started_at.desc(), batches.c.id.desc()).limit(limit)
+        with self._database.read() as connection:
+            return [Batch(**row) for row in connection.execute(wanted).mappings()]
 
-def inputs(connection: Connection, ids: list[str]) -> dict[str, tuple[bytes, str]]:
-    """Return the payloads, with their content types, of those of these envelopes that still have one."""
-    wanted = select(payloads).where(among(connection, payloads.c.envelope, ids))
-    return {id_: (payload, content_type) for id_, payload, content_type in connection.execute(wanted)}
+    def batch(self, id_: str) -> Batch:
+        """Return a micro-batch with its trace. Raises UnknownBatch."""
+        with self._database.read() as connection:
+            row = connection.execute(select(batches).where(batches.c.id == id_)).mappings().one_or_none()
+        if row is None:
+            raise UnknownBatch(f"no batch {id_!r}; `argosy batches` lists the newest ones")
+        return Batch(**row)
 
-
-def queued_work(connection: Connection) -> list[QueuedWork]:
-    rates = _seconds_per_item(connection)
-    line = (envelopes.c.model, envelopes.c.priority, envelopes.c.lane)
-    waiting = connection.execute(
-        select(*line, func.sum(envelopes.c["items"])).where(UNFINISHED).group_by(*line).order_by(*line)
-    )
-    return [
-        QueuedWork(model=model, priority=priority, items=int(items), seconds_per_item=rates.get(model), lane=lane)
-        for model, priority, lane, items in waiting
-    ]
+    def queued_work(self) -> list[QueuedWork]:
+        """Return what waits of each model and priority, and how long it will take as far as can be told."""
+        line = (envelopes.c.model, envelopes.c.priority, envelopes.c.lane)
+        wanted = select(*line, func.sum(envelopes.c["items"])).where(UNFINISHED).group_by(*line).order_by(*line)
+        with self._database.read() as connection:
+            rates = _seconds_per_item(connection)
+            return [
+                QueuedWork(
+                    model=model, priority=priority, items=int(items), seconds_per_item=rates.get(model), lane=lane
+                )
+                for model, priority, lane, items in connection.execute(wanted)
+            ]
 
 
 def _seconds_per_item(connection: Connection) -> Mapping[str, float]:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
 from results_store.columns import among
 from results_store.errors import UnknownJob
 from results_store.records import Depth, EnvelopeState, JobStatus, Result, ResultState
-from results_store.schema import FAILED, UNFINISHED, envelopes, jobs, results
+from results_store.schema import FAILED, UNFINISHED, envelopes, jobs, payloads, results
 
 
 def job_status(row: RowMapping) -> JobStatus:
@@ -73,6 +73,11 @@ def _from_text(row: dict[str, Any]) -> Result:
     for name in ("output", "error"):
         row[name] = None if row[name] is None else json.loads(row[name])
     return Result(**{**row, "state": ResultState(row["state"])})
+
+
+def inputs(connection: Connection, ids: Collection[str]) -> dict[str, tuple[bytes, str]]:
+    wanted = select(payloads).where(among(connection, payloads.c.envelope, list(ids)))
+    return {id_: (payload, content_type) for id_, payload, content_type in connection.execute(wanted)}
 
 
 def spread_of_results(connection: Connection, id_: str, block: int) -> dict[int, int]:

@@ -191,6 +191,15 @@ class JobStatus:
     def finished(self) -> bool:
         return self.done >= self.total
 
+    @property
+    def state(self) -> str:
+        """What people are shown; nothing depends on it."""
+        if self.cancelled_at is not None and not self.finished:
+            return "cancelling"
+        if self.finished:
+            return "cancelled" if self.cancelled else "finished" if self.total else "empty"
+        return "running" if self.done else "waiting"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:

@@ -6,6 +6,7 @@ results have followed, a portion a transaction. So a purge that was killed is fi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -32,18 +33,54 @@ def drop_inputs(connection: Connection, done: Collection[str]) -> None:
     )
 
 
-def drop_inputs_of_pipelines(database: Database) -> int:
-    """`drop_inputs` for the finished jobs that are pipelines: until then a later step may be made of them."""
-    removed = 0
-    over = and_(jobs.c.pipeline.is_not(null()), jobs.c.finished_at.is_not(None))
-    for page in _pages(database, over):
+class Retention:
+    """What the store keeps and what it lets go; `Store.retention` has it."""
 
-        def unwanted(connection: Connection, page: Collection[str] = page) -> ColumnElement[bool]:
-            failed = _failed().where(among(connection, envelopes.c.job, page))
-            return and_(_inputs_of(page)(connection), payloads.c.envelope.not_in(failed))
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-        removed += in_portions(database, payloads, unwanted)
-    return removed
+    def purge(
+        self, *, finished_before: float | None = None, keep_results: bool = False, now: float | None = None
+    ) -> Purged:
+        """Remove finished jobs: those whose `ttl_s` is over, and those without one that finished before `finished_before`.
+
+        With them go their envelopes, inputs and results, and from before `finished_before` the batches and such
+        results as belong to no job. With
+        `keep_results` only the inputs go, and nothing of these jobs can be replayed any more. Unfinished jobs
+        stay; cancel them first. Takes many short transactions; a purge that broke off is finished by the next.
+        """
+        at = time.time() if now is None else now
+        purge = _purge_inputs if keep_results else _purge_jobs
+        return purge(self._database, finished_before=finished_before, now=at)
+
+    def drop_inputs_of_pipelines(self) -> int:
+        """Delete the payloads of finished pipelines, those of envelopes with a failed result excepted; return how many.
+
+        Of running ones a later step may still be made of them.
+        """
+        removed = 0
+        over = and_(jobs.c.pipeline.is_not(null()), jobs.c.finished_at.is_not(None))
+        for page in _pages(self._database, over):
+
+            def unwanted(connection: Connection, page: Collection[str] = page) -> ColumnElement[bool]:
+                failed = _failed().where(among(connection, envelopes.c.job, page))
+                return and_(_inputs_of(page)(connection), payloads.c.envelope.not_in(failed))
+
+            removed += in_portions(self._database, payloads, unwanted)
+        return removed
+
+    def with_inputs(self, ids: Collection[str]) -> set[str]:
+        """Return which of these jobs are there and unfinished, or still have inputs for a replay."""
+        kept = select(envelopes.c.id).join(payloads, payloads.c.envelope == envelopes.c.id)
+        kept = kept.where(envelopes.c.job == jobs.c.id)
+        wanted = or_(jobs.c.finished_at.is_(None), kept.exists())
+        with self._database.read() as connection:
+            return set(connection.execute(select(jobs.c.id).where(among(connection, jobs.c.id, ids), wanted)).scalars())
+
+    def existing(self, ids: Collection[str]) -> set[str]:
+        """Return which of these jobs are there."""
+        with self._database.read() as connection:
+            return _existing(connection, ids)
 
 
 def _failed() -> Select[Any]:
@@ -52,7 +89,7 @@ def _failed() -> Select[Any]:
     return select(results.c.envelope).join(envelopes, theirs).where(FAILED)
 
 
-def purge_jobs(database: Database, *, finished_before: float | None, now: float) -> Purged:
+def _purge_jobs(database: Database, *, finished_before: float | None, now: float) -> Purged:
     """Remove the finished jobs that are due, with envelopes, inputs and results, and the batches of before."""
     gone = _hide(database, _due(finished_before, now), now)
     swept = _sweep(database)
@@ -63,7 +100,7 @@ def purge_jobs(database: Database, *, finished_before: float | None, now: float)
     return replace(swept, jobs=gone, results=swept.results + strays, batches=old)
 
 
-def purge_inputs(database: Database, *, finished_before: float | None, now: float) -> Purged:
+def _purge_inputs(database: Database, *, finished_before: float | None, now: float) -> Purged:
     """Remove the inputs of the finished jobs that are due; the jobs and their results stay."""
     removed = 0
     for page in _pages(database, _due(finished_before, now)):
@@ -71,18 +108,7 @@ def purge_inputs(database: Database, *, finished_before: float | None, now: floa
     return Purged(payloads=removed)
 
 
-def with_inputs(connection: Connection, ids: Collection[str]) -> set[str]:
-    """Return which of these jobs are there and unfinished, or still have inputs."""
-    kept = select(envelopes.c.id).join(payloads, payloads.c.envelope == envelopes.c.id)
-    kept = kept.where(envelopes.c.job == jobs.c.id)
-    wanted = select(jobs.c.id).where(
-        among(connection, jobs.c.id, ids), or_(jobs.c.finished_at.is_(None), kept.exists())
-    )
-    return set(connection.execute(wanted).scalars())
-
-
-def existing(connection: Connection, ids: Collection[str]) -> set[str]:
-    """Return which of these jobs are there."""
+def _existing(connection: Connection, ids: Collection[str]) -> set[str]:
     return set(connection.execute(select(jobs.c.id).where(among(connection, jobs.c.id, ids))).scalars())
 
 
@@ -151,7 +177,7 @@ def _owners_of_results(database: Database) -> Iterator[list[str]]:
 def _remove_strays(database: Database, owners: Collection[str], stored_before: float) -> int:
     """Remove old results of no job: of a message forged, or computed once more when its job was purged already."""
     with database.read() as connection:
-        strays = set(owners) - existing(connection, owners)
+        strays = set(owners) - _existing(connection, owners)
     if not strays:
         return 0
     old = results.c.stored_at < stored_before

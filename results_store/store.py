@@ -1,4 +1,8 @@
-"""The store: everything that producers, workers and operators do with the database, one method each."""
+"""The store: what producers and workers do with jobs, envelopes and results, one method each.
+
+The other things in the database have objects of their own, which it has: `tenants`, `flight` (the micro-batches), `dead_letters`,
+`retention`, `declarations` (of models), and the gateway's `keys`, `files` and `file_batches`.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import select, table
-from sqlalchemy.sql import column
-
-from results_store import dead_letters, delivery, flight, reading, retention, submission, tenants
+from results_store import delivery, reading, submission
 from results_store.api_keys import ApiKeys
-from results_store.database import MIGRATE, Database, Weight
+from results_store.database import Database, Weight, check_revision
+from results_store.dead_letters import DeadLetters
 from results_store.declarations import Declarations
-from results_store.errors import SchemaMismatch
+from results_store.flight import FlightRecorder
 from results_store.gateway_batches import GatewayBatches
 from results_store.gateway_files import GatewayFiles
 from results_store.pipelines import Follow
@@ -22,35 +24,19 @@ from results_store.records import (
     Batch,
     Claim,
     Committed,
-    DeadLetter,
     Depth,
     JobStatus,
     Line,
     NewEnvelope,
     NewJob,
     PendingEnvelope,
-    Purged,
-    QueuedWork,
-    Replayed,
     Result,
-    Tenant,
 )
-from results_store.schema import REVISION
+from results_store.retention import Retention
+from results_store.tenants import Tenants
 
 #: How often an envelope is begun before it is given up.
 MAX_ATTEMPTS = 5
-
-
-def check_revision(database: Database) -> None:
-    """Raise SchemaMismatch, naming the command that helps, unless the database has this version's schema."""
-    if database.sqlite and not database.path.exists():
-        raise SchemaMismatch(f"{database}: there is no database yet; {MIGRATE}")
-    with database.read() as connection:
-        found = connection.execute(select(column("version_num")).select_from(table("alembic_version"))).scalar()
-    if found != REVISION:
-        newer = found is not None and found > REVISION
-        remedy = "upgrade argosy here: the database is newer" if newer else MIGRATE
-        raise SchemaMismatch(f"{database}: the schema is {found}, this version reads {REVISION}; {remedy}")
 
 
 class Store:
@@ -67,6 +53,10 @@ class Store:
         self.files = GatewayFiles(self._database)
         self.file_batches = GatewayBatches(self._database)
         self.declarations = Declarations(self._database)
+        self.tenants = Tenants(self._database)
+        self.flight = FlightRecorder(self._database)
+        self.dead_letters = DeadLetters(self._database)
+        self.retention = Retention(self._database)
 
     def __repr__(self) -> str:
         return f"Store({str(self._database)!r})"
@@ -133,32 +123,6 @@ class Store:
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at)
 
-    # --- tenants ---
-
-    def tenants(self) -> list[Tenant]:
-        """Return every tenant that ever submitted anything or was configured, and that of the empty name, by name."""
-        with self._database.read() as connection:
-            return tenants.every(connection)
-
-    def tenant(self, name: str) -> Tenant:
-        """Return a tenant. One that is new gets its lane here, before anything of it is accepted."""
-        with self._database.read() as connection:
-            known = tenants.find(connection, name)
-        if known is not None:
-            return known
-        with self._database.write(Weight.ACCEPTED) as connection:
-            return tenants.enrol(connection, name)
-
-    def configure_tenant(self, tenant: Tenant) -> Tenant:
-        """Set a tenant's weight and limits; workers and clients heed them within seconds. Its lane stays as it is."""
-        with self._database.write(Weight.ACCEPTED) as connection:
-            return tenants.configure(connection, tenant)
-
-    def in_flight(self, tenant: str) -> int:
-        """Return about how many durable items of a tenant wait for results."""
-        with self._database.read() as connection:
-            return tenants.in_flight(connection, tenant)
-
     # --- reading ---
 
     def job(self, job: str) -> JobStatus:
@@ -201,6 +165,21 @@ class Store:
                 return reading.results_of_lite(cursor, job, seqs)
         with self._database.read() as connection:
             return reading.results_of(connection, job, seqs)
+
+    def inputs(self, envelopes: Collection[str]) -> dict[str, tuple[bytes, str]]:
+        """Return the payloads, as (bytes, content type), of those of these envelopes whose inputs are kept."""
+        with self._database.read() as connection:
+            return reading.inputs(connection, envelopes)
+
+    def depth(self) -> list[Depth]:
+        """Return how much unfinished work there is, by model, priority and state."""
+        with self._database.read() as connection:
+            return reading.depth(connection)
+
+    def recent_failures(self, *, limit: int = 20, job: str | None = None, tenant: str | None = None) -> list[Result]:
+        """Return the newest failed results: of everybody, of a job, of a tenant."""
+        with self._database.read() as connection:
+            return reading.recent_failures(connection, limit, job, tenant)
 
     # --- workers ---
 
@@ -301,7 +280,7 @@ class Store:
             now = time.time() if at is None else at
             return delivery.note_failure(connection, envelope, worker=worker, error=error, at=now) > 0
 
-    # --- the reconciler and the operator ---
+    # --- the reconciler ---
 
     def take_overdue(
         self,
@@ -321,98 +300,3 @@ class Store:
             return delivery.take_overdue(
                 connection, now, accepted_before=accepted_before, published_before=published_before, limit=limit
             )
-
-    def dead(self, *, job: str | None = None, limit: int = 100, tenant: str | None = None) -> list[DeadLetter]:
-        """Return the envelopes that were given up, the newest first, with their payloads and failed results.
-
-        With `job` or `tenant`, only those of it.
-        """
-        with self._database.read() as connection:
-            return dead_letters.dead(connection, job=job, limit=limit, tenant=tenant)
-
-    def replay(
-        self,
-        *,
-        job: str | None = None,
-        error_kind: str | None = None,
-        failed_before: float | None = None,
-        limit: int = 1000,
-    ) -> Replayed:
-        """Put up to `limit` envelopes with failed results back into the outbox: of all jobs or one, of all errors or one.
-
-        The failed results are deleted and no longer counted; the others of these envelopes stay as they are,
-        though they are computed again. The reconciler publishes the envelopes at its next round, and their
-        attempts count from 0. Left alone is what would only fail in another way: where the inputs are
-        dropped, the deadline has passed or the job is cancelled.
-
-        To replay everything, call again until nothing is replayed, with the same `failed_before` (default: now),
-        so that what fails again meanwhile ends it.
-        """
-        now = time.time()
-        with self._database.write(Weight.ACCEPTED) as connection:
-            return dead_letters.replay(
-                connection,
-                job=job,
-                error_kind=error_kind,
-                failed_before=now if failed_before is None else failed_before,
-                limit=limit,
-                now=now,
-            )
-
-    def purge(
-        self, *, finished_before: float | None = None, keep_results: bool = False, now: float | None = None
-    ) -> Purged:
-        """Remove finished jobs: those whose `ttl_s` is over, and those without one that finished before `finished_before`.
-
-        With them go their envelopes, inputs and results, and from before `finished_before` the batches and such
-        results as belong to no job. With
-        `keep_results` only the inputs go, and nothing of these jobs can be replayed any more. Unfinished jobs
-        stay; cancel them first. Takes many short transactions; a purge that broke off is finished by the next.
-        """
-        at = time.time() if now is None else now
-        purge = retention.purge_inputs if keep_results else retention.purge_jobs
-        return purge(self._database, finished_before=finished_before, now=at)
-
-    def drop_inputs_of_pipelines(self) -> int:
-        """Delete the payloads of finished pipelines, those of envelopes with a failed result excepted; return how many."""
-        return retention.drop_inputs_of_pipelines(self._database)
-
-    def with_inputs(self, jobs: Collection[str]) -> set[str]:
-        """Return which of these jobs are there and unfinished, or still have inputs for a replay."""
-        with self._database.read() as connection:
-            return retention.with_inputs(connection, jobs)
-
-    def existing(self, jobs: Collection[str]) -> set[str]:
-        """Return which of these jobs are there."""
-        with self._database.read() as connection:
-            return retention.existing(connection, jobs)
-
-    def depth(self) -> list[Depth]:
-        """Return how much unfinished work there is, by model, priority and state."""
-        with self._database.read() as connection:
-            return reading.depth(connection)
-
-    def recent_failures(self, *, limit: int = 20, job: str | None = None, tenant: str | None = None) -> list[Result]:
-        """Return the newest failed results: of everybody, of a job, of a tenant."""
-        with self._database.read() as connection:
-            return reading.recent_failures(connection, limit, job, tenant)
-
-    def recent_batches(self, *, limit: int = 20, since: float | None = None, traces: bool = False) -> list[Batch]:
-        """Return the newest micro-batches, the newest first; those begun after `since`; with `traces`, who was in them."""
-        with self._database.read() as connection:
-            return flight.recent(connection, limit, since=since, traces=traces)
-
-    def batch(self, batch: str) -> Batch:
-        """Return a micro-batch with its trace. Raises UnknownBatch."""
-        with self._database.read() as connection:
-            return flight.one(connection, batch)
-
-    def inputs(self, envelopes: Collection[str]) -> dict[str, tuple[bytes, str]]:
-        """Return the payloads, as (bytes, content type), of those of these envelopes whose inputs are kept."""
-        with self._database.read() as connection:
-            return flight.inputs(connection, list(envelopes))
-
-    def queued_work(self) -> list[QueuedWork]:
-        """Return what waits of each model and priority, and how long it will take as far as can be told."""
-        with self._database.read() as connection:
-            return flight.queued_work(connection)

@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from filelock import FileLock
 from redis import Redis
@@ -30,8 +32,15 @@ from workers.models.sources import Pulled
 
 
 def pytest_configure() -> None:
-    """PyTorch's threads sleep while they wait: spinning, as they would, takes the cores from other tests."""
+    """PyTorch's threads sleep while they wait: spinning, as they would, takes the cores from other tests. No example is timed:
+    how long one takes, on a machine with other work, says nothing about it.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # so a script has it for what it starts in the background, and all processes that tests start and interrupt would have it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    hypothesis.settings.register_profile("untimed", hypothesis.settings(), deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 
 def free_port() -> int:

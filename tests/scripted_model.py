@@ -5,6 +5,7 @@ It stands in for a real model where faults are tested, in a real device process;
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -26,7 +27,7 @@ from workers.models.model import Array, Arrays, Model, Prepared
 class ScriptedModel(Model):
     """Answers a text with its CRC-32. ``raise``, ``die``, ``hang``, ``oom`` and ``short`` in the text are obeyed.
 
-    ``sleep 0.2`` makes its batch take that many seconds; ``hold PATH`` makes that file, and its batch takes until it is gone; ``kill while PATH`` kills the worker itself that prepares it, as
+    ``sleep 0.2`` makes its batch take that many seconds; ``hold PATH`` makes that file, and its batch takes until it is gone; so does ``wait while PATH``, which does not make it; ``kill while PATH`` kills the worker itself that prepares it, as
     long as there is such a file. Options: `fail_to_load` ends `load` (``raise`` or ``die``).
     """
 
@@ -52,6 +53,8 @@ class ScriptedModel(Model):
             return [{"label": f"said {int(output[0])}", "score": 1.0}]
         if task.name == "place":
             return np.array([int(output[0]) % 1000, 1], dtype=np.float32)
+        if task.name == "frozen":
+            return {"objects": gc.get_freeze_count()}
         return {"crc": int(output[0]), "task": task.name}
 
     def load(self, device: str) -> None:
@@ -83,9 +86,15 @@ def _obey(text: str) -> None:
             threading.Event().wait()
         case "hold":
             Path(rest).touch()
-            while Path(rest).exists():
-                time.sleep(0.01)
+            _wait_while(Path(rest))
+        case "wait":
+            _wait_while(Path(rest.removeprefix("while ")))
         case "oom":
             raise MemoryError("scripted to run out of memory")
         case "sleep":
             time.sleep(float(rest.split()[0]))
+
+
+def _wait_while(path: Path) -> None:
+    while path.exists():
+        time.sleep(0.01)

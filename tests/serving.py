@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.huggingface import model_for
 from workers.models.model import Model, ModelSpec
 
+#: What the models under test run on. `make test-gpu` says ``cuda:0``: there too they must answer as transformers does.
+DEVICE = os.environ.get("ARGOSY_TEST_DEVICE", "cpu")
+
 #: What padding, and another order of sums, may change of a score.
 TOLERANCE = 2e-5
 
@@ -29,7 +33,7 @@ class Served:
 
     def load(self) -> Served:
         _ = self.model.revision  # what a worker asks for when it starts
-        self.model.load("cpu")
+        self.model.load(DEVICE)
         return self
 
     def task(self, name: str) -> Task:
@@ -76,7 +80,7 @@ def pipeline(kind: str, folder: Path, **options: Any) -> Any:
     """Return transformers' own pipeline over a folder."""
     import transformers
 
-    return transformers.pipeline(kind, model=str(folder), device="cpu", **options)
+    return transformers.pipeline(kind, model=str(folder), device=DEVICE, **options)
 
 
 def assert_alike(found: Any, expected: Any, tolerance: float = TOLERANCE) -> None:

@@ -23,7 +23,8 @@ from workers.models.model import Array, Arrays, Prepared
 
 
 def write_version(folder: Path, number: int, *, megabytes: int = 0, fails: str = "") -> Path:
-    """Write a version: its number, what it takes of memory, and how its loading fails (``raise``, ``die``), if it does."""
+    """Write a version: its number, what it takes of memory, and how its loading fails, if it does: ``raise``, ``die``, or
+    ``reader`` for that of a `ReadingModel` alone."""
     folder.mkdir(parents=True)
     (folder / "number").write_text(str(number), encoding="ascii")
     (folder / "megabytes").write_text(str(megabytes), encoding="ascii")
@@ -68,3 +69,15 @@ class VersionedModel(ScriptedModel):
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
         return {"crc": int(output[0]), "task": task.name, "version": int(output[1]), "finished_by": self.number}
+
+
+class ReadingModel(VersionedModel):
+    """A model that reads another's weights: its number is that one's. `uses` = ``{ weights = … }``."""
+
+    def _word(self, name: str) -> str:
+        return (Path(self.spec.options["uses"]["weights"]) / name).read_text("ascii")
+
+    def load(self, device: str) -> None:
+        if self._word("fails") == "reader":
+            raise RuntimeError("its reader cannot be loaded")
+        super().load(device)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import signal
 import sys
 from pathlib import Path
 
 import click
 
+from producers.command_line import console, log_to_stderr
 from workers import flight_commands, model_commands
 
 FLEET_FILE = click.option(
@@ -38,9 +39,13 @@ def up(config: Path | None, flower: bool) -> None:
     from rich.console import Console
 
     from producers import connection
+    from producers.errors import ConfigurationError
     from workers import fleet, settings
 
-    _log_to_stderr()
+    if os.environ.get("ARGOSY_BROKER_URL"):
+        problem = "ARGOSY_BROKER_URL: is set, so that clients would not find this fleet, which has a broker of its own"
+        raise ConfigurationError(f"{problem}; unset it, or run `argosy worker` for that broker")
+    log_to_stderr()
     console = Console(stderr=True)
     local = fleet.LocalFleet(settings.load(config), connection.home(), config=config, flower=flower)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # while starting, either signal undoes what there is
@@ -74,13 +79,12 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
     \b
         argosy worker --device cuda:1
     """
-    from producers.connection import Connection
     from workers import devices, settings
     from workers import worker as node
 
-    _log_to_stderr()
+    log_to_stderr()
     chosen = settings.load(config)
-    where = Connection(chosen.broker.get("url"), chosen.store.get("url"))
+    where = chosen.connection
     wanted = (device,) if device else chosen.worker.devices[:1]
     node.run(
         chosen,
@@ -135,7 +139,7 @@ def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick:
             continue
         with Console(stderr=True).status(f"measuring {name} on {where.name} …"):
             decision = tuned.decide(wanted, where, labelled=not quick, threads=chosen.worker.threads)
-        Console().print(decision_table(decision))
+        console().print(decision_table(decision))
 
 
 @click.command()
@@ -156,11 +160,6 @@ def doctor(config: Path | None) -> None:
             click.echo(f"         {'':<{width}}  → {finding.remedy}")
     if not all(finding.ok for finding in findings):
         sys.exit(1)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 COMMANDS: list[click.Command] = [up, worker, migrate, model_commands.models, tune, doctor, *flight_commands.COMMANDS]

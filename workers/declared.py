@@ -24,8 +24,16 @@ def table(chosen: ModelSettings) -> dict[str, Any]:
 
 
 def digest(chosen: ModelSettings) -> str:
-    """Return what tells one table of settings from another."""
-    return hashlib.blake2b(msgspec.json.encode(chosen, order="deterministic"), digest_size=8).hexdigest()
+    """Return what tells one table of settings from another.
+
+    What is as it is by default does not count: a release that knows more settings is no change of the file.
+    """
+    usual = {
+        field.name: field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        for field in msgspec.structs.fields(chosen)
+    }
+    own = {name: value for name, value in msgspec.structs.asdict(chosen).items() if value != usual[name]}
+    return hashlib.blake2b(msgspec.json.encode(own, order="deterministic"), digest_size=8).hexdigest()
 
 
 def with_model(settings: Settings, name: str, declared: Mapping[str, Any] | None) -> Settings:

@@ -18,6 +18,7 @@ from producers.messages import DerivedInput, InlineBytes, Input, Item, decode, d
 from producers.pipelines.selectors import SELECTORS, CropOptions, PromptOptions, derived, prompted
 from results_store.records import Result
 from results_store.store import Store
+from workers.computing import Turn
 from workers.inputs import InputLimits, carried, read
 
 if TYPE_CHECKING:
@@ -28,9 +29,13 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Derivation:
-    """Makes the inputs of one job's items, for one envelope: `gather` first, then `input` for each item."""
+    """Makes the inputs of one job's items, for one envelope: `gather` first, then `input` for each item.
 
-    def __init__(self, store: Store, limits: InputLimits, job: str) -> None:
+    `turn` is what the envelope computes in, given back where the store or an original is waited for.
+    """
+
+    def __init__(self, store: Store, limits: InputLimits, job: str, turn: Turn | None = None) -> None:
+        self.turn = turn or Turn()
         self._store = store
         self._limits = limits
         self._job = job
@@ -71,7 +76,9 @@ class Derivation:
 
     def _prompt(self, value: DerivedInput) -> Input:
         key = value.of[0]
-        original = carried(self._original(key), self._limits)
+        original = self._original(key)
+        with self.turn.reading(original):
+            original = carried(original, self._limits)
         if not isinstance(original, str):
             raise InvalidInput(_FIELD, f"is to be prompted with an input that is no text: {type(original).__name__}")
         try:
@@ -98,7 +105,9 @@ class Derivation:
         from workers.models.pixels import rgb
 
         if self._image is None or self._image[0] != key:
-            content = read(carried(self._original(key), self._limits), self._limits)
+            original = self._original(key)
+            with self.turn.reading(original):
+                content = read(original, self._limits)
             if not isinstance(content, bytes):
                 raise InvalidInput(_FIELD, "is to be cropped out of what is no image")
             self._image = (key, rgb(content, lambda image: image))
@@ -116,14 +125,19 @@ class Derivation:
 
     def _row(self, key: tuple[int, str]) -> Result:
         if key not in self._rows:
-            found = self._store.results_of(self._job, [key[0]])
+            with self.turn.given_back():
+                found = self._store.results_of(self._job, [key[0]])
             self._rows |= {(row.seq, row.task): row for row in found}
         if key not in self._rows:
             raise InputUnavailable(_FIELD, "is made of a result that is not kept any more", "submit it again")
         return self._rows[key]
 
     def _read_envelopes(self, ids: set[str]) -> None:
-        for id_, payload in self._store.inputs(ids).items() if ids else ():
+        if not ids:
+            return
+        with self.turn.given_back():
+            kept = self._store.inputs(ids)
+        for id_, payload in kept.items():
             try:
                 envelope, _ = decode(decode_bytes(*payload))
             except InvalidMessage:

@@ -27,11 +27,13 @@ import numpy as np
 from producers.catalogue import KINDS, Task
 from workers import transfer
 from workers.loaded import Loaded
-from workers.models import finding, memory
+from workers.models import accelerator, finding, memory
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.model import Arrays, Model, ModelSpec
 from workers.stepping import Answer, Stepping
 from workers.transfer import Header
+
+logger = logging.getLogger(__name__)
 
 #: What the parent sent and is not run yet: by urgency, then in the order it came. No two numbers are alike.
 Frames: TypeAlias = "queue.PriorityQueue[tuple[int, int, Header, Arrays]]"
@@ -81,6 +83,7 @@ def main() -> None:
     device = header["device"]
     if device == "cpu":
         os.nice(_NICENESS)
+    accelerator.set_up(device)
 
     def tell(said: Header) -> None:
         frames.put((-1, next(numbers), said, {}))
@@ -92,15 +95,18 @@ def main() -> None:
         transfer.send(sock, {"event": "unloadable", **_described(error)})
         return
     transfer.send(sock, {"event": "ready", "resident_bytes": memory.resident_bytes(device)})
-    _serve(sock, frames, loaded)
+    _serve(sock, frames, loaded, device)
 
 
 def _build(raw: Any) -> Model:
     return msgspec.convert(raw, ModelToLoad).build()
 
 
-def _serve(sock: socket.socket, frames: Frames, loaded: Loaded) -> None:
-    """Run what comes, one micro-batch after another, and between two of them a step of what steps, if anything does."""
+def _serve(sock: socket.socket, frames: Frames, loaded: Loaded, device: str) -> None:
+    """Run what comes, one micro-batch after another, and between two of them a step of what steps, if anything does.
+
+    The process ends if the device is lost to it: whose fault it was is found by who starts the next one.
+    """
     stepping = Stepping(loaded.models, _described)
     idle_s = 0.0
     while True:
@@ -118,6 +124,9 @@ def _serve(sock: socket.socket, frames: Frames, loaded: Loaded) -> None:
         else:
             answers = chain([_run(loaded.models[frame[0]["model"]], *frame)], stepping.step())
         for answer, outputs in answers:
+            if answer.get("event") == "failed" and accelerator.is_lost(device):
+                logger.error("%s is lost to this process: %s", device, answer["message"])
+                os._exit(1)
             if "batch" in answer:
                 answer, idle_s = answer | {"idle_s": idle_s, **loaded.held()}, 0.0  # noqa: PLW2901 - completed
             transfer.send(sock, answer, outputs)

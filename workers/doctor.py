@@ -35,10 +35,10 @@ def examine(config: Path | None) -> list[Finding]:
     except ArgosyError as error:
         return [*findings, Finding("settings", False, str(error), "correct the file")]
     findings.append(
-        Finding("settings", True, f"models {', '.join(chosen.models)}; {len(chosen.catalogue.tasks)} tasks")
+        Finding("settings", True, f"models {', '.join(chosen.served)}; {len(chosen.catalogue.tasks)} tasks")
     )
     findings += _models(chosen)
-    where = Connection(chosen.broker.get("url"), chosen.store.get("url"))
+    where = chosen.connection
     findings.append(
         _looked_at("broker", lambda: _broker(where), "start a fleet with `argosy up`, or set ARGOSY_BROKER_URL")
     )
@@ -70,7 +70,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _models(chosen: settings.Settings) -> Iterator[Finding]:
-    for name in (name for name in chosen.served if name in chosen.models):
+    for name in chosen.served:
         model = chosen.models[name]
         try:
             found = sources.locate(sources.parse(model.source, where=f"models.{name}.source"), sources.cache_folder())

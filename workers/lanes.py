@@ -61,7 +61,7 @@ class Lanes:
     def look(self) -> None:
         """Read the tenants. Raises StoreUnavailable."""
         weights: defaultdict[int, float] = defaultdict(float)
-        tenants = self._store.tenants()
+        tenants = self._store.tenants.every()
         for tenant in tenants:
             weights[tenant.lane] += tenant.weight
         self._tenants = {tenant.name: tenant.weight for tenant in tenants}

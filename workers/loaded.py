@@ -68,7 +68,7 @@ class Loaded:
         try:
             self._arrived[key], figures = self._load(key, raw)
             said: Header = {"event": "loaded", "model": key, **figures}
-        except Exception as error:  # noqa: BLE001 - whatever a model's loading raises is reported by name
+        except BaseException as error:  # noqa: BLE001 - SystemExit, too: a thread that ends without a word is waited for
             said = {"event": "unloadable", "model": key, **self.described(error)}
             memory.give_back(self.device)
         self.tell({_CAME: key, "said": said})

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from producers.command_line import Finite
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -56,12 +58,11 @@ def list_(config: Path | None) -> None:
 
     A worker's models are shown with their revision; within a memory budget not all are loaded.
     """
-    from producers.connection import Connection
     from workers import settings
     from workers.models import sources
 
     chosen = settings.load(config)
-    nodes = _nodes(Connection(chosen.broker.get("url"), chosen.store.get("url")))
+    nodes = _nodes(chosen.connection)
     for name, model in chosen.models.items():
         found = sources.locate(sources.parse(model.source, where=f"models.{name}.source"), sources.cache_folder())
         tasks = ", ".join(task.name for task in chosen.catalogue.tasks.values() if task.model == name)
@@ -78,7 +79,9 @@ def list_(config: Path | None) -> None:
 @click.argument("name")
 @click.option("--revision", help="Another revision of the same hub repository.")
 @click.option("--source", help='A folder, or a source as in fleet.toml: \'{ hub = "…", revision = "…" }\'.')
-@click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds to wait for the workers.")
+@click.option(
+    "--timeout", "timeout_s", type=Finite(0), default=900.0, show_default=True, help="Seconds to wait for the workers."
+)
 def reload(config: Path | None, name: str, revision: str | None, source: str | None, timeout_s: float) -> None:
     """Have a running fleet serve NAME as its table in fleet.toml says now, or by another revision or source.
 
@@ -87,12 +90,12 @@ def reload(config: Path | None, name: str, revision: str | None, source: str | N
     What waits is computed by the new one; every result names the revision that computed it.
     If a worker cannot load it, all keep the old one, and this command says why.
     Workers that start later have the new one too.
+    Models that read its weights (`uses`) change with it.
 
     \b
         argosy models reload reviews --revision v2
         argosy models reload reviews --source /srv/models/reviews-2
     """
-    from producers.connection import Connection
     from producers.publisher import Publisher
     from results_store.store import Store
     from workers import declared, redeclaring, settings
@@ -100,7 +103,7 @@ def reload(config: Path | None, name: str, revision: str | None, source: str | N
     file = settings.load(config)
     chosen = redeclaring.changed(file, name, revision=revision, source=source)
     _pull({name: chosen})
-    where = Connection(file.broker.get("url"), file.store.get("url"))
+    where = file.connection
     publisher = Publisher(where.broker_url)
     try:
         with Store(where.store_url) as store:

@@ -8,9 +8,6 @@ then goes back to its queue.
 from __future__ import annotations
 
 import logging
-import threading
-import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +21,7 @@ from producers.files import ResultFiles, place_of_files
 from producers.pipelines.following import follow
 from producers.publisher import Publisher
 from results_store.errors import StoreError
-from results_store.records import ResultState
+from results_store.records import Declaration
 from results_store.store import Store
 from results_store.writer import Writer
 from workers import declared, presence
@@ -34,8 +31,9 @@ from workers.batching.residence import Residence
 from workers.batching.roster import ServedModel
 from workers.device_client import ProcessDevice
 from workers.devices import Device, available_cores
-from workers.execution import EnvelopeInterrupted, Execution
+from workers.execution import Execution
 from workers.following import MARK_EVERY_S, Following
+from workers.held import Held
 from workers.inputs import InputLimits
 from workers.lanes import LOOK_EVERY_S, Lanes
 from workers.models import sources
@@ -80,10 +78,9 @@ class Node:
         self.device = device
         self.models = settings.served
         self._catalogue = settings.catalogue
-        self._held: dict[str, str] = {}  # envelope: job
-        self._idle = threading.Condition()
         self._publisher = Publisher(broker_url)
         self._store = Store(store_url)
+        self._held = Held(self._store, worker=name, lease_s=settings.worker.lease_s)
         self._following = Following(self._store, self._publisher)
         self._writer = Writer(
             self._store,
@@ -109,7 +106,7 @@ class Node:
         self._files: ResultFiles | None = None
 
     def start(self) -> None:
-        """Bring everything up and return when the device is ready.
+        """Bring everything up and return when the device is ready. `stop` ends what was started, also where this fails.
 
         Raises ConfigurationError (models not pulled, no device), StoreUnavailable, SchemaMismatch.
         """
@@ -118,102 +115,33 @@ class Node:
         declarations = self._store.declarations.every()
         settings = declared.established(self.settings, declarations)
         models = [version for name in self.models for version in versions(settings, name, self.device)]
-        to_load = [wanted for wanted, _ in models]
-        served = {wanted.name: own for wanted, own in models}
+        offer = CurrentOffer(Offer(settings.catalogue, {wanted.name: served for wanted, served in models}))
         self.lanes.look()
         self._writer.start()
-        worker = self.settings.worker
-        self._costs = self._kept_costs(served)
-        batcher = Batcher(
-            served,
-            BatcherSettings(
-                worker=self.name,
-                device=self.device.name,
-                load_timeout_s=worker.load_timeout_s,
-                batch_timeout_s=worker.batch_timeout_s,
-                guaranteed_shares=self.settings.guaranteed_shares,
-                promised_wait_s=self.settings.promised_wait_s,
-            ),
-            on_batch=self._writer.record,
-            on_out_of_service=self._out_of_service,
-            costs=self._costs.read(),
-            residence=self._residence(models),
-        )
-        self._batcher = batcher
-        measuring = bool(worker.memory_budget_bytes)
-        batcher.start(ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads, measuring=measuring))
-        offer = CurrentOffer(Offer(settings.catalogue, served))
-        self._execution = Execution(
-            offer=offer,
-            limits=InputLimits(**msgspec.structs.asdict(self.settings.limits), blobs=self._blobs),
-            batcher=batcher,
-            writer=self._writer,
-            store=self._store,
-            streams=self._streams,
-            files=self._files,
-        )
+        self._costs = costs = self._kept_costs(offer.now.models)
+        self._batcher = batcher = self._new_batcher(models, costs)
+        batcher.start(self._new_device(batcher, models))  # it loads while the rest is made
+        self._execution = self._new_execution(batcher, offer)
         self._streams.start()
         batcher.came_up.wait()
         if batcher.out_of_service:
             raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
         batcher.weigh(self.lanes.tenants)
         self.lanes.follow(lambda: batcher.weigh(self.lanes.tenants))
-        self._reloads = Reloads(
-            settings,
-            declarations,
-            file=self.settings,
-            device=self.device,
-            store=self._store,
-            batcher=batcher,
-            costs=self._costs,
-            footprints=self._footprints,
-            offer=offer,
-            on_change=self._tell,
-            makes_files=self._files is not None,
-        )
-        reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)
+        self._reloads = self._new_reloads(settings, declarations, batcher, costs, offer)
         self._tell()  # who reloads a model right after the start waits for this node as well
-        self._upkeep.start(
-            {
-                "leases": (worker.lease_s / 3, self._renew_leases),
-                "cancellations": (worker.look_for_cancellations_every_s, self._drop_cancelled),
-                "tenants": (LOOK_EVERY_S, self.lanes.look),
-                "reloads": (RELOADS_EVERY_S, self._reloads.look),
-                "presence": (TELL_EVERY_S, self._tell),
-                "following": (MARK_EVERY_S, self._following.mark),
-                "reconciler": (worker.reconcile_every_s, reconciler.run),
-                "retention": (PURGE_EVERY_S, self._purge),
-                "costs": (KEEP_COSTS_EVERY_S, self._keep_costs),
-            }
-        )
+        self._upkeep.start(self._duties(batcher, self._reloads))
 
     def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
         """Run one envelope; the Celery task's whole work. See `Execution.run`."""
         assert self._execution is not None, "the consumer starts after the node"
         envelope, job = (str(raw.get("id")), str(raw.get("job"))) if isinstance(raw, Mapping) else ("", "")
-        with self._idle:
-            if envelope in self._held:
-                # kombu redelivers what runs when it reconnects: one run of it is enough
-                return {"skipped": "held"}
-            self._held[envelope] = job
-        try:
-            return self._execution.run(raw, reply=reply)
-        except EnvelopeInterrupted:
-            # before its message is back in the queue: whoever takes that must find the lease gone
-            self._store.release([envelope], worker=self.name)
-            raise
-        except Exception as error:
-            self._note_failure(envelope, error)
-            raise
-        finally:
-            with self._idle:
-                self._held.pop(envelope, None)
-                self._idle.notify_all()
+        with self._held.taking(envelope, job) as taken:
+            return self._execution.run(raw, reply=reply) if taken else {"skipped": "held"}
 
     def drain(self, grace_s: float) -> None:
         """Wait until no envelope is held, or `grace_s` have passed; then interrupt the rest, uncounted."""
-        with self._idle:
-            self._idle.wait_for(lambda: not self._held, timeout=grace_s)
+        self._held.wait_until_none(grace_s)
         if self._batcher:
             self._batcher.stop()
 
@@ -231,6 +159,8 @@ class Node:
             self._following.mark()
         self._store.close()
         self._publisher.close()
+
+    # --- what it is made of ---
 
     def _place_of_files(self) -> ResultFiles | None:
         """Return where results that are files go; None where there is no place, and no task that needs one."""
@@ -255,47 +185,86 @@ class Node:
             residence.add(served.key, takes)
         return residence
 
+    def _new_batcher(self, models: Sequence[Version], costs: KeptCosts) -> Batcher:
+        worker = self.settings.worker
+        return Batcher(
+            {wanted.name: served for wanted, served in models},
+            BatcherSettings(
+                worker=self.name,
+                device=self.device.name,
+                load_timeout_s=worker.load_timeout_s,
+                batch_timeout_s=worker.batch_timeout_s,
+                guaranteed_shares=self.settings.guaranteed_shares,
+                promised_wait_s=self.settings.promised_wait_s,
+            ),
+            on_batch=self._writer.record,
+            on_out_of_service=self._out_of_service,
+            costs=costs.read(),
+            residence=self._residence(models),
+        )
+
+    def _new_device(self, batcher: Batcher, models: Sequence[Version]) -> ProcessDevice:
+        worker = self.settings.worker
+        measuring = bool(worker.memory_budget_bytes)
+        to_load = [wanted for wanted, _ in models]
+        return ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads, measuring=measuring)
+
+    def _new_execution(self, batcher: Batcher, offer: CurrentOffer) -> Execution:
+        return Execution(
+            offer=offer,
+            limits=InputLimits(**msgspec.structs.asdict(self.settings.limits), blobs=self._blobs),
+            batcher=batcher,
+            writer=self._writer,
+            store=self._store,
+            streams=self._streams,
+            files=self._files,
+        )
+
+    def _new_reloads(
+        self,
+        settings: Settings,
+        declarations: Mapping[str, Declaration],
+        batcher: Batcher,
+        costs: KeptCosts,
+        offer: CurrentOffer,
+    ) -> Reloads:
+        return Reloads(
+            settings,
+            declarations,
+            file=self.settings,
+            device=self.device,
+            store=self._store,
+            batcher=batcher,
+            costs=costs,
+            footprints=self._footprints,
+            offer=offer,
+            on_change=self._tell,
+            makes_files=self._files is not None,
+        )
+
+    def _duties(self, batcher: Batcher, reloads: Reloads) -> dict[str, tuple[float, Callable[[], object]]]:
+        """What is done now and then, by name: every so many seconds, and what."""
+        worker = self.settings.worker
+        reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)
+        return {
+            "leases": (worker.lease_s / 3, self._held.renew_leases),
+            "cancellations": (worker.look_for_cancellations_every_s, lambda: self._held.drop_cancelled(batcher)),
+            "tenants": (LOOK_EVERY_S, self.lanes.look),
+            "reloads": (RELOADS_EVERY_S, reloads.look),
+            "presence": (TELL_EVERY_S, self._tell),
+            "following": (MARK_EVERY_S, self._following.mark),
+            "reconciler": (worker.reconcile_every_s, reconciler.run),
+            "retention": (PURGE_EVERY_S, self._purge),
+            "costs": (KEEP_COSTS_EVERY_S, self._keep_costs),
+        }
+
+    # --- what it does now and then ---
+
     def _keep_costs(self) -> None:
         if self._batcher and self._costs:
             self._costs.write(self._batcher.costs)
             if self._batcher.residence.budget_bytes:  # else nothing was measured
                 self._footprints.write(self._batcher.residence.measured)
-
-    def _note_failure(self, envelope: str, error: Exception) -> None:
-        detail = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
-        try:
-            self._store.note_failure(envelope, worker=self.name, error=detail)
-        except StoreError as unavailable:
-            # its lease runs out instead, and the next attempt comes a little later
-            logger.warning("envelope %s: its failure is not noted: %s", envelope, unavailable)
-
-    def _renew_leases(self) -> None:
-        with self._idle:
-            held = list(self._held)
-        if held:
-            until = time.time() + self.settings.worker.lease_s
-            self._store.renew(held, worker=self.name, leased_until=until)
-
-    def _drop_cancelled(self) -> None:
-        with self._idle:
-            jobs = set(self._held.values())
-        if jobs and self._batcher and (cancelled := self._store.cancelled_among(jobs)):
-            self._batcher.cancel(cancelled)
-        self._drop_cancelled_items()
-
-    def _drop_cancelled_items(self) -> None:
-        """Of what steps, each item may be cancelled by itself: it would go on for long."""
-        by_job: dict[str, list[int]] = {}
-        for job, seq in self._batcher.stepping if self._batcher else ():
-            by_job.setdefault(job, []).append(seq)
-        gone = [
-            (row.job, row.seq)
-            for job, seqs in by_job.items()
-            for row in self._store.results_of(job, seqs)
-            if row.state is ResultState.CANCELLED
-        ]
-        if gone and self._batcher:
-            self._batcher.cancel(items=gone)
 
     def state(self) -> NodeState | None:
         """What is served here now; None before the start is over."""
@@ -325,12 +294,12 @@ class Node:
             self._batcher.cancel(items=[item])
 
     def _purge(self) -> None:
-        self._store.purge()
+        self._store.retention.purge()
         if self.settings.worker.drop_inputs:
-            self._store.drop_inputs_of_pipelines()
-        self._blobs.sweep(self._store.with_inputs)
+            self._store.retention.drop_inputs_of_pipelines()
+        self._blobs.sweep(self._store.retention.with_inputs)
         if self._files:
-            self._files.sweep(self._store.existing)
+            self._files.sweep(self._store.retention.existing)
 
     def _out_of_service(self, reason: str) -> None:
         if self._execution is not None:

@@ -14,26 +14,17 @@ import msgspec
 from producers.catalogue import Task
 from producers.errors import InvalidInput
 from producers.files import ResultFiles
-from producers.messages import (
-    BlobInput,
-    DerivedInput,
-    Envelope,
-    Input,
-    Item,
-    PathInput,
-    Priority,
-    TextAndImageInput,
-    UrlInput,
-)
+from producers.messages import Envelope, Input, Item, Priority
 from results_store.errors import StoreUnavailable
 from results_store.records import Result, ResultState
 from results_store.store import Store
 from workers import explaining, outcomes
 from workers.batching.pool import Waiting
 from workers.batching.work import Entry
+from workers.computing import Turn
 from workers.derivation import Derivation
 from workers.devices import available_cores
-from workers.inputs import InputLimits, carried, read
+from workers.inputs import Content, InputLimits, carried, read
 from workers.models.model import Model
 from workers.offer import CurrentOffer, Offer
 from workers.streams import Streams
@@ -97,9 +88,8 @@ class Preparation:
         if params:
             served = offer.models[explaining.way(offer.models, envelope.model, params.values())]
             model = served.model
-            given = carried(derivation.input(item.input), self.limits)
-            checked = offer.catalogue.check_input(next(iter(params)), given, field="input")
-            row = model.prepare(read(checked, self.limits), {task.name: own for task, own in params.items()})
+            content = self._read(offer, next(iter(params)), derivation.input(item.input), derivation.turn)
+            row = model.prepare(content, {task.name: own for task, own in params.items()})
             refused = {**refused, **row.refused}
             params = {task: own for task, own in params.items() if task.name not in refused}
             if params:
@@ -122,9 +112,15 @@ class Preparation:
         ]
         return Step(item, results, entry, params, model)
 
-    def derivation(self, job: str, items: Sequence[Item]) -> Derivation:
+    def _read(self, offer: Offer, task: Task, value: Input, turn: Turn) -> Content:
+        """Return what an input holds, checked for the task; others compute while it is waited for."""
+        with turn.reading(value):
+            given = carried(value, self.limits)
+            return read(offer.catalogue.check_input(task, given, field="input"), self.limits)
+
+    def derivation(self, job: str, items: Sequence[Item], turn: Turn | None = None) -> Derivation:
         """Return what makes the inputs of items that are made of others. Raises StoreUnavailable."""
-        made = Derivation(self.store, self.limits, job)
+        made = Derivation(self.store, self.limits, job, turn)
         made.gather(items)
         return made
 
@@ -134,25 +130,19 @@ class Preparation:
             return []
         return list(outcomes.finished(envelope, step.item, step.entry, step.model, step.params, self.files))
 
-    def turn(self, envelope: Envelope) -> AbstractContextManager[object]:
-        """What an envelope's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes do
-        not stand between an interactive item, which waits for nothing, and the interpreter. Whoever may wait for a file or
-        a network takes no turn.
+    def turn(self, envelope: Envelope) -> Turn:
+        """What an envelope's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes neither
+        stand between an interactive item, which waits for nothing, and the interpreter, nor hold a decoded recording each.
         """
-        urgent = envelope.priority is Priority.INTERACTIVE
-        waits = any(_may_wait(item.input) for item in envelope.items)
-        makes_files = any(self._makes_files(item) for item in envelope.items)
-        return nullcontext() if urgent or waits or makes_files else self.turns
+        return Turn(None if envelope.priority is Priority.INTERACTIVE else self.turns)
+
+    def finishing(self, envelope: Envelope, turn: Turn) -> AbstractContextManager[object]:
+        """What finishing waits for: the turn, unless it may wait for the place of result files."""
+        return nullcontext() if any(self._makes_files(item) for item in envelope.items) else turn
 
     def _makes_files(self, item: Item) -> bool:
         tasks = (self.offer.now.catalogue.tasks.get(name) for name in item.tasks)
         return any(task.kind.makes_files for task in tasks if task)
-
-
-def _may_wait(value: Input) -> bool:
-    if isinstance(value, TextAndImageInput):
-        return _may_wait(value.image)
-    return isinstance(value, PathInput | UrlInput | BlobInput | DerivedInput)
 
 
 def _params(offer: Offer, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:

@@ -78,7 +78,7 @@ class Reconciler:
 
     def _lines(self) -> list[tuple[str, Priority, int]]:
         """Every list of Redis that can hold an envelope of these models: a tenant has its lane before it has envelopes."""
-        lanes = sorted({tenant.lane for tenant in self._store.tenants()})
+        lanes = sorted({tenant.lane for tenant in self._store.tenants.every()})
         return [(model, priority, lane) for model in self._models for priority in Priority for lane in lanes]
 
 

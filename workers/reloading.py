@@ -2,7 +2,7 @@
 
 In this order: the new version is loaded while the old one works; new items are prepared for the new one; what waited for the old
 one is prepared again; what the device has of the old one is finished by it; the old one is unloaded. If the new one cannot be loaded,
-the old one has never been touched.
+the old one has never been touched. Models that read its weights (`uses`) change with it: all of them, or none.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Reloads:
         self._offer = offer
         self._on_change = on_change
         self._makes_files = makes_files
+        self._switches = 0
         # one that is not proven is still to come: the node started with the one before
         self._taken = {name: one.generation - (0 if one.proven else 1) for name, one in started.items()}
         self.states = {
@@ -104,28 +105,47 @@ class Reloads:
             logger.warning("model %s stays as it is: %s", name, error)
             self._note(name, state="failed", error=str(error))
             return
-        revision = self._offer.now.models[name].revision
-        logger.info("model %s: %s is served now", name, revision)
-        self._note(name, state="serving", revision=revision)
+        models = self._offer.now.models
+        self.states = {
+            own: msgspec.structs.replace(state, revision=models[own].revision) for own, state in self.states.items()
+        }
+        logger.info("model %s: %s is served now", name, models[name].revision)
+        self._note(name, state="serving")
 
     def _switch(self, name: str, declaration: Declaration) -> None:
         base = self._settings if declaration.settings is not None else self._settings_of_file(name)
         settings = declared.with_model(base, name, declaration.settings)
         self._check(settings, name)
-        new = versions(settings, name, self._device, declaration.generation)
+        self._switches += 1  # a key that was never used: one of a failed switch may still be on its way out
+        new = versions(settings, name, self._device, self._switches)
         if self._is_served(new, settings.models[name]):
             self._settings = settings
             return
+        for reader in self._readers(settings, name):
+            own = versions(settings, reader, self._device, self._switches)
+            if own[0][1].revision != self._offer.now.models[reader].revision:
+                new += own
         self._admit(new)
+        self._settings = settings
+        self._replace(new)
+
+    def _readers(self, settings: Settings, name: str) -> list[str]:
+        """Return the models served here that read a model's weights, directly or through another."""
+        found = [name]
+        for one in found:  # which grows
+            found += [other for other in self.states if one in settings.used_by(other) and other not in found]
+        return found[1:]
+
+    def _replace(self, new: Sequence[Version]) -> None:
+        """Have new versions take the place of the old ones, and return when those are unloaded."""
         before = self._offer.now.models
-        old = [before[own] for own in (name, name + explaining.SUFFIX) if own in before]
+        switched = {served.name.removesuffix(explaining.SUFFIX) for _, served in new}
+        old = {own: served for own, served in before.items() if own.removesuffix(explaining.SUFFIX) in switched}
         for _, served in new:
             self._costs.follow(served.key, served.name, served.revision)
-        models = {own: served for own, served in before.items() if served not in old}
-        models |= {served.name: served for _, served in new}
-        self._settings = settings
-        self._offer.now = Offer(settings.catalogue, models)
-        for retired in [self._batcher.retire(served.key) for served in old]:
+        models = {own: served for own, served in before.items() if own not in old}
+        self._offer.now = Offer(self._settings.catalogue, models | {served.name: served for _, served in new})
+        for retired in [self._batcher.retire(served.key) for served in old.values()]:
             retired.result()
 
     def _is_served(self, new: Sequence[Version], chosen: ModelSettings) -> bool:

@@ -50,7 +50,7 @@ class Rerun:
 
 def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     """Run a recorded batch again on `device`. Raises CannotRerun, UnknownBatch, ConfigurationError."""
-    batch = store.batch(id_)
+    batch = store.flight.batch(id_)
     if batch.model.endswith(explaining.SUFFIX):
         raise CannotRerun(f"batch {id_}: was an explanation, which is made in steps; ask for it again")
     stored = _stored(store, batch)

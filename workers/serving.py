@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from producers.errors import ConfigurationError
+from producers.fleet_file import known
 from workers import tuned
 from workers.batching.policy import Budget
 from workers.batching.roster import ServedModel
@@ -19,8 +20,7 @@ from workers.settings import ModelSettings, Settings
 def model_to_load(settings: Settings, name: str) -> ModelToLoad:
     """Return a model of the settings, on the reference backend. Raises ConfigurationError if it is unknown or not pulled."""
     if name not in settings.models:
-        known = ", ".join(settings.models)
-        raise ConfigurationError(f"worker.models: no model {name!r} in the settings; there are {known}")
+        raise ConfigurationError(f"no model {name!r} in the settings; {known(name, settings.models)}")
     chosen = settings.models[name]
     source = sources.parse(chosen.source, where=f"models.{name}.source")
     pulled = sources.locate(source, sources.cache_folder())
@@ -55,7 +55,9 @@ def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, S
     wanted = msgspec.structs.replace(wanted, backend=_backend(name, chosen, decision))
     model = build(wanted)
     cost = chosen.batch_cost or (decision.batch_cost if decision else model.default_cost)
-    return wanted, ServedModel(model, model.revision, Budget(cost, chosen.batch_rows))
+    # where more than the largest budget for CPUs was measured to be best, on a GPU, so many times the rows are at hand too
+    times = max(1, cost // model.budgets[-1]) if model.budgets and not chosen.batch_cost else 1
+    return wanted, ServedModel(model, model.revision, Budget(cost, chosen.batch_rows * times))
 
 
 def build(wanted: ModelToLoad) -> Model:

@@ -1,15 +1,16 @@
 """Every setting of a fleet, typed and checked once at start. The only reader of ``fleet.toml`` in workers.
 
-The built-in models (``models/builtin.toml``) come first; a user's ``fleet.toml`` is merged over them table by table;
-where the broker and the store are comes from the environment, the file, or the running local fleet.
+The built-in models (``models/builtin.toml``) come first; a user's ``fleet.toml`` is merged over them table by table.
+Where the broker and the store are, the environment says, or else the file, or else the running local fleet.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +19,15 @@ import msgspec
 
 from producers.blobs import BlobSettings
 from producers.catalogue import Catalogue, Limits
-from producers.connection import AdmissionSettings
+from producers.connection import AdmissionSettings, Connection, checked_url
 from producers.errors import ConfigurationError
+from producers.fleet_file import known, read_toml, typed
 from producers.messages import Priority
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+#: A model's name is part of its queues', where a slash parts the lanes.
+_NAME = re.compile(r"[\w.@+-]+")
 
 #: The producers' limits; a worker that is not told otherwise has the same.
 DEFAULT_LIMITS = Limits()
@@ -71,10 +76,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _ = self.memory_budget_bytes
         if not 1 <= self.concurrency <= 1024:
             raise ValueError("`concurrency` must be 1 to 1024")
-        if self.max_attempts < 1:
-            raise ValueError("`max_attempts` must be 1 or more")
         if not 0 <= self.bulk_share <= 0.9:  # the rest is for what has aged, and for whoever is more urgent
             raise ValueError("`bulk_share` must be 0 to 0.9")
+        _at_least(self, 1, "max_attempts")
+        _at_least(self, 0, "threads", "grace_s", "interactive_wait_s", "standard_wait_s")
+        for name in self.__struct_fields__:
+            if name.endswith("_s") and not math.isfinite(getattr(self, name)):
+                raise ValueError(f"`{name}` must be a number of seconds")
         for name in (
             "lease_s",
             "load_timeout_s",
@@ -85,6 +93,12 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be over 0")
+
+
+def _at_least(settings: msgspec.Struct, least: int, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) >= least:
+            raise ValueError(f"`{name}` must be {least} or more")
 
 
 def _bytes(text: str) -> int:
@@ -106,13 +120,19 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     fetch_timeout_s: float = 20.0
     max_redirects: int = 3
 
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_text_chars", "max_input_bytes")
+        _at_least(self, 0, "max_redirects")
+        if not 0 < self.fetch_timeout_s < math.inf:
+            raise ValueError("`fetch_timeout_s` must be over 0")
+
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model: its class (``module:Class``), where its weights come from, its batch budget, its own options.
 
     Without a class it is a Hugging Face checkpoint, served as the kinds of its tasks ask (`workers.models.huggingface`).
     `batch_cost` is in the model's unit of cost (tokens for text), `batch_rows` in rows; a cost of 0 is the one that was
-    measured to be best here, or the model's own. `backend` ``auto`` is the fastest that was measured to answer like torch in
+    measured to be best here, or the model's own: on a GPU it may be many times a CPU's, and `batch_rows` is then multiplied likewise. `backend` ``auto`` is the fastest that was measured to answer like torch in
     fp32, at its precision; a model that has but one runs on that.
     `explain`: when the weights that explanations need are loaded (the first item that asks for one waits for them), or that there are none.
     `uses` are models whose weights it reads too, by what they are to it; its option `uses` has their folders.
@@ -138,6 +158,12 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError("`precision` and `compile` are for a `backend` of your choice; name it")
 
 
+class PlaceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the broker is, or the store, unless the environment says it."""
+
+    url: str = ""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of a fleet; `load` makes one."""
 
@@ -147,8 +173,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: dict[str, dict[str, Any]] = {}
     admission: AdmissionSettings = AdmissionSettings()
     blobs: BlobSettings = BlobSettings()
-    broker: dict[str, str] = {}
-    store: dict[str, str] = {}
+    broker: PlaceSettings = PlaceSettings()
+    store: PlaceSettings = PlaceSettings()
+
+    @property
+    def connection(self) -> Connection:
+        """Where the broker and the store are."""
+        broker = None if os.environ.get("ARGOSY_BROKER_URL") else self.broker.url
+        store = None if os.environ.get("ARGOSY_STORE_URL") else self.store.url
+        return Connection(broker or None, store or None)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -164,11 +197,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.worker.models or tuple(dict.fromkeys(task.model for task in self.catalogue.tasks.values()))
 
     def used_by(self, name: str) -> list[str]:
-        """Return the models whose weights a model reads besides its own. Raises ConfigurationError if one is unknown."""
-        used = list(self.models[name].uses.values())
-        if unknown := [other for other in used if other not in self.models]:
-            raise ConfigurationError(f"models.{name}.uses: no model {unknown[0]!r}; there are {', '.join(self.models)}")
-        return used
+        """Return the models whose weights a model reads besides its own."""
+        return list(self.models[name].uses.values())
 
     @property
     def promised_wait_s(self) -> dict[int, float]:
@@ -185,29 +215,16 @@ def load(path: str | Path | None = None, *, environment: Mapping[str, str] = os.
 
     Raises ConfigurationError naming the file and the setting.
     """
-    builtin = _parse(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"), "builtin.toml")
+    builtin = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
     chosen = path or environment.get("ARGOSY_FLEET")
-    if not chosen:
-        return _typed(_with_blob_url(builtin, environment), "builtin.toml")
-    try:
-        text = Path(chosen).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{chosen}: cannot be read: {error}; check ARGOSY_FLEET") from error
-    merged = _merge(builtin, _parse(text, str(chosen)))
-    return _typed(_with_blob_url(merged, environment), str(chosen))
+    merged = _merge(builtin, read_toml(chosen)) if chosen else builtin
+    return _typed(_with_blob_url(merged, environment), str(chosen or "builtin.toml"))
 
 
 def _with_blob_url(raw: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """As the client does it: the environment goes before the file."""
-    url = environment.get("ARGOSY_BLOB_URL")
-    return raw if not url else {**raw, "blobs": {**raw.get("blobs", {}), "url": url}}
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{where}: not valid TOML: {error}") from error
+    url, blobs = environment.get("ARGOSY_BLOB_URL"), raw.get("blobs", {})
+    return {**raw, "blobs": {**blobs, "url": url}} if url and isinstance(blobs, dict) else raw
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -221,11 +238,36 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(raw: dict[str, Any], where: str) -> Settings:
-    try:
-        settings = msgspec.convert(raw, Settings)
-        _ = settings.catalogue  # a wrong kind is found at start, not at the first item
-    except msgspec.ValidationError as error:
-        message, _, position = str(error).partition(" - at `$.")
-        setting = position.rstrip("`") or "top level"
-        raise ConfigurationError(f"{where}: {setting}: {message}") from error
+    """Table by table, and model by model, so that an error can name its place."""
+    forms = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    tables: dict[str, Any] = {}
+    for name, table in raw.items():
+        if name not in forms:
+            raise ConfigurationError(f"{where}: {name}: no such table; {known(name, forms)}")
+        if name == "models":
+            models = typed(table, dict[str, Any], f"{where}: models")
+            tables[name] = {one: typed(own, ModelSettings, f"{where}: models.{one}") for one, own in models.items()}
+        else:
+            tables[name] = typed(table, forms[name], f"{where}: {name}")
+    settings = Settings(**tables)
+    _check(settings, where)
     return settings
+
+
+def _check(settings: Settings, where: str) -> None:
+    """What one table says of another: found at the start, not at the first item. Raises ConfigurationError."""
+    named: dict[str, Sequence[str]] = {"worker.models": settings.worker.models}
+    for name, model in settings.models.items():
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(f"{where}: models.{name}: use letters, digits and . _ - for a model's name")
+        named[f"models.{name}.uses"] = settings.used_by(name)
+        Catalogue({}).with_models({name: {"tasks": model.tasks}}, where=where)
+    for setting, names in named.items():
+        if unknown := [name for name in names if name not in settings.models]:
+            raise ConfigurationError(
+                f"{where}: {setting}: no model {unknown[0]!r}; {known(unknown[0], settings.models)}"
+            )
+    for part in ("broker", "store"):
+        url = getattr(settings, part).url
+        if url:
+            checked_url(url, part, f"{where}: {part}.url")

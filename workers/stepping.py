@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -17,6 +18,9 @@ Key: TypeAlias = tuple[str, str, int]
 
 #: Who steps says so this often, lest it be taken for hung.
 HEARTBEAT_S = 1.0
+
+#: Of so many batches that were to be dropped and were not here, it is remembered. More than the parent ever has on their way.
+_UNMET = 4096
 
 #: What the parent is told.
 Answer: TypeAlias = tuple[Header, Arrays]
@@ -40,6 +44,7 @@ class Stepping:
         self._all = models  # may get more, or lose some
         self._described = described
         self._batches: dict[str, _Batch] = {}
+        self._unmet: deque[str] = deque(maxlen=_UNMET)
         self._told_at = 0.0
 
     @property
@@ -56,12 +61,18 @@ class Stepping:
         return "drop" in header or header["model"] in self._models
 
     def take(self, header: Header, arrays: Arrays) -> Iterator[Answer]:
-        """Let a batch join, or one go that nobody wants any more."""
+        """Let a batch join, or one go that nobody wants any more.
+
+        The word to drop a batch may overtake it on the way here, being more urgent: then the batch does not join.
+        """
         if "drop" in header:
-            for batch in header["drop"]:
-                self._drop(batch)
+            self._unmet += [id_ for id_ in header["drop"] if id_ not in self._batches]
+            for id_ in header["drop"]:
+                self._drop(id_)
             return
         id_, name = header["batch"], header["model"]
+        if id_ in self._unmet:
+            return
         wanted = {task: arrays.pop(f"wanted/{task}") for task in header["tasks"]}
         self._batches[id_] = _Batch(name, wanted)
         try:

@@ -60,6 +60,13 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             kept = self._kept_client = pool, super()._create_client()
         return kept[1]
 
+    def close(self) -> None:
+        """kombu puts back what is not acknowledged after it has closed the channel's connections: over a new one, which it forgets."""
+        try:
+            super().close()
+        finally:
+            self._disconnect_pools()
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         lists = [(queue, priority) for priority in self.priority_steps for queue in queues]

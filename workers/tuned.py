@@ -96,25 +96,32 @@ def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int =
 def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int = 0) -> Decision | None:
     """Return the decision for a model, measuring if there is none and `measure` allows; None leaves it on the reference.
 
-    Several workers that start at once measure once.
+    Several workers that start at once measure once. Where the cache cannot be written, nothing is measured.
     """
     if not model.build().tunable:
         return None
     file = _file(model, device)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            return find(model, device) or (_measured(model, device, threads) if measure else None)
+    except OSError as error:  # the cache is another user's, or mounted read-only
         found = find(model, device)
-        if found or not measure:
-            return found
-        logger.info("measuring backends for model %s on %s, once for this machine", model.name, device.name)
-        try:
-            found = decide(model, device, labelled=False, threads=threads)
-        except ConfigurationError as error:
-            # whatever is wrong with the model itself is told when it is loaded
-            logger.warning("%s; it runs on %s", error, REFERENCE)
-            return None
-        logger.info("model %s runs on %s, batches of %d", model.name, found.backend, found.batch_cost)
+        if found is None:
+            logger.warning("no backend is measured for model %s, it runs on %s: %s", model.name, REFERENCE, error)
         return found
+
+
+def _measured(model: ModelToLoad, device: Device, threads: int) -> Decision | None:
+    logger.info("measuring backends for model %s on %s, once for this machine", model.name, device.name)
+    try:
+        found = decide(model, device, labelled=False, threads=threads)
+    except ConfigurationError as error:
+        # whatever is wrong with the model itself is told when it is loaded
+        logger.warning("%s; it runs on %s", error, REFERENCE)
+        return None
+    logger.info("model %s runs on %s, batches of %d", model.name, found.backend, found.batch_cost)
+    return found
 
 
 def _file(model: ModelToLoad, device: Device) -> Path:

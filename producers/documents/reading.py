@@ -9,6 +9,7 @@ from producers.catalogue import Limits
 from producers.documents.passages import Document
 from producers.errors import InvalidInput
 from producers.sources import Source
+from producers.sources.places import readable
 
 #: Files that are one document each; in a folder, those that are looked for.
 SUFFIXES = (".markdown", ".md", ".rst", ".txt")
@@ -26,9 +27,9 @@ def read_documents(
             files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             if not files:
                 raise InvalidInput(str(place), f"has no file that ends in {', '.join(SUFFIXES)}", "name another folder")
-            yield from (_document(file, file.relative_to(place).as_posix()) for file in files)
+            yield from (_document(file, readable(file.relative_to(place))) for file in files)
         elif place.suffix.lower() in SUFFIXES:
-            yield _document(place, place.name)
+            yield _document(place, readable(place.name))
         else:
             yield from _rows(place, input_column, key_column)
 

@@ -44,7 +44,7 @@ class Activity:
 
     def _look(self, store: Store) -> dict[str, Any]:
         at = time.time()
-        return view(store.depth(), store.queued_work(), self._window.look(store, at), at)
+        return view(store.depth(), store.flight.queued_work(), self._window.look(store, at), at)
 
 
 def view(depth: Sequence[Depth], work: Sequence[QueuedWork], batches: Sequence[Batch], at: float) -> dict[str, Any]:

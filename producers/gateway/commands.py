@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from producers.command_line import Finite
 from producers.operator_commands import Duration
 
 if TYPE_CHECKING:
@@ -18,22 +19,22 @@ MIB = 2**20
 
 @click.group(invoke_without_command=True)
 @click.option("--host", default="127.0.0.1", show_default=True, envvar="ARGOSY_GATEWAY_HOST", help="Where to listen.")
-@click.option("--port", type=int, default=8080, show_default=True, envvar="ARGOSY_GATEWAY_PORT")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, envvar="ARGOSY_GATEWAY_PORT")
 @click.option("--no-auth", is_flag=True, help="Ask for no key: everybody on this machine is the operator.")
 @click.option(
-    "--max-body-mib", type=float, default=32, show_default=True, envvar="ARGOSY_GATEWAY_MAX_BODY_MIB",
+    "--max-body-mib", type=Finite(0, min_open=True), default=32, show_default=True, envvar="ARGOSY_GATEWAY_MAX_BODY_MIB",
     help="The largest body; uploads and streams have their own limits.",
 )  # fmt: skip
 @click.option(
-    "--max-file-mib", type=float, default=200, show_default=True, envvar="ARGOSY_GATEWAY_MAX_FILE_MIB",
+    "--max-file-mib", type=Finite(0, min_open=True), default=200, show_default=True, envvar="ARGOSY_GATEWAY_MAX_FILE_MIB",
     help="The largest file for /v1/files and /v1/audio.",
 )  # fmt: skip
 @click.option(
-    "--max-items", type=int, default=1_000_000, show_default=True, envvar="ARGOSY_GATEWAY_MAX_ITEMS",
+    "--max-items", type=click.IntRange(1), default=1_000_000, show_default=True, envvar="ARGOSY_GATEWAY_MAX_ITEMS",
     help="The most items in one submission.",
 )  # fmt: skip
 @click.option(
-    "--rate", "rate_per_s", type=float, default=100, show_default=True, envvar="ARGOSY_GATEWAY_RATE",
+    "--rate", "rate_per_s", type=Finite(0, min_open=True), default=100, show_default=True, envvar="ARGOSY_GATEWAY_RATE",
     help="Requests a second for each key that has no rate of its own; twice as many at once.",
 )  # fmt: skip
 @click.pass_context
@@ -86,7 +87,7 @@ def keys() -> None:
 @click.option("--tenant", required=True, help="Whose jobs the key submits and sees.")
 @click.option("--operator", is_flag=True, help="It sees every tenant's jobs, and the fleet.")
 @click.option("--expires", "expires_s", type=Duration(), help="It ends after this: 12h, 90d, 52w.  [default: never]")
-@click.option("--rate", "rate_per_s", type=click.FloatRange(0, min_open=True), help="Requests a second.")
+@click.option("--rate", "rate_per_s", type=Finite(0, min_open=True), help="Requests a second.")
 def add(name: str, *, tenant: str, operator: bool, expires_s: float | None, rate_per_s: float | None) -> None:
     """Make a key called NAME and print it. It is shown this once: the store keeps only its hash.
 

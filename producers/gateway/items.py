@@ -18,7 +18,7 @@ from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who, while_there
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem
-from producers.gateway.schemas import NewOne, input_of, sendable
+from producers.gateway.schemas import NewOne, input_of
 from producers.gateway.views import item_view
 from results_store.errors import UnknownJob
 from results_store.records import Result
@@ -31,7 +31,7 @@ _ID = re.compile(r"([0-9a-z]{26})\.(\d{1,15})\.(\d{1,3})", re.ASCII)
 ItemId = Annotated[
     str, Path(description="What the submission answered as `id`.", examples=["01jd2m3n4p5q6r7s8t9v0w1x2y.7.1"])
 ]
-WaitS = Annotated[float, Query(ge=0, le=3600, description="How long to wait for the results, in seconds.")]
+WaitS = Annotated[float, Query(ge=0, le=3600, description="How long to wait for the results, in seconds; 120 at most.")]
 
 
 @router.post("", status_code=200, responses={202: {"description": "Accepted; its results are not there yet."}})
@@ -42,7 +42,7 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> 
         input_of(body.input, "input"),
         priority=body.priority,
         deadline_s=body.deadline_s,
-        params=sendable(body.params, "params"),
+        params=body.params,
         key=body.key,
         durable=body.durable,
         tenant=caller.tenant,

@@ -16,7 +16,7 @@ from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who, is_id
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem
-from producers.gateway.schemas import JobOptions, LinesOptions, NewJobBody, item_of, sendable
+from producers.gateway.schemas import JobOptions, LinesOptions, NewJobBody, item_of
 from producers.gateway.views import job_view
 from producers.request import NewItem
 from results_store.records import JobStatus
@@ -126,7 +126,7 @@ async def _submit(
         idempotency_key=options.idempotency_key,
         ttl_s=options.ttl_s,
         deadline_s=options.deadline_s,
-        params=sendable(options.params, "params"),
+        params=options.params,
         on_error="skip" if options.on_error == "skip" else "raise",
         on_accepted=on_accepted,
         patience_s=gateway.settings.patience_s if isinstance(items, Iterable) else gateway.settings.max_wait_s,

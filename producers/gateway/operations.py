@@ -74,7 +74,9 @@ async def dead(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = N
     """List the envelopes that were given up after too many attempts, with their inputs and errors."""
     if job is not None:
         await gateway.job(job, caller)
-    letters = await gateway.client.ask(lambda store: store.dead(job=job, limit=limit, tenant=caller.scope))
+    letters = await gateway.client.ask(
+        lambda store: store.dead_letters.newest(job=job, limit=limit, tenant=caller.scope)
+    )
     return Json({"dead": [_letter(letter) for letter in letters]})
 
 
@@ -89,7 +91,7 @@ async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
     envelopes = results = 0
     while True:
         portion: Replayed = await gateway.client.ask(
-            lambda store: store.replay(job=body.job, error_kind=body.error_kind, failed_before=began_at)
+            lambda store: store.dead_letters.replay(job=body.job, error_kind=body.error_kind, failed_before=began_at)
         )
         if not portion.envelopes:
             return Json({"envelopes": envelopes, "results": results})
@@ -101,7 +103,7 @@ async def fleet(gateway: Here, caller: Who, batches: Limit = 50) -> Response:
     """Return how much waits, by model and priority, and the newest micro-batches. For operators."""
     _operators_only(caller)
     depth = await gateway.client.ask(lambda store: store.depth())
-    ran = await gateway.client.ask(lambda store: store.recent_batches(limit=batches))
+    ran = await gateway.client.ask(lambda store: store.flight.recent(limit=batches))
     return Json({"at": time.time(), "depth": [asdict(one) for one in depth], "batches": [asdict(one) for one in ran]})
 
 

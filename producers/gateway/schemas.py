@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from producers.errors import InvalidInput
@@ -18,8 +17,6 @@ from producers.request import NewItem
 Word = Annotated[str, Field(pattern=r"^[\w.:+@ -]*$", max_length=200)]
 
 PriorityName = Literal["interactive", "standard", "bulk"]
-
-T = TypeVar("T")
 
 #: Numbers that both databases hold.
 MAX_COUNT = 2**53
@@ -69,7 +66,7 @@ class NewOne(Asked):
     priority: PriorityName = "interactive"
     key: str | None = Field(None, description="Your own identifier, kept with the result.")
     durable: bool = Field(True, description="Written to the store before it is accepted. Without, a crash may lose it.")
-    wait_s: float = Field(0, ge=0, le=3600, description="How long to wait for the result, in seconds.")
+    wait_s: float = Field(0, ge=0, le=3600, description="How long to wait for the result, in seconds; 120 at most.")
 
 
 class JobOptions(Asked):
@@ -163,14 +160,4 @@ def item_of(value: object, place: str) -> NewItem:
         return NewItem(input_of(value, place), origin=place)
     if unknown := sorted(set(value) - {"input", "key", "params"}):
         raise InvalidInput(f"{place}.{unknown[0]}", "is not a field of an item", "these are: input, key, params")
-    key, params = sendable(value.get("key"), f"{place}.key"), sendable(value.get("params"), f"{place}.params")
-    return NewItem(input_of(value["input"], f"{place}.input"), key, params, origin=place)
-
-
-def sendable(value: T, field: str) -> T:
-    """Return a value that an envelope can carry. Raises InvalidInput for half a character or a number too large."""
-    try:
-        msgspec.msgpack.encode(value)  # the narrower of the two forms that envelopes travel in
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise InvalidInput(field, f"cannot be sent: {error}", "send valid Unicode and numbers of 64 bits") from error
-    return value
+    return NewItem(input_of(value["input"], f"{place}.input"), value.get("key"), value.get("params"), origin=place)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import signal
-import sys
 
 import uvicorn
 
 from producers.async_client import AsyncClient
+from producers.command_line import log_to_stderr
 from producers.errors import ConfigurationError
 from producers.gateway.app import create_app
 from producers.gateway.settings import GatewaySettings
@@ -24,7 +23,7 @@ def serve(settings: GatewaySettings, host: str, port: int) -> None:
         raise ConfigurationError(
             f"--no-auth: refused on {host}: others could reach it; listen on 127.0.0.1, or use keys"
         )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     app = create_app(settings, lambda: AsyncClient(store_timeout_s=settings.store_timeout_s))
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn hears them itself, and raises them again once it has ended well

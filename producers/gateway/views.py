@@ -18,21 +18,13 @@ def job_view(job: JobStatus) -> dict[str, Any]:
         "priority": priority_name(job.priority),
         "done": job.done,
         "finished": job.finished,
-        "state": _state(job),
+        "state": job.state,
     }
 
 
 def priority_name(value: int) -> str | int:
     """Return a priority's name, or what it is of another program's envelopes."""
     return Priority(value).name.lower() if value in list(Priority) else value
-
-
-def _state(job: JobStatus) -> str:
-    if job.finished:
-        return "cancelled" if job.cancelled else "finished"
-    if job.cancelled_at is not None:
-        return "cancelling"
-    return "running" if job.done else "waiting"
 
 
 def result_view(result: Result) -> dict[str, Any]:

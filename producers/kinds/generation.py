@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -44,8 +43,8 @@ class TextGenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
             raise ValueError("`temperature` must be between 0 and 100")
         if not 0 < self.top_p <= 1:
             raise ValueError("`top_p` must be over 0, and 1 at most")
-        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
-            raise ValueError("`repetition_penalty` must be over 0")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ValueError("`repetition_penalty` must be between 0.01 and 100")
         if self.seed is not None and self.seed >= 2**63:
             raise ValueError("`seed` must be less than 2 to the power of 63")
         if len(self.stop) > _MOST_STOPS or any(not 0 < len(stop) <= _LONGEST_STOP_CHARS for stop in self.stop):

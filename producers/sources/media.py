@@ -11,7 +11,7 @@ from producers.catalogue import Limits
 from producers.errors import InputTooLarge, InvalidInput
 from producers.messages import PathInput, UrlInput
 from producers.request import NewItem
-from producers.sources.places import LocalFile, Place, RemoteFile
+from producers.sources.places import BROKEN, LocalFile, Place, RemoteFile
 
 Row: TypeAlias = NewItem | InvalidInput
 
@@ -85,6 +85,6 @@ class Media:
                 return InputTooLarge(origin, problem, "make it smaller, or send its path with --paths")
             with file.open() as opened:
                 return NewItem(opened.read(), key, origin=origin)
-        except OSError as error:
-            what = error.strerror or str(error)
+        except (OSError, *BROKEN) as error:
+            what = getattr(error, "strerror", None) or str(error)
             return InvalidInput(origin, f"{file.name} cannot be read: {what}", "check the path")

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import weakref
+import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
 
 STDIN = "-"
+
+#: What a packed file raises that is cut off, damaged, or not packed at all.
+BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)
 
 #: Bytes that a file elsewhere is read by.
 BUFFER_BYTES = 1024 * 1024
@@ -153,6 +157,11 @@ class _Unpacked(gzip.GzipFile):
         self._packed.close()
 
 
+def readable(name: str | Path) -> str:
+    """Return what a file is called as text, whatever bytes its name is made of."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def suffix_of(name: str) -> str:
     """Return a name's suffix in lower case, a ``.gz`` taken off."""
     return Path(name.lower().removesuffix(".gz")).suffix
@@ -190,7 +199,7 @@ def _below(folder: Path, root: Path, suffixes: Collection[str]) -> Iterator[Loca
         if is_folder:
             yield from _below(folder / name, root, suffixes)
         elif is_file and Path(name).suffix.lower() in suffixes:
-            yield LocalFile(folder / name, (folder / name).relative_to(root).as_posix())
+            yield LocalFile(folder / name, readable((folder / name).relative_to(root)))
 
 
 def find(where: str) -> list[Place | Folder]:
@@ -198,15 +207,15 @@ def find(where: str) -> list[Place | Folder]:
     if "://" in where:
         return _found_elsewhere(where)
     if Path(where).is_dir():
-        return [Folder(where, where)]
+        return [Folder(where, readable(where))]
     if Path(where).exists():
-        return [LocalFile(Path(where), where)]
+        return [LocalFile(Path(where), readable(where))]
     if not glob.has_magic(where):
         raise InvalidInput(where, "does not exist", "check the path")
     names = sorted(name for name in glob.glob(where, recursive=True) if Path(name).is_file())  # noqa: PTH207
     if not names:
         raise InvalidInput(where, "matches no file", "check the pattern, and quote it")
-    return [LocalFile(Path(name), name) for name in names]
+    return [LocalFile(Path(name), readable(name)) for name in names]
 
 
 def _found_elsewhere(url: str) -> list[Place | Folder]:

@@ -14,7 +14,7 @@ from producers.errors import InvalidInput
 from producers.sources.columns import Chooser
 from producers.sources.formats import FORMATS, SUFFIXES, Meter, Reader, Reading
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
-from producers.sources.places import STDIN, Folder, Place, StandardInput, find
+from producers.sources.places import BROKEN, STDIN, Folder, LocalFile, Place, StandardInput, find
 from producers.sources.unique import Unique
 
 
@@ -98,6 +98,11 @@ class Source:
                     return None
                 digest.update(stamp.encode("utf-8", "surrogateescape") + b"\n")
         return digest.hexdigest()
+
+    def reads(self, path: Path) -> bool:
+        """Say whether a file of this machine is one of its own. Raises InvalidInput if there is nothing, as `records` does."""
+        files = [place.path for place in self._places() if isinstance(place, LocalFile)]
+        return path.exists() and any(path.samefile(file) for file in files)
 
     def arrow_schema(self) -> Any:
         """Return the Arrow schema of its files, if all are Parquet or Arrow; else None. Raises InvalidInput."""
@@ -205,6 +210,8 @@ def _opened(place: Place) -> Iterator[BinaryIO]:
         raise InvalidInput(place.name, f"cannot be read: {what}", "check the path and its permissions") from error
     try:
         yield file
+    except BROKEN as error:
+        raise InvalidInput(place.name, f"cannot be unpacked: {error}", "check that it is gzip, and whole") from error
     finally:
         if not isinstance(place, StandardInput):
             file.close()

@@ -65,3 +65,5 @@ def _use_wal(database: Database) -> None:
             if "locked" not in str(error) or time.monotonic() > until:
                 raise StoreUnavailable(f"{database}: {error}; check that the folder can be written") from error
             time.sleep(0.02)
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{database}: {error}; name another file, or put this one away") from error

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from producers import Client
-from tests.end_to_end.processes import family
+from tests.end_to_end.processes import family, fleet_in
 from workers import settings
 from workers.fleet import LocalFleet
 
@@ -71,12 +71,8 @@ def fleet(fleets: Fleets, scripted_settings: settings.Settings) -> LocalFleet:
 @pytest.fixture(scope="module")
 def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A fleet with the scripted model for all tests of a module, none of which may break it."""
-    folder = tmp_path_factory.mktemp("shared")
-    (folder / "fleet.toml").write_text(SCRIPTED, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            yield fleet
+    with fleet_in(tmp_path_factory.mktemp("shared"), SCRIPTED) as fleet:
+        yield fleet
 
 
 @pytest.fixture

@@ -1,16 +1,34 @@
-"""Looking at a fleet's processes from outside."""
+"""A fleet's processes: started from a folder, and looked at from outside."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
+import pytest
 
+from workers import settings
 from workers.fleet import LocalFleet
 
 T = TypeVar("T")
+
+
+@contextmanager
+def fleet_in(folder: Path, text: str, *, workers_per_device: int = 1) -> Iterator[LocalFleet]:
+    """A fleet whose fleet.toml and home lie in the folder; who looks into the environment finds both, until the block ends."""
+    file = folder / "fleet.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARGOSY_FLEET", str(file))
+        fleet = LocalFleet(settings.load(), folder / "home", flower=False, workers_per_device=workers_per_device)
+        with fleet:
+            patch.setenv("ARGOSY_BROKER_URL", fleet.broker_url)
+            patch.setenv("ARGOSY_STORE_URL", fleet.store_url)
+            yield fleet
 
 
 def until(look: Callable[[], T], timeout_s: float = 60.0) -> T:

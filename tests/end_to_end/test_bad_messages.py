@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import re
 import zlib
 from typing import Any
 
@@ -18,6 +19,12 @@ from results_store.records import Result
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from workers.fleet import LocalFleet
+
+
+def test_the_log_tells_the_time(shared_fleet: LocalFleet) -> None:
+    """Whoever reads it at night compares it with other logs."""
+    first, *_ = (shared_fleet.home / "logs" / "worker-cpu.log").read_text().splitlines()
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO [\w.]+: ", first), first
 
 
 def put(fleet: LocalFleet, body: bytes, content_type: str, encoding: str = "utf-8") -> str:

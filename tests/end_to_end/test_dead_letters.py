@@ -36,12 +36,12 @@ def test_an_input_that_kills_every_worker_is_given_up_and_replayed(
             with pytest.raises(ItemFailed, match="TooManyAttempts: given up after 2 attempts, the last by argosy-cpu"):
                 poison.result(timeout_s=TIMEOUT_S)
             assert client.submit("echo", "harmless").result(timeout_s=TIMEOUT_S)["crc"] == zlib.crc32(b"harmless")
-            (letter,) = store.dead()
+            (letter,) = store.dead_letters.newest()
             assert letter.attempts == 2
             assert text.encode() in letter.payload
 
             fault.unlink()
-            assert store.replay(error_kind="TooManyAttempts").results == 1
+            assert store.dead_letters.replay(error_kind="TooManyAttempts").results == 1
 
             job = client.job(poison.job)
             status = job.wait(timeout_s=TIMEOUT_S)

@@ -18,8 +18,7 @@ import pytest
 
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.gateway_server import served
-from tests.end_to_end.processes import until
-from workers import settings
+from tests.end_to_end.processes import fleet_in, until
 from workers.fleet import LocalFleet
 
 ROOT = Path(__file__).parents[2]
@@ -31,13 +30,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A fleet whose large inputs travel by reference."""
     folder = tmp_path_factory.mktemp("examples")
     blobs = f'[blobs]\nurl = "file://{folder}/blobs"\ninline_bytes = 200\n'
-    (folder / "fleet.toml").write_text(SCRIPTED + blobs, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            patch.setenv("ARGOSY_BROKER_URL", fleet.broker_url)
-            patch.setenv("ARGOSY_STORE_URL", fleet.store_url)
-            yield fleet
+    with fleet_in(folder, SCRIPTED + blobs) as fleet:
+        yield fleet
 
 
 def run(example: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

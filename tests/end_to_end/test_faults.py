@@ -26,6 +26,21 @@ def texts(count: int) -> list[str]:
     return [f"sleep 0.02 item {n:05}" if n % 40 == 0 else f"item {n:05} of a job" for n in range(count)]
 
 
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file: a job of `gated` texts goes no further while it is there."""
+    path = tmp_path / "gate"
+    path.touch()
+    return path
+
+
+def gated(count: int, gate: Path) -> list[str]:
+    """Texts of which the first hundreds are computed at once, and none after them while the gate is there."""
+    made = texts(count - 1)
+    made.insert(500, f"wait while {gate}")  # unlike in size, it is nobody's companion, and runs when it is the oldest
+    return made
+
+
 def assert_each_once_and_right(job: Job, expected: list[str]) -> None:
     """One succeeded result for every item and task, and it is that item's own."""
     status = job.wait(timeout_s=TIMEOUT_S)
@@ -57,38 +72,41 @@ def test_device_processes_die_during_a_job(fleet: LocalFleet, client: Client):
     assert_each_once_and_right(job, expected)
 
 
-def test_a_worker_dies_during_a_job(fleet: LocalFleet, client: Client):
+def test_a_worker_dies_during_a_job(fleet: LocalFleet, client: Client, gate: Path):
     """SIGKILL of a worker: its leases run out, the next worker's reconciler publishes again."""
-    expected = texts(3000)
+    expected = gated(3000, gate)
     job = client.submit_many(["echo", "shout"], expected)
     wait_until_some_are_done(job)
     service = fleet.workers[0]
     assert service.process is not None
     service.process.kill()
     service.process.wait()
+    gate.unlink()
     service.start()
     assert_each_once_and_right(job, expected)
 
 
-def test_redis_loses_everything(fleet: LocalFleet, client: Client):
-    """FLUSHALL in the middle of a job: the store knows what is unfinished."""
-    expected = texts(6000)
+def test_redis_loses_everything(fleet: LocalFleet, client: Client, gate: Path):
+    """FLUSHALL in the middle of a job: the store knows what is unfinished, more than a worker ever holds."""
+    expected = gated(6000, gate)
     job = client.submit_many(["echo", "shout"], expected)
     wait_until_some_are_done(job)
     with Redis.from_url(fleet.broker_url) as redis:
         redis.flushall()
+    gate.unlink()
     assert_each_once_and_right(job, expected)
 
 
-def test_a_broker_that_dies_is_started_again(fleet: LocalFleet, client: Client):
+def test_a_broker_that_dies_is_started_again(fleet: LocalFleet, client: Client, gate: Path):
     """SIGKILL of Valkey: the fleet starts it again where everybody knows it, with what its append-only file holds."""
-    expected = texts(3000)
+    expected = gated(3000, gate)
     job = client.submit_many(["echo", "shout"], expected)
     wait_until_some_are_done(job)
     broker = fleet.broker_process
     assert broker is not None
     broker.kill()
     broker.wait()
+    gate.unlink()
     watching = threading.Thread(target=fleet.watch)
     watching.start()
     try:
@@ -140,15 +158,18 @@ def test_an_item_past_its_deadline_expires(fleet: LocalFleet, client: Client, tm
         late.result(timeout_s=30)
 
 
-def test_a_killed_fleet_is_cleared_away_by_the_next(fleets, scripted_settings, fleet: LocalFleet, client: Client):
+def test_a_killed_fleet_is_cleared_away_by_the_next(
+    fleets, scripted_settings, fleet: LocalFleet, client: Client, gate: Path
+):
     """A fleet that was killed leaves its processes; the next one ends them and goes on with the work."""
-    expected = texts(3000)
+    expected = gated(3000, gate)
     job = client.submit_many(["echo", "shout"], expected)
     wait_until_some_are_done(job)
     old = [service.process for service in fleet.services]
     fleet._lock.close()  # what the kernel does for a process that was killed; its children live on
     fleet._lock = None
     again = fleets(scripted_settings)
+    gate.unlink()
     assert all(process.wait(timeout=10) is not None for process in old)
     with Client(again.broker_url, again.store_url) as other:
         assert_each_once_and_right(other.job(job.id), expected)

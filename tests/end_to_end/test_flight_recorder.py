@@ -29,13 +29,7 @@ def ran(shared_fleet: LocalFleet) -> list[Batch]:
             client.submit("echo", f"sleep 0.001 {n}", priority="interactive").result(timeout_s=60)
         job.wait(timeout_s=60)
     with Store(shared_fleet.store_url) as store:
-        return store.recent_batches(limit=1000, traces=True)[::-1]
-
-
-@pytest.fixture(autouse=True)
-def environment(shared_fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARGOSY_STORE_URL", shared_fleet.store_url)
-    monkeypatch.setenv("ARGOSY_FLEET", str(shared_fleet.home.parent / "fleet.toml"))
+        return store.flight.recent(limit=1000, traces=True)[::-1]
 
 
 def test_every_item_is_in_one_batch_with_its_arrival(ran: list[Batch]) -> None:
@@ -66,7 +60,7 @@ def test_a_batch_whose_inputs_are_gone_cannot_run_again(ran: list[Batch], shared
     with Client(shared_fleet.broker_url, shared_fleet.store_url) as client:
         client.submit("echo", "passing by", durable=False).result(timeout_s=60)
     with Store(shared_fleet.store_url) as store, pytest.raises(CannotRerun, match="not kept"):
-        rerun(store, settings.load(), cpu(), store.recent_batches(limit=1)[0].id)
+        rerun(store, settings.load(), cpu(), store.flight.recent(limit=1)[0].id)
 
 
 def test_recorded_arrivals_are_replayed_against_other_settings(ran: list[Batch]) -> None:

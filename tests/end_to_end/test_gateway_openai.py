@@ -19,8 +19,7 @@ from producers.gateway.openai.work import Work
 from tests.end_to_end.documents import ROOT, Reader
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.generated_requests import answers
-from tests.end_to_end.processes import until
-from workers import settings
+from tests.end_to_end.processes import fleet_in, until
 from workers.fleet import LocalFleet
 
 TEXTS = ["A fine, moving film.", "The movie was excellent.", "Shares fell as profits missed forecasts."]
@@ -29,12 +28,8 @@ TEXTS = ["A fine, moving film.", "The movie was excellent.", "Shares fell as pro
 @pytest.fixture(scope="module")
 def text_fleet(tmp_path_factory: pytest.TempPathFactory, pulled_models: object) -> Iterator[LocalFleet]:
     """A fleet with the built-in text model alone."""
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "fleet.toml").write_text('[worker]\nmodels = ["text"]\n', encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            yield fleet
+    with fleet_in(tmp_path_factory.mktemp("text"), '[worker]\nmodels = ["text"]\n') as fleet:
+        yield fleet
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +213,7 @@ def test_a_batch_outlives_its_gateway(text_fleet: LocalFleet) -> None:
     """The next gateway goes on where the first one stopped, and computes nothing again."""
     with gateway(text_fleet) as (client, key):
         made = begun(client, 200)
-        until(lambda: client.batches.retrieve(made.id).status == "in_progress")
+        until(lambda: client.batches.retrieve(made.id).status != "validating")
     with gateway(text_fleet, key) as (client, _):
         batch = finished(client, made.id)
         assert batch.output_file_id is not None

@@ -16,8 +16,7 @@ from producers import AsyncClient, Client, InvalidInput, ItemCancelled, ItemFail
 from producers.cli import main
 from tests import tiny_checkpoints
 from tests.end_to_end.gateway_server import serving
-from tests.end_to_end.processes import until
-from workers import settings
+from tests.end_to_end.processes import fleet_in, until
 from workers.fleet import LocalFleet
 
 FLEET = """
@@ -47,11 +46,8 @@ LONG = {"max_new_tokens": 240, "temperature": 1.0, "seed": 3}
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     folder = tmp_path_factory.mktemp("generation")
     checkpoint = tiny_checkpoints.llama(folder / "llama", **NEVER_ENDS)
-    (folder / "fleet.toml").write_text(FLEET.format(folder=checkpoint), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            yield fleet
+    with fleet_in(folder, FLEET.format(folder=checkpoint)) as fleet:
+        yield fleet
 
 
 #: Nothing in the vocabulary ends an answer, so that lengths are known.
@@ -202,7 +198,7 @@ def test_a_dead_device_process_costs_no_answer(client: Client, fleet: LocalFleet
     assert "".join(pieces) == whole["text"]
 
 
-def test_a_model_is_changed_while_it_writes(client: Client, fleet: LocalFleet, tmp_path: Path) -> None:
+def test_a_model_is_changed_while_it_writes(client: Client, tmp_path: Path) -> None:
     """What has begun is ended by the version that began it, what waited is written by the new one; no text is of both."""
     texts, params = [f"text {n}" for n in range(24)], {"max_new_tokens": 60}
 
@@ -212,11 +208,10 @@ def test_a_model_is_changed_while_it_writes(client: Client, fleet: LocalFleet, t
         return job
 
     newer = tiny_checkpoints.llama(tmp_path / "newer", rope_parameters={"rope_type": "default", "rope_theta": 100.0})
-    environment = {"ARGOSY_BROKER_URL": fleet.broker_url, "ARGOSY_STORE_URL": fleet.store_url}
     words = ["models", "reload", "chat", "--source", str(newer)]
     jobs = [begin()]
     with ThreadPoolExecutor() as pool:
-        ran = pool.submit(CliRunner(env=environment).invoke, main, words)
+        ran = pool.submit(CliRunner().invoke, main, words)
         while not ran.done():
             jobs.append(begin())
     assert ran.result().exit_code == 0, ran.result().output

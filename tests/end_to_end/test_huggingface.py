@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from producers import Client, Pipeline
 from producers.catalogue import Catalogue
 from producers.errors import InvalidInput, ItemFailed
 from tests import tiny_checkpoints as tiny
-from workers import settings
+from tests.end_to_end.processes import fleet_in
 from workers.fleet import LocalFleet
 
 SETTINGS = """
@@ -68,21 +67,18 @@ def fine_tuned(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three checkpoints and the settings that name them."""
+    """Three checkpoints."""
     folder = tmp_path_factory.mktemp("own")
     fine_tuned(folder / "reviews")
     tiny.distilbert(folder / "reader", "DistilBertForQuestionAnswering")
     tiny.yolos(folder / "eyes", num_labels=3)
-    (folder / "fleet.toml").write_text(SETTINGS.format(folder=folder), encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="module")
 def fleet(folder: Path) -> Iterator[LocalFleet]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            yield fleet
+    with fleet_in(folder, SETTINGS.format(folder=folder)) as fleet:
+        yield fleet
 
 
 @pytest.fixture
@@ -155,18 +151,14 @@ def test_a_tasks_own_parameters_are_its_defaults(client: Client) -> None:
     assert client.submit("things", made.getvalue(), params={"threshold": 1.0}).result(timeout_s=60) == []
 
 
-def test_a_file_of_questions_goes_through_the_command(fleet: LocalFleet, folder: Path) -> None:
+@pytest.mark.usefixtures("fleet")
+def test_a_file_of_questions_goes_through_the_command(folder: Path) -> None:
     """With a column for each part, as data sets of questions have them."""
     (folder / "asked.csv").write_text('id,question,context\nq1,who?,"the team, it won"\n', encoding="utf-8")
-    environment = os.environ | {
-        "ARGOSY_FLEET": str(folder / "fleet.toml"),
-        "ARGOSY_BROKER_URL": fleet.broker_url,
-        "ARGOSY_STORE_URL": fleet.store_url,
-    }
 
     def argosy(*arguments: str) -> str:
         command = [str(Path(sys.executable).parent / "argosy"), *arguments]
-        ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 

@@ -17,7 +17,7 @@ from producers.catalogue import Catalogue
 from producers.cli import main
 from producers.documents import Document, write_index
 from tests.end_to_end.conftest import SCRIPTED
-from workers import settings
+from tests.end_to_end.processes import fleet_in
 from workers.fleet import LocalFleet
 
 PLACING = SCRIPTED + '[models.scripted.tasks.place]\nkind = "feature-extraction"\n'
@@ -27,14 +27,8 @@ DOCUMENTS = [Document(f"page {n}", f"First of {n}. Second of {n}.\n\nThird of {n
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A fleet whose scripted model gives vectors."""
-    folder = tmp_path_factory.mktemp("index")
-    (folder / "fleet.toml").write_text(PLACING, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            patch.setenv("ARGOSY_BROKER_URL", fleet.broker_url)
-            patch.setenv("ARGOSY_STORE_URL", fleet.store_url)
-            yield fleet
+    with fleet_in(tmp_path_factory.mktemp("index"), PLACING) as fleet:
+        yield fleet
 
 
 @pytest.fixture

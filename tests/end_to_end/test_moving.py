@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from producers import Client
 from producers.catalogue import Catalogue
 from producers.errors import InvalidInput, ItemFailed
 from tests import videos
+from tests.end_to_end.processes import fleet_in
 from workers import settings
 from workers.fleet import LocalFleet
 from workers.models import sources
@@ -39,9 +39,8 @@ motion = "time-series-classification"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, pulled_models: object) -> Path:
-    """Settings, and a folder of videos of which one is none."""
+    """With a folder of videos of which one is none."""
     folder = tmp_path_factory.mktemp("moving")
-    (folder / "fleet.toml").write_text(SETTINGS.format(folder=folder), encoding="utf-8")
     source = sources.parse(settings.load(environment={}).models["video"].source, where="models.video.source")
     sources.pull(source, sources.cache_folder())
     (folder / "clips").mkdir()
@@ -54,10 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pulled_models: object) -> P
 
 @pytest.fixture(scope="module")
 def fleet(folder: Path) -> Iterator[LocalFleet]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            yield fleet
+    with fleet_in(folder, SETTINGS.format(folder=folder)) as fleet:
+        yield fleet
 
 
 @pytest.fixture
@@ -82,17 +79,13 @@ def test_a_video_by_its_bytes_and_by_its_path(client: Client, folder: Path) -> N
         client.submit("camera-motion", b"no video").result(timeout_s=60)
 
 
-def test_a_folder_of_videos_goes_through_the_command(fleet: LocalFleet, folder: Path) -> None:
+@pytest.mark.usefixtures("fleet")
+def test_a_folder_of_videos_goes_through_the_command(folder: Path) -> None:
     """Its videos and nothing else; the broken one fails alone."""
-    environment = os.environ | {
-        "ARGOSY_FLEET": str(folder / "fleet.toml"),
-        "ARGOSY_BROKER_URL": fleet.broker_url,
-        "ARGOSY_STORE_URL": fleet.store_url,
-    }
 
     def argosy(*arguments: str) -> str:
         command = [str(Path(sys.executable).parent / "argosy"), *arguments]
-        ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert ran.returncode in (0, 1), ran.stderr
         return ran.stdout
 

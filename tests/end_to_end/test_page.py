@@ -101,7 +101,7 @@ def test_jobs_and_the_fleet_are_seen_to_move(page: Page, store: Store) -> None:
     store.commit(
         [],
         batches=[
-            Batch(id=f"{now} {n}", started_at=now - 2 * n, forward_s=1.0, items=6, rows=5, tokens=90, padded_tokens=100, priorities={"0": 6}, heads={"topic": 6}, **ran)
+            Batch(id=f"{now} {n}", started_at=now - n, forward_s=1.0, items=6, rows=5, tokens=90, padded_tokens=100, priorities={"0": 6}, heads={"topic": 6}, **ran)
             for n in range(1, 16)
         ],
     )  # fmt: skip

@@ -23,6 +23,7 @@ from producers.errors import ConfigurationError
 from producers.files import ResultFiles, place_of_files
 from results_store.store import Store
 from tests.end_to_end.gateway_server import Served, serving
+from tests.end_to_end.processes import fleet_in
 from workers import settings
 from workers.devices import cpu
 from workers.fleet import LocalFleet
@@ -44,12 +45,8 @@ style = "style-transfer"
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
-    folder = tmp_path_factory.mktemp("pictures")
-    (folder / "fleet.toml").write_text(SETTINGS, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            yield fleet
+    with fleet_in(tmp_path_factory.mktemp("pictures"), SETTINGS) as fleet:
+        yield fleet
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +114,8 @@ def test_a_photograph_is_redrawn_and_its_gateway_hands_it_out_to_its_tenant_alon
             assert nobody.get(where).status_code == 401
 
 
-def test_a_purge_takes_the_files_too(fleet: LocalFleet, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_purge_takes_the_files_too(fleet: LocalFleet, client: Client) -> None:
     """With the first sweep that finds their job gone, and themselves no longer young."""
-    monkeypatch.setenv("ARGOSY_BROKER_URL", fleet.broker_url)
-    monkeypatch.setenv("ARGOSY_STORE_URL", fleet.store_url)
     job = client.submit_many("digit", [11])
     job.wait(timeout_s=60)
     [row] = job.results()
@@ -130,7 +125,7 @@ def test_a_purge_takes_the_files_too(fleet: LocalFleet, client: Client, monkeypa
     place = place_of_files(BlobSettings(), fleet.store_url)
     later = ResultFiles(place, clock=lambda: time.time() + YOUNG_S + 60)
     with Store(fleet.store_url) as store:
-        assert later.sweep(store.existing) >= 1
+        assert later.sweep(store.retention.existing) >= 1
     with pytest.raises(FileUnavailable):
         client.read_file(row.output["image"])
 

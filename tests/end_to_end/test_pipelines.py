@@ -16,7 +16,7 @@ from producers import AsyncClient, Client, InvalidInput, NewItem, Pipeline, Pipe
 from producers.cli import main
 from results_store.store import Store
 from tests.end_to_end.conftest import SCRIPTED
-from tests.end_to_end.processes import until
+from tests.end_to_end.processes import fleet_in, until
 from workers import settings
 from workers.devices import cpu
 from workers.fleet import LocalFleet
@@ -38,12 +38,8 @@ TALK = (
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A fleet whose scripted model can also say something that another step reads."""
-    folder = tmp_path_factory.mktemp("pipelines")
-    (folder / "fleet.toml").write_text(SAYING, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            yield fleet
+    with fleet_in(tmp_path_factory.mktemp("pipelines"), SAYING) as fleet:
+        yield fleet
 
 
 @pytest.fixture
@@ -171,20 +167,19 @@ def test_asyncio_has_the_same(fleet: LocalFleet) -> None:
     asyncio.run(run())
 
 
-def test_inputs_keep_their_keys(fleet: LocalFleet, client: Client) -> None:
+def test_inputs_keep_their_keys(client: Client) -> None:
     """Also in what the command writes, a line for each input; of what is no pipeline it says so."""
     job = client.submit_pipeline(TALK, [NewItem("one", key="row-1"), NewItem("two", key="row-2")])
     job.wait(timeout_s=TIMEOUT_S)
     assert [tree.key for tree in job.results()] == ["row-1", "row-2"]
     assert {row.key for row in client.results(job.id)} == {"row-1", "row-2"}
-    told = {"ARGOSY_BROKER_URL": fleet.broker_url, "ARGOSY_STORE_URL": fleet.store_url}
-    shown = CliRunner().invoke(main, ["results", job.id, "--format", "trees"], env=told)
+    shown = CliRunner().invoke(main, ["results", job.id, "--format", "trees"])
     lines = [json.loads(line) for line in shown.stdout.splitlines()]
     assert [(line["key"], [branch["step"] for branch in line["branches"]]) for line in lines] == [
         (key, ["first", "again", "echo", "both"]) for key in ("row-1", "row-2")
     ]
     other = client.submit_many("say", ["x"]).id
-    refused = CliRunner().invoke(main, ["results", other, "--format", "trees"], env=told)
+    refused = CliRunner().invoke(main, ["results", other, "--format", "trees"])
     assert refused.exit_code != 0
     assert "is no pipeline" in refused.output + str(refused.exception)
 

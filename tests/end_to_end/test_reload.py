@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import zlib
@@ -20,7 +21,7 @@ from producers.cli import main
 from producers.publisher import Publisher
 from results_store.records import Result
 from results_store.store import Store
-from tests.end_to_end.processes import device_process, until
+from tests.end_to_end.processes import device_process, fleet_in, until
 from tests.versioned_model import write_version
 from workers import presence, redeclaring, settings
 from workers.fleet import LocalFleet
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 FLEET = """
 [worker]
-models = ["versioned"]
+models = ["versioned", "reader"]
 lease_s = 3.0
 reconcile_every_s = 0.3
 publish_overdue_s = 2.0
@@ -41,8 +42,19 @@ batch_cost = 512
 batch_rows = 32
 [models.versioned.tasks.echo]
 kind = "text-classification"
+[models.reader]
+class = "tests.versioned_model:ReadingModel"
+source = {{ path = "{reader}" }}
+uses = {{ weights = "versioned" }}
+batch_cost = 512
+[models.reader.tasks.read]
+kind = "text-classification"
 """
 SHOUT = '[models.versioned.tasks.shout]\nkind = "text-classification"\n'
+
+
+def fleet_file(versions: Path, served: Path) -> str:
+    return FLEET.format(folder=served, reader=versions / "reader")
 
 
 @dataclass
@@ -73,8 +85,7 @@ class Rig:
         return said
 
     def argosy(self, *words: str) -> str:
-        environment = {"ARGOSY_BROKER_URL": self.fleet.broker_url, "ARGOSY_STORE_URL": self.fleet.store_url}
-        ran = CliRunner(env=environment).invoke(main, words, catch_exceptions=False)
+        ran = CliRunner().invoke(main, words, catch_exceptions=False)
         assert ran.exit_code == 0, ran.output
         return ran.output
 
@@ -86,25 +97,25 @@ class Rig:
             publisher.close()
 
     def serving(self) -> int:
-        """The version that answers now."""
-        [answer] = [self.client.submit("echo", "which?", priority="interactive").result(timeout_s=60)]
-        return int(answer["version"])
+        """The version that answers now, also for the model that reads its weights."""
+        asked = [self.client.submit(task, "which?", priority="interactive") for task in ("echo", "read")]
+        [version] = {handle.result(timeout_s=60)["version"] for handle in asked}
+        return int(version)
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Two workers that serve version 1 at first."""
     folder = tmp_path_factory.mktemp("reload")
-    file = folder / "fleet.toml"
-    file.write_text(FLEET.format(folder=write_version(folder / "v1", 1)), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(file))
-        with (
-            LocalFleet(settings.load(), folder / "home", flower=False, workers_per_device=2) as fleet,
-            Client(fleet.broker_url, fleet.store_url) as client,
-        ):
-            until(lambda: len(Rig(fleet, file, folder, client).states()) == 2)
-            yield Rig(fleet, file, folder, client)
+    (folder / "reader").mkdir()
+    text = fleet_file(folder, write_version(folder / "v1", 1))
+    with (
+        fleet_in(folder, text, workers_per_device=2) as fleet,
+        Client(fleet.broker_url, fleet.store_url) as client,
+    ):
+        rig = Rig(fleet, folder / "fleet.toml", folder, client)
+        until(lambda: len(rig.states()) == 2)
+        yield rig
 
 
 def texts(count: int) -> list[str]:
@@ -118,7 +129,7 @@ def assert_each_once_by_one_version(job: Job, expected: list[str]) -> list[Resul
     assert Counter(row.seq for row in rows) == Counter(range(len(expected)))
     for row in rows:
         assert row.output["crc"] == zlib.crc32(expected[row.seq].encode())
-        assert row.model_revision.startswith(f"v{row.output['version']}@")
+        assert re.search(rf"\bv{row.output['version']}@", row.model_revision)
         assert row.output["finished_by"] == row.output["version"]
     return rows
 
@@ -147,21 +158,37 @@ def under_load(client: Client, task: str, expected: list[str], change: Callable[
 
 def test_a_reload_under_load(rig: Rig) -> None:
     """What waits is computed by the new version, and none by the old one once the command says that all have it."""
-    folder, expected = rig.version(), texts(500)
+    old, folder, expected = rig.serving(), rig.version(), texts(500)
     jobs, (said, taken_at) = under_load(rig.client, "echo", expected, lambda: (rig.reload(folder), time.time()))
     assert len(said) == 2
-    assert all("v2@" in line for line in said)
+    assert all(f"v{rig.count}@" in line for line in said)
     rows = [row for job in jobs for row in assert_each_once_by_one_version(job, expected)]
-    assert {row.output["version"] for row in rows} == {1, 2}
-    assert max(row.computed_at for row in rows if row.output["version"] == 1) < taken_at
-    assert rig.argosy("models", "list").count("v2@") == 2
-    environment = {"ARGOSY_BROKER_URL": rig.fleet.broker_url, "ARGOSY_STORE_URL": rig.fleet.store_url}
-    examined = CliRunner(env=environment).invoke(main, ["doctor"]).output
-    assert examined.count("versioned v2@") == 2
-    assert "workers have other settings" in examined, "the file still says v1"
+    assert {row.output["version"] for row in rows} == {old, rig.count}
+    assert max(row.computed_at for row in rows if row.output["version"] == old) < taken_at
+    assert rig.argosy("models", "list").count(f"v{rig.count}@") == 4, "of two models at two workers"
+    examined = CliRunner().invoke(main, ["doctor"]).output
+    assert examined.count(f"versioned v{rig.count}@") == 2
+    assert "workers have other settings" in examined, "the file still says the old one"
 
 
-@pytest.mark.parametrize(("fails", "why"), [("raise", "this version cannot be loaded"), ("die", "ended 2 times")])
+def test_a_model_that_reads_its_weights_changes_with_it(rig: Rig) -> None:
+    """Else it would go on with weights that nobody else has any more, until its worker starts again."""
+    old, folder, expected = rig.serving(), rig.version(), texts(300)
+    jobs, _ = under_load(rig.client, "read", expected, lambda: rig.reload(folder))
+    answered = [{row.output["version"] for row in assert_each_once_by_one_version(job, expected)} for job in jobs]
+    assert set().union(*answered) == {old, rig.count}
+    assert answered[-1] == {rig.count}
+    assert rig.serving() == rig.count
+
+
+@pytest.mark.parametrize(
+    ("fails", "why"),
+    [
+        ("raise", "this version cannot be loaded"),
+        ("die", "ended 2 times"),
+        ("reader", "model reader: .*its reader cannot be loaded"),
+    ],
+)
 def test_a_version_that_cannot_be_loaded(rig: Rig, fails: str, why: str) -> None:
     """The old one goes on, everywhere, and whoever asked is told why. Meanwhile nobody waits."""
     before = rig.serving()
@@ -202,13 +229,13 @@ def test_a_process_dies_in_the_midst_of_it(rig: Rig, victim: str) -> None:
 
 def test_the_table_of_the_file_is_read_again(rig: Rig) -> None:
     """Tasks come and go with it; what is queued for one that is gone fails by its name."""
-    newest = rig.versions / f"v{rig.count}"
+    served = rig.versions / f"v{rig.serving()}"
     again = ("models", "reload", "versioned", "--config", str(rig.file))
-    rig.file.write_text(FLEET.format(folder=newest) + SHOUT, encoding="utf-8")
+    rig.file.write_text(fleet_file(rig.versions, served) + SHOUT, encoding="utf-8")
     rig.argosy(*again)
     with Client(rig.fleet.broker_url, rig.fleet.store_url) as client:
         assert client.submit("shout", "now known").result(timeout_s=60)["task"] == "shout"
-        rig.file.write_text(FLEET.format(folder=newest), encoding="utf-8")
+        rig.file.write_text(fleet_file(rig.versions, served), encoding="utf-8")
         jobs, _ = under_load(client, "shout", texts(200), lambda: rig.argosy(*again))
         for job in jobs:
             job.wait(timeout_s=60)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from producers import Client, ItemFailed
 from producers.catalogue import Catalogue
 from tests import tiny_checkpoints as tiny
 from tests.end_to_end.gateway_server import serving
-from workers import settings
+from tests.end_to_end.processes import fleet_in
 from workers.fleet import LocalFleet
 from workers.models.speech.voice import Samples
 from workers.training import word_errors
@@ -46,16 +45,13 @@ options = {{ max_new_tokens = 20 }}
 def folder(tmp_path_factory: pytest.TempPathFactory, pulled_speech: object) -> Path:
     folder = tmp_path_factory.mktemp("speech")
     tiny.whisper(folder / "ears")
-    (folder / "fleet.toml").write_text(FLEET.format(folder=folder), encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="module")
 def fleet(folder: Path) -> Iterator[LocalFleet]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ARGOSY_FLEET", str(folder / "fleet.toml"))
-        with LocalFleet(settings.load(), folder / "home", flower=False) as fleet:
-            yield fleet
+    with fleet_in(folder, FLEET.format(folder=folder)) as fleet:
+        yield fleet
 
 
 @pytest.fixture
@@ -82,16 +78,12 @@ def encoded(samples: Samples) -> bytes:
     return made.getvalue()
 
 
-def test_a_folder_of_recordings_is_written_down(fleet: LocalFleet, folder: Path) -> None:
+@pytest.mark.usefixtures("fleet")
+def test_a_folder_of_recordings_is_written_down(folder: Path) -> None:
     """By the command, with at most one word in twenty wrong."""
-    environment = os.environ | {
-        "ARGOSY_FLEET": str(folder / "fleet.toml"),
-        "ARGOSY_BROKER_URL": fleet.broker_url,
-        "ARGOSY_STORE_URL": fleet.store_url,
-    }
     command = [str(Path(sys.executable).parent / "argosy"), "submit", str(RECORDINGS), "--task", "transcript"]
     command += ["--output", "written.jsonl"]
-    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     rows = [json.loads(line) for line in (folder / "written.jsonl").read_text("utf-8").splitlines()]
     written = {Path(row["path"]).name: row["transcript"]["text"] for row in rows}

@@ -13,6 +13,7 @@ from producers.client import Client
 from producers.connection import Connection
 from producers.errors import ConfigurationError, InvalidInput, Overloaded, RateLimited
 from producers.messages import Priority
+from results_store.flight import FlightRecorder
 from results_store.records import QueuedWork, Tenant
 from results_store.store import Store
 from tests.integration.rows import batch
@@ -42,7 +43,7 @@ def client(broker_url: str, store: Store, store_url: str) -> Iterator[Client]:
 
 
 def limit(store: Store, name: str, **limits: float) -> None:
-    store.configure_tenant(Tenant(name=name, lane=0, **limits))  # type: ignore[arg-type]
+    store.tenants.configure(Tenant(name=name, lane=0, **limits))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -79,14 +80,14 @@ def test_a_tenant_has_no_more_in_flight_than_it_may(store: Store, client: Client
     """What has its results makes room for more."""
     limit(store, "small", max_in_flight=8)
     client.submit_many("topic", ["a"] * 8, tenant="small", patience_s=0)
-    assert store.in_flight("small") == 8
+    assert store.tenants.in_flight("small") == 8
     with pytest.raises(RateLimited, match="may have 8"):
         client.submit("topic", "b", tenant="small")
     client.submit_many("topic", ["a"] * 20)
     stand_in = StandIn(broker_url, store)
     for envelope in stand_in.waiting():
         stand_in.commit(envelope)
-    assert store.in_flight("small") == 0
+    assert store.tenants.in_flight("small") == 0
     client.submit("topic", "c", tenant="small")
 
 
@@ -118,12 +119,12 @@ def test_an_interactive_item_does_not_wait_for_a_look(client: Client, monkeypatc
     """Though the store should take its time over the queue, the item goes out by what was known before."""
     looking, seen = threading.Event(), threading.Event()
 
-    def slow(_: Store) -> list[QueuedWork]:
+    def slow(_: FlightRecorder) -> list[QueuedWork]:
         seen.set()
         looking.wait(60)
         return []
 
-    monkeypatch.setattr(Store, "queued_work", slow)
+    monkeypatch.setattr(FlightRecorder, "queued_work", slow)
     client.submit("topic", "a", priority="interactive")
     assert seen.wait(60)
     client.submit("topic", "b", priority="interactive", durable=False)
@@ -186,7 +187,7 @@ def test_the_tenant_of_a_call_goes_before_the_clients_and_that_before_the_enviro
         assert client.submit_many("topic", ["d"], tenant="").progress().tenant == ""
     waiting = {envelope.items[0].input: envelope.tenant for envelope in StandIn(broker_url, store).waiting()}
     assert waiting == {"a": "environment", "b": "client", "c": "call", "d": ""}
-    assert [tenant.lane for tenant in store.tenants()] == [0, 3, 2, 1]
+    assert [tenant.lane for tenant in store.tenants.every()] == [0, 3, 2, 1]
 
 
 def test_an_idempotency_key_is_its_tenants_own(client: Client, store: Store) -> None:

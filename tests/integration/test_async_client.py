@@ -174,6 +174,10 @@ def test_bad_input_is_refused_before_anything_is_sent(run: Run, stand_in: StandI
             await client.submit("topic", "")
         with pytest.raises(InvalidInput, match=r"^inputs: must be a series"):
             await client.submit_many("topic", "one text")  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match=r"^name: must be text, not int"):
+            await client.submit_many("topic", ["one text"], name=7)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match=r"^idempotency_key: is empty"):
+            await client.submit_many("topic", ["one text"], idempotency_key="")
         assert await client.jobs() == []
 
     run(scenario)
@@ -256,6 +260,19 @@ def test_one_bad_order_of_a_group_does_not_fail_its_neighbours(
 
     run(scenario)
     assert sorted(str(item.input) for one in stand_in.waiting() for item in one.items) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_cannot_be_sent_is_refused_alone(run: Run, stand_in: StandIn, *, durable: bool) -> None:
+    """Many go together, and what is not durable is not sent again one by one: a stranger's key must not fail them all."""
+
+    async def scenario(client: AsyncClient) -> None:
+        asked = (client.submit("topic", "text", key=key, durable=durable) for key in ("a", "\ud800", "b"))
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert [isinstance(outcome, InvalidInput) for outcome in outcomes] == [False, True, False]
+
+    run(scenario)
+    assert sorted(str(item.key) for one in stand_in.waiting() for item in one.items) == ["a", "b"]
 
 
 def test_as_completed_yields_what_comes_first(run: Run, stand_in: StandIn) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 from producers.catalogue import KINDS, Task
 from producers.errors import ConfigurationError
 from tests import tiny_checkpoints
+from tests.serving import DEVICE
 from workers import devices, serving, settings, tuned
 from workers.device_process import ModelToLoad
 from workers.models import samples
+from workers.models.backends import kept
 from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.backends.cuda_graphs import bucket
 from workers.models.backends.network import Source, build
-from workers.models.backends.torch_network import bucket
 from workers.models.model import Array, ModelSpec
 from workers.models.text import TextModel
 
@@ -42,7 +45,7 @@ def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def text_model(folder: Path, backend: Backend = REFERENCE) -> TextModel:
     model = TextModel(ModelSpec("text", folder, "1", TASKS, {}, backend))
-    model.load("cpu")
+    model.load(DEVICE)
     return model
 
 
@@ -86,8 +89,8 @@ def test_results_say_what_computed_them(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its compiler uses what it deprecates
 @pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="torch's compiler needs a C++ one")
-def test_compiled_torch_sees_buckets_and_answers_for_the_batch(tmp_path: Path) -> None:
-    """Shapes are padded to few, so that each is compiled once; what comes back has the batch's own."""
+def test_compiled_torch_compiles_once_for_all_shapes(tmp_path: Path) -> None:
+    """With the model, before any batch; a lone row, and a lone token, are no other shape."""
     import torch
     from torch import nn
 
@@ -96,14 +99,56 @@ def test_compiled_torch_sees_buckets_and_answers_for_the_batch(tmp_path: Path) -
             return {"sum": ids.float().sum(1, keepdim=True), "tokens.0": ids.float().unsqueeze(-1) * 2}
 
     example = {"ids": torch.ones(2, 3, dtype=torch.int32)}
+    compiled = torch._dynamo.utils.counters["stats"]
+    before = compiled["unique_graphs"]
     network = build(Backend(compiled=True), Source(lambda: Network().eval(), example, tmp_path / "none"), "cpu")
+    assert compiled["unique_graphs"] == before + 1
     with torch.inference_mode():
-        for rows, tokens in ((3, 5), (4, 32), (3, 1)):
+        for rows, tokens in ((3, 5), (1, 32), (4, 1)):
             ids = torch.arange(rows * tokens, dtype=torch.int32).reshape(rows, tokens)
             found = network({"ids": ids})
             torch.testing.assert_close(found["sum"], ids.float().sum(1, keepdim=True))
             torch.testing.assert_close(found["tokens.0"], ids.float().unsqueeze(-1) * 2)
-    assert {bucket(rows, tokens) for rows, tokens in ((3, 5), (4, 32))} == {(4, 32)}
+    assert compiled["unique_graphs"] == before + 1
+
+
+def test_captured_passes_see_few_shapes_that_are_hardly_larger() -> None:
+    """A graph is made for a shape: eight to each doubling, so that at most an eighth of the work is padding."""
+    assert bucket(1, 3) == (2, 8)
+    assert bucket(37, 100) == (40, 104)
+    assert bucket(5, 0) == (5, 0)  # images have no tokens
+    for count in range(2, 3000):
+        rows, tokens = bucket(count, count)
+        assert count <= rows <= count * 9 / 8
+        assert count <= tokens <= max(count * 9 / 8, count + 7)
+    assert len({bucket(rows, 8)[0] for rows in range(1, 1025)}) < 72
+
+
+def test_older_networks_of_a_model_go_and_those_that_run_go_on(tmp_path: Path) -> None:
+    """Each change of weights, code or libraries makes another network: they must not fill the disk."""
+    import torch
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self, factor: int) -> None:
+            super().__init__()
+            self.weights = nn.Parameter(torch.full((64, 64), float(factor)))
+
+        def forward(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"sums": rows @ self.weights}
+
+    def network(number: int) -> Callable[..., dict[str, torch.Tensor]]:
+        cache = tmp_path / f"own.model-{number:016x}"
+        example = {"rows": torch.ones(2, 64)}
+        return build(Backend("openvino"), Source(lambda: Network(number).eval(), example, cache), "cpu")
+
+    running = [network(number) for number in range(1, kept.MOST + 3)]
+    assert len(list(tmp_path.glob("*.xml"))) == len(list(tmp_path.glob("*.bin"))) == kept.MOST
+    assert not list(tmp_path.glob("*-0000000000000001.*"))
+    for number, one in enumerate(running, start=1):
+        assert float(one({"rows": torch.ones(3, 64)})["sums"][2, 5]) == 64 * number
+    again = network(1)  # it is made anew
+    assert float(again({"rows": torch.ones(1, 64)})["sums"][0, 0]) == 64
 
 
 @pytest.mark.parametrize(
@@ -155,6 +200,17 @@ def test_a_model_that_cannot_be_measured_still_starts(tmp_path: Path) -> None:
     spec = ModelSpec("text", tmp_path, "1", TASKS, {})
     wanted = ModelToLoad.from_spec("workers.models.text:TextModel", spec)
     assert tuned.resolve(wanted, devices.cpu(), measure=True) is None
+
+
+def test_a_worker_starts_though_its_cache_cannot_be_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The composed stack mounts it read-only; here a file is in the way, which stops root as well."""
+    (tmp_path / "tuned").touch()
+    monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path))
+    wanted = ModelToLoad.from_spec("workers.models.text:TextModel", ModelSpec("text", folder, "1", TASKS, {}))
+    assert tuned.resolve(wanted, devices.cpu(), measure=True) is None
+    assert "no backend is measured for model text, it runs on torch-fp32" in caplog.text
 
 
 def test_the_settings_choice_is_followed_unmeasured(folder: Path) -> None:

@@ -125,13 +125,13 @@ def test_blobs_go_with_their_jobs_inputs(
         assert done.progress().finished
     abandoned = blobs.put(LONG, new_id())
     later = Blobs(blobs.settings, clock=lambda: time.time() + YOUNG_S + 1)
-    assert blobs.sweep(sqlite_only.with_inputs) == 0
-    assert later.sweep(sqlite_only.with_inputs) == 1
+    assert blobs.sweep(sqlite_only.retention.with_inputs) == 0
+    assert later.sweep(sqlite_only.retention.with_inputs) == 1
     with pytest.raises(InputUnavailable):
         blobs.get(abandoned, 1000)
     assert len(files(blob_url)) == 2
-    sqlite_only.purge(finished_before=time.time() + 1, keep_results=True)
-    assert later.sweep(sqlite_only.with_inputs) == 1
+    sqlite_only.retention.purge(finished_before=time.time() + 1, keep_results=True)
+    assert later.sweep(sqlite_only.retention.with_inputs) == 1
     assert later.sweep(lambda jobs: jobs) == 0
     assert len(files(blob_url)) == 1, "that of the unfinished job"
 

@@ -147,9 +147,9 @@ def test_a_forgotten_result_is_gone(app: Celery) -> None:
 def test_a_revoked_task_says_so(app: Celery) -> None:
     """Revoked before its time came."""
     result = task(app, "add").apply_async((1, 1), countdown=3600)
-    result.revoke()
-    while result.id not in worker_state.revoked:  # the worker, a thread of this process, hears of it by and by
-        threading.Event().wait(0.01)
+    while result.id not in worker_state.revoked:  # a broadcast: a worker that does not listen yet never hears of it
+        result.revoke()
+        threading.Event().wait(0.05)
     late = task(app, "add").apply_async((1, 1), task_id=result.id)
 
     with pytest.raises(TaskRevokedError):

@@ -173,7 +173,7 @@ def test_a_stream_that_was_purged_is_made_anew(client: Client, store: Store, sta
     first = client.submit("topic", "a")
     stand_in.work(1)
     assert first.result(timeout_s=60)
-    store.purge(finished_before=4e9)
+    store.retention.purge(finished_before=4e9)
     assert client.jobs() == []
     second = client.submit("topic", "b")
     stand_in.work(1)
@@ -507,9 +507,9 @@ def test_a_job_with_a_time_to_live_is_purged_after_it(client: Client, store: Sto
     stand_in.work(2)
     finished_at = job.wait(timeout_s=60).finished_at
     assert finished_at is not None
-    store.purge(now=finished_at + 99)
+    store.retention.purge(now=finished_at + 99)
     assert len(list(client.results(job.id))) == 2
-    store.purge(now=finished_at + 101)
+    store.retention.purge(now=finished_at + 101)
     with pytest.raises(UnknownJob):
         client.status(job.id)
     assert client.status(kept.id).succeeded == 1

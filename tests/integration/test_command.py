@@ -115,8 +115,11 @@ def test_watching_ends_with_the_job_and_says_how_it_went(
     result = argosy("submit", tmp_path / "a.txt", "--task", "topic", "--watch")
     worker.join()
     assert result.exit_code == exit_code
-    assert JOB.match(result.stdout.strip())
+    job = result.stdout.strip()
+    assert JOB.match(job)
     assert f"{summary} of 1 results" in result.stderr
+    why = f"argosy: topic of item 1 failed: input: is not to its liking; `argosy results {job}` has them all"
+    assert (why in result.stderr) == (text == FAILS)
 
 
 def test_parameters_and_priority_travel(tmp_path: Path, stand_in: StandIn) -> None:
@@ -157,6 +160,19 @@ def test_nothing_but_bad_rows_is_an_error(tmp_path: Path) -> None:
     result = argosy("submit", tmp_path / "a.jsonl", "--task", "topic", "--on-error", "skip")
     assert result.exit_code == 1
     assert "no row could be submitted" in result.stderr
+    assert re.search(r" empty +0 / 0 ", argosy("status").stdout)
+
+
+@pytest.mark.parametrize("option", ["--errors", "--output"])
+def test_a_source_is_not_written_over(tmp_path: Path, option: str) -> None:
+    """Nor is what an earlier run wrote read as a source by a pattern."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text\ngood\n")
+    for source in (rows, f"{tmp_path}/*.csv"):
+        refused = argosy("submit", source, "-t", "topic", option, rows)
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith(f"argosy: {option}: {rows} is one of the sources")
+    assert rows.read_text() == "text\ngood\n"
 
 
 def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
@@ -178,6 +194,28 @@ def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
         (["status", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
         (["results", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
         (["cancel", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
+        (["status", "--limit", "0"], 2, "argosy: Invalid value for '--limit': 0 is not in the range x>=1"),
+        (["dead", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
+        (
+            ["tenants", "set", "acme", "--weight", "nan"],
+            2,
+            "argosy: Invalid value for '--weight': 'nan' is not a number",
+        ),
+        (["what-if", "--set", "rows=1"], 2, "argosy: Invalid value for --set: 'rows' cannot be tried; there are batch"),
+        (
+            ["what-if", "--set", "window=0"],
+            2,
+            "argosy: Invalid value for --set: 'window=0': 0 is not in the range x>=1",
+        ),
+        (
+            ["what-if", "--set", "bulk_share=nan"],
+            2,
+            "argosy: Invalid value for --set: 'bulk_share=nan': 'nan' is not a",
+        ),
+        (["what-if", "--minutes", "-1"], 2, "argosy: Invalid value for '--minutes': -1.0 is not in the range x>0"),
+        (["up"], 1, "argosy: ARGOSY_BROKER_URL: is set, so that clients would not find this fleet, which has a broker"),
+        (["gateway", "--port", "99999"], 2, "argosy: Invalid value for '--port': 99999 is not in the range"),
+        (["gateway", "--rate", "nan"], 2, "argosy: Invalid value for '--rate': 'nan' is not a number"),
         (["frobnicate"], 2, "argosy: No such command 'frobnicate'"),
     ],
 )
@@ -198,6 +236,14 @@ def test_a_broker_or_store_that_is_away_is_one_line(tmp_path: Path, monkeypatch:
     assert re.fullmatch(r"argosy: Redis at 127\.0\.0\.1:1: .*; check that it runs and can be reached\n", away.stderr)
     monkeypatch.setenv("ARGOSY_STORE_URL", f"sqlite:///{tmp_path}/none.db")
     assert "run `argosy migrate`" in argosy("status").stderr
+
+
+def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error in the URL must not end in a traceback, nor in a file that is written over."""
+    (tmp_path / "notes.txt").write_text("buy milk")
+    monkeypatch.setenv("ARGOSY_STORE_URL", f"sqlite:///{tmp_path}/notes.txt")
+    assert argosy("migrate").stderr.endswith("file is not a database; name another file, or put this one away\n")
+    assert (tmp_path / "notes.txt").read_text() == "buy milk"
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

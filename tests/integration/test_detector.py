@@ -15,7 +15,7 @@ from PIL import Image
 
 from producers.catalogue import Catalogue
 from producers.errors import ConfigurationError
-from tests.serving import answered, assert_alike
+from tests.serving import DEVICE, answered, assert_alike
 from workers import settings
 from workers.models import coco, detector, sources, tfjs
 from workers.models.detector import DetectorModel
@@ -138,7 +138,7 @@ def model() -> DetectorModel:
         Catalogue({}).with_models({"detector": {"tasks": {"objects": "object-detection"}}}, where="fleet.toml").tasks
     )
     made = DetectorModel(ModelSpec("detector", pulled("models", "detector"), "1", tasks))
-    made.load("cpu")
+    made.load(DEVICE)
     return made
 
 

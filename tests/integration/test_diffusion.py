@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from producers.errors import ConfigurationError
+from producers.messages import SeedInput
 from tests import tiny_diffusers as tiny
 from tests.serving import Served
 
@@ -168,6 +170,42 @@ def test_who_is_more_urgent_is_drawn_first(made: Made) -> None:
     assert ended == ["interactive", "bulk"]
 
 
+def trained_on(folder: Path, steps: int) -> Path:
+    """Have a folder say that its network knows so many steps."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_train_timesteps": steps}))
+    return folder
+
+
+def test_a_network_that_knows_few_steps(tmp_path: Path) -> None:
+    """It takes as many as it knows; who asks for more fails alone, though others are being drawn."""
+    folder = trained_on(tiny.unprompted(tmp_path / "few"), 10)
+    served = Served(folder, {"draw": "unconditional-image-generation"}).load()
+    theirs = pipeline(folder, "DDPMPipeline")
+    [found] = served.ask("draw", [3])
+    assert_same(found, theirs(generator=generator(3), num_inference_steps=10).images[0])
+    params = [
+        served.catalogue.check_params(served.task("draw"), {"num_inference_steps": n}, field="p") for n in (4, 11)
+    ]
+    good, bad = (served.model.prepare(SeedInput(3), {"draw": own}) for own in params)
+    served.model.join("good", "draw", served.model.collate([good])["draw"][0], urgency=3)
+    served.model.step()
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        served.model.join("bad", "draw", served.model.collate([bad])["draw"][0], urgency=3)
+    assert [one.key for _ in range(3) for one in served.model.step()] == ["good"]
+
+
+def test_what_is_not_a_number_is_no_picture(tmp_path: Path) -> None:
+    import torch
+
+    served = Served(tiny.unprompted(tmp_path / "broken", "DDIM"), {"draw": "unconditional-image-generation"}).load()
+    unet = served.model.engine._networks.pipeline.unet
+    with torch.no_grad():
+        unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        served.ask("draw", [3], num_inference_steps=2)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -209,3 +247,7 @@ def test_folders_that_cannot_be_served_are_named_at_the_start(made: Made, tmp_pa
         _ = Served(tmp_path, {"draw": "text-to-image"}).model.revision
     with pytest.raises(ConfigurationError, match="not an option; these are: max_pixels, step_rows"):
         _ = Served(made(tiny.unprompted, "DDIM"), {"draw": "unconditional-image-generation"}, rows=1).model.revision
+    with pytest.raises(ConfigurationError, match="step_rows: must be a whole number, 1 or more, not 'all'"):
+        _ = Served(
+            made(tiny.unprompted, "DDIM"), {"draw": "unconditional-image-generation"}, step_rows="all"
+        ).model.revision

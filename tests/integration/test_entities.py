@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from random import Random
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from producers.catalogue import Catalogue
 from producers.errors import InputTooLarge, InvalidInput
-from tests.serving import answered
+from tests.serving import DEVICE, answered
 from workers.models.model import ModelSpec
 from workers.models.sources import Pulled
 from workers.models.text import TextModel
@@ -41,7 +42,7 @@ LONG = " ".join(f"On day {n}, Barack Obama spoke in Chicago about the economy." 
 def text(pulled_models: Mapping[str, Pulled]) -> TextModel:
     pulled = pulled_models["text"]
     model = TextModel(ModelSpec("text", pulled.folder, pulled.revision, TASKS))
-    model.load("cpu")
+    model.load(DEVICE)
     return model
 
 
@@ -76,7 +77,7 @@ def test_scores_are_those_of_the_layers_written_out(text: TextModel, pulled_mode
 
     folder = pulled_models["text"].folder
     tokenizer, backbone = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    module: Any = text._heads["entities"]
+    module: Any = copy.deepcopy(text._heads["entities"]).cpu()
     encoded = tokenizer(NEWS[2], return_tensors="pt")
     with torch.inference_mode():
         layers = backbone(**encoded, output_hidden_states=True).hidden_states
@@ -151,7 +152,7 @@ def test_features_that_are_known_label_tokens_too(pulled_models: Mapping[str, Pu
     """With the feature cache the second time is without a pass, and the same."""
     pulled = pulled_models["text"]
     remembering = TextModel(ModelSpec("text", pulled.folder, pulled.revision, TASKS, {"feature_cache_mib": 8}))
-    remembering.load("cpu")
+    remembering.load(DEVICE)
     rows = [remembering.prepare(content, ask()) for content in NEWS]
     for _ in range(2):
         batch = remembering.collate(rows)

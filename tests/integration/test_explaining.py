@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from producers.catalogue import Catalogue
 from producers.errors import InputTooLarge, InvalidInput
 from tests import tiny_checkpoints as tiny
-from tests.serving import TOLERANCE, answered, assert_alike
+from tests.serving import DEVICE, TOLERANCE, answered, assert_alike
 from workers import explaining, settings
 from workers.batching.policy import Budget
 from workers.batching.roster import ServedModel
@@ -49,12 +49,12 @@ class Explained:
         self.catalogue = Catalogue({}).with_models({name: {"tasks": tasks}}, where="fleet.toml")
         wanted = ModelToLoad.from_spec(class_, ModelSpec(name, folder, "1", self.catalogue.tasks, options))
         self.plain: Model = wanted.build()
-        self.plain.load("cpu")
+        self.plain.load(DEVICE)
         chosen = settings.Settings(models={name: settings.ModelSettings(source={"path": "."}, explain="preloaded")})
         side = explaining.side(chosen, wanted, ServedModel(self.plain, self.plain.revision, Budget(256, 64)))
         assert side is not None
         self.model: Any = side[0].build()
-        self.model.load("cpu")
+        self.model.load(DEVICE)
 
     def params(self, task: str, **chosen: Any) -> msgspec.Struct:
         if chosen.get("explain"):
@@ -388,7 +388,7 @@ def test_weights_are_loaded_with_the_first_item_only(tmp_path: Path) -> None:
     assert side is not None
     model = side[0].build()
     assert isinstance(model, ExplainingModel)
-    model.load("cpu")
+    model.load(DEVICE)
     params = {"label": catalogue.check_params(catalogue.tasks["label"], {"explain": True}, field="params")}
     row = model.prepare("the film was good", params)
     weights = (folder / "model.safetensors").read_bytes()

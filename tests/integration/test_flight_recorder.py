@@ -16,21 +16,21 @@ def test_a_batch_comes_back_as_it_was_recorded(store: Store) -> None:
     """With its trace where that is asked for; lists of many batches go without, as it is most of a row."""
     whole = batch("b0", idle_s=0.5, predicted_s=0.03, cached_rows=1, trace=TRACE)
     store.commit([], batches=[whole])
-    assert store.batch("b0") == whole
-    assert store.recent_batches(traces=True) == [whole]
-    assert store.recent_batches()[0].trace is None
+    assert store.flight.batch("b0") == whole
+    assert store.flight.recent(traces=True) == [whole]
+    assert store.flight.recent()[0].trace is None
 
 
 def test_batches_since(store: Store) -> None:
     """What a screen that looks every second has not seen yet."""
     store.commit([], batches=[batch(f"b{n}", started_at=100.0 + n) for n in range(5)])
-    assert [each.id for each in store.recent_batches(since=102.0)] == ["b4", "b3"]
+    assert [each.id for each in store.flight.recent(since=102.0)] == ["b4", "b3"]
 
 
 def test_an_unknown_batch_is_named(store: Store) -> None:
     """An operator mistypes."""
     with pytest.raises(UnknownBatch, match="b9"):
-        store.batch("b9")
+        store.flight.batch("b9")
 
 
 def test_inputs_are_there_until_they_are_dropped(store: Store) -> None:
@@ -51,9 +51,9 @@ def test_queued_work_in_seconds(store: Store) -> None:
     ran = [("w1", 1000.0, 0.4, 40), ("w2", 1001.0, 0.8, 20), ("w0", 900.0, 9.0, 1)]  # the last is long gone
     store.commit([], batches=[batch(w, worker=w, started_at=at, forward_s=s, items=items) for w, at, s, items in ran])
 
-    assert store.queued_work() == [
+    assert store.flight.queued_work() == [
         QueuedWork(model="text", priority=0, items=30, seconds_per_item=pytest.approx(0.01)),
         QueuedWork(model="text", priority=9, items=60, seconds_per_item=pytest.approx(0.01)),
         QueuedWork(model="vision", priority=9, items=30, seconds_per_item=None),
     ]
-    assert store.queued_work()[1].seconds == pytest.approx(0.6)
+    assert store.flight.queued_work()[1].seconds == pytest.approx(0.6)

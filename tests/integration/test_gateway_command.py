@@ -64,7 +64,10 @@ def test_it_serves_until_it_is_told_to_stop() -> None:
             assert "sentiment" in [task["name"] for task in tasks.json()["tasks"]]
         finally:
             process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        logged = process.stderr.read().decode()
         assert process.wait(30) == 0
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO uvicorn\.access: .*/api/tasks", logged, re.MULTILINE)
 
 
 def test_no_keys_on_no_open_address() -> None:

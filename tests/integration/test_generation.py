@@ -15,6 +15,7 @@ from producers.messages import Message, MessagesInput
 from tests import tiny_checkpoints
 from tests.serving import Served
 from workers.models.generation.model import GenerationModel
+from workers.models.generation.prompts import Prompts
 from workers.models.generation.requests import Request, Sampling, Written
 from workers.models.huggingface import ragged
 from workers.models.sources import Pulled
@@ -129,6 +130,32 @@ def test_drawn_tokens_do_not_depend_on_neighbours(served: Served) -> None:
     assert first != second
 
 
+@pytest.mark.parametrize("params", [{"temperature": 1e-40}, {"temperature": 5.0, "top_p": 1e-60}])
+def test_as_good_as_no_chance_is_the_likeliest(served: Served, params: dict[str, float]) -> None:
+    """What 32 bits cannot tell from nothing is no fault, which would be everybody's in the step."""
+    [likeliest, drawn] = (served.ask("chat", ["Once"], max_new_tokens=9, **own)[0] for own in ({}, params))
+    assert drawn["text"] == likeliest["text"]
+
+
+def test_what_is_not_a_number_fails_and_leaves_nothing_behind(served: Served) -> None:
+    """As in 16 bits it may come to be. Else it would be in the keys that the next ones' masks only multiply by 0."""
+    import torch
+
+    def poisoned(_: Any, given: tuple[torch.Tensor, ...], found: torch.Tensor) -> torch.Tensor:
+        return found.masked_fill((given[0] == 250).unsqueeze(-1), torch.nan)
+
+    texts = ["Once upon a time", "there was", "a"]
+    before = [one["text"] for one in served.ask("chat", texts, max_new_tokens=20)]
+    hook = served.model._engine._network._model.get_input_embeddings().register_forward_hook(poisoned)
+    try:
+        with pytest.raises(FloatingPointError, match="not a number"):
+            written(served.model, [Request([*range(20, 60), 250], 9), Request([30] * 60, 9)], seed=1)
+        served.model.clear()
+        assert [one["text"] for one in served.ask("chat", texts, max_new_tokens=20)] == before
+    finally:
+        hook.remove()
+
+
 def test_a_stop_string_ends_the_text_and_is_left_out(served: Served) -> None:
     whole = served.ask("chat", ["Once upon"], max_new_tokens=60)[0]["text"]
     stop = whole[11:14]
@@ -179,6 +206,26 @@ def test_what_begins_alike_is_read_once(served: Served) -> None:
     assert network.tokens_read - before <= len(prompt) - made.shared(TASKS["urgency"]["prompt"]) + labels  # type: ignore[index]
 
 
+def test_prompts_of_items_own_are_not_remembered_without_end(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task's parameters may come with the item: a template with a number in it, say."""
+    read: list[str] = []
+    encode = Prompts.bare
+
+    def counted(self: Prompts, text: str) -> list[int]:
+        read.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(Prompts, "bare", counted)
+    prompts = served.model.prompts
+    for n in range(500):
+        prompts.shared(f"{n}. How urgent is it? {{input}}")
+    once = len(read)
+    prompts.shared("499. How urgent is it? {input}")
+    assert len(read) == once, "the latest are known"
+    prompts.shared("0. How urgent is it? {input}")
+    assert len(read) > once, "the first are not"
+
+
 def test_prompts_that_have_no_room(served: Served) -> None:
     """Refused before anything is computed, with what to do."""
     with pytest.raises(InputTooLarge, match="over 256; shorten it, or ask for fewer"):
@@ -186,6 +233,8 @@ def test_prompts_that_have_no_room(served: Served) -> None:
     with pytest.raises(InputTooLarge, match="over 256"):
         served.ask("urgency", ["word " * 200])
     assert served.ask("chat", ["word " * 40])[0]["completion_tokens"] > 0
+    many = [f"{n} of a hundred labels" for n in range(100)]
+    assert "params.labels: have 2," in str(served.refusal("urgency", "one", labels=many))
 
 
 def test_messages_go_through_the_template(folder: Path, served: Served, theirs: Any) -> None:
@@ -213,9 +262,16 @@ def test_a_model_without_a_template(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "problem"),
-    [({"max_token": 3}, "not an option"), ({"step_rows": 0}, "step_rows: must be 1 or more")],
+    [
+        ({"max_token": 3}, "not an option"),
+        ({"step_rows": 0}, "step_rows: must be a whole number, 1 or more, not 0"),
+        ({"prefix_tokens": -1}, "prefix_tokens: must be a whole number, 0 or more"),
+        ({"max_tokens": "many"}, "max_tokens: must be a whole number, 1 or more, not 'many'"),
+        ({"gpu_memory_share": 1}, "gpu_memory_share: must be over 0 and under 1"),
+        ({"gpu_memory_share": "half"}, "gpu_memory_share: must be a number over 0"),
+    ],
 )
-def test_wrong_options_are_named(folder: Path, options: dict[str, int], problem: str) -> None:
+def test_wrong_options_are_named(folder: Path, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         _ = Served(folder, TASKS, **options).model.revision
 

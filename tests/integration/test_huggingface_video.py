@@ -77,7 +77,7 @@ def test_vectors_and_labels_share_a_pass(made: Made) -> None:
     assert_alike(both["action"], served.ask("action", FILES[:1])[0])
     row = served.model.prepare(FILES[0], params)
     network = transformers.AutoModel.from_pretrained(folder)
-    values = served.model._reader.normalized(torch.from_numpy(row.arrays["frames"]))[None]
+    values = served.model.reader.normalized(torch.from_numpy(row.arrays["pixels"]))[None]
     with torch.inference_mode():
         expected = network(values).last_hidden_state.mean(1)[0].numpy()
     np.testing.assert_allclose(both["vector"], expected / np.linalg.norm(expected), atol=TOLERANCE)

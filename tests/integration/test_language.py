@@ -3,7 +3,6 @@
 # ruff: noqa: RUF001 (letters of other scripts are what it is about)
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from producers.catalogue import Catalogue
 from producers.errors import ConfigurationError, InvalidInput
-from tests.serving import answered
+from tests.serving import DEVICE, answered
 from workers.models import head, sources
 from workers.models.language import LanguageModel
 from workers.models.model import ModelSpec
@@ -22,6 +21,8 @@ CATALOGUE = Catalogue({}).with_models(
     {"language": {"tasks": {"language": "language-identification"}}}, where="fleet.toml"
 )
 TASK = CATALOGUE.tasks["language"]
+
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 #: Said by hand, none of it from what was trained on.
 SAID = {
@@ -50,17 +51,12 @@ SAID = {
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[LanguageModel]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+def model() -> LanguageModel:
     pulled = sources.pull(sources.BundledSource("language"), Path("unused"))
     loaded = LanguageModel(ModelSpec("language", pulled.folder, pulled.revision, CATALOGUE.tasks))
     assert loaded.revision
-    loaded.load("cpu")
-    yield loaded
-    torch.set_num_threads(before)
+    loaded.load(DEVICE)
+    return loaded
 
 
 def ask(model: LanguageModel, texts: list[str], **chosen: Any) -> list[list[dict[str, Any]]]:

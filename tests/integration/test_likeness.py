@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from producers.catalogue import Catalogue
-from tests.serving import answered, assert_alike
+from tests.serving import DEVICE, answered, assert_alike
 from workers.models import likeness
 from workers.models.model import ModelSpec
 from workers.models.sources import Pulled
@@ -32,7 +32,7 @@ def model(pulled_models: Mapping[str, Pulled]) -> TextModel:
     pulled = pulled_models["text"]
     tasks = {name: CATALOGUE.tasks[name] for name in ("sentiment", "embedding", *TASKS)}
     model = TextModel(ModelSpec("text", pulled.folder, pulled.revision, tasks))
-    model.load("cpu")
+    model.load(DEVICE)
     return model
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from producers.catalogue import Catalogue
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
-from tests.serving import Served, answered
+from tests.serving import DEVICE, Served, answered
 from workers.models import sources
 from workers.models.model import ModelSpec
 from workers.models.style import StyleModel
@@ -98,7 +98,7 @@ def test_what_cannot_be_made_larger_is_refused(made: Made, tmp_path: Path) -> No
 def styles() -> StyleModel:
     tasks = Catalogue({}).with_models({"style": {"tasks": {"style": "style-transfer"}}}, where="fleet.toml").tasks
     model = StyleModel(ModelSpec("style", sources.BUNDLED / "style", "1", tasks, {"longest_side": 64}))
-    model.load("cpu")
+    model.load(DEVICE)
     return model
 
 

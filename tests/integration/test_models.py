@@ -15,6 +15,7 @@ from PIL import Image
 
 from producers.catalogue import Catalogue
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from tests.serving import DEVICE
 from workers import serving, settings
 from workers.batching.microbatch import MicroBatch
 from workers.batching.pool import Waiting
@@ -46,14 +47,14 @@ def spec(name: str, pulled: Pulled, **options: Any) -> ModelSpec:
 @pytest.fixture(scope="module")
 def text(pulled_models: Mapping[str, Pulled]) -> TextModel:
     model = TextModel(spec("text", pulled_models["text"]))
-    model.load("cpu")
+    model.load(DEVICE)
     return model
 
 
 @pytest.fixture(scope="module")
 def vision(pulled_models: Mapping[str, Pulled]) -> VisionModel:
     model = VisionModel(spec("vision", pulled_models["vision"]))
-    model.load("cpu")
+    model.load(DEVICE)
     return model
 
 
@@ -280,7 +281,7 @@ def test_a_head_of_ones_own_comes_first(text: TextModel, pulled_models: Mapping[
         labels=("a", "b", "c"),
     )
     own = TextModel(spec("text", pulled_models["text"], heads=str(tmp_path)))
-    own.load("cpu")
+    own.load(DEVICE)
     assert run(own, [prepared(own, "hello")], "sentiment")["sentiment"].shape == (1, 3)
     assert own.revision != text.revision
     assert (BUILTIN_HEADS / "sentiment" / head.FILE).read_bytes() == before
@@ -331,7 +332,7 @@ sys.exit(f"loaded {{loaded}}" if loaded else 0)
 def remembering(pulled_models: Mapping[str, Pulled]) -> TextModel:
     """The text model with a feature cache."""
     model = TextModel(spec("text", pulled_models["text"], feature_cache_mib=16))
-    model.load("cpu")
+    model.load(DEVICE)
     return model
 
 

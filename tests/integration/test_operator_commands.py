@@ -96,6 +96,6 @@ def test_tenants_are_set_listed_and_reset(store: Store) -> None:
     ]
     assert "acme" in argosy("tenants", "list").stdout
     assert argosy("tenants", "remove", "acme").exit_code == 0
-    assert store.tenant("acme").max_in_flight is None
+    assert store.tenants.enrol("acme").max_in_flight is None
     assert "'acne'; there are '', 'acme'" in argosy("tenants", "remove", "acne").stderr
     assert "no tenant's name" in argosy("tenants", "set", "a b").stderr

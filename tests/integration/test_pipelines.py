@@ -62,7 +62,7 @@ class Work:
         items = list(Intake(request, span=TREE_SPAN).items(inputs))
         parcel = Parcel(request, items, JOB, deadline_at=more.pop("deadline_at", None), tenant="acme", pipeline=True)
         job = NewJob(id=JOB, priority=3, created_at=1.0, tenant="acme", pipeline=self.plan.as_json(), **more)
-        self.sent = [one.envelope for one in seal([parcel], 1.0, {"acme": store.tenant("acme").lane})]
+        self.sent = [one.envelope for one in seal([parcel], 1.0, {"acme": store.tenants.enrol("acme").lane})]
         store.add_envelopes(self.sent, jobs=[job])
 
     def store_results(self, envelope: NewEnvelope, **changes: Any) -> Committed:
@@ -99,7 +99,7 @@ def test_what_follows_is_accepted_with_what_it_follows_from(store: Store) -> Non
     work = Work(store, JOINED, ["one", "two"], deadline_at=1e12)
     [new] = work.store_results(work.sent[0], key="k").followed
     assert work.outbox()[new.id] == new
-    assert (new.priority, new.lane, new.deadline_at, new.model) == (3, store.tenant("acme").lane, 1e12, "m")
+    assert (new.priority, new.lane, new.deadline_at, new.model) == (3, store.tenants.enrol("acme").lane, 1e12, "m")
     envelope = read(new)
     assert (envelope.pipeline, envelope.tenant, envelope.job) == (True, "acme", JOB)
     assert [(item.seq, item.tasks, item.key) for item in envelope.items] == [
@@ -154,7 +154,7 @@ def test_a_failure_holds_up_its_own_tree_until_it_is_replayed(store: Store) -> N
     status = store.job(JOB)
     assert (status.total, status.failed, status.finished) == (5, 1, True)
 
-    assert store.replay(job=JOB).envelopes == 1
+    assert store.dead_letters.replay(job=JOB).envelopes == 1
     assert not store.job(JOB).finished
     [late] = work.store_results(envelope).followed
     assert [item.seq for item in read(late).items] == [tree_number(0, (), 3)]
@@ -175,7 +175,7 @@ def test_a_dead_envelope_is_not_followed(store: Store) -> None:
     [item] = read(envelope).items
     rows = [work.row(item, task, envelope, state=ResultState.FAILED, output=None) for task in item.tasks]
     assert work.commit(rows, envelope, dead=True).followed == ()
-    [letter] = store.dead(job=JOB)
+    [letter] = store.dead_letters.newest(job=JOB)
     assert len(letter.failures) == 2
     assert letter.failures[0].error is not None
 
@@ -199,10 +199,10 @@ def test_inputs_that_later_steps_need_are_dropped_at_the_end(store: Store) -> No
     _, committed = store.exchange(
         results=rows, done=[envelope.id], stepped=[envelope.id], follow=follow, drop_inputs=True
     )
-    assert store.drop_inputs_of_pipelines() == 0
+    assert store.retention.drop_inputs_of_pipelines() == 0
     assert store.inputs([envelope.id])
     work.store_results(committed.followed[0])
-    assert store.drop_inputs_of_pipelines() == 2
+    assert store.retention.drop_inputs_of_pipelines() == 2
     assert not work.outbox()
 
 
@@ -210,7 +210,7 @@ def test_inputs_that_a_replay_could_want_stay(store: Store) -> None:
     work = Work(store, JOINED, ["one"])
     work.store_results(work.sent[0], state=ResultState.FAILED, output=None, error={"kind": "ModelError"})
     assert store.job(JOB).finished
-    assert store.drop_inputs_of_pipelines() == 0
+    assert store.retention.drop_inputs_of_pipelines() == 0
 
 
 # --- inputs made of results ---
@@ -271,12 +271,12 @@ def test_what_is_not_kept_any_more_is_said_to_be_gone(store: Store) -> None:
     work = Work(store, CROPPED, [picture()[1]])
     [new] = work.store_results(work.sent[0], output=detected((0, 0, 20, 10))).followed
     [item] = read(new).items
-    store.purge(finished_before=1e12, keep_results=True)
+    store.retention.purge(finished_before=1e12, keep_results=True)
     work.store_results(new)
-    store.purge(finished_before=1e12, keep_results=True)
+    store.retention.purge(finished_before=1e12, keep_results=True)
     with pytest.raises(InputUnavailable, match="not kept any more"):
         Derivation(store, InputLimits(), JOB).input(item.input)
-    store.purge(finished_before=1e12)
+    store.retention.purge(finished_before=1e12)
     with pytest.raises(InputUnavailable, match="not kept any more"):
         Derivation(store, InputLimits(), JOB).input(item.input)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from producers.blobs import YOUNG_S, BlobSettings
 from producers.errors import BlobsUnavailable, ConfigurationError, FileUnavailable, InvalidInput
@@ -50,6 +51,24 @@ def test_what_was_cut_off_is_written_again(files: ResultFiles) -> None:
     with pytest.raises(FileUnavailable, match="sha256 differs"):
         files.read(reference)
     assert files.read(files.put(job, b"drawn", PNG)) == b"drawn"
+
+
+def test_who_dies_while_it_writes_leaves_anothers_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of a job make the same picture at once; the faster one's row is committed, and there it is told where the file is."""
+    files, job = ResultFiles(f"file://{tmp_path}"), new_id()
+    reference = files.put(job, b"drawn", PNG)
+    file = Path(reference["uri"].removeprefix("file://"))
+    file.write_bytes(b"dra")  # the faster one, not through yet
+
+    def killed(_: object, path: str, data: bytes) -> None:
+        file.write_bytes(b"drawn")
+        Path(path).write_bytes(data[:1])
+        raise OSError("killed")
+
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", killed)
+    with pytest.raises(BlobsUnavailable, match="killed"):
+        files.put(job, b"drawn", PNG)
+    assert files.read(reference) == b"drawn"
 
 
 def test_a_reference_leads_nowhere_but_below_the_url(files: ResultFiles, tmp_path: Path) -> None:

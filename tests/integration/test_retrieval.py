@@ -17,7 +17,7 @@ from producers.documents import Document, passages
 from producers.documents.index_file import Contents, write
 from producers.errors import ConfigurationError, InputUnavailable, InvalidInput
 from producers.kinds.retrieval import Passage
-from tests.serving import answered, assert_alike
+from tests.serving import DEVICE, answered, assert_alike
 from workers.models.model import ModelSpec
 from workers.models.sources import Pulled
 from workers.models.text import TextModel
@@ -61,7 +61,7 @@ def index(model: TextModel, texts: Mapping[str, str], out: Path, encoder: str = 
 def model(pulled_models: Mapping[str, Pulled], tmp_path_factory: pytest.TempPathFactory) -> TextModel:
     folder = tmp_path_factory.mktemp("handbook")
     model = TextModel(spec(pulled_models["text"], folder))
-    model.load("cpu")
+    model.load(DEVICE)
     index(model, TEXTS, folder)
     return model
 
@@ -103,7 +103,7 @@ def test_a_new_index_is_taken_with_the_next_batch(
 ) -> None:
     """Before there is one, the task is refused and the others go on; and so are vectors of another encoder."""
     own = TextModel(spec(pulled_models["text"], tmp_path / "later"))
-    own.load("cpu")
+    own.load(DEVICE)
     both = ask() | ask("sentiment")
     row = own.prepare("Is it late?", both)
     assert isinstance(row.refused["handbook"], InputUnavailable)

@@ -157,10 +157,17 @@ def test_silence_says_nothing(made: Made) -> None:
 # --- CTC ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "norm"), [("Wav2Vec2ForCTC", "group"), ("HubertForCTC", "layer")])
-def test_ctc_spells_what_its_pipeline_spells(made: Made, name: str, norm: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("Wav2Vec2ForCTC", {"norm": "group"}),
+        ("HubertForCTC", {"norm": "layer"}),
+        ("Wav2Vec2ForCTC", {"norm": "layer", "add_adapter": True, "num_adapter_layers": 2, "output_hidden_size": 32}),
+    ],
+)
+def test_ctc_spells_what_its_pipeline_spells(made: Made, name: str, config: dict[str, Any]) -> None:
     """Words and characters with their times, all clips in one batch; where padding can be masked, in one pass."""
-    folder = made(tiny.wav2vec2, name, norm=norm)
+    folder = made(tiny.wav2vec2, name, **config)
     theirs, served = pipeline(SPEECH, folder), Served(folder, {"said": SPEECH}).load()
     for options in ({}, {"return_timestamps": "word"}, {"return_timestamps": "char"}):
         assert_alike(served.ask("said", FILES, **options), [theirs(one.copy(), **options) for one in CLIPS], 0.001)
@@ -232,8 +239,18 @@ def test_a_wrong_setting_is_named(made: Made, tmp_path: Path) -> None:
         Served(made(tiny.whisper), {"said": SPEECH, "sort": SOUNDS})
     with pytest.raises(ConfigurationError, match=r"options.voice: there is no .*silero"):
         Served(made(tiny.whisper), {"said": SPEECH}, voice=str(tmp_path)).load()
-    with pytest.raises(ConfigurationError, match="max_tokens: not an option"):
-        Served(made(tiny.whisper), {"said": SPEECH}, max_tokens=3).load()
+    for option, value, problem in (
+        ("max_tokens", 3, "not an option"),
+        ("max_audio_s", "an hour", "must be a number over 0"),
+        ("max_new_tokens", 0, "must be a whole number, 1 or more"),
+        ("windows_together", 2.5, "must be a whole number"),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"{option}: {problem}"):
+            _ = Served(made(tiny.whisper), {"said": SPEECH}, **{option: value}).model.revision
+    with pytest.raises(ConfigurationError, match="max_audio_s: must be a number over 0, not -1"):
+        _ = Served(
+            made(tiny.ast, "ASTForAudioClassification", num_labels=3), {"sort": SOUNDS}, max_audio_s=-1
+        ).model.revision
 
 
 def test_an_extractor_that_we_do_not_follow_is_found_out(made: Made, tmp_path: Path) -> None:

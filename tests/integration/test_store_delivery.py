@@ -150,7 +150,7 @@ def test_one_commit_may_serve_several_jobs(store: Store) -> None:
     assert (committed.inserted, sorted(committed.done)) == (2, [("a", "a0"), ("b", "b0")])
     assert store.job("a").finished
     assert store.job("b").finished
-    assert store.recent_batches() == [batch("x")]
+    assert store.flight.recent() == [batch("x")]
 
 
 def test_what_json_has_no_word_for_is_refused_by_name(store: Store) -> None:

@@ -297,7 +297,7 @@ class StoreMachine(RuleBasedStateMachine):
             if (items := self.failed(envelope, kind))
         }
         chosen = dict(list(chosen.items())[:limit])
-        done = self.store.replay(job=job, error_kind=kind, failed_before=self.now + 1, limit=limit)
+        done = self.store.dead_letters.replay(job=job, error_kind=kind, failed_before=self.now + 1, limit=limit)
         assert (done.envelopes, done.results) == (len(chosen), sum(map(len, chosen.values())))
         for id_, items in chosen.items():
             old = self.envelopes[id_]
@@ -314,7 +314,7 @@ class StoreMachine(RuleBasedStateMachine):
         before = None if age_s is None else self.now - age_s
         due = {id_ for id_, job in self.jobs.items() if self.expired(job, before)}
         gone = {id_: envelope for id_, envelope in self.envelopes.items() if envelope.job in due}
-        purged = self.store.purge(finished_before=before, keep_results=keep_results, now=self.now)
+        purged = self.store.retention.purge(finished_before=before, keep_results=keep_results, now=self.now)
         assert purged.payloads == sum(envelope.payload for envelope in gone.values())
         if keep_results:
             for envelope in gone.values():
@@ -358,7 +358,7 @@ class StoreMachine(RuleBasedStateMachine):
         found = {depth.state.value: depth.envelopes for depth in self.store.depth()}
         states = [envelope.state for envelope in self.envelopes.values()]
         assert found == {state: states.count(state) for state in ("accepted", "published") if state in states}
-        dead = {letter.id: len(letter.failures) for letter in self.store.dead(limit=1000)}
+        dead = {letter.id: len(letter.failures) for letter in self.store.dead_letters.newest(limit=1000)}
         assert dead == {
             id_: len(self.failed(envelope))
             for id_, envelope in self.envelopes.items()

@@ -52,7 +52,7 @@ def test_migrating_twice_changes_nothing(store: Store) -> None:
     store.migrate()
 
     assert len(store.results("job")) == 1
-    assert store.recent_batches() == [batch("b0")]
+    assert store.flight.recent() == [batch("b0")]
 
 
 def test_down_and_up_again_with_data_in_it(store_url: str) -> None:
@@ -101,7 +101,7 @@ def test_a_database_in_use_gains_dead_letters_and_loses_nothing(store_url: str) 
         assert [(envelope.id, envelope.payload, envelope.attempts) for envelope in taken] == [("e0", b"input", 0)]
         failed = result(0, envelope="e1", state=ResultState.FAILED, output=None)
         store.commit([failed], dead=["e1"])
-        assert [letter.payload for letter in store.dead()] == [b"input"]
+        assert [letter.payload for letter in store.dead_letters.newest()] == [b"input"]
     found.close()
 
 

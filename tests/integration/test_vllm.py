@@ -18,8 +18,7 @@ from workers.models.backends.choice import Backend
 from workers.models.generation import vllm_requests
 from workers.models.generation.requests import Request, Sampling
 from workers.models.generation.vllm_engine import VllmEngine
-from workers.models.generation.vllm_requests import Ask, Asked
-from workers.models.generation.writing import Writer
+from workers.models.generation.vllm_requests import Ask
 
 TASKS = {
     "chat": "text-generation",
@@ -204,12 +203,20 @@ def test_the_engine_is_started_with_the_models_settings(folder: Path) -> None:
     assert (found["enable_lora"], found["max_loras"], found["max_lora_rank"]) == (True, 1, 16)
 
 
-def test_a_request_that_vllm_gives_up_is_an_error(served: Served) -> None:
-    """The batch fails, and is looked into; no half answer passes for a whole one."""
-    writer = Writer(served.model.prompts.tokenizing.tokenizer, ())
-    asked = Asked("key", Request([5], 8), writer, {2}, {"1": Ask([5], {})})
+def test_a_request_that_vllm_gives_up_is_an_error(
+    served: Served, llm: PlainLlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch fails, and is looked into; no half answer passes for a whole one, and nothing is left of it."""
+    engine: VllmEngine = served.model._engine
+    engine.join("key", Request([5], 8), urgency=0)
+    [name] = llm.requests
+    made = SimpleNamespace(token_ids=[], finish_reason="abort", logprobs=None)
+    given_up = SimpleNamespace(request_id=name, outputs=[made], finished=True, num_cached_tokens=0)
+    monkeypatch.setattr(llm, "step", lambda: [given_up])
     with pytest.raises(RuntimeError, match="vLLM ended the request: abort"):
-        asked.wrote("1", [], "abort", 0)
+        engine.step()
+    engine.clear()
+    assert (len(engine), engine._by_name, llm.aborted) == (0, {}, [])
 
 
 def test_it_is_for_gpus_and_must_be_installed(folder: Path) -> None:

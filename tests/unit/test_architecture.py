@@ -28,9 +28,11 @@ CELERY = {
 SHARED = {
     "blobs",
     "catalogue",
+    "command_line",
     "connection",
     "errors",
     "files",
+    "fleet_file",
     "kinds",
     "messages",
     "pipelines",

@@ -153,3 +153,33 @@ def test_the_fleets_own_tasks_are_known(tmp_path: Path) -> None:
     write_fleet(tmp_path, os.getpid(), config=str(fleet))
     assert "mood" in Connection(environment={"ARGOSY_HOME": str(tmp_path)}).catalogue.tasks
     assert "mood" not in Connection(BROKER, STORE, {"ARGOSY_HOME": str(tmp_path)}).catalogue.tasks
+
+
+def test_the_fleets_own_limits_are_known(tmp_path: Path) -> None:
+    """What its workers take, the client beside its file sends."""
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text('[limits]\nmax_input_bytes = 200_000_000\nallowed_roots = ["/srv"]\n')
+    limits = Connection(environment={"ARGOSY_FLEET": str(fleet)}).catalogue.limits
+    assert (limits.max_input_bytes, limits.max_text_chars) == (200_000_000, 100_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models = 3", "models: Expected `object`"),
+        ("[models]\ntext = 3", "models.text: Expected `object`"),
+        ('[models.text]\ntasks = ["mood"]', "models.text.tasks: Expected `object`"),
+        ('[limits]\nmax_text_chars = "many"', "limits.max_text_chars: Expected `int`"),
+        ('blobs = "file:///srv"', "blobs: Expected `object`"),
+        ('[blobs]\nuri = "file:///srv"', "blobs.uri: no such setting; did you mean 'url'"),
+        ("[admission]\nmax_queued_s = 3", "admission.max_queued_s: Expected `object`"),
+        ("[models", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_the_fleets_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    """A client reads some of the tables, and tells of them as the workers do."""
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text(text)
+    found = Connection(environment={"ARGOSY_FLEET": str(fleet)})
+    with pytest.raises(ConfigurationError, match=f"fleet.toml: {message}"):
+        _ = found.catalogue, found.admission, found.blobs

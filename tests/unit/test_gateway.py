@@ -173,11 +173,9 @@ def test_inputs_of_many() -> None:
     assert item_of({"input": {"bytes": "aGk="}, "key": "k", "params": {"top_k": 2}}, "x").input == InlineBytes(b"hi")
     assert item_of({"url": "http://x/y.png"}, "x").input == UrlInput("http://x/y.png")
     assert item_of({"question": "q", "context": "c"}, "x").input == {"question": "q", "context": "c"}
-    for wrong in ({"input": "x", "kex": 1}, {"bytes": "??"}, {"bytes": 1}, {"input": "x", "key": "\ud800"}):
+    for wrong in ({"input": "x", "kex": 1}, {"bytes": "??"}, {"bytes": 1}):
         with pytest.raises(InvalidInput, match=r"^inputs\[3\]\."):
             item_of(wrong, "inputs[3]")
-    with pytest.raises(InvalidInput, match="cannot be sent"):
-        item_of({"input": "x", "params": {"top_k": 10**30}}, "x")
 
 
 @pytest.mark.parametrize(

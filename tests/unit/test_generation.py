@@ -14,6 +14,7 @@ from producers.catalogue import Catalogue
 from producers.errors import ConfigurationError
 from producers.text_streams import Pieces
 from workers.models.generation import rota
+from workers.models.generation.memory import Block, Shape
 from workers.models.generation.prefixes import Prefixes
 from workers.models.generation.writing import Writer
 
@@ -122,6 +123,34 @@ def test_the_longest_known_beginning_is_found() -> None:
     assert prefixes.tokens == 52, "what it extends is not held twice"
     prefixes.keep(range(100, 130), kept(30))
     assert prefixes.tokens <= 64
+
+
+def test_a_block_takes_what_its_rows_need() -> None:
+    """One long text among short ones is not made room for in as many rows as there ever were; when all have left, nothing is."""
+    shape = Shape(2, 1, 4, torch.float32, "cpu")
+    block, random = Block(shape), torch.Generator().manual_seed(1)
+
+    def row(tokens: int) -> torch.Tensor:
+        return torch.randn((2, 2, 1, tokens, 4), generator=random)
+
+    short = [row(n) for n in range(1, 9)]
+    for own in short:
+        block.add(own)
+    for _ in range(6):
+        block.drop(0)
+    left = {0: short[2], 1: short[1]}  # the last one takes the place of who leaves
+    long = row(5000)
+    assert block.add(long) == 2
+    assert block.bytes < 4 * long.nbytes
+    assert block.drop(2) is None
+    for number in range(2, 6):
+        block.add(short[number])
+    assert block.bytes < long.nbytes
+    for number, own in left.items():
+        assert torch.equal(block.kept(number), own)
+    while len(block):
+        block.drop(0)
+    assert block.bytes == 0
 
 
 def test_a_prompt_may_stand_in_the_task_itself() -> None:

@@ -99,10 +99,14 @@ def test_a_part_of_the_parameters_is_checked_with_the_rest() -> None:
 @pytest.mark.parametrize(
     ("task", "problem"),
     [
-        ({"kind": "no-such-kind"}, r"tasks\.own\.kind: must be one of text-classification"),
+        ({"kind": "no-such-kind"}, r"tasks\.own\.kind: no kind 'no-such-kind'; there are text-classification"),
+        ({"kind": "fil-mask"}, r"tasks\.own\.kind: no kind 'fil-mask'; did you mean 'fill-mask'\?"),
         ({"kind": "fill-mask", "labels": []}, r"tasks\.own\.labels: not a key of a task"),
         ({"kind": "fill-mask", "params": 3}, r"tasks\.own\.params: must be a table"),
-        ({"kind": "fill-mask", "params": {"topk": 3}}, r"params\.topk: not a parameter of fill-mask; these are: top_k"),
+        (
+            {"kind": "fill-mask", "params": {"topk": 3}},
+            r"params\.topk: not a parameter of fill-mask; did you mean 'top_k'",
+        ),
         ({"kind": "fill-mask", "params": {"top_k": 0}}, r"tasks\.own\.params: .*top_k"),
     ],
 )

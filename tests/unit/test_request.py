@@ -13,6 +13,9 @@ from producers.errors import InputTooLarge, InvalidInput, UnknownTask
 from producers.messages import PathInput, Priority
 from producers.request import NewItem, Request, parse_priority
 
+#: Half of a character, as JSON can spell it and file names can hold it: nothing that can be sent.
+HALF = "\ud800"
+
 
 def check(task: Any = "topic", **arguments: Any) -> Request:
     return Request.check(Catalogue.builtin(), task, **{"priority": "standard", **arguments})
@@ -39,6 +42,8 @@ def check(task: Any = "topic", **arguments: Any) -> Request:
         (["topic"], {"params": {"top_k": 2}}, "params.top_k: is not one of the tasks asked for; these are: topic"),
         (["topic"], {"params": {"topic": 2}}, "params.topic: must be a mapping of parameters, not int"),
         (["topic"], {"params": {"topic": {"top_k": "2"}}}, "params.topic: "),
+        ("topic", {"params": {"top_k": 2**70}}, "params: cannot be sent: "),
+        ("topic", {"params": {"explain_label": HALF}}, "params: cannot be sent: "),
     ],
 )
 def test_a_wrong_argument_is_named_with_its_remedy(task: Any, arguments: dict[str, Any], message: str) -> None:
@@ -57,7 +62,9 @@ def test_a_wrong_argument_is_named_with_its_remedy(task: Any, arguments: dict[st
         ("\ud800", InvalidInput, "input"),
         ("x" * 100_001, InputTooLarge, "input"),
         (NewItem("x", key=7), InvalidInput, "input.key"),  # type: ignore[arg-type]
+        (NewItem("x", key=HALF), InvalidInput, "input.key"),
         (NewItem("x", params={"top_k": "many"}), InvalidInput, "input.params"),
+        (NewItem("x", params={"explain_label": HALF}), InvalidInput, "input.params"),
     ],
 )
 def test_a_wrong_input_is_named(value: object, kind: type[InvalidInput], field: str) -> None:
@@ -65,6 +72,15 @@ def test_a_wrong_input_is_named(value: object, kind: type[InvalidInput], field: 
     with pytest.raises(kind) as caught:
         check().item(0, value, field="input")
     assert caught.value.field == field
+
+
+def test_only_what_writes_can_be_read_in_pieces() -> None:
+    """And the caller did not write the parameter that the others lack."""
+    catalogue = Catalogue.builtin().with_models({"m": {"tasks": {"chat": "text-generation"}}}, where="fleet.toml")
+    asked = Request.check(catalogue, "chat", priority="standard", params={"seed": 1})
+    assert asked.streamed().params == {"chat": {"seed": 1, "stream": True}}
+    with pytest.raises(InvalidInput, match=r"^task: 'topic' writes no text"):
+        check("topic").streamed()
 
 
 def test_an_unknown_task_is_its_own_error() -> None:

@@ -48,7 +48,23 @@ def test_a_file_adds_a_model_with_its_tasks(tmp_path):
     ("text", "message"),
     [
         ("[worker]\nconcurrency = 0\n", "worker.*`concurrency` must be 1 to 1024"),
-        ("[worker]\nconcurency = 1\n", "worker.*concurency"),
+        ("[worker]\nconcurency = 1\n", "worker.concurency: no such setting; did you mean 'concurrency'"),
+        ('[worker]\nprofile = "gpus"\n', "worker.profile: .*; one of auto, cpu, gpu"),
+        ('[worker]\nmodels = ["txt"]\n', "worker.models: no model 'txt'; did you mean 'text'"),
+        ("[worker]\ngrace_s = -1\n", "worker: `grace_s` must be 0 or more"),
+        ("[worker]\nlease_s = nan\n", "worker: `lease_s` must be a number of seconds"),
+        ("[workers]\nconcurrency = 1\n", "workers: no such table; did you mean 'worker'"),
+        ("worker = 3\n", "worker: Expected `object`"),
+        ("[limits]\nmax_input_bytes = 0\n", "limits: `max_input_bytes` must be 1 or more"),
+        ("[models.text]\nbatch_row = 1\n", "models.text.batch_row: no such setting; did you mean 'batch_rows'"),
+        ('[models.text]\nbackend = "onyx"\n', "models.text.backend: .*; one of auto, torch, onnxruntime"),
+        ('[models.text]\nuses = { other = "txt" }\n', "models.text.uses: no model 'txt'"),
+        ('[models."a/1"]\nsource = { path = "/m" }\n', "models.a/1: use letters"),
+        ("[models.mine]\nbatch_rows = 1\n", "models.mine.source: is missing"),
+        ('[models.text]\ntasks = "mood"\n', "models.text.tasks: Expected `object`"),
+        ("[admission]\nmax_queued_s = { urgent = 1 }\n", "admission.max_queued_s: .*; one of interactive, standard"),
+        ('[broker]\nuri = "redis://x"\n', "broker.uri: no such setting; did you mean 'url'"),
+        ('[store]\nurl = "mysql://x"\n', "store.url: must look like sqlite:"),
         ("[worker]\nbulk_share = 0.95\n", "worker.*`bulk_share` must be 0 to 0.9"),
         ('[worker]\ngrace_s = "long"\n', "worker.grace_s.*float"),
         ('[models.text]\nbatch_rows = "many"\n', r"models.*batch_rows"),
@@ -61,6 +77,15 @@ def test_an_error_names_file_and_setting(tmp_path, text, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
         load(tmp_path, text)
     assert "fleet.toml" in str(caught.value)
+
+
+def test_the_environment_says_before_the_file_where_the_broker_is(tmp_path, monkeypatch):
+    """`argosy up` tells its workers by the environment, whatever their file says."""
+    found = load(tmp_path, '[broker]\nurl = "redis://file/0"\n[store]\nurl = "sqlite:////file.db"\n')
+    monkeypatch.delenv("ARGOSY_STORE_URL", raising=False)
+    monkeypatch.setenv("ARGOSY_BROKER_URL", "redis://environment/0")
+    assert found.connection.broker_url == "redis://environment/0"
+    assert found.connection.store_url == "sqlite:////file.db"
 
 
 def test_a_missing_file_is_an_error_with_its_variable():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import sys
 from collections.abc import Iterator
 from datetime import date
@@ -15,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from producers.catalogue import Catalogue
 from producers.errors import InvalidInput
-from producers.request import NewItem
+from producers.request import NewItem, Request
 from producers.sources import Source, arrow
 from producers.sources.unique import Unique
 
@@ -52,6 +54,26 @@ def test_several_files_are_one_source_in_their_order(tmp_path: Path) -> None:
     assert [value for _, value in items(f"{tmp_path}/*.txt")] == ["one", "two", "three"]
     with pytest.raises(InvalidInput, match="matches no file; check the pattern, and quote it"):
         items(f"{tmp_path}/*.csv")
+
+
+def test_a_file_whose_name_is_no_utf_8_is_read(tmp_path: Path) -> None:
+    """What an old camera or archive has called it; its path cannot be sent."""
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"one")
+    assert items(tmp_path, "image") == [("caf\ufffd.png", b"one")]
+    assert items(f"{tmp_path}/*.png", "image") == [("caf\ufffd.png", b"one")]
+    (row,) = Source(tmp_path, "image", send_paths=True).rows()
+    with pytest.raises(InvalidInput, match="cannot be sent"):
+        Request.check(Catalogue.builtin(), "image-classification", priority="bulk").item(0, row, field="input")
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed", "not packed"])
+def test_a_packed_file_that_is_damaged_is_named(tmp_path: Path, damage: str) -> None:
+    """Its last rows must not be missing without a word: click takes an EOFError for Ctrl-D, and ends."""
+    whole = gzip.compress(b"".join(b"text number %d\n" % number for number in range(20_000)))
+    damaged = {"cut off": whole[:-30], "changed": whole[:5000] + bytes(100) + whole[5100:], "not packed": b"plain"}
+    (tmp_path / "a.txt.gz").write_bytes(damaged[damage])
+    with pytest.raises(InvalidInput, match=r"a\.txt\.gz: cannot be unpacked: .*; check that it is gzip, and whole"):
+        items(tmp_path / "a.txt.gz")
 
 
 def test_a_packed_file_is_unpacked(tmp_path: Path) -> None:

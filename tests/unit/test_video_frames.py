@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,15 @@ def test_too_much_is_refused(limits: VideoLimits, problem: str, monkeypatch: pyt
     monkeypatch.setattr(frames._Video, "_decoded", lambda _: pytest.fail("decoded"))
     with pytest.raises(InputTooLarge, match=problem):
         read(FILE, Sampling(8), limits)
+
+
+def test_a_busy_machine_refuses_no_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dozens of envelopes are prepared at once, on few cores: the time that a file takes is its own only."""
+    now = itertools.count(step=60.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(time, "time", lambda: next(now))
+    for data in (FILE, videos.file(MOVING, "gif", "gif")):
+        assert len(read(data, Sampling(4))) == 4
 
 
 def test_a_damaged_video_is_a_refusal_or_frames() -> None:

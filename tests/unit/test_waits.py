@@ -128,15 +128,19 @@ def test_the_device_is_never_idle_while_something_waits(trace):
 @settings(max_examples=30, deadline=None)
 @given(traces(), st.floats(0.01, 2.0))
 def test_what_is_computed_is_in_time_and_the_rest_expires(trace, patience_s):
-    """With predictions that hold, no computed item misses its deadline by more than the batch ahead was misjudged."""
+    """With predictions that hold, no computed item misses its deadline by more than the batch ahead was misjudged, and by one more
+    urgent batch that overtook its own when that was decided on already.
+    """
     with_deadlines = [
         Waiting(w.model, w.priority, w.cost, w.arrived_at, w.arrived_at + patience_s, w.content) for w in trace
     ]
     outcome = simulate(with_deadlines, POLICY, device, costs=taught())
+    least_urgent = max((ran.leader for ran in outcome.batches), default=0)
+    overtook_s = max((ran.seconds for ran in outcome.batches if ran.leader < least_urgent), default=0.0)
     for arrival in outcome.arrivals:
         assert arrival.expired != (arrival.ended_at is not None)
         if arrival.ended_at is not None:
-            assert arrival.latency_s <= patience_s * 1.05 + 0.005
+            assert arrival.latency_s <= patience_s * 1.05 + 0.005 + overtook_s
 
 
 def saturating(priority: int, *, until_s: float, every_s: float, cost: int = 30) -> list[Waiting]:

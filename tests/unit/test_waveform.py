@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,14 @@ def test_what_libsndfile_does_not_know_is_read_by_ffmpeg(format_: str, codec: st
     assert likeness(heard(by_ffmpeg(format_, codec))) > 0.95  # AAC begins with a moment of silence
 
 
+@pytest.mark.parametrize("listing", ["ffconcat version 1.0\nfile {}\n", "#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"])
+def test_a_list_of_files_opens_none_of_them(listing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever submits could listen to what lies beside the worker."""
+    (tmp_path / "secret.m4a").write_bytes(by_ffmpeg("mp4", "aac"))
+    monkeypatch.chdir(tmp_path)
+    assert "is not an audio file" in str(refusal(listing.format("secret.m4a").encode()))
+
+
 def test_without_ffmpeg_its_formats_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "av" else found(name))
@@ -146,6 +155,40 @@ def test_a_recording_that_is_recorded_while_it_is_sent_has_no_length_in_its_head
     data = bytearray(encoded(TONES))
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
     np.testing.assert_allclose(heard(bytes(data)), TONES, atol=1e-4)
+
+
+@pytest.mark.parametrize("tag", [b"", b"ID3\x04\0\0\0\0\x02\x01" + bytes(257)])
+@pytest.mark.parametrize("loud_first", [True, False])
+def test_an_mp3_that_does_not_say_how_long_it_is(tag: bytes, loud_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is heard to its end, whatever its first frame lets one guess; one that says it and breaks off is refused."""
+    parts = [TONES, np.zeros(4 * RATE, np.float32)]
+    made = io.BytesIO()
+    soundfile.write(made, np.concatenate(parts if loud_first else parts[::-1]), RATE, format="MP3")
+    data = made.getvalue()
+    first, *frames = data.split(data[:2])[1:]
+    assert b"Xing" in first
+    untold = tag + b"".join(data[:2] + frame for frame in frames)
+    if importlib.util.find_spec("av") is not None:
+        assert len(heard(untold)) == pytest.approx(5 * RATE, rel=0.05)
+    assert len(heard(tag + data)) == pytest.approx(5 * RATE, rel=0.05)
+    assert f"breaks off after {len(tag) + 1000:,} of {len(tag) + len(data):,} bytes" in str(refusal(tag + data[:1000]))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "av" else found(name))
+    assert "does not say how long it is" in str(refusal(untold))
+
+
+@pytest.mark.parametrize("made", [("MP3", None), ("OGG", "VORBIS")])
+def test_recordings_one_behind_another_are_all_heard(
+    made: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a radio's stream is saved, and as files are joined by who knows no better."""
+    both = 2 * encoded(TONES, *made)
+    if importlib.util.find_spec("av") is not None:
+        assert len(heard(both)) == pytest.approx(2 * RATE, rel=0.1)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "av" else found(name))
+    for several in (both, 2 * encoded(TONES, "OGG", "OPUS")):
+        assert "several recordings, one behind another" in str(refusal(several))
 
 
 def test_an_over_long_recording_is_refused_before_all_of_it_is_decoded() -> None:

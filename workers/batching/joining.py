@@ -148,13 +148,11 @@ class Joining:
                 model.stepping.clear()
         return found
 
-    def shrink(self, batch: MicroBatch) -> None:
-        """Let less step from now on: what `batch` holds was too much."""
+    def shrink(self, batch: MicroBatch) -> Budget:
+        """Let less step from now on, as what `batch` holds was too much; return the bounds."""
         model = self._models[batch.model]
-        cost = sum(row.size for row in batch.rows)
-        model.budget = Budget(
-            max(1, min(model.budget.cost, cost) // 2), max(1, min(model.budget.rows, len(batch.rows)) // 2)
-        )
+        model.budget = model.budget.halved(sum(row.size for row in batch.rows), len(batch.rows))
+        return model.budget
 
 
 def together(batches: list[MicroBatch]) -> MicroBatch:

@@ -63,6 +63,10 @@ class Budget:
     cost: int
     rows: int
 
+    def halved(self, cost: int, rows: int) -> Budget:
+        """Return half of this, or of what was in a batch if that was less."""
+        return Budget(max(1, min(self.cost, cost) // 2), max(1, min(self.rows, rows) // 2))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:

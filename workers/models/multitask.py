@@ -140,10 +140,7 @@ class MultiTaskModel(Model):
 
         # shared memory may be read-only, which torch would not respect
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        if not self._device.startswith("cuda"):
-            return tensor
-        # from pinned memory the copy runs beside what the device computes
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
 
     def _cache_file(self) -> Path:
         """Where a backend keeps what it made of this very network: other weights, code or libraries, another file."""

@@ -1,7 +1,8 @@
-"""Pictures of any size on their way through a batch: behind one another, put together by shape, and back as bytes."""
+"""Pictures and videos of any size on their way through a batch: behind one another, put together by shape; pictures back as bytes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,26 +42,26 @@ def read(content: Any, *, most_pixels: int, longest_side: int | None = None) -> 
     return pixels.rgb(content, made, max_pixels=pixels.MAX_PIXELS if longest_side else most_pixels)
 
 
-def squares(picture: Pixels) -> int:
-    height, width = picture.shape[:2]
-    return max(1, int(height * width) // _SQUARE)
+def squares(pixels: Array) -> int:
+    """Return the size of a row of pixels `(…, height, width, 3)`: large ones are costly, and like goes to like."""
+    return max(1, math.prod(pixels.shape[:-1]) // _SQUARE)
 
 
 def collate(rows: Sequence[Prepared]) -> Arrays:
     """Put the rows' pixels behind one another, with their `shapes`."""
     return {
         "pixels": np.concatenate([row.arrays["pixels"].ravel() for row in rows]),
-        "shapes": np.array([row.arrays["pixels"].shape[:2] for row in rows], dtype=np.int64),
+        "shapes": np.array([row.arrays["pixels"].shape[:-1] for row in rows], dtype=np.int64),
     }
 
 
 def by_shape(arrays: Mapping[str, Array]) -> list[tuple[list[int], Array]]:
-    """Return the pictures of each shape: which rows they are, and their pixels `(pictures, height, width, 3)`."""
-    groups: dict[tuple[int, int], list[int]] = {}
+    """Return the rows of each shape: which they are, and their pixels `(rows, …, height, width, 3)`."""
+    groups: dict[tuple[int, ...], list[int]] = {}
     ends = np.cumsum(arrays["shapes"].prod(axis=1) * 3)
     starts = np.concatenate(([0], ends[:-1]))
-    for row, (height, width) in enumerate(arrays["shapes"].tolist()):
-        groups.setdefault((height, width), []).append(row)
+    for row, shape in enumerate(arrays["shapes"].tolist()):
+        groups.setdefault(tuple(shape), []).append(row)
     return [
         (rows, np.stack([arrays["pixels"][starts[row] : ends[row]].reshape(*shape, 3) for row in rows]))
         for shape, rows in groups.items()

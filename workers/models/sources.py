@@ -14,17 +14,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import httpx2
-
 from producers.errors import ConfigurationError
-from workers.models import download, package_index, unpacking
-
-#: What is taken of a Hugging Face repository: weights as safetensors, and text. Never pickles or code.
-HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+from workers.models import download, hub, package_index, unpacking
 
 #: Converters that a package source may name: see `workers/models/conversion.py`.
 CONVERTERS = ("ctranslate2-whisper", "gguf-causal-lm", "tfjs-nanodet", "torchvision-mobilenet-v2")
@@ -204,7 +198,8 @@ def locate(source: Source, cache: Path) -> Pulled | None:
     if isinstance(source, FolderSource):
         return Pulled(source.path, folder_revision(source.path)) if source.path.is_dir() else None
     if isinstance(source, HubSource):
-        return _pulled_from_hub(source, cache)
+        there = hub.locate(_note(source, cache))
+        return _of_hub(source, there) if there else None
     folder = cache / source.key
     return Pulled(folder, f"{source.name}=={source.version}") if folder.is_dir() else None
 
@@ -220,7 +215,7 @@ def pull(source: Source, cache: Path, progress: download.Progress = download.sil
         raise ConfigurationError(f"{source.path}: no such folder; correct the source's `path`")
     assert not isinstance(source, BundledSource), "it is always there"
     if isinstance(source, HubSource):
-        return _pull_from_hub(source, cache)
+        return _of_hub(source, hub.pull(source.hub, source.revision, _note(source, cache)))
     return _pull_package(source, cache, progress)
 
 
@@ -268,47 +263,11 @@ def _convert(name: str, unpacked: Path, target: Path) -> Path:
     return target
 
 
-def _pull_from_hub(source: HubSource, cache: Path) -> Pulled:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    files = list(HUB_FILES)
-    try:
-        offered = HfApi().model_info(source.hub, revision=source.revision)
-        # resumes, verifies and locks by itself
-        folder = Path(
-            snapshot_download(source.hub, revision=offered.sha, cache_dir=cache / "hub", allow_patterns=files)
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, httpx2.HTTPError) as error:
-        what = str(error.__cause__ or error).strip().partition("\n")[0]
-        remedy = "check the id, the network, HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT"
-        raise download.PullFailed(f"{source.hub} at {source.revision}: {what}; {remedy}") from error
-    # where the hub breaks off, its client may return what there is so far
-    names = [sibling.rfilename for sibling in offered.siblings or ()]
-    for name in names:
-        if any(fnmatch(name, pattern) for pattern in files) and not (folder / name).is_file():
-            raise download.PullFailed(f"{source.hub}: {name} did not come; run it again to resume")
-    _note(source, cache, folder)
-    return _hub_revision(source, folder)
+def _note(source: HubSource, cache: Path) -> Path:
+    return cache / f"{source.key}.pulled"
 
 
-def _note(source: HubSource, cache: Path, folder: Path) -> None:
-    """Write down that the last file is there: the hub's folder exists from the first one on."""
-    note = cache / f"{source.key}.pulled"
-    unfinished = note.with_name(f"{note.name}.{os.getpid()}")
-    unfinished.write_text(str(folder.relative_to(cache)), encoding="utf-8")
-    unfinished.replace(note)
-
-
-def _pulled_from_hub(source: HubSource, cache: Path) -> Pulled | None:
-    note = cache / f"{source.key}.pulled"
-    if not note.is_file():
-        return None
-    folder = cache / note.read_text(encoding="utf-8")
-    return _hub_revision(source, folder) if folder.is_dir() else None
-
-
-def _hub_revision(source: HubSource, folder: Path) -> Pulled:
+def _of_hub(source: HubSource, folder: Path) -> Pulled:
     return Pulled(folder, f"{source.hub}@{folder.name}")  # the folder is named by its commit
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from workers.models.huggingface import ragged
-from workers.models.model import Array, Arrays, Model
+from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,15 @@ class StepwiseModel(Model):
 
     A request is one row of one task, as `collate` packs it. Outputs are plain values, which travel as `ragged` rows.
     """
+
+    # --- in the parent process ---
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Pack each task's requests, of rows that have one."""
+        return {
+            task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
+            for task in self.spec.tasks
+        }
 
     # --- in the device process, from one thread ---
 
@@ -71,3 +80,41 @@ class StepwiseModel(Model):
                     task, place = stepped.key
                     outputs[task][place] = stepped.output
         return {task: ragged.pack(own) for task, own in outputs.items()}
+
+
+class Engine(Protocol):
+    """What holds a model's requests and moves them: `StepwiseModel` says what each of these does."""
+
+    def leave(self, key: Hashable) -> None: ...
+    def step(self) -> list[Stepped]: ...
+    def clear(self) -> None: ...
+    def __len__(self) -> int: ...
+
+
+E = TypeVar("E", bound=Engine)
+
+
+class EngineModel(StepwiseModel, Generic[E]):
+    """A stepwise model whose requests are with an engine, made by `load` as `_engine`; `join` hands them over."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._engine: E | None = None
+
+    @property
+    def engine(self) -> E:
+        assert self._engine is not None, "loaded before the first request"
+        return self._engine
+
+    def leave(self, key: Hashable) -> None:
+        self.engine.leave(key)
+
+    def step(self) -> list[Stepped]:
+        return self.engine.step()
+
+    def clear(self) -> None:
+        self.engine.clear()
+
+    @property
+    def busy(self) -> bool:
+        return len(self.engine) > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,7 @@ from workers.models.multitask import SCORE_DIGITS, MultiTaskModel
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Encoding
 
     from workers.models.multitask import Features
 
@@ -42,8 +41,6 @@ class TextModel(MultiTaskModel):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self._reading = threading.Lock()
-        self._tokenizers_read: tuple[Tokenizer, Tokenizer] | None = None
         self._heads: dict[str, Any] = {}
 
     # --- in the parent process ---
@@ -52,15 +49,14 @@ class TextModel(MultiTaskModel):
         """Tokenise a text. Too long a text is refused task by task, unless the task's `truncation` cuts it or it reads windows."""
         if isinstance(content, bytes):
             raise InvalidInput("input", "must be text, not bytes", "decode it before it is submitted")
-        whole, cutting = self._tokenizers
-        encoding = _encode(whole, content)
+        encoding = self._tokenizing.encode(content)
         if sum(encoding.special_tokens_mask) == len(encoding.ids):
             raise InvalidInput("input", "is empty or has no readable characters", "give it some text")
         refused = self._without_index(params)
         labelled, asides = token_labels.read(content, encoding, params, self._entities)
         if len(encoding.ids) > self.max_tokens:
             refused |= self._refusals(len(encoding.ids), params)
-            encoding = _encode(cutting, content)
+            encoding = self._cut(content)
         if refused and len(refused) == len(params):
             raise next(iter(refused.values()))
         ids = np.asarray(encoding.ids, dtype=np.int32)
@@ -70,10 +66,9 @@ class TextModel(MultiTaskModel):
 
     def _hypotheses(self, params: Mapping[str, msgspec.Struct]) -> Arrays:
         """Return the tokens of what zero-shot tasks compare the text with."""
-        _, cutting = self._tokenizers
         return likeness.attached(
             {
-                task: [np.asarray(_encode(cutting, text).ids, dtype=np.int32) for text in likeness.hypotheses(own)]
+                task: [np.asarray(self.encoding(text).ids, dtype=np.int32) for text in likeness.hypotheses(own)]
                 for task, own in likeness.wanted(params).items()
             }
         )
@@ -129,9 +124,8 @@ class TextModel(MultiTaskModel):
     @cached_property
     def _entities(self) -> dict[str, Entities]:
         """What reads and answers the tasks that label tokens."""
-        tokenizing = Tokenizing(Checkpoint(self.spec.folder, f"models.{self.spec.name}"))
         return {
-            name: Entities(tokenizing, self._labels[name], self.max_tokens)
+            name: Entities(self._tokenizing, self._labels[name], self.max_tokens)
             for name, task in self.spec.tasks.items()
             if task.kind.name == token_labels.KIND
         }
@@ -189,33 +183,23 @@ class TextModel(MultiTaskModel):
     @cached_property
     def mask_id(self) -> int | None:
         """The token that stands for any other, if the tokenizer has one."""
-        return self._tokenizers[0].token_to_id("[MASK]")
+        return self._tokenizing.tokenizer.token_to_id("[MASK]")
 
     def encoding(self, text: str) -> Encoding:
         """Return a text's tokens with their places in it, cut at the longest that the encoder takes. Raises InvalidInput."""
-        return _encode(self._tokenizers[1], text)
+        encoding = self._tokenizing.encode(text)
+        return encoding if len(encoding.ids) <= self.max_tokens else self._cut(text)
+
+    def _cut(self, text: str) -> Encoding:
+        return self._tokenizing.cut(text, None, self.max_tokens)
+
+    @cached_property
+    def _tokenizing(self) -> Tokenizing:
+        return Tokenizing(Checkpoint(self.spec.folder, f"models.{self.spec.name}"))
 
     @cached_property
     def _labels(self) -> dict[str, tuple[str, ...]]:
         return {name: head.read_labels(path) for name, path in self._head_files.items()}
-
-    @property
-    def _tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
-        """Two of them, as the settings of one are shared by all threads: one that never cuts, one that does."""
-        with self._reading:
-            if self._tokenizers_read is None:
-                self._tokenizers_read = self._read_tokenizer(None), self._read_tokenizer(self.max_tokens)
-            return self._tokenizers_read
-
-    def _read_tokenizer(self, max_tokens: int | None) -> Tokenizer:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.spec.folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        if max_tokens is not None:
-            tokenizer.enable_truncation(max_tokens)
-        return tokenizer
 
     @cached_property
     def _head_files(self) -> dict[str, Path]:
@@ -308,10 +292,3 @@ class TextModel(MultiTaskModel):
         module = self._heads[task]
         scores: torch.Tensor = module({name: features[name].index_select(0, rows) for name in module.reads})
         return scores
-
-
-def _encode(tokenizer: Tokenizer, text: str) -> Encoding:
-    try:
-        return tokenizer.encode(text)
-    except (UnicodeEncodeError, TypeError) as error:  # half a surrogate pair
-        raise InvalidInput("input", "is not valid Unicode", "decode it with the right encoding") from error

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 
 from producers.errors import ConfigurationError
 from workers.device_process import ModelToLoad
-from workers.models import sources
+from workers.models import accelerator, sources
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.model import Model
 from workers.models.text import TextModel
@@ -44,6 +44,9 @@ GOOD_ENOUGH = 0.97
 
 SAMPLE, LABELLED_TEXTS, ROUNDS = 60, 500, 3
 
+#: A GPU is timed on more inputs, and larger batches: by so many doublings of a model's largest budget.
+GPU_SAMPLE, GPU_DOUBLINGS = 1000, 3
+
 #: A large model is measured on fewer inputs, so that a pass over them takes about so long, but on no fewer than so many; where
 #: it takes longer all the same, once.
 PASS_S, LEAST_SAMPLE = 3.0, 8
@@ -52,7 +55,8 @@ PASS_S, LEAST_SAMPLE = 3.0, 8
 def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
     """Yield the reference and what may be faster than it on a device.
 
-    int8 moves outputs by more than can be judged without labels, and a worker's first start should not try two of a kind.
+    int8 moves outputs by more than can be judged without labels, and a worker's first start should not try two of a kind, nor
+    compile for half a minute.
     """
     yield REFERENCE
     if device == "cpu":
@@ -64,7 +68,8 @@ def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
             yield Backend("onnxruntime", "int8")
     else:
         yield from (Backend("torch", "bf16"), Backend("torch", "fp16"))
-        yield from (replace(REFERENCE, compiled=True), Backend("torch", "bf16", compiled=True))
+        if labelled:
+            yield from (Backend("torch", "bf16", compiled=True), Backend("torch", "fp16", compiled=True))
 
 
 @dataclass(slots=True)
@@ -77,7 +82,7 @@ class _Candidate:
 def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
     """Return the decision for a model. Raises ConfigurationError if not even the reference runs."""
     reference = _load(wanted, REFERENCE, device)
-    trials = _trials(reference.model)
+    trials = _trials(reference.model, SAMPLE if device == "cpu" else GPU_SAMPLE)
     loaded: list[_Candidate] = [reference]
     refused: list[Measured] = []
     for backend in candidates(device, labelled=labelled):
@@ -88,15 +93,17 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
             loaded.append(_load(wanted, backend, device))
         except (ConfigurationError, RuntimeError, NotImplementedError) as error:
             refused.append(_not_run(wanted, backend, error))
-    batches = _batches(trials, reference.model.budgets[len(reference.model.budgets) // 2])
-    _take_turns([(candidate, batches) for candidate in loaded])
-    expected = answered(reference.model, batches)
+    budgets = _budgets(reference.model, device)
+    usual = budgets[len(budgets) // 2]
+    _take_turns([(candidate, _batches(trials, usual)) for candidate in loaded])
+    judged = _batches(trials[:SAMPLE], usual)
+    expected = answered(reference.model, judged)
     labels = _labelled(wanted, reference.model) if labelled else {}
     right = {task: _right(reference.model, task, examples) for task, examples in labels.items()}
-    measured = [_judged(candidate, batches, expected, labels, right) for candidate in loaded]
+    measured = [_judged(candidate, len(trials), judged, expected, labels, right) for candidate in loaded]
     best = max((m for m in measured if not m.refused), key=lambda m: m.items_per_s)
     chosen = next(candidate for candidate in loaded if candidate.backend == best.backend)
-    rates = _rates(chosen, trials)
+    rates = _rates(chosen, trials, budgets)
     good = [cost for cost, rate in rates.items() if rate >= GOOD_ENOUGH * max(rates.values())]
     return Decision(
         model=wanted.name,
@@ -142,14 +149,14 @@ def _free_bytes() -> float:
     return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
 
 
-def _trials(model: Model) -> list[Trial]:
-    """Return what candidates are measured on: `SAMPLE` inputs, fewer where one pass over them would take long."""
+def _trials(model: Model, most: int) -> list[Trial]:
+    """Return what candidates are measured on: `most` inputs, fewer where one pass over them would take long."""
     few = [Trial(item, model.prepare(*item)) for item in model.trial(LEAST_SAMPLE)]
+    run(model, few[:4])  # what sets itself up at its first run does so here
     started = time.perf_counter()
-    run(model, few[:4])
     run(model, few)
-    each_s = (time.perf_counter() - started) / (len(few) + 4)
-    count = min(SAMPLE, int(PASS_S / each_s))
+    each_s = (time.perf_counter() - started) / len(few)
+    count = min(most, int(PASS_S / each_s))
     return few if count <= LEAST_SAMPLE else [Trial(item, model.prepare(*item)) for item in model.trial(count)]
 
 
@@ -180,6 +187,7 @@ def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]]) ->
 
 def _judged(
     candidate: _Candidate,
+    timed: int,
     batches: Sequence[Sequence[Trial]],
     expected: Sequence[Answered],
     labels: Mapping[str, Sequence[data.Example]],
@@ -196,7 +204,7 @@ def _judged(
         refused = "answers differ from torch's in fp32"
     return Measured(
         backend=candidate.backend,
-        items_per_s=round(len(expected) / candidate.fastest_s, 1),
+        items_per_s=round(timed / candidate.fastest_s, 1),
         agreement=round(found.cosine, 6),
         shift=round(found.shift, 6),
         same=round(found.same, 4),
@@ -222,9 +230,15 @@ def _right(model: Model, task: str, examples: Sequence[data.Example]) -> float:
     return sum(label == example.label for label, example in zip(found, examples, strict=True)) / len(examples)
 
 
-def _rates(candidate: _Candidate, trials: Sequence[Trial]) -> dict[int, float]:
+def _budgets(model: Model, device: str) -> list[int]:
+    """Return the batch costs that a model is measured with on a device."""
+    more = range(1, 1 + GPU_DOUBLINGS) if device != "cpu" and model.budgets else ()
+    return [*model.budgets, *(model.budgets[-1] << doublings for doublings in more)]
+
+
+def _rates(candidate: _Candidate, trials: Sequence[Trial], budgets: Sequence[int]) -> dict[int, float]:
     """Return the items/s of a candidate by batch cost."""
-    cut = {cost: _batches(trials, cost) for cost in candidate.model.budgets}
+    cut = {cost: _batches(trials, cost) for cost in budgets}
     # what is not cut into other batches than by a smaller cost needs no measuring
     costs = [cost for n, (cost, own) in enumerate(cut.items()) if not n or len(own) < len(list(cut.values())[n - 1])]
     seconds = _take_turns([(candidate, cut[cost]) for cost in costs])
@@ -240,7 +254,9 @@ def main() -> None:
     file, device = Path(sys.argv[1]), sys.argv[2]
     asked: Any = msgspec.json.decode(sys.stdin.buffer.read(), type=_Asked)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    decision = tune(asked.model, "cuda:0" if device.startswith("cuda") else device, labelled=asked.labelled)
+    pinned = "cuda:0" if device.startswith("cuda") else device
+    accelerator.set_up(pinned)
+    decision = tune(asked.model, pinned, labelled=asked.labelled)
     file.write_bytes(msgspec.json.encode(decision))
 
 

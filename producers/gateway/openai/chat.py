@@ -13,12 +13,12 @@ from starlette.responses import Response
 
 from producers.catalogue import Catalogue, Task
 from producers.errors import InvalidInput, ItemCancelled, ItemExpired, ItemFailed
+from producers.forms import sendable
 from producers.gateway.answers import Events, Json, event
 from producers.gateway.gateway import Gateway, Here, Who, while_there
 from producers.gateway.keys import Caller
 from producers.gateway.openai.calls import Call, answered, task_of
 from producers.gateway.problems import Problem, item_problem, openai_error
-from producers.gateway.schemas import sendable
 from producers.handles import value
 from producers.messages import new_id
 from producers.request import NewItem

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from producers.errors import ConfigurationError
+from workers.models.backends import kept
 from workers.models.backends.choice import Backend
 
 Tensors = Mapping[str, torch.Tensor]
@@ -32,8 +33,8 @@ class Source:
 
     `module` makes the module, which takes the tensors of `example` by name and returns tensors by name; it is in evaluation
     mode, in fp32, on the CPU. In an input of two axes both may vary (rows and tokens), in any other the first alone. `cache`
-    is the file, without suffix, under which a backend may keep what it made of the module: another module has another. What
-    is kept there needs no module, whose making takes seconds.
+    is the file, without suffix, under which a backend may keep what it made of the module (`kept`): another module has another.
+    What is kept there needs no module, whose making takes seconds.
     """
 
     module: Callable[[], nn.Module]
@@ -65,13 +66,14 @@ def build(backend: Backend, source: Source, device: str) -> Network:
     if device != "cpu":
         raise ConfigurationError(f"backend: {backend.name} runs on the CPU here, not on {device}; use 'torch'")
     require(backend)
-    if backend.name == "openvino":
-        from workers.models.backends.openvino_network import OpenVinoNetwork
+    with kept.in_use(source.cache):
+        if backend.name == "openvino":
+            from workers.models.backends.openvino_network import OpenVinoNetwork
 
-        return OpenVinoNetwork(backend, source)
-    from workers.models.backends.onnx_network import OnnxNetwork
+            return OpenVinoNetwork(backend, source)
+        from workers.models.backends.onnx_network import OnnxNetwork
 
-    return OnnxNetwork(backend, source)
+        return OnnxNetwork(backend, source)
 
 
 #: What each backend must be able to import, and the extra that installs it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from workers.models.backends import kept
 from workers.models.backends.choice import Backend
 from workers.models.backends.network import TOKENS, Positional, Source, Tensors
 
@@ -25,9 +25,7 @@ class OnnxNetwork:
 
         file = source.cache.with_name(f"{source.cache.name}-{backend.precision}.onnx")
         if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-                made = Path(folder) / file.name
+            with kept.made_beside(file) as made:
                 _export(source, made)
                 (_quantised(made) if backend.precision == "int8" else made).replace(file)
         options = onnxruntime.SessionOptions()

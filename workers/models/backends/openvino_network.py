@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from workers.models.backends import kept
 from workers.models.backends.choice import Backend
 from workers.models.backends.network import Positional, Source, Tensors
 
@@ -20,7 +21,7 @@ class OpenVinoNetwork:
     def __init__(self, backend: Backend, source: Source) -> None:
         import openvino
 
-        file = source.cache.with_suffix(".xml")
+        file = source.cache.with_name(f"{source.cache.name}.xml")  # a model's name may have dots
         if not file.is_file():
             _export(source, file)
         core = openvino.Core()
@@ -62,13 +63,9 @@ def _export(source: Source, file: Path) -> None:
 
 def _keep(model: Any, file: Path) -> None:
     """Write the weights first and the graph, which names the whole, last and atomically: several workers may start at once."""
-    import tempfile
-
     import openvino
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        made = Path(folder) / file.name
+    with kept.made_beside(file) as made:
         openvino.save_model(model, made, compress_to_fp16=False)
         made.with_suffix(".bin").replace(file.with_suffix(".bin"))
         made.replace(file)

@@ -28,7 +28,7 @@ class Picture:
     wanted: Wanted
     urgency: int
     number: int
-    scheduler: Any = None
+    scheduler: Any
     generator: torch.Generator | None = None
     latents: torch.Tensor | None = None
     told: torch.Tensor | None = None
@@ -71,7 +71,8 @@ class Engine:
         return len(self._pictures)
 
     def join(self, key: Hashable, wanted: Wanted, *, urgency: int, number: int) -> None:
-        self._pictures[key] = Picture(key, wanted, urgency, number)
+        """Take a picture. Raises what its scheduler raises for so many steps: here it costs this picture, in a step it would cost all."""
+        self._pictures[key] = Picture(key, wanted, urgency, number, self._networks.scheduler(wanted.steps))
 
     def leave(self, key: Hashable) -> None:
         self._pictures.pop(key, None)
@@ -110,7 +111,6 @@ class Engine:
         told = self._networks.read(prompts)
         for place, picture in enumerate(new):
             wanted = picture.wanted
-            picture.scheduler = self._networks.scheduler(wanted.steps)
             noise, picture.generator = self._networks.noise(wanted.seed, wanted.height, wanted.width)
             picture.latents = noise * picture.scheduler.init_noise_sigma
             picture.told = None if told is None else told[place]

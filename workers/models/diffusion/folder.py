@@ -10,7 +10,8 @@ from typing import Any
 
 from producers.errors import ConfigurationError
 
-#: The pipelines whose steps are known here, whether they read a prompt, and how many steps they take unless told otherwise.
+#: The pipelines whose steps are known here, whether they read a prompt, and how many steps they take unless told otherwise: at
+#: most as many as the network was trained on.
 PIPELINES = {"StableDiffusionPipeline": (True, 50), "DDPMPipeline": (False, 1000), "DDIMPipeline": (False, 50)}
 
 #: Sizes of pictures made by way of an autoencoder are multiples of this.
@@ -36,9 +37,10 @@ class Folder:
     def reads_prompts(self) -> bool:
         return PIPELINES[self.pipeline][0]
 
-    @property
+    @cached_property
     def steps(self) -> int:
-        return PIPELINES[self.pipeline][1]
+        usual = PIPELINES[self.pipeline][1]
+        return min(usual, int(self._read("scheduler/scheduler_config.json").get("num_train_timesteps", usual)))
 
     @cached_property
     def size(self) -> tuple[int, int]:

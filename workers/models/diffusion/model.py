@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from producers.catalogue import Task
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
 from producers.kinds.pictures import DiffusionParams, TextToImageParams
 from producers.messages import MOST_SEED, SeedInput
-from workers.models import made
+from workers.models import made, options
 from workers.models.diffusion import wanted
 from workers.models.diffusion.folder import Folder
 from workers.models.diffusion.wanted import Drawn, Wanted
@@ -22,11 +21,11 @@ from workers.models.huggingface import ragged
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.serving import read_for_each
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.model import Array, Arrays, ModelSpec, Prepared
-from workers.models.stepwise import Stepped, StepwiseModel
+from workers.models.model import Array, ModelSpec, Prepared, digest
+from workers.models.stepwise import EngineModel
 
 if TYPE_CHECKING:
-    from workers.models.diffusion.engine import Engine
+    from workers.models.diffusion.engine import Engine  # noqa: F401 (what the class is of, in quotes)
 
 _OPTIONS = {"max_pixels": 1024 * 1024, "step_rows": 8}
 
@@ -34,7 +33,7 @@ _OPTIONS = {"max_pixels": 1024 * 1024, "step_rows": 8}
 _SQUARE = 32 * 32
 
 
-class DiffusionModel(StepwiseModel):
+class DiffusionModel(EngineModel["Engine"]):
     """Options: `max_pixels` of a picture (1,048,576); `step_rows`, how many pictures are in a step (8)."""
 
     backends = ("torch",)
@@ -42,7 +41,6 @@ class DiffusionModel(StepwiseModel):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self._engine: Engine | None = None
         self._joined = 0
 
     # --- in the parent process ---
@@ -52,30 +50,21 @@ class DiffusionModel(StepwiseModel):
         if unknown := sorted(set(self.spec.options) - set(_OPTIONS)):
             known = ", ".join(_OPTIONS)
             raise ConfigurationError(f"{self._where}.options.{unknown[0]}: not an option; these are: {known}")
-        if wrong := [name for name in _OPTIONS if self._option(name) < 1]:
-            raise ConfigurationError(f"{self._where}.options.{wrong[0]}: must be 1 or more")
+        for name in _OPTIONS:
+            self._option(name)
         backend = self.spec.backend
         if backend.compiled:
             raise ConfigurationError(f"{self._where}.compile: is not for pictures; leave it out")
         if not self._folder.reads_prompts and "text-to-image" in {task.kind.name for task in self.spec.tasks.values()}:
             raise ConfigurationError(f"{self._where}: {self._folder.pipeline} reads no prompts, as text-to-image needs")
-        _ = self._folder.size
+        _ = self._folder.size, self._folder.steps
         return self.spec.revision if backend.is_reference else f"{self.spec.revision}+{backend}"
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         found, refused = read_for_each(params, lambda _, chosen: self._wanted(content, chosen))
         arrays = {task: one.packed() for task, one in found.items()}
-        digest = hashlib.blake2b(digest_size=16)
-        for task in sorted(found):
-            digest.update(f"{task} {len(arrays[task])} ".encode() + arrays[task].tobytes())
         size = sum(_cost(one) for one in found.values())
-        return Prepared(arrays, size, digest.digest(), refused, {task: one.seed for task, one in found.items()})
-
-    def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        return {
-            task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
-            for task in self.spec.tasks
-        }
+        return Prepared(arrays, size, digest(arrays), refused, {task: one.seed for task, one in found.items()})
 
     def _wanted(self, content: Any, params: msgspec.Struct) -> Wanted:
         assert isinstance(params, DiffusionParams), "the kinds that this class serves"
@@ -128,7 +117,7 @@ class DiffusionModel(StepwiseModel):
         return Tokenizing(Checkpoint(self.spec.folder / "tokenizer", self._where))
 
     def _option(self, name: str) -> int:
-        return int(self.spec.options.get(name, _OPTIONS[name]))
+        return options.whole(self.spec.options, name, _OPTIONS[name], where=self._where)
 
     @property
     def _where(self) -> str:
@@ -145,27 +134,9 @@ class DiffusionModel(StepwiseModel):
         networks = load(self._folder, device, self.spec.backend.precision)
         self._engine = Engine(networks, self._option("step_rows"))
 
-    @property
-    def _here(self) -> Engine:
-        assert self._engine is not None, "loaded before the first request"
-        return self._engine
-
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
         self._joined += 1
-        self._here.join(key, wanted.unpack(request), urgency=urgency, number=self._joined)
-
-    def leave(self, key: Hashable) -> None:
-        self._here.leave(key)
-
-    def step(self) -> list[Stepped]:
-        return self._here.step()
-
-    def clear(self) -> None:
-        self._here.clear()
-
-    @property
-    def busy(self) -> bool:
-        return len(self._here) > 0
+        self.engine.join(key, wanted.unpack(request), urgency=urgency, number=self._joined)
 
 
 def _cost(one: Wanted) -> int:

@@ -124,6 +124,13 @@ def load(folder: Folder, device: str, precision: str) -> Networks:
 
 
 def _pixels(values: torch.Tensor) -> NDArray[np.uint8]:
-    """Turn values of -1 to 1, `(rows, channels, height, width)`, into bytes with the channels last, as diffusers rounds."""
+    """Turn values of -1 to 1, `(rows, channels, height, width)`, into bytes with the channels last, as diffusers rounds.
+
+    Raises FloatingPointError for what is no picture; diffusers would make it black.
+    """
+    if values.isnan().any():
+        raise FloatingPointError(
+            "a picture's values are not numbers; fp16 is too narrow for some networks: take bf16 or fp32"
+        )
     shares = (values / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return np.asarray((shares * 255).round().astype(np.uint8))

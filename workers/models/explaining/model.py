@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,8 +19,8 @@ from workers.models.explaining.engine import Engine
 from workers.models.explaining.requests import Answer, Request
 from workers.models.explaining.subject import Measured, Subject
 from workers.models.huggingface import ragged
-from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared, digest
-from workers.models.stepwise import Stepped, StepwiseModel
+from workers.models.model import Array, Model, ModelSpec, Prepared, digest
+from workers.models.stepwise import EngineModel, Stepped
 
 #: A point of a line is a pass forward and one back.
 _POINT = 2
@@ -37,7 +37,7 @@ class _Aside:
     about: Mapping[str, Any]
 
 
-class ExplainingModel(StepwiseModel):
+class ExplainingModel(EngineModel[Engine]):
     """Options: `class` and `options`, the explained model's own; `step_cost`, what the points of a step may cost together;
     `preloaded`, whether the weights are loaded at the start, not with the first item.
     """
@@ -106,12 +106,6 @@ class ExplainingModel(StepwiseModel):
         place = None if target is None else list(labels).index(target)
         return Request(carried, row.size, requests.carried(arrays), params.explain_steps, place), about
 
-    def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        return {
-            task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
-            for task in self.spec.tasks
-        }
-
     def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
         raise NotImplementedError("an explanation needs the row: `finish_item`")
 
@@ -129,6 +123,7 @@ class ExplainingModel(StepwiseModel):
 
     def load(self, device: str) -> None:
         self._device = device
+        self._engine = Engine(self.subject, step_cost=int(self.spec.options["step_cost"]))
         if self.spec.options["preloaded"]:
             self._load()
             self._raise_failure()
@@ -146,18 +141,11 @@ class ExplainingModel(StepwiseModel):
             failure, self._failure = self._failure, None
             raise failure
 
-    @cached_property
-    def _engine(self) -> Engine:
-        return Engine(self.subject, step_cost=int(self.spec.options["step_cost"]))
-
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
-        self._engine.join(key, task, requests.unpack(request), urgency=urgency)
-
-    def leave(self, key: Hashable) -> None:
-        self._engine.leave(key)
+        self.engine.join(key, task, requests.unpack(request), urgency=urgency)
 
     def step(self) -> list[Stepped]:
-        return self._engine.step() if self._is_loaded() else []
+        return super().step() if self._is_loaded() else []
 
     def _is_loaded(self) -> bool:
         """Load in a thread, so that the other models' batches run meanwhile; those who wait for this one wait on."""
@@ -170,13 +158,6 @@ class ExplainingModel(StepwiseModel):
                 self._loading = None
                 self._raise_failure()
         return self._loaded
-
-    def clear(self) -> None:
-        self._engine.clear()
-
-    @property
-    def busy(self) -> bool:
-        return len(self._engine) > 0
 
 
 def _with(every: list[dict[str, Any]], label: str, why: Explanation, top_k: int | None) -> list[dict[str, Any]]:

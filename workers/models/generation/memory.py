@@ -41,7 +41,7 @@ class Block:
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
-        self._tensor = torch.zeros((shape.layers, 2, 0, shape.heads, 0, shape.width))
+        self._tensor = self._nothing()
         self.lengths: list[int] = []
         self._rows = torch.zeros(0, dtype=torch.long)
         self._columns = torch.zeros(0, dtype=torch.long)
@@ -49,6 +49,11 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of memory."""
+        return self._tensor.nbytes
 
     def add(self, kept: Kept) -> int:
         """Add a row behind the others and return its number."""
@@ -71,6 +76,8 @@ class Block:
             self._tensor[:, :, row, :, :length] = self._tensor[:, :, last, :, :length]
             self.lengths[row] = length
         self.lengths.pop()
+        if not self.lengths:
+            self._tensor = self._nothing()
         return last if row != last else None
 
     def begin(self, tokens: int) -> None:
@@ -95,18 +102,20 @@ class Block:
         had_rows, had_tokens = self._tensor.shape[2], self._tensor.shape[4]
         if rows <= had_rows and tokens <= had_tokens:
             return
-        shape = self._shape
+        # as large as the rows that are here need it: those that have left, and how long they were, do not count
+        shape, used, longest = self._shape, len(self.lengths), max(self.lengths, default=0)
+        columns = -(-max(tokens, longest) // _COLUMNS) * _COLUMNS
         # zeros, for what is masked is still multiplied, by 0: it must be no NaN
-        columns = max(had_tokens, -(-tokens // _COLUMNS) * _COLUMNS)
         wider = torch.zeros(
-            (shape.layers, 2, max(rows, had_rows), shape.heads, columns, shape.width),
+            (shape.layers, 2, max(rows, used), shape.heads, columns, shape.width),
             dtype=shape.dtype,
             device=shape.device,
         )
-        used = len(self.lengths)
-        if used:
-            wider[:, :, :used, :, :had_tokens] = self._tensor[:, :, :used]
+        wider[:, :, :used, :, :longest] = self._tensor[:, :, :used, :, :longest]
         self._tensor = wider
+
+    def _nothing(self) -> torch.Tensor:
+        return self._shape.empty()[:, :, None][:, :, :0]
 
     # --- what transformers asks of a cache ---
 

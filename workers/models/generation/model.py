@@ -3,10 +3,9 @@ and `prompted-json`. All of them share its steps."""
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Hashable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.generation import PromptedClassificationParams, PromptedJsonParams, TextGenerationParams
 from producers.messages import Message, MessagesInput
-from workers.models import sources
+from workers.models import options, sources
 from workers.models.adapter import Adapter
 from workers.models.generation import grammar, requests
 from workers.models.generation.prompts import Prompts
@@ -26,20 +25,25 @@ from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.head import best_labels, softmax
 from workers.models.huggingface.serving import read_for_each
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.model import Array, Arrays, ModelSpec, Prepared
-from workers.models.stepwise import Stepped, StepwiseModel
+from workers.models.model import Array, Prepared, digest
+from workers.models.stepwise import EngineModel
 
 if TYPE_CHECKING:
-    from workers.models.generation.engine import Engine
+    from workers.models.generation.engine import Engine  # noqa: F401 (what the class is of, in quotes)
     from workers.models.generation.vllm_engine import VllmEngine
 
-_OPTIONS = ("max_tokens", "prefix_tokens", "step_rows")
+#: Options that count something, and the least that each may be.
+_COUNTS = {"max_tokens": 1, "prefix_tokens": 0, "step_rows": 1}
 
 #: Places in a step where the settings say nothing: our own steps, and vLLM's.
 _ROWS = {"torch": 8, "vllm": 256}
 
 
-class GenerationModel(StepwiseModel):
+#: Tokens of a task's labels, which are read in one pass, each of which sees all: its memory grows with their square.
+_MOST_LABEL_TOKENS = 1024
+
+
+class GenerationModel(EngineModel["Engine | VllmEngine"]):
     """Options: `max_tokens`, of prompt and answer together (the checkpoint's own); `step_rows`, how many requests are in a
     step (8, with vLLM 256); `prefix_tokens`, of how many tokens keys and values are held for prompts that begin alike (2,048; with
     vLLM, which has its own limit, 0 for none); `adapters`, folders of LoRA by task; `gpu_memory_share`, how much of the GPU's memory
@@ -49,25 +53,21 @@ class GenerationModel(StepwiseModel):
     #: Tokens of the requests at the device, whose keys and values are in its memory.
     default_cost = 16384
 
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(spec)
-        self._engine: Engine | VllmEngine | None = None
-
     # --- in the parent process ---
 
     @cached_property
     def revision(self) -> str:
-        known_options = {*_OPTIONS, "adapters", "gpu_memory_share"}
+        known_options = {*_COUNTS, "adapters", "gpu_memory_share"}
         if unknown := sorted(set(self.spec.options) - known_options):
             known = ", ".join(sorted(known_options))
             raise ConfigurationError(f"{self._where}.options.{unknown[0]}: not an option; these are: {known}")
-        if wrong := [name for name in _OPTIONS if self._option(name, 1) < (name != "prefix_tokens")]:
-            raise ConfigurationError(f"{self._where}.options.{wrong[0]}: must be 1 or more")
+        for name in _COUNTS:
+            self._option(name, 1)
         if self.spec.backend.compiled:
             raise ConfigurationError(f"{self._where}.compile: is not for text generation; leave it out")
         if self.prompts.chats:
             self.prompts.chats_here()  # found when the worker starts, not at the first item
-        if not 0 < self._gpu_memory_share < 1:
+        if self._gpu_memory_share >= 1:
             raise ConfigurationError(f"{self._where}.options.gpu_memory_share: must be over 0 and under 1")
         backend = self.spec.backend
         parts = [self.spec.revision, *(sources.folder_revision(one.folder) for one in self.adapters)]
@@ -77,16 +77,7 @@ class GenerationModel(StepwiseModel):
         found, refused = read_for_each(params, lambda task, chosen: self._request(content, chosen))
         arrays = {task: request.packed() for task, request in found.items()}
         size = sum(len(request.tokens) + _to_write(request) for request in found.values())
-        digest = hashlib.blake2b(digest_size=16)
-        for task in sorted(found):
-            digest.update(f"{task} {len(arrays[task])} ".encode() + arrays[task].tobytes())
-        return Prepared(arrays, size, digest.digest(), refused, {task: len(found[task].tokens) for task in found})
-
-    def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        return {
-            task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
-            for task in self.spec.tasks
-        }
+        return Prepared(arrays, size, digest(arrays), refused, {task: len(found[task].tokens) for task in found})
 
     def _request(self, content: Any, params: msgspec.Struct) -> Request:
         match params:
@@ -116,6 +107,9 @@ class GenerationModel(StepwiseModel):
         ending = self.prompts.eos[:1]  # so that "low" is not likelier for being how "lower" begins
         labels = [self.prompts.bare(label) + ending for label in params.labels]
         self.prompts.room(tokens, max(map(len, labels)))
+        if (in_all := sum(map(len, labels))) > _MOST_LABEL_TOKENS:
+            problem = f"have {in_all:,} tokens in all, over {_MOST_LABEL_TOKENS:,}"
+            raise InvalidInput("params.labels", problem, "name fewer or shorter ones")
         return Request(tokens, labels=labels, shared=self.prompts.shared(params.prompt))
 
     def _json(self, content: str, params: PromptedJsonParams) -> Request:
@@ -123,21 +117,14 @@ class GenerationModel(StepwiseModel):
         return Request(
             tokens,
             self.prompts.room(tokens, params.max_new_tokens),
-            grammar=self._grammar(params.schema),
+            grammar=self._grammar(msgspec.json.encode(params.schema)),
             shared=self.prompts.shared(params.prompt),
         )
 
-    def _grammar(self, schema: Mapping[str, Any]) -> str:
-        key = msgspec.json.encode(schema)
-        if key not in self._grammars:
-            if len(self._grammars) >= 256:
-                self._grammars.clear()
-            self._grammars[key] = grammar.of_schema(schema, "params.schema")
-        return self._grammars[key]
-
     @cached_property
-    def _grammars(self) -> dict[bytes, str]:
-        return {}
+    def _grammar(self) -> Callable[[bytes], str]:
+        """Makes the grammar of a schema, in JSON; items may bring schemas of their own, without end."""
+        return lru_cache(256)(lambda schema: grammar.of_schema(msgspec.json.decode(schema), "params.schema"))
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
         return self._finish(output, params, 0)
@@ -202,10 +189,10 @@ class GenerationModel(StepwiseModel):
 
     @property
     def _gpu_memory_share(self) -> float:
-        return float(self.spec.options.get("gpu_memory_share", 0.9))
+        return options.over_zero(self.spec.options, "gpu_memory_share", 0.9, where=self._where)
 
     def _option(self, name: str, default: int) -> int:
-        return int(self.spec.options.get(name, default))
+        return options.whole(self.spec.options, name, default, where=self._where, least=_COUNTS[name])
 
     @property
     def _where(self) -> str:
@@ -254,26 +241,8 @@ class GenerationModel(StepwiseModel):
         tokenizer = self.prompts.tokenizing.tokenizer
         return vllm_engine.start(arguments, self.adapters, tokenizer, self.prompts.eos, where=self._where)
 
-    @property
-    def _here(self) -> Engine | VllmEngine:
-        assert self._engine is not None, "loaded before the first request"
-        return self._engine
-
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
-        self._here.join(key, requests.unpack(request), urgency=urgency, adapter=self._adapter_numbers.get(task, 0))
-
-    def leave(self, key: Hashable) -> None:
-        self._here.leave(key)
-
-    def step(self) -> list[Stepped]:
-        return self._here.step()
-
-    def clear(self) -> None:
-        self._here.clear()
-
-    @property
-    def busy(self) -> bool:
-        return len(self._here) > 0
+        self.engine.join(key, requests.unpack(request), urgency=urgency, adapter=self._adapter_numbers.get(task, 0))
 
 
 def _to_write(request: Request) -> int:

@@ -91,7 +91,8 @@ class Network:
         return int(self._model.config.vocab_size)
 
     def run(self, block: Block, feeds: Sequence[Feed]) -> list[torch.Tensor]:
-        """Feed each row of a block its tokens; return for each the logits at its `wanted` ones, (wanted, vocabulary) in fp32."""
+        """Feed each row of a block its tokens; return for each the logits at its `wanted` ones, (wanted, vocabulary) in fp32
+        and on the CPU."""
         tokens = max(len(feed.tokens) for feed in feeds)
         block.begin(tokens)
         ids = torch.zeros((len(feeds), tokens), dtype=torch.long)
@@ -112,7 +113,11 @@ class Network:
         at = {place: index for index, place in enumerate(wanted)}
         memory.lengths_after(block, [len(feed.tokens) for feed in feeds])
         self.tokens_read += sum(len(feed.tokens) for feed in feeds)
-        return [logits[row, [at[place] for place in feed.wanted]].float() for row, feed in enumerate(feeds)]
+        rows = [row for row, feed in enumerate(feeds) for _ in feed.wanted]
+        places = [at[place] for feed in feeds for place in feed.wanted]
+        # one copy from the device for all: each row by itself would wait for it again
+        found = logits[rows, places].float().cpu()
+        return list(found.split([len(feed.wanted) for feed in feeds]))
 
     def _positions(self, block: Block, feeds: Sequence[Feed]) -> torch.Tensor:
         positions = block.columns.clone()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
@@ -59,10 +59,7 @@ class Prompts:
 
     def shared(self, prompt: str) -> int:
         """Return how many tokens all of a task's prompts begin with."""
-        if prompt not in self._shared:
-            first, *others = (self.templated(prompt, probe) for probe in _PROBES)
-            self._shared[prompt] = min(common(first, other) for other in others)
-        return self._shared[prompt]
+        return self._shared(prompt)
 
     def bare(self, text: str) -> list[int]:
         """Return a text's tokens with nothing before or after them."""
@@ -122,8 +119,14 @@ class Prompts:
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}")
 
     @cached_property
-    def _shared(self) -> dict[str, int]:
-        return {}
+    def _shared(self) -> Callable[[str], int]:
+        """`shared`, known for the latest prompts: an item may bring one of its own."""
+
+        def count(prompt: str) -> int:
+            first, *others = (self.templated(prompt, probe) for probe in _PROBES)
+            return min(common(first, other) for other in others)
+
+        return lru_cache(256)(count)
 
     # --- the chat template ---
 

@@ -19,8 +19,8 @@ PATIENCE_STEPS = 64
 
 
 class Stands(Protocol):
-    """Whoever stands in line: `steps` is how many it was in, `waited` how many went by since, `patient` that it holds the
-    kept place, until `steps` is `patient_until`."""
+    """Whoever stands in line: `steps` is how many it was in, `waited` how many went by since; the kept place is its own as long as
+    `steps` is under `kept_until`."""
 
     urgency: int
     number: int

@@ -8,6 +8,9 @@ import torch
 
 from workers.models.generation.requests import Sampling
 
+#: A colder one draws as this one does, where a division by it would be infinite.
+_COLDEST = 1e-6
+
 
 class Sampler:
     """Chooses one row's tokens; by its seed always the same ones, whatever the row's neighbours are."""
@@ -28,7 +31,7 @@ class Sampler:
             logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         if self._generator is None:
             return int(logits.argmax())
-        logits = (logits / asked.temperature).cpu()
+        logits = (logits / max(asked.temperature, _COLDEST)).cpu()
         if asked.top_k:
             least = logits.topk(min(asked.top_k, len(logits))).values[-1]
             logits = logits.masked_fill(logits < least, -torch.inf)
@@ -50,5 +53,7 @@ def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     """Keep the likeliest tokens whose probabilities add up to `top_p` (Holtzman et al., 2020), the first in any case."""
     ordered, places = logits.sort(descending=True)
     before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    out = torch.zeros_like(logits, dtype=torch.bool).scatter(0, places, before >= top_p)
+    too_unlikely = before >= top_p
+    too_unlikely[0] = False  # a `top_p` may be too small for 32 bits
+    out = torch.zeros_like(logits, dtype=torch.bool).scatter(0, places, too_unlikely)
     return logits.masked_fill(out, -torch.inf)

@@ -50,7 +50,8 @@ class Line:
         return self.written > 0
 
     def take(self, logits: torch.Tensor) -> None:
-        """Choose the next token out of (vocabulary,) logits; `outcome` is set if it is the last."""
+        """Choose the next token out of (vocabulary,) logits; `outcome` is set if it is the last. Raises FloatingPointError."""
+        _check(logits)
         allowed = self.matcher.allowed() if self.matcher else None
         token = self.sampler.choose(logits, self.read, allowed)
         self.written += 1
@@ -85,7 +86,11 @@ class Line:
         return Feed(tokens, range(len(rest) - 1, len(tokens)), offsets, sees, self.adapter)
 
     def score(self, logits: torch.Tensor) -> None:
-        """Set the outcome from the logits at the prompt's last token and at those of the labels, in the order of `tree`."""
+        """Set the outcome from the logits at the prompt's last token and at those of the labels, in the order of `tree`.
+
+        Raises FloatingPointError.
+        """
+        _check(logits)
         chances = logits.log_softmax(-1)
         scores, at = [], 1
         for label in self.request.labels:
@@ -93,3 +98,12 @@ class Line:
             at += len(label) - 1
             scores.append(float(chances[places, label].sum()))
         self.outcome = Written(cached_tokens=self.cached, scores=scores)
+
+
+def _check(logits: torch.Tensor) -> None:
+    """Raise for what no token can be chosen by. It must not stay: what is masked is still multiplied, by 0, so that a NaN among a
+    row's keys would reach whoever has that row next."""
+    if logits.isnan().any():
+        raise FloatingPointError(
+            "the network's output is not a number; where that is not the input's, try another precision"
+        )

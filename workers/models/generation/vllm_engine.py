@@ -103,6 +103,8 @@ class VllmEngine:
 
     def _take(self, asked: Asked, output: Any) -> None:
         [made] = output.outputs
+        if output.finished:
+            del self._by_name[output.request_id]  # first, for a request that vLLM gave up raises below
         if asked.request.labels:
             if output.finished:
                 chances = {token: one.logprob for token, one in made.logprobs[0].items()}
@@ -111,7 +113,6 @@ class VllmEngine:
             reason = made.finish_reason if output.finished else None
             asked.wrote(output.request_id, made.token_ids, reason, output.num_cached_tokens)
         if output.finished:
-            self._by_name.pop(output.request_id)
             asked.waiting.pop(output.request_id, None)  # it has ended there, and needs no word that it is not wanted
 
     def _stepped(self, asked: Asked) -> Stepped:

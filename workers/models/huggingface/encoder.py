@@ -46,6 +46,7 @@ class EncoderModel(FolderModel[TextHead]):
 
     #: Heads are small, and some of them look at what no trace can follow: where the masks are, where a text ends.
     SPLIT = True
+    PADDABLE = True
 
     # --- in the parent process ---
 

@@ -1,4 +1,4 @@
-"""A network of transformers on a backend that traces it: called and answering as the network itself does.
+"""A network of transformers on a backend that traces it, or captures its passes: called and answering as the network itself does.
 
 What comes of a trace is compared with the network on another shape each time it is loaded: one that has a shape, or a branch for it,
 baked in is found out before it answers anything.
@@ -15,6 +15,7 @@ from torch import nn
 
 from producers.errors import ConfigurationError
 from workers.models.backends.choice import Backend
+from workers.models.backends.cuda_graphs import CapturedPasses, bucket, extent
 from workers.models.backends.network import TOKENS, Source, build
 from workers.models.huggingface.networks import accepted, call
 
@@ -61,6 +62,32 @@ class Exported:
             if not alike >= _LEAST_ALIKE:
                 return f"{name} differs (cosine {float(alike):.3f})"
         return ""
+
+
+class Captured:
+    """Stands for a network on a GPU: a pass of a shape that comes again is replayed."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._inputs = accepted(module)
+        self._template: Any = None
+        self._passes = CapturedPasses(self._run)
+
+    def __call__(self, inputs: Inputs) -> Any:
+        """Return what the network would. The tensors in it may be overwritten by the next call."""
+        inputs = {name: tensor for name, tensor in inputs.items() if name in self._inputs}
+        rows, tokens = extent(inputs)
+        _, most_tokens = bucket(rows, tokens)
+
+        def own(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[:rows, :tokens] if tensor.ndim > 2 and tensor.shape[1] == most_tokens else tensor[:rows]
+
+        found = self._passes(inputs)
+        return _filled(self._template, {name: own(tensor) for name, tensor in found.items()})
+
+    def _run(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        self._template = call(self._module, inputs)
+        return dict(_leaves(self._template))
 
 
 #: What stands before the name of an output that has an axis of tokens.

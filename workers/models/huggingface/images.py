@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,6 +141,13 @@ class ImageReader:
             if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
                 problem = f"images are not prepared as {type(processor).__name__} prepares them"
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
+
+
+def processor(folder: Path) -> Any:
+    """Return transformers' own image processor for a folder, the one on PIL. In the device process."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
 
 
 def target_size(original: tuple[int, int], size: Any, multiple: int = 1) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from workers.models.backends.choice import Backend
 if TYPE_CHECKING:
     import torch
 
-    from workers.models.huggingface.exported import Exported, Inputs
+    from workers.models.huggingface.exported import Captured, Exported, Inputs
     from workers.models.low_rank import Rows
 
 #: The type that weights are loaded as, by precision.
@@ -55,7 +55,7 @@ class Networks:
         self._adapters = list(dict.fromkeys(network.adapter for network in wanted.values() if network.adapter))
         self._adapter_rows: Rows | None = None
         self._shares = False
-        self._exported: Exported | None = None
+        self._stand_in: Exported | Captured | None = None
         self.config: Any = None
         self.passes = 0
 
@@ -87,9 +87,15 @@ class Networks:
         """
         from workers.models.huggingface.exported import Exported
 
-        first = self._backbone if self._shares else self.only
-        self._exported = Exported(first, self._backend, example, other, cache, self._where)
+        self._stand_in = Exported(self._first, self._backend, example, other, cache, self._where)
         self._backbone = None  # its weights are the backend's now
+
+    def capture(self) -> None:
+        """Have the GPU replay what runs once a batch. With adapters it runs as it is: each pass has other rows of theirs."""
+        from workers.models.huggingface.exported import Captured
+
+        if self._adapter_rows is None:
+            self._stand_in = Captured(self._first)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,6 +122,11 @@ class Networks:
         [network] = self._heads.values()
         return network
 
+    @property
+    def _first(self) -> Any:
+        """What runs once a batch: the backbone, or the one network that there is."""
+        return self._backbone if self._shares else self.only
+
     def adapter_number(self, task: str) -> int:
         """Return which adapter the task's rows go through the backbone with; 0 is none."""
         adapter = self._wanted[task].adapter
@@ -131,8 +142,7 @@ class Networks:
         self.passes += 1
         if self._adapter_rows is not None:
             self._adapter_rows.set(adapters, self._device)
-        first = self._backbone if self._shares else self.only
-        features = self._exported(inputs) if self._exported else call(first, inputs)
+        features = self._stand_in(inputs) if self._stand_in else call(self._first, inputs)
         if not self._shares:
             return {task: rows_of(features, rows) for task, rows in wanted.items()}
         return {task: self._run_head(self._wanted[task], features, inputs, rows) for task, rows in wanted.items()}

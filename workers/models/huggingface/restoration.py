@@ -14,6 +14,7 @@ from producers.catalogue import Task
 from producers.errors import ConfigurationError
 from producers.kinds.pictures import ImageToImageParams
 from workers.models import made, picture_rows
+from workers.models.huggingface import images
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.serving import FolderModel
 from workers.models.model import Array, Arrays, Prepared, digest
@@ -63,11 +64,7 @@ class RestorationModel(FolderModel[Restoration]):
 
     @cached_property
     def _processor(self) -> Any:
-        from transformers import AutoImageProcessor
-
-        return AutoImageProcessor.from_pretrained(
-            self.spec.folder, local_files_only=True, trust_remote_code=False, backend="pil"
-        )
+        return images.processor(self.spec.folder)
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch

@@ -150,7 +150,7 @@ class FolderModel(Model, Generic[H]):
     def load(self, device: str) -> None:
         self._refuse_compiling()
         self._device = device
-        backend = self.spec.backend
+        backend, on_gpu = self.spec.backend, device.startswith("cuda")
         self._loaded = Networks(
             {
                 name: Network(head.checkpoint.folder, head.auto, self.adapters.get(name))
@@ -159,17 +159,23 @@ class FolderModel(Model, Generic[H]):
             where=self.where,
             device=device,
             backend=backend,
-            split=self.SPLIT and backend.name != "torch",
+            split=self.SPLIT and (backend.name != "torch" or on_gpu),
         )
         self._loaded.load()
-        if backend.name != "torch":
+        if backend.name == "torch":
+            if on_gpu and self.PADDABLE:
+                self._loaded.capture()
+        else:
             if device != "cpu":
                 raise ConfigurationError(f"{self.where}.backend: {backend.name} runs on the CPU here; use 'torch'")
             example, other = self._examples()
             self._loaded.export(example, other, self._cache_file(example))
 
-    #: Whether a backend that is not torch runs the backbone without its head, though there is but one.
+    #: Whether what traces or captures a network takes the backbone without its head, though there is but one.
     SPLIT: ClassVar[bool] = False
+
+    #: Whether a pass may have more rows than asked for, and masked tokens behind them: a GPU then captures it.
+    PADDABLE: ClassVar[bool] = False
 
     def _examples(self) -> tuple[Inputs, Inputs]:
         """Return two batches of different shapes, as the network takes them, for backends that trace it.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
 from PIL import Image
 
-from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
-from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models import picture_rows
 from workers.models.huggingface.image_heads import ImageClassification, ImageFeatureExtraction, ImageHead
 from workers.models.huggingface.images import ImageReader
-from workers.models.huggingface.serving import FolderModel
+from workers.models.huggingface.pixel_model import PixelModel
 from workers.models.model import Array, Arrays, Prepared, digest
 from workers.models.video import frames
 from workers.models.video.frames import VideoLimits
@@ -24,20 +23,13 @@ from workers.models.video.sampling import Sampling, sampled_alike
 if TYPE_CHECKING:
     import torch
 
-#: A row's size is counted in squares of 32 x 32 pixels, as an image model's.
-_SQUARE = 32 * 32
+    from workers.models.huggingface.exported import Inputs
 
 
 class VideoClassification(ImageClassification):
     """Labels with their scores, as for images."""
 
     auto = "AutoModelForVideoClassification"
-
-
-HEADS: Mapping[str, type[ImageHead]] = {
-    "video-classification": VideoClassification,
-    "video-feature-extraction": ImageFeatureExtraction,
-}
 
 
 class FrameReader(ImageReader):
@@ -64,28 +56,31 @@ class FrameReader(ImageReader):
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
 
 
-class VideoCheckpoint(FolderModel[ImageHead]):
+class VideoCheckpoint(PixelModel):
     """Options: `heads` (folders by task), `function_to_apply` (by task), `pooling`, and the fields of `VideoLimits`."""
 
     OPTIONS = ("heads", "function_to_apply", "pooling", *VideoLimits.__dataclass_fields__)
+    HEADS: ClassVar[Mapping[str, type[ImageHead]]] = {
+        "video-classification": VideoClassification,
+        "video-feature-extraction": ImageFeatureExtraction,
+    }
 
     # --- in the parent process ---
 
     @cached_property
     def revision(self) -> str:
         frames.check_installed(self.where)
-        self._reader.check_settings()
         _ = self._num_frames, self._limits
         return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Read and scale frames. The row is `frames`, uint8 `(frames, height, width, 3)`."""
+        """Read and scale frames. The row is `pixels`, uint8 `(frames, height, width, 3)`."""
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of a video file, not {type(content).__name__}")
         sampling, refused = sampled_alike(params, self._sampling)
-        read = frames.read(content, sampling, self._limits, lambda frame: self._reader.scaled(frames.image(frame)))
-        arrays: Arrays = {"frames": np.stack(read)}
-        size = max(1, int(np.prod(arrays["frames"].shape[:3])) // _SQUARE)
+        read = frames.read(content, sampling, self._limits, lambda frame: self.reader.scaled(frames.image(frame)))
+        arrays: Arrays = {"pixels": np.stack(read)}
+        size = picture_rows.squares(arrays["pixels"])
         return Prepared(arrays, size, digest(arrays), refused, aside=dict.fromkeys(params))
 
     def _sampling(self, params: Any) -> Sampling:
@@ -93,16 +88,6 @@ class VideoCheckpoint(FolderModel[ImageHead]):
             remedy = "leave `num_frames` out, and choose a `frame_sampling_rate`"
             raise InvalidInput("params.num_frames", f"must be {self._num_frames}, which the model reads", remedy)
         return Sampling(self._num_frames, params.frame_sampling_rate)
-
-    def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Put the rows' pixels behind one another, with their `shapes` (frames, height, width)."""
-        return {
-            "pixels": np.concatenate([row.arrays["frames"].ravel() for row in rows]),
-            "shapes": np.array([row.arrays["frames"].shape[:3] for row in rows], dtype=np.int64),
-        }
-
-    def _head(self, task: Task, checkpoint: Checkpoint) -> ImageHead:
-        return HEADS[task.kind.name](task, checkpoint, self.spec.options)
 
     @cached_property
     def _num_frames(self) -> int:
@@ -112,7 +97,7 @@ class VideoCheckpoint(FolderModel[ImageHead]):
         return found
 
     @cached_property
-    def _reader(self) -> FrameReader:
+    def reader(self) -> FrameReader:
         return FrameReader(self.checkpoint)
 
     @cached_property
@@ -121,57 +106,9 @@ class VideoCheckpoint(FolderModel[ImageHead]):
 
     # --- in the device process ---
 
-    @cached_property
-    def _processor(self) -> Any:
-        from transformers import AutoImageProcessor
-
-        return AutoImageProcessor.from_pretrained(
-            self.spec.folder, local_files_only=True, trust_remote_code=False, backend="pil"
-        )
-
-    def load(self, device: str) -> None:
-        self._reader.check(self._processor)
-        super().load(device)
-
-    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+    def _inputs(self, batch: Array) -> Inputs:
         import torch
 
-        videos = _split(arrays)
-        found: dict[str, dict[int, Array]] = {task: {} for task in wanted}
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for row, video in enumerate(videos):
-            groups.setdefault(video.shape, []).append(row)
-        with torch.inference_mode():
-            for group in groups.values():
-                chosen = {task: [row for row in group if row in rows] for task, rows in wanted.items()}
-                batch = np.stack([videos[row] for row in group])
-                self._run(batch, group, {task: rows for task, rows in chosen.items() if rows}, found)
-        return {task: np.stack([found[task][int(row)] for row in rows]) for task, rows in wanted.items()}
-
-    def _run(
-        self,
-        batch: Array,
-        group: Sequence[int],
-        chosen: Mapping[str, Sequence[int]],
-        found: dict[str, dict[int, Array]],
-    ) -> None:
-        """Run one pass over videos of one shape, and each wanted head over those of them that it needs."""
-        import torch
-
-        normalized = self._reader.normalized(torch.from_numpy(batch).to(self._device).flatten(0, 1))
-        values = normalized.view(*batch.shape[:2], *normalized.shape[1:]).to(self.networks.dtype)
-        rows = {
-            task: torch.tensor([group.index(row) for row in own], device=self._device) for task, own in chosen.items()
-        }
-        for task, output in self.networks.run({"pixel_values": values}, rows).items():
-            results = self.heads[task].compute(output, (), self._processor)
-            found[task].update(zip(chosen[task], results, strict=True))
-
-
-def _split(arrays: Arrays) -> list[Array]:
-    counts = arrays["shapes"].prod(axis=1) * 3
-    ends = np.cumsum(counts)
-    return [
-        arrays["pixels"][end - count : end].reshape(*shape, 3)
-        for end, count, shape in zip(ends, counts, arrays["shapes"], strict=True)
-    ]
+        normalized = self.reader.normalized(torch.from_numpy(batch).to(self._device).flatten(0, 1))
+        values = normalized.view(*batch.shape[:2], *normalized.shape[1:])
+        return {"pixel_values": values.to(self.networks.dtype)}

@@ -13,6 +13,7 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import ConfigurationError
 from producers.kinds.audio import AudioClassificationParams
+from workers.models import options
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.head import best_labels
 from workers.models.huggingface.labels import FUNCTIONS
@@ -22,7 +23,7 @@ from workers.models.speech import features, waveform, waves
 from workers.models.speech.features import LogMel, Raw
 from workers.models.speech.recognition import decoded
 
-#: A recording is heard as a whole.
+#: A recording is not cut in windows; of a spectrum, the network hears the beginning that it was made for, as in transformers.
 _MAX_AUDIO_S = 60.0
 
 #: What a spectrum of one size costs, in tenths of a second.
@@ -65,13 +66,12 @@ class AudioModel(FolderModel[AudioClassification]):
 
     @cached_property
     def revision(self) -> str:
-        _ = self._extractor
+        _ = self._extractor, self._max_audio_s
         return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Decode a recording. The row is ``sound``, samples or a spectrum."""
-        most_s = float(self.spec.options.get("max_audio_s", _MAX_AUDIO_S))
-        samples = decoded(content, self._extractor.rate, most_s)
+        samples = decoded(content, self._extractor.rate, self._max_audio_s)
         if isinstance(self._extractor, Raw):
             waves.check_length(len(samples), self.checkpoint.config)
         arrays = {"sound": self._extractor(samples)}
@@ -89,6 +89,10 @@ class AudioModel(FolderModel[AudioClassification]):
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> AudioClassification:
         return AudioClassification(task, checkpoint, self.spec.options)
+
+    @property
+    def _max_audio_s(self) -> float:
+        return options.over_zero(self.spec.options, "max_audio_s", _MAX_AUDIO_S, where=self.where)
 
     @cached_property
     def _extractor(self) -> features.Extractor:

@@ -14,6 +14,7 @@ import msgspec
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.audio import SpeechRecognitionParams
+from workers.models import options
 from workers.models.huggingface import ragged
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.serving import FolderModel, read_for_each
@@ -68,7 +69,7 @@ class RecognitionModel(FolderModel[Recognition]):
 
     @cached_property
     def revision(self) -> str:
-        _ = self._extractor
+        _ = self._extractor, self._max_audio_s
         if "voice" in self.spec.options and not (self._voice_folder / voice.WEIGHTS).is_file():
             raise ConfigurationError(f"{self.where}.options.voice: there is no {self._voice_folder / voice.WEIGHTS}")
         return super().revision
@@ -124,7 +125,7 @@ class RecognitionModel(FolderModel[Recognition]):
 
     @property
     def _max_audio_s(self) -> float:
-        return float(self.spec.options.get("max_audio_s", MAX_AUDIO_S))
+        return options.over_zero(self.spec.options, "max_audio_s", MAX_AUDIO_S, where=self.where)
 
     # --- in the device process ---
 

@@ -144,11 +144,7 @@ class Silero:
     file: Path
 
     def __call__(self, samples: Samples) -> Samples:
-        frames = _frames(samples)
-        before = np.zeros((len(frames), _CONTEXT), np.float32)
-        before[1:] = frames[:-1, -_CONTEXT:]
-        heard = np.concatenate([before, frames], axis=1)
-        parts = [self._encoded(heard[n : n + _TOGETHER]) for n in range(0, len(heard), _TOGETHER)]
+        parts = [self._encoded(_heard(samples, begin)) for begin in range(0, len(samples), _TOGETHER * FRAME)]
         return self._recurrent(np.concatenate(parts)) if parts else np.zeros(0, np.float32)
 
     @cached_property
@@ -192,6 +188,16 @@ class Silero:
             states[n] = state
         last = np.maximum(states, 0) @ weights["final_conv.weight"].ravel() + weights["final_conv.bias"]
         return _sigmoid(last).astype(np.float32)
+
+
+def _heard(samples: Samples, begin: int) -> Samples:
+    """Return `_TOGETHER` frames from a sample on, each behind what was before it: `(frames, _CONTEXT + FRAME)`."""
+    frames = _frames(samples[begin : begin + _TOGETHER * FRAME])
+    before = np.zeros((len(frames), _CONTEXT), np.float32)
+    before[1:] = frames[:-1, -_CONTEXT:]
+    if begin:
+        before[0] = samples[begin - _CONTEXT : begin]
+    return np.concatenate([before, frames], axis=1)
 
 
 def _sigmoid(values: Samples) -> Samples:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -27,6 +28,21 @@ _BLOCK_S = 10
 #: What is recorded while it is sent has a header that promises this much, or more, or nothing.
 _UNKNOWN_BYTES = 2**31 - 1
 _UNKNOWN_SAMPLES = 2**62
+
+#: Containers that are left to FFmpeg, as it calls them. No lists of other files (ffconcat, DASH), which it would open.
+_FORMATS = (
+    *("aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts", "eac3", "flac", "flv", "loas", "matroska"),
+    *("mov", "mp3", "mp4", "mpeg", "mpegts", "ogg", "rm", "tta", "w64", "wav", "webm", "wv"),
+)
+
+#: How recordings begin in files where one may follow another: libsndfile reads the first.
+_BEGINNINGS = {
+    "MP3": re.compile(rb"\xff[\xe2-\xff].{7,34}(?:Xing|Info)", re.DOTALL),
+    "Ogg": re.compile(rb"OggS\0[\x02\x06]"),
+}
+
+#: So much at an MP3's end may have been a tag that was counted, and taken off.
+_TAG_BYTES = 4096
 
 #: Samples beyond this are not sound: full scale is 1, and floating-point files may be somewhat over it.
 _LOUDEST = 1e4
@@ -92,6 +108,11 @@ def _sound(data: bytes) -> Iterator[tuple[int, Samples]]:
     import soundfile
 
     _check_whole(data)
+    if problem := _ends_early(data):
+        if b"OpusHead" in data[:128]:  # of which FFmpeg reads no more
+            raise InvalidInput("input", problem, "send each by itself")
+        yield from _by_ffmpeg(data, problem)
+        return
     try:
         opened = soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError:
@@ -107,13 +128,48 @@ def _sound(data: bytes) -> Iterator[tuple[int, Samples]]:
 
 
 def _check_whole(data: bytes) -> None:
-    """Raise InvalidInput where a WAV or AIFF file's header tells of more bytes than there are; libsndfile takes what is there."""
+    """Raise InvalidInput where a WAV, AIFF or MP3 tells of more bytes than there are; libsndfile takes what is there."""
     orders: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"FORM": "big"}
-    if data[:4] not in orders:
-        return
-    promised = int.from_bytes(data[4:8], orders[data[:4]]) + 8
-    if len(data) < promised < _UNKNOWN_BYTES:
+    if data[:4] in orders:
+        promised, slack = int.from_bytes(data[4:8], orders[data[:4]]) + 8, 0
+    else:
+        promised, slack = _mp3_bytes(data) or 0, _TAG_BYTES
+    if len(data) + slack < promised < _UNKNOWN_BYTES:
         raise InvalidInput("input", f"breaks off after {len(data):,} of {promised:,} bytes", "send the whole file")
+
+
+def _ends_early(data: bytes) -> str:
+    """Return why libsndfile would not read a file to its end, if it would not."""
+    begins = _mp3_begins(data)
+    form = "Ogg" if data[:4] == b"OggS" else "MP3" if begins is not None else ""
+    if form and len(_BEGINNINGS[form].findall(data)) > 1:
+        return "is several recordings, one behind another"
+    if form == "MP3" and _mp3_bytes(data) is None:
+        return "is an MP3 that does not say how long it is"  # it is guessed by the first frame's bit rate
+    return ""
+
+
+def _mp3_begins(data: bytes) -> int | None:
+    """Return where the first frame of an MP3 is, behind a tag; None if it is no MP3."""
+    tagged = data[:3] == b"ID3"  # of each byte of its size, seven bits count
+    begins = 10 + sum(byte << 7 * place for place, byte in enumerate(data[9:5:-1])) if tagged else 0
+    first = data[begins : begins + 2]
+    return begins if len(first) == 2 and first[0] == 0xFF and first[1] & 0xE6 == 0xE2 else None
+
+
+def _mp3_bytes(data: bytes) -> int | None:
+    """Return where an MP3 ends, as its first frame says; 0 if that says how long it is only, None if it says nothing."""
+    begins = _mp3_begins(data)
+    if begins is None:
+        return None
+    head = data[begins : begins + 64]
+    if b"VBRI" in head:
+        return 0
+    at = max(head.find(b"Xing"), head.find(b"Info"))
+    told = int.from_bytes(head[at + 4 : at + 8], "big") if at >= 0 else 0  # by bits: frames, bytes, and more
+    if not told & 1:
+        return None
+    return begins + int.from_bytes(head[at + 12 : at + 16], "big") if told & 2 else 0
 
 
 def _checked(rate: int) -> int:
@@ -125,11 +181,12 @@ def _checked(rate: int) -> int:
 # --- what libsndfile does not know ----------------------------------------------------------------
 
 
-def _by_ffmpeg(data: bytes) -> Iterator[tuple[int, Samples]]:
+def _by_ffmpeg(data: bytes, otherwise: str = "is not an audio file that can be read") -> Iterator[tuple[int, Samples]]:
+    """As `_sound`; where FFmpeg's libraries are not installed, the file is refused as what it is `otherwise`."""
     known = "WAV, FLAC, Ogg, MP3 or AIFF"
     if importlib.util.find_spec("av") is None:
-        remedy = f"send {known}; M4A, AAC and WebM need the extra `video` at the worker (pip install 'argosy[video]')"
-        raise InvalidInput("input", "is not an audio file that can be read", remedy)
+        remedy = f"send {known}; others need the extra `video` at the worker (pip install 'argosy[video]')"
+        raise InvalidInput("input", otherwise, remedy)
     import av
 
     with _container(data) as container:
@@ -145,8 +202,10 @@ def _by_ffmpeg(data: bytes) -> Iterator[tuple[int, Samples]]:
 def _container(data: bytes) -> Iterator[Any]:
     import av
 
+    # the bytes are all there is to read
+    options = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "none"}
     try:
-        container = av.open(io.BytesIO(data))
+        container = av.open(io.BytesIO(data), options=options)
     except av.FFmpegError as error:
         remedy = "send WAV, FLAC, Ogg, MP3, M4A or WebM"
         raise InvalidInput("input", "is not an audio file that can be read", remedy) from error

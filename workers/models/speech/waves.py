@@ -39,9 +39,10 @@ def check_length(samples: int, config: Mapping[str, Any]) -> None:
 def together(lengths: Sequence[int], config: Mapping[str, Any]) -> list[list[int]]:
     """Group recordings by their lengths, so that no neighbour changes what is heard.
 
-    A network that normalises over the whole recording ("group") would hear the padding; the others have a mask for it.
+    A network that normalises over the whole recording ("group") would hear the padding, and so would one with an adapter, whose
+    convolutions reach beyond the end; the others have a mask for it.
     """
-    if config.get("feat_extract_norm") == "layer":
+    if config.get("feat_extract_norm") == "layer" and not config.get("add_adapter"):
         return sequences.plan(list(enumerate(lengths)))
     alike: dict[int, list[int]] = {}
     for place, length in enumerate(lengths):

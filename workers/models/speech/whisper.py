@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.audio import SpeechRecognitionParams
+from workers.models import options
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.model import Array
 from workers.models.speech import waveform
@@ -42,6 +43,19 @@ class WhisperModel(RecognitionModel):
     default_cost = 8  # windows
 
     # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        _ = self._most_tokens, self._together
+        return super().revision
+
+    @property
+    def _most_tokens(self) -> int:
+        return options.whole(self.spec.options, "max_new_tokens", _MAX_NEW_TOKENS, where=self.where)
+
+    @property
+    def _together(self) -> int:
+        return options.whole(self.spec.options, "windows_together", _TOGETHER, where=self.where)
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> Recognition:
         return Recognition(task, checkpoint, "AutoModelForSpeechSeq2Seq", self.BETWEEN)
@@ -110,15 +124,14 @@ class WhisperModel(RecognitionModel):
     def _writer(self) -> Writer:
         from workers.models.speech.whisper_writing import Writer
 
-        most = int(self.spec.options.get("max_new_tokens", _MAX_NEW_TOKENS))
-        return Writer(self.networks.only, self.spec.folder, most)
+        return Writer(self.networks.only, self.spec.folder, self._most_tokens)
 
     def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-        together = int(self.spec.options.get("windows_together", _TOGETHER))
         languages: dict[int, str] = {}  # of a recording: found in its first window
         heard: list[tuple[str, list[Any]]] = []
-        for start in range(0, len(windows), together):
-            chosen = zip(windows[start : start + together], settings[start : start + together], strict=True)
+        for start in range(0, len(windows), self._together):
+            end = start + self._together
+            chosen = zip(windows[start:end], settings[start:end], strict=True)
             heard += self._writer.write([self._passage(window, own) for window, own in chosen], languages)
         return heard
 

@@ -1,0 +1,279 @@
+"""What the batcher's thread does, message by message: it feeds a device one micro-batch ahead and survives its deaths.
+
+It owns the `Workload`, which knows what waits and decides what is next; the `Roster`, which knows the models and has them come and go;
+and the device. Neither of the first two knows the other. All of it happens in one thread, so nothing here is locked.
+The only time limits are those after which a loading or a running device counts as hung.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from results_store.records import Batch
+from workers.batching.cost import CostModel
+from workers.batching.inbox import Admit, Cancel, Message, Retire, Weigh
+from workers.batching.joining import together
+from workers.batching.microbatch import MicroBatch, Ran
+from workers.batching.roster import Roster
+from workers.batching.work import Cancelled, Entry, Interrupted, Superseded
+from workers.batching.workload import Workload
+from workers.device_client import DeviceClient
+from workers.models.model import Arrays
+from workers.transfer import Header
+
+logger = logging.getLogger(__name__)
+
+#: A device that does not come up this often in a row is out of service.
+MAX_FAILED_STARTS = 3
+
+
+@dataclass(slots=True, kw_only=True)
+class Feeder:
+    """Not thread-safe, but for `came_up` and `out_of_service`. `worker` and `device_name` name where batches ran."""
+
+    models: Roster
+    work: Workload
+    costs: CostModel
+    worker: str
+    device_name: str
+    load_timeout_s: float
+    batch_timeout_s: float
+    on_batch: Callable[[Batch], None]
+    on_out_of_service: Callable[[str], None]
+    came_up: threading.Event = field(default_factory=threading.Event)  # ready for the first time, or out of service
+    out_of_service: str | None = None
+    _device: DeviceClient = field(init=False)
+    _ready: bool = False
+    _failed_starts: int = 0
+    _running_since: float = 0.0  # monotonic; when the running batch, or the device's start, began
+
+    def start(self, device: DeviceClient) -> None:
+        """Start the device."""
+        self._device = device
+        self._start_device()
+
+    def take(self, message: Message) -> None:
+        """Take note of a message. What follows from it, and from others that came with it, is done by `feed`."""
+        if isinstance(message, list):
+            self._add(message)
+        elif isinstance(message, Admit):
+            self._admit(message)
+        elif isinstance(message, Retire):
+            self._retire(message)
+        elif isinstance(message, Cancel):
+            self._cancel(message)
+        elif isinstance(message, Weigh):
+            self.work.weigh(message.weights)
+        elif message.life == self._device.life and not self.out_of_service:
+            self._on_device_event(message.header, message.arrays)
+
+    def feed(self) -> None:
+        """Have models come and go as what waits needs them, then hand over work until the device has enough."""
+        if self.out_of_service:
+            self._interrupt_all()
+            return
+        if self._ready:
+            self._move_models()
+        while self._ready and (batch := self.work.next(time.time(), time.monotonic() - self._running_since)):
+            self._send(batch)
+
+    def patience_s(self) -> float | None:
+        """How long the device may stay silent from now on; None while nothing is expected of it."""
+        if self.out_of_service:
+            return None
+        ends_at = [since + limit_s for since, limit_s in self._expected()]
+        return max(0.0, min(ends_at) - time.monotonic()) if ends_at else None
+
+    def give_up_waiting(self) -> None:
+        """Take note that the device was silent for longer than it may be: start it again."""
+        _, limit_s = min(self._expected(), key=sum)
+        # the word of its death would come as an event; taking it here keeps the reason with the batch
+        self._device.close()
+        self._on_lost("DeviceHung", f"the device process was silent for {limit_s:g} s and was killed")
+        self.feed()
+
+    def end(self) -> None:
+        """Interrupt whatever waits or runs, for good."""
+        self._interrupt_all()
+        self.models.close()
+
+    # --- what others ask for ---
+
+    def _add(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if not self.models.takes(entry.waiting.model):  # retired while the item was prepared
+                entry.finish(Superseded())
+        self.work.add([entry for entry in entries if self.models.takes(entry.waiting.model)])
+
+    def _admit(self, asked: Admit) -> None:
+        served = asked.served
+        self.costs.inherit(served.key, self.models.newest(served.name) or served.name)
+        self.models.admit(served, asked.wanted, asked.footprint, asked.done)
+        self.work.serve(served)
+
+    def _retire(self, asked: Retire) -> None:
+        """What the device has, and what is under suspicion, is finished by the old version; what waits is prepared again."""
+        self.models.retire(asked.key, asked.done)
+        for entry in self.work.take_waiting(asked.key):
+            entry.finish(Superseded())
+
+    def _cancel(self, asked: Cancel) -> None:
+        entries, stepping = self.work.take(asked.concerns)
+        if stepping:
+            self._device.drop(stepping)
+        for entry in entries:
+            entry.finish(Cancelled())
+
+    def _interrupt_all(self) -> None:
+        for entry in self.work.take_all():
+            entry.finish(Interrupted())
+
+    # --- what the device says ---
+
+    def _on_device_event(self, header: Header, arrays: Arrays) -> None:
+        event = header["event"]
+        if event == "ready":
+            self._on_ready(header)
+        elif "model" in header and event in ("loaded", "unloaded", "unloadable"):
+            self._on_model_event(header)
+        elif event == "done":
+            self._on_done(header, arrays)
+        elif event == "failed":
+            self._on_failed(header)
+        elif event == "stepping":
+            self._on_stepping(header["pieces"])
+        elif event == "unloadable":
+            logger.error(
+                "the device cannot load its models: %s: %s\n%s", *map(header.get, ("kind", "message", "traceback"))
+            )
+            self._leave_service(f"{header['kind']}: {header['message']}")
+        elif event == "lost":
+            self._on_lost("DeviceLost", header["message"])
+
+    def _on_ready(self, header: Header) -> None:
+        self._ready = True
+        self._failed_starts = 0
+        self.models.came_up(header)
+        self._serve_unless(self.models.too_large())
+
+    def _on_model_event(self, header: Header) -> None:
+        if header["event"] == "unloadable":
+            logger.error("%s\n%s", header["message"], header.get("traceback", ""))
+        self._serve_unless(self.models.on_event(header))
+
+    def _serve_unless(self, problem: str | None) -> None:
+        """Leave service for a problem; without one the device has come up once no model is untried."""
+        if problem:
+            self._leave_service(problem)
+        elif not self.models.residence.untried:
+            self.came_up.set()
+
+    def _on_stepping(self, pieces: Sequence[tuple[str, str, int, int, str]]) -> None:
+        """The device lives, and may have a piece of text for who listens: batch, task, row, place in the text, piece."""
+        self._running_since = time.monotonic()
+        for id_, task, row, at, text in pieces:
+            if batch := self.work.find(id_):
+                batch.tell(task, row, at, text)
+
+    def _on_done(self, header: Header, arrays: Arrays) -> None:
+        batch = self._ended(header["batch"])
+        if batch is None:
+            return
+        self.models.grew(header)
+        ran = Ran(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
+        self.work.ran(batch, ran)
+        # recorded before it is delivered, so that no result is stored whose batch is not
+        where = {"device": self.device_name, "worker": self.worker}
+        served = self.models[batch.model]
+        record = batch.record(ran, model=served.name, revision=served.revision, **where)
+        self.on_batch(replace(record, loads=self.models.loads_since_last()))
+        batch.deliver(arrays, ran.ended_at)
+
+    def _on_failed(self, header: Header) -> None:
+        batches = [one for id_ in header.get("batches") or [header["batch"]] if (one := self._ended(id_))]
+        if batches:
+            self._raised(together(batches), header["kind"], header["message"], header.get("traceback", ""))
+
+    def _ended(self, id_: str) -> MicroBatch | None:
+        """Take the batch that the device speaks of, unless it was dropped; the next one runs by now."""
+        self._running_since = time.monotonic()
+        return self.work.end(id_)
+
+    def _raised(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
+        if kind == "OutOfMemory":
+            smaller = self.work.shrink(batch)
+            logger.warning(
+                "%s: out of memory; batches of %s now hold at most %s", self.device_name, batch.model, smaller
+            )
+        self.work.raised(batch, kind, message, traceback)
+
+    # --- what the device is given ---
+
+    def _move_models(self) -> None:
+        """Have models loaded and unloaded, where not all are there for good; note who cannot run meanwhile."""
+        absent: Mapping[str, float] = {}
+        if not self.models.residence.settled:
+            needs, busy = self.work.needs(), self.work.busy
+            self.models.move(needs, busy)
+            for key in self.models.dismissed(needs, busy):
+                self.work.drop(key)
+            absent = self.models.residence.absent(time.monotonic())
+        self.work.note_absent(absent)
+
+    def _send(self, batch: MicroBatch) -> None:
+        try:
+            arrays = batch.collated(self.models[batch.model].model)
+        except Exception as error:  # noqa: BLE001 - a model's own code; its batch is bisected like any other
+            self._raised(batch, type(error).__name__, str(error), "")
+            return
+        now = time.monotonic()
+        self.models.residence.used(batch.model, now)
+        if not self.work.running:
+            self._running_since = now
+        self.work.began(batch)
+        self._device.run(batch.id, batch.model, arrays, batch.wanted, urgency=batch.priority)
+
+    # --- its life ---
+
+    def _start_device(self) -> None:
+        self._running_since = time.monotonic()
+        self.models.start(self._device)
+
+    def _on_lost(self, kind: str, message: str) -> None:
+        logger.warning("%s: %s; restarting it", self.device_name, message)
+        if not self._ready:
+            self._failed_starts += 1
+        self._ready = False
+        problem = self.models.lost()
+        for batch in self.work.lost(kind, message):
+            if self.models.takes(batch.model):
+                self.work.put_back(batch)
+            else:
+                self._add(batch.entries)
+        if problem:
+            self._leave_service(problem)
+        elif self._failed_starts >= MAX_FAILED_STARTS:
+            self._leave_service(f"it did not come up {self._failed_starts} times in a row: {message}")
+        else:
+            self._start_device()
+
+    def _leave_service(self, reason: str) -> None:
+        self.out_of_service = reason
+        self._device.kill()
+        self.came_up.set()
+        self.on_out_of_service(reason)
+
+    def _expected(self) -> list[tuple[float, float]]:
+        """What is waited for: since when, and for how long it may be."""
+        if not self._ready:
+            return [(self._running_since, self.load_timeout_s)]
+        found = []
+        if self.work.running or self.work.stepping:
+            found.append((self._running_since, self.batch_timeout_s))
+        if self.models.residence.loading:
+            found.append((self.models.loading_since, self.load_timeout_s))
+        return found

@@ -1,0 +1,216 @@
+"""The work of one device: what waits, what the device has, what is under suspicion; and what it is given next.
+
+There are three ways to the device. Items of one-pass models wait in the scheduler and go in micro-batches, one running and one staged
+behind it (`stages`). Requests of stepwise models join those that step, as soon as there is room (`joining`). The parts of a
+failed batch go alone, and while there are any, nothing else does (`blame`).
+
+No thread, no clock, no device: those are its callers' (`workers.batching.feeder`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from workers.batching.blame import Suspects
+from workers.batching.cost import CostModel
+from workers.batching.joining import Joining
+from workers.batching.microbatch import MicroBatch, Ran
+from workers.batching.policy import Budget, Policy
+from workers.batching.residence import AT_ONCE, Need
+from workers.batching.roster import ServedModel
+from workers.batching.scheduler import Scheduler
+from workers.batching.stages import Stages
+from workers.batching.work import Entry, Expired
+from workers.models.stepwise import StepwiseModel
+
+
+class Workload:
+    """Not thread-safe. Models go by their versions' keys; `now` is Unix seconds, as the entries' times are."""
+
+    def __init__(self, models: Mapping[str, ServedModel], policy: Policy, costs: CostModel) -> None:
+        self._scheduler: Scheduler[Entry] = Scheduler(policy, costs)
+        self._joining = Joining(policy, costs, {key: one.budget for key, one in models.items() if _steps(one)})
+        self._suspects = Suspects()
+        self._given: Stages[MicroBatch] = Stages()
+
+    # --- what may come ---
+
+    def serve(self, served: ServedModel) -> None:
+        """Take work for one more model."""
+        if _steps(served):
+            self._joining.serve(served.key, served.budget)
+        else:
+            self._scheduler.bound(served.key, served.budget)
+
+    def drop(self, model: str) -> None:
+        """Forget a model of which there is nothing left."""
+        self._joining.drop(model)
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """From now on tenants take turns by these weights."""
+        self._scheduler.turns.weights = dict(weights)
+        self._joining.weigh(weights)
+
+    def note_absent(self, absent: Mapping[str, float]) -> None:
+        """These models are not loaded, and can be in so many seconds: nothing of theirs is next."""
+        self._scheduler.absent = absent
+        self._joining.note_absent(absent)
+
+    # --- what waits ---
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Take entries, in order of arrival."""
+        self._scheduler.add(entry for entry in entries if not self._joining.has(entry.waiting.model))
+        self._joining.add(entry for entry in entries if self._joining.has(entry.waiting.model))
+
+    def put_back(self, batch: MicroBatch) -> None:
+        """Take what was staged again, before all others."""
+        self._scheduler.put_back(batch.entries)
+
+    def take_waiting(self, model: str) -> list[Entry]:
+        """Remove and return what waits for a model. What the device has, and what is under suspicion, stays."""
+        waiting = self._scheduler.take(lambda entry: entry.waiting.model == model)
+        return [*waiting, *self._joining.take_waiting(model)]
+
+    def take(self, which: Callable[[Entry], bool]) -> tuple[list[Entry], list[str]]:
+        """Remove and return the entries of which `which` is true and that wait, or step without others; and the ids of the batches
+        that stepped, for the device to drop. A batch that the device runs as a whole stays, as does what is under suspicion.
+        """
+        entries = self._scheduler.take(which)
+        waiting, stepping = self._joining.take(which)
+        stepped = [entry for batch in stepping for entry in batch.entries]
+        return [*entries, *waiting, *stepped], [batch.id for batch in stepping]
+
+    def take_all(self) -> list[Entry]:
+        """Remove and return everything: the device is given nothing more."""
+        running, staged = self._given.lost()
+        stepping = self._joining.lost()
+        return [
+            *self._scheduler.take(lambda _: True),
+            *self._suspects.clear(),
+            *self._joining.take(lambda _: True)[0],
+            *(entry for batch in (*running, *staged, *stepping) for entry in batch.entries),
+        ]
+
+    def needs(self) -> dict[str, Need]:
+        """What waits for each model. What is under suspicion waits for nobody."""
+        suspected = {model: Need(AT_ONCE, 0.0) for model in self._suspects.models}
+        return self._scheduler.needs() | self._joining.needs() | suspected
+
+    # --- what the device has ---
+
+    @property
+    def busy(self) -> set[str]:
+        """The models of which the device has anything."""
+        return {batch.model for batch in self._given} | self._joining.running
+
+    @property
+    def running(self) -> bool:
+        """Whether the device has a batch that it runs as a whole."""
+        return len(self._given) > 0
+
+    @property
+    def stepping(self) -> bool:
+        """Whether any requests step at the device."""
+        return len(self._joining) > 0
+
+    def stepping_items(self) -> list[tuple[str, int]]:
+        """The items (job, seq) that step. From any thread."""
+        return self._joining.items()
+
+    def find(self, id_: str) -> MicroBatch | None:
+        """Return the batch of this id, if the device has it."""
+        return self._joining.find(id_) or next((batch for batch in self._given if batch.id == id_), None)
+
+    # --- what is next ---
+
+    def next(self, now: float, running_s: float) -> MicroBatch | None:
+        """Return what the device is to be given now, if anything; it is `began` or `raised`. What can no longer be in time expires.
+
+        `running_s` is for how long the running batch has run.
+        """
+        if self._suspects or (self.running and self._given.first.chosen is None):
+            return self._next_suspects(now)
+        return self._next_to_join(now) or self._next_batch(now, running_s)
+
+    def _next_suspects(self, now: float) -> MicroBatch | None:
+        """Take the next group to be run alone, once nothing else is at the device; nothing may be staged behind it either."""
+        if self.running or self.stepping or not self._suspects:
+            return None
+        if self._suspects.next_model in self._scheduler.absent:
+            return None
+        return MicroBatch(self._suspects.next(), now)
+
+    def _next_to_join(self, now: float) -> MicroBatch | None:
+        batch, expired = self._joining.next(now)
+        _expire(expired)
+        return batch
+
+    def _next_batch(self, now: float, running_s: float) -> MicroBatch | None:
+        """Decide on a batch, if there is room for one or the staged one may be overtaken."""
+        behind, urgent = None, self._scheduler.most_urgent
+        if not self._given.has_room:
+            behind = self._given.overtakable
+            if behind is None or urgent is None or urgent >= behind:
+                return None
+        busy_s = self._given.busy_s(running_s, overtaking=behind is not None)
+        decision = self._scheduler.next(now, now + busy_s if self.running else None, overtaking=behind)
+        _expire(decision.expired)
+        return MicroBatch(decision.batch.items, now, decision.batch) if decision.batch else None
+
+    def began(self, batch: MicroBatch) -> None:
+        """Note that the device was given a batch."""
+        if batch.chosen and self._joining.has(batch.model):
+            self._joining.began(batch)
+        else:
+            overtaking = not self._given.has_room
+            self._given.give(batch, batch.priority, batch.predicted_s or 0.0, overtaking=overtaking)
+
+    # --- how it ends ---
+
+    def end(self, id_: str) -> MicroBatch | None:
+        """Take the batch of which the device speaks, unless it was dropped."""
+        if stepped := self._joining.end(id_):
+            return stepped
+        batch = next((batch for batch in self._given if batch.id == id_), None)
+        if batch is not None:
+            self._given.end(batch)
+        return batch
+
+    def ran(self, batch: MicroBatch, ran: Ran) -> None:
+        """Learn from a batch that has run."""
+        if self._joining.has(batch.model):
+            self._joining.ran(batch, ran.forward_s)
+        elif batch.chosen:
+            # what the cache spared says nothing about what a batch costs
+            shape = None if ran.cached_rows else batch.shape
+            self._scheduler.ran(batch.chosen, batch.model, shape, ran.forward_s)
+
+    def raised(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
+        """Take note that a batch failed and the device lives."""
+        self._suspects.raised(batch, kind, message, traceback)
+
+    def lost(self, kind: str, message: str) -> list[MicroBatch]:
+        """Take note that the device is no more: whatever may have run is under suspicion. Return what was only staged, the last first."""
+        suspected, innocent = self._given.lost()
+        for batch in (*reversed(suspected), *self._joining.lost()):
+            self._suspects.died(batch, kind, message)
+        return innocent[::-1]
+
+    def shrink(self, batch: MicroBatch) -> Budget:
+        """Bound a model's batches by half of what this one had, which was too much; return the bounds."""
+        if self._joining.has(batch.model):
+            return self._joining.shrink(batch)
+        budget = self._scheduler.budget(batch.model)
+        smaller = budget.halved(batch.padded_cost, len(batch.rows))
+        self._scheduler.bound(batch.model, smaller)
+        return smaller
+
+
+def _steps(served: ServedModel) -> bool:
+    return isinstance(served.model, StepwiseModel)
+
+
+def _expire(entries: Iterable[Entry]) -> None:
+    for entry in entries:
+        entry.finish(Expired())
