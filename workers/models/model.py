@@ -70,6 +70,12 @@ def digest(arrays: Arrays) -> bytes:
     return found.digest()
 
 
+class LoadingFailed(Exception):
+    """Weights that are loaded when first needed cannot be loaded: the fault of none of the items that wait for them, of which all
+    fail at once, and each later batch tries again.
+    """
+
+
 class Model(ABC):
     """A backbone with its heads. The constructor only stores; `load` does the work."""
 
