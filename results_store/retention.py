@@ -24,6 +24,9 @@ Condition: TypeAlias = Callable[[Connection], ColumnElement[bool]]
 #: Jobs, and rows, a transaction: bounded, so that workers never wait long behind a purge.
 JOBS, ROWS = 500, 5000
 
+#: So long a job without an item may still be getting its first: of a slow source, or behind a full fleet.
+FIRST_ITEM_S = 3600.0
+
 
 def drop_inputs(connection: Connection, done: Collection[str]) -> None:
     """Delete the payloads of finished envelopes that have no failed result, which are all that a replay could want."""
@@ -42,7 +45,7 @@ class Retention:
     def purge(
         self, *, finished_before: float | None = None, keep_results: bool = False, now: float | None = None
     ) -> Purged:
-        """Remove finished jobs: those whose `ttl_s` is over, and those without one that finished before `finished_before`.
+        """Remove finished jobs: those whose `ttl_s` is over (of one that never got an item, an hour later), and those without one that finished before `finished_before`.
 
         With them go their envelopes, inputs and results, and from before `finished_before` the batches and such
         results as belong to no job. With
@@ -113,10 +116,12 @@ def _existing(connection: Connection, ids: Collection[str]) -> set[str]:
 
 
 def _due(finished_before: float | None, now: float) -> ColumnElement[bool]:
-    own = and_(HAS_TTL, jobs.c.finished_at < now - jobs.c.ttl_s)
+    # a job that never got an item never finishes either
+    empty = and_(jobs.c.total == 0, jobs.c.created_at < now - jobs.c.ttl_s - FIRST_ITEM_S)
+    own = and_(HAS_TTL, or_(jobs.c.finished_at < now - jobs.c.ttl_s, empty))
     if finished_before is None:
         return own
-    # `created_at` cannot be later, and has an index. A job that never got an item never finishes either.
+    # `created_at` cannot be later, and has an index
     old = and_(
         jobs.c.ttl_s.is_(None),
         jobs.c.created_at < finished_before,

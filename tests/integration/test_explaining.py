@@ -22,7 +22,7 @@ from workers.batching.policy import Budget
 from workers.batching.roster import ServedModel
 from workers.device_process import ModelToLoad
 from workers.models.explaining.model import ExplainingModel
-from workers.models.model import Model, ModelSpec
+from workers.models.model import LoadingFailed, Model, ModelSpec
 from workers.models.sources import Pulled
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -394,7 +394,7 @@ def test_weights_are_loaded_with_the_first_item_only(tmp_path: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(b"nothing")
     for _ in range(2):
-        with pytest.raises(Exception, match=r"(?i)header|safetensors"):
+        with pytest.raises(LoadingFailed, match=r"^the weights that explanations need: .*(?i:header|safetensors)"):
             model.forward(model.collate([row]), {"label": np.array([0])})
         model.clear()
     (folder / "model.safetensors").write_bytes(weights)

@@ -85,6 +85,16 @@ def test_a_job_that_never_got_an_item_goes_too(store: Store) -> None:
     assert store.retention.purge(finished_before=101.0).jobs == 1
 
 
+def test_an_empty_job_goes_when_its_own_time_to_live_is_over(store: Store) -> None:
+    """Its first item may be slow to come, so it is given an hour for that; one that has work to do stays as before."""
+    store.create_job(new_job("empty", ttl_s=10))
+    store.add_envelopes([new_envelope("e0", job="running")], jobs=[new_job("running", ttl_s=10)])
+
+    assert store.retention.purge(now=100 + 10 + retention.FIRST_ITEM_S).jobs == 0
+    assert store.retention.purge(now=101 + 10 + retention.FIRST_ITEM_S).jobs == 1
+    assert [job.id for job in store.jobs()] == ["running"]
+
+
 def test_only_the_inputs_may_go(store: Store, store_url: str) -> None:
     """Results are kept for years where the texts they came from must not be."""
     finished(store, "old", at=NOW)

@@ -93,6 +93,24 @@ def test_an_item_that_raises_alone_has_failed_and_its_neighbours_go_on() -> None
     assert innocent.outcome is None
 
 
+def test_weights_that_cannot_be_loaded_are_no_items_fault() -> None:
+    """Each half would have them loaded again, in vain: all are told why at once, and later ones try anew."""
+    work = workload(rows=4)
+    waiting = entries("a", "b", "c", "d")
+    work.add(waiting)
+    batch = given(work)
+    assert batch is not None
+    assert batch.entries == waiting
+    work.end(batch.id)
+    work.raised(batch, "LoadingFailed", "the file is cut off", "")
+    assert [entry.outcome for entry in waiting] == [Failed("LoadingFailed", "the file is cut off", "", batch.id)] * 4
+    assert given(work) is None
+    work.add(later := entries("e"))
+    again = given(work)
+    assert again is not None
+    assert again.entries == later
+
+
 def test_of_a_lost_device_only_what_ran_is_suspected() -> None:
     """What was staged goes back to the front as it was; what ran is tried alone first."""
     work = workload(rows=1)

@@ -2,7 +2,8 @@
 
 A failed batch's halves run again, one at a time and with nothing staged behind them, until single items remain. An
 item that raises alone has failed; one under which the process died must die twice alone, since the first death may have
-been somebody else's doing (the kernel's out-of-memory killer, an operator).
+been somebody else's doing (the kernel's out-of-memory killer, an operator). Weights that cannot be loaded are no item's
+fault: halves would fail alike, after a try at loading each.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Sequence
 
 from workers.batching.microbatch import MicroBatch
 from workers.batching.work import Entry, Failed
+from workers.models.model import LoadingFailed
 
 #: Faults that say all there is to say; every other kind is a model's own exception.
-_KNOWN = ("OutOfMemory", "WrongOutput")
+_KNOWN = ("OutOfMemory", "WrongOutput", LoadingFailed.__name__)
 
 
 class Suspects:
@@ -41,13 +43,14 @@ class Suspects:
         return self._groups.popleft()
 
     def raised(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
-        """Take note that a batch failed and the device lives: its only item has failed, several are halved."""
-        if len(batch.entries) > 1:
+        """Take note that a batch failed and the device lives: its only item has failed, several are halved, unless it was no item's fault."""
+        if len(batch.entries) > 1 and kind != LoadingFailed.__name__:
             self._halve(batch)
             return
         known = kind in _KNOWN
         text = message if known else f"{kind}: {message}"
-        batch.entries[0].finish(Failed(kind if known else "ModelError", text, traceback, batch.id))
+        for entry in batch.entries:
+            entry.finish(Failed(kind if known else "ModelError", text, traceback, batch.id))
 
     def died(self, batch: MicroBatch, kind: str, message: str) -> None:
         """Take note that the device was lost while a batch ran; a lone item fails the second time, or if it hung."""

@@ -23,7 +23,7 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The item was alone at fault. `kind` is ModelError, WrongOutput, OutOfMemory, DeviceLost or DeviceHung."""
+    """The item was alone at fault, or with LoadingFailed the model. `kind` is that, ModelError, WrongOutput, OutOfMemory, DeviceLost or DeviceHung."""
 
     kind: str
     message: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.vision import ObjectDetectionParams
-from workers.models import pixels, samples
+from workers.models import options, pixels, samples
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.head import rounded
 from workers.models.model import Array, Arrays, Prepared, digest
@@ -33,6 +33,8 @@ _SAME_OBJECT = 0.6
 
 class DetectorModel(MultiTaskModel):
     """Tasks of the kind `object-detection`. Options: `max_image_pixels` (default 50 million)."""
+
+    OPTIONS: ClassVar[options.Options] = {**MultiTaskModel.OPTIONS, "max_image_pixels": options.COUNT}
 
     tunable = False
     default_cost = 8

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import msgspec
 import numpy as np
@@ -15,10 +15,10 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.messages import InlineBytes, TextAndImageInput
-from workers.models import head, samples
+from workers.models import head, options, samples
 from workers.models.backends.choice import Name
 from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared, digest
-from workers.models.multitask import SCORE_DIGITS
+from workers.models.multitask import SCORE_DIGITS, MultiTaskModel
 from workers.models.samples import Item
 from workers.models.text import TextModel
 from workers.models.vision import VisionModel
@@ -54,7 +54,14 @@ class _Sights(VisionModel):
 
 
 class FusedModel(Model):
-    """Its folder holds the head. It uses the weights of two models, which the settings name: `uses` = ``{ text = …, vision = … }``."""
+    """Options: `max_tokens` and `max_image_pixels`, as its parts have them. Its folder holds the head. It uses the weights of two models, which the settings name: `uses` = ``{ text = …, vision = … }``."""
+
+    #: Those of the parts, each its own.
+    OPTIONS: ClassVar[options.Options] = {
+        "uses": options.TABLE,
+        "max_tokens": TextModel.OPTIONS["max_tokens"],
+        "max_image_pixels": VisionModel.OPTIONS["max_image_pixels"],
+    }
 
     tunable = True
     backends = get_args(Name)
@@ -67,21 +74,19 @@ class FusedModel(Model):
 
     @cached_property
     def _words(self) -> _Words:
-        return _Words(self._part("text"))
+        return _Words(self._part("text", _Words))
 
     @cached_property
     def _sights(self) -> _Sights:
-        return _Sights(self._part("vision"))
+        return _Sights(self._part("vision", _Sights))
 
-    def _part(self, role: str) -> ModelSpec:
+    def _part(self, role: str, class_: type[MultiTaskModel]) -> ModelSpec:
         folders = self.spec.options.get("uses", {})
         if role not in folders:
             problem = f"names no model for {role!r}; it needs {{ text = …, vision = … }}"
             raise ConfigurationError(f"models.{self.spec.name}.uses: {problem}")
-        options = {name: value for name, value in self.spec.options.items() if name != "uses"}
-        return replace(
-            self.spec, name=f"{self.spec.name}-{role}", folder=Path(folders[role]), tasks={}, options=options
-        )
+        own = {name: value for name, value in self.spec.options.items() if name in class_.OPTIONS}
+        return replace(self.spec, name=f"{self.spec.name}-{role}", folder=Path(folders[role]), tasks={}, options=own)
 
     # --- in the parent process ---
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
-from workers.models import head
+from workers.models import head, options
 from workers.models.model import Array, Arrays, Model, Prepared, digest
 from workers.models.multitask import SCORE_DIGITS
 
@@ -40,6 +40,8 @@ _NO_LETTERS = re.compile(r"(?:https?://|www\.)\S+|[\W\d_]+")
 
 class LanguageModel(Model):
     """Options: none. Its folder holds `head.safetensors`, written by `workers.training.languages`."""
+
+    OPTIONS: ClassVar[options.Options] = {}
 
     default_cost = 64
 

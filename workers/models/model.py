@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from producers.catalogue import Task
 from producers.errors import InvalidInput
+from workers.models import options
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.samples import Item
 
@@ -70,8 +71,17 @@ def digest(arrays: Arrays) -> bytes:
     return found.digest()
 
 
+class LoadingFailed(Exception):
+    """Weights that are loaded when first needed cannot be loaded: the fault of none of the items that wait for them, of which all
+    fail at once, and each later batch tries again.
+    """
+
+
 class Model(ABC):
-    """A backbone with its heads. The constructor only stores; `load` does the work."""
+    """A backbone with its heads. The constructor stores, and raises ConfigurationError for wrong options; `load` does the work."""
+
+    #: The options that it has; others are refused. A class that says nothing takes any.
+    OPTIONS: ClassVar[options.Options | None] = None
 
     #: Whether it runs on several backends, so that `argosy tune` can choose one.
     tunable: ClassVar[bool] = False
@@ -92,6 +102,8 @@ class Model(ABC):
     cached_rows: int = 0
 
     def __init__(self, spec: ModelSpec) -> None:
+        if self.OPTIONS is not None:
+            options.check(spec.options, self.OPTIONS, where=f"models.{spec.name}")
         self.spec = spec
 
     # --- in the parent process, from many threads ---

@@ -9,14 +9,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError
-from workers.models import feature_cache, samples, sources
+from workers.models import feature_cache, options, samples, sources
 from workers.models.feature_cache import FeatureCache
 from workers.models.model import CONTENTS, Array, Arrays, Model, ModelSpec
 
@@ -38,6 +38,8 @@ class MultiTaskModel(Model):
     `passes` counts how often the backbone ran: once a micro-batch, however many tasks are in it, and not at all where all its
     rows' features are still known. Option `feature_cache_mib` is how much is kept of them on the device; 0 by default.
     """
+
+    OPTIONS: ClassVar[options.Options] = {"feature_cache_mib": options.whole(0)}
 
     tunable = True
     backends = ("torch", "onnxruntime", "openvino")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
 from producers.messages import SeriesInput
+from workers.models import options
 from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared, digest
 
 FILE = "series.safetensors"
@@ -45,6 +46,8 @@ class Described(msgspec.Struct, frozen=True):
 
 class SeriesModel(Model):
     """The inputs are series (`producers.messages.SeriesInput`); all of a model's tasks give the same answer."""
+
+    OPTIONS: ClassVar[options.Options] = {}
 
     default_cost = 16_384
 

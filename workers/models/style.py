@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.pictures import StyleTransferParams
-from workers.models import made, picture_rows
+from workers.models import made, options, picture_rows
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.serving import read_for_each
 from workers.models.model import Array, Arrays, Model, Prepared, digest
@@ -28,6 +28,8 @@ _LONGEST_SIDE = 768
 
 class StyleModel(Model):
     """Tasks of the kind `style-transfer`. Option: `longest_side` (768), to which larger pictures are scaled down."""
+
+    OPTIONS: ClassVar[options.Options] = {"longest_side": options.COUNT}
 
     backends = ("torch",)
 

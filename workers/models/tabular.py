@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.explanation import ColumnPart, Explanation
 from producers.messages import RowInput
+from workers.models import options
 from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared
 
 FILE = "tabular.safetensors"
@@ -64,6 +65,8 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class TabularModel(Model):
     """The inputs are rows (`producers.messages.RowInput`); all of a model's tasks give the same answer, explained or not."""
+
+    OPTIONS: ClassVar[options.Options] = {}
 
     default_cost = 4096
     explains = True

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ from producers.catalogue import Task
 from producers.errors import ConfigurationError, InputTooLarge, InputUnavailable, InvalidInput
 from producers.kinds.retrieval import PassageRetrievalParams
 from producers.kinds.text import TokenClassificationParams, ZeroShotClassificationParams
-from workers.models import head, likeness, retrieval, samples, token_labels
+from workers.models import head, likeness, options, retrieval, samples, token_labels
 from workers.models.huggingface import ragged
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.entities import Entities
@@ -36,6 +36,13 @@ BUILTIN_HEADS = Path(__file__).parent / "heads"
 class TextModel(MultiTaskModel):
     """Options: `max_tokens` (default: the encoder's positions), `heads` (a folder with a folder per task), `indexes` (for each task
     of kind passage-retrieval the folder that `argosy index` wrote)."""
+
+    OPTIONS: ClassVar[options.Options] = {
+        **MultiTaskModel.OPTIONS,
+        "max_tokens": options.COUNT,
+        "heads": options.TEXT,
+        "indexes": options.TABLE,
+    }
 
     budgets = (256, 512, 1024, 2048, 4096)
 

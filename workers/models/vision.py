@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 import numpy as np
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
-from workers.models import pixels, samples
+from workers.models import options, pixels, samples
 from workers.models.model import Arrays, Prepared
 from workers.models.multitask import MultiTaskModel
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 class VisionModel(MultiTaskModel):
     """Options: `max_image_pixels` (default 50 million), over which an image is refused before it is decoded."""
+
+    OPTIONS: ClassVar[options.Options] = {**MultiTaskModel.OPTIONS, "max_image_pixels": options.COUNT}
 
     default_cost = 16
     budgets = (4, 8, 16, 32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Hashable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ from workers.models.stepwise import EngineModel
 if TYPE_CHECKING:
     from workers.models.diffusion.engine import Engine  # noqa: F401 (what the class is of, in quotes)
 
-_OPTIONS = {"max_pixels": 1024 * 1024, "step_rows": 8}
+_DEFAULTS = {"max_pixels": 1024 * 1024, "step_rows": 8}
 
 #: A picture's cost is how many squares of so many pixels it is; twice that if it is guided.
 _SQUARE = 32 * 32
@@ -35,6 +35,8 @@ _SQUARE = 32 * 32
 
 class DiffusionModel(EngineModel["Engine"]):
     """Options: `max_pixels` of a picture (1,048,576); `step_rows`, how many pictures are in a step (8)."""
+
+    OPTIONS: ClassVar[options.Options] = dict.fromkeys(_DEFAULTS, options.COUNT)
 
     backends = ("torch",)
     default_cost = 16384
@@ -47,11 +49,6 @@ class DiffusionModel(EngineModel["Engine"]):
 
     @cached_property
     def revision(self) -> str:
-        if unknown := sorted(set(self.spec.options) - set(_OPTIONS)):
-            known = ", ".join(_OPTIONS)
-            raise ConfigurationError(f"{self._where}.options.{unknown[0]}: not an option; these are: {known}")
-        for name in _OPTIONS:
-            self._option(name)
         backend = self.spec.backend
         if backend.compiled:
             raise ConfigurationError(f"{self._where}.compile: is not for pictures; leave it out")
@@ -117,7 +114,7 @@ class DiffusionModel(EngineModel["Engine"]):
         return Tokenizing(Checkpoint(self.spec.folder / "tokenizer", self._where))
 
     def _option(self, name: str) -> int:
-        return options.whole(self.spec.options, name, _OPTIONS[name], where=self._where)
+        return int(self.spec.options.get(name, _DEFAULTS[name]))
 
     @property
     def _where(self) -> str:

@@ -19,7 +19,7 @@ from workers.models.explaining.engine import Engine
 from workers.models.explaining.requests import Answer, Request
 from workers.models.explaining.subject import Measured, Subject
 from workers.models.huggingface import ragged
-from workers.models.model import Array, Model, ModelSpec, Prepared, digest
+from workers.models.model import Array, LoadingFailed, Model, ModelSpec, Prepared, digest
 from workers.models.stepwise import EngineModel, Stepped
 
 #: A point of a line is a pass forward and one back.
@@ -126,7 +126,8 @@ class ExplainingModel(EngineModel[Engine]):
         self._engine = Engine(self.subject, step_cost=int(self.spec.options["step_cost"]))
         if self.spec.options["preloaded"]:
             self._load()
-            self._raise_failure()
+            if self._failure is not None:
+                raise self._failure
 
     def _load(self) -> None:
         try:
@@ -135,11 +136,6 @@ class ExplainingModel(EngineModel[Engine]):
             self._loaded = True
         except BaseException as error:  # noqa: BLE001 - told by the thread that waits for it
             self._failure = error
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
 
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
         self.engine.join(key, task, requests.unpack(request), urgency=urgency)
@@ -156,7 +152,10 @@ class ExplainingModel(EngineModel[Engine]):
             self._loading.join(_LOOK_AGAIN_S)
             if not self._loading.is_alive():
                 self._loading = None
-                self._raise_failure()
+                failure, self._failure = self._failure, None
+                if failure is not None:
+                    told = f"the weights that explanations need: {type(failure).__name__}: {failure}"
+                    raise LoadingFailed(told) from failure
         return self._loaded
 
 

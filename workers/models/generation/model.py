@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from workers.models.generation.engine import Engine  # noqa: F401 (what the class is of, in quotes)
     from workers.models.generation.vllm_engine import VllmEngine
 
-#: Options that count something, and the least that each may be.
-_COUNTS = {"max_tokens": 1, "prefix_tokens": 0, "step_rows": 1}
-
 #: Places in a step where the settings say nothing: our own steps, and vLLM's.
 _ROWS = {"torch": 8, "vllm": 256}
 
@@ -49,6 +46,14 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
     vLLM, which has its own limit, 0 for none); `adapters`, folders of LoRA by task; `gpu_memory_share`, how much of the GPU's memory
     vLLM may take (0.9)."""
 
+    OPTIONS: ClassVar[options.Options] = {
+        "max_tokens": options.COUNT,
+        "prefix_tokens": options.whole(0),
+        "step_rows": options.COUNT,
+        "adapters": options.TABLE,
+        "gpu_memory_share": options.OVER_ZERO,
+    }
+
     backends = ("torch", "vllm")
     #: Tokens of the requests at the device, whose keys and values are in its memory.
     default_cost = 16384
@@ -57,12 +62,6 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
 
     @cached_property
     def revision(self) -> str:
-        known_options = {*_COUNTS, "adapters", "gpu_memory_share"}
-        if unknown := sorted(set(self.spec.options) - known_options):
-            known = ", ".join(sorted(known_options))
-            raise ConfigurationError(f"{self._where}.options.{unknown[0]}: not an option; these are: {known}")
-        for name in _COUNTS:
-            self._option(name, 1)
         if self.spec.backend.compiled:
             raise ConfigurationError(f"{self._where}.compile: is not for text generation; leave it out")
         if self.prompts.chats:
@@ -189,10 +188,10 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
 
     @property
     def _gpu_memory_share(self) -> float:
-        return options.over_zero(self.spec.options, "gpu_memory_share", 0.9, where=self._where)
+        return float(self.spec.options.get("gpu_memory_share", 0.9))
 
     def _option(self, name: str, default: int) -> int:
-        return options.whole(self.spec.options, name, default, where=self._where, least=_COUNTS[name])
+        return int(self.spec.options.get(name, default))
 
     @property
     def _where(self) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 from producers.catalogue import Task
+from workers.models import options
 from workers.models.huggingface import answers, entities, labels, masks, sequences, vectors
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.head import TextHead
@@ -38,7 +39,13 @@ HEADS: Mapping[str, type[TextHead]] = {
 class EncoderModel(FolderModel[TextHead]):
     """Options: `max_tokens`, `heads` and `adapters` (folders by task), `function_to_apply` (by task), `pooling`."""
 
-    OPTIONS = ("max_tokens", "heads", "adapters", "function_to_apply", "pooling")
+    OPTIONS: ClassVar[options.Options] = {
+        "max_tokens": options.COUNT,
+        "heads": options.TABLE,
+        "adapters": options.TABLE,
+        "function_to_apply": options.TABLE,
+        "pooling": options.TEXT,
+    }
 
     tunable = True
     backends = ("torch", "openvino", "onnxruntime")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import ConfigurationError
 from producers.kinds.pictures import ImageToImageParams
-from workers.models import made, picture_rows
+from workers.models import made, options, picture_rows
 from workers.models.huggingface import images
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.serving import FolderModel
@@ -45,7 +45,7 @@ class Restoration:
 class RestorationModel(FolderModel[Restoration]):
     """Options: `max_image_pixels` (262,144). Pictures of one size share a pass."""
 
-    OPTIONS = ("max_image_pixels",)
+    OPTIONS: ClassVar[options.Options] = {"max_image_pixels": options.COUNT}
 
     # --- in the parent process ---
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
 from producers.kinds.text import GenerationParams
+from workers.models import options
 from workers.models.huggingface import ragged, sequences
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.head import TextReader
@@ -40,8 +41,6 @@ class Writing(TextReader):
         super().check()
         if not self.checkpoint.config.get("is_encoder_decoder"):
             raise ConfigurationError(f"{self.checkpoint.where}: it does not make texts of texts (is_encoder_decoder)")
-        if self.most_new_tokens < 1:
-            raise ConfigurationError(f"{self.checkpoint.where}.options.max_new_tokens: must be 1 or more")
 
     @property
     def most_new_tokens(self) -> int:
@@ -107,7 +106,11 @@ class Writing(TextReader):
 class Seq2SeqModel(FolderModel[Writing]):
     """Options: `max_tokens` (read), `max_new_tokens` (written, 256), `prefix` (by task)."""
 
-    OPTIONS = ("max_tokens", "max_new_tokens", "prefix")
+    OPTIONS: ClassVar[options.Options] = {
+        "max_tokens": options.COUNT,
+        "max_new_tokens": options.COUNT,
+        "prefix": options.TABLE,
+    }
 
     # --- in the parent process ---
 

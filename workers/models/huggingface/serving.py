@@ -44,9 +44,6 @@ class FolderModel(Model, Generic[H]):
 
     backends: ClassVar[tuple[str, ...]] = ("torch",)
 
-    #: The names of the model's options; others are refused, as they are most likely misspelt.
-    OPTIONS: ClassVar[tuple[str, ...]]
-
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._loaded: Networks | None = None
@@ -84,9 +81,6 @@ class FolderModel(Model, Generic[H]):
 
     @cached_property
     def heads(self) -> Mapping[str, H]:
-        if unknown := sorted(set(self.spec.options) - set(self.OPTIONS)):
-            known = ", ".join(self.OPTIONS)
-            raise ConfigurationError(f"{self.where}.options.{unknown[0]}: not an option; these are: {known}")
         return {name: self._head(task, self._checkpoint_of(name)) for name, task in self.spec.tasks.items()}
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:

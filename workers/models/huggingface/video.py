@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from producers.errors import ConfigurationError, InvalidInput
-from workers.models import picture_rows
+from workers.models import options, picture_rows
 from workers.models.huggingface.image_heads import ImageClassification, ImageFeatureExtraction, ImageHead
 from workers.models.huggingface.images import ImageReader
 from workers.models.huggingface.pixel_model import PixelModel
@@ -59,7 +59,12 @@ class FrameReader(ImageReader):
 class VideoCheckpoint(PixelModel):
     """Options: `heads` (folders by task), `function_to_apply` (by task), `pooling`, and the fields of `VideoLimits`."""
 
-    OPTIONS = ("heads", "function_to_apply", "pooling", *VideoLimits.__dataclass_fields__)
+    OPTIONS: ClassVar[options.Options] = {
+        "heads": options.TABLE,
+        "function_to_apply": options.TABLE,
+        "pooling": options.TEXT,
+        **frames.OPTIONS,
+    }
     HEADS: ClassVar[Mapping[str, type[ImageHead]]] = {
         "video-classification": VideoClassification,
         "video-feature-extraction": ImageFeatureExtraction,
@@ -70,7 +75,7 @@ class VideoCheckpoint(PixelModel):
     @cached_property
     def revision(self) -> str:
         frames.check_installed(self.where)
-        _ = self._num_frames, self._limits
+        _ = self._num_frames
         return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
@@ -102,7 +107,7 @@ class VideoCheckpoint(PixelModel):
 
     @cached_property
     def _limits(self) -> VideoLimits:
-        return frames.limits(self.spec.options, self.where)
+        return frames.limits(self.spec.options)
 
     # --- in the device process ---
 

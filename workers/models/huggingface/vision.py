@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from producers.errors import ConfigurationError, InvalidInput
-from workers.models import picture_rows, pixels, samples
+from workers.models import options, picture_rows, pixels, samples
 from workers.models.huggingface import image_heads, ragged
 from workers.models.huggingface.image_heads import Image, ImageHead
 from workers.models.huggingface.images import ImageReader
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 class ImageModel(PixelModel):
     """Options: `max_image_pixels`, `heads` (folders by task), `function_to_apply` (by task), `pooling`."""
 
-    OPTIONS = ("max_image_pixels", "heads", "function_to_apply", "pooling")
+    OPTIONS: ClassVar[options.Options] = {
+        "max_image_pixels": options.COUNT,
+        "heads": options.TABLE,
+        "function_to_apply": options.TABLE,
+        "pooling": options.TEXT,
+    }
     HEADS: ClassVar[Mapping[str, type[ImageHead]]] = {
         "image-classification": image_heads.ImageClassification,
         "image-feature-extraction": image_heads.ImageFeatureExtraction,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -59,14 +59,18 @@ class AudioClassification:
 class AudioModel(FolderModel[AudioClassification]):
     """Options: `max_audio_s` (60), `heads` (folders by task), `function_to_apply` (by task)."""
 
-    OPTIONS = ("max_audio_s", "heads", "function_to_apply")
+    OPTIONS: ClassVar[options.Options] = {
+        "max_audio_s": options.OVER_ZERO,
+        "heads": options.TABLE,
+        "function_to_apply": options.TABLE,
+    }
     default_cost = 60 * waves.COSTS_PER_S
 
     # --- in the parent process ---
 
     @cached_property
     def revision(self) -> str:
-        _ = self._extractor, self._max_audio_s
+        _ = self._extractor
         return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
@@ -92,7 +96,7 @@ class AudioModel(FolderModel[AudioClassification]):
 
     @property
     def _max_audio_s(self) -> float:
-        return options.over_zero(self.spec.options, "max_audio_s", _MAX_AUDIO_S, where=self.where)
+        return float(self.spec.options.get("max_audio_s", _MAX_AUDIO_S))
 
     @cached_property
     def _extractor(self) -> features.Extractor:

@@ -60,7 +60,7 @@ def _at(time_s: float | None, begins_s: float) -> float | None:
 class RecognitionModel(FolderModel[Recognition]):
     """Options: `max_audio_s` (1,800), `voice` (a folder with Silero's weights), and those of the kind of network."""
 
-    OPTIONS: ClassVar[tuple[str, ...]] = ("max_audio_s", "voice")
+    OPTIONS: ClassVar[options.Options] = {"max_audio_s": options.OVER_ZERO, "voice": options.TEXT}
 
     #: What stands between the texts of two windows.
     BETWEEN: ClassVar[str]
@@ -69,7 +69,7 @@ class RecognitionModel(FolderModel[Recognition]):
 
     @cached_property
     def revision(self) -> str:
-        _ = self._extractor, self._max_audio_s
+        _ = self._extractor
         if "voice" in self.spec.options and not (self._voice_folder / voice.WEIGHTS).is_file():
             raise ConfigurationError(f"{self.where}.options.voice: there is no {self._voice_folder / voice.WEIGHTS}")
         return super().revision
@@ -125,7 +125,7 @@ class RecognitionModel(FolderModel[Recognition]):
 
     @property
     def _max_audio_s(self) -> float:
-        return options.over_zero(self.spec.options, "max_audio_s", MAX_AUDIO_S, where=self.where)
+        return float(self.spec.options.get("max_audio_s", MAX_AUDIO_S))
 
     # --- in the device process ---
 

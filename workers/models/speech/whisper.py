@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
@@ -38,24 +38,23 @@ LANGUAGES = {
 class WhisperModel(RecognitionModel):
     """Options besides: `max_new_tokens` (256 for a window), `windows_together` (16: more for a GPU)."""
 
-    OPTIONS = (*RecognitionModel.OPTIONS, "max_new_tokens", "windows_together")
+    OPTIONS: ClassVar[options.Options] = {
+        **RecognitionModel.OPTIONS,
+        "max_new_tokens": options.COUNT,
+        "windows_together": options.COUNT,
+    }
     BETWEEN = ""
     default_cost = 8  # windows
 
     # --- in the parent process ---
 
-    @cached_property
-    def revision(self) -> str:
-        _ = self._most_tokens, self._together
-        return super().revision
-
     @property
     def _most_tokens(self) -> int:
-        return options.whole(self.spec.options, "max_new_tokens", _MAX_NEW_TOKENS, where=self.where)
+        return int(self.spec.options.get("max_new_tokens", _MAX_NEW_TOKENS))
 
     @property
     def _together(self) -> int:
-        return options.whole(self.spec.options, "windows_together", _TOGETHER, where=self.where)
+        return int(self.spec.options.get("windows_together", _TOGETHER))
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> Recognition:
         return Recognition(task, checkpoint, "AutoModelForSpeechSeq2Seq", self.BETWEEN)

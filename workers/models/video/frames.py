@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from workers.models.options import OVER_ZERO, Options
 from workers.models.video.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -50,13 +51,13 @@ class VideoLimits:
     max_decoding_s: float = 30.0
 
 
-def limits(options: Mapping[str, Any], where: str) -> VideoLimits:
-    """Return the limits that a model's options set. Raises ConfigurationError for one that makes no sense."""
-    chosen = {name: options[name] for name in VideoLimits.__dataclass_fields__ if name in options}
-    for name, value in chosen.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ConfigurationError(f"{where}.options.{name}: must be a number over 0, not {value!r}")
-    return VideoLimits(**chosen)
+#: The options that set them.
+OPTIONS: Options = dict.fromkeys(VideoLimits.__dataclass_fields__, OVER_ZERO)
+
+
+def limits(options: Mapping[str, Any]) -> VideoLimits:
+    """Return the limits that a model's options set."""
+    return VideoLimits(**{name: options[name] for name in OPTIONS if name in options})
 
 
 def check_installed(where: str) -> None:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 
 from producers.catalogue import Task
 from producers.errors import ConfigurationError, InvalidInput
-from workers.models import head, samples
+from workers.models import head, options, samples
 from workers.models.model import Arrays, ModelSpec, Prepared, digest
 from workers.models.multitask import MultiTaskModel
 from workers.models.text import BUILTIN_HEADS
@@ -44,6 +44,8 @@ def centre(frame: VideoFrame) -> Pixels:
 
 class VideoModel(MultiTaskModel):
     """Options: `heads` (a folder with a folder per task), and the fields of `VideoLimits`."""
+
+    OPTIONS: ClassVar[options.Options] = {"heads": options.TEXT, **frames.OPTIONS}
 
     default_cost = 64
     budgets = (16, 32, 64, 128)
@@ -82,7 +84,7 @@ class VideoModel(MultiTaskModel):
     @cached_property
     def revision(self) -> str:
         frames.check_installed(f"models.{self.spec.name}")
-        _ = self._limits, self._labels  # a wrong setting is found when the worker starts
+        _ = self._labels  # a wrong setting is found when the worker starts
         whole = self._weights
         return whole if self.spec.backend.is_reference else f"{whole}+{self.spec.backend}"
 
@@ -113,7 +115,7 @@ class VideoModel(MultiTaskModel):
 
     @cached_property
     def _limits(self) -> VideoLimits:
-        return frames.limits(self.spec.options, f"models.{self.spec.name}")
+        return frames.limits(self.spec.options)
 
     # --- in the device process ---
 
