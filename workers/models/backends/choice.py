@@ -21,7 +21,7 @@ PRECISIONS: Final[dict[Name, tuple[Precision, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A backend with its precision. `compiled` runs torch's compiler first, and CUDA graphs on GPUs.
+    """A backend with its precision. `compiled` runs torch's compiler first.
 
     `threads` bounds the CPU threads of a pass; 0 leaves it to the process.
     """
