@@ -25,7 +25,8 @@ export const now = () => Date.now() / 1000 + skewS;
 
 async function request(path, options = {}) {
   const headers = new Headers(options.headers);
-  if (key.get()) headers.set("Authorization", `Bearer ${key.get()}`);
+  const sent = key.get();
+  if (sent) headers.set("Authorization", `Bearer ${sent}`);
   let answer;
   try {
     answer = await fetch(path, { ...options, headers });
@@ -34,7 +35,7 @@ async function request(path, options = {}) {
     throw new Refusal(0, "the gateway cannot be reached");
   }
   keepTime(answer.headers.get("date"));
-  if (!answer.ok) throw await refusal(answer);
+  if (!answer.ok) throw await refusal(answer, sent);
   return answer;
 }
 
@@ -43,10 +44,11 @@ function keepTime(date) {
   skewS = Math.abs(found) > 2 ? found : 0; // the header has no fractions of a second
 }
 
-async function refusal(answer) {
+async function refusal(answer, sent) {
   const problem = await answer.json().catch(() => ({}));
   const detail = [problem.detail ?? answer.statusText, problem.remedy].filter(Boolean).join("; ");
-  if (answer.status === 401) document.dispatchEvent(new CustomEvent("argosy:key", { detail: key.get() ? detail : "" }));
+  // a late answer to an earlier key says nothing of the one that was given since
+  if (answer.status === 401 && key.get() === sent) document.dispatchEvent(new CustomEvent("argosy:key", { detail: sent ? detail : "" }));
   return new Refusal(answer.status, detail, Number(answer.headers.get("retry-after")) || 0);
 }
 

@@ -25,6 +25,9 @@ export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Whether a keyboard user's place is gone: browsers take the focus off a button that is disabled, or leave it there of no use. */
+export const placeLost = () => document.activeElement === document.body || document.activeElement?.disabled === true;
+
 /**
  * Keep `parent`'s children in step with `rows`. A row is made once, `make(row)` giving `{ node, update, gone }`, and updated
  * after that, so that focus, open details and half-read images survive every look at the fleet.

@@ -4,7 +4,7 @@ import { cancelButton, replayButton } from "./actions.js";
 import { follow, get, now, poll, query } from "./api.js";
 import { legend, progress } from "./charts.js";
 import { announce } from "./dialogs.js";
-import { Rows, cell, columns, el, say, section } from "./dom.js";
+import { Rows, cell, columns, el, placeLost, say, section } from "./dom.js";
 import { excerpt } from "./inputs.js";
 import { itemButton } from "./item.js";
 import { outcome } from "./outputs.js";
@@ -115,7 +115,7 @@ function itemTable(id, signal, job) {
     fresh = false;
     await look().catch(() => (fresh = false));
     table.scrollIntoView({ block: "nearest" });
-    if (document.activeElement === document.body) (after.disabled ? before : after).focus();
+    if (placeLost()) (after.disabled ? before : after).focus();
   }
 
   function stale() {

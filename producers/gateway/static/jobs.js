@@ -3,7 +3,7 @@
 import { cancelButton, replayButton } from "./actions.js";
 import { get, now, poll, query } from "./api.js";
 import { progress } from "./charts.js";
-import { Rows, cell, columns, el, say, section } from "./dom.js";
+import { Rows, cell, columns, el, placeLost, say, section } from "./dom.js";
 import { overview } from "./fleet.js";
 import { Pace } from "./pace.js";
 import { ago, brief, count, duration, moment, plural } from "./words.js";
@@ -41,7 +41,7 @@ export function jobs(root, { signal, caller }) {
   async function turn(move) {
     move();
     await look().catch(() => {}); // the next look will tell
-    if (document.activeElement === document.body) (older.disabled ? newer : older).focus();
+    if (placeLost()) (older.disabled ? newer : older).focus();
   }
 
   root.append(el("h1", { tabindex: -1, class: "unseen" }, "Jobs"), ...(fleet ? [fleet.node] : []), section("Jobs", total, empty, table, pager));
