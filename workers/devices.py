@@ -88,6 +88,8 @@ def pinned_environment(device: Device, environment: Mapping[str, str], *, thread
     # spinning costs half of the throughput or more
     pinned.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     pinned["TOKENIZERS_PARALLELISM"] = "false"
+    # ONNX Runtime would write a session file into the temp folder and report to its makers from its import on
+    pinned["ORT_DISABLE_TELEMETRY"] = "1"
     return pinned
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from workers.models.backends.choice import Backend
 from workers.models.backends.network import TOKENS, Positional, Source, Tensors
 
 _OPSET = 17
+
+# Read when ONNX Runtime is imported, which writes a session file and reports to its makers otherwise. Device processes have it
+# from `workers.devices`; benchmarks and tests build networks in their own.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 class OnnxNetwork:
