@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Processes that run the tests: more than two cores have, since much of the time is waiting for servers.
 TESTERS ?= 3
+# A number has the tests run in an order of its own, each module's together: its fixtures are made once.
+SEED ?=
+ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check bench plots test-stack test-gpu install clean
@@ -21,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m examples.demo
 
 test: check
-	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal $(ORDER)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
