@@ -19,7 +19,7 @@ _OPSET = 17
 
 # Read when ONNX Runtime is imported, which writes a session file and reports to its makers otherwise. Device processes have it
 # from `workers.devices`; benchmarks and tests build networks in their own.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 class OnnxNetwork:

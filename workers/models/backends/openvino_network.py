@@ -13,8 +13,9 @@ from workers.models.backends import kept
 from workers.models.backends.choice import Backend
 from workers.models.backends.network import Positional, Source, Tensors
 
-# Its converter reports each model to its makers unless a file of the user forbids it; without this module it has a stub of its own.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how Python says "not to be imported"
+# OpenVINO's converter reports each model to its makers unless a file of the user forbids it; without this module it uses a stub.
+# A class of the user that imports OpenVINO before this module is not covered.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None is how Python says "not to be imported"
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
