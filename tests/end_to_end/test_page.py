@@ -58,6 +58,24 @@ def page(browser: Browser, served: Served, key: str) -> Iterator[Page]:
         yield found
 
 
+#: Asks with one key, is given another while the answer is held up, and returns which key is left.
+LATE_REFUSAL = """async ([earlier, newer]) => {
+  const { get, key } = await import("/static/api.js");
+  key.set(earlier);
+  const refused = get("/api/jobs?late").catch((refusal) => refusal.status);
+  key.set(newer);
+  return [await refused, key.get()];
+}"""
+
+
+def test_a_late_refusal_of_an_earlier_key_leaves_the_newer_one(page: Page, key: str) -> None:
+    """Whoever gives a right key while an answer to a wrong one is under way is not asked again."""
+    page.goto("/#/jobs")
+    expect(page.get_by_role("button", name="Forget key")).to_be_visible()
+    assert page.evaluate(LATE_REFUSAL, ["argosy-wrong-one", key]) == [401, key]
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
 def test_a_key_is_asked_for_and_kept_for_the_tab(browser: Browser, served: Served, store: Store, key: str) -> None:
     """A wrong one is told at once; the right one survives a reload, and is gone when its holder says so."""
     submit(store, ["a text"], name="seen with a key")
