@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,6 +17,7 @@ from producers.catalogue import Catalogue
 from producers.errors import InvalidInput, ItemFailed
 from tests import tiny_checkpoints as tiny
 from tests.end_to_end.processes import fleet_in
+from tests.noise import noise
 from workers.fleet import LocalFleet
 
 SETTINGS = """
@@ -173,8 +173,7 @@ def test_a_file_of_questions_goes_through_the_command(folder: Path) -> None:
 
 def test_things_are_found_cropped_and_looked_at_by_themselves(client: Client) -> None:
     """Image -> boxes -> one image a box -> boxes: as if each crop had been cut here and sent."""
-    noise = np.random.default_rng(20261129).normal(128, 80, (40, 60)).clip(0, 255).astype(np.uint8)
-    image = Image.fromarray(noise).convert("RGB")
+    image = noise(60, 40, 80)
     pipeline = Pipeline().step("things", task="things").step("closer", task="things", of="things")
     job = client.submit_pipeline(pipeline, [png(image)])
     job.wait(timeout_s=60)

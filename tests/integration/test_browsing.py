@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,6 +19,7 @@ from results_store.store import Store
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.page_jobs import answer, inline, picture, submit
 from tests.integration.rows import batch
+from tests.noise import noise
 
 
 @pytest.fixture
@@ -174,7 +174,6 @@ def test_sizes_of_images_are_those_that_a_decoder_finds() -> None:
     """Each format as Pillow writes it; cut anywhere, it is an image or none, never an error."""
     from producers.gateway.image_sizes import image_size
 
-    noise = np.random.default_rng(0).normal(128, 50, (123, 321)).clip(0, 255).astype(np.uint8)
     for form, options in (
         ("PNG", {}),
         ("JPEG", {}),
@@ -184,7 +183,7 @@ def test_sizes_of_images_are_those_that_a_decoder_finds() -> None:
         ("WEBP", {"lossless": True}),
     ):
         out = io.BytesIO()
-        Image.fromarray(noise).convert("RGB").save(out, form, **options)
+        noise(321, 123, 50).save(out, form, **options)
         data = out.getvalue()
         found = image_size(data)
         assert found is not None

@@ -16,6 +16,7 @@ from rich.console import Console
 from producers.catalogue import Catalogue
 from producers.errors import ConfigurationError
 from tests import videos
+from tests.noise import noise
 from tests.serving import TOLERANCE, Served, answered, assert_alike
 from workers.models import sources
 from workers.models.backends.choice import Backend
@@ -141,8 +142,7 @@ def test_every_sort_of_video(served: Served) -> None:
     still = Image.open(data.pull("photographs", sources.cache_folder()) / "astronaut.png").convert("RGB")
     one = videos.file([np.asarray(still.resize((256, 256)))])
     odd = videos.file(videos.moving(12, 35, 61), "webm", "libvpx-vp9")
-    noise = np.random.default_rng(0).normal(128, 80, (70, 90)).clip(0, 255).astype(np.uint8)
-    photo = Image.fromarray(noise).convert("RGB").resize((300, 200), Image.Resampling.BICUBIC)
+    photo = noise(90, 70, 80).resize((300, 200), Image.Resampling.BICUBIC)
     frames = [photo.crop((60 - shift, 20, 220 - shift, 180)) for shift in range(0, 48, 3)]
     animation = io.BytesIO()
     frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
