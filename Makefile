@@ -31,6 +31,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.rooms
 
 # One benchmark: make bench NAME=bulk; see benchmarks/README.md.
 bench: $(INSTALLED)

@@ -11,7 +11,8 @@ import statistics
 
 from benchmarks import convention, offline
 from benchmarks.workload import mixed_texts
-from workers import serving, settings, tuned
+from workers import settings
+from workers.batching.serving import served_models, tuned_backend
 from workers.models.backends.choice import REFERENCE
 
 TASKS = ("sentiment", "topic")
@@ -22,12 +23,12 @@ def main() -> None:
     config = settings.load()
     device = offline.device(config)
     count, passes = (20, 1) if options.quick else (10_600 if device.is_cuda else 600, 3)
-    wanted = serving.model_to_load(config, "text")
+    wanted = served_models.model_to_load(config, "text")
     convention.progress("measuring the candidates")
     if options.quick:
-        decision = tuned.resolve(wanted, device, measure=True)
+        decision = tuned_backend.resolve(wanted, device, measure=True)
     else:
-        decision = tuned.decide(wanted, device, labelled=True)
+        decision = tuned_backend.decide(wanted, device, labelled=True)
     assert decision is not None, "torch runs everywhere"
     admitted = [one.backend for one in decision.candidates if not one.refused]
     models = {str(backend): offline.loaded(wanted, backend, device) for backend in admitted}

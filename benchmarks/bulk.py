@@ -23,8 +23,9 @@ from typing import Any
 from benchmarks import convention, offline, plain_celery
 from benchmarks.workload import mixed_texts
 from producers import Client
-from workers import devices, settings
-from workers.embedded import EmbeddedValkey
+from workers import settings
+from workers.device import devices
+from workers.fleet.embedded_broker import EmbeddedValkey
 
 TASKS = ("sentiment", "topic")
 

@@ -27,10 +27,12 @@ from benchmarks import convention
 from benchmarks.tasks import checkpoints
 from benchmarks.tasks.entries import ENTRIES, Entry, Plain
 from producers import Client
-from producers.catalogue import Catalogue
 from producers.documents import write_index
-from workers import devices, serving, settings
-from workers.models import sources
+from producers.wire.catalogue import Catalogue
+from workers import settings
+from workers.batching.serving import served_models
+from workers.device import devices
+from workers.models.sources import model_source
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- catalogue: written by benchmarks/catalogue.py -->\n", "<!-- /catalogue -->"
@@ -52,8 +54,8 @@ def prepared(folder: Path, entries: Sequence[Entry], *, tune: bool) -> tuple[Pat
         if name in built_in.models:
             convention.progress(f"pulling {name}")
             for own_name in (*built_in.used_by(name), name):
-                source = sources.parse(built_in.models[own_name].source, where=own_name)
-                folders[name] = sources.pull(source, sources.cache_folder()).folder
+                source = model_source.parse(built_in.models[own_name].source, where=own_name)
+                folders[name] = model_source.pull(source, model_source.cache_folder()).folder
         else:
             convention.progress(f"making {name}")
             folders[name] = folder / name
@@ -71,7 +73,7 @@ def prepared(folder: Path, entries: Sequence[Entry], *, tune: bool) -> tuple[Pat
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for name in names if tune else ():
         convention.progress(f"measuring backends of {name}")
-        serving.serve(settings.load(file), name, devices.cpu())  # the fleet finds what was decided
+        served_models.serve(settings.load(file), name, devices.cpu())  # the fleet finds what was decided
     return file, folders
 
 

@@ -39,8 +39,8 @@ from benchmarks.disasters.verdict import Verdict, drains_s, judged, percentile, 
 from producers import Client
 from results_store.store import Store
 from workers import settings
-from workers.fleet import LocalFleet
-from workers.models import sources
+from workers.fleet.local import LocalFleet
+from workers.models.sources import model_source
 
 LEASE_S = 3.0
 ROOT = Path(__file__).parents[1]
@@ -176,7 +176,7 @@ def watched(fleet: LocalFleet) -> Iterator[None]:
 def _pulled() -> bool:
     found = settings.load()
     wanted = [found.models["text"].source, found.data["bbc"]["source"], found.data["ratings"]["source"]]
-    return all(sources.locate(sources.parse(s, where="source"), sources.cache_folder()) for s in wanted)
+    return all(model_source.locate(model_source.parse(s, where="source"), model_source.cache_folder()) for s in wanted)
 
 
 def _real_texts(options: Options) -> list[str]:

@@ -20,10 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers import devices
+from workers.device import devices
 
 if TYPE_CHECKING:
-    from workers.fleet import LocalFleet
+    from workers.fleet.local import LocalFleet
     from workers.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
@@ -113,10 +113,10 @@ def fleet(settings: Settings | None = None, **options: Any) -> Iterator[LocalFle
     """A whole local fleet of the benchmark's own, without Flower, in a temp folder that is gone afterwards.
 
     `settings` default to those of ``ARGOSY_FLEET``, or else the built-in ones; the models must have been pulled.
-    `options` are those of `workers.fleet.LocalFleet`.
+    `options` are those of `workers.fleet.local.LocalFleet`.
     """
     from workers import settings as settings_
-    from workers.fleet import LocalFleet
+    from workers.fleet.local import LocalFleet
 
     chosen = settings or settings_.load()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside: clean up all the same

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import convention
 from producers import Client
-from workers.models import sources
+from workers.models.sources import model_source
 from workers.training import data
 
 DRAWS = 3
@@ -25,7 +25,7 @@ WORDS = (8, 30)
 
 def sentences(count: int) -> list[str]:
     """Return held-out sentences of the data that `sentiment` was trained on, none of which it has seen."""
-    test = data.split(data.read("sentiment", sources.cache_folder()), seed=data.SEED).test
+    test = data.split(data.read("sentiment", model_source.cache_folder()), seed=data.SEED).test
     fit = [example.text for example in test if WORDS[0] <= len(example.text.split()) <= WORDS[1]]
     return Random(0).sample(fit, count)
 

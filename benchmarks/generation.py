@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import convention
 from producers import Client
 from workers import settings
-from workers.models import sources
+from workers.models.sources import model_source
 
 FLEET = """
 [worker]
@@ -47,8 +47,8 @@ def main() -> None:
         config.write_text(FLEET, encoding="utf-8")
         os.environ["ARGOSY_FLEET"] = str(config)
         chosen = settings.load()
-        parsed = sources.parse(chosen.models["chat"].source, where="models.chat.source")
-        source = sources.pull(parsed, sources.cache_folder())
+        parsed = model_source.parse(chosen.models["chat"].source, where="models.chat.source")
+        source = model_source.pull(parsed, model_source.cache_folder())
         with convention.fleet(chosen) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
             single, together = _fleet(client, tokens, rounds)
     figures: dict[str, Any] = {

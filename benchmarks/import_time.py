@@ -19,7 +19,7 @@ from benchmarks import convention
 
 TIMED = "import time; s = time.perf_counter(); {statement}; print(1000 * (time.perf_counter() - s))"
 STATEMENTS = {"import_producers_ms": "import producers", "import_client_ms": "from producers import Client"}
-HELP = [sys.executable, "-m", "producers.cli", "--help"]
+HELP = [sys.executable, "-m", "producers.commands.main", "--help"]
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from benchmarks import convention, plain_celery
 from benchmarks.overhead import FLEET
 from producers import AsyncClient
 from workers import settings
-from workers.embedded import EmbeddedValkey
+from workers.fleet.embedded_broker import EmbeddedValkey
 
 TICK_S = 0.005
 TIMEOUT_S = 60

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers.catalogue import Task
-from workers.models.model import Array, Arrays, Model, Prepared
+from producers.wire.catalogue import Task
+from workers.models.interface.model import Array, Arrays, Model, Prepared
 
 _ROW = np.zeros(1, dtype=np.uint8)
 

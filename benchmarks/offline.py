@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from benchmarks import plain_celery
-from workers import devices, serving, settings
-from workers.batching.policy import Budget
-from workers.device_process import ModelToLoad
-from workers.models import accelerator
+from workers import settings
+from workers.batching.planning.policy import Budget
+from workers.batching.serving import served_models
+from workers.device import accelerator, devices
+from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import Backend
-from workers.training.batches import by_size
+from workers.training.training_batches import by_size
 
 
 def device(config: settings.Settings) -> devices.Device:
@@ -24,7 +25,7 @@ def device(config: settings.Settings) -> devices.Device:
 
 def as_served(config: settings.Settings, name: str = "text") -> tuple[ModelToLoad, Budget]:
     """Return a model on the backend, and its budget, that a fleet of these settings uses on this machine."""
-    wanted, served = serving.serve(config, name, device(config))
+    wanted, served = served_models.serve(config, name, device(config))
     return wanted, served.budget
 
 

@@ -17,7 +17,7 @@ from redis import Redis
 from benchmarks import convention, plain_celery
 from producers import Client
 from workers import settings
-from workers.embedded import EmbeddedValkey
+from workers.fleet.embedded_broker import EmbeddedValkey
 
 FLEET = """
 [worker]

@@ -44,13 +44,15 @@ def _load(**_: Any) -> None:
 def text_model() -> Any:
     """Return our own text model, constructed: the comparison is of the ways to serve it, not of models."""
     from workers import settings
-    from workers.device_process import ModelToLoad
-    from workers.models import sources
-    from workers.models.model import ModelSpec
+    from workers.device.device_process import ModelToLoad
+    from workers.models.interface.model import ModelSpec
+    from workers.models.sources import model_source
 
     chosen = settings.load(environment={})
     model = chosen.models["text"]
-    pulled = sources.pull(sources.parse(model.source, where="models.text.source"), sources.cache_folder())
+    pulled = model_source.pull(
+        model_source.parse(model.source, where="models.text.source"), model_source.cache_folder()
+    )
     tasks = {task.name: task for task in chosen.catalogue.tasks.values() if task.model == "text"}
     spec = ModelSpec("text", pulled.folder, pulled.revision, tasks, model.options)
     return ModelToLoad.from_spec(model.class_, spec).build()

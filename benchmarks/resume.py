@@ -58,7 +58,17 @@ def write_source(path: Path, rows: int) -> Path:
 
 
 def command(source: Path) -> list[str]:
-    return [sys.executable, "-m", "producers.cli", "submit", str(source), "--task", "nothing", "--id-column", "id"]
+    return [
+        sys.executable,
+        "-m",
+        "producers.commands.main",
+        "submit",
+        str(source),
+        "--task",
+        "nothing",
+        "--id-column",
+        "id",
+    ]
 
 
 def killed_run(client: Client, source: Path, at_items: int) -> tuple[bool, int]:

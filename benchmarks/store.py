@@ -25,8 +25,8 @@ from sqlalchemy import text
 
 from benchmarks import convention
 from benchmarks.disasters.databases import postgresql
-from results_store.database import Database, Weight
 from results_store.records import NewEnvelope, NewJob, Result, ResultState
+from results_store.sql.database import Database, Weight
 from results_store.store import Store
 from results_store.writer import Writer
 

@@ -24,7 +24,7 @@ from benchmarks import convention
 from benchmarks.disasters.databases import postgresql
 from producers import AsyncClient, Client
 from results_store.store import Store
-from workers.embedded import EmbeddedValkey
+from workers.fleet.embedded_broker import EmbeddedValkey
 
 Pass = Callable[[int], float]
 

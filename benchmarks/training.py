@@ -18,9 +18,9 @@ from typing import Any, get_args
 import msgspec
 
 from benchmarks import convention
-from producers.catalogue import Catalogue
-from workers.models import sources
-from workers.training import data, features
+from producers.wire.catalogue import Catalogue
+from workers.models.sources import model_source
+from workers.training import data, head_features
 from workers.training.data import SEED, Split
 from workers.training.joint import corpus, processes, result, trainer
 from workers.training.joint.processes import Process
@@ -59,11 +59,11 @@ class Bench:
         self.folder, self.recipe, self.device = folder, recipe, device
         self.compressions: Sequence[Compression] = ("topk",) if quick else get_args(Compression)
         convention.progress("reading the texts")
-        cache = sources.cache_folder()
+        cache = model_source.cache_folder()
         tasks = ("sentiment", "topic") if quick else tuple(data.READERS)
         whole = {task: data.split(data.read(task, cache), seed=SEED) for task in tasks}
         self.splits = {task: _few(split) for task, split in whole.items()} if quick else whole
-        self.texts = corpus.read(features.encoder(cache).folder, self.splits, recipe.max_tokens)
+        self.texts = corpus.read(head_features.encoder(cache).folder, self.splits, recipe.max_tokens)
 
     def joint(self) -> dict[str, Any]:
         """Train to the end in one process, and judge on the test parts."""
@@ -75,7 +75,7 @@ class Bench:
         convention.progress("judging")
         joint = result.model(work.out, list(self.splits), self.recipe.max_tokens, self.device)
         tasks = {task: Catalogue.builtin().tasks[task] for task in self.splits}
-        frozen = features.text_model(sources.cache_folder(), tasks)
+        frozen = head_features.text_model(model_source.cache_folder(), tasks)
         cards = result.judge(joint, frozen, {task: split.test for task, split in self.splits.items()})
         return {
             "joint_steps": lines[-1].step,

@@ -20,10 +20,10 @@ import numpy as np
 from benchmarks import convention
 from benchmarks.word_search import WordSearch
 from producers import Client, Pipeline
-from producers.catalogue import Catalogue
 from producers.documents import Document, cite, passages, read_documents, write_index
+from producers.wire.catalogue import Catalogue
 from workers import settings
-from workers.models import sources
+from workers.models.sources import model_source
 from workers.training import data
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -83,7 +83,7 @@ class Uses:
 
     def news(self) -> Figures:
         """Is a headline's own article found, among the passages of all?"""
-        articles = Random(0).sample(data.read("topic", sources.cache_folder()), 500)
+        articles = Random(0).sample(data.read("topic", model_source.cache_folder()), 500)
         parts = [article.text.partition("\n") for article in articles]
         documents = [Document(str(number), body) for number, (_, _, body) in enumerate(parts) if body.strip()]
         headlines = {str(number): head for number, (head, _, body) in enumerate(parts) if body.strip()}
@@ -165,7 +165,7 @@ class Uses:
 
     def recommendation(self) -> Figures:
         """Are articles recommended that are of the topic of those that were read?"""
-        articles = Random(1).sample(data.read("topic", sources.cache_folder()), 1000)
+        articles = Random(1).sample(data.read("topic", model_source.cache_folder()), 1000)
         vectors = np.array(self.ask("embedding", [article.text[:1000] for article in articles]))
         topics = np.array([article.label for article in articles])
         random, hits = Random(0), []
@@ -182,7 +182,7 @@ class Uses:
         """What is the score of the head `spam` worth as a probability, on mails that it has not seen?"""
         from sklearn.metrics import roc_auc_score
 
-        mails = data.split(data.read("spam", sources.cache_folder()), seed=data.SEED).test
+        mails = data.split(data.read("spam", model_source.cache_folder()), seed=data.SEED).test
         found = self.ask("spam", [mail.text for mail in mails], top_k=2, truncation=True)
         scores = np.array([next(one["score"] for one in own if one["label"] == "spam") for own in found])
         spam = np.array([mail.label == "spam" for mail in mails])
@@ -195,12 +195,12 @@ class Uses:
 
     def tables(self) -> Figures:
         """Biopsies and pages, held out eight times over, with and without the calibration."""
-        from workers.training import tabular
+        from workers.training import train_tabular
 
         figures: Figures = {}
-        for name, make in tabular.TABLES.items():
+        for name, make in train_tabular.TABLES.items():
             table = make()
-            judged = [tabular.judge(table, seed) for seed in range(8)]
+            judged = [train_tabular.judge(table, seed) for seed in range(8)]
             for figure in ("accuracy", "majority", "auc", "brier", "brier_of_shares", "calibration_error"):
                 figures[f"{name}_{figure}"] = _mean(getattr(score, figure) for score, _ in judged)
             for figure in ("accuracy", "auc"):

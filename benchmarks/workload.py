@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from workers.models import sources
+from workers.models.sources import model_source
 from workers.training import data
 
 #: Words of a news article that make a long text: some 170 tokens, so that the average of the mix is about 50.
@@ -17,7 +17,7 @@ def mixed_texts(count: int, *, seed: int = 0, cache: Path | None = None) -> list
 
     The data are pulled into `cache` (default: the user's) if they are not there. The same `seed` gives the same texts.
     """
-    cache = cache or sources.cache_folder()
+    cache = cache or model_source.cache_folder()
     short = [example.text for example in data.read("sentiment", cache)]
     long = [" ".join(example.text.split()[:LONG_WORDS]) for example in data.read("topic", cache)]
     number_long = count // 5

@@ -27,10 +27,12 @@ from benchmarks.workload import mixed_texts
 from producers import Client, Job, NewItem, Priority
 from results_store.records import Batch, JobStatus
 from results_store.store import Store
-from workers import devices, serving, settings
-from workers.fleet import LocalFleet
-from workers.models import sources
-from workers.models.progress import shown
+from workers import settings
+from workers.batching.serving import served_models
+from workers.device import devices
+from workers.fleet.local import LocalFleet
+from workers.models.sources import model_source
+from workers.models.sources.download_progress import shown
 
 HOME = Path(".argosy/demo")
 TEXTS = 1500
@@ -95,12 +97,16 @@ def main() -> int:
 
 def pull(chosen: settings.Settings) -> list[Path]:
     """Fetch models and data, once; return the photographs."""
-    cache = sources.cache_folder()
+    cache = model_source.cache_folder()
     with shown() as progress:
         for name in chosen.served:
-            sources.pull(sources.parse(chosen.models[name].source, where=f"models.{name}.source"), cache, progress)
+            model_source.pull(
+                model_source.parse(chosen.models[name].source, where=f"models.{name}.source"), cache, progress
+            )
         pulled = {
-            name: sources.pull(sources.parse(chosen.data[name]["source"], where=f"data.{name}.source"), cache, progress)
+            name: model_source.pull(
+                model_source.parse(chosen.data[name]["source"], where=f"data.{name}.source"), cache, progress
+            )
             for name in ("bbc", "ratings", "photographs")
         }
     return sorted(path for path in pulled["photographs"].folder.rglob("*") if path.suffix in (".png", ".jpg"))
@@ -111,7 +117,7 @@ def measure(chosen: settings.Settings) -> None:
     device = devices.select(chosen.worker.profile, chosen.worker.devices[:1])[0]
     for name in chosen.served:
         with console.status(f"measuring what {name} runs on fastest on this machine (once) …"):
-            wanted, served = serving.serve(chosen, name, device)
+            wanted, served = served_models.serve(chosen, name, device)
         console.print(f"  {name}: {wanted.backend}, batches of at most {served.budget.cost:,}", highlight=False)
 
 

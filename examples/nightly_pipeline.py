@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from producers import Client, Rejected
+from producers.client.request import Request
 from producers.joining import write_joined
-from producers.request import Request
 from producers.sources import Source
 
 WEEK_S = 7 * 86400

@@ -23,7 +23,7 @@ from benchmarks.workload import mixed_texts
 from examples.demo import QUESTIONS, pull
 from producers import Client, Job, NewItem
 from workers import settings
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 HOME = Path(".argosy/screenshots")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"

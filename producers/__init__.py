@@ -19,12 +19,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from results_store import moved
+
 if TYPE_CHECKING:
-    from producers.async_client import AsyncClient
-    from producers.async_handles import AsyncHandle, AsyncJob
-    from producers.catalogue import Catalogue
-    from producers.client import Client
-    from producers.errors import (
+    from producers.client.async_client import AsyncClient
+    from producers.client.async_handles import AsyncHandle, AsyncJob
+    from producers.client.client import Client
+    from producers.client.handles import Handle, Job, value
+    from producers.client.pipelines.async_pipeline_job import AsyncPipelineJob
+    from producers.client.pipelines.pipeline import Pipeline
+    from producers.client.pipelines.pipeline_job import PipelineJob
+    from producers.client.pipelines.tree import Branch, Tree
+    from producers.client.request import NewItem
+    from producers.client.sending.intake import Rejected
+    from producers.wire.catalogue import Catalogue
+    from producers.wire.errors import (
         ArgosyError,
         BrokerUnavailable,
         ConfigurationError,
@@ -39,14 +48,7 @@ if TYPE_CHECKING:
         ResultTimeout,
         UnknownTask,
     )
-    from producers.handles import Handle, Job, value
-    from producers.messages import InlineBytes, PathInput, Priority, UrlInput
-    from producers.packing import Rejected
-    from producers.pipelines.async_handles import AsyncPipelineJob
-    from producers.pipelines.handles import PipelineJob
-    from producers.pipelines.pipeline import Pipeline
-    from producers.pipelines.tree import Branch, Tree
-    from producers.request import NewItem
+    from producers.wire.messages import InlineBytes, PathInput, Priority, UrlInput
     from results_store.errors import StoreError, StoreUnavailable, UnknownJob
     from results_store.records import JobStatus, Result, ResultState
 
@@ -92,11 +94,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "producers.async_client": ("AsyncClient",),
-    "producers.async_handles": ("AsyncHandle", "AsyncJob"),
-    "producers.catalogue": ("Catalogue",),
-    "producers.client": ("Client",),
-    "producers.errors": (
+    "producers.client.async_client": ("AsyncClient",),
+    "producers.client.async_handles": ("AsyncHandle", "AsyncJob"),
+    "producers.wire.catalogue": ("Catalogue",),
+    "producers.client.client": ("Client",),
+    "producers.wire.errors": (
         "ArgosyError",
         "BrokerUnavailable",
         "ConfigurationError",
@@ -111,14 +113,14 @@ _HOMES = {
         "ResultTimeout",
         "UnknownTask",
     ),
-    "producers.handles": ("Handle", "Job", "value"),
-    "producers.messages": ("InlineBytes", "PathInput", "Priority", "UrlInput"),
-    "producers.packing": ("Rejected",),
-    "producers.pipelines.async_handles": ("AsyncPipelineJob",),
-    "producers.pipelines.handles": ("PipelineJob",),
-    "producers.pipelines.pipeline": ("Pipeline",),
-    "producers.pipelines.tree": ("Branch", "Tree"),
-    "producers.request": ("NewItem",),
+    "producers.client.handles": ("Handle", "Job", "value"),
+    "producers.wire.messages": ("InlineBytes", "PathInput", "Priority", "UrlInput"),
+    "producers.client.sending.intake": ("Rejected",),
+    "producers.client.pipelines.async_pipeline_job": ("AsyncPipelineJob",),
+    "producers.client.pipelines.pipeline_job": ("PipelineJob",),
+    "producers.client.pipelines.pipeline": ("Pipeline",),
+    "producers.client.pipelines.tree": ("Branch", "Tree"),
+    "producers.client.request": ("NewItem",),
     "results_store.errors": ("StoreError", "StoreUnavailable", "UnknownJob"),
     "results_store.records": ("JobStatus", "Result", "ResultState"),
 }
@@ -133,3 +135,24 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+#: Old names that README and docs told to import or to run; see CHANGELOG.
+_MOVED = {
+    "producers.async_client": "producers.client.async_client",
+    "producers.async_handles": "producers.client.async_handles",
+    "producers.batches": "producers.commands.batch_figures",
+    "producers.blobs": "producers.wire.blobs",
+    "producers.catalogue": "producers.wire.catalogue",
+    "producers.cli": "producers.commands.main",
+    "producers.connection": "producers.wire.connection",
+    "producers.errors": "producers.wire.errors",
+    "producers.fleet_file": "producers.wire.fleet_file",
+    "producers.handles": "producers.client.handles",
+    "producers.messages": "producers.wire.messages",
+    "producers.publisher": "producers.wire.publisher",
+    "producers.queues": "producers.wire.queues",
+    "producers.redaction": "producers.client.redaction",
+    "producers.request": "producers.client.request",
+}
+moved.accept(_MOVED)

@@ -11,15 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from results_store import delivery, reading, submission
-from results_store.api_keys import ApiKeys
-from results_store.database import Database, Weight, check_revision
-from results_store.dead_letters import DeadLetters
-from results_store.declarations import Declarations
-from results_store.flight import FlightRecorder
-from results_store.gateway_batches import GatewayBatches
-from results_store.gateway_files import GatewayFiles
-from results_store.pipelines import Follow
+from results_store.gateway.api_keys import ApiKeys
+from results_store.gateway.gateway_batches import GatewayBatches
+from results_store.gateway.gateway_files import GatewayFiles
 from results_store.records import (
     Batch,
     Claim,
@@ -32,8 +26,14 @@ from results_store.records import (
     PendingEnvelope,
     Result,
 )
-from results_store.retention import Retention
-from results_store.tenants import Tenants
+from results_store.sql import delivery, reading, submission
+from results_store.sql.database import Database, Weight, check_revision
+from results_store.sql.dead_letters import DeadLetters
+from results_store.sql.declarations import Declarations
+from results_store.sql.flight import FlightRecorder
+from results_store.sql.pipelines import Follow
+from results_store.sql.retention import Retention
+from results_store.sql.tenants import Tenants
 
 #: How often an envelope is begun before it is given up.
 MAX_ATTEMPTS = 5

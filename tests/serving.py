@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from producers.catalogue import Catalogue, Task
-from producers.errors import InvalidInput
-from workers.inputs import InputLimits, read
+from producers.wire.catalogue import Catalogue, Task
+from producers.wire.errors import InvalidInput
+from workers.envelope.inputs import InputLimits, read
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.huggingface import model_for
-from workers.models.model import Model, ModelSpec
+from workers.models.interface.model import Model, ModelSpec
 
 #: What the models under test run on. `make test-gpu` says ``cuda:0``: there too they must answer as transformers does.
 DEVICE = os.environ.get("ARGOSY_TEST_DEVICE", "cpu")

@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers.catalogue import Task
+from producers.wire.catalogue import Task
 from tests.scripted_model import ScriptedModel
-from workers.models.model import Array, Arrays, Prepared
+from workers.models.interface.model import Array, Arrays, Prepared
 
 
 def write_version(folder: Path, number: int, *, megabytes: int = 0, fails: str = "") -> Path:

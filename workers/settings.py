@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from producers.blobs import BlobSettings
-from producers.catalogue import Catalogue, Limits
-from producers.connection import AdmissionSettings, Connection, checked_url
-from producers.errors import ConfigurationError
-from producers.fleet_file import known, read_toml, typed
-from producers.messages import Priority
+from producers.wire.blobs import BlobSettings
+from producers.wire.catalogue import Catalogue, Limits
+from producers.wire.connection import AdmissionSettings, Connection, checked_url
+from producers.wire.errors import ConfigurationError
+from producers.wire.fleet_file import known, read_toml, typed
+from producers.wire.messages import Priority
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -110,7 +110,7 @@ def _bytes(text: str) -> int:
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What inputs may be, checked at the worker: the fields of `workers.inputs.InputLimits`, which explains them."""
+    """What inputs may be, checked at the worker: the fields of `workers.envelope.inputs.InputLimits`, which explains them."""
 
     max_text_chars: int = DEFAULT_LIMITS.max_text_chars
     max_input_bytes: int = DEFAULT_LIMITS.max_input_bytes

@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.disasters.databases import PostgreSql
 from benchmarks.disasters.load import Producers
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 T = TypeVar("T")
 

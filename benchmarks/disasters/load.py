@@ -16,7 +16,7 @@ import msgspec
 
 from benchmarks.disasters.producer import Ledger, Plan, ledger_of
 from producers import Client, ResultTimeout
-from producers.errors import ArgosyError
+from producers.wire.errors import ArgosyError
 from results_store.errors import StoreError
 
 #: So many producers submit at a time.

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.disasters.faults import Blow
 from benchmarks.disasters.load import Producers, scripted_output
 from benchmarks.disasters.producer import Ledger, Plan
-from results_store.export import stream
+from results_store.export.text_export import stream
 from results_store.records import JobStatus, Result, ResultState
 from results_store.store import Store
 

@@ -142,7 +142,7 @@ def _image_model(
 
 def _pulled(model: str) -> Path:
     from workers import settings
-    from workers.models import sources
+    from workers.models.sources import model_source
 
     source = settings.load(environment={}).models[model].source
-    return sources.pull(sources.parse(source, where=model), sources.cache_folder()).folder
+    return model_source.pull(model_source.parse(source, where=model), model_source.cache_folder()).folder

@@ -16,7 +16,7 @@ from benchmarks.workload import mixed_texts
 from producers import Client
 from producers.documents import Document, passages
 from workers import settings
-from workers.models import sources
+from workers.models.sources import model_source
 from workers.training import data
 
 #: What a plain run is: inputs and the batch size to answers.
@@ -70,7 +70,7 @@ def pictures(count: int) -> list[Any]:
     from PIL import Image
 
     source = settings.load(environment={}).data["photographs"]["source"]
-    folder = sources.pull(sources.parse(source, where="photographs"), sources.cache_folder()).folder
+    folder = model_source.pull(model_source.parse(source, where="photographs"), model_source.cache_folder()).folder
     photographs = [Image.open(path).convert("RGB") for path in sorted(folder.rglob("*.*g"))]
     random = Random(0)
     found = []
@@ -175,7 +175,7 @@ def likeness_by_hand(folder: Path) -> Plain:
 
 def articles() -> list[Document]:
     """Return BBC articles without their headlines, each called by its own."""
-    found = Random(0).sample(data.read("topic", sources.cache_folder()), 80)
+    found = Random(0).sample(data.read("topic", model_source.cache_folder()), 80)
     parts = [example.text.partition("\n") for example in found]
     return [Document(headline, body) for headline, _, body in parts if body.strip()]
 
@@ -215,7 +215,7 @@ def headlines_found(client: Client) -> tuple[str, float, float]:
 
 def topics_by_likeness(client: Client) -> tuple[str, float, float]:
     """Judge zero-shot classification on BBC articles, of which nothing was trained: labels and template as they come to mind."""
-    examples = Random(0).sample(list(data.read("topic", sources.cache_folder())), 500)
+    examples = Random(0).sample(list(data.read("topic", model_source.cache_folder())), 500)
     params = {"truncation": True, "candidate_labels": TOPICS, "hypothesis_template": "A news article about {}."}
     job = client.submit_many("likeness", [example.text[:2000] for example in examples], params=params)
     job.wait(timeout_s=600)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from producers import Client
-from workers.models import sources
+from workers.models.sources import model_source
 
 _JUDGED = 500
 
@@ -23,9 +23,9 @@ def sayings(count: int) -> list[Any]:
 def _pairs(count: int, *, new_phrasings: bool) -> list[tuple[dict[str, Any], bool]]:
     from PIL import Image
 
-    from workers.training import digits, statements
+    from workers.shipped_heads.vision import digits, statements
 
-    _, held_out = digits.read(sources.cache_folder())
+    _, held_out = digits.read(model_source.cache_folder())
     of = statements.statements(held_out=new_phrasings)
     chances = statements.chances(of)
     random = np.random.default_rng(0)
@@ -46,15 +46,17 @@ def by_hand(folder: Path) -> Callable[[Sequence[Any], int], object]:
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoModelForImageClassification, AutoTokenizer
 
-    from workers import serving, settings
-    from workers.models import head, pixels
-    from workers.models.fused_network import FusedHead
+    from workers import settings
+    from workers.batching.serving import served_models
+    from workers.models.built_in.fused.fused_network import FusedHead
+    from workers.models.built_in.multitask import head_file
+    from workers.models.pictures import pixels
 
     chosen = settings.load(environment={})
-    text, vision = (Path(serving.model_to_load(chosen, name).folder) for name in ("text", "vision"))
+    text, vision = (Path(served_models.model_to_load(chosen, name).folder) for name in ("text", "vision"))
     tokenizer, encoder = AutoTokenizer.from_pretrained(text), AutoModel.from_pretrained(text).eval()
     network = AutoModelForImageClassification.from_pretrained(vision).mobilenet_v2.eval()
-    tensors = load_file(folder / head.FILE)
+    tensors = load_file(folder / head_file.FILE)
     fused = FusedHead.of_shape(tensors)
     fused.load_state_dict(tensors)
     fused.eval()

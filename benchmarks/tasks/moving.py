@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from producers import Client
-from workers.models import sources
+from workers.models.sources import model_source
 
 Plain = Callable[[Sequence[Any], int], object]
 
@@ -27,10 +27,10 @@ def clips(count: int) -> list[bytes]:
 def labelled_clips(count: int) -> Iterator[tuple[bytes, str]]:
     import numpy as np
 
-    from workers.training import camera, data, video
+    from workers.training import camera, data, train_video
 
-    folder = data.pull("scenes", sources.cache_folder())
-    scenes = video.scenes(folder, lambda name: name in video.TEST)
+    folder = data.pull("scenes", model_source.cache_folder())
+    scenes = train_video.scenes(folder, lambda name: name in train_video.TEST)
     random = np.random.default_rng(11)
     for number in range(count):
         label = camera.LABELS[number % len(camera.LABELS)]
@@ -59,9 +59,9 @@ def recordings(count: int) -> list[dict[str, list[float]]]:
 
 
 def _watch() -> Any:
-    from workers.training import series
+    from workers.training import train_series
 
-    return series.basic_motions(sources.cache_folder())
+    return train_series.basic_motions(model_source.cache_folder())
 
 
 # --- what the fleet is compared with ------------------------------------------------------------
@@ -88,10 +88,10 @@ def camera_by_hand(folder: Path) -> Plain:
     import numpy as np
     import torch
 
-    from workers.models.video.network import VideoEncoder, load_head
+    from workers.models.built_in.video.video_network import VideoEncoder, load_head
 
     network = VideoEncoder(folder, {"map"}).eval()
-    head = load_head(sources.BUNDLED / "camera-motion" / "head.safetensors").eval()
+    head = load_head(model_source.BUNDLED / "camera-motion" / "head.safetensors").eval()
 
     def run(inputs: Sequence[Any], batch_size: int) -> object:
         found = []
@@ -121,8 +121,8 @@ def motion_by_hand(folder: Path) -> Plain:
     import torch
     from safetensors.torch import load_file
 
-    from workers.models.series import FILE
-    from workers.models.series_network import SeriesNetwork
+    from workers.models.built_in.tables.series import FILE
+    from workers.models.built_in.tables.series_network import SeriesNetwork
 
     tensors = load_file(folder / FILE)
     network = SeriesNetwork.of_shape(tensors)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers.models import sources
+from workers.models.sources import model_source
 
 if TYPE_CHECKING:
     from producers import Client
@@ -20,7 +20,7 @@ SIDE = 256
 
 
 def prompts(count: int) -> list[Any]:
-    from workers.training.digits import WORDS
+    from workers.shipped_heads.vision.digits import WORDS
 
     return [f"a {('thin', 'thick')[n // 10 % 2]} handwritten {WORDS[n % 10]}" for n in range(count)]
 
@@ -45,9 +45,9 @@ def digits_read(client: Client) -> tuple[str, float, float]:
     import numpy as np
     from PIL import Image
 
-    from workers.training import digits, picture_scores
+    from workers.shipped_heads.vision import digits, picture_scores
 
-    network = picture_scores.reader(digits.read(sources.cache_folder())[0])
+    network = picture_scores.reader(digits.read(model_source.cache_folder())[0])
     asked = prompts(100)
     job = client.submit_many("picture", asked, params=STEPS)
     job.wait(timeout_s=600)
@@ -78,8 +78,8 @@ def styled_by_hand(folder: Path) -> Plain:
     import torch
     from safetensors.torch import load_file
 
-    from workers.models import made
-    from workers.models.style_network import StyleNetwork
+    from workers.models.built_in.vision.style_network import StyleNetwork
+    from workers.models.interface import output_files as made
 
     network = StyleNetwork(3).eval()
     network.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
@@ -101,8 +101,8 @@ def detected_by_hand(folder: Path) -> Plain:
     """The same network, photographs one by one or eight at once; boxes of one object stay as they come."""
     import torch
 
-    from workers.models.detector import SIDE as SQUARE
-    from workers.models.detector_network import DetectorNetwork
+    from workers.models.built_in.vision.detector import SIDE as SQUARE
+    from workers.models.built_in.vision.detector_network import DetectorNetwork
 
     network = DetectorNetwork(folder).eval()
 

@@ -10,16 +10,18 @@ from typing import Any
 
 from benchmarks.tasks import checkpoints
 from producers import Client
-from workers.models import sources
-from workers.training import data, entity_scores, languages, translation
-from workers.training.teacher import Entity
+from workers.models.sources import model_source
+from workers.shipped_heads.text import entity_scores, languages
+from workers.shipped_heads.text.teacher import Entity
+from workers.shipped_heads.translation import translation_training
+from workers.training import data
 
 Plain = Callable[[Sequence[Any], int], object]
 
 
 def described(count: int) -> list[Any]:
     """Return sentences of package descriptions that the translation was not trained on."""
-    return [pair.source for pair in translation.read(sources.cache_folder())["test"][:count]]
+    return [pair.source for pair in translation_training.read(model_source.cache_folder())["test"][:count]]
 
 
 def in_many_languages(count: int) -> list[Any]:
@@ -30,7 +32,7 @@ def in_many_languages(count: int) -> list[Any]:
 
 
 def _declaration() -> dict[str, list[str]]:
-    return languages.declaration(data.pull("declaration", sources.cache_folder()))
+    return languages.declaration(data.pull("declaration", model_source.cache_folder()))
 
 
 # --- what the fleet is compared with ------------------------------------------------------------
@@ -41,11 +43,11 @@ def entities_by_hand(_: Path) -> Plain:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from workers.models import head
-    from workers.models.text import BUILTIN_HEADS
+    from workers.models.built_in.multitask import head_file
+    from workers.models.built_in.text.text_model import BUILTIN_HEADS
 
-    file = BUILTIN_HEADS / "entities" / head.FILE
-    module, labels = head.load(file).eval(), head.read_labels(file)
+    file = BUILTIN_HEADS / "entities" / head_file.FILE
+    module, labels = head_file.load(file).eval(), head_file.read_labels(file)
     source = checkpoints.encoder()
     tokenizer, backbone = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source).eval()
 
@@ -70,11 +72,11 @@ def languages_by_hand(folder: Path) -> Plain:
     import torch
     from safetensors.torch import load_file
 
-    from workers.models import head
-    from workers.models.language import ngrams, scores
+    from workers.models.built_in.multitask import head_file
+    from workers.models.built_in.text.language import ngrams, scores
 
-    tensors = {name: tensor.float() for name, tensor in load_file(folder / head.FILE).items()}
-    labels = head.read_labels(folder / head.FILE)
+    tensors = {name: tensor.float() for name, tensor in load_file(folder / head_file.FILE).items()}
+    labels = head_file.read_labels(folder / head_file.FILE)
 
     def run(inputs: Sequence[Any], batch_size: int) -> object:
         found = []
@@ -119,7 +121,7 @@ def translated(client: Client) -> tuple[str, float, float]:
     """Judge translations by chrF on sentences of other packages than it was trained on, beside the source as it is."""
     import sacrebleu
 
-    pairs = translation.read(sources.cache_folder())["test"][:200]
+    pairs = translation_training.read(model_source.cache_folder())["test"][:200]
     texts, wanted = [pair.source for pair in pairs], [[pair.target for pair in pairs]]
     found = [own["text"] for own in _answers(client, "translation", texts)]
     own, copied = (sacrebleu.corpus_chrf(given, wanted).score for given in (found, texts))

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from producers.client.handles import value
 from producers.documents import index_file
 from producers.documents.passages import Document, PassageText, passages
-from producers.errors import ConfigurationError, InvalidInput
-from producers.handles import value
-from producers.kinds.retrieval import PIECES
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.kinds.retrieval import PIECES
 from results_store.records import JobStatus, Result
 
 if TYPE_CHECKING:
-    from producers.client import Client
-    from producers.handles import Job
+    from producers.client.client import Client
+    from producers.client.handles import Job
 
 #: How long the job that made the vectors is kept: so that the same call goes on where it stopped, and no longer.
 KEPT_S = 24 * 3600.0

@@ -13,7 +13,7 @@ from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
-from producers.kinds.retrieval import INDEX_FILE, INDEX_FORMAT
+from producers.wire.kinds.retrieval import INDEX_FILE, INDEX_FORMAT
 
 _BOUND_BYTES, _NUMBER_BYTES = 8, 4
 

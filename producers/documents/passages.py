@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from producers.kinds.retrieval import PIECES
+from producers.wire.kinds.retrieval import PIECES
 
 #: Where a sentence, a paragraph or an item of a list ends, with what closes it and the space behind.
 _ENDS = re.compile(

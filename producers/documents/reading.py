@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from producers.catalogue import Limits
 from producers.documents.passages import Document
-from producers.errors import InvalidInput
 from producers.sources import Source
 from producers.sources.places import readable
+from producers.wire.catalogue import Limits
+from producers.wire.errors import InvalidInput
 
 #: Files that are one document each; in a folder, those that are looked for.
 SUFFIXES = (".markdown", ".md", ".rst", ".txt")

@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
-from producers.batches import Figures, Window, figures
+from producers.commands.batch_figures import Figures, Window, figures
 from producers.gateway.views import priority_name
-from producers.messages import Priority
+from producers.wire.messages import Priority
 from results_store.records import Batch, Depth, QueuedWork
 from results_store.store import Store
 

@@ -11,11 +11,12 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.types import Receive, Scope, Send
 
-from producers.async_client import AsyncClient
-from producers.gateway import browsing, files, items, jobs, openai, operations, page, problems, streams
+from producers.client.async_client import AsyncClient
+from producers.gateway import openai, problems
 from producers.gateway.gateway import Gateway
 from producers.gateway.guard import Guard
-from producers.gateway.openai.runner import Runner
+from producers.gateway.openai.batch_runner import Runner
+from producers.gateway.routes import browsing, items, jobs, operations, page, result_downloads, streams
 from producers.gateway.settings import GatewaySettings
 
 ABOUT = """An Argosy fleet over HTTP. Send `Authorization: Bearer KEY`. Errors are `application/problem+json`; under `/v1`,
@@ -26,7 +27,7 @@ ROUTERS = (
     items.router,
     jobs.router,
     browsing.router,
-    files.router,
+    result_downloads.router,
     streams.router,
     operations.router,
     *openai.ROUTERS,

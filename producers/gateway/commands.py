@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from producers.command_line import Finite
-from producers.operator_commands import Duration
+from producers.commands.operate import Duration
+from producers.wire.command_line import Finite
 
 if TYPE_CHECKING:
-    from results_store.api_keys import ApiKey
+    from results_store.gateway.api_keys import ApiKey
     from results_store.store import Store
 
 MIB = 2**20
@@ -60,10 +60,10 @@ def gateway(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from producers.errors import ConfigurationError
+    from producers.wire.errors import ConfigurationError
 
     try:
-        from producers.gateway.serving import serve
+        from producers.gateway.server import serve
         from producers.gateway.settings import GatewaySettings
     except ImportError as error:
         raise ConfigurationError(f"the gateway needs its packages; pip install 'argosy[gateway]' ({error})") from error
@@ -94,8 +94,8 @@ def add(name: str, *, tenant: str, operator: bool, expires_s: float | None, rate
     \b
     argosy gateway keys add laptop --tenant research --expires 90d
     """
-    from producers.connection import checked_tenant
     from producers.gateway.keys import new_key
+    from producers.wire.connection import checked_tenant
 
     now = time.time()
     expires_at = None if expires_s is None else now + expires_s
@@ -139,7 +139,7 @@ def _line(key: ApiKey) -> str:
 
 
 def _store() -> Store:
-    from producers.connection import Connection
+    from producers.wire.connection import Connection
     from results_store.store import Store
 
     return Store(Connection().store_url)

@@ -9,8 +9,8 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
-from producers.async_client import AsyncClient
-from producers.async_handles import AsyncHandle
+from producers.client.async_client import AsyncClient
+from producers.client.async_handles import AsyncHandle
 from producers.gateway.activity import Activity
 from producers.gateway.keys import Caller, Keyring
 from producers.gateway.problems import Gone

@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from producers.messages import new_id
-from results_store.api_keys import ApiKey
+from producers.wire.messages import new_id
+from results_store.gateway.api_keys import ApiKey
 
 _PREFIX = "argosy"
 

@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from producers.errors import (
+from producers.gateway.answers import Json
+from producers.wire.errors import (
     ArgosyError,
     BlobsUnavailable,
     BrokerUnavailable,
@@ -27,7 +28,6 @@ from producers.errors import (
     RateLimited,
     ResultTimeout,
 )
-from producers.gateway.answers import Json
 from results_store.errors import InvalidRow, SchemaMismatch, StoreUnavailable, SubmissionConflict, UnknownJob
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from producers.errors import InvalidInput
-from producers.messages import InlineBytes, PathInput, UrlInput
-from producers.request import NewItem
+from producers.client.request import NewItem
+from producers.wire.errors import InvalidInput
+from producers.wire.messages import InlineBytes, PathInput, UrlInput
 
 #: What is looked for in the store as it is given: no control characters, which PostgreSQL has no room for.
 Word = Annotated[str, Field(pattern=r"^[\w.:+@ -]*$", max_length=200)]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from producers.messages import Priority
-from results_store.export import plain
+from producers.wire.messages import Priority
+from results_store.export.text_export import plain
 from results_store.records import JobStatus, Result
 
 

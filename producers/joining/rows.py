@@ -14,13 +14,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from producers.errors import InvalidInput
 from producers.sources.media import Record
-from results_store.columns import text
+from producers.wire.errors import InvalidInput
 from results_store.records import Result, ResultState
+from results_store.sql.columns import text
 
 if TYPE_CHECKING:
-    from producers.request import Request
+    from producers.client.request import Request
     from producers.sources import Source
 
 #: What the column with a row's error is called, where the source has no such column itself.
@@ -130,7 +130,7 @@ def output_of(result: Result | None) -> Any:
         return None
     if result.vector is None:
         return result.output
-    from results_store.export import plain
+    from results_store.export.text_export import plain
 
     return plain(result)["output"]
 

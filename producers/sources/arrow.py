@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any, cast
 
-from producers.errors import ConfigurationError, InvalidInput
-from producers.sources.formats import Meter, Raw, Reading
 from producers.sources.places import Place
+from producers.sources.reading import Meter, Raw, Reading
+from producers.wire.errors import ConfigurationError, InvalidInput
 
 try:
     import pyarrow as pa

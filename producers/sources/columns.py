@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from producers.errors import InvalidInput
-from producers.forms import FIELDS
+from producers.wire.errors import InvalidInput
+from producers.wire.forms import FIELDS
 
 #: Columns taken for the input and for the key when none is named, the first that is there.
 INPUT_COLUMNS: Mapping[str, tuple[str, ...]] = {

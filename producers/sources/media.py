@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from producers.catalogue import Limits
-from producers.errors import InputTooLarge, InvalidInput
-from producers.messages import PathInput, UrlInput
-from producers.request import NewItem
+from producers.client.request import NewItem
 from producers.sources.places import BROKEN, LocalFile, Place, RemoteFile
+from producers.wire.catalogue import Limits
+from producers.wire.errors import InputTooLarge, InvalidInput
+from producers.wire.messages import PathInput, UrlInput
 
 Row: TypeAlias = NewItem | InvalidInput
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from producers.errors import InvalidInput
+from producers.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem

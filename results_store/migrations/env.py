@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from results_store.schema import metadata
+from results_store.sql.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -11,8 +11,8 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
-from results_store.database import Database, Weight
 from results_store.errors import StoreError, StoreUnavailable
+from results_store.sql.database import Database, Weight
 
 # Any constant does that nobody else uses in the same database.
 _ADVISORY_LOCK = int.from_bytes(b"argosy", "big")

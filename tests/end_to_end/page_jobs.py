@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from producers.messages import Envelope, InlineBytes, Input, Item, Priority, encode, new_id
+from producers.wire.messages import Envelope, InlineBytes, Input, Item, Priority, encode, new_id
 from results_store.records import NewEnvelope, NewJob, Result, ResultState
 from results_store.store import Store
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from workers import settings
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from producers import AsyncClient, ItemExpired, ItemFailed
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 
 @pytest.mark.parametrize("durable", [True, False])

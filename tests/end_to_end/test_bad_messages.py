@@ -13,12 +13,12 @@ import pytest
 from redis import Redis
 
 from producers import Client
-from producers.messages import Priority, new_id
-from producers.queues import redis_key
+from producers.wire.messages import Priority, new_id
+from producers.wire.queues import redis_key
 from results_store.records import Result
 from results_store.store import Store
 from tests.end_to_end.processes import until
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 
 def test_the_log_tells_the_time(shared_fleet: LocalFleet) -> None:

@@ -19,7 +19,7 @@ import pytest
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.gateway_server import served
 from tests.end_to_end.processes import fleet_in, until
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 ROOT = Path(__file__).parents[2]
 LONG = "a text that is long enough to travel by reference, " * 10

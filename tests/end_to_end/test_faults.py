@@ -17,7 +17,7 @@ from producers import Client, ConfigurationError, ItemExpired, Job
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.processes import device_process, until
 from workers import settings
-from workers.fleet import AlreadyRunning, LocalFleet
+from workers.fleet.local import AlreadyRunning, LocalFleet
 
 TIMEOUT_S = 90
 

@@ -8,15 +8,15 @@ import pytest
 from click.testing import CliRunner
 
 from producers import Client
-from producers.cli import main
+from producers.commands.main import main
 from results_store.records import Batch
 from results_store.store import Store
 from workers import settings
-from workers.batching.policy import Budget, Policy
-from workers.batching.what_if import recordings
-from workers.devices import cpu
-from workers.fleet import LocalFleet
-from workers.rerun import CannotRerun, rerun
+from workers.batching.planning.policy import Budget, Policy
+from workers.batching.planning.what_if import recordings
+from workers.commands.rerun import CannotRerun, rerun
+from workers.device.devices import cpu
+from workers.fleet.local import LocalFleet
 
 
 @pytest.fixture(scope="module")

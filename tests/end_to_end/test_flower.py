@@ -11,7 +11,7 @@ import pytest
 
 from producers import Client
 from tests.end_to_end.processes import until
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import zlib
 import pytest
 from celery import Celery, chord, group
 
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from producers.errors import ConfigurationError
-from producers.gateway.serving import serve
+from producers.gateway.server import serve
+from producers.wire.errors import ConfigurationError
 from tests.conftest import free_port
 from tests.end_to_end.gateway_server import SETTINGS, Served, serving
 from tests.end_to_end.processes import until
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 
 @pytest.fixture(scope="module")

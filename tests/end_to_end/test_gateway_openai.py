@@ -15,12 +15,12 @@ import openai
 import pytest
 
 from producers import Client
-from producers.gateway.openai.work import Work
+from producers.gateway.openai.batch_work import Work
 from tests.end_to_end.documents import ROOT, Reader
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.generated_requests import answers
 from tests.end_to_end.processes import fleet_in, until
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 TEXTS = ["A fine, moving film.", "The movie was excellent.", "Shares fell as profits missed forecasts."]
 

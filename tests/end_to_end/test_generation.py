@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from producers import AsyncClient, Client, InvalidInput, ItemCancelled, ItemFailed, Job
-from producers.cli import main
+from producers.commands.main import main
 from tests import tiny_checkpoints
 from tests.end_to_end.gateway_server import serving
 from tests.end_to_end.processes import fleet_in, until
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 FLEET = """
 [worker]
@@ -191,7 +191,7 @@ def test_a_dead_device_process_costs_no_answer(client: Client, fleet: LocalFleet
                 [device] = [
                     process
                     for process in psutil.Process().children(recursive=True)
-                    if "workers.device_process" in " ".join(process.cmdline())
+                    if "workers.device.device_process" in " ".join(process.cmdline())
                 ]
                 device.kill()
     whole = client.submit("chat", "Once", params={**LONG, "max_new_tokens": 200}).result(timeout_s=60)

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from producers import Client, Pipeline
-from producers.catalogue import Catalogue
-from producers.errors import InvalidInput, ItemFailed
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import InvalidInput, ItemFailed
 from tests import tiny_checkpoints as tiny
 from tests.end_to_end.processes import fleet_in
 from tests.noise import noise
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 SETTINGS = """
 [worker]

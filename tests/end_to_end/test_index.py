@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from producers import Client, InvalidInput, ItemFailed
-from producers.catalogue import Catalogue
-from producers.cli import main
+from producers.commands.main import main
 from producers.documents import Document, write_index
+from producers.wire.catalogue import Catalogue
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.processes import fleet_in
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 PLACING = SCRIPTED + '[models.scripted.tasks.place]\nkind = "feature-extraction"\n'
 DOCUMENTS = [Document(f"page {n}", f"First of {n}. Second of {n}.\n\nThird of {n}.") for n in range(100)]

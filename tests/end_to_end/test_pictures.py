@@ -17,17 +17,17 @@ from click.testing import CliRunner
 from PIL import Image
 
 from producers import Client, FileUnavailable, NewItem
-from producers.blobs import YOUNG_S, BlobSettings
-from producers.cli import main
-from producers.errors import ConfigurationError
-from producers.files import ResultFiles, place_of_files
+from producers.commands.main import main
+from producers.wire.blobs import YOUNG_S, BlobSettings
+from producers.wire.errors import ConfigurationError
+from producers.wire.result_files import ResultFiles, place_of_files
 from results_store.store import Store
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.processes import fleet_in
 from workers import settings
-from workers.devices import cpu
-from workers.fleet import LocalFleet
-from workers.node import Node
+from workers.device.devices import cpu
+from workers.fleet.local import LocalFleet
+from workers.node.node import Node
 
 SETTINGS = """
 [worker]

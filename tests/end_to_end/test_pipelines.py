@@ -13,14 +13,14 @@ from click.testing import CliRunner
 from redis import Redis
 
 from producers import AsyncClient, Client, InvalidInput, NewItem, Pipeline, PipelineJob, Tree
-from producers.cli import main
+from producers.commands.main import main
 from results_store.store import Store
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.processes import fleet_in, until
 from workers import settings
-from workers.devices import cpu
-from workers.fleet import LocalFleet
-from workers.rerun import rerun
+from workers.commands.rerun import rerun
+from workers.device.devices import cpu
+from workers.fleet.local import LocalFleet
 
 TIMEOUT_S = 90
 SAYING = SCRIPTED + '[models.scripted.tasks.say]\nkind = "text-classification"\n'

@@ -17,15 +17,17 @@ import pytest
 from click.testing import CliRunner
 
 from producers import Client, Job
-from producers.cli import main
-from producers.publisher import Publisher
+from producers.commands.main import main
+from producers.wire.publisher import Publisher
 from results_store.records import Result
 from results_store.store import Store
 from tests.end_to_end.processes import device_process, fleet_in, until
 from tests.versioned_model import write_version
-from workers import presence, redeclaring, settings
-from workers.fleet import LocalFleet
-from workers.redeclaring import NotTaken
+from workers import settings
+from workers.commands import reload as redeclaring
+from workers.commands.reload import NotTaken
+from workers.fleet.local import LocalFleet
+from workers.node import presence
 
 T = TypeVar("T")
 

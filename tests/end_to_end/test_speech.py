@@ -16,11 +16,11 @@ import pytest
 import soundfile
 
 from producers import Client, ItemFailed
-from producers.catalogue import Catalogue
+from producers.wire.catalogue import Catalogue
 from tests import tiny_checkpoints as tiny
 from tests.end_to_end.gateway_server import serving
 from tests.end_to_end.processes import fleet_in
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 from workers.models.speech.voice import Samples
 from workers.training import word_errors
 

@@ -9,12 +9,12 @@ import pytest
 from redis import Redis
 
 from producers import Client
-from producers.messages import Priority
-from producers.queues import redis_key
+from producers.wire.messages import Priority
+from producers.wire.queues import redis_key
 from results_store.records import Tenant
 from results_store.store import Store
 from tests.end_to_end.processes import until
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 WAIT_S = 60
 

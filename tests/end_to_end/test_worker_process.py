@@ -10,7 +10,7 @@ import pytest
 from producers import Client
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.processes import device_process, fleet_in
-from workers.fleet import LocalFleet
+from workers.fleet.local import LocalFleet
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.serving import DEVICE
-from workers import devices
-from workers.devices import Device
+from workers.device import devices
+from workers.device.devices import Device
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

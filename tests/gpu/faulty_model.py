@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers.catalogue import Task
-from workers.models.model import Array, Arrays, Model, Prepared
+from producers.wire.catalogue import Task
+from workers.models.interface.model import Array, Arrays, Model, Prepared
 
 _WORDS = {"overflow": 1, "break": 2}
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from producers.catalogue import KINDS, Task
+from producers.wire.catalogue import KINDS, Task
 from tests import tiny_checkpoints
 from tests.serving import DEVICE
-from workers.models import samples
 from workers.models.backends import cuda_graphs
 from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.backends.compiled_network import Tensors
 from workers.models.backends.cuda_graphs import CapturedPasses
-from workers.models.backends.network import Tensors
 from workers.models.backends.torch_network import TorchNetwork
-from workers.models.model import Array, ModelSpec
-from workers.models.text import TextModel
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.interface import sample_inputs
+from workers.models.interface.model import Array, ModelSpec
 
 TASKS = {"embedding": Task("embedding", KINDS["feature-extraction"], "text", "a vector")}
 
@@ -76,7 +76,7 @@ def test_batches_of_all_shapes_are_answered_as_on_a_cpu(
 ) -> None:
     """In random order, most of them several times: as they are, captured, and replayed between others."""
     reference, model = model_on("cpu", REFERENCE), model_on(DEVICE, backend)
-    texts = samples.texts(40)
+    texts = sample_inputs.texts(40)
     batches = [texts[:1], texts[1:2], texts[:7], texts[3:12], texts, texts[5:9], texts[10:27]] * 5
     random.Random(1).shuffle(batches)
     for batch in batches:
@@ -91,7 +91,7 @@ def test_only_so_many_shapes_are_remembered(
     monkeypatch.setattr(cuda_graphs, "_MOST", 3)
     monkeypatch.setattr(cuda_graphs, "_LAUNCHING", 0.0)
     reference, model = model_on("cpu", REFERENCE), model_on(DEVICE, REFERENCE)
-    texts = samples.texts(12)
+    texts = sample_inputs.texts(12)
     for rows in (1, 3, 4, 5, 6, 7, 8) * 4:
         np.testing.assert_allclose(vectors(model, texts[:rows]), vectors(reference, texts[:rows]), atol=1e-4)
         assert captured(model) <= 3

@@ -8,8 +8,8 @@ import pytest
 
 from producers import Client
 from workers import settings
-from workers.devices import Device
-from workers.fleet import LocalFleet
+from workers.device.devices import Device
+from workers.fleet.local import LocalFleet
 
 FLEET = """
 [worker]

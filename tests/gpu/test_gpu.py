@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_checkpoints
-from workers import devices, serving, settings, tuned
-from workers.device_client import DeviceEvent, ProcessDevice
-from workers.devices import Device, pinned_environment
+from workers import settings
+from workers.batching.serving import served_models, tuned_backend
+from workers.device import devices
+from workers.device.device_client import DeviceEvent, ProcessDevice
+from workers.device.devices import Device, pinned_environment
 from workers.models.backends.choice import Backend
 
 
@@ -40,13 +42,13 @@ def test_a_gpu_is_measured_with_batches_of_its_size(
     """Half precision is tried, and many more rows than a CPU's batches have."""
     monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path / "cache"))
     model = settings.ModelSettings(
-        class_="workers.models.text:TextModel",
+        class_="workers.models.built_in.text.text_model:TextModel",
         source={"path": str(tiny_checkpoints.bert(tmp_path / "bert", "BertModel"))},
         tasks={"vector": "feature-extraction"},
     )
     chosen = settings.Settings(models={"own": model})
-    wanted, served = serving.serve(chosen, "own", gpu)
-    decision = tuned.find(serving.model_to_load(chosen, "own"), gpu)
+    wanted, served = served_models.serve(chosen, "own", gpu)
+    decision = tuned_backend.find(served_models.model_to_load(chosen, "own"), gpu)
     assert decision is not None
     assert [one.backend for one in decision.candidates] == [
         Backend("torch", precision) for precision in ("fp32", "bf16", "fp16")
@@ -58,13 +60,13 @@ def test_a_gpu_is_measured_with_batches_of_its_size(
 
 def test_a_device_process_tells_what_it_takes_of_a_gpu(gpu: Device, tmp_path: Path) -> None:
     model = settings.ModelSettings(
-        class_="workers.models.text:TextModel",
+        class_="workers.models.built_in.text.text_model:TextModel",
         source={"path": str(tiny_checkpoints.bert(tmp_path / "bert", "BertModel"))},
         tasks={"vector": "feature-extraction"},
         backend="torch",
         batch_cost=512,
     )
-    wanted, _ = serving.serve(settings.Settings(models={"own": model}), "own", gpu)
+    wanted, _ = served_models.serve(settings.Settings(models={"own": model}), "own", gpu)
     events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
     device = ProcessDevice(gpu, [wanted], events.put, threads=1, measuring=True)
     device.start()

@@ -9,10 +9,10 @@ from typing import Any
 
 from redis import Redis
 
-from producers.messages import Envelope, Priority, decode
-from producers.queues import done_channel, redis_key
-from results_store.columns import pack_vector
+from producers.wire.messages import Envelope, Priority, decode
+from producers.wire.queues import done_channel, redis_key
 from results_store.records import Claim, Result, ResultState
+from results_store.sql.columns import pack_vector
 from results_store.store import Store
 
 FAILS = "fails"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from producers.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints as tiny
 from tests.serving import Served, assert_alike
-from workers.models.adapter import Adapter
+from workers.models.adapters.lora_folder import Adapter
 from workers.models.backends.choice import Backend
 
 TEXTS = ["a good film", "the team was bad and dull", "he said it was fine", "film", "she said it was dull and good"]

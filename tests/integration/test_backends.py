@@ -10,19 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from producers.catalogue import KINDS, Task
-from producers.errors import ConfigurationError
+from producers.wire.catalogue import KINDS, Task
+from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints
 from tests.serving import DEVICE
-from workers import devices, serving, settings, tuned
-from workers.device_process import ModelToLoad
-from workers.models import samples
+from workers import settings
+from workers.batching.serving import served_models, tuned_backend
+from workers.device import devices
+from workers.device.device_process import ModelToLoad
 from workers.models.backends import kept
+from workers.models.backends.build import build
 from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.backends.compiled_network import Source
 from workers.models.backends.cuda_graphs import bucket
-from workers.models.backends.network import Source, build
-from workers.models.model import Array, ModelSpec
-from workers.models.text import TextModel
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.interface import sample_inputs
+from workers.models.interface.model import Array, ModelSpec
 
 TASKS = {"embedding": Task("embedding", KINDS["feature-extraction"], "text", "a vector")}
 
@@ -73,7 +76,7 @@ BACKENDS = [
 def test_a_backend_answers_like_torch_whatever_the_shape(folder: Path, backend: Backend, least: float) -> None:
     """It was traced with one shape: others, among them a single row and a full length, must not be cut or mixed up."""
     reference, model = text_model(folder), text_model(folder, backend)
-    texts = samples.texts(12)
+    texts = sample_inputs.texts(12)
     for batch in (texts[:1], texts[1:2], texts[:7], texts, texts[5:9]):
         assert alike(vectors(model, batch), vectors(reference, batch)) >= least
     # the second load finds what the first one kept, and answers the same
@@ -176,30 +179,30 @@ def test_a_machine_measures_once_and_serves_what_won(folder: Path) -> None:
     chosen = settings.Settings(
         models={
             "own": settings.ModelSettings(
-                class_="workers.models.text:TextModel",
+                class_="workers.models.built_in.text.text_model:TextModel",
                 source={"path": str(folder)},
                 tasks={"vector": "feature-extraction"},
             )
         }
     )
-    wanted, served = serving.serve(chosen, "own", devices.cpu())
-    decision = tuned.find(serving.model_to_load(chosen, "own"), devices.cpu())
+    wanted, served = served_models.serve(chosen, "own", devices.cpu())
+    decision = tuned_backend.find(served_models.model_to_load(chosen, "own"), devices.cpu())
     assert decision is not None
     assert {str(one.backend) for one in decision.candidates} >= {"torch-fp32", "torch-bf16", "openvino-fp32"}
     best = max((one for one in decision.candidates if not one.refused), key=lambda one: one.items_per_s)
     assert wanted.backend == decision.backend == best.backend
     assert served.budget.cost == decision.batch_cost
     assert decision.batch_cost in decision.rates
-    serving.serve(chosen, "own", devices.cpu())
-    again = tuned.find(serving.model_to_load(chosen, "own"), devices.cpu())
+    served_models.serve(chosen, "own", devices.cpu())
+    again = tuned_backend.find(served_models.model_to_load(chosen, "own"), devices.cpu())
     assert again == decision  # its time, too: nothing was measured again
 
 
 def test_a_model_that_cannot_be_measured_still_starts(tmp_path: Path) -> None:
     """Speed is not worth a fleet that does not come up: the reference runs, and the load says what is wrong."""
     spec = ModelSpec("text", tmp_path, "1", TASKS, {})
-    wanted = ModelToLoad.from_spec("workers.models.text:TextModel", spec)
-    assert tuned.resolve(wanted, devices.cpu(), measure=True) is None
+    wanted = ModelToLoad.from_spec("workers.models.built_in.text.text_model:TextModel", spec)
+    assert tuned_backend.resolve(wanted, devices.cpu(), measure=True) is None
 
 
 def test_a_worker_starts_though_its_cache_cannot_be_written(
@@ -208,29 +211,31 @@ def test_a_worker_starts_though_its_cache_cannot_be_written(
     """The composed stack mounts it read-only; here a file is in the way, which stops root as well."""
     (tmp_path / "tuned").touch()
     monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path))
-    wanted = ModelToLoad.from_spec("workers.models.text:TextModel", ModelSpec("text", folder, "1", TASKS, {}))
-    assert tuned.resolve(wanted, devices.cpu(), measure=True) is None
+    wanted = ModelToLoad.from_spec(
+        "workers.models.built_in.text.text_model:TextModel", ModelSpec("text", folder, "1", TASKS, {})
+    )
+    assert tuned_backend.resolve(wanted, devices.cpu(), measure=True) is None
     assert "no backend is measured for model text, it runs on torch-fp32" in caplog.text
 
 
 def test_the_settings_choice_is_followed_unmeasured(folder: Path) -> None:
     """A named backend and a named budget leave nothing to find out."""
     model = settings.ModelSettings(
-        class_="workers.models.text:TextModel",
+        class_="workers.models.built_in.text.text_model:TextModel",
         source={"path": str(folder)},
         tasks={"vector": "feature-extraction"},
         backend="openvino",
         precision="bf16",
         batch_cost=77,
     )
-    wanted, served = serving.serve(settings.Settings(models={"own": model}), "own", devices.cpu())
+    wanted, served = served_models.serve(settings.Settings(models={"own": model}), "own", devices.cpu())
     assert wanted.backend == Backend("openvino", "bf16")
     assert served.budget.cost == 77
-    assert tuned.find(wanted, devices.cpu()) is None
+    assert tuned_backend.find(wanted, devices.cpu()) is None
 
 
 def test_the_sample_is_the_same_every_time() -> None:
     """Two candidates that were measured on different inputs could not be compared."""
-    assert samples.texts(20) == samples.texts(20)
-    assert len(set(samples.texts(50))) == 50
-    assert samples.images(3) == samples.images(3)
+    assert sample_inputs.texts(20) == sample_inputs.texts(20)
+    assert len(set(sample_inputs.texts(50))) == 50
+    assert sample_inputs.images(3) == sample_inputs.images(3)

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from producers.catalogue import KINDS, Task
+from producers.wire.catalogue import KINDS, Task
 from results_store.records import Batch
 from tests.scripted_model import ScriptedModel
 from workers.batching.batcher import Batcher, BatcherSettings
-from workers.batching.policy import Budget
-from workers.batching.pool import Waiting
+from workers.batching.planning.policy import Budget
+from workers.batching.planning.waiting_pool import Waiting
 from workers.batching.roster import ServedModel
 from workers.batching.work import Cancelled, Computed, Entry, Expired, Failed, Interrupted
-from workers.device_client import ProcessDevice
-from workers.device_process import ModelToLoad
-from workers.devices import cpu
-from workers.models.model import ModelSpec
+from workers.device.device_client import ProcessDevice
+from workers.device.device_process import ModelToLoad
+from workers.device.devices import cpu
+from workers.models.interface.model import ModelSpec
 
 ECHO = Task("echo", KINDS["text-classification"], "scripted", "")
 SHOUT = Task("shout", KINDS["text-classification"], "scripted", "")

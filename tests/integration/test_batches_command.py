@@ -8,8 +8,8 @@ import time
 import pytest
 from click.testing import CliRunner, Result
 
-from producers.batches import Window, figures
-from producers.cli import main
+from producers.commands.batch_figures import Window, figures
+from producers.commands.main import main
 from results_store.store import Store
 from tests.integration.rows import batch, new_envelope, new_job
 

@@ -12,15 +12,15 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from producers.blobs import YOUNG_S, Blobs, BlobSettings
-from producers.cli import main
-from producers.client import Client
-from producers.errors import BlobsUnavailable, ConfigurationError, InputTooLarge, InputUnavailable, InvalidInput
-from producers.messages import BlobInput, InlineBytes, new_id
+from producers.client.client import Client
+from producers.commands.main import main
+from producers.wire.blobs import YOUNG_S, Blobs, BlobSettings
+from producers.wire.errors import BlobsUnavailable, ConfigurationError, InputTooLarge, InputUnavailable, InvalidInput
+from producers.wire.messages import BlobInput, InlineBytes, new_id
 from results_store.store import Store
 from tests.integration.stand_in import StandIn
 from workers import settings
-from workers.inputs import InputLimits, carried, read
+from workers.envelope.inputs import InputLimits, carried, read
 
 LONG, SHORT = "a long text " * 20, "short"
 

@@ -11,10 +11,10 @@ import httpx2 as httpx
 import pytest
 from PIL import Image
 
-from producers.blobs import Blobs, BlobSettings
-from producers.connection import Connection
-from producers.gateway import page
-from producers.messages import PathInput, QuestionInput, UrlInput
+from producers.gateway.routes import page
+from producers.wire.blobs import Blobs, BlobSettings
+from producers.wire.connection import Connection
+from producers.wire.messages import PathInput, QuestionInput, UrlInput
 from results_store.store import Store
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.page_jobs import answer, inline, picture, submit
@@ -172,7 +172,7 @@ def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(served: Served) 
 
 def test_sizes_of_images_are_those_that_a_decoder_finds() -> None:
     """Each format as Pillow writes it; cut anywhere, it is an image or none, never an error."""
-    from producers.gateway.image_sizes import image_size
+    from producers.gateway.routes.image_sizes import image_size
 
     for form, options in (
         ("PNG", {}),

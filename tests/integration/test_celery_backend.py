@@ -20,9 +20,9 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, GroupResult, allow_join_result
 from celery.worker import state as worker_state
 
-from results_store import celery_rows
-from results_store.celery_results import CeleryResults, close_shared
-from results_store.celery_rows import ChordPart, TaskRow
+from results_store.celery_results import celery_rows
+from results_store.celery_results.celery_rows import ChordPart, TaskRow
+from results_store.celery_results.transactions import CeleryResults, close_shared
 from results_store.errors import SchemaMismatch
 from results_store.store import Store
 

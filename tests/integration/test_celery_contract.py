@@ -14,9 +14,9 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from redis import Redis
 
-from producers.messages import VERSION, Envelope, InlineBytes, Input, Item, Priority, decode, encode, new_id
-from producers.publisher import Publisher, message
-from producers.queues import PRIORITY_STEPS, TASK, queue_name, redis_key
+from producers.wire.messages import VERSION, Envelope, InlineBytes, Input, Item, Priority, decode, encode, new_id
+from producers.wire.publisher import Publisher, message
+from producers.wire.queues import PRIORITY_STEPS, TASK, queue_name, redis_key
 from results_store.records import PendingEnvelope
 
 

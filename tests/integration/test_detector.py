@@ -13,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError
 from tests.serving import DEVICE, answered, assert_alike
 from workers import settings
-from workers.models import coco, detector, sources, tfjs
-from workers.models.detector import DetectorModel
-from workers.models.graph_network import GraphNetwork
-from workers.models.model import ModelSpec
+from workers.models.built_in.vision import detector
+from workers.models.built_in.vision.detector import DetectorModel
+from workers.models.converting import coco_classes, tfjs
+from workers.models.converting.graph_network import GraphNetwork
+from workers.models.interface.model import ModelSpec
+from workers.models.sources import model_source
 
 # --- graphs ---------------------------------------------------------------------------------------
 
@@ -126,7 +128,7 @@ def test_it_detects_objects_only() -> None:
 def pulled(kind: str, name: str) -> Path:
     chosen = settings.load(environment={})
     table = chosen.models[name].source if kind == "models" else chosen.data[name]["source"]
-    found = sources.locate(sources.parse(table, where=name), sources.cache_folder())
+    found = model_source.locate(model_source.parse(table, where=name), model_source.cache_folder())
     if found is None:
         pytest.skip(f"{kind}.{name} is not pulled: argosy models pull {name} (144 MB for the detector)")
     return found.folder
@@ -168,4 +170,9 @@ def test_photographs(model: DetectorModel) -> None:
 
 
 def test_there_are_eighty_names() -> None:
-    assert (len(coco.NAMES), coco.NAMES[0], coco.NAMES[15], coco.NAMES[-1]) == (80, "person", "cat", "toothbrush")
+    assert (len(coco_classes.NAMES), coco_classes.NAMES[0], coco_classes.NAMES[15], coco_classes.NAMES[-1]) == (
+        80,
+        "person",
+        "cat",
+        "toothbrush",
+    )

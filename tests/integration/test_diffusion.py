@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from producers.errors import ConfigurationError
-from producers.messages import SeedInput
+from producers.wire.errors import ConfigurationError
+from producers.wire.messages import SeedInput
 from tests import tiny_diffusers as tiny
 from tests.serving import Served
 
@@ -98,7 +98,7 @@ def drawn_together(served: Served, asked: list[tuple[str, dict[str, Any]]]) -> l
         found |= {one.key: one.output for one in model.step()}
     while model.busy:
         found |= {one.key: one.output for one in model.step()}
-    from workers.models.huggingface import ragged
+    from workers.models.interface import ragged
 
     return [
         model.finish_item(task, ragged.pack([found[place]])[0], params, prepared)

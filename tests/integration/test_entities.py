@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from producers.catalogue import Catalogue
-from producers.errors import InputTooLarge, InvalidInput
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import InputTooLarge, InvalidInput
 from tests.serving import DEVICE, answered
-from workers.models.model import ModelSpec
-from workers.models.sources import Pulled
-from workers.models.text import TextModel
-from workers.models.token_labels import shapes
-from workers.training import entity_scores
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.built_in.text.token_labelling import shapes
+from workers.models.interface.model import ModelSpec
+from workers.models.sources.model_source import Pulled
+from workers.shipped_heads.text import entity_scores
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

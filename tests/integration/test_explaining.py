@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from producers.catalogue import Catalogue
-from producers.errors import InputTooLarge, InvalidInput
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import InputTooLarge, InvalidInput
 from tests import tiny_checkpoints as tiny
 from tests.serving import DEVICE, TOLERANCE, answered, assert_alike
-from workers import explaining, settings
-from workers.batching.policy import Budget
+from workers import settings
+from workers.batching.planning.policy import Budget
 from workers.batching.roster import ServedModel
-from workers.device_process import ModelToLoad
-from workers.models.explaining.model import ExplainingModel
-from workers.models.model import LoadingFailed, Model, ModelSpec
-from workers.models.sources import Pulled
+from workers.batching.serving import served_explainers
+from workers.device.device_process import ModelToLoad
+from workers.models.explaining.explaining_model import ExplainingModel
+from workers.models.interface.model import LoadingFailed, Model, ModelSpec
+from workers.models.sources.model_source import Pulled
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -51,7 +52,7 @@ class Explained:
         self.plain: Model = wanted.build()
         self.plain.load(DEVICE)
         chosen = settings.Settings(models={name: settings.ModelSettings(source={"path": "."}, explain="preloaded")})
-        side = explaining.side(chosen, wanted, ServedModel(self.plain, self.plain.revision, Budget(256, 64)))
+        side = served_explainers.side(chosen, wanted, ServedModel(self.plain, self.plain.revision, Budget(256, 64)))
         assert side is not None
         self.model: Any = side[0].build()
         self.model.load(DEVICE)
@@ -101,7 +102,7 @@ def text(pulled_models: Mapping[str, Pulled]) -> Explained:
     tasks = dict.fromkeys(("sentiment", "topic", "spam"), "text-classification")
     return Explained(
         "text",
-        "workers.models.text:TextModel",
+        "workers.models.built_in.text.text_model:TextModel",
         pulled_models["text"].folder,
         tasks | {"embedding": "feature-extraction"},
     )
@@ -110,7 +111,9 @@ def text(pulled_models: Mapping[str, Pulled]) -> Explained:
 @pytest.fixture(scope="module")
 def vision(pulled_models: Mapping[str, Pulled]) -> Explained:
     tasks = {"image-classification": "image-classification"}
-    return Explained("vision", "workers.models.vision:VisionModel", pulled_models["vision"].folder, tasks)
+    return Explained(
+        "vision", "workers.models.built_in.vision.vision_model:VisionModel", pulled_models["vision"].folder, tasks
+    )
 
 
 @pytest.fixture(scope="module")
@@ -371,11 +374,11 @@ def test_what_cannot_be_explained_has_no_explaining_side(tmp_path: Path) -> None
     wanted = ModelToLoad.from_spec(HF, ModelSpec("vectors", tiny.bert(tmp_path / "v"), "1", catalogue.tasks, {}))
     served = ServedModel(wanted.build(), "1", Budget(256, 64))
     chosen = settings.Settings(models={"vectors": settings.ModelSettings(source={"path": "."})})
-    assert explaining.side(chosen, wanted, served) is None
+    assert served_explainers.side(chosen, wanted, served) is None
     params = Catalogue.builtin().check_params(Catalogue.builtin().tasks["topic"], {"explain": True}, field="params")
-    assert explaining.way({"vectors": served}, "vectors", []) == "vectors"
+    assert served_explainers.way({"vectors": served}, "vectors", []) == "vectors"
     with pytest.raises(InvalidInput, match="'vectors' explains nothing here"):
-        explaining.way({"vectors": served}, "vectors", [params])
+        served_explainers.way({"vectors": served}, "vectors", [params])
 
 
 def test_weights_are_loaded_with_the_first_item_only(tmp_path: Path) -> None:
@@ -384,7 +387,7 @@ def test_weights_are_loaded_with_the_first_item_only(tmp_path: Path) -> None:
     catalogue = Catalogue({}).with_models({"own": {"tasks": {"label": "text-classification"}}}, where="fleet.toml")
     wanted = ModelToLoad.from_spec(HF, ModelSpec("own", folder, "1", catalogue.tasks, {}))
     chosen = settings.Settings(models={"own": settings.ModelSettings(source={"path": "."})})
-    side = explaining.side(chosen, wanted, ServedModel(wanted.build(), "1", Budget(256, 64)))
+    side = served_explainers.side(chosen, wanted, ServedModel(wanted.build(), "1", Budget(256, 64)))
     assert side is not None
     model = side[0].build()
     assert isinstance(model, ExplainingModel)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
-from producers.forms import Limits, check
 from producers.gateway.schemas import input_of
-from producers.messages import (
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.forms import Limits, check
+from producers.wire.messages import (
     Envelope,
     InlineBytes,
     Item,
@@ -30,11 +30,11 @@ from producers.messages import (
 )
 from tests.serving import Served, assert_alike
 from workers import settings
-from workers.inputs import InputLimits, read
-from workers.models import sources
-from workers.models.fused import FusedModel
-from workers.models.model import ModelSpec
-from workers.models.sources import BUNDLED, Pulled
+from workers.envelope.inputs import InputLimits, read
+from workers.models.built_in.fused.fused_model import FusedModel
+from workers.models.interface.model import ModelSpec
+from workers.models.sources import model_source
+from workers.models.sources.model_source import BUNDLED, Pulled
 
 
 class ServedFused(Served):
@@ -58,9 +58,9 @@ def fused(pulled_models: Mapping[str, Pulled]) -> Served:
 @pytest.fixture(scope="module")
 def digits() -> dict[int, list[bytes]]:
     """Held-out handwritten digits, five of each, as PNG files."""
-    from workers.training import digits
+    from workers.shipped_heads.vision import digits
 
-    _, held_out = digits.read(sources.cache_folder())
+    _, held_out = digits.read(model_source.cache_folder())
     found: dict[int, list[bytes]] = {number: [] for number in range(10)}
     for image, number in zip(held_out.images, held_out.numbers.tolist(), strict=True):
         if len(found[number]) < 5:
@@ -118,11 +118,12 @@ def test_answers_are_those_of_plain_transformers(
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoModelForImageClassification, AutoTokenizer
 
-    from workers.models import head, pixels
-    from workers.models.fused_network import FusedHead
+    from workers.models.built_in.fused.fused_network import FusedHead
+    from workers.models.built_in.multitask import head_file
+    from workers.models.pictures import pixels
 
     text, vision = (pulled_models[role].folder for role in ("text", "vision"))
-    tensors = load_file(BUNDLED / "fused" / head.FILE)
+    tensors = load_file(BUNDLED / "fused" / head_file.FILE)
     plain = FusedHead.of_shape(tensors).eval()
     plain.load_state_dict(tensors)
     mean, std = (torch.tensor(own).view(1, 3, 1, 1) for own in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from producers.cli import main
+from producers.commands.main import main
 from results_store.store import Store
 from tests.conftest import free_port
 from tests.end_to_end.processes import until
@@ -56,7 +56,7 @@ def test_it_serves_until_it_is_told_to_stop() -> None:
     """And ends well then."""
     port = free_port()
     key = argosy("keys", "add", "laptop", "--tenant", "ours").stdout.strip()
-    command = [sys.executable, "-m", "producers.cli", "gateway", "--port", str(port)]
+    command = [sys.executable, "-m", "producers.commands.main", "gateway", "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         try:
             until(lambda: answers(f"http://127.0.0.1:{port}/readyz"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from results_store.api_keys import ApiKey
-from results_store.gateway_batches import FileBatch
-from results_store.gateway_files import StoredFile
+from results_store.gateway.api_keys import ApiKey
+from results_store.gateway.gateway_batches import FileBatch
+from results_store.gateway.gateway_files import StoredFile
 from results_store.store import Store
 
 KEY = ApiKey(id="k1", name="laptop", tenant="ours", operator=False, secret_hash="ab", created_at=1.0)

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
-from producers.messages import Message, MessagesInput
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.messages import Message, MessagesInput
 from tests import tiny_checkpoints
 from tests.serving import Served
-from workers.models.generation.model import GenerationModel
+from workers.models.generation.generation_model import GenerationModel
+from workers.models.generation.generation_request import Request, Sampling, Written
 from workers.models.generation.prompts import Prompts
-from workers.models.generation.requests import Request, Sampling, Written
-from workers.models.huggingface import ragged
-from workers.models.sources import Pulled
+from workers.models.interface import ragged
+from workers.models.sources.model_source import Pulled
 
 TASKS = {
     "chat": "text-generation",

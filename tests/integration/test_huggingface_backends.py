@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from producers.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints as tiny
 from tests.serving import Served, assert_alike
-from workers.device_process import ModelToLoad
-from workers.models import samples
+from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import Backend
 from workers.models.huggingface.exported import Exported
-from workers.models.model import ModelSpec
+from workers.models.interface import sample_inputs
+from workers.models.interface.model import ModelSpec
 from workers.training import agreement, tuning
 
 TEXTS = ["a good film", "he said it was fine", "film", "the team was bad and dull and she said it was good " * 3]
@@ -96,7 +96,7 @@ def test_images_of_one_size_answer_as_on_torch(tmp_path: Path) -> None:
     folder = tiny.vit(tmp_path, num_labels=5)
     tasks = {"shows": "image-classification", "vector": "image-feature-extraction"}
     reference, other = (Served(folder, tasks, backend).load() for backend in (Backend(), OPENVINO))
-    pictures = samples.images(3)
+    pictures = sample_inputs.images(3)
     for some in (pictures, pictures[:1]):
         assert_alike(other.ask("shows", some), reference.ask("shows", some), TOLERANCE)
         for one, expected in zip(other.ask("vector", some), reference.ask("vector", some), strict=True):

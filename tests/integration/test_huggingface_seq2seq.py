@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from producers.errors import ConfigurationError, InputTooLarge
+from producers.wire.errors import ConfigurationError, InputTooLarge
 from tests import tiny_checkpoints as tiny
 from tests.serving import Served, answered
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from tests import tiny_checkpoints as tiny
 from tests.serving import TOLERANCE, Served, answered, assert_alike, pipeline
 from workers.models.backends.choice import Backend
-from workers.models.huggingface.sequences import plan
+from workers.models.huggingface.token_sequences import plan
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

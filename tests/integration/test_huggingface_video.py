@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from producers.errors import ConfigurationError, InvalidInput
+from producers.wire.errors import ConfigurationError, InvalidInput
 from tests import tiny_checkpoints as tiny
 from tests import videos
 from tests.serving import TOLERANCE, Served, answered, assert_alike, pipeline
@@ -132,7 +132,8 @@ def test_wrong_folders_and_settings_are_named(made: Made, tmp_path: Path, monkey
     other = {"image_mean": [0.1, 0.2, 0.3], "do_flip_channel_order": True}
     unlike = changed(folder, tmp_path / "unlike", "preprocessor_config.json", lambda settings: settings.update(other))
     monkeypatch.setattr(
-        "workers.models.huggingface.images.ImageReader.normalized", lambda _, batch: batch.permute(0, 3, 1, 2).float()
+        "workers.models.huggingface.vision.image_processing.ImageReader.normalized",
+        lambda _, batch: batch.permute(0, 3, 1, 2).float(),
     )
     with pytest.raises(ConfigurationError, match="frames are not prepared as VideoMAEImageProcessor"):
         Served(unlike, tasks).load()

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from producers.errors import ConfigurationError, InputTooLarge
+from producers.wire.errors import ConfigurationError, InputTooLarge
 from tests import tiny_checkpoints as tiny
 from tests.serving import TOLERANCE, Served, answered, assert_alike, pipeline
-from workers.models.huggingface.image_heads import run_lengths, run_lengths_by_label
-from workers.models.huggingface.images import target_size
+from workers.models.huggingface.vision.image_heads import run_lengths, run_lengths_by_label
+from workers.models.huggingface.vision.image_processing import target_size
 
 Made = Callable[..., Path]
 

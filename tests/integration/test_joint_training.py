@@ -20,17 +20,18 @@ from torch.distributed import GradBucket
 from torch.futures import Future
 from torch.multiprocessing.spawn import ProcessException
 
-from producers.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints
 from tests.conftest import free_port
-from workers import serving, settings
-from workers.training.batches import best_labels
+from workers import settings
+from workers.batching.serving import served_models
 from workers.training.data import Example, Split
-from workers.training.joint import checkpoint, compression, corpus, network, processes, result, trainer
+from workers.training.joint import compression, corpus, joint_checkpoint, joint_network, processes, result, trainer
 from workers.training.joint.corpus import Corpus
 from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Compression, Recipe
 from workers.training.joint.trainer import Line, Work
+from workers.training.training_batches import best_labels
 
 STEPS = 12
 RECIPE = Recipe(steps=STEPS, rows=12, max_tokens=32, encoder_rate=1e-3, dropout=False, evaluate_every=6)
@@ -79,7 +80,7 @@ def one_thread() -> Iterator[None]:
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     """Return all that the last checkpoint has of a training: its weights, and the optimiser's averages."""
-    return load_file(out / checkpoint.FILE)
+    return load_file(out / joint_checkpoint.FILE)
 
 
 def furthest(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> float:
@@ -253,7 +254,7 @@ def test_the_folder_is_served_as_it_is(
     trainer.train(Process(), Work(corpus=texts, recipe=recipe, out=tmp_path, checkpoint_every=0))
     result.write(tmp_path, texts, recipe)
     chosen = settings.load(tmp_path / result.SETTINGS, environment={})
-    model = serving.build(serving.model_to_load(chosen, "joint"))
+    model = served_models.build(served_models.model_to_load(chosen, "joint"))
     model.load("cpu")
     card = result.judge(model, model, {task: part.test for task, part in splits.items()})
     for task, part in splits.items():
@@ -283,4 +284,4 @@ def test_an_encoder_must_be_deep_enough(tmp_path: Path) -> None:
     """The heads read layers 3 to 6."""
     folder = tiny_checkpoints.bert(tmp_path, "BertModel")
     with pytest.raises(ConfigurationError, match="has 2 layers"):
-        network.build(folder, {"mood": 2}, None, seed=1)
+        joint_network.build(folder, {"mood": 2}, None, seed=1)

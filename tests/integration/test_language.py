@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError, InvalidInput
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError, InvalidInput
 from tests.serving import DEVICE, answered
-from workers.models import head, sources
-from workers.models.language import LanguageModel
-from workers.models.model import ModelSpec
+from workers.models.built_in.multitask import head_file
+from workers.models.built_in.text.language import LanguageModel
+from workers.models.interface.model import ModelSpec
+from workers.models.sources import model_source
 
 CATALOGUE = Catalogue({}).with_models(
     {"language": {"tasks": {"language": "language-identification"}}}, where="fleet.toml"
@@ -52,7 +53,7 @@ SAID = {
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    pulled = sources.pull(sources.BundledSource("language"), Path("unused"))
+    pulled = model_source.pull(model_source.BundledSource("language"), Path("unused"))
     loaded = LanguageModel(ModelSpec("language", pulled.folder, pulled.revision, CATALOGUE.tasks))
     assert loaded.revision
     loaded.load(DEVICE)
@@ -110,7 +111,7 @@ def test_bytes_are_refused(model: LanguageModel) -> None:
 def test_a_head_of_another_kind_is_refused(tmp_path: Path) -> None:
     import torch
 
-    head.save_tensors({"out": torch.zeros(2, 2)}, tmp_path / head.FILE, kind="layers", labels=("a", "b"))
+    head_file.save_tensors({"out": torch.zeros(2, 2)}, tmp_path / head_file.FILE, kind="layers", labels=("a", "b"))
     wrong = LanguageModel(ModelSpec("language", tmp_path, "1", CATALOGUE.tasks))
     with pytest.raises(ConfigurationError, match="is of kind 'layers', not 'languages'"):
         _ = wrong.revision

@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from producers.catalogue import Catalogue
+from producers.wire.catalogue import Catalogue
 from tests.serving import DEVICE, answered, assert_alike
-from workers.models import likeness
-from workers.models.model import ModelSpec
-from workers.models.sources import Pulled
-from workers.models.text import TextModel
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.huggingface.text import likeness
+from workers.models.interface.model import ModelSpec
+from workers.models.sources.model_source import Pulled
 
 TASKS = {"about": "zero-shot-classification", "tone": "zero-shot-classification"}
 CATALOGUE = Catalogue.builtin().with_models({"text": {"tasks": TASKS}}, where="fleet.toml")

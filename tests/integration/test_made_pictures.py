@@ -13,12 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from tests.serving import DEVICE, Served, answered
-from workers.models import sources
-from workers.models.model import ModelSpec
-from workers.models.style import StyleModel
+from workers.models.built_in.vision.style_model import StyleModel
+from workers.models.interface.model import ModelSpec
+from workers.models.sources import model_source
 
 Made = Callable[..., Path]
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_made_larger_is_refused(made: Made, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def styles() -> StyleModel:
     tasks = Catalogue({}).with_models({"style": {"tasks": {"style": "style-transfer"}}}, where="fleet.toml").tasks
-    model = StyleModel(ModelSpec("style", sources.BUNDLED / "style", "1", tasks, {"longest_side": 64}))
+    model = StyleModel(ModelSpec("style", model_source.BUNDLED / "style", "1", tasks, {"longest_side": 64}))
     model.load(DEVICE)
     return model
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from producers.catalogue import KINDS, Task
+from producers.wire.catalogue import KINDS, Task
 from results_store.records import Batch
 from tests.versioned_model import VersionedModel, write_version
 from workers.batching.batcher import Batcher, BatcherSettings
-from workers.batching.policy import Budget
-from workers.batching.pool import Waiting
-from workers.batching.residence import Footprint, Residence
+from workers.batching.planning.policy import Budget
+from workers.batching.planning.residence import Footprint, Residence
+from workers.batching.planning.waiting_pool import Waiting
 from workers.batching.roster import ServedModel
 from workers.batching.work import Computed, Entry, Expired, Failed, Outcome
-from workers.device_client import ProcessDevice
-from workers.device_process import ModelToLoad
-from workers.devices import cpu
-from workers.models.model import ModelSpec
+from workers.device.device_client import ProcessDevice
+from workers.device.device_process import ModelToLoad
+from workers.device.devices import cpu
+from workers.models.interface.model import ModelSpec
 
 MB = 10**6
 

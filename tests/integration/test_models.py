@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from tests.serving import DEVICE
-from workers import serving, settings
+from workers import settings
 from workers.batching.microbatch import MicroBatch
-from workers.batching.pool import Waiting
+from workers.batching.planning.waiting_pool import Waiting
+from workers.batching.serving import served_models
 from workers.batching.work import Entry
-from workers.models.model import Array, ModelSpec, Prepared
-from workers.models.multitask import MultiTaskModel
-from workers.models.sources import Pulled
-from workers.models.text import TextModel
-from workers.models.vision import VisionModel
+from workers.models.built_in.multitask.multitask_model import MultiTaskModel
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.built_in.vision.vision_model import VisionModel
+from workers.models.interface.model import Array, ModelSpec, Prepared
+from workers.models.sources.model_source import Pulled
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -269,14 +270,14 @@ def test_a_head_of_ones_own_comes_first(text: TextModel, pulled_models: Mapping[
     """A user retrains `sentiment` on their own texts without touching the installation."""
     import torch
 
-    from workers.models import head
-    from workers.models.head_modules import LayersLinear
-    from workers.models.text import BUILTIN_HEADS
+    from workers.models.built_in.multitask import head_file
+    from workers.models.built_in.multitask.head_modules import LayersLinear
+    from workers.models.built_in.text.text_model import BUILTIN_HEADS
 
-    before = (BUILTIN_HEADS / "sentiment" / head.FILE).read_bytes()
-    head.save(
+    before = (BUILTIN_HEADS / "sentiment" / head_file.FILE).read_bytes()
+    head_file.save(
         LayersLinear(torch.tensor([6]), 384, 3),
-        tmp_path / "sentiment" / head.FILE,
+        tmp_path / "sentiment" / head_file.FILE,
         kind="layers",
         labels=("a", "b", "c"),
     )
@@ -284,17 +285,17 @@ def test_a_head_of_ones_own_comes_first(text: TextModel, pulled_models: Mapping[
     own.load(DEVICE)
     assert run(own, [prepared(own, "hello")], "sentiment")["sentiment"].shape == (1, 3)
     assert own.revision != text.revision
-    assert (BUILTIN_HEADS / "sentiment" / head.FILE).read_bytes() == before
+    assert (BUILTIN_HEADS / "sentiment" / head_file.FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\x02\0\0\0\0\0\0\0{}"])
 def test_a_broken_head_is_named(tmp_path: Path, content: bytes) -> None:
     """It is the one file of a model that users make themselves."""
-    from workers.models import head
+    from workers.models.built_in.multitask import head_file
 
-    (tmp_path / head.FILE).write_bytes(content)
+    (tmp_path / head_file.FILE).write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"head\.safetensors"):
-        head.read_labels(tmp_path / head.FILE)
+        head_file.read_labels(tmp_path / head_file.FILE)
 
 
 def test_preparing_and_finishing_never_import_torch(pulled_models: Mapping[str, Pulled]) -> None:
@@ -304,16 +305,18 @@ import sys, io
 import numpy as np
 from pathlib import Path
 from PIL import Image
-from producers.catalogue import Catalogue
-from workers.models import model, text, vision
+from producers.wire.catalogue import Catalogue
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.built_in.vision.vision_model import VisionModel
+from workers.models.interface.model import ModelSpec
 tasks = Catalogue.builtin().tasks
 made = io.BytesIO(); Image.new("RGB", (300, 300)).save(made, "PNG")
 for kind, name, folder, content, width in (
-    (text.TextModel, "text", {str(pulled_models["text"].folder)!r}, "hello", 384),
-    (vision.VisionModel, "vision", {str(pulled_models["vision"].folder)!r}, made.getvalue(), 1280),
+    (TextModel, "text", {str(pulled_models["text"].folder)!r}, "hello", 384),
+    (VisionModel, "vision", {str(pulled_models["vision"].folder)!r}, made.getvalue(), 1280),
 ):
     own = {{n: t for n, t in tasks.items() if t.model == name}}
-    served = kind(model.ModelSpec(name, Path(folder), "r", own))
+    served = kind(ModelSpec(name, Path(folder), "r", own))
     row = served.prepare(content, {{n: t.kind.params() for n, t in own.items()}})
     served.collate([row])
     for task in own.values():
@@ -366,4 +369,4 @@ def test_nothing_is_remembered_where_inputs_are_deleted(pulled_models: Mapping[s
         own = msgspec.structs.replace(
             chosen, models={"text": text}, worker=msgspec.structs.replace(chosen.worker, drop_inputs=drop)
         )
-        assert serving.model_to_load(own, "text").options.get("feature_cache_mib", 0) == kept
+        assert served_models.model_to_load(own, "text").options.get("feature_cache_mib", 0) == kept

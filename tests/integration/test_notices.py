@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from producers import notices
-from producers.client import Client
-from producers.errors import ResultTimeout
-from producers.handles import Handle
-from producers.publisher import Publisher
-from producers.queues import done_channel
-from results_store.columns import pack_vector
+from producers.client import notices
+from producers.client.client import Client
+from producers.client.handles import Handle
+from producers.wire.errors import ResultTimeout
+from producers.wire.publisher import Publisher
+from producers.wire.queues import done_channel
 from results_store.records import Result, ResultState
+from results_store.sql.columns import pack_vector
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from tests.integration.stand_in import StandIn
-from workers.notices import SMALL_BYTES, Notices
+from workers.node.done_notices import SMALL_BYTES, Notices
 
 
 @pytest.fixture

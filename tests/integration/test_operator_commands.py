@@ -8,7 +8,7 @@ import time
 import pytest
 from click.testing import CliRunner, Result
 
-from producers.cli import main
+from producers.commands.main import main
 from results_store.records import ResultState
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, result

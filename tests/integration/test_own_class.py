@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tests.versioned_model import write_version
-from workers import serving, settings
-from workers.device_client import DeviceEvent, ProcessDevice
-from workers.devices import cpu
-from workers.models.finding import GROUP
+from workers import settings
+from workers.batching.serving import served_models
+from workers.device.device_client import DeviceEvent, ProcessDevice
+from workers.device.devices import cpu
+from workers.models.interface.class_lookup import GROUP
 
 MODULE = "from tests.versioned_model import VersionedModel\n\n\nclass Own(VersionedModel):\n    pass\n"
 
@@ -45,7 +46,7 @@ def test_an_offered_class_is_served(installed: Path) -> None:
     """From TOML to an answer: its name in the settings is all that says where it is."""
     file = installed / "fleet.toml"
     file.write_text(FLEET.format(folder=write_version(installed / "weights", 7)), encoding="utf-8")
-    wanted, served = serving.serve(settings.load(file), "mine", cpu())
+    wanted, served = served_models.serve(settings.load(file), "mine", cpu())
     assert type(served.model).__name__ == "Own"
     row = served.model.prepare("a text", {})
     events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from producers import packing
-from producers.cli import main
+from producers.client.sending import intake
+from producers.commands.main import main
+from producers.wire import packing
 from results_store.store import Store
 from tests.integration.stand_in import FAILS, StandIn
 
@@ -48,7 +49,7 @@ def stand_in(broker_url: str, store: Store) -> StandIn:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "CHUNK_ITEMS", 4)
+    monkeypatch.setattr(intake, "CHUNK_ITEMS", 4)
     monkeypatch.setattr(packing, "ENVELOPE_ITEMS", 2)
 
 
@@ -307,7 +308,7 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:
     """Items, items a second, and when it will be over."""
     (tmp_path / "a.txt").write_text("a text\n" * 9_000)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "producers.cli", "submit", str(tmp_path / "a.txt"), "-t", "topic"]
+    command = [sys.executable, "-m", "producers.commands.main", "submit", str(tmp_path / "a.txt"), "-t", "topic"]
     terminal = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=terminal) as process:
         os.close(theirs)

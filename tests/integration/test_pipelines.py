@@ -11,20 +11,30 @@ from PIL import Image
 from sqlalchemy import select
 
 from producers import InvalidInput, Pipeline
-from producers.catalogue import KINDS, Catalogue, Task
-from producers.errors import InputUnavailable
-from producers.messages import DerivedInput, Envelope, InlineBytes, Item, Message, MessagesInput, decode, decode_bytes
-from producers.packing import Intake, Parcel, seal
-from producers.pipelines.following import follow
-from producers.pipelines.pipeline import first_request
-from producers.pipelines.plan import Plan
+from producers.client.pipelines.pipeline import first_request
+from producers.client.sending.intake import Intake
+from producers.client.sending.parcels import Parcel, seal
+from producers.wire.catalogue import KINDS, Catalogue, Task
+from producers.wire.errors import InputUnavailable
+from producers.wire.messages import (
+    DerivedInput,
+    Envelope,
+    InlineBytes,
+    Item,
+    Message,
+    MessagesInput,
+    decode,
+    decode_bytes,
+)
+from producers.wire.pipelines.following import follow
+from producers.wire.pipelines.plan import Plan
 from results_store.records import Claim, Committed, NewEnvelope, NewJob, Result, ResultState
-from results_store.schema import envelopes, payloads
+from results_store.sql.item_numbering import TREE_SPAN, tree_number
+from results_store.sql.schema import envelopes, payloads
 from results_store.store import Store
-from results_store.trees import TREE_SPAN, tree_number
 from tests.integration.rows import run_together
-from workers.derivation import Derivation
-from workers.inputs import InputLimits
+from workers.envelope.derivation import Derivation
+from workers.envelope.inputs import InputLimits
 
 TASKS = {
     "sentiment": "text-classification",

@@ -12,15 +12,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from producers.catalogue import Catalogue
-from producers.messages import Envelope, InlineBytes, Input, Item, PathInput, Priority, UrlInput
+from producers.wire.catalogue import Catalogue
+from producers.wire.messages import Envelope, InlineBytes, Input, Item, PathInput, Priority, UrlInput
 from results_store.store import Store
-from workers.batching.policy import Budget
+from workers.batching.planning.policy import Budget
 from workers.batching.roster import ServedModel
-from workers.inputs import InputLimits
-from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared
-from workers.offer import CurrentOffer, Offer
-from workers.preparation import Preparation, Step
+from workers.batching.serving.offered_versions import CurrentOffer, Offer
+from workers.envelope.inputs import InputLimits
+from workers.envelope.preparation import Preparation, Step
+from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared
 
 JOB = "job"
 

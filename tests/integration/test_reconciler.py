@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from producers.messages import Envelope, Item, Priority, encode, new_id
-from producers.publisher import Publisher, message
-from producers.queues import redis_key
+from producers.wire.messages import Envelope, Item, Priority, encode, new_id
+from producers.wire.publisher import Publisher, message
+from producers.wire.queues import redis_key
 from results_store.records import NewEnvelope, NewJob
 from results_store.store import Store
 from tests.integration.stand_in import StandIn
-from workers.reconciler import LIMIT, Reconciler
+from workers.node.reconciler import LIMIT, Reconciler
 
 OVERDUE_S = 30.0
 
@@ -108,7 +108,7 @@ def test_a_lane_is_judged_by_its_own_messages(
     bulk = accept(store, 2, published_at=time.time() - OVERDUE_S - 1)
     then = time.time_ns() - int((OVERDUE_S + 1) * 1e9)
     with monkeypatch.context() as patch:
-        patch.setattr("producers.messages.time.time_ns", lambda: then)
+        patch.setattr("producers.wire.messages.time.time_ns", lambda: then)
         publisher.publish([message(envelope) for envelope in bulk])
     urgent = accept(store, 1, published_at=time.time(), priority=Priority.INTERACTIVE, job="other")
     publisher.publish([message(envelope) for envelope in urgent])

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from producers.blobs import YOUNG_S, BlobSettings
-from producers.errors import BlobsUnavailable, ConfigurationError, FileUnavailable, InvalidInput
-from producers.files import ResultFiles, place_of_files
-from producers.messages import new_id
-from workers.models import made
+from producers.wire.blobs import YOUNG_S, BlobSettings
+from producers.wire.errors import BlobsUnavailable, ConfigurationError, FileUnavailable, InvalidInput
+from producers.wire.messages import new_id
+from producers.wire.result_files import ResultFiles, place_of_files
+from workers.models.interface import output_files
 
 PNG = "image/png"
 
@@ -107,8 +107,10 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 
 def test_files_in_an_output_become_references(files: ResultFiles) -> None:
     job = new_id()
-    drawn = made.picture(np.full((2, 3, 3), 128, dtype=np.uint8), "webp")
-    output = made.put_away({"image": drawn, "seed": 7}, lambda data, media_type: files.put(job, data, media_type))
+    drawn = output_files.picture(np.full((2, 3, 3), 128, dtype=np.uint8), "webp")
+    output = output_files.put_away(
+        {"image": drawn, "seed": 7}, lambda data, media_type: files.put(job, data, media_type)
+    )
     assert output["seed"] == 7
     assert (output["image"]["width"], output["image"]["height"]) == (3, 2)
     assert output["image"]["media_type"] == "image/webp"

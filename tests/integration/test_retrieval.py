@@ -12,15 +12,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from producers.catalogue import Catalogue
 from producers.documents import Document, passages
 from producers.documents.index_file import Contents, write
-from producers.errors import ConfigurationError, InputUnavailable, InvalidInput
-from producers.kinds.retrieval import Passage
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError, InputUnavailable, InvalidInput
+from producers.wire.kinds.retrieval import Passage
 from tests.serving import DEVICE, answered, assert_alike
-from workers.models.model import ModelSpec
-from workers.models.sources import Pulled
-from workers.models.text import TextModel
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.interface.model import ModelSpec
+from workers.models.sources.model_source import Pulled
 
 CATALOGUE = Catalogue.builtin().with_models({"text": {"tasks": {"handbook": "passage-retrieval"}}}, where="fleet.toml")
 TEXTS = {

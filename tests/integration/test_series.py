@@ -10,15 +10,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError, InputTooLarge
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError, InputTooLarge
 from tests.serving import TOLERANCE, Served, assert_alike
 from workers import settings
-from workers.models import sources
-from workers.models.model import ModelSpec
-from workers.models.series import FILE, SeriesModel
-from workers.models.series_network import SeriesNetwork
-from workers.training import series as training
+from workers.models.built_in.tables.series import FILE, SeriesModel
+from workers.models.built_in.tables.series_network import SeriesNetwork
+from workers.models.interface.model import ModelSpec
+from workers.models.sources import model_source
+from workers.training import train_series as training
 
 TASKS = {"motion": "time-series-classification"}
 
@@ -34,8 +34,8 @@ class ServedSeries(Served):
 @pytest.fixture(scope="module")
 def served() -> ServedSeries:
     """The model that comes with Argosy."""
-    source = sources.parse(settings.load(environment={}).models["motion"].source, where="motion")
-    found = sources.locate(source, sources.cache_folder())
+    source = model_source.parse(settings.load(environment={}).models["motion"].source, where="motion")
+    found = model_source.locate(source, model_source.cache_folder())
     assert found is not None
     motion = ServedSeries(found.folder)
     motion.load()
@@ -44,7 +44,7 @@ def served() -> ServedSeries:
 
 @pytest.fixture(scope="module")
 def recordings() -> training.Recordings:
-    return training.basic_motions(sources.cache_folder())
+    return training.basic_motions(model_source.cache_folder())
 
 
 def lists(values: Any) -> list[list[float]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from producers.errors import ConfigurationError, InputTooLarge
+from producers.wire.errors import ConfigurationError, InputTooLarge
 from tests import tiny_checkpoints as tiny
 from tests.integration.conftest import Made
 from tests.serving import Served, assert_alike, pipeline
@@ -128,9 +128,9 @@ def test_a_long_recording_is_heard_in_windows(made: Made) -> None:
 
 def test_what_a_window_leaves_out_is_heard_anew(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the tokens end with two timestamps amid a window, as its pipeline does it: down to the last frame, for once."""
-    from workers.models.speech import whisper_writing
+    from workers.models.speech import whisper_decoding
 
-    monkeypatch.setattr(whisper_writing, "_REST_FRAMES", 1)
+    monkeypatch.setattr(whisper_decoding, "_REST_FRAMES", 1)
     folder = made(tiny.whisper, times=1.0)
     served, theirs = Served(folder, {"said": SPEECH}, max_new_tokens=MOST).load(), pipeline(SPEECH, folder)
     passes: list[int] = []

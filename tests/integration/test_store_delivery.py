@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from results_store.columns import pack_vector, unpack_vector
 from results_store.errors import InvalidRow
 from results_store.records import Claim, EnvelopeState, Result, ResultState
+from results_store.sql.columns import pack_vector, unpack_vector
 from results_store.store import Store
 from tests.integration.rows import batch, new_envelope, new_job, result, run_together, submit
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from results_store.database import Database, Weight
+from results_store.sql.database import Database, Weight
 from results_store.store import Store
 from tests.integration.rows import new_job
 

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from results_store import export_parquet
-from results_store.columns import pack_vector
 from results_store.errors import UnknownJob
-from results_store.export import stream, write_csv, write_jsonl
-from results_store.export_parquet import write_parquet
+from results_store.export import parquet_export
+from results_store.export.parquet_export import write_parquet
+from results_store.export.text_export import stream, write_csv, write_jsonl
 from results_store.records import Result, ResultState
+from results_store.sql.columns import pack_vector
 from results_store.store import Store
 from tests.integration.rows import result, submit
 
@@ -93,7 +93,7 @@ def test_parquet_has_types_and_vectors_as_they_are_stored(store: Store) -> None:
     assert write_parquet(store, "job", out) == 3
 
     table = pq.read_table(out)
-    assert table.schema.equals(export_parquet.SCHEMA)
+    assert table.schema.equals(parquet_export.SCHEMA)
     rows = table.to_pylist()
     assert [(row["seq"], row["key"], row["task"], row["state"]) for row in rows] == [
         (0, "ä,1", "topic", "succeeded"),
@@ -113,12 +113,12 @@ def test_parquet_of_an_unfinished_job_is_a_file_without_rows(store: Store) -> No
 
     assert write_parquet(store, "job", out) == 0
 
-    assert pq.read_table(out).schema.equals(export_parquet.SCHEMA)
+    assert pq.read_table(out).schema.equals(parquet_export.SCHEMA)
 
 
 def test_parquet_is_written_while_it_is_read(store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory holds a row group, whatever the size of the job: each is out before the next is read."""
-    monkeypatch.setattr(export_parquet, "GROUP_ROWS", 1000)
+    monkeypatch.setattr(parquet_export, "GROUP_ROWS", 1000)
     submit(store, items=5000)
     store.commit([result(seq, "embedding", output=None, vector=pack_vector([seq, -seq])) for seq in range(5000)])
     out = io.BytesIO()

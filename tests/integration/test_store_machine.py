@@ -20,10 +20,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from results_store.database import Database, Weight
 from results_store.errors import UnknownJob
 from results_store.records import Claim, ResultState
-from results_store.schema import metadata
+from results_store.sql.database import Database, Weight
+from results_store.sql.schema import metadata
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, result
 

@@ -13,12 +13,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from results_store.columns import pack_vector
-from results_store.database import Database, Weight
 from results_store.errors import SchemaMismatch
 from results_store.migrations.run import configuration, downgrade, upgrade
 from results_store.records import ResultState
-from results_store.schema import REVISION, metadata
+from results_store.sql.columns import pack_vector
+from results_store.sql.database import Database, Weight
+from results_store.sql.schema import REVISION, metadata
 from results_store.store import Store
 from tests.integration.rows import batch, new_envelope, new_job, result, submit
 

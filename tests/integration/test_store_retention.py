@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import func, select
 
-from results_store import retention
-from results_store.database import Database, Weight
 from results_store.errors import UnknownJob
 from results_store.records import Purged, ResultState
-from results_store.schema import batches, envelopes, jobs, payloads, purged_jobs, results
+from results_store.sql import retention
+from results_store.sql.database import Database, Weight
+from results_store.sql.schema import batches, envelopes, jobs, payloads, purged_jobs, results
 from results_store.store import Store
 from results_store.writer import Writer
 from tests.integration.rows import batch, new_envelope, new_job, result, run_together, submit

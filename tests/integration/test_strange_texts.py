@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from producers.catalogue import Limits
-from producers.errors import InputTooLarge, InvalidInput
+from producers.wire.catalogue import Limits
+from producers.wire.errors import InputTooLarge, InvalidInput
 from tests import tiny_checkpoints as tiny
 from tests.serving import Served, answered
 

@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError, InvalidInput
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError, InvalidInput
 from tests.serving import Served
-from workers.models.model import ModelSpec
-from workers.models.tabular import TabularModel
-from workers.training import tabular
+from workers.models.built_in.tables.tabular import TabularModel
+from workers.models.interface.model import ModelSpec
+from workers.training import train_tabular
 
 SERVED = {"screening": "tabular-classification"}
 
@@ -28,24 +28,26 @@ class ServedTable(Served):
 
 
 @pytest.fixture(scope="module")
-def biopsies() -> tabular.Table:
-    return tabular.breast_cancer()
+def biopsies() -> train_tabular.Table:
+    return train_tabular.breast_cancer()
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, biopsies: tabular.Table) -> tuple[Path, tabular.Score]:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, biopsies: train_tabular.Table
+) -> tuple[Path, train_tabular.Score]:
     folder = tmp_path_factory.mktemp("screening")
-    return folder, tabular.train(biopsies, folder)
+    return folder, train_tabular.train(biopsies, folder)
 
 
 @pytest.fixture(scope="module")
-def served(trained: tuple[Path, tabular.Score]) -> ServedTable:
+def served(trained: tuple[Path, train_tabular.Score]) -> ServedTable:
     table = ServedTable(trained[0])
     table.load()
     return table
 
 
-def test_it_knows_what_it_has_not_seen(trained: tuple[Path, tabular.Score]) -> None:
+def test_it_knows_what_it_has_not_seen(trained: tuple[Path, train_tabular.Score]) -> None:
     """Far over the majority, and its probabilities mean what they say, on rows that were held out."""
     score = trained[1]
     assert score.rows == 114
@@ -56,7 +58,7 @@ def test_it_knows_what_it_has_not_seen(trained: tuple[Path, tabular.Score]) -> N
     assert score.auc >= 0.97
 
 
-def test_an_explanation_adds_up_to_the_decision(served: ServedTable, biopsies: tabular.Table) -> None:
+def test_an_explanation_adds_up_to_the_decision(served: ServedTable, biopsies: train_tabular.Table) -> None:
     """The columns' contributions are the whole of it: with the average row's odds they give the probability exactly."""
     for answer in served.ask("screening", biopsies.rows[:8], top_k=None, explain=True):
         for label in answer:
@@ -74,7 +76,7 @@ def log_odds(probability: float) -> float:
     return float(np.log(probability / (1 - probability)))
 
 
-def test_answers_do_not_depend_on_company(served: ServedTable, biopsies: tabular.Table) -> None:
+def test_answers_do_not_depend_on_company(served: ServedTable, biopsies: train_tabular.Table) -> None:
     """A row alone and the row among others: the same labels and scores. A processor may round the last digit kept by the batch's size."""
     together = served.ask("screening", biopsies.rows[:20])
     for row, among in zip(biopsies.rows[:20], together, strict=True):
@@ -93,7 +95,7 @@ def test_answers_do_not_depend_on_company(served: ServedTable, biopsies: tabular
     ],
 )
 def test_a_wrong_row_is_told_what_is_wrong(
-    served: ServedTable, biopsies: tabular.Table, change: dict[str, Any], field: str, problem: str
+    served: ServedTable, biopsies: train_tabular.Table, change: dict[str, Any], field: str, problem: str
 ) -> None:
     """By column, so that the one who sent a thousand of them finds it."""
     refused = served.refusal("screening", {**biopsies.rows[0], **change})
@@ -101,7 +103,7 @@ def test_a_wrong_row_is_told_what_is_wrong(
     assert problem in str(refused)
 
 
-def test_a_column_that_is_missing_is_not_made_up(served: ServedTable, biopsies: tabular.Table) -> None:
+def test_a_column_that_is_missing_is_not_made_up(served: ServedTable, biopsies: train_tabular.Table) -> None:
     """Null says "unknown" and counts as average; nothing at all may be a mistake in the pipeline."""
     row = {name: value for name, value in biopsies.rows[0].items() if name != "mean_area"}
     assert "input.mean_area: is missing" in str(served.refusal("screening", row))
@@ -119,7 +121,7 @@ def test_a_table_of_ones_own_with_words_in_it(tmp_path: Path) -> None:
             f"{900 + number if risky else 40 + number},{'' if number % 7 == 0 else 'XX' if risky else 'DE'},{'bad' if risky else 'good'}"
         )
     (tmp_path / "payments.csv").write_text("\n".join(lines), encoding="utf-8")
-    score = tabular.train(tabular.read_csv(tmp_path / "payments.csv", "risk"), tmp_path / "model")
+    score = train_tabular.train(train_tabular.read_csv(tmp_path / "payments.csv", "risk"), tmp_path / "model")
     assert score.accuracy == 1.0
     own = ServedTable(tmp_path / "model")
     own.load()
@@ -141,7 +143,7 @@ def test_a_table_that_teaches_nothing_is_refused(tmp_path: Path, content: str, m
     """Before anything is trained or written."""
     (tmp_path / "t.csv").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigurationError, match=message):
-        tabular.train(tabular.read_csv(tmp_path / "t.csv", "label"), tmp_path / "model")
+        train_tabular.train(train_tabular.read_csv(tmp_path / "t.csv", "label"), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -151,7 +153,7 @@ def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
         ServedTable(tmp_path).load()
 
 
-def test_outputs_are_of_their_kinds_type(served: ServedTable, biopsies: tabular.Table) -> None:
+def test_outputs_are_of_their_kinds_type(served: ServedTable, biopsies: train_tabular.Table) -> None:
     """What the catalogue promises a client is what comes."""
     answer = served.ask("screening", biopsies.rows[:1], explain=True)[0]
     msgspec.convert(msgspec.to_builtins(answer), served.task("screening").kind.output)
@@ -159,9 +161,9 @@ def test_outputs_are_of_their_kinds_type(served: ServedTable, biopsies: tabular.
 
 def test_phishing_pages_are_told_with_a_probability(tmp_path: Path) -> None:
     """Real pages, of which a fifth is held out: far better than the labels' shares, and no row of them is learnt from."""
-    table = tabular.phishing()
-    score = tabular.train(table, tmp_path)
-    held = tabular.held_out(table)
+    table = train_tabular.phishing()
+    score = train_tabular.train(table, tmp_path)
+    held = train_tabular.held_out(table)
     assert len(held.rows) == score.rows == 250
     assert score.auc is not None
     assert score.auc >= 0.95

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.serving import Served
-from workers.models import sources
-from workers.training import translation
-from workers.training.descriptions import Pair
-from workers.training.pieces import train_pieces
+from workers.models.sources import model_source
+from workers.shipped_heads.text.descriptions import Pair
+from workers.shipped_heads.translation import translation_training
+from workers.shipped_heads.translation.pieces import train_pieces
 
 PAIRS = [
     Pair("library for reading image files", "bibliothèque pour lire des fichiers d'image", "a"),
@@ -26,15 +26,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     made = tmp_path_factory.mktemp("translation")
     tokenizer = train_pieces([text for pair in PAIRS for text in (pair.source, pair.target)])
-    tokens = translation.Tokens.of(PAIRS, tokenizer)
-    model = translation.network().train()
+    tokens = translation_training.Tokens.of(PAIRS, tokenizer)
+    model = translation_training.network().train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(12):
-        for source, target in translation.batches(tokens, None):
+        for source, target in translation_training.batches(tokens, None):
             optimiser.zero_grad()
-            translation.loss_of(model, source, target, 0.0).backward()  # type: ignore[no-untyped-call]
+            translation_training.loss_of(model, source, target, 0.0).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    translation.save(model, tokenizer, made)
+    translation_training.save(model, tokenizer, made)
     return made
 
 
@@ -56,14 +56,14 @@ def test_the_folder_is_served_and_answers_as_plain_transformers(folder: Path) ->
 
 def test_the_built_in_model_has_learnt_its_trade() -> None:
     """Of what it was trained on; how well, is in its card."""
-    served = Served(sources.BUNDLED / "translation", {"french": "translation"}).load()
+    served = Served(model_source.BUNDLED / "translation", {"french": "translation"}).load()
     [one, other] = served.ask("french", ["This package contains the development files.", "a small text editor"])
     assert "fichiers de développement" in one["text"]
     assert "éditeur de texte" in other["text"]
 
 
 def test_weights_and_pieces_are_under_ten_megabytes(folder: Path) -> None:
-    for place in (folder, sources.BUNDLED / "translation"):
+    for place in (folder, model_source.BUNDLED / "translation"):
         assert sum(file.stat().st_size for file in place.iterdir()) < 10_000_000
 
 

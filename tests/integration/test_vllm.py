@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from producers.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints
 from tests.serving import Served, assert_alike
-from workers.models.adapter import Adapter
+from workers.models.adapters.lora_folder import Adapter
 from workers.models.backends.choice import Backend
 from workers.models.generation import vllm_requests
-from workers.models.generation.requests import Request, Sampling
+from workers.models.generation.generation_request import Request, Sampling
 from workers.models.generation.vllm_engine import VllmEngine
 from workers.models.generation.vllm_requests import Ask
 

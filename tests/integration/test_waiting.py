@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from producers import handles, notices
-from producers.async_client import AsyncClient
-from producers.client import Client
-from producers.handles import Outage
+from producers.client import handles, notices
+from producers.client.async_client import AsyncClient
+from producers.client.client import Client
+from producers.client.handles import Outage
 from results_store.errors import StoreUnavailable
 from results_store.records import JobStatus
 from results_store.store import Store

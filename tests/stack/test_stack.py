@@ -15,8 +15,8 @@ import pytest
 import redis
 
 from producers import Client
-from producers.handles import Job
-from producers.queues import TASK
+from producers.client.handles import Job
+from producers.wire.queues import TASK
 from tests.end_to_end.processes import until
 from tests.stack.stack import LONG_RUNNING, Stack
 

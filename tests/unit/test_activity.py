@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from producers.gateway.activity import SLICES, WINDOW_S, busy_series, view
-from producers.gateway.browsing import page_of
+from producers.gateway.routes.browsing import page_of
 from results_store.records import Depth, EnvelopeState, QueuedWork
 from tests.integration.rows import batch, result
 

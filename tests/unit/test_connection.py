@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from producers.connection import Connection, home, masked, with_password
-from producers.errors import ConfigurationError
+from producers.wire.connection import Connection, home, masked, with_password
+from producers.wire.errors import ConfigurationError
 
 BROKER = "redis://localhost:6379/0"
 STORE = "sqlite:////tmp/store.db"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.batching.cost import CostModel, Shape
+from workers.batching.planning.cost_model import CostModel, Shape
 
 
 def shape(padded: int, rows: int | None = None, heads: int | None = None) -> Shape:

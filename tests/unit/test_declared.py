@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from workers import declared
+from workers.node import declared_settings
 from workers.settings import ModelSettings
 
 
@@ -18,8 +18,10 @@ def test_a_release_with_more_settings_is_no_change_of_the_file() -> None:
     """Else `argosy up` would go back from what was reloaded to what the file says, after an upgrade."""
     table = {"source": {"path": "/srv/v1"}, "batch_rows": 8, "options": {"b": 1, "a": [2]}}
     now, later = (msgspec.convert(table, kind) for kind in (ModelSettings, LaterSettings))
-    assert declared.digest(now) == declared.digest(later)
-    assert declared.digest(msgspec.convert({**table, "share": 0.7}, LaterSettings)) != declared.digest(now)
+    assert declared_settings.digest(now) == declared_settings.digest(later)
+    assert declared_settings.digest(
+        msgspec.convert({**table, "share": 0.7}, LaterSettings)
+    ) != declared_settings.digest(now)
 
 
 def test_every_change_tells() -> None:
@@ -32,6 +34,6 @@ def test_every_change_tells() -> None:
         {"options": {"b": 1}},
     ]
     tables = [table, *({**table, **change} for change in changes)]
-    digests = [declared.digest(msgspec.convert(one, ModelSettings)) for one in tables]
+    digests = [declared_settings.digest(msgspec.convert(one, ModelSettings)) for one in tables]
     assert len(set(digests)) == len(tables)
-    assert declared.digest(msgspec.convert(same, ModelSettings)) == digests[0]
+    assert declared_settings.digest(msgspec.convert(same, ModelSettings)) == digests[0]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.training import descriptions
-from workers.training.descriptions import family, paragraphs, part
+from workers.shipped_heads.text import descriptions
+from workers.shipped_heads.text.descriptions import family, paragraphs, part
 
 ENGLISH = """Package: foo
 Description-md5: 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from producers.errors import ConfigurationError
-from workers import devices
-from workers.devices import Device
+from producers.wire.errors import ConfigurationError
+from workers.device import devices
+from workers.device.devices import Device
 
 ANSWER = "0, NVIDIA H100 80GB HBM3, 81559\n1, NVIDIA H100 80GB HBM3, 81559\n2, NVIDIA L4, [N/A]\n"
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from producers.kinds.explanation import Explanation
-from workers.models.explaining.engine import Engine
+from producers.wire.kinds.explanation import Explanation
+from workers.models.explaining.explaining_engine import Engine
+from workers.models.explaining.explanation_request import Answer, Carried, Request
 from workers.models.explaining.gradients import margin, quadrature
-from workers.models.explaining.requests import Answer, Carried, Request
 from workers.models.explaining.subject import Line, Measured, Points, Subject
-from workers.models.model import Array, Arrays, Prepared
+from workers.models.interface.model import Array, Arrays, Prepared
 
 
 class Polynomial(Subject[Any]):

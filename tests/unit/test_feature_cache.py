@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from workers.models.feature_cache import FeatureCache
+from workers.models.built_in.multitask.feature_cache import FeatureCache
 
 
 def row(size_bytes: int) -> Any:

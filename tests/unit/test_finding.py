@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from workers.models import finding
+from workers.models.interface import class_lookup
 
 
 def test_a_class_by_its_module() -> None:
-    from workers.models.text import TextModel
+    from workers.models.built_in.text.text_model import TextModel
 
-    assert finding.find("workers.models.text:TextModel") is TextModel
+    assert class_lookup.find("workers.models.built_in.text.text_model:TextModel") is TextModel
     with pytest.raises(ImportError):
-        finding.find("no_such_module:Model")
+        class_lookup.find("no_such_module:Model")
     with pytest.raises(AttributeError):
-        finding.find("workers.models.text:Missing")
+        class_lookup.find("workers.models.built_in.text.text_model:Missing")
 
 
 def test_a_class_that_a_package_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,8 +26,8 @@ def test_a_class_that_a_package_offers(tmp_path: Path, monkeypatch: pytest.Monke
     about = tmp_path / "offered_model-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: offered-model\nVersion: 1.0\n", encoding="utf-8")
-    (about / "entry_points.txt").write_text(f"[{finding.GROUP}]\nown = offered_model:Own\n", encoding="utf-8")
+    (about / "entry_points.txt").write_text(f"[{class_lookup.GROUP}]\nown = offered_model:Own\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert finding.find("own") is sys.modules["offered_model"].Own
-    with pytest.raises(ImportError, match=r"'other' is neither .*these are: own"):
-        finding.find("other")
+    assert class_lookup.find("own") is sys.modules["offered_model"].Own
+    with pytest.raises(ImportError, match=r"'other' is neither .*these are: .*own"):
+        class_lookup.find("other")

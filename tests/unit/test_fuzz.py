@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from producers.catalogue import Catalogue
-from producers.errors import InvalidInput, InvalidMessage
-from producers.messages import JSON, MSGPACK, VERSION, BadItem, Envelope, decode, decode_bytes
-from workers.inputs import InputLimits, read
-from workers.models import pixels
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import InvalidInput, InvalidMessage
+from producers.wire.messages import JSON, MSGPACK, VERSION, BadItem, Envelope, decode, decode_bytes
+from workers.envelope.inputs import InputLimits, read
+from workers.models.pictures import pixels
 
 INPUTS = 10_000
 CATALOGUE = Catalogue.builtin()

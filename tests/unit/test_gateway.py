@@ -10,23 +10,23 @@ from typing import Any
 import msgspec
 import pytest
 
-from producers.catalogue import Catalogue, Kind, Task
-from producers.errors import InvalidInput, ItemFailed, Overloaded, RateLimited
 from producers.gateway import problems
 from producers.gateway.answers import encoded
 from producers.gateway.guard import Body
 from producers.gateway.keys import REMEMBERED_S, Caller, Keyring, Refused, new_key
 from producers.gateway.openai import chat
-from producers.gateway.openai.audio import segments_of, subtitles
+from producers.gateway.openai.batch_requests import LineError, Reading, read
 from producers.gateway.openai.embeddings import plan
-from producers.gateway.openai.requests import LineError, Reading, read
+from producers.gateway.openai.transcriptions import segments_of, subtitles
 from producers.gateway.problems import Problem
 from producers.gateway.rates import KEYS, Rates
+from producers.gateway.routes.streams import Newest
 from producers.gateway.schemas import item_of
-from producers.gateway.streams import Newest
-from producers.messages import InlineBytes, UrlInput
-from results_store.api_keys import ApiKey
+from producers.wire.catalogue import Catalogue, Kind, Task
+from producers.wire.errors import InvalidInput, ItemFailed, Overloaded, RateLimited
+from producers.wire.messages import InlineBytes, UrlInput
 from results_store.errors import StoreUnavailable
+from results_store.gateway.api_keys import ApiKey
 from results_store.records import JobStatus
 
 

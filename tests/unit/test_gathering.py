@@ -8,15 +8,15 @@ from concurrent.futures import Future
 
 import pytest
 
-from producers import outbox
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError, Overloaded
-from producers.gathering import Gathering, settle
-from producers.outbox import Order, Waiting
-from producers.packing import Parcel
-from producers.pending import Pending
-from producers.request import Request
-from producers.turnstile import Turnstile
+from producers.client.concurrency_limit import Turnstile
+from producers.client.group_commit import Gathering, settle
+from producers.client.pending_results import Pending
+from producers.client.request import Request
+from producers.client.sending import outbox
+from producers.client.sending.outbox import Order, Waiting
+from producers.client.sending.parcels import Parcel
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError, Overloaded
 
 
 def test_what_comes_while_a_group_is_done_goes_together() -> None:

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError
-from producers.text_streams import Pieces
-from workers.models.generation import rota
-from workers.models.generation.memory import Block, Shape
+from producers.client.text_streams import Pieces
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError
+from workers.models.generation.key_value_memory import Block, Shape
 from workers.models.generation.prefixes import Prefixes
 from workers.models.generation.writing import Writer
+from workers.models.interface import step_rota
 
 
 @dataclass
@@ -33,17 +33,17 @@ def test_the_urgent_are_in_every_step() -> None:
     """However many others there are, as long as one place is left for those."""
     line = [Stander(n, urgency=9) for n in range(20)] + [Stander(100 + n, urgency=0) for n in range(7)]
     for _ in range(300):
-        chosen = {one.number for one in rota.choose(line, 8)}
+        chosen = {one.number for one in step_rota.choose(line, 8)}
         assert chosen >= set(range(100, 107))
 
 
 def test_a_short_one_is_not_kept_by_long_ones() -> None:
     """It gets a place within a turn of theirs, though it came last."""
     line = [Stander(n) for n in range(8)]
-    for _ in range(rota.TURN_STEPS):
-        rota.choose(line, 8)
+    for _ in range(step_rota.TURN_STEPS):
+        step_rota.choose(line, 8)
     line.append(Stander(8))
-    assert 8 in [one.number for one in rota.choose(line, 8)]
+    assert 8 in [one.number for one in step_rota.choose(line, 8)]
 
 
 @given(st.lists(st.tuples(st.sampled_from([0, 3, 9]), st.integers(1, 60)), min_size=1, max_size=24), st.integers(2, 8))
@@ -52,12 +52,14 @@ def test_everybody_is_served_within_the_promise(wanted: list[tuple[int, int]], p
     line = [Stander(n, urgency, needs) for n, (urgency, needs) in enumerate(wanted)]
     first = len(line)
     numbers = first
-    most = rota.PATIENCE_STEPS + (first + places) * rota.TURN_STEPS  # of all that wait at first: later ones are fewer
+    most = (
+        step_rota.PATIENCE_STEPS + (first + places) * step_rota.TURN_STEPS
+    )  # of all that wait at first: later ones are fewer
     while any(one.number < first for one in line):
         while sum(one.number >= first for one in line) < places:
             line.append(Stander(numbers, urgency=0, needs=5))
             numbers += 1
-        chosen = rota.choose(line, places)
+        chosen = step_rota.choose(line, places)
         assert len(chosen) == min(places, len(line))
         assert all(one.waited <= most for one in line)
         line = [one for one in line if one.steps < one.needs]

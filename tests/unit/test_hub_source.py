@@ -85,9 +85,9 @@ def ask(hub: Hub, cache: Path, call: str) -> str:
     """Run a call on the source in a process of its own: the hub's client reads its address when it is imported."""
     code = f"""
 from pathlib import Path
-from workers.models import download, sources
+from workers.models.sources import download, model_source
 cache = Path({str(cache)!r})
-source = sources.parse({{"hub": "own/model", "revision": "v1"}}, where="models.x.source")
+source = model_source.parse({{"hub": "own/model", "revision": "v1"}}, where="models.x.source")
 try:
     print({call})
 except download.PullFailed as error:
@@ -108,23 +108,23 @@ except download.PullFailed as error:
 
 def test_weights_and_text_are_pulled_code_and_pickles_are_not(hub: Hub, tmp_path: Path) -> None:
     """Both would run on the worker; and the revision stored with results is the commit, whatever name was asked for."""
-    assert ask(hub, tmp_path, "sources.pull(source, cache).revision") == f"own/model@{COMMIT}"
-    folder = Path(ask(hub, tmp_path, "sources.locate(source, cache).folder"))
+    assert ask(hub, tmp_path, "model_source.pull(source, cache).revision") == f"own/model@{COMMIT}"
+    folder = Path(ask(hub, tmp_path, "model_source.locate(source, cache).folder"))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_the_hub_is_asked_once(hub: Hub, tmp_path: Path) -> None:
     """A worker starts without a network once the model is there."""
-    ask(hub, tmp_path, "sources.pull(source, cache)")
+    ask(hub, tmp_path, "model_source.pull(source, cache)")
     hub.asked.clear()
-    assert COMMIT in ask(hub, tmp_path, "sources.pull(source, cache)")
+    assert COMMIT in ask(hub, tmp_path, "model_source.pull(source, cache)")
     assert hub.asked == []
 
 
 def test_half_a_model_is_not_a_model(hub: Hub, tmp_path: Path) -> None:
     """The hub's folder exists from its first file on; a pull that broke off there is taken up again."""
     hub.missing = "model.safetensors"
-    assert ask(hub, tmp_path, "sources.pull(source, cache)").startswith("PullFailed")
-    assert ask(hub, tmp_path, "sources.locate(source, cache)") == "None"
+    assert ask(hub, tmp_path, "model_source.pull(source, cache)").startswith("PullFailed")
+    assert ask(hub, tmp_path, "model_source.locate(source, cache)") == "None"
     hub.missing = ""
-    assert COMMIT in ask(hub, tmp_path, "sources.pull(source, cache).revision")
+    assert COMMIT in ask(hub, tmp_path, "model_source.pull(source, cache).revision")

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from producers.errors import InputTooLarge, InputUnavailable, InvalidInput
-from producers.messages import InlineBytes, PathInput, UrlInput
-from workers import inputs
-from workers.inputs import InputLimits
+from producers.wire.errors import InputTooLarge, InputUnavailable, InvalidInput
+from producers.wire.messages import InlineBytes, PathInput, UrlInput
+from workers.envelope import inputs
+from workers.envelope.inputs import InputLimits
 
 
 def test_text_and_bytes_are_taken_as_they_are() -> None:

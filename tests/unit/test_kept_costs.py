@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.batching.cost import CostModel, Shape
-from workers.batching.kept import KeptCosts
+from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.saved_costs import KeptCosts
 
 SHAPE = Shape(100, 4, 4)
 

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from producers.catalogue import KINDS, Catalogue
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
-from producers.forms import FIELDS, Limits
-from producers.messages import (
+from producers.client.request import NewItem, Request
+from producers.wire.catalogue import KINDS, Catalogue
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.forms import FIELDS, Limits
+from producers.wire.messages import (
     Envelope,
     Item,
     Priority,
@@ -22,7 +23,6 @@ from producers.messages import (
     decode_bytes,
     encode,
 )
-from producers.request import NewItem, Request
 
 OWN = {
     "about": "zero-shot-classification",

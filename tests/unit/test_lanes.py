@@ -7,7 +7,7 @@ from collections import Counter, deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.lanes import LaneTurns
+from workers.node.lanes import LaneTurns
 
 
 def take(turns: LaneTurns, waiting: dict[str, deque[int]]) -> str:

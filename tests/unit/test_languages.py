@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workers.models.language import BUCKETS, MOST_CHARACTERS, ngrams
+from workers.models.built_in.text.language import BUCKETS, MOST_CHARACTERS, ngrams
 
 
 def test_ngrams_stay_within_words() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from producers.catalogue import Task
-from workers.loaded import Loaded
-from workers.models.model import Array, Arrays, Model, ModelSpec, Prepared
-from workers.transfer import Header
+from producers.wire.catalogue import Task
+from workers.device.loaded_models import Loaded
+from workers.device.transfer import Header
+from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared
 
 
 class Comes(Model):

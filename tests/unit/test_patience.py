@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from producers.errors import InvalidInput, Overloaded
-from producers.patience import LONGEST_S, Patience, checked
+from producers.client.sending.full_fleet import LONGEST_S, Patience, checked
+from producers.wire.errors import InvalidInput, Overloaded
 
 
 class Clock:

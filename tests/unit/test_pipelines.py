@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from producers import InvalidInput, Pipeline, UnknownTask
-from producers.catalogue import KINDS, Catalogue, Task
-from producers.messages import Message, MessagesInput, QuestionInput
-from producers.pipelines.plan import Plan, Rows
-from producers.pipelines.selectors import SELECTORS, PromptOptions, chosen, derived, prompted, reads
-from producers.pipelines.tree import Grown, Tree
+from producers.client.pipelines.tree import Grown, Tree
+from producers.wire.catalogue import KINDS, Catalogue, Task
+from producers.wire.messages import Message, MessagesInput, QuestionInput
+from producers.wire.pipelines.plan import Plan, Rows
+from producers.wire.pipelines.selectors import SELECTORS, PromptOptions, chosen, derived, prompted, reads
 from results_store.records import Result, ResultState
-from results_store.trees import MAX_PARTS, TREE_SPAN, root_of, tree_number
+from results_store.sql.item_numbering import MAX_PARTS, TREE_SPAN, root_of, tree_number
 
 TASKS = {
     "sentiment": "text-classification",

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from producers.errors import InputTooLarge, InvalidInput
-from workers.models import pixels
+from producers.wire.errors import InputTooLarge, InvalidInput
+from workers.models.pictures import pixels
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

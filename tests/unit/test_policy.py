@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.batching.cost import CostModel, Shape
-from workers.batching.policy import Budget, Decision, Moment, Policy, next_batch
-from workers.batching.pool import Pool, Ticket, Waiting
-from workers.batching.turns import Charge, Turns
+from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.decision import Decision, next_batch
+from workers.batching.planning.policy import Budget, Moment, Policy
+from workers.batching.planning.tenant_turns import Charge, Turns
+from workers.batching.planning.waiting_pool import Pool, Ticket, Waiting
 
 NOW = 1000.0
 MODELS = ("text", "vision")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.redaction import redact
+from producers.client.redaction import redact
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from producers.catalogue import Catalogue
-from producers.errors import InputTooLarge, InvalidInput, UnknownTask
-from producers.messages import PathInput, Priority
-from producers.request import NewItem, Request, parse_priority
+from producers.client.request import NewItem, Request, parse_priority
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import InputTooLarge, InvalidInput, UnknownTask
+from producers.wire.messages import PathInput, Priority
 
 #: Half of a character, as JSON can spell it and file names can hold it: nothing that can be sent.
 HALF = "\ud800"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.batching.residence import AGED_S, AT_ONCE, TURN, Footprint, Load, Need, Residence, Unload
+from workers.batching.planning.residence import AGED_S, AT_ONCE, TURN, Footprint, Load, Need, Residence, Unload
 from workers.settings import WorkerSettings
 
 MB = 10**6

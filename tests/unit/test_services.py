@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workers.services import HEALTHY_S, Restarts, last_words
+from workers.fleet.services import HEALTHY_S, Restarts, last_words
 
 
 class Clock:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from producers.catalogue import Catalogue
-from producers.errors import ConfigurationError
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError
 from workers import settings
 
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from producers.catalogue import Catalogue
-from producers.errors import InvalidInput
-from producers.request import NewItem, Request
+from producers.client.request import NewItem, Request
 from producers.sources import Source, arrow
 from producers.sources.unique import Unique
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import InvalidInput
 
 
 def items(where: Any, modality: str = "text", **options: Any) -> list[tuple[str | None, object]]:

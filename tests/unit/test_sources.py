@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from producers.catalogue import Limits, Modality
-from producers.errors import InputTooLarge, InvalidInput
-from producers.messages import PathInput, UrlInput
-from producers.request import NewItem
+from producers.client.request import NewItem
 from producers.sources import Row, Source, formats
+from producers.wire.catalogue import Limits, Modality
+from producers.wire.errors import InputTooLarge, InvalidInput
+from producers.wire.messages import PathInput, UrlInput
 
 
 def read(path: Path, content: bytes | str, modality: Modality = "text", **options: Any) -> list[Row]:

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from producers.catalogue import Task
-from workers.models.huggingface import ragged
-from workers.models.model import Array, ModelSpec, Prepared
-from workers.models.stepwise import Stepped, StepwiseModel
-from workers.stepping import Answer, Stepping
+from producers.wire.catalogue import Task
+from workers.device.stepping import Answer, Stepping
+from workers.models.interface import ragged
+from workers.models.interface.model import Array, ModelSpec, Prepared
+from workers.models.interface.stepwise import Stepped, StepwiseModel
 
 
 class Countdown(StepwiseModel):

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import exc
 
-from results_store.columns import json_text, pack_vector, text, unpack_vector
-from results_store.database import parse_url, translate
 from results_store.errors import InvalidRow, SchemaMismatch, StoreError, StoreUnavailable
+from results_store.sql.columns import json_text, pack_vector, text, unpack_vector
+from results_store.sql.database import parse_url, translate
 from results_store.store import Store
 
 

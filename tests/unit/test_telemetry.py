@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workers import devices
+from workers.device import devices
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from workers.batching.cost import CostModel, Shape
-from workers.batching.policy import Budget, Policy
-from workers.batching.pool import Waiting
-from workers.batching.scheduler import Scheduler
-from workers.batching.simulation import Arrival, Machine
-from workers.lanes import LaneTurns, may_take
+from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.policy import Budget, Policy
+from workers.batching.planning.scheduler import Scheduler
+from workers.batching.planning.simulation import Arrival, Machine
+from workers.batching.planning.waiting_pool import Waiting
+from workers.node.lanes import LaneTurns, may_take
 
 SLOTS = 64  # worker.concurrency
 PACKED = 64  # items in a full envelope

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from producers.gateway.openai.audio import Format, Granularity, segments_of, shown, subtitles, timestamps
+from producers.gateway.openai.transcriptions import Format, Granularity, segments_of, shown, subtitles, timestamps
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import socket
 import numpy as np
 import pytest
 
-from workers import transfer
+from workers.device import transfer
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
-from producers.unseen import BLOCK, Unseen, items_of
+from producers.client.unseen_results import BLOCK, Unseen, items_of
 from results_store.records import Result, ResultState
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from tests import videos
-from workers.models import options
+from workers.models.interface import options
 from workers.models.video import frames
+from workers.models.video.frame_sampling import Sampling
 from workers.models.video.frames import VideoLimits
-from workers.models.video.sampling import Sampling
 
 WIDE = VideoLimits()
 MOVING = videos.moving()

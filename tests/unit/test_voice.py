@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.models.sources import Pulled
+from workers.models.sources.model_source import Pulled
 from workers.models.speech import voice
 from workers.models.speech.voice import FRAME, RATE, Samples, Span
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.batching.cost import CostModel, Shape
-from workers.batching.policy import AGED_SHARE, MARGIN, Budget, Policy
-from workers.batching.pool import Waiting
-from workers.batching.simulation import Arrival, Outcome, simulate
-from workers.batching.turns import MOST_AHEAD_S
+from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.decision import AGED_SHARE, MARGIN
+from workers.batching.planning.policy import Budget, Policy
+from workers.batching.planning.simulation import Arrival, Outcome, simulate
+from workers.batching.planning.tenant_turns import MOST_AHEAD_S
+from workers.batching.planning.waiting_pool import Waiting
 
 POLICY = Policy(
     budgets={"text": Budget(256, 8)},

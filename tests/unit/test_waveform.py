@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from workers.models.speech import waveform
 from workers.models.speech.waveform import Samples
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from producers.catalogue import KINDS, Task
+from producers.wire.catalogue import KINDS, Task
 from tests.scripted_model import ScriptedModel
-from workers.batching.cost import CostModel
 from workers.batching.microbatch import MicroBatch
-from workers.batching.policy import Budget, Policy
-from workers.batching.pool import Waiting
-from workers.batching.residence import AT_ONCE
+from workers.batching.planning.cost_model import CostModel
+from workers.batching.planning.policy import Budget, Policy
+from workers.batching.planning.residence import AT_ONCE
+from workers.batching.planning.waiting_pool import Waiting
 from workers.batching.roster import ServedModel
 from workers.batching.work import Entry, Failed
 from workers.batching.workload import Workload
-from workers.models.model import ModelSpec
+from workers.models.interface.model import ModelSpec
 
 MODEL = ScriptedModel(
     ModelSpec("scripted", Path(), "1", {"echo": Task("echo", KINDS["text-classification"], "scripted", "")}, {})

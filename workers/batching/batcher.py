@@ -14,24 +14,24 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from results_store.records import Batch
-from workers.batching.cost import CostModel
 from workers.batching.feeder import Feeder
 from workers.batching.inbox import Admit, Cancel, Message, Retire, Weigh
-from workers.batching.policy import Policy
-from workers.batching.residence import Footprint, Residence
+from workers.batching.planning.cost_model import CostModel
+from workers.batching.planning.policy import Policy
+from workers.batching.planning.residence import Footprint, Residence
+from workers.batching.planning.stage_times import DEPTH
 from workers.batching.roster import CannotLoad, Roster, ServedModel
-from workers.batching.stages import DEPTH
 from workers.batching.work import Entry, Group, Interrupted
 from workers.batching.workload import Workload
-from workers.device_client import DeviceClient, DeviceEvent
-from workers.device_process import ModelToLoad
+from workers.device.device_client import DeviceClient, DeviceEvent
+from workers.device.device_process import ModelToLoad
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatcherSettings:
     """`worker` and `device` name where batches ran, for the flight recorder. Times are seconds.
 
-    Shares and promises are the policy's (`workers.batching.policy.Policy`).
+    Shares and promises are the policy's (`workers.batching.planning.policy.Policy`).
     """
 
     worker: str

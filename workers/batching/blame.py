@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from workers.batching.microbatch import MicroBatch
 from workers.batching.work import Entry, Failed
-from workers.models.model import LoadingFailed
+from workers.models.interface.model import LoadingFailed
 
 #: Faults that say all there is to say; every other kind is a model's own exception.
 _KNOWN = ("OutOfMemory", "WrongOutput", LoadingFailed.__name__)

@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from results_store.records import Batch
-from workers.batching.cost import CostModel
 from workers.batching.inbox import Admit, Cancel, Message, Retire, Weigh
-from workers.batching.joining import together
+from workers.batching.joining_requests import together
 from workers.batching.microbatch import MicroBatch, Ran
+from workers.batching.planning.cost_model import CostModel
 from workers.batching.roster import Roster
 from workers.batching.work import Cancelled, Entry, Interrupted, Superseded
 from workers.batching.workload import Workload
-from workers.device_client import DeviceClient
-from workers.models.model import Arrays
-from workers.transfer import Header
+from workers.device.device_client import DeviceClient
+from workers.device.transfer import Header
+from workers.models.interface.model import Arrays
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from workers.batching.residence import Footprint
+from workers.batching.planning.residence import Footprint
 from workers.batching.roster import ServedModel
 from workers.batching.work import Entry
-from workers.device_client import DeviceEvent
-from workers.device_process import ModelToLoad
+from workers.device.device_client import DeviceEvent
+from workers.device.device_process import ModelToLoad
 
 
 @dataclass(frozen=True, slots=True)

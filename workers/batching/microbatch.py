@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from producers.messages import new_id
+from producers.wire.messages import new_id
 from results_store.records import Batch
-from workers.batching.cost import Shape
-from workers.batching.scheduler import Chosen
+from workers.batching.planning.cost_model import Shape
+from workers.batching.planning.scheduler import Chosen
 from workers.batching.work import Computed, Entry
-from workers.models.model import CONTENTS, Array, Arrays, Model, Prepared
+from workers.models.interface.model import CONTENTS, Array, Arrays, Model, Prepared
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from producers.errors import ConfigurationError
-from workers.batching.policy import Budget
-from workers.batching.residence import Footprint, Load, Need, Residence, Unload
-from workers.device_client import DeviceClient
-from workers.device_process import ModelToLoad
-from workers.models.model import Model
-from workers.transfer import Header
+from producers.wire.errors import ConfigurationError
+from workers.batching.planning.policy import Budget
+from workers.batching.planning.residence import Footprint, Load, Need, Residence, Unload
+from workers.device.device_client import DeviceClient
+from workers.device.device_process import ModelToLoad
+from workers.device.transfer import Header
+from workers.models.interface.model import Model
 
 logger = logging.getLogger(__name__)
 

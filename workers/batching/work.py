@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from workers.batching.pool import Waiting
-from workers.models.model import Array, Prepared
+from workers.batching.planning.waiting_pool import Waiting
+from workers.models.interface.model import Array, Prepared
 
 
 @dataclass(frozen=True, slots=True)

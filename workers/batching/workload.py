@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from workers.batching.blame import Suspects
-from workers.batching.cost import CostModel
-from workers.batching.joining import Joining
+from workers.batching.joining_requests import Joining
 from workers.batching.microbatch import MicroBatch, Ran
-from workers.batching.policy import Budget, Policy
-from workers.batching.residence import AT_ONCE, Need
+from workers.batching.planning.cost_model import CostModel
+from workers.batching.planning.policy import Budget, Policy
+from workers.batching.planning.residence import AT_ONCE, Need
+from workers.batching.planning.scheduler import Scheduler
+from workers.batching.planning.stage_times import Stages
 from workers.batching.roster import ServedModel
-from workers.batching.scheduler import Scheduler
-from workers.batching.stages import Stages
 from workers.batching.work import Entry, Expired
-from workers.models.stepwise import StepwiseModel
+from workers.models.interface.stepwise import StepwiseModel
 
 
 class Workload:

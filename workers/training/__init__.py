@@ -1,0 +1,1 @@
+"""What users train and judge models with; each program runs by `python -m`."""

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from producers.catalogue import Task
-from workers.models.model import Array, Model, Prepared
-from workers.models.samples import Item
+from producers.wire.catalogue import Task
+from workers.models.interface.model import Array, Model, Prepared
+from workers.models.interface.sample_inputs import Item
 
 #: What is right of an answer (0 to 1), and by how much its scores differ in the mean.
 Compared: TypeAlias = tuple[float, float]

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from random import Random
 
-from workers.models import sources
+from workers.models.sources import model_source
 
 #: A rating nearer to 0 than this is neutral: no sentiment to learn (about a fifth of the sentences).
 NEUTRAL = 0.5
@@ -114,8 +114,8 @@ def read(task: str, cache: Path) -> list[Example]:
 def pull(name: str, cache: Path) -> Path:
     """Return the folder of the data that builtin.toml has under this name, after pulling it if it is not there."""
     table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
-    source = sources.parse(table["data"][name]["source"], where=f"builtin.toml: data.{name}.source")
-    return sources.pull(source, cache).folder
+    source = model_source.parse(table["data"][name]["source"], where=f"builtin.toml: data.{name}.source")
+    return model_source.pull(source, cache).folder
 
 
 def split(examples: Iterable[Example], *, seed: int, validation: float = 0.15, test: float = 0.15) -> Split:

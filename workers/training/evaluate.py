@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from producers.catalogue import Catalogue
-from workers.models import sources
-from workers.models.text import TextModel
-from workers.training import data, features
-from workers.training.batches import best_labels
+from producers.wire.catalogue import Catalogue
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.sources import model_source
+from workers.training import data, head_features
 from workers.training.data import SEED, Example, without_subject
+from workers.training.training_batches import best_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,10 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=list(data.READERS), help="only this one; may be repeated")
     asked = parser.parse_args()
     console = Console()
-    cache = sources.cache_folder()
+    cache = model_source.cache_folder()
     started_at = time.monotonic()
     chosen = asked.task or list(data.READERS)
-    model = features.text_model(cache, {name: Catalogue.builtin().tasks[name] for name in chosen})
+    model = head_features.text_model(cache, {name: Catalogue.builtin().tasks[name] for name in chosen})
     table = Table("test part", "texts", "accuracy", "majority label", title="Held-out accuracy of the text heads")
     for task in chosen:
         test = data.split(data.read(task, cache), seed=SEED).test

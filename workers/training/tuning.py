@@ -1,4 +1,4 @@
-"""Measure a model's backends on this machine and choose one: the process that `workers.tuned` starts.
+"""Measure a model's backends on this machine and choose one: the process that `workers.batching.serving.tuned_backend` starts.
 
 ``python -m workers.training.tuning FILE DEVICE`` reads the model from standard input and writes the decision to FILE.
 
@@ -22,16 +22,17 @@ from typing import Any
 import msgspec
 import torch
 
-from producers.errors import ConfigurationError
-from workers.device_process import ModelToLoad
-from workers.models import accelerator, sources
+from producers.wire.errors import ConfigurationError
+from workers.batching.serving.tuned_backend import Decision, Measured
+from workers.device import accelerator
+from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
-from workers.models.model import Model
-from workers.models.text import TextModel
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.interface.model import Model
+from workers.models.sources import model_source
 from workers.training import data
 from workers.training.agreement import Answered, Trial, agreement, answered, run
-from workers.training.batches import best_labels, by_size
-from workers.tuned import Decision, Measured
+from workers.training.training_batches import best_labels, by_size
 
 #: A candidate may lose this much accuracy to the reference.
 MOST_LOST = 0.005
@@ -219,7 +220,7 @@ def _labelled(wanted: ModelToLoad, model: Model) -> dict[str, list[data.Example]
     if not isinstance(model, TextModel):
         return found  # a checkpoint's task of such a name may have labels of its own
     for task in sorted(set(wanted.tasks) & set(data.READERS)):
-        test = data.split(data.read(task, sources.cache_folder()), seed=data.SEED).test
+        test = data.split(data.read(task, model_source.cache_folder()), seed=data.SEED).test
         found[task] = Random(0).sample(test, min(LABELLED_TEXTS, len(test)))  # noqa: S311 - a sample, not a secret
     return found
 

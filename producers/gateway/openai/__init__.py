@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from producers.gateway.openai import audio, batches, chat, embeddings, files, models
+from producers.gateway.openai import chat, embeddings, openai_batches, served_models, transcriptions, uploads
 
-ROUTERS = (models.router, embeddings.router, chat.router, audio.router, files.router, batches.router)
+ROUTERS = (
+    served_models.router,
+    embeddings.router,
+    chat.router,
+    transcriptions.router,
+    uploads.router,
+    openai_batches.router,
+)

@@ -11,18 +11,18 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from starlette.responses import Response
 
-from producers.catalogue import Catalogue, Task
-from producers.errors import InvalidInput, ItemCancelled, ItemExpired, ItemFailed
-from producers.forms import sendable
+from producers.client.handles import value
+from producers.client.request import NewItem
+from producers.client.text_streams import AsyncTextStream
 from producers.gateway.answers import Events, Json, event
 from producers.gateway.gateway import Gateway, Here, Who, while_there
 from producers.gateway.keys import Caller
-from producers.gateway.openai.calls import Call, answered, task_of
+from producers.gateway.openai.endpoint_calls import Call, answered, task_of
 from producers.gateway.problems import Problem, item_problem, openai_error
-from producers.handles import value
-from producers.messages import new_id
-from producers.request import NewItem
-from producers.text_streams import AsyncTextStream
+from producers.wire.catalogue import Catalogue, Task
+from producers.wire.errors import InvalidInput, ItemCancelled, ItemExpired, ItemFailed
+from producers.wire.forms import sendable
+from producers.wire.messages import new_id
 from results_store.records import Result
 
 router = APIRouter(prefix="/v1/chat/completions", tags=["openai"])

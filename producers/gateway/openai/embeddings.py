@@ -11,15 +11,15 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from starlette.responses import Response
 
-from producers.catalogue import Catalogue
-from producers.errors import InvalidInput
+from producers.client.handles import value
+from producers.client.request import NewItem
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Here, Who
-from producers.gateway.openai.calls import Call, answered, task_of
-from producers.handles import value
-from producers.request import NewItem
-from results_store.columns import pack_vector
+from producers.gateway.openai.endpoint_calls import Call, answered, task_of
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import InvalidInput
 from results_store.records import Result
+from results_store.sql.columns import pack_vector
 
 router = APIRouter(prefix="/v1/embeddings", tags=["openai"])
 

@@ -5,6 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from producers.gateway.openai import chat, embeddings
-from producers.gateway.openai.calls import Plan
+from producers.gateway.openai.endpoint_calls import Plan
 
 ENDPOINTS: Mapping[str, Plan] = {"/v1/embeddings": embeddings.plan, "/v1/chat/completions": chat.plan}

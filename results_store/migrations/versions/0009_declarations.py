@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from results_store.schema import Json
+from results_store.sql.schema import Json
 
 revision = "0009"
 down_revision = "0008"

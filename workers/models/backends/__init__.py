@@ -1,0 +1,1 @@
+"""Backends of networks: torch, ONNX Runtime, OpenVINO, and CUDA graphs."""

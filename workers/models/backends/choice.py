@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
-from producers.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError
 
 Name: TypeAlias = Literal["torch", "onnxruntime", "openvino", "vllm"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]

@@ -13,12 +13,12 @@ import torch
 
 from workers.models.backends import kept
 from workers.models.backends.choice import Backend
-from workers.models.backends.network import TOKENS, Positional, Source, Tensors
+from workers.models.backends.compiled_network import TOKENS, Positional, Source, Tensors
 
 _OPSET = 17
 
 # Read when ONNX Runtime is imported, which writes a session file and reports to its makers otherwise. Device processes have it
-# from `workers.devices`; benchmarks and tests build networks in their own.
+# from `workers.device.devices`; benchmarks and tests build networks in their own.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
@@ -35,7 +35,7 @@ class OnnxNetwork:
                 (_quantised(made) if backend.precision == "int8" else made).replace(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = backend.threads or torch.get_num_threads()
-        # threads that wait give their core away, as in `workers.devices.pinned_environment`
+        # threads that wait give their core away, as in `workers.device.devices.pinned_environment`
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]

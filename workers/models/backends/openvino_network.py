@@ -11,7 +11,7 @@ import torch
 
 from workers.models.backends import kept
 from workers.models.backends.choice import Backend
-from workers.models.backends.network import Positional, Source, Tensors
+from workers.models.backends.compiled_network import Positional, Source, Tensors
 
 # OpenVINO's converter reports each model to its makers unless a file of the user forbids it; without this module it uses a stub.
 # A class of the user that imports OpenVINO before this module is not covered.

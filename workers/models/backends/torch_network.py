@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from workers.models.backends.choice import Backend
+from workers.models.backends.compiled_network import TOKENS, Source, Tensors
 from workers.models.backends.cuda_graphs import CapturedPasses, Pass, extent, padded
-from workers.models.backends.network import TOKENS, Source, Tensors
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

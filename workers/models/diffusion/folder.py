@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from producers.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError
 
 #: The pipelines whose steps are known here, whether they read a prompt, and how many steps they take unless told otherwise: at
 #: most as many as the network was trained on.

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from producers.kinds.explanation import Explanation
-from workers.models.model import Array, Arrays, Model, Prepared
+from producers.wire.kinds.explanation import Explanation
+from workers.models.interface.model import Array, Arrays, Model, Prepared
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from producers.errors import InvalidInput
+from producers.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
     import torch

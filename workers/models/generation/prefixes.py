@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from workers.models.generation.memory import Kept
+    from workers.models.generation.key_value_memory import Kept
 
 #: A shorter beginning costs more to look after than to read again.
 LEAST_TOKENS = 8

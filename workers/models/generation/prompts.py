@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
-from producers.kinds.generation import PLACE
-from producers.messages import MessagesInput
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.kinds.generation import PLACE
+from producers.wire.messages import MessagesInput
 from workers.models.generation.prefixes import common
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.tokenizing import Tokenizing

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from workers.models.generation.requests import Sampling
+from workers.models.generation.generation_request import Sampling
 
 #: A colder one draws as this one does, where a division by it would be infinite.
 _COLDEST = 1e-6

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from workers.models.generation.decoder_network import Feed
+from workers.models.generation.generation_request import Request, Written
 from workers.models.generation.grammar import Matcher
-from workers.models.generation.network import Feed
-from workers.models.generation.requests import Request, Written
 from workers.models.generation.sampling import Sampler
 from workers.models.generation.writing import Writer
 
 if TYPE_CHECKING:
-    from workers.models.generation.memory import Kept
+    from workers.models.generation.key_value_memory import Kept
 
 
 @dataclass(slots=True, eq=False)

@@ -10,13 +10,13 @@ import time
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from producers.errors import ConfigurationError
-from workers.models.adapter import Adapter
+from producers.wire.errors import ConfigurationError
+from workers.models.adapters.lora_folder import Adapter
 from workers.models.generation import vllm_requests
-from workers.models.generation.requests import Request
+from workers.models.generation.generation_request import Request
 from workers.models.generation.vllm_requests import Ask, Asked
 from workers.models.generation.writing import Writer
-from workers.models.stepwise import Stepped
+from workers.models.interface.stepwise import Stepped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from workers.models.adapter import Adapter
-from workers.models.generation.requests import Request, Written
+from workers.models.adapters.lora_folder import Adapter
+from workers.models.generation.generation_request import Request, Written
 from workers.models.generation.writing import Writer
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 
-from producers.errors import ConfigurationError
-from workers.models.model import Model, ModelSpec
+from producers.wire.errors import ConfigurationError
+from workers.models.interface.model import Model, ModelSpec
 
-_ENCODER = "workers.models.huggingface.encoder:EncoderModel"
-_SEQ2SEQ = "workers.models.huggingface.seq2seq:Seq2SeqModel"
-_WRITING = "workers.models.generation.model:GenerationModel"
-_DIFFUSION = "workers.models.diffusion.model:DiffusionModel"
-_RESTORATION = "workers.models.huggingface.restoration:RestorationModel"
-_IMAGES = "workers.models.huggingface.vision:ImageModel"
+_ENCODER = "workers.models.huggingface.text.encoder:EncoderModel"
+_SEQ2SEQ = "workers.models.huggingface.text.seq2seq:Seq2SeqModel"
+_WRITING = "workers.models.generation.generation_model:GenerationModel"
+_DIFFUSION = "workers.models.diffusion.diffusion_model:DiffusionModel"
+_RESTORATION = "workers.models.huggingface.vision.restoration:RestorationModel"
+_IMAGES = "workers.models.huggingface.vision.image_models:ImageModel"
 _SOUNDS = "workers.models.speech.classification:AudioModel"
-_VIDEOS = "workers.models.huggingface.video:VideoCheckpoint"
-_SPEECH = "workers.models.speech.recognition:recogniser"
+_VIDEOS = "workers.models.huggingface.vision.video_checkpoints:VideoCheckpoint"
+_SPEECH = "workers.models.speech.recogniser:recogniser"
 
 #: The class that serves a kind. Tasks of one model must have one class: they share its pass.
 CLASSES: Mapping[str, str] = {

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from producers.errors import ConfigurationError
-from workers.models.adapter import Adapter
+from producers.wire.errors import ConfigurationError
+from workers.models.adapters.lora_folder import Adapter
 
 #: Encoders that begin to count positions after the padding token's number, so that they have fewer than they say.
 _COUNT_AFTER_PADDING = ("camembert", "data2vec-text", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")

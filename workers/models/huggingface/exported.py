@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from producers.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError
+from workers.models.backends.build import build
 from workers.models.backends.choice import Backend
+from workers.models.backends.compiled_network import TOKENS, Source
 from workers.models.backends.cuda_graphs import CapturedPasses, bucket, extent
-from workers.models.backends.network import TOKENS, Source, build
-from workers.models.huggingface.networks import accepted, call
+from workers.models.huggingface.network_calls import accepted, call
 
 #: Named inputs of a pass.
 Inputs: TypeAlias = Mapping[str, torch.Tensor]

@@ -19,9 +19,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from producers.errors import ConfigurationError
-from workers.models import sources
+from producers.wire.errors import ConfigurationError
 from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.sources import model_source
 
 NAME = "tokenizer.json"
 
@@ -59,9 +59,9 @@ def save(tokenizer: Any, target: Path) -> None:
 
 
 def _cached(checkpoint: Checkpoint) -> Path:
-    revision = f"{checkpoint.folder}\n{sources.folder_revision(checkpoint.folder)}\n{version('transformers')}"
+    revision = f"{checkpoint.folder}\n{model_source.folder_revision(checkpoint.folder)}\n{version('transformers')}"
     digest = hashlib.blake2b(revision.encode(), digest_size=8).hexdigest()
-    return sources.cache_folder() / "tokenizers" / f"{digest}.json"
+    return model_source.cache_folder() / "tokenizers" / f"{digest}.json"
 
 
 def _make(checkpoint: Checkpoint, target: Path) -> None:

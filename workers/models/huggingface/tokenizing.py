@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from producers.errors import ConfigurationError, InvalidInput
+from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface import tokenizer_file
 from workers.models.huggingface.checkpoint import Checkpoint
 

@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from producers.catalogue import Task
-from producers.errors import ConfigurationError
-from producers.kinds.audio import AudioClassificationParams
-from workers.models import options
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError
+from producers.wire.kinds.audio import AudioClassificationParams
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.huggingface.head import best_labels
-from workers.models.huggingface.labels import FUNCTIONS
-from workers.models.huggingface.serving import FolderModel
-from workers.models.model import Array, Arrays, Prepared, digest
+from workers.models.huggingface.checkpoint_model import FolderModel
+from workers.models.huggingface.text.label_heads import FUNCTIONS
+from workers.models.huggingface.text_head import best_labels
+from workers.models.interface import options
+from workers.models.interface.model import Array, Arrays, Prepared, digest
 from workers.models.speech import features, waveform, waves
 from workers.models.speech.features import LogMel, Raw
 from workers.models.speech.recognition import decoded

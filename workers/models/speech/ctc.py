@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from producers.catalogue import Task
-from producers.errors import ConfigurationError, InvalidInput
-from producers.kinds.audio import SpeechRecognitionParams
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.kinds.audio import SpeechRecognitionParams
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.model import Array
+from workers.models.interface.model import Array
 from workers.models.speech import features, waveform, waves
 from workers.models.speech.recognition import Recognition, RecognitionModel
 from workers.models.speech.recordings import Window

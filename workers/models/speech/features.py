@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from producers.errors import ConfigurationError, InvalidInput
+from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.model import Array
+from workers.models.interface.model import Array
 
 Samples = NDArray[np.float32]
 

@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from producers.catalogue import Task
-from producers.errors import ConfigurationError, InvalidInput
-from producers.kinds.audio import SpeechRecognitionParams
-from workers.models import options
-from workers.models.huggingface import ragged
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.kinds.audio import SpeechRecognitionParams
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.huggingface.serving import FolderModel, read_for_each
-from workers.models.model import Array, Arrays, ModelSpec, Prepared, digest
+from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
+from workers.models.interface import options, ragged
+from workers.models.interface.model import Array, Arrays, Prepared, digest
 from workers.models.speech import features, recordings, voice, waveform
 from workers.models.speech.recordings import Window
 from workers.models.speech.voice import Span
@@ -162,18 +161,3 @@ def decoded(content: Any, rate: int, max_s: float) -> waveform.Samples:
     if not isinstance(content, bytes):
         raise InvalidInput("input", f"must be the bytes of an audio file, not {type(content).__name__}")
     return waveform.decode(content, rate=rate, max_s=max_s)
-
-
-def recogniser(spec: ModelSpec) -> RecognitionModel:
-    """Return the model for a checkpoint: Whisper, or one whose letters fall out frame by frame (CTC)."""
-    from workers.models.speech.ctc import CtcModel
-    from workers.models.speech.whisper import WhisperModel
-
-    where = f"models.{spec.name}"
-    config = Checkpoint(spec.folder, where).config
-    if config.get("model_type") == "whisper":
-        return WhisperModel(spec)
-    names = config.get("architectures") or [""]
-    if str(names[0]).endswith("ForCTC"):
-        return CtcModel(spec)
-    raise ConfigurationError(f"{where}: {names[0] or 'it'} is neither a Whisper model nor one for CTC")

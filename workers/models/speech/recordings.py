@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from workers.models.huggingface import ragged
-from workers.models.model import Array, Arrays
+from workers.models.interface import ragged
+from workers.models.interface.model import Array, Arrays
 
 _NOTHING = np.zeros(0, dtype=np.uint8)
 

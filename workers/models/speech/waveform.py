@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 
 Samples = NDArray[np.float32]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from producers.errors import InvalidInput
-from workers.models.huggingface import sequences
-from workers.models.model import Array
+from producers.wire.errors import InvalidInput
+from workers.models.huggingface import token_sequences
+from workers.models.interface.model import Array
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def together(lengths: Sequence[int], config: Mapping[str, Any]) -> list[list[int
     convolutions reach beyond the end; the others have a mask for it.
     """
     if config.get("feat_extract_norm") == "layer" and not config.get("add_adapter"):
-        return sequences.plan(list(enumerate(lengths)))
+        return token_sequences.plan(list(enumerate(lengths)))
     alike: dict[int, list[int]] = {}
     for place, length in enumerate(lengths):
         alike.setdefault(length, []).append(place)

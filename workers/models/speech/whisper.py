@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from producers.catalogue import Task
-from producers.errors import ConfigurationError, InvalidInput
-from producers.kinds.audio import SpeechRecognitionParams
-from workers.models import options
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.kinds.audio import SpeechRecognitionParams
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.model import Array
+from workers.models.interface import options
+from workers.models.interface.model import Array
 from workers.models.speech import waveform
 from workers.models.speech.features import LogMel
 from workers.models.speech.recognition import Recognition, RecognitionModel
 from workers.models.speech.recordings import Window
 
 if TYPE_CHECKING:
-    from workers.models.speech.whisper_writing import Passage, Writer
+    from workers.models.speech.whisper_decoding import Passage, Writer
 
 #: Windows that are encoded and written down together, unless the option `windows_together` says otherwise.
 _TOGETHER = 16
@@ -121,7 +121,7 @@ class WhisperModel(RecognitionModel):
 
     @cached_property
     def _writer(self) -> Writer:
-        from workers.models.speech.whisper_writing import Writer
+        from workers.models.speech.whisper_decoding import Writer
 
         return Writer(self.networks.only, self.spec.folder, self._most_tokens)
 
@@ -137,7 +137,7 @@ class WhisperModel(RecognitionModel):
     def _passage(self, window: Window, settings: Mapping[str, Any]) -> Passage:
         import torch
 
-        from workers.models.speech.whisper_writing import Passage
+        from workers.models.speech.whisper_decoding import Passage
 
         spectrum = self._spectrum.filled(window.sound.reshape(self._spectrum.bands, -1))
         on_device = torch.from_numpy(spectrum).to(self._device, self.networks.dtype)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from producers.errors import ConfigurationError, InputTooLarge, InvalidInput
-from workers.models.options import OVER_ZERO, Options
-from workers.models.video.sampling import Sampling
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
+from workers.models.interface.options import OVER_ZERO, Options
+from workers.models.video.frame_sampling import Sampling
 
 if TYPE_CHECKING:
     from av import VideoFrame

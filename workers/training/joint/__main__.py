@@ -13,9 +13,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from producers.catalogue import Catalogue
-from workers.models import sources
-from workers.training import data, features
+from producers.wire.catalogue import Catalogue
+from workers.models.sources import model_source
+from workers.training import data, head_features
 from workers.training.data import SEED
 from workers.training.joint import corpus, processes, result, trainer
 from workers.training.joint.recipe import Compression, Recipe
@@ -25,18 +25,18 @@ from workers.training.joint.trainer import Work
 
 def main() -> None:
     asked = _parser().parse_args()
-    console, cache = Console(), sources.cache_folder()
+    console, cache = Console(), model_source.cache_folder()
     given = {name: value for name, value in vars(asked).items() if name in Recipe.__struct_fields__}
     recipe = Recipe(**given)
     splits = {task: data.split(data.read(task, cache), seed=SEED) for task in data.READERS}
-    encoder = features.encoder(cache)
+    encoder = head_features.encoder(cache)
     texts = corpus.read(encoder.folder, splits, recipe.max_tokens)
     work = Work(corpus=texts, recipe=recipe, out=asked.out, accumulate=asked.accumulate, split=asked.split)
     processes.run(trainer.train, work, count=asked.processes, device=asked.device)
     if processes.is_first():
         result.write(asked.out, texts, recipe)
         joint = result.model(asked.out, list(splits), recipe.max_tokens)
-        frozen = features.text_model(cache, {task: Catalogue.builtin().tasks[task] for task in splits})
+        frozen = head_features.text_model(cache, {task: Catalogue.builtin().tasks[task] for task in splits})
         scores = result.judge(joint, frozen, {task: split.test for task, split in splits.items()})
         card = Card(encoder.revision, result.best_step(asked.out), recipe, scores)
         (asked.out / result.CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from producers.kinds.text import TextClassificationParams
-from workers.models.model import ModelSpec, Prepared
-from workers.models.text import TextModel
+from producers.wire.kinds.text import TextClassificationParams
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.interface.model import ModelSpec, Prepared
 from workers.training.data import Example, Split, texts_as_served
 from workers.training.joint.schedule import Place
 

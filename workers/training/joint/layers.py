@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
-from producers.errors import ConfigurationError
-from workers.models.text_network import TextEncoder
+from producers.wire.errors import ConfigurationError
+from workers.models.built_in.text.text_network import TextEncoder
 
 #: The matrices of a BERT layer, by how they are cut.
 _COLUMNS = ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense")

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed, multiprocessing
 
-from producers.errors import ConfigurationError
-from workers import devices
+from producers.wire.errors import ConfigurationError
+from workers.device import devices
 
 Work = TypeVar("Work")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from producers.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError
 
 Compression = Literal["none", "fp16", "bf16", "powersgd", "topk"]
 

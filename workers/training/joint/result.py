@@ -11,14 +11,14 @@ import msgspec
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from producers.catalogue import Task
-from producers.kinds import KINDS
-from workers.models import head
-from workers.models.model import ModelSpec
-from workers.models.text import TextModel
+from producers.wire.catalogue import Task
+from producers.wire.kinds import KINDS
+from workers.models.built_in.multitask import head_file
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.interface.model import ModelSpec
 from workers.training import evaluate
 from workers.training.data import Example
-from workers.training.joint import checkpoint, network
+from workers.training.joint import joint_checkpoint, joint_network
 from workers.training.joint.corpus import Corpus
 from workers.training.joint.recipe import Recipe
 
@@ -48,8 +48,8 @@ class Card(msgspec.Struct, frozen=True):
 def write(out: Path, corpus: Corpus, recipe: Recipe) -> None:
     """Write the best weights of a training in `out` as encoder, heads, and the table of a ``fleet.toml`` that serves them."""
     counts = {task: len(labels) for task, labels in corpus.labels.items()}
-    trained = network.build(corpus.encoder, counts, recipe.weights, recipe.seed)
-    trained.load_state_dict(load_file(out / checkpoint.BEST))
+    trained = joint_network.build(corpus.encoder, counts, recipe.weights, recipe.seed)
+    trained.load_state_dict(load_file(out / joint_checkpoint.BEST))
     trained.encoder.backbone.save_pretrained(out / ENCODER)
     (out / ENCODER / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for name in _TOKENIZER:
@@ -57,17 +57,19 @@ def write(out: Path, corpus: Corpus, recipe: Recipe) -> None:
             shutil.copyfile(corpus.encoder / name, out / ENCODER / name)
     for task, module in trained.heads.items():
         about = {"seed": recipe.seed, "step": best_step(out)}
-        head.save(module, out / HEADS / task / head.FILE, kind="attention", labels=corpus.labels[task], **about)
+        head_file.save(
+            module, out / HEADS / task / head_file.FILE, kind="attention", labels=corpus.labels[task], **about
+        )
     (out / SETTINGS).write_text(_settings(out.resolve(), list(corpus.labels), recipe.max_tokens), encoding="utf-8")
 
 
 def best_step(out: Path) -> int:
-    with safe_open(out / checkpoint.BEST, framework="pt") as file:
+    with safe_open(out / joint_checkpoint.BEST, framework="pt") as file:
         return int(file.metadata()["step"])
 
 
 def _settings(out: Path, tasks: Sequence[str], max_tokens: int) -> str:
-    lines = ["[models.joint]", 'class = "workers.models.text:TextModel"']
+    lines = ["[models.joint]", 'class = "text"']
     lines += [f"source = {{ path = {json.dumps(str(out / ENCODER))} }}"]
     lines += [f"options = {{ heads = {json.dumps(str(out / HEADS))}, max_tokens = {max_tokens} }}"]
     lines += ["", "[models.joint.tasks]", *(f'{task} = "text-classification"' for task in tasks)]

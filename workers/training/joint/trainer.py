@@ -16,16 +16,17 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from producers.errors import ConfigurationError
-from workers.training.batches import by_size
-from workers.training.joint import checkpoint, compression, layers, network, schedule
-from workers.training.joint.checkpoint import Progress
+from producers.wire.errors import ConfigurationError
+from workers.training.joint import compression, joint_checkpoint, layers, schedule
+from workers.training.joint import joint_network as network
 from workers.training.joint.compression import SlowLink, Traffic
 from workers.training.joint.corpus import Batches, Corpus
-from workers.training.joint.network import JointNetwork
+from workers.training.joint.joint_checkpoint import Progress
+from workers.training.joint.joint_network import JointNetwork
 from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Recipe
 from workers.training.joint.schedule import Place, Schedule
+from workers.training.training_batches import by_size
 
 LOG = "log.jsonl"
 
@@ -101,7 +102,7 @@ def prepare(process: Process, work: Work, link: SlowLink | None) -> Trainer:
     if work.split == "layers":
         layers.split(built.encoder, process.device)
     optimiser = _optimiser(built, work.recipe)
-    progress = checkpoint.load(work.out, work.recipe, built, optimiser)
+    progress = joint_checkpoint.load(work.out, work.recipe, built, optimiser)
     replica, traffic = _replicated(built, process, work, link)
     return Trainer(process, work, built, replica, optimiser, progress, traffic)
 
@@ -199,7 +200,7 @@ class Trainer:
         self.progress.best, self.progress.best_step, self.progress.stale = mean, step, 0
         best = {name: layers.whole(tensor) for name, tensor in self.network.state_dict().items()}
         if self.process.is_first:
-            checkpoint.write(best, self.work.out / checkpoint.BEST, {"step": str(step)})
+            joint_checkpoint.write(best, self.work.out / joint_checkpoint.BEST, {"step": str(step)})
         return accuracies
 
     def _accuracies(self) -> list[float]:
@@ -215,13 +216,17 @@ class Trainer:
     def _keep(self, line: Line) -> None:
         done = line.step == self.recipe.steps or self.progress.stale >= self.recipe.patience
         every = self.work.checkpoint_every
-        found = checkpoint.tensors(self.network, self.optimiser) if every and (done or line.step % every == 0) else None
+        found = (
+            joint_checkpoint.tensors(self.network, self.optimiser)
+            if every and (done or line.step % every == 0)
+            else None
+        )
         if not self.process.is_first:
             return
         with (self.work.out / LOG).open("ab") as file:
             file.write(msgspec.json.encode(line) + b"\n")
         if found:
-            checkpoint.save(self.work.out, self.recipe, self.progress, found)
+            joint_checkpoint.save(self.work.out, self.recipe, self.progress, found)
 
 
 def _replicated(

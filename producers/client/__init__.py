@@ -1,0 +1,1 @@
+"""The client: it submits items, follows their jobs and returns their results."""

@@ -1,0 +1,157 @@
+"""What a client has open towards its fleet: store, broker, notices; each opened when first used, from any thread."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from producers.client.group_commit import Deliver
+from producers.client.notices import Listener
+from producers.wire.blobs import Blobs
+from producers.wire.connection import Connection
+from producers.wire.errors import ConfigurationError
+from producers.wire.messages import Priority, new_id
+from producers.wire.publisher import Publisher, as_unavailable
+from producers.wire.result_files import ResultFiles
+from results_store.records import NewJob, Tenant
+
+if TYPE_CHECKING:
+    from results_store.store import Store
+
+
+class Stream:
+    """The one job that a client's lone items of one tenant belong to, and their numbers in it."""
+
+    def __init__(self, tenant: str) -> None:
+        self.job = NewJob(
+            id=new_id(),
+            priority=int(Priority.STANDARD),
+            name=f"stream of {socket.gethostname()}:{os.getpid()}",
+            created_at=time.time(),
+            tenant=tenant,
+        )
+        self.seq = itertools.count()
+        self.open = False
+
+
+class Link:
+    """The parts that the client and the asyncio client share. Thread-safe; opening may wait for the network."""
+
+    def __init__(self, connection: Connection, deliver: Deliver, *, store_timeout_s: float) -> None:
+        self._connection = connection
+        self._deliver = deliver
+        self._store_timeout_s = store_timeout_s
+        self._lock = threading.RLock()
+        self.closing = False
+        self._closed = False
+        self._store: Store | None = None
+        self._publisher: Publisher | None = None
+        self._listener: Listener | None = None
+        self._streams: dict[str, Stream] = {}
+        self._tenants = {"": Tenant(name="", lane=0)}
+        self._blobs: Blobs | None = None
+        self._files: ResultFiles | None = None
+        self._max_queued_s: Mapping[Priority, float] | None = None
+
+    @property
+    def store(self) -> Store:
+        """The open store. Raises ConfigurationError, SchemaMismatch or StoreUnavailable."""
+        with self._lock:
+            self.refuse_if_closed()
+            if self._store is None:
+                from results_store.store import Store
+
+                self._store = Store(self._connection.store_url, timeout_s=self._store_timeout_s).open()
+            return self._store
+
+    @property
+    def publisher(self) -> Publisher:
+        """The publisher. Raises ConfigurationError if there is no broker."""
+        with self._lock:
+            self.refuse_if_closed()
+            if self._publisher is None:
+                self._publisher = Publisher(self._connection.broker_url)
+            return self._publisher
+
+    @property
+    def listener(self) -> Listener:
+        """The listener; without a broker it asks the store at intervals, as whoever only reads results needs none."""
+        with self._lock:
+            self.refuse_if_closed()
+            if self._listener is None:
+                try:
+                    redis = self.publisher.subscriber()
+                except ConfigurationError:
+                    redis = None
+                self._listener = Listener(redis, lambda: self.store, self._deliver)
+            return self._listener
+
+    def stream(self, tenant: str) -> Stream:
+        """Return a tenant's stream, at once; `open_stream` makes it real."""
+        found = self._streams.get(tenant)
+        return self._streams.setdefault(tenant, Stream(tenant)) if found is None else found
+
+    def open_stream(self, stream: Stream, *, again: bool = False) -> None:
+        """Make sure that the stream's job exists and its notices are heard. Raises BrokerUnavailable, StoreUnavailable."""
+        if stream.open and not again:
+            return
+        with self._lock:
+            self.publisher.check()  # no job for a broker that is not there
+            self.store.create_job(stream.job)
+            self.listener.start(stream.job.id)
+            stream.open = True
+
+    def lane(self, tenant: str) -> int:
+        """Return the lane of a tenant's envelopes. The first time, a new tenant gets one in the store. Raises StoreUnavailable."""
+        if tenant not in self._tenants:
+            self._tenants[tenant] = self.store.tenants.enrol(tenant)
+        return self._tenants[tenant].lane
+
+    @property
+    def max_queued_s(self) -> Mapping[Priority, float]:
+        """How much work may wait in front of new items, by priority; no entry: any. Raises ConfigurationError."""
+        if self._max_queued_s is None:
+            self._max_queued_s = self._connection.admission.by_priority
+        return self._max_queued_s
+
+    @property
+    def blobs(self) -> Blobs:
+        """Where large inputs go. Raises ConfigurationError."""
+        if self._blobs is None:
+            self._blobs = Blobs(self._connection.blobs)
+        return self._blobs
+
+    @property
+    def files(self) -> ResultFiles:
+        """Where results that are files lie. Raises ConfigurationError."""
+        if self._files is None:
+            self._files = self._connection.files
+        return self._files
+
+    def check(self) -> None:
+        """Ask broker and store now. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
+        with as_unavailable(self.publisher.redis):
+            self.publisher.redis.ping()
+        self.store.jobs(limit=1)
+
+    def close(self) -> None:
+        """Let go of everything. What was accepted is computed all the same."""
+        self.closing = True  # who begins to await from here on is told by itself, who did before by the listener
+        with self._lock:
+            listener, publisher, store = self._listener, self._publisher, self._store
+        if listener is not None:
+            listener.close()  # outside the lock: its thread may be asking for the store
+        with self._lock:
+            self._closed = True
+        for part in (publisher, store):
+            if part is not None:
+                part.close()
+
+    def refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ConfigurationError("this client is closed; make a new one")

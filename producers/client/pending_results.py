@@ -1,0 +1,102 @@
+"""One item's results on their way: registered before its envelope leaves, settled when all its rows are there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from producers.client.group_commit import Promise, settle
+from results_store.records import Result, ResultState
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """An envelope that carries an item for some of its tasks; `alone` says that it carries nothing else."""
+
+    envelope: str
+    model: str
+    tasks: tuple[str, ...]
+    alone: bool
+
+
+class Pending:
+    """What is awaited of one item. Thread-safe; any number of callers may wait."""
+
+    __slots__ = (
+        "__weakref__",
+        "_lock",
+        "_promises",
+        "carriers",
+        "durable",
+        "job",
+        "key",
+        "rows",
+        "seq",
+        "since",
+        "tasks",
+    )
+
+    def __init__(
+        self, job: str, seq: int, tasks: Sequence[str], *, key: str | None = None, durable: bool = True
+    ) -> None:
+        self.job = job
+        self.seq = seq
+        self.tasks = tuple(tasks)
+        self.key = key
+        self.durable = durable
+        self.carriers: tuple[Carrier, ...] = ()
+        self.since = time.monotonic()
+        self.rows: list[Result] | None = None
+        self._promises: list[Promise] = []
+        self._lock = threading.Lock()
+
+    def tell(self, promise: Promise) -> None:
+        """Give `promise` the rows, in the order of the tasks: now, or when they are there."""
+        with self._lock:
+            if self.rows is None:
+                self._promises.append(promise)
+                return
+        settle(promise, self.rows)
+
+    def forget(self, promise: Promise) -> None:
+        """Who held this promise waits no more."""
+        with self._lock:
+            if promise in self._promises:
+                self._promises.remove(promise)
+
+    def is_whole(self, rows: Sequence[Result]) -> bool:
+        return len({row.task for row in rows} & set(self.tasks)) == len(self.tasks)
+
+    def arrive(self, rows: Sequence[Result]) -> None:
+        """All rows are there."""
+        by_task = {row.task: row for row in rows}
+        with self._lock:
+            self.rows = [by_task[task] for task in self.tasks]
+            promises, self._promises = self._promises, []
+        for promise in promises:
+            settle(promise, self.rows)
+
+    def fail(self, error: Exception) -> None:
+        """The rows could not be looked up: who waits now hears of it, and may wait again."""
+        with self._lock:
+            promises, self._promises = self._promises, []
+        for promise in promises:
+            settle(promise, error)
+
+    def cancelled_rows(self) -> list[Result]:
+        """The rows that say that every task of the item was cancelled."""
+        return [
+            Result(
+                job=self.job,
+                seq=self.seq,
+                task=task,
+                envelope=carrier.envelope,
+                state=ResultState.CANCELLED,
+                key=self.key,
+                model=carrier.model,
+            )
+            for carrier in self.carriers
+            for task in carrier.tasks
+        ]

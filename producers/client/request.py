@@ -1,0 +1,179 @@
+"""What a submission asks for, checked before anything is sent. Pure: the sync and the asyncio client share it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from producers.wire.catalogue import Catalogue, Task
+from producers.wire.errors import InvalidInput
+from producers.wire.forms import sendable
+from producers.wire.messages import Input, Item, Params, Priority
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An input with what belongs to it alone.
+
+    `key` is the submitter's own identifier, kept with the result. `params` adds to those of the whole submission, in the
+    same shape. `origin` says where the input comes from, for error messages: ``reviews.csv:17``.
+    """
+
+    input: object
+    key: str | None = None
+    params: Mapping[str, Any] | None = None
+    origin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one submission asks for every input, checked. `single` says that one task was named, not a sequence.
+
+    `lacking` are the tasks with parameters that have to be given and are not: each item must have its own. `names` are the tasks'.
+    """
+
+    catalogue: Catalogue
+    tasks: tuple[Task, ...]
+    single: bool
+    priority: Priority
+    params: Mapping[str, Params]
+    models: Mapping[str, tuple[str, ...]]
+    deadline_s: float | None = None
+    lacking: tuple[Task, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def check(
+        cls,
+        catalogue: Catalogue,
+        task: str | Sequence[str],
+        *,
+        priority: Priority | str,
+        deadline_s: float | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Request:
+        """Return the request, or raise InvalidInput naming the argument that is wrong."""
+        tasks = _tasks(catalogue, task)
+        single = isinstance(task, str)
+        given = _params(tasks, params, single=single, field="params")
+        for named in tasks:
+            own = given.get(named.name, {})
+            if own and not named.lacks(own):
+                catalogue.check_params(named, own, field=_where("params", named, single=single))
+        return cls(
+            catalogue=catalogue,
+            tasks=tasks,
+            names=tuple(named.name for named in tasks),
+            single=single,
+            priority=parse_priority(priority),
+            params=given,
+            lacking=tuple(task for task in tasks if task.lacks(given.get(task.name, {}))),
+            models=catalogue.by_model(task.name for task in tasks),
+            deadline_s=_deadline(deadline_s),
+        )
+
+    def streamed(self) -> Request:
+        """Return the request for an answer that is told piece by piece. Raises InvalidInput if its task writes no text."""
+        task = self.tasks[0]
+        if not self.single or "stream" not in task.kind.params.__struct_fields__:
+            raise InvalidInput("task", f"{task.name!r} writes no text that could be read in pieces", "use `submit`")
+        return replace(self, params={task.name: {**self.params.get(task.name, {}), "stream": True}})
+
+    def deadline_at(self, now: float) -> float | None:
+        """Return the time (Unix) past which items are not computed any more, for a submission made `now`."""
+        return None if self.deadline_s is None else now + self.deadline_s
+
+    def item(self, seq: int, value: object, *, field: str) -> Item:
+        """Return `value`, an input or a NewItem, as a checked item. Raises InvalidInput naming `field` and what in it."""
+        key = params = None
+        if isinstance(value, NewItem):
+            key, params, value = value.key, value.params, value.input
+            if key is not None and not isinstance(key, str):
+                raise InvalidInput(f"{field}.key", f"must be text, not {type(key).__name__}", "convert it with str()")
+            if key is not None and not key.isascii():
+                sendable(key, f"{field}.key")
+        # by position: this runs for every one of millions
+        return Item(seq, self._input(value, field), self.names, self._item_params(params, field), key)
+
+    def _input(self, value: object, field: str) -> Input:
+        if isinstance(value, Path):
+            value = value.absolute()  # the worker's folder is another one
+        # the tasks are of one modality, so that what is right for the first is right for all
+        return self.catalogue.check_input(self.tasks[0], value, field=field)
+
+    def _item_params(self, params: Mapping[str, Any] | None, field: str) -> dict[str, Params]:
+        if not params and not self.lacking:
+            return dict(self.params)
+        own = _params(self.tasks, params, single=self.single, field=f"{field}.params")
+        merged = {name: {**self.params.get(name, {}), **own.get(name, {})} for name in {**self.params, **own}}
+        for task in self.tasks:
+            if task.name in own or task in self.lacking:
+                where = _where(f"{field}.params", task, single=self.single)
+                self.catalogue.check_params(task, merged.get(task.name, {}), field=where)
+        return merged
+
+
+def parse_priority(value: object, field: str = "priority") -> Priority:
+    """Return a Priority from itself or from its name in any case. Raises InvalidInput."""
+    if isinstance(value, Priority):
+        return value
+    if isinstance(value, str) and value.upper() in Priority.__members__:
+        return Priority[value.upper()]
+    known = ", ".join(name.lower() for name in Priority.__members__)
+    raise InvalidInput(field, f"must be a Priority or its name, not {value!r}", f"one of {known}")
+
+
+def _tasks(catalogue: Catalogue, task: object) -> tuple[Task, ...]:
+    if isinstance(task, str):
+        return (catalogue.task(task),)
+    if not isinstance(task, Sequence):
+        raise InvalidInput("task", f"must be a task's name or several, not {type(task).__name__}")
+    if not task:
+        raise InvalidInput("task", "names no task", f"known tasks: {', '.join(sorted(catalogue.tasks))}")
+    tasks = tuple(catalogue.task(name, field=f"task[{place}]") for place, name in enumerate(task))
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise InvalidInput("task", f"names a task twice ({', '.join(names)})", "name each once")
+    modalities = sorted({task.kind.modality for task in tasks})
+    if len(modalities) > 1:
+        raise InvalidInput(
+            "task", f"mixes tasks for {' and '.join(modalities)}", "an input is one or the other: submit them apart"
+        )
+    return tasks
+
+
+def _where(field: str, task: Task, *, single: bool) -> str:
+    return field if single else f"{field}.{task.name}"
+
+
+def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str) -> dict[str, Params]:
+    """Return parameters by task name, unchecked: those given for the one task, or for several by their names."""
+    if params is None:
+        return {}
+    if not isinstance(params, Mapping):
+        raise InvalidInput(field, f"must be a mapping, not {type(params).__name__}")
+    by_task: Mapping[Any, Any] = {tasks[0].name: params} if single else params
+    named = {task.name: task for task in tasks}
+    checked: dict[str, Params] = {}
+    for name, values in by_task.items():
+        where = field if single else f"{field}.{name}"
+        if name not in named:
+            raise InvalidInput(where, "is not one of the tasks asked for", f"these are: {', '.join(named)}")
+        if not isinstance(values, Mapping):
+            raise InvalidInput(where, f"must be a mapping of parameters, not {type(values).__name__}")
+        if values:
+            checked[name] = sendable(dict(values), where)
+    return checked
+
+
+def _deadline(deadline_s: object) -> float | None:
+    if deadline_s is None:
+        return None
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
+        raise InvalidInput("deadline_s", f"must be a number of seconds, not {type(deadline_s).__name__}")
+    if not math.isfinite(deadline_s) or deadline_s <= 0:
+        raise InvalidInput("deadline_s", f"must be more than 0 and finite, not {deadline_s}", "leave it out for none")
+    return float(deadline_s)

@@ -1,0 +1,198 @@
+"""Whether new work is taken: by the seconds of work that are queued already, and by the tenant's own limits.
+
+What the store knows is looked at once a second at most, while something is submitted. A lone interactive item never waits
+for that: it is judged by the last look, and the next one is made behind its back. Limits are therefore kept to within what
+all clients submit in a second; the rate alone is counted exactly, in Redis, and only for tenants that have one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from producers.client.group_commit import Gathering
+from producers.client.sending.intake import CHUNK_ITEMS
+from producers.wire.errors import ArgosyError, Overloaded, RateLimited
+from producers.wire.messages import Priority
+from producers.wire.publisher import as_unavailable
+from results_store.errors import StoreError
+from results_store.records import QueuedWork, Tenant
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from producers.client.fleet_link import Link
+    from producers.client.sending.parcels import Parcel
+
+log = logging.getLogger(__name__)
+
+#: How old a look at the store may be.
+LOOK_EVERY_S = 1.0
+
+#: A tenant under its rate may take this many seconds of it at once.
+BURST_S = 1.0
+
+# The generic cell rate algorithm (ITU-T I.371, annex A): the key holds when the tenant will be level with its rate.
+# Whoever is not more than a burst ahead of that may go, whatever the size, and pays it off before the next.
+# ARGV: the rate, the burst, and the size of each parcel. Returns how many of them may go, and the wait for the next one.
+_RATE = """
+local now = redis.call('TIME')
+now = now[1] + now[2] / 1000000
+local level = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+local taken = 0
+for place = 3, #ARGV do
+    if level - now > ARGV[2] + 0 then break end
+    level = level + ARGV[place] / ARGV[1]
+    taken = taken + 1
+end
+if taken > 0 then
+    redis.call('SET', KEYS[1], string.format('%.6f', level), 'PX', math.ceil((level - now) * 1000) + 1000)
+end
+return {taken, string.format('%.6f', math.max(0, level - now - ARGV[2]))}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the store said at a moment (monotonic)."""
+
+    at: float = float("-inf")
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    in_flight: Mapping[str, int] = field(default_factory=dict)
+    work: Sequence[QueuedWork] = ()
+
+    def queued_s(self, models: Iterable[str], priority: Priority, tenant: Tenant) -> float:
+        """Return how long a new item of a tenant would wait, as far as can be told, in the longest queue it is to be in.
+
+        What is more urgent goes first, whoever's it is. Within a priority tenants take turns: their own work counts,
+        times all the weights that wait over their own, and never more than everything that waits.
+        """
+        weights: defaultdict[int, float] = defaultdict(float)
+        for one in self.tenants.values():
+            weights[one.lane] += one.weight
+        return max((self._of_model(model, priority, tenant.lane, weights) for model in models), default=0.0)
+
+    def _of_model(self, model: str, priority: Priority, lane: int, weights: Mapping[int, float]) -> float:
+        urgent = [work.seconds or 0.0 for work in self.work if work.model == model and work.priority < priority]
+        lanes = {
+            work.lane: work.seconds or 0.0 for work in self.work if work.model == model and work.priority == priority
+        }
+        own_weight = weights.get(lane) or 1.0
+        others = sum(weights.get(other) or 1.0 for other in lanes if other != lane)
+        by_turns = lanes.get(lane, 0.0) * (own_weight + others) / own_weight
+        return sum(urgent) + min(by_turns, sum(lanes.values()))
+
+
+class Admission:
+    """Judges parcels for a client, in its sending threads. `max_queued_s` is by priority; none means without end."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._look = Look()
+        self._seen: set[str] = set()  # the tenants that this client submits for
+        self._added: Counter[str] = Counter()  # items accepted since the last look
+        self._lock = threading.Lock()
+        self._looking: Gathering[Look] = Gathering("argosy admission", lambda _: self.look(), limit=64)
+
+    def close(self) -> None:
+        self._looking.close()
+
+    def portion(self, tenant: str) -> int:
+        """Return how many items may be asked for at once: what a tenant's limits can ever let through."""
+        limits = self._look.tenants.get(tenant)
+        if limits is None:
+            return CHUNK_ITEMS
+        rate = limits.max_items_per_s
+        most = [CHUNK_ITEMS]
+        if limits.max_in_flight is not None:
+            most.append(limits.max_in_flight // 4)  # the rest goes on meanwhile
+        if rate is not None:
+            most.append(int(rate * BURST_S))
+        return max(1, min(most))
+
+    def judge(self, parcels: Sequence[Parcel]) -> list[Overloaded | None]:
+        """Return for each parcel why it is refused, or None; what is not refused counts as taken. Raises BrokerUnavailable."""
+        self._seen.update(parcel.tenant for parcel in parcels)
+        if time.monotonic() - self._look.at > LOOK_EVERY_S:
+            if all(parcel.request.priority is Priority.INTERACTIVE for parcel in parcels):
+                self._looking.put(self._look)
+            else:
+                self.look()
+        verdicts = [self._refusal(parcel) for parcel in parcels]
+        self._apply_rates(parcels, verdicts)
+        return verdicts
+
+    def look(self, tenant: str | None = None) -> None:
+        """Look at the store, also for a tenant that is new here. If the store is away, the last look goes on counting."""
+        if tenant is not None:
+            self._seen.add(tenant)
+        with self._lock:
+            if tenant is None and time.monotonic() - self._look.at <= LOOK_EVERY_S:
+                return
+            added = dict(self._added)
+            try:
+                self._look = self._taken()
+            except (ArgosyError, StoreError) as error:
+                log.debug("admission goes by an older look at the store: %s", error)
+                return
+            self._added.subtract(added)
+
+    def _taken(self) -> Look:
+        store = self._link.store
+        at = time.monotonic()
+        tenants = {tenant.name: tenant for tenant in store.tenants.every()}
+        limited = [name for name in self._seen if name in tenants and tenants[name].max_in_flight is not None]
+        in_flight = {name: store.tenants.in_flight(name) for name in limited}
+        return Look(at, tenants, in_flight, store.flight.queued_work() if self._link.max_queued_s else ())
+
+    def _refusal(self, parcel: Parcel) -> Overloaded | None:
+        tenant = self._look.tenants.get(parcel.tenant, Tenant(name=parcel.tenant, lane=0))
+        priority = parcel.request.priority
+        most_s = self._link.max_queued_s.get(priority)
+        if most_s is not None and (queued_s := self._look.queued_s(parcel.request.models, priority, tenant)) > most_s:
+            return Overloaded(
+                f"{queued_s:,.0f} s of work wait in front of new {priority.name.lower()} items, more than the "
+                f"{most_s:,.0f} s that admission.max_queued_s allows; submit them later, or add workers",
+                max(LOOK_EVERY_S, queued_s - most_s),
+            )
+        items = len(parcel.items)
+        waiting = self._look.in_flight.get(parcel.tenant, 0) + self._added[parcel.tenant]
+        if tenant.max_in_flight is not None and waiting and waiting + items > tenant.max_in_flight:
+            return RateLimited(
+                f"tenant {parcel.tenant!r} has about {waiting:,} items in flight and may have {tenant.max_in_flight:,}; "
+                "submit again when results have come",
+                LOOK_EVERY_S,
+            )
+        if parcel.durable:
+            self._added[parcel.tenant] += items
+        return None
+
+    def _apply_rates(self, parcels: Sequence[Parcel], verdicts: list[Overloaded | None]) -> None:
+        """Refuse what is over a tenant's rate. The first of its parcels go, as far as the rate allows."""
+        places: defaultdict[str, list[int]] = defaultdict(list)
+        for place, parcel in enumerate(parcels):
+            tenant = self._look.tenants.get(parcel.tenant)
+            if verdicts[place] is None and tenant is not None and tenant.max_items_per_s is not None:
+                places[parcel.tenant].append(place)
+        for name, own in places.items():
+            rate = self._look.tenants[name].max_items_per_s or 0.0
+            sizes = [len(parcels[place].items) for place in own]
+            taken, wait_s = _take(self._link.publisher.redis, name, rate, sizes)
+            for place in own[taken:]:
+                if parcels[place].durable:
+                    self._added[name] -= len(parcels[place].items)
+                verdicts[place] = RateLimited(
+                    f"tenant {name!r} may submit {rate:g} items a second; try again in {wait_s:.2f} s", wait_s
+                )
+
+
+def _take(redis: Redis, tenant: str, rate: float, sizes: Sequence[int]) -> tuple[int, float]:
+    """Take as many of these sizes from a tenant's rate as it allows; return how many, and the seconds to wait for more."""
+    with as_unavailable(redis):
+        taken, wait_s = redis.eval(_RATE, 1, f"argosy.rate.{tenant}", rate, BURST_S, *sizes)
+    return int(taken), float(wait_s)

@@ -1,0 +1,163 @@
+"""What one call of `submit` or `submit_many` puts into the outbox. Shared: the clients only differ in how they wait."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from producers.client.group_commit import Promise
+from producers.client.pending_results import Pending
+from producers.client.request import NewItem, Request
+from producers.client.sending.full_fleet import Patience
+from producers.client.sending.intake import weight
+from producers.client.sending.outbox import Order
+from producers.client.sending.parcels import Parcel, shared_deadline
+from producers.wire.errors import ArgosyError, InvalidInput
+from producers.wire.messages import Priority, new_id
+from producers.wire.packing import Weighed
+from results_store.errors import StoreError
+from results_store.records import JobStatus, NewJob
+
+if TYPE_CHECKING:
+    from producers.client.fleet_link import Link
+
+
+#: What a client waits on.
+P = TypeVar("P", bound=Promise)
+
+
+def lone_order(
+    request: Request,
+    input: object,  # noqa: A002 - the word for it everywhere else
+    link: Link,
+    promise: Promise,
+    *,
+    key: str | None,
+    durable: bool,
+    tenant: str,
+) -> tuple[Order, Pending]:
+    """Return the order for one input, in the tenant's stream, and what awaits its results. Raises InvalidInput."""
+    item = request.item(0, NewItem(input, key), field="input")
+    stream = link.stream(tenant)
+    item = msgspec.structs.replace(item, seq=next(stream.seq))  # a refused input leaves no gap
+    deadline_at = shared_deadline(request, time.time())
+    parcel = Parcel(request, [(item, weight(item.input))], stream.job.id, deadline_at, durable, tenant)
+    pending = Pending(stream.job.id, item.seq, item.tasks, key=key, durable=durable)
+    return Order(parcel, promise, pending), pending
+
+
+@dataclass(slots=True)
+class Sent(Generic[P]):
+    """Items under way: who waits for them to be accepted, and how patiently they are sent again."""
+
+    items: Sequence[Weighed]
+    patience: Patience
+    promise: P
+
+
+class Submission:
+    """What is accepted of it. Its job is created with its first chunk, so that one refused at once leaves nothing."""
+
+    def __init__(self, request: Request, job: NewJob, on_accepted: Callable[[str, int], object] | None = None) -> None:
+        self.job = job.id
+        self.tenant = job.tenant
+        self.new_job: NewJob | None = job
+        self._request = request
+        self._pipeline = job.pipeline
+        self._on_accepted = on_accepted
+        self._deadline_at = request.deadline_at(time.time())
+        self._expected_rows: int | None = None
+        self._accepted = 0
+
+    @property
+    def created(self) -> NewJob:
+        """The job to create."""
+        assert self.new_job is not None
+        return self.new_job
+
+    def resume(self, found: JobStatus) -> int:
+        """Go on with the job that has the idempotency key; return how many items it has from an earlier run.
+
+        Raises InvalidInput if it was cancelled: what was added would never be computed.
+        """
+        if found.cancelled_at is not None:
+            problem = f"belongs to the job {found.id}, which was cancelled"
+            raise InvalidInput("idempotency_key", problem, "take another one (`argosy submit --again`)")
+        if found.pipeline != self._pipeline:
+            raise InvalidInput(
+                "idempotency_key", f"belongs to the job {found.id}, which has other steps", "take another"
+            )
+        self.job, self.new_job = found.id, None
+        # from here on each chunk says how many rows it expects before it, so that two runs cannot mix
+        self._expected_rows = found.items
+        return found.items // len(self._request.models)  # an item has a row for every model
+
+    def order(self, chunk: Sequence[Weighed], promise: Promise) -> Order:
+        """Return the order for the next chunk. The one before must have been accepted."""
+        parcel = Parcel(
+            self._request,
+            chunk,
+            self.job,
+            self._deadline_at,
+            tenant=self.tenant,
+            pipeline=self._pipeline is not None,
+        )
+        return Order(parcel, promise, new_job=self.new_job, expected_rows=self._expected_rows)
+
+    def accepted(self, chunk: Sequence[Weighed]) -> None:
+        """Take note that a chunk was accepted."""
+        self.new_job = None
+        if self._expected_rows is not None:
+            self._expected_rows += len(chunk) * len(self._request.models)
+        self._accepted += len(chunk)
+        if self._on_accepted is not None:
+            self._on_accepted(self.job, self._accepted)
+
+    def failed(self, error: ArgosyError | StoreError) -> None:
+        """Say in the error's note, and as its `job`, what stays accepted."""
+        if self._accepted:
+            error.add_note(f"job {self.job} keeps the {self._accepted:,} items accepted before this")
+            if isinstance(error, ArgosyError):
+                error.job = self.job
+
+
+def new_job(
+    priority: Priority,
+    name: str | None,
+    idempotency_key: str | None = None,
+    ttl_s: float | None = None,
+    *,
+    tenant: str = "",
+    pipeline: dict[str, Any] | None = None,
+) -> NewJob:
+    """Return a job to create, with a new id. Raises InvalidInput for a name, a key or a `ttl_s` that is none."""
+    for field, given in {"name": name, "idempotency_key": idempotency_key}.items():
+        if given is not None and not isinstance(given, str):
+            raise InvalidInput(field, f"must be text, not {type(given).__name__}", "convert it with str()")
+    if idempotency_key == "":  # a variable that was not set: all such submissions would be one
+        raise InvalidInput("idempotency_key", "is empty", "leave it out, or say what makes the submission the same")
+    if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
+        raise InvalidInput("ttl_s", f"must be a number of seconds over 0, not {ttl_s!r}")
+    return NewJob(
+        id=new_id(),
+        priority=int(priority),
+        name=name,
+        idempotency_key=idempotency_key,
+        created_at=time.time(),
+        ttl_s=ttl_s,
+        tenant=tenant,
+        pipeline=pipeline,
+    )
+
+
+def check_many(inputs: object, on_error: str, *kinds: type) -> None:
+    """Raise InvalidInput for what is no series of inputs of these kinds, or no way to treat its errors."""
+    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, kinds):
+        raise InvalidInput("inputs", f"must be a series of inputs, not {type(inputs).__name__}", "put it in a list")
+    if on_error not in ("raise", "skip"):
+        raise InvalidInput("on_error", f"must be 'raise' or 'skip', not {on_error!r}")

@@ -1,0 +1,1 @@
+"""The `argosy` command: submit, results, status, and what operators need."""

@@ -1,0 +1,235 @@
+"""`argosy batches`: what the devices are doing, from the flight recorder. It needs only the store."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from producers.commands.operate import Duration
+from producers.wire.command_line import console
+from producers.wire.messages import Priority
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+
+    from results_store.records import Batch
+    from results_store.store import Store
+
+#: The most batches looked at, a window's or a moment's.
+MOST = 20_000
+
+#: The screen is drawn anew this often.
+EVERY_S = 1.0
+
+#: Upper ends of the shares of padding that are told apart.
+WASTES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+
+BAR_CELLS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What one worker's device did in a window: the share of it that it was busy, its batches and items."""
+
+    name: str
+    busy: float
+    batches: int
+    items_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """A window's batches in numbers. Shares are parts of 1; `error` is the median error of predicted times,
+    `loads` how often a model was loaded, within a memory budget.
+    """
+
+    seconds: float
+    batches: int = 0
+    items: int = 0
+    rows: int = 0
+    cached: float = 0.0
+    waste: float = 0.0
+    wait_ms: float = 0.0
+    error: float | None = None
+    loads: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)  # the largest rows of a bucket: batches
+    wastes: dict[float, int] = field(default_factory=dict)  # the highest waste of a bucket: batches
+    priorities: dict[int, float] = field(default_factory=dict)  # share of device time, by items
+    devices: tuple[Device, ...] = ()
+
+
+def figures(batches: Sequence[Batch], since: float, until: float) -> Figures:
+    """Return the figures of the batches that ran between two moments."""
+    seconds = max(until - since, 1e-9)
+    if not batches:
+        return Figures(seconds=seconds)
+    rows = sum(batch.rows for batch in batches)
+    computed = sum(batch.padded_tokens for batch in batches)
+    predicted = [(batch.predicted_s, batch.forward_s) for batch in batches if batch.predicted_s and batch.forward_s]
+    errors = [abs(expected_s / took_s - 1) for expected_s, took_s in predicted]
+    return Figures(
+        seconds=seconds,
+        batches=len(batches),
+        items=sum(batch.items for batch in batches),
+        rows=rows,
+        cached=sum(batch.cached_rows for batch in batches) / max(rows, 1),
+        waste=1 - sum(batch.tokens for batch in batches) / max(computed, 1),
+        wait_ms=1000 * median(batch.queue_wait_s for batch in batches),
+        error=median(errors) if errors else None,
+        loads=sum(batch.loads for batch in batches),
+        sizes=dict(sorted(Counter(_size_bucket(batch) for batch in batches).items())),
+        wastes=dict(sorted(Counter(_waste_bucket(batch) for batch in batches).items())),
+        priorities=_by_priority(batches),
+        devices=tuple(_devices(batches, since, until)),
+    )
+
+
+def _size_bucket(batch: Batch) -> int:
+    size: int = 1 << (batch.rows - 1).bit_length()
+    return size
+
+
+def _waste_bucket(batch: Batch) -> float:
+    waste = 1 - batch.tokens / max(batch.padded_tokens, 1)
+    return next(end for end in WASTES if waste <= end)
+
+
+def _by_priority(batches: Sequence[Batch]) -> dict[int, float]:
+    seconds: dict[int, float] = {}
+    for batch in batches:
+        for priority, items in batch.priorities.items():
+            spent_s = batch.forward_s * items / max(batch.items, 1)
+            seconds[int(priority)] = seconds.get(int(priority), 0.0) + spent_s
+    total = sum(seconds.values())
+    return {priority: spent / max(total, 1e-12) for priority, spent in sorted(seconds.items())}
+
+
+def _devices(batches: Sequence[Batch], since: float, until: float) -> Iterator[Device]:
+    for worker in sorted({batch.worker for batch in batches}):
+        own = [batch for batch in batches if batch.worker == worker]
+        # a device runs one batch at a time, so its times may be added; the first may have begun before the window
+        busy_s = sum(min(batch.started_at + batch.forward_s, until) - max(batch.started_at, since) for batch in own)
+        items = sum(batch.items for batch in own)
+        yield Device(f"{own[0].device} ({worker})", busy_s / (until - since), len(own), items / (until - since))
+
+
+@click.command()
+@click.option("--last", "last_s", type=Duration(), default="60s", show_default=True, help="How far back: 60s, 15m, 2h.")
+@click.option("--model", help="Only this model's.")
+@click.option("--once", is_flag=True, help="Show it once and end, for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object, once.")
+def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> None:
+    """Watch the micro-batches: their sizes, padding, waits, and how busy each device is.
+
+    Figures are of what ran within `--last`. Busy is time in forward passes over wall time. The error is that of the
+    times that the batcher predicted, in the median. Ctrl-C ends it.
+
+    \b
+    argosy batches
+    argosy batches --last 15m --once
+    argosy batches --json | jq .waste
+    """
+    from producers.wire.connection import Connection
+    from results_store.store import Store
+
+    with Store(Connection().store_url) as store:
+        window = Window(last_s, model)
+
+        def look() -> Figures:
+            until = time.time()
+            return figures(window.look(store, until), until - last_s, until)
+
+        if as_json:
+            click.echo(msgspec.json.encode(look()).decode())
+        elif once:
+            console().print(screen(look()))
+        else:
+            _watch(look)
+
+
+class Window:
+    """The batches of the last `last_s` seconds: each look reads only what is new since the last one."""
+
+    def __init__(self, last_s: float, model: str | None = None) -> None:
+        self.last_s = last_s
+        self._model = model
+        self._seen: dict[str, Batch] = {}
+
+    def look(self, store: Store, until: float) -> list[Batch]:
+        """Return the window's batches, those begun first at the front."""
+        since = until - self.last_s
+        # a batch is stored a moment after it began, perhaps behind one that began later
+        newest = max((batch.started_at for batch in self._seen.values()), default=since)
+        for batch in store.flight.recent(limit=MOST, since=max(since, newest - 10)):
+            if self._model in (None, batch.model):
+                self._seen[batch.id] = batch
+        self._seen = {id_: batch for id_, batch in self._seen.items() if batch.started_at >= since}
+        return sorted(self._seen.values(), key=lambda batch: batch.started_at)
+
+
+def _watch(look: Callable[[], Figures]) -> None:
+    from rich.live import Live
+
+    with Live(screen(look()), console=console(), auto_refresh=False) as live:
+        while True:
+            time.sleep(EVERY_S)
+            live.update(screen(look()), refresh=True)
+
+
+def screen(found: Figures) -> Group:
+    """Return the figures as tables and bars."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if not found.batches:
+        return Group(Text(f"no batches in the last {found.seconds:,.0f} s; look further back with --last"))
+    parts: list[RenderableType] = [Text(_summary(found)), Text("")]
+    parts.append(_bars("rows", {f"<= {size:,}": count for size, count in found.sizes.items()}))
+    parts.append(_bars("padding", {f"<= {waste:.0%}": count for waste, count in found.wastes.items()}))
+    shares = {_priority(priority): share for priority, share in found.priorities.items()}
+    parts.append(_bars("device time", shares, "{:.0%}"))
+    busy = {device.name: min(device.busy, 1.0) for device in found.devices}
+    parts.append(_bars("device busy", busy, "{:.0%}", longest=1.0))
+    return Group(*parts)
+
+
+def _summary(found: Figures) -> str:
+    facts = [
+        f"{found.batches:,} batches of {found.items:,} items in {found.seconds:,.0f} s",
+        f"{found.items / found.seconds:,.1f} items/s",
+        f"padding {found.waste:.1%}",
+        f"waited {found.wait_ms:,.0f} ms in the median",
+    ]
+    if found.error is not None:
+        facts.append(f"predicted within {found.error:.0%}")
+    if found.loads:
+        facts.append(f"{found.loads:,} times a model was loaded")
+    if found.cached:
+        facts.append(f"{found.cached:.0%} of rows from the feature cache")
+    return ", ".join(facts)
+
+
+def _bars(title: str, values: Mapping[str, float], form: str = "{:,}", longest: float | None = None) -> RenderableType:
+    from rich.table import Table
+
+    most = longest or max(values.values(), default=1) or 1
+    table = Table(title, "", "", box=None, pad_edge=False, header_style="bold")
+    table.columns[0].min_width = 14
+    table.columns[1].justify = "right"
+    for name, value in values.items():
+        table.add_row(name, form.format(value), "█" * max(1 if value else 0, round(BAR_CELLS * value / most)))
+    return table
+
+
+def _priority(value: int) -> str:
+    try:
+        return Priority(value).name.lower()
+    except ValueError:  # of another program's envelopes
+        return str(value)

@@ -1,0 +1,170 @@
+"""The `argosy` command: submit, follow and read. What needs a worker's packages registers under ``argosy.commands``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+import msgspec
+
+from producers.commands.batch_figures import batches
+from producers.commands.index import index
+from producers.commands.operate import COMMANDS
+from producers.commands.submit import submit
+from producers.commands.tenants import tenants
+from producers.wire.command_line import CommandLine
+
+if TYPE_CHECKING:
+    from results_store.store import Store
+
+
+@click.group("argosy", cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="argosy")
+def main() -> None:
+    """Put texts and images through a fleet of shared models; one result for each in SQL.
+
+    \b
+    argosy up                                          start a fleet on this machine
+    argosy submit reviews.csv --task sentiment --watch submit a file, follow it
+    argosy results JOB --output results.jsonl          fetch what came out
+
+    The fleet is the one named by ARGOSY_BROKER_URL and ARGOSY_STORE_URL; without them, the one that `argosy up` runs
+    on this machine.
+    """
+    logging.basicConfig(format="argosy: %(message)s", level=logging.WARNING)
+
+
+@main.command()
+@click.argument("job", required=False)
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many jobs to list.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a job, for programs.")
+def status(job: str | None, *, limit: int, as_json: bool) -> None:
+    """Show how far a job is, or list the newest jobs, and how long what waits will take.
+
+    Counts are of results: one for each item and task. The estimate is of the device time that items lately took.
+
+    \b
+    argosy status
+    argosy status 01jd2m3n4p5q6r7s8t9v0w1x2y
+    argosy status --json | jq 'select(.failed > 0) | .id'
+    """
+    from producers.client.client import Client
+    from producers.commands.tables import show_job, show_jobs, show_queued
+
+    with Client() as client:
+        jobs = client.jobs(limit) if job is None else [client.status(job)]
+        waiting = client.queued_work() if job is None and not as_json else []
+    if as_json:
+        for one in jobs:
+            click.echo(msgspec.json.encode(one).decode())
+    elif job is not None:
+        show_job(jobs[0])
+    elif jobs:
+        show_jobs(jobs)
+        show_queued(waiting)
+    else:
+        click.echo("no jobs yet; submit one with `argosy submit`", err=True)
+
+
+@main.command()
+@click.argument("job")
+@click.option(
+    "-f",
+    "--format",
+    "format_",
+    type=click.Choice(["jsonl", "csv", "parquet", "trees"]),
+    help="[default: by --output's name, else jsonl]",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: standard output]")
+def results(job: str, *, format_: str | None, output: Path | None) -> None:
+    """Write a job's results, one line for each item and task, in the order of the items.
+
+    They are streamed, whatever their number. FILE appears under its name only once it is complete. If the job is not
+    finished, what is there so far is written, and a note on standard error says so.
+
+    \b
+    argosy results JOB | jq -r 'select(.state == "succeeded") | [.key, .output[0].label] | @tsv'
+    argosy results JOB --output results.csv
+    argosy results JOB --output results.parquet
+    argosy results JOB --format trees    # of a pipeline: one line an input
+    """
+    from producers.wire.connection import Connection
+    from results_store.store import Store
+
+    named = "" if output is None else output.suffix.lower().lstrip(".")
+    write = _writer(format_ or (named if named in ("csv", "parquet") else "jsonl"))
+    with Store(Connection().store_url) as store:
+        progress = store.job(job)
+        with _writing(output) as out:
+            write(store, job, out)
+    if not progress.finished:
+        click.echo(f"argosy: the job is not finished: {progress.done:,} of {progress.total:,} results", err=True)
+
+
+@main.command()
+@click.argument("job")
+def cancel(job: str) -> None:
+    """Cancel what a job has not computed yet. Results that are there stay.
+
+    The rest ends `cancelled` as the workers come to it, without being computed.
+    """
+    from producers.client.client import Client
+
+    with Client() as client:
+        progress = client.job(job).cancel()
+    if progress.finished:
+        click.echo(f"job {job} was finished already", err=True)
+    else:
+        click.echo(f"job {job}: cancelled, with {progress.done:,} of {progress.total:,} results there", err=True)
+
+
+@main.command()
+def tasks() -> None:
+    """List the tasks that can be submitted, with their parameters and defaults.
+
+    These are the built-in ones, and those of the fleet.toml that ARGOSY_FLEET names.
+    """
+    from producers.commands.tables import show_tasks
+    from producers.wire.connection import Connection
+
+    show_tasks(Connection().catalogue)
+
+
+def _writer(format_: str) -> Callable[[Store, str, TextIO], object]:
+    if format_ == "parquet":
+        from results_store.export.parquet_export import write_parquet
+
+        return lambda store, job, out: write_parquet(store, job, out.buffer)
+    if format_ == "trees":
+        from producers.client.pipelines.pipeline_job import write_trees
+
+        return write_trees
+    from results_store.export import text_export
+
+    return text_export.write_csv if format_ == "csv" else text_export.write_jsonl
+
+
+@contextmanager
+def _writing(output: Path | None) -> Iterator[TextIO]:
+    if output is None:
+        yield sys.stdout
+        return
+    part = output.with_name(f"{output.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+for _command in [submit, index, batches, *COMMANDS, tenants]:
+    main.add_command(_command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What an operator does with what failed and with what is over: `argosy dead`, `replay`, `purge`. They need only the store."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from producers.wire.connection import Connection
+    from results_store.records import DeadLetter
+    from results_store.store import Store
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class Duration(click.ParamType[float]):
+    """A number with a unit, as seconds: ``90s``, ``45m``, ``12h``, ``30d``, ``8w``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no duration; write a number and a unit (s, m, h, d, w), such as 30d", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2]]
+
+
+@click.command()
+@click.argument("job", required=False)
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many to list.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object an envelope, with its inputs and tracebacks.")
+def dead(job: str | None, *, limit: int, as_json: bool) -> None:
+    """List the envelopes that were given up after too many attempts, the newest first.
+
+    One envelope holds several items. Inputs are shown with `--json` only; they may be private.
+
+    \b
+    argosy dead
+    argosy dead JOB --json | jq '.payload.items[].input'
+    """
+    import msgspec
+
+    with open_store() as store:
+        if job is not None:
+            store.job(job)  # a misspelt id is an error, and not a job without dead letters
+        letters = store.dead_letters.newest(job=job, limit=limit)
+    for letter in letters:
+        if as_json:
+            click.echo(msgspec.json.encode(_whole(letter)).decode())
+        else:
+            why = letter.error["message"] if letter.error else "no word from its worker"
+            items = f"{len(letter.failures)} failed result{'' if len(letter.failures) == 1 else 's'}"
+            click.echo(f"{letter.id}  job {letter.job}  {letter.attempts} attempts  {items}  {why}")
+    if not letters:
+        click.echo("argosy: no dead letters", err=True)
+    elif not as_json:
+        click.echo("argosy: put them back with `argosy replay --error TooManyAttempts`", err=True)
+
+
+@click.command()
+@click.argument("job", required=False)
+@click.option("--error", "error_kind", metavar="KIND", help="Only what failed of this, as `ModelError`.")
+@click.option("--all", "everything", is_flag=True, help="Of every job, whatever it failed of.")
+@click.pass_context
+def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, everything: bool) -> None:
+    """Put failed items back into the queue: of one job, of one kind of error, or all.
+
+    Their failed results are removed and their envelopes published again within seconds, with attempts counted from the
+    beginning. What succeeded stays. Left alone is what could only fail again: inputs that are no longer kept, deadlines
+    that have passed, cancelled jobs.
+
+    \b
+    argosy replay JOB
+    argosy replay --error TooManyAttempts
+    argosy replay --all
+    """
+    if job is None and error_kind is None and not everything:
+        raise click.UsageError("name a job, or what failed with --error, or --all", ctx)
+    envelopes = results = 0
+    began_at = time.time()
+    with open_store() as store:
+        if job is not None:
+            store.job(job)  # a misspelt id is an error, and not nothing to do
+        while (portion := store.dead_letters.replay(job=job, error_kind=error_kind, failed_before=began_at)).envelopes:
+            envelopes += portion.envelopes
+            results += portion.results
+    click.echo(f"{results:,} failed results of {envelopes:,} envelopes put back")
+
+
+@click.command()
+@click.option("--older-than", "older_than_s", type=Duration(), help="Finished longer ago than this: 12h, 30d, 8w.")
+@click.option("--inputs", "inputs_only", is_flag=True, help="Remove the inputs, keep jobs and results.")
+def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
+    """Remove finished jobs with their inputs and results.
+
+    A job with a time to live of its own goes when that is over; the others go by `--older-than`, and without it stay.
+    What is not finished always stays. A purge that was stopped is finished by the next one.
+
+    \b
+    argosy purge --older-than 30d
+    argosy purge --older-than 1d --inputs
+    """
+    from producers.wire.blobs import Blobs
+    from producers.wire.connection import Connection
+
+    now, connection = time.time(), Connection()
+    before = None if older_than_s is None else now - older_than_s
+    with open_store() as store:
+        gone = store.retention.purge(finished_before=before, keep_results=inputs_only, now=now)
+        blobs = Blobs(connection.blobs).sweep(store.retention.with_inputs)
+        files = _sweep_files(connection, store)
+    removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads + blobs, "batches": gone.batches}
+    removed |= {"files": files} if files else {}
+    click.echo(f"removed {', '.join(f'{count:,} {name}' for name, count in removed.items())}")
+
+
+def _sweep_files(connection: Connection, store: Store) -> int:
+    from producers.wire.errors import ConfigurationError
+
+    try:
+        files = connection.files
+    except ConfigurationError:  # a fleet without a place for files has none
+        return 0
+    return files.sweep(store.retention.existing)
+
+
+def open_store() -> Store:
+    """Return the store that the environment or the local fleet names, to be used in a ``with``."""
+    from producers.wire.connection import Connection
+    from results_store.store import Store
+
+    return Store(Connection().store_url)
+
+
+def _whole(letter: DeadLetter) -> dict[str, Any]:
+    """Return the letter with its payload readable, or as it is if nobody can read it."""
+    from dataclasses import fields
+
+    from producers.wire.errors import InvalidMessage
+    from producers.wire.messages import decode_bytes
+
+    row = {field.name: getattr(letter, field.name) for field in fields(letter)}
+    with suppress(InvalidMessage):
+        row["payload"] = decode_bytes(letter.payload, letter.content_type)
+    return row
+
+
+COMMANDS = (dead, replay, purge)

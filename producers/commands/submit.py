@@ -1,0 +1,227 @@
+"""`argosy submit`: files in, a job out; and, if so wished, its results joined back to the rows."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+import msgspec
+
+from producers.commands.submit_progress import counting, rejecting, tell, watch
+from producers.wire.errors import ArgosyError, InvalidInput
+from producers.wire.messages import Priority
+
+if TYPE_CHECKING:
+    from producers.client.client import Client
+    from producers.client.handles import Job
+    from producers.sources import Source
+
+PRIORITIES = [priority.name.lower() for priority in Priority]
+FORMATS = ["text", "jsonl", "csv", "tsv", "parquet", "arrow"]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command was told."""
+
+    where: tuple[str, ...]
+    tasks: tuple[str, ...]
+    format: str | None
+    priority: str
+    params: Any
+    name: str | None
+    deadline_s: float | None
+    input_columns: tuple[str, ...]
+    id_column: str | None
+    send_paths: bool
+    on_error: Literal["stop", "skip"]
+    errors: Path | None
+    idempotency_key: str | None
+    again: bool
+    patience_s: float | None
+    tenant: str | None
+    watch: bool
+    output: Path | None
+
+
+@click.command()
+@click.argument("where", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("-t", "--task", "tasks", multiple=True, required=True, help="A task to compute; repeat it for several.")
+@click.option("-f", "--format", type=click.Choice(FORMATS), help="How to read it.  [default: by each file's name]")
+@click.option(
+    "-p", "--priority", type=click.Choice(PRIORITIES), default="bulk", show_default=True, help="How urgent it is."
+)
+@click.option(
+    "--params", metavar="JSON", help="Parameters: of the one task, or by task if several are named. See `argosy tasks`."
+)
+@click.option("--name", help="What to call the job.  [default: the file's name]")
+@click.option("--deadline", "deadline_s", type=float, metavar="SECONDS", help="What is not computed by then expires.")
+@click.option(
+    "--input-column",
+    "input_columns",
+    multiple=True,
+    metavar="NAME",
+    help="Column with the text, or with the path or URL; several make one input of these fields.",
+)
+@click.option("--id-column", metavar="NAME", help="Column kept with each result as its key; each must be there once.")
+@click.option("--paths", "send_paths", is_flag=True, help="Send files as paths, for a folder the workers see too.")
+@click.option(
+    "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True, help="What a bad row does."
+)
+@click.option(
+    "--errors", type=click.Path(path_type=Path, dir_okay=False), help="Write each bad row here, as JSON Lines."
+)
+@click.option(
+    "--idempotency-key", metavar="KEY", help="What makes it the same submission.  [default: files and options]"
+)
+@click.option("--again", is_flag=True, help="Submit it anew, though it was submitted before.")
+@click.option(
+    "--patience", "patience_s", type=float, metavar="SECONDS", help="Wait no longer for a full fleet.  [default: on]"
+)
+@click.option("--tenant", metavar="NAME", help="Whose work it is.  [default: that of ARGOSY_TENANT]")
+@click.option("-w", "--watch", "--wait", "watch", is_flag=True, help="Stay until it is finished, with a progress bar.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Wait, and write the rows with their results: .parquet, .csv or .jsonl.",
+)
+def submit(**given: Any) -> None:
+    """Submit files or a folder of images or clips, and print the job's id.
+
+    \b
+    .jsonl .ndjson         a JSON object or string a line
+    .csv .tsv              with a header line
+    .parquet .arrow        a row is an item (argosy[parquet])
+    images, clips, folders every one in the folder and below
+    -                      standard input: text, or as --format says
+    anything else          plain text, one item a line
+
+    SOURCE may be several, a quoted pattern ('logs/*.jsonl.gz'), or a URL (s3://bucket/a.parquet, with argosy[fsspec] and the
+    package for that store). Files that end in .gz are unpacked.
+
+    The input column is `--input-column`, or the first there of: input, text, sentence, review, content (for images
+    and clips: input, image or audio, path, file, url). A result's key is the id column (`--id-column`, or id, or key), else
+    the line's number; for images it is the path within the folder.
+
+    Images and clips are read here and their bytes sent, because a worker on another machine cannot see this one's files.
+
+    A bad row stops the submission, naming file and line; what went out before it stays submitted. With `--on-error
+    skip` it is left out and counted. `--errors FILE` has each of them.
+
+    A command that was interrupted is simply run again: it goes on where it stopped and submits nothing twice. The same
+    files with the same options are the same submission, until a file's size or time changes; `--again` makes a new one.
+
+    With `--output` the rows come back in their order: all their columns, one for each task, and `error`. With it or
+    `--watch` the exit code is 1 if any result failed, expired or was cancelled. Ctrl-C stops watching, and the job goes on.
+
+    \b
+    argosy submit reviews.csv --task sentiment --task topic --input-column review --watch
+    argosy submit reviews.parquet -t sentiment --id-column id --on-error skip --errors bad.jsonl --output rated.parquet
+    zcat logs.gz | argosy submit - -t topic --params '{"top_k": 3}' --priority standard
+    argosy submit lines.txt -t topic -t spam --params '{"topic": {"top_k": 3}}'
+    argosy submit photos/ --task image-classification
+    """
+    from producers.client.client import Client
+    from producers.joining import check_output
+
+    options = Options(**{**given, "params": _json(given["params"])})
+    if options.output is not None:
+        check_output(options.output)
+    with Client() as client:
+        source = _source(client, options)
+        for option, path in (("--output", options.output), ("--errors", options.errors)):
+            if path is not None and source.reads(path):
+                raise click.UsageError(
+                    f"{option}: {path} is one of the sources, and would be written over; name another"
+                )
+        job = _submitted(client, source, options)
+        click.echo(job.id)
+        if options.watch or options.output is not None:
+            code = watch(job)
+            if options.output is not None:
+                _write(client, job, source, options, options.output)
+            click.get_current_context().exit(code)
+        if sys.stdout.isatty():
+            click.echo(f"follow it with `argosy status {job.id}`", err=True)
+
+
+def _source(client: Client, options: Options) -> Source:
+    from producers.sources import Source
+
+    return Source(
+        options.where,
+        client.catalogue.task(options.tasks[0]).kind.modality,
+        client.catalogue.limits,
+        input_column=options.input_columns or None,
+        key_column=options.id_column,
+        send_paths=options.send_paths,
+        format=options.format,
+        reread=options.output is not None,
+    )
+
+
+def _submitted(client: Client, source: Source, options: Options) -> Job:
+    key = options.idempotency_key
+    if key is None and not options.again:
+        key = _derived_key(source, options)
+    with counting(source) as count, rejecting(options.errors) as on_rejected:
+        try:
+            job = client.submit_many(
+                _task(options),
+                source.rows(),
+                priority=options.priority,
+                name=options.name or Path(source.name).name or source.name,
+                idempotency_key=key,
+                deadline_s=options.deadline_s,
+                params=options.params,
+                on_error="raise" if options.on_error == "stop" else "skip",
+                on_accepted=count,
+                on_rejected=on_rejected,
+                patience_s=options.patience_s,
+                tenant=options.tenant,
+            )
+        except InvalidInput as error:
+            if error.job is not None and key is not None:
+                error.add_note(f"once it is mended, add `--idempotency-key {key}` to go on from there")
+            raise
+    tell(job, count.items, options.errors)
+    return job
+
+
+def _task(options: Options) -> str | tuple[str, ...]:
+    return options.tasks[0] if len(options.tasks) == 1 else options.tasks
+
+
+def _json(params: str | None) -> Any:
+    if params is None:
+        return None
+    try:
+        return msgspec.json.decode(params)
+    except msgspec.DecodeError as error:
+        raise click.UsageError(f"--params: not JSON: {error}") from error
+
+
+def _derived_key(source: Source, options: Options) -> str | None:
+    """What the same command on the same files has in common; None for standard input, which nobody can tell apart."""
+    fingerprint = source.fingerprint()
+    if fingerprint is None:
+        return None
+    o = options
+    told = (o.tasks, o.params, o.priority, o.name, o.deadline_s, o.on_error, o.tenant)
+    return f"submit {hashlib.sha256(repr((fingerprint, told)).encode()).hexdigest()[:32]}".replace(" ", "-")
+
+
+def _write(client: Client, job: Job, source: Source, options: Options, output: Path) -> None:
+    from producers.client.request import Request
+    from producers.joining import write_joined
+
+    request = Request.check(client.catalogue, _task(options), priority=options.priority, params=options.params)
+    try:
+        rows = write_joined(source, request, job.results(), output)
+    except ArgosyError as error:
+        error.add_note(f"the results are safe: `argosy results {job.id}`")
+        raise
+    click.echo(f"argosy: {rows:,} rows in {output}", err=True)

@@ -1,0 +1,121 @@
+"""What `argosy submit` tells while it runs and afterwards: progress, bad rows, what was there already."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from producers.commands.operate import open_store
+from producers.wire.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from producers.client.handles import Job
+    from producers.client.sending.intake import Rejected
+    from producers.sources import Source
+
+
+class Count:
+    """What was accepted so far, to tell when the user stops the submission."""
+
+    def __init__(self, source: Source, show: Callable[[int, float | None], object]) -> None:
+        self.job = ""
+        self.items = 0
+        self._source = source
+        self._show = show
+
+    def __call__(self, job: str, items: int) -> None:
+        self.job, self.items = job, items
+        self._show(items, self._source.share_read)
+
+
+@contextmanager
+def counting(source: Source) -> Iterator[Count]:
+    with ExitStack() as stack:
+        show: Callable[[int, float | None], object] = _show_nothing
+        if sys.stderr.isatty():
+            from producers.commands.tables import submission_bar
+
+            show = stack.enter_context(submission_bar())
+        count = Count(source, show)
+        try:
+            yield count
+        except KeyboardInterrupt:
+            if count.items:
+                click.echo(
+                    f"\nargosy: stopped; job {count.job} keeps at least {count.items:,} items; "
+                    f"run the command again to go on, or drop them with `argosy cancel {count.job}`",
+                    err=True,
+                )
+            raise
+
+
+def _show_nothing(items: int, share: float | None) -> None:
+    pass
+
+
+@contextmanager
+def rejecting(path: Path | None) -> Iterator[Callable[[Rejected], object] | None]:
+    """Yield what writes each bad row to the file of errors, which begins anew."""
+    if path is None:
+        yield None
+        return
+    with path.open("wb") as file:
+        yield lambda rejected: file.write(_described(rejected))
+
+
+def _described(rejected: Rejected) -> bytes:
+    error = rejected.error
+    told = {
+        "row": rejected.seq + 1,
+        "where": error.field,
+        "id": rejected.key,
+        "kind": type(error).__name__,
+        "problem": error.problem,
+        "remedy": error.remedy,
+    }
+    return msgspec.json.encode(told) + b"\n"
+
+
+def tell(job: Job, submitted: int, errors: Path | None) -> None:
+    """Say what was left out, and what was there already."""
+    if job.rejected_count:
+        if job.progress().items == 0:
+            raise InvalidInput("input", f"no row could be submitted: {job.rejected[0].error}")
+        all_of_them = f"; all of them: {errors}" if errors is not None else ""
+        count = "1 row" if job.rejected_count == 1 else f"{job.rejected_count:,} rows"
+        click.echo(f"argosy: {count} left out; the first: {job.rejected[0].error}{all_of_them}", err=True)
+    if job.found and not submitted:
+        click.echo("argosy: all of it was submitted before; `--again` submits it anew", err=True)
+    elif job.found:
+        click.echo(f"argosy: went on behind the {job.found:,} items that were submitted before", err=True)
+
+
+def watch(job: Job) -> int:
+    """Show the progress until the job is finished; return the exit code."""
+    try:
+        from producers.commands.tables import progress_bar, summary
+
+        with progress_bar() as show:
+            finished = job.wait(on_progress=show)
+    except KeyboardInterrupt:
+        click.echo(f"argosy: the job goes on; see `argosy status {job.id}`", err=True)
+        raise
+    click.echo(summary(finished), err=True)
+    if finished.failed:
+        _tell_why(job.id)
+    return 0 if finished.succeeded == finished.total else 1
+
+
+def _tell_why(job: str) -> None:
+    """One failure for all: who stands before the terminal wants to know what to mend."""
+    with open_store() as store:
+        for row in store.recent_failures(job=job, limit=1):
+            why = row.error["message"] if row.error else "no word why"
+            item = f"item {row.key}" if row.key else f"item {row.seq}"
+            click.echo(f"argosy: {row.task} of {item} failed: {why}; `argosy results {job}` has them all", err=True)

@@ -1,0 +1,130 @@
+"""The lines of a batch's input file: read, checked one by one, turned into items, and matched with their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from producers.client.request import NewItem, Request
+from producers.gateway.openai.endpoint_calls import Call
+from producers.gateway.openai.endpoints import ENDPOINTS
+from producers.gateway.problems import Problem, problem
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import InvalidInput
+
+#: As many as OpenAI takes in one batch.
+MAX_REQUESTS = 50_000
+
+#: Errors that a batch tells of; a file that is wrong in every line needs no more.
+ERRORS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One request of a batch: its place in the file, the caller's name for it, and what it asks or why it cannot."""
+
+    number: int
+    custom_id: str
+    call: Call | None
+    refused: Problem | None = None
+
+    @property
+    def key(self) -> str:
+        """What its items carry, to be known again."""
+        return str(self.number)
+
+    def items(self) -> list[NewItem]:
+        """The items to submit, in order."""
+        call = self.call
+        return [] if call is None else [NewItem(item.input, self.key, item.params) for item in call.items]
+
+
+class LineError(Exception):
+    """A line that makes the whole file no batch. `str()` says why; `code` and `param` as OpenAI's errors have them."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue) -> Line:
+    """Return a line's request. One that only its body makes impossible is returned with the reason. Raises LineError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LineError("invalid_json_line", f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise LineError("invalid_json_line", f"must be an object, not {type(value).__name__}")
+    custom_id, body = value.get("custom_id"), value.get("body")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise LineError("missing_required_parameter", "needs a custom_id, which is text", "custom_id")
+    if value.get("method", "POST") != "POST":
+        raise LineError("invalid_method", "the method must be POST", "method")
+    if value.get("url") != endpoint:
+        raise LineError("mismatched_url", f"the url must be the batch's endpoint, {endpoint}", "url")
+    if not isinstance(body, dict):
+        raise LineError("missing_required_parameter", "needs a body, which is an object", "body")
+    try:
+        call = ENDPOINTS[endpoint](catalogue, body)
+        _check(catalogue, call)
+    except (InvalidInput, Problem) as error:
+        return Line(number, custom_id, None, problem(error))
+    return Line(number, custom_id, call)
+
+
+def _check(catalogue: Catalogue, call: Call) -> None:
+    """Raise InvalidInput for what the client would not take."""
+    request = Request.check(catalogue, call.task, priority="bulk")
+    for place, item in enumerate(call.items):
+        request.item(place, item, field="input" if len(call.items) == 1 else f"input[{place}]")
+
+
+class Reading:
+    """Reads a file's requests and keeps what is wrong with it as a whole: the errors, the number, the one task."""
+
+    def __init__(self, texts: AsyncIterator[bytes], endpoint: str, catalogue: Catalogue) -> None:
+        self.errors: list[dict[str, Any]] = []
+        self.total = 0
+        self.task: str | None = None
+        self._texts = texts
+        self._endpoint = endpoint
+        self._catalogue = catalogue
+        self._ids: set[str] = set()
+
+    async def lines(self) -> AsyncGenerator[Line, None]:
+        """Yield the requests; lines that are wrong are kept as errors, empty ones passed over."""
+        number = 0
+        async for text in self._texts:
+            number += 1
+            if not text.strip():
+                continue
+            try:
+                line = self._line(number, text)
+            except LineError as error:
+                self._wrong(number, error)
+            else:
+                yield line
+            if len(self.errors) >= ERRORS:
+                return
+        if not self.total and not self.errors:
+            self._wrong(None, LineError("empty_file", "the file holds no requests"))
+
+    def _line(self, number: int, text: bytes) -> Line:
+        line = read(number, text, self._endpoint, self._catalogue)
+        self.total += 1
+        if self.total > MAX_REQUESTS:
+            raise LineError("too_many_requests", f"a batch holds at most {MAX_REQUESTS:,} requests")
+        if line.custom_id in self._ids:
+            raise LineError("duplicate_custom_id", f"the custom_id {line.custom_id!r} is there twice", "custom_id")
+        self._ids.add(line.custom_id)
+        if line.call is not None:
+            self.task = self.task or line.call.task
+            if line.call.task != self.task:
+                raise LineError("mismatched_model", f"all requests of a batch ask for one model, {self.task}", "model")
+        return line
+
+    def _wrong(self, number: int | None, error: LineError) -> None:
+        self.errors.append({"code": error.code, "message": str(error), "param": error.param, "line": number})

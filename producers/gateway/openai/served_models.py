@@ -1,0 +1,39 @@
+"""/v1/models: the tasks that OpenAI's shapes can ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from producers.gateway.answers import Json
+from producers.gateway.gateway import Here
+from producers.gateway.problems import Problem
+from producers.wire.catalogue import Task
+
+router = APIRouter(prefix="/v1/models", tags=["openai"])
+
+KINDS = ("feature-extraction", "text-generation", "automatic-speech-recognition")
+
+
+@router.get("")
+async def models(gateway: Here) -> Response:
+    """List the models: each is a task of the fleet, by its name."""
+    catalogue = await gateway.client.catalogue()
+    able = [task for task in catalogue.tasks.values() if task.kind.name in KINDS]
+    return Json({"object": "list", "data": [_view(task) for task in able]})
+
+
+@router.get("/{model}")
+async def model(model: str, gateway: Here) -> Response:
+    """Return one model."""
+    task = (await gateway.client.catalogue()).tasks.get(model)
+    if task is None or task.kind.name not in KINDS:
+        raise Problem(404, "model_not_found", f"no model {model!r}", field="model", remedy="GET /v1/models lists them")
+    return Json(_view(task))
+
+
+def _view(task: Task) -> dict[str, Any]:
+    # the fleet keeps no date of a model; the field is one that clients expect
+    return {"id": task.name, "object": "model", "created": 0, "owned_by": task.model, "kind": task.kind.name}

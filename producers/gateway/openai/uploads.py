@@ -1,0 +1,178 @@
+"""/v1/files: uploads for batches, and what came of them; kept in the store, a part a row."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, File, Form, Query, UploadFile
+from starlette.responses import Response, StreamingResponse
+
+from producers.gateway.answers import Json
+from producers.gateway.gateway import Gateway, Here, Who
+from producers.gateway.keys import Caller
+from producers.gateway.problems import Problem
+from producers.gateway.schemas import Word
+from producers.wire.errors import InputTooLarge
+from producers.wire.messages import new_id
+from results_store.gateway.gateway_files import StoredFile
+
+router = APIRouter(prefix="/v1/files", tags=["openai"])
+
+_ID = re.compile(r"file-[0-9a-z]{26}(-output|-error)?", re.ASCII)
+
+#: What is written in one transaction, and read in one statement.
+PART_BYTES = 512 * 1024
+
+Limit = Annotated[int, Query(ge=1, le=10_000)]
+After = Annotated[Word | None, Query()]
+
+
+@router.post("")
+async def upload(
+    gateway: Here, caller: Who, file: Annotated[UploadFile, File()], purpose: Annotated[Literal["batch"], Form()]
+) -> Response:
+    """Store a file of requests, one JSON object a line, for /v1/batches."""
+    if file.size is not None and file.size > gateway.settings.max_file_bytes:
+        raise Problem(413, "FileTooLarge", f"the file is longer than {gateway.settings.max_file_bytes:,} bytes")
+    new = StoredFile(
+        id=f"file-{new_id()}",
+        tenant=caller.tenant,
+        name=(file.filename or "upload")[:500],
+        purpose=purpose,
+        created_at=time.time(),
+    )
+    async with Writing(gateway, new) as out:
+        while data := await file.read(PART_BYTES):
+            await out.write(data)
+    return Json(view(await find(gateway, caller, new.id)))
+
+
+@router.get("")
+async def files(
+    gateway: Here,
+    caller: Who,
+    purpose: Annotated[Word | None, Query()] = None,
+    limit: Limit = 1000,
+    after: After = None,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """List files."""
+    found = await gateway.client.ask(
+        lambda store: store.files.page(
+            tenant=caller.scope, purpose=purpose, after=after, limit=limit + 1, newest_first=order == "desc"
+        )
+    )
+    return Json(page([view(file) for file in found], limit))
+
+
+@router.get("/{file}")
+async def file(file: str, gateway: Here, caller: Who) -> Response:
+    """Return what is known of a file."""
+    return Json(view(await find(gateway, caller, file)))
+
+
+@router.get("/{file}/content")
+async def content(file: str, gateway: Here, caller: Who) -> Response:
+    """Return a file's content."""
+    found = await find(gateway, caller, file)
+    headers = {"Content-Length": str(found.bytes)}
+    return StreamingResponse(parts(gateway, found.id), media_type="application/octet-stream", headers=headers)
+
+
+@router.delete("/{file}")
+async def remove(file: str, gateway: Here, caller: Who) -> Response:
+    """Remove a file. A batch that still needs it fails."""
+    found = await find(gateway, caller, file)
+    await gateway.client.ask(lambda store: store.files.remove(found.id))
+    return Json({"id": found.id, "object": "file", "deleted": True})
+
+
+class Writing:
+    """Writes a file part by part; it is there once the block ends well, and gone if it does not."""
+
+    def __init__(self, gateway: Gateway, file: StoredFile) -> None:
+        self._ask = gateway.client.ask
+        self._file = file
+        self._waiting = bytearray()
+        self._number = 0
+        self._size = 0
+
+    async def __aenter__(self) -> Self:
+        await self._ask(lambda store: store.files.begin(self._file))
+        return self
+
+    async def write(self, data: bytes) -> None:
+        self._waiting += data
+        while len(self._waiting) >= PART_BYTES:
+            await self._append(bytes(self._waiting[:PART_BYTES]))
+            del self._waiting[:PART_BYTES]
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is not None:
+            await self._ask(lambda store: store.files.remove(self._file.id))
+            return
+        if self._waiting:
+            await self._append(bytes(self._waiting))
+        await self._ask(lambda store: store.files.finish(self._file.id, size=self._size, at=time.time()))
+
+    async def _append(self, data: bytes) -> None:
+        number = self._number
+        await self._ask(lambda store: store.files.append(self._file.id, number, data))
+        self._number += 1
+        self._size += len(data)
+
+
+async def find(gateway: Gateway, caller: Caller, id_: str) -> StoredFile:
+    """Return a file of the caller's. Raises Problem."""
+    known = _ID.fullmatch(id_)
+    found = await gateway.client.ask(lambda store: store.files.find(id_, tenant=caller.scope)) if known else None
+    if found is None:
+        raise Problem(404, "file_not_found", f"no file {id_!r}", field="id", remedy="GET /v1/files lists yours")
+    return found
+
+
+async def parts(gateway: Gateway, id_: str) -> AsyncIterator[bytes]:
+    """Yield a file's content."""
+    number = 0
+    while (data := await gateway.client.ask(lambda store: store.files.part(id_, number))) is not None:  # noqa: B023 - run at once
+        yield data
+        number += 1
+
+
+async def lines(gateway: Gateway, id_: str) -> AsyncIterator[bytes]:
+    """Yield a file's lines, without their ends; empty ones too, so that they can be counted.
+
+    Raises InputTooLarge for one that is longer than a request's body may be.
+    """
+    rest, limit = b"", gateway.settings.max_body_bytes
+    async for part in parts(gateway, id_):
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            yield line
+        if len(rest) > limit:
+            raise InputTooLarge("input_file_id", f"has a line over {limit:,} bytes", "split the request")
+    if rest:
+        yield rest
+
+
+def view(file: StoredFile) -> dict[str, Any]:
+    """Return a file as OpenAI's API shows it."""
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": int(file.created_at),
+        "filename": file.name,
+        "purpose": file.purpose,
+        "status": "processed",
+    }
+
+
+def page(views: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """Return a page as OpenAI's API shows it, of one view more than fit, if there are more."""
+    shown = views[:limit]
+    ends = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": shown, **ends, "has_more": len(views) > limit}

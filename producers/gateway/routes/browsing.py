@@ -1,0 +1,137 @@
+"""A job's items one by one, each with its input and its results; its image; and who asks. What the page looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from starlette.responses import Response
+
+from producers.gateway.answers import Json
+from producers.gateway.gateway import Here, Who
+from producers.gateway.problems import Problem
+from producers.gateway.routes.kept_inputs import KeptInputs, in_full, shown
+from producers.gateway.schemas import MAX_COUNT
+from producers.gateway.views import result_view
+from producers.wire.blobs import Blobs
+from producers.wire.connection import Connection
+from results_store.records import Result
+from results_store.store import Store
+
+router = APIRouter(prefix="/api", tags=["jobs"])
+
+#: Results that are read for each item of a page; who wants more tasks of an item than this sees fewer items a page.
+TASKS = 16
+
+#: Numbers of a vector that a list shows.
+NUMBERS = 64
+
+#: What goes with a stranger's bytes: they are an image of that type, or nothing; they run nothing, load nothing.
+IMAGE_HEADERS = {
+    "Cache-Control": "private, max-age=300",
+    "Content-Disposition": 'inline; filename="input"',
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Vary": "Authorization",
+    "X-Content-Type-Options": "nosniff",
+}
+
+Seq = Annotated[int, Path(ge=0, le=MAX_COUNT, description="The item's place in its job.")]
+
+
+@router.get("/caller", tags=["operations"])
+async def who(gateway: Here, caller: Who) -> Response:
+    """Return whose key this is: the tenant, whether it is an operator's, and whether keys are asked for at all."""
+    return Json({"tenant": caller.tenant, "operator": caller.operator, "keys": gateway.settings.auth})
+
+
+@router.get("/jobs/{job}/items")
+async def items(
+    job: str,
+    gateway: Here,
+    caller: Who,
+    limit: Annotated[int, Query(ge=1, le=200)] = 25,
+    after_seq: Annotated[int, Query(ge=-1, le=MAX_COUNT)] = -1,
+) -> Response:
+    """Return a page of a job's items that have results, in their order: each with its input, if that is kept, and its
+    results, vectors cut short. `next`, if there is one, is the `after_seq` of the page after."""
+    await gateway.job(job, caller)
+
+    def read(store: Store) -> dict[str, Any]:
+        rows = store.results(job, after=(after_seq + 1, ""), limit=(limit + 1) * TASKS)
+        groups, more = page_of(rows, limit, whole=len(rows) < (limit + 1) * TASKS)
+        inputs = _kept(store).of([row for group in groups for row in group])
+        found = [_item(group, shown(inputs.get(group[0].seq))) for group in groups]
+        return {"items": found, "next": groups[-1][0].seq if more and groups else None}
+
+    return Json(await gateway.client.ask(read))
+
+
+@router.get("/jobs/{job}/items/{seq}")
+async def item(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
+    """Return an item that has results, with the whole of its input, if that is kept."""
+    await gateway.job(job, caller)
+
+    def read(store: Store) -> dict[str, Any] | None:
+        rows = store.results_of(job, [seq])
+        kept = _kept(store)
+        return _item(rows, in_full(kept, kept.of(rows).get(seq))) if rows else None
+
+    return Json(_there(await gateway.client.ask(read), job, seq))
+
+
+@router.get(
+    "/jobs/{job}/items/{seq}/image",
+    response_class=Response,
+    responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+async def image(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
+    """Return the image that an item was submitted with: PNG, JPEG, GIF or WebP; 404 if it is none, or not kept."""
+    await gateway.job(job, caller)
+
+    def read(store: Store) -> Response | None:
+        kept = _kept(store)
+        found = kept.picture(kept.of(store.results_of(job, [seq])).get(seq))
+        if found is None:
+            return None
+        return Response(found.data, media_type=found.size.media_type, headers=IMAGE_HEADERS)
+
+    found = await gateway.client.ask(read)
+    if found is None:
+        raise Problem(404, "NoImage", f"item {seq} of job {job} has no image that is kept")
+    return found
+
+
+def page_of(rows: Sequence[Result], limit: int, *, whole: bool) -> tuple[list[list[Result]], bool]:
+    """Return the first `limit` items of rows in order, and whether there are more.
+
+    Unless the rows are the `whole` rest of the job, their last item may lack some, and belongs to the page after.
+    """
+    groups = [list(group) for _, group in groupby(rows, lambda row: row.seq)]
+    if not whole and len(groups) > 1:
+        del groups[-1]
+    return groups[:limit], not whole or len(groups) > limit
+
+
+def _kept(store: Store) -> KeptInputs:
+    return KeptInputs(store, Blobs(Connection().blobs))
+
+
+def _item(rows: Sequence[Result], given: dict[str, Any]) -> dict[str, Any]:
+    return {"seq": rows[0].seq, "key": rows[0].key, "input": given, "results": [_brief(row) for row in rows]}
+
+
+def _brief(row: Result) -> dict[str, Any]:
+    view = result_view(row)
+    if row.vector is not None:
+        numbers = view["output"]
+        view["output"] = {"vector": numbers[:NUMBERS], "length": len(numbers)}
+    return view
+
+
+def _there(found: dict[str, Any] | None, job: str, seq: int) -> dict[str, Any]:
+    if found is None:
+        raise Problem(404, "UnknownItem", f"no item {seq} with results in job {job}")
+    return found

@@ -1,0 +1,131 @@
+"""One item: submit it, wait for it, come back for it, cancel it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import Response
+
+from producers.client import notices
+from producers.client.async_handles import AsyncHandle
+from producers.gateway.answers import Json
+from producers.gateway.gateway import Gateway, Here, Who, while_there
+from producers.gateway.keys import Caller
+from producers.gateway.problems import Problem
+from producers.gateway.schemas import NewOne, input_of
+from producers.gateway.views import item_view
+from producers.wire.errors import ResultTimeout
+from results_store.errors import UnknownJob
+from results_store.records import Result
+
+router = APIRouter(prefix="/api/items", tags=["items"])
+
+#: An item's id says where its results stand and how many they are, so that any gateway can answer for it: JOB.SEQ.COUNT
+_ID = re.compile(r"([0-9a-z]{26})\.(\d{1,15})\.(\d{1,3})", re.ASCII)
+
+ItemId = Annotated[
+    str, Path(description="What the submission answered as `id`.", examples=["01jd2m3n4p5q6r7s8t9v0w1x2y.7.1"])
+]
+WaitS = Annotated[float, Query(ge=0, le=3600, description="How long to wait for the results, in seconds; 120 at most.")]
+
+
+@router.post("", status_code=200, responses={202: {"description": "Accepted; its results are not there yet."}})
+async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> Response:
+    """Submit one item. With `wait_s`, answer with its results if they come in time; else 202 and where to find them."""
+    handle = await gateway.client.submit(
+        body.task,
+        input_of(body.input, "input"),
+        priority=body.priority,
+        deadline_s=body.deadline_s,
+        params=body.params,
+        key=body.key,
+        durable=body.durable,
+        tenant=caller.tenant,
+    )
+    gateway.keep(handle)
+    rows = await while_there(request, _arrived(gateway, handle, body.wait_s))
+    return _answer(f"{handle.job}.{handle.seq}.{len(handle.tasks)}", rows, len(handle.tasks))
+
+
+@router.get("/{item}", responses={202: {"description": "Its results are not all there yet."}})
+async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_s: WaitS = 0) -> Response:
+    """Return an item's results, waiting for them if `wait_s` says so; 202 while some are missing."""
+    job, seq, expected = await _known(gateway, caller, item)
+    handle = gateway.kept(job, seq)
+    if handle is not None:
+        rows = await while_there(request, _arrived(gateway, handle, wait_s))
+    else:
+        rows = await while_there(request, _stored(gateway, job, seq, expected, wait_s))
+    if not rows and handle is None and not await _plausible(gateway, job, seq):
+        raise UnknownJob(f"no item {item!r}")
+    return _answer(item, rows, expected)
+
+
+@router.delete("/{item}")
+async def cancel(item: ItemId, gateway: Here, caller: Who) -> Response:
+    """Cancel an item that this gateway accepted recently. What is computed already stays as it is."""
+    job, seq, expected = await _known(gateway, caller, item)
+    handle = gateway.kept(job, seq)
+    if handle is None:
+        rows = await gateway.client.ask(lambda store: store.results_of(job, [seq]))
+        if len(rows) < expected:
+            raise Problem(
+                409, "NotHere", "this gateway did not accept the item, or long ago", remedy="let it run, or expire"
+            )
+        return _answer(item, rows, expected)
+    await handle.cancel()
+    return _answer(item, await handle.results(), expected)
+
+
+async def _arrived(gateway: Gateway, handle: AsyncHandle, wait_s: float) -> Sequence[Result]:
+    """Return the rows that are there, once they all are or `wait_s` is over."""
+    if wait_s > 0:
+        promise: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        handle.tell(promise)
+        try:
+            async with asyncio.timeout(min(wait_s, gateway.settings.max_wait_s)):
+                rows = await promise
+            gateway.drop(handle.job, handle.seq)
+            return rows
+        except (TimeoutError, ResultTimeout):
+            pass
+        finally:
+            handle.forget(promise)
+    return await handle.results()
+
+
+async def _stored(gateway: Gateway, job: str, seq: int, expected: int, wait_s: float) -> Sequence[Result]:
+    """As `_arrived`, for what another gateway accepted: the store is looked at now and then."""
+    until = time.monotonic() + min(wait_s, gateway.settings.max_wait_s)
+    while True:
+        rows = await gateway.client.ask(lambda store: store.results_of(job, [seq]))
+        left_s = until - time.monotonic()
+        if len(rows) >= expected or left_s <= 0:
+            return rows
+        await asyncio.sleep(min(notices.FALLBACK_S, left_s))
+
+
+async def _known(gateway: Gateway, caller: Caller, item: str) -> tuple[str, int, int]:
+    """Return job, place and number of results in an id. Raises UnknownJob for one that the caller does not have."""
+    match = _ID.fullmatch(item)
+    if match is None or match[3] == "0":
+        raise UnknownJob(f"no item {item!r}; an id looks like 01jd2m3n4p5q6r7s8t9v0w1x2y.7.1")
+    await gateway.job(match[1], caller)
+    return match[1], int(match[2]), int(match[3])
+
+
+async def _plausible(gateway: Gateway, job: str, seq: int) -> bool:
+    """Say whether the job may hold such an item that has no results yet."""
+    status = await gateway.client.status(job)
+    return seq < max(status.items, 1) or not status.finished
+
+
+def _answer(id_: str, rows: Sequence[Result], expected: int) -> Response:
+    view: dict[str, Any] = item_view(id_, rows, expected)
+    status, where = (200 if view["done"] else 202), f"/api/items/{id_}"
+    return Json(view, status, {"Location": where} if status == 202 else {})

@@ -1,0 +1,198 @@
+"""Jobs: submit many items, from a body or from a stream of lines; how far they are; cancelling."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from producers.client.async_handles import AsyncJob
+from producers.client.request import NewItem
+from producers.gateway.answers import Json
+from producers.gateway.gateway import Gateway, Here, Who, is_id
+from producers.gateway.keys import Caller
+from producers.gateway.problems import Problem
+from producers.gateway.schemas import JobOptions, LinesOptions, NewJobBody, item_of
+from producers.gateway.views import job_view
+from producers.wire.errors import InputTooLarge, InvalidInput
+from results_store.records import JobStatus
+
+router = APIRouter(prefix="/api/jobs", tags=["jobs"])
+
+#: Rejected inputs that an answer lists; the count has them all.
+LISTED = 100
+
+Before = Annotated[str | None, Query(description="`next` of the page before.", max_length=80)]
+_LINES = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/jsonl": {
+                "schema": {"type": "string"},
+                "example": '"A fine, moving film."\n{"input": "Two hours lost.", "key": "a2"}\n',
+            }
+        },
+    }
+}
+
+
+@router.post("", status_code=202)
+async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
+    """Submit many items as one job. Answers once all of them are accepted."""
+    if len(body.inputs) > gateway.settings.max_items:
+        raise _too_many(gateway)
+
+    def items() -> Iterator[object]:
+        for place, value in enumerate(body.inputs):
+            yield _item(value, f"inputs[{place}]")
+
+    job = await _submit(gateway, caller, body, items())
+    return await _accepted(job)
+
+
+@router.post("/lines", status_code=202, openapi_extra=_LINES)
+async def submit_lines(
+    request: Request, options: Annotated[LinesOptions, Query()], gateway: Here, caller: Who
+) -> Response:
+    """Submit a stream of JSON Lines as one job, of any length: each line an input, or an object with `input`.
+
+    Items are accepted while the body still comes. If it breaks off or a line is wrong, the items before stay accepted,
+    and the error names the job; sent again with the same `idempotency_key`, it goes on where it had stopped.
+    """
+    _check_type(request)
+    accepted: list[str] = []
+
+    async def items() -> AsyncIterator[object]:
+        count = 0
+        async for line in _lines(request, gateway.settings.max_body_bytes):
+            count += 1
+            if not line.strip():
+                continue
+            if count > gateway.settings.max_items:
+                raise _too_many(gateway)
+            yield _parsed(line, f"line {count}")
+
+    def noting(id_: str, _: int) -> None:
+        accepted[:] = [id_]
+
+    try:
+        job = await _submit(gateway, caller, options.options(), items(), noting)
+    except Problem as broken:  # the body was: too slow, too long
+        broken.job = accepted[-1] if accepted else None
+        raise
+    return await _accepted(job)
+
+
+@router.get("")
+async def newest(
+    gateway: Here, caller: Who, limit: Annotated[int, Query(ge=1, le=1000)] = 20, before: Before = None
+) -> Response:
+    """List jobs, the newest first; `next`, if there is one, asks for the page after."""
+    page = await gateway.jobs(caller, limit=limit, before=_place(before))
+    last = page[-1] if len(page) == limit else None
+    after = None if last is None else f"{last.created_at!r},{last.id}"
+    return Json({"jobs": [job_view(job) for job in page], "next": after})
+
+
+@router.get("/{job}")
+async def status(job: str, gateway: Here, caller: Who) -> Response:
+    """Return how far a job is."""
+    return Json(job_view(await gateway.job(job, caller)))
+
+
+@router.post("/{job}/cancel")
+async def cancel(job: str, gateway: Here, caller: Who) -> Response:
+    """Cancel what a job has not computed yet; those items end `cancelled` as their turn comes."""
+    await gateway.job(job, caller)
+    return Json(job_view(await (await gateway.client.job(job)).cancel()))
+
+
+async def _submit(
+    gateway: Gateway,
+    caller: Caller,
+    options: JobOptions,
+    items: Iterable[object] | AsyncIterable[object],
+    on_accepted: Callable[[str, int], object] | None = None,
+) -> AsyncJob:
+    return await gateway.client.submit_many(
+        options.task,
+        items,
+        priority=options.priority,
+        name=options.name,
+        idempotency_key=options.idempotency_key,
+        ttl_s=options.ttl_s,
+        deadline_s=options.deadline_s,
+        params=options.params,
+        on_error="skip" if options.on_error == "skip" else "raise",
+        on_accepted=on_accepted,
+        patience_s=gateway.settings.patience_s if isinstance(items, Iterable) else gateway.settings.max_wait_s,
+        tenant=caller.tenant,
+    )
+
+
+async def _accepted(job: AsyncJob) -> Response:
+    progress: JobStatus = await job.progress()
+    rejected = [{"seq": one.seq, "key": one.key, "error": str(one.error)} for one in job.rejected[:LISTED]]
+    view = job_view(progress) | {"rejected": rejected, "rejected_count": job.rejected_count}
+    return Json(view, 202, {"Location": f"/api/jobs/{job.id}"})
+
+
+def _item(value: object, place: str) -> NewItem | InvalidInput:
+    """Return an item, or what is wrong with it in its place, for `on_error` to judge."""
+    try:
+        return item_of(value, place)
+    except InvalidInput as error:
+        return error
+
+
+def _parsed(line: bytes, place: str) -> NewItem | InvalidInput:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return InvalidInput(place, f"is not JSON: {error}", "write one JSON value a line")
+    return _item(value, place)
+
+
+async def _lines(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yield the lines of a body as they come. Raises InputTooLarge for one over `limit` bytes."""
+    rest = bytearray()
+    count = 0
+    async for part in request.stream():
+        first, *others = part.split(b"\n")
+        rest += first
+        for line in others:
+            count += 1
+            yield bytes(rest)
+            rest = bytearray(line)
+        if len(rest) > limit:
+            raise InputTooLarge(f"line {count + 1}", f"is longer than {limit:,} bytes", "send large inputs by URL")
+    if rest:
+        yield bytes(rest)
+
+
+def _check_type(request: Request) -> None:
+    sent = request.headers.get("content-type", "application/jsonl").partition(";")[0].strip().lower()
+    if sent not in ("application/jsonl", "application/x-ndjson", "application/x-jsonlines", "text/plain"):
+        raise Problem(415, "UnsupportedMediaType", f"lines come as application/jsonl, not {sent}", field="content-type")
+
+
+def _too_many(gateway: Gateway) -> Problem:
+    limit = gateway.settings.max_items
+    return Problem(413, "TooManyItems", f"more than {limit:,} items in one job", remedy="submit several jobs")
+
+
+def _place(before: str | None) -> tuple[float, str] | None:
+    if before is None:
+        return None
+    at, _, id_ = before.partition(",")
+    try:
+        place = float(at), id_
+    except ValueError:
+        place = math.nan, id_
+    if not math.isfinite(place[0]) or not is_id(id_):
+        raise InvalidInput("before", f"is not what a page gave as `next`: {before!r}")
+    return place

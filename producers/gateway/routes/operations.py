@@ -1,0 +1,166 @@
+"""What an operator looks at and does: tasks, the fleet, failures, dead letters, replay; and whether all is well."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from producers.gateway.answers import Json
+from producers.gateway.gateway import Here, Who
+from producers.gateway.keys import Caller
+from producers.gateway.problems import Problem, problem
+from producers.gateway.schemas import Replay
+from producers.gateway.views import result_view
+from producers.wire.catalogue import Task
+from producers.wire.errors import ArgosyError, InvalidInput, InvalidMessage
+from producers.wire.messages import decode_bytes
+from results_store.errors import StoreError
+from results_store.records import DeadLetter, Replayed
+
+router = APIRouter(tags=["operations"])
+
+#: What a look at broker and store may take before the gateway counts as not ready.
+READY_S = 5.0
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+JobFilter = Annotated[str | None, Query(description="Only of this job.")]
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """The process runs and its loop turns."""
+    return Json({"status": "ok"})
+
+
+@router.get("/readyz", responses={503: {"description": "Broker or store do not answer."}})
+async def readyz(gateway: Here) -> Response:
+    """Broker and store were asked just now, and answered."""
+    try:
+        async with asyncio.timeout(READY_S):
+            await gateway.client.check()
+    except TimeoutError:
+        raise Problem(
+            503, "NotReady", f"broker and store did not answer within {READY_S:g} s", retry_after_s=5
+        ) from None
+    except (ArgosyError, StoreError) as error:
+        raise Problem(503, "NotReady", f"{type(error).__name__}: {problem(error).detail}", retry_after_s=5) from error
+    return Json({"status": "ready"})
+
+
+@router.get("/api/tasks")
+async def tasks(gateway: Here) -> Response:
+    """List the tasks, with their kind, the form of their inputs, and their parameters."""
+    catalogue = await gateway.client.catalogue()
+    return Json({"tasks": [_task(task) for task in catalogue.tasks.values()]})
+
+
+@router.get("/api/failures")
+async def failures(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = None) -> Response:
+    """List the newest failed results, each with its error."""
+    if job is not None:
+        await gateway.job(job, caller)
+    rows = await gateway.client.ask(lambda store: store.recent_failures(limit=limit, job=job, tenant=caller.scope))
+    return Json({"failures": [result_view(row) for row in rows]})
+
+
+@router.get("/api/dead")
+async def dead(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = None) -> Response:
+    """List the envelopes that were given up after too many attempts, with their inputs and errors."""
+    if job is not None:
+        await gateway.job(job, caller)
+    letters = await gateway.client.ask(
+        lambda store: store.dead_letters.newest(job=job, limit=limit, tenant=caller.scope)
+    )
+    return Json({"dead": [_letter(letter) for letter in letters]})
+
+
+@router.post("/api/replay")
+async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
+    """Put failed items back into the queue: their failed results are removed, and they are computed again."""
+    if body.job is not None:
+        await gateway.job(body.job, caller)
+    elif not caller.operator:
+        raise InvalidInput("job", "is missing", "name the job; only operators replay those of everybody")
+    began_at = time.time()
+    envelopes = results = 0
+    while True:
+        portion: Replayed = await gateway.client.ask(
+            lambda store: store.dead_letters.replay(job=body.job, error_kind=body.error_kind, failed_before=began_at)
+        )
+        if not portion.envelopes:
+            return Json({"envelopes": envelopes, "results": results})
+        envelopes, results = envelopes + portion.envelopes, results + portion.results
+
+
+@router.get("/api/fleet", responses={403: {"description": "For operators."}})
+async def fleet(gateway: Here, caller: Who, batches: Limit = 50) -> Response:
+    """Return how much waits, by model and priority, and the newest micro-batches. For operators."""
+    _operators_only(caller)
+    depth = await gateway.client.ask(lambda store: store.depth())
+    ran = await gateway.client.ask(lambda store: store.flight.recent(limit=batches))
+    return Json({"at": time.time(), "depth": [asdict(one) for one in depth], "batches": [asdict(one) for one in ran]})
+
+
+@router.get("/api/activity", responses={403: {"description": "For operators."}})
+async def activity(gateway: Here, caller: Who) -> Response:
+    """Return what waits, by priority and model, and since when; and the last minute's devices and batches. For operators."""
+    _operators_only(caller)
+    return Json(await gateway.activity.now())
+
+
+def _operators_only(caller: Caller) -> None:
+    if not caller.operator:
+        raise Problem(403, "Forbidden", "this is for operators", remedy="ask with an operator's key")
+
+
+def _task(task: Task) -> dict[str, Any]:
+    fields = msgspec.structs.fields(task.kind.params)
+    params = {
+        field.name: {
+            "required": field.required and field.name not in task.params,
+            "default": msgspec.to_builtins(task.params.get(field.name, None if field.required else _default(field))),
+        }
+        for field in fields
+    }
+    return {
+        "name": task.name,
+        "kind": task.kind.name,
+        "model": task.model,
+        "input": task.kind.modality,
+        "summary": task.summary or task.kind.summary,
+        "params": params,
+    }
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+
+
+def _letter(letter: DeadLetter) -> dict[str, Any]:
+    try:
+        payload: Any = decode_bytes(letter.payload, letter.content_type)
+    except InvalidMessage:
+        payload = None
+    view = {name: getattr(letter, name) for name in ("id", "job", "model", "priority", "attempts", "worker", "error")}
+    view |= {"created_at": letter.created_at, "finished_at": letter.finished_at, "items": _texts(payload)}
+    return view | {"failures": [result_view(row) for row in letter.failures]}
+
+
+def _texts(payload: Any) -> list[dict[str, Any]]:
+    """The items of an envelope, without the bytes that they may carry."""
+    items = payload.get("items", []) if isinstance(payload, dict) else []
+    named = [item for item in items if isinstance(item, dict)]
+    return [
+        {
+            name: "(bytes)" if isinstance(value, dict | bytes) else value
+            for name, value in item.items()
+            if name != "params"
+        }
+        for item in named
+    ]

@@ -1,0 +1,113 @@
+"""A job's results as JSON Lines, and its progress as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from producers.client.async_handles import AsyncJob
+from producers.gateway.answers import Events, Json, JsonLines, event
+from producers.gateway.gateway import Here, Who
+from producers.gateway.problems import problem
+from producers.gateway.schemas import MAX_COUNT, Word
+from producers.gateway.views import job_view, result_view
+from results_store.records import JobStatus
+
+router = APIRouter(prefix="/api/jobs/{job}", tags=["jobs"])
+
+#: A proxy closes what is silent for long; a comment now and then keeps it open.
+SILENCE_S = 15.0
+
+
+@router.get("/results", response_class=JsonLines)
+async def results(
+    job: str,
+    gateway: Here,
+    caller: Who,
+    follow: Annotated[
+        bool, Query(description="Stay, and send results as they come, until the job is finished.")
+    ] = False,
+) -> Response:
+    """Stream a job's results, one a line: those that are there, by item and task; with `follow`, each as it comes."""
+    await gateway.job(job, caller)
+    found = await gateway.client.job(job)
+    return JsonLines(_views(found, follow=follow))
+
+
+@router.get("/page")
+async def page(
+    job: str,
+    gateway: Here,
+    caller: Who,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    after_seq: Annotated[int, Query(ge=-1, le=MAX_COUNT)] = -1,
+    after_task: Word = "",
+) -> Response:
+    """Return a page of a job's results in the order of its items, after an item and task."""
+    await gateway.job(job, caller)
+    after = None if after_seq < 0 else (after_seq, after_task)
+    rows = await gateway.client.ask(lambda store: store.results(job, after=after, limit=limit))
+    return Json({"results": [result_view(row) for row in rows]})
+
+
+@router.get("/events", response_class=Events)
+async def events(job: str, gateway: Here, caller: Who) -> Response:
+    """Send a job's progress as server-sent events: `progress` whenever it changes, then `finished`.
+
+    A slow reader gets the newest state and none of those in between.
+    """
+    await gateway.job(job, caller)
+    found = await gateway.client.job(job)
+    return Events(_progress(found))
+
+
+async def _views(job: AsyncJob, *, follow: bool) -> AsyncIterator[dict[str, Any]]:
+    async for row in job.as_completed() if follow else job.results():
+        yield result_view(row)
+
+
+async def _progress(job: AsyncJob) -> AsyncIterator[bytes]:
+    newest = Newest()
+    waiting = asyncio.ensure_future(job.wait(on_progress=newest.put))
+    waiting.add_done_callback(lambda _: newest.changed.set())
+    last: JobStatus | None = None
+    try:
+        while not waiting.done():
+            status = await newest.take(SILENCE_S)
+            if status is None:
+                yield b": nothing new\n\n"
+            elif status != last:
+                last = status
+                yield event("progress", job_view(status))
+        yield event("finished", job_view(waiting.result()))
+    except Exception as error:  # noqa: BLE001 - the answer has begun: this is the only way left to tell
+        yield event("error", {"kind": problem(error).kind, "detail": problem(error).detail})
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+class Newest:
+    """Holds one status: a newer one takes its place, however slowly it is read."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self._status: JobStatus | None = None
+
+    def put(self, status: JobStatus) -> None:
+        self._status = status
+        self.changed.set()
+
+    async def take(self, timeout_s: float) -> JobStatus | None:
+        """Wait for a change and return what is newest; None if nothing changes for so long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.changed.wait()
+        except TimeoutError:
+            return None
+        self.changed.clear()
+        return self._status

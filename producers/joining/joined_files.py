@@ -1,0 +1,97 @@
+"""Writing joined rows: JSON Lines, CSV, Parquet. The file appears under its name once it is complete."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from producers.client.request import Request
+from producers.joining.rows import Columns, Joined, Layout, Reasons, as_json, format_of, join, output_of, plain_value
+from producers.wire.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from producers.sources import Source
+    from results_store.records import Result
+
+
+def write_joined(source: Source, request: Request, results: Iterable[Result], path: Path) -> int:
+    """Write each row of the source with one column a task and one for errors; return how many rows.
+
+    The format is that of the file's name: ``.parquet``, ``.csv`` or ``.jsonl``. In CSV and Parquet an output is JSON text,
+    but for a vector in Parquet, which is a list of numbers. Raises InvalidInput if the source is not the one submitted.
+    """
+    kind = format_of(path)
+    tasks = [task.name for task in request.tasks]
+    schema = source.arrow_schema() if kind == "parquet" else None
+    types: Mapping[str, str] = {} if schema is not None else _scanned(source)
+    layout = Layout.of(schema.names if schema is not None else types, tasks)
+    rows = join(source.records(), results, tasks, Reasons(source, request))
+    with whole(path) as file:
+        if kind == "jsonl":
+            return _write_jsonl(rows, layout, file)
+        if kind == "csv":
+            return _write_csv(rows, layout, file)
+        from producers.joining.joined_parquet import write_parquet
+
+        vectors = {task.name for task in request.tasks if task.kind.output == list[float]}
+        return write_parquet(rows, layout, schema, types, vectors, file)
+
+
+def check_output(path: Path) -> None:
+    """Raise InvalidInput or ConfigurationError now for what could not be written later."""
+    if format_of(path) == "parquet":
+        import producers.joining.joined_parquet  # noqa: F401 - whether its package is there
+    if not path.absolute().parent.is_dir():
+        raise InvalidInput("output", f"is in {path.parent}, which is no folder", "make it, or check the path")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name only once it was written to its end."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _scanned(source: Source) -> Mapping[str, str]:
+    columns = Columns()
+    for record in source.records():
+        columns.add(record.columns)
+    return columns.types
+
+
+def _write_jsonl(rows: Iterable[Joined], layout: Layout, file: IO[bytes]) -> int:
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007 - what is returned
+        outputs = {name: output_of(row.results.get(task)) for task, name in layout.tasks.items()}
+        file.write(as_json({**row.columns, **outputs, layout.error: row.error}).encode("utf-8", "replace") + b"\n")
+    return count
+
+
+def _write_csv(rows: Iterable[Joined], layout: Layout, file: IO[bytes]) -> int:
+    text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="")
+    writer = csv.writer(text)
+    writer.writerow(layout.names)
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007
+        given = [_cell(row.columns.get(name)) for name in layout.columns]
+        outputs = (output_of(row.results.get(task)) for task in layout.tasks)
+        made = ["" if output is None else as_json(output) for output in outputs]
+        writer.writerow([*given, *made, row.error or ""])
+    text.flush()
+    text.detach()
+    return count
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return plain_value(value)
+    return as_json(value) if isinstance(value, dict | list | bool) else value

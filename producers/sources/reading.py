@@ -1,0 +1,39 @@
+"""A file being read: its bytes, how far the reading has come, and where a row is that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeAlias
+
+from producers.wire.errors import InvalidInput
+
+#: A row's number in its file, and its columns or what is wrong with it.
+Raw: TypeAlias = tuple[int, Mapping[str, Any] | InvalidInput]
+
+
+@dataclass(slots=True)
+class Meter:
+    """How much of a file has been read, in bytes or rows; `total` is 0 while nobody knows."""
+
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A file being read: what it is called, its bytes, where to count, and who judges a table's columns.
+
+    `columns` raises InvalidInput if the input is not among a table's columns.
+    """
+
+    name: str
+    file: BinaryIO
+    meter: Meter
+    columns: Callable[[list[str]], None]
+
+    def wrong(self, number: int, problem: str, remedy: str) -> InvalidInput:
+        return InvalidInput(f"{self.name}:{number}", problem, remedy)
+
+
+Reader: TypeAlias = Callable[[Reading], Iterator[Raw]]

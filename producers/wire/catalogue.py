@@ -1,0 +1,143 @@
+"""Which tasks exist: for each, its kind (input, parameters, output) and the model that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from producers.wire import forms
+from producers.wire.errors import ConfigurationError, InvalidInput, UnknownTask
+from producers.wire.fleet_file import known, read_toml, typed
+from producers.wire.forms import Limits, Modality
+from producers.wire.kinds import KINDS, Kind
+from producers.wire.messages import Input, Params
+
+__all__ = ["KINDS", "Catalogue", "Kind", "Limits", "Modality", "Task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task as a user names it, its kind, and the model whose backbone serves it.
+
+    `params` are its own defaults, over those of its kind: labels to choose from, say.
+    """
+
+    name: str
+    kind: Kind
+    model: str
+    summary: str
+    params: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def lacks(self, params: Params) -> tuple[str, ...]:
+        """Return the parameters that have to be given and are not, neither by the task nor in `params`."""
+        fields = msgspec.structs.fields(self.kind.params)
+        return tuple(f.name for f in fields if f.required and f.name not in params and f.name not in self.params)
+
+
+_BUILTIN: tuple[tuple[str, str, str, str], ...] = (
+    ("sentiment", "text-classification", "text", "negative or positive"),
+    ("topic", "text-classification", "text", "business, entertainment, politics, sport or tech"),
+    ("spam", "text-classification", "text", "ham or spam, for mail"),
+    ("entities", "token-classification", "text", "people, organisations, places, times and amounts of money"),
+    ("embedding", "feature-extraction", "text", "384 numbers that place a text by its meaning"),
+    ("image-classification", "image-classification", "vision", "one of ImageNet's 1,000 names"),
+    ("image-embedding", "image-feature-extraction", "vision", "1,280 numbers that place an image by its looks"),
+)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The tasks that can be submitted. Immutable; `with_models` returns a larger one."""
+
+    tasks: Mapping[str, Task]
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def builtin(cls) -> Catalogue:
+        """Return the tasks that every Argosy fleet serves unless its settings say otherwise."""
+        return cls({name: Task(name, KINDS[kind], model, summary) for name, kind, model, summary in _BUILTIN})
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Catalogue:
+        """Return the built-in tasks together with those that a ``fleet.toml`` adds under ``[models.NAME.tasks]``, and its ``[limits]``.
+
+        Raises ConfigurationError, naming the setting, if the file or a task in it is wrong.
+        """
+        file = read_toml(path)
+        table = typed(file.get("limits", {}), dict[str, Any], f"{path}: limits")
+        own = {
+            field.name: table[field.name] for field in fields(Limits) if field.name in table
+        }  # the others are workers'
+        limits = typed(own, Limits, f"{path}: limits")
+        return replace(cls.builtin(), limits=limits).with_models(file.get("models", {}), where=str(path))
+
+    def with_models(self, models: object, *, where: str) -> Catalogue:
+        """Return this catalogue with the tasks of `models`, the ``[models]`` table of a ``fleet.toml``. Raises ConfigurationError."""
+        tasks = dict(self.tasks)
+        for model, settings in typed(models, dict[str, Any], f"{where}: models").items():
+            table = typed(settings, dict[str, Any], f"{where}: models.{model}")
+            own = typed(table.get("tasks", {}), dict[str, Any], f"{where}: models.{model}.tasks")
+            for name, task in own.items():
+                tasks[name] = _task(name, model, task, f"{where}: models.{model}.tasks.{name}")
+        return Catalogue(tasks, self.limits)
+
+    def task(self, name: object, *, field: str = "task") -> Task:
+        """Return a task by name. Raises UnknownTask, with the nearest known name, or InvalidInput."""
+        if not isinstance(name, str):
+            raise InvalidInput(field, f"must be a task's name, not {type(name).__name__}")
+        if name not in self.tasks:
+            raise UnknownTask(name, list(self.tasks), field)
+        return self.tasks[name]
+
+    def by_model(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Group task names by the model that serves them, keeping their order."""
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            groups.setdefault(self.task(name).model, []).append(name)
+        return {model: tuple(tasks) for model, tasks in groups.items()}
+
+    def check_params(self, task: Task, params: Params, *, field: str) -> msgspec.Struct:
+        """Return a task's parameters, typed, with their defaults. Raises InvalidInput naming the parameter."""
+        try:
+            return msgspec.convert({**task.params, **params}, task.kind.params)
+        except msgspec.ValidationError as error:
+            there = ", ".join(task.kind.params.__struct_fields__)
+            raise InvalidInput(field, str(error), f"parameters of {task.name!r}: {there}") from error
+
+    def check_input(self, task: Task, value: object, *, field: str) -> Input:
+        """Return `value` as a task's input, or raise InvalidInput or InputTooLarge naming `field`."""
+        return forms.check(task.kind.modality, value, self.limits, field)
+
+
+def _task(name: str, model: str, table: object, setting: str) -> Task:
+    """Return a task from its entry in a ``fleet.toml``: its kind, or a table with `kind`, `summary` and `params`.
+
+    What a kind cannot do without (a prompt, labels) may stand in the table itself.
+    """
+    given: dict[str, Any] = table if isinstance(table, dict) else {"kind": table}
+    kind, params = given.get("kind"), given.get("params", {})
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigurationError(f"{setting}.kind: no kind {kind!r}; {known(str(kind), KINDS)}")
+    known_here = [
+        "kind",
+        "summary",
+        "params",
+        *(f.name for f in msgspec.structs.fields(KINDS[kind].params) if f.required),
+    ]
+    if unknown := sorted(set(given) - set(known_here)):
+        raise ConfigurationError(f"{setting}.{unknown[0]}: not a key of a task; {known(unknown[0], known_here)}")
+    if not isinstance(params, dict):
+        raise ConfigurationError(f"{setting}.params: must be a table of parameters, not {type(params).__name__}")
+    params = {**{name: given[name] for name in known_here[3:] if name in given}, **params}
+    task = Task(name, KINDS[kind], model, str(given.get("summary", "")), params)
+    unknown = sorted(set(params) - set(task.kind.params.__struct_fields__))
+    if unknown:
+        found = known(unknown[0], task.kind.params.__struct_fields__)
+        raise ConfigurationError(f"{setting}.params.{unknown[0]}: not a parameter of {kind}; {found}")
+    if params and not task.lacks({}):
+        typed(params, task.kind.params, f"{setting}.params")
+    return task

@@ -1,0 +1,130 @@
+"""A click group whose errors are one line with a remedy, and whose further commands come from other packages."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from click.exceptions import NoArgsIsHelpError
+
+from producers.wire.errors import ArgosyError
+from results_store.errors import StoreError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+GROUP = "argosy.commands"
+
+#: Wide enough for every column, and that no identifier is cut, when the output is not a terminal.
+PLAIN_WIDTH = 200
+
+#: Exit codes: the fleet's or the data's error, the command line's, and stopped by Ctrl-C.
+FAILED, MISUSED, STOPPED = 1, 2, 130
+
+_NOT_INSTALLED = (
+    "the commands for workers (up, worker, migrate, doctor, models) are not installed; pip install 'argosy[local]'"
+)
+
+
+def log_to_stderr() -> None:
+    """Log what a service does, each line with its time: in place of the one line that a command has for a person."""
+    told = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=told, stream=sys.stderr, force=True)
+    # the first two log whole URLs, which are inputs; the last each step of making a database
+    for chatty in ("httpx", "httpx2", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def console() -> Console:
+    """A console that cuts nothing where nobody looks."""
+    from rich.console import Console
+
+    shown = Console()
+    if not shown.is_terminal:
+        shown.width = PLAIN_WIDTH
+    return shown
+
+
+class Finite(click.FloatRange):
+    """A number in a range; "nan" and "inf" are none, which Python would take."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
+class CommandLine(click.Group):
+    """Its own commands first, then those that installed packages add: each entry point is a list of click commands.
+
+    Entry points are only loaded for a command that is not its own, or for the list in ``--help``.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *sorted(_added_commands()[0])]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        added, missing = _added_commands()
+        if cmd_name not in added and missing:
+            ctx.fail(f"no command {cmd_name!r} here: {missing}")
+        return added.get(cmd_name)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run, and exit with 0, 1 (it failed), 2 (it was called wrongly) or 130 (Ctrl-C)."""
+        try:
+            code = super().main(args, prog_name or "argosy", complete_var, standalone_mode=False, **extra)
+        except NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(MISUSED)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "argosy"
+            _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", MISUSED)
+        except click.ClickException as error:
+            _fail(error.format_message(), error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(STOPPED)
+        except (ArgosyError, StoreError) as error:
+            _fail("; ".join([str(error), *getattr(error, "__notes__", ())]), FAILED)
+        except OSError as error:
+            _fail(_about_file(error), FAILED)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _added_commands() -> tuple[dict[str, click.Command], str]:
+    """Return the commands of all entry points by name, and what to say if some could not be loaded."""
+    added: dict[str, click.Command] = {}
+    missing = ""
+    for entry_point in entry_points(group=GROUP):
+        try:
+            commands: Sequence[click.Command] = entry_point.load()
+        except (ImportError, AttributeError) as error:
+            missing = f"{_NOT_INSTALLED} ({error})"
+            continue
+        added.update({command.name: command for command in commands if command.name})
+    return added, missing
+
+
+def _about_file(error: OSError) -> str:
+    if error.filename is None:
+        return f"{error}; try again"
+    return f"{error.filename}: {error.strerror}; check the path and its permissions"
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"argosy: {' '.join(message.split())}", err=True)
+    sys.exit(code)

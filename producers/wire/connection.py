@@ -1,0 +1,226 @@
+"""Where the broker and the store are: given by the caller, set in the environment, or those of the local fleet.
+
+Each address is looked for in this order, and the first place that has it wins:
+
+1. the caller's argument;
+2. ``ARGOSY_BROKER_URL`` and ``ARGOSY_STORE_URL``, their passwords from the files that ``ARGOSY_BROKER_PASSWORD_FILE`` and
+   ``ARGOSY_STORE_PASSWORD_FILE`` name, if set;
+3. ``fleet.json`` in ``ARGOSY_HOME``, which `argosy up` writes; only if neither address is given otherwise, so that a
+   broker is never paired with the store of another fleet.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import msgspec
+
+from producers.wire.blobs import BlobSettings
+from producers.wire.catalogue import Catalogue
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.fleet_file import read_toml, typed
+from producers.wire.messages import Priority
+
+if TYPE_CHECKING:
+    from producers.wire.result_files import ResultFiles
+
+Part = Literal["broker", "store"]
+
+_SCHEMES: Mapping[Part, tuple[str, ...]] = {"broker": ("redis", "rediss"), "store": ("sqlite", "postgresql")}
+_EXAMPLES: Mapping[Part, str] = {
+    "broker": "redis://localhost:6379/0",
+    "store": "sqlite:////var/lib/argosy/store.db or postgresql://user@host/argosy",
+}
+_TENANT = re.compile(r"[A-Za-z0-9._@:+-]{0,64}")
+_USER_AND_PASSWORD = re.compile(r"^([^:/]+://[^:/@]*):.*@", re.DOTALL)
+_PASSWORD_IN_QUERY = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
+
+
+class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When clients refuse new work: once more than so many seconds of work wait in front of it. By priority; None: never."""
+
+    max_queued_s: dict[Literal["interactive", "standard", "bulk"], float] = {}
+
+    def __post_init__(self) -> None:
+        for name, most_s in self.max_queued_s.items():
+            if most_s <= 0:
+                raise ValueError(f"`max_queued_s.{name}` must be over 0")
+
+    @property
+    def by_priority(self) -> dict[Priority, float]:
+        return {Priority[name.upper()]: most_s for name, most_s in self.max_queued_s.items()}
+
+
+class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
+    """What `argosy up` writes to ``fleet.json`` while it runs."""
+
+    pid: int
+    broker_url: str
+    store_url: str
+    flower_url: str = ""
+    config: str = ""
+    started_at: float = 0.0
+
+    @property
+    def running(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # it runs, as another user
+            return True
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The two addresses, found when they are first asked for: reading results needs no broker."""
+
+    given_broker_url: str | None = field(default=None, repr=False)
+    given_store_url: str | None = field(default=None, repr=False)
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+
+    @property
+    def broker_url(self) -> str:
+        """The Redis URL, with its password. Raises ConfigurationError if there is none, or the local fleet has stopped."""
+        url = self._set_url("broker")
+        if url is not None:
+            return url
+        fleet = self._local_fleet("broker")
+        if not fleet.running:
+            raise ConfigurationError(
+                f"the local fleet (process {fleet.pid}) has stopped; start it again with `argosy up`"
+            )
+        return fleet.broker_url
+
+    @property
+    def store_url(self) -> str:
+        """The database URL, with its password. Raises ConfigurationError if there is none."""
+        return self._set_url("store") or self._local_fleet("store").store_url
+
+    @property
+    def tenant(self) -> str:
+        """The tenant that ``ARGOSY_TENANT`` names, or none. Raises InvalidInput."""
+        return checked_tenant(self.environment.get("ARGOSY_TENANT", ""), "ARGOSY_TENANT")
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The tasks of the ``fleet.toml`` that ``ARGOSY_FLEET`` names, or else the local fleet's, or the built-in ones."""
+        path = self._fleet_file
+        return Catalogue.from_toml(path) if path else Catalogue.builtin()
+
+    @property
+    def admission(self) -> AdmissionSettings:
+        """The ``[admission]`` table of the same file. Raises ConfigurationError."""
+        path = self._fleet_file
+        return typed(read_toml(path).get("admission", {}) if path else {}, AdmissionSettings, f"{path}: admission")
+
+    @property
+    def blobs(self) -> BlobSettings:
+        """The ``[blobs]`` table of the same file; ``ARGOSY_BLOB_URL`` goes before its URL. Raises ConfigurationError."""
+        path = self._fleet_file
+        blobs = typed(read_toml(path).get("blobs", {}) if path else {}, BlobSettings, f"{path}: blobs")
+        url = self.environment.get("ARGOSY_BLOB_URL")
+        return msgspec.structs.replace(blobs, url=url) if url else blobs
+
+    @property
+    def files(self) -> ResultFiles:
+        """Where results that are files lie. Raises ConfigurationError if the fleet has no place for any."""
+        from producers.wire.result_files import ResultFiles, place_of_files
+
+        return ResultFiles(place_of_files(self.blobs, self.store_url))
+
+    @property
+    def _fleet_file(self) -> str | None:
+        path = self.environment.get("ARGOSY_FLEET")
+        if not path and self._set_url("broker") is None and self._set_url("store") is None:
+            with suppress(ConfigurationError):  # no local fleet: its absence is told when something is submitted
+                path = self._local_fleet("broker").config
+        return path
+
+    def _set_url(self, part: Part) -> str | None:
+        given = self.given_broker_url if part == "broker" else self.given_store_url
+        if given is not None:
+            return checked_url(given, part, f"{part}_url")
+        variable = _variable(part)
+        url = self.environment.get(variable)
+        if not url:
+            return None
+        return self._with_password(checked_url(url, part, variable), part)
+
+    def _with_password(self, url: str, part: Part) -> str:
+        variable = f"ARGOSY_{part.upper()}_PASSWORD_FILE"
+        path = self.environment.get(variable)
+        if not path:
+            return url
+        try:
+            password = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{variable}: {path} cannot be read: {error}") from error
+        return with_password(url, password)
+
+    def _local_fleet(self, part: Part) -> LocalFleet:
+        other: Part = "store" if part == "broker" else "broker"
+        if self._set_url(other) is not None:
+            raise ConfigurationError(
+                f"{_variable(part)}: not set, though the {other} is; set it, e.g. to {_EXAMPLES[part]}"
+            )
+        path = home(self.environment) / "fleet.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=LocalFleet)
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"no {part}: {_variable(part)} is not set and no local fleet runs; start one with `argosy up`, "
+                f"or set {_variable(part)}, e.g. to {_EXAMPLES[part]}"
+            ) from None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConfigurationError(
+                f"{path}: cannot be read: {error}; stop the fleet, delete the file, start again"
+            ) from error
+
+
+def home(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of the local fleet: ``ARGOSY_HOME``, or ``argosy`` in the user's data folder."""
+    if environment.get("ARGOSY_HOME"):
+        return Path(environment["ARGOSY_HOME"])
+    data = environment.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "argosy"
+
+
+def checked_tenant(name: object, field: str = "tenant") -> str:
+    """Return a tenant's name if it is one; empty is nobody in particular. Raises InvalidInput naming `field`."""
+    if not isinstance(name, str) or not _TENANT.fullmatch(name):
+        raise InvalidInput(field, f"{name!r} is no tenant's name", "use up to 64 letters, digits and . _ @ : + - signs")
+    return name
+
+
+def masked(url: str) -> str:
+    """Return `url` fit for people and logs: its password as ``***``. Errs on the side of hiding too much."""
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
+
+
+def with_password(url: str, password: str) -> str:
+    """Return `url` with `password` in it, quoted, in place of any that it had."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}"))
+
+
+def _variable(part: Part) -> str:
+    return f"ARGOSY_{part.upper()}_URL"
+
+
+def checked_url(url: str, part: Part, where: str) -> str:
+    """Return a URL that may be the broker's or the store's. Raises ConfigurationError, which begins with `where`."""
+    # sqlite+pysqlite and the like are SQLAlchemy's way to name a driver: the scheme proper stands before the plus
+    scheme = url.partition("://")[0].partition("+")[0]
+    if "://" not in url or scheme not in _SCHEMES[part]:
+        raise ConfigurationError(f"{where}: must look like {_EXAMPLES[part]}, not {masked(url)!r}")
+    return url

@@ -1,0 +1,65 @@
+"""A ``fleet.toml``, read and typed: what is wrong in it is told with its place, and with what could stand there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from producers.wire.errors import ConfigurationError
+
+T = TypeVar("T")
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
+_MISSING = re.compile(r"Object missing required field `(.+)`")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return what a TOML file says. Raises ConfigurationError."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}; check --config and ARGOSY_FLEET") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
+
+
+def typed(value: object, form: type[T], where: str) -> T:
+    """Return what stands at a place, ``fleet.toml: worker`` say, as a struct, a dataclass or a dict. Raises ConfigurationError."""
+    try:
+        return msgspec.convert(value, form)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(_told(str(error), form, where)) from error
+
+
+def known(name: str, names: Iterable[str]) -> str:
+    """Return which of the names was meant, or else all that there are."""
+    there = list(names)
+    near = get_close_matches(name, there, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there)}"
+
+
+def _told(message: str, form: Any, where: str) -> str:
+    """msgspec's message ends in the place, such as ``- at `$.grace_s` ``; a wrong key of a table is ``at `key` in `$` ``."""
+    problem, _, place = message.partition(" - at `")
+    path = place.rpartition("$")[2].rstrip("`")
+    hints = get_type_hints(form) if isinstance(form, type) and get_origin(form) is None and form is not dict else {}
+    hints = {name.rstrip("_"): hint for name, hint in hints.items()}
+    if unknown := _UNKNOWN.fullmatch(problem):
+        return f"{where}.{unknown[1]}: no such setting; {known(unknown[1], hints)}"
+    if missing := _MISSING.fullmatch(problem):
+        return f"{where}.{missing[1]}: is missing"
+    choices = ", ".join(_choices(hints.get(path.lstrip(".").partition("[")[0])))
+    return f"{where}{path}: {problem}" + (f"; one of {choices}" if "enum" in problem and choices else "")
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the words that a type is made of, if it is."""
+    if get_origin(hint) is Literal:
+        return [str(word) for word in get_args(hint)]
+    return [word for inner in get_args(hint) for word in _choices(inner)]

@@ -1,0 +1,262 @@
+"""The forms that inputs have (a text, an image, a question with its context …): what is accepted, checked before it is sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from producers.wire.errors import InputTooLarge, InvalidInput
+from producers.wire.messages import (
+    MOST_SEED,
+    InlineBytes,
+    Input,
+    MessagesInput,
+    PathInput,
+    QuestionInput,
+    RowInput,
+    SeedInput,
+    SentencesInput,
+    SeriesInput,
+    TextAndImageInput,
+    UrlInput,
+)
+
+T = TypeVar("T")
+_Form = TypeVar("_Form", bound=msgspec.Struct)
+
+#: The form of an input. A source of items (a file, a folder) is read for one of them.
+Modality = Literal[
+    "text", "prompt", "image", "audio", "video", "question", "sentences", "row", "series", "seed", "text-and-image"
+]
+
+#: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "question": QuestionInput.__struct_fields__,
+    "sentences": SentencesInput.__struct_fields__,
+    "text-and-image": TextAndImageInput.__struct_fields__,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest inputs accepted; checked at the producer, and again at the worker."""
+
+    max_text_chars: int = 100_000
+    max_input_bytes: int = 20 * 1024 * 1024
+
+
+def check(modality: Modality, value: object, limits: Limits, field: str) -> Input:
+    """Return `value` as an input of this form, or raise InvalidInput or InputTooLarge naming `field`."""
+    checked = _CHECKS[modality](value, limits, field)
+    # texts and files are looked at there; these are objects whose names and numbers nobody has looked at
+    objects = MessagesInput | RowInput | SeriesInput
+    return sendable(checked, field) if isinstance(checked, objects) else checked
+
+
+def sendable(value: T, field: str) -> T:
+    """Return a value that an envelope can carry. Raises InvalidInput for half a character or a number too large."""
+    try:
+        msgspec.msgpack.encode(value)  # the narrower of the two forms that envelopes travel in
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidInput(field, f"cannot be sent: {error}", "send valid Unicode and numbers of 64 bits") from error
+    return value
+
+
+def check_text(value: object, limits: Limits, field: str) -> str:
+    """Return a text that has something to read, valid Unicode, within the limit."""
+    if not isinstance(value, str):
+        raise InvalidInput(field, f"must be text, not {type(value).__name__}", "decode bytes to str first")
+    if not value or value.isspace():
+        raise InvalidInput(field, "is empty", "drop the item, or give it some text")
+    if len(value) > limits.max_text_chars:
+        limit = limits.max_text_chars
+        raise InputTooLarge(field, f"has {len(value):,} characters, over {limit:,}", "split the text")
+    if value.isascii():
+        return value
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            field, f"is not valid Unicode ({error.reason})", "decode it with the right encoding"
+        ) from error
+    return value
+
+
+def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
+    """Return the bytes of a file of this sort, or a path or URL where it is."""
+    if isinstance(value, Path):
+        value = PathInput(str(value))
+    if isinstance(value, bytes | bytearray | memoryview):
+        value = InlineBytes(bytes(value))
+    if isinstance(value, InlineBytes):
+        if not value.data:
+            raise InvalidInput(field, "is empty", f"send the bytes of {what}")
+        if len(value.data) > limits.max_input_bytes:
+            size, limit = len(value.data), limits.max_input_bytes
+            raise InputTooLarge(field, f"has {size:,} bytes, over {limit:,}", "send a smaller file, or a path or URL")
+        return value
+    if isinstance(value, str):
+        value = UrlInput(value) if value.startswith(("http://", "https://")) else PathInput(value)
+    if isinstance(value, PathInput | UrlInput):
+        if not (value.path if isinstance(value, PathInput) else value.url):
+            raise InvalidInput(field, "is empty", "send bytes, a path or a URL")
+        return sendable(value, field)
+    raise InvalidInput(field, f"must be bytes, a path or a URL, not {type(value).__name__}")
+
+
+def _check_question(value: object, limits: Limits, field: str) -> Input:
+    given = _typed(value, QuestionInput, field)
+    check_text(given.question, limits, f"{field}.question")
+    check_text(given.context, limits, f"{field}.context")
+    return given
+
+
+def _check_prompt(value: object, limits: Limits, field: str) -> Input:
+    """A text, or the messages of a dialogue: a list of them, or an object that has it, as OpenAI's requests do."""
+    if isinstance(value, str):
+        return check_text(value, limits, field)
+    if isinstance(value, list | tuple):
+        value = {"messages": value}
+    given = _typed(value, MessagesInput, field)
+    if not given.messages:
+        raise InvalidInput(f"{field}.messages", "is empty", 'give it [{"role": "user", "content": …}]')
+    for place, message in enumerate(given.messages):
+        check_text(message.content, limits, f"{field}.messages[{place}].content")
+    if sum(len(message.content) for message in given.messages) > limits.max_text_chars:
+        raise InputTooLarge(field, f"has over {limits.max_text_chars:,} characters in all", "leave out early messages")
+    return given
+
+
+def _check_sentences(value: object, limits: Limits, field: str) -> Input:
+    given = _typed(value, SentencesInput, field)
+    if not given.sentences:
+        raise InvalidInput(f"{field}.sentences", "is empty", "give it sentences to compare with")
+    texts = {"source_sentence": given.source_sentence}
+    texts |= {f"sentences[{place}]": text for place, text in enumerate(given.sentences)}
+    for name, text in texts.items():
+        check_text(text, limits, f"{field}.{name}")
+    if sum(map(len, texts.values())) > limits.max_text_chars:
+        raise InputTooLarge(field, f"has over {limits.max_text_chars:,} characters in all", "send fewer sentences")
+    return given
+
+
+def _check_row(value: object, limits: Limits, field: str) -> Input:
+    """Return a row: an object of columns and values, with nothing in it that is no number."""
+    values = value.values if isinstance(value, RowInput) else value
+    if not isinstance(values, Mapping) or not values:
+        raise InvalidInput(field, "must be an object of columns and values", 'for example {"age": 44, "smoker": "no"}')
+    for column, one in values.items():
+        where = f"{field}.{column}"
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int | float | str)):
+            raise InvalidInput(where, f"must be a number or text, not {type(one).__name__}", "or null if unknown")
+        if isinstance(one, float) and not math.isfinite(one):
+            raise InvalidInput(where, f"is {one}", "give a number, or null if it is unknown")
+    if sum(len(str(column)) + len(str(one)) for column, one in values.items()) > limits.max_text_chars:
+        raise InputTooLarge(field, f"has over {limits.max_text_chars:,} characters in all", "send fewer columns")
+    return value if isinstance(value, RowInput) else RowInput(dict(values))
+
+
+def _check_series(value: object, limits: Limits, field: str) -> Input:
+    """Return a series: lists of numbers, one a channel, or an object that has them by the channels' names."""
+    names, channels = _named_channels(value, field)
+    named = names or tuple(map(str, range(len(channels))))
+    read = tuple(_channel(one, f"{field}.{name}") for name, one in zip(named, channels, strict=True))
+    if not read:
+        raise InvalidInput(field, "has no channels", "give it a list of numbers for each")
+    for name, one in zip(named, read, strict=True):
+        if len(one) != len(read[0]):
+            problem = f"has {len(one):,} values, and channel {named[0]} has {len(read[0]):,}"
+            raise InvalidInput(f"{field}.{name}", problem, "give null for what is missing")
+    if len(read) * len(read[0]) > limits.max_text_chars:
+        raise InputTooLarge(field, f"has over {limits.max_text_chars:,} values in all", "send it in parts")
+    return SeriesInput(read, names)
+
+
+def _named_channels(value: object, field: str) -> tuple[tuple[str, ...], tuple[object, ...]]:
+    if isinstance(value, SeriesInput):
+        return value.names, value.channels
+    if isinstance(value, Mapping):
+        return tuple(map(str, value)), tuple(value.values())
+    return (), _lists(value, field)
+
+
+def _lists(value: object, field: str) -> tuple[object, ...]:
+    """Return a list's lists; a list of numbers is one channel. Arrays say what they hold by themselves."""
+    listed = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(listed, list | tuple) or not listed:
+        raise InvalidInput(
+            field, "must be lists of numbers, one for each channel", "for example [[0.1, 0.2], [9.8, 9.7]]"
+        )
+    return tuple(listed) if isinstance(listed[0], list | tuple) else (listed,)
+
+
+def _channel(value: object, field: str) -> tuple[float | None, ...]:
+    values = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(values, list | tuple) or not values:
+        raise InvalidInput(field, "must be a list of numbers", "at least one, or null where one is missing")
+    for place, one in enumerate(values):
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int | float)):
+            raise InvalidInput(f"{field}[{place}]", f"must be a number, not {type(one).__name__}", "or null if missing")
+        if one is not None and math.isinf(one):
+            raise InvalidInput(f"{field}[{place}]", f"is {one}", "give a number, or null if it is missing")
+    return tuple(None if one is None or math.isnan(one) else float(one) for one in values)
+
+
+def _check_seed(value: object, limits: Limits, field: str) -> Input:
+    """Return a seed: an integer, an object that has it, or the digits that a file's column holds."""
+    del limits
+    given = value.get("seed") if isinstance(value, Mapping) else value
+    if isinstance(given, SeedInput):
+        given = given.seed
+    if isinstance(given, str) and given.strip().isascii() and given.strip().isdecimal():
+        given = int(given.strip()[:20])
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MOST_SEED:
+        raise InvalidInput(field, f"must be an integer from 0 to {MOST_SEED}, the seed of a picture", "for example 7")
+    return SeedInput(given)
+
+
+def _check_text_and_image(value: object, limits: Limits, field: str) -> Input:
+    given = value if isinstance(value, Mapping) else {}
+    if isinstance(value, TextAndImageInput):
+        given = {"text": value.text, "image": value.image}
+    for name in TextAndImageInput.__struct_fields__:
+        if name not in given:
+            raise InvalidInput(f"{field}.{name}", "is missing", 'give it {"text": …, "image": bytes, a path or a URL}')
+    text = check_text(given["text"], limits, f"{field}.text")
+    image = _check_file("an image file", given["image"], limits, f"{field}.image")
+    assert isinstance(image, InlineBytes | PathInput | UrlInput), "what a file may be"
+    return TextAndImageInput(text, image)
+
+
+def _typed(value: object, form: type[_Form], field: str) -> _Form:
+    if isinstance(value, form):
+        return value
+    names = ", ".join(form.__struct_fields__)
+    if not isinstance(value, Mapping):
+        raise InvalidInput(field, f"must be an object with {names}, not {type(value).__name__}")
+    tag: Any = form.__struct_config__.tag
+    try:
+        return msgspec.convert({"type": tag, **value}, form)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(field, str(error), f"give it an object with {names}") from error
+
+
+_CHECKS: Mapping[Modality, Callable[[object, Limits, str], Input]] = {
+    "text": check_text,
+    "prompt": _check_prompt,
+    "image": partial(_check_file, "an image file"),
+    "audio": partial(_check_file, "an audio file"),
+    "video": partial(_check_file, "a video file"),
+    "question": _check_question,
+    "sentences": _check_sentences,
+    "row": _check_row,
+    "series": _check_series,
+    "seed": _check_seed,
+    "text-and-image": _check_text_and_image,
+}

@@ -1,0 +1,46 @@
+"""What a kind is: all that the tasks of one Hugging Face pipeline name have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from producers.wire.forms import Modality
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind by its name in the Hugging Face pipelines: the form of its input, its parameters, its output,
+    and whether that holds files (``producers.wire.result_files``)."""
+
+    name: str
+    modality: Modality
+    params: type[msgspec.Struct]
+    output: Any
+    summary: str
+    makes_files: bool = False
+
+
+class LabelScore(msgspec.Struct, frozen=True):
+    """One label with its probability, 0 to 1."""
+
+    label: str
+    score: float
+
+
+Labels = list[LabelScore]
+Vector = list[float]
+
+
+def at_least(name: str, value: int | None, least: int = 1) -> None:
+    """Raise ValueError, which msgspec turns into its ValidationError, if a parameter is under `least`."""
+    if value is not None and value < least:
+        raise ValueError(f"`{name}` must be {least} or more")
+
+
+def share(name: str, value: float) -> None:
+    """Raise ValueError if a parameter is not between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be between 0 and 1")

@@ -1,0 +1,106 @@
+"""The kinds that make pictures. Their results are files: what the row has is where, and what, each is."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from producers.wire.kinds.kind import Kind, at_least, share
+from producers.wire.messages import MOST_SEED
+
+PictureFormat: TypeAlias = Literal["png", "jpeg", "webp"]
+
+MOST_STEPS = 1000
+
+
+class ImageToImageParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The result is a file of this `format`."""
+
+    format: PictureFormat = "png"
+
+
+class StyleTransferParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`style` is one of the model's (null: its first), `strength` how much of it, from 0 (none) to 1. The result is a file of
+    this `format`."""
+
+    style: str | None = None
+    strength: float = 1.0
+    format: PictureFormat = "png"
+
+    def __post_init__(self) -> None:
+        share("strength", self.strength)
+
+
+class DiffusionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How noise becomes a picture: in so many `num_inference_steps` (null: 50, or what the model was made for). The size is
+    the model's own unless given. The result is a file of this `format`."""
+
+    num_inference_steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    format: PictureFormat = "png"
+
+    def __post_init__(self) -> None:
+        at_least("num_inference_steps", self.num_inference_steps)
+        if self.num_inference_steps is not None and self.num_inference_steps > MOST_STEPS:
+            raise ValueError(f"`num_inference_steps` must be {MOST_STEPS} or less")
+        at_least("height", self.height)
+        at_least("width", self.width)
+
+
+class TextToImageParams(DiffusionParams, frozen=True, forbid_unknown_fields=True):
+    """What the pipelines have. The same `seed` gives the same picture (null: drawn, and told with the result). With a
+    `guidance_scale` over 1 the picture is pushed that much further from what `negative_prompt` would give towards the prompt."""
+
+    guidance_scale: float = 7.5
+    negative_prompt: str = ""
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        DiffusionParams.__post_init__(self)
+        if not 0 <= self.guidance_scale <= 100:
+            raise ValueError("`guidance_scale` must be 0 to 100")
+        if self.seed is not None and not 0 <= self.seed <= MOST_SEED:
+            raise ValueError(f"`seed` must be 0 to {MOST_SEED}")
+
+
+class PictureFile(msgspec.Struct, frozen=True):
+    """Where a picture lies, and what it is. `Client.read_file` fetches it."""
+
+    uri: str
+    media_type: str
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """A picture that was made of a picture."""
+
+    image: PictureFile
+
+
+class DrawnPicture(msgspec.Struct, frozen=True):
+    """A picture that was made of noise, which `seed` gives again. `flagged`: the checker that came with the model found it
+    not fit to be shown, and it is black."""
+
+    image: PictureFile
+    seed: int
+    flagged: bool = False
+
+
+PICTURE_KINDS = (
+    Kind("image-to-image", "image", ImageToImageParams, Picture, "a picture made of a picture", makes_files=True),
+    Kind("style-transfer", "image", StyleTransferParams, Picture, "the picture in another style", makes_files=True),
+    Kind("text-to-image", "text", TextToImageParams, DrawnPicture, "a picture of what a text says", makes_files=True),
+    Kind(
+        "unconditional-image-generation",
+        "seed",
+        DiffusionParams,
+        DrawnPicture,
+        "a picture of the kind that the model knows",
+        makes_files=True,
+    ),
+)

@@ -1,0 +1,30 @@
+"""The kind whose input is a row of a table: parameters and outputs."""
+
+from __future__ import annotations
+
+import msgspec
+
+from producers.wire.kinds.explanation import ExplainedLabels
+from producers.wire.kinds.kind import Kind, at_least
+
+
+class TabularClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`top_k` labels are returned, best first (null: all of them). With `explain`, each says what every column
+    contributed to it."""
+
+    top_k: int | None = 1
+    explain: bool = False
+
+    def __post_init__(self) -> None:
+        at_least("top_k", self.top_k)
+
+
+TABULAR_KINDS = (
+    Kind(
+        "tabular-classification",
+        "row",
+        TabularClassificationParams,
+        ExplainedLabels,
+        "labels for a row of a table, with calibrated probabilities, explained on demand",
+    ),
+)

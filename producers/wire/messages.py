@@ -1,0 +1,322 @@
+"""What travels on the wire: item and envelope, typed and versioned. JSON, or MessagePack where bytes travel."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Any, ClassVar, TypeAlias
+
+import msgspec
+
+from producers.wire.errors import InvalidMessage
+
+#: Version of the envelope format. A worker reads this version and every older one listed in `_UPGRADES`.
+VERSION = 1
+
+#: Seeds are what JSON's readers and torch all can have.
+MOST_SEED = 2**53 - 1
+
+JSON = "application/json"
+MSGPACK = "application/x-msgpack"
+
+
+class Priority(IntEnum):
+    """How urgent an item is. The value is the Redis priority: 0 is served first."""
+
+    INTERACTIVE = 0
+    STANDARD = 3
+    BULK = 9
+
+
+class InlineBytes(msgspec.Struct, frozen=True, tag="bytes"):
+    """An input carried inside the message: the bytes of an image file, say."""
+
+    data: bytes
+
+
+class PathInput(msgspec.Struct, frozen=True, tag="path"):
+    """An input that the worker reads from a file under one of its allowed roots."""
+
+    path: str
+
+
+class UrlInput(msgspec.Struct, frozen=True, tag="url"):
+    """An input that the worker fetches from a host on its allow-list."""
+
+    url: str
+
+
+class BlobInput(msgspec.Struct, frozen=True, tag="blob"):
+    """A large text, or bytes, that lie where `producers.wire.blobs` put them: only producers make it, only workers read it."""
+
+    job: str
+    blob: str
+    text: bool
+
+
+class QuestionInput(msgspec.Struct, frozen=True, tag="question"):
+    """A question and the text that answers it."""
+
+    question: str
+    context: str
+
+
+class SentencesInput(msgspec.Struct, frozen=True, tag="sentences"):
+    """A sentence and those that it is compared with."""
+
+    source_sentence: str
+    sentences: tuple[str, ...]
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn of a dialogue. `role` is ``system``, ``user`` or ``assistant``, or what else the model's template knows."""
+
+    role: str
+    content: str
+
+
+class MessagesInput(msgspec.Struct, frozen=True, tag="messages"):
+    """A dialogue that is to be answered."""
+
+    messages: tuple[Message, ...]
+
+
+class RowInput(msgspec.Struct, frozen=True, tag="row"):
+    """A row of a table: its values by column, null where one is unknown."""
+
+    values: dict[str, int | float | str | None]
+
+
+class SeriesInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="series"):
+    """What sensors measured at equal intervals: for each channel its values, all equally many, null where one is missing.
+    `names` are the channels', if they were named."""
+
+    channels: tuple[tuple[float | None, ...], ...]
+    names: tuple[str, ...] = ()
+
+
+class TextAndImageInput(msgspec.Struct, frozen=True, tag="text-and-image"):
+    """An image with what is said or asked of it."""
+
+    text: str
+    image: InlineBytes | PathInput | UrlInput
+
+
+class SeedInput(msgspec.Struct, frozen=True, tag="seed"):
+    """The number that noise is drawn with, for what is made of nothing else."""
+
+    seed: int
+
+
+class DerivedInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="derived"):
+    """What a worker makes of earlier results of the same job, `of` (seq, task) each, by the selector `take`; with `part`,
+    of that one of their parts. Only `producers.pipelines` makes it, in the transaction that stores those results."""
+
+    take: str
+    of: tuple[tuple[int, str], ...]
+    part: int | None = None
+    options: dict[str, Any] = {}
+
+
+Input: TypeAlias = (
+    str
+    | InlineBytes
+    | PathInput
+    | UrlInput
+    | BlobInput
+    | QuestionInput
+    | SentencesInput
+    | MessagesInput
+    | RowInput
+    | SeriesInput
+    | TextAndImageInput
+    | SeedInput
+    | DerivedInput
+)
+Params: TypeAlias = dict[str, Any]
+
+
+class Item(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One input with the tasks wanted on it.
+
+    `seq` is its place in the job and, with the task, the key of its results. `params` holds each
+    task's parameters by task name. `key` is the submitter's own identifier, kept with the result.
+    """
+
+    seq: int
+    input: Input
+    tasks: tuple[str, ...]
+    params: dict[str, Params] = {}
+    key: str | None = None
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The unit of delivery: one Celery message with items of one model and one priority.
+
+    Times are Unix seconds. `deadline_at` holds for every item: past it, an item is not computed. One that is not
+    `durable` has no row in the outbox: Redis alone carries it. `tenant` is whose items they are; empty: nobody's in
+    particular. What an envelope of a `pipeline` comes to may be followed by more.
+    """
+
+    SUPPORTED: ClassVar[tuple[int, ...]] = (VERSION,)
+
+    version: int
+    id: str
+    job: str
+    model: str
+    priority: Priority
+    queued_at: float
+    items: tuple[Item, ...]
+    deadline_at: float | None = None
+    durable: bool = True
+    tenant: str = ""
+    pipeline: bool = False
+
+    @property
+    def results(self) -> int:
+        """How many results this envelope owes: one per item and task."""
+        return sum(len(item.tasks) for item in self.items)
+
+    @property
+    def carries_bytes(self) -> bool:
+        return any(isinstance(_file(item.input), InlineBytes) for item in self.items)
+
+
+def _file(value: Input) -> Input:
+    """Return the part of an input that is a file, or may be one."""
+    return value.image if isinstance(value, TextAndImageInput) else value
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True):
+    """The envelope with its items still undecoded, so that one malformed item costs only itself."""
+
+    version: int
+    id: str
+    job: str
+    model: str
+    priority: Priority
+    queued_at: float
+    items: list[Any]
+    deadline_at: float | None = None
+    durable: bool = True
+    tenant: str = ""
+    pipeline: bool = False
+
+
+class BadItem(msgspec.Struct, frozen=True):
+    """An item that could not be decoded; `seq` and `tasks` are what could be read of it."""
+
+    seq: int
+    tasks: tuple[str, ...]
+    error: str
+
+
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+
+#: Older versions and the function that lifts a raw message of that version by one. Empty at version 1.
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def new_id() -> str:
+    """Return a new identifier: 26 characters that sort by time (the ULID layout, lower case)."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def is_id(name: str) -> bool:
+    """Return whether `new_id` can have made a name."""
+    return len(name) == 26 and set(name) <= set(_CROCKFORD)
+
+
+def made_at(id_: str) -> float:
+    """Return when `new_id` made an id (Unix seconds). Raises ValueError for what it cannot have made."""
+    if not is_id(id_):
+        raise ValueError(f"{id_[:40]!r} is not one of our ids")
+    value = 0
+    for character in id_[:10]:  # 48 bits of time in 50 of text
+        value = value << 5 | _CROCKFORD.index(character)
+    return value / 1000
+
+
+def encode(envelope: Envelope) -> tuple[bytes, str]:
+    """Return the envelope's bytes and their content type: MessagePack if inline bytes travel, else JSON."""
+    if envelope.carries_bytes:
+        return msgspec.msgpack.encode(envelope), MSGPACK
+    return msgspec.json.encode(envelope), JSON
+
+
+def decode_bytes(payload: bytes, content_type: str) -> dict[str, Any]:
+    """Return the raw mapping in `payload`, for `decode`.
+
+    Raises InvalidMessage, naming the content type, for anything but JSON and MessagePack.
+    """
+    decoders: dict[str, Callable[[bytes], Any]] = {JSON: msgspec.json.decode, MSGPACK: msgspec.msgpack.decode}
+    if content_type not in decoders:
+        raise InvalidMessage(f"content type {content_type!r} is refused; send {JSON} or {MSGPACK}")
+    try:
+        raw = decoders[content_type](payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidMessage(f"not readable as {content_type}: {error}") from error
+    if not isinstance(raw, dict):
+        raise InvalidMessage(f"an envelope is a mapping, not {type(raw).__name__}")
+    return raw
+
+
+def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
+    """Return the envelope in a raw mapping and the items of it that are malformed.
+
+    Raises InvalidMessage if the envelope itself is unreadable or of a version that is not supported.
+    """
+    raw = _upgrade(raw)
+    try:
+        header = msgspec.convert(raw, _Header)
+    except msgspec.ValidationError as error:
+        raise InvalidMessage(f"envelope: {error}") from error
+    items: list[Item] = []
+    bad: list[BadItem] = []
+    for position, value in enumerate(header.items):
+        try:
+            # strict JSON carries bytes as base64 text; MessagePack hands real bytes over: both are accepted
+            items.append(msgspec.convert(value, Item))
+        except msgspec.ValidationError as error:
+            bad.append(_bad_item(value, position, str(error)))
+    return (
+        Envelope(
+            version=header.version,
+            id=header.id,
+            job=header.job,
+            model=header.model,
+            priority=header.priority,
+            queued_at=header.queued_at,
+            items=tuple(items),
+            deadline_at=header.deadline_at,
+            durable=header.durable,
+            tenant=header.tenant,
+            pipeline=header.pipeline,
+        ),
+        bad,
+    )
+
+
+def _upgrade(raw: object) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise InvalidMessage(f"an envelope is a mapping, not {type(raw).__name__}")
+    version = raw.get("version")
+    while isinstance(version, int) and version in _UPGRADES:
+        raw = _UPGRADES[version](raw)
+        version = raw.get("version")
+    if version not in Envelope.SUPPORTED:
+        raise InvalidMessage(
+            f"envelope version {version!r} is not one this worker reads ({', '.join(map(str, Envelope.SUPPORTED))}); "
+            "upgrade the producer or the worker so that both speak one version"
+        )
+    return raw
+
+
+def _bad_item(value: object, position: int, error: str) -> BadItem:
+    seq = value.get("seq") if isinstance(value, dict) else None
+    tasks = value.get("tasks") if isinstance(value, dict) else None
+    named = tuple(t for t in tasks if isinstance(t, str)) if isinstance(tasks, list | tuple) else ()
+    return BadItem(seq if isinstance(seq, int) else position, named or ("unknown",), f"items[{position}]: {error}")

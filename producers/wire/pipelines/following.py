@@ -1,0 +1,81 @@
+"""What follows from stored results: the envelopes of the items that they made due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import msgspec
+
+from producers.wire.messages import VERSION, DerivedInput, Envelope, Item, Priority, new_id
+from producers.wire.packing import pack, sealed
+from producers.wire.pipelines.plan import Node, Plan, Rows, Step
+from results_store.records import NewEnvelope
+from results_store.sql.item_numbering import Carrier, Progress, root_of
+
+#: What an item that is made of others weighs in its envelope: it says only what it is made of.
+_ITEM_BYTES = 256
+_SOURCE_BYTES = 32
+
+
+def follow(progress: Progress) -> list[NewEnvelope]:
+    """Return the envelopes with the items that `progress` made due; as much alike as the transaction allows go together."""
+    plan = plan_of(msgspec.json.encode(progress.pipeline))
+    lots: dict[tuple[str, Carrier], list[Item]] = {}
+    for node, item, carrier in _due(plan, progress):
+        lots.setdefault((node.step.model, carrier), []).append(item)
+    return [
+        _sealed(progress, model, carrier, items)
+        for (model, carrier), lot in lots.items()
+        for items in pack((item, _weight(item)) for item in lot)
+    ]
+
+
+@lru_cache(maxsize=64)
+def plan_of(pipeline: bytes) -> Plan:
+    """Return the plan that is kept with a job, from its JSON."""
+    return msgspec.json.decode(pipeline, type=Plan)
+
+
+def _due(plan: Plan, progress: Progress) -> Iterator[tuple[Node, Item, Carrier]]:
+    trees: dict[int, Rows] = {}
+    for row in progress.rows:
+        tree = trees.setdefault(root_of(row.seq), {})
+        assert isinstance(tree, dict)
+        tree[row.seq, row.task] = row
+    for root, rows in sorted(trees.items()):
+        for node in plan.due(root, rows, progress.fresh.keys()):
+            met = [progress.carriers[progress.fresh[key]] for key in node.of if key in progress.fresh]
+            yield node, _item(node, rows[node.of[0]].key), min(met, key=_urgency)
+
+
+def _urgency(carrier: Carrier) -> float:
+    return float("inf") if carrier.deadline_at is None else carrier.deadline_at
+
+
+def _item(node: Node, key: str | None) -> Item:
+    step: Step = node.step
+    made = DerivedInput(step.take, node.of, node.part, step.options)
+    params = {step.task: step.params} if step.params else {}
+    return Item(node.seq, made, (step.task,), params, key)
+
+
+def _weight(item: Item) -> int:
+    made = item.input
+    return _ITEM_BYTES + (_SOURCE_BYTES * len(made.of) if isinstance(made, DerivedInput) else 0)
+
+
+def _sealed(progress: Progress, model: str, carrier: Carrier, items: Sequence[Item]) -> NewEnvelope:
+    envelope = Envelope(
+        version=VERSION,
+        id=new_id(),
+        job=progress.job,
+        model=model,
+        priority=Priority(carrier.priority),
+        queued_at=progress.at,
+        items=tuple(items),
+        deadline_at=carrier.deadline_at,
+        tenant=progress.tenant,
+        pipeline=True,
+    )
+    return sealed(envelope, carrier.lane).envelope

@@ -1,0 +1,162 @@
+"""The tables behind the Celery result backend. Each function runs in the caller's transaction; none knows Celery."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import BigInteger, Connection, Table, delete, func, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from results_store.sql.columns import among, text
+from results_store.sql.result_rows import insert_new
+from results_store.sql.schema import celery_chord_parts, celery_chords, celery_groups, celery_tasks
+
+#: How long whoever claimed a complete chord has to send its body, before another copy of its last part may.
+CLAIM_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRow:
+    """A task's state. `result`, `children` and `extended` are JSON."""
+
+    id: str
+    state: str
+    result: str | None
+    traceback: str | None = None
+    children: str | None = None
+    done_at: float | None = None
+    group_id: str | None = None
+    parent_id: str | None = None
+    extended: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChordPart:
+    """What one task of a chord's header returned. `size` is the chord's, if its message knew."""
+
+    chord: str
+    task: str
+    position: int | None
+    state: str
+    result: str
+    size: int | None = None
+
+
+def put_tasks(connection: Connection, rows: Sequence[TaskRow]) -> None:
+    """Write states, the last of several of one task. A success once stored stays."""
+    if not rows:
+        return
+    given = sorted({row.id: row for row in rows}.values(), key=lambda row: row.id)
+    insert = _insert(connection, celery_tasks)
+    columns = {name: insert.excluded[name] for name in TaskRow.__slots__ if name != "id"}
+    statement = insert.on_conflict_do_update(
+        index_elements=["id"], set_=columns, where=celery_tasks.c.state != "SUCCESS"
+    )
+    connection.execute(statement, [{**asdict(row), "traceback": text(row.traceback)} for row in given])
+
+
+def tasks(connection: Connection, ids: Collection[str]) -> list[TaskRow]:
+    wanted = select(celery_tasks).where(among(connection, celery_tasks.c.id, ids))
+    return [TaskRow(**row) for row in connection.execute(wanted).mappings()]
+
+
+def forget_task(connection: Connection, id_: str) -> None:
+    connection.execute(delete(celery_tasks).where(celery_tasks.c.id == id_))
+
+
+# --- groups ---
+
+
+def put_group(connection: Connection, id_: str, members: str, at: float) -> None:
+    insert = _insert(connection, celery_groups).values(id=id_, members=members, saved_at=at)
+    connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_={"members": members, "saved_at": at}))
+
+
+def group(connection: Connection, id_: str) -> tuple[str, float] | None:
+    row = connection.execute(select(celery_groups).where(celery_groups.c.id == id_)).one_or_none()
+    return None if row is None else (row.members, row.saved_at)
+
+
+def forget_group(connection: Connection, id_: str) -> None:
+    connection.execute(delete(celery_groups).where(celery_groups.c.id == id_))
+
+
+# --- chords ---
+
+
+def set_chord_size(connection: Connection, id_: str, size: int, at: float) -> None:
+    """Say how many parts a chord has. One that was done begins anew, since its id may be used again."""
+    _open_chords(connection, [id_], at)
+    mine = celery_chords.c.id == id_
+    connection.execute(
+        update(celery_chords)
+        .where(mine, celery_chords.c.done_at.is_not(None))
+        .values(returned=0, added=0, claimed_until=None, done_at=None)
+    )
+    connection.execute(update(celery_chords).where(mine).values(size=size, updated_at=at))
+
+
+def add_to_chord(connection: Connection, id_: str, at: float) -> None:
+    _open_chords(connection, [id_], at)
+    connection.execute(
+        update(celery_chords).where(celery_chords.c.id == id_).values(added=celery_chords.c.added + 1, updated_at=at)
+    )
+
+
+def return_parts(connection: Connection, parts: Sequence[ChordPart], at: float) -> set[tuple[str, str]]:
+    """Count parts that are new; return the (chord, task) of those that made, or find, their chord complete and claim it."""
+    if not parts:
+        return set()
+    chords = sorted({part.chord for part in parts})
+    open_ = _open_chords(connection, chords, at)
+    rows = [asdict(part) for part in parts if part.chord in open_]
+    for row in rows:
+        del row["size"]
+    new: Counter[str] = Counter()
+    if rows:
+        inserted = insert_new(connection, celery_chord_parts).returning(celery_chord_parts.c.chord)
+        new.update(connection.execute(inserted, rows).scalars())
+    for chord, count in sorted(new.items()):
+        counted = update(celery_chords).where(celery_chords.c.id == chord)
+        connection.execute(counted.values(returned=celery_chords.c.returned + count, updated_at=at))
+    last = {part.chord: part for part in parts}
+    claimed = [chord for chord in open_ if _claim(connection, last[chord], at)]
+    return {(chord, last[chord].task) for chord in claimed}
+
+
+def _claim(connection: Connection, part: ChordPart, at: float) -> bool:
+    size = func.coalesce(celery_chords.c.size, literal(part.size, BigInteger))
+    free = or_(celery_chords.c.claimed_until.is_(None), celery_chords.c.claimed_until < at)
+    complete = celery_chords.c.returned >= size + celery_chords.c.added
+    mine = (celery_chords.c.id == part.chord, celery_chords.c.done_at.is_(None), free, complete)
+    return connection.execute(update(celery_chords).where(*mine).values(claimed_until=at + CLAIM_S)).rowcount > 0
+
+
+def chord_parts(connection: Connection, id_: str) -> list[tuple[str, str, str]]:
+    """Return (task, state, result) of a chord's header, in its order."""
+    part = celery_chord_parts.c
+    wanted = select(part.task, part.state, part.result).where(part.chord == id_)
+    ordered = wanted.order_by(part.position.is_(None), part.position, part.task)
+    return [(task, state, result) for task, state, result in connection.execute(ordered)]
+
+
+def finish_chord(connection: Connection, id_: str, at: float) -> None:
+    """The body is sent, or its failure told: a late copy of a part changes nothing any more."""
+    connection.execute(
+        update(celery_chords).where(celery_chords.c.id == id_).values(done_at=at, claimed_until=None, updated_at=at)
+    )
+    connection.execute(delete(celery_chord_parts).where(celery_chord_parts.c.chord == id_))
+
+
+def _open_chords(connection: Connection, ids: Sequence[str], at: float) -> set[str]:
+    """Lock the chords, made where they are new, in order; return those that are not done."""
+    connection.execute(insert_new(connection, celery_chords), [{"id": id_, "updated_at": at} for id_ in ids])
+    wanted = select(celery_chords.c.id, celery_chords.c.done_at).where(among(connection, celery_chords.c.id, ids))
+    locked = connection.execute(wanted.order_by(celery_chords.c.id).with_for_update())
+    return {id_ for id_, done_at in locked if done_at is None}
+
+
+def _insert(connection: Connection, into: Table) -> sqlite.Insert | postgresql.Insert:
+    return sqlite.insert(into) if connection.dialect.name == "sqlite" else postgresql.insert(into)

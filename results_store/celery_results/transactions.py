@@ -1,0 +1,192 @@
+"""One process's way to the Celery tables: shared by all its threads, their writes in common transactions.
+
+Celery makes a backend for each thread; each having its own connections and commits would leave SQLite with a crowd that
+polls for its lock. So they share one `CeleryResults` a process and URL. It has no thread: whoever gets its turn writes
+for all who wait behind it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from results_store.celery_results import celery_rows
+from results_store.celery_results.celery_rows import ChordPart, TaskRow
+from results_store.errors import StoreError, StoreUnavailable
+from results_store.sql.database import Database, Weight, check_revision
+from results_store.sql.retention import in_portions
+from results_store.sql.schema import celery_chords, celery_groups, celery_tasks
+
+#: Writes a transaction.
+GROUP = 1000
+
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    """What one thread wants written, and what became of it."""
+
+    row: TaskRow | None = None
+    part: ChordPart | None = None
+    settled: bool = False
+    completes: bool = False
+    error: StoreError | None = None
+
+
+class CeleryResults:
+    """Thread-safe. Every method raises StoreUnavailable when the database cannot be reached in time."""
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+        self._database = Database(url, timeout_s=timeout_s)
+        self._waiting: list[_Write] = []
+        self._entrance = threading.Lock()
+        self._turn = threading.Lock()
+
+    def open(self) -> None:
+        """Connect and check the schema. Raises SchemaMismatch, naming the command that helps."""
+        self._database.open()
+        try:
+            check_revision(self._database)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def close(self) -> None:
+        self._database.close()
+
+    # --- tasks ---
+
+    def store(self, row: TaskRow) -> None:
+        """Return once the task's state is stored. A success that is there already stays."""
+        self._settle(_Write(row=row))
+
+    def tasks(self, ids: Collection[str]) -> list[TaskRow]:
+        """Return what is known of these tasks, in one query."""
+        with self._database.read() as connection:
+            return celery_rows.tasks(connection, ids)
+
+    def forget(self, id_: str) -> None:
+        with self._database.write(Weight.NOTE) as connection:
+            celery_rows.forget_task(connection, id_)
+
+    # --- groups ---
+
+    def save_group(self, id_: str, members: str) -> None:
+        with self._database.write(Weight.RESULTS) as connection:
+            celery_rows.put_group(connection, id_, members, time.time())
+
+    def group(self, id_: str) -> tuple[str, float] | None:
+        """Return a saved group's members and when it was saved."""
+        with self._database.read() as connection:
+            return celery_rows.group(connection, id_)
+
+    def forget_group(self, id_: str) -> None:
+        with self._database.write(Weight.NOTE) as connection:
+            celery_rows.forget_group(connection, id_)
+
+    # --- chords ---
+
+    def set_chord_size(self, id_: str, size: int) -> None:
+        with self._database.write(Weight.RESULTS) as connection:
+            celery_rows.set_chord_size(connection, id_, size, time.time())
+
+    def add_to_chord(self, id_: str) -> None:
+        with self._database.write(Weight.RESULTS) as connection:
+            celery_rows.add_to_chord(connection, id_, time.time())
+
+    def return_part(self, part: ChordPart) -> bool:
+        """Count a part once; return whether the chord is complete and its body this caller's to send.
+
+        It is then nobody else's for `celery_rows.CLAIM_S` seconds; call `finish_chord` when it is sent.
+        """
+        return self._settle(_Write(part=part)).completes
+
+    def chord_parts(self, id_: str) -> list[tuple[str, str, str]]:
+        """Return (task, state, result) of a chord's header, in its order."""
+        with self._database.read() as connection:
+            return celery_rows.chord_parts(connection, id_)
+
+    def finish_chord(self, id_: str) -> None:
+        with self._database.write(Weight.RESULTS) as connection:
+            celery_rows.finish_chord(connection, id_, time.time())
+
+    # --- expiry ---
+
+    def clean_up(self, *, done_before: float, chords_before: float) -> int:
+        """Remove finished tasks and groups, and chords, of before; return how many rows."""
+        tasks = in_portions(self._database, celery_tasks, lambda _: celery_tasks.c.done_at < done_before)
+        groups = in_portions(self._database, celery_groups, lambda _: celery_groups.c.saved_at < done_before)
+        chords = in_portions(self._database, celery_chords, lambda _: celery_chords.c.updated_at < chords_before)
+        return tasks + groups + chords
+
+    # --- the common transaction ---
+
+    def _settle(self, write: _Write) -> _Write:
+        with self._entrance:
+            self._waiting.append(write)
+        with self._turn:
+            while not write.settled:
+                with self._entrance:
+                    group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+                self._write(group)
+        if write.error is not None:
+            raise write.error
+        return write
+
+    def _write(self, group: Sequence[_Write]) -> None:
+        try:
+            completed = self._commit(group)
+        except StoreError as error:
+            if len(group) > 1 and not isinstance(error, StoreUnavailable):
+                for write in group:  # one of them cannot be stored; the others are not to suffer for it
+                    self._write([write])
+                return
+            for write in group:
+                write.error, write.settled = error, True
+            return
+        for write in group:
+            write.completes = write.part is not None and (write.part.chord, write.part.task) in completed
+            write.settled = True
+
+    def _commit(self, group: Sequence[_Write]) -> set[tuple[str, str]]:
+        with self._database.write(Weight.RESULTS) as connection:
+            celery_rows.put_tasks(connection, [write.row for write in group if write.row is not None])
+            parts = [write.part for write in group if write.part is not None]
+            return celery_rows.return_parts(connection, parts, time.time())
+
+
+_shared: dict[tuple[int, str], CeleryResults] = {}
+_sharing = threading.Lock()
+
+
+def shared(url: str) -> CeleryResults:
+    """Return this process's `CeleryResults` of `url`, opened at the first call.
+
+    A forked child gets its own: connections and locks of its parent are not to be touched there.
+    """
+    with _sharing:
+        here = (os.getpid(), url)
+        if here not in _shared:
+            opened = CeleryResults(url)
+            opened.open()
+            _shared[here] = opened
+        return _shared[here]
+
+
+def close_shared(url: str) -> None:
+    """Close this process's connections to `url`, if it has any; the next `shared` opens them again."""
+    with _sharing:
+        opened = _shared.pop((os.getpid(), url), None)
+    if opened is not None:
+        opened.close()
+
+
+def _fork_safe() -> None:
+    # a thread of the parent may have held it at the fork; nobody in the child would ever release it
+    global _sharing  # noqa: PLW0603 - module state is what a fork copies
+    _sharing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_fork_safe)

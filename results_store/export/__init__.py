@@ -1,0 +1,1 @@
+"""Results written as JSON Lines, CSV or Parquet."""

@@ -1,0 +1,86 @@
+"""A job's results as Parquet, a row group at a time. Needs pyarrow: ``pip install 'argosy[parquet]'``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, BinaryIO
+
+from results_store.errors import StoreError
+from results_store.export.text_export import stream
+from results_store.records import Result
+from results_store.store import Store
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as error:
+    raise StoreError("Parquet needs pyarrow; pip install 'argosy[parquet]', or choose jsonl or csv") from error
+
+#: Rows a group, which is all that memory holds: some 15 MB of vectors with 384 numbers, 50 MB with 1,280.
+GROUP_ROWS = 10_000
+
+#: `output` is JSON text; a vector stands in its own column, exactly as it is stored.
+SCHEMA = pa.schema(
+    [
+        ("seq", pa.int64()),
+        ("key", pa.string()),
+        ("task", pa.string()),
+        ("state", pa.string()),
+        ("output", pa.string()),
+        ("vector", pa.list_(pa.float32())),
+        ("error_kind", pa.string()),
+        ("error_message", pa.string()),
+        ("model", pa.string()),
+        ("model_revision", pa.string()),
+        ("batch", pa.string()),
+        ("queued_at", pa.float64()),
+        ("batched_at", pa.float64()),
+        ("computed_at", pa.float64()),
+        ("stored_at", pa.float64()),
+    ]
+)
+
+
+def write_parquet(store: Store, job: str, out: BinaryIO) -> int:
+    """Write one row a result, in (seq, task) order; return how many. Raises UnknownJob."""
+    results = stream(store, job)
+    count = 0
+    with pq.ParquetWriter(out, SCHEMA, compression="zstd") as writer:
+        while group := list(islice(results, GROUP_ROWS)):
+            writer.write_table(pa.Table.from_arrays(_columns(group), schema=SCHEMA), row_group_size=GROUP_ROWS)
+            count += len(group)
+    return count
+
+
+def _columns(group: Sequence[Result]) -> list[Any]:
+    made = {
+        "output": [None if result.output is None else _json(result.output) for result in group],
+        "error_kind": [(result.error or {}).get("kind") for result in group],
+        "error_message": [(result.error or {}).get("message") for result in group],
+    }
+    columns = []
+    for field in SCHEMA:
+        if field.name == "vector":
+            columns.append(vectors_of([result.vector for result in group]))
+        else:
+            values = made.get(field.name) or [getattr(result, field.name) for result in group]
+            columns.append(pa.array(values, field.type))
+    return columns
+
+
+def vectors_of(packed: Sequence[bytes | None]) -> Any:
+    """Return the vectors as one array that shares their bytes: no number is made a Python object."""
+    offsets: list[int | None] = []
+    end = 0
+    for vector in packed:
+        offsets.append(None if vector is None else end)
+        end += len(vector or b"") // 4
+    numbers = pa.py_buffer(b"".join(vector for vector in packed if vector is not None))
+    values = pa.Array.from_buffers(pa.float32(), end, [None, numbers])
+    return pa.ListArray.from_arrays(pa.array([*offsets, end], pa.int32()), values)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

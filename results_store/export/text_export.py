@@ -1,0 +1,78 @@
+"""A job's results as JSON Lines or CSV, streamed: memory holds one page, whatever the size of the job."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, TextIO
+
+from results_store.records import Result
+from results_store.sql.columns import unpack_vector
+from results_store.store import Store
+
+_FIELDS = tuple(field.name for field in fields(Result) if field.name != "vector")
+
+CSV_COLUMNS = (
+    "seq",
+    "key",
+    "task",
+    "state",
+    "output",
+    "error_kind",
+    "error_message",
+    "model",
+    "model_revision",
+    "queued_at",
+    "stored_at",
+)
+
+
+def stream(store: Store, job: str, *, page: int = 1000) -> Iterator[Result]:
+    """Yield a job's results in (seq, task) order. Complete once the job is finished. Raises UnknownJob."""
+    store.job(job)
+    after: tuple[int, str] | None = None
+    while results := store.results(job, after=after, limit=page):
+        yield from results
+        after = (results[-1].seq, results[-1].task)
+
+
+def write_jsonl(store: Store, job: str, out: TextIO) -> int:
+    """Write one JSON object a result, every field of it; return how many. `output` holds a vector as a list."""
+    count = 0
+    for result in stream(store, job):
+        count += 1
+        out.write(json.dumps(plain(result), ensure_ascii=False, separators=(",", ":")))
+        out.write("\n")
+    return count
+
+
+def write_csv(store: Store, job: str, out: TextIO) -> int:
+    """Write a header and one line a result; return how many results. `output` is JSON text.
+
+    Open `out` with ``newline=""``.
+    """
+    writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    count = 0
+    for result in stream(store, job):
+        count += 1
+        row = plain(result)
+        error = row["error"] or {}
+        row |= {"error_kind": error.get("kind"), "error_message": error.get("message")}
+        output = row["output"]
+        row["output"] = "" if output is None else json.dumps(output, ensure_ascii=False, separators=(",", ":"))
+        writer.writerow(row)
+    return count
+
+
+def plain(result: Result) -> dict[str, Any]:
+    """Return the result as JSON values; a vector becomes the `output`, as a list of numbers.
+
+    Nine digits: as many as it takes to get the same float32 back, and half as many as Python would print.
+    """
+    row = {name: getattr(result, name) for name in _FIELDS}
+    if result.vector is not None:
+        row["output"] = [float(f"{number:.9g}") for number in unpack_vector(result.vector)]
+    return row

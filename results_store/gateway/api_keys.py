@@ -1,0 +1,57 @@
+"""The keys that the gateway knows its callers by. Secrets are never here, only their hashes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import delete, select
+
+from results_store.sql.columns import text
+from results_store.sql.database import Database, Weight
+from results_store.sql.result_rows import insert_new
+from results_store.sql.schema import api_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """One key. `operator` sees every tenant; a key without `expires_at` never ends; times are Unix seconds."""
+
+    id: str
+    name: str
+    tenant: str
+    operator: bool
+    secret_hash: str
+    created_at: float
+    expires_at: float | None = None
+    rate_per_s: float | None = None
+
+
+class ApiKeys:
+    """The store's keys; `Store.keys` has them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, key: ApiKey) -> bool:
+        """Add a key; return False, adding nothing, if there is one of that name."""
+        row = {name: text(value) if isinstance(value, str) else value for name, value in asdict(key).items()}
+        with self._database.write(Weight.ACCEPTED) as connection:
+            added = connection.execute(insert_new(connection, api_keys).values(row).returning(api_keys.c.id))
+            return added.first() is not None
+
+    def all(self) -> list[ApiKey]:
+        """Return all keys by name."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(api_keys).order_by(api_keys.c.name)).mappings()
+            return [ApiKey(**row) for row in rows]
+
+    def find(self, id_: str) -> ApiKey | None:
+        """Return the key with this id."""
+        with self._database.read() as connection:
+            row = connection.execute(select(api_keys).where(api_keys.c.id == id_)).mappings().one_or_none()
+        return None if row is None else ApiKey(**row)
+
+    def remove(self, name: str) -> bool:
+        """Remove the key of this name; return whether there was one."""
+        with self._database.write(Weight.ACCEPTED) as connection:
+            return connection.execute(delete(api_keys).where(api_keys.c.name == name)).rowcount > 0

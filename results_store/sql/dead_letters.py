@@ -1,0 +1,163 @@
+"""What was given up or failed, and putting it back."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
+
+from results_store.records import DeadLetter, EnvelopeState, Replayed, Result, ResultState
+from results_store.sql.columns import among
+from results_store.sql.database import Database, Weight
+from results_store.sql.reading import result as result_in
+from results_store.sql.schema import DEAD, FAILED, FINISHED, envelopes, jobs, payloads, results
+
+#: The kind of error that an item has whose envelope was attempted too often.
+TOO_MANY_ATTEMPTS = "TooManyAttempts"
+
+
+def explained(connection: Connection, given: Sequence[Result], dead: Collection[str]) -> list[Result]:
+    """Return `given`, those without an error in envelopes `dead` with one that tells of the attempts; in the caller's transaction."""
+    found = connection.execute(
+        select(envelopes.c.id, envelopes.c.attempts, envelopes.c.worker, envelopes.c.error).where(
+            among(connection, envelopes.c.id, dead)
+        )
+    )
+    errors = {id_: _given_up(attempts, worker, error) for id_, attempts, worker, error in found}
+    return [
+        replace(row, error=errors.get(row.envelope)) if row.state is ResultState.FAILED and row.error is None else row
+        for row in given
+    ]
+
+
+def _given_up(attempts: int, worker: str | None, cause: dict[str, Any] | None) -> dict[str, Any]:
+    message = f"given up after {attempts} attempts, the last by {worker}"
+    message += f": {cause.get('message')}" if cause else "; the worker died, or lost its lease, without a word"
+    error = {"kind": TOO_MANY_ATTEMPTS, "message": message, "attempts": attempts, "worker": worker}
+    return {**error, "cause": cause} if cause else error
+
+
+class DeadLetters:
+    """The store's envelopes that were given up, and those with failed results; `Store.dead_letters` has them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def newest(self, *, job: str | None = None, limit: int = 100, tenant: str | None = None) -> list[DeadLetter]:
+        """Return the envelopes that were given up, the newest first, with their payloads and failed results.
+
+        With `job` or `tenant`, only those of it.
+        """
+        wanted = select(envelopes, payloads.c.payload, payloads.c.content_type).join(
+            payloads, payloads.c.envelope == envelopes.c.id
+        )
+        wanted = wanted.where(DEAD, *([envelopes.c.job == job] if job is not None else []))
+        if tenant is not None:
+            wanted = wanted.where(envelopes.c.job.in_(select(jobs.c.id).where(jobs.c.tenant == tenant)))
+        wanted = wanted.order_by(envelopes.c.finished_at.desc(), envelopes.c.id).limit(limit)
+        with self._database.read() as connection:
+            letters = {row["id"]: dict(row) for row in connection.execute(wanted).mappings()}
+            failures: dict[str, list[Result]] = {id_: [] for id_ in letters}
+            for failure in _failures(connection, letters):
+                failures[failure.envelope].append(failure)
+        return [_letter(row, failures[id_]) for id_, row in letters.items()]
+
+    def replay(
+        self,
+        *,
+        job: str | None = None,
+        error_kind: str | None = None,
+        failed_before: float | None = None,
+        limit: int = 1000,
+    ) -> Replayed:
+        """Put up to `limit` envelopes with failed results back into the outbox: of all jobs or one, of all errors or one.
+
+        The failed results are deleted and no longer counted; the others of these envelopes stay as they are,
+        though they are computed again. The reconciler publishes the envelopes at its next round, and their
+        attempts count from 0. Left alone is what would only fail in another way: where the inputs are
+        dropped, the deadline has passed or the job is cancelled.
+
+        To replay everything, call again until nothing is replayed, with the same `failed_before` (default: now),
+        so that what fails again meanwhile ends it.
+        """
+        now = time.time()
+        failed = [FAILED, results.c.stored_at < (now if failed_before is None else failed_before)]
+        if job is not None:
+            failed.append(results.c.job == job)
+        if error_kind is not None:
+            failed.append(results.c.error["kind"].as_string() == error_kind)
+        with self._database.write(Weight.ACCEPTED) as connection:
+            return _replay(connection, and_(*failed), limit, now)
+
+
+def _letter(row: dict[str, Any], failures: Sequence[Result]) -> DeadLetter:
+    own = {name: row[name] for name in DeadLetter.__slots__ if name not in ("state", "failures")}
+    return DeadLetter(**own, state=EnvelopeState(row["state"]), failures=tuple(failures))
+
+
+def _failures(connection: Connection, ids: Collection[str]) -> list[Result]:
+    owners = select(envelopes.c.job).where(among(connection, envelopes.c.id, ids))
+    wanted = select(results).where(FAILED, results.c.job.in_(owners), among(connection, results.c.envelope, ids))
+    ordered = wanted.order_by(results.c.job, results.c.seq, results.c.task)
+    return [result_in(row) for row in connection.execute(ordered).mappings()]
+
+
+def _replay(connection: Connection, failed: ColumnElement[bool], limit: int, now: float) -> Replayed:
+    """Delete failed results and put their envelopes back into the outbox, overdue at once."""
+    chosen = _lock_replayable(connection, failed, limit, now)
+    deleted = _delete(connection, failed, chosen)
+    again = {envelope for _, envelope in deleted}
+    connection.execute(
+        update(envelopes)
+        .where(among(connection, envelopes.c.id, again))
+        .values(
+            state="accepted",
+            accepted_at=0,
+            published_at=None,
+            attempts=0,
+            worker=None,
+            leased_until=None,
+            finished_at=None,
+            error=None,
+        )
+    )
+    _uncount(connection, deleted)
+    return Replayed(envelopes=len(again), results=deleted.total())
+
+
+def _lock_replayable(connection: Connection, failed: ColumnElement[bool], limit: int, now: float) -> dict[str, str]:
+    """Return envelope → job of finished ones that a failed result came from and that would be computed again."""
+    of_failed = select(results.c.envelope).where(failed)
+    in_time = or_(envelopes.c.deadline_at.is_(None), envelopes.c.deadline_at > now)
+    wanted = (
+        select(envelopes.c.id, envelopes.c.job)
+        .join(jobs, jobs.c.id == envelopes.c.job)
+        .join(payloads, payloads.c.envelope == envelopes.c.id)
+        .where(FINISHED, in_time, jobs.c.cancelled_at.is_(None), envelopes.c.id.in_(of_failed))
+        .order_by(envelopes.c.id)
+        .limit(limit)
+        .with_for_update(of=envelopes, key_share=True)
+    )
+    return {row.id: row.job for row in connection.execute(wanted)}
+
+
+def _delete(connection: Connection, failed: ColumnElement[bool], chosen: dict[str, str]) -> Counter[tuple[str, str]]:
+    """Delete the failed results of `chosen`; return how many, by job and envelope."""
+    of_chosen = (
+        among(connection, results.c.job, set(chosen.values())),
+        among(connection, results.c.envelope, chosen),
+    )
+    gone = connection.execute(delete(results).where(failed, *of_chosen).returning(results.c.job, results.c.envelope))
+    return Counter((job, envelope) for job, envelope in gone)
+
+
+def _uncount(connection: Connection, deleted: Counter[tuple[str, str]]) -> None:
+    by_job: Counter[str] = Counter()
+    for (job, _), count in deleted.items():
+        by_job[job] += count
+    for job, count in sorted(by_job.items()):
+        connection.execute(update(jobs).where(jobs.c.id == job).values(failed=jobs.c.failed - count, finished_at=None))

@@ -1,0 +1,318 @@
+"""An envelope on its way: published, claimed, renewed, finished, overdue. Each function runs in the caller's transaction.
+
+Locks are always taken in the same order, so that transactions wait for each other but never in a circle: envelopes
+by id, then results by key, then jobs by id. A job's counters come last, since every worker wants them. Envelopes come
+first, so that a replay takes failed results away either before a worker's commit of the same envelope or after it:
+in the midst, the commit would pass over a result that is then gone, and call its envelope done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    update,
+)
+
+from results_store.records import Batch, Claim, Committed, Line, NewEnvelope, PendingEnvelope, Result, ResultState
+from results_store.sql import dead_letters, driver_statements, flight, pipelines, retention
+from results_store.sql.columns import among, as_list, cleaned, listed
+from results_store.sql.result_rows import (
+    Accepted,
+    Inserted,
+    counted,
+    insert_listed,
+    insert_results,
+    insert_unlisted,
+)
+from results_store.sql.schema import ACCEPTED, PUBLISHED, UNFINISHED, envelopes, jobs, payloads, tenants
+
+
+def exchange(
+    connection: Connection,
+    *,
+    results: Sequence[Result],
+    done: Collection[str],
+    dead: Collection[str],
+    ran: Sequence[Batch],
+    claims: Collection[str],
+    worker: str,
+    leased_until: float,
+    max_attempts: int,
+    drop_inputs: bool,
+    now: float,
+    unlisted: Collection[str] = (),
+    stepped: Collection[str] = (),
+    follow: pipelines.Follow | None = None,
+) -> tuple[dict[str, Claim], Committed]:
+    """Insert results and batches, finish `done` and `dead`, decide `claims`, and count what was new in its jobs.
+
+    From new results of envelopes in `stepped` more may `follow`.
+    """
+    unbooked = [result for result in results if result.envelope in unlisted] if unlisted else ()
+    booked = [result for result in results if result.envelope not in unlisted] if unlisted else results
+    steps = [result for result in booked if result.envelope in stepped] if stepped else ()
+    booked = [result for result in booked if result.envelope not in stepped] if stepped else booked
+    rows = [id_ for id_ in done if id_ not in unlisted] if unlisted else done
+    lock(connection, {*rows, *dead, *claims, *(result.envelope for result in (*booked, *steps))})
+    inserted = insert_results(connection, dead_letters.explained(connection, booked, dead) if dead else booked, now)
+    more, accepted = insert_unlisted(connection, unbooked, now)
+    fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
+    for batch in ran:
+        flight.record(connection, batch)
+    finished = (*_finish(connection, rows, "done", now), *_finish(connection, dead, "dead", now))
+    if drop_inputs and done:  # not those of a pipeline: its later steps may need them
+        retention.drop_inputs(connection, [id_ for id_ in done if id_ not in stepped] if stepped else done)
+    claimed = _claim(connection, claims, worker, now, leased_until, max_attempts) if claims else {}
+    new = inserted + more + counted(fresh)
+    followed = _advance(connection, fresh, {job for job, _ in new}, follow, now)
+    for job, results_owed in pipelines.owed(followed).items():
+        accepted[job] = Accepted(0, results_owed)
+    _count(connection, new, accepted, now)
+    over = sorted({(result.job, result.envelope) for result in unbooked if result.envelope in done})
+    return claimed, Committed(inserted=new.total(), done=(*finished, *over), followed=tuple(followed))
+
+
+def _advance(
+    connection: Connection,
+    fresh: Sequence[Inserted],
+    counted_jobs: Collection[str],
+    follow: pipelines.Follow | None,
+    now: float,
+) -> list[NewEnvelope]:
+    if not fresh or follow is None:
+        return []
+    return pipelines.advance(connection, fresh, counted_jobs, follow, now)
+
+
+def lock(connection: Connection, ids: Collection[str]) -> None:
+    """Lock envelopes by id; an UPDATE of several rows would lock them as it meets them. SQLite locks as a whole."""
+    if connection.dialect.name != "sqlite" and ids:
+        wanted = select(envelopes.c.id).where(among(connection, envelopes.c.id, ids))
+        connection.execute(wanted.order_by(envelopes.c.id).with_for_update(key_share=True))
+
+
+class _Claimed(NamedTuple):
+    id: str
+    state: str
+    worker: str | None
+    leased_until: float | None
+    attempts: int
+    cancelled_at: float | None
+
+
+@cache
+def _claimable(dialect: str) -> Select[Any]:
+    return (
+        select(*(envelopes.c[name] for name in _Claimed._fields[:-1]), jobs.c.cancelled_at)
+        .join(jobs, jobs.c.id == envelopes.c.job)
+        .where(listed(dialect, envelopes.c.id, "_ids"))
+    )
+
+
+@cache
+def _taking(dialect: str) -> Update:
+    return (
+        update(envelopes)
+        .where(listed(dialect, envelopes.c.id, "_ids"))
+        .values(
+            state="published",
+            published_at=func.coalesce(envelopes.c.published_at, bindparam("_now")),
+            attempts=envelopes.c.attempts + 1,
+            worker=bindparam("_worker"),
+            leased_until=bindparam("_leased_until"),
+        )
+    )
+
+
+def _claim(
+    connection: Connection, ids: Collection[str], worker: str, now: float, leased_until: float, max_attempts: int
+) -> dict[str, Claim]:
+    dialect = connection.dialect.name
+    found = driver_statements.run(connection, _claimable(dialect), {"_ids": as_list(connection, ids)})
+    claims = {row[0]: _verdict(_Claimed(*row), worker, now, max_attempts) for row in found}
+    # A dead one gets no lease: two workers may both bury it, and it is buried once.
+    taken = [id_ for id_, verdict in claims.items() if verdict in (Claim.WORK, Claim.CANCELLED)]
+    if taken:
+        # A worker can be faster than its producer's note that the envelope was published.
+        own = {"_ids": as_list(connection, taken), "_now": now, "_worker": worker, "_leased_until": leased_until}
+        driver_statements.run(connection, _taking(dialect), own)
+    return {id_: claims.get(id_, Claim.UNKNOWN) for id_ in ids}
+
+
+def _verdict(row: _Claimed, worker: str, now: float, max_attempts: int) -> Claim:
+    if row.state in ("done", "dead"):
+        return Claim.DONE
+    if row.leased_until is not None and row.leased_until > now and row.worker != worker:
+        return Claim.HELD
+    if row.cancelled_at is not None:
+        return Claim.CANCELLED
+    return Claim.WORK if row.attempts < max_attempts else Claim.DEAD
+
+
+@cache
+def _finishing(dialect: str) -> Any:
+    return (
+        update(envelopes)
+        .where(listed(dialect, envelopes.c.id, "_ids"))
+        .values(
+            # the first terminal state wins here too
+            state=case((UNFINISHED, bindparam("_state", type_=Text)), else_=envelopes.c.state),
+            finished_at=func.coalesce(envelopes.c.finished_at, bindparam("_now")),
+            leased_until=None,
+        )
+        .returning(envelopes.c.job, envelopes.c.id)
+    )
+
+
+def _finish(connection: Connection, ids: Collection[str], state: str, now: float) -> tuple[tuple[str, str], ...]:
+    if not ids:
+        return ()
+    parameters = {"_ids": as_list(connection, ids), "_state": state, "_now": now}
+    return tuple(
+        (job, id_) for job, id_ in driver_statements.run(connection, _finishing(connection.dialect.name), parameters)
+    )
+
+
+_done = jobs.c.succeeded + jobs.c.failed + jobs.c.cancelled + jobs.c.expired
+_all_done = _done + bindparam("_new") >= jobs.c.total + bindparam("_total")
+_counted = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("_job"))
+    .values(
+        **{state.value: jobs.c[state.value] + bindparam(f"_{state.value}") for state in ResultState},
+        items=jobs.c["items"] + bindparam("_items"),
+        total=jobs.c.total + bindparam("_total"),
+        # what grows by unlisted results was not finished before
+        finished_at=case(
+            (and_(or_(jobs.c.finished_at.is_(None), bindparam("_total") > 0), _all_done), bindparam("_at")),
+            else_=jobs.c.finished_at,
+        ),
+    )
+)
+
+
+def _count(
+    connection: Connection, inserted: Counter[tuple[str, ResultState]], accepted: Mapping[str, Accepted], at: float
+) -> None:
+    for job in sorted({job for job, _ in inserted}):
+        new = {f"_{state.value}": inserted[job, state] for state in ResultState}
+        more = accepted.get(job, Accepted(0, 0))
+        sizes = {"_items": more.items, "_total": more.total, "_new": sum(new.values())}
+        driver_statements.run(connection, _counted, {"_job": job, "_at": at, **sizes, **new})
+
+
+def renew(connection: Connection, ids: Collection[str], *, worker: str, leased_until: float) -> int:
+    """Prolong the leases that this worker still has; return how many those are."""
+    lock(connection, ids)
+    mine = _held(connection, ids, worker)
+    return connection.execute(update(envelopes).where(mine).values(leased_until=leased_until)).rowcount
+
+
+def release(connection: Connection, ids: Collection[str], *, worker: str) -> int:
+    """Give back what this worker has not finished: the attempt is not counted, anybody may claim it at once."""
+    lock(connection, ids)
+    less = case((envelopes.c.attempts > 0, envelopes.c.attempts - 1), else_=0)
+    return connection.execute(
+        update(envelopes).where(_held(connection, ids, worker)).values(worker=None, leased_until=None, attempts=less)
+    ).rowcount
+
+
+def note_failure(connection: Connection, id_: str, *, worker: str, error: dict[str, Any], at: float) -> int:
+    """Keep what this attempt failed of, and end its lease, so that the next attempt need not wait for it."""
+    mine = _held(connection, [id_], worker)
+    return connection.execute(update(envelopes).where(mine).values(error=cleaned(error), leased_until=at)).rowcount
+
+
+def _held(connection: Connection, ids: Collection[str], worker: str) -> ColumnElement[bool]:
+    leased = envelopes.c.leased_until.is_not(None)
+    return and_(among(connection, envelopes.c.id, ids), PUBLISHED, envelopes.c.worker == worker, leased)
+
+
+def mark_published(connection: Connection, ids: Collection[str], at: float) -> None:
+    """Note that the envelopes were handed to Redis. One that a worker has claimed already is left as it is."""
+    lock(connection, ids)
+    waiting = (among(connection, envelopes.c.id, ids), ACCEPTED)
+    connection.execute(update(envelopes).where(*waiting).values(state="published", published_at=at))
+
+
+def take_overdue(
+    connection: Connection,
+    now: float,
+    *,
+    accepted_before: float,
+    published_before: Mapping[Line, float] | float | None,
+    limit: int,
+) -> list[PendingEnvelope]:
+    """Put overdue envelopes back into the outbox as accepted now, and return them to be published.
+
+    Every lane has its part of `limit`, so that one tenant's many are not all taken before another's few.
+    Whoever takes them publishes them and calls `mark_published`, like their first producer. If it dies before
+    that, they are overdue again `now - accepted_before` later.
+    """
+    lanes = list(connection.execute(select(tenants.c.lane).distinct().order_by(tenants.c.lane)).scalars())
+    due: list[ColumnElement[bool]] = [
+        and_(condition, envelopes.c.lane == lane)
+        for condition in (
+            and_(ACCEPTED, envelopes.c.accepted_at < accepted_before),
+            and_(PUBLISHED, envelopes.c.leased_until < now),
+        )
+        for lane in lanes
+    ]
+    unclaimed = and_(PUBLISHED, envelopes.c.leased_until.is_(None))
+    if isinstance(published_before, Mapping):
+        for (model, priority, lane), before in sorted(published_before.items()):
+            line = and_(envelopes.c.model == model, envelopes.c.priority == priority, envelopes.c.lane == lane)
+            due.append(and_(unclaimed, line, envelopes.c.published_at < before))
+    elif published_before is not None:
+        due.append(and_(unclaimed, envelopes.c.published_at < published_before))
+    taken: list[str] = []
+    portion = max(1, limit // len(lanes))
+    for condition in due:  # one by one: each has an index of its own
+        if len(taken) < limit:
+            taken += _take(connection, condition, now, min(portion, limit - len(taken)))
+    return _pending(connection, taken) if taken else []
+
+
+def _take(connection: Connection, condition: ColumnElement[bool], now: float, limit: int) -> list[str]:
+    # A CTE, since PostgreSQL may run a locking subquery more than once and then exceed the limit.
+    chosen = (
+        select(envelopes.c.id)
+        .where(condition)
+        .order_by(envelopes.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("chosen")
+    )
+    taken = connection.execute(
+        update(envelopes)
+        .where(envelopes.c.id.in_(select(chosen.c.id)))
+        .values(state="accepted", accepted_at=now, published_at=None, leased_until=None)
+        .returning(envelopes.c.id)
+    )
+    return list(taken.scalars())
+
+
+def _pending(connection: Connection, ids: Collection[str]) -> list[PendingEnvelope]:
+    columns = ("id", "job", "model", "priority", "created_at", "attempts", "lane")
+    rows = connection.execute(
+        select(*(envelopes.c[name] for name in columns), payloads.c.payload, payloads.c.content_type)
+        .join(payloads, payloads.c.envelope == envelopes.c.id)
+        .where(among(connection, envelopes.c.id, ids), UNFINISHED)
+        .order_by(envelopes.c.priority, envelopes.c.id)
+    ).mappings()
+    return [PendingEnvelope(**row) for row in rows]

@@ -1,0 +1,82 @@
+"""The flight recorder: the micro-batches that ran, and what they tell of the work that still waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from results_store.errors import UnknownBatch
+from results_store.records import Batch, QueuedWork
+from results_store.sql import driver_statements
+from results_store.sql.database import Database
+from results_store.sql.result_rows import insert_new
+from results_store.sql.schema import UNFINISHED, batches, envelopes
+
+#: How many of the newest batches, and from how long before the newest one, say how fast the fleet is.
+_RECENT = 500
+_RECENT_S = 60.0
+
+_NAMES = tuple(field.name for field in fields(Batch))
+_JSON = ("heads", "priorities", "trace")
+_BRIEF = [batches.c[name] for name in _NAMES if name != "trace"]
+
+
+def record(connection: Connection, batch: Batch) -> None:
+    """Add a batch, in the caller's transaction."""
+    row: dict[str, Any] = {name: getattr(batch, name) for name in _NAMES}
+    if connection.dialect.name == "sqlite":
+        row |= {name: None if row[name] is None else driver_statements.json_of(row[name]) for name in _JSON}
+    driver_statements.run(connection, insert_new(connection, batches), row)
+
+
+class FlightRecorder:
+    """The store's micro-batches; `Store.flight` has them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def recent(self, *, limit: int = 20, since: float | None = None, traces: bool = False) -> list[Batch]:
+        """Return the newest micro-batches, the newest first; those begun after `since`.
+
+        Only with `traces` is it said who was in them: that is most of a row.
+        """
+        wanted = select(*([batches.c[name] for name in _NAMES] if traces else _BRIEF))
+        if since is not None:
+            wanted = wanted.where(batches.c.started_at > since)
+        wanted = wanted.order_by(batches.c.started_at.desc(), batches.c.id.desc()).limit(limit)
+        with self._database.read() as connection:
+            return [Batch(**row) for row in connection.execute(wanted).mappings()]
+
+    def batch(self, id_: str) -> Batch:
+        """Return a micro-batch with its trace. Raises UnknownBatch."""
+        with self._database.read() as connection:
+            row = connection.execute(select(batches).where(batches.c.id == id_)).mappings().one_or_none()
+        if row is None:
+            raise UnknownBatch(f"no batch {id_!r}; `argosy batches` lists the newest ones")
+        return Batch(**row)
+
+    def queued_work(self) -> list[QueuedWork]:
+        """Return what waits of each model and priority, and how long it will take as far as can be told."""
+        line = (envelopes.c.model, envelopes.c.priority, envelopes.c.lane)
+        wanted = select(*line, func.sum(envelopes.c["items"])).where(UNFINISHED).group_by(*line).order_by(*line)
+        with self._database.read() as connection:
+            rates = _seconds_per_item(connection)
+            return [
+                QueuedWork(
+                    model=model, priority=priority, items=int(items), seconds_per_item=rates.get(model), lane=lane
+                )
+                for model, priority, lane, items in connection.execute(wanted)
+            ]
+
+
+def _seconds_per_item(connection: Connection) -> Mapping[str, float]:
+    """The device time of an item of each model, divided by the devices that share the work."""
+    since = select(func.max(batches.c.started_at) - _RECENT_S).scalar_subquery()
+    newest = select(batches).where(batches.c.started_at > since).order_by(batches.c.started_at.desc())
+    ran = newest.limit(_RECENT).subquery().c
+    sums = (func.sum(ran.forward_s), func.sum(ran["items"]), func.count(ran.worker.distinct()))
+    found = connection.execute(select(ran.model, *sums).group_by(ran.model))
+    return {model: seconds / max(int(items), 1) / workers for model, seconds, items, workers in found}

@@ -1,0 +1,103 @@
+"""The next items of a pipeline, in the transaction that stores the results they are made of: no one else ever adds them.
+
+Which items these are is for the caller's `Follow` to say; here is what makes its answer final. Two transactions that each store
+one of the two results that a step joins meet at the job's row: the second one to have it sees both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
+
+from sqlalchemy import Connection, RowMapping, select, text
+
+from results_store.records import NewEnvelope, Result, ResultState
+from results_store.sql.columns import among, as_list
+from results_store.sql.item_numbering import TREE_SPAN, Carrier, Progress, root_of
+from results_store.sql.result_rows import Inserted
+from results_store.sql.schema import envelopes, jobs, results
+from results_store.sql.submission import insert_envelopes
+
+#: Says which envelopes follow from what was stored. Called in the transaction: it must be quick, and ask nobody.
+Follow: TypeAlias = Callable[[Progress], Sequence[NewEnvelope]]
+
+_COLUMNS = ("job", "seq", "task", "envelope", "state", "key", "output", "error")
+
+
+def advance(
+    connection: Connection, inserted: Sequence[Inserted], also: Collection[str], follow: Follow, now: float
+) -> list[NewEnvelope]:
+    """Put into the outbox what follows from newly `inserted` results; return it. `also` are other jobs to be counted."""
+    if not inserted:
+        return []
+    # all jobs of this transaction at once, in the order in which their counters are written later
+    ids = {row.job for row in inserted}
+    locked = select(jobs.c.id, jobs.c.tenant, jobs.c.pipeline, jobs.c.cancelled_at)
+    locked = locked.where(among(connection, jobs.c.id, {*ids, *also})).order_by(jobs.c.id)
+    found = connection.execute(locked.with_for_update(key_share=True)).mappings().all()
+    wanted = [job for job in found if job["id"] in ids and job["pipeline"] and job["cancelled_at"] is None]
+    if not wanted:
+        return []
+    carriers = _carriers(connection, {row.envelope for row in inserted})
+    new: list[NewEnvelope] = []
+    for job in wanted:
+        own = [row for row in inserted if row.job == job["id"]]
+        new += follow(_progress(connection, job, own, carriers, now))
+    if new:
+        insert_envelopes(connection, new)
+    return new
+
+
+def owed(new: Sequence[NewEnvelope]) -> Counter[str]:
+    """Return how many more results the jobs of these envelopes are owed."""
+    more: Counter[str] = Counter()
+    for envelope in new:
+        more[envelope.job] += envelope.results
+    return more
+
+
+def _carriers(connection: Connection, ids: Collection[str]) -> dict[str, Carrier]:
+    wanted = select(envelopes.c.id, envelopes.c.priority, envelopes.c.lane, envelopes.c.deadline_at)
+    found = connection.execute(wanted.where(among(connection, envelopes.c.id, ids)))
+    return {
+        id_: Carrier(priority=priority, lane=lane, deadline_at=deadline_at)
+        for id_, priority, lane, deadline_at in found
+    }
+
+
+def _progress(
+    connection: Connection, job: RowMapping, new: Sequence[Inserted], carriers: Mapping[str, Carrier], now: float
+) -> Progress:
+    roots = sorted({root_of(row.seq) for row in new})
+    return Progress(
+        job=job["id"],
+        tenant=job["tenant"],
+        pipeline=job["pipeline"],
+        rows=_trees(connection, job["id"], roots),
+        fresh={(row.seq, row.task): row.envelope for row in new if row.envelope in carriers},
+        carriers=carriers,
+        at=now,
+    )
+
+
+def _trees(connection: Connection, job: str, roots: Sequence[int]) -> list[Result]:
+    """Return the results there are of some inputs: one range of the primary key for each."""
+    begins = as_list(connection, [root * TREE_SPAN for root in roots])
+    given = {"begins": begins, "job": job, "span": TREE_SPAN}
+    rows = connection.execute(_TREES[connection.dialect.name], given).mappings()
+    return [Result(**{**row, "state": ResultState(row["state"])}) for row in rows]
+
+
+# The ranges come first, whatever the planner thinks of them: the other way round, it reads the whole job for each commit.
+_OWN = ", ".join(f"results.{name}" for name in _COLUMNS)
+_TREES = {
+    dialect: text(sql).columns(*(results.c[name] for name in _COLUMNS))
+    for dialect, sql in {
+        "sqlite": f"SELECT {_OWN} FROM json_each(:begins) AS begins CROSS JOIN results WHERE results.job = :job "  # noqa: S608 - constants
+        "AND results.seq >= begins.value AND results.seq < begins.value + :span",
+        "postgresql": f"SELECT {_OWN} FROM unnest(CAST(:begins AS bigint[])) AS begins (value) "  # noqa: S608 - constants
+        f"CROSS JOIN LATERAL (SELECT {', '.join(_COLUMNS)} FROM results WHERE job = :job "
+        "AND seq >= begins.value AND seq < begins.value + :span OFFSET 0) AS results",
+    }.items()
+}

@@ -1,0 +1,122 @@
+"""Reading: progress, results page by page, and what an operator asks. Nothing here writes or locks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
+
+from results_store.errors import UnknownJob
+from results_store.records import Depth, EnvelopeState, JobStatus, Result, ResultState
+from results_store.sql.columns import among
+from results_store.sql.schema import FAILED, UNFINISHED, envelopes, jobs, payloads, results
+
+
+def job_status(row: RowMapping) -> JobStatus:
+    """Return the job in a row of `jobs`."""
+    return JobStatus(**{name: value for name, value in row.items() if name != "idempotency_key"})
+
+
+def job(connection: Connection, id_: str) -> JobStatus:
+    row = connection.execute(select(jobs).where(jobs.c.id == id_)).mappings().one_or_none()
+    if row is None:
+        raise UnknownJob(f"no job {id_!r}; `argosy status` lists the jobs there are")
+    return job_status(row)
+
+
+def cancelled_among(connection: Connection, ids: Collection[str]) -> set[str]:
+    found = select(jobs.c.id).where(among(connection, jobs.c.id, ids), jobs.c.cancelled_at.is_not(None))
+    return set(connection.execute(found).scalars())
+
+
+def newest_jobs(
+    connection: Connection, limit: int, before: tuple[float, str] | None, tenant: str | None
+) -> list[JobStatus]:
+    wanted = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    if tenant is not None:
+        wanted = wanted.where(jobs.c.tenant == tenant)
+    if before is not None:
+        wanted = wanted.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
+    return [job_status(row) for row in connection.execute(wanted).mappings()]
+
+
+def page_of_results(connection: Connection, id_: str, after: tuple[int, str] | None, limit: int) -> list[Result]:
+    wanted = _results_of(id_).limit(limit)
+    if after is not None:
+        wanted = wanted.where(tuple_(results.c.seq, results.c.task) > after)
+    return [result(row) for row in connection.execute(wanted).mappings()]
+
+
+def results_of(connection: Connection, id_: str, seqs: Collection[int]) -> list[Result]:
+    mine = (results.c.job == id_, among(connection, results.c.seq, seqs))
+    wanted = select(results).where(*mine).order_by(results.c.seq, results.c.task)
+    return [result(row) for row in connection.execute(wanted).mappings()]
+
+
+_FIELDS = tuple(field.name for field in fields(Result))
+_OF_ITEMS = (
+    f"SELECT {', '.join(_FIELDS)} FROM results "  # noqa: S608 - constants
+    "WHERE job = ? AND seq IN (SELECT value FROM json_each(?)) ORDER BY seq, task"
+)
+
+
+def results_of_lite(cursor: Any, id_: str, seqs: Collection[int]) -> list[Result]:
+    """`results_of` with a bare cursor of SQLite's driver."""
+    rows = cursor.execute(_OF_ITEMS, (id_, json.dumps(list(seqs)))).fetchall()
+    return [_from_text(dict(zip(_FIELDS, row, strict=True))) for row in rows]
+
+
+def _from_text(row: dict[str, Any]) -> Result:
+    for name in ("output", "error"):
+        row[name] = None if row[name] is None else json.loads(row[name])
+    return Result(**{**row, "state": ResultState(row["state"])})
+
+
+def inputs(connection: Connection, ids: Collection[str]) -> dict[str, tuple[bytes, str]]:
+    wanted = select(payloads).where(among(connection, payloads.c.envelope, list(ids)))
+    return {id_: (payload, content_type) for id_, payload, content_type in connection.execute(wanted)}
+
+
+def spread_of_results(connection: Connection, id_: str, block: int) -> dict[int, int]:
+    place = results.c.seq // block
+    counted = select(place, func.count()).where(results.c.job == id_).group_by(place)
+    return {int(number): count for number, count in connection.execute(counted)}
+
+
+def recent_failures(connection: Connection, limit: int, job_: str | None, tenant: str | None) -> list[Result]:
+    wanted = select(results).where(FAILED).order_by(results.c.stored_at.desc()).limit(limit)
+    if job_ is not None:
+        wanted = wanted.where(results.c.job == job_)
+    if tenant is not None:
+        wanted = wanted.where(results.c.job.in_(select(jobs.c.id).where(jobs.c.tenant == tenant)))
+    return [result(row) for row in connection.execute(wanted).mappings()]
+
+
+def depth(connection: Connection) -> list[Depth]:
+    key = (envelopes.c.model, envelopes.c.priority, envelopes.c.state)
+    sums = (func.sum(envelopes.c["items"]), func.sum(envelopes.c.results), func.min(envelopes.c.created_at))
+    rows = connection.execute(select(*key, func.count(), *sums).where(UNFINISHED).group_by(*key).order_by(*key))
+    return [
+        Depth(
+            model=model,
+            priority=priority,
+            state=EnvelopeState(state),
+            envelopes=count,
+            items=int(items),
+            results=int(owed),
+            oldest_at=oldest_at,
+        )
+        for model, priority, state, count, items, owed, oldest_at in rows
+    ]
+
+
+def _results_of(id_: str) -> Select[Any]:
+    return select(results).where(results.c.job == id_).order_by(results.c.seq, results.c.task)
+
+
+def result(row: RowMapping) -> Result:
+    """Return the result in a row of `results`."""
+    return Result(**{**row, "state": ResultState(row["state"])})

@@ -1,0 +1,228 @@
+"""Removing what is no longer wanted: finished jobs with all that is theirs, or their inputs only.
+
+A job's row goes first and takes it out of sight at once; its name stays in `purged_jobs` until its envelopes and
+results have followed, a portion a transaction. So a purge that was killed is finished by the next one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, insert, null, or_, select, text, tuple_
+from sqlalchemy.sql.elements import KeyedColumnElement
+
+from results_store.records import Purged
+from results_store.sql.columns import among
+from results_store.sql.database import Database, Weight
+from results_store.sql.schema import FAILED, HAS_TTL, batches, envelopes, jobs, payloads, purged_jobs, results
+
+Condition: TypeAlias = Callable[[Connection], ColumnElement[bool]]
+
+#: Jobs, and rows, a transaction: bounded, so that workers never wait long behind a purge.
+JOBS, ROWS = 500, 5000
+
+#: So long a job without an item may still be getting its first: of a slow source, or behind a full fleet.
+FIRST_ITEM_S = 3600.0
+
+
+def drop_inputs(connection: Connection, done: Collection[str]) -> None:
+    """Delete the payloads of finished envelopes that have no failed result, which are all that a replay could want."""
+    failed = _failed().where(among(connection, envelopes.c.id, done))
+    connection.execute(
+        delete(payloads).where(among(connection, payloads.c.envelope, done), payloads.c.envelope.not_in(failed))
+    )
+
+
+class Retention:
+    """What the store keeps and what it lets go; `Store.retention` has it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def purge(
+        self, *, finished_before: float | None = None, keep_results: bool = False, now: float | None = None
+    ) -> Purged:
+        """Remove finished jobs: those whose `ttl_s` is over (of one that never got an item, an hour later), and those without one that finished before `finished_before`.
+
+        With them go their envelopes, inputs and results, and from before `finished_before` the batches and such
+        results as belong to no job. With
+        `keep_results` only the inputs go, and nothing of these jobs can be replayed any more. Unfinished jobs
+        stay; cancel them first. Takes many short transactions; a purge that broke off is finished by the next.
+        """
+        at = time.time() if now is None else now
+        purge = _purge_inputs if keep_results else _purge_jobs
+        return purge(self._database, finished_before=finished_before, now=at)
+
+    def drop_inputs_of_pipelines(self) -> int:
+        """Delete the payloads of finished pipelines, those of envelopes with a failed result excepted; return how many.
+
+        Of running ones a later step may still be made of them.
+        """
+        removed = 0
+        over = and_(jobs.c.pipeline.is_not(null()), jobs.c.finished_at.is_not(None))
+        for page in _pages(self._database, over):
+
+            def unwanted(connection: Connection, page: Collection[str] = page) -> ColumnElement[bool]:
+                failed = _failed().where(among(connection, envelopes.c.job, page))
+                return and_(_inputs_of(page)(connection), payloads.c.envelope.not_in(failed))
+
+            removed += in_portions(self._database, payloads, unwanted)
+        return removed
+
+    def with_inputs(self, ids: Collection[str]) -> set[str]:
+        """Return which of these jobs are there and unfinished, or still have inputs for a replay."""
+        kept = select(envelopes.c.id).join(payloads, payloads.c.envelope == envelopes.c.id)
+        kept = kept.where(envelopes.c.job == jobs.c.id)
+        wanted = or_(jobs.c.finished_at.is_(None), kept.exists())
+        with self._database.read() as connection:
+            return set(connection.execute(select(jobs.c.id).where(among(connection, jobs.c.id, ids), wanted)).scalars())
+
+    def existing(self, ids: Collection[str]) -> set[str]:
+        """Return which of these jobs are there."""
+        with self._database.read() as connection:
+            return _existing(connection, ids)
+
+
+def _failed() -> Select[Any]:
+    """The envelopes that have a failed result."""
+    theirs = and_(envelopes.c.id == results.c.envelope, envelopes.c.job == results.c.job)
+    return select(results.c.envelope).join(envelopes, theirs).where(FAILED)
+
+
+def _purge_jobs(database: Database, *, finished_before: float | None, now: float) -> Purged:
+    """Remove the finished jobs that are due, with envelopes, inputs and results, and the batches of before."""
+    gone = _hide(database, _due(finished_before, now), now)
+    swept = _sweep(database)
+    if finished_before is None:
+        return replace(swept, jobs=gone)
+    strays = sum(_remove_strays(database, owners, finished_before) for owners in _owners_of_results(database))
+    old = in_portions(database, batches, lambda _: batches.c.started_at < finished_before)
+    return replace(swept, jobs=gone, results=swept.results + strays, batches=old)
+
+
+def _purge_inputs(database: Database, *, finished_before: float | None, now: float) -> Purged:
+    """Remove the inputs of the finished jobs that are due; the jobs and their results stay."""
+    removed = 0
+    for page in _pages(database, _due(finished_before, now)):
+        removed += in_portions(database, payloads, _inputs_of(page))
+    return Purged(payloads=removed)
+
+
+def _existing(connection: Connection, ids: Collection[str]) -> set[str]:
+    return set(connection.execute(select(jobs.c.id).where(among(connection, jobs.c.id, ids))).scalars())
+
+
+def _due(finished_before: float | None, now: float) -> ColumnElement[bool]:
+    # a job that never got an item never finishes either
+    empty = and_(jobs.c.total == 0, jobs.c.created_at < now - jobs.c.ttl_s - FIRST_ITEM_S)
+    own = and_(HAS_TTL, or_(jobs.c.finished_at < now - jobs.c.ttl_s, empty))
+    if finished_before is None:
+        return own
+    # `created_at` cannot be later, and has an index
+    old = and_(
+        jobs.c.ttl_s.is_(None),
+        jobs.c.created_at < finished_before,
+        or_(jobs.c.finished_at < finished_before, jobs.c.total == 0),
+    )
+    return or_(own, old)
+
+
+def _hide(database: Database, due: ColumnElement[bool], now: float) -> int:
+    hidden = 0
+    while True:
+        with database.write(Weight.ACCEPTED) as connection:
+            chosen = select(jobs.c.id).where(due).order_by(jobs.c.id).limit(JOBS).with_for_update(skip_locked=True)
+            ids = list(connection.execute(chosen).scalars())
+            if not ids:
+                return hidden
+            connection.execute(insert(purged_jobs), [{"job": id_, "purged_at": now} for id_ in ids])
+            connection.execute(delete(jobs).where(among(connection, jobs.c.id, ids)))
+        hidden += len(ids)
+
+
+def _sweep(database: Database) -> Purged:
+    """Remove what is left of hidden jobs, inputs first."""
+    inputs = owned = answers = 0
+    while True:
+        with database.read() as connection:
+            hidden = list(connection.execute(select(purged_jobs.c.job).limit(JOBS)).scalars())
+        if not hidden:
+            return Purged(envelopes=owned, payloads=inputs, results=answers)
+        inputs += in_portions(database, payloads, _inputs_of(hidden))
+        owned += in_portions(database, envelopes, _of(envelopes.c.job, hidden))
+        answers += in_portions(database, results, _of(results.c.job, hidden))
+        with database.write(Weight.NOTE) as connection:
+            connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
+
+
+# One seek in the index a job, however many results each has.
+_NEXT_OWNERS = text("""
+WITH RECURSIVE owners (job) AS (
+  SELECT min(job) FROM results WHERE job > :last
+  UNION ALL SELECT (SELECT min(job) FROM results WHERE job > owners.job) FROM owners WHERE job IS NOT NULL
+)
+SELECT job FROM owners WHERE job IS NOT NULL LIMIT :limit
+""")
+
+
+def _owners_of_results(database: Database) -> Iterator[list[str]]:
+    last = ""
+    while True:
+        with database.read() as connection:
+            owners = list(connection.execute(_NEXT_OWNERS, {"last": last, "limit": ROWS}).scalars())
+        if not owners:
+            return
+        yield owners
+        last = owners[-1]
+
+
+def _remove_strays(database: Database, owners: Collection[str], stored_before: float) -> int:
+    """Remove old results of no job: of a message forged, or computed once more when its job was purged already."""
+    with database.read() as connection:
+        strays = set(owners) - _existing(connection, owners)
+    if not strays:
+        return 0
+    old = results.c.stored_at < stored_before
+    return in_portions(database, results, lambda connection: and_(among(connection, results.c.job, strays), old))
+
+
+def _pages(database: Database, due: ColumnElement[bool]) -> Iterator[list[str]]:
+    last = ""
+    while True:
+        page = select(jobs.c.id).where(due, jobs.c.id > last).order_by(jobs.c.id).limit(JOBS)
+        with database.read() as connection:
+            ids = list(connection.execute(page).scalars())
+        if not ids:
+            return
+        yield ids
+        last = ids[-1]
+
+
+def _of(job: KeyedColumnElement[str], owners: Collection[str]) -> Condition:
+    return lambda connection: among(connection, job, owners)
+
+
+def _inputs_of(owners: Collection[str]) -> Condition:
+    def condition(connection: Connection) -> ColumnElement[bool]:
+        theirs = select(envelopes.c.id).where(among(connection, envelopes.c.job, owners))
+        return payloads.c.envelope.in_(theirs)
+
+    return condition
+
+
+def in_portions(database: Database, rows: Table, condition: Condition) -> int:
+    """Delete the rows that `condition` picks, in key order, a transaction a portion; return how many."""
+    key = list(rows.primary_key.columns)
+    removed = 0
+    while True:
+        with database.write(Weight.NOTE) as connection:
+            picked = select(*key).where(condition(connection)).order_by(*key).limit(ROWS).with_for_update()
+            if not database.sqlite:  # PostgreSQL may run a locking subquery more than once, but not a CTE
+                picked = select(*picked.cte("portion").columns)
+            count = connection.execute(delete(rows).where(tuple_(*key).in_(picked))).rowcount
+        removed += count
+        if count < ROWS:
+            return removed

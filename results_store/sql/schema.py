@@ -1,0 +1,324 @@
+"""The tables. `migrations/` builds them step by step; a test holds the two together.
+
+Why this shape:
+
+- Progress is five counters on the job, written in the transaction that inserts the results. Reading it costs
+  one row, and the counters cannot disagree with the rows.
+- A payload stands in a table of its own: an envelope's row is rewritten at every step of its life, and neither
+  database should copy megabytes of input to note that a lease was renewed.
+- Results have no foreign keys: they would be looked up once a row, and a result is only ever written for an
+  envelope that the same store handed out by `claim`. Envelopes have none to their job, so that a purge can take
+  the job away at once and its many rows after it, in portions.
+- SQLite keeps `results` as a rowid table. WITHOUT ROWID is 8 % faster for labels and 40 % slower for vectors,
+  which then no longer fit beside the key in a page.
+- Vectors are float32 bytes on both databases. pgvector's type fixes the dimension a column, and this
+  column holds every model's; where nearest-neighbour search is wanted, it belongs in a table of its own.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    literal_column,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+#: The Alembic revision that this code reads and writes; `Store.open` checks it.
+REVISION = "0009"
+
+metadata = MetaData()
+
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+# What names no tenant is that of the empty name, in lane 0. Rows are never deleted: see `results_store.sql.tenants`.
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("lane", SmallInteger, nullable=False),
+    Column("weight", Double, nullable=False, server_default="1"),
+    Column("max_items_per_s", Double),
+    Column("max_in_flight", BigInteger),
+    Column("created_at", Double, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text),
+    Column("priority", SmallInteger, nullable=False),
+    Column("idempotency_key", Text, unique=True),
+    Column("created_at", Double, nullable=False),
+    Column("finished_at", Double),
+    Column("cancelled_at", Double),
+    Column("items", BigInteger, nullable=False, server_default="0"),
+    Column("total", BigInteger, nullable=False, server_default="0"),
+    Column("succeeded", BigInteger, nullable=False, server_default="0"),
+    Column("failed", BigInteger, nullable=False, server_default="0"),
+    Column("cancelled", BigInteger, nullable=False, server_default="0"),
+    Column("expired", BigInteger, nullable=False, server_default="0"),
+    Column("ttl_s", Double),
+    Column("tenant", Text, nullable=False, server_default=literal_column("''")),
+    Column("pipeline", Json),  # its steps, for `Follow`; most jobs have none
+    Index("jobs_newest", "created_at", "id"),
+    Index("jobs_of_tenant", "tenant", "created_at", "id"),
+)
+
+HAS_TTL = jobs.c.ttl_s != None  # noqa: E711 - SQL
+
+RUNNING = jobs.c.finished_at == None  # noqa: E711 - SQL
+
+Index("jobs_running", jobs.c.tenant, sqlite_where=RUNNING, postgresql_where=RUNNING)
+Index("jobs_ttl", jobs.c.finished_at, sqlite_where=HAS_TTL, postgresql_where=HAS_TTL)
+
+# Jobs that are gone while their envelopes and results are still being removed.
+purged_jobs = Table(
+    "purged_jobs",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("purged_at", Double, nullable=False),
+)
+
+# `accepted_at` is when the envelope last entered the outbox: at first when it was created, later when it was
+# taken as overdue; 0, which is overdue at once, when it was replayed. `worker` claimed it last; it has it still
+# if there is a lease. `error` is what the last failed attempt said.
+envelopes = Table(
+    "envelopes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("job", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("items", BigInteger, nullable=False),
+    Column("results", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("deadline_at", Double),
+    Column("state", Text, nullable=False),
+    Column("accepted_at", Double, nullable=False),
+    Column("published_at", Double),
+    Column("attempts", BigInteger, nullable=False, server_default="0"),
+    Column("worker", Text),
+    Column("leased_until", Double),
+    Column("finished_at", Double),
+    Column("error", Json),
+    Column("lane", SmallInteger, nullable=False, server_default="0"),
+    CheckConstraint("state IN ('accepted', 'published', 'done', 'dead')", name="envelopes_state"),
+    Index("envelopes_job", "job"),
+)
+
+# Constants in the SQL and not parameters: a partial index serves only a query that is seen to imply it.
+ACCEPTED = envelopes.c.state == literal_column("'accepted'")
+PUBLISHED = envelopes.c.state == literal_column("'published'")
+FINISHED = envelopes.c.state.in_([literal_column("'done'"), literal_column("'dead'")])
+DEAD = envelopes.c.state == literal_column("'dead'")
+UNFINISHED = envelopes.c.state.in_([literal_column("'accepted'"), literal_column("'published'")])
+
+Index("envelopes_accepted", envelopes.c.accepted_at, sqlite_where=ACCEPTED, postgresql_where=ACCEPTED)
+Index("envelopes_leased", envelopes.c.leased_until, sqlite_where=PUBLISHED, postgresql_where=PUBLISHED)
+Index(
+    "envelopes_unfinished",
+    envelopes.c.model,
+    envelopes.c.priority,
+    envelopes.c.lane,
+    envelopes.c.state,
+    sqlite_where=UNFINISHED,
+    postgresql_where=UNFINISHED,
+)
+Index("envelopes_dead", envelopes.c.finished_at, sqlite_where=DEAD, postgresql_where=DEAD)
+
+payloads = Table(
+    "payloads",
+    metadata,
+    Column("envelope", Text, ForeignKey("envelopes.id", ondelete="CASCADE"), primary_key=True),
+    Column("payload", LargeBinary, nullable=False),
+    Column("content_type", Text, nullable=False),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("task", Text, primary_key=True),
+    Column("envelope", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("key", Text),
+    Column("output", Json),
+    Column("vector", LargeBinary),
+    Column("error", Json),
+    Column("model", Text),
+    Column("model_revision", Text),
+    Column("tokens", BigInteger),
+    Column("batch", Text),
+    Column("queued_at", Double),
+    Column("batched_at", Double),
+    Column("computed_at", Double),
+    Column("stored_at", Double),
+    CheckConstraint("state IN ('succeeded', 'failed', 'cancelled', 'expired')", name="results_state"),
+)
+
+FAILED = results.c.state == literal_column("'failed'")
+
+Index("results_failed", results.c.stored_at, sqlite_where=FAILED, postgresql_where=FAILED)
+Index("results_failed_envelope", results.c.job, results.c.envelope, sqlite_where=FAILED, postgresql_where=FAILED)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("model_revision", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("forward_s", Double, nullable=False),
+    Column("queue_wait_s", Double, nullable=False),
+    Column("items", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("padded_tokens", BigInteger, nullable=False),
+    Column("heads", Json, nullable=False),
+    Column("priorities", Json, nullable=False),
+    Column("idle_s", Double, nullable=False, server_default="0"),
+    Column("predicted_s", Double),
+    Column("cached_rows", BigInteger, nullable=False, server_default="0"),
+    Column("trace", Json),
+    Column("loads", BigInteger, nullable=False, server_default="0"),
+    Index("batches_newest", "started_at"),
+)
+
+# What was declared of models while the fleet ran: see `results_store.sql.declarations`.
+declarations = Table(
+    "declarations",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("generation", BigInteger, nullable=False),
+    Column("settings", Json),
+    Column("previous", Json),
+    Column("proven", Boolean, nullable=False),
+    Column("file_digest", Text, nullable=False),
+    Column("declared_at", Double, nullable=False),
+)
+
+# What people's own Celery tasks return, for `celery_backend`. JSON stands in it as Celery encodes it, as text: JSONB
+# has no word for NaN or for a NUL in a string, which are theirs to return.
+celery_tasks = Table(
+    "celery_tasks",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("result", Text),
+    Column("traceback", Text),
+    Column("children", Text),
+    Column("done_at", Double),
+    Column("group_id", Text),
+    Column("parent_id", Text),
+    Column("extended", Text),
+)
+
+_DONE = celery_tasks.c.done_at != None  # noqa: E711 - SQL
+
+Index("celery_tasks_done", celery_tasks.c.done_at, sqlite_where=_DONE, postgresql_where=_DONE)
+
+celery_groups = Table(
+    "celery_groups",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("members", Text, nullable=False),
+    Column("saved_at", Double, nullable=False),
+)
+
+# A chord's body is due once `returned` reaches `size + added`. Whoever sees that claims it, sends the body, and sets
+# `done_at`; the claim runs out, should it die in between.
+celery_chords = Table(
+    "celery_chords",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("size", BigInteger),
+    Column("added", BigInteger, nullable=False, server_default="0"),
+    Column("returned", BigInteger, nullable=False, server_default="0"),
+    Column("claimed_until", Double),
+    Column("done_at", Double),
+    Column("updated_at", Double, nullable=False),
+)
+
+celery_chord_parts = Table(
+    "celery_chord_parts",
+    metadata,
+    Column("chord", Text, ForeignKey("celery_chords.id", ondelete="CASCADE"), primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("position", BigInteger),
+    Column("state", Text, nullable=False),
+    Column("result", Text, nullable=False),
+)
+
+# Who may call the gateway. The secret itself is known to its holder alone.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("tenant", Text, nullable=False),
+    Column("operator", Boolean, nullable=False),
+    Column("secret_hash", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("rate_per_s", Double),
+)
+
+# A file is there for its owner once `stored_at` is set; before, it is an upload under way, or one that broke off.
+gateway_files = Table(
+    "gateway_files",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
+    Column("created_at", Double, nullable=False),
+    Column("stored_at", Double),
+    Index("gateway_files_of", "tenant", "id"),
+)
+
+# A table of its own, as for payloads: lists of files never read their content.
+gateway_file_parts = Table(
+    "gateway_file_parts",
+    metadata,
+    Column("file", Text, ForeignKey("gateway_files.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+# A file of requests on its way to a file of responses. `detail` is what its owner sees beside the status. One gateway
+# at a time works on it, under a lease; another takes over when that has run out.
+gateway_batches = Table(
+    "gateway_batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("detail", Json, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("cancelled_at", Double),
+    Column("finished_at", Double),
+    Column("worker", Text),
+    Column("leased_until", Double),
+    Index("gateway_batches_of", "tenant", "id"),
+)
+
+_OPEN = gateway_batches.c.finished_at == None  # noqa: E711 - SQL
+
+Index("gateway_batches_open", gateway_batches.c.leased_until, sqlite_where=_OPEN, postgresql_where=_OPEN)

@@ -1,0 +1,171 @@
+"""Requests of stepwise models: each is handed to the device by itself, as soon as there is room, and joins those that step there.
+
+The device holds more of them than are in a step (`workers.models.interface.step_rota` says who is), so that a short one need not wait for
+a long one, nor an urgent one for any. How many that are is bounded by their cost, which is what they may take of its memory;
+more urgent ones than all that are there find the same room once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from workers.batching.microbatch import MicroBatch
+from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.policy import Budget, Policy
+from workers.batching.planning.residence import Need
+from workers.batching.planning.scheduler import Scheduler
+from workers.batching.work import Entry
+
+
+@dataclass(slots=True)
+class _Model:
+    """What waits for one model, what steps, and how much may."""
+
+    scheduler: Scheduler[Entry]
+    budget: Budget
+    stepping: dict[str, MicroBatch] = field(default_factory=dict)
+
+    def has_room(self) -> bool:
+        urgent = self.scheduler.most_urgent
+        if urgent is None:
+            return len(self.scheduler) > 0  # what waits for a model that is not loaded may expire
+        batches = self.stepping.values()
+        rows = sum(len(batch.rows) for batch in batches)
+        cost = sum(row.size for batch in batches for row in batch.rows)
+        ahead = all(urgent < batch.priority for batch in batches)
+        times = 2 if ahead else 1
+        return rows < times * self.budget.rows and (not rows or cost < times * self.budget.cost)
+
+
+class Joining:
+    """All stepwise models of one device. Not thread-safe."""
+
+    def __init__(self, policy: Policy, costs: CostModel, budgets: Mapping[str, Budget]) -> None:
+        self._policy = policy
+        self._costs = costs
+        self._weights: Mapping[str, float] = {}
+        self._models: dict[str, _Model] = {}
+        for name, budget in budgets.items():
+            self.serve(name, budget)
+
+    def __len__(self) -> int:
+        """How many batches step."""
+        return sum(len(model.stepping) for model in self._models.values())
+
+    def serve(self, model: str, budget: Budget) -> None:
+        """Take requests of one more model."""
+        # one at a time: what joins is not made to wait for what is to join with it
+        policy = _one_by_one(self._policy, model, budget)
+        self._models[model] = _Model(Scheduler(policy, self._costs, self._weights), budget)
+
+    def drop(self, model: str) -> None:
+        """Forget a model that nothing waits for or steps in, if it is one of these."""
+        self._models.pop(model, None)
+
+    def has(self, model: str) -> bool:
+        return model in self._models
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._models[entry.waiting.model].scheduler.add([entry])
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        self._weights = weights
+        for model in self._models.values():
+            model.scheduler.turns.weights = dict(weights)
+
+    def note_absent(self, absent: Mapping[str, float]) -> None:
+        """These models are not loaded, and can be in so many seconds."""
+        for model in self._models.values():
+            model.scheduler.absent = absent
+
+    def needs(self) -> dict[str, Need]:
+        """What waits for each model."""
+        return {name: need for model in self._models.values() for name, need in model.scheduler.needs().items()}
+
+    def next(self, now: float) -> tuple[MicroBatch | None, list[Entry]]:
+        """Return a batch that is to join now, if one may, and the entries whose deadline is over."""
+        expired: list[Entry] = []
+        for model in self._models.values():
+            if not model.has_room():
+                continue
+            decision = model.scheduler.next(now)
+            expired += decision.expired
+            if decision.batch is not None:
+                return MicroBatch(decision.batch.items, now, decision.batch), expired
+        return None, expired
+
+    def items(self) -> list[tuple[str, int]]:
+        """The items (job, seq) that step. From any thread: each dict is copied at once."""
+        batches = [batch for model in self._models.values() for batch in list(model.stepping.values())]
+        return [(entry.job, entry.seq) for batch in batches for entry in batch.entries]
+
+    def began(self, batch: MicroBatch) -> None:
+        self._models[batch.model].stepping[batch.id] = batch
+
+    def end(self, id_: str) -> MicroBatch | None:
+        """Take the batch of this id, if it steps."""
+        return next((found for model in self._models.values() if (found := model.stepping.pop(id_, None))), None)
+
+    def find(self, id_: str) -> MicroBatch | None:
+        return next((model.stepping[id_] for model in self._models.values() if id_ in model.stepping), None)
+
+    def ran(self, batch: MicroBatch, seconds: float) -> None:
+        """Learn from a batch that is through; its seconds are its part of the device's time."""
+        if batch.chosen:
+            shape = Shape(batch.padded_cost, len(batch.rows), batch.shape.heads)
+            self._models[batch.model].scheduler.ran(batch.chosen, batch.model, shape, seconds)
+
+    def take_waiting(self, model: str) -> list[Entry]:
+        """Remove and return what waits for a model; what steps goes on."""
+        return self._models[model].scheduler.take(lambda _: True) if model in self._models else []
+
+    @property
+    def running(self) -> set[str]:
+        """The models in which anything steps."""
+        return {name for name, model in self._models.items() if model.stepping}
+
+    def take(self, which: Callable[[Entry], bool]) -> tuple[list[Entry], list[MicroBatch]]:
+        """Remove and return the waiting entries of which `which` is true, and the batches that hold no others."""
+        waiting = [entry for model in self._models.values() for entry in model.scheduler.take(which)]
+        stepping = [
+            batch
+            for model in self._models.values()
+            for batch in model.stepping.values()
+            if all(map(which, batch.entries))
+        ]
+        for batch in stepping:
+            self.end(batch.id)
+        return waiting, stepping
+
+    def lost(self) -> list[MicroBatch]:
+        """Take all that step, as one batch a model: any of them may be why the device is no more."""
+        found = []
+        for model in self._models.values():
+            if model.stepping:
+                found.append(together(list(model.stepping.values())))
+                model.stepping.clear()
+        return found
+
+    def shrink(self, batch: MicroBatch) -> Budget:
+        """Let less step from now on, as what `batch` holds was too much; return the bounds."""
+        model = self._models[batch.model]
+        model.budget = model.budget.halved(sum(row.size for row in batch.rows), len(batch.rows))
+        return model.budget
+
+
+def together(batches: list[MicroBatch]) -> MicroBatch:
+    """Return one batch of the entries of several, as suspects."""
+    if len(batches) == 1:
+        return batches[0]
+    return MicroBatch([entry for batch in batches for entry in batch.entries], batches[0].formed_at)
+
+
+def _one_by_one(policy: Policy, name: str, budget: Budget) -> Policy:
+    return Policy(
+        budgets={name: Budget(budget.cost, 1)},
+        guaranteed_shares=policy.guaranteed_shares,
+        promised_wait_s=policy.promised_wait_s,
+        stages=policy.stages,
+    )

@@ -1,0 +1,1 @@
+"""Which items form the next batch, and how long it will take. Pure: no I/O."""

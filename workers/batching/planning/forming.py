@@ -1,0 +1,164 @@
+"""A micro-batch while it is put together: what still fits, and what it comes to. Part of the policy, whose rules it follows."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from workers.batching.planning.cost_model import Parts, Shape
+from workers.batching.planning.policy import Moment
+from workers.batching.planning.tenant_turns import Party
+from workers.batching.planning.waiting_pool import Lane, Ticket, Waiting
+
+T = TypeVar("T")
+
+#: The most of a batch's time that may be its fixed part where batches are kept short for the sake of others.
+MOST_FIXED_SHARE = 1 / 3
+
+#: Riders may fill a batch up to where this share of its time is its fixed part.
+RIDERS_FIXED_SHARE = 0.5
+
+#: How long after its last item a priority's promise still bounds the batches below it: full batches make bulk fast.
+PROMISE_LASTS_S = 30.0
+
+
+class Forming(Generic[T]):
+    """Begins with the leader, which goes whatever it costs. `gone` are the numbers of items that are not to be had any more."""
+
+    def __init__(self, moment: Moment[T], leader: Ticket[T], gone: set[int]) -> None:
+        self.leader = leader.waiting
+        self.tickets: list[Ticket[T]] = []
+        self._moment = moment
+        self._gone = gone
+        self._budget = moment.policy.budgets[self.leader.model]
+        self._parts = moment.costs.parts(self.leader.model)
+        self._limit_s = self._promised_s()
+        self._ends_by = float("inf")
+        self._contents: set[bytes] = set()
+        self._chosen: set[int] = set()
+        self.real = self._rows = self._widest = self._heads = 0
+        self._put(leader)
+
+    # --- what goes in ---
+
+    def gather(self, lane: Lane[T]) -> None:
+        """Add the items nearest in size to the leader, one by one, as long as they fit."""
+        left = lane.position_of(self.leader.cost) - 1
+        right = left + 1
+        sizes = lane.by_size
+        while left >= 0 or right < len(sizes):
+            below = self.leader.cost - sizes[left][0] if left >= 0 else None
+            above = sizes[right][0] - self.leader.cost if right < len(sizes) else None
+            if above is None or (below is not None and below < above):
+                left = left - 1 if self._offer(lane.at(left), self._limit_s) else -1
+            else:
+                right = right + 1 if self._offer(lane.at(right), self._limit_s) else len(sizes)
+            if self._rows >= self._budget.rows:
+                return
+
+    def fill(self, lane: Lane[T]) -> None:
+        """Add the largest items that widen nothing, while the batch is mostly its fixed time."""
+        room_s = self._limit_s if self._parts is None else min(self._limit_s, self._parts[0] / RIDERS_FIXED_SHARE)
+        place = lane.position_of(self._widest + 1) - 1
+        while place >= 0 and self._offer(lane.at(place), room_s):
+            place -= 1
+
+    def add_twins(self) -> None:
+        """Add what waits for the same contents and is in time."""
+        for ticket in list(self.tickets):
+            for twin in self._moment.pool.like(ticket.waiting):
+                if twin.number not in self._chosen and twin.number not in self._gone and self._in_time(twin, 0, 0):
+                    self._put(twin)
+
+    def _offer(self, ticket: Ticket[T], limit_s: float) -> bool:
+        """Add the item if it fits. False means that one still farther from the leader's size would not fit either."""
+        waiting = ticket.waiting
+        if ticket.number in self._chosen or ticket.number in self._gone or self._has(waiting):
+            return True
+        rows, widest = self._rows + 1, max(self._widest, waiting.cost)
+        if not self._fits(rows, widest, waiting, limit_s):
+            return False
+        if self._in_time(ticket, rows, widest):
+            self._put(ticket)
+        return True
+
+    def _fits(self, rows: int, widest: int, waiting: Waiting, limit_s: float) -> bool:
+        padded = rows * widest
+        if rows > self._budget.rows or padded > self._budget.cost:
+            return False
+        if self.real + waiting.cost < self._moment.policy.least_real_share * padded:
+            return False
+        return _seconds(self._parts, padded, rows, self._heads + waiting.heads) <= limit_s
+
+    def _in_time(self, ticket: Ticket[T], rows: int, widest: int) -> bool:
+        """Say whether neither this item nor one that is in the batch would miss its deadline by it."""
+        deadline_at = ticket.waiting.deadline_at
+        ends_by = self._ends_by if deadline_at is None else min(self._ends_by, deadline_at)
+        if ends_by == float("inf"):
+            return True
+        padded, rows = (rows * widest, rows) if rows else (self._rows * self._widest, self._rows)
+        return (
+            self._moment.starts_at + _seconds(self._parts, padded, rows, self._heads + ticket.waiting.heads) < ends_by
+        )
+
+    def _put(self, ticket: Ticket[T]) -> None:
+        waiting = ticket.waiting
+        self.tickets.append(ticket)
+        self._chosen.add(ticket.number)
+        self._heads += waiting.heads
+        if waiting.deadline_at is not None:
+            self._ends_by = min(self._ends_by, waiting.deadline_at)
+        if self._has(waiting):
+            return
+        self._contents.add(waiting.content)
+        self._rows += 1
+        self.real += waiting.cost
+        self._widest = max(self._widest, waiting.cost)
+
+    def _has(self, waiting: Waiting) -> bool:
+        return bool(waiting.content) and waiting.content in self._contents
+
+    def _promised_s(self) -> float:
+        """How long the batch may take for the sake of more urgent items, such as were seen lately."""
+        moment = self._moment
+        promises = [
+            wait_s / moment.policy.stages
+            for priority, wait_s in moment.policy.promised_wait_s.items()
+            if priority < self.leader.priority and moment.now - moment.seen_at.get(priority, -1e18) <= PROMISE_LASTS_S
+        ]
+        if not promises or self._parts is None:
+            return float("inf")
+        return max(min(promises), self._parts[0] / MOST_FIXED_SHARE)
+
+    # --- what it then is ---
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self._rows * self._widest, self._rows, self._heads)
+
+    @property
+    def predicted_s(self) -> float | None:
+        if self._parts is None:
+            return None
+        return _seconds(self._parts, self._rows * self._widest, self._rows, self._heads)
+
+    @property
+    def full(self) -> bool:
+        """Whether no further row like the largest would fit."""
+        rows = self._rows + 1
+        padded = rows * self._widest
+        over = rows > self._budget.rows or padded > self._budget.cost
+        return over or _seconds(self._parts, padded, rows, self._heads + 1) > self._limit_s
+
+    def parts(self) -> dict[Party, float]:
+        """Who wanted how much of the batch, by the items' costs."""
+        costs: dict[Party, int] = {}
+        for ticket in self.tickets:
+            party = (ticket.waiting.priority, ticket.waiting.tenant)
+            costs[party] = costs.get(party, 0) + max(ticket.waiting.cost, 1)
+        total = sum(costs.values())
+        return {party: cost / total for party, cost in costs.items()}
+
+
+def _seconds(parts: Parts | None, padded: int, rows: int, heads: int) -> float:
+    """Predict a batch's time; 0 while too little is known."""
+    return 0.0 if parts is None else parts[0] + parts[1] * padded + parts[2] * rows + parts[3] * heads

@@ -1,0 +1,1 @@
+"""The models that a worker serves: built, warmed up, tuned and explained."""

@@ -1,0 +1,77 @@
+"""The models that the settings name, as a device of this machine runs them: weights found, backend and budget chosen."""
+
+from __future__ import annotations
+
+import msgspec
+
+from producers.wire.errors import ConfigurationError
+from producers.wire.fleet_file import known
+from workers.batching.planning.policy import Budget
+from workers.batching.roster import ServedModel
+from workers.batching.serving import tuned_backend
+from workers.device.device_process import ModelToLoad
+from workers.device.devices import Device
+from workers.models.backends.choice import Backend
+from workers.models.interface.model import Model, ModelSpec
+from workers.models.sources import model_source
+from workers.settings import ModelSettings, Settings
+
+
+def model_to_load(settings: Settings, name: str) -> ModelToLoad:
+    """Return a model of the settings, on the reference backend. Raises ConfigurationError if it is unknown or not pulled."""
+    if name not in settings.models:
+        raise ConfigurationError(f"no model {name!r} in the settings; {known(name, settings.models)}")
+    chosen = settings.models[name]
+    source = model_source.parse(chosen.source, where=f"models.{name}.source")
+    pulled = model_source.locate(source, model_source.cache_folder())
+    if pulled is None:
+        raise ConfigurationError(f"models.{name}: not pulled yet; run `argosy models pull {name}`")
+    tasks = {task.name: task for task in settings.catalogue.tasks.values() if task.model == name}
+    # whoever has inputs deleted does not want what was made of them kept either
+    forgotten = ("feature_cache_mib",) if settings.worker.drop_inputs else ()
+    options = {option: value for option, value in chosen.options.items() if option not in forgotten}
+    if chosen.uses:
+        used = {role: model_to_load(settings, other) for role, other in chosen.uses.items()}
+        options["uses"] = {role: other.folder for role, other in used.items()}
+        revision = "+".join([pulled.revision, *(other.revision for other in used.values())])
+        pulled = model_source.Pulled(pulled.folder, revision)
+    return ModelToLoad.from_spec(chosen.class_, ModelSpec(name, pulled.folder, pulled.revision, tasks, options))
+
+
+def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, ServedModel]:
+    """Return a model for the device process, and for the batcher. Measures backends where the settings leave that open.
+
+    Raises ConfigurationError.
+    """
+    wanted, chosen = model_to_load(settings, name), settings.models[name]
+    model = build(wanted)
+    if chosen.backend not in ("auto", *model.backends):
+        known = f"has {', '.join(model.backends)}" if model.backends else "has no backends to choose from; leave it out"
+        raise ConfigurationError(f"models.{name}.backend: {chosen.class_} {known}")
+    decision = None
+    if chosen.backend == "auto" or not chosen.batch_cost:
+        worker = settings.worker
+        decision = tuned_backend.resolve(wanted, device, measure=worker.tune_at_start, threads=worker.threads)
+    wanted = msgspec.structs.replace(wanted, backend=_backend(name, chosen, decision))
+    model = build(wanted)
+    cost = chosen.batch_cost or (decision.batch_cost if decision else model.default_cost)
+    # where more than the largest budget for CPUs was measured to be best, on a GPU, so many times the rows are at hand too
+    times = max(1, cost // model.budgets[-1]) if model.budgets and not chosen.batch_cost else 1
+    return wanted, ServedModel(model, model.revision, Budget(cost, chosen.batch_rows * times))
+
+
+def build(wanted: ModelToLoad) -> Model:
+    """Return the parent's side of a model. Raises ConfigurationError if its class is not to be had."""
+    try:
+        return wanted.build()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigurationError(f"models.{wanted.name}.class: {wanted.class_}: {error}") from error
+
+
+def _backend(name: str, chosen: ModelSettings, decision: tuned_backend.Decision | None) -> Backend:
+    if chosen.backend == "auto":
+        return decision.backend if decision else Backend()
+    try:
+        return Backend(chosen.backend, chosen.precision, chosen.compile)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"models.{name}.{error}") from error

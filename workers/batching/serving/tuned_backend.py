@@ -1,0 +1,149 @@
+"""Which backend and batch budget a model runs with on this machine: as the settings say, or as was measured here.
+
+A *decision* is measured once, by `workers.training.tuning` in a process of its own (it needs torch), and kept in the cache: for
+this model's weights, device, processor and library versions. `argosy tune` decides anew and with labelled texts; a worker that
+finds no decision has one made before it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from filelock import FileLock
+
+from producers.wire.errors import ConfigurationError
+from workers.device.device_process import ModelToLoad
+from workers.device.devices import Device, available_cores, pinned_environment
+from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.sources import model_source
+
+logger = logging.getLogger(__name__)
+
+#: What a decision's measurements depend on, besides the weights and the machine.
+_LIBRARIES = ("onnxruntime", "openvino", "torch", "transformers")
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate. `agreement` is the least cosine between its outputs and the reference's, `shift` the mean difference of
+    scores, `same` the share of best answers that are the same; `accuracy` is by task, where labelled data were used. One that
+    was not admitted, or does not run here (no items a second), says why.
+    """
+
+    backend: Backend
+    items_per_s: float
+    agreement: float
+    shift: float
+    same: float = 1.0
+    accuracy: dict[str, float] = {}
+    refused: str = ""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What was chosen for a model on a device, and the table it was chosen from. `rates` are items/s by batch cost."""
+
+    model: str
+    revision: str
+    device: str
+    decided_at: float
+    guard: Literal["accuracy", "agreement"]
+    sample: int
+    candidates: tuple[Measured, ...]
+    backend: Backend
+    rates: dict[int, float]
+    batch_cost: int
+
+
+def find(model: ModelToLoad, device: Device) -> Decision | None:
+    """Return the decision kept for a model on a device of this machine, or None."""
+    try:
+        return msgspec.json.decode(_file(model, device).read_bytes(), type=Decision)
+    except (OSError, msgspec.DecodeError):  # none, or of an older form: it is made anew
+        return None
+
+
+def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int = 0) -> Decision:
+    """Measure the candidates for a model and keep the decision; takes half a minute, and minutes if `labelled`.
+
+    Raises ConfigurationError with what the measuring process said if it failed.
+    """
+    file = _file(model, device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        made = Path(folder) / "decision.json"
+        command = [sys.executable, "-m", "workers.training.tuning", str(made), device.name]
+        environment = pinned_environment(device, os.environ, threads=threads)
+        asked = msgspec.json.encode({"model": model, "labelled": labelled})
+        ran = subprocess.run(command, input=asked, env=environment, stderr=subprocess.PIPE, check=False)  # noqa: S603
+        if ran.returncode:
+            said = ran.stderr.decode(errors="replace").strip()
+            raise ConfigurationError(f"models.{model.name}: cannot be tuned: {said[-2000:]}")
+        made.replace(file)
+    found = find(model, device)
+    assert found is not None, "it was just made"
+    return found
+
+
+def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int = 0) -> Decision | None:
+    """Return the decision for a model, measuring if there is none and `measure` allows; None leaves it on the reference.
+
+    Several workers that start at once measure once. Where the cache cannot be written, nothing is measured.
+    """
+    if not model.build().tunable:
+        return None
+    file = _file(model, device)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            return find(model, device) or (_measured(model, device, threads) if measure else None)
+    except OSError as error:  # the cache is another user's, or mounted read-only
+        found = find(model, device)
+        if found is None:
+            logger.warning("no backend is measured for model %s, it runs on %s: %s", model.name, REFERENCE, error)
+        return found
+
+
+def _measured(model: ModelToLoad, device: Device, threads: int) -> Decision | None:
+    logger.info("measuring backends for model %s on %s, once for this machine", model.name, device.name)
+    try:
+        found = decide(model, device, labelled=False, threads=threads)
+    except ConfigurationError as error:
+        # whatever is wrong with the model itself is told when it is loaded
+        logger.warning("%s; it runs on %s", error, REFERENCE)
+        return None
+    logger.info("model %s runs on %s, batches of %d", model.name, found.backend, found.batch_cost)
+    return found
+
+
+def _file(model: ModelToLoad, device: Device) -> Path:
+    machine = (device.description, platform.machine(), _processor(), available_cores())
+    described = (model.build().revision, sorted(model.tasks), model.options, machine, _versions())
+    digest = hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
+    return model_source.cache_folder() / "tuned" / f"{model.name}-{device.name.replace(':', '')}-{digest}.json"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _versions() -> list[str]:
+    found = []
+    for package in _LIBRARIES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

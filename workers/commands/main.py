@@ -1,0 +1,169 @@
+"""The commands that need more than the client: `up`, `worker`, `migrate`, `tune`, `doctor`. Heavy imports wait in them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from producers.wire.command_line import console, log_to_stderr
+from workers.commands import flight_recorder, models
+
+FLEET_FILE = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="ARGOSY_FLEET",
+    help="A fleet.toml over the built-in settings.",
+)
+
+
+@click.command()
+@FLEET_FILE
+@click.option("--flower/--no-flower", default=True, show_default=True, help="Start Flower beside the workers.")
+def up(config: Path | None, flower: bool) -> None:
+    """Start a whole fleet on this machine and watch over it until Ctrl-C.
+
+    \b
+    Embedded Valkey (kept in the home folder), SQLite, one worker a device, Flower on
+    loopback. The home folder is $ARGOSY_HOME, or ~/.local/share/argosy; clients started
+    by the same user find the fleet by themselves:
+
+    \b
+        argosy models pull
+        argosy up
+        argosy submit reviews.txt --task sentiment --watch      (in another terminal)
+    """
+    from rich.console import Console
+
+    from producers.wire import connection
+    from producers.wire.errors import ConfigurationError
+    from workers import settings
+    from workers.fleet import local as fleet
+
+    if os.environ.get("ARGOSY_BROKER_URL"):
+        problem = "ARGOSY_BROKER_URL: is set, so that clients would not find this fleet, which has a broker of its own"
+        raise ConfigurationError(f"{problem}; unset it, or run `argosy worker` for that broker")
+    log_to_stderr()
+    console = Console(stderr=True)
+    local = fleet.LocalFleet(settings.load(config), connection.home(), config=config, flower=flower)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while starting, either signal undoes what there is
+    with console.status("starting: broker, store, workers (loading models) …"):
+        local.start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: local.request_stop())
+    try:
+        for line in local.whereabouts():
+            click.echo(line)
+        local.watch()
+    finally:
+        with console.status("stopping: what is under way is finished or goes back to its queue …"):
+            local.stop()
+    click.echo("stopped; what is unfinished stays in the store and goes on with the next `argosy up`")
+
+
+@click.command()
+@FLEET_FILE
+@click.option("--device", help="cpu, cuda:0 …; by default the first device of the profile.")
+@click.option("--name", help="The node's name in Flower; by default made of device, process and host.")
+@click.option("--ready-file", type=click.Path(path_type=Path), help="A file that exists while envelopes are taken.")
+def worker(config: Path | None, device: str | None, name: str | None, ready_file: Path | None) -> None:
+    """Run one worker node: a device, its models, and the queues of these models.
+
+    \b
+    Where the broker and the store are: ARGOSY_BROKER_URL and ARGOSY_STORE_URL, or the
+    local fleet. SIGTERM stops it: what it holds is finished within worker.grace_s
+    seconds or goes back to its queue.
+
+    \b
+        argosy worker --device cuda:1
+    """
+    from workers import settings
+    from workers.consumer import worker as node
+    from workers.device import devices
+
+    log_to_stderr()
+    chosen = settings.load(config)
+    where = chosen.connection
+    wanted = (device,) if device else chosen.worker.devices[:1]
+    node.run(
+        chosen,
+        devices.select(chosen.worker.profile, wanted)[0],
+        broker_url=where.broker_url,
+        store_url=where.store_url,
+        name=name,
+        ready_file=ready_file,
+    )
+
+
+@click.command()
+def migrate() -> None:
+    """Create the store's schema, or bring it up to date. Safe to run again, and from several places at once.
+
+    \b
+        ARGOSY_STORE_URL=postgresql://argosy@db/argosy argosy migrate
+    """
+    from producers.wire.connection import Connection, masked
+    from results_store.store import Store
+
+    url = Connection().store_url
+    Store(url).migrate()
+    click.echo(f"{masked(url)}: the schema is up to date")
+
+
+@click.command()
+@FLEET_FILE
+@click.argument("names", nargs=-1)
+@click.option("--device", help="cpu, cuda:0 …; by default the first device of the profile.")
+@click.option("--quick", is_flag=True, help="Compare outputs on unlabelled texts only, as a worker's first start does.")
+def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick: bool) -> None:
+    """Measure the backends of the fleet's models (or NAMES) on this machine, and choose.
+
+    \b
+    The fastest wins that loses at most half a point of accuracy to torch in fp32 on
+    held-out texts; these are pulled if they are not there. Workers follow the decision
+    from their next start on, unless the settings name a `backend`.
+    """
+    from rich.console import Console
+
+    from workers import settings
+    from workers.batching.serving import served_models, tuned_backend
+    from workers.commands.tables import decision_table
+    from workers.device import devices
+
+    chosen = settings.load(config)
+    wanted_device = (device,) if device else chosen.worker.devices[:1]
+    where = devices.select(chosen.worker.profile, wanted_device)[0]
+    for name in names or chosen.served:
+        wanted = served_models.model_to_load(chosen, name)
+        if not served_models.build(wanted).tunable:
+            click.echo(f"{name}: runs on one backend only; nothing to choose")
+            continue
+        with Console(stderr=True).status(f"measuring {name} on {where.name} …"):
+            decision = tuned_backend.decide(wanted, where, labelled=not quick, threads=chosen.worker.threads)
+        console().print(decision_table(decision))
+
+
+@click.command()
+@FLEET_FILE
+def doctor(config: Path | None) -> None:
+    """Check this machine: devices, settings, models, broker, store; a remedy for each thing missing.
+
+    Exit code 1 if anything is missing.
+    """
+    from workers.fleet.doctor import examine
+
+    findings = examine(config)
+    width = max(len(finding.about) for finding in findings)
+    for finding in findings:
+        mark = click.style("ok     ", fg="green") if finding.ok else click.style("missing", fg="red")
+        click.echo(f"{mark}  {finding.about:<{width}}  {finding.found}")
+        if not finding.ok:
+            click.echo(f"         {'':<{width}}  → {finding.remedy}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+COMMANDS: list[click.Command] = [up, worker, migrate, models.models, tune, doctor, *flight_recorder.COMMANDS]

@@ -1,0 +1,148 @@
+"""`argosy models`: what the fleet's models are, pulling their files, and changing one while the fleet runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from producers.wire.command_line import Finite
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from producers.wire.connection import Connection
+    from workers.node.presence import NodeState
+    from workers.settings import ModelSettings
+
+CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="ARGOSY_FLEET",
+    help="A fleet.toml over the built-in settings.",
+)
+
+
+@click.group()
+def models() -> None:
+    """The models of the fleet: see what is there, pull what is not, change one while it is served."""
+
+
+@models.command("pull")
+@CONFIG
+@click.argument("names", nargs=-1)
+def pull(config: Path | None, names: tuple[str, ...]) -> None:
+    """Download and verify models (all that are served, or NAMES) into the cache folder.
+
+    \b
+    A second run touches no network; an interrupted one goes on where it stopped. Files are
+    checked against the sha256 in the settings. The cache is $ARGOSY_CACHE, or ~/.cache/argosy.
+    """
+    from producers.wire.errors import ConfigurationError
+    from workers import settings
+
+    whole = settings.load(config)
+    chosen = whole.models
+    unknown = [name for name in names if name not in chosen]
+    if unknown:
+        raise ConfigurationError(f"no model {unknown[0]!r} in the settings; there are {', '.join(chosen)}")
+    wanted = [other for name in names or whole.served for other in (name, *whole.used_by(name))]
+    _pull({name: chosen[name] for name in wanted})
+
+
+@models.command("list")
+@CONFIG
+def list_(config: Path | None) -> None:
+    """Show the fleet's models, their tasks, whether they are pulled, and what each worker serves.
+
+    A worker's models are shown with their revision; within a memory budget not all are loaded.
+    """
+    from workers import settings
+    from workers.models.sources import model_source
+
+    chosen = settings.load(config)
+    nodes = _nodes(chosen.connection)
+    for name, model in chosen.models.items():
+        found = model_source.locate(
+            model_source.parse(model.source, where=f"models.{name}.source"), model_source.cache_folder()
+        )
+        tasks = ", ".join(task.name for task in chosen.catalogue.tasks.values() if task.model == name)
+        click.echo(
+            f"{name}: {found.revision if found else 'not pulled; argosy models pull ' + name}: {tasks or 'not served, as it has no tasks'}"
+        )
+        for node in nodes:
+            if name in node.models:
+                click.echo(f"    {node.name}: {node.served(name)}")
+
+
+@models.command("reload")
+@CONFIG
+@click.argument("name")
+@click.option("--revision", help="Another revision of the same hub repository.")
+@click.option("--source", help='A folder, or a source as in fleet.toml: \'{ hub = "…", revision = "…" }\'.')
+@click.option(
+    "--timeout", "timeout_s", type=Finite(0), default=900.0, show_default=True, help="Seconds to wait for the workers."
+)
+def reload(config: Path | None, name: str, revision: str | None, source: str | None, timeout_s: float) -> None:
+    """Have a running fleet serve NAME as its table in fleet.toml says now, or by another revision or source.
+
+    \b
+    The new version is loaded beside the old one, then takes its place between two batches.
+    What waits is computed by the new one; every result names the revision that computed it.
+    If a worker cannot load it, all keep the old one, and this command says why.
+    Workers that start later have the new one too.
+    Models that read its weights (`uses`) change with it.
+
+    \b
+        argosy models reload reviews --revision v2
+        argosy models reload reviews --source /srv/models/reviews-2
+    """
+    from producers.wire.publisher import Publisher
+    from results_store.store import Store
+    from workers import settings
+    from workers.commands import reload as redeclaring
+    from workers.node import declared_settings
+
+    file = settings.load(config)
+    chosen = redeclaring.changed(file, name, revision=revision, source=source)
+    _pull({name: chosen})
+    where = file.connection
+    publisher = Publisher(where.broker_url)
+    try:
+        with Store(where.store_url) as store:
+            own = file.models[name]
+            redeclaring.reload(store, publisher, name, chosen, file=own, timeout_s=timeout_s, say=click.echo)
+    finally:
+        publisher.close()
+    if declared_settings.digest(chosen) != declared_settings.digest(own):
+        click.echo(f"the settings still say otherwise: note it under [models.{name}], for who reads them")
+
+
+def _pull(chosen: Mapping[str, ModelSettings]) -> None:
+    from workers.models.sources import model_source
+    from workers.models.sources.download_progress import shown
+
+    with shown() as progress:
+        for name, model in chosen.items():
+            source = model_source.parse(model.source, where=f"models.{name}.source")
+            pulled = model_source.pull(source, model_source.cache_folder(), progress)
+            click.echo(f"{name}: {pulled.revision} in {pulled.folder}")
+
+
+def _nodes(where: Connection) -> list[NodeState]:
+    """The nodes of a fleet, if there is one to be found."""
+    from producers.wire.errors import ArgosyError
+    from producers.wire.publisher import Publisher
+    from workers.node import presence
+
+    try:
+        publisher = Publisher(where.broker_url)
+    except ArgosyError:
+        return []
+    try:
+        return presence.nodes(publisher)
+    except ArgosyError:
+        return []
+    finally:
+        publisher.close()

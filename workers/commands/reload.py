@@ -1,0 +1,108 @@
+"""`argosy models reload`: declaring other settings for a model of the running fleet, and hearing what its nodes say to that."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from producers.wire.errors import ArgosyError, ConfigurationError
+from producers.wire.publisher import Publisher
+from results_store.records import Declaration
+from results_store.store import Store
+from workers.node import declared_settings, presence
+from workers.node.presence import ModelState
+from workers.settings import ModelSettings, Settings
+
+#: How often the nodes are looked at.
+LOOK_EVERY_S = 0.2
+
+
+class NotTaken(ArgosyError):
+    """Not every node serves what was declared; `str()` says which does not, and why."""
+
+
+def changed(settings: Settings, name: str, *, revision: str | None, source: str | None) -> ModelSettings:
+    """Return a model's settings in the file, with another revision or source. Raises ConfigurationError."""
+    if name not in settings.models:
+        raise ConfigurationError(f"no model {name!r} in the settings; there are {', '.join(settings.models)}")
+    chosen = settings.models[name]
+    table = _parsed(source) if source is not None else dict(chosen.source)
+    if revision is not None:
+        if "hub" not in table:
+            raise ConfigurationError(
+                f"models.{name}.source: only a `hub` source has revisions to choose from; use --source"
+            )
+        table = {**table, "revision": revision}
+    found = msgspec.structs.replace(chosen, source=table)
+    _ = declared_settings.with_model(settings, name, declared_settings.table(found))
+    return found
+
+
+def _parsed(source: str) -> dict[str, Any]:
+    """A folder, or a table as it stands in a fleet.toml."""
+    if not source.lstrip().startswith("{"):
+        return {"path": str(Path(source).expanduser().resolve())}
+    try:
+        found: dict[str, Any] = tomllib.loads(f"source = {source}")["source"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"--source: not a folder, nor a table as in fleet.toml: {error}") from error
+    return found
+
+
+def reload(
+    store: Store,
+    publisher: Publisher,
+    name: str,
+    chosen: ModelSettings,
+    *,
+    file: ModelSettings,
+    timeout_s: float,
+    say: Callable[[str], object],
+) -> None:
+    """Declare a model's settings and wait until every node serves by them; where one cannot, all go back to what was before.
+
+    Raises NotTaken, BrokerUnavailable, StoreUnavailable.
+    """
+    digest = declared_settings.digest(file)
+    declaration = store.declarations.declare(name, declared_settings.table(chosen), file_digest=digest)
+    try:
+        failed = _followed(publisher, declaration, time.monotonic() + timeout_s, say)
+    except TimeoutError as error:
+        raise NotTaken(f"{error}; they take it when they can, and `argosy models list` shows it") from None
+    if failed:
+        store.declarations.declare(name, declaration.previous, file_digest=digest, proven=True)
+        reasons = "; ".join(f"{node}: {state.error}" for node, state in failed.items())
+        raise NotTaken(f"model {name} stays as it was on all nodes: {reasons}")
+
+
+def _followed(
+    publisher: Publisher, declaration: Declaration, deadline: float, say: Callable[[str], object]
+) -> Mapping[str, ModelState]:
+    """Wait until every node that is there has an answer; return those that failed."""
+    answered: dict[str, ModelState] = {}
+    while True:
+        states = _states(publisher, declaration.model)
+        if any(state.generation > declaration.generation for state in states.values()):
+            raise NotTaken(f"model {declaration.model} was declared anew meanwhile")
+        for node, state in states.items():
+            done = state.generation == declaration.generation and state.state != "loading"
+            if done and node not in answered:
+                answered[node] = state
+                say(f"{node}: {state.error or state.revision}")
+        waiting = sorted(states.keys() - answered.keys())
+        if not waiting:
+            if not states:
+                say("no worker serves it now; those that start will")
+            return {node: state for node, state in answered.items() if state.state == "failed"}
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no answer yet of {', '.join(waiting)}")
+        time.sleep(LOOK_EVERY_S)
+
+
+def _states(publisher: Publisher, model: str) -> dict[str, ModelState]:
+    return {node.name: node.models[model] for node in presence.nodes(publisher) if model in node.models}

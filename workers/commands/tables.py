@@ -1,0 +1,37 @@
+"""How the workers' commands show what they found: tables for a terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from workers.batching.serving.tuned_backend import Decision, Measured
+
+
+def decision_table(decision: Decision) -> Table:
+    """Return the table that a backend was chosen from, with the choice in its caption."""
+    reference = next(measured for measured in decision.candidates if measured.backend.is_reference)
+    tasks = sorted({task for measured in decision.candidates for task in measured.accuracy})
+    table = Table("backend", "items/s", "of torch-fp32", "agreement", "shift", "same", *tasks, "")
+    for measured in sorted(decision.candidates, key=lambda one: -one.items_per_s):
+        table.add_row(
+            str(measured.backend),
+            *_figures(measured, reference),
+            *(f"{measured.accuracy[task]:.1%}" if task in measured.accuracy else "" for task in tasks),
+            "chosen" if measured.backend == decision.backend else measured.refused,
+        )
+    rates = ", ".join(f"{cost:,}: {rate:,.0f}/s" for cost, rate in decision.rates.items())
+    table.title = f"{decision.model} on {decision.device}, {decision.sample} inputs, by {decision.guard}"
+    table.caption = f"batches of at most {decision.batch_cost:,} ({rates})"
+    return table
+
+
+def _figures(measured: Measured, reference: Measured) -> tuple[str, ...]:
+    if not measured.items_per_s:  # it does not run here
+        return ("", "", "", "", "")
+    return (
+        f"{measured.items_per_s:,.0f}",
+        f"{measured.items_per_s / reference.items_per_s:.2f}",
+        f"{measured.agreement:.4f}",
+        f"{measured.shift:.4f}",
+        f"{measured.same:.1%}",
+    )

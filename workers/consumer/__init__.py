@@ -1,0 +1,1 @@
+"""The Celery worker, which takes messages from the queues. Only this room imports Celery."""

@@ -1,0 +1,117 @@
+"""A worker's main: the node first, then Celery's own worker on top of it, until a signal ends both."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from producers.wire.errors import ConfigurationError
+from workers.device.devices import Device
+from workers.node.lanes import Lanes
+from workers.node.node import Node
+from workers.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def default_name(device: Device) -> str:
+    """Return a name for a node that no other has: two nodes on one device are two."""
+    return f"argosy-{device.name.replace(':', '')}-{os.getpid()}@{socket.gethostname()}"
+
+
+def run(
+    settings: Settings,
+    device: Device,
+    *,
+    broker_url: str,
+    store_url: str,
+    name: str | None = None,
+    ready_file: Path | None = None,
+) -> None:
+    """Run a worker until SIGTERM or SIGINT; `ready_file` exists while it takes envelopes.
+
+    Raises ConfigurationError if it cannot start, or if its device is given up while it runs.
+    """
+    faults: list[str] = []
+
+    def give_up(reason: str) -> None:
+        faults.append(reason)
+        os.kill(os.getpid(), signal.SIGTERM)  # Celery's own way to stop: no new envelopes, the held ones go back
+
+    node = Node(
+        settings,
+        device,
+        name=name or default_name(device),
+        broker_url=broker_url,
+        store_url=store_url,
+        on_out_of_service=give_up,
+    )
+    try:
+        node.start()
+        _consume(node, broker_url, f"argosy+{store_url}", ready_file)
+    finally:
+        if ready_file:
+            ready_file.unlink(missing_ok=True)
+        node.stop()
+    if faults:
+        raise ConfigurationError(faults[0])
+
+
+def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path | None) -> None:
+    from celery.signals import worker_ready, worker_shutting_down
+
+    from workers.consumer.app import create_app
+
+    def ready(**_: Any) -> None:
+        logger.info("%s takes envelopes of %s", node.name, ", ".join(node.models))
+        # what is here by now stays for good: a full collection need not look through it again, which takes 100 ms
+        gc.collect()
+        gc.freeze()
+        if ready_file:
+            ready_file.touch()
+
+    def shutting_down(**_: Any) -> None:
+        # a signal handler must not wait: the pool does, for the threads that this lets go
+        grace_s = node.settings.worker.grace_s
+        threading.Thread(target=node.drain, args=(grace_s,), name="drain").start()
+
+    worker_ready.connect(ready, weak=False)
+    worker_shutting_down.connect(shutting_down, weak=False)
+    concurrency = node.settings.worker.concurrency
+    app = create_app(broker_url, node.lanes.queues, concurrency=concurrency, result_backend=result_backend, node=node)
+    # gossip and mingle are for clocks and revocations shared between workers, which the store does here
+    worker = app.Worker(hostname=node.name, loglevel="INFO", quiet=True, without_gossip=True, without_mingle=True)
+    for chatty in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)  # two lines an envelope; Flower shows them better
+    node.lanes.follow(partial(_take_from, worker, node.lanes))
+    worker.start()
+
+
+def _take_from(worker: Any, lanes: Lanes) -> None:
+    """Have a running worker take from lanes that are new. Called in a thread that is not the consumer's."""
+    from kombu import Queue
+
+    for name in lanes.queues:
+        # first among the application's queues: a consumer that is just being made, or made anew, starts with those
+        if name not in worker.app.amqp.queues:
+            worker.app.amqp.queues.add(Queue(name))
+        consumer = worker.consumer
+        if consumer is not None and not _is_taken_from(consumer, name):
+            consumer.call_soon(_take_from_queue, consumer, name)
+
+
+def _take_from_queue(consumer: Any, name: str) -> None:
+    if consumer.task_consumer is not None and not _is_taken_from(consumer, name):
+        consumer.add_task_queue(name)
+
+
+def _is_taken_from(consumer: Any, name: str) -> bool:
+    tasks = consumer.task_consumer
+    return tasks is not None and bool(tasks.consuming_from(name))

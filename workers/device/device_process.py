@@ -1,0 +1,186 @@
+"""The process that owns a device: it loads the models and runs one micro-batch after another.
+
+Started by `workers.device.device_client` as ``python -m workers.device.device_process FD``; FD is its end of a socket pair. Its models
+import torch here, and nowhere else in a worker. Its life: *load* → *ready*, then *run* → *done* or *failed* (what steps says so in between, and may be told to *drop*),
+and beside that *load* → *loaded* or *unloadable*, *unload* → *unloaded* (`workers.device.loaded_models`), until the socket closes. It dies with its parent: a closed socket ends it at once, whatever the device is doing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+
+from producers.wire.catalogue import KINDS, Task
+from workers.device import accelerator, device_memory, transfer
+from workers.device.loaded_models import Loaded
+from workers.device.stepping import Answer, Stepping
+from workers.device.transfer import Header
+from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.interface import class_lookup
+from workers.models.interface.model import Arrays, Model, ModelSpec
+
+logger = logging.getLogger(__name__)
+
+#: What the parent sent and is not run yet: by urgency, then in the order it came. No two numbers are alike.
+Frames: TypeAlias = "queue.PriorityQueue[tuple[int, int, Header, Arrays]]"
+
+#: On a CPU, what feeds the device (the worker, the broker, the database, the client) needs little of it, but at once: a thread of
+#: theirs that wakes up should not wait until a matrix product has had its time slice. What is left over is the device's.
+_NICENESS = 10
+
+#: What a task's output becomes when the model returns something that is not one row per wanted row.
+WRONG_OUTPUT = "WrongOutput"
+
+
+class ModelToLoad(msgspec.Struct, frozen=True):
+    """A model as it travels from the parent: what `ModelSpec` holds, in plain values."""
+
+    class_: str
+    name: str
+    folder: str
+    revision: str
+    tasks: dict[str, tuple[str, str]]  # task: (kind, summary)
+    options: dict[str, Any]
+    backend: Backend = REFERENCE
+
+    @classmethod
+    def from_spec(cls, class_: str, spec: ModelSpec) -> ModelToLoad:
+        tasks = {name: (task.kind.name, task.summary) for name, task in spec.tasks.items()}
+        return cls(class_, spec.name, str(spec.folder), spec.revision, tasks, dict(spec.options), spec.backend)
+
+    def build(self) -> Model:
+        """Return the model, constructed but not loaded. Raises ImportError, AttributeError or TypeError."""
+        tasks = {task: Task(task, KINDS[kind], self.name, summary) for task, (kind, summary) in self.tasks.items()}
+        spec = ModelSpec(self.name, Path(self.folder), self.revision, tasks, self.options, self.backend)
+        model = class_lookup.find(self.class_)(spec)
+        if not isinstance(model, Model):
+            raise TypeError(f"{self.class_} is not a workers.models.interface.model.Model")
+        return model
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    frames: Frames = queue.PriorityQueue()
+    numbers = itertools.count()
+    # reading goes on while the device computes: the next batch is already here when this one is done
+    threading.Thread(target=_read_frames, args=(sock, frames, numbers), daemon=True).start()
+    _, _, header, _ = frames.get()
+    device = header["device"]
+    if device == "cpu":
+        os.nice(_NICENESS)
+    accelerator.set_up(device)
+
+    def tell(said: Header) -> None:
+        frames.put((-1, next(numbers), said, {}))
+
+    loaded = Loaded(device, _build, _described, tell, measuring=header["measuring"])
+    try:
+        loaded.load_all(header["models"])
+    except Exception as error:  # noqa: BLE001 - whatever a model's loading raises is reported by name
+        transfer.send(sock, {"event": "unloadable", **_described(error)})
+        return
+    transfer.send(sock, {"event": "ready", "resident_bytes": device_memory.resident_bytes(device)})
+    _serve(sock, frames, loaded, device)
+
+
+def _build(raw: Any) -> Model:
+    return msgspec.convert(raw, ModelToLoad).build()
+
+
+def _serve(sock: socket.socket, frames: Frames, loaded: Loaded, device: str) -> None:
+    """Run what comes, one micro-batch after another, and between two of them a step of what steps, if anything does.
+
+    The process ends if the device is lost to it: whose fault it was is found by who starts the next one.
+    """
+    stepping = Stepping(loaded.models, _described)
+    idle_s = 0.0
+    while True:
+        idle_since = time.perf_counter()
+        frame = _next(frames, wait=not stepping.busy)
+        idle_s += time.perf_counter() - idle_since if not stepping.busy else 0.0
+        answers: Iterator[Answer]
+        if frame is None:
+            answers = stepping.step()
+        elif loaded.takes(frame[0]):
+            said = loaded.take(frame[0])
+            answers = iter([(said, {})] if said else [])
+        elif stepping.takes(frame[0]):
+            answers = stepping.take(*frame)  # all that are here join before the next step
+        else:
+            answers = chain([_run(loaded.models[frame[0]["model"]], *frame)], stepping.step())
+        for answer, outputs in answers:
+            if answer.get("event") == "failed" and accelerator.is_lost(device):
+                logger.error("%s is lost to this process: %s", device, answer["message"])
+                os._exit(1)
+            if "batch" in answer:
+                answer, idle_s = answer | {"idle_s": idle_s, **loaded.held()}, 0.0  # noqa: PLW2901 - completed
+            transfer.send(sock, answer, outputs)
+
+
+def _next(frames: Frames, *, wait: bool) -> tuple[Header, Arrays] | None:
+    try:
+        _, _, header, arrays = frames.get(block=wait)
+    except queue.Empty:
+        return None
+    return header, arrays
+
+
+def _read_frames(sock: socket.socket, frames: Frames, numbers: Iterator[int]) -> None:
+    while True:
+        frame = transfer.receive(sock)
+        if frame is None:
+            os._exit(0)  # the parent is gone or wants us gone; a running forward would not notice an exception
+        header, arrays = frame
+        frames.put((header.get("urgency", 0), next(numbers), header, arrays))
+
+
+def _run(model: Model, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
+    """Run one micro-batch; whatever it raises is that batch's failure, not this process's."""
+    wanted = {task: arrays.pop(f"wanted/{task}") for task in header["tasks"]}
+    started = time.perf_counter()
+    try:
+        outputs = model.forward(arrays, wanted)
+        problem = _mismatch(outputs, wanted)
+    except Exception as error:  # noqa: BLE001 - the parent bisects the batch and names the item that raised
+        return {"event": "failed", "batch": header["batch"], **_described(error)}, {}
+    if problem:
+        return {"event": "failed", "batch": header["batch"], "kind": WRONG_OUTPUT, "message": problem}, {}
+    took_s = time.perf_counter() - started
+    return {"event": "done", "batch": header["batch"], "forward_s": took_s, "cached_rows": model.cached_rows}, outputs
+
+
+def _mismatch(outputs: Arrays, wanted: Arrays) -> str:
+    """Return what is wrong with the outputs' number or shape, or nothing: results must never shift between items."""
+    if set(outputs) != set(wanted):
+        return f"outputs for {sorted(outputs)} where {sorted(wanted)} were wanted"
+    for task, rows in wanted.items():
+        output = outputs[task]
+        if not isinstance(output, np.ndarray) or output.ndim < 1 or len(output) != len(rows):
+            return f"{task}: output of shape {getattr(output, 'shape', None)} for {len(rows)} rows"
+    return ""
+
+
+def _described(error: BaseException) -> Header:
+    kind = type(error).__name__
+    if kind in ("MemoryError", "OutOfMemoryError"):  # Python's own, and torch's, which need not be imported here
+        kind = "OutOfMemory"
+    return {"kind": kind, "message": str(error)[:2000], "traceback": traceback.format_exc(limit=20)[-8000:]}
+
+
+if __name__ == "__main__":
+    main()

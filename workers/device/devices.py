@@ -1,0 +1,118 @@
+"""Which devices this machine has, and the environment that pins a process to one of them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from producers.wire.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A place where models run: ``cpu`` or ``cuda:N``, N counting the GPUs that this process may see."""
+
+    name: str
+    description: str
+    memory_bytes: int | None = None
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.name.startswith("cuda:")
+
+    @property
+    def index(self) -> int:
+        return int(self.name.partition(":")[2] or 0)
+
+
+def cpu() -> Device:
+    """Return the CPU with the number of cores this process may use."""
+    return Device("cpu", f"{available_cores()} cores")
+
+
+def available_cores() -> int:
+    """Return how many cores this process may run on (its affinity, not the machine's count)."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def discover() -> list[Device]:
+    """Return this machine's devices, GPUs first. Asks ``nvidia-smi``, so that torch stays out of this process."""
+    return [*_gpus(), cpu()]
+
+
+def select(profile: str, names: tuple[str, ...] = ()) -> list[Device]:
+    """Return the devices that a fleet uses: those named, or else those of the profile.
+
+    ``cpu`` is the CPU alone, ``gpu`` every GPU, ``auto`` every GPU and, where there is none, the CPU.
+    Raises ConfigurationError if a named device, or any GPU for ``gpu``, is missing.
+    """
+    if not names and profile == "cpu":
+        return [cpu()]
+    found = {device.name: device for device in discover()}
+    if names:
+        return [_named(name, found) for name in names]
+    gpus = [device for device in found.values() if device.is_cuda]
+    if profile == "gpu" and not gpus:
+        raise ConfigurationError("worker.profile: 'gpu' but nvidia-smi shows no GPU; use 'cpu', or see `argosy doctor`")
+    return gpus or [found["cpu"]]
+
+
+def _named(name: str, found: Mapping[str, Device]) -> Device:
+    if name not in found:
+        raise ConfigurationError(f"worker.devices: no device {name!r}; this machine has {', '.join(found)}")
+    return found[name]
+
+
+def pinned_environment(device: Device, environment: Mapping[str, str], *, threads: int = 0) -> dict[str, str]:
+    """Return `environment` with what pins a process to `device`, to be set before its Python starts.
+
+    A pinned GPU is the only one its process sees, and is ``cuda:0`` there. `threads` bounds the CPU
+    threads of the numeric libraries; 0 leaves all available cores to them.
+    """
+    pinned = dict(environment)
+    pinned["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if device.is_cuda:
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        # an operator's own restriction stays in force: our N-th GPU is the N-th of those visible
+        pinned["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device.index] if visible else str(device.index)
+    else:
+        pinned["CUDA_VISIBLE_DEVICES"] = ""
+    pinned["OMP_NUM_THREADS"] = str(threads or available_cores())
+    # threads that wait give their core away: where anything else wants it (the parent, the broker, the database),
+    # spinning costs half of the throughput or more
+    pinned.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    pinned["TOKENIZERS_PARALLELISM"] = "false"
+    # ONNX Runtime would write a session file into the temp folder and report to its makers from its import on
+    pinned["ORT_DISABLE_TELEMETRY"] = "1"
+    return pinned
+
+
+def _gpus() -> list[Device]:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = [command, "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return visible_gpus(answer, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible_gpus(answer: str, visible: str | None) -> list[Device]:
+    """Parse nvidia-smi's CSV (index, name, memory in MiB), keeping the GPUs that `visible` admits, in its order."""
+    rows = {row[0].strip(): row for row in csv.reader(answer.splitlines()) if len(row) == 3}
+    wanted = list(rows) if visible is None else [index.strip() for index in visible.split(",") if index.strip()]
+    gpus: list[Device] = []
+    for index in wanted:
+        if index in rows:
+            _, name, mebibytes = (cell.strip() for cell in rows[index])
+            memory = int(mebibytes) * 2**20 if mebibytes.isdigit() else None
+            gpus.append(Device(f"cuda:{len(gpus)}", name, memory))
+    return gpus

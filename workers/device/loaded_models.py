@@ -1,0 +1,94 @@
+"""The models that a device process holds: loaded at its start or while others run, unloaded between two batches.
+
+A model that comes later is loaded in a thread of its own, so that the batches of the others go on; it is there from the frame on by
+which that thread says so, between two batches. Only the serving thread changes what is there, and only it answers the parent.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.device import device_memory
+from workers.device.transfer import Header
+from workers.models.interface.model import Model
+
+logger = logging.getLogger(__name__)
+
+#: The frames that are for this module: what the parent asks for, and what a loading thread says.
+_LOAD, _UNLOAD, _CAME = "load", "unload", "came"
+
+
+@dataclass(slots=True)
+class Loaded:
+    """`build` makes a model of what the parent sent, `described` tells of an error, `tell` puts a frame before the serving thread.
+
+    `measuring` gives freed memory back before and after a model comes, so that the growth is the model's; it takes a tenth of a second.
+    """
+
+    device: str
+    build: Callable[[Any], Model]
+    described: Callable[[BaseException], Header]
+    tell: Callable[[Header], None]
+    measuring: bool = False
+    models: dict[str, Model] = field(default_factory=dict)
+    _arrived: dict[str, Model] = field(default_factory=dict)
+
+    def load_all(self, wanted: Mapping[str, Any]) -> None:
+        """Load the models of the start, one by one. Raises whatever a model's loading raises."""
+        if self.measuring:
+            device_memory.import_libraries()
+        for key, raw in wanted.items():
+            self.models[key], _ = self._load(key, raw)
+
+    def held(self) -> Header:
+        """What the process takes now, where that is watched."""
+        return {"resident_bytes": device_memory.resident_bytes(self.device)} if self.measuring else {}
+
+    def takes(self, header: Header) -> bool:
+        return any(word in header for word in (_LOAD, _UNLOAD, _CAME))
+
+    def take(self, header: Header) -> Header | None:
+        """Do what a frame asks for; return what the parent is told, if anything is to be said yet."""
+        if _LOAD in header:
+            threading.Thread(target=self._load_beside, args=(header[_LOAD], header["model"]), daemon=True).start()
+            return None
+        if _UNLOAD in header:
+            return self._unload(header[_UNLOAD])
+        key, said = header[_CAME], header["said"]
+        if key in self._arrived:
+            self.models[key] = self._arrived.pop(key)
+        return {**said, "resident_bytes": device_memory.resident_bytes(self.device)}
+
+    def _load_beside(self, key: str, raw: Any) -> None:
+        try:
+            self._arrived[key], figures = self._load(key, raw)
+            said: Header = {"event": "loaded", "model": key, **figures}
+        except BaseException as error:  # noqa: BLE001 - SystemExit, too: a thread that ends without a word is waited for
+            said = {"event": "unloadable", "model": key, **self.described(error)}
+            device_memory.give_back(self.device)
+        self.tell({_CAME: key, "said": said})
+
+    def _load(self, key: str, raw: Any) -> tuple[Model, Header]:
+        if self.measuring:
+            device_memory.give_back(self.device)
+        before, started = device_memory.resident_bytes(self.device), time.perf_counter()
+        model = self.build(raw)
+        model.load(self.device)
+        load_s = time.perf_counter() - started
+        if self.measuring:
+            device_memory.give_back(self.device)
+        grown_bytes = max(0, device_memory.resident_bytes(self.device) - before)
+        logger.info("model %s on %s in %.1f s, %d MB", key, self.device, load_s, grown_bytes // 10**6)
+        return model, {"load_s": load_s, "grown_bytes": grown_bytes}
+
+    def _unload(self, key: str) -> Header:
+        self.models.pop(key, None)
+        device_memory.give_back(self.device)
+        held = device_memory.resident_bytes(self.device)
+        logger.info("model %s is unloaded, %d MB are held", key, held // 10**6)
+        return {"event": "unloaded", "model": key, "resident_bytes": held}

@@ -1,0 +1,142 @@
+"""The requests that step in a device process: its stepwise models, and which batch each request answers to."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from workers.device.transfer import Header
+from workers.models.interface import ragged
+from workers.models.interface.model import Arrays, Model
+from workers.models.interface.stepwise import Stepped, StepwiseModel
+
+#: A row of a task in a batch.
+Key: TypeAlias = tuple[str, str, int]
+
+#: Who steps says so this often, lest it be taken for hung.
+HEARTBEAT_S = 1.0
+
+#: Of so many batches that were to be dropped and were not here, it is remembered. More than the parent ever has on their way.
+_UNMET = 4096
+
+#: What the parent is told.
+Answer: TypeAlias = tuple[Header, Arrays]
+
+
+@dataclass(slots=True)
+class _Batch:
+    model: str
+    wanted: Arrays
+    outputs: dict[Key, Any] = field(default_factory=dict)
+    forward_s: float = 0.0
+
+    def whole(self) -> bool:
+        return len(self.outputs) == sum(len(rows) for rows in self.wanted.values())
+
+
+class Stepping:
+    """Not thread-safe. `described` tells of an error as the parent expects it."""
+
+    def __init__(self, models: Mapping[str, Model], described: Callable[[BaseException], Header]) -> None:
+        self._all = models  # may get more, or lose some
+        self._described = described
+        self._batches: dict[str, _Batch] = {}
+        self._unmet: deque[str] = deque(maxlen=_UNMET)
+        self._told_at = 0.0
+
+    @property
+    def _models(self) -> dict[str, StepwiseModel]:
+        return {name: model for name, model in self._all.items() if isinstance(model, StepwiseModel)}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._batches)
+
+    def takes(self, header: Header) -> bool:
+        """Whether a frame is for a stepwise model."""
+        return "drop" in header or header["model"] in self._models
+
+    def take(self, header: Header, arrays: Arrays) -> Iterator[Answer]:
+        """Let a batch join, or one go that nobody wants any more.
+
+        The word to drop a batch may overtake it on the way here, being more urgent: then the batch does not join.
+        """
+        if "drop" in header:
+            self._unmet += [id_ for id_ in header["drop"] if id_ not in self._batches]
+            for id_ in header["drop"]:
+                self._drop(id_)
+            return
+        id_, name = header["batch"], header["model"]
+        if id_ in self._unmet:
+            return
+        wanted = {task: arrays.pop(f"wanted/{task}") for task in header["tasks"]}
+        self._batches[id_] = _Batch(name, wanted)
+        try:
+            for task, rows in wanted.items():
+                for row in rows.tolist():
+                    self._models[name].join((id_, task, row), task, arrays[task][row], urgency=header["urgency"])
+        except Exception as error:  # noqa: BLE001 - it costs this batch only: nothing of it has stepped
+            self._drop(id_)
+            yield {"event": "failed", "batch": id_, **self._described(error)}, {}
+
+    def step(self) -> Iterator[Answer]:
+        """Take a step of each model that has requests."""
+        for name, model in self._models.items():
+            if not model.busy:
+                continue
+            try:
+                stepped = model.step()
+            except Exception as error:  # noqa: BLE001 - the parent finds out whose fault it was
+                yield {"event": "failed", "batches": self._clear(name), **self._described(error)}, {}
+                continue
+            yield from self._told(stepped)
+        if time.monotonic() - self._told_at >= HEARTBEAT_S:
+            self._told_at = time.monotonic()
+            yield {"event": "stepping", "pieces": []}, {}
+
+    def _told(self, stepped: Collection[Stepped]) -> Iterator[Answer]:
+        pieces = [(*_key(one), one.at, one.text) for one in stepped if one.text]
+        if pieces:
+            yield {"event": "stepping", "pieces": pieces}, {}
+        for one in stepped:
+            if not one.ended:
+                continue
+            id_, task, row = _key(one)
+            batch = self._batches[id_]
+            batch.outputs[id_, task, row] = one.output
+            batch.forward_s += one.forward_s
+            if batch.whole():
+                del self._batches[id_]
+                yield {"event": "done", "batch": id_, "forward_s": batch.forward_s}, _outputs(id_, batch)
+
+    def _drop(self, id_: str) -> None:
+        batch = self._batches.pop(id_, None)
+        if batch is not None:
+            for task, rows in batch.wanted.items():
+                for row in rows.tolist():
+                    self._models[batch.model].leave((id_, task, row))
+
+    def _clear(self, model: str) -> list[str]:
+        """Forget all batches of a model and return which they were."""
+        self._models[model].clear()
+        gone = [id_ for id_, batch in self._batches.items() if batch.model == model]
+        for id_ in gone:
+            del self._batches[id_]
+        return gone
+
+
+def _key(stepped: Stepped) -> Key:
+    assert isinstance(stepped.key, tuple), "as it was given to `join`"
+    id_, task, row = stepped.key
+    return id_, task, row
+
+
+def _outputs(id_: str, batch: _Batch) -> Arrays:
+    return {
+        task: ragged.pack([batch.outputs[id_, task, row] for row in rows.tolist()])
+        for task, rows in batch.wanted.items()
+    }

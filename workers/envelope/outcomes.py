@@ -1,0 +1,133 @@
+"""How items end: the result rows of an envelope, one per item and task."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import BlobsUnavailable, InvalidInput
+from producers.wire.messages import BadItem, Envelope, Item
+from producers.wire.result_files import ResultFiles
+from results_store.records import Result, ResultState
+from workers.batching.work import Cancelled, Computed, Entry, Expired, Failed
+from workers.models.interface import output_files
+from workers.models.interface.model import Model, Prepared
+
+logger = logging.getLogger(__name__)
+
+Error: TypeAlias = dict[str, Any]
+
+#: The waits between tries to put a file away.
+_FILES_AGAIN_S = (0.2, 1.0, 3.0)
+
+
+def described(error: InvalidInput) -> Error:
+    """Return an input's error as it is kept with the row."""
+    return {"kind": type(error).__name__, "field": error.field, "message": str(error)}
+
+
+def ended(envelope: Envelope, item: Item, state: ResultState, error: Error | None = None) -> list[Result]:
+    """Return one result of `state` for each of the item's tasks."""
+    return [result(envelope, item, task, state, error) for task in item.tasks]
+
+
+def malformed(envelope: Envelope, bad: BadItem) -> list[Result]:
+    """Return the failed results of an item that could not be decoded."""
+    item = Item(bad.seq, "", bad.tasks)
+    return ended(envelope, item, ResultState.FAILED, {"kind": "InvalidMessage", "message": bad.error})
+
+
+def result(envelope: Envelope, item: Item, task: str, state: ResultState, error: Error | None = None) -> Result:
+    return Result(
+        job=envelope.job,
+        seq=item.seq,
+        task=task,
+        envelope=envelope.id,
+        state=state,
+        key=item.key,
+        error=error,
+        model=envelope.model,
+        queued_at=envelope.queued_at,
+    )
+
+
+def finished(
+    envelope: Envelope,
+    item: Item,
+    entry: Entry,
+    model: Model,
+    params: Mapping[Task, msgspec.Struct],
+    files: ResultFiles | None = None,
+) -> Iterator[Result]:
+    """Yield the results that the entry's outcome means for the tasks in `params`; none where the item was interrupted."""
+    outcome = entry.outcome
+    for task, own in params.items():
+        match outcome:
+            case Computed():
+                row = _computed(envelope, item, outcome, entry.prepared, model, task, own)
+                yield _without_files(row, files) if task.kind.makes_files else row
+            case Failed():
+                error = {"kind": outcome.kind, "message": outcome.message}
+                if outcome.traceback:
+                    error["traceback"] = outcome.traceback
+                yield replace(result(envelope, item, task.name, ResultState.FAILED, error), batch=outcome.batch)
+            case Cancelled():
+                yield result(envelope, item, task.name, ResultState.CANCELLED)
+            case Expired():
+                yield result(envelope, item, task.name, ResultState.EXPIRED)
+
+
+def _computed(
+    envelope: Envelope,
+    item: Item,
+    computed: Computed,
+    prepared: Prepared,
+    model: Model,
+    task: Task,
+    params: msgspec.Struct,
+) -> Result:
+    row = replace(
+        result(envelope, item, task.name, ResultState.SUCCEEDED),
+        model_revision=model.revision,
+        tokens=prepared.size,
+        batch=computed.batch,
+        batched_at=computed.batched_at,
+        computed_at=computed.computed_at,
+    )
+    try:
+        output = model.finish_item(task, computed.outputs[task.name], params, prepared)
+        if isinstance(output, np.ndarray):
+            return replace(row, vector=np.ascontiguousarray(output, dtype="<f4").tobytes())
+        return replace(row, output=output if task.kind.makes_files else msgspec.to_builtins(output))
+    except Exception as error:  # a model's own code: its bug costs this result, never its neighbours
+        logger.exception("envelope %s, item %s, task %s: finishing failed", envelope.id, item.seq, task.name)
+        detail = {"kind": "ModelError", "message": f"finishing failed: {type(error).__name__}: {error}"}
+        return replace(row, state=ResultState.FAILED, error=detail)
+
+
+def _without_files(row: Result, files: ResultFiles | None) -> Result:
+    """Put the files of a row's output away, before the row is stored; it keeps references to them.
+
+    A place that is away for a moment is tried again; for longer, and the result fails, and `argosy replay` makes it anew.
+    """
+    if row.state is not ResultState.SUCCEEDED:
+        return row
+    assert files is not None, "a node that serves such a kind has a place for files, or does not start"
+    for wait_s in (*_FILES_AGAIN_S, None):
+        try:
+            return replace(row, output=output_files.put_away(row.output, partial(files.put, row.job)))
+        except BlobsUnavailable as error:
+            if wait_s is None:
+                logger.warning("job %s, item %s, task %s: its file is not kept: %s", row.job, row.seq, row.task, error)
+                detail = {"kind": "BlobsUnavailable", "message": str(error)}
+                return replace(row, state=ResultState.FAILED, output=None, error=detail)
+            time.sleep(wait_s)
+    raise AssertionError("the last try returns")

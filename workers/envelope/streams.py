@@ -1,0 +1,87 @@
+"""Text on its way to who listens, piece by piece, over Redis pub/sub; the result itself is stored like any other."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from producers.wire.errors import BrokerUnavailable
+from producers.wire.publisher import Publisher, as_unavailable
+from producers.wire.queues import text_channel
+
+logger = logging.getLogger(__name__)
+
+#: A text that nobody has listened to for so long is not written any further: its reader is gone, and not just reconnecting.
+DESERTED_S = 5.0
+
+#: A job's item.
+Item: TypeAlias = tuple[str, int]
+
+_Piece: TypeAlias = tuple[Item, int, str]
+
+
+class Streams:
+    """Publishes pieces, in a thread of its own. `on_deserted` is called for an item that nobody listens to any more."""
+
+    def __init__(self, publisher: Publisher, on_deserted: Callable[[Item], object]) -> None:
+        self._publisher = publisher
+        self._on_deserted = on_deserted
+        self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._alone_since: dict[Item, float] = {}
+        self._thread = threading.Thread(target=self._run, name="streams")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Publish what is here, and return when the thread has ended."""
+        if self._thread.ident is not None:
+            self._pieces.put(None)
+            self._thread.join()
+
+    def teller(self, job: str, seq: int) -> Callable[[int, str], object]:
+        """Return what publishes pieces of an item's text."""
+        return lambda at, text: self._pieces.put(((job, seq), at, text))
+
+    def _run(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            pieces = [piece]
+            while not self._pieces.empty() and len(pieces) < 256:
+                more = self._pieces.get()
+                if more is None:
+                    self._pieces.put(None)
+                    break
+                pieces.append(more)
+            self._publish(pieces)
+
+    def _publish(self, pieces: Sequence[_Piece]) -> None:
+        redis = self._publisher.redis
+        try:
+            with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
+                for (job, seq), at, text in pieces:
+                    pipeline.publish(text_channel(job, seq), msgspec.json.encode((at, text)))
+                listeners = pipeline.execute()
+        except BrokerUnavailable as error:
+            logger.warning(
+                "%s; %d pieces of text were not sent: their readers get them with the result", error, len(pieces)
+            )
+            return
+        for (item, _, _), count in zip(pieces, listeners, strict=True):
+            self._note(item, heard=bool(count))
+
+    def _note(self, item: Item, *, heard: bool) -> None:
+        if heard:
+            self._alone_since.pop(item, None)
+            return
+        now = time.monotonic()
+        if now - self._alone_since.setdefault(item, now) >= DESERTED_S:
+            del self._alone_since[item]
+            self._on_deserted(item)
+        elif len(self._alone_since) > 1024:  # of items that ended meanwhile
+            self._alone_since = {one: since for one, since in self._alone_since.items() if now - since < DESERTED_S}

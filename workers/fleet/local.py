@@ -1,0 +1,307 @@
+"""A whole fleet on this machine: embedded Valkey, SQLite store, one worker a device, Flower; started, watched, stopped.
+
+Order matters. Up: lock, leftovers of a killed fleet, broker, store, workers, Flower, and last ``fleet.json``, since clients
+find the fleet by it. Down in reverse, workers before the broker, so that what they finish is still acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Self
+
+import msgspec
+import psutil
+
+from producers.wire import connection
+from producers.wire.errors import ConfigurationError
+from results_store.store import Store
+from workers.device import devices
+from workers.fleet.embedded_broker import EmbeddedValkey, free_port
+from workers.fleet.services import Restarts, Service
+from workers.node import declared_settings
+from workers.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class AlreadyRunning(ConfigurationError):
+    """Another fleet has this home folder."""
+
+
+class LocalFleet:
+    """A fleet in `home`. Use as a context manager, or `start`, `watch` and `stop`.
+
+    `config` is the ``fleet.toml`` that `settings` were loaded from (default: ``$ARGOSY_FLEET``); workers and clients read
+    it too.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        home: Path,
+        *,
+        config: Path | None = None,
+        flower: bool = True,
+        workers_per_device: int = 1,
+    ) -> None:
+        self.settings = settings
+        chosen = config or os.environ.get("ARGOSY_FLEET")
+        self._config = str(Path(chosen).resolve()) if chosen else ""
+        self.home = home
+        self.services: list[Service] = []
+        self.flower_url = ""
+        self._with_flower = flower
+        self._workers_per_device = workers_per_device
+        self._valkey = EmbeddedValkey(home / "valkey")
+        # without a broker nothing moves, and its start costs nothing
+        self._broker_restarts = Restarts(longest_wait_s=2.0)
+        self._lock: IO[str] | None = None
+        self._stopping = threading.Event()
+
+    @property
+    def broker_url(self) -> str:
+        return self._valkey.url
+
+    @property
+    def store_url(self) -> str:
+        """The SQLite database in the home folder, unless the environment or the settings name another store."""
+        configured = os.environ.get("ARGOSY_STORE_URL") or self.settings.store.url
+        return configured or f"sqlite:///{(self.home / 'store.db').resolve()}"
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the fleet; a worker's device process is its own child."""
+        return [process.pid for process in self._processes]
+
+    @property
+    def _processes(self) -> list[subprocess.Popen[bytes]]:
+        broker = [self._valkey.process] if self._valkey.process else []
+        return [*broker, *(service.process for service in self.services if service.process)]
+
+    @property
+    def broker_process(self) -> subprocess.Popen[bytes] | None:
+        return self._valkey.process
+
+    @property
+    def workers(self) -> list[Service]:
+        return [service for service in self.services if service.ready_file]
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything and return when the workers take envelopes.
+
+        Raises AlreadyRunning, or ConfigurationError with what kept a service from starting.
+        """
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.home / "logs").mkdir(exist_ok=True)
+        self._take_lock()
+        try:
+            self._end_leftovers()
+            self._valkey.start()
+            Store(self.store_url).migrate()
+            with Store(self.store_url) as store:
+                declared_settings.forget_outdated(self.settings, store)
+            self._start_services()
+            self._await_workers()
+            self._announce()
+        except BaseException:
+            self.stop()
+            raise
+
+    def clear(self) -> None:
+        """Empty the home folder, for a fleet that is to begin with nothing. Raises AlreadyRunning."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._take_lock()
+        try:
+            self._end_leftovers()
+            shutil.rmtree(self.home)
+        finally:
+            self._release_lock()
+
+    def whereabouts(self) -> list[str]:
+        """Where everything is, a line each, without passwords."""
+        nodes = ", ".join(service.name for service in self.workers)
+        return [
+            f"fleet    {self.home} (process {os.getpid()}; Ctrl-C stops it)",
+            f"broker   {connection.masked(self.broker_url)}",
+            f"store    {connection.masked(self.store_url)}",
+            f"workers  {nodes}: {', '.join(self.settings.served)}",
+            f"flower   {self.flower_url or 'off'}",
+            f"logs     {self.home / 'logs'}",
+        ]
+
+    def watch(self) -> None:
+        """Start again whatever ends, until `request_stop`. A service that keeps ending waits longer each time."""
+        while not self._stopping.wait(0.5):
+            self._restart_broker_if_ended()
+            for service in self.services:
+                self._restart_if_ended(service)
+
+    def request_stop(self) -> None:
+        """Make `watch` return. For signal handlers."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Stop everything, workers first, and leave nothing running. What is unfinished stays in the store.
+
+        ``fleet.json`` stays too: it names a process that is no more, and the store, whose results can still be read.
+        """
+        for service in self.services:
+            if service.process and service.process.poll() is None:
+                service.process.terminate()  # all at once, then wait for each
+        for service in self.services:
+            service.stop()
+        self.services.clear()
+        self._valkey.stop()
+        (self.home / "processes.json").unlink(missing_ok=True)
+        self._release_lock()
+
+    # --- starting ---
+
+    def _take_lock(self) -> None:
+        lock = (self.home / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            running = ""
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                found = msgspec.json.decode((self.home / "fleet.json").read_bytes(), type=connection.LocalFleet)
+                running = f" (process {found.pid}, Flower at {found.flower_url or 'off'})"
+            raise AlreadyRunning(
+                f"a fleet already runs in {self.home}{running}; use it, stop it, or set ARGOSY_HOME to another folder"
+            ) from None
+        self._lock = lock
+
+    def _release_lock(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _start_services(self) -> None:
+        environment = os.environ | {"ARGOSY_BROKER_URL": self.broker_url, "ARGOSY_STORE_URL": self.store_url}
+        if self._config:
+            environment["ARGOSY_FLEET"] = self._config
+        for unwanted in ("ARGOSY_BROKER_PASSWORD_FILE", "ARGOSY_STORE_PASSWORD_FILE"):
+            environment.pop(unwanted, None)  # the URLs above are whole
+        for device in devices.select(self.settings.worker.profile, self.settings.worker.devices):
+            for number in range(self._workers_per_device):
+                self.services.append(self._worker(device, number, environment))
+        if self._with_flower:
+            self.services.append(self._flower(environment))
+        for service in self.services:
+            service.start()
+        self._note_processes()
+
+    def _worker(self, device: devices.Device, number: int, environment: Mapping[str, str]) -> Service:
+        name = f"worker-{device.name.replace(':', '')}" + (f"-{number}" if number else "")
+        ready = self.home / f"{name}.ready"
+        command = [
+            sys.executable,
+            "-m",
+            "producers.commands.main",
+            "worker",
+            "--device",
+            device.name,
+            "--ready-file",
+            str(ready),
+        ]
+        grace_s = self.settings.worker.grace_s
+        return Service(name, command, environment, self.home / "logs" / f"{name}.log", ready, grace_s + 15.0)
+
+    def _flower(self, environment: Mapping[str, str]) -> Service:
+        port = free_port()
+        self.flower_url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}"]
+        # by the environment, not the command line, which every user of this machine can read
+        own = {**environment, "CELERY_BROKER_URL": self.broker_url}
+        return Service("flower", command, own, self.home / "logs" / "flower.log")
+
+    def _await_workers(self) -> None:
+        deadline = time.monotonic() + self.settings.worker.load_timeout_s
+        for service in self.workers:
+            assert service.ready_file
+            assert service.process
+            while not service.ready_file.exists():
+                if service.process.poll() is not None:
+                    raise ConfigurationError(f"{service.name} ended: {service.last_words()}; all of it: {service.log}")
+                if time.monotonic() > deadline:
+                    raise ConfigurationError(f"{service.name} is not ready in time; see {service.log}")
+                time.sleep(0.05)
+
+    def _announce(self) -> None:
+        about = connection.LocalFleet(
+            pid=os.getpid(),
+            broker_url=self.broker_url,
+            store_url=self.store_url,
+            flower_url=self.flower_url,
+            config=self._config,
+            started_at=time.time(),
+        )
+        written = self.home / "fleet.json.new"
+        with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(about))
+        written.replace(self.home / "fleet.json")
+
+    def _restart_if_ended(self, service: Service) -> None:
+        if service.process is None or service.process.poll() is None:
+            return
+        if service.restarts.due(service.name, service.last_words):
+            service.start()
+            self._note_processes()
+
+    def _restart_broker_if_ended(self) -> None:
+        if self._valkey.process is None or self._valkey.process.poll() is None:
+            return
+        if not self._broker_restarts.due("the embedded Valkey", self._valkey.last_words):
+            return
+        self._broker_restarts.started()
+        try:
+            self._valkey.start()
+        except (ConfigurationError, OSError) as error:  # its port taken meanwhile, its disk full: this may pass
+            logger.warning("%s", error)
+        self._note_processes()
+
+    # --- what a killed fleet leaves behind ---
+
+    def _note_processes(self) -> None:
+        """Write down which processes are ours, each with its start time: a process id alone may be somebody else's."""
+        notes = []
+        for process in self._processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                notes.append([process.pid, psutil.Process(process.pid).create_time()])
+        (self.home / "processes.json").write_text(json.dumps(notes), encoding="utf-8")
+
+    def _end_leftovers(self) -> None:
+        try:
+            notes = json.loads((self.home / "processes.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        leftovers = []
+        for pid, created_at in notes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if abs(process.create_time() - created_at) < 0.01:
+                    logger.warning("ending process %d, left behind by a fleet that was killed", pid)
+                    process.terminate()
+                    leftovers.append(process)
+        _, alive = psutil.wait_procs(leftovers, timeout=self.settings.worker.grace_s + 10.0)
+        for process in alive:
+            process.kill()

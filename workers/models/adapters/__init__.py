@@ -1,0 +1,1 @@
+"""LoRA adapters: read from their folders, and applied row by row in a mixed batch."""

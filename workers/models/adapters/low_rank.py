@@ -1,0 +1,111 @@
+"""LoRA adapters (Hu et al., 2021) on one network: rows of different adapters in one pass.
+
+In place of each linear layer that some adapter adds to stands one that does so row by row, by the adapter of each row: the layer itself once for
+all rows, then two thin products batched over the rows, each with its own matrices (as in Punica, Chen et al., 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from producers.wire.errors import ConfigurationError
+from workers.models.adapters.lora_folder import WEIGHTS, WRAPPED, Adapter
+
+#: The matrices of one layer: (rank, in), and (out, rank) with the scaling in it.
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class Rows:
+    """Which adapter each row of the present pass has: 0 is none, others count from 1."""
+
+    def __init__(self) -> None:
+        self.numbers: torch.Tensor | None = None
+        self.only: int | None = 0
+
+    def set(self, numbers: Sequence[int], device: Any) -> None:
+        """Say it for the next pass."""
+        self.only = numbers[0] if len(set(numbers)) == 1 else None
+        self.numbers = None if self.only is not None else torch.tensor(numbers, device=device)
+
+
+class Adapted(nn.Module):
+    """A linear layer with what adapters add to it. `pairs` are by adapter number; those that are not there add nothing."""
+
+    def __init__(self, base: nn.Linear, pairs: Mapping[int, Pair], rows: Rows, count: int) -> None:
+        super().__init__()
+        self.base = base
+        self._rows = rows
+        rank = max(len(down) for down, _ in pairs.values())
+        self._known = frozenset(pairs)
+        self.down: torch.Tensor
+        self.up: torch.Tensor
+        self.register_buffer("down", base.weight.new_zeros(count + 1, rank, base.in_features), persistent=False)
+        self.register_buffer("up", base.weight.new_zeros(count + 1, base.out_features, rank), persistent=False)
+        for number, (down, up) in pairs.items():
+            self.down[number, : len(down)] = down
+            self.up[number, :, : len(down)] = up
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The layer's own, for code that asks a linear layer for it."""
+        return self.base.weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map `(rows, …, in)` to `(rows, …, out)`."""
+        whole: torch.Tensor = self.base(inputs)
+        only = self._rows.only
+        if only is not None:
+            if only not in self._known:
+                return whole
+            thin = nn.functional.linear(inputs, self.down[only])
+            return whole + nn.functional.linear(thin, self.up[only])
+        numbers = self._rows.numbers
+        assert numbers is not None, "either all rows have one adapter, or each its own"
+        flat = inputs.reshape(len(numbers), -1, inputs.shape[-1])
+        thin = torch.bmm(flat, self.down[numbers].transpose(1, 2))
+        return whole + torch.bmm(thin, self.up[numbers].transpose(1, 2)).reshape(whole.shape)
+
+
+def tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Return an adapter's tensors by the names that the model has for them."""
+    return {name.removeprefix(WRAPPED): tensor for name, tensor in load_file(adapter.folder / WEIGHTS).items()}
+
+
+def attach(network: nn.Module, adapters: Sequence[Adapter], prefix: str = "") -> Rows:
+    """Put the adapters into a network, in their order; return where to say which row has which.
+
+    `prefix` is the name that the network has in the models that the adapters were made for. Raises ConfigurationError if one does
+    not fit it.
+    """
+    rows = Rows()
+    pairs: dict[str, dict[int, Pair]] = {}
+    for number, adapter in enumerate(adapters, start=1):
+        own = tensors(adapter)
+        for module in adapter.pairs:
+            name = module.removeprefix(f"{prefix}.") if prefix else module
+            pair = own[f"{module}.lora_A.weight"], own[f"{module}.lora_B.weight"] * adapter.scaling(module)
+            _check(network, name, pair, adapter)
+            pairs.setdefault(name, {})[number] = pair
+    for name, own_pairs in pairs.items():
+        parent, _, last = name.rpartition(".")
+        base = network.get_submodule(name)
+        assert isinstance(base, nn.Linear), "checked"
+        setattr(network.get_submodule(parent), last, Adapted(base, own_pairs, rows, len(adapters)))
+    return rows
+
+
+def _check(network: nn.Module, name: str, pair: Pair, adapter: Adapter) -> None:
+    try:
+        base = network.get_submodule(name)
+    except AttributeError:
+        raise ConfigurationError(f"{adapter.where}: the model has no layer {name}; was it made for another?") from None
+    if not isinstance(base, nn.Linear):
+        raise ConfigurationError(f"{adapter.where}: {name} is a {type(base).__name__}; only linear layers are served")
+    if (base.in_features, base.out_features) != (pair[0].shape[1], pair[1].shape[0]):
+        shape = f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
+        raise ConfigurationError(f"{adapter.where}: {name} has matrices of {shape}; was it made for another model?")

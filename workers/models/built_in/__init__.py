@@ -1,0 +1,1 @@
+"""The models that every fleet has; `builtin.toml` declares them."""

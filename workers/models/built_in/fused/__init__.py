@@ -1,0 +1,1 @@
+"""The built-in model that reads a text together with an image."""

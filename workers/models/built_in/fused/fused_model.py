@@ -1,0 +1,177 @@
+"""A text and an image in one item: the text model's encoder over the one, the vision model's over the other, one head over both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+import msgspec
+import numpy as np
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.messages import InlineBytes, TextAndImageInput
+from workers.models.backends.choice import Name
+from workers.models.built_in.multitask import head_file
+from workers.models.built_in.multitask.multitask_model import SCORE_DIGITS, MultiTaskModel
+from workers.models.built_in.text.text_model import TextModel
+from workers.models.built_in.vision.vision_model import VisionModel
+from workers.models.interface import options, sample_inputs
+from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared, digest
+from workers.models.interface.sample_inputs import Item
+
+if TYPE_CHECKING:
+    import torch
+
+    from workers.models.built_in.fused.fused_network import FusedHead
+
+#: What an image costs, in tokens.
+_IMAGE = 32
+
+#: The encoder's layer that the head reads.
+_TOKENS = "tokens.6"
+
+
+class _Words(TextModel):
+    """The text model's backbone, of which the head reads the last layer."""
+
+    def _network(self) -> torch.nn.Module:
+        from workers.models.built_in.text.text_network import TextEncoder
+
+        return TextEncoder(self.spec.folder, {_TOKENS}).eval()
+
+
+class _Sights(VisionModel):
+    """The vision model's backbone, of which the head reads the last layer, place by place."""
+
+    def _network(self) -> torch.nn.Module:
+        from workers.models.built_in.vision.vision_network import VisionEncoder
+
+        return VisionEncoder(self.spec.folder, {"places"}).eval()
+
+
+class FusedModel(Model):
+    """Options: `max_tokens` and `max_image_pixels`, as its parts have them. Its folder holds the head. It uses the weights of two models, which the settings name: `uses` = ``{ text = …, vision = … }``."""
+
+    #: Those of the parts, each its own.
+    OPTIONS: ClassVar[options.Options] = {
+        "uses": options.TABLE,
+        "max_tokens": TextModel.OPTIONS["max_tokens"],
+        "max_image_pixels": VisionModel.OPTIONS["max_image_pixels"],
+    }
+
+    tunable = True
+    backends = get_args(Name)
+    budgets = (256, 512, 1024, 2048)
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._device = "cpu"
+        self._head: FusedHead
+
+    @cached_property
+    def _words(self) -> _Words:
+        return _Words(self._part("text", _Words))
+
+    @cached_property
+    def _sights(self) -> _Sights:
+        return _Sights(self._part("vision", _Sights))
+
+    def _part(self, role: str, class_: type[MultiTaskModel]) -> ModelSpec:
+        folders = self.spec.options.get("uses", {})
+        if role not in folders:
+            problem = f"names no model for {role!r}; it needs {{ text = …, vision = … }}"
+            raise ConfigurationError(f"models.{self.spec.name}.uses: {problem}")
+        own = {name: value for name, value in self.spec.options.items() if name in class_.OPTIONS}
+        return replace(self.spec, name=f"{self.spec.name}-{role}", folder=Path(folders[role]), tasks={}, options=own)
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        _ = self.labels, self._words, self._sights  # what is wrong with the settings is told when the worker starts
+        weights = f"{self.spec.revision}+head.{head_file.digest([self._file])}"
+        return weights if self.spec.backend.is_reference else f"{weights}+{self.spec.backend}"
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Tokenise the text and decode the image. What is wrong with either is named with it."""
+        if not isinstance(content, TextAndImageInput) or not isinstance(content.image, InlineBytes):
+            raise InvalidInput("input", "must be an object with text and image", "see `argosy tasks`")
+        with _part_named("text"):
+            text = self._words.prepare(content.text, params)
+        with _part_named("image"):
+            image = self._sights.prepare(content.image.data, {})
+        arrays = text.arrays | image.arrays
+        return Prepared(arrays, text.size + _IMAGE, digest(arrays), aside=image.content)
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Pad the texts, and stack the images, each once: of one image much may be said. `image_of` is by text."""
+        batch = self._words.collate(rows)
+        places: dict[bytes, int] = {}
+        distinct: list[Array] = []
+        for row in rows:
+            if places.setdefault(row.aside, len(distinct)) == len(distinct):
+                distinct.append(row.arrays["pixels"])
+        image_of = np.array([places[row.aside] for row in rows], dtype=np.int64)
+        return batch | {"pixels": np.stack(distinct), "image_of": image_of}
+
+    def finish(self, task: Task, output: Array, params: Any) -> list[dict[str, Any]]:
+        best = np.argsort(-output, kind="stable")[: params.top_k]
+        return [{"answer": self.labels[n], "score": round(float(output[n]), SCORE_DIGITS)} for n in best]
+
+    def trial(self, count: int) -> list[Item]:
+        pictures = sample_inputs.images(max(2, count // 2))
+        return sample_inputs.for_all(
+            [
+                TextAndImageInput(text[:60], InlineBytes(pictures[n % len(pictures)]))
+                for n, text in enumerate(sample_inputs.texts(count))
+            ],
+            self.spec.tasks,
+        )
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        return head_file.read_labels(self._file)
+
+    @property
+    def _file(self) -> Path:
+        return self.spec.folder / head_file.FILE
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        from safetensors.torch import load_file
+
+        from workers.models.built_in.fused.fused_network import FusedHead
+
+        self._device = device
+        self._words.load(device)
+        self._sights.load(device)
+        tensors = load_file(self._file)
+        fused = FusedHead.of_shape(tensors)
+        fused.load_state_dict(tensors)
+        self._head = fused.eval().to(device)
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        import torch
+
+        with torch.inference_mode():
+            # shared memory may be read-only, which torch would not respect
+            given = {name: torch.from_numpy(array.copy()).to(self._device) for name, array in arrays.items()}
+            tokens = self._words.encode({"ids": given["ids"], "mask": given["mask"]})[_TOKENS]
+            shown = self._head.seen(self._sights.encode({"pixels": given["pixels"]})["places"])
+            scores = self._head(tokens, given["mask"], shown.index_select(0, given["image_of"])).softmax(-1)
+        found: Array = scores.float().cpu().numpy()
+        return {task: found[rows] for task, rows in wanted.items()}
+
+
+@contextmanager
+def _part_named(part: str) -> Iterator[None]:
+    try:
+        yield
+    except InvalidInput as error:
+        raise error.of_part(part) from error

@@ -1,0 +1,1 @@
+"""What the built-in models share: one backbone, a head for each task, a cache of features."""

@@ -1,0 +1,81 @@
+"""A head: the small network from the text encoder's features to one task's scores, kept as one safetensors file.
+
+The file's metadata hold its labels and its kind, so that the parent process reads them without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from producers.wire.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+
+FILE = "head.safetensors"
+
+_FORMAT = "argosy-head/1"
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return a head file's metadata: `format`, `kind`, and `labels` as a JSON list. Raises ConfigurationError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as a head: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise ConfigurationError(f"{path}: format {metadata.get('format')!r} is not {_FORMAT!r}; train it again")
+    return metadata
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return a head's labels in the order of its scores."""
+    return tuple(json.loads(read_metadata(path)["labels"]))
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Return a digest of head files: part of a model's revision, as a head is part of its answers."""
+    found = hashlib.blake2b(digest_size=6)
+    for path in files:
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def load(path: Path) -> torch.nn.Module:
+    """Return a head as a module that maps features to scores `(rows, labels)`."""
+    from safetensors.torch import load_file
+
+    from workers.models.built_in.multitask.head_modules import MODULES
+
+    kind = read_metadata(path)["kind"]
+    if kind not in MODULES:
+        raise ConfigurationError(f"{path}: no head of kind {kind!r}; known: {', '.join(MODULES)}")
+    tensors = load_file(path)
+    module = MODULES[kind].of_shape(tensors)
+    module.load_state_dict(tensors)
+    return module
+
+
+def save(module: torch.nn.Module, path: Path, *, kind: str, labels: tuple[str, ...], **about: Any) -> None:
+    """Write a head with its labels and what else there is to say `about` it."""
+    save_tensors(module.state_dict(), path, kind=kind, labels=labels, **about)
+
+
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor], path: Path, *, kind: str, labels: tuple[str, ...], **about: Any
+) -> None:
+    """Write the tensors of what is no module."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": _FORMAT, "kind": kind, "labels": json.dumps(labels)}
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, path, metadata | {name: str(value) for name, value in about.items()})
+    path.chmod(0o644)  # safetensors writes for the owner alone; a worker may be somebody else

@@ -1,0 +1,108 @@
+"""The networks that a head may be. Imports torch: for the device process and for training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Features = Mapping[str, torch.Tensor]
+
+
+class LayersLinear(nn.Module):
+    """Logistic regression, in effect, over some `rows` of the backbone's `layers`: a few means, or the maximum."""
+
+    reads = ("layers",)
+
+    def __init__(self, rows: torch.Tensor, inputs: int, labels: int) -> None:
+        super().__init__()
+        self.rows: torch.Tensor
+        self.register_buffer("rows", rows)
+        self.out = nn.Linear(inputs, labels)
+
+    @classmethod
+    def of_shape(cls, tensors: Features) -> Self:
+        labels, inputs = tensors["out.weight"].shape
+        return cls(tensors["rows"], inputs, labels)
+
+    def forward(self, features: Features) -> torch.Tensor:
+        chosen = features["layers"].index_select(1, self.rows)
+        scores: torch.Tensor = self.out(chosen.flatten(1))
+        return scores
+
+
+class TokenAttention(nn.Module):
+    """Queries that look for what matters among the tokens, where a mean over all of them would blur it.
+
+    The upper half of the backbone's layers, side by side, are narrowed to `width` for each token; each query takes a
+    weighted mean of them; one layer over these means gives the scores. About 2 % of the backbone's work.
+    """
+
+    layers = (3, 4, 5, 6)
+    reads = ("mask", *(f"tokens.{number}" for number in layers))
+
+    def __init__(self, inputs: int, labels: int, *, width: int = 128, queries: int = 4, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(inputs)
+        self.narrow = nn.Linear(inputs, width)
+        self.queries = nn.Linear(width, queries)
+        self.out = nn.Linear(width * queries, labels)
+        self.drop = nn.Dropout(dropout)
+
+    @classmethod
+    def of_shape(cls, tensors: Features) -> Self:
+        width, inputs = tensors["narrow.weight"].shape
+        return cls(inputs, tensors["out.weight"].shape[0], width=width, queries=tensors["queries.weight"].shape[0])
+
+    def forward(self, features: Features) -> torch.Tensor:
+        tokens = torch.cat([features[name] for name in self.reads[1:]], -1)
+        narrow = self.drop(functional.gelu(self.narrow(self.drop(self.norm(tokens)))))
+        weights = self.queries(narrow).masked_fill(~features["mask"].unsqueeze(-1), float("-inf")).softmax(1)
+        scores: torch.Tensor = self.out(self.drop((weights.transpose(1, 2) @ narrow).flatten(1)))
+        return scores
+
+
+class TokenLabels(nn.Module):
+    """Scores of labels for each token, `(rows, tokens, labels)`, by the upper layers, by how its word is written, and by the
+    two tokens on either side of it.
+
+    The encoder reads lower case; `shapes`, `(rows, tokens)`, say what of a word was in capitals or figures
+    (`workers.models.built_in.text.token_labelling.shapes`).
+    """
+
+    layers = (3, 4, 5, 6)
+    reads = ("mask", "shapes", *(f"tokens.{number}" for number in layers))
+    shapes = 8
+
+    def __init__(self, inputs: int, labels: int, *, width: int = 128, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(inputs)
+        self.narrow = nn.Linear(inputs, width)
+        self.written = nn.Embedding(self.shapes, width)
+        self.around = nn.Conv1d(width, width, 5, padding=2)
+        self.out = nn.Linear(width, labels)
+        self.drop = nn.Dropout(dropout)
+
+    @classmethod
+    def of_shape(cls, tensors: Features) -> Self:
+        width, inputs = tensors["narrow.weight"].shape
+        return cls(inputs, tensors["out.weight"].shape[0], width=width)
+
+    def forward(self, features: Features) -> torch.Tensor:
+        tokens = torch.cat([features[name] for name in self.reads[2:]], -1)
+        narrow = functional.gelu(self.narrow(self.drop(self.norm(tokens))) + self.written(features["shapes"].long()))
+        # padding must be nothing, as what is beyond a row's end is
+        narrow = self.drop(narrow * features["mask"].unsqueeze(-1))
+        around = functional.gelu(self.around(narrow.transpose(1, 2)).transpose(1, 2))
+        scores: torch.Tensor = self.out(narrow + self.drop(around))
+        return scores
+
+
+MODULES: Mapping[str, type[LayersLinear | TokenAttention | TokenLabels]] = {
+    "layers": LayersLinear,
+    "attention": TokenAttention,
+    "token-labels": TokenLabels,
+}

@@ -1,0 +1,173 @@
+"""What sensors measured at equal intervals, classified: a small recurrent network over all of it, whatever its length.
+
+Trained by `workers.training.train_series`; kept as one safetensors file, whose metadata say which channels it reads and its labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.messages import SeriesInput
+from workers.models.interface import options
+from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared, digest
+
+FILE = "series.safetensors"
+FORMAT = "argosy-series/1"
+
+#: So much of a channel may be missing, and is filled in a straight line.
+MOST_MISSING = 0.2
+
+_DIGITS = 6
+
+
+class Channel(msgspec.Struct, frozen=True):
+    """A channel as the model was trained on it: what it measures, the values' mean and scale."""
+
+    name: str
+    mean: float
+    scale: float
+
+
+class Described(msgspec.Struct, frozen=True):
+    """What a model's file says of itself. `steps` are the least and the most values a channel may have."""
+
+    channels: tuple[Channel, ...]
+    labels: tuple[str, ...]
+    steps: tuple[int, int]
+
+
+class SeriesModel(Model):
+    """The inputs are series (`producers.wire.messages.SeriesInput`); all of a model's tasks give the same answer."""
+
+    OPTIONS: ClassVar[options.Options] = {}
+
+    default_cost = 16_384
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._network: Any = None
+        self._device = "cpu"
+
+    # --- in the parent process ---
+
+    @property
+    def revision(self) -> str:
+        _ = self.described  # a file that cannot be read is found when the worker starts
+        return super().revision
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Order, fill and standardise the channels. The row is `series`, float32 `(steps, channels)`."""
+        if not isinstance(content, SeriesInput):
+            raise InvalidInput("input", "must be lists of numbers, one for each channel", "see `argosy tasks`")
+        ordered = self._ordered(content)
+        self._check_steps(len(ordered[0]))
+        filled = [
+            self._filled(values, channel) for values, channel in zip(ordered, self.described.channels, strict=True)
+        ]
+        arrays = {"series": np.stack(filled, axis=1).astype(np.float32)}
+        return Prepared(arrays, len(ordered[0]), digest(arrays))
+
+    def _ordered(self, content: SeriesInput) -> Sequence[Sequence[float | None]]:
+        """Return the channels as the model was trained on them: by name if they are named, else as they come."""
+        names = [channel.name for channel in self.described.channels]
+        if content.names:
+            given = dict(zip(content.names, content.channels, strict=True))
+            if unknown := sorted(set(given) - set(names)):
+                raise InvalidInput(f"input.{unknown[0]}", "is no channel of the model", f"channels: {', '.join(names)}")
+            if missing := [name for name in names if name not in given]:
+                raise InvalidInput(f"input.{missing[0]}", "is missing", f"channels: {', '.join(names)}")
+            return [given[name] for name in names]
+        if len(content.channels) != len(names):
+            problem = f"has {len(content.channels)} channels, not {len(names)}"
+            raise InvalidInput("input", problem, f"a list for each of {', '.join(names)}")
+        return content.channels
+
+    def _check_steps(self, steps: int) -> None:
+        least, most = self.described.steps
+        if steps < least:
+            raise InvalidInput("input", f"has {steps} values a channel, under {least}", "measure for longer")
+        if steps > most:
+            raise InputTooLarge("input", f"has {steps:,} values a channel, over {most:,}", "send it in parts")
+
+    def _filled(self, values: Sequence[float | None], channel: Channel) -> Array:
+        array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+        missing = np.isnan(array)
+        if missing.mean() > MOST_MISSING:
+            problem = f"lacks {missing.sum():,} of {len(array):,} values, over {MOST_MISSING:.0%}"
+            raise InvalidInput(f"input.{channel.name}", problem, "leave the item out")
+        places = np.arange(len(array))
+        whole = np.interp(places, places[~missing], array[~missing])
+        return np.asarray((whole - channel.mean) / channel.scale)
+
+    def cost(self, prepared: Prepared) -> int:
+        return prepared.size
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Pad to the longest: `series` `(rows, steps, channels)`, and each row's own `lengths`."""
+        lengths = np.array([row.size for row in rows], dtype=np.int64)
+        batch = np.zeros((len(rows), int(lengths.max()), len(self.described.channels)), dtype=np.float32)
+        for place, row in enumerate(rows):
+            batch[place, : row.size] = row.arrays["series"]
+        return {"series": batch, "lengths": lengths}
+
+    def finish(self, task: Task, output: Array, params: Any) -> list[dict[str, Any]]:
+        best = np.argsort(-output, kind="stable")[: params.top_k]
+        return [
+            {"label": self.described.labels[place], "score": round(float(output[place]), _DIGITS)} for place in best
+        ]
+
+    @cached_property
+    def described(self) -> Described:
+        """What the model's file says. Raises ConfigurationError."""
+        from safetensors import SafetensorError, safe_open
+
+        file = self.spec.folder / FILE
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                metadata = opened.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"format {metadata.get('format')!r} is not {FORMAT!r}")
+            return msgspec.json.decode(metadata["described"], type=Described)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise ConfigurationError(f"models.{self.spec.name}: {file}: {error}; train it again") from error
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        from safetensors.torch import load_file
+
+        from workers.models.built_in.tables.series_network import SeriesNetwork
+
+        self._device = device
+        tensors = load_file(self.spec.folder / FILE)
+        network = SeriesNetwork.of_shape(tensors)
+        network.load_state_dict(tensors)
+        self._network = network.eval().to(device)
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        import torch
+
+        series = torch.from_numpy(arrays["series"].copy()).to(self._device)
+        lengths = torch.from_numpy(arrays["lengths"].copy())
+        with torch.inference_mode():
+            scores = self._network(series, lengths).softmax(-1).cpu().numpy()
+        return {task: scores[rows] for task, rows in wanted.items()}
+
+
+def save(network: Any, described: Described, folder: Any, **about: object) -> None:
+    """Write a trained network with what its file is to say of it."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": FORMAT, "described": msgspec.json.encode(described).decode()}
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, folder / FILE, metadata | {name: json.dumps(value) for name, value in about.items()})
+    (folder / FILE).chmod(0o644)  # safetensors writes for the owner alone; a worker may be somebody else

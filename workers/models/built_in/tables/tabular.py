@@ -1,0 +1,180 @@
+"""Rows of a table: a calibrated linear model, whose every decision can be told apart into what each column contributed.
+
+Trained by `workers.training.train_tabular`; kept as one safetensors file, whose metadata name the columns and the labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.kinds.explanation import ColumnPart, Explanation
+from producers.wire.messages import RowInput
+from workers.models.interface import options
+from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared
+
+FILE = "tabular.safetensors"
+FORMAT = "argosy-tabular/1"
+
+#: Digits kept of a probability and of a contribution.
+_DIGITS = 6
+
+
+class Column(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A column as the model was trained on it: numbers by `mean` and `scale`, or words by `categories`, one input each.
+
+    `lowest` and `highest` are what was seen in training.
+    """
+
+    name: str
+    mean: float = 0.0
+    scale: float = 1.0
+    lowest: float = -math.inf
+    highest: float = math.inf
+    categories: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        return len(self.categories) or 1
+
+    def encode(self, value: object, field: str) -> list[float]:
+        """Return the inputs of a value; null is the average of training. Raises InvalidInput."""
+        if value is None:
+            return [0.0] * self.width
+        if self.categories:
+            if value not in self.categories:
+                raise InvalidInput(
+                    field, f"is {value!r}, unknown to the model", f"one of {', '.join(self.categories)}, or null"
+                )
+            return [float(value == category) for category in self.categories]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidInput(
+                field, f"must be a number, not {type(value).__name__}", "give a number, or null if unknown"
+            )
+        return [(float(value) - self.mean) / self.scale]
+
+
+class TabularModel(Model):
+    """The inputs are rows (`producers.wire.messages.RowInput`); all of a model's tasks give the same answer, explained or not."""
+
+    OPTIONS: ClassVar[options.Options] = {}
+
+    default_cost = 4096
+    explains = True
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._network: Any = None
+        self._device = "cpu"
+
+    # --- in the parent process ---
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Standardise a row. Every column of the training must be there, if only as null, and no other."""
+        if not isinstance(content, RowInput):
+            raise InvalidInput("input", "must be an object of columns and values", "see `argosy tasks`")
+        known = {column.name for column in self.columns}
+        if unknown := sorted(set(content.values) - known):
+            raise InvalidInput(
+                f"input.{unknown[0]}", "is no column of the model", f"columns: {', '.join(sorted(known))}"
+            )
+        if missing := sorted(known - set(content.values)):
+            raise InvalidInput(f"input.{missing[0]}", "is missing", "give its value, or null if it is unknown")
+        encoded = [
+            part
+            for column in self.columns
+            for part in column.encode(content.values[column.name], f"input.{column.name}")
+        ]
+        row = np.array(encoded, dtype=np.float32)
+        return Prepared({"row": row}, 1, hashlib.blake2b(row.tobytes(), digest_size=16).digest(), aside=content)
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        raise NotImplementedError("an explanation needs the row: `finish_item`")
+
+    def finish_item(self, task: Task, output: Array, params: Any, prepared: Prepared) -> list[dict[str, Any]]:
+        best = np.argsort(-output, kind="stable")[: params.top_k]
+        answers: list[dict[str, Any]] = []
+        for place in best:
+            answer: dict[str, Any] = {"label": self.labels[place], "score": round(float(output[place]), _DIGITS)}
+            if params.explain:
+                answer["explanation"] = self._explanation(int(place), prepared)
+            answers.append(answer)
+        return answers
+
+    def _explanation(self, label: int, prepared: Prepared) -> Explanation:
+        weights, bias = (self._tensors[name].astype(np.float64) for name in ("weight", "bias"))
+        slope = weights[label] - np.delete(weights, label, axis=0).mean(axis=0)
+        average = self._tensors["average"]
+        base = float(slope @ average + bias[label] - np.delete(bias, label).mean())
+        parts = slope * (prepared.arrays["row"] - average)
+        return Explanation(
+            method="linear",
+            baseline="the average row of the training",
+            value=round(base + float(parts.sum()), _DIGITS),
+            base=round(base, _DIGITS),
+            columns=tuple(sorted(self._contributions(parts, prepared), key=lambda part: -abs(part.contribution))),
+        )
+
+    def _contributions(self, parts: Array, prepared: Prepared) -> Iterator[ColumnPart]:
+        start = 0
+        for column in self.columns:
+            part = float(parts[start : start + column.width].sum())
+            start += column.width
+            yield ColumnPart(column.name, prepared.aside.values[column.name], round(part, _DIGITS))
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        return self._described[0]
+
+    @property
+    def labels(self) -> Sequence[str]:
+        return self._described[1]
+
+    @cached_property
+    def _described(self) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+        from safetensors import SafetensorError, safe_open
+
+        file = self.spec.folder / FILE
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                metadata = opened.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"format {metadata.get('format')!r} is not {FORMAT!r}")
+            columns = msgspec.json.decode(metadata["columns"], type=tuple[Column, ...])
+            return columns, tuple(json.loads(metadata["labels"]))
+        except (OSError, SafetensorError, ValueError, KeyError, msgspec.DecodeError) as error:
+            raise ConfigurationError(f"models.{self.spec.name}: {file}: {error}; train it again") from error
+
+    @cached_property
+    def _tensors(self) -> Arrays:
+        from safetensors.numpy import load_file
+
+        return load_file(self.spec.folder / FILE)
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        import torch
+
+        self._device = device
+        _ = self.columns  # what is wrong with the file is told here
+        weight, bias = self._tensors["weight"], self._tensors["bias"]
+        network = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        network.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+        self._network = network.eval().to(device)
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        import torch
+
+        with torch.inference_mode():
+            scores = self._network(torch.from_numpy(arrays["row"].copy()).to(self._device)).softmax(-1).cpu().numpy()
+        return {task: scores[rows] for task, rows in wanted.items()}

@@ -1,0 +1,1 @@
+"""The built-in text models: classification, entities, retrieval and language."""

@@ -1,0 +1,192 @@
+"""The video model: MobileNetV2 over frames of all videos in one pass, then heads that read each video's frames in order."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from workers.models.built_in.multitask import head_file
+from workers.models.built_in.multitask.multitask_model import MultiTaskModel
+from workers.models.built_in.text.text_model import BUILTIN_HEADS
+from workers.models.interface import options, sample_inputs
+from workers.models.interface.model import Arrays, ModelSpec, Prepared, digest
+from workers.models.video import frames
+from workers.models.video.frame_sampling import Sampling, sampled_alike
+from workers.models.video.frames import Pixels, VideoLimits
+
+if TYPE_CHECKING:
+    import torch
+    from av import VideoFrame
+
+    from workers.models.built_in.multitask.multitask_model import Features
+
+#: What is read of a video unless `num_frames` says otherwise, and what the built-in heads were trained on.
+NUM_FRAMES = 16
+
+#: Height and width of what is seen of a frame, the middle of it, and its short side before that.
+FRAME_SIDE = 160
+_SHORT_SIDE = 176
+
+
+def centre(frame: VideoFrame) -> Pixels:
+    """Return what the model sees of a frame: `(160, 160, 3)`."""
+    return frames.centre(frame, FRAME_SIDE, _SHORT_SIDE)
+
+
+class VideoModel(MultiTaskModel):
+    """Options: `heads` (a folder with a folder per task), and the fields of `VideoLimits`."""
+
+    OPTIONS: ClassVar[options.Options] = {"heads": options.TEXT, **frames.OPTIONS}
+
+    default_cost = 64
+    budgets = (16, 32, 64, 128)
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._heads: dict[str, Any] = {}
+
+    # --- in the parent process ---
+
+    def sample(self, count: int) -> Sequence[bytes]:
+        return [_animation(picture) for picture in sample_inputs.images(max(2, count // 8))]
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Read frames. The row is `pixels`, uint8 `(frames, 160, 160, 3)`."""
+        if not isinstance(content, bytes):
+            raise InvalidInput("input", f"must be the bytes of a video file, not {type(content).__name__}")
+        sampling, refused = sampled_alike(params, _sampling)
+        arrays = {"pixels": np.stack(frames.read(content, sampling, self._limits, centre))}
+        return Prepared(arrays, sampling.num_frames, digest(arrays), refused)
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Put all rows' frames behind one another: `pixels` `(frames, 160, 160, 3)`, and each row's `lengths`."""
+        return {
+            "pixels": np.concatenate([row.arrays["pixels"] for row in rows]),
+            "lengths": np.array([row.size for row in rows], dtype=np.int64),
+        }
+
+    @property
+    def knows_contents(self) -> bool:
+        return False  # a row's features are its frames', which the cache of features does not part
+
+    def labels(self, task: Task) -> Sequence[str]:
+        return self._labels[task.name]
+
+    @cached_property
+    def revision(self) -> str:
+        frames.check_installed(f"models.{self.spec.name}")
+        _ = self._labels  # a wrong setting is found when the worker starts
+        whole = self._weights
+        return whole if self.spec.backend.is_reference else f"{whole}+{self.spec.backend}"
+
+    @property
+    def _weights(self) -> str:
+        files = [self._head_files[name] for name in sorted(self._head_files)]
+        return f"{self.spec.revision}+heads.{head_file.digest(files)}" if files else self.spec.revision
+
+    @cached_property
+    def _labels(self) -> dict[str, tuple[str, ...]]:
+        return {name: head_file.read_labels(path) for name, path in self._head_files.items()}
+
+    @cached_property
+    def _head_files(self) -> dict[str, Path]:
+        own = self.spec.options.get("heads")
+        folders = [*([Path(own).expanduser()] if own else []), BUILTIN_HEADS]
+        found: dict[str, Path] = {}
+        for name, task in self.spec.tasks.items():
+            if not task.kind.name.endswith("classification"):
+                continue
+            files = [folder / name / head_file.FILE for folder in folders]
+            there = next((file for file in files if file.is_file()), None)
+            if there is None:
+                problem = f"{name!r} has no head: there is no {' or '.join(map(str, files))}"
+                raise ConfigurationError(f"models.{self.spec.name}: {problem}; train one (docs/models.md)")
+            found[name] = there
+        return found
+
+    @cached_property
+    def _limits(self) -> VideoLimits:
+        return frames.limits(self.spec.options)
+
+    # --- in the device process ---
+
+    def _load(self, device: str) -> None:
+        from workers.models.built_in.video.video_network import load_head
+
+        self._heads = {name: load_head(path).eval().to(device) for name, path in self._head_files.items()}
+
+    def _network(self) -> torch.nn.Module:
+        from workers.models.built_in.video.video_network import VideoEncoder
+
+        return VideoEncoder(self.spec.folder, self._kept).eval()
+
+    @property
+    def _kept(self) -> frozenset[str]:
+        """What the tasks read of the backbone; the rest of it is not computed."""
+        of_heads = {name for module in self._heads.values() for name in module.reads}
+        return frozenset(of_heads if len(self._heads) == len(self.spec.tasks) else {*of_heads, "pooled"})
+
+    def _cache_file(self) -> Path:
+        whole = super()._cache_file()
+        own = hashlib.blake2b(repr(sorted(self._kept)).encode(), digest_size=4).hexdigest()
+        return whole.with_name(f"{whole.name}-{own}")  # other tasks, another part of the network
+
+    def _example(self) -> Arrays:
+        return {"pixels": np.zeros((2, FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)}
+
+    def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
+        return super().encode({"pixels": arrays["pixels"]}) | {"lengths": arrays["lengths"]}
+
+    def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
+        chosen = _of_rows(features, rows)
+        if task.name in self._heads:
+            scores: torch.Tensor = self._heads[task.name](chosen)
+            return scores.softmax(-1)
+        return _means(chosen["pooled"], chosen["lengths"])
+
+
+def _animation(picture: bytes) -> bytes:
+    """Return a GIF that zooms into a picture."""
+    whole, made = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO()
+    boxes = [(edge, edge, whole.width - edge, whole.height - edge) for edge in range(0, 2 * NUM_FRAMES, 2)]
+    first, *others = [whole.resize((FRAME_SIDE, FRAME_SIDE), box=box) for box in boxes]
+    first.save(made, "GIF", save_all=True, append_images=others)
+    return made.getvalue()
+
+
+def _sampling(params: Any) -> Sampling:
+    if params.num_frames == 1:
+        raise InvalidInput("params.num_frames", "must be 2 or more", "a motion shows between frames")
+    return Sampling(params.num_frames or NUM_FRAMES, params.frame_sampling_rate)
+
+
+def _of_rows(features: Features, rows: torch.Tensor) -> Features:
+    """Return the features of some rows' frames, in the rows' order."""
+    import torch
+
+    lengths = features["lengths"]
+    if len(rows) == len(lengths) and bool((rows == torch.arange(len(lengths), device=rows.device)).all()):
+        return dict(features)
+    starts = lengths.cumsum(0) - lengths
+    places = torch.cat([torch.arange(int(lengths[row]), device=rows.device) + starts[row] for row in rows.tolist()])
+    return {
+        name: lengths[rows] if name == "lengths" else tensor.index_select(0, places)
+        for name, tensor in features.items()
+    }
+
+
+def _means(pooled: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    ends = lengths.cumsum(0).tolist()
+    return torch.stack([pooled[end - length : end].mean(0) for end, length in zip(ends, lengths.tolist(), strict=True)])

@@ -1,0 +1,124 @@
+"""The built-in detector: NanoDet, which finds objects of COCO's 80 classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.kinds.vision import ObjectDetectionParams
+from workers.models.built_in.multitask.multitask_model import MultiTaskModel
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.text_head import rounded
+from workers.models.interface import options, sample_inputs
+from workers.models.interface.model import Array, Arrays, Prepared, digest
+from workers.models.pictures import pixels
+
+if TYPE_CHECKING:
+    import torch
+
+    from workers.models.built_in.multitask.multitask_model import Features
+
+#: Height and width of what the network sees: the whole image, squeezed.
+SIDE = 416
+
+#: Of two boxes of a class that share more than this of what they cover together, the less likely goes.
+_SAME_OBJECT = 0.6
+
+
+class DetectorModel(MultiTaskModel):
+    """Tasks of the kind `object-detection`. Options: `max_image_pixels` (default 50 million)."""
+
+    OPTIONS: ClassVar[options.Options] = {**MultiTaskModel.OPTIONS, "max_image_pixels": options.COUNT}
+
+    tunable = False
+    default_cost = 8
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        for task in self.spec.tasks.values():
+            if task.kind.name != "object-detection":
+                problem = f"is of the kind {task.kind.name}, and the model detects objects only"
+                raise ConfigurationError(f"models.{self.spec.name}.tasks.{task.name}: {problem}")
+        return super().revision
+
+    def sample(self, count: int) -> Sequence[bytes]:
+        return sample_inputs.images(count)
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Decode an image and squeeze it to the network's square. The row is `pixels`, uint8 `(height, width, 3)`."""
+        if not isinstance(content, bytes):
+            raise InvalidInput("input", f"must be the bytes of an image file, not {type(content).__name__}")
+        limit = int(self.spec.options.get("max_image_pixels", pixels.MAX_PIXELS))
+        squeezed, size = pixels.rgb(content, lambda image: (_squeezed(image), image.size), max_pixels=limit)
+        row: Arrays = {"pixels": squeezed}
+        return Prepared(row, 1, digest(row), aside=size)
+
+    def labels(self, task: Task) -> Sequence[str]:
+        return self._labels
+
+    @cached_property
+    def _labels(self) -> tuple[str, ...]:
+        return Checkpoint(self.spec.folder, f"models.{self.spec.name}").labels
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        raise NotImplementedError("boxes are told in pixels of the image, whose size is known with its item")
+
+    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        assert isinstance(params, ObjectDetectionParams), "the one kind that is served"
+        width, height = prepared.aside
+        found = output[output[:, 0] > params.threshold]
+        stay = set(_apart(found))
+        corners = (found[:, 2:].clip(0, 1) * (width, height, width, height)).round().astype(int)
+        return [
+            {
+                "score": rounded(score),
+                "label": self._labels[int(label)],
+                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), corners[place].tolist(), strict=True)),
+            }
+            for place, (score, label) in enumerate(found[:, :2].tolist())
+            if place in stay
+        ]
+
+    # --- in the device process ---
+
+    def _network(self) -> torch.nn.Module:
+        from workers.models.built_in.vision.detector_network import DetectorNetwork
+
+        return DetectorNetwork(self.spec.folder).eval()
+
+    def _example(self) -> Arrays:
+        return {"pixels": np.zeros((2, SIDE, SIDE, 3), dtype=np.uint8)}
+
+    def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
+        return features["found"].index_select(0, rows)
+
+
+def _squeezed(image: Image.Image) -> Array:
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.uint8)
+
+
+def _apart(found: Array) -> list[int]:
+    """Return which boxes `(boxes, 6)`, best first, stay when those that are of the same object as a better one have gone."""
+    kept: list[int] = []
+    for place, (_, label, *_) in enumerate(found):
+        rivals = [other for other in kept if found[other, 1] == label]
+        if all(_overlap(found[place, 2:], found[other, 2:]) <= _SAME_OBJECT for other in rivals):
+            kept.append(place)
+    return kept
+
+
+def _overlap(one: Array, other: Array) -> float:
+    """Return the share that two boxes have in common of what they cover together."""
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    common = float(np.prod((high - low).clip(min=0)))
+    together = float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])) - common
+    return common / together if together > 0 else 0.0

@@ -1,0 +1,1 @@
+"""Weights of other formats converted to safetensors when a model is pulled."""

@@ -1,0 +1,102 @@
+"""Turn weights of other formats into a Hugging Face folder: ``python -m workers.models.converting.convert NAME FROM TO``.
+
+Run at pull time, in a process of its own, on files whose sha256 was checked.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def torchvision_mobilenet_v2(source: Path, target: Path) -> None:
+    """Write torchvision's MobileNetV2 (a ``.pth`` state) with its classes' names as a folder for transformers.
+
+    The two libraries list the same 262 tensors, named differently, in the same order (checked by their shapes).
+    """
+    import torch
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    [weights] = source.glob("*.pth")
+    # weights_only: a pickle that may hold tensors and nothing else
+    theirs = _tensors(torch.load(weights, map_location="cpu", weights_only=True))
+    labels = imagenet_labels(source)
+    # torchvision pads evenly and keeps batch norm's own epsilon
+    config = MobileNetV2Config(
+        tf_padding=False, layer_norm_eps=1e-5, id2label=labels, label2id={name: n for n, name in labels.items()}
+    )
+    model = MobileNetV2ForImageClassification(config)
+    ours = _tensors(model.state_dict())
+    if [t.shape for t in theirs.values()] != [t.shape for t in ours.values()]:
+        raise ValueError(f"{weights.name} is not torchvision's MobileNetV2: its tensors differ")
+    model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)), strict=False)
+    model.eval().save_pretrained(target)
+
+
+def imagenet_labels(source: Path) -> dict[int, str]:
+    """Return the names of ImageNet's 1,000 classes by number, from the two WordNet lists in `source`."""
+    lines = (source / "imagenet_synset_to_lemma.txt").read_text("utf-8").splitlines()
+    lemmas = dict(line.split("\t", 1) for line in lines)
+    synsets = (source / "imagenet_synsets.txt").read_text("utf-8").split()
+    names = [lemmas[synset].strip() for synset in synsets]
+    # "crane" is a bird and a machine: a name that two classes share carries its WordNet number
+    return {n: f"{name} ({synsets[n]})" if names.count(name) > 1 else name for n, name in enumerate(names)}
+
+
+def _tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def gguf_causal_lm(source: Path, target: Path) -> None:
+    """Write a quantised GGUF file (llama.cpp's) as a folder for transformers, its weights in bfloat16.
+
+    Reading GGUF takes transformers a third of a minute, so it is done once. A 4-bit weight has fewer digits than bfloat16 keeps.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    [weights] = source.glob("*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=weights.name)
+    theirs = AutoModelForCausalLM.from_pretrained(source, gguf_file=weights.name, dtype=torch.float32)
+    config = theirs.config
+    for left_over in ("quantization_config", "_name_or_path"):  # they speak of the file, not of the network
+        config.__dict__.pop(left_over, None)
+    # a network that was loaded from GGUF refuses to change its type: another one takes its weights
+    model = type(theirs)(config)
+    model.load_state_dict(theirs.state_dict())
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.to(torch.bfloat16).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def ctranslate2_whisper(source: Path, target: Path) -> None:
+    """Write a Whisper model of CTranslate2 as a folder for transformers."""
+    from workers.models.converting import ctranslate2
+
+    ctranslate2.convert(source, target)
+
+
+def tfjs_nanodet(source: Path, target: Path) -> None:
+    """Write NanoDet as a TensorFlow.js graph model as a folder for `workers.models.built_in.vision.detector`, with COCO's names."""
+    from workers.models.converting import coco_classes, tfjs
+
+    [graph] = source.glob("*.json")
+    tfjs.convert(graph, target)
+    labels = {str(number): name for number, name in enumerate(coco_classes.NAMES)}
+    (target / "config.json").write_text(json.dumps({"model_type": "nanodet", "id2label": labels}, indent=1), "utf-8")
+
+
+CONVERTERS = {
+    "ctranslate2-whisper": ctranslate2_whisper,
+    "gguf-causal-lm": gguf_causal_lm,
+    "tfjs-nanodet": tfjs_nanodet,
+    "torchvision-mobilenet-v2": torchvision_mobilenet_v2,
+}
+
+if __name__ == "__main__":
+    CONVERTERS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

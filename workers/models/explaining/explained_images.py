@@ -1,0 +1,180 @@
+"""Images as something to explain: the line runs through the pixels, from an image all in one colour."""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from producers.wire.kinds.explanation import Area, Explanation, PixelMap
+from workers.models.built_in.vision.vision_model import VisionModel
+from workers.models.explaining.gradients import margin
+from workers.models.explaining.subject import Line, M, Measured, Points, Subject
+from workers.models.huggingface.text_head import SCORE_DIGITS
+from workers.models.huggingface.vision.image_heads import ImageClassification
+from workers.models.huggingface.vision.image_models import ImageModel
+from workers.models.interface.model import Arrays, Prepared
+from workers.models.pictures import pixels
+
+if TYPE_CHECKING:
+    import torch
+
+#: About the side of a field in the network's pixels: contributions of single pixels are noise, those of a field can be looked at.
+FIELD = 16
+
+_MEAN = "all in the mean colour of the training"
+
+
+class ImageSubject(Subject[M]):
+    """What both kinds of image models share."""
+
+    @abstractmethod
+    def _seen(self, content: bytes) -> Area:
+        """Return which part of an image the network sees, in pixels of the image as it was sent."""
+
+    @abstractmethod
+    def _values(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the network's input `(1, 3, height, width)` for an image's pixels `(1, height, width, 3)`."""
+
+    @abstractmethod
+    def _logits(self, values: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the network over `(rows, 3, height, width)`, and return each task's logits for its rows."""
+
+    @abstractmethod
+    def _rivals(self, task: str) -> bool:
+        """Whether the task's labels compete."""
+
+    @property
+    @abstractmethod
+    def _baseline(self) -> str:
+        """What an input of zeros is, for who reads it."""
+
+    # --- in the parent process ---
+
+    def about(self, task: str, content: Any, params: Any, prepared: Prepared) -> tuple[Arrays, Any]:
+        return {}, self._seen(content)
+
+    def told(self, measured: Measured, about: Any, *, steps: int) -> Explanation:
+        rows = [[round(value, SCORE_DIGITS) for value in row] for row in measured.contributions.tolist()]
+        return Explanation(
+            method="integrated-gradients",
+            baseline=self._baseline,
+            value=round(measured.value, SCORE_DIGITS),
+            base=round(measured.base, SCORE_DIGITS),
+            steps=steps,
+            delta=round(float(measured.contributions.sum()) - (measured.value - measured.base), SCORE_DIGITS),
+            map=PixelMap(about, tuple(map(tuple, rows))),
+        )
+
+    # --- in the device process ---
+
+    def line(self, task: str, row: Arrays, about: Arrays) -> Line:
+        import torch
+
+        with torch.no_grad():
+            x = self._values(torch.from_numpy(row["pixels"].copy()).unsqueeze(0).to(self.device))[0]
+        return Line(task, x, torch.zeros_like(x))
+
+    def along(self, line: Line, other: Line) -> bool:
+        return line.x.shape == other.x.shape
+
+    def log_odds(self, points: Sequence[Points]) -> torch.Tensor:
+        import torch
+
+        values = torch.cat([own.values for own in points])
+        tasks = [own.line.task for own in points for _ in own.values]
+        targets = torch.tensor([own.target for own in points for _ in own.values], device=values.device)
+        wanted = {
+            task: torch.tensor([n for n, own in enumerate(tasks) if own == task], device=values.device)
+            for task in dict.fromkeys(tasks)
+        }
+        odds = values.new_zeros(len(values))
+        for task, logits in self._logits(values, wanted).items():
+            own = margin(logits, targets[wanted[task]], rivals=self._rivals(task))
+            odds = odds.index_add(0, wanted[task], own)
+        return odds
+
+    def condensed(self, contributions: torch.Tensor) -> torch.Tensor:
+        """Return the sums over the fields of the image: as near to `FIELD` pixels as divides it evenly."""
+        import torch
+
+        by_pixel = contributions.sum(0)
+        down, across = (_edges(int(size)) for size in by_pixel.shape)
+        sums = torch.stack([by_pixel[a:b].sum(0) for a, b in itertools.pairwise(down)])
+        return torch.stack([sums[:, a:b].sum(1) for a, b in itertools.pairwise(across)], 1)
+
+
+class OwnImages(ImageSubject[VisionModel]):
+    """The vision model."""
+
+    @property
+    def tasks(self) -> Mapping[str, Sequence[str]]:
+        tasks = self.model.spec.tasks.values()
+        return {task.name: self.model.labels(task) for task in tasks if task.kind.name == "image-classification"}
+
+    def _seen(self, content: bytes) -> Area:
+        width, height = pixels.upright_size(content)
+        side = pixels.centre_side(width, height)
+        return _area((width - side) / 2, (height - side) / 2, side, side)
+
+    def _values(self, image: torch.Tensor) -> torch.Tensor:
+        values: torch.Tensor = self.model.module.normalized(image)
+        return values
+
+    def cost(self, line: Line) -> int:
+        return 1
+
+    def _logits(self, values: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        logits: torch.Tensor = self.model.module.network(pixel_values=values).logits
+        return {task: logits.index_select(0, own) for task, own in rows.items()}
+
+    def _rivals(self, task: str) -> bool:
+        return True
+
+    @property
+    def _baseline(self) -> str:
+        return _MEAN
+
+
+class FolderImages(ImageSubject[ImageModel]):
+    """Any Hugging Face checkpoint that classifies images."""
+
+    @property
+    def tasks(self) -> Mapping[str, Sequence[str]]:
+        heads = self.model.heads.items()
+        return {task: head.checkpoint.labels for task, head in heads if isinstance(head, ImageClassification)}
+
+    def _seen(self, content: bytes) -> Area:
+        width, height = pixels.upright_size(content)
+        return _area(*self.model.reader.seen(width, height))
+
+    def _values(self, image: torch.Tensor) -> torch.Tensor:
+        return self.model.reader.normalized(image).to(self.model.networks.dtype)
+
+    def cost(self, line: Line) -> int:
+        return max(1, line.x.shape[1] * line.x.shape[2] // 1024)
+
+    def _logits(self, values: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = self.model.networks.run({"pixel_values": values}, rows)
+        return {task: output.logits for task, output in found.items()}
+
+    def _rivals(self, task: str) -> bool:
+        head = self.model.heads[task]
+        assert isinstance(head, ImageClassification), "the only ones that are explained"
+        return head.function == "softmax"
+
+    @property
+    def _baseline(self) -> str:
+        return _MEAN if self.model.reader.centres else "black"
+
+
+def _area(left: float, top: float, width: float, height: float) -> Area:
+    return Area(*(round(value, 2) for value in (left, top, left + width, top + height)))
+
+
+def _edges(size: int) -> list[int]:
+    edges: list[int] = np.linspace(0, size, max(1, round(size / FIELD)) + 1).round().astype(int).tolist()
+    return edges

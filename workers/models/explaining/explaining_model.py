@@ -1,0 +1,165 @@
+"""The explaining side of a model: a stepwise model that holds one of the model's class, on torch, and what explains that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import InvalidInput
+from producers.wire.kinds.explanation import Explanation
+from workers.models.explaining import explanation_request, subject_lookup
+from workers.models.explaining.explaining_engine import Engine
+from workers.models.explaining.explanation_request import Answer, Request
+from workers.models.explaining.subject import Measured, Subject
+from workers.models.interface import class_lookup, ragged
+from workers.models.interface.model import Array, LoadingFailed, Model, ModelSpec, Prepared, digest
+from workers.models.interface.stepwise import EngineModel, Stepped
+
+#: A point of a line is a pass forward and one back.
+_POINT = 2
+
+#: How long a step waits for weights that are being loaded: others have the device meanwhile.
+_LOOK_AGAIN_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """What the answer is made with: the model's own row, and by task what its explanation needs."""
+
+    row: Prepared
+    about: Mapping[str, Any]
+
+
+class ExplainingModel(EngineModel[Engine]):
+    """Options: `class` and `options`, the explained model's own; `step_cost`, what the points of a step may cost together;
+    `preloaded`, whether the weights are loaded at the start, not with the first item.
+    """
+
+    explains = True
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._device = "cpu"
+        self._loading: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._loaded = False
+
+    @cached_property
+    def base(self) -> Model:
+        """The model explained, on the reference backend, whatever the fleet runs it on."""
+        spec = ModelSpec(
+            self.spec.name, self.spec.folder, self.spec.revision, self.spec.tasks, self.spec.options["options"]
+        )
+        model: Model = class_lookup.find(self.spec.options["class"])(spec)
+        return model
+
+    @cached_property
+    def subject(self) -> Subject[Any]:
+        found = subject_lookup.of(self.base)
+        assert found is not None, "other models have no explaining side"
+        return found
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        return self.base.revision
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        row = self.base.prepare(content, params)
+        refused = dict(row.refused)
+        found: dict[str, Request] = {}
+        about: dict[str, Any] = {}
+        for task, own in params.items():
+            try:
+                if task not in refused:
+                    found[task], about[task] = self._request(task, content, own, row)
+            except InvalidInput as error:
+                refused[task] = error
+        if not found:
+            raise next(iter(refused.values()))
+        arrays = {task: request.packed() for task, request in found.items()}
+        size = row.size * (1 + sum(_POINT * (own.steps + 2) for own in found.values() if own.steps))
+        return Prepared(arrays, size, digest(arrays), refused, _Aside(row, about))
+
+    def _request(self, task: str, content: Any, params: Any, row: Prepared) -> tuple[Request, Any]:
+        carried = explanation_request.carried(row.arrays)
+        if not getattr(params, "explain", False):
+            return Request(carried, row.size), None
+        labels = self.subject.tasks.get(task)
+        if labels is None:
+            raise InvalidInput(f"params.{task}.explain", "is not for this task of the model", "leave it out")
+        target = params.explain_label
+        if target is not None and target not in labels:
+            known = ", ".join(labels[:20]) + ", …" * (len(labels) > 20)
+            raise InvalidInput(
+                f"params.{task}.explain_label", f"is {target!r}, no label of the task", f"labels: {known}"
+            )
+        arrays, about = self.subject.about(task, content, params, row)
+        place = None if target is None else list(labels).index(target)
+        return Request(carried, row.size, explanation_request.carried(arrays), params.explain_steps, place), about
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        raise NotImplementedError("an explanation needs the row: `finish_item`")
+
+    def finish_item(self, task: Task, output: Array, params: Any, prepared: Prepared) -> Any:
+        answer = msgspec.convert(ragged.unpack(output), Answer)
+        own, aside = answer.output.array, prepared.aside
+        if answer.target is None or answer.contributions is None:
+            return self.base.finish_item(task, own, params, aside.row)
+        every = self.base.finish_item(task, own, msgspec.structs.replace(params, top_k=None), aside.row)
+        measured = Measured(answer.contributions.array, answer.value, answer.base)
+        explanation = self.subject.told(measured, aside.about[task.name], steps=params.explain_steps)
+        return _with(every, self.subject.tasks[task.name][answer.target], explanation, params.top_k)
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        self._device = device
+        self._engine = Engine(self.subject, step_cost=int(self.spec.options["step_cost"]))
+        if self.spec.options["preloaded"]:
+            self._load()
+            if self._failure is not None:
+                raise self._failure
+
+    def _load(self) -> None:
+        try:
+            self.base.load(self._device)
+            self.subject.device = self._device
+            self._loaded = True
+        except BaseException as error:  # noqa: BLE001 - told by the thread that waits for it
+            self._failure = error
+
+    def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
+        self.engine.join(key, task, explanation_request.unpack(request), urgency=urgency)
+
+    def step(self) -> list[Stepped]:
+        return super().step() if self._is_loaded() else []
+
+    def _is_loaded(self) -> bool:
+        """Load in a thread, so that the other models' batches run meanwhile; those who wait for this one wait on."""
+        if not self._loaded:
+            if self._loading is None:
+                self._loading = threading.Thread(target=self._load, name="load-explaining", daemon=True)
+                self._loading.start()
+            self._loading.join(_LOOK_AGAIN_S)
+            if not self._loading.is_alive():
+                self._loading = None
+                failure, self._failure = self._failure, None
+                if failure is not None:
+                    told = f"the weights that explanations need: {type(failure).__name__}: {failure}"
+                    raise LoadingFailed(told) from failure
+        return self._loaded
+
+
+def _with(every: list[dict[str, Any]], label: str, why: Explanation, top_k: int | None) -> list[dict[str, Any]]:
+    """Return the best labels, with an explanation of one, which comes last where it is none of them."""
+    explained = next(one for one in every if one["label"] == label) | {"explanation": why}
+    best = [explained if one["label"] == label else one for one in every[:top_k]]
+    return best if explained in best else [*best, explained]

@@ -1,0 +1,138 @@
+"""The network in the device process: one pass over a block of rows, each with new tokens of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from producers.wire.errors import ConfigurationError
+from workers.models.adapters import low_rank
+from workers.models.adapters.lora_folder import Adapter
+from workers.models.adapters.low_rank import Rows
+from workers.models.generation import key_value_memory
+from workers.models.generation.key_value_memory import Block, Shape
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """New tokens of one row: their `offsets` from the row's length, what they see of one another, and of which the next is wanted.
+
+    Without `offsets` and `sees` they follow one another, as text does. `adapter` is the row's, counted from 1; 0 is none.
+    """
+
+    tokens: Sequence[int]
+    wanted: Sequence[int] = ()
+    offsets: Sequence[int] | None = None
+    sees: torch.Tensor | None = field(default=None, compare=False)
+    adapter: int = 0
+
+
+class Network:
+    """A causal language model of transformers. Constructed unloaded."""
+
+    def __init__(self, folder: Path, *, where: str, precision: str, adapters: Sequence[Adapter] = ()) -> None:
+        self._folder = folder
+        self._where = where
+        self._precision = precision
+        self._adapters = adapters
+        self._adapter_rows: Rows | None = None
+        self._model: Any = None
+        self._device = "cpu"
+        self.tokens_read = 0
+
+    def load(self, device: str) -> None:
+        """Load the weights. Raises ConfigurationError for a network whose rows cannot share a pass here."""
+        from transformers import AttentionInterface, AutoModelForCausalLM
+        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+        if self._precision not in _DTYPES:
+            raise ConfigurationError(
+                f"{self._where}.precision: must be one of {', '.join(_DTYPES)} for text generation"
+            )
+        AttentionInterface.register(key_value_memory.ATTENTION, key_value_memory.attend)
+        AttentionMaskInterface.register(key_value_memory.ATTENTION, sdpa_mask)
+        self._device = device
+        model = AutoModelForCausalLM.from_pretrained(
+            self._folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=_DTYPES[self._precision],
+            attn_implementation=key_value_memory.ATTENTION,
+        )
+        self._refuse_what_is_not_served(model.config)
+        self._model = model.eval().to(device)
+        if self._adapters:
+            self._adapter_rows = low_rank.attach(self._model, self._adapters)
+
+    def _refuse_what_is_not_served(self, config: Any) -> None:
+        layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if other := sorted(layers - {"full_attention"}):
+            problem = f"layers of the type {other[0]} need a memory of their own"
+            raise ConfigurationError(f"{self._where}: {problem}; take a model whose layers see the whole text")
+
+    @property
+    def shape(self) -> Shape:
+        """What it keeps of a token."""
+        config = self._model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return Shape(config.num_hidden_layers, heads, width, self._model.dtype, self._device)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens have a logit."""
+        return int(self._model.config.vocab_size)
+
+    def run(self, block: Block, feeds: Sequence[Feed]) -> list[torch.Tensor]:
+        """Feed each row of a block its tokens; return for each the logits at its `wanted` ones, (wanted, vocabulary) in fp32
+        and on the CPU."""
+        tokens = max(len(feed.tokens) for feed in feeds)
+        block.begin(tokens)
+        ids = torch.zeros((len(feeds), tokens), dtype=torch.long)
+        for row, feed in enumerate(feeds):
+            ids[row, : len(feed.tokens)] = torch.tensor(feed.tokens)
+        wanted = sorted({place for feed in feeds for place in feed.wanted}) or [0]
+        if self._adapter_rows is not None:
+            self._adapter_rows.set([feed.adapter for feed in feeds], self._device)
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=ids.to(self._device),
+                attention_mask=key_value_memory.visible(block, self._inner(feeds, tokens), tokens),
+                position_ids=self._positions(block, feeds),
+                past_key_values=block,
+                use_cache=True,
+                logits_to_keep=torch.tensor(wanted, device=self._device),
+            ).logits
+        at = {place: index for index, place in enumerate(wanted)}
+        key_value_memory.lengths_after(block, [len(feed.tokens) for feed in feeds])
+        self.tokens_read += sum(len(feed.tokens) for feed in feeds)
+        rows = [row for row, feed in enumerate(feeds) for _ in feed.wanted]
+        places = [at[place] for feed in feeds for place in feed.wanted]
+        # one copy from the device for all: each row by itself would wait for it again
+        found = logits[rows, places].float().cpu()
+        return list(found.split([len(feed.wanted) for feed in feeds]))
+
+    def _positions(self, block: Block, feeds: Sequence[Feed]) -> torch.Tensor:
+        positions = block.columns.clone()
+        for row, feed in enumerate(feeds):
+            if feed.offsets is not None:
+                offsets = torch.tensor(feed.offsets, device=self._device)
+                positions[row, : len(offsets)] = block.columns[row, 0] + offsets
+        return positions
+
+    def _inner(self, feeds: Sequence[Feed], tokens: int) -> torch.Tensor | None:
+        if all(feed.sees is None for feed in feeds):
+            return None
+        inner = torch.ones((len(feeds), tokens, tokens), dtype=torch.bool, device=self._device).tril()
+        for row, feed in enumerate(feeds):
+            if feed.sees is not None:
+                count = len(feed.tokens)
+                inner[row, :count, :count] = feed.sees.to(self._device)
+        return inner

@@ -1,0 +1,250 @@
+"""A decoder of Hugging Face's with the tasks that it writes for: the kinds `text-generation`, `prompted-classification`
+and `prompted-json`. All of them share its steps."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.kinds.generation import PromptedClassificationParams, PromptedJsonParams, TextGenerationParams
+from producers.wire.messages import Message, MessagesInput
+from workers.models.adapters.lora_folder import Adapter
+from workers.models.generation import generation_request, grammar
+from workers.models.generation.generation_request import Request, Sampling, Written
+from workers.models.generation.prompts import Prompts
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint_model import read_for_each
+from workers.models.huggingface.text_head import best_labels, softmax
+from workers.models.huggingface.tokenizing import Tokenizing
+from workers.models.interface import options, ragged
+from workers.models.interface.model import Array, Prepared, digest
+from workers.models.interface.stepwise import EngineModel
+from workers.models.sources import model_source
+
+if TYPE_CHECKING:
+    from workers.models.generation.decoding_engine import Engine  # noqa: F401 (what the class is of, in quotes)
+    from workers.models.generation.vllm_engine import VllmEngine
+
+#: Places in a step where the settings say nothing: our own steps, and vLLM's.
+_ROWS = {"torch": 8, "vllm": 256}
+
+
+#: Tokens of a task's labels, which are read in one pass, each of which sees all: its memory grows with their square.
+_MOST_LABEL_TOKENS = 1024
+
+
+class GenerationModel(EngineModel["Engine | VllmEngine"]):
+    """Options: `max_tokens`, of prompt and answer together (the checkpoint's own); `step_rows`, how many requests are in a
+    step (8, with vLLM 256); `prefix_tokens`, of how many tokens keys and values are held for prompts that begin alike (2,048; with
+    vLLM, which has its own limit, 0 for none); `adapters`, folders of LoRA by task; `gpu_memory_share`, how much of the GPU's memory
+    vLLM may take (0.9)."""
+
+    OPTIONS: ClassVar[options.Options] = {
+        "max_tokens": options.COUNT,
+        "prefix_tokens": options.whole(0),
+        "step_rows": options.COUNT,
+        "adapters": options.TABLE,
+        "gpu_memory_share": options.OVER_ZERO,
+    }
+
+    backends = ("torch", "vllm")
+    #: Tokens of the requests at the device, whose keys and values are in its memory.
+    default_cost = 16384
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        if self.spec.backend.compiled:
+            raise ConfigurationError(f"{self._where}.compile: is not for text generation; leave it out")
+        if self.prompts.chats:
+            self.prompts.chats_here()  # found when the worker starts, not at the first item
+        if self._gpu_memory_share >= 1:
+            raise ConfigurationError(f"{self._where}.options.gpu_memory_share: must be over 0 and under 1")
+        backend = self.spec.backend
+        parts = [self.spec.revision, *(model_source.folder_revision(one.folder) for one in self.adapters)]
+        return "+".join(parts if backend.is_reference else [*parts, str(backend)])
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        found, refused = read_for_each(params, lambda task, chosen: self._request(content, chosen))
+        arrays = {task: request.packed() for task, request in found.items()}
+        size = sum(len(request.tokens) + _to_write(request) for request in found.values())
+        return Prepared(arrays, size, digest(arrays), refused, {task: len(found[task].tokens) for task in found})
+
+    def _request(self, content: Any, params: msgspec.Struct) -> Request:
+        match params:
+            case TextGenerationParams():
+                return self._free(content, params)
+            case PromptedClassificationParams():
+                return self._choice(content, params)
+            case PromptedJsonParams():
+                return self._json(content, params)
+        raise ConfigurationError(f"{self._where}: no task of {type(params).__name__} can be served")
+
+    def _free(self, content: str | MessagesInput, params: TextGenerationParams) -> Request:
+        if isinstance(content, str) and params.as_message:
+            content = MessagesInput((Message("user", content),))
+        tokens = self.prompts.text(content) if isinstance(content, str) else self.prompts.messages(content)
+        if not tokens:
+            raise InvalidInput("input", "has no readable characters", "give it some text")
+        room = self.prompts.room(tokens, params.max_new_tokens)
+        sampling = Sampling(**{name: getattr(params, name) for name in Sampling.__struct_fields__})
+        if sampling.temperature and sampling.seed is None:
+            # drawn here, so that one which is begun again, the device having died, writes the same
+            sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
+        return Request(tokens, room, sampling, params.stop, params.stream)
+
+    def _choice(self, content: str, params: PromptedClassificationParams) -> Request:
+        tokens = self.prompts.templated(params.prompt, content)
+        ending = self.prompts.eos[:1]  # so that "low" is not likelier for being how "lower" begins
+        labels = [self.prompts.bare(label) + ending for label in params.labels]
+        self.prompts.room(tokens, max(map(len, labels)))
+        if (in_all := sum(map(len, labels))) > _MOST_LABEL_TOKENS:
+            problem = f"have {in_all:,} tokens in all, over {_MOST_LABEL_TOKENS:,}"
+            raise InvalidInput("params.labels", problem, "name fewer or shorter ones")
+        return Request(tokens, labels=labels, shared=self.prompts.shared(params.prompt))
+
+    def _json(self, content: str, params: PromptedJsonParams) -> Request:
+        tokens = self.prompts.templated(params.prompt, content)
+        return Request(
+            tokens,
+            self.prompts.room(tokens, params.max_new_tokens),
+            grammar=self._grammar(msgspec.json.encode(params.schema)),
+            shared=self.prompts.shared(params.prompt),
+        )
+
+    @cached_property
+    def _grammar(self) -> Callable[[bytes], str]:
+        """Makes the grammar of a schema, in JSON; items may bring schemas of their own, without end."""
+        return lru_cache(256)(lambda schema: grammar.of_schema(msgspec.json.decode(schema), "params.schema"))
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        return self._finish(output, params, 0)
+
+    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        return self._finish(output, params, prepared.aside[task.name])
+
+    def _finish(self, output: Array, params: msgspec.Struct, prompt_tokens: int) -> Any:
+        written = msgspec.convert(ragged.unpack(output), Written)
+        if isinstance(params, PromptedClassificationParams):
+            import numpy as np
+
+            return best_labels(params.labels, softmax(np.array(written.scores)), params.top_k)
+        if isinstance(params, PromptedJsonParams):
+            if written.finish_reason != "stop":
+                raise ValueError(
+                    f"the answer was not complete after {written.completion_tokens} tokens; raise `max_new_tokens`"
+                )
+            return msgspec.json.decode(written.text)
+        return {
+            "text": written.text,
+            "finish_reason": written.finish_reason,
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": written.completion_tokens,
+            "cached_tokens": written.cached_tokens,
+        }
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Makes tokens of what is asked."""
+        checkpoint = Checkpoint(self.spec.folder, self._where)
+        most = min(checkpoint.max_tokens, self._option("max_tokens", checkpoint.max_tokens))
+        window = checkpoint.config.get("sliding_window")
+        if isinstance(window, int) and checkpoint.config.get("use_sliding_window", True):
+            most = min(most, window)  # beyond it, what the model looks at would have to move along
+        return Prompts(checkpoint, Tokenizing(checkpoint), most)
+
+    @cached_property
+    def adapters(self) -> Sequence[Adapter]:
+        """The adapters of the tasks that have one, each once."""
+        given = self.spec.options.get("adapters", {})
+        where = f"{self._where}.options.adapters"
+        if unknown := sorted(set(given) - set(self.spec.tasks)):
+            raise ConfigurationError(f"{where}.{unknown[0]}: the model has no such task")
+        found = list(dict.fromkeys(Adapter(Path(folder).expanduser(), where) for folder in given.values()))
+        for adapter in found:
+            adapter.check()
+            if adapter.saved:
+                raise ConfigurationError(f"{where}: {adapter.saved[0]} is another's place; adapters add to layers only")
+        return found
+
+    @cached_property
+    def _adapter_numbers(self) -> Mapping[str, int]:
+        """Which adapter a task's requests have, counted from 1."""
+        given: Mapping[str, str] = self.spec.options.get("adapters", {})
+        folders = [adapter.folder for adapter in self.adapters]
+        return {task: 1 + folders.index(Path(folder).expanduser()) for task, folder in given.items()}
+
+    @property
+    def _rows(self) -> int:
+        return self._option("step_rows", _ROWS[self.spec.backend.name])
+
+    @property
+    def _gpu_memory_share(self) -> float:
+        return float(self.spec.options.get("gpu_memory_share", 0.9))
+
+    def _option(self, name: str, default: int) -> int:
+        return int(self.spec.options.get(name, default))
+
+    @property
+    def _where(self) -> str:
+        return f"models.{self.spec.name}"
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        self.prompts.tokenizing.check()
+        self.prompts.check()
+        if self.spec.backend.name == "vllm":
+            self._engine = self._vllm(device)
+            return
+        from workers.models.generation.decoder_network import Network
+        from workers.models.generation.decoding_engine import Engine
+        from workers.models.generation.grammar import Grammars
+
+        network = Network(
+            self.spec.folder, where=self._where, precision=self.spec.backend.precision, adapters=self.adapters
+        )
+        network.load(device)
+        tokenizer = self.prompts.tokenizing.tokenizer
+        self._engine = Engine(
+            network,
+            rows=self._rows,
+            prefix_tokens=self._option("prefix_tokens", 2048),
+            tokenizer=tokenizer,
+            grammars=Grammars(tokenizer.to_str(), network.vocabulary, self.prompts.eos),
+            eos=self.prompts.eos,
+        )
+
+    def _vllm(self, device: str) -> VllmEngine:
+        from workers.models.generation import vllm_engine, vllm_requests
+
+        if not device.startswith("cuda"):
+            raise ConfigurationError(f"{self._where}.backend: vllm runs on GPUs, not on {device}; use 'torch'")
+        arguments = vllm_requests.engine_arguments(
+            self.spec.folder,
+            precision=self.spec.backend.precision,
+            max_tokens=self.prompts.max_tokens,
+            rows=self._rows,
+            prefixes=self._option("prefix_tokens", 2048) > 0,
+            gpu_memory_share=self._gpu_memory_share,
+            adapters=self.adapters,
+        )
+        tokenizer = self.prompts.tokenizing.tokenizer
+        return vllm_engine.start(arguments, self.adapters, tokenizer, self.prompts.eos, where=self._where)
+
+    def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
+        self.engine.join(
+            key, generation_request.unpack(request), urgency=urgency, adapter=self._adapter_numbers.get(task, 0)
+        )
+
+
+def _to_write(request: Request) -> int:
+    return request.max_new_tokens or sum(map(len, request.labels))

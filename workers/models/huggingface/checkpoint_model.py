@@ -1,0 +1,214 @@
+"""What all models made of Hugging Face folders share: a head for each task, its folder, its options, its network."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from workers.models.adapters.lora_folder import Adapter
+from workers.models.huggingface.checkpoint import Adapted, Checkpoint
+from workers.models.huggingface.checkpoint_networks import Network, Networks
+from workers.models.interface.model import Array, Model, ModelSpec, Prepared
+from workers.models.sources import model_source
+
+if TYPE_CHECKING:
+    from workers.models.huggingface.exported import Inputs
+
+
+class Head(Protocol):
+    """What is asked of a task's head by the model as such."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def auto(self) -> str: ...
+    def check(self) -> None: ...
+    def finish(self, output: Array, params: Any, aside: Any) -> Any: ...
+
+
+H = TypeVar("H", bound=Head)
+_Read = TypeVar("_Read")
+
+
+class FolderModel(Model, Generic[H]):
+    """A model that writes `_head`, and of `Model` what its inputs are: `prepare`, `collate`, `forward`."""
+
+    backends: ClassVar[tuple[str, ...]] = ("torch",)
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._loaded: Networks | None = None
+        self._device = "cpu"
+
+    @abstractmethod
+    def _head(self, task: Task, checkpoint: Checkpoint) -> H:
+        """Return a task's head, whose network and labels are those of `checkpoint`."""
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        for head in self.heads.values():
+            head.check()  # a wrong setting is found when the worker starts
+        self._refuse_compiling()
+        return self._weights if self.spec.backend.is_reference else f"{self._weights}+{self.spec.backend}"
+
+    @property
+    def _weights(self) -> str:
+        """The revision of all weights, whatever they run on."""
+        return "+".join(
+            [
+                self.spec.revision,
+                *(model_source.folder_revision(folder) for folder in self._own_folders.values()),
+                *(model_source.folder_revision(adapter.folder) for adapter in self.adapters.values()),
+            ]
+        )
+
+    def _refuse_compiling(self) -> None:
+        if self.spec.backend.compiled:
+            raise ConfigurationError(
+                f"{self.where}.compile: is not for models without a class of their own; leave it out"
+            )
+
+    @cached_property
+    def heads(self) -> Mapping[str, H]:
+        return {name: self._head(task, self._checkpoint_of(name)) for name, task in self.spec.tasks.items()}
+
+    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+        """For kinds whose answers need nothing of the item but its output; the others need `finish_item`."""
+        return self.heads[task.name].finish(output, params, None)
+
+    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        return self.heads[task.name].finish(output, params, prepared.aside[task.name])
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The model's own folder."""
+        return Checkpoint(self.spec.folder, self.where)
+
+    def _checkpoint_of(self, task: str) -> Checkpoint:
+        if task in self.adapters:
+            if task in self._own_folders:
+                raise ConfigurationError(
+                    f"{self.where}.options.adapters.{task}: has a folder of its own in `heads`, too"
+                )
+            return Adapted(self.spec.folder, self.where, self.adapters[task])
+        return Checkpoint(self._own_folders.get(task, self.spec.folder), self.where)
+
+    @cached_property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """The adapter of each task that has one; those of one folder are equal."""
+        given = self.spec.options.get("adapters", {})
+        if unknown := sorted(set(given) - set(self.spec.tasks)):
+            raise ConfigurationError(f"{self.where}.options.adapters.{unknown[0]}: the model has no such task")
+        where = f"{self.where}.options.adapters"
+        found = {task: Adapter(Path(folder).expanduser(), where) for task, folder in given.items()}
+        for adapter in found.values():
+            adapter.check()
+        if found and self.spec.backend.name != "torch":
+            raise ConfigurationError(f"{self.where}.backend: adapters run on torch, whose layers they change")
+        return found
+
+    @property
+    def _own_folders(self) -> dict[str, Path]:
+        given = self.spec.options.get("heads", {})
+        if unknown := sorted(set(given) - set(self.spec.tasks)):
+            raise ConfigurationError(f"{self.where}.options.heads.{unknown[0]}: the model has no such task")
+        return {task: Path(folder).expanduser() for task, folder in given.items()}
+
+    @property
+    def where(self) -> str:
+        return f"models.{self.spec.name}"
+
+    # --- in the device process ---
+
+    @property
+    def networks(self) -> Networks:
+        assert self._loaded is not None, "loaded before the first batch"
+        return self._loaded
+
+    @property
+    def passes(self) -> int:
+        """How often the backbone ran: once a batch, or more often where its rows are of very different sizes."""
+        return self.networks.passes
+
+    def load(self, device: str) -> None:
+        self._refuse_compiling()
+        self._device = device
+        backend, on_gpu = self.spec.backend, device.startswith("cuda")
+        self._loaded = Networks(
+            {
+                name: Network(head.checkpoint.folder, head.auto, self.adapters.get(name))
+                for name, head in self.heads.items()
+            },
+            where=self.where,
+            device=device,
+            backend=backend,
+            split=self.SPLIT and (backend.name != "torch" or on_gpu),
+        )
+        self._loaded.load()
+        if backend.name == "torch":
+            if on_gpu and self.PADDABLE:
+                self._loaded.capture()
+        else:
+            if device != "cpu":
+                raise ConfigurationError(f"{self.where}.backend: {backend.name} runs on the CPU here; use 'torch'")
+            example, other = self._examples()
+            self._loaded.export(example, other, self._cache_file(example))
+
+    #: Whether what traces or captures a network takes the backbone without its head, though there is but one.
+    SPLIT: ClassVar[bool] = False
+
+    #: Whether a pass may have more rows than asked for, and masked tokens behind them: a GPU then captures it.
+    PADDABLE: ClassVar[bool] = False
+
+    def _examples(self) -> tuple[Inputs, Inputs]:
+        """Return two batches of different shapes, as the network takes them, for backends that trace it.
+
+        Raises ConfigurationError where a trace would not do.
+        """
+        raise ConfigurationError(f"{self.where}.backend: this kind of model runs on torch only")
+
+    def _cache_file(self, example: Inputs) -> Path:
+        """Where a backend keeps what it made of this very network: other weights, code or libraries, another file."""
+        code = [
+            Path(__file__).with_name(name).read_bytes()
+            for name in ("exported.py", "checkpoint_networks.py", "network_calls.py")
+        ]
+        made_by = [importlib.metadata.version(package) for package in ("torch", "transformers")]
+        autos = sorted({(str(head.checkpoint.folder), head.auto) for head in self.heads.values()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in example.items()}
+        digest = hashlib.blake2b(
+            repr((self._weights, str(self.spec.folder), autos, made_by, shapes)).encode(), digest_size=8
+        )
+        for text in code:
+            digest.update(text)
+        return model_source.cache_folder() / "networks" / f"{self.spec.name}-{digest.hexdigest()}"
+
+
+def read_for_each(
+    params: Mapping[str, msgspec.Struct], read: Callable[[str, Any], _Read]
+) -> tuple[dict[str, _Read], dict[str, InvalidInput]]:
+    """Return what each task makes of an input, and the refusals of those that it is of no use to.
+
+    Raises the first refusal if all refuse it.
+    """
+    found: dict[str, _Read] = {}
+    refused: dict[str, InvalidInput] = {}
+    for task, chosen in params.items():
+        try:
+            found[task] = read(task, chosen)
+        except InvalidInput as error:
+            refused[task] = error
+    if not found:
+        raise next(iter(refused.values()))
+    return found, refused

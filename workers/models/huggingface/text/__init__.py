@@ -1,0 +1,1 @@
+"""Checkpoints that read or write text."""

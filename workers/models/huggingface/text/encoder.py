@@ -1,0 +1,158 @@
+"""Any Hugging Face text model that answers in one pass: its tasks share that pass, each sequence of a batch runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+
+from producers.wire.catalogue import Task
+from workers.models.huggingface import token_sequences
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
+from workers.models.huggingface.text import answers, entities, label_heads, mask_filling, vectors
+from workers.models.huggingface.text_head import TextHead
+from workers.models.huggingface.token_sequences import Batch, Row
+from workers.models.huggingface.tokenizing import Tokenizing
+from workers.models.interface import options
+from workers.models.interface.model import Array, Arrays, Prepared, digest
+from workers.models.interface.sample_inputs import Item, texts
+
+if TYPE_CHECKING:
+    import torch
+
+    from workers.models.huggingface.exported import Inputs
+
+#: The head of each kind. Zero-shot classification has two: see `_head_class`.
+HEADS: Mapping[str, type[TextHead]] = {
+    "text-classification": label_heads.Classification,
+    "token-classification": entities.TokenClassification,
+    "question-answering": answers.QuestionAnswering,
+    "fill-mask": mask_filling.FillMask,
+    "feature-extraction": vectors.FeatureExtraction,
+    "sentence-similarity": vectors.SentenceSimilarity,
+    "zero-shot-classification": vectors.Similarity,
+}
+
+
+class EncoderModel(FolderModel[TextHead]):
+    """Options: `max_tokens`, `heads` and `adapters` (folders by task), `function_to_apply` (by task), `pooling`."""
+
+    OPTIONS: ClassVar[options.Options] = {
+        "max_tokens": options.COUNT,
+        "heads": options.TABLE,
+        "adapters": options.TABLE,
+        "function_to_apply": options.TABLE,
+        "pooling": options.TEXT,
+    }
+
+    tunable = True
+    backends = ("torch", "openvino", "onnxruntime")
+    budgets = (256, 512, 1024, 2048, 4096)
+
+    #: Heads are small, and some of them look at what no trace can follow: where the masks are, where a text ends.
+    SPLIT = True
+    PADDABLE = True
+
+    # --- in the parent process ---
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Tokenise an input for each of its tasks; a task that it is of no use to is refused by itself."""
+        readings, refused = read_for_each(params, lambda task, chosen: self.heads[task].read(content, chosen))
+        arrays = token_sequences.pack({task: reading.sequences for task, reading in readings.items()})
+        asides = {task: reading.aside for task, reading in readings.items()}
+        return Prepared(arrays, int(arrays["lengths"].sum()), digest(arrays), refused, asides)
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Put the rows' sequences behind one another, equal ones once; see `workers.models.huggingface.token_sequences`."""
+        return token_sequences.collate([row.arrays for row in rows], tuple(self.spec.tasks))
+
+    def trial(self, count: int) -> list[Item]:
+        """Texts with all tasks that read texts, and beside each an input for one of the others, in turn."""
+        found: list[Item] = []
+        for number, text in enumerate(texts(count)):
+            tried = {task: head.trial(text) for task, head in self.heads.items()}
+            others: list[Item] = [(content, {task: own}) for task, (content, own) in tried.items() if content != text]
+            if plain := {task: own for task, (content, own) in tried.items() if content == text}:
+                found.append((text, plain))
+            if others:
+                found.append(others[number % len(others)])
+        return found
+
+    def _head(self, task: Task, checkpoint: Checkpoint) -> TextHead:
+        longest = self.checkpoint.max_tokens
+        max_tokens = min(longest, int(self.spec.options.get("max_tokens", longest)))
+        return _head_class(task, checkpoint)(task, checkpoint, self._tokenizing, max_tokens, self.spec.options)
+
+    @cached_property
+    def _tokenizing(self) -> Tokenizing:
+        return Tokenizing(self.checkpoint)
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        self._tokenizing.check()
+        super().load(device)
+        for task, head in self.heads.items():
+            head.adapt(self.networks.network(task))
+
+    def _examples(self) -> tuple[Inputs, Inputs]:
+        rows = [self.prepare(content, params) for content, params in self.trial(6)]
+        batch = Batch(self.collate(rows), self.checkpoint.pad_id)
+        places = sorted(range(len(batch.sequences)), key=lambda place: -len(batch.sequences[place].ids))[:3]
+        longest = batch.longest
+        lengths = ((min(9, longest), min(5, longest)), (longest, longest // 2, 3))
+        few, many = (self._inputs(batch.padded(places[: len(own)], own)) for own in lengths)
+        return few, many
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        import torch
+
+        batch = Batch(arrays, self.checkpoint.pad_id)
+        needs = {task: batch.of(task, rows) for task, rows in wanted.items()}
+        by_task = {
+            task: {Row(int(place), self.networks.adapter_number(task)) for own in rows for place in own}
+            for task, rows in needs.items()
+        }
+        found: dict[str, dict[int, Array]] = {task: {} for task in wanted}
+        with torch.inference_mode():
+            for group in batch.passes(set().union(*by_task.values())):
+                chosen = {task: [n for n, row in enumerate(group) if row in rows] for task, rows in by_task.items()}
+                self._run(batch, group, {task: rows for task, rows in chosen.items() if rows}, found)
+        return {task: token_sequences.stacked(found[task].__getitem__, own) for task, own in needs.items()}
+
+    def _run(
+        self,
+        batch: Batch,
+        group: Sequence[Row],
+        chosen: Mapping[str, Sequence[int]],
+        found: dict[str, dict[int, Array]],
+    ) -> None:
+        """Run one pass over a group of sequences, and each wanted head over those of them that it needs."""
+        import torch
+
+        inputs = self._inputs(batch.padded([row.place for row in group]))
+        rows = {task: torch.tensor(own, device=self._device) for task, own in chosen.items()}
+        for task, output in self.networks.run(inputs, rows, [row.adapter for row in group]).items():
+            own = {name: tensor.index_select(0, rows[task]) for name, tensor in inputs.items()}
+            results = self.heads[task].compute(output, own).float().cpu().numpy()
+            for n, result in zip(chosen[task], results, strict=True):
+                place = group[n].place
+                length = len(batch.sequences[place].ids)
+                found[task][place] = result[:length] if self.heads[task].by_token else result
+
+    def _inputs(self, padded: Arrays) -> dict[str, torch.Tensor]:
+        import torch
+
+        inputs = {"input_ids": padded["ids"], "attention_mask": padded["mask"]}
+        if getattr(self.networks.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = padded["types"]
+        return {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
+
+
+def _head_class(task: Task, checkpoint: Checkpoint) -> type[TextHead]:
+    if task.kind.name == "zero-shot-classification" and label_heads.entailment_label(checkpoint.labels) is not None:
+        return label_heads.Inference
+    return HEADS[task.kind.name]

@@ -1,0 +1,81 @@
+"""Text classification, and zero-shot classification by a model of natural language inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from producers.wire.errors import ConfigurationError
+from producers.wire.kinds.text import TextClassificationParams, ZeroShotClassificationParams
+from workers.models.huggingface.text import likeness
+from workers.models.huggingface.text_head import TextHead, best_labels, sigmoid, softmax
+from workers.models.huggingface.token_sequences import Reading
+from workers.models.interface.model import Array
+
+if TYPE_CHECKING:
+    import torch
+
+#: The option `function_to_apply`, by task: what makes scores of a classifier's raw output.
+FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {"sigmoid": sigmoid, "softmax": softmax, "none": np.asarray}
+
+
+class Classification(TextHead):
+    """Labels with their scores: one of them applies (softmax), several may (sigmoid), or the raw output counts (none)."""
+
+    auto = "AutoModelForSequenceClassification"
+
+    def check(self) -> None:
+        super().check()
+        if self.function not in FUNCTIONS:
+            where = f"{self.checkpoint.where}.options.function_to_apply.{self.task.name}"
+            raise ConfigurationError(f"{where}: must be one of {', '.join(FUNCTIONS)}, not {self.function!r}")
+
+    @property
+    def function(self) -> str:
+        chosen = self.options.get("function_to_apply", {})
+        return str(chosen.get(self.task.name, self.checkpoint.function_to_apply))
+
+    def read(self, content: Any, params: TextClassificationParams) -> Reading:
+        return Reading((self.one(content, params),))
+
+    def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def finish(self, output: Array, params: TextClassificationParams, aside: Any) -> Any:
+        return best_labels(self.checkpoint.labels, FUNCTIONS[self.function](output[0]), params.top_k)
+
+
+class Inference(TextHead):
+    """Zero-shot classification: does the text entail "This example is LABEL."? One sequence a label (Yin et al., 2019)."""
+
+    auto = "AutoModelForSequenceClassification"
+
+    def read(self, content: Any, params: ZeroShotClassificationParams) -> Reading:
+        self.encode(content)  # an empty text must not pass for the hypothesis beside it
+        return Reading(
+            tuple(self.one(content, params, hypothesis, "only_first") for hypothesis in likeness.hypotheses(params))
+        )
+
+    def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def finish(self, output: Array, params: ZeroShotClassificationParams, aside: Any) -> Any:
+        labels = params.candidate_labels
+        entailment = entailment_label(self.checkpoint.labels)
+        assert entailment is not None, "that is why this head was chosen"
+        logits = output[: len(labels)]
+        if params.multi_label or len(labels) == 1:
+            contradiction = -1 if entailment == 0 else 0
+            scores = softmax(logits[:, [contradiction, entailment]])[:, 1]
+        else:
+            scores = softmax(logits[:, entailment])
+        return best_labels(labels, scores, None)
+
+
+def entailment_label(labels: tuple[str, ...]) -> int | None:
+    """Return which label means that the text entails the hypothesis: what makes a classifier one of inference."""
+    return next((n for n, label in enumerate(labels) if label.lower().startswith("entail")), None)

@@ -1,0 +1,136 @@
+"""Fill-mask: the likeliest tokens in each mask's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.kinds.text import FillMaskParams
+from workers.models.huggingface.text_head import TextHead, rounded
+from workers.models.huggingface.token_sequences import Reading
+from workers.models.interface.model import Array
+from workers.models.interface.sample_inputs import usual_params
+
+if TYPE_CHECKING:
+    import torch
+
+#: A text may have this many: each has a probability for every token of the vocabulary.
+MOST_MASKS = 16
+
+
+class FillMask(TextHead):
+    """A text with one mask has one list of tokens, one with several a list for each."""
+
+    auto = "AutoModelForMaskedLM"
+
+    @cached_property
+    def _mask(self) -> int:
+        mask = self.tokenizing.token_id("mask_token")
+        if mask is None:
+            raise ConfigurationError(f"{self.checkpoint.where}: its mask token is not in its vocabulary")
+        return mask
+
+    def check(self) -> None:
+        super().check()
+        if self.tokenizing.token("mask_token") is None:
+            raise ConfigurationError(f"{self.checkpoint.where}: its tokenizer has no mask token, which fill-mask needs")
+
+    def read(self, content: Any, params: FillMaskParams) -> Reading:
+        sequence = self.one(content, params)
+        if not (sequence.ids == self._mask).any():
+            token = self.tokenizing.tokenizer.id_to_token(self._mask)
+            raise InvalidInput("input", f"has no {token}", "put one where a word is to be found")
+        if (masks := int((sequence.ids == self._mask).sum())) > MOST_MASKS:
+            raise InvalidInput("input", f"has {masks} masks, over {MOST_MASKS}", "ask for fewer at a time")
+        self._targets(params)
+        return Reading((sequence,), sequence.ids)
+
+    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
+        first, _, rest = text.partition(" ")
+        return f"{first} {self.tokenizing.token('mask_token')} {rest}", usual_params(self.task)
+
+    def adapt(self, network: Any) -> None:
+        """Let the projection to the vocabulary, by far the largest matrix, see the masks' places only."""
+        projection = network.get_output_embeddings()
+        if projection is None:
+            problem = f"{type(network).__name__} has no projection to its vocabulary"
+            raise ConfigurationError(f"{self.checkpoint.where}: {problem}; fill-mask needs one")
+        _narrow(network, projection, self._mask)
+
+    def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the probabilities of all tokens in the masks' places `(sequences, most masks, tokens)`."""
+        scores: torch.Tensor = output.logits.float().softmax(-1)
+        return scores
+
+    def finish(self, output: Array, params: FillMaskParams, aside: Array) -> Any:
+        places = np.flatnonzero(aside == self._mask).tolist()
+        lists = [
+            self._fillings(scores, place, params, aside, len(places))
+            for scores, place in zip(output[0], places, strict=False)
+        ]
+        return lists[0] if len(lists) == 1 else lists
+
+    def _fillings(
+        self, scores: Array, place: int, params: FillMaskParams, ids: Array, masks: int
+    ) -> list[dict[str, Any]]:
+        among = np.array(self._targets(params), dtype=np.int64) if params.targets else np.arange(len(scores))
+        best = among[_highest(scores[among], params.top_k)]
+        tokenizer = self.tokenizing.tokenizer
+        found = []
+        for token in best:
+            filled = ids.copy()
+            filled[place] = token
+            found.append(
+                {
+                    "score": rounded(scores[token]),
+                    "token": int(token),
+                    "token_str": tokenizer.decode([int(token)], skip_special_tokens=False),
+                    # several masks: the others stay in sight
+                    "sequence": tokenizer.decode(filled.tolist(), skip_special_tokens=masks == 1),
+                }
+            )
+        return found
+
+    def _targets(self, params: FillMaskParams) -> list[int]:
+        found = {}
+        for target in params.targets:
+            number = self.tokenizing.tokenizer.token_to_id(target)
+            if number is None:
+                problem = f"{target!r} is not one of the model's tokens"
+                raise InvalidInput("params.targets", problem, "choose tokens as the answers without targets have them")
+            found[number] = target
+        return sorted(found)
+
+
+def _highest(scores: Array, count: int) -> Array:
+    """Return where the highest scores are, best first, without sorting the whole vocabulary."""
+    count = min(count, len(scores))
+    among = np.argpartition(-scores, count - 1)[:count]
+    return np.asarray(among[np.lexsort((among, -scores[among]))])
+
+
+def _narrow(network: Any, projection: Any, mask: int) -> None:
+    """Hook a masked language model so that its last projection is done for the masks alone.
+
+    Its output is then `(sequences, most masks, tokens)`: for each sequence its masks in their order, and something for the rest.
+    """
+    places: dict[str, torch.Tensor] = {}
+
+    def note(_: Any, __: Any, given: dict[str, Any]) -> None:
+        masked = given["input_ids"] == mask
+        most = max(int(masked.sum(1).max()), 1)
+        # a stable sort puts the masks first and leaves them in order
+        places["now"] = masked.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+    def choose(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *rest = given
+        index = places["now"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        return (hidden.gather(1, index), *rest)
+
+    network.register_forward_pre_hook(note, with_kwargs=True)
+    projection.register_forward_pre_hook(choose)

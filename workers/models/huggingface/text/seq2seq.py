@@ -1,0 +1,184 @@
+"""Any Hugging Face model that reads a text and writes one: summaries, translations, answers to a prompt.
+
+A micro-batch is written as a whole, all its texts step by step until the last one ends: there is no joining and leaving between
+steps. Nothing is sampled. Items with other parameters, or of a very different length, are written after one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.kinds.text import GenerationParams
+from workers.models.huggingface import token_sequences
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
+from workers.models.huggingface.text_head import TextReader
+from workers.models.huggingface.token_sequences import Batch, Reading
+from workers.models.huggingface.tokenizing import Tokenizing
+from workers.models.interface import options, ragged
+from workers.models.interface.model import Array, Arrays, Prepared, digest
+
+#: The option `max_new_tokens`: no text that is written is longer, and a checkpoint that sets no length gets this one.
+_MAX_NEW_TOKENS = 256
+
+#: What transformers takes for the longest text where a checkpoint says nothing.
+_UNSET_LENGTH = 20
+
+
+class Writing(TextReader):
+    """A task that makes a text of a text, after the option `prefix`, which T5 and its like are told by what to do."""
+
+    auto = "AutoModelForSeq2SeqLM"
+
+    def check(self) -> None:
+        super().check()
+        if not self.checkpoint.config.get("is_encoder_decoder"):
+            raise ConfigurationError(f"{self.checkpoint.where}: it does not make texts of texts (is_encoder_decoder)")
+
+    @property
+    def most_new_tokens(self) -> int:
+        return int(self.options.get("max_new_tokens", _MAX_NEW_TOKENS))
+
+    def read(self, content: Any, params: GenerationParams) -> Reading:
+        for name in ("max_new_tokens", "min_new_tokens"):
+            if (getattr(params, name) or 0) > self.most_new_tokens:
+                raise InvalidInput(
+                    f"params.{name}", f"is over {self.most_new_tokens}, the model's most", "ask for fewer"
+                )
+        self.encode(content)  # an empty text must not pass for the prefix before it
+        prefix = self.options.get("prefix", {}).get(self.task.name, "")
+        sequence = self.one(f"{prefix}{content}", params)
+        for name in ("src_lang", "tgt_lang"):
+            if language := getattr(params, name, None):
+                self._language(language, f"params.{name}")
+        if language := getattr(params, "src_lang", None):
+            sequence = sequence._replace(ids=self._from_language(sequence.ids, language))
+        return Reading((sequence,))
+
+    def _language(self, name: str, field: str) -> int:
+        """Return the token that stands for a language. Raises InvalidInput."""
+        found = self._languages.get(name)
+        if found is None:
+            known = ", ".join(sorted(self._languages)[:5]) or "none"
+            raise InvalidInput(field, f"the model has no language {name!r}", f"its languages: {known} …")
+        return found
+
+    @cached_property
+    def _languages(self) -> dict[str, int]:
+        """The special tokens that have no other role: in a model of many languages, these."""
+        tokenizing = self.tokenizing
+        others = {tokenizing.token(f"{role}_token") for role in ("bos", "eos", "unk", "pad", "mask", "sep", "cls")}
+        added = tokenizing.tokenizer.get_added_tokens_decoder()
+        return {one.content: number for number, one in added.items() if one.special and one.content not in others}
+
+    def _from_language(self, ids: Array, language: str) -> Array:
+        """Put the token of a language where the tokenizer puts that of its default one (Liu et al., 2020: mBART)."""
+        place = np.isin(ids, list(self._languages.values()))
+        if place.sum() != 1:
+            raise InvalidInput("params.src_lang", "the model's texts have no language", "leave it out")
+        return np.where(place, self._language(language, "params.src_lang"), ids).astype(ids.dtype)
+
+    def settings(self, params: msgspec.Struct) -> dict[str, Any]:
+        """Return what `generate` is told: what was asked for, and a length where neither that nor the checkpoint has one."""
+        asked = msgspec.structs.asdict(params)
+        del asked["truncation"]
+        asked.pop("src_lang", None)
+        if target := asked.pop("tgt_lang", None):
+            asked["forced_bos_token_id"] = self._language(target, "params.tgt_lang")
+        settings = {name: value for name, value in asked.items() if value is not None}
+        own = self.checkpoint.read_if_there("generation_config.json")
+        lengths = (settings.get("max_new_tokens"), own.get("max_new_tokens"), own.get("max_length", _UNSET_LENGTH))
+        if lengths in ((None, None, _UNSET_LENGTH), (None, None, None)):
+            settings["max_new_tokens"] = self.most_new_tokens
+        return settings
+
+    def finish(self, output: Array, params: GenerationParams, aside: Any) -> Any:
+        return {"text": self.tokenizing.tokenizer.decode(ragged.unpack(output), skip_special_tokens=True)}
+
+
+class Seq2SeqModel(FolderModel[Writing]):
+    """Options: `max_tokens` (read), `max_new_tokens` (written, 256), `prefix` (by task)."""
+
+    OPTIONS: ClassVar[options.Options] = {
+        "max_tokens": options.COUNT,
+        "max_new_tokens": options.COUNT,
+        "prefix": options.TABLE,
+    }
+
+    # --- in the parent process ---
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        readings, refused = read_for_each(params, lambda task, chosen: self.heads[task].read(content, chosen))
+        arrays = token_sequences.pack({task: reading.sequences for task, reading in readings.items()})
+        for task in readings:
+            settings = self.heads[task].settings(params[task])
+            arrays[f"settings/{task}"] = np.frombuffer(msgspec.msgpack.encode(settings, order="sorted"), dtype=np.uint8)
+        size = int(arrays["lengths"].sum())
+        return Prepared(arrays, size, digest(arrays), refused, dict.fromkeys(readings))
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        batch = token_sequences.collate([row.arrays for row in rows], tuple(self.spec.tasks))
+        for task in self.spec.tasks:
+            own = [row.arrays.get(f"settings/{task}", np.zeros(0, np.uint8)).tobytes() for row in rows]
+            batch[f"settings/{task}"] = ragged.pack(own)
+        return batch
+
+    def _head(self, task: Task, checkpoint: Checkpoint) -> Writing:
+        longest = self.checkpoint.max_tokens
+        max_tokens = min(longest, int(self.spec.options.get("max_tokens", longest)))
+        return Writing(task, checkpoint, self._tokenizing, max_tokens, self.spec.options)
+
+    @cached_property
+    def _tokenizing(self) -> Tokenizing:
+        return Tokenizing(self.checkpoint)
+
+    # --- in the device process ---
+
+    def load(self, device: str) -> None:
+        self._tokenizing.check()
+        super().load(device)
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        import torch
+
+        batch = Batch(arrays, self.checkpoint.pad_id)
+        with torch.inference_mode():
+            return {task: ragged.pack(self._write(task, arrays, batch, rows)) for task, rows in wanted.items()}
+
+    def _write(self, task: str, arrays: Arrays, batch: Batch, rows: Array) -> list[list[int]]:
+        """Return each row's tokens. Rows of equal settings and like length are written together."""
+        alike: dict[bytes, list[int]] = {}
+        for place, row in enumerate(rows):
+            alike.setdefault(ragged.unpack(arrays[f"settings/{task}"][row]), []).append(place)
+        needs = [int(own[0]) for own in batch.of(task, rows)]
+        written: list[list[int]] = [[] for _ in rows]
+        for settings, places in alike.items():
+            sizes = [(place, len(batch.sequences[needs[place]].ids)) for place in places]
+            for group in token_sequences.plan(sizes):
+                tokens = self._generate(
+                    batch.padded([needs[place] for place in group]), msgspec.msgpack.decode(settings)
+                )
+                for place, own in zip(group, tokens, strict=True):
+                    written[place] = own
+        return written
+
+    def _generate(self, padded: Arrays, settings: Mapping[str, Any]) -> list[list[int]]:
+        import torch
+
+        tensors = {name: torch.from_numpy(padded[name]).to(self._device) for name in ("ids", "mask")}
+        made = self.networks.only.generate(
+            input_ids=tensors["ids"],
+            attention_mask=tensors["mask"],
+            do_sample=False,
+            num_return_sequences=1,
+            **settings,
+        )
+        tokens: list[list[int]] = made.cpu().tolist()
+        return tokens

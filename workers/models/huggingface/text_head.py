@@ -1,0 +1,119 @@
+"""What a kind of text task does on either side: which sequences it needs of an item, and what it makes of their outputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import InputTooLarge, InvalidInput
+from workers.models.huggingface import tokenizer_file
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.token_sequences import Reading, TokenSequence
+from workers.models.huggingface.tokenizing import Cut, Tokenizing
+from workers.models.interface.model import Array
+from workers.models.interface.sample_inputs import usual_params
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Encoding
+
+#: Digits kept of a probability: about what float32 holds, and half the JSON.
+SCORE_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class TextReader(ABC):
+    """One task that reads texts. `checkpoint` is the folder of its own network, whose labels are its labels."""
+
+    task: Task
+    checkpoint: Checkpoint
+    tokenizing: Tokenizing
+    max_tokens: int
+    options: Mapping[str, Any]
+
+    #: The class of transformers that has its network.
+    auto: ClassVar[str]
+
+    @abstractmethod
+    def read(self, content: Any, params: Any) -> Reading:
+        """Return the sequences that the task needs of an input. Raises InvalidInput."""
+
+    @abstractmethod
+    def finish(self, output: Array, params: Any, aside: Any) -> Any:
+        """Turn the output for an item into the task's answer."""
+
+    def check(self) -> None:
+        """Raise ConfigurationError if the folder or the options are not for this kind."""
+        tokenizer_file.locate(self.tokenizing.checkpoint)  # read only with the first text: see Tokenizing.check
+
+    def one(self, text: Any, params: Any, pair: str | None = None, cut: Cut = "longest_first") -> TokenSequence:
+        """Return one sequence of a text, cut where `truncation` allows it. Raises InputTooLarge, InvalidInput."""
+        encoding = self.encode(text, pair)
+        if len(encoding.ids) > self.max_tokens:
+            if not getattr(params, "truncation", False):
+                raise too_long(len(encoding.ids), self.max_tokens)
+            encoding = self.tokenizing.cut(text, pair, self.max_tokens, cut)
+        return TokenSequence.of(encoding)
+
+    def encode(self, text: Any, pair: str | None = None) -> Encoding:
+        """Return a text's tokens, however many. Raises InvalidInput if it has none."""
+        if not isinstance(text, str):
+            raise InvalidInput("input", f"must be text, not {type(text).__name__}", "decode it before it is submitted")
+        encoding = self.tokenizing.encode(text, pair)
+        if sum(encoding.special_tokens_mask) == len(encoding.ids):
+            raise InvalidInput("input", "is empty or has no readable characters", "give it some text")
+        return encoding
+
+
+@dataclass(frozen=True)
+class TextHead(TextReader):
+    """A task that is done in one pass. `finish` gets its sequences' outputs, `(sequences or more, …)`."""
+
+    #: Whether `compute` gives a row for each token, not one for the sequence.
+    by_token: ClassVar[bool] = False
+
+    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
+        """Return an input made of a text, and parameters, to measure the model on."""
+        return text, usual_params(self.task)
+
+    # --- in the device process ---
+
+    def adapt(self, network: Any) -> None:
+        """Change the loaded network before its first pass."""
+
+    @abstractmethod
+    def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Turn the network's output for some sequences into one row each, or by token `(sequences, tokens, …)`."""
+
+
+def too_long(tokens: int, most: int) -> InputTooLarge:
+    return InputTooLarge(
+        "input", f"has {tokens:,} tokens, over {most}", "split the text, or set `truncation` to cut it"
+    )
+
+
+def softmax(scores: Array) -> Array:
+    """Return the softmax over the last axis."""
+    exponents = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True))
+
+
+def sigmoid(scores: Array) -> Array:
+    """Return each value's sigmoid, without overflow for large negative ones."""
+    return np.asarray(np.exp(-np.logaddexp(0, -scores)))
+
+
+def best_labels(labels: tuple[str, ...], scores: Array, top_k: int | None) -> list[dict[str, Any]]:
+    """Return the `top_k` labels (None: all), best first; equal scores come in the labels' order."""
+    best = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"label": labels[n], "score": rounded(scores[n])} for n in best]
+
+
+def rounded(score: Any) -> float:
+    return round(float(score), SCORE_DIGITS)

@@ -1,0 +1,1 @@
+"""Checkpoints that see images or videos."""

@@ -1,0 +1,248 @@
+"""What a kind of image task does on either side: what it makes of the network's output, and the answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from producers.wire.catalogue import Task
+from producers.wire.errors import ConfigurationError
+from producers.wire.kinds.vision import (
+    ImageClassificationParams,
+    ImageFeatureExtractionParams,
+    ImageSegmentationParams,
+    ObjectDetectionParams,
+)
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint_networks import BACKBONE
+from workers.models.huggingface.network_calls import rows_of
+from workers.models.huggingface.text.label_heads import FUNCTIONS
+from workers.models.huggingface.text_head import best_labels, rounded
+from workers.models.interface import ragged
+from workers.models.interface.model import Array
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What is known of an image on the device besides its pixels: its size as it was sent, and the task's parameters."""
+
+    size: tuple[int, int]
+    params: bytes = b""
+
+
+@dataclass(frozen=True)
+class ImageHead(ABC):
+    """One task. `checkpoint` is the folder of its network, whose labels are its labels."""
+
+    task: Task
+    checkpoint: Checkpoint
+    options: Mapping[str, Any]
+
+    #: Whether `compute` needs the image's size; images of another size are then other images.
+    needs_size: ClassVar[bool] = False
+
+    #: Whether `compute` needs the parameters.
+    needs_params: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def auto(self) -> str:
+        """The class of transformers that has its network."""
+
+    def check(self) -> None:
+        """Raise ConfigurationError if the folder or the options are not for this kind."""
+        _ = self.auto
+
+    @abstractmethod
+    def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
+        """Turn the network's output for some images into one row each. In the device process."""
+
+    @abstractmethod
+    def finish(self, output: Array, params: Any, aside: Any) -> Any:
+        """Turn an image's row into the task's answer."""
+
+    @property
+    def architecture(self) -> str:
+        """The class that the checkpoint was saved from."""
+        names = self.checkpoint.config.get("architectures") or [""]
+        return str(names[0])
+
+
+class ImageClassification(ImageHead):
+    """Labels with their scores, as for texts."""
+
+    auto = "AutoModelForImageClassification"
+
+    def check(self) -> None:
+        if self.function not in FUNCTIONS:
+            where = f"{self.checkpoint.where}.options.function_to_apply.{self.task.name}"
+            raise ConfigurationError(f"{where}: must be one of {', '.join(FUNCTIONS)}, not {self.function!r}")
+
+    @property
+    def function(self) -> str:
+        chosen = self.options.get("function_to_apply", {})
+        return str(chosen.get(self.task.name, self.checkpoint.function_to_apply))
+
+    def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
+        return numpy(output.logits)
+
+    def finish(self, output: Array, params: ImageClassificationParams, aside: Any) -> Any:
+        return best_labels(self.checkpoint.labels, FUNCTIONS[self.function](output), params.top_k)
+
+
+class ImageFeatureExtraction(ImageHead):
+    """The network's own pooled output where it has one; else the mean over the image's places. `pooling` = "cls" takes the first."""
+
+    auto = BACKBONE
+
+    def check(self) -> None:
+        if self.options.get("pooling", "mean") not in ("mean", "cls"):
+            raise ConfigurationError(f"{self.checkpoint.where}.options.pooling: must be mean or cls")
+
+    def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
+        pooled = getattr(output, "pooler_output", None)
+        hidden = output.last_hidden_state
+        if "pooling" not in self.options and pooled is not None:
+            return numpy(pooled.flatten(1))
+        places = hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden  # maps have their channels first
+        return numpy(places[:, 0] if self.options.get("pooling") == "cls" else places.mean(1))
+
+    def finish(self, output: Array, params: ImageFeatureExtractionParams, aside: Any) -> Any:
+        vector = output.astype(np.float32)
+        length = float(np.linalg.norm(vector))
+        return vector / length if params.normalize and length > 0 else vector
+
+
+class ObjectDetection(ImageHead):
+    """Boxes in pixels of the image as it was sent, best first. What makes boxes of the output is transformers' own code."""
+
+    needs_size = True
+
+    @property
+    def auto(self) -> str:
+        if not self.architecture.endswith("ForObjectDetection"):
+            raise ConfigurationError(f"{self.checkpoint.where}: {self.architecture or 'it'} detects no objects")
+        return self.architecture
+
+    def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
+        import torch
+
+        sizes = torch.tensor([image.size for image in images], device=output.logits.device)
+        found = processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
+        return ragged.pack(
+            [
+                list(zip(one["scores"].tolist(), one["labels"].tolist(), one["boxes"].int().tolist(), strict=True))
+                for one in found
+            ]
+        )
+
+    def finish(self, output: Array, params: ObjectDetectionParams, aside: Any) -> Any:
+        found = sorted(ragged.unpack(output), key=lambda one: -one[0])
+        return [
+            {
+                "score": rounded(score),
+                "label": self.checkpoint.labels[label],
+                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
+            }
+            for score, label, box in found
+            if score > params.threshold
+        ]
+
+
+#: The subtasks in the order in which they are tried, and transformers' method for each.
+_SUBTASKS = {
+    "panoptic": "post_process_panoptic_segmentation",
+    "instance": "post_process_instance_segmentation",
+    "semantic": "post_process_semantic_segmentation",
+}
+
+
+class ImageSegmentation(ImageHead):
+    """Masks as large as the image was sent, run-length coded on the device: little travels."""
+
+    needs_size = True
+    needs_params = True
+
+    @property
+    def auto(self) -> str:
+        if not self.architecture.endswith("Segmentation"):
+            raise ConfigurationError(f"{self.checkpoint.where}: {self.architecture or 'it'} segments no images")
+        return self.architecture
+
+    def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
+        import torch
+
+        found = []
+        for row, image in enumerate(images):
+            own = rows_of(output, torch.tensor([row], device=self._device(output)))
+            params = msgspec.msgpack.decode(image.params, type=ImageSegmentationParams)
+            found.append(list(_segments(own, image.size, params, processor)))
+        return ragged.pack(found)
+
+    def _device(self, output: Any) -> Any:
+        return next(iter(output.values())).device
+
+    def finish(self, output: Array, params: ImageSegmentationParams, aside: Any) -> Any:
+        return [
+            {
+                "score": None if score is None else rounded(score),
+                "label": self.checkpoint.labels[label],
+                "mask": {"size": size, "counts": counts},
+            }
+            for score, label, size, counts in ragged.unpack(output)
+        ]
+
+
+def _segments(
+    output: Any, size: tuple[int, int], params: ImageSegmentationParams, processor: Any
+) -> Iterator[tuple[float | None, int, tuple[int, int], list[int]]]:
+    able = [subtask for subtask, method in _SUBTASKS.items() if hasattr(processor, method)]
+    subtask = params.subtask or (able[0] if able else "")
+    if subtask not in able:
+        raise ValueError(f"the model does no {subtask or 'segmentation'}; it does: {', '.join(able) or 'none'}")
+    process = getattr(processor, _SUBTASKS[subtask])
+    if subtask == "semantic":
+        [map_] = process(output, target_sizes=[size])
+        yield from ((None, label, size, counts) for label, counts in run_lengths_by_label(numpy(map_)))
+        return
+    thresholds = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
+    [found] = process(output, target_sizes=[size], **{name: getattr(params, name) for name in thresholds})
+    segments = numpy(found["segmentation"])
+    for one in found["segments_info"]:
+        yield float(one["score"]), int(one["label_id"]), size, run_lengths(segments == one["id"])
+
+
+def run_lengths(mask: Array) -> list[int]:
+    """Return a mask `(height, width)` in COCO's uncompressed form: lengths of runs, column by column, outside first."""
+    flat = np.asarray(mask, dtype=np.bool_).ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts: list[int] = np.diff(np.concatenate(([0], changes, [len(flat)]))).tolist()
+    return [0, *counts] if flat[0] else counts
+
+
+def run_lengths_by_label(labels: Array) -> Iterator[tuple[int, list[int]]]:
+    """Yield each label of a map `(height, width)` with its mask as `run_lengths` has it; the map is gone through once for all."""
+    flat = labels.ravel(order="F")
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    ends = np.append(starts[1:], len(flat))
+    order = np.argsort(flat[starts], kind="stable")
+    of_run = flat[starts][order]
+    for own in np.split(order, np.flatnonzero(of_run[1:] != of_run[:-1]) + 1):
+        outside = starts[own] - np.concatenate(([0], ends[own][:-1]))
+        counts = np.stack([outside, ends[own] - starts[own]], axis=1).ravel()
+        rest = len(flat) - int(ends[own][-1])
+        yield int(flat[starts[own[0]]]), [*counts.tolist(), *([rest] if rest else [])]
+
+
+def numpy(tensor: torch.Tensor) -> Array:
+    """Return a tensor's values, of a type that numpy has."""
+    values: Array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+    return values

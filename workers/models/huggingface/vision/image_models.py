@@ -1,0 +1,105 @@
+"""Any Hugging Face image model that answers in one pass. Images that are scaled to one size go through together, unpadded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+import numpy as np
+
+from producers.wire.errors import ConfigurationError, InvalidInput
+from workers.models.huggingface.vision import image_heads
+from workers.models.huggingface.vision.image_heads import Image, ImageHead
+from workers.models.huggingface.vision.image_processing import ImageReader
+from workers.models.huggingface.vision.pixel_model import PixelModel
+from workers.models.interface import options, ragged, sample_inputs
+from workers.models.interface.model import Array, Arrays, Prepared, digest
+from workers.models.pictures import picture_rows, pixels
+
+if TYPE_CHECKING:
+    from workers.models.huggingface.exported import Inputs
+
+
+class ImageModel(PixelModel):
+    """Options: `max_image_pixels`, `heads` (folders by task), `function_to_apply` (by task), `pooling`."""
+
+    OPTIONS: ClassVar[options.Options] = {
+        "max_image_pixels": options.COUNT,
+        "heads": options.TABLE,
+        "function_to_apply": options.TABLE,
+        "pooling": options.TEXT,
+    }
+    HEADS: ClassVar[Mapping[str, type[ImageHead]]] = {
+        "image-classification": image_heads.ImageClassification,
+        "image-feature-extraction": image_heads.ImageFeatureExtraction,
+        "object-detection": image_heads.ObjectDetection,
+        "image-segmentation": image_heads.ImageSegmentation,
+    }
+
+    tunable = True
+    backends = ("torch", "openvino", "onnxruntime")
+
+    # --- in the parent process ---
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Decode and scale an image. The row is `pixels`, uint8 `(height, width, 3)`, with what heads need besides."""
+        if not isinstance(content, bytes):
+            raise InvalidInput("input", f"must be the bytes of an image file, not {type(content).__name__}")
+        scaled, original = self.reader.read(content)
+        arrays: Arrays = {"pixels": scaled}
+        if any(self.heads[task].needs_size for task in params):
+            arrays["size"] = np.array(original, dtype=np.int32)
+        for task, chosen in params.items():
+            if self.heads[task].needs_params:
+                arrays[f"params/{task}"] = np.frombuffer(msgspec.msgpack.encode(chosen), dtype=np.uint8)
+        return Prepared(arrays, picture_rows.squares(scaled), digest(arrays), aside=dict.fromkeys(params))
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Put the rows' pixels behind one another, with their `shapes`, the images' `sizes`, and parameters by task."""
+        nothing = np.zeros(0, dtype=np.uint8)
+        sizes = np.array([row.arrays.get("size", (0, 0)) for row in rows], dtype=np.int64)
+        batch = super().collate(rows) | {"sizes": sizes}
+        for task, head in self.heads.items():
+            if head.needs_params:
+                name = f"params/{task}"
+                batch[name] = ragged.pack([row.arrays.get(name, nothing).tobytes() for row in rows])
+        return batch
+
+    def trial(self, count: int) -> list[sample_inputs.Item]:
+        return sample_inputs.for_all(sample_inputs.images(max(2, count // 2)), self.spec.tasks)
+
+    @cached_property
+    def budgets(self) -> tuple[int, ...]:  # type: ignore[override]
+        """One usual image, and a few of them."""
+        [image] = sample_inputs.images(1)
+        squares = picture_rows.squares(self.reader.read(image)[0])
+        return tuple(squares * images for images in (1, 2, 4, 8, 16, 32))
+
+    @cached_property
+    def reader(self) -> ImageReader:
+        limit = int(self.spec.options.get("max_image_pixels", pixels.MAX_PIXELS))
+        return ImageReader(self.checkpoint, limit)
+
+    # --- in the device process ---
+
+    def _examples(self) -> tuple[Inputs, Inputs]:
+        shape = self.reader.only_shape
+        if shape is None:
+            problem = "images are scaled to shapes of their own, and a trace holds for one"
+            raise ConfigurationError(f"{self.where}.backend: {problem}; torch runs this model")
+        pixels_of = np.random.default_rng(0).integers(0, 255, (3, *shape, 3), dtype=np.uint8)
+        few, many = (self._inputs(pixels_of[:rows]) for rows in (2, 3))
+        return few, many
+
+    def _inputs(self, batch: Array) -> Inputs:
+        import torch
+
+        values = self.reader.normalized(torch.from_numpy(batch).to(self._device))
+        return {"pixel_values": values.to(self.networks.dtype)}
+
+    def _known(self, arrays: Arrays, task: str, rows: Sequence[int]) -> Sequence[Image]:
+        own = arrays.get(f"params/{task}")
+        params = [b"" if own is None else ragged.unpack(own[row]) for row in rows]
+        return [Image(tuple(arrays["sizes"][row].tolist()), given) for row, given in zip(rows, params, strict=True)]

@@ -1,0 +1,203 @@
+"""Image files to the pixels that a checkpoint was trained on, as its ``preprocessor_config.json`` says. No torch here.
+
+Scaling and cropping are done in the parent process, on bytes; what is left (rescaling, mean, deviation) on the device. `check`
+compares with transformers' own image processor when the model is loaded, so that one which does it otherwise is found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from producers.wire.errors import ConfigurationError, InputTooLarge
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.pictures import pixels
+
+if TYPE_CHECKING:
+    import torch
+
+_Pixels = NDArray[np.uint8]
+
+#: An image that would be scaled to more pixels than this is refused: a very narrow one, whose short side is to be 800.
+MOST_SCALED_PIXELS = 16_777_216
+
+#: ConvNeXt's processor crops images for less than this, and squeezes them for more.
+_CONVNEXT_CROPS_BELOW = 384
+
+#: YOLOS cuts each side down to a multiple of its patches.
+_MULTIPLES = {"YolosImageProcessor": 16, "YolosFeatureExtractor": 16}
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """How one checkpoint wants its images."""
+
+    checkpoint: Checkpoint
+    max_pixels: int = pixels.MAX_PIXELS
+
+    def read(self, data: bytes) -> tuple[_Pixels, tuple[int, int]]:
+        """Return an image's pixels `(height, width, 3)`, and how high and wide it was. Raises InvalidInput, InputTooLarge."""
+        return pixels.rgb(
+            data, lambda image: (self.scaled(image), (image.height, image.width)), max_pixels=self.max_pixels
+        )
+
+    def scaled(self, image: Image.Image) -> _Pixels:
+        """Return an RGB image scaled and cropped."""
+        if self._config.get("do_resize", True):
+            image = self._resized(image)
+        if self._config.get("do_center_crop"):
+            image = _cropped(image, *_sides(self._config["crop_size"]))
+        return np.asarray(image, dtype=np.uint8)
+
+    @cached_property
+    def only_shape(self) -> tuple[int, int] | None:
+        """The height and width that all images get, or None where that depends on the image."""
+        shapes = {self.scaled(_gradient(size)).shape[:2] for size in ((61, 43), (40, 97), (300, 200))}
+        height, width = shapes.pop()
+        return None if shapes else (height, width)
+
+    @property
+    def centres(self) -> bool:
+        """Whether an input of zeros is the mean colour of the training, not black."""
+        return bool(self._config.get("do_normalize", True))
+
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return which part of an image of this size the network sees: left, top, width and height, in the image's pixels.
+
+        Where a crop is larger than the image, that is more than the image.
+        """
+        if not self._config.get("do_resize", True):
+            tall, wide = height, width
+        else:
+            (tall, wide), crop = self._scaled_size(width, height)
+            if crop:
+                return _middle((height, width), (tall, wide), (crop, crop))
+        if self._config.get("do_center_crop"):
+            return _middle((height, width), (tall, wide), _sides(self._config["crop_size"]))
+        return 0.0, 0.0, float(width), float(height)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        (height, width), crop = self._scaled_size(image.width, image.height)
+        if height * width > MOST_SCALED_PIXELS:
+            problem = f"would be {width} x {height} pixels after scaling, over {MOST_SCALED_PIXELS:,} in all"
+            raise InputTooLarge("input", problem, "send an image that is not so narrow")
+        resized = image.resize((width, height), Image.Resampling(self._config.get("resample", 2)))
+        return _cropped(resized, crop, crop) if crop else resized
+
+    def _scaled_size(self, width: int, height: int) -> tuple[tuple[int, int], int | None]:
+        """Return the height and width to scale to, and the side of the middle that is taken of that at once, if it is."""
+        crop = None
+        size = self._config.get("size", {"height": 224, "width": 224})
+        if self._type.startswith("ConvNext"):
+            edge = int(size["shortest_edge"])
+            if edge < _CONVNEXT_CROPS_BELOW:
+                crop, size = edge, {"shortest_edge": int(edge / self._config.get("crop_pct", 224 / 256))}
+            else:
+                size = {"height": edge, "width": edge}
+        return target_size((height, width), size, _MULTIPLES.get(self._type, 1)), crop
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        return self.checkpoint.read("preprocessor_config.json")
+
+    @property
+    def _type(self) -> str:
+        named = self._config.get("image_processor_type") or self._config.get("feature_extractor_type") or ""
+        return str(named).removesuffix("Fast")
+
+    def check_settings(self) -> None:
+        """Raise ConfigurationError if the folder does not say how it wants its images."""
+        _ = self._config
+
+    # --- in the device process ---
+
+    def normalized(self, batch: torch.Tensor) -> torch.Tensor:
+        """Turn pixels `(rows, height, width, 3)` of 0 to 255 into the network's input `(rows, 3, height, width)`."""
+        import torch
+
+        values = batch.permute(0, 3, 1, 2).float()
+        if self._config.get("do_rescale", True):
+            values = values * float(self._config.get("rescale_factor", 1 / 255))
+        if self._config.get("do_normalize", True):
+            mean, std = (torch.tensor(self._config[name], device=values.device) for name in ("image_mean", "image_std"))
+            values = (values - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+        return values
+
+    def check(self, processor: Any) -> None:
+        """Compare with transformers' own processor on two images. Raises ConfigurationError if one of them differs."""
+        import torch
+
+        for size in ((61, 43), (40, 97)):
+            image = _gradient(size)
+            theirs = processor(images=[image], return_tensors="pt")["pixel_values"]
+            ours = self.normalized(torch.from_numpy(self.scaled(image).copy())[None])
+            if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
+                problem = f"images are not prepared as {type(processor).__name__} prepares them"
+                raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
+
+
+def processor(folder: Path) -> Any:
+    """Return transformers' own image processor for a folder, the one on PIL. In the device process."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
+
+
+def target_size(original: tuple[int, int], size: Any, multiple: int = 1) -> tuple[int, int]:
+    """Return the height and width to scale to, as a processor's `size` means it: both, or edges whose ratio is kept.
+
+    `multiple` is what a scaled image's sides are cut down to multiples of.
+    """
+    if not isinstance(size, Mapping):
+        return _sides(size)
+    if "height" in size and "width" in size:
+        return int(size["height"]), int(size["width"])
+    if "max_height" in size and "max_width" in size:
+        scale = min(size["max_height"] / original[0], size["max_width"] / original[1])
+        return int(original[0] * scale), int(original[1] * scale)
+    short, long = _edges(min(original), max(original), int(size["shortest_edge"]), size.get("longest_edge"))
+    height, width = (short, long) if original[0] <= original[1] else (long, short)
+    return height - height % multiple, width - width % multiple
+
+
+def _edges(short: int, long: int, wanted: int, longest: int | None) -> tuple[int, int]:
+    """Return the scaled short and long edge: the short one as wanted, or less, so that the long one is not over `longest`."""
+    exact: float = wanted
+    if longest and long / short * wanted > longest:
+        exact = longest * short / long
+    edge = round(exact)
+    return (short, long) if short == edge else (edge, int(exact * long / short))
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    if isinstance(size, Mapping):
+        return int(size["height"]), int(size["width"])
+    return int(size), int(size)
+
+
+def _cropped(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Return the middle of an image, with black around it where it is too small."""
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _middle(
+    original: tuple[int, int], scaled: tuple[int, int], crop: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return the middle that `_cropped` takes of the scaled image, in pixels of the original: left, top, width, height."""
+    tops = [(whole - part) // 2 for whole, part in zip(scaled, crop, strict=True)]
+    down, across = (before / after for before, after in zip(original, scaled, strict=True))
+    return tops[1] * across, tops[0] * down, crop[1] * across, crop[0] * down
+
+
+def _gradient(size: tuple[int, int]) -> Image.Image:
+    across, down = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(255, 0, size[1]))
+    noise = np.random.default_rng(0).integers(0, 255, across.shape)
+    return Image.fromarray(np.stack([across, down, noise], axis=-1).astype(np.uint8))

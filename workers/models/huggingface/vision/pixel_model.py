@@ -1,0 +1,105 @@
+"""What image and video models share: rows of any shape in one batch; those of one shape go through together, unpadded."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from producers.wire.catalogue import Task
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint_model import FolderModel
+from workers.models.huggingface.vision import image_processing
+from workers.models.huggingface.vision.image_heads import Image, ImageHead
+from workers.models.huggingface.vision.image_processing import ImageReader
+from workers.models.interface.model import Array, Arrays, Prepared
+from workers.models.pictures import picture_rows
+
+if TYPE_CHECKING:
+    from workers.models.huggingface.exported import Inputs
+
+
+class PixelModel(FolderModel[ImageHead]):
+    """A model that writes `prepare`, whose rows have their `pixels`, uint8 `(…, height, width, 3)`; `reader`; and `_inputs`."""
+
+    PADDABLE = True
+
+    #: By the kinds of their tasks.
+    HEADS: ClassVar[Mapping[str, type[ImageHead]]]
+
+    # --- in the parent process ---
+
+    @property
+    @abstractmethod
+    def reader(self) -> ImageReader:
+        """Reads images, or frames, as the checkpoint wants them."""
+
+    @cached_property
+    def revision(self) -> str:
+        self.reader.check_settings()
+        return super().revision
+
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
+        """Put the rows' pixels behind one another, with their `shapes`."""
+        return picture_rows.collate(rows)
+
+    def _head(self, task: Task, checkpoint: Checkpoint) -> ImageHead:
+        return self.HEADS[task.kind.name](task, checkpoint, self.spec.options)
+
+    # --- in the device process ---
+
+    @cached_property
+    def _processor(self) -> Any:
+        return image_processing.processor(self.spec.folder)
+
+    def load(self, device: str) -> None:
+        self.reader.check(self._processor)
+        super().load(device)
+
+    @abstractmethod
+    def _inputs(self, batch: Array) -> Inputs:
+        """Return what the network takes for the pixels of rows of one shape, `(rows, …, height, width, 3)`."""
+
+    def _known(self, arrays: Arrays, task: str, rows: Sequence[int]) -> Sequence[Image]:
+        """Return what is known of rows besides their pixels, for heads that need it."""
+        return ()
+
+    def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        import torch
+
+        found: dict[str, dict[int, Array]] = {task: {} for task in wanted}
+        with torch.inference_mode():
+            for group, batch in picture_rows.by_shape(arrays):
+                chosen = {task: [row for row in group if row in rows] for task, rows in wanted.items()}
+                self._run(arrays, batch, group, {task: rows for task, rows in chosen.items() if rows}, found)
+        return {task: _stacked([found[task][int(row)] for row in rows]) for task, rows in wanted.items()}
+
+    def _run(
+        self,
+        arrays: Arrays,
+        batch: Array,
+        group: Sequence[int],
+        chosen: Mapping[str, Sequence[int]],
+        found: dict[str, dict[int, Array]],
+    ) -> None:
+        """Run one pass over rows of one shape, and each wanted head over those of them that it needs."""
+        import torch
+
+        places = {task: [group.index(row) for row in rows] for task, rows in chosen.items()}
+        rows = {task: torch.tensor(own, device=self._device) for task, own in places.items()}
+        for task, output in self.networks.run(self._inputs(batch), rows).items():
+            known = self._known(arrays, task, chosen[task])
+            results = self.heads[task].compute(output, known, self._processor)
+            found[task].update(zip(chosen[task], results, strict=True))
+
+
+def _stacked(outputs: Sequence[Array]) -> Array:
+    """Return outputs as rows of one array, with zeros behind the shorter ones."""
+    longest = tuple(max(sizes) for sizes in zip(*(output.shape for output in outputs), strict=True))
+    rows = np.zeros((len(outputs), *longest), dtype=outputs[0].dtype)
+    for row, output in zip(rows, outputs, strict=True):
+        row[tuple(slice(size) for size in output.shape)] = output
+    return rows

@@ -1,0 +1,120 @@
+"""Any Hugging Face video model that answers in one pass (VideoMAE, TimeSformer, ViViT …), over frames read out of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from producers.wire.errors import ConfigurationError, InvalidInput
+from workers.models.huggingface.vision.image_heads import ImageClassification, ImageFeatureExtraction, ImageHead
+from workers.models.huggingface.vision.image_processing import ImageReader
+from workers.models.huggingface.vision.pixel_model import PixelModel
+from workers.models.interface import options
+from workers.models.interface.model import Array, Arrays, Prepared, digest
+from workers.models.pictures import picture_rows
+from workers.models.video import frames
+from workers.models.video.frame_sampling import Sampling, sampled_alike
+from workers.models.video.frames import VideoLimits
+
+if TYPE_CHECKING:
+    import torch
+
+    from workers.models.huggingface.exported import Inputs
+
+
+class VideoClassification(ImageClassification):
+    """Labels with their scores, as for images."""
+
+    auto = "AutoModelForVideoClassification"
+
+
+class FrameReader(ImageReader):
+    """How a checkpoint wants its frames: each as an image model wants its images."""
+
+    def normalized(self, batch: torch.Tensor) -> torch.Tensor:
+        values = super().normalized(batch)
+        if not (self._type.startswith("Vivit") and self._config.get("offset", True)):
+            return values
+        # ViViT scales to 0 … 2, then takes one off before the mean
+        return values - 1 / values.new_tensor(self._config["image_std"]).view(1, -1, 1, 1)
+
+    def check(self, processor: Any) -> None:
+        """Compare with transformers' own processor on two frames. Raises ConfigurationError if one of them differs."""
+        import torch
+
+        for width, height in ((61, 43), (40, 97)):
+            noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+            frame = Image.fromarray(noise)
+            theirs = processor([frame], return_tensors="pt")["pixel_values"].flatten(0, 1)
+            ours = self.normalized(torch.from_numpy(self.scaled(frame).copy())[None])
+            if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
+                problem = f"frames are not prepared as {type(processor).__name__} prepares them"
+                raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
+
+
+class VideoCheckpoint(PixelModel):
+    """Options: `heads` (folders by task), `function_to_apply` (by task), `pooling`, and the fields of `VideoLimits`."""
+
+    OPTIONS: ClassVar[options.Options] = {
+        "heads": options.TABLE,
+        "function_to_apply": options.TABLE,
+        "pooling": options.TEXT,
+        **frames.OPTIONS,
+    }
+    HEADS: ClassVar[Mapping[str, type[ImageHead]]] = {
+        "video-classification": VideoClassification,
+        "video-feature-extraction": ImageFeatureExtraction,
+    }
+
+    # --- in the parent process ---
+
+    @cached_property
+    def revision(self) -> str:
+        frames.check_installed(self.where)
+        _ = self._num_frames
+        return super().revision
+
+    def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Read and scale frames. The row is `pixels`, uint8 `(frames, height, width, 3)`."""
+        if not isinstance(content, bytes):
+            raise InvalidInput("input", f"must be the bytes of a video file, not {type(content).__name__}")
+        sampling, refused = sampled_alike(params, self._sampling)
+        read = frames.read(content, sampling, self._limits, lambda frame: self.reader.scaled(frames.image(frame)))
+        arrays: Arrays = {"pixels": np.stack(read)}
+        size = picture_rows.squares(arrays["pixels"])
+        return Prepared(arrays, size, digest(arrays), refused, aside=dict.fromkeys(params))
+
+    def _sampling(self, params: Any) -> Sampling:
+        if params.num_frames not in (None, self._num_frames):
+            remedy = "leave `num_frames` out, and choose a `frame_sampling_rate`"
+            raise InvalidInput("params.num_frames", f"must be {self._num_frames}, which the model reads", remedy)
+        return Sampling(self._num_frames, params.frame_sampling_rate)
+
+    @cached_property
+    def _num_frames(self) -> int:
+        found = self.checkpoint.config.get("num_frames")
+        if not isinstance(found, int) or found < 1:
+            raise ConfigurationError(f"{self.where}: config.json does not say how many frames are read (num_frames)")
+        return found
+
+    @cached_property
+    def reader(self) -> FrameReader:
+        return FrameReader(self.checkpoint)
+
+    @cached_property
+    def _limits(self) -> VideoLimits:
+        return frames.limits(self.spec.options)
+
+    # --- in the device process ---
+
+    def _inputs(self, batch: Array) -> Inputs:
+        import torch
+
+        normalized = self.reader.normalized(torch.from_numpy(batch).to(self._device).flatten(0, 1))
+        values = normalized.view(*batch.shape[:2], *normalized.shape[1:])
+        return {"pixel_values": values.to(self.networks.dtype)}

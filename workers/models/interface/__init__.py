@@ -1,0 +1,1 @@
+"""What a model's class is written against: `Model`, its options, its samples and its files."""

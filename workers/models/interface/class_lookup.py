@@ -1,0 +1,48 @@
+"""A model's class by its name in the settings: ``module:Class``, or the name of an entry point that a package has."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from importlib.metadata import entry_points
+from typing import Any
+
+#: The group of entry points by which an installed package offers its models.
+GROUP = "argosy.models"
+
+#: What fleet.toml called the built-in classes before they had short names; accepted for one release.
+_OLD_NAMES = {
+    "workers.models.detector:DetectorModel": "detector",
+    "workers.models.fused:FusedModel": "fused",
+    "workers.models.language:LanguageModel": "language",
+    "workers.models.series:SeriesModel": "series",
+    "workers.models.style:StyleModel": "style",
+    "workers.models.tabular:TabularModel": "tabular",
+    "workers.models.text:TextModel": "text",
+    "workers.models.video.model:VideoModel": "video",
+    "workers.models.vision:VisionModel": "vision",
+}
+
+
+def find(name: str) -> Any:
+    """Return what the settings call ``class``, to be called with a ModelSpec.
+
+    Raises ImportError or AttributeError if it is not to be had.
+    """
+    if name in _OLD_NAMES:
+        short = _OLD_NAMES[name]
+        warnings.warn(
+            f'class = "{name}" is now class = "{short}"; the old name goes with the next release',
+            FutureWarning,
+            stacklevel=2,
+        )
+        name = short
+    module, colon, attribute = name.partition(":")
+    if colon:
+        return getattr(importlib.import_module(module), attribute)
+    offered = entry_points(group=GROUP)
+    if name not in offered.names:
+        known = ", ".join(sorted(offered.names)) or "none"
+        problem = f"{name!r} is neither module:Class nor a model that an installed package offers (these are: {known})"
+        raise ImportError(problem)
+    return offered[name].load()

@@ -1,0 +1,1 @@
+"""Images decoded to pixels, and packed into the rows of a batch."""

@@ -1,0 +1,79 @@
+"""Pictures and videos of any size on their way through a batch: behind one another, put together by shape; pictures back as bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from producers.wire.errors import InputTooLarge, InvalidInput
+from workers.models.interface import ragged
+from workers.models.interface.model import Array, Arrays, Prepared
+from workers.models.pictures import pixels
+
+Pixels = NDArray[np.uint8]
+
+#: A row's size is counted in squares of so many pixels.
+_SQUARE = 32 * 32
+
+
+def read(content: Any, *, most_pixels: int, longest_side: int | None = None) -> Pixels:
+    """Return a picture's pixels `(height, width, 3)`, scaled down to `longest_side` if that is named and it is longer.
+
+    Raises InvalidInput, or InputTooLarge over `most_pixels`.
+    """
+    if not isinstance(content, bytes):
+        raise InvalidInput("input", f"must be the bytes of an image file, not {type(content).__name__}")
+
+    def made(image: Image.Image) -> Pixels:
+        longest = max(image.size)
+        if longest_side and longest > longest_side:
+            width, height = (max(1, round(side * longest_side / longest)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        elif not longest_side and image.width * image.height > most_pixels:
+            problem = f"is an image of {image.width} x {image.height} pixels, over {most_pixels:,} in all"
+            raise InputTooLarge("input", problem, "scale it down, or raise the option `max_image_pixels`")
+        return np.asarray(image, dtype=np.uint8)
+
+    return pixels.rgb(content, made, max_pixels=pixels.MAX_PIXELS if longest_side else most_pixels)
+
+
+def squares(pixels: Array) -> int:
+    """Return the size of a row of pixels `(…, height, width, 3)`: large ones are costly, and like goes to like."""
+    return max(1, math.prod(pixels.shape[:-1]) // _SQUARE)
+
+
+def collate(rows: Sequence[Prepared]) -> Arrays:
+    """Put the rows' pixels behind one another, with their `shapes`."""
+    return {
+        "pixels": np.concatenate([row.arrays["pixels"].ravel() for row in rows]),
+        "shapes": np.array([row.arrays["pixels"].shape[:-1] for row in rows], dtype=np.int64),
+    }
+
+
+def by_shape(arrays: Mapping[str, Array]) -> list[tuple[list[int], Array]]:
+    """Return the rows of each shape: which they are, and their pixels `(rows, …, height, width, 3)`."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    ends = np.cumsum(arrays["shapes"].prod(axis=1) * 3)
+    starts = np.concatenate(([0], ends[:-1]))
+    for row, shape in enumerate(arrays["shapes"].tolist()):
+        groups.setdefault(tuple(shape), []).append(row)
+    return [
+        (rows, np.stack([arrays["pixels"][starts[row] : ends[row]].reshape(*shape, 3) for row in rows]))
+        for shape, rows in groups.items()
+    ]
+
+
+def packed(pictures: Sequence[Pixels]) -> Array:
+    """Return pictures `(height, width, 3)` of different sizes as rows of one array."""
+    return ragged.pack([{"pixels": picture.tobytes(), "shape": list(picture.shape)} for picture in pictures])
+
+
+def unpacked(row: Array) -> Pixels:
+    """Return a row's picture."""
+    found = ragged.unpack(row)
+    return np.frombuffer(found["pixels"], dtype=np.uint8).reshape(found["shape"])

@@ -1,0 +1,108 @@
+"""One file over HTTP: resumed where it was cut off, verified before it gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import TypeAlias
+
+import httpx2
+import truststore
+
+from producers.wire.errors import ArgosyError
+
+#: Called with a file's name, the bytes that are there, and the bytes it has in all (None: not known).
+Progress: TypeAlias = Callable[[str, int, int | None], None]
+
+_ATTEMPTS = 5
+
+
+class PullFailed(ArgosyError):
+    """A file could not be fetched, or is not what its sha256 says. What was fetched so far is kept for a next try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A file as a registry offers it: its name, its address (``https:``, ``http:`` or ``file:``), and how to get there."""
+
+    name: str
+    url: str
+    cert: str | None = None
+    proxy: str | None = None
+    timeout_s: float = 60.0
+
+    @contextmanager
+    def client(self) -> Iterator[httpx2.Client]:
+        """An HTTP client that trusts what pip is told to trust, else what the system does."""
+        trust: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.cert:
+            trust = ssl.create_default_context(cafile=self.cert)
+        with httpx2.Client(verify=trust, proxy=self.proxy, timeout=self.timeout_s, follow_redirects=True) as client:
+            yield client
+
+
+def silent(name: str, done_bytes: int, total_bytes: int | None) -> None:
+    """Show no progress."""
+
+
+def fetch(offered: Offered, target: Path, *, sha256: str, progress: Progress = silent, pause_s: float = 1.0) -> None:
+    """Put the offered file at `target`, if its content has this sha256. Resumes from ``target.partial``.
+
+    A broken connection is tried again, `pause_s` longer each time. Raises PullFailed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    if offered.url.startswith("file:"):
+        shutil.copyfile(httpx2.URL(offered.url).path, partial)
+    else:
+        _fetch_http(offered, partial, progress, pause_s)
+    with partial.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        partial.unlink()  # whatever it is, a next try must not build on it
+        raise PullFailed(f"{offered.name}: its sha256 is {found}, not {sha256}; the source is not what was pinned")
+    partial.replace(target)
+
+
+def _fetch_http(offered: Offered, partial: Path, progress: Progress, pause_s: float) -> None:
+    with offered.client() as client:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                _fetch_rest(client, offered, partial, progress)
+                break
+            except httpx2.HTTPStatusError as error:
+                status = error.response.status_code
+                if status < 500 or attempt == _ATTEMPTS:
+                    raise PullFailed(f"{offered.name}: the registry answers {status}") from error
+            except httpx2.TransportError as error:
+                if attempt == _ATTEMPTS:
+                    what = str(error) or type(error).__name__
+                    raise PullFailed(f"{offered.name}: {what}; run it again to resume") from error
+            time.sleep(attempt * pause_s)
+
+
+def _fetch_rest(client: httpx2.Client, offered: Offered, partial: Path, progress: Progress) -> None:
+    """Append what is missing. A server that ignores the range sends all of it, and the file starts anew."""
+    have = partial.stat().st_size if partial.exists() else 0
+    # identity: a range is of the file's bytes, not of a compressed form of them
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with client.stream("GET", offered.url, headers=headers) as response:
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # nothing is missing; the sha256 decides whether it is right
+        response.raise_for_status()
+        resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
+        done = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        with partial.open("ab" if resumed else "wb") as file:
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                done += len(chunk)
+                progress(offered.name, done, total)

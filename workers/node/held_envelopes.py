@@ -1,0 +1,95 @@
+"""The envelopes that a node holds, each from its receipt to its end here: run once, leased, dropped if cancelled, given back if interrupted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from results_store.errors import StoreError
+from results_store.records import ResultState
+from results_store.store import Store
+from workers.batching.batcher import Batcher
+from workers.envelope.execution import EnvelopeInterrupted
+
+logger = logging.getLogger(__name__)
+
+
+class Held:
+    """Thread-safe. `worker` is the name under which the envelopes are leased, for `lease_s` at a time."""
+
+    def __init__(self, store: Store, *, worker: str, lease_s: float) -> None:
+        self._store = store
+        self._worker = worker
+        self._lease_s = lease_s
+        self._jobs: dict[str, str] = {}  # envelope: job
+        self._idle = threading.Condition()
+
+    @contextmanager
+    def taking(self, envelope: str, job: str) -> Iterator[bool]:
+        """Hold an envelope while it runs; False, and it is not to be run, if that is done already."""
+        with self._idle:
+            taken = envelope not in self._jobs
+            if taken:
+                self._jobs[envelope] = job
+        if not taken:
+            # kombu redelivers what runs when it reconnects: one run of it is enough
+            yield False
+            return
+        try:
+            yield True
+        except EnvelopeInterrupted:
+            # before its message is back in the queue: whoever takes that must find the lease gone
+            self._store.release([envelope], worker=self._worker)
+            raise
+        except Exception as error:
+            self._note_failure(envelope, error)
+            raise
+        finally:
+            with self._idle:
+                self._jobs.pop(envelope, None)
+                self._idle.notify_all()
+
+    def wait_until_none(self, timeout_s: float) -> None:
+        """Wait until no envelope is held, or the time is over."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._jobs, timeout=timeout_s)
+
+    def renew_leases(self) -> None:
+        with self._idle:
+            held = list(self._jobs)
+        if held:
+            self._store.renew(held, worker=self._worker, leased_until=time.time() + self._lease_s)
+
+    def drop_cancelled(self, batcher: Batcher) -> None:
+        """Have the batcher drop what was cancelled since it was taken: jobs, and of what steps, items."""
+        with self._idle:
+            jobs = set(self._jobs.values())
+        if jobs and (cancelled := self._store.cancelled_among(jobs)):
+            batcher.cancel(cancelled)
+        self._drop_cancelled_items(batcher)
+
+    def _drop_cancelled_items(self, batcher: Batcher) -> None:
+        """Of what steps, each item may be cancelled by itself: it would go on for long."""
+        by_job: dict[str, list[int]] = {}
+        for job, seq in batcher.stepping:
+            by_job.setdefault(job, []).append(seq)
+        gone = [
+            (row.job, row.seq)
+            for job, seqs in by_job.items()
+            for row in self._store.results_of(job, seqs)
+            if row.state is ResultState.CANCELLED
+        ]
+        if gone:
+            batcher.cancel(items=gone)
+
+    def _note_failure(self, envelope: str, error: Exception) -> None:
+        detail = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        try:
+            self._store.note_failure(envelope, worker=self._worker, error=detail)
+        except StoreError as unavailable:
+            # its lease runs out instead, and the next attempt comes a little later
+            logger.warning("envelope %s: its failure is not noted: %s", envelope, unavailable)

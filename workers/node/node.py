@@ -1,0 +1,310 @@
+"""A worker node: everything that one device's worker holds, started and stopped in order.
+
+Start: models found → store → device process and batcher → upkeep. The Celery consumer starts only after that, so that no
+envelope is taken before it can be run. On a stop, `drain` lets what is here finish within the grace period; what is left
+then goes back to its queue.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from producers.wire.blobs import Blobs
+from producers.wire.errors import BrokerUnavailable, ConfigurationError
+from producers.wire.pipelines.following import follow
+from producers.wire.publisher import Publisher
+from producers.wire.result_files import ResultFiles, place_of_files
+from results_store.errors import StoreError
+from results_store.records import Declaration
+from results_store.store import Store
+from results_store.writer import Writer
+from workers.batching.batcher import Batcher, BatcherSettings
+from workers.batching.planning.residence import Residence
+from workers.batching.roster import ServedModel
+from workers.batching.saved_costs import KeptCosts, KeptFootprints
+from workers.batching.serving.offered_versions import CurrentOffer, Offer
+from workers.device.device_client import ProcessDevice
+from workers.device.devices import Device, available_cores
+from workers.envelope.execution import Execution
+from workers.envelope.inputs import InputLimits
+from workers.envelope.streams import Item, Streams
+from workers.models.sources import model_source
+from workers.node import declared_settings, presence
+from workers.node.done_notices import Notices
+from workers.node.follow_up_envelopes import MARK_EVERY_S, Following
+from workers.node.held_envelopes import Held
+from workers.node.lanes import LOOK_EVERY_S, Lanes
+from workers.node.periodic_duties import Upkeep
+from workers.node.presence import TELL_EVERY_S, NodeState
+from workers.node.reconciler import Reconciler
+from workers.node.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
+from workers.node.reloading import Reloads, Version, versions
+from workers.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: How often learned costs are kept, beside at the end.
+KEEP_COSTS_EVERY_S = 60.0
+
+#: How often jobs whose time to live is over are removed.
+PURGE_EVERY_S = 600.0
+
+
+class DeviceOutOfService(ConfigurationError):
+    """The device does not come up; `str()` says what it said."""
+
+
+class Node:
+    """One device's worker. `on_out_of_service` is called, once, if the device is given up while the node runs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        device: Device,
+        *,
+        name: str,
+        broker_url: str,
+        store_url: str,
+        on_out_of_service: Callable[[str], None] = logger.error,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.device = device
+        self.models = settings.served
+        self._catalogue = settings.catalogue
+        self._publisher = Publisher(broker_url)
+        self._store = Store(store_url)
+        self._held = Held(self._store, worker=name, lease_s=settings.worker.lease_s)
+        self._following = Following(self._store, self._publisher)
+        self._writer = Writer(
+            self._store,
+            worker=name,
+            lease_s=settings.worker.lease_s,
+            max_attempts=settings.worker.max_attempts,
+            drop_inputs=settings.worker.drop_inputs,
+            on_committed=Notices(self._publisher).announce,
+            follow=follow,
+            on_followed=self._following.publish,
+        )
+        self._on_out_of_service = on_out_of_service
+        self.lanes = Lanes(self._store, self.models)
+        self._batcher: Batcher | None = None
+        self._costs: KeptCosts | None = None
+        self._footprints = KeptFootprints(model_source.cache_folder() / "footprints" / f"{_file_name(device)}.json")
+        self._streams = Streams(self._publisher, self._drop_deserted)
+        self._execution: Execution | None = None
+        self._reloads: Reloads | None = None
+        self._upkeep = Upkeep()
+        self._blobs = Blobs(settings.blobs)
+        self._store_url = store_url
+        self._files: ResultFiles | None = None
+
+    def start(self) -> None:
+        """Bring everything up and return when the device is ready. `stop` ends what was started, also where this fails.
+
+        Raises ConfigurationError (models not pulled, no device), StoreUnavailable, SchemaMismatch.
+        """
+        self._files = self._place_of_files()
+        self._store.open()
+        declarations = self._store.declarations.every()
+        settings = declared_settings.established(self.settings, declarations)
+        models = [version for name in self.models for version in versions(settings, name, self.device)]
+        offer = CurrentOffer(Offer(settings.catalogue, {wanted.name: served for wanted, served in models}))
+        self.lanes.look()
+        self._writer.start()
+        self._costs = costs = self._kept_costs(offer.now.models)
+        self._batcher = batcher = self._new_batcher(models, costs)
+        batcher.start(self._new_device(batcher, models))  # it loads while the rest is made
+        self._execution = self._new_execution(batcher, offer)
+        self._streams.start()
+        batcher.came_up.wait()
+        if batcher.out_of_service:
+            raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
+        batcher.weigh(self.lanes.tenants)
+        self.lanes.follow(lambda: batcher.weigh(self.lanes.tenants))
+        self._reloads = self._new_reloads(settings, declarations, batcher, costs, offer)
+        self._tell()  # who reloads a model right after the start waits for this node as well
+        self._upkeep.start(self._duties(batcher, self._reloads))
+
+    def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
+        """Run one envelope; the Celery task's whole work. See `Execution.run`."""
+        assert self._execution is not None, "the consumer starts after the node"
+        envelope, job = (str(raw.get("id")), str(raw.get("job"))) if isinstance(raw, Mapping) else ("", "")
+        with self._held.taking(envelope, job) as taken:
+            return self._execution.run(raw, reply=reply) if taken else {"skipped": "held"}
+
+    def drain(self, grace_s: float) -> None:
+        """Wait until no envelope is held, or `grace_s` have passed; then interrupt the rest, uncounted."""
+        self._held.wait_until_none(grace_s)
+        if self._batcher:
+            self._batcher.stop()
+
+    def stop(self) -> None:
+        """End everything. What is still held is interrupted and goes back to its queue."""
+        if self._batcher:
+            self._batcher.stop()  # first: a model that is being loaded must not keep the upkeep waiting
+        self._upkeep.stop()
+        self._keep_costs()
+        with suppress(BrokerUnavailable):
+            presence.leave(self._publisher, self.name)
+        self._streams.stop()
+        self._writer.close()
+        with suppress(StoreError):  # unmarked, they may be sent twice, harmlessly
+            self._following.mark()
+        self._store.close()
+        self._publisher.close()
+
+    # --- what it is made of ---
+
+    def _place_of_files(self) -> ResultFiles | None:
+        """Return where results that are files go; None where there is no place, and no task that needs one."""
+        try:
+            return ResultFiles(place_of_files(self.settings.blobs, self._store_url))
+        except ConfigurationError as error:
+            tasks = [task for task in self._catalogue.tasks.values() if task.model in self.models]
+            if needy := [task.name for task in tasks if task.kind.makes_files]:
+                raise ConfigurationError(f"task {needy[0]!r}: {error}") from error
+            return None
+
+    def _kept_costs(self, served: Mapping[str, ServedModel]) -> KeptCosts:
+        file = model_source.cache_folder() / "costs" / f"{_file_name(self.device)}.json"
+        threads = self.settings.worker.threads or available_cores()
+        revisions = {name: model.revision for name, model in served.items()}
+        return KeptCosts(file, revisions, f"{self.device.description}, {threads} threads")
+
+    def _residence(self, models: Sequence[Version]) -> Residence:
+        residence = Residence(self.settings.worker.memory_budget_bytes)
+        for wanted, served in models:
+            takes = self._footprints.of(served.key, served.name, served.revision, Path(wanted.folder))
+            residence.add(served.key, takes)
+        return residence
+
+    def _new_batcher(self, models: Sequence[Version], costs: KeptCosts) -> Batcher:
+        worker = self.settings.worker
+        return Batcher(
+            {wanted.name: served for wanted, served in models},
+            BatcherSettings(
+                worker=self.name,
+                device=self.device.name,
+                load_timeout_s=worker.load_timeout_s,
+                batch_timeout_s=worker.batch_timeout_s,
+                guaranteed_shares=self.settings.guaranteed_shares,
+                promised_wait_s=self.settings.promised_wait_s,
+            ),
+            on_batch=self._writer.record,
+            on_out_of_service=self._out_of_service,
+            costs=costs.read(),
+            residence=self._residence(models),
+        )
+
+    def _new_device(self, batcher: Batcher, models: Sequence[Version]) -> ProcessDevice:
+        worker = self.settings.worker
+        measuring = bool(worker.memory_budget_bytes)
+        to_load = [wanted for wanted, _ in models]
+        return ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads, measuring=measuring)
+
+    def _new_execution(self, batcher: Batcher, offer: CurrentOffer) -> Execution:
+        return Execution(
+            offer=offer,
+            limits=InputLimits(**msgspec.structs.asdict(self.settings.limits), blobs=self._blobs),
+            batcher=batcher,
+            writer=self._writer,
+            store=self._store,
+            streams=self._streams,
+            files=self._files,
+        )
+
+    def _new_reloads(
+        self,
+        settings: Settings,
+        declarations: Mapping[str, Declaration],
+        batcher: Batcher,
+        costs: KeptCosts,
+        offer: CurrentOffer,
+    ) -> Reloads:
+        return Reloads(
+            settings,
+            declarations,
+            file=self.settings,
+            device=self.device,
+            store=self._store,
+            batcher=batcher,
+            costs=costs,
+            footprints=self._footprints,
+            offer=offer,
+            on_change=self._tell,
+            makes_files=self._files is not None,
+        )
+
+    def _duties(self, batcher: Batcher, reloads: Reloads) -> dict[str, tuple[float, Callable[[], object]]]:
+        """What is done now and then, by name: every so many seconds, and what."""
+        worker = self.settings.worker
+        reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)
+        return {
+            "leases": (worker.lease_s / 3, self._held.renew_leases),
+            "cancellations": (worker.look_for_cancellations_every_s, lambda: self._held.drop_cancelled(batcher)),
+            "tenants": (LOOK_EVERY_S, self.lanes.look),
+            "reloads": (RELOADS_EVERY_S, reloads.look),
+            "presence": (TELL_EVERY_S, self._tell),
+            "following": (MARK_EVERY_S, self._following.mark),
+            "reconciler": (worker.reconcile_every_s, reconciler.run),
+            "retention": (PURGE_EVERY_S, self._purge),
+            "costs": (KEEP_COSTS_EVERY_S, self._keep_costs),
+        }
+
+    # --- what it does now and then ---
+
+    def _keep_costs(self) -> None:
+        if self._batcher and self._costs:
+            self._costs.write(self._batcher.costs)
+            if self._batcher.residence.budget_bytes:  # else nothing was measured
+                self._footprints.write(self._batcher.residence.measured)
+
+    def state(self) -> NodeState | None:
+        """What is served here now; None before the start is over."""
+        if self._batcher is None or self._reloads is None:
+            return None
+        residence = self._batcher.residence
+        return NodeState(
+            name=self.name,
+            device=self.device.name,
+            models=dict(self._reloads.states),
+            loaded=sorted({key.partition("#")[0] for key in residence.loaded}),
+            resident_bytes=residence.resident_bytes,
+            budget_bytes=residence.budget_bytes,
+            loads=residence.loads,
+            unloads=residence.unloads,
+        )
+
+    def _tell(self) -> None:
+        """Say what is served here. Nobody works by it: a broker that is away for a moment is told next time."""
+        if state := self.state():
+            with suppress(BrokerUnavailable):
+                presence.tell(self._publisher, state)
+
+    def _drop_deserted(self, item: Item) -> None:
+        logger.info("nobody listens to item %d of job %s any more; it is cancelled", item[1], item[0])
+        if self._batcher:
+            self._batcher.cancel(items=[item])
+
+    def _purge(self) -> None:
+        self._store.retention.purge()
+        if self.settings.worker.drop_inputs:
+            self._store.retention.drop_inputs_of_pipelines()
+        self._blobs.sweep(self._store.retention.with_inputs)
+        if self._files:
+            self._files.sweep(self._store.retention.existing)
+
+    def _out_of_service(self, reason: str) -> None:
+        if self._execution is not None:
+            self._on_out_of_service(f"{self.device.name} is out of service: {reason}")
+
+
+def _file_name(device: Device) -> str:
+    return device.name.replace(":", "-")

@@ -1,0 +1,186 @@
+"""A running node takes what is declared of its models: the new version is loaded beside the old one, then takes its place.
+
+In this order: the new version is loaded while the old one works; new items are prepared for the new one; what waited for the old
+one is prepared again; what the device has of the old one is finished by it; the old one is unloaded. If the new one cannot be loaded,
+the old one has never been touched. Models that read its weights (`uses`) change with it: all of them, or none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from producers.wire.errors import ConfigurationError
+from results_store.records import Declaration
+from results_store.store import Store
+from workers.batching.batcher import Batcher
+from workers.batching.roster import ServedModel
+from workers.batching.saved_costs import KeptCosts, KeptFootprints
+from workers.batching.serving import served_explainers, served_models
+from workers.batching.serving.offered_versions import CurrentOffer, Offer
+from workers.device.device_process import ModelToLoad
+from workers.device.devices import Device
+from workers.node import declared_settings
+from workers.node.presence import ModelState
+from workers.settings import ModelSettings, Settings
+
+logger = logging.getLogger(__name__)
+
+#: How often a node looks for what is declared.
+LOOK_EVERY_S = 1.0
+
+Version: TypeAlias = tuple[ModelToLoad, ServedModel]
+
+
+def versions(settings: Settings, name: str, device: Device, generation: int = 0) -> list[Version]:
+    """Return a model and its explaining side, if it has one, for the device process and for the batcher. Raises ConfigurationError."""
+    model = served_models.serve(settings, name, device)
+    side = served_explainers.side(settings, *model)
+    return [(wanted, replace(served, generation=generation)) for wanted, served in ([model, side] if side else [model])]
+
+
+class Reloads:
+    """`look` from one thread. `settings` are those that the node started with, by the declarations `started`; `file` are its file's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        started: Mapping[str, Declaration],
+        *,
+        file: Settings,
+        device: Device,
+        store: Store,
+        batcher: Batcher,
+        costs: KeptCosts,
+        footprints: KeptFootprints,
+        offer: CurrentOffer,
+        on_change: Callable[[], object],
+        makes_files: bool,
+    ) -> None:
+        self._file = file
+        self._settings = settings
+        self._device = device
+        self._store = store
+        self._batcher = batcher
+        self._costs = costs
+        self._footprints = footprints
+        self._offer = offer
+        self._on_change = on_change
+        self._makes_files = makes_files
+        self._switches = 0
+        # one that is not proven is still to come: the node started with the one before
+        self._taken = {name: one.generation - (0 if one.proven else 1) for name, one in started.items()}
+        self.states = {
+            name: ModelState(revision=served.revision, generation=self._taken.get(name, 0))
+            for name, served in offer.now.models.items()
+            if name in settings.models
+        }
+
+    def look(self) -> None:
+        """Take what is declared and was not taken yet. Raises StoreUnavailable."""
+        for name, declaration in self._store.declarations.every().items():
+            if name not in self.states:
+                continue
+            if declaration.generation > self._taken.get(name, 0):
+                self._taken[name] = declaration.generation
+                self._take(declaration)
+            if not declaration.proven and self._serves(declaration):
+                self._store.declarations.prove(declaration)
+
+    def _serves(self, declaration: Declaration) -> bool:
+        state = self.states[declaration.model]
+        return state.generation == declaration.generation and state.state == "serving"
+
+    def _take(self, declaration: Declaration) -> None:
+        name, generation = declaration.model, declaration.generation
+        self._note(name, generation=generation, state="loading", error="")
+        logger.info("model %s: declaration %d is taken", name, generation)
+        try:
+            self._switch(name, declaration)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the new version, the old one goes on
+            logger.warning("model %s stays as it is: %s", name, error)
+            self._note(name, state="failed", error=str(error))
+            return
+        models = self._offer.now.models
+        self.states = {
+            own: msgspec.structs.replace(state, revision=models[own].revision) for own, state in self.states.items()
+        }
+        logger.info("model %s: %s is served now", name, models[name].revision)
+        self._note(name, state="serving")
+
+    def _switch(self, name: str, declaration: Declaration) -> None:
+        base = self._settings if declaration.settings is not None else self._settings_of_file(name)
+        settings = declared_settings.with_model(base, name, declaration.settings)
+        self._check(settings, name)
+        self._switches += 1  # a key that was never used: one of a failed switch may still be on its way out
+        new = versions(settings, name, self._device, self._switches)
+        if self._is_served(new, settings.models[name]):
+            self._settings = settings
+            return
+        for reader in self._readers(settings, name):
+            own = versions(settings, reader, self._device, self._switches)
+            if own[0][1].revision != self._offer.now.models[reader].revision:
+                new += own
+        self._admit(new)
+        self._settings = settings
+        self._replace(new)
+
+    def _readers(self, settings: Settings, name: str) -> list[str]:
+        """Return the models served here that read a model's weights, directly or through another."""
+        found = [name]
+        for one in found:  # which grows
+            found += [other for other in self.states if one in settings.used_by(other) and other not in found]
+        return found[1:]
+
+    def _replace(self, new: Sequence[Version]) -> None:
+        """Have new versions take the place of the old ones, and return when those are unloaded."""
+        before = self._offer.now.models
+        switched = {served.name.removesuffix(served_explainers.SUFFIX) for _, served in new}
+        old = {own: served for own, served in before.items() if own.removesuffix(served_explainers.SUFFIX) in switched}
+        for _, served in new:
+            self._costs.follow(served.key, served.name, served.revision)
+        models = {own: served for own, served in before.items() if own not in old}
+        self._offer.now = Offer(self._settings.catalogue, models | {served.name: served for _, served in new})
+        for retired in [self._batcher.retire(served.key) for served in old.values()]:
+            retired.result()
+
+    def _is_served(self, new: Sequence[Version], chosen: ModelSettings) -> bool:
+        """Whether it would be the same again: the same settings, and files that have not changed."""
+        _, served = new[0]
+        same = declared_settings.digest(chosen) == declared_settings.digest(self._settings.models[served.name])
+        return same and served.revision == self._offer.now.models[served.name].revision
+
+    def _settings_of_file(self, name: str) -> Settings:
+        models = {**self._settings.models, name: self._file.models[name]}
+        return msgspec.structs.replace(self._settings, models=models)
+
+    def _check(self, settings: Settings, name: str) -> None:
+        tasks = [task for task in settings.catalogue.tasks.values() if task.model == name]
+        if not tasks:
+            raise ConfigurationError(f"models.{name}.tasks: there must be one; a model without tasks serves nothing")
+        if not self._makes_files and (needy := [task.name for task in tasks if task.kind.makes_files]):
+            raise ConfigurationError(
+                f"models.{name}.tasks.{needy[0]}: makes files; set blobs.url and restart the worker"
+            )
+
+    def _admit(self, new: Sequence[Version]) -> None:
+        """Have all versions loaded, or none."""
+        admitted: list[ServedModel] = []
+        try:
+            for wanted, served in new:
+                takes = self._footprints.of(served.key, served.name, served.revision, Path(wanted.folder))
+                self._batcher.admit(served, wanted, takes).result()
+                admitted.append(served)
+        except Exception:
+            for served in admitted:
+                self._batcher.retire(served.key)
+            raise
+
+    def _note(self, name: str, **changes: object) -> None:
+        self.states[name] = msgspec.structs.replace(self.states[name], **changes)
+        self._on_change()

@@ -1,0 +1,1 @@
+"""The programs that made the shipped translation model."""

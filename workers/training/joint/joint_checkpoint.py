@@ -1,0 +1,79 @@
+"""A training's state on disk, whole or not at all: what a killed one goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+
+from producers.wire.errors import ConfigurationError
+from workers.training.joint import layers
+from workers.training.joint.joint_network import JointNetwork
+from workers.training.joint.recipe import Recipe
+
+FILE = "checkpoint.safetensors"
+BEST = "best.safetensors"
+
+
+class Progress(msgspec.Struct):
+    """How far a training is: steps done, the best evaluation and its step, and evaluations since that were no better."""
+
+    step: int = 0
+    best: float = -1.0
+    best_step: int = 0
+    stale: int = 0
+
+
+def tensors(network: JointNetwork, optimiser: Optimizer) -> dict[str, torch.Tensor]:
+    """Return all that a training goes on from. Where layers are shared out, all processes must ask at the same time."""
+    found = {f"network/{name}": layers.whole(tensor) for name, tensor in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        state = optimiser.state.get(parameter, {})
+        found |= {f"optimiser/{name}/{key}": layers.whole(tensor) for key, tensor in state.items()}
+    return found
+
+
+def save(folder: Path, recipe: Recipe, progress: Progress, found: Mapping[str, torch.Tensor]) -> None:
+    about = {"recipe": msgspec.json.encode(recipe).decode(), "progress": msgspec.json.encode(progress).decode()}
+    write(found, folder / FILE, about)
+
+
+def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimizer) -> Progress:
+    """Bring network and optimiser to where a checkpoint has them, or leave them. Raises ConfigurationError for one of another recipe.
+
+    What a compression held back is not in it: a compressed training that goes on is a little different from one that was not stopped.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return Progress()
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    if json.loads(about["recipe"]) != json.loads(msgspec.json.encode(recipe)):
+        raise ConfigurationError(f"{path}: was made by another recipe; go on with that one, or name another folder")
+    found = load_file(path)
+    own = network.state_dict()
+    network.load_state_dict({name: layers.part(found[f"network/{name}"], tensor) for name, tensor in own.items()})
+    for name, parameter in network.named_parameters():
+        prefix = f"optimiser/{name}/"
+        state = {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
+        # AdamW keeps its count of steps on the CPU, and has nothing of what had no gradient
+        optimiser.state[parameter] = {
+            key: tensor if key == "step" else layers.part(tensor, parameter) for key, tensor in state.items()
+        }
+    return msgspec.json.decode(about["progress"], type=Progress)
+
+
+def write(found: Mapping[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
+    """Write a file that is there whole, or as it was before, whatever kills us and when."""
+    unfinished = path.with_suffix(".unfinished")
+    save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, unfinished, about)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)

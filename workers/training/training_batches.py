@@ -1,0 +1,47 @@
+"""Rows in batches for whoever runs a model without a fleet: training, measuring, comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+
+from workers.models.interface.model import Model
+from workers.models.interface.sample_inputs import usual_params
+
+#: What goes through a sequence of batches: `rich.progress.track`, say.
+Watch: TypeAlias = Callable[[Iterable[list[int]]], Iterable[list[int]]]
+
+
+def by_size(sizes: Sequence[int], cost: int, *, most_rows: int | None = None) -> Iterator[list[int]]:
+    """Yield places of rows of similar sizes, the largest last, each batch within a padded cost and `most_rows`."""
+    batch: list[int] = []
+    for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):
+        if batch and ((len(batch) + 1) * sizes[place] > cost or len(batch) == most_rows):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def best_labels(
+    model: Model,
+    task: str,
+    texts: Sequence[str],
+    *,
+    cost: int = 2048,
+    params: msgspec.Struct | None = None,
+    watch: Watch = iter,
+) -> list[str]:
+    """Return the best label of each text, by the code that serves them."""
+    params = params or usual_params(model.spec.tasks[task])
+    rows = [model.prepare(text, {task: params}) for text in texts]
+    found: dict[int, str] = {}
+    for places in watch(list(by_size([row.size for row in rows], cost))):
+        outputs = model.forward(model.collate([rows[n] for n in places]), {task: np.arange(len(places))})[task]
+        for place, output in zip(places, outputs, strict=True):
+            found[place] = model.finish_item(model.spec.tasks[task], output, params, rows[place])[0]["label"]
+    return [found[place] for place in range(len(texts))]
