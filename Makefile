@@ -9,7 +9,7 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench plots test-stack test-gpu install clean
+.PHONY: demo test check prose bench plots test-stack test-gpu install clean
 
 install: $(INSTALLED)
 
@@ -32,6 +32,10 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.rooms
+
+# How the prose reads, in a few numbers: docstrings and Markdown.
+prose: $(INSTALLED)
+	$(BIN)/python -m tools.prose
 
 # One benchmark: make bench NAME=bulk; see benchmarks/README.md.
 bench: $(INSTALLED)
