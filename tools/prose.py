@@ -48,9 +48,9 @@ def _under(path: Path, folder: str) -> bool:
 def docstrings(path: Path) -> Iterator[str]:
     """Yield the docstrings of a module and of all that is in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if text := ast.get_docstring(node):
-                yield text
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and (text := ast.get_docstring(node)):
+            yield text
 
 
 def _print(name: str, texts: Iterable[str]) -> None:
