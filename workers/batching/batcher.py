@@ -1,8 +1,8 @@
-"""The one thread that owns the waiting items, the models and the device, and how other threads reach it.
+"""The thread that owns the waiting items, the models and the device, and the methods by which other threads reach it.
 
-Everything comes to it through one inbox, in order: new entries, models to come and to go, and what the device says. It never waits on a
-timer, only for as long as the device may be silent. What it does about what comes is the `Feeder`'s, which belongs to it alone: from
-other threads only that is read which is said to be for them.
+All messages reach the thread through one inbox, in order: new entries, models to load or unload, and events of the
+device. The thread sets no timers; it waits only as long as the device may be silent. The `Feeder` handles the messages
+and belongs to this thread alone. Other threads read only attributes that are documented for them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from workers.device.device_process import ModelToLoad
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatcherSettings:
-    """`worker` and `device` name where batches ran, for the flight recorder. Times are seconds.
+    """Settings of a batcher. `worker` and `device` name the place of a batch in the flight recorder. Times are seconds.
 
-    Shares and promises are the policy's (`workers.batching.planning.policy.Policy`).
+    Shares and promises are settings of the policy (`workers.batching.planning.policy.Policy`).
     """
 
     worker: str
@@ -45,7 +45,7 @@ class BatcherSettings:
 class Batcher:
     """Gathers entries into micro-batches for one device. `start`, `submit` from any thread, `stop`.
 
-    `models` are those of the start, by their keys; `residence` knows what they take, where memory is bounded.
+    `models` are the models of the start, by key. Where memory is bounded, `residence` knows the footprint of each.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Batcher:
         )
         self._device: DeviceClient
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self._admission = threading.Lock()  # nobody waits for what would come behind the end mark of `stop`
+        self._admission = threading.Lock()  # no entry may reach the inbox behind the end mark of `stop`
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="batcher")
 
@@ -95,11 +95,11 @@ class Batcher:
         self._thread.start()
 
     def tell(self, event: DeviceEvent) -> None:
-        """Take note of what the device said."""
+        """Accept an event of the device."""
         self._inbox.put(event)
 
     def submit(self, entries: Sequence[Entry]) -> Group:
-        """Queue entries and return their group, to wait on. After `stop` they are interrupted at once."""
+        """Queue entries and return their group, to wait on. After `stop` the entries are interrupted at once."""
         group = Group(entries)
         with self._admission:
             if not self._closed:
@@ -110,8 +110,9 @@ class Batcher:
         return group
 
     def cancel(self, jobs: Collection[str] = (), items: Collection[tuple[str, int]] = ()) -> None:
-        """End what waits or steps of these jobs, or of these items (job, seq), as cancelled. A batch that the device already
-        has is computed: the first to end wins."""
+        """Cancel the waiting or stepping items of these jobs, or these items (job, seq). A batch that the device
+        already has is computed: the first outcome wins.
+        """
         self._inbox.put(Cancel(frozenset(jobs), frozenset(items)))
 
     @property
@@ -121,25 +122,27 @@ class Batcher:
 
     @property
     def out_of_service(self) -> str | None:
-        """Why the device was given up, if it was."""
+        """The reason for which the device was given up, if it was."""
         return self._feeder.out_of_service
 
     @property
     def stepping(self) -> list[tuple[str, int]]:
-        """The items (job, seq) that step at the device now, as far as another thread can tell."""
+        """The items (job, seq) that step at the device now, as seen by another thread."""
         return self._feeder.work.stepping_items()
 
     @property
     def residence(self) -> Residence:
-        """Which models are loaded, and what they take."""
+        """The loaded models and their footprints."""
         return self._feeder.models.residence
 
     def admit(self, served: ServedModel, wanted: ModelToLoad, footprint: Footprint | None = None) -> Future[None]:
-        """Have one more version of a model loaded, beside those that run. What comes of it is CannotLoad, if it cannot be."""
+        """Load one more version of a model beside the served ones. The future raises CannotLoad if the model cannot be
+        loaded.
+        """
         return self._ask(Admit(served, wanted, footprint or Footprint(), Future()))
 
     def retire(self, key: str) -> Future[None]:
-        """Have what waits for a version superseded, and the version unloaded when what the device has of it is done."""
+        """Supersede the items that wait for a version, and unload the version once the device has finished its batches."""
         return self._ask(Retire(key, Future()))
 
     def _ask(self, message: Admit | Retire) -> Future[None]:
@@ -151,11 +154,11 @@ class Batcher:
         return message.done
 
     def weigh(self, weights: Mapping[str, float]) -> None:
-        """From now on tenants take turns by these weights."""
+        """Set the weights by which tenants take turns."""
         self._inbox.put(Weigh(weights))
 
     def stop(self) -> None:
-        """Interrupt whatever waits or runs, end the device, and return when the thread has ended."""
+        """Interrupt all waiting and running items, end the device, and return when the thread has ended."""
         with self._admission:
             self._closed = True
             self._inbox.put(None)
@@ -176,7 +179,7 @@ class Batcher:
                 self._feeder.take(message)
                 if self._inbox.empty():
                     break
-                message = self._inbox.get()  # decide once on all that is here
+                message = self._inbox.get()  # take all messages, so that one decision covers them
             if message is None:
                 self._feeder.end()
                 return

@@ -1,9 +1,9 @@
-"""Whose fault a failed batch is, found by halving.
+"""Finds the item at fault in a failed batch, by halving.
 
-A failed batch's halves run again, one at a time and with nothing staged behind them, until single items remain. An
-item that raises alone has failed; one under which the process died must die twice alone, since the first death may have
-been somebody else's doing (the kernel's out-of-memory killer, an operator). Weights that cannot be loaded are no item's
-fault: halves would fail alike, after a try at loading each.
+The halves of a failed batch run again, each alone on the device and with nothing staged behind it, until single items
+remain. An item that raises alone has failed. An item under which the process died must die twice alone, since the first
+death may have had another cause (the kernel's out-of-memory killer, an operator). Weights that cannot be loaded are no
+item's fault: both halves would fail alike, after an attempt at loading each.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from workers.batching.microbatch import MicroBatch
 from workers.batching.work import Entry, Failed
 from workers.models.interface.model import LoadingFailed
 
-#: Faults that say all there is to say; every other kind is a model's own exception.
+#: These faults need no text of an exception; any other kind is the model's own exception.
 _KNOWN = ("OutOfMemory", "WrongOutput", LoadingFailed.__name__)
 
 
 class Suspects:
-    """The groups of entries that are still to be run alone. While there are any, nothing else runs on the device."""
+    """The groups of entries that must still run alone. While there are any, nothing else runs on the device."""
 
     def __init__(self) -> None:
         self._groups: deque[Sequence[Entry]] = deque()
@@ -30,20 +30,22 @@ class Suspects:
 
     @property
     def models(self) -> set[str]:
-        """The models that the suspects are of."""
+        """The models of the suspects."""
         return {group[0].waiting.model for group in self._groups}
 
     @property
     def next_model(self) -> str:
-        """The model of the group that is next."""
+        """The model of the next group."""
         return self._groups[0][0].waiting.model
 
     def next(self) -> Sequence[Entry]:
-        """Take the group that is to run now."""
+        """Remove and return the next group to run."""
         return self._groups.popleft()
 
     def raised(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
-        """Take note that a batch failed and the device lives: its only item has failed, several are halved, unless it was no item's fault."""
+        """Handle a failed batch on a living device: a lone item has failed, several are halved, unless no item was at
+        fault.
+        """
         if len(batch.entries) > 1 and kind != LoadingFailed.__name__:
             self._halve(batch)
             return
@@ -53,7 +55,7 @@ class Suspects:
             entry.finish(Failed(kind if known else "ModelError", text, traceback, batch.id))
 
     def died(self, batch: MicroBatch, kind: str, message: str) -> None:
-        """Take note that the device was lost while a batch ran; a lone item fails the second time, or if it hung."""
+        """Handle the loss of the device during a batch. A lone item fails the second time, or at once if it hung."""
         if len(batch.entries) > 1:
             self._halve(batch)
             return
@@ -65,7 +67,7 @@ class Suspects:
             self._groups.appendleft(batch.entries)
 
     def clear(self) -> list[Entry]:
-        """Take all that is left, for the end."""
+        """Remove and return all groups, at the end."""
         entries = [entry for group in self._groups for entry in group]
         self._groups.clear()
         return entries

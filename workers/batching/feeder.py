@@ -1,8 +1,9 @@
-"""What the batcher's thread does, message by message: it feeds a device one micro-batch ahead and survives its deaths.
+"""Handles the messages of the batcher's thread: feeds the device one micro-batch ahead, and survives the device's
+deaths.
 
-It owns the `Workload`, which knows what waits and decides what is next; the `Roster`, which knows the models and has them come and go;
-and the device. Neither of the first two knows the other. All of it happens in one thread, so nothing here is locked.
-The only time limits are those after which a loading or a running device counts as hung.
+The `Workload` knows the waiting items and decides on the next batch. The `Roster` knows the models, and loads and
+unloads them. Neither knows the other; the feeder owns both, and the device. A single thread runs all of this, so
+nothing is locked. The only time limits are those after which a loading or a running device counts as hung.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from workers.models.interface.model import Arrays
 
 logger = logging.getLogger(__name__)
 
-#: A device that does not come up this often in a row is out of service.
+#: A device that fails to start this many times in a row is out of service.
 MAX_FAILED_STARTS = 3
 
 
 @dataclass(slots=True, kw_only=True)
 class Feeder:
-    """Not thread-safe, but for `came_up` and `out_of_service`. `worker` and `device_name` name where batches ran."""
+    """Not thread-safe, except `came_up` and `out_of_service`. `worker` and `device_name` name the place of a batch."""
 
     models: Roster
     work: Workload
@@ -49,7 +50,7 @@ class Feeder:
     _device: DeviceClient = field(init=False)
     _ready: bool = False
     _failed_starts: int = 0
-    _running_since: float = 0.0  # monotonic; when the running batch, or the device's start, began
+    _running_since: float = 0.0  # monotonic time at which the running batch, or the start of the device, began
 
     def start(self, device: DeviceClient) -> None:
         """Start the device."""
@@ -57,7 +58,7 @@ class Feeder:
         self._start_device()
 
     def take(self, message: Message) -> None:
-        """Take note of a message. What follows from it, and from others that came with it, is done by `feed`."""
+        """Handle one message. `feed` then acts on this and all other messages that came together."""
         if isinstance(message, list):
             self._add(message)
         elif isinstance(message, Admit):
@@ -72,7 +73,7 @@ class Feeder:
             self._on_device_event(message.header, message.arrays)
 
     def feed(self) -> None:
-        """Have models come and go as what waits needs them, then hand over work until the device has enough."""
+        """Load and unload models as the waiting items need them, then give the device work until it has enough."""
         if self.out_of_service:
             self._interrupt_all()
             return
@@ -82,30 +83,30 @@ class Feeder:
             self._send(batch)
 
     def patience_s(self) -> float | None:
-        """How long the device may stay silent from now on; None while nothing is expected of it."""
+        """The seconds for which the device may stay silent from now on; None while no answer is expected."""
         if self.out_of_service:
             return None
         ends_at = [since + limit_s for since, limit_s in self._expected()]
         return max(0.0, min(ends_at) - time.monotonic()) if ends_at else None
 
     def give_up_waiting(self) -> None:
-        """Take note that the device was silent for longer than it may be: start it again."""
+        """Restart the device, which was silent for too long."""
         _, limit_s = min(self._expected(), key=sum)
-        # the word of its death would come as an event; taking it here keeps the reason with the batch
+        # the device's death would come as an event; handling it here keeps the reason with the batch
         self._device.close()
         self._on_lost("DeviceHung", f"the device process was silent for {limit_s:g} s and was killed")
         self.feed()
 
     def end(self) -> None:
-        """Interrupt whatever waits or runs, for good."""
+        """Interrupt all waiting and running items, for good."""
         self._interrupt_all()
         self.models.close()
 
-    # --- what others ask for ---
+    # --- requests of other threads ---
 
     def _add(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            if not self.models.takes(entry.waiting.model):  # retired while the item was prepared
+            if not self.models.takes(entry.waiting.model):  # the version was retired while the item was prepared
                 entry.finish(Superseded())
         self.work.add([entry for entry in entries if self.models.takes(entry.waiting.model)])
 
@@ -116,7 +117,7 @@ class Feeder:
         self.work.serve(served)
 
     def _retire(self, asked: Retire) -> None:
-        """What the device has, and what is under suspicion, is finished by the old version; what waits is prepared again."""
+        """The old version finishes its batches and its suspects; items that wait are prepared again."""
         self.models.retire(asked.key, asked.done)
         for entry in self.work.take_waiting(asked.key):
             entry.finish(Superseded())
@@ -132,7 +133,7 @@ class Feeder:
         for entry in self.work.take_all():
             entry.finish(Interrupted())
 
-    # --- what the device says ---
+    # --- events of the device ---
 
     def _on_device_event(self, header: Header, arrays: Arrays) -> None:
         event = header["event"]
@@ -166,14 +167,14 @@ class Feeder:
         self._serve_unless(self.models.on_event(header))
 
     def _serve_unless(self, problem: str | None) -> None:
-        """Leave service for a problem; without one the device has come up once no model is untried."""
+        """Go out of service for a problem; without a problem the device is up once every model has been tried."""
         if problem:
             self._leave_service(problem)
         elif not self.models.residence.untried:
             self.came_up.set()
 
     def _on_stepping(self, pieces: Sequence[tuple[str, str, int, int, str]]) -> None:
-        """The device lives, and may have a piece of text for who listens: batch, task, row, place in the text, piece."""
+        """The device lives, and may have a piece of text for a listener: batch, task, row, place in the text, piece."""
         self._running_since = time.monotonic()
         for id_, task, row, at, text in pieces:
             if batch := self.work.find(id_):
@@ -186,7 +187,7 @@ class Feeder:
         self.models.grew(header)
         ran = Ran(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
         self.work.ran(batch, ran)
-        # recorded before it is delivered, so that no result is stored whose batch is not
+        # recorded before it is delivered, so that every stored result has a recorded batch
         where = {"device": self.device_name, "worker": self.worker}
         served = self.models[batch.model]
         record = batch.record(ran, model=served.name, revision=served.revision, **where)
@@ -199,7 +200,7 @@ class Feeder:
             self._raised(together(batches), header["kind"], header["message"], header.get("traceback", ""))
 
     def _ended(self, id_: str) -> MicroBatch | None:
-        """Take the batch that the device speaks of, unless it was dropped; the next one runs by now."""
+        """Return the batch of the event, unless it was dropped; the next batch runs by now."""
         self._running_since = time.monotonic()
         return self.work.end(id_)
 
@@ -211,10 +212,10 @@ class Feeder:
             )
         self.work.raised(batch, kind, message, traceback)
 
-    # --- what the device is given ---
+    # --- work for the device ---
 
     def _move_models(self) -> None:
-        """Have models loaded and unloaded, where not all are there for good; note who cannot run meanwhile."""
+        """Load and unload models, where not all are always loaded; record the models that cannot run meanwhile."""
         absent: Mapping[str, float] = {}
         if not self.models.residence.settled:
             needs, busy = self.work.needs(), self.work.busy
@@ -268,7 +269,7 @@ class Feeder:
         self.on_out_of_service(reason)
 
     def _expected(self) -> list[tuple[float, float]]:
-        """What is waited for: since when, and for how long it may be."""
+        """The start and the time limit of the expected answer."""
         if not self._ready:
             return [(self._running_since, self.load_timeout_s)]
         found = []

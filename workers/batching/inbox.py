@@ -1,4 +1,4 @@
-"""What reaches the batcher's thread, all through one inbox, in order."""
+"""The messages to the batcher's thread, which all pass through one inbox, in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.device.device_process import ModelToLoad
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """One more version of a model, to be loaded beside the others."""
+    """Load one more version of a model beside the others."""
 
     served: ServedModel
     wanted: ModelToLoad
@@ -26,7 +26,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
-    """A version that gets nothing more."""
+    """Retire a version: it gets no more items."""
 
     key: str
     done: Future[None]
@@ -34,7 +34,7 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """What is not wanted any more."""
+    """Cancel items."""
 
     jobs: frozenset[str] = frozenset()
     items: frozenset[tuple[str, int]] = frozenset()  # job, seq
@@ -45,7 +45,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Weigh:
-    """The tenants' weights."""
+    """Set the tenants' weights."""
 
     weights: Mapping[str, float]
 

@@ -1,8 +1,8 @@
-"""Requests of stepwise models: each is handed to the device by itself, as soon as there is room, and joins those that step there.
+"""Requests of stepwise models: each joins the requests that step at the device as soon as there is room.
 
-The device holds more of them than are in a step (`workers.models.interface.step_rota` says who is), so that a short one need not wait for
-a long one, nor an urgent one for any. How many that are is bounded by their cost, which is what they may take of its memory;
-more urgent ones than all that are there find the same room once more.
+The device holds more requests than take part in a step (`workers.models.interface.step_rota` chooses), so that a short
+request does not wait for a long one, nor an urgent one for any. The sum of their costs is bounded, since cost stands
+for memory on the device. Requests more urgent than all that the device holds get the same room once more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.batching.work import Entry
 
 @dataclass(slots=True)
 class _Model:
-    """What waits for one model, what steps, and how much may."""
+    """The waiting and stepping requests of one model, and the bound of the latter."""
 
     scheduler: Scheduler[Entry]
     budget: Budget
@@ -29,7 +29,7 @@ class _Model:
     def has_room(self) -> bool:
         urgent = self.scheduler.most_urgent
         if urgent is None:
-            return len(self.scheduler) > 0  # what waits for a model that is not loaded may expire
+            return len(self.scheduler) > 0  # a request that waits for an unloaded model may expire
         batches = self.stepping.values()
         rows = sum(len(batch.rows) for batch in batches)
         cost = sum(row.size for batch in batches for row in batch.rows)
@@ -50,17 +50,17 @@ class Joining:
             self.serve(name, budget)
 
     def __len__(self) -> int:
-        """How many batches step."""
+        """The number of stepping batches."""
         return sum(len(model.stepping) for model in self._models.values())
 
     def serve(self, model: str, budget: Budget) -> None:
-        """Take requests of one more model."""
-        # one at a time: what joins is not made to wait for what is to join with it
+        """Accept requests of one more model."""
+        # a budget of one row: no request waits for others to join together with it
         policy = _one_by_one(self._policy, model, budget)
         self._models[model] = _Model(Scheduler(policy, self._costs, self._weights), budget)
 
     def drop(self, model: str) -> None:
-        """Forget a model that nothing waits for or steps in, if it is one of these."""
+        """Forget a stepwise model that has neither waiting nor stepping requests."""
         self._models.pop(model, None)
 
     def has(self, model: str) -> bool:
@@ -76,16 +76,16 @@ class Joining:
             model.scheduler.turns.weights = dict(weights)
 
     def note_absent(self, absent: Mapping[str, float]) -> None:
-        """These models are not loaded, and can be in so many seconds."""
+        """Record the models that are not loaded, with the seconds until each can be."""
         for model in self._models.values():
             model.scheduler.absent = absent
 
     def needs(self) -> dict[str, Need]:
-        """What waits for each model."""
+        """The need of each model with waiting requests."""
         return {name: need for model in self._models.values() for name, need in model.scheduler.needs().items()}
 
     def next(self, now: float) -> tuple[MicroBatch | None, list[Entry]]:
-        """Return a batch that is to join now, if one may, and the entries whose deadline is over."""
+        """Return a batch that may join now, if there is any, and the entries whose deadline has passed."""
         expired: list[Entry] = []
         for model in self._models.values():
             if not model.has_room():
@@ -97,7 +97,7 @@ class Joining:
         return None, expired
 
     def items(self) -> list[tuple[str, int]]:
-        """The items (job, seq) that step. From any thread: each dict is copied at once."""
+        """The stepping items (job, seq). Safe from any thread: each dict is copied at once."""
         batches = [batch for model in self._models.values() for batch in list(model.stepping.values())]
         return [(entry.job, entry.seq) for batch in batches for entry in batch.entries]
 
@@ -105,29 +105,29 @@ class Joining:
         self._models[batch.model].stepping[batch.id] = batch
 
     def end(self, id_: str) -> MicroBatch | None:
-        """Take the batch of this id, if it steps."""
+        """Remove and return the batch of this id, if it steps."""
         return next((found for model in self._models.values() if (found := model.stepping.pop(id_, None))), None)
 
     def find(self, id_: str) -> MicroBatch | None:
         return next((model.stepping[id_] for model in self._models.values() if id_ in model.stepping), None)
 
     def ran(self, batch: MicroBatch, seconds: float) -> None:
-        """Learn from a batch that is through; its seconds are its part of the device's time."""
+        """Learn from a finished batch; its seconds count as its part of the device's time."""
         if batch.chosen:
             shape = Shape(batch.padded_cost, len(batch.rows), batch.shape.heads)
             self._models[batch.model].scheduler.ran(batch.chosen, batch.model, shape, seconds)
 
     def take_waiting(self, model: str) -> list[Entry]:
-        """Remove and return what waits for a model; what steps goes on."""
+        """Remove and return the requests that wait for a model; stepping requests go on."""
         return self._models[model].scheduler.take(lambda _: True) if model in self._models else []
 
     @property
     def running(self) -> set[str]:
-        """The models in which anything steps."""
+        """The models with stepping requests."""
         return {name for name, model in self._models.items() if model.stepping}
 
     def take(self, which: Callable[[Entry], bool]) -> tuple[list[Entry], list[MicroBatch]]:
-        """Remove and return the waiting entries of which `which` is true, and the batches that hold no others."""
+        """Remove and return the waiting entries for which `which` is true, and the batches of such entries alone."""
         waiting = [entry for model in self._models.values() for entry in model.scheduler.take(which)]
         stepping = [
             batch
@@ -140,7 +140,7 @@ class Joining:
         return waiting, stepping
 
     def lost(self) -> list[MicroBatch]:
-        """Take all that step, as one batch a model: any of them may be why the device is no more."""
+        """Remove and return all stepping requests, one batch per model: any of them may have ended the device."""
         found = []
         for model in self._models.values():
             if model.stepping:
@@ -149,14 +149,14 @@ class Joining:
         return found
 
     def shrink(self, batch: MicroBatch) -> Budget:
-        """Let less step from now on, as what `batch` holds was too much; return the bounds."""
+        """Halve the bound of stepping requests, after `batch` exceeded the memory; return the bounds."""
         model = self._models[batch.model]
         model.budget = model.budget.halved(sum(row.size for row in batch.rows), len(batch.rows))
         return model.budget
 
 
 def together(batches: list[MicroBatch]) -> MicroBatch:
-    """Return one batch of the entries of several, as suspects."""
+    """Return one batch of the entries of several batches, as suspects."""
     if len(batches) == 1:
         return batches[0]
     return MicroBatch([entry for batch in batches for entry in batch.entries], batches[0].formed_at)

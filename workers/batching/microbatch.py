@@ -1,4 +1,6 @@
-"""A micro-batch: entries become rows (equal content once), and the heads' outputs become the entries' again."""
+"""A micro-batch: entries become rows (equal contents share a row), and outputs of the heads become outputs of the
+entries.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from workers.models.interface.model import CONTENTS, Array, Arrays, Model, Prepa
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How the device ran a batch; times are seconds, `ended_at` is Unix time."""
+    """The run of a batch on the device. Times are seconds; `ended_at` is Unix time."""
 
     ended_at: float
     forward_s: float
@@ -29,9 +31,9 @@ class Ran:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """Entries that go through the backbone together. `rows` are their unique contents, in order of appearance.
+    """Entries that share a pass of the backbone. `rows` are their unique contents, in order of appearance.
 
-    `chosen` is the policy's decision, where there was one: suspects are grouped without it.
+    `chosen` is the decision of the policy; groups of suspects have none.
     """
 
     entries: Sequence[Entry]
@@ -61,7 +63,7 @@ class MicroBatch:
 
     @property
     def priority(self) -> int:
-        """How urgent it is: as the item that led it."""
+        """The priority of the leading item."""
         return self.entries[0].waiting.priority
 
     @property
@@ -77,7 +79,7 @@ class MicroBatch:
         return self.chosen.predicted_s if self.chosen else None
 
     def collated(self, model: Model) -> Arrays:
-        """Return what the device gets."""
+        """Return the arrays for the device."""
         arrays = model.collate(self.rows)
         if model.knows_contents:
             digests = np.frombuffer(b"".join(row.content for row in self.rows), dtype=np.uint8)
@@ -85,14 +87,14 @@ class MicroBatch:
         return arrays
 
     def deliver(self, outputs: Arrays, computed_at: float) -> None:
-        """Give each entry its tasks' rows of `outputs`, whose leading axes follow `wanted`."""
+        """Give each entry its rows of `outputs`, whose leading axes follow `wanted`."""
         places = {task: {int(row): at for at, row in enumerate(rows)} for task, rows in self.wanted.items()}
         for entry, row in zip(self.entries, self.row_of, strict=True):
             own = {task: outputs[task][places[task][row]] for task in entry.tasks}
             entry.finish(Computed(own, self.id, self.formed_at, computed_at))
 
     def tell(self, task: str, row: int, at: int, text: str) -> None:
-        """Pass a piece of a row's text on to those of its entries who listen; it goes on `at` so many characters."""
+        """Pass a piece of a row's text to the entries that listen; the piece begins at character `at`."""
         for entry, own in zip(self.entries, self.row_of, strict=True):
             if own == row and task in entry.tasks and entry.on_text is not None:
                 entry.on_text(at, text)
@@ -124,7 +126,7 @@ class MicroBatch:
         )
 
     def _trace(self, waits: Sequence[float]) -> dict[str, Any]:
-        """Who was in it, with all that a replay of the batch or of the policy needs; no content."""
+        """The items of the batch, with all that a replay of the batch or of the policy needs; no content."""
         jobs: dict[str, int] = {}
         items = [
             (

@@ -1,8 +1,8 @@
-"""The models of one device as the batcher has them: what each is, which are loaded, which come and go.
+"""The models of one device: their versions, the loaded ones, and those about to be loaded or unloaded.
 
-A model's every version has a *key* of its own, and is another model to all that batches: items prepared for one version can meet
-neither the rows nor the cached features of another. A version that is *admitted* is loaded beside the others and not used yet; one
-that is *retired* gets nothing more, and is unloaded when what the device has of it is done.
+Every version of a model has its own *key* and counts as a separate model in all of batching, so that items prepared for
+one version meet neither rows nor cached features of another. An *admitted* version is loaded beside the others but not
+used yet. A *retired* version gets no more items, and is unloaded once the device has finished its batches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workers.models.interface.model import Model
 
 logger = logging.getLogger(__name__)
 
-#: A model under whose loading the process ended this often in a row cannot be loaded.
+#: A model cannot be loaded if the process ended this many times in a row while loading it.
 MOST_DEATHS = 2
 
 
@@ -33,7 +33,7 @@ class CannotLoad(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as the batcher needs it: its parent side, its revision, its budget. `generation` counts its versions here."""
+    """A model for the batcher: its parent side, its revision, its budget. `generation` counts its versions here."""
 
     model: Model
     revision: str
@@ -46,12 +46,12 @@ class ServedModel:
 
     @property
     def key(self) -> str:
-        """What tells its versions apart, between here and the device."""
+        """The key of this version, between the batcher and the device."""
         return f"{self.name}#{self.generation}" if self.generation else self.name
 
 
 class Roster:
-    """Owned by the batcher's thread, from `start` on. What `admit` and `retire` are given comes to its result there."""
+    """Owned by the batcher's thread, from `start` on. The futures of `admit` and `retire` are set there."""
 
     def __init__(self, served: Mapping[str, ServedModel], residence: Residence) -> None:
         self.residence = residence
@@ -66,7 +66,7 @@ class Roster:
         return self._served[key]
 
     def takes(self, key: str) -> bool:
-        """Whether new work for a model is taken."""
+        """Whether a model accepts new items."""
         return key in self._served and key not in self._retired
 
     def newest(self, name: str) -> str | None:
@@ -74,17 +74,17 @@ class Roster:
         own = [(served.generation, key) for key, served in self._served.items() if served.name == name]
         return max(own)[1] if own else None
 
-    # --- what comes and goes ---
+    # --- versions ---
 
     def admit(self, served: ServedModel, wanted: ModelToLoad, footprint: Footprint, done: Future[None]) -> None:
-        """Have a version loaded. `done` gets CannotLoad if it cannot be."""
+        """Load a version. `done` raises CannotLoad if that fails."""
         self._device.offer(served.key, wanted)
         self._served[served.key] = served
         self._admitted[served.key] = done
         self.residence.add(served.key, footprint, asked_for=True)
 
     def retire(self, key: str, done: Future[None]) -> None:
-        """Have a version unloaded once nothing runs on it."""
+        """Unload a version once nothing runs on it."""
         self._retired[key] = done
         self.residence.retire(key)
 
@@ -100,19 +100,19 @@ class Roster:
         self._reported_loads = self.residence.loads
 
     def grew(self, header: Header) -> None:
-        """Take note of what the process takes after a batch."""
+        """Record the size of the process after a batch."""
         if "resident_bytes" in header:
             self.residence.resident_bytes = header["resident_bytes"]
 
     def lost(self) -> str | None:
-        """Take note that the process is no more; return why the models cannot be served any longer, if they cannot."""
+        """Record the end of the process; return the reason if the models can no longer be served."""
         loading = self.residence.lost(time.monotonic())
         if loading is None or loading[1] < MOST_DEATHS:
             return None
         return self.cannot_load(loading[0], f"the device process ended {loading[1]} times while loading it")
 
     def on_event(self, header: Header) -> str | None:
-        """Take note of what the device says of a model; return why the models cannot be served any longer, if they cannot."""
+        """Handle an event of a model; return the reason if the models can no longer be served."""
         key, now = header["model"], time.monotonic()
         if header["event"] == "unloaded":
             self.residence.went(key, header["resident_bytes"], now)
@@ -128,12 +128,12 @@ class Roster:
         return None
 
     def cannot_load(self, key: str, reason: str) -> str | None:
-        """Give up a version that was to come; of one that is served already, return the reason."""
+        """Give up an admitted version; for a version that is served already, return the reason."""
         name = self._served[key].name
         done = self._admitted.pop(key, None)
         if done is None:
             return f"model {name} cannot be loaded: {reason}"
-        if key in self.residence.loaded:  # it is here, and too large
+        if key in self.residence.loaded:  # it is loaded, and too large
             self.retire(key, Future())
         else:
             self._forget(key)
@@ -141,7 +141,7 @@ class Roster:
         return None
 
     def too_large(self) -> str | None:
-        """Return why the models cannot be served within the budget, as far as is known before they are loaded."""
+        """Return the reason if the models cannot be served within the budget, as far as is known before loading."""
         key = self.residence.too_large()
         return None if key is None else f"model {self._served[key].name}: {self._too_large(key)}"
 
@@ -153,7 +153,7 @@ class Roster:
         )
 
     def move(self, needs: Mapping[str, Need], busy: Collection[str]) -> None:
-        """Have models loaded and unloaded, as is needed now."""
+        """Load and unload models as needed now."""
         move = self.residence.next(needs, busy, time.monotonic(), time.time())
         if isinstance(move, Load):
             self.loading_since = time.monotonic()
@@ -162,7 +162,7 @@ class Roster:
             self._device.unload(move.key)
 
     def dismissed(self, needs: Collection[str], busy: Collection[str]) -> list[str]:
-        """Return the retired versions that are gone for good, from now on unknown."""
+        """Return the retired versions that were unloaded for good, and forget them."""
         gone = [key for key in self._retired if key not in self.residence.held and key not in needs and key not in busy]
         for key in gone:
             self._forget(key)
@@ -170,13 +170,13 @@ class Roster:
         return gone
 
     def loads_since_last(self) -> int:
-        """How many models were loaded since this was asked last."""
+        """The number of models loaded since the last call."""
         new = self.residence.loads - self._reported_loads
         self._reported_loads = self.residence.loads
         return new
 
     def close(self) -> None:
-        """Nothing that is under way comes to an end any more."""
+        """Fail every unfinished load."""
         for done in (*self._admitted.values(), *self._retired.values()):
             done.set_exception(CannotLoad("this worker stops"))
         self._admitted.clear()

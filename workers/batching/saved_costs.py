@@ -1,7 +1,7 @@
-"""What was learned of models, kept from one run to the next in the cache folder: what their batches take, and what they take of memory.
+"""Learned costs and footprints of models, saved in the cache folder from one run to the next.
 
-A small JSON file each a device; in it an entry for each model, by its revision (which names its backend) and the device's
-threads. What was learned under other circumstances is not used; what cannot be read is as if nothing had been learned.
+Each device has a small JSON file, with an entry per model, keyed by its revision (which names its backend) and the
+device's threads. Entries of other circumstances are not used; an unreadable file counts as empty.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from workers.batching.planning.residence import Footprint
 
 logger = logging.getLogger(__name__)
 
-#: Entries kept in a file; the ones written longest ago go first.
+#: A file holds at most this many entries; the oldest are dropped first.
 MOST_ENTRIES = 64
 
 
 class _Entries:
-    """A file of entries that several workers write."""
+    """A file of entries, shared by several workers."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -35,12 +35,12 @@ class _Entries:
     def read(self) -> dict[str, Any]:
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not there yet, or not ours
+        except (OSError, ValueError):  # missing, or of another form
             return {}
         return found if isinstance(found, dict) else {}
 
     def keep(self, own: Mapping[str, Any]) -> None:
-        """Write entries beside what others keep in the file. A disk that refuses is logged."""
+        """Write entries beside those of other workers. A failing disk is logged."""
         if not own:
             return
         others = {key: entry for key, entry in self.read().items() if key not in own}
@@ -52,7 +52,7 @@ class _Entries:
             logger.warning("what was learned is not kept: %s", error)
 
     def _replace(self, text: str) -> None:
-        """Put the whole text in the file's place, so that nobody ever reads half of it."""
+        """Replace the whole file at once, so that no reader sees half of it."""
         handle, name = tempfile.mkstemp(dir=self._file.parent, prefix=self._file.name)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as out:
@@ -64,7 +64,7 @@ class _Entries:
 
 
 class KeptCosts:
-    """`revisions` are those of the models served here, `circumstances` what else their times depend on."""
+    """`revisions` are those of the models served here; `circumstances` are the other conditions of their times."""
 
     def __init__(self, file: Path, revisions: Mapping[str, str], circumstances: str) -> None:
         self._entries = _Entries(file)
@@ -74,11 +74,11 @@ class KeptCosts:
             self.follow(name, name, revision)
 
     def follow(self, key: str, name: str, revision: str) -> None:
-        """Keep what is learned under `key` as that of one more model, or of another version of one."""
+        """Save the costs learned under `key` for one more model, or for another version."""
         self._keys[key] = f"{name}@{revision} on {self._circumstances}"
 
     def read(self) -> CostModel:
-        """Return what is known of the models served here."""
+        """Return the saved costs of the models served here."""
         entries = self._entries.read()
         found = {name: entries[key] for name, key in self._keys.items() if key in entries}
         try:
@@ -88,22 +88,22 @@ class KeptCosts:
             return CostModel()
 
     def write(self, costs: CostModel) -> None:
-        """Keep what is known now."""
+        """Save the costs."""
         learned, keys = costs.learned(), dict(self._keys)
         self._entries.keep({keys[name]: sums for name, sums in learned.items() if name in keys})
 
 
 class KeptFootprints:
-    """What models were seen to take of one device's memory, and of time to load."""
+    """The measured memory and loading time of models on one device."""
 
     def __init__(self, file: Path) -> None:
         self._entries = _Entries(file)
         self._keys: dict[str, str] = {}
 
     def of(self, key: str, name: str, revision: str, folder: Path) -> Footprint:
-        """Return what a version of a model takes, and keep from now on what is learned of it under `key`.
+        """Return the footprint of a version, and save under `key` from now on.
 
-        Where it was never loaded here, it is thought to take what its weights' files do.
+        The estimate for a version that was never loaded here is the size of its weight files.
         """
         self._keys[key] = f"{name}@{revision}"
         try:
@@ -114,7 +114,7 @@ class KeptFootprints:
             return Footprint(sum(file.stat().st_size for file in files), measured=False)
 
     def write(self, measured: Mapping[str, Footprint]) -> None:
-        """Keep what is known now."""
+        """Save the footprints."""
         keys = dict(self._keys)
         own = {keys[key]: {"bytes": one.bytes, "load_s": one.load_s} for key, one in measured.items() if key in keys}
         self._entries.keep(own)

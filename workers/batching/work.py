@@ -1,4 +1,4 @@
-"""What waits in the batcher, and how it can end."""
+"""The entries that wait in the batcher, and their outcomes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.models.interface.model import Array, Prepared
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """The heads' outputs for one item, by task; the batch that made them; when it was formed and done (Unix seconds)."""
+    """The heads' outputs for an item, by task; its batch; when the batch was formed and done (Unix seconds)."""
 
     outputs: Mapping[str, Array]
     batch: str
@@ -23,7 +23,9 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The item was alone at fault, or with LoadingFailed the model. `kind` is that, ModelError, WrongOutput, OutOfMemory, DeviceLost or DeviceHung."""
+    """The item alone was at fault, or with LoadingFailed the model. `kind` is one of LoadingFailed, ModelError,
+    WrongOutput, OutOfMemory, DeviceLost, DeviceHung.
+    """
 
     kind: str
     message: str
@@ -43,19 +45,19 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The worker stops, or its device is out of service: the item was not computed here and goes back to the queue."""
+    """The worker stops, or its device is out of service: the item was not computed here and returns to the queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """The model has another version since the item was prepared: it is prepared for that one, and waits again."""
+    """The model has a newer version than the item was prepared for: it is prepared again and waits again."""
 
 
 Outcome: TypeAlias = Computed | Failed | Expired | Cancelled | Interrupted | Superseded
 
 
 class Group:
-    """The entries of one envelope. Only the batcher's thread counts down; the envelope's thread waits."""
+    """The entries of an envelope. Only the batcher's thread counts down; the envelope's thread waits."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = entries
@@ -77,7 +79,7 @@ class Group:
 
 
 class Entry:
-    """One prepared item of a job (`seq` is its number there), waiting for its micro-batch; `outcome` is set once, by `finish`."""
+    """A prepared item of a job (`seq` is its number there), waiting for its micro-batch; `finish` sets `outcome`, once."""
 
     __slots__ = ("deaths", "group", "job", "on_text", "outcome", "prepared", "seq", "tasks", "waiting")
 
@@ -89,11 +91,11 @@ class Entry:
         self.prepared = prepared
         self.tasks = tasks
         self.waiting = waiting
-        self.deaths = 0  # how often the device process died while this item was alone in it
+        self.deaths = 0  # how many times the device process died while this item was alone in it
         self.group: Group | None = None
         self.outcome: Outcome | None = None
         self.on_text: Callable[[int, str], object] | None = (
-            None  # told of each piece: from which character on, and what
+            None  # called with each piece of text: its first character's place, and the piece
         )
 
     def finish(self, outcome: Outcome) -> None:

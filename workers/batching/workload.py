@@ -1,10 +1,10 @@
-"""The work of one device: what waits, what the device has, what is under suspicion; and what it is given next.
+"""The work of one device: waiting items, batches at the device, suspects; and the choice of the next batch.
 
-There are three ways to the device. Items of one-pass models wait in the scheduler and go in micro-batches, one running and one staged
-behind it (`stages`). Requests of stepwise models join those that step, as soon as there is room (`joining`). The parts of a
-failed batch go alone, and while there are any, nothing else does (`blame`).
+There are three ways to the device. Items of one-pass models wait in the scheduler and run in micro-batches, one running
+and one staged behind it (`stages`). Requests of stepwise models join those that step, as soon as there is room
+(`joining`). The parts of a failed batch run alone, and nothing else runs meanwhile (`blame`).
 
-No thread, no clock, no device: those are its callers' (`workers.batching.feeder`).
+It has no thread, clock or device: its callers have them (`workers.batching.feeder`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from workers.models.interface.stepwise import StepwiseModel
 
 
 class Workload:
-    """Not thread-safe. Models go by their versions' keys; `now` is Unix seconds, as the entries' times are."""
+    """Not thread-safe. Models are named by their versions' keys; `now` is Unix seconds, like the entries' times."""
 
     def __init__(self, models: Mapping[str, ServedModel], policy: Policy, costs: CostModel) -> None:
         self._scheduler: Scheduler[Entry] = Scheduler(policy, costs)
@@ -33,48 +33,48 @@ class Workload:
         self._suspects = Suspects()
         self._given: Stages[MicroBatch] = Stages()
 
-    # --- what may come ---
+    # --- models ---
 
     def serve(self, served: ServedModel) -> None:
-        """Take work for one more model."""
+        """Accept items of one more model."""
         if _steps(served):
             self._joining.serve(served.key, served.budget)
         else:
             self._scheduler.bound(served.key, served.budget)
 
     def drop(self, model: str) -> None:
-        """Forget a model of which there is nothing left."""
+        """Forget a model without items."""
         self._joining.drop(model)
 
     def weigh(self, weights: Mapping[str, float]) -> None:
-        """From now on tenants take turns by these weights."""
+        """Set the weights by which tenants take turns."""
         self._scheduler.turns.weights = dict(weights)
         self._joining.weigh(weights)
 
     def note_absent(self, absent: Mapping[str, float]) -> None:
-        """These models are not loaded, and can be in so many seconds: nothing of theirs is next."""
+        """Record the models that are not loaded, with the seconds until each can be: their items are not chosen."""
         self._scheduler.absent = absent
         self._joining.note_absent(absent)
 
-    # --- what waits ---
+    # --- waiting items ---
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Take entries, in order of arrival."""
+        """Add entries, in order of arrival."""
         self._scheduler.add(entry for entry in entries if not self._joining.has(entry.waiting.model))
         self._joining.add(entry for entry in entries if self._joining.has(entry.waiting.model))
 
     def put_back(self, batch: MicroBatch) -> None:
-        """Take what was staged again, before all others."""
+        """Put staged entries back, before all others."""
         self._scheduler.put_back(batch.entries)
 
     def take_waiting(self, model: str) -> list[Entry]:
-        """Remove and return what waits for a model. What the device has, and what is under suspicion, stays."""
+        """Remove and return the items that wait for a model. Batches at the device and suspects stay."""
         waiting = self._scheduler.take(lambda entry: entry.waiting.model == model)
         return [*waiting, *self._joining.take_waiting(model)]
 
     def take(self, which: Callable[[Entry], bool]) -> tuple[list[Entry], list[str]]:
-        """Remove and return the entries of which `which` is true and that wait, or step without others; and the ids of the batches
-        that stepped, for the device to drop. A batch that the device runs as a whole stays, as does what is under suspicion.
+        """Remove and return the entries for which `which` is true and that wait, or step without others; and the ids of
+        the stepping batches for the device to drop. A batch that the device runs as a whole stays, and so do suspects.
         """
         entries = self._scheduler.take(which)
         waiting, stepping = self._joining.take(which)
@@ -82,7 +82,7 @@ class Workload:
         return [*entries, *waiting, *stepped], [batch.id for batch in stepping]
 
     def take_all(self) -> list[Entry]:
-        """Remove and return everything: the device is given nothing more."""
+        """Remove and return everything: the device gets no more work."""
         running, staged = self._given.lost()
         stepping = self._joining.lost()
         return [
@@ -93,15 +93,15 @@ class Workload:
         ]
 
     def needs(self) -> dict[str, Need]:
-        """What waits for each model. What is under suspicion waits for nobody."""
+        """The need of each model with waiting items. Suspects count for no model."""
         suspected = {model: Need(AT_ONCE, 0.0) for model in self._suspects.models}
         return self._scheduler.needs() | self._joining.needs() | suspected
 
-    # --- what the device has ---
+    # --- batches at the device ---
 
     @property
     def busy(self) -> set[str]:
-        """The models of which the device has anything."""
+        """The models with batches at the device."""
         return {batch.model for batch in self._given} | self._joining.running
 
     @property
@@ -115,26 +115,29 @@ class Workload:
         return len(self._joining) > 0
 
     def stepping_items(self) -> list[tuple[str, int]]:
-        """The items (job, seq) that step. From any thread."""
+        """The stepping items (job, seq). Safe from any thread."""
         return self._joining.items()
 
     def find(self, id_: str) -> MicroBatch | None:
         """Return the batch of this id, if the device has it."""
         return self._joining.find(id_) or next((batch for batch in self._given if batch.id == id_), None)
 
-    # --- what is next ---
+    # --- the next batch ---
 
     def next(self, now: float, running_s: float) -> MicroBatch | None:
-        """Return what the device is to be given now, if anything; it is `began` or `raised`. What can no longer be in time expires.
+        """Return the next batch for the device, if there is one, to be reported by `began` or `raised`. Items that are
+        too late expire.
 
-        `running_s` is for how long the running batch has run.
+        `running_s` is the time for which the running batch has run.
         """
         if self._suspects or (self.running and self._given.first.chosen is None):
             return self._next_suspects(now)
         return self._next_to_join(now) or self._next_batch(now, running_s)
 
     def _next_suspects(self, now: float) -> MicroBatch | None:
-        """Take the next group to be run alone, once nothing else is at the device; nothing may be staged behind it either."""
+        """Remove and return the next group of suspects, once the device is empty; nothing may be staged behind it
+        either.
+        """
         if self.running or self.stepping or not self._suspects:
             return None
         if self._suspects.next_model in self._scheduler.absent:
@@ -147,7 +150,7 @@ class Workload:
         return batch
 
     def _next_batch(self, now: float, running_s: float) -> MicroBatch | None:
-        """Decide on a batch, if there is room for one or the staged one may be overtaken."""
+        """Decide on a batch, if there is room for one or the staged batch may be overtaken."""
         behind, urgent = None, self._scheduler.most_urgent
         if not self._given.has_room:
             behind = self._given.overtakable
@@ -159,17 +162,17 @@ class Workload:
         return MicroBatch(decision.batch.items, now, decision.batch) if decision.batch else None
 
     def began(self, batch: MicroBatch) -> None:
-        """Note that the device was given a batch."""
+        """Record that the device was given a batch."""
         if batch.chosen and self._joining.has(batch.model):
             self._joining.began(batch)
         else:
             overtaking = not self._given.has_room
             self._given.give(batch, batch.priority, batch.predicted_s or 0.0, overtaking=overtaking)
 
-    # --- how it ends ---
+    # --- ends ---
 
     def end(self, id_: str) -> MicroBatch | None:
-        """Take the batch of which the device speaks, unless it was dropped."""
+        """Remove and return the batch of an event, unless it was dropped."""
         if stepped := self._joining.end(id_):
             return stepped
         batch = next((batch for batch in self._given if batch.id == id_), None)
@@ -178,27 +181,29 @@ class Workload:
         return batch
 
     def ran(self, batch: MicroBatch, ran: Ran) -> None:
-        """Learn from a batch that has run."""
+        """Learn from a batch that ran."""
         if self._joining.has(batch.model):
             self._joining.ran(batch, ran.forward_s)
         elif batch.chosen:
-            # what the cache spared says nothing about what a batch costs
+            # rows spared by the cache say nothing about the cost of a batch
             shape = None if ran.cached_rows else batch.shape
             self._scheduler.ran(batch.chosen, batch.model, shape, ran.forward_s)
 
     def raised(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
-        """Take note that a batch failed and the device lives."""
+        """Handle a failed batch on a living device."""
         self._suspects.raised(batch, kind, message, traceback)
 
     def lost(self, kind: str, message: str) -> list[MicroBatch]:
-        """Take note that the device is no more: whatever may have run is under suspicion. Return what was only staged, the last first."""
+        """Handle the loss of the device: every batch that may have run is suspect. Return the staged ones only, the
+        last first.
+        """
         suspected, innocent = self._given.lost()
         for batch in (*reversed(suspected), *self._joining.lost()):
             self._suspects.died(batch, kind, message)
         return innocent[::-1]
 
     def shrink(self, batch: MicroBatch) -> Budget:
-        """Bound a model's batches by half of what this one had, which was too much; return the bounds."""
+        """Halve a model's budget after this batch exceeded the memory; return the budgets."""
         if self._joining.has(batch.model):
             return self._joining.shrink(batch)
         budget = self._scheduler.budget(batch.model)

@@ -1,9 +1,9 @@
-"""What a batch costs in seconds, learned from the batches that ran.
+"""Predicts the seconds of a batch, from the batches that ran.
 
-seconds = fixed + a · padded cost + b · rows + c · head rows, no part negative. One such model per served model, fitted online
-by least squares on the relative error, with exponentially fading weights, so that it follows a machine whose speed
-changes. The ancestor is BentoML's dispatcher (a·n + b over the number of items, ``bentoml/_internal/marshal``); ours is
-over the padded cost, since an item's length is what it costs.
+seconds = fixed + a · padded cost + b · rows + c · head rows, no part negative. Each served model has its own fit, made
+online by least squares on the relative error, with exponentially fading weights, so that it follows a machine whose
+speed changes. The ancestor is BentoML's dispatcher (a·n + b over the number of items, ``bentoml/_internal/marshal``).
+This model uses the padded cost, since the cost of an item is its length.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-#: How much of the past an observation leaves: after 100 batches about an eighth of its weight.
+#: The share of its weight that an observation keeps per batch: after 100 batches about an eighth is left.
 FADING = 0.98
 
-#: Observations before a prediction is believed.
+#: Predictions need at least this many observations.
 ENOUGH = 5.0
 
-#: How much longer than predicted a batch may count: one that met a hiccup of the machine must not teach much.
+#: A batch counts as at most this many times its prediction, so that a hiccup of the machine teaches little.
 MOST_SURPRISE = 4.0
 
-#: Where batches are alike, their time could be anybody's: it is then the padded cost's, by the smaller penalty.
+#: Batches that are alike do not tell the parts apart: the smaller penalty gives their time to the padded cost.
 _RIDGE = np.array([1e-3, 1e-6, 1e-3, 1e-3])
 
 _PARTS = len(_RIDGE)
@@ -37,7 +37,7 @@ Parts: TypeAlias = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a batch decides its time: its padded cost, its rows, and the rows of all its heads together."""
+    """The numbers that decide a batch's time: its padded cost, its rows, and the rows of all its heads together."""
 
     padded: int
     rows: int
@@ -50,7 +50,7 @@ class Shape:
 
 @dataclass(slots=True)
 class _Sums:
-    """Faded sums over the batches of one model, and the parts fitted to them: fixed, and per unit, row and head row."""
+    """Faded sums over the batches of one model, and the fitted parts: fixed, and per unit, row and head row."""
 
     n: float = 0.0
     products: Matrix = field(default_factory=lambda: np.zeros((_PARTS, _PARTS)))
@@ -82,7 +82,7 @@ class _Sums:
 
 
 def _fit(products: Matrix, targets: Matrix) -> Matrix:
-    """Least squares; a part that comes out negative is left out, the most negative first, and the others fitted again."""
+    """Fit by least squares. The most negative part is left out and the others are fitted again, until none is negative."""
     ridged = products + np.diag(np.diag(products) * _RIDGE)
     left = list(range(_PARTS))
     while left:
@@ -115,24 +115,26 @@ class CostModel:
         self._sums.setdefault(model, _Sums()).add(shape, seconds, self._fading)
 
     def inherit(self, model: str, like: str) -> None:
-        """Expect of a model what is known of another, until it has run."""
+        """Start a model with the costs of another, until it has run."""
         if like in self._sums and model not in self._sums:
             known = self._sums[like]
             self._sums[model] = _Sums(known.n, known.products.copy(), known.targets.copy())
 
     def seconds(self, model: str, shape: Shape) -> float | None:
-        """Predict how long a batch takes, or None while too little is known of the model."""
+        """Predict the seconds of a batch, or return None while too little is known of the model."""
         sums = self._sums.get(model)
         return sums.predict(shape) if sums else None
 
     def parts(self, model: str) -> Parts | None:
-        """Return (fixed seconds, seconds per unit of padded cost, per row, per head row); None while too little is known."""
+        """Return (fixed seconds, seconds per unit of padded cost, per row, per head row); None while too little is
+        known.
+        """
         sums = self._sums.get(model)
         fitted = sums.fit() if sums else None
         return None if fitted is None else (float(fitted[0]), float(fitted[1]), float(fitted[2]), float(fitted[3]))
 
     def learned(self) -> dict[str, dict[str, Any]]:
-        """Return what was learned, as plain values for `__init__`. May be called from another thread."""
+        """Return the learned sums as plain values for `__init__`. Safe from another thread."""
         return {
             model: {"n": sums.n, "products": sums.products.tolist(), "targets": sums.targets.tolist()}
             for model, sums in list(self._sums.items())
@@ -140,7 +142,7 @@ class CostModel:
 
 
 def _numbers(values: Any, *shape: int) -> Matrix:
-    """Return kept numbers as an array. Raises ValueError if they are not what `learned` returned."""
+    """Return saved numbers as an array. Raises ValueError if `learned` did not return them."""
     array = np.asarray(values, dtype=np.float64)
     if array.shape != shape or not np.isfinite(array).all():
         raise ValueError(f"no learned costs: {array.shape} where {shape} is wanted")

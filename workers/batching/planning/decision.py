@@ -1,37 +1,41 @@
-"""Which waiting items form the next micro-batch: a pure function, without I/O, clock or threads.
+"""Chooses the waiting items of the next micro-batch: a pure function, without I/O, clock or threads.
 
 The order of decisions:
 
-1. Items that can no longer make it, because their batch would end after their deadline though they were alone in it
-   (and their model, if it is not loaded, came at once), are set aside; they are never computed.
-2. Of the models that are loaded, the *leader* is the item that must go now: of the most urgent priority the one that waited longest. A less urgent
-   priority leads instead when it is owed device time (`Turns`): its guaranteed share, or, once its oldest item has
-   *aged*, waited `aged_after_s`, at least `AGED_SHARE`. Between the tenants of that priority, turns are taken by weight.
-   The leader always runs, whatever it costs; if it costs more than the budget, alone.
-3. Companions of the leader's model and priority are those nearest to it in size, of the oldest `window` in their lane.
-   One that would leave less than `least_real_share` of the padded cost real is an outlier and waits for its own kind.
-4. Room left over is filled with less urgent items that widen nothing, up to where the fixed part of the batch's time
-   is `RIDERS_FIXED_SHARE` of it: beyond that they would ride for nothing, and the leader would wait for them.
-5. Items of the same content as one that goes, however urgent, go with it: they are the same row, and cost nothing.
+1. Items that cannot meet their deadline are set aside and never computed. Such an item would be late even alone in a
+   batch, and even if its model, where it is not loaded, came at once.
+2. The *leader* is the next item to run, of a loaded model: the item of the most urgent priority that has waited
+   longest. A less urgent priority leads instead when the device owes it time (`Turns`): its guaranteed share, or at
+   least `AGED_SHARE` once its oldest item has *aged*, that is, waited `aged_after_s`. The tenants of a priority take
+   turns by weight. The leader always runs, whatever its cost; above the budget it runs alone.
+3. Companions share the leader's model and priority. They are the items nearest to it in size, of the oldest `window` in
+   their lane. An item that would leave less than `least_real_share` of the padded cost real is an outlier and waits for
+   its own kind.
+4. Riders, less urgent items that widen no row, fill the room left over, until the fixed part of the batch's time is
+   `RIDERS_FIXED_SHARE` of it. Beyond that point they would gain nothing, and the leader would wait for them.
+5. Items whose content is already in the batch join it, however urgent: they share its row and cost nothing.
 
-A batch's cost is padded: rows times the largest row. It stays within the budget; its predicted time stays within a
-`stages`-th of the tightest promise to a more urgent priority that was seen lately, but need not be shorter than
-where its fixed part is `MOST_FIXED_SHARE`; and it ends before the deadline of each item in it, as far as can be predicted.
+The cost of a batch is padded: rows times the largest row. It stays within the budget. The predicted time stays within a
+`stages`-th of the tightest promise to a more urgent priority that was seen lately, but need not be shorter than the
+time at which the fixed part is `MOST_FIXED_SHARE`. The batch ends before the deadline of each of its items, as far as
+predictions go.
 
-**The longest wait.** Let D be the longest batch in seconds, P the number of priorities, S the sum of the shares of the
-less urgent ones (`MARGIN` included), and let k items of its own priority wait before an item that arrives, all of one tenant. Each batch that
-its priority leads takes the oldest, so the item goes with the (k+1)-th at the latest. Its batch begins within
+**The longest wait.** Let D be the longest batch in seconds, P the number of priorities, and S the sum of the shares of
+the less urgent priorities (`MARGIN` included). Let k items of the same priority, all of one tenant, wait before an item
+arrives. Each batch that its priority leads takes the oldest item, so the item is in the (k+1)-th at the latest. Its
+batch begins within
 
-- (k + 2P - 1)·D / (1 - S) + (`stages` + 1)·D, where its priority is the most urgent one;
-- (`MOST_AHEAD_S` + (k + 3P - 1)·D) / r + (`stages` + 1)·D elsewhere, with r the smaller of 1 - S and its share. Without a
-  guaranteed one its share is `AGED_SHARE`, and `aged_after_s` is added.
+- (k + 2P - 1)·D / (1 - S) + (`stages` + 1)·D for the most urgent priority;
+- (`MOST_AHEAD_S` + (k + 3P - 1)·D) / r + (`stages` + 1)·D for any other, with r the smaller of 1 - S and its share.
+  Without a guaranteed share, its share is `AGED_SHARE`, and `aged_after_s` is added.
 
-For: what all are owed together never exceeds (P - 1)·D, since whoever is owed most leads and pays the batch's whole time,
-or else was owed less than D like all others. While a priority waits below a more urgent one, it earns its share s of the
-time and pays D for each batch it leads, from -`MOST_AHEAD_S` - D at the least: after t seconds and j leads it is owed no less
-than s·t - `MOST_AHEAD_S` - (j + 1)·D, hence s·t <= `MOST_AHEAD_S` + (j + P)·D. While nothing more urgent waits, it leads unless another
-is owed: that one's part of the time is its share, (P - 1)·D owed at the start, and as much taken too much at the end. One
-batch may run before a debt is seen, `stages` are at the device already, and one may overtake it there. tests/unit/test_waits.py holds the policy to it.
+Proof. The debts to all priorities together never exceed (P - 1)·D: the priority with the largest debt leads and pays
+the batch's whole time, or its debt was less than D, like all others. While a priority waits below a more urgent one, it
+earns its share s of the time and pays D for each batch it leads, from -`MOST_AHEAD_S` - D at the least. After t seconds
+and j leads its debt is no less than s·t - `MOST_AHEAD_S` - (j + 1)·D, hence s·t <= `MOST_AHEAD_S` + (j + P)·D. While
+nothing more urgent waits, it leads unless another priority is owed time: that priority takes its share, (P - 1)·D owed
+at the start, and as much in excess at the end. A batch may run before a debt is seen, `stages` are at the device
+already, and one more may overtake there. tests/unit/test_waits.py checks the bound.
 """
 
 from __future__ import annotations
@@ -48,10 +52,10 @@ from workers.batching.planning.waiting_pool import Lane, Pool, Ticket, Waiting
 
 T = TypeVar("T")
 
-#: A guaranteed share is the least there may be: what is aimed at is this much more, since a count is off by a batch.
+#: Shares aim at this multiple of the guaranteed minimum, since counts are off by up to a batch.
 MARGIN = 1.05
 
-#: The share of the device that a priority is guaranteed once its oldest item has aged.
+#: The share of the device for a priority whose oldest item has aged.
 AGED_SHARE = 0.05
 
 NOTHING = Shape(0, 0, 0)
@@ -59,10 +63,10 @@ NOTHING = Shape(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Decision(Generic[T]):
-    """The items of the next batch, the leader first; those that can no longer make it; and what the batch means.
+    """A decision: the items of the next batch, leader first, the late items, and the meaning of the batch for turns.
 
-    `full` says that no row more would have fitted, `real` is the rows' cost without padding. `predicted_s` is None while
-    too little is known.
+    `full` says that no further row would fit. `real` is the cost of the rows without padding. `predicted_s` is None
+    while too little is known.
     """
 
     batch: tuple[Ticket[T], ...] = ()
@@ -75,7 +79,7 @@ class Decision(Generic[T]):
 
 
 def next_batch(moment: Moment[T]) -> Decision[T]:
-    """Return the next micro-batch out of the pool, which is left as it is. See the module for the rules."""
+    """Return the next micro-batch from the pool, which stays unchanged. The module's docstring has the rules."""
     expired = tuple(_late(moment))
     gone = {ticket.number for ticket in expired}
     oldest = _oldest(moment, gone)
@@ -102,7 +106,7 @@ def next_batch(moment: Moment[T]) -> Decision[T]:
 
 
 def _late(moment: Moment[T]) -> Iterator[Ticket[T]]:
-    """Yield what would end after its deadline even in a batch of its own."""
+    """Yield the items that would miss their deadline even in a batch of their own."""
     largest: dict[str, int] = {}
     for (model, _, _), lane in moment.pool.lanes.items():
         largest[model] = max(largest.get(model, 1), lane.by_size[-1][0])
@@ -118,7 +122,7 @@ def _late(moment: Moment[T]) -> Iterator[Ticket[T]]:
 
 
 def _oldest(moment: Moment[T], gone: set[int]) -> dict[int, dict[str, Ticket[T]]]:
-    """Return the item that waited longest by priority and tenant, of the models that are loaded."""
+    """Return the oldest item by priority and tenant, of the loaded models."""
     found: dict[int, dict[str, Ticket[T]]] = {}
     for (model, priority, tenant), lane in moment.pool.lanes.items():
         if model in moment.absent:
@@ -133,7 +137,7 @@ def _oldest(moment: Moment[T], gone: set[int]) -> dict[int, dict[str, Ticket[T]]
 
 
 def _shares(moment: Moment[T], oldest: Mapping[int, Mapping[str, Ticket[T]]]) -> dict[int, float]:
-    """Return what share each waiting priority below the most urgent one has a right to."""
+    """Return the share that each waiting priority below the most urgent one is entitled to."""
     shares: dict[int, float] = {}
     for priority in sorted(oldest)[1:]:
         share = moment.policy.guaranteed_shares.get(priority, 0.0) * MARGIN
@@ -146,7 +150,7 @@ def _shares(moment: Moment[T], oldest: Mapping[int, Mapping[str, Ticket[T]]]) ->
 
 
 def _leading(turns: Turns, oldest: Mapping[int, object], shares: Mapping[int, float]) -> int:
-    """Return the priority whose turn it is: the one owed most of those that are owed anything, or the most urgent one."""
+    """Return the priority whose turn it is: the priority with the largest debt, or else the most urgent."""
     owed = [(turns.owed_s(priority), priority) for priority in shares]
     most_s, priority = max(owed, default=(0.0, 0))
     return priority if most_s > 0 else min(oldest)
@@ -166,6 +170,6 @@ def _companions(moment: Moment[T], leader: Waiting) -> list[Lane[T]]:
 
 
 def _riders(pool: Pool[T], leader: Waiting) -> list[Lane[T]]:
-    """Return the lanes of the leader's model that are less urgent, the more urgent first."""
+    """Return the less urgent lanes of the leader's model, most urgent first."""
     less = [key for key in pool.lanes if key[0] == leader.model and key[1] > leader.priority]
     return [pool.lanes[key] for key in sorted(less)]

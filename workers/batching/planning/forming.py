@@ -1,4 +1,4 @@
-"""A micro-batch while it is put together: what still fits, and what it comes to. Part of the policy, whose rules it follows."""
+"""A micro-batch under construction: the room left, the cost so far. It follows the rules in `decision`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from workers.batching.planning.waiting_pool import Lane, Ticket, Waiting
 
 T = TypeVar("T")
 
-#: The most of a batch's time that may be its fixed part where batches are kept short for the sake of others.
+#: Batches kept short for more urgent items need not be shorter than the time at which this share of it is fixed.
 MOST_FIXED_SHARE = 1 / 3
 
-#: Riders may fill a batch up to where this share of its time is its fixed part.
+#: Riders may fill a batch up to the point at which this share of its time is fixed.
 RIDERS_FIXED_SHARE = 0.5
 
-#: How long after its last item a priority's promise still bounds the batches below it: full batches make bulk fast.
+#: A priority's promise bounds less urgent batches for this long after its last item: full batches make bulk fast.
 PROMISE_LASTS_S = 30.0
 
 
 class Forming(Generic[T]):
-    """Begins with the leader, which goes whatever it costs. `gone` are the numbers of items that are not to be had any more."""
+    """Begins with the leader, whatever its cost. `gone` are the numbers of items that are no longer available."""
 
     def __init__(self, moment: Moment[T], leader: Ticket[T], gone: set[int]) -> None:
         self.leader = leader.waiting
@@ -38,10 +38,10 @@ class Forming(Generic[T]):
         self.real = self._rows = self._widest = self._heads = 0
         self._put(leader)
 
-    # --- what goes in ---
+    # --- adding items ---
 
     def gather(self, lane: Lane[T]) -> None:
-        """Add the items nearest in size to the leader, one by one, as long as they fit."""
+        """Add the items nearest in size to the leader, nearest first, as long as they fit."""
         left = lane.position_of(self.leader.cost) - 1
         right = left + 1
         sizes = lane.by_size
@@ -56,21 +56,21 @@ class Forming(Generic[T]):
                 return
 
     def fill(self, lane: Lane[T]) -> None:
-        """Add the largest items that widen nothing, while the batch is mostly its fixed time."""
+        """Add the largest items that widen no row, while the batch's time is mostly fixed."""
         room_s = self._limit_s if self._parts is None else min(self._limit_s, self._parts[0] / RIDERS_FIXED_SHARE)
         place = lane.position_of(self._widest + 1) - 1
         while place >= 0 and self._offer(lane.at(place), room_s):
             place -= 1
 
     def add_twins(self) -> None:
-        """Add what waits for the same contents and is in time."""
+        """Add the items with the same contents that are in time."""
         for ticket in list(self.tickets):
             for twin in self._moment.pool.like(ticket.waiting):
                 if twin.number not in self._chosen and twin.number not in self._gone and self._in_time(twin, 0, 0):
                     self._put(twin)
 
     def _offer(self, ticket: Ticket[T], limit_s: float) -> bool:
-        """Add the item if it fits. False means that one still farther from the leader's size would not fit either."""
+        """Add the item if it fits. False means that no item farther from the leader's size would fit either."""
         waiting = ticket.waiting
         if ticket.number in self._chosen or ticket.number in self._gone or self._has(waiting):
             return True
@@ -90,7 +90,7 @@ class Forming(Generic[T]):
         return _seconds(self._parts, padded, rows, self._heads + waiting.heads) <= limit_s
 
     def _in_time(self, ticket: Ticket[T], rows: int, widest: int) -> bool:
-        """Say whether neither this item nor one that is in the batch would miss its deadline by it."""
+        """Return whether this item and all items of the batch would still meet their deadlines."""
         deadline_at = ticket.waiting.deadline_at
         ends_by = self._ends_by if deadline_at is None else min(self._ends_by, deadline_at)
         if ends_by == float("inf"):
@@ -118,7 +118,7 @@ class Forming(Generic[T]):
         return bool(waiting.content) and waiting.content in self._contents
 
     def _promised_s(self) -> float:
-        """How long the batch may take for the sake of more urgent items, such as were seen lately."""
+        """The longest time that the batch may take, for the sake of more urgent items that were seen lately."""
         moment = self._moment
         promises = [
             wait_s / moment.policy.stages
@@ -129,7 +129,7 @@ class Forming(Generic[T]):
             return float("inf")
         return max(min(promises), self._parts[0] / MOST_FIXED_SHARE)
 
-    # --- what it then is ---
+    # --- the result ---
 
     @property
     def shape(self) -> Shape:
@@ -150,7 +150,7 @@ class Forming(Generic[T]):
         return over or _seconds(self._parts, padded, rows, self._heads + 1) > self._limit_s
 
     def parts(self) -> dict[Party, float]:
-        """Who wanted how much of the batch, by the items' costs."""
+        """The share of each priority and tenant in the batch, by the items' costs."""
         costs: dict[Party, int] = {}
         for ticket in self.tickets:
             party = (ticket.waiting.priority, ticket.waiting.tenant)
@@ -160,5 +160,5 @@ class Forming(Generic[T]):
 
 
 def _seconds(parts: Parts | None, padded: int, rows: int, heads: int) -> float:
-    """Predict a batch's time; 0 while too little is known."""
+    """Predict a batch's seconds; 0 while too little is known."""
     return 0.0 if parts is None else parts[0] + parts[1] * padded + parts[2] * rows + parts[3] * heads

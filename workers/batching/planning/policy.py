@@ -1,4 +1,4 @@
-"""What the next micro-batch is decided on: the settings of the policy, and the moment of the decision. See `decision`."""
+"""The input of a decision: the settings of the policy, and the moment at which it decides. See `decision`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The most that one micro-batch of a model may hold: padded cost, and rows."""
+    """The limits of a model's micro-batch: padded cost, and rows."""
 
     cost: int
     rows: int
 
     def halved(self, cost: int, rows: int) -> Budget:
-        """Return half of this, or of what was in a batch if that was less."""
+        """Return half of this budget, or half of the given batch if that was smaller."""
         return Budget(max(1, min(self.cost, cost) // 2), max(1, min(self.rows, rows) // 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What can be chosen about batching. Times are seconds; shares are of device time, their sum under 1 with ageing.
+    """The settings of batching. Times are seconds; shares are of device time, and their sum, with ageing, is under 1.
 
-    `promised_wait_s` is, by priority, how long an item may have to wait behind less urgent batches, of which it can
+    `promised_wait_s` is, by priority, the longest wait of an item behind less urgent batches, of which it may
     meet `stages`.
     """
 
@@ -44,8 +44,9 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment(Generic[T]):
-    """What a decision is made on. `starts_at` is when the device will begin the batch; `seen_at`, by priority, when its last item
-    came; `absent` are the models that are not loaded, with the seconds until they can be.
+    """The state of the queue at a decision. `starts_at` is the start of the batch on the device. `seen_at` is, by
+    priority, the arrival of its last item. `absent` has the models that are not loaded, with the seconds until each can
+    be.
     """
 
     pool: Pool[T]
@@ -58,5 +59,5 @@ class Moment(Generic[T]):
     absent: Mapping[str, float] = field(default_factory=dict)
 
     def begins_at(self, model: str) -> float:
-        """When a batch of a model can begin at the soonest."""
+        """The earliest start of a batch of a model."""
         return max(self.starts_at, self.now + self.absent.get(model, 0.0))

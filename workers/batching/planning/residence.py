@@ -1,17 +1,19 @@
-"""Which of a device's models are loaded: all of them, or within a memory budget those that are needed. Pure: no clock, no I/O.
+"""Chooses the loaded models of a device: all of them, or the needed ones within a memory budget. Pure: no clock, no
+I/O.
 
-Within a budget a model is loaded when something waits for it, and the least recently used one makes room:
+Within a budget a model is loaded when an item waits for it, and the least recently used model makes room:
 
-- A model for which nothing waits goes first. It ends the batches that it has, and gets no more.
-- One for which something waits stays at least as long as its loading took. Then it goes for what is more urgent. For what is as
-  urgent it goes after its *turn*, `TURN` times what loading the two takes, so that at most a part of 1 / (1 + `TURN`) of the time is
-  spent on loading; sooner only if a deadline could not be met otherwise. For what is less urgent it goes after its turn, once
-  that has *aged*.
-- What is under suspicion (`workers.batching.blame`) waits for nobody: meanwhile nothing else runs.
+- A model without waiting items leaves first. It finishes its batches and gets no more.
+- A model with waiting items stays at least as long as its loading took. Then it makes room for more urgent work. It
+  makes room for equally urgent work after its *turn*, `TURN` times the loading time of both, so that loading takes at
+  most a part of 1 / (1 + `TURN`) of the time; earlier only if a deadline could not be met otherwise. It makes room for
+  less urgent work after its turn, once that work has *aged*.
+- Suspects (`workers.batching.blame`) do not wait: nothing else runs meanwhile.
 
-What a model takes is its weights' size until it has been loaded once, and from then on how much the process grew by it. A model that was
-never measured is loaded once when the worker starts, so that one that cannot be loaded, or is too large by itself, is found then.
-Where the process grows over the budget by the batches that it runs, a model goes, and from then on there is that much less room.
+The footprint of a model is the size of its weights until it has been loaded once, and then the growth of the process. A
+model that was never measured is loaded once at the start of the worker, so that a model that cannot be loaded, or is
+too large by itself, is found then. If running batches makes the process grow over the budget, a model leaves, and the
+budget counts as that much smaller from then on.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-#: For how long a model may keep one that is as urgent waiting, in times of what loading both takes.
+#: A model may keep an equally urgent one waiting for this multiple of the loading time of both.
 TURN = 4.0
 
-#: Seconds after which less urgent work may have its model loaded in place of a busy one.
+#: After this many seconds, less urgent work may have its model loaded in place of a busy one.
 AGED_S = 10.0
 
-#: The priority of what is more urgent than anything a user can ask for.
+#: The priority of work that is more urgent than any user's.
 AT_ONCE = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What waits for a model: its most urgent priority, its oldest arrival, its first deadline (Unix seconds)."""
+    """The items that wait for a model: most urgent priority, oldest arrival, first deadline (Unix seconds)."""
 
     priority: int
     arrived_at: float
@@ -44,7 +46,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a model takes: bytes of its device's memory, seconds to load. Not `measured`, it is an estimate."""
+    """The footprint of a model: bytes on its device, seconds to load. An estimate unless `measured`."""
 
     bytes: int = 0
     load_s: float = 0.0
@@ -55,7 +57,7 @@ class State(Enum):
     ABSENT = auto()
     LOADING = auto()
     LOADED = auto()
-    LEAVING = auto()  # it ends the batches that it has, and is then unloaded
+    LEAVING = auto()  # finishes its batches, and is then unloaded
     UNLOADING = auto()
 
 
@@ -73,38 +75,38 @@ class Unload:
 class _Resident:
     footprint: Footprint
     state: State = State.ABSENT
-    since: float = 0.0  # when it came into this state
+    since: float = 0.0  # when the model entered this state
     used_at: float = 0.0
-    asked_for: bool = False  # to be loaded though nothing waits for it
+    asked_for: bool = False  # to be loaded although nothing waits for it
     retired: bool = False
     deaths: int = 0
 
 
 @dataclass(slots=True)
 class Residence:
-    """Not thread-safe. `now` is seconds of a steady clock, `wall` Unix seconds. A budget of 0 bounds nothing: all models are loaded
-    with the process.
+    """Not thread-safe. `now` is seconds of a steady clock, `wall` Unix seconds. A budget of 0 means no bound: the
+    process starts with all models.
     """
 
     budget_bytes: int = 0
     resident_bytes: int = 0
     loads: int = 0  # since the start of the process
     unloads: int = 0
-    slack_bytes: int = 0  # how much more than thought the models were seen to take once they ran
+    slack_bytes: int = 0  # the growth of the process beyond the footprints, seen while models ran
     _models: dict[str, _Resident] = field(default_factory=dict)
-    _base_bytes: int = 0  # what the process takes without models, within a budget
-    # For which another made room: it comes first, or the other, whose work may be older, would come back at once.
+    _base_bytes: int = 0  # the size of the process without models, within a budget
+    # A model that made room for another waits until the other has run, or it would return at once for its older work.
     _next: str | None = None
 
-    # --- what there is ---
+    # --- models ---
 
     def add(self, key: str, footprint: Footprint, *, asked_for: bool = False) -> None:
-        """Know one more model; `asked_for`, it is loaded at once. One that was never measured is."""
+        """Add a model. With `asked_for` it is loaded at once, and so is a model that was never measured."""
         untried = bool(self.budget_bytes) and not footprint.measured
         self._models[key] = _Resident(footprint, asked_for=asked_for or untried)
 
     def retire(self, key: str) -> None:
-        """Have a model unloaded for good, once nothing runs on it."""
+        """Unload a model for good, once nothing runs on it."""
         self._models[key].retired = True
 
     def remove(self, key: str) -> None:
@@ -117,18 +119,18 @@ class Residence:
 
     @property
     def measured(self) -> dict[str, Footprint]:
-        """What is known of the models that were loaded."""
+        """The footprints of the models that were loaded."""
         return {key: one.footprint for key, one in list(self._models.items()) if one.footprint.measured}
 
     @property
     def loaded(self) -> list[str]:
-        """The models that are in memory. May be asked from another thread."""
+        """The models in memory. Safe from another thread."""
         inside = (State.LOADED, State.LEAVING, State.UNLOADING)
         return [key for key, one in list(self._models.items()) if one.state in inside]
 
     @property
     def held(self) -> set[str]:
-        """The models that are in memory, or will be in a moment."""
+        """The models in memory, or about to be."""
         return {key for key, one in self._models.items() if one.state is not State.ABSENT}
 
     @property
@@ -137,16 +139,16 @@ class Residence:
 
     @property
     def settled(self) -> bool:
-        """Whether all models are loaded and none is to come or to go."""
+        """Whether all models are loaded and none is about to be loaded or unloaded."""
         return not self._is_over and all(one.state is State.LOADED and not one.retired for one in self._models.values())
 
     @property
     def untried(self) -> bool:
-        """Whether a model is still to be loaded for the first time."""
+        """Whether a model has still to be loaded for the first time."""
         return any(one.asked_for for one in self._models.values())
 
     def at_start(self) -> list[str]:
-        """The models that a starting process loads before it is ready."""
+        """The models that a new process loads before it is ready."""
         return [] if self.budget_bytes else [k for k, one in self._models.items() if not (one.asked_for or one.retired)]
 
     def absent(self, now: float) -> dict[str, float]:
@@ -159,7 +161,7 @@ class Residence:
                 found[key] = one.footprint.load_s
         return found
 
-    # --- what happens ---
+    # --- events ---
 
     def came_up(self, now: float, resident_bytes: int) -> None:
         """The process is ready, with the models of `at_start`."""
@@ -168,7 +170,7 @@ class Residence:
             self._enter(key, State.LOADED, now)
 
     def came(self, key: str, grown_bytes: int, load_s: float, resident_bytes: int, now: float) -> None:
-        """A model is loaded. What it takes is what was seen to be taken last, but no less than a tenth of what was thought."""
+        """A model is loaded. Its footprint is the last measured growth, but no less than a tenth of the estimate."""
         one = self._models[key]
         least = one.footprint.bytes // 10 if one.footprint.measured else 0
         one.footprint = Footprint(max(grown_bytes, least), load_s)
@@ -192,7 +194,9 @@ class Residence:
         self._enter(key, State.ABSENT, now)
 
     def lost(self, now: float) -> tuple[str, int] | None:
-        """The process is no more: nothing is loaded. Return the model that was being loaded, and how often that has happened to it."""
+        """The process ended: nothing is loaded. Return the model that was loading, and how many times the process ended
+        under it.
+        """
         loading = self.loading
         for key in self._models:
             self._enter(key, State.ABSENT, now)
@@ -202,23 +206,23 @@ class Residence:
         return loading, self._models[loading].deaths
 
     def too_large(self) -> str | None:
-        """Return a model that does not fit into the budget by itself, as far as is known, if there is one."""
+        """Return a model that exceeds the budget by itself, as far as is known, if there is one."""
         if not self.budget_bytes:
             return None
         return next((key for key, one in self._models.items() if self.alone_bytes(key) > self.budget_bytes), None)
 
     def alone_bytes(self, key: str) -> int:
-        """Return what the process takes with this model alone, as far as is known."""
+        """Return the size of the process with this model alone, as far as is known."""
         return self._base_bytes + self._models[key].footprint.bytes
 
     def is_asked_for(self, key: str) -> bool:
-        """Whether a model is loaded to see what it takes, or for its version's first time."""
+        """Whether a model is loaded to be measured, or for the first time of its version."""
         return self._models[key].asked_for
 
-    # --- what to do ---
+    # --- decisions ---
 
     def next(self, needs: Mapping[str, Need], busy: Collection[str], now: float, wall: float) -> Load | Unload | None:
-        """Return what is to be done now, which is then under way. `busy` are the models on which anything runs."""
+        """Return the next action, which counts as begun. `busy` are the models with running batches."""
         states = {one.state for one in self._models.values()}
         if State.LOADING in states or State.UNLOADING in states:
             return None
@@ -238,7 +242,7 @@ class Residence:
 
     @property
     def _is_over(self) -> bool:
-        """Whether the process has grown over the budget though another model could go."""
+        """Whether the process exceeds the budget although a model could leave."""
         return 0 < self.budget_bytes < self.resident_bytes and len(self.loaded) > 1
 
     def _send_off(self, needs: Mapping[str, Need], busy: Collection[str], now: float) -> None:
@@ -247,7 +251,7 @@ class Residence:
                 self._enter(key, State.LEAVING, now)
 
     def _target(self, needs: Mapping[str, Need]) -> str | None:
-        """Return the model to load: what is under suspicion, then what was asked for, then what is needed most urgently and longest."""
+        """Return the model to load: a suspect's, then one asked for, then the most urgently and longest needed."""
         ranks = []
         if self._next is not None and self._next in needs and self._models[self._next].state is State.ABSENT:
             return self._next
@@ -271,7 +275,7 @@ class Residence:
         )
 
     def _victim(self, target: str, needs: Mapping[str, Need], now: float, wall: float) -> str | None:
-        """Return the least recently used of the models that may go for `target`: one that nothing waits for, if there is any."""
+        """Return the least recently used model that may leave for `target`, preferably one without waiting items."""
         by_use = self._by_use()
         idle = [key for key in by_use if key not in needs]
         may_go = (key for key in by_use if self._may_go(key, target, needs, now, wall))
@@ -293,10 +297,10 @@ class Residence:
         return left_s <= 0 or presses
 
     def _surplus(self, needs: Mapping[str, Need], now: float) -> str | None:
-        """Return a model that goes because the process has grown over the budget, as it does by the batches that it runs."""
+        """Return a model to unload because running batches made the process exceed the budget."""
         if not self._is_over:
             return None
-        # else it would soon be loaded again
+        # without this, the model would be loaded again soon
         thought = self._base_bytes + sum(self._models[key].footprint.bytes for key in self.loaded)
         self.slack_bytes = max(self.slack_bytes, self.resident_bytes - thought)
         by_use = self._by_use()

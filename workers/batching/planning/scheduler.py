@@ -1,7 +1,7 @@
-"""The waiting items of one device and all that the policy must remember between two decisions, without threads or clock.
+"""The waiting items of one device, and the policy's memory between two decisions, without threads or clock.
 
-The batcher drives it with a real device, the simulation with a virtual one: what is tested in the second is what runs in
-the first.
+The batcher drives it with a real device, the simulation with a virtual one: tests of the simulation test the code of
+the batcher.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workers.batching.planning.waiting_pool import Pool, Waiting
 
 
 class Waits(Protocol):
-    """Whatever has a place in the queue."""
+    """Anything that can wait in the queue."""
 
     @property
     def waiting(self) -> Waiting: ...
@@ -30,9 +30,9 @@ T = TypeVar("T", bound=Waits)
 
 @dataclass(frozen=True, slots=True)
 class Chosen(Generic[T]):
-    """A batch that was decided on: its items, the leader first, and what it is predicted to take.
+    """A batch that was decided on: its items, leader first, and its predicted seconds.
 
-    `shape` and `real`, the rows' cost without padding, are as the policy saw them.
+    `shape` and `real`, the cost of the rows without padding, are the policy's.
     """
 
     items: list[T]
@@ -44,15 +44,15 @@ class Chosen(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Next(Generic[T]):
-    """A decision: the batch, if anything waits, and the items that can no longer make it."""
+    """A decision: the batch, if anything waits, and the items that are too late."""
 
     batch: Chosen[T] | None
     expired: list[T] = field(default_factory=list)
 
 
 class Scheduler(Generic[T]):
-    """Not thread-safe. Times are seconds of the caller's clock. `absent` are the models that are not loaded, with the seconds
-    until they can be: nothing of theirs is decided on.
+    """Not thread-safe. Times are seconds of the caller's clock. `absent` has the models that are not loaded, with the
+    seconds until each can be; their items are not chosen.
     """
 
     def __init__(self, policy: Policy, costs: CostModel, weights: Mapping[str, float] | None = None) -> None:
@@ -67,23 +67,23 @@ class Scheduler(Generic[T]):
         return len(self._pool)
 
     def add(self, items: Iterable[T]) -> None:
-        """Take items, in order of arrival."""
+        """Add items, in order of arrival."""
         for item in items:
             waiting = item.waiting
             self._pool.add(waiting, item)
             self._seen_at[waiting.priority] = max(waiting.arrived_at, self._seen_at.get(waiting.priority, 0.0))
 
     def put_back(self, items: Iterable[T]) -> None:
-        """Take items again that were in a batch and did nothing wrong, before all others."""
+        """Put items of a withdrawn batch back, before all others."""
         self._pool.put_back((item.waiting, item) for item in items)
 
     @property
     def most_urgent(self) -> int | None:
-        """The most urgent priority that waits and can run."""
+        """The most urgent priority with an item that can run."""
         return min((priority for model, priority, _ in self._pool.lanes if model not in self.absent), default=None)
 
     def needs(self) -> dict[str, Need]:
-        """What waits for each model."""
+        """The need of each model with waiting items."""
         found: dict[str, Need] = {}
         for (model, priority, _), lane in self._pool.lanes.items():
             need = Need(priority, lane.oldest.waiting.arrived_at)
@@ -93,11 +93,11 @@ class Scheduler(Generic[T]):
         return found
 
     def next(self, now: float, starts_at: float | None = None, *, overtaking: int | None = None) -> Next[T]:
-        """Decide on the next batch; it leaves the queue, with what expired.
+        """Decide on the next batch, and remove it and the expired items from the queue.
 
-        `starts_at` is when a busy device will begin it; None says that the device is idle. For a busy one, a batch that is
-        not full and would leave nothing waiting is not decided on yet: it goes on growing until the device is free. A batch
-        that is to be `overtaking` one of that priority need not be full, but must be led by a more urgent item.
+        `starts_at` is the start of the batch on a busy device; None says that the device is idle. On a busy device, a
+        batch that is not full and would leave nothing waiting is not decided on yet: it grows until the device is free.
+        A batch `overtaking` a staged batch of that priority need not be full, but its leader must be more urgent.
         """
         moment = Moment(
             pool=self._pool,
@@ -126,24 +126,24 @@ class Scheduler(Generic[T]):
         return Next(Chosen(items, decision.shape, decision.real, decision.predicted_s, decision.charge), expired)
 
     def ran(self, chosen: Chosen[T], model: str, shape: Shape | None, seconds: float) -> None:
-        """Learn from a batch that has run; without a shape only what it means for the turns."""
+        """Learn from a batch that ran. Without a shape, only its turns are booked."""
         if shape:
             self.costs.observe(model, shape, seconds)
         self.turns.correct(chosen.charge, seconds - (chosen.predicted_s or 0.0))
 
     def take(self, which: Callable[[T], bool]) -> list[T]:
-        """Remove and return the items of which `which` is true."""
+        """Remove and return the items for which `which` is true."""
         return [ticket.item for ticket in self._pool.take(which)]
 
     @property
     def _runnable(self) -> int:
-        """How many items wait for models that are loaded."""
+        """The number of items that wait for loaded models."""
         if not self.absent:
             return len(self._pool)
         return sum(len(lane.tickets) for (model, _, _), lane in self._pool.lanes.items() if model not in self.absent)
 
     def bound(self, model: str, budget: Budget) -> None:
-        """Bound a model's batches from now on, a new model's too."""
+        """Set the budget of a model, new or known."""
         self._policy = replace(self._policy, budgets={**self._policy.budgets, model: budget})
 
     def budget(self, model: str) -> Budget:

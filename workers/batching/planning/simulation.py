@@ -1,6 +1,6 @@
-"""A device that exists only as numbers, and a virtual clock: what the policy does with a trace of arrivals, without waiting.
+"""A simulated device and a virtual clock: runs the policy on a trace of arrivals, without waiting.
 
-It runs the same scheduler as the batcher, and feeds its device in the same way (`workers.batching.planning.stage_times`).
+It uses the batcher's scheduler, and feeds its device in the same way (`workers.batching.planning.stage_times`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from workers.batching.planning.scheduler import Chosen, Scheduler
 from workers.batching.planning.stage_times import Stages
 from workers.batching.planning.waiting_pool import Waiting
 
-#: How long a batch takes on the device, by model and shape.
+#: The seconds of a batch on the device, by model and shape.
 Device: TypeAlias = Callable[[str, Shape], float]
 
 
 @dataclass(slots=True, eq=False)
 class Arrival:
-    """An item of a trace and what became of it: when its batch began and ended, or that it expired."""
+    """An item of a trace and its outcome: the begin and end of its batch, or that it expired."""
 
     waiting: Waiting
     began_at: float | None = None
@@ -49,7 +49,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a trace."""
+    """The outcome of a trace."""
 
     arrivals: Sequence[Arrival]
     batches: Sequence[Ran]
@@ -60,7 +60,7 @@ class Outcome:
         return 1 - sum(ran.real for ran in self.batches) / max(sum(ran.shape.padded for ran in self.batches), 1)
 
     def share(self, priority: int, since: float = 0.0, until: float = float("inf")) -> float:
-        """The share of device time that went to batches led by a priority, of those begun in an interval."""
+        """The share of device time of the batches led by a priority, of those begun in an interval."""
         within = [ran for ran in self.batches if since <= ran.began_at < until]
         led = sum(ran.seconds for ran in within if ran.leader == priority)
         return led / max(sum(ran.seconds for ran in within), 1e-12)
@@ -74,7 +74,7 @@ class _Given:
 
 @dataclass(slots=True)
 class Machine:
-    """The device and the batches it was given."""
+    """The device and its batches."""
 
     scheduler: Scheduler[Arrival]
     device: Device
@@ -87,7 +87,7 @@ class Machine:
         return self.began_at + self.stages.first.seconds if len(self.stages) else math.inf
 
     def feed(self, now: float) -> None:
-        """Hand over batches while there is room."""
+        """Give the device batches while there is room."""
         while self.stages.has_room:
             if not self._give(now, None):
                 return
@@ -96,7 +96,7 @@ class Machine:
             self._give(now, behind)
 
     def finish(self) -> float:
-        """End the batch that runs; return when that is."""
+        """End the running batch; return its end."""
         given, ended_at = self.stages.first, self.next_end_at
         for arrival in given.chosen.items:
             arrival.ended_at = ended_at
@@ -139,7 +139,7 @@ def simulate(
     costs: CostModel | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> Outcome:
-    """Run a trace, in order of arrival, to its end. `costs` is what is known of the device before the first batch."""
+    """Run a trace, in order of arrival, to its end. `costs` is the knowledge of the device before the first batch."""
     machine = Machine(Scheduler(policy, costs or CostModel(), weights), device)
     arrivals = [Arrival(waiting) for waiting in trace]
     place, now = 0, 0.0

@@ -1,7 +1,7 @@
-"""The batches that a device was given and has not answered yet: one runs, one is staged behind it, and a more urgent one may
-overtake the staged one.
+"""The batches at the device: a running one, a staged one behind it, and a more urgent one that may overtake the staged
+one.
 
-A staged batch is overtaken once at most, so that no flood of urgent ones keeps it from running for ever.
+A staged batch is overtaken once at most, so that urgent batches cannot keep it waiting for ever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 B = TypeVar("B")
 
-#: One running, one staged: the device never waits for Python, and an urgent item waits behind two batches at most.
+#: One batch runs, one is staged: the device never waits for Python, and an urgent item waits for two batches at most.
 DEPTH = 2
 
 
@@ -26,7 +26,7 @@ class _Given(Generic[B]):
 
 
 class Stages(Generic[B]):
-    """In the order in which the device runs them, as far as is known here. Not thread-safe."""
+    """The batches in the order in which the device runs them, as far as is known here. Not thread-safe."""
 
     def __init__(self) -> None:
         self._given: list[_Given[B]] = []
@@ -39,7 +39,7 @@ class Stages(Generic[B]):
 
     @property
     def first(self) -> B:
-        """The batch that runs."""
+        """The running batch."""
         return self._given[0].batch
 
     @property
@@ -48,13 +48,13 @@ class Stages(Generic[B]):
 
     @property
     def overtakable(self) -> int | None:
-        """The priority that a batch must be more urgent than to overtake the staged one, if there is one that may be."""
+        """The priority that a batch must exceed in urgency to overtake the staged one, if it may be overtaken."""
         if len(self._given) != DEPTH or self._given[1].overtaken or self._given[0].overtook:
             return None
         return self._given[1].priority
 
     def give(self, batch: B, priority: int, predicted_s: float, *, overtaking: bool = False) -> None:
-        """Note a batch that the device was sent."""
+        """Add a batch that the device was sent."""
         given = _Given(batch, priority, predicted_s, overtook=overtaking)
         if overtaking:
             self._given[1].overtaken = True
@@ -63,7 +63,7 @@ class Stages(Generic[B]):
             self._given.append(given)
 
     def busy_s(self, running_s: float, *, overtaking: bool = False) -> float:
-        """Predict when a further batch begins, in seconds from now; the running one has run for `running_s`."""
+        """Predict the start of a further batch, in seconds from now; the running batch has run for `running_s`."""
         if not self._given:
             return 0.0
         first, *staged = self._given
@@ -71,13 +71,14 @@ class Stages(Generic[B]):
         return left_s if overtaking else left_s + sum(given.predicted_s for given in staged)
 
     def end(self, batch: B) -> None:
-        """Note that the device has answered for a batch."""
+        """Remove a batch that the device has answered for."""
         self._given = [given for given in self._given if given.batch is not batch]
 
     def lost(self) -> tuple[list[B], list[B]]:
-        """Take all batches of a device that is no more: those that may have run, and those that did not.
+        """Remove all batches of a lost device; return those that may have run, and those that did not.
 
-        One that was to overtake may have been there before the first one began, or too late to overtake: any may have run.
+        An overtaking batch may have arrived before the first one began, or too late to overtake: any of them may have
+        run.
         """
         batches = [given.batch for given in self._given]
         suspected = len(batches) if any(given.overtook for given in self._given) else 1

@@ -1,4 +1,4 @@
-"""Whose turn it is: between priorities by what they are owed of the device's time, between tenants by their weights."""
+"""Turns: priorities take turns by the device time owed to them, tenants by their weights."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-#: How much device time a priority may have had beyond its share before that no longer counts against it: what it
-#: had while nobody more urgent waited was nobody's loss.
+#: Device time beyond its share counts against a priority only up to this many seconds: the time that it
+#: had while nothing more urgent waited cost nobody anything.
 MOST_AHEAD_S = 0.05
 
-#: Virtual times kept before those that tell nothing are looked for.
+#: This many virtual times are kept before those without information are dropped.
 MOST_PARTIES = 1000
 
 Party: TypeAlias = tuple[int, str]  # priority, tenant
@@ -19,8 +19,8 @@ Party: TypeAlias = tuple[int, str]  # priority, tenant
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What a batch means for the turns: the priority and the tenant that lead it, the shares of the priorities that wait
-    below the most urgent one meanwhile, and who wanted its rows, as parts of 1.
+    """The meaning of a batch for the turns: its leading priority and tenant, the shares of the priorities that waited
+    below the most urgent one, and the parts (of 1) of each priority and tenant in its rows.
     """
 
     leader: int
@@ -32,17 +32,17 @@ class Charge:
 class Turns:
     """Not thread-safe. Times are seconds on the device.
 
-    While a priority waits below a more urgent one, every batch earns it its share of the batch's time, and the whole of a
-    batch that it leads itself is taken off: it is owed what is left. Tenants of one priority have virtual times, their
-    device time divided by their weight, and the one with the least has the turn; one that comes back after an absence
-    starts where the others are (start-time fair queueing: Goyal, Vin and Cheng 1996).
+    While a priority waits below a more urgent one, every batch earns it its share of the batch's time, and a batch that
+    it leads costs it the whole time; the difference is owed to it. Tenants of a priority have virtual times, that is,
+    device time divided by weight; the tenant with the least has the turn. A tenant that returns after an absence starts
+    at the others' time (start-time fair queueing: Goyal, Vin and Cheng 1996).
     """
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         self.weights = dict(weights or {})
         self._owed: dict[int, float] = {}
         self._spent: dict[Party, float] = {}  # virtual times
-        self._now: dict[int, float] = {}  # by priority: the virtual time of whom served last
+        self._now: dict[int, float] = {}  # by priority: the virtual time of the tenant served last
 
     def owed_s(self, priority: int) -> float:
         return self._owed.get(priority, 0.0)
@@ -52,19 +52,19 @@ class Turns:
         return min(tenants, key=lambda tenant: self._virtual(priority, tenant))
 
     def lead(self, charge: Charge, seconds: float) -> None:
-        """Book a batch that is handed to the device, of so many seconds as far as can be told."""
+        """Book a batch handed to the device, with its predicted seconds."""
         self._now[charge.leader] = self._virtual(charge.leader, charge.tenant)
         self._book(charge, seconds)
 
     def correct(self, charge: Charge, seconds: float) -> None:
-        """Book how many seconds more than said a batch took (or less, if negative)."""
+        """Book the seconds by which a batch took longer than predicted (negative if shorter)."""
         self._book(charge, seconds)
 
     def _book(self, charge: Charge, seconds: float) -> None:
         for priority, share in charge.shares.items():
             self._owed[priority] = self._owed.get(priority, 0.0) + share * seconds
         before = self._owed.get(charge.leader, 0.0)
-        # who has no more urgent work beside it takes nothing from anybody
+        # without more urgent work beside it, a priority takes time from nobody
         least = -math.inf if charge.leader in charge.shares else min(before, -MOST_AHEAD_S)
         self._owed[charge.leader] = max(before - seconds, least)
         for (priority, tenant), part in charge.parts.items():
@@ -77,5 +77,5 @@ class Turns:
         return max(self._spent.get((priority, tenant), 0.0), self._now.get(priority, 0.0))
 
     def _forget(self) -> None:
-        """Drop the tenants that are level with the last one served: they are like new ones."""
+        """Drop the tenants that are level with the last one served: they are like new tenants."""
         self._spent = {party: spent for party, spent in self._spent.items() if spent > self._now.get(party[0], 0.0)}

@@ -1,8 +1,8 @@
-"""The waiting items, kept in the orders in which the policy looks at them, so that forming a batch costs what the batch
-holds and not what waits.
+"""The waiting items, in the orders that the policy needs, so that forming a batch costs time by its size and not by the
+queue's.
 
 A *lane* holds the items of one model, priority and tenant: all of them by arrival, and the oldest `window` of them by
-size. Items of equal content are found by it, and those with a deadline stand in its order.
+size. Further orders are by content and by deadline.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Key: TypeAlias = tuple[str, int, str]  # model, priority, tenant
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What the policy knows of a waiting item. `cost` is its row's cost, `heads` how many tasks it wants; times are
-    seconds of one clock. Items of equal `content` (and model) are one row; an empty one is like no other.
+    """A waiting item as the policy sees it. `cost` is the cost of its row, `heads` the number of its tasks; times are
+    seconds of one clock. Items of equal `content` (and model) share a row; an empty content equals no other.
     """
 
     model: str
@@ -59,7 +59,7 @@ class Lane(Generic[T]):
         self.tickets: OrderedDict[int, Ticket[T]] = OrderedDict()  # by arrival
         self.by_size: list[Sized] = []  # the window's
         self._window = window
-        self._later: OrderedDict[int, None] = OrderedDict()  # beyond the window, by arrival
+        self._later: OrderedDict[int, None] = OrderedDict()  # items beyond the window, by arrival
 
     @property
     def oldest(self) -> Ticket[T]:
@@ -85,7 +85,7 @@ class Lane(Generic[T]):
             insort(self.by_size, (self.tickets[number].waiting.cost, number))
 
     def position_of(self, cost: int) -> int:
-        """Where the first item of at least this cost stands in `by_size`."""
+        """The place in `by_size` of the first item with at least this cost."""
         return bisect_left(self.by_size, (cost, -math.inf))
 
     def at(self, position: int) -> Ticket[T]:
@@ -93,7 +93,7 @@ class Lane(Generic[T]):
 
 
 class Pool(Generic[T]):
-    """All that waits for one device. Not thread-safe."""
+    """All items that wait for one device. Not thread-safe."""
 
     def __init__(self, window: int) -> None:
         self.lanes: dict[Key, Lane[T]] = {}
@@ -115,7 +115,7 @@ class Pool(Generic[T]):
         self._insert(Ticket(self._last, waiting, item), first=False)
 
     def put_back(self, items: Iterable[tuple[Waiting, T]]) -> None:
-        """Add items before all others, in their order: they had their turn already."""
+        """Put items before all others, in their order: they had their turn already."""
         for waiting, item in reversed(list(items)):
             self._first -= 1
             self._insert(Ticket(self._first, waiting, item), first=True)
@@ -129,22 +129,22 @@ class Pool(Generic[T]):
             self._forget(ticket)
 
     def take(self, chosen: Callable[[T], bool]) -> list[Ticket[T]]:
-        """Remove and return the items of which `chosen` is true."""
+        """Remove and return the items for which `chosen` is true."""
         taken = [ticket for ticket in self if chosen(ticket.item)]
         self.remove(taken)
         return taken
 
     def like(self, waiting: Waiting) -> Iterable[Ticket[T]]:
-        """Return the waiting items of the same model and content, itself among them."""
+        """Return the waiting items of the same model and content, including this one."""
         return self._like.get((waiting.model, waiting.content), {}).values() if waiting.content else ()
 
     def due(self, at: float) -> list[Ticket[T]]:
-        """Return the items whose deadline has come by `at`."""
+        """Return the items whose deadline is not after `at`."""
         end = bisect_right(self._deadlines, at, key=lambda entry: entry[0])
         return [ticket for _, _, ticket in self._deadlines[:end]]
 
     def first_deadline_at(self, model: str) -> float | None:
-        """Return the first deadline that an item of a model has."""
+        """Return the first deadline of a model's items."""
         return next((at for at, _, ticket in self._deadlines if ticket.waiting.model == model), None)
 
     def _insert(self, ticket: Ticket[T], *, first: bool) -> None:

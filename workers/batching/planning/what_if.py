@@ -1,9 +1,9 @@
-"""What other policy settings would have done: the arrivals of recorded batches, replayed against them on a simulated device.
+"""Forecasts other policy settings: recorded arrivals, replayed on a simulated device.
 
-The device's times are fitted to the recorded batches, so the settings that really ran are simulated as well, and how far
-that is from what was recorded is the error to read every other line with. Arrivals are replayed when they came to the
-batcher: what came only because something else was done (a worker takes a new envelope for each it has finished) comes no
-sooner for better settings. So the rate to compare by is `capacity`, items a second of device time.
+The simulated device's times are fitted to the recorded batches. The settings that really ran are simulated too, and the
+difference to the record is the error of every other line. Arrivals are replayed at their time at the batcher; an
+arrival caused by the end of other work (a worker takes a new envelope for each finished one) comes no earlier under
+better settings. The rate to compare is therefore `capacity`, items per second of device time.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from workers.batching.planning.policy import Policy
 from workers.batching.planning.simulation import Outcome, simulate
 from workers.batching.planning.waiting_pool import Waiting
 
-#: An idle time up to this is the way from one batch to the next, and not a lack of work.
+#: A shorter idle time is the gap between two batches, not a lack of work.
 LONGEST_GAP_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a set of settings does with a trace, or did. Latencies are from the batcher's door to the end of the batch,
-    by priority as (median, 99th percentile).
+    """The result of settings on a trace, forecast or recorded. Latencies run from the batcher's door to the end of the
+    batch, by priority as (median, 99th percentile).
     """
 
     capacity: float
     waste: float
-    rows: float  # a batch
+    rows: float  # per batch
     latency_s: Mapping[int, tuple[float, float]]
 
 
@@ -42,7 +42,7 @@ class Recording:
 
     @property
     def trace(self) -> list[Waiting]:
-        """The items as they came. Those that shared a row had the same content."""
+        """The items in order of arrival. Items that shared a row had the same content."""
         items = [
             Waiting(
                 batch.model,
@@ -60,7 +60,7 @@ class Recording:
 
     @property
     def costs(self) -> CostModel:
-        """What batches take on this device, by all of them alike."""
+        """The costs of batches on this device, by all of them."""
         costs = CostModel(fading=1.0)
         for batch in self.batches:
             costs.observe(batch.model, _shape(batch), batch.forward_s)
@@ -68,12 +68,12 @@ class Recording:
 
     @property
     def gap_s(self) -> float:
-        """How long the device waits from one batch to the next while there is work."""
+        """The gap between two batches while there is work."""
         gaps = [batch.idle_s for batch in self.batches if batch.idle_s <= LONGEST_GAP_S]
         return median(gaps) if gaps else 0.0
 
     def recorded(self) -> Forecast:
-        """Return what really happened."""
+        """Return the recorded result."""
         gap_s = self.gap_s
         busy_s = sum(batch.forward_s + min(batch.idle_s, gap_s) for batch in self.batches)
         latencies: dict[int, list[float]] = {}
@@ -89,18 +89,18 @@ class Recording:
         )
 
     def forecast(self, policy: Policy) -> Forecast:
-        """Return what `policy` would have done."""
+        """Return the forecast for `policy`."""
         times, gap_s = self.costs, self.gap_s
 
         def device(model: str, shape: Shape) -> float:
             return (times.seconds(model, shape) or 0.0) + gap_s
 
-        # what the simulated batcher learns is its own: the device goes on as it was recorded
+        # the simulated batcher learns on its own copy: the device stays as recorded
         return _forecast(simulate(self.trace, policy, device, costs=self.costs))
 
 
 def recordings(batches: Iterable[Batch]) -> list[Recording]:
-    """Return the batches that can be replayed, worker by worker. Needs six of a model for its times."""
+    """Return the batches that can be replayed, by worker. A model needs six batches for its times."""
     by_worker: dict[str, list[Batch]] = {}
     counts: dict[tuple[str, str], int] = {}
     for batch in sorted(batches, key=lambda batch: batch.started_at):

@@ -1,4 +1,4 @@
-"""What a node serves at the moment: its tasks, and the version of each model that new items are prepared for."""
+"""The current offer of a node: its tasks, and the version of each model for new items."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from workers.batching.roster import ServedModel
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Tasks and models that belong together; `models` by name."""
+    """Matching tasks and models; `models` by name."""
 
     catalogue: Catalogue
     models: Mapping[str, ServedModel]
 
 
 class CurrentOffer:
-    """The offer that holds now. Whoever prepares an item reads it once, so that its tasks and its model belong together."""
+    """Holds the current offer. A preparation reads it once, so that its tasks and its model match."""
 
     def __init__(self, offer: Offer) -> None:
         self.now = offer

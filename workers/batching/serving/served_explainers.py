@@ -1,4 +1,4 @@
-"""The models' explaining sides in a worker: which there are, and which items go there (`workers.models.explaining`)."""
+"""The explaining sides of a worker's models, and the choice of the items for them (`workers.models.explaining`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.models.backends.choice import REFERENCE
 from workers.models.explaining import subject_lookup
 from workers.settings import Settings
 
-#: What an explaining side's name has behind that of its model.
+#: The suffix of an explaining side's name, after the name of its model.
 SUFFIX = "/explain"
 
 _CLASS = "workers.models.explaining.explaining_model:ExplainingModel"
@@ -24,12 +24,12 @@ _CLASS = "workers.models.explaining.explaining_model:ExplainingModel"
 #: The points of a step may cost this part of a micro-batch: in fp32, forward and back, they take about its time.
 _STEP_SHARE = 4
 
-#: So many explanations are at the device at once.
+#: The device has at most this many explanations at once.
 _ROWS = 8
 
 
 def side(settings: Settings, wanted: ModelToLoad, served: ServedModel) -> tuple[ModelToLoad, ServedModel] | None:
-    """Return the explaining side of a model that `serving.serve` returned, if it has one."""
+    """Return the explaining side of a model that `served_models.serve` returned, if it has one."""
     chosen = settings.models[wanted.name].explain
     if chosen == "off" or served.model.explains or subject_lookup.of(served.model) is None:
         return None
@@ -41,14 +41,15 @@ def side(settings: Settings, wanted: ModelToLoad, served: ServedModel) -> tuple[
     }
     own = msgspec.structs.replace(wanted, class_=_CLASS, name=wanted.name + SUFFIX, options=options, backend=REFERENCE)
     model = served_models.build(own)
-    # bounded by rows alone: of each, the device holds no more than what a step needs
+    # bounded by rows alone: the device holds no more of each than a step needs
     return own, ServedModel(model, model.revision, Budget(sys.maxsize, _ROWS))
 
 
 def way(models: Mapping[str, ServedModel], name: str, params: Iterable[msgspec.Struct]) -> str:
-    """Return which of `models` an item of the model `name` goes to: its explaining side, if one of its tasks is to be explained.
+    """Return the name of the model for an item of model `name`: the explaining side, if one of its tasks asks for an
+    explanation.
 
-    Raises InvalidInput where there is none.
+    Raises InvalidInput if the model has none.
     """
     if models[name].model.explains or not any(getattr(own, "explain", False) for own in params):
         return name

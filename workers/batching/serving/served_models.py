@@ -1,4 +1,4 @@
-"""The models that the settings name, as a device of this machine runs them: weights found, backend and budget chosen."""
+"""The models of the settings on a device of this machine: weights located, backend and budget chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from workers.settings import ModelSettings, Settings
 
 
 def model_to_load(settings: Settings, name: str) -> ModelToLoad:
-    """Return a model of the settings, on the reference backend. Raises ConfigurationError if it is unknown or not pulled."""
+    """Return a model of the settings, on the reference backend. Raises ConfigurationError if it is unknown or not
+    pulled.
+    """
     if name not in settings.models:
         raise ConfigurationError(f"no model {name!r} in the settings; {known(name, settings.models)}")
     chosen = settings.models[name]
@@ -27,7 +29,7 @@ def model_to_load(settings: Settings, name: str) -> ModelToLoad:
     if pulled is None:
         raise ConfigurationError(f"models.{name}: not pulled yet; run `argosy models pull {name}`")
     tasks = {task.name: task for task in settings.catalogue.tasks.values() if task.model == name}
-    # whoever has inputs deleted does not want what was made of them kept either
+    # users who have inputs deleted do not want features of them kept either
     forgotten = ("feature_cache_mib",) if settings.worker.drop_inputs else ()
     options = {option: value for option, value in chosen.options.items() if option not in forgotten}
     if chosen.uses:
@@ -39,7 +41,8 @@ def model_to_load(settings: Settings, name: str) -> ModelToLoad:
 
 
 def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, ServedModel]:
-    """Return a model for the device process, and for the batcher. Measures backends where the settings leave that open.
+    """Return a model for the device process, and for the batcher. Measures backends where the settings leave the choice
+    open.
 
     Raises ConfigurationError.
     """
@@ -55,13 +58,13 @@ def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, S
     wanted = msgspec.structs.replace(wanted, backend=_backend(name, chosen, decision))
     model = build(wanted)
     cost = chosen.batch_cost or (decision.batch_cost if decision else model.default_cost)
-    # where more than the largest budget for CPUs was measured to be best, on a GPU, so many times the rows are at hand too
+    # on a GPU the best batch may exceed the largest budget for CPUs; then this many times the rows are kept ready
     times = max(1, cost // model.budgets[-1]) if model.budgets and not chosen.batch_cost else 1
     return wanted, ServedModel(model, model.revision, Budget(cost, chosen.batch_rows * times))
 
 
 def build(wanted: ModelToLoad) -> Model:
-    """Return the parent's side of a model. Raises ConfigurationError if its class is not to be had."""
+    """Return the parent's side of a model. Raises ConfigurationError if its class cannot be imported."""
     try:
         return wanted.build()
     except (ImportError, AttributeError, TypeError) as error:

@@ -1,8 +1,8 @@
-"""Which backend and batch budget a model runs with on this machine: as the settings say, or as was measured here.
+"""The backend and batch budget of a model on this machine: set in fleet.toml, or measured here.
 
-A *decision* is measured once, by `workers.training.tuning` in a process of its own (it needs torch), and kept in the cache: for
-this model's weights, device, processor and library versions. `argosy tune` decides anew and with labelled texts; a worker that
-finds no decision has one made before it starts.
+A *decision* is measured once, by `workers.training.tuning` in a process of its own (it needs torch), and saved in the
+cache, for these weights, device, processor and library versions. `argosy tune` decides again, with labelled texts; a
+worker without a decision measures one before it starts.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from workers.models.sources import model_source
 
 logger = logging.getLogger(__name__)
 
-#: What a decision's measurements depend on, besides the weights and the machine.
+#: Measurements depend on these libraries, besides the weights and the machine.
 _LIBRARIES = ("onnxruntime", "openvino", "torch", "transformers")
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate. `agreement` is the least cosine between its outputs and the reference's, `shift` the mean difference of
-    scores, `same` the share of best answers that are the same; `accuracy` is by task, where labelled data were used. One that
-    was not admitted, or does not run here (no items a second), says why.
+    """A candidate. `agreement` is the least cosine between its outputs and the reference's, `shift` the mean difference
+    of scores, `same` the share of equal best answers; `accuracy` is by task, where labelled data were used. A candidate
+    that was not admitted, or does not run here (no items per second), has a reason.
     """
 
     backend: Backend
@@ -49,7 +49,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What was chosen for a model on a device, and the table it was chosen from. `rates` are items/s by batch cost."""
+    """The choice for a model on a device, and the table behind it. `rates` are items/s by batch cost."""
 
     model: str
     revision: str
@@ -64,17 +64,17 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find(model: ModelToLoad, device: Device) -> Decision | None:
-    """Return the decision kept for a model on a device of this machine, or None."""
+    """Return the saved decision for a model on a device of this machine, or None."""
     try:
         return msgspec.json.decode(_file(model, device).read_bytes(), type=Decision)
-    except (OSError, msgspec.DecodeError):  # none, or of an older form: it is made anew
+    except (OSError, msgspec.DecodeError):  # missing, or of an older form: measure again
         return None
 
 
 def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int = 0) -> Decision:
-    """Measure the candidates for a model and keep the decision; takes half a minute, and minutes if `labelled`.
+    """Measure the candidates for a model and save the decision; takes half a minute, or minutes if `labelled`.
 
-    Raises ConfigurationError with what the measuring process said if it failed.
+    Raises ConfigurationError with the measuring process's error if it failed.
     """
     file = _file(model, device)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +94,10 @@ def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int =
 
 
 def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int = 0) -> Decision | None:
-    """Return the decision for a model, measuring if there is none and `measure` allows; None leaves it on the reference.
+    """Return the decision for a model, measuring if there is none and `measure` allows it; None means the reference
+    backend.
 
-    Several workers that start at once measure once. Where the cache cannot be written, nothing is measured.
+    Several workers that start together measure once. Without a writable cache, nothing is measured.
     """
     if not model.build().tunable:
         return None
@@ -105,7 +106,7 @@ def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int =
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
             return find(model, device) or (_measured(model, device, threads) if measure else None)
-    except OSError as error:  # the cache is another user's, or mounted read-only
+    except OSError as error:  # the cache belongs to another user, or is mounted read-only
         found = find(model, device)
         if found is None:
             logger.warning("no backend is measured for model %s, it runs on %s: %s", model.name, REFERENCE, error)
@@ -117,7 +118,7 @@ def _measured(model: ModelToLoad, device: Device, threads: int) -> Decision | No
     try:
         found = decide(model, device, labelled=False, threads=threads)
     except ConfigurationError as error:
-        # whatever is wrong with the model itself is told when it is loaded
+        # a fault of the model itself is reported when it is loaded
         logger.warning("%s; it runs on %s", error, REFERENCE)
         return None
     logger.info("model %s runs on %s, batches of %d", model.name, found.backend, found.batch_cost)
