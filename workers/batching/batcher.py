@@ -142,7 +142,9 @@ class Batcher:
         return self._ask(Admit(served, wanted, footprint or Footprint(), Future()))
 
     def retire(self, key: str) -> Future[None]:
-        """Supersede the items that wait for a version, and unload the version once the device has finished its batches."""
+        """Supersede the items that wait for a version, and unload the version once the device has finished its
+        batches.
+        """
         return self._ask(Retire(key, Future()))
 
     def _ask(self, message: Admit | Retire) -> Future[None]:

@@ -79,7 +79,9 @@ class Group:
 
 
 class Entry:
-    """A prepared item of a job (`seq` is its number there), waiting for its micro-batch; `finish` sets `outcome`, once."""
+    """A prepared item of a job (`seq` is its number there), waiting for its micro-batch; `finish` sets `outcome`,
+    once.
+    """
 
     __slots__ = ("deaths", "group", "job", "on_text", "outcome", "prepared", "seq", "tasks", "waiting")
 

@@ -1,4 +1,4 @@
-"""What a device process needs of a GPU beside running models on it."""
+"""GPU settings and checks of a device process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 def set_up(device: str) -> None:
     """Prepare a process for its GPU. On a CPU, do nothing.
 
-    fp32 means fp32: libraries round to 10 bits (TF32) where they are let. Attention is left to kernels that take any shape:
-    cuDNN plans anew for each, and hardly two batches of texts, or steps of a generation, are of one shape.
+    fp32 stays fp32: by default libraries round to 10 bits (TF32). Attention uses kernels that take any shape, since
+    cuDNN plans anew for each shape, and batches of texts or steps of a generation rarely have equal shapes.
     """
     if device.startswith("cuda"):
         import torch
@@ -21,7 +21,7 @@ def set_up(device: str) -> None:
 
 
 def is_lost(device: str) -> bool:
-    """Whether nothing more can be run here: after a fault in one of its kernels a process gets nothing but errors of its GPU."""
+    """Whether the GPU is lost to this process: after a fault in a kernel, every call of it fails."""
     if not device.startswith("cuda"):
         return False
     import torch

@@ -1,4 +1,4 @@
-"""The parent's end of a device process: start it, feed it, kill it, and hear what becomes of its batches."""
+"""The parent's end of a device process: starts, feeds and kills it, and receives its events."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DeviceEvent:
-    """Something that the device process said, or (``lost``) that it is no more.
+    """An event of the device process, or (``lost``) its end.
 
-    `life` counts its starts, so that a word from an earlier life is known for what it is. `header` is as sent by
+    `life` counts the starts of the process, so that an event of an earlier life is recognised. `header` is sent by
     `workers.device.device_process`: ``event`` is ready, loaded, unloadable, unloaded, done, failed, stepping or lost.
     """
 
@@ -38,7 +38,7 @@ class DeviceEvent:
 
 
 class DeviceClient(Protocol):
-    """What the batcher needs of a device."""
+    """The interface of a device, for the batcher."""
 
     @property
     def life(self) -> int: ...
@@ -54,9 +54,10 @@ class DeviceClient(Protocol):
 
 
 class ProcessDevice:
-    """A device process and the thread that reads from it. `on_event` is called from that thread.
+    """A device process, and the thread that reads from it. That thread calls `on_event`.
 
-    Models go by keys of the caller's: those it begins with by their names. `measuring` has the process say what each takes of memory.
+    Models have keys of the caller's choice; the models of the start have their names. With `measuring`, the process
+    reports the memory of each.
     """
 
     def __init__(
@@ -84,16 +85,16 @@ class ProcessDevice:
         return self._process.pid if self._process else None
 
     def offer(self, key: str, model: ModelToLoad) -> None:
-        """Take one more model that may be loaded."""
+        """Add a model that may be loaded."""
         self._models[key] = model
 
     def forget(self, key: str) -> None:
-        """Take note that a model is not loaded any more from now on."""
+        """Remove a model."""
         self._models.pop(key, None)
 
     def start(self, keys: Collection[str] | None = None) -> None:
-        """Start a new process and tell it what to load (all, unless `keys` name them); ``ready``, ``unloadable`` or ``lost``
-        follows as an event.
+        """Start a new process and let it load the models (all, unless `keys` name some); a ``ready``, ``unloadable`` or
+        ``lost`` event follows.
         """
         self.close()
         self.life += 1
@@ -104,7 +105,7 @@ class ProcessDevice:
                 env=pinned_environment(self.device, os.environ, threads=self._threads),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C in the terminal is the parent's to handle
+                start_new_session=True,  # a Ctrl-C in the terminal is for the parent
             )
         self._socket = ours
         self._reader = threading.Thread(
@@ -112,42 +113,42 @@ class ProcessDevice:
         )
         self._reader.start()
         load: Header = {
-            "device": "cuda:0" if self.device.is_cuda else self.device.name,  # the one GPU it is pinned to
+            "device": "cuda:0" if self.device.is_cuda else self.device.name,  # the process sees only its own GPU
             "models": {
                 key: one for key, one in msgspec.to_builtins(self._models).items() if keys is None or key in keys
             },
             "measuring": self._measuring,
         }
-        with contextlib.suppress(OSError):  # it died already: the reader says so
+        with contextlib.suppress(OSError):  # the process has died already; the reader reports it
             transfer.send(ours, load)
 
     def load(self, key: str) -> None:
-        """Have a model loaded while others run; ``loaded`` or ``unloadable`` follows as an event."""
+        """Load a model while others run; a ``loaded`` or ``unloadable`` event follows."""
         self._send({"load": key, "model": msgspec.to_builtins(self._models[key]), "urgency": -1})
 
     def unload(self, key: str) -> None:
-        """Have a model unloaded that nothing runs on; ``unloaded`` follows as an event."""
+        """Unload a model on which nothing runs; an ``unloaded`` event follows."""
         self._send({"unload": key, "urgency": -1})
 
     def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array], *, urgency: int) -> None:
-        """Send a micro-batch; of those that wait there, the one with the lowest `urgency` runs first.
+        """Send a micro-batch; of the waiting ones, the batch with the lowest `urgency` runs first.
 
-        If the process is gone, nothing happens here: ``lost`` arrives as an event.
+        If the process has ended, this does nothing: a ``lost`` event follows.
         """
         header: Header = {"batch": batch, "model": model, "tasks": list(wanted), "urgency": urgency}
         self._send(header, arrays | {f"wanted/{task}": rows for task, rows in wanted.items()})
 
     def drop(self, batches: Sequence[str]) -> None:
-        """Have batches that step forgotten; nothing more is heard of them but what was said before."""
+        """Drop stepping batches; no further event is about them."""
         self._send({"drop": list(batches), "urgency": -1})
 
     def kill(self) -> None:
-        """Kill the process at once; ``lost`` follows as an event."""
+        """Kill the process at once; a ``lost`` event follows."""
         if self._process:
             self._process.kill()
 
     def close(self) -> None:
-        """End the process and wait until it and its reader are gone."""
+        """End the process and wait until it and its reader have ended."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -158,7 +159,7 @@ class ProcessDevice:
         self._process = self._socket = self._reader = None
 
     def _send(self, header: Header, arrays: Arrays | None = None) -> None:
-        with contextlib.suppress(OSError):  # the process is gone: ``lost`` is on its way
+        with contextlib.suppress(OSError):  # the process has ended: a ``lost`` event follows
             if self._socket:
                 transfer.send(self._socket, header, arrays)
 

@@ -1,4 +1,4 @@
-"""What a device process takes of its device's memory, and how it gives back what it no longer uses."""
+"""The memory that a device process holds on its device, and how it returns unused memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _STATM = Path("/proc/self/statm")
 
 
 def resident_bytes(device: str) -> int:
-    """Return what this process holds: on a GPU what torch has reserved there, on a CPU its resident memory (0 where
-    the system does not say).
+    """Return the bytes that this process holds: on a GPU the bytes reserved by torch, on a CPU its resident memory (0
+    where the system does not report it).
     """
     if device.startswith("cuda"):
         import torch
@@ -26,18 +26,18 @@ def resident_bytes(device: str) -> int:
 
 
 def give_back(device: str) -> None:
-    """Return freed memory to the device, or to the system: both torch and the C library keep it for later otherwise."""
+    """Return freed memory to the device, or to the system: torch and the C library would keep it for later."""
     gc.collect()
     if device.startswith("cuda"):
         import torch
 
         torch.cuda.empty_cache()
         return
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc has no such call
+    with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc lacks this call
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def import_libraries() -> None:
-    """Import what most models need before anything is measured: what a library takes is not the first model's."""
-    with contextlib.suppress(ImportError):  # a fleet's models may do without
+    """Import common libraries before any measurement, so that their memory does not count for the first model."""
+    with contextlib.suppress(ImportError):  # the models of a fleet may not need it
         import torch  # noqa: F401

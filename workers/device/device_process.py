@@ -1,8 +1,10 @@
 """The process that owns a device: it loads the models and runs one micro-batch after another.
 
-Started by `workers.device.device_client` as ``python -m workers.device.device_process FD``; FD is its end of a socket pair. Its models
-import torch here, and nowhere else in a worker. Its life: *load* → *ready*, then *run* → *done* or *failed* (what steps says so in between, and may be told to *drop*),
-and beside that *load* → *loaded* or *unloadable*, *unload* → *unloaded* (`workers.device.loaded_models`), until the socket closes. It dies with its parent: a closed socket ends it at once, whatever the device is doing.
+`workers.device.device_client` starts it as ``python -m workers.device.device_process FD``; FD is its end of a socket
+pair. Models import torch here, and nowhere else in a worker. Its life: *load* → *ready*, then *run* → *done* or
+*failed*. Stepping requests report in between, and *drop* ends them. Meanwhile *load* → *loaded* or *unloadable*, and
+*unload* → *unloaded* (`workers.device.loaded_models`), until the socket closes. The process dies with its parent: a
+closed socket ends it at once, even in the middle of a computation.
 """
 
 from __future__ import annotations
@@ -35,19 +37,19 @@ from workers.models.interface.model import Arrays, Model, ModelSpec
 
 logger = logging.getLogger(__name__)
 
-#: What the parent sent and is not run yet: by urgency, then in the order it came. No two numbers are alike.
+#: Frames of the parent that wait here: by urgency, then by arrival. No two numbers are equal.
 Frames: TypeAlias = "queue.PriorityQueue[tuple[int, int, Header, Arrays]]"
 
-#: On a CPU, what feeds the device (the worker, the broker, the database, the client) needs little of it, but at once: a thread of
-#: theirs that wakes up should not wait until a matrix product has had its time slice. What is left over is the device's.
+#: On a CPU, the other processes (worker, broker, database, client) need little of it, but at once: a thread of
+#: theirs should not wait for the time slice of a matrix product. The device takes the rest.
 _NICENESS = 10
 
-#: What a task's output becomes when the model returns something that is not one row per wanted row.
+#: Replaces the output of a task if the model returned another number of rows than were asked for.
 WRONG_OUTPUT = "WrongOutput"
 
 
 class ModelToLoad(msgspec.Struct, frozen=True):
-    """A model as it travels from the parent: what `ModelSpec` holds, in plain values."""
+    """A model in transit from the parent: the fields of `ModelSpec` as plain values."""
 
     class_: str
     name: str
@@ -77,7 +79,7 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     frames: Frames = queue.PriorityQueue()
     numbers = itertools.count()
-    # reading goes on while the device computes: the next batch is already here when this one is done
+    # reading goes on during computation, so that the next batch is already here when this one is done
     threading.Thread(target=_read_frames, args=(sock, frames, numbers), daemon=True).start()
     _, _, header, _ = frames.get()
     device = header["device"]
@@ -103,9 +105,9 @@ def _build(raw: Any) -> Model:
 
 
 def _serve(sock: socket.socket, frames: Frames, loaded: Loaded, device: str) -> None:
-    """Run what comes, one micro-batch after another, and between two of them a step of what steps, if anything does.
+    """Run frames, one micro-batch after another; between two of them, take a step of the stepping requests.
 
-    The process ends if the device is lost to it: whose fault it was is found by who starts the next one.
+    The process ends if it loses its device; the parent then finds the item at fault.
     """
     stepping = Stepping(loaded.models, _described)
     idle_s = 0.0
@@ -120,7 +122,7 @@ def _serve(sock: socket.socket, frames: Frames, loaded: Loaded, device: str) -> 
             said = loaded.take(frame[0])
             answers = iter([(said, {})] if said else [])
         elif stepping.takes(frame[0]):
-            answers = stepping.take(*frame)  # all that are here join before the next step
+            answers = stepping.take(*frame)  # all waiting requests join before the next step
         else:
             answers = chain([_run(loaded.models[frame[0]["model"]], *frame)], stepping.step())
         for answer, outputs in answers:
@@ -144,13 +146,14 @@ def _read_frames(sock: socket.socket, frames: Frames, numbers: Iterator[int]) ->
     while True:
         frame = transfer.receive(sock)
         if frame is None:
-            os._exit(0)  # the parent is gone or wants us gone; a running forward would not notice an exception
+            # the parent has ended or closed the socket; a running forward pass would not notice an exception
+            os._exit(0)
         header, arrays = frame
         frames.put((header.get("urgency", 0), next(numbers), header, arrays))
 
 
 def _run(model: Model, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Run one micro-batch; whatever it raises is that batch's failure, not this process's."""
+    """Run one micro-batch; an exception fails that batch and not the process."""
     wanted = {task: arrays.pop(f"wanted/{task}") for task in header["tasks"]}
     started = time.perf_counter()
     try:
@@ -165,7 +168,7 @@ def _run(model: Model, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
 
 
 def _mismatch(outputs: Arrays, wanted: Arrays) -> str:
-    """Return what is wrong with the outputs' number or shape, or nothing: results must never shift between items."""
+    """Return the fault in the outputs' number or shape, or nothing: results must never shift between items."""
     if set(outputs) != set(wanted):
         return f"outputs for {sorted(outputs)} where {sorted(wanted)} were wanted"
     for task, rows in wanted.items():
@@ -177,7 +180,7 @@ def _mismatch(outputs: Arrays, wanted: Arrays) -> str:
 
 def _described(error: BaseException) -> Header:
     kind = type(error).__name__
-    if kind in ("MemoryError", "OutOfMemoryError"):  # Python's own, and torch's, which need not be imported here
+    if kind in ("MemoryError", "OutOfMemoryError"):  # Python's and torch's errors; the name avoids an import of torch
         kind = "OutOfMemory"
     return {"kind": kind, "message": str(error)[:2000], "traceback": traceback.format_exc(limit=20)[-8000:]}
 

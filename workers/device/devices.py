@@ -1,4 +1,4 @@
-"""Which devices this machine has, and the environment that pins a process to one of them."""
+"""The devices of this machine, and the environment that pins a process to one of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from producers.wire.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A place where models run: ``cpu`` or ``cuda:N``, N counting the GPUs that this process may see."""
+    """A processor for models: ``cpu`` or ``cuda:N``, N counting the GPUs visible to this process."""
 
     name: str
     description: str
@@ -30,12 +30,12 @@ class Device:
 
 
 def cpu() -> Device:
-    """Return the CPU with the number of cores this process may use."""
+    """Return the CPU with the number of cores available to this process."""
     return Device("cpu", f"{available_cores()} cores")
 
 
 def available_cores() -> int:
-    """Return how many cores this process may run on (its affinity, not the machine's count)."""
+    """Return the number of cores available to this process (its affinity, not the machine's count)."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -47,9 +47,9 @@ def discover() -> list[Device]:
 
 
 def select(profile: str, names: tuple[str, ...] = ()) -> list[Device]:
-    """Return the devices that a fleet uses: those named, or else those of the profile.
+    """Return the devices of a fleet: the named ones, or else those of the profile.
 
-    ``cpu`` is the CPU alone, ``gpu`` every GPU, ``auto`` every GPU and, where there is none, the CPU.
+    ``cpu`` is the CPU alone, ``gpu`` every GPU, ``auto`` every GPU and, without any, the CPU.
     Raises ConfigurationError if a named device, or any GPU for ``gpu``, is missing.
     """
     if not names and profile == "cpu":
@@ -70,25 +70,25 @@ def _named(name: str, found: Mapping[str, Device]) -> Device:
 
 
 def pinned_environment(device: Device, environment: Mapping[str, str], *, threads: int = 0) -> dict[str, str]:
-    """Return `environment` with what pins a process to `device`, to be set before its Python starts.
+    """Return `environment` with the variables that pin a process to `device`, to be set before its Python starts.
 
-    A pinned GPU is the only one its process sees, and is ``cuda:0`` there. `threads` bounds the CPU
+    A pinned GPU is the only one visible to its process, as ``cuda:0``. `threads` bounds the CPU
     threads of the numeric libraries; 0 leaves all available cores to them.
     """
     pinned = dict(environment)
     pinned["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if device.is_cuda:
         visible = environment.get("CUDA_VISIBLE_DEVICES")
-        # an operator's own restriction stays in force: our N-th GPU is the N-th of those visible
+        # an operator's own restriction stays in force: our N-th GPU is the N-th visible one
         pinned["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device.index] if visible else str(device.index)
     else:
         pinned["CUDA_VISIBLE_DEVICES"] = ""
     pinned["OMP_NUM_THREADS"] = str(threads or available_cores())
-    # threads that wait give their core away: where anything else wants it (the parent, the broker, the database),
+    # waiting threads give their core away: when another process wants it (the parent, the broker, the database),
     # spinning costs half of the throughput or more
     pinned.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     pinned["TOKENIZERS_PARALLELISM"] = "false"
-    # ONNX Runtime would write a session file into the temp folder and report to its makers from its import on
+    # otherwise ONNX Runtime writes a session file into the temp folder, and reports to its makers, from its import on
     pinned["ORT_DISABLE_TELEMETRY"] = "1"
     return pinned
 
@@ -106,7 +106,7 @@ def _gpus() -> list[Device]:
 
 
 def visible_gpus(answer: str, visible: str | None) -> list[Device]:
-    """Parse nvidia-smi's CSV (index, name, memory in MiB), keeping the GPUs that `visible` admits, in its order."""
+    """Parse nvidia-smi's CSV (index, name, memory in MiB); return the GPUs that `visible` admits, in its order."""
     rows = {row[0].strip(): row for row in csv.reader(answer.splitlines()) if len(row) == 3}
     wanted = list(rows) if visible is None else [index.strip() for index in visible.split(",") if index.strip()]
     gpus: list[Device] = []

@@ -1,7 +1,8 @@
-"""The models that a device process holds: loaded at its start or while others run, unloaded between two batches.
+"""The models in a device process: loaded at its start or while others run, unloaded between two batches.
 
-A model that comes later is loaded in a thread of its own, so that the batches of the others go on; it is there from the frame on by
-which that thread says so, between two batches. Only the serving thread changes what is there, and only it answers the parent.
+A later model is loaded in its own thread, so that the batches of the others go on. It counts as loaded from the frame
+by which that thread reports it, between two batches. Only the serving thread changes the set of models, and only it
+answers the parent.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from workers.models.interface.model import Model
 
 logger = logging.getLogger(__name__)
 
-#: The frames that are for this module: what the parent asks for, and what a loading thread says.
+#: The frames for this module: requests of the parent, and reports of a loading thread.
 _LOAD, _UNLOAD, _CAME = "load", "unload", "came"
 
 
 @dataclass(slots=True)
 class Loaded:
-    """`build` makes a model of what the parent sent, `described` tells of an error, `tell` puts a frame before the serving thread.
+    """`build` makes a model of the parent's description, `described` describes an error, `tell` puts a frame before the
+    serving thread.
 
-    `measuring` gives freed memory back before and after a model comes, so that the growth is the model's; it takes a tenth of a second.
+    With `measuring`, freed memory is returned before and after a model is loaded, so that the growth is the model's;
+    that takes a tenth of a second.
     """
 
     device: str
@@ -39,21 +42,21 @@ class Loaded:
     _arrived: dict[str, Model] = field(default_factory=dict)
 
     def load_all(self, wanted: Mapping[str, Any]) -> None:
-        """Load the models of the start, one by one. Raises whatever a model's loading raises."""
+        """Load the models of the start, one by one. Raises any error of a model's loading."""
         if self.measuring:
             device_memory.import_libraries()
         for key, raw in wanted.items():
             self.models[key], _ = self._load(key, raw)
 
     def held(self) -> Header:
-        """What the process takes now, where that is watched."""
+        """The bytes held by the process now, where they are measured."""
         return {"resident_bytes": device_memory.resident_bytes(self.device)} if self.measuring else {}
 
     def takes(self, header: Header) -> bool:
         return any(word in header for word in (_LOAD, _UNLOAD, _CAME))
 
     def take(self, header: Header) -> Header | None:
-        """Do what a frame asks for; return what the parent is told, if anything is to be said yet."""
+        """Handle a frame; return the answer for the parent, if there is one yet."""
         if _LOAD in header:
             threading.Thread(target=self._load_beside, args=(header[_LOAD], header["model"]), daemon=True).start()
             return None

@@ -1,4 +1,4 @@
-"""The requests that step in a device process: its stepwise models, and which batch each request answers to."""
+"""The stepping requests in a device process: its stepwise models, and the batch of each request."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from workers.models.interface.stepwise import Stepped, StepwiseModel
 #: A row of a task in a batch.
 Key: TypeAlias = tuple[str, str, int]
 
-#: Who steps says so this often, lest it be taken for hung.
+#: Stepping models report at least this often, so that they do not count as hung.
 HEARTBEAT_S = 1.0
 
-#: Of so many batches that were to be dropped and were not here, it is remembered. More than the parent ever has on their way.
+#: At most this many dropped batches that have not arrived are remembered: more than the parent ever has in transit.
 _UNMET = 4096
 
-#: What the parent is told.
+#: A callback that sends an event to the parent.
 Answer: TypeAlias = tuple[Header, Arrays]
 
 
@@ -38,10 +38,10 @@ class _Batch:
 
 
 class Stepping:
-    """Not thread-safe. `described` tells of an error as the parent expects it."""
+    """Not thread-safe. `described` describes an error in the parent's form."""
 
     def __init__(self, models: Mapping[str, Model], described: Callable[[BaseException], Header]) -> None:
-        self._all = models  # may get more, or lose some
+        self._all = models  # models are added and removed later
         self._described = described
         self._batches: dict[str, _Batch] = {}
         self._unmet: deque[str] = deque(maxlen=_UNMET)
@@ -61,9 +61,9 @@ class Stepping:
         return "drop" in header or header["model"] in self._models
 
     def take(self, header: Header, arrays: Arrays) -> Iterator[Answer]:
-        """Let a batch join, or one go that nobody wants any more.
+        """Let a batch join, or drop one.
 
-        The word to drop a batch may overtake it on the way here, being more urgent: then the batch does not join.
+        The frame that drops a batch is more urgent and may overtake it: then the batch does not join.
         """
         if "drop" in header:
             self._unmet += [id_ for id_ in header["drop"] if id_ not in self._batches]
@@ -121,7 +121,7 @@ class Stepping:
                     self._models[batch.model].leave((id_, task, row))
 
     def _clear(self, model: str) -> list[str]:
-        """Forget all batches of a model and return which they were."""
+        """Forget all batches of a model and return them."""
         self._models[model].clear()
         gone = [id_ for id_, batch in self._batches.items() if batch.model == model]
         for id_ in gone:

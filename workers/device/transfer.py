@@ -20,12 +20,12 @@ Header: TypeAlias = dict[str, Any]
 
 _LENGTHS = struct.Struct("<IQ")
 
-#: A frame this small is copied and sent in one go: the other end wakes once.
+#: A frame of at most this size is copied and sent at once: the other end wakes once.
 _TOGETHER_BYTES = 64 * 1024
 
 
 def send(sock: socket.socket, header: Header, arrays: Mapping[str, Array] | None = None) -> None:
-    """Send one frame. Raises OSError if the other end is gone."""
+    """Send one frame. Raises OSError if the other end is closed."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
     layout = [(name, array.dtype.str, array.shape) for name, array in contiguous.items()]
     head = msgspec.msgpack.encode({**header, "arrays": layout})

@@ -1,4 +1,4 @@
-"""How alike two backends answer: compared are the answers that users get, and the numbers that these are made of."""
+"""Compares the answers of two backends: the answers that users get, and the numbers behind them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from producers.wire.catalogue import Task
 from workers.models.interface.model import Array, Model, Prepared
 from workers.models.interface.sample_inputs import Item
 
-#: What is right of an answer (0 to 1), and by how much its scores differ in the mean.
+#: The correct part of an answer (0 to 1), and the mean difference of its scores.
 Compared: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """An input that candidates are measured on, prepared."""
+    """A prepared input for measuring candidates."""
 
     item: Item
     row: Prepared
@@ -26,19 +26,19 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a model made of one trial, by task: its head's output, and the answer."""
+    """A model's outputs for one trial, by task: the head's output, and the answer."""
 
     outputs: Mapping[str, Array]
     answers: Mapping[str, Any]
 
 
 def answered(model: Model, batches: Iterable[Sequence[Trial]]) -> list[Answered]:
-    """Return what a model makes of the trials, in the batches' order."""
+    """Return a model's outputs for the trials, in the order of the batches."""
     return [one for batch in batches for one in _answered(model, batch)]
 
 
 def run(model: Model, batch: Sequence[Trial]) -> dict[str, tuple[Array, Array]]:
-    """Run a batch; return by task the rows that want it, and its outputs for them."""
+    """Run a batch; return by task its rows, and their outputs."""
     wanted = {
         task: np.array([n for n, trial in enumerate(batch) if task in trial.item[1]], dtype=np.int64)
         for task in model.spec.tasks
@@ -60,8 +60,9 @@ def _answered(model: Model, batch: Sequence[Trial]) -> list[Answered]:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """`same` is the least share over the tasks of answers that are the same, `shift` the greatest mean difference of their
-    scores; `cosine` the least between vectors, and of other outputs that are numbers."""
+    """`same` is the least share over the tasks of equal answers, `shift` the greatest mean difference of their
+    scores, `cosine` the least cosine between vectors, or between other numeric outputs.
+    """
 
     same: float
     shift: float
@@ -69,7 +70,7 @@ class Agreement:
 
 
 def agreement(found: Sequence[Answered], expected: Sequence[Answered], tasks: Mapping[str, Task]) -> Agreement:
-    """Compare what two candidates made of the same trials."""
+    """Compare the outputs of two candidates for the same trials."""
     same, shift, cosine = 1.0, 0.0, 1.0
     for name, task in tasks.items():
         pairs = [(one, other) for one, other in zip(found, expected, strict=True) if name in other.answers]
@@ -84,14 +85,14 @@ def agreement(found: Sequence[Answered], expected: Sequence[Answered], tasks: Ma
 
 
 def compare(kind: str, found: Any, expected: Any) -> Compared:
-    """Return how much of an answer is as expected, and how far its scores are off."""
+    """Return the correct part of an answer, and the mean difference of its scores."""
     if isinstance(expected, np.ndarray):
-        return 1.0, 0.0  # a vector is compared as such
+        return 1.0, 0.0  # a vector is compared by its cosine alone
     return _COMPARE.get(kind, _labels)(found, expected)
 
 
 def _labels(found: Any, expected: Any) -> Compared:
-    """The best label, or answer, counts; scores are compared label by label."""
+    """Compare the best labels, or answers; scores are compared label by label."""
     name = "label" if "label" in expected[0] else "answer"
     scores = {one[name]: one["score"] for one in found}
     shifts = [abs(scores[one[name]] - one["score"]) for one in expected if one[name] in scores]
@@ -99,7 +100,7 @@ def _labels(found: Any, expected: Any) -> Compared:
 
 
 def _spans(found: Any, expected: Any) -> Compared:
-    """Entities are compared as the characters that they cover, so that a shorter one is not all wrong."""
+    """Compare entities by the characters that they cover, so that a shorter one is not all wrong."""
     ours, theirs = _covered(found), _covered(expected)
     right = sum(
         theirs.get(place, ("", 0.0))[0] == ours.get(place, ("", 0.0))[0] for place in ours.keys() | theirs.keys()
@@ -136,7 +137,7 @@ def _cosines(found: Any, expected: Any) -> Compared:
 
 
 def _boxes(found: Any, expected: Any) -> Compared:
-    """Objects are compared in the order of their scores: label, and corners within two pixels."""
+    """Compare objects in the order of their scores: label, and corners within two pixels."""
     if len(found) != len(expected):
         return 0.0, 0.0
     right = [
@@ -148,7 +149,7 @@ def _boxes(found: Any, expected: Any) -> Compared:
 
 
 def _masks(found: Any, expected: Any) -> Compared:
-    """The share of pixels that have the same label."""
+    """The share of pixels with equal labels."""
     if not found or not expected:
         return float(not found and not expected), 0.0
     ours, theirs = _pixels(found), _pixels(expected)

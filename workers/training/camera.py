@@ -1,7 +1,7 @@
-"""Clips with a known camera motion: a virtual camera moved over photographs, or over frames of real clips.
+"""Clips with a known camera motion: a virtual camera moves over photographs, or over frames of real clips.
 
-Every clip has what would make it easy to cheat on: the hand trembles, something may cross the picture, the light may change, there is
-noise, and JPEG's blocks. `still` has all of these too.
+Every clip has the disturbances that a classifier could otherwise use as a shortcut: a trembling hand, objects that
+cross the picture, changing light, noise, and JPEG blocks. `still` has all of these too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LABELS = (
 Pixels = NDArray[np.uint8]
 Values = NDArray[np.float64]
 
-#: How far the camera moves between two frames, in widths of what it sees: the slowest and the fastest.
+#: The camera's slowest and fastest motion between two frames, in widths of its view.
 _SPEEDS = (0.008, 0.08)
 _ZOOMS = (1.15, 2.5)
 _TURNS = (12.0, 90.0)
@@ -31,7 +31,7 @@ _TURNS = (12.0, 90.0)
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A photograph (one frame), or the frames of a real clip, in which its own camera stands still."""
+    """A photograph (one frame), or the frames of a real clip with a still camera."""
 
     name: str
     frames: tuple[Image.Image, ...]
@@ -39,7 +39,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the camera sees at one time: the middle, the side in the scene's pixels, and the angle in degrees."""
+    """The camera's view at one time: its middle, its side in pixels of the scene, and its angle in degrees."""
 
     x: float
     y: float
@@ -48,11 +48,11 @@ class View:
 
 
 def clip(label: str, scenes: Sequence[Scene], count: int, side: int, random: np.random.Generator) -> Pixels:
-    """Return a clip with this motion, made of random ones of the scenes: `(count, side, side, 3)`."""
+    """Return a clip with this motion, made of random scenes: `(count, side, side, 3)`."""
     if label == "cut":
         when = int(random.integers(2, count - 1))
         motions = [str(random.choice(("still", "still", *LABELS[1:]))) for _ in range(2)]
-        # two views of one photograph may overlap, and then it is no cut
+        # two views of one photograph may overlap, which would be no cut
         chosen = random.choice(len(scenes), 2, replace=False)
         parts = [
             _shot(motion, scenes[place], count, side, random) for motion, place in zip(motions, chosen, strict=True)
@@ -133,7 +133,7 @@ def _trembling(views: Sequence[View], random: np.random.Generator) -> list[View]
 
 
 def _seen(picture: Image.Image, view: View, side: int) -> Image.Image:
-    """Return what the camera sees: each of its pixels, turned and moved, looked up in the picture."""
+    """Return the camera's picture: each of its pixels, turned and moved, looked up in the scene."""
     scale = view.side / side
     cosine, sine = (scale * part(math.radians(view.angle)) for part in (math.cos, math.sin))
     x = view.x - (cosine - sine) * side / 2
@@ -143,7 +143,7 @@ def _seen(picture: Image.Image, view: View, side: int) -> Image.Image:
 
 
 def _crossed(frames: Sequence[Image.Image], other: Image.Image, random: np.random.Generator) -> list[Image.Image]:
-    """Something crosses the picture, whatever the camera does."""
+    """Let an object cross the picture, whatever the camera does."""
     side = frames[0].width
     size = int(random.uniform(0.15, 0.4) * side)
     thing = other.resize((size, size), box=(0, 0, min(other.size) / 2, min(other.size) / 2))
@@ -158,7 +158,7 @@ def _crossed(frames: Sequence[Image.Image], other: Image.Image, random: np.rando
 
 
 def _worn(frames: Sequence[Image.Image], random: np.random.Generator) -> Pixels:
-    """Other light, noise, blocks."""
+    """Change the light, and add noise and JPEG blocks."""
     first, last = random.uniform(0.75, 1.25, 2).tolist() if random.random() < 0.3 else (1.0, 1.0)
     light = np.linspace(first, last, len(frames))
     noise = random.uniform(1, 7) if random.random() < 0.4 else 0.0

@@ -1,4 +1,4 @@
-"""The labelled texts that the built-in text heads are trained and judged on, and how they are split."""
+"""The labelled texts for training and judging the built-in text heads, and their split."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from random import Random
 
 from workers.models.sources import model_source
 
-#: A rating nearer to 0 than this is neutral: no sentiment to learn (about a fifth of the sentences).
+#: A rating nearer to 0 than this is neutral and not used (about a fifth of the sentences).
 NEUTRAL = 0.5
 
-#: Of the split into parts. What is judged was never trained on as long as both use it.
+#: The seed of the split into parts. Test texts were never trained on as long as both programs use it.
 SEED = 20261122
 
 _DOMAINS = {
@@ -32,7 +32,7 @@ _DOMAINS = {
     "tweets": "tweets",
     "nytEditorialSnippets": "nyt",
 }
-_TOPICS = {"sports": "sport"}  # the folder's name, and the label
+_TOPICS = {"sports": "sport"}  # folder name: label
 _REPLY = re.compile(r"^\s*((re|fw|fwd|aw)\s*(\[\d+\])?:|\[[^\]]*\])\s*", re.IGNORECASE)
 _LIST_TAG = re.compile(r"\[[^\]]{1,30}\]\s*")
 _UNSEEN = re.compile(r"<(script|style|head|title)\b.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
@@ -41,7 +41,7 @@ _TAG = re.compile(r"<[^>]*>")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text with its label. Examples of one `group` (a mail thread, equal texts) never part in a split."""
+    """A text with its label. A split never parts the examples of one `group` (a mail thread, equal texts)."""
 
     text: str
     label: str
@@ -83,16 +83,16 @@ def read_sentiment(folder: Path) -> list[Example]:
 
 
 def read_spam(folder: Path) -> list[Example]:
-    """Return mails as ``ham`` or ``spam``: the subject, an empty line, and the text a reader would see."""
+    """Return mails as ``ham`` or ``spam``: the subject, an empty line, and the visible text."""
     examples = []
     for path in sorted(folder.glob("*/*.txt")):
         message = email.message_from_bytes(path.read_bytes())
-        # a mailing list's tag in the subject would tell ham from spam, and no user's text has it
+        # a mailing list's tag in the subject would tell ham from spam, and users' texts have none
         subject, body = _LIST_TAG.sub("", _subject(message)), _body(message)
         text = f"{subject}\n\n{body}".strip()
         if text:
             label = "spam" if path.parent.name.startswith("spam") else "ham"
-            # a thread shares words, quotes and signatures: it stays on one side of the split
+            # mails of a thread share words, quotes and signatures: they stay on one side of the split
             thread = _same(_without_reply(subject)) or _same(body)
             examples.append(Example(text, label, thread, path.parent.name))
     return _without_repeats(examples)
@@ -106,22 +106,22 @@ READERS: Mapping[str, tuple[str, Callable[[Path], list[Example]]]] = {
 
 
 def read(task: str, cache: Path) -> list[Example]:
-    """Return a built-in task's examples, after pulling their source into `cache` if it is not there."""
+    """Return a built-in task's examples, after pulling their source into `cache` if needed."""
     name, reader = READERS[task]
     return reader(pull(name, cache))
 
 
 def pull(name: str, cache: Path) -> Path:
-    """Return the folder of the data that builtin.toml has under this name, after pulling it if it is not there."""
+    """Return the folder of the data that builtin.toml has under this name, after pulling it if needed."""
     table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
     source = model_source.parse(table["data"][name]["source"], where=f"builtin.toml: data.{name}.source")
     return model_source.pull(source, cache).folder
 
 
 def split(examples: Iterable[Example], *, seed: int, validation: float = 0.15, test: float = 0.15) -> Split:
-    """Part examples at random, each label and domain alike (stratified), every group as a whole."""
+    """Split examples at random, stratified by label and domain, every group as a whole."""
     strata: dict[tuple[str, str], dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
-    home: dict[str, tuple[str, str]] = {}  # a group belongs to the label and domain it is first seen with
+    home: dict[str, tuple[str, str]] = {}  # a group belongs to the label and domain of its first example
     for example in examples:
         stratum = home.setdefault(example.group, (example.label, example.domain))
         strata[stratum][example.group].append(example)
@@ -145,7 +145,7 @@ def split(examples: Iterable[Example], *, seed: int, validation: float = 0.15, t
 
 
 def _same(text: str) -> str:
-    """Reduce a text to what two copies of it share: letters, without case, digits or punctuation."""
+    """Reduce a text to the part that two copies of it share: letters, without case, digits or punctuation."""
     return " ".join(re.findall(r"[^\W\d_]+", text.lower()))
 
 
@@ -154,7 +154,7 @@ def _without_repeats(examples: Iterable[Example]) -> list[Example]:
 
 
 def texts_as_served(examples: Sequence[Example], task: str) -> list[str]:
-    """Return the texts to train on. Every second mail goes without its subject: users send both forms."""
+    """Return the texts to train on. Every second mail has no subject, since users send both forms."""
     if task != "spam":
         return [example.text for example in examples]
     return [without_subject(example.text) if n % 2 else example.text for n, example in enumerate(examples)]
@@ -171,7 +171,7 @@ def _subject(message: Message) -> str:
     raw = str(message.get("Subject", ""))
     try:
         return " ".join(str(make_header(decode_header(raw))).split())
-    except (LookupError, ValueError, HeaderParseError):  # an unknown or a wrong charset: spam is full of them
+    except (LookupError, ValueError, HeaderParseError):  # an unknown or wrong charset: spam is full of them
         return " ".join(raw.split())
 
 
@@ -201,5 +201,5 @@ def _decoded(part: Message) -> str:
 
 
 def _visible(markup: str) -> str:
-    """Return the text of an HTML mail: a rough reading, as the mails' HTML is rough."""
+    """Return the visible text of an HTML mail, roughly: the mails' HTML is rough too."""
     return " ".join(html.unescape(_TAG.sub(" ", _UNSEEN.sub(" ", markup))).split())

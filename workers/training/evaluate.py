@@ -1,6 +1,6 @@
 """Judge the built-in text heads on their test parts: ``python -m workers.training.evaluate``.
 
-Texts go through the serving code (prepare, collate, forward, finish), so what is judged is what is served.
+Texts pass through the serving code (prepare, collate, forward, finish), so the scores are those of the fleet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from workers.training.training_batches import best_labels
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How one set of test texts went. `majority` is the accuracy of always saying the set's most frequent label."""
+    """The score of one set of test texts. `majority` is the accuracy of always answering the set's most frequent
+    label.
+    """
 
     name: str
     texts: int
@@ -34,7 +36,7 @@ class Score:
 
 
 def judge(task: str, test: Sequence[Example], model: TextModel) -> list[Score]:
-    """Return a task's scores on its `test` part: as a whole, and in the domains or forms that differ."""
+    """Return a task's scores on its `test` part: on all of it, and on its domains or forms."""
     answers = predict(task, [example.text for example in test], model, task)
     scores = [_score(task, test, answers)]
     if task == "sentiment":
@@ -54,7 +56,7 @@ def _score(name: str, examples: Sequence[Example], answers: Sequence[str]) -> Sc
 
 
 def predict(task: str, texts: Sequence[str], model: TextModel, what: str) -> list[str]:
-    """Return the best label of each text; `what` is shown with the progress."""
+    """Return the best label of each text; the progress bar shows `what`."""
     return best_labels(model, task, texts, watch=lambda batches: track(batches, description=what))
 
 

@@ -1,4 +1,4 @@
-"""Texts to the frozen encoder's features, through the very code that serves them."""
+"""Texts to the frozen encoder's features, by the serving code."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Features = dict[str, torch.Tensor]
 
 
 def encoder(cache: Path) -> model_source.Pulled:
-    """Return the built-in text model's encoder, after pulling it into `cache` if it is not there."""
+    """Return the built-in text model's encoder, after pulling it into `cache` if needed."""
     table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
     source = model_source.parse(table["models"]["text"]["source"], where="builtin.toml: models.text.source")
     return model_source.pull(source, cache)
 
 
 def text_model(cache: Path, tasks: Mapping[str, Task] = MappingProxyType({}), heads: Path | None = None) -> TextModel:
-    """Return the built-in text model with the heads of `tasks`, loaded; it is pulled into `cache` if it is not there.
+    """Return the built-in text model with the heads of `tasks`, loaded, after pulling it into `cache` if needed.
 
-    `heads` is a folder whose heads come before the built-in ones.
+    `heads` is a folder whose heads take precedence over the built-in ones.
     """
     pulled = encoder(cache)
     options = {"heads": str(heads)} if heads else {}
@@ -47,7 +47,7 @@ def text_model(cache: Path, tasks: Mapping[str, Task] = MappingProxyType({}), he
 
 
 def layers(model: TextModel, texts: Sequence[str], what: str) -> NDArray[np.float32]:
-    """Return each text's `layers` feature: `(texts, layers, width)`. `what` is shown with the progress."""
+    """Return each text's `layers` feature: `(texts, layers, width)`. The progress bar shows `what`."""
     found = each(model, texts, lambda features, row, _: features["layers"][row].numpy(), what)
     return np.stack(found)
 
@@ -66,7 +66,7 @@ def tokens(model: TextModel, texts: Sequence[str], what: str) -> list[NDArray[np
 def each(
     model: TextModel, texts: Sequence[str], take: Callable[[Features, int, int], NDArray[Any]], what: str
 ) -> list[NDArray[Any]]:
-    """Run the backbone over texts, cut at its limit, and return what `take` makes of (features, row, tokens) for each."""
+    """Run the backbone over texts, cut at its limit; return the value of `take` on (features, row, tokens) for each."""
     rows = [model.prepare(text, {"any": TextClassificationParams(truncation=True)}) for text in texts]
     found: dict[int, NDArray[Any]] = {}
     with torch.inference_mode():

@@ -1,8 +1,9 @@
-"""Train a model on what sensors measured: ``python -m workers.training.train_series OUT [--jsonl FILE]``.
+"""Train a model of sensor measurements: ``python -m workers.training.train_series OUT [--jsonl FILE]``.
 
-Without a file it is BasicMotions (80 recordings of ten seconds from a smart watch: standing, walking, running, badminton), half
-of which are held out as its makers did. A file has lines of ``{"series": …, "label": …}``, the series as a task takes it; a fifth
-of each label is held out. What is printed, and written beside the model, is measured on what was held out.
+Without a file, the data are BasicMotions (80 recordings of ten seconds from a smart watch: standing, walking, running,
+badminton), half of which are held out, as by their authors. A file has lines of ``{"series": …, "label": …}``, with the
+series as the task takes it; a fifth of each label is held out. The printed scores, also written beside the model, are
+of the held-out part.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ SEED = 20261122
 _EPOCHS = 250
 _LEARNING_RATE = 3e-3
 
-#: Shorter parts than the recordings are trained on too, down to this share; the served model takes as short ones.
+#: Training also uses parts of the recordings, down to this share of their length; the served model accepts equally
+#: short ones.
 _SHORTEST = 0.4
 _LONGEST = 4
 
-#: What the watch of BasicMotions measures, in its files' order.
+#: The channels of BasicMotions, in the order of its files.
 WATCH = ("acceleration_x", "acceleration_y", "acceleration_z", "rotation_x", "rotation_y", "rotation_z")
 
 _TASK = Task("own", KINDS["time-series-classification"], "own", "what a file's series are read as")
@@ -47,7 +49,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Recordings:
-    """Series `(steps, channels)` with their labels; what is held out is not trained on."""
+    """Series `(steps, channels)` with their labels; the held-out part is not trained on."""
 
     name: str
     channels: tuple[str, ...]
@@ -56,7 +58,9 @@ class Recordings:
 
 
 class Score(msgspec.Struct, frozen=True):
-    """How what was held out went. `plain` is a logistic regression's accuracy, over the channels' means and deviations."""
+    """The score on the held-out part. `plain` is a logistic regression's accuracy, on the channels' means and
+    deviations.
+    """
 
     recordings: int
     accuracy: float
@@ -65,7 +69,7 @@ class Score(msgspec.Struct, frozen=True):
 
 
 def basic_motions(cache: Path) -> Recordings:
-    """Return BasicMotions, pulled into `cache` if it is not there."""
+    """Return BasicMotions, after pulling it into `cache` if needed."""
     table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
     source = model_source.parse(table["data"]["motions"]["source"], where="builtin.toml: data.motions.source")
     folder = model_source.pull(source, cache).folder
@@ -74,7 +78,7 @@ def basic_motions(cache: Path) -> Recordings:
 
 
 def read_ts(path: Path) -> list[tuple[Values, str]]:
-    """Return the cases of a file in the format of the UEA archive: channels apart by colons, the label last."""
+    """Return the cases of a file in the format of the UEA archive: channels separated by colons, the label last."""
     lines = path.read_text("utf-8").splitlines()
     cases = lines[[line.strip().lower() for line in lines].index("@data") + 1 :]
     found = []
@@ -113,7 +117,7 @@ def read_jsonl(path: Path) -> Recordings:
 
 
 def train(recordings: Recordings, out: Path, *, epochs: int = _EPOCHS) -> Score:
-    """Write the model of some recordings into the folder `out`, and return how it does on what was held out."""
+    """Write the model of some recordings to the folder `out`, and return its score on the held-out part."""
     labels = tuple(sorted({label for _, label in recordings.known}))
     described = Described(_channels(recordings), labels, _steps(recordings))
     network = fit(recordings, described, epochs)
@@ -124,7 +128,7 @@ def train(recordings: Recordings, out: Path, *, epochs: int = _EPOCHS) -> Score:
 
 
 def fit(recordings: Recordings, described: Described, epochs: int) -> SeriesNetwork:
-    """Train on random parts of the recordings, a little louder or softer and noisier than they were."""
+    """Train on random parts of the recordings, with changed loudness and added noise."""
     torch.manual_seed(SEED)
     random = np.random.default_rng(SEED)
     network = SeriesNetwork(len(described.channels), len(described.labels))
@@ -193,7 +197,7 @@ def _score(network: SeriesNetwork, recordings: Recordings, described: Described)
 
 
 def _plain(recordings: Recordings, described: Described) -> float:
-    """Return what one gets without reading the series as one: from the channels' means and deviations alone."""
+    """Return the accuracy of a model that ignores order: channels' means and deviations alone."""
     from sklearn.linear_model import LogisticRegression
 
     def summary(cases: Sequence[tuple[Values, str]]) -> Values:

@@ -1,9 +1,10 @@
-"""Train a calibrated, explainable model on a table: ``python -m workers.training.train_tabular OUT [--data NAME | --csv FILE --label COLUMN]``.
+"""Train a calibrated, explainable model on a table:
+``python -m workers.training.train_tabular OUT [--data NAME | --csv FILE --label COLUMN]``.
 
-Without a file it is scikit-learn's breast cancer data (569 biopsies, 30 measurements each, benign or malignant), or with ``--data
-phishing`` 1,250 web pages. A logistic
-regression, its strength chosen by cross-validation; its probabilities are calibrated by one temperature, fitted to predictions
-that were made out of fold. A fifth of the rows is held out: what is printed and written beside the model is measured there.
+Without a file, the data are scikit-learn's breast cancer table (569 biopsies, 30 measurements each, benign or
+malignant), or with ``--data phishing`` 1,250 web pages. The model is a logistic regression, its strength chosen by
+cross-validation; one temperature, fitted to out-of-fold predictions, calibrates its probabilities. A fifth of the rows
+is held out; the printed scores, also written beside the model, are of that part.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _FOLDS = 5
 _BINS = 10
 
-#: A column of words with more different ones is a name or an identifier, and nothing to learn from.
+#: A column with more different words is a name or an identifier, and useless for learning.
 MOST_CATEGORIES = 50
 
 Values = NDArray[np.float64]
@@ -56,8 +57,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How the held-out rows went. `majority` and `brier_of_shares` are those of who knows how frequent each label is, and no more.
-    `calibration_error` is the expected one, over ten bins; `auc` is None for over two labels."""
+    """The score on the held-out rows. `majority` and `brier_of_shares` are the scores of a model that knows only the
+    labels' shares. `calibration_error` is the expected calibration error, over ten bins; `auc` is None for more than
+    two labels.
+    """
 
     rows: int
     accuracy: float
@@ -69,7 +72,7 @@ class Score:
 
 
 def breast_cancer() -> Table:
-    """Return the Wisconsin diagnostic data (Street, Wolberg and Mangasarian, 1993) as scikit-learn has them."""
+    """Return the Wisconsin diagnostic data (Street, Wolberg and Mangasarian, 1993) from scikit-learn."""
     from sklearn.datasets import load_breast_cancer
 
     found = load_breast_cancer()
@@ -79,7 +82,7 @@ def breast_cancer() -> Table:
 
 
 def phishing() -> Table:
-    """Return 1,250 web pages by what was noticed about them, ``phishing`` or ``honest``; they are pulled if they are not there."""
+    """Return 1,250 web pages by their features, ``phishing`` or ``honest``, after pulling them if needed."""
     file = data.pull("phishing", model_source.cache_folder()) / "phishing.csv.gz"
     with gzip.open(file, "rt", encoding="utf-8", newline="") as opened:
         read = list(csv.DictReader(opened))
@@ -88,12 +91,12 @@ def phishing() -> Table:
     return Table("phishing pages", rows, labels)
 
 
-#: The tables that there are without a file.
+#: The tables available without a file.
 TABLES: Mapping[str, Callable[[], Table]] = {"biopsies": breast_cancer, "phishing": phishing}
 
 
 def held_out(table: Table) -> Table:
-    """Return the rows of a table that `train` does not learn from, and judges itself on."""
+    """Return the held-out rows of a table, on which `train` judges its model."""
     _, held = _split(table.labels, SEED)
     return Table(table.name, [table.rows[n] for n in held], [table.labels[n] for n in held])
 
@@ -104,7 +107,7 @@ def _split(labels: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray
 
 
 def read_csv(path: Path, label: str) -> Table:
-    """Return a CSV file's rows; empty cells are unknown. Raises ConfigurationError naming what is wrong."""
+    """Return a CSV file's rows; empty cells are unknown. Raises ConfigurationError with the place of the fault."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if label not in (reader.fieldnames or ()):
@@ -127,7 +130,7 @@ def _cell(value: str | None) -> float | str | None:
 
 
 def train(table: Table, out: Path) -> Score:
-    """Write the model of a table, with its card, into the folder `out`, and return how it does on held-out rows."""
+    """Write the model of a table, with its card, to the folder `out`, and return its score on the held-out rows."""
     fitted = _Fitted.to(table, SEED)
     weight, bias = fitted.calibrated
     score = fitted.score(weight, bias)
@@ -141,19 +144,20 @@ def train(table: Table, out: Path) -> Score:
         "held_out": msgspec.json.encode(score).decode(),
     }
     save_file({name: tensor.astype(np.float32) for name, tensor in tensors.items()}, out / FILE, about)
-    (out / FILE).chmod(0o644)  # safetensors writes for the owner alone; a worker may be somebody else
+    # safetensors writes files readable by their owner alone, and a worker may run as another user
+    (out / FILE).chmod(0o644)
     return score
 
 
 def judge(table: Table, seed: int) -> tuple[Score, Score]:
-    """Return how a model does that learns from other rows than `train`'s, and how it would without the calibration."""
+    """Return the score on the held-out rows of a model trained on the others, with and without calibration."""
     fitted = _Fitted.to(table, seed)
     return fitted.score(*fitted.calibrated), fitted.score(*fitted.weights)
 
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """What was learnt of the `known` rows of a table: weights as they were fitted, and what they are to be divided by."""
+    """A model fitted to the `known` rows of a table: its weights, and their divisor."""
 
     labels: tuple[str, ...]
     columns: tuple[Column, ...]
@@ -204,7 +208,7 @@ def _encoded(columns: Sequence[Column], row: Row) -> list[float]:
     for column in columns:
         try:
             encoded += column.encode(row[column.name], column.name)
-        except InvalidInput:  # a word that only held-out rows have is unknown to the model
+        except InvalidInput:  # a word found only in held-out rows is unknown to the model
             encoded += column.encode(None, column.name)
     return encoded
 
@@ -228,13 +232,13 @@ def _strength(values: Values, wanted: NDArray[np.int64]) -> float:
 
 def _weights(fitted: LogisticRegression, temperature: float) -> tuple[Values, Values]:
     weight, bias = fitted.coef_, fitted.intercept_
-    if len(fitted.classes_) == 2:  # one row of weights stands for both: softmax over ±half of it is its sigmoid
+    if len(fitted.classes_) == 2:  # one row of weights serves both classes: softmax over ±half of it is its sigmoid
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return weight / temperature, bias / temperature
 
 
 def _temperature(values: Values, wanted: NDArray[np.int64], strength: float) -> float:
-    """Return what the scores of unseen rows are to be divided by so that their probabilities are right (Guo et al. 2017)."""
+    """Return the divisor of the scores of unseen rows that makes their probabilities right (Guo et al. 2017)."""
     scores = np.zeros((len(wanted), len(set(wanted.tolist()))))
     for known, unseen in StratifiedKFold(_FOLDS, shuffle=True, random_state=SEED).split(values, wanted):
         weight, bias = _weights(_fit(values[known], wanted[known], strength), 1.0)

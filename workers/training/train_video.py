@@ -1,8 +1,10 @@
-"""Train a head that reads videos: ``python -m workers.training.train_video [--out FOLDER] [--clips FOLDER --task NAME]``.
+"""Train a head that reads videos: ``python -m workers.training.train_video [--out FOLDER] [--clips FOLDER --task
+NAME]``.
 
-Without clips it is the built-in `camera-motion`, on clips made of photographs (`workers.training.camera`). A folder of clips has a folder for
-each label; a fifth of each is held out, and the head reads what the frames show as well as what moves. What is printed is measured on
-clips that were held out; for `camera-motion`, made of photographs and films of which nothing was trained.
+Without clips it trains the built-in `camera-motion`, on clips made of photographs (`workers.training.camera`). A folder
+of clips has a folder for each label; a fifth of each is held out, and the head reads appearance as well as motion. The
+printed scores are of held-out clips; for `camera-motion`, of clips made from photographs and films that were not
+trained on.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from workers.training.camera import Scene
 SEED = 20261122
 TASK = "camera-motion"
 
-#: What is not trained on: to choose the epoch by, and to judge.
+#: Parts that are not trained on: to choose the epoch, and to judge.
 VALIDATION = ("flower.jpg", "gravel.png")
 TEST = ("astronaut.png", "china.jpg", "coffee.png", "rocket.jpg")
 FILMS = ("bigbuckbunny.mp4", "carphone_pristine.mp4")
@@ -56,8 +58,9 @@ Mirror = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Clips as a head reads them: `moved` `(clips, steps, displacements, 5, 5)` and `shown` `(clips, steps, width)`,
-    of no width where it is not wanted."""
+    """Clips as input of a head: `moved` `(clips, steps, displacements, 5, 5)` and `shown` `(clips, steps, width)`,
+    of zero width where appearance is not used.
+    """
 
     moved: torch.Tensor
     shown: torch.Tensor
@@ -65,7 +68,9 @@ class Read:
 
 
 class Score(msgspec.Struct, frozen=True):
-    """How held-out clips went. `shuffled`: the same with their frames in random order, which says whether order is read."""
+    """The score on held-out clips. `shuffled` is the score with frames in random order, which shows whether order
+    matters.
+    """
 
     clips: int
     accuracy: float
@@ -74,9 +79,9 @@ class Score(msgspec.Struct, frozen=True):
 
 
 def encoder(cache: Path, *, appearance: bool) -> Network:
-    """Return the built-in vision model's backbone, pulled into `cache` if it is not there; the whole of it for `appearance`.
+    """Return the built-in vision model's backbone, pulled into `cache` if needed; the whole of it for `appearance`.
 
-    It runs on OpenVINO where that is installed, in fp32: on CPUs several times as fast as torch.
+    It runs on OpenVINO in fp32 where that is installed: on CPUs several times as fast as torch.
     """
     source = model_source.parse(settings.load(environment={}).models["vision"].source, where="models.vision.source")
     folder = model_source.pull(source, cache).folder
@@ -105,7 +110,7 @@ def read(network: Network, clips: Clips, count: int, what: str) -> Read:
 
 
 def made(sources_: Sequence[Scene], count: int, seed: int) -> Clips:
-    """Yield clips with all the motions in turn."""
+    """Yield clips with all motions by turns."""
     random = np.random.default_rng(seed)
     for number in range(count):
         label = camera.LABELS[number % len(camera.LABELS)]
@@ -119,7 +124,7 @@ def scenes(folder: Path, names: Callable[[str], bool]) -> list[Scene]:
 
 
 def films(folder: Path) -> list[Scene]:
-    """Return the films whose camera stands still, frame by frame."""
+    """Return the films with a still camera, frame by frame."""
     found = []
     for name in FILMS:
         content = (folder / name).read_bytes()
@@ -129,7 +134,9 @@ def films(folder: Path) -> list[Scene]:
 
 
 def own_clips(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files under a folder with a folder for each label: those to train on, and a fifth of each label that is not."""
+    """Return the files under a folder with a folder for each label: the training part, and a held-out fifth of each
+    label.
+    """
     random = np.random.default_rng(SEED)
     known, held_out = [], []
     for label in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -145,7 +152,9 @@ def own_clips(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def from_files(paths: Sequence[Path]) -> Clips:
-    """Yield the frames of files, as the model reads them, with the names of their folders. Raises ConfigurationError."""
+    """Yield the frames of files, as the model reads them, with the names of their folders. Raises
+    ConfigurationError.
+    """
     for path in paths:
         try:
             pixels = frames.read(path.read_bytes(), Sampling(NUM_FRAMES), frames.VideoLimits(), centre)
@@ -158,8 +167,9 @@ def from_files(paths: Sequence[Path]) -> Clips:
 
 
 def fit(known: Read, unseen: Read, console: Console, mirror: Mirror | None = None) -> MotionHead:
-    """Train a head, and return it as it was in the epoch that did best on what is `unseen`. With `mirror`, half of the clips
-    are seen in a mirror each time."""
+    """Train a head, and return it at its best epoch on `unseen`. With `mirror`, half of the clips
+    are mirrored each time.
+    """
     torch.manual_seed(SEED)
     labels = tuple(sorted(set(known.labels)))
     module = MotionHead(len(labels), appearance=known.shown.shape[-1])
@@ -191,7 +201,7 @@ def fit(known: Read, unseen: Read, console: Console, mirror: Mirror | None = Non
 
 
 def mirrored(moved: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return clips of camera motions, some turned left to right, some upside down, and what they show then."""
+    """Return clips of camera motions, some mirrored and some upside down, and their labels."""
     reach = round((moved.shape[2] // 2) ** 0.5)
     by_place = moved.view(
         *moved.shape[:2], 2, reach, reach, *moved.shape[3:]
@@ -236,7 +246,7 @@ def score(module: MotionHead, network: Network, clips: Sequence[tuple[Pixels, st
 
 
 def train_camera(out: Path, cache: Path, console: Console, *, count: int = 900) -> None:
-    """Write the head of `camera-motion` under `out`, and print how it does."""
+    """Write the head of `camera-motion` under `out`, and print its score."""
     folder = data.pull("scenes", cache)
     network = encoder(cache, appearance=False)
     kept_back = (*VALIDATION, *TEST)
@@ -254,11 +264,11 @@ def train_camera(out: Path, cache: Path, console: Console, *, count: int = 900) 
 
 
 def train_own(clips: Path, task: str, out: Path, cache: Path, console: Console) -> Score:
-    """Write the head of a task under `out`, trained on a folder of clips, and return how it does on those held out."""
+    """Write the head of a task under `out`, trained on a folder of clips, and return its score on the held-out ones."""
     known, held_out = own_clips(clips)
     network = encoder(cache, appearance=True)
     learnt = read(network, from_files(known), len(known), "training")
-    # too few to keep some apart to choose an epoch by: the last one is taken, where training is steadiest
+    # too few clips to hold some out for choosing an epoch: the last epoch is taken, where training is steadiest
     module = fit(learnt, learnt, console)
     labels = tuple(sorted(set(learnt.labels)))
     head_file.save(module, out / task / head_file.FILE, kind=KIND, labels=labels, seed=SEED)

@@ -1,4 +1,4 @@
-"""Rows in batches for whoever runs a model without a fleet: training, measuring, comparing."""
+"""Rows in batches for programs that run a model without a fleet: training, measuring, comparing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from workers.models.interface.model import Model
 from workers.models.interface.sample_inputs import usual_params
 
-#: What goes through a sequence of batches: `rich.progress.track`, say.
+#: A wrapper of a sequence of batches, such as `rich.progress.track`.
 Watch: TypeAlias = Callable[[Iterable[list[int]]], Iterable[list[int]]]
 
 
@@ -36,7 +36,7 @@ def best_labels(
     params: msgspec.Struct | None = None,
     watch: Watch = iter,
 ) -> list[str]:
-    """Return the best label of each text, by the code that serves them."""
+    """Return the best label of each text, by the serving code."""
     params = params or usual_params(model.spec.tasks[task])
     rows = [model.prepare(text, {task: params}) for text in texts]
     found: dict[int, str] = {}

@@ -1,10 +1,11 @@
-"""Measure a model's backends on this machine and choose one: the process that `workers.batching.serving.tuned_backend` starts.
+"""Measure a model's backends on this machine and choose one: the process that `workers.batching.serving.tuned_backend`
+starts.
 
 ``python -m workers.training.tuning FILE DEVICE`` reads the model from standard input and writes the decision to FILE.
 
-The fastest candidate wins among those that answer like the reference, torch in fp32: within half a point of its accuracy on
-held-out texts, where these are asked for; else within a hair of its outputs on unlabelled ones. Candidates take turns, so
-that whatever else the machine does meanwhile slows them alike.
+The fastest candidate wins among those that answer like the reference, torch in fp32: within half a point of its
+accuracy on held-out texts, if asked for; else within a small distance of its outputs on unlabelled texts. Candidates
+take turns, so that other load on the machine slows all of them.
 """
 
 from __future__ import annotations
@@ -37,27 +38,28 @@ from workers.training.training_batches import best_labels, by_size
 #: A candidate may lose this much accuracy to the reference.
 MOST_LOST = 0.005
 
-#: Without labels: how alike vectors must be, how little scores may differ in the mean, and how many best answers be the same.
+#: Without labels: the least cosine of vectors, the greatest mean difference of scores, and the least share of equal
+#: best answers.
 LEAST_AGREEMENT, MOST_SHIFT, LEAST_SAME = 0.999, 0.005, 0.99
 
-#: The smallest batch that is this near to the best rate is chosen: shorter batches wait less.
+#: The smallest batch this near to the best rate is chosen: shorter batches wait less.
 GOOD_ENOUGH = 0.97
 
 SAMPLE, LABELLED_TEXTS, ROUNDS = 60, 500, 3
 
-#: A GPU is timed on more inputs, and larger batches: by so many doublings of a model's largest budget.
+#: A GPU is timed on more inputs, and on batches larger by this many doublings of a model's largest budget.
 GPU_SAMPLE, GPU_DOUBLINGS = 1000, 3
 
-#: A large model is measured on fewer inputs, so that a pass over them takes about so long, but on no fewer than so many; where
-#: it takes longer all the same, once.
+#: A large model is measured on fewer inputs, so that a pass over them takes about this long, but on no fewer than this
+#: many; a pass that takes longer all the same is measured once.
 PASS_S, LEAST_SAMPLE = 3.0, 8
 
 
 def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
-    """Yield the reference and what may be faster than it on a device.
+    """Yield the reference and possibly faster candidates on a device.
 
-    int8 moves outputs by more than can be judged without labels, and a worker's first start should not try two of a kind, nor
-    compile for half a minute.
+    int8 changes outputs by more than can be judged without labels, and a worker's first start should neither try two
+    candidates of a kind nor compile for half a minute.
     """
     yield REFERENCE
     if device == "cpu":
@@ -135,7 +137,9 @@ def _not_run(wanted: ModelToLoad, backend: Backend, error: Exception) -> Measure
 
 
 def _check_memory(folder: Path, device: str, loaded: int) -> None:
-    """Raise ConfigurationError if another copy of the weights, with what making it takes, is not to be had beside the others."""
+    """Raise ConfigurationError if another copy of the weights, with what making it takes, is not to be had beside the
+    others.
+    """
     weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     free = torch.cuda.mem_get_info()[0] if device.startswith("cuda") else _free_bytes()
     if 3 * weights > free:

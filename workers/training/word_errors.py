@@ -1,4 +1,6 @@
-"""How much of what was said a transcript gets wrong: the word error rate (Levenshtein's distance over words, to the words said)."""
+"""How much of what was said a transcript gets wrong: the word error rate (Levenshtein's distance over words, to the
+words said).
+"""
 
 from __future__ import annotations
 

@@ -82,7 +82,9 @@ class _Sums:
 
 
 def _fit(products: Matrix, targets: Matrix) -> Matrix:
-    """Fit by least squares. The most negative part is left out and the others are fitted again, until none is negative."""
+    """Fit by least squares. The most negative part is left out and the others are fitted again, until none is
+    negative.
+    """
     ridged = products + np.diag(np.diag(products) * _RIDGE)
     left = list(range(_PARTS))
     while left:

@@ -1,6 +1,7 @@
-"""Fine-tune the text encoder with all its heads at once: ``python -m workers.training.joint --out FOLDER [--processes N]``.
+"""Fine-tune the text encoder with all its heads at once: ``python -m workers.training.joint --out FOLDER [--processes
+N]``.
 
-Run again after it was stopped or killed, it goes on from its last checkpoint. See docs/training.md.
+After a stop or a kill, the same command continues from the last checkpoint. See docs/training.md.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""What goes over the wire between processes: gradients whole or compressed, bucket by bucket while the backward pass goes on.
+"""The exchange of gradients between processes: whole or compressed, bucket by bucket while the backward pass goes on.
 
-Each way is a hook of DistributedDataParallel, which calls it with a bucket of gradients as soon as all of them are there and waits
-for the average only when the pass is over: the exchange of one bucket is hidden behind the computing of those before it.
+Each method is a hook of DistributedDataParallel, which calls it with a bucket of gradients as soon as the bucket is
+complete and waits for the average only after the pass: the exchange of a bucket is hidden behind the computation of the
+later ones.
 """
 
-# no `from __future__ import annotations`: DistributedDataParallel compares a hook's annotations with the types themselves
+# no `from __future__ import annotations`: DistributedDataParallel compares a hook's annotations with the types
+# themselves
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from workers.training.joint.recipe import Compression
 
-#: A bucket's average to come, and the bytes that this process gave for it.
+#: The future average of a bucket, and the bytes that this process sent for it.
 Exchange: TypeAlias = Callable[[GradBucket], tuple[Future[torch.Tensor], int]]
 
-#: Steps whose gradients go whole: DDP puts its buckets in their final order after the first one, and what is held back from a
+#: The first steps send gradients whole: DDP orders its buckets for good after the first step, and the error kept of a
 #: bucket must not be added to another.
 WHOLE_STEPS = 2
 
@@ -34,24 +36,24 @@ TOP_SHARE = 0.01
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of gradients that a process gave to collectives, and what they would have been uncompressed.
+    """Bytes of gradients that a process gave to collectives, and their uncompressed size.
 
-    Of what is given, an all-reduce sends 2 (n - 1) / n times as much in a ring of n processes, an all-gather n - 1 times: with two
-    processes, either sends as much as is given.
+    In a ring of n processes, an all-reduce sends 2 (n - 1) / n times the given bytes, an all-gather n - 1 times: with
+    two processes, either sends as much as it is given.
     """
 
     given_bytes: int = 0
     uncompressed_bytes: int = 0
 
     def taken(self) -> Self:
-        """Return what was counted, and begin again."""
+        """Return the counts, and reset them."""
         counted = type(self)(self.given_bytes, self.uncompressed_bytes)
         self.given_bytes = self.uncompressed_bytes = 0
         return counted
 
 
 class SlowLink:
-    """A link of so many bytes a second, imitated, for measurements: a bucket's average comes when its bytes are through."""
+    """An imitated link of limited bytes per second, for measurements: the average of a bucket comes after its bytes."""
 
     def __init__(self, bytes_per_s: float) -> None:
         self._bytes_per_s = bytes_per_s
@@ -61,7 +63,7 @@ class SlowLink:
         device = bucket.buffer().device
         arrived: Future[torch.Tensor] = Future(devices=[device] if device.type == "cuda" else None)
         ready = None
-        if device.type == "cuda":  # we are here as soon as its computing is queued
+        if device.type == "cuda":  # this code runs as soon as the computation is queued
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         self._line.submit(self._deliver, ready, average, given_bytes, arrived)
@@ -84,7 +86,7 @@ class SlowLink:
 
 
 def attach(model: DistributedDataParallel, compression: Compression, link: SlowLink | None = None) -> Traffic:
-    """Have a model's gradients exchanged in this way; return what counts them."""
+    """Let a model's gradients be exchanged by this method; return the counter."""
     exchange = _EXCHANGES[compression]()
     traffic = Traffic()
 
@@ -113,15 +115,17 @@ def _low_rank() -> Exchange:
     def exchange(bucket: GradBucket) -> tuple[Future[torch.Tensor], int]:
         before = state.total_numel_after_compression
         average = powerSGD_hook(state, bucket)
-        sent = state.total_numel_after_compression - before  # none in the steps whose gradients go whole
+        sent = state.total_numel_after_compression - before  # none in the steps with whole gradients
         return average, (sent or bucket.buffer().numel()) * bucket.buffer().element_size()
 
     return exchange
 
 
 class TopShare:
-    """The largest hundredth of each bucket's entries; the rest is kept and added to the next gradients (Stich, Cordonnier and
-    Jaggi, 2018: error feedback). Entries and their places go in one all-gather, as each process has chosen its own."""
+    """The largest hundredth of each bucket's entries; the rest is kept and added to the next gradients (Stich,
+    Cordonnier and Jaggi, 2018: error feedback). Entries and their places share an all-gather, since each process
+    chooses its own.
+    """
 
     def __init__(self, share: float = TOP_SHARE) -> None:
         self._share = share
@@ -136,7 +140,7 @@ class TopShare:
     def _exchange(self, bucket: GradBucket) -> tuple[Future[torch.Tensor], int]:
         gradient = bucket.buffer()
         places, values = self.chosen(bucket.index(), gradient)
-        # values travel as the integers that have their bits, so that one collective takes both
+        # values travel as integers of the same bits, so that one collective takes both
         packed = torch.cat([places.to(torch.int32), values.float().view(torch.int32)])
         gathered = packed.new_empty(distributed.get_world_size() * len(packed))
         work = distributed.all_gather_single(gathered, packed, async_op=True)
@@ -144,7 +148,7 @@ class TopShare:
         return average, packed.nbytes
 
     def chosen(self, bucket: int, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return places and values of what is to be sent of a bucket's gradient and what is kept of it; keep the rest."""
+        """Return places and values of the entries to send of a gradient and its kept error; keep the rest."""
         if bucket in self._kept:
             gradient.add_(self._kept[bucket])
         places = gradient.abs().topk(max(1, int(self._share * gradient.numel())), sorted=False).indices

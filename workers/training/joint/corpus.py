@@ -1,4 +1,4 @@
-"""Labelled texts as a joint training takes them: tokenised once, by the code that serves them."""
+"""The labelled texts of a joint training, tokenised once, by the serving code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What tasks there are, with their labels in the order of their scores, and the texts of each."""
+    """The tasks, with their labels in the order of their scores, and the texts of each."""
 
     encoder: Path
     labels: dict[str, tuple[str, ...]]

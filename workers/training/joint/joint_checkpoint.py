@@ -1,4 +1,4 @@
-"""A training's state on disk, whole or not at all: what a killed one goes on from."""
+"""A training's state on disk, written whole or not at all, from which a killed training continues."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BEST = "best.safetensors"
 
 
 class Progress(msgspec.Struct):
-    """How far a training is: steps done, the best evaluation and its step, and evaluations since that were no better."""
+    """The progress of a training: steps done, the best evaluation and its step, and the evaluations since then."""
 
     step: int = 0
     best: float = -1.0
@@ -32,7 +32,7 @@ class Progress(msgspec.Struct):
 
 
 def tensors(network: JointNetwork, optimiser: Optimizer) -> dict[str, torch.Tensor]:
-    """Return all that a training goes on from. Where layers are shared out, all processes must ask at the same time."""
+    """Return the state of a training. Where layers are shared out, all processes must call this at the same time."""
     found = {f"network/{name}": layers.whole(tensor) for name, tensor in network.state_dict().items()}
     for name, parameter in network.named_parameters():
         state = optimiser.state.get(parameter, {})
@@ -46,9 +46,9 @@ def save(folder: Path, recipe: Recipe, progress: Progress, found: Mapping[str, t
 
 
 def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimizer) -> Progress:
-    """Bring network and optimiser to where a checkpoint has them, or leave them. Raises ConfigurationError for one of another recipe.
+    """Load network and optimiser from a checkpoint, if there is one. Raises ConfigurationError for another recipe.
 
-    What a compression held back is not in it: a compressed training that goes on is a little different from one that was not stopped.
+    The error kept by a compression is not saved: a compressed training that was stopped ends a little differently.
     """
     path = folder / FILE
     if not path.is_file():
@@ -63,7 +63,7 @@ def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimiz
     for name, parameter in network.named_parameters():
         prefix = f"optimiser/{name}/"
         state = {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
-        # AdamW keeps its count of steps on the CPU, and has nothing of what had no gradient
+        # AdamW keeps its step count on the CPU, and no state for parameters without gradient
         optimiser.state[parameter] = {
             key: tensor if key == "step" else layers.part(tensor, parameter) for key, tensor in state.items()
         }
@@ -71,7 +71,7 @@ def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimiz
 
 
 def write(found: Mapping[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
-    """Write a file that is there whole, or as it was before, whatever kills us and when."""
+    """Write a file atomically: a kill leaves the old file or the new one, whole."""
     unfinished = path.with_suffix(".unfinished")
     save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, unfinished, about)
     with unfinished.open("rb") as file:

@@ -19,7 +19,7 @@ _SMOOTHING = 0.05
 class JointNetwork(nn.Module):
     """An encoder that all tasks share, with a `TokenAttention` head for each.
 
-    Without `weights`, tasks are weighed by what they leave uncertain (Kendall, Gal and Cipolla, 2018, section 3.2): a row of a
+    Without `weights`, tasks are weighted by their uncertainty (Kendall, Gal and Cipolla, 2018, section 3.2): a row of a
     task costs ``exp(-s) * loss + s / 2``, where the task's s, its log variance, is learnt with the rest.
     """
 
@@ -36,11 +36,13 @@ class JointNetwork(nn.Module):
     def forward(
         self, ids: torch.Tensor, mask: torch.Tensor, tasks: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of all rows' losses, and for each task its rows, its plain loss, and how many were right."""
+        """Return the sum of all rows' losses, and for each task its rows, its plain loss, and the number of correct
+        rows.
+        """
         features = self.encoder(ids, mask) | {"mask": mask}
         losses, tallies = [], []
         for number, head in enumerate(self.heads.values()):
-            # a head without rows runs all the same: DDP waits for the gradient of every parameter, if only of zeros
+            # a head without rows runs all the same: DDP waits for the gradient of every parameter, even for zeros
             rows = (tasks == number).nonzero().squeeze(1)
             scores = head({part: features[part].index_select(0, rows) for part in TokenAttention.reads}).float()
             loss = functional.cross_entropy(scores, labels[rows], reduction="sum", label_smoothing=_SMOOTHING)
@@ -55,7 +57,9 @@ class JointNetwork(nn.Module):
 
 
 def build(folder: Path, labels: Mapping[str, int], weights: Mapping[str, float] | None, seed: int) -> JointNetwork:
-    """Return the network on the encoder in `folder`, its heads new. Raises ConfigurationError for too flat an encoder."""
+    """Return the network on the encoder in `folder`, with new heads. Raises ConfigurationError if the encoder has too
+    few layers.
+    """
     encoder = TextEncoder(folder, {name for name in TokenAttention.reads if name != "mask"}).float()
     config = encoder.backbone.config
     if config.num_hidden_layers < max(TokenAttention.layers):
@@ -63,7 +67,7 @@ def build(folder: Path, labels: Mapping[str, int], weights: Mapping[str, float] 
             f"{folder}: has {config.num_hidden_layers} layers; the heads read up to number {max(TokenAttention.layers)}"
         )
     for name, parameter in encoder.backbone.named_parameters():
-        # nobody reads the pooler, nor layers above the heads'
+        # the pooler, and layers above the heads', are not used
         parameter.requires_grad_(not (name.startswith("pooler.") or _above(name)))
     torch.manual_seed(seed)
     inputs = config.hidden_size * len(TokenAttention.layers)

@@ -1,8 +1,8 @@
-"""An encoder's layers shared out among processes, for models or batches that one device does not hold: tensor parallelism.
+"""An encoder's layers shared out among processes, for models or batches larger than one device: tensor parallelism.
 
-Of each layer a process has some attention heads and some of the inner features, with their columns and rows of the matrices
-(Shoeybi et al., 2019, section 3); two sums over all processes a layer, forward and backward, put the parts together. All else every
-process has whole, and computes alike.
+Each process has some attention heads and some inner features of each layer, with their columns and rows of the matrices
+(Shoeybi et al., 2019, section 3); two sums over all processes per layer, forward and backward, join the parts. Every
+process has all other parameters whole, and computes the same with them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 from producers.wire.errors import ConfigurationError
 from workers.models.built_in.text.text_network import TextEncoder
 
-#: The matrices of a BERT layer, by how they are cut.
+#: The matrices of a BERT layer, by the axis of their cut.
 _COLUMNS = ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense")
 _ROWS = ("attention.output.dense", "output.dense")
 
 
 def split(encoder: TextEncoder, device: str) -> None:
-    """Cut the layers of an encoder, in place, among all processes of the group, each of which holds the whole one now.
+    """Cut the layers of an encoder, in place, among all processes of the group, each of which holds the whole encoder
+    before.
 
-    Raises ConfigurationError for an encoder that is not built as BERT is, or does not part evenly.
+    Raises ConfigurationError for an encoder that is not built like BERT, or cannot be cut evenly.
     """
     count, config = distributed.get_world_size(), encoder.backbone.config
     if config.model_type != "bert":
@@ -48,20 +49,20 @@ def split(encoder: TextEncoder, device: str) -> None:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor with the parts that other processes have of it; all must ask at the same time."""
+    """Return the whole of a tensor that is shared out; all processes must call this at the same time."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part(tensor: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """Return of a whole tensor what this process has of another such one."""
+    """Return this process's part of a whole tensor."""
     if not isinstance(of, DTensor):
         return tensor.to(of.device)
-    # without a source each cuts its own copy, and nothing is sent
+    # without a source each process cuts its own copy, and nothing is sent
     return distribute_tensor(tensor.to(of.device), of.device_mesh, of.placements, src_data_rank=None)
 
 
 def clip(parameters: Iterable[torch.nn.Parameter], most_norm: float) -> None:
-    """Scale gradients down to a norm of at most this over all of them, whole and parted alike."""
+    """Scale gradients down to at most this norm, computed over whole and shared-out ones alike."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack([whole(torch.linalg.vector_norm(gradient)) for gradient in gradients])
     scale = most_norm / (float(torch.linalg.vector_norm(norms)) + 1e-6)

@@ -21,7 +21,7 @@ Work = TypeVar("Work")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One of `count` processes that train together, and the device it has."""
+    """One of `count` processes that train together, and its device."""
 
     rank: int = 0
     count: int = 1
@@ -37,14 +37,15 @@ def launched_by_torchrun() -> bool:
 
 
 def is_first() -> bool:
-    """Say whether this process, outside of `run`, is the one to write what came of it: of torchrun's, the first."""
+    """Return whether this process, outside of `run`, writes the result: of torchrun's processes, the first."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def run(do: Callable[[Process, Work], object], work: Work, *, count: int, device: str, group: bool = False) -> None:
-    """Have `count` processes do `work`, and return when all have: this one if there is one, or if torchrun started it.
+    """Let `count` processes do `work`, and return when all are done. A single process, or one of torchrun's, runs it
+    here.
 
-    A `group` of one has torch.distributed run too, for nothing but to see it run. What a process raises ends all.
+    A `group` of one runs torch.distributed too, only to test it. An exception in one process ends all.
     """
     if launched_by_torchrun():
         with _group(_of_torchrun(device), "env://") as process:

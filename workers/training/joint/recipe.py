@@ -1,4 +1,4 @@
-"""What a joint training is asked to do."""
+"""The settings of a joint training."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ Compression = Literal["none", "fp16", "bf16", "powersgd", "topk"]
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the trained weights depend on, but for the data. `rows` are those of all processes together."""
+    """All settings that the trained weights depend on, besides the data. `rows` are those of all processes together."""
 
     steps: int = 1500
     rows: int = 64
     max_tokens: int = 256
     encoder_rate: float = 5e-5
     head_rate: float = 1e-3
-    #: Tasks are drawn by their numbers of examples to the power of one over this: 1 as they are, large ones all alike.
+    #: Tasks are drawn by their number of examples to the power of 1 / temperature: 1 keeps the proportions, large
+    #: values level them.
     temperature: float = 2.0
-    #: A task's fixed share of the loss; without any, shares are learnt (`JointNetwork`).
+    #: A task's fixed share of the loss; without any, the shares are learnt (`JointNetwork`).
     weights: Mapping[str, float] | None = None
     dropout: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
     compression: Compression = "none"
     evaluate_every: int = 100
-    #: So many evaluations without a better one end the training.
+    #: The training ends after this many evaluations without a better one.
     patience: int = 5
     seed: int = 20261122
 
     def check(self, tasks: Mapping[str, object], parts: int) -> None:
-        """Raise ConfigurationError unless a step's rows can be dealt to so many `parts` and `weights` are of these tasks."""
+        """Raise ConfigurationError unless a step's rows can be divided among `parts` and `weights` name these tasks."""
         if self.rows < parts:
             raise ConfigurationError(f"rows: {self.rows} cannot be dealt to {parts} micro-batches; take more rows")
         if min(self.steps, self.evaluate_every, self.patience) < 1 or self.temperature <= 0:

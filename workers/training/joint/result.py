@@ -1,4 +1,6 @@
-"""What a joint training leaves: an encoder and its heads in a folder that a fleet serves as it is, and a card of its scores."""
+"""The result of a joint training: an encoder and its heads in a folder that a fleet can serve, and a card of its
+scores.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 class TaskCard(msgspec.Struct, frozen=True):
-    """Held-out accuracies of a task: after joint training, of the head on the frozen encoder, and of its commonest label."""
+    """Held-out accuracies of a task: after joint training, of the head on the frozen encoder, and of its commonest
+    label.
+    """
 
     texts: int
     joint: float
@@ -37,7 +41,7 @@ class TaskCard(msgspec.Struct, frozen=True):
 
 
 class Card(msgspec.Struct, frozen=True):
-    """Where a folder's weights come from and how good they are on texts that nobody trained on."""
+    """The origin of a folder's weights, and their scores on held-out texts."""
 
     encoder: str
     best_step: int
@@ -46,12 +50,14 @@ class Card(msgspec.Struct, frozen=True):
 
 
 def write(out: Path, corpus: Corpus, recipe: Recipe) -> None:
-    """Write the best weights of a training in `out` as encoder, heads, and the table of a ``fleet.toml`` that serves them."""
+    """Write the best weights of a training to `out` as encoder, heads, and the ``fleet.toml`` table that serves
+    them.
+    """
     counts = {task: len(labels) for task, labels in corpus.labels.items()}
     trained = joint_network.build(corpus.encoder, counts, recipe.weights, recipe.seed)
     trained.load_state_dict(load_file(out / joint_checkpoint.BEST))
     trained.encoder.backbone.save_pretrained(out / ENCODER)
-    (out / ENCODER / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+    (out / ENCODER / "model.safetensors").chmod(0o644)  # safetensors writes files readable by their owner alone
     for name in _TOKENIZER:
         if (corpus.encoder / name).is_file():
             shutil.copyfile(corpus.encoder / name, out / ENCODER / name)
@@ -77,7 +83,7 @@ def _settings(out: Path, tasks: Sequence[str], max_tokens: int) -> str:
 
 
 def model(out: Path, tasks: Sequence[str], max_tokens: int, device: str = "cpu") -> TextModel:
-    """Return the written model, loaded, as a worker has it."""
+    """Return the written model, loaded as in a worker."""
     served = {task: Task(task, KINDS["text-classification"], "joint", "") for task in tasks}
     options = {"heads": str(out / HEADS), "max_tokens": max_tokens}
     found = TextModel(ModelSpec("joint", out / ENCODER, "", served, options))
@@ -86,7 +92,7 @@ def model(out: Path, tasks: Sequence[str], max_tokens: int, device: str = "cpu")
 
 
 def judge(joint: TextModel, frozen: TextModel, test: Mapping[str, Sequence[Example]]) -> dict[str, TaskCard]:
-    """Compare two models on the tasks' test parts, both through the code that serves."""
+    """Compare two models on the tasks' test parts, both by the serving code."""
     found = {}
     for task, examples in test.items():
         new, old = (evaluate.judge(task, examples, one)[0] for one in (joint, frozen))

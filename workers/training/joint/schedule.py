@@ -1,4 +1,4 @@
-"""Which examples a step learns from, and which process takes which of them: pure, so that all processes agree unasked."""
+"""Assigns examples to steps and to processes: pure, so that all processes agree without communication."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: A task, and one of its examples.
+#: A task, and the number of one of its examples.
 Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Steps of `rows` examples. A task is drawn with a chance of its size to the power of 1 / `temperature`; its examples come
-    in shuffled epochs, each once before any comes again."""
+    """Steps of `rows` examples. A task's chance is its size to the power of 1 / `temperature`; its examples come
+    in shuffled epochs, each example once per epoch.
+    """
 
     sizes: tuple[int, ...]
     rows: int
@@ -28,7 +29,9 @@ class Schedule:
         return chances
 
     def steps(self, first: int, last: int) -> Iterator[list[Place]]:
-        """Yield the examples of the steps from `first` up to `last`, the same whoever asks and wherever it begins."""
+        """Yield the examples of the steps from `first` up to `last`; they do not depend on the process or on
+        `first`.
+        """
         streams = [self._stream(task) for task in range(len(self.sizes))]
         chances = self.chances()
         for step in range(last):
@@ -45,9 +48,9 @@ class Schedule:
 
 
 def share(lengths: Sequence[int], *, rank: int, processes: int, accumulate: int) -> list[list[int]]:
-    """Return which rows of a step a process takes, a list for each of its micro-batches.
+    """Return the rows of a step for a process, a list for each of its micro-batches.
 
-    Rows of like lengths go into the same micro-batch of all processes, so that there is little padding and nobody waits long.
+    Rows of similar length go into the same micro-batch of all processes, so that padding and waiting stay small.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     return [part[rank::processes].tolist() for part in np.array_split(order, accumulate)]

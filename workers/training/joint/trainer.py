@@ -37,25 +37,30 @@ _EVALUATED_TOKENS = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A training: on what, how, and into which folder. What follows `out` changes nothing but the time it takes, rounding aside."""
+    """A training: its data, its recipe, and its folder. The fields after `out` change only its duration, apart from
+    rounding.
+    """
 
     corpus: Corpus
     recipe: Recipe
     out: Path
     accumulate: int = 1
-    #: What processes share out: the rows of each step, or the layers of the encoder.
+    #: The processes share out the rows of each step, or the layers of the encoder.
     split: Literal["rows", "layers"] = "rows"
-    #: Steps; 0 for no checkpoint at all.
+    #: Steps between checkpoints; 0 for none.
     checkpoint_every: int = 100
-    #: Of a bucket of gradients, which goes out when all of them are there. Small, as the embeddings' come last and are half of all:
-    #: what shares their bucket waits for them. Larger than all gradients, none goes out before the backward pass is over.
+    #: The size of a bucket of gradients, which is sent once it is complete. Small, because the embeddings come last and
+    #: are half of all: the rest of their bucket waits for them. If larger than all gradients, nothing is sent before
+    #: the backward pass ends.
     bucket_mb: float = 4.0
     #: For measurements: see `SlowLink`.
     link_bytes_per_s: float | None = None
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One step in the log. Losses and evaluations are by task, in the corpus' order; an evaluation is of the validation part."""
+    """One step in the log. Losses and evaluations are by task, in the corpus's order; an evaluation is of the
+    validation part.
+    """
 
     step: int
     seconds: float
@@ -66,7 +71,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 def train(process: Process, work: Work) -> list[Line]:
-    """Take all steps that are left, the checkpoint in `work.out` counted, and return them.
+    """Take all remaining steps, after the checkpoint in `work.out`, and return them.
 
     The best weights are then in `work.out`, as `checkpoint.BEST`.
     """
@@ -74,7 +79,7 @@ def train(process: Process, work: Work) -> list[Line]:
 
 
 def steps(process: Process, work: Work) -> Iterator[Line]:
-    """Take a step each time that one is asked for. Raises ConfigurationError."""
+    """Take a step for each item that the caller asks for. Raises ConfigurationError."""
     _check(process, work)
     work.out.mkdir(parents=True, exist_ok=True)
     link = SlowLink(work.link_bytes_per_s) if work.link_bytes_per_s else None
@@ -96,7 +101,7 @@ def _check(process: Process, work: Work) -> None:
 
 
 def prepare(process: Process, work: Work, link: SlowLink | None) -> Trainer:
-    """Return a process' part in a training, its networks and averages as the checkpoint has them, if there is one."""
+    """Return a process's part in a training, with networks and averages from the checkpoint, if there is one."""
     counts = {task: len(labels) for task, labels in work.corpus.labels.items()}
     built = network.build(work.corpus.encoder, counts, work.recipe.weights, work.recipe.seed).to(process.device)
     if work.split == "layers":
@@ -108,7 +113,7 @@ def prepare(process: Process, work: Work, link: SlowLink | None) -> Trainer:
 
 
 class Trainer:
-    """One process' part. All hold the same weights, and come to the same decisions from the same numbers."""
+    """One process's part. All processes hold the same weights, and decide the same from the same numbers."""
 
     def __init__(
         self,
@@ -162,7 +167,7 @@ class Trainer:
         for number, part in enumerate(parts, start=1):
             with self._exchanging(last=number == len(parts)):
                 loss, tally = self._passed([places[place] for place in part])
-                # DDP takes the processes' mean; of all rows that is the sum over their number
+                # DDP takes the mean over the processes; the mean over all rows is the sum divided by their number
                 torch.autograd.backward(loss * (self.sharers / len(places)))
             tallies.append(tally)
         layers.clip(self.network.parameters(), _MOST_NORM)
@@ -177,7 +182,7 @@ class Trainer:
         return found
 
     def _exchanging(self, *, last: bool) -> AbstractContextManager[None]:
-        """Gradients of several micro-batches are summed here first, and exchanged with those of the last one."""
+        """Sum the gradients of several micro-batches here, and exchange them with those of the last one."""
         if last or not isinstance(self.replica, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.replica.no_sync()
@@ -188,7 +193,7 @@ class Trainer:
         return tallies
 
     def _evaluation(self) -> list[float] | None:
-        """Return accuracies by task, where it is time; remember whether they are the best, and the weights if so."""
+        """Return accuracies by task, when due; remember whether they are the best, and the weights if so."""
         step = self.progress.step
         if step % self.recipe.evaluate_every and step != self.recipe.steps:
             return None
@@ -248,31 +253,31 @@ def _optimiser(network: JointNetwork, recipe: Recipe) -> torch.optim.AdamW:
     groups: dict[tuple[str, bool, type], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            # whole parameters and parts are not updated in one call
+            # whole parameters and shared-out parts cannot be updated in the same call
             groups[name.partition(".")[0], parameter.ndim > 1, type(parameter.data)].append(parameter)
-    # neither biases and norms nor the tasks' weights are to be small
+    # no weight decay for biases, norms and the tasks' weights
     chosen = [
         {"params": own, "lr": rates[part], "initial_lr": rates[part], "weight_decay": 0.01 if is_matrix else 0.0}
         for (part, is_matrix, _), own in groups.items()
     ]
-    # 1e-6: a key's bias has no gradient but rounding, which a smaller one would blow up to whole steps
+    # 1e-6: the gradient of a key's bias is rounding alone, and a smaller value would blow it up to whole steps
     return torch.optim.AdamW(chosen, eps=1e-6)
 
 
 def _pace(step: int, steps: int) -> float:
-    """Return the share of the learning rate at a step: up to all of it over the first tenth, then down to none."""
+    """Return the share of the learning rate at a step: rising over the first tenth, then falling to zero."""
     warm = max(1, round(steps * _WARM_UP))
     return (step + 1) / warm if step < warm else (steps - step) / (steps - warm + 1)
 
 
 def _cut(log: Path, step: int) -> None:
-    """Take out of the log what is to come again."""
+    """Remove the steps from the log that will be taken again."""
     if log.is_file():
         lines = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         log.write_bytes(b"".join(line for line in lines if msgspec.json.decode(line, type=Line).step <= step))
 
 
 def read_log(out: Path) -> Iterator[Line]:
-    """Yield the steps of a training in that folder."""
+    """Yield the logged steps of the training in that folder."""
     for line in (out / LOG).read_bytes().splitlines():
         yield msgspec.json.decode(line, type=Line)
