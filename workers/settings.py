@@ -1,7 +1,7 @@
-"""Every setting of a fleet, typed and checked once at start. The only reader of ``fleet.toml`` in workers.
+"""Every setting of a fleet, typed and checked once at start. In workers, only this module reads ``fleet.toml``.
 
 The built-in models (``models/builtin.toml``) come first; a user's ``fleet.toml`` is merged over them table by table.
-Where the broker and the store are, the environment says, or else the file, or else the running local fleet.
+The environment names the broker and the store, or else the file, or else the running local fleet.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from producers.wire.messages import Priority
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
-#: A model's name is part of its queues', where a slash parts the lanes.
+#: A model's name is part of its queues' names, in which a slash separates the lanes.
 _NAME = re.compile(r"[\w.@+-]+")
 
-#: The producers' limits; a worker that is not told otherwise has the same.
+#: The producers' limits, which are the workers' defaults.
 DEFAULT_LIMITS = Limits()
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a worker node runs. Times are seconds.
+    """Settings of a worker node. Times are seconds.
 
-    `profile` chooses the devices where `devices` names none. `models` are the ones served here (none named: all that have tasks). `concurrency` is how many envelopes a node holds at
-    once: enough that interactive ones find a free slot beside bulk. `threads` bounds the CPU threads of the
-    device process (0: all cores). `memory_budget` ("6 GB") bounds what a device process takes of its device's memory: models are
-    loaded when they are needed, and the least recently used ones make room; without it all models are loaded at the start. `bulk_share` is the share of device time that bulk work keeps under
-    interactive load. `interactive_wait_s` and `standard_wait_s` are how long such an item may have to wait behind
-    less urgent batches: while such items come, these batches are kept short enough for it. `max_attempts` is how
-    often an envelope may be begun before it is given up and its items fail. `tune_at_start` has a worker measure
-    backends before its first start on a machine (`argosy tune` does it better). `drop_inputs` deletes inputs from the
-    store once their results are there without a failure.
+    `profile` chooses the devices where `devices` names none. `models` are the served ones (none named: all with tasks).
+    `concurrency` is the number of envelopes that a node holds at once: enough to leave free slots for interactive ones
+    beside bulk. `threads` bounds the CPU threads of the device process (0: all cores). `memory_budget` ("6 GB") bounds
+    the memory of a device process on its device: models are then loaded on demand, and the least recently used ones
+    make room; without it all models are loaded at the start. `bulk_share` is the share of device time that bulk work
+    keeps under interactive load. `interactive_wait_s` and `standard_wait_s` are the longest wait of such an item behind
+    less urgent batches: while such items arrive, these batches are kept short enough. `max_attempts` is the number of
+    times that an envelope may be started before its items fail. `tune_at_start` lets a worker measure backends before
+    its first start on a machine (`argosy tune` does it better). `drop_inputs` deletes inputs from the store once all
+    their results have succeeded.
     """
 
     profile: Literal["auto", "cpu", "gpu"] = "auto"
@@ -76,7 +77,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _ = self.memory_budget_bytes
         if not 1 <= self.concurrency <= 1024:
             raise ValueError("`concurrency` must be 1 to 1024")
-        if not 0 <= self.bulk_share <= 0.9:  # the rest is for what has aged, and for whoever is more urgent
+        if not 0 <= self.bulk_share <= 0.9:  # the rest is for aged and for more urgent items
             raise ValueError("`bulk_share` must be 0 to 0.9")
         _at_least(self, 1, "max_attempts")
         _at_least(self, 0, "threads", "grace_s", "interactive_wait_s", "standard_wait_s")
@@ -110,7 +111,9 @@ def _bytes(text: str) -> int:
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What inputs may be, checked at the worker: the fields of `workers.envelope.inputs.InputLimits`, which explains them."""
+    """Limits of inputs, checked at the worker: the fields of `workers.envelope.inputs.InputLimits`, which explains
+    them.
+    """
 
     max_text_chars: int = DEFAULT_LIMITS.max_text_chars
     max_input_bytes: int = DEFAULT_LIMITS.max_input_bytes
@@ -128,15 +131,17 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model: its class (``module:Class``), where its weights come from, its batch budget, its own options.
+    """A model: its class (a short name, or ``module:Class``), the source of its weights, its batch budget, its own
+    options.
 
-    Without a class it is a Hugging Face checkpoint, served as the kinds of its tasks ask (`workers.models.huggingface`).
-    `batch_cost` is in the model's unit of cost (tokens for text), `batch_rows` in rows; a cost of 0 is the one that was
-    measured to be best here, or the model's own: on a GPU it may be many times a CPU's, and `batch_rows` is then multiplied likewise. `backend` ``auto`` is the fastest that was measured to answer like torch in
-    fp32, at its precision; a model that has but one runs on that.
-    `explain`: when the weights that explanations need are loaded (the first item that asks for one waits for them), or that there are none.
-    `uses` are models whose weights it reads too, by what they are to it; its option `uses` has their folders.
-    `tasks` is needed only for tasks that the built-in catalogue does not have.
+    Without a class it is a Hugging Face checkpoint, served by the kinds of its tasks (`workers.models.huggingface`).
+    `batch_cost` is in the model's unit of cost (tokens for text), `batch_rows` in rows. A cost of 0 means the measured
+    optimum, or the model's own default: on a GPU it may be many times a CPU's, and `batch_rows` is then multiplied by
+    the same factor. `backend` ``auto`` is the fastest backend that was measured to answer like torch in fp32, at its
+    precision; a model with a single backend uses that. `explain` chooses when the weights for explanations are loaded
+    (the first item that asks for one waits for them), or that there are none. `uses` names models whose weights it
+    reads too, by their role; its option `uses` has their folders. `tasks` is needed only for tasks outside the built-in
+    catalogue.
     """
 
     class_: str = msgspec.field(name="class", default="workers.models.huggingface:model_for")
@@ -159,13 +164,13 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class PlaceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the broker is, or the store, unless the environment says it."""
+    """The address of the broker or the store; the environment overrides it."""
 
     url: str = ""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings of a fleet; `load` makes one."""
+    """All settings of a fleet; made by `load`."""
 
     worker: WorkerSettings = WorkerSettings()
     limits: LimitSettings = LimitSettings()
@@ -178,14 +183,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def connection(self) -> Connection:
-        """Where the broker and the store are."""
+        """The addresses of the broker and the store."""
         broker = None if os.environ.get("ARGOSY_BROKER_URL") else self.broker.url
         store = None if os.environ.get("ARGOSY_STORE_URL") else self.store.url
         return Connection(broker or None, store or None)
 
     @property
     def catalogue(self) -> Catalogue:
-        """The tasks this fleet serves: the built-in ones of its models, and those its file adds."""
+        """The tasks of this fleet: the built-in ones of its models, and those of its file."""
         tables = {name: {"tasks": model.tasks} for name, model in self.models.items()}
         whole = Catalogue.builtin().with_models(tables, where="fleet.toml")
         served = {name: task for name, task in whole.tasks.items() if task.model in self.models}
@@ -193,11 +198,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def served(self) -> tuple[str, ...]:
-        """The models that workers serve: those that `worker.models` names, or else all that have a task."""
+        """The served models: those named by `worker.models`, or else all with a task."""
         return self.worker.models or tuple(dict.fromkeys(task.model for task in self.catalogue.tasks.values()))
 
     def used_by(self, name: str) -> list[str]:
-        """Return the models whose weights a model reads besides its own."""
+        """Return the other models whose weights a model reads."""
         return list(self.models[name].uses.values())
 
     @property
@@ -222,7 +227,7 @@ def load(path: str | Path | None = None, *, environment: Mapping[str, str] = os.
 
 
 def _with_blob_url(raw: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """As the client does it: the environment goes before the file."""
+    """Let the environment override the file, as the client does."""
     url, blobs = environment.get("ARGOSY_BLOB_URL"), raw.get("blobs", {})
     return {**raw, "blobs": {**blobs, "url": url}} if url and isinstance(blobs, dict) else raw
 
@@ -231,7 +236,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Merge tables: a table in `over` extends the one in `base`, any other value replaces it."""
     merged = dict(base)
     for key, value in over.items():
-        # a source is replaced whole: half of one and half of another name nothing that exists
+        # a source is replaced whole: halves of two sources name nothing that exists
         extends = isinstance(value, dict) and isinstance(base.get(key), dict) and key != "source"
         merged[key] = _merge(base[key], value) if extends else value
     return merged
@@ -255,7 +260,7 @@ def _typed(raw: dict[str, Any], where: str) -> Settings:
 
 
 def _check(settings: Settings, where: str) -> None:
-    """What one table says of another: found at the start, not at the first item. Raises ConfigurationError."""
+    """Check one table against another: at the start, not at the first item. Raises ConfigurationError."""
     named: dict[str, Sequence[str]] = {"worker.models": settings.worker.models}
     for name, model in settings.models.items():
         if not _NAME.fullmatch(name):

@@ -1,4 +1,4 @@
-"""`argosy rerun` and `argosy what-if`: the flight recorder put to use, by batch and by policy."""
+"""`argosy rerun` and `argosy what-if`: recorded batches run again, and simulated under other settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from workers.device.devices import Device
     from workers.settings import Settings
 
-#: The policy's settings that may be tried, by what they are called in fleet.toml where they stand there, and what each may be.
+#: The policy's settings that `--set` accepts, by their names in fleet.toml (if they have one), with their checks.
 TRIABLE: Mapping[str, click.ParamType[Any]] = {
     "batch_cost": click.IntRange(1),
     "batch_rows": click.IntRange(1),
@@ -44,12 +44,12 @@ CONFIG = click.option(
 @click.argument("batch")
 @click.option("--device", help="cpu, cuda:0 …; by default the first device of the profile.")
 def rerun(config: Path | None, batch: str, device: str | None) -> None:
-    """Run a recorded micro-batch again, in the same company, and compare with what was stored.
+    """Run a recorded micro-batch again, with the same items, and compare with the stored results.
 
     \b
-    A result names its batch. The inputs must still be kept (durable, not dropped or
-    purged). Nothing is written. Differences are between numbers in the same place:
-    about 1e-6 is rounding; `other` is another answer altogether.
+    A result names its batch. The inputs must still be in the store (durable, not dropped
+    or purged). Nothing is written. Differences are between numbers in the same place:
+    about 1e-6 is rounding; `other` is a different answer.
 
     \b
         argosy rerun "$(argosy results JOB | jq -r .batch | head -1)"
@@ -102,10 +102,10 @@ def what_if(config: Path | None, *, minutes: float, limit: int, device: str | No
     """Replay recorded arrivals against other batching settings, without a device.
 
     \b
-    The first two lines are what was recorded and the same settings simulated: how far
-    they are apart is the error of the others. Without --set some variants are chosen.
-    May be set: batch_cost, batch_rows, bulk_share, interactive_wait_s, standard_wait_s,
-    window, least_real_share, aged_after_s. Rates are items a second of device time.
+    The first two lines are the recorded result and a simulation of the same settings: their
+    difference is the error of the other lines. Without --set, some variants are chosen.
+    Settings: batch_cost, batch_rows, bulk_share, interactive_wait_s, standard_wait_s,
+    window, least_real_share, aged_after_s. Rates are items per second of device time.
 
     \b
         argosy what-if --minutes 15
@@ -138,7 +138,7 @@ def _device(chosen: Settings, name: str | None) -> Device:
 
 
 def _policy(chosen: Settings, models: set[str], device: Device) -> Policy:
-    """Return the policy that workers of these settings run; nothing is measured for it."""
+    """Return the policy of workers with these settings; nothing is measured for it."""
     import msgspec
 
     from workers.batching.planning.policy import Policy
@@ -187,7 +187,7 @@ def _changed(policy: Policy, changes: Mapping[str, float]) -> Policy:
 
 
 def _suggested(policy: Policy) -> list[str]:
-    """Return variants worth a look: half and twice of what ran."""
+    """Return some variants: half and twice each recorded setting."""
     cost = max(budget.cost for budget in policy.budgets.values())
     wait_s = policy.promised_wait_s.get(int(Priority.INTERACTIVE), 0.05)
     return [

@@ -1,4 +1,6 @@
-"""The commands that need more than the client: `up`, `worker`, `migrate`, `tune`, `doctor`. Heavy imports wait in them."""
+"""The commands that need more than the client: `up`, `worker`, `migrate`, `tune`, `doctor`. Each imports heavy
+packages itself.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,9 @@ def up(config: Path | None, flower: bool) -> None:
     """Start a whole fleet on this machine and watch over it until Ctrl-C.
 
     \b
-    Embedded Valkey (kept in the home folder), SQLite, one worker a device, Flower on
-    loopback. The home folder is $ARGOSY_HOME, or ~/.local/share/argosy; clients started
-    by the same user find the fleet by themselves:
+    The fleet is embedded Valkey (its data in the home folder), SQLite, a worker per device,
+    and Flower on loopback. The home folder is $ARGOSY_HOME, or ~/.local/share/argosy. Clients
+    of the same user find the fleet on their own:
 
     \b
         argosy models pull
@@ -49,7 +51,7 @@ def up(config: Path | None, flower: bool) -> None:
     log_to_stderr()
     console = Console(stderr=True)
     local = fleet.LocalFleet(settings.load(config), connection.home(), config=config, flower=flower)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while starting, either signal undoes what there is
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # during the start, either signal undoes the steps so far
     with console.status("starting: broker, store, workers (loading models) …"):
         local.start()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -73,9 +75,9 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
     """Run one worker node: a device, its models, and the queues of these models.
 
     \b
-    Where the broker and the store are: ARGOSY_BROKER_URL and ARGOSY_STORE_URL, or the
-    local fleet. SIGTERM stops it: what it holds is finished within worker.grace_s
-    seconds or goes back to its queue.
+    Set ARGOSY_BROKER_URL and ARGOSY_STORE_URL, or run it beside a local fleet.
+    SIGTERM stops it: its envelopes are finished within worker.grace_s seconds or
+    return to their queue.
 
     \b
         argosy worker --device cuda:1
@@ -122,9 +124,9 @@ def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick:
     """Measure the backends of the fleet's models (or NAMES) on this machine, and choose.
 
     \b
-    The fastest wins that loses at most half a point of accuracy to torch in fp32 on
-    held-out texts; these are pulled if they are not there. Workers follow the decision
-    from their next start on, unless the settings name a `backend`.
+    The choice is the fastest backend that loses at most half a point of accuracy to torch
+    in fp32 on held-out texts, which are pulled if needed. Workers use it from their next
+    start on, unless the settings name a `backend`.
     """
     from rich.console import Console
 
@@ -149,7 +151,7 @@ def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick:
 @click.command()
 @FLEET_FILE
 def doctor(config: Path | None) -> None:
-    """Check this machine: devices, settings, models, broker, store; a remedy for each thing missing.
+    """Check this machine: devices, settings, models, broker, store; print a remedy for each thing missing.
 
     Exit code 1 if anything is missing.
     """

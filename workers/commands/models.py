@@ -1,4 +1,4 @@
-"""`argosy models`: what the fleet's models are, pulling their files, and changing one while the fleet runs."""
+"""`argosy models`: list the fleet's models, pull their files, and replace a model while the fleet runs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ CONFIG = click.option(
 
 @click.group()
 def models() -> None:
-    """The models of the fleet: see what is there, pull what is not, change one while it is served."""
+    """List, pull and reload the models of the fleet."""
 
 
 @models.command("pull")
 @CONFIG
 @click.argument("names", nargs=-1)
 def pull(config: Path | None, names: tuple[str, ...]) -> None:
-    """Download and verify models (all that are served, or NAMES) into the cache folder.
+    """Download and verify models (all served ones, or NAMES) into the cache folder.
 
     \b
-    A second run touches no network; an interrupted one goes on where it stopped. Files are
+    A second run uses no network; an interrupted one continues where it stopped. Files are
     checked against the sha256 in the settings. The cache is $ARGOSY_CACHE, or ~/.cache/argosy.
     """
     from producers.wire.errors import ConfigurationError
@@ -54,7 +54,7 @@ def pull(config: Path | None, names: tuple[str, ...]) -> None:
 @models.command("list")
 @CONFIG
 def list_(config: Path | None) -> None:
-    """Show the fleet's models, their tasks, whether they are pulled, and what each worker serves.
+    """Show the fleet's models, their tasks, whether they are pulled, and the models of each worker.
 
     A worker's models are shown with their revision; within a memory budget not all are loaded.
     """
@@ -85,13 +85,13 @@ def list_(config: Path | None) -> None:
     "--timeout", "timeout_s", type=Finite(0), default=900.0, show_default=True, help="Seconds to wait for the workers."
 )
 def reload(config: Path | None, name: str, revision: str | None, source: str | None, timeout_s: float) -> None:
-    """Have a running fleet serve NAME as its table in fleet.toml says now, or by another revision or source.
+    """Replace the served model NAME by its table in fleet.toml, or by another revision or source.
 
     \b
-    The new version is loaded beside the old one, then takes its place between two batches.
-    What waits is computed by the new one; every result names the revision that computed it.
-    If a worker cannot load it, all keep the old one, and this command says why.
-    Workers that start later have the new one too.
+    Every worker loads the new version beside the old one, then switches between two batches.
+    The new version computes the waiting items; every result names its revision. If a worker
+    cannot load the new version, all keep the old one, and this command prints the reason.
+    Workers that start later load the new version.
     Models that read its weights (`uses`) change with it.
 
     \b
@@ -131,7 +131,7 @@ def _pull(chosen: Mapping[str, ModelSettings]) -> None:
 
 
 def _nodes(where: Connection) -> list[NodeState]:
-    """The nodes of a fleet, if there is one to be found."""
+    """The nodes of the fleet, if a fleet is found."""
     from producers.wire.errors import ArgosyError
     from producers.wire.publisher import Publisher
     from workers.node import presence

@@ -1,4 +1,4 @@
-"""`argosy models reload`: declaring other settings for a model of the running fleet, and hearing what its nodes say to that."""
+"""`argosy models reload`: declares other settings for a model of the running fleet, and waits for its nodes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from workers.node import declared_settings, presence
 from workers.node.presence import ModelState
 from workers.settings import ModelSettings, Settings
 
-#: How often the nodes are looked at.
+#: Seconds between two looks at the nodes.
 LOOK_EVERY_S = 0.2
 
 
 class NotTaken(ArgosyError):
-    """Not every node serves what was declared; `str()` says which does not, and why."""
+    """Some node does not serve the declared settings; `str()` names it and the reason."""
 
 
 def changed(settings: Settings, name: str, *, revision: str | None, source: str | None) -> ModelSettings:
@@ -44,7 +44,7 @@ def changed(settings: Settings, name: str, *, revision: str | None, source: str 
 
 
 def _parsed(source: str) -> dict[str, Any]:
-    """A folder, or a table as it stands in a fleet.toml."""
+    """Return the value of an option: a folder, or a table as in a fleet.toml."""
     if not source.lstrip().startswith("{"):
         return {"path": str(Path(source).expanduser().resolve())}
     try:
@@ -64,7 +64,8 @@ def reload(
     timeout_s: float,
     say: Callable[[str], object],
 ) -> None:
-    """Declare a model's settings and wait until every node serves by them; where one cannot, all go back to what was before.
+    """Declare a model's settings and wait until every node serves them. If a node cannot, all return to the previous
+    settings.
 
     Raises NotTaken, BrokerUnavailable, StoreUnavailable.
     """
@@ -83,7 +84,7 @@ def reload(
 def _followed(
     publisher: Publisher, declaration: Declaration, deadline: float, say: Callable[[str], object]
 ) -> Mapping[str, ModelState]:
-    """Wait until every node that is there has an answer; return those that failed."""
+    """Wait until every present node has answered; return those that failed."""
     answered: dict[str, ModelState] = {}
     while True:
         states = _states(publisher, declaration.model)

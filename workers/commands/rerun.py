@@ -1,7 +1,7 @@
-"""Running a recorded micro-batch again: the same items in the same rows, and what came out this time beside what was stored.
+"""Runs a recorded micro-batch again: the same items in the same rows, compared with the stored results.
 
-The flight recorder knows who was in a batch, the store still has the inputs (unless they were dropped). So a wrong answer that
-was given in some company can be asked for again in the same company, on the same model or on another device or backend.
+The flight recorder has the items of a batch, and the store has their inputs (unless they were dropped). A wrong answer
+that depended on the other items of its batch can thus be reproduced, on the same model or on another device or backend.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from workers.settings import Settings
 
 
 class CannotRerun(ConfigurationError):
-    """The batch cannot be run again; `str()` says what is missing."""
+    """The batch cannot be run again; `str()` names the missing data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rerun:
-    """A batch beside itself. `differences` are by task: the largest between two numbers of the same output, infinite
-    where an output is another thing altogether (another label, another state), over the results compared.
+    """A batch beside its record. `differences` are by task: the largest between two numbers in the same place of an
+    output, infinite for outputs of another form (another label, another state), over the compared results.
     """
 
     batch: Batch
@@ -86,7 +86,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
 
 
 def _stored(store: Store, batch: Batch) -> list[Result]:
-    """Return what the batch computed, in the order of its items."""
+    """Return the stored results of the batch, in the order of its items."""
     if batch.trace is None:
         raise CannotRerun(f"batch {batch.id}: who was in it was not recorded; it is from before version 0.2")
     jobs = batch.trace["jobs"]
@@ -104,7 +104,7 @@ def _stored(store: Store, batch: Batch) -> list[Result]:
 
 
 def _envelopes(store: Store, stored: Sequence[Result]) -> dict[str, Envelope]:
-    """Return the envelopes that the items came in, with no deadline: they are in no hurry now."""
+    """Return the envelopes of the items, without deadlines."""
     ids = {row.envelope for row in stored}
     kept = store.inputs(ids)
     if missing := ids - kept.keys():
@@ -118,7 +118,7 @@ def _envelopes(store: Store, stored: Sequence[Result]) -> dict[str, Envelope]:
 def _steps(
     preparation: Preparation, envelopes: Mapping[str, Envelope], stored: Sequence[Result]
 ) -> Iterator[tuple[Envelope, Step]]:
-    """Prepare each item once, as it was."""
+    """Prepare each item once, as before."""
     for id_, seq in dict.fromkeys((row.envelope, row.seq) for row in stored):
         envelope = envelopes[id_]
         item = next(item for item in envelope.items if item.seq == seq)
@@ -158,7 +158,9 @@ def _between(one: Result, other: Result) -> float:
 
 
 def difference(one: Any, other: Any) -> float:
-    """Return the largest difference between two numbers in the same place of two JSON values; infinite if they differ otherwise."""
+    """Return the largest difference between two numbers in the same place of two JSON values; infinite if they
+    differ otherwise.
+    """
     match one, other:
         case dict(), dict() if one.keys() == other.keys():
             return max((difference(one[key], other[key]) for key in one), default=0.0)

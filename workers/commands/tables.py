@@ -1,4 +1,4 @@
-"""How the workers' commands show what they found: tables for a terminal."""
+"""Tables for a terminal, for the workers' commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from workers.batching.serving.tuned_backend import Decision, Measured
 
 
 def decision_table(decision: Decision) -> Table:
-    """Return the table that a backend was chosen from, with the choice in its caption."""
+    """Return the table of measured backends, with the choice in its caption."""
     reference = next(measured for measured in decision.candidates if measured.backend.is_reference)
     tasks = sorted({task for measured in decision.candidates for task in measured.accuracy})
     table = Table("backend", "items/s", "of torch-fp32", "agreement", "shift", "same", *tasks, "")

@@ -1,4 +1,4 @@
-"""What this machine has of all that a fleet needs, and what to do about the rest."""
+"""Checks this machine for everything that a fleet needs, with a remedy for each thing missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers.node import declared_settings, presence
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at: whether it is `ok`, what was `found`, and the `remedy` where it is not."""
+    """The result of a check: whether it is `ok`, the thing `found`, and the `remedy` otherwise."""
 
     about: str
     ok: bool
@@ -30,7 +30,7 @@ class Finding:
 
 
 def examine(config: Path | None) -> list[Finding]:
-    """Look at everything; an error in one thing never hides the others."""
+    """Run every check; an error in one never hides the others."""
     findings = [_python(), *_packages(), *_devices()]
     try:
         chosen = settings.load(config)
@@ -111,7 +111,7 @@ def _store(where: Connection) -> str:
 
 
 def _nodes(where: Connection) -> Iterator[Finding]:
-    """What each worker serves; one that could not take what was declared is a fault."""
+    """Check the workers' models; a worker that could not load a declared model is a fault."""
     publisher = Publisher(where.broker_url)
     try:
         nodes = presence.nodes(publisher)
@@ -124,7 +124,7 @@ def _nodes(where: Connection) -> Iterator[Finding]:
 
 
 def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]:
-    """Where what was declared of a model is not what these settings say."""
+    """Report models whose declared settings differ from these settings."""
     with Store(where.store_url) as store:
         declarations = store.declarations.every()
     for name, declaration in declarations.items():

@@ -24,7 +24,7 @@ maxmemory-policy noeviction
 daemonize no
 """
 
-#: Seconds that a start may take: loading the append-only file of a long queue is most of it.
+#: The longest start, in seconds: most of it is loading the append-only file of a long queue.
 START_TIMEOUT_S = 60.0
 
 
@@ -46,7 +46,7 @@ class EmbeddedValkey:
     def start(self) -> None:
         """Start the server and return when it answers. Raises ConfigurationError with the end of its log.
 
-        Started again after its end, it has the same address: those who knew it find it there.
+        A restarted server has the same address, so that clients find it again.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._port = self._port or self._wanted_port or free_port()
@@ -57,7 +57,7 @@ class EmbeddedValkey:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is the fleet's to handle, and the broker goes last
+                start_new_session=True,  # a Ctrl-C is for the fleet, which stops the broker last
             )
         assert process.stdin is not None
         process.stdin.write(configuration.encode())
@@ -65,13 +65,13 @@ class EmbeddedValkey:
         self._await_answer(process)
 
     def stop(self) -> None:
-        """Stop the server, its data written to disk."""
+        """Stop the server; its data are written to disk."""
         if self.process and self.process.poll() is None:
             self.process.terminate()
             self.process.wait()
 
     def last_words(self) -> str:
-        """The last line of its log that says something."""
+        """The last non-empty line of its log."""
         return last_words(self._log)
 
     def _await_answer(self, process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
-"""A whole fleet on this machine: embedded Valkey, SQLite store, one worker a device, Flower; started, watched, stopped.
+"""A whole fleet on this machine: embedded Valkey, SQLite store, a worker per device, Flower; started, watched, stopped.
 
-Order matters. Up: lock, leftovers of a killed fleet, broker, store, workers, Flower, and last ``fleet.json``, since clients
-find the fleet by it. Down in reverse, workers before the broker, so that what they finish is still acknowledged.
+Order matters. Up: lock, leftovers of a killed fleet, broker, store, workers, Flower, and last ``fleet.json``, by which
+clients find the fleet. Down in reverse, workers before the broker, so that it still gets their acknowledgements.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 
 
 class AlreadyRunning(ConfigurationError):
-    """Another fleet has this home folder."""
+    """Another fleet uses this home folder."""
 
 
 class LocalFleet:
     """A fleet in `home`. Use as a context manager, or `start`, `watch` and `stop`.
 
-    `config` is the ``fleet.toml`` that `settings` were loaded from (default: ``$ARGOSY_FLEET``); workers and clients read
-    it too.
+    `config` is the ``fleet.toml`` that `settings` were loaded from (default: ``$ARGOSY_FLEET``); workers and clients
+    read it too.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LocalFleet:
         self._with_flower = flower
         self._workers_per_device = workers_per_device
         self._valkey = EmbeddedValkey(home / "valkey")
-        # without a broker nothing moves, and its start costs nothing
+        # nothing works without a broker, and it starts quickly
         self._broker_restarts = Restarts(longest_wait_s=2.0)
         self._lock: IO[str] | None = None
         self._stopping = threading.Event()
@@ -107,7 +107,7 @@ class LocalFleet:
     def start(self) -> None:
         """Start everything and return when the workers take envelopes.
 
-        Raises AlreadyRunning, or ConfigurationError with what kept a service from starting.
+        Raises AlreadyRunning, or ConfigurationError with the reason that a service did not start.
         """
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.home / "logs").mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ class LocalFleet:
             raise
 
     def clear(self) -> None:
-        """Empty the home folder, for a fleet that is to begin with nothing. Raises AlreadyRunning."""
+        """Empty the home folder, for a fleet that starts from nothing. Raises AlreadyRunning."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._take_lock()
         try:
@@ -136,7 +136,7 @@ class LocalFleet:
             self._release_lock()
 
     def whereabouts(self) -> list[str]:
-        """Where everything is, a line each, without passwords."""
+        """The addresses of all services, a line each, without passwords."""
         nodes = ", ".join(service.name for service in self.workers)
         return [
             f"fleet    {self.home} (process {os.getpid()}; Ctrl-C stops it)",
@@ -148,7 +148,9 @@ class LocalFleet:
         ]
 
     def watch(self) -> None:
-        """Start again whatever ends, until `request_stop`. A service that keeps ending waits longer each time."""
+        """Restart every service that ends, until `request_stop`. A service that ends again and again waits longer
+        each time.
+        """
         while not self._stopping.wait(0.5):
             self._restart_broker_if_ended()
             for service in self.services:
@@ -159,9 +161,9 @@ class LocalFleet:
         self._stopping.set()
 
     def stop(self) -> None:
-        """Stop everything, workers first, and leave nothing running. What is unfinished stays in the store.
+        """Stop everything, workers first, and leave nothing running. Unfinished work stays in the store.
 
-        ``fleet.json`` stays too: it names a process that is no more, and the store, whose results can still be read.
+        ``fleet.json`` stays too: it names an ended process, and the store, whose results can still be read.
         """
         for service in self.services:
             if service.process and service.process.poll() is None:
@@ -200,7 +202,7 @@ class LocalFleet:
         if self._config:
             environment["ARGOSY_FLEET"] = self._config
         for unwanted in ("ARGOSY_BROKER_PASSWORD_FILE", "ARGOSY_STORE_PASSWORD_FILE"):
-            environment.pop(unwanted, None)  # the URLs above are whole
+            environment.pop(unwanted, None)  # the URLs above are complete
         for device in devices.select(self.settings.worker.profile, self.settings.worker.devices):
             for number in range(self._workers_per_device):
                 self.services.append(self._worker(device, number, environment))
@@ -230,7 +232,7 @@ class LocalFleet:
         port = free_port()
         self.flower_url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}"]
-        # by the environment, not the command line, which every user of this machine can read
+        # in the environment, since every user of this machine can read a command line
         own = {**environment, "CELERY_BROKER_URL": self.broker_url}
         return Service("flower", command, own, self.home / "logs" / "flower.log")
 
@@ -275,14 +277,15 @@ class LocalFleet:
         self._broker_restarts.started()
         try:
             self._valkey.start()
-        except (ConfigurationError, OSError) as error:  # its port taken meanwhile, its disk full: this may pass
+        # its port was taken meanwhile, or its disk is full: this may pass
+        except (ConfigurationError, OSError) as error:
             logger.warning("%s", error)
         self._note_processes()
 
-    # --- what a killed fleet leaves behind ---
+    # --- leftovers of a killed fleet ---
 
     def _note_processes(self) -> None:
-        """Write down which processes are ours, each with its start time: a process id alone may be somebody else's."""
+        """Record the fleet's processes, each with its start time: a process id alone may belong to a later process."""
         notes = []
         for process in self._processes:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""Training of an attention head: a few epochs over the frozen encoder's tokens, the best one by validation kept."""
+"""Training of an attention head: a few epochs over the frozen encoder's tokens; the best by validation is kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def train(
     seed: int,
     console: Console,
 ) -> TokenAttention:
-    """Return a head trained on `known` (texts, numbers of labels), as it was when it did best on `unseen`."""
+    """Return a head trained on `known` (texts, numbers of labels), at its best epoch on `unseen`."""
     torch.manual_seed(seed)
     shuffle = np.random.default_rng(seed)
     module = TokenAttention(known[0][0].shape[1], labels)
@@ -64,7 +64,7 @@ def accuracy(module: TokenAttention, texts: Sequence[Tokens], labels: NDArray[np
 def _batches(
     texts: Sequence[Tokens], labels: NDArray[np.int64], shuffle: np.random.Generator | None = None
 ) -> Iterator[Batch]:
-    """Yield padded batches of texts of about equal length; to shuffle, lengths are blurred and batches mixed."""
+    """Yield padded batches of texts of similar length; for shuffling, lengths are blurred and batches mixed."""
     lengths = np.array([len(text) for text in texts], dtype=np.float64)
     blurred = lengths + (shuffle.normal(0, 3, len(texts)) if shuffle else 0)
     order = np.argsort(blurred, kind="stable")

@@ -1,4 +1,6 @@
-"""Debian's package descriptions in several languages, as Debian's indices have them: ``Translation-en``, ``Translation-fr`` …"""
+"""Debian's package descriptions in several languages, from Debian's indices: ``Translation-en``, ``Translation-fr``
+…
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,17 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-#: A list's bullet, or the dash that French descriptions have in its place.
+#: A list's bullet, or the dash in its place in French descriptions.
 _BULLET = re.compile(r"^(?:[*+•·\u2013\u2014-]+|o(?= ))\s*")
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+(?=[A-ZÀ-Ý«\"'(])")
 _LETTER = re.compile(r"[^\W\d_]")
-_SPACES = re.compile(r"[\s⋅]+")  # the dot operator stands for a no-break space in some of them
+_SPACES = re.compile(r"[\s⋅]+")  # some of them use the dot operator for a no-break space
 _AFFIX = re.compile(r"^(lib|python3?-|php[\d.]*-|node-|golang-|ruby-|r-[a-z]+-|fonts-|texlive-|task-|haskell-|elpa-)")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A sentence and its translation, out of the description of a package of this `family`."""
+    """A sentence and its translation, from the description of a package of this `family`."""
 
     source: str
     target: str
@@ -26,7 +28,7 @@ class Pair:
 
 
 def read(path: Path) -> dict[str, tuple[str, str]]:
-    """Return a language's descriptions: (package, description) by the digest of the English one."""
+    """Return a language's descriptions: (package, description) by the digest of the English description."""
     language = path.name.removeprefix("Translation-")
     found = {}
     for stanza in path.read_text("utf-8").split("\n\n"):
@@ -37,7 +39,7 @@ def read(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def paragraphs(description: str) -> list[str]:
-    """Return the synopsis and the paragraphs of a description; each line of a list is one."""
+    """Return the synopsis and the paragraphs of a description; each line of a list is a paragraph."""
     found: list[list[str]] = [[]]
     for number, line in enumerate(description.split("\n")):
         text = line.strip()
@@ -50,9 +52,10 @@ def paragraphs(description: str) -> list[str]:
 
 
 def pairs(source: Path, target: Path) -> list[Pair]:
-    """Return the sentences of one language beside those of the other; each sentence of `source` once.
+    """Return pairs of sentences of two languages; each sentence of `source` once.
 
-    Descriptions with other numbers of paragraphs are left out; so is what is the same in both languages.
+    Descriptions with different numbers of paragraphs are left out, and so are sentences that are equal in both
+    languages.
     """
     theirs = read(target)
     found: dict[str, Pair] = {}
@@ -78,7 +81,7 @@ def _sentences(source: str, target: str, family: str) -> Iterator[Pair]:
 
 
 def _tidied(source: str, target: str) -> str:
-    """Write typographic marks as most do, and drop the list's punctuation that only the translation has."""
+    """Replace typographic marks by common ones, and drop list punctuation that only the translation has."""
     target = target.replace("\u2019", "'")
     if source[-1] not in ".;:,":
         target = target.rstrip(" ;,.")
@@ -92,24 +95,24 @@ def _is_translation(pair: Pair) -> bool:
 
 
 def family(package: str) -> str:
-    """Return what packages of one origin have in common: ``libfoo2-dev`` and ``foo-doc`` are both ``foo``."""
+    """Return the common name of packages of one origin: ``libfoo2-dev`` and ``foo-doc`` are both ``foo``."""
     stem = _AFFIX.sub("", package)
     return re.split(r"[-\d.+]", stem, maxsplit=1)[0] or stem
 
 
 def same(text: str) -> str:
-    """Reduce a text to what equal ones share: its letters, without case, figures or punctuation."""
+    """Reduce a text to the part that equal texts share: its letters, without case, figures or punctuation."""
     return " ".join(re.findall(r"[^\W\d_]+", text.lower()))
 
 
 def part(family: str) -> str:
-    """Return in which part a family is: ``test`` and ``validation`` get one in 32 each, by a digest of the name."""
+    """Return the part of a family: ``test`` and ``validation`` get one in 32 each, by a digest of the name."""
     place = blake2b(family.encode(), digest_size=2).digest()[0] % 32
     return {0: "test", 1: "validation"}.get(place, "train")
 
 
 def split(found: list[Pair]) -> dict[str, list[Pair]]:
-    """Part pairs by family: no package, and no sentence, is in two parts."""
+    """Split pairs by family: no package, and no sentence, is in two parts."""
     parts: dict[str, list[Pair]] = {"train": [], "validation": [], "test": []}
     for pair in found:
         parts[part(pair.family)].append(pair)

@@ -1,7 +1,9 @@
-"""Train the head `entities` of the text model: ``python -m workers.shipped_heads.text.entity_head [--out FOLDER] [--judge]``.
+"""Train the head `entities` of the text model: ``python -m workers.shipped_heads.text.entity_head [--out FOLDER]
+[--judge]``.
 
-It learns from what spaCy's small model says of news (`workers.shipped_heads.text.teacher`), over the frozen encoder's tokens. With ``--judge``
-the head that is there is judged on the held-out articles and on the sentences of `gold_entities.jsonl`, through the code that serves.
+It learns the entities that spaCy's small model finds in news (`workers.shipped_heads.text.teacher`), over the frozen
+encoder's tokens. ``--judge`` scores the present head on the held-out articles and on the sentences of
+`gold_entities.txt`, by the serving code.
 """
 
 from __future__ import annotations
@@ -36,11 +38,13 @@ _TEXTS = 2_400
 _EPOCHS = 6
 _BATCH_TOKENS = 2_000
 _LEARNING_RATE = 1.5e-3
-_NOT_JUDGED = -100  # what cross_entropy leaves out
+_NOT_JUDGED = -100  # the label that cross_entropy ignores
 
 
 class Rows:
-    """Texts as the head reads them: tokens' features `(tokens, layers * width)`, how they are written, their labels' numbers."""
+    """Texts as input of the head: tokens' features `(tokens, layers * width)`, their spelling, their labels'
+    numbers.
+    """
 
     def __init__(self, model: TextModel, texts: Sequence[Marked], what: str) -> None:
         tokenizing = Tokenizing(Checkpoint(model.spec.folder, "models.text"))
@@ -51,7 +55,7 @@ class Rows:
         self.wanted = [labels_of(texts[n], encodings[n].offsets) for n in short]
 
     def batches(self, random: Random | None = None) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        """Yield padded batches of texts of about equal length, in random order to train."""
+        """Yield padded batches of texts of similar length, in random order for training."""
         sizes = [len(row) * (random.uniform(0.9, 1.1) if random else 1) for row in self.tokens]
         groups: list[list[int]] = [[]]
         for place in sorted(range(len(sizes)), key=sizes.__getitem__):
@@ -78,7 +82,7 @@ class Rows:
 
 
 def labels_of(marked: Marked, offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """Return the number in `LABELS` of each token's label; special tokens, which stand for nothing, are not judged."""
+    """Return the number in `LABELS` of each token's label; special tokens are not judged."""
     found = np.full(len(offsets), _NOT_JUDGED, dtype=np.int64)
     for place, (start, end) in enumerate(offsets):
         if end > start:
@@ -89,7 +93,7 @@ def labels_of(marked: Marked, offsets: Sequence[tuple[int, int]]) -> NDArray[np.
 
 
 def train(known: Rows, unseen: Rows, console: Console) -> TokenLabels:
-    """Return a head trained on `known`, as it was when its loss on `unseen` was lowest."""
+    """Return a head trained on `known`, at its lowest loss on `unseen`."""
     torch.manual_seed(SEED)
     random = Random(SEED)  # noqa: S311 (a repeatable order, no secret)
     module = TokenLabels(known.tokens[0].shape[1], len(LABELS))

@@ -1,4 +1,6 @@
-"""How well the head `entities` does: beside its teacher on held-out news, and beside what a person marked in a few sentences."""
+"""Scores of the head `entities`: compared with its teacher on held-out news, and with a person's marks in a few
+sentences.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ _CAPITALISED = re.compile(r"\b[A-Z][\w&'-]*(?: [A-Z][\w&'-]*)*")
 
 
 def gold() -> list[Marked]:
-    """Return sentences made up for this, with the entities that a person marked in them."""
+    """Return sentences written for this purpose, with the entities marked by a person."""
     lines = resources.files("workers.shipped_heads.text").joinpath("gold_entities.txt").read_text("utf-8").splitlines()
     return [_unmarked(line) for line in lines]
 
@@ -48,7 +50,9 @@ def _unmarked(line: str) -> Marked:
 def found_by(
     model: TextModel, texts: Sequence[str], strategies: Sequence[TokenClassificationParams]
 ) -> list[list[list[Entity]]]:
-    """Return for each strategy the model's entities of each text, by prepare, collate, forward and finish; the pass is one."""
+    """Return, by strategy, the model's entities of each text, by prepare, collate, forward and finish, in a single
+    pass.
+    """
     task = model.spec.tasks[TASK]
     rows = [model.prepare(text, {TASK: strategies[0]}) for text in texts]
     answers: list[list[list[Entity]]] = [[[] for _ in texts] for _ in strategies]
@@ -75,7 +79,9 @@ def capitalised(texts: Sequence[str]) -> list[list[Entity]]:
 
 
 def f1(found: Sequence[Sequence[Entity]], wanted: Sequence[Marked], *, typed: bool = True) -> float:
-    """Return the harmonic mean of precision and recall: an entity counts if both its ends are right, and its type if `typed`."""
+    """Return the harmonic mean of precision and recall: an entity is right if both its ends are, and its type if
+    `typed`.
+    """
     ours = _all(found, typed)
     theirs = _all([one.entities for one in wanted], typed)
     return 2 * len(ours & theirs) / max(len(ours) + len(theirs), 1)
@@ -86,7 +92,7 @@ def _all(entities: Sequence[Sequence[Entity]], typed: bool) -> set[tuple[int, in
 
 
 def show(articles: Sequence[Marked], cache: Path, console: Console, heads: Path | None = None) -> None:
-    """Print the scores. `articles` are what the teacher marked in held-out news."""
+    """Print the scores. `articles` are held-out news with the teacher's marks."""
     model = head_features.text_model(cache, {TASK: Task(TASK, KINDS["token-classification"], "text", "")}, heads)
     table = Table("judged on", "texts", "entities", "by", "F1", "F1 without types")
     for name, marked in (("news, as the teacher marked it", articles), ("sentences, as a person marked them", gold())):

@@ -1,7 +1,9 @@
-"""Train the model `language`: ``python -m workers.shipped_heads.text.languages [--out FOLDER]``, some minutes; then judge it.
+"""Train the model `language`: ``python -m workers.shipped_heads.text.languages [--out FOLDER]``, some minutes; then
+judge it.
 
-It learns from the package descriptions of Debian and the words of Django's pages, cut to pieces as short as a user's. It is judged on
-descriptions of other packages, and on the Universal Declaration of Human Rights, of which it has seen nothing.
+It learns from Debian's package descriptions and the words of Django's pages, cut to pieces as short as a user's texts.
+It is judged on descriptions of other packages, and on the Universal Declaration of Human Rights, which it was not
+trained on.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from workers.shipped_heads.text import descriptions
 from workers.training import data
 from workers.training.data import SEED
 
-#: Language by language: its code (ISO 639-1), Debian's name for it, Django's, and that of the Declaration.
+#: Language by language: its code (ISO 639-1), and its name at Debian, Django, and the Declaration.
 LANGUAGES: Mapping[str, tuple[str | None, str, str]] = {
     "ar": (None, "ar", "arb"), "cs": ("cs", "cs", "ces"), "da": ("da", "da", "dan"), "de": ("de", "de", "deu_1996"),
     "el": (None, "el", "ell_monotonic"), "en": ("en", "en_GB", "eng"), "es": ("es", "es", "spa"), "fi": ("fi", "fi", "fin"),
@@ -41,14 +43,14 @@ LANGUAGES: Mapping[str, tuple[str | None, str, str]] = {
 
 LABELS = tuple(LANGUAGES)
 
-#: Texts of each language in an epoch, drawn anew each time; what has fewer sentences repeats them.
+#: Texts of each language in an epoch, drawn anew each time; a language with fewer sentences repeats them.
 _TEXTS_OF_EACH = 6_000
 _EPOCHS = 6
 _WIDTH = 16
 _BATCH_ROWS = 256
 _LEARNING_RATE = 0.02
 
-#: So many characters a sentence must have to be judged.
+#: A sentence must have this many characters to be judged.
 _JUDGED_FROM = 20
 
 _MESSAGE = re.compile(r'^msgstr(?:\[\d\])? ((?:".*"\s*)+)', re.MULTILINE)
@@ -123,7 +125,7 @@ def described(folder: Path) -> dict[str, dict[str, list[str]]]:
             part = "train" if descriptions.part(descriptions.family(package)) == "train" else "test"
             for text in descriptions.paragraphs(one):
                 plain = descriptions.same(text)
-                # what is not translated stays English
+                # untranslated text stays English
                 if "<trans>" not in text and plain not in seen and (name == "en" or plain not in same):
                     seen.add(plain)
                     parts[part][name].append(text)
@@ -160,7 +162,7 @@ def declaration(folder: Path) -> dict[str, list[str]]:
 
 
 def judge(by_language: Mapping[str, Sequence[str]], answer: Callable[[str], str]) -> dict[str, tuple[int, int]]:
-    """Return for each language how many texts were right, and how many there were."""
+    """Return for each language the number of right texts, and of all texts."""
     found = {}
     for name, texts in by_language.items():
         judged = [text for text in texts if len(text) >= _JUDGED_FROM][:1000]
@@ -170,7 +172,7 @@ def judge(by_language: Mapping[str, Sequence[str]], answer: Callable[[str], str]
 
 
 def served(tensors: Mapping[str, torch.Tensor]) -> Callable[[str], str]:
-    """Return what names the language of one text by these tensors."""
+    """Return a function that names the language of a text by these tensors."""
     table, out, bias = (tensors[name].float() for name in ("table", "out", "bias"))
 
     def answer(text: str) -> str:
@@ -183,7 +185,7 @@ def served(tensors: Mapping[str, torch.Tensor]) -> Callable[[str], str]:
 
 
 def fasttext(file: Path) -> Callable[[str], str]:
-    """Return what names the language of one text by a model of fastText's (pip install fasttext-predict)."""
+    """Return a function that names the language of a text by a fastText model (pip install fasttext-predict)."""
     import fasttext as library
 
     model = library.load_model(str(file))

@@ -1,4 +1,4 @@
-"""Training of a logistic head: which layers it reads and how it is regularised are chosen by cross-validation."""
+"""Training of a logistic head: cross-validation chooses its layers and its regularisation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _as_module(rows: Sequence[int], scaler: StandardScaler, fitted: LogisticRegr
     """Fold the standardisation into the weights, so that serving is one matrix product."""
     weights: NDArray[np.float64] = fitted.coef_
     bias: NDArray[np.float64] = fitted.intercept_
-    if len(fitted.classes_) == 2:  # one row of weights stands for both: softmax over ±half of it is its sigmoid
+    if len(fitted.classes_) == 2:  # one row of weights serves both classes: softmax over ±half of it is its sigmoid
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
     folded = weights / scaler.scale_
     module = LayersLinear(torch.tensor(rows), folded.shape[1], folded.shape[0])

@@ -1,4 +1,4 @@
-"""What another model says of texts, to train by: spaCy's small English model names the entities of news articles."""
+"""Another model's marks as training data: spaCy's small English model names the entities of news articles."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from random import Random
 from workers.training import data
 from workers.training.data import SEED
 
-#: The teacher's labels that are learnt: names, and what is said of time and amounts. The others are rare in news, or vague.
+#: The teacher's labels that are learnt: names, times and amounts. The others are rare in news, or vague.
 TYPES = ("PERSON", "ORG", "GPE", "LOC", "NORP", "DATE", "TIME", "MONEY", "PERCENT")
 
-#: A text that is learnt from has so many paragraphs: users send sentences as well as articles.
+#: A training text has this many paragraphs: users send sentences as well as articles.
 _PARAGRAPHS = (1, 1, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """Characters `start` to `end` of a text, and what they are."""
+    """Characters `start` to `end` of a text, and their type."""
 
     start: int
     end: int
@@ -35,7 +35,9 @@ class Marked:
 
 
 def parts(cache: Path, most_texts: int) -> dict[str, list[str]]:
-    """Return pieces of BBC articles, `most_texts` to train on and a fifth of that to judge by; no article is in two parts."""
+    """Return pieces of BBC articles, `most_texts` to train on and a fifth as many to judge by; no article is in two
+    parts.
+    """
     split = data.split(data.read("topic", cache), seed=SEED)
     wanted = {"train": (split.train, most_texts), "validation": (split.validation, most_texts // 10),
               "test": (split.test, most_texts // 10)}  # fmt: skip
@@ -56,7 +58,7 @@ def _pieces(text: str, random: Random) -> Iterator[str]:
 
 
 def mark(texts: Sequence[str], cache: Path) -> list[Marked]:
-    """Return the texts with what the teacher finds in them. Raises ImportError without the extra `entities`."""
+    """Return the texts with the teacher's entities. Raises ImportError without the extra `entities`."""
     import spacy
 
     folder = data.pull("entity_teacher", cache)

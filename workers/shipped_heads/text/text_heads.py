@@ -1,7 +1,7 @@
 """Train the built-in text heads: ``python -m workers.shipped_heads.text.text_heads [--out FOLDER] [--task NAME]``.
 
-The encoder stays as it is, shared by all heads, so that they come from one pass. What there is to choose is chosen
-without the test part, which is looked at by `workers.training.evaluate` only.
+All heads share the encoder, which stays unchanged, so that they need a single pass. Choices are made
+without the test part; only `workers.training.evaluate` reads it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def train(task: str, cache: Path, out: Path, console: Console) -> Path:
 
 
 def _attention(task: str, cache: Path, parts: Split, labels: Labels, path: Path, console: Console) -> None:
-    """For short texts whose turn hangs on single words: better than the layers' means by two to three points."""
+    """For short texts whose meaning depends on single words: two to three points better than the layers' means."""
     model = head_features.text_model(cache)
     known = head_features.tokens(model, _texts(parts.train), f"{task}: training"), _numbers(parts.train, labels)
     unseen = (

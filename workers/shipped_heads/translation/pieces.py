@@ -1,4 +1,4 @@
-"""The pieces of words that the translation model reads and writes, and where their vectors are before training."""
+"""The word pieces of the translation model, and their vectors before training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAD, END = 0, 1
 
 
 def train_pieces(texts: Iterable[str]) -> Tokenizer:
-    """Return a tokenizer of byte pairs (Sennrich et al., 2016), common to both languages: any text can be written with it."""
+    """Return a tokenizer of byte pairs (Sennrich et al., 2016), shared by both languages: it can write any text."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -41,9 +41,10 @@ def train_pieces(texts: Iterable[str]) -> Tokenizer:
 def likeness_of_pieces(
     source: Sequence[NDArray[np.int64]], target: Sequence[NDArray[np.int64]], width: int
 ) -> NDArray[np.float32]:
-    """Return a vector for each piece, `(pieces, width)`: near to those of the pieces that translate it.
+    """Return a vector for each piece, `(pieces, width)`: near to the vectors of the pieces that translate it.
 
-    Positive pointwise mutual information of being in a sentence and in its translation, factorised (Levy and Goldberg, 2014).
+    Positive pointwise mutual information of being in a sentence and in its translation, factorised (Levy and Goldberg,
+    2014).
     """
     from scipy.sparse.linalg import svds
 

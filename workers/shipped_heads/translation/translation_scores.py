@@ -1,7 +1,8 @@
-"""How well the model `translation` does: ``python -m workers.shipped_heads.translation.translation_scores [--folder FOLDER] [--pairs N]``.
+"""Scores of the model `translation`: ``python -m workers.shipped_heads.translation.translation_scores [--folder FOLDER]
+[--pairs N]``.
 
-BLEU (Papineni et al., 2002) and chrF (Popović, 2015) by sacrebleu, on sentences of packages that it was not trained on, beside two
-baselines: the English text as it is, and the translation of the most similar sentence among those that it was trained on.
+BLEU (Papineni et al., 2002) and chrF (Popović, 2015) by sacrebleu, on sentences of packages outside the training, with
+two baselines: the unchanged English text, and the translation of the most similar training sentence.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from workers.training.data import SEED
 
 _TASK = "translation"
 
-#: A sentence whose nearest one in training is farther than this (cosine of its letters' triples) is hardly to be looked up.
+#: A sentence whose nearest training sentence is farther than this (cosine of its letters' triples) can hardly be looked
+#: up.
 _UNLIKE = 0.6
 
 _BATCH_TOKENS = 1_024
 
 
 def written(folder: Path, texts: Sequence[str], **params: int) -> list[str]:
-    """Return the translations by the code that serves them."""
+    """Return the translations, by the serving code."""
     catalogue = Catalogue({}).with_models({_TASK: {"tasks": {_TASK: "translation"}}}, where="here")
     task = catalogue.tasks[_TASK]
     model = model_for(ModelSpec(_TASK, folder, "1", catalogue.tasks))
@@ -51,7 +53,9 @@ def written(folder: Path, texts: Sequence[str], **params: int) -> list[str]:
 
 
 def remembered(train: Sequence[Pair], texts: Sequence[str]) -> tuple[list[str], list[float]]:
-    """Return what a translation memory answers, the translation of the most similar sentence; and how similar that is."""
+    """Return the answers of a translation memory, that is, the translation of the most similar sentence; and their
+    similarity.
+    """
     similar = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3), sublinear_tf=True, min_df=2, dtype=np.float32)
     known = similar.fit_transform(pair.source for pair in train)
     found, cosines = [], []

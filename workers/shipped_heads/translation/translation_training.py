@@ -1,7 +1,9 @@
-"""Train the English to French model: ``python -m workers.shipped_heads.translation.translation_training --work FOLDER [--minutes N]``.
+"""Train the English to French model: ``python -m workers.shipped_heads.translation.translation_training --work FOLDER
+[--minutes N]``.
 
-A T5 of 4.5 M parameters with pieces of words of its own, on the sentences of Debian's package descriptions and their translations.
-What is kept is the state with the lowest loss on held-out packages. It is scored by `workers.shipped_heads.translation.translation_scores`.
+A T5 of 4.5 M parameters with its own word pieces, on the sentences of Debian's package descriptions and their
+translations. The result is the state with the lowest loss on held-out packages.
+`workers.shipped_heads.translation.translation_scores` scores it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _LEARNING_RATE = 1e-3
 _WARMUP = 0.04  # of the time
 _JUDGE_EVERY_S = 300.0
 _LONGEST_READ, _MOST_WRITTEN = 256, 128
-_JOINED = 0.12  # of the sentences get a second one behind them, so that texts of several are no surprise
+_JOINED = 0.12  # of the sentences are followed by a second, so that texts of several sentences are familiar
 
 #: The state of a run, in its folder: the best so far.
 UNFINISHED = "unfinished.pt"
@@ -46,7 +48,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The pieces of pairs, with the mark of the end."""
+    """The pieces of pairs, with the end mark."""
 
     source: list[Ids]
     target: list[Ids]
@@ -61,7 +63,7 @@ class Tokens:
         return cls([sides[0][n] for n in short], [sides[1][n] for n in short])
 
     def joined(self, random: Random) -> Tokens:
-        """Return these pairs, some of them with another one behind."""
+        """Return these pairs, some of them followed by another."""
         source, target = list(self.source), list(self.target)
         for place in random.sample(range(len(source)), int(_JOINED * len(source))):
             other = random.randrange(len(source))
@@ -84,7 +86,7 @@ def network(vocabulary: int = VOCABULARY) -> Any:
 
 
 def batches(tokens: Tokens, random: Random | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield padded (source, target) of about equal length; to train, lengths are blurred and batches mixed."""
+    """Yield padded (source, target) of similar length; for training, lengths are blurred and batches mixed."""
     sizes = [
         len(a) + len(b) + (random.random() * 4 if random else 0)
         for a, b in zip(tokens.source, tokens.target, strict=True)
@@ -118,7 +120,7 @@ def loss_of(model: Any, source: torch.Tensor, target: torch.Tensor, smoothing: f
 
 
 def judge(model: Any, tokens: Tokens) -> float:
-    """Return the mean loss of a held-out piece."""
+    """Return the mean loss per held-out piece."""
     model.eval()
     total = pieces = 0.0
     with torch.inference_mode():
@@ -132,7 +134,7 @@ def judge(model: Any, tokens: Tokens) -> float:
 
 @dataclass
 class Training:
-    """A run that lasts `seconds`: the learning rate rises, then falls with the time that has passed."""
+    """A run of `seconds`: the learning rate rises, then falls with the elapsed time."""
 
     model: Any
     train: Tokens
@@ -142,7 +144,7 @@ class Training:
     console: Console
 
     def run(self) -> None:
-        """Train, and leave the model as it was when it was best."""
+        """Train, and leave the model in its best state."""
         optimiser = torch.optim.AdamW(self.model.parameters(), lr=_LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
         started = judged = time.monotonic()
         best, kept, steps = judge(self.model, self.validation), copy.deepcopy(self.model.state_dict()), 0
@@ -178,24 +180,24 @@ class Training:
 
 
 def _shape(passed: float) -> float:
-    """Return which part of the learning rate is used when this part of the time has passed."""
+    """Return the factor of the learning rate at this part of the time."""
     return min(passed / _WARMUP, 1.0) * (0.5 + 0.5 * math.cos(math.pi * min(passed, 1.0))) + 0.005
 
 
 def start(model: Any, train: Tokens) -> None:
-    """Begin with pieces that mean the same lying together, by how often sentences and translations have both."""
+    """Start with pieces of the same meaning close together, by their counts in sentences and translations."""
     with torch.no_grad():
         model.shared.weight.copy_(torch.from_numpy(likeness_of_pieces(train.source, train.target, _WIDTH)))
 
 
 def read(cache: Path) -> dict[str, list[Pair]]:
-    """Return the parts of the pairs, after pulling the descriptions if they are not there."""
+    """Return the parts of the pairs, after pulling the descriptions if needed."""
     folder = data.pull("descriptions", cache)
     return descriptions.split(descriptions.pairs(folder / "Translation-en", folder / "Translation-fr"))
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a Hugging Face folder: weights in half precision, which is how they are kept, not how they are computed with."""
+    """Write a Hugging Face folder: weights in half precision, which is their storage and not their computation."""
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config.update(max_new_tokens=_MOST_WRITTEN)
     model.half().save_pretrained(folder)

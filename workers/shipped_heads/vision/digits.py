@@ -1,4 +1,4 @@
-"""Handwritten digits with words for them: what the built-in picture model is trained and judged on."""
+"""Handwritten digits with words for them: the data of the built-in picture model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from workers.models.sources import model_source
 
-#: Of the split: every fifth digit of each kind is held out.
+#: The split: every fifth digit of each kind is held out.
 SEED = 20261122
 
 #: Height and width of a picture: the digits' 28, and a margin.
@@ -23,10 +23,10 @@ SIDE = 32
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-#: What may be said of a digit: of each two, at most one is true.
+#: The adjectives of a digit: of each two, at most one is true.
 ADJECTIVES = ("thin", "thick", "upright", "slanted")
 
-#: What a digit is called. `{a}` is where adjectives go, if any.
+#: The names of a digit. `{a}` is the place of adjectives, if any.
 _FORMS = (
     "a {a}handwritten {n}",
     "a {a}{n}",
@@ -41,7 +41,7 @@ _FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """Images `(digits, 32, 32)` of 0 to 1, white on black; which digit each is; the adjectives that are true of it."""
+    """Images `(digits, 32, 32)` of 0 to 1, white on black; the digit of each; its true adjectives."""
 
     images: NDArray[np.float32]
     numbers: NDArray[np.int64]
@@ -55,7 +55,7 @@ class Digits:
 
 
 def read(cache: Path) -> tuple[Digits, Digits]:
-    """Return the digits to train on, and those held out, after pulling them into `cache` if they are not there."""
+    """Return the digits to train on, and those held out, after pulling them into `cache` if needed."""
     table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
     source = model_source.parse(table["data"]["digits"]["source"], where="builtin.toml: data.digits.source")
     with gzip.open(model_source.pull(source, cache).folder / "mnist_5k.csv.gz", "rt") as file:
@@ -74,12 +74,12 @@ def read(cache: Path) -> tuple[Digits, Digits]:
 
 
 def ink(images: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return how much of each image is ink, of 1."""
+    """Return the share of ink in each image, of 1."""
     return np.asarray(images.mean(axis=(1, 2), dtype=np.float64))
 
 
 def slant(images: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return how far each image's ink leans to the right, as the tangent of the angle."""
+    """Return the lean of each image's ink to the right, as the tangent of the angle."""
     heights, widths = np.mgrid[0 : images.shape[1], 0 : images.shape[2]].astype(np.float64)
     total = images.sum(axis=(1, 2)) + 1e-6
     down = heights - ((images * heights).sum(axis=(1, 2)) / total)[:, None, None]
@@ -104,7 +104,7 @@ def _adjectives(images: NDArray[np.float32], numbers: NDArray[np.int64]) -> list
 
 
 def prompt(number: int, adjectives: Sequence[str], random: Random) -> str:
-    """Return one of the ways to ask for such a digit; each of its adjectives is said every other time."""
+    """Return a prompt for such a digit; each of its adjectives is used every other time."""
     said = [adjective for adjective in adjectives if random.random() < 0.5]
     random.shuffle(said)
     name = WORDS[number] if random.random() < 0.6 else str(number)

@@ -1,8 +1,8 @@
 """Train the fused head: ``python -m workers.shipped_heads.vision.fused_head [--out FOLDER] [--epochs N]``.
 
-Both backbones stay as they are, so their features are computed once: each statement's tokens, each digit's places. What is held out
-are a fifth of the digits, and of every fact some phrasings. Beside the head itself, two are trained that see the text alone and the
-image alone: what they get right is chance.
+Both backbones stay unchanged, so their features are computed once: each statement's tokens, each digit's places. Held
+out are a fifth of the digits, and some phrasings of every fact. Two more heads are trained, on the text alone and on
+the image alone: their scores are chance.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from workers.shipped_heads.vision.statements import Statement
 LABELS = ("false", "true")
 SEED = 20261122
 
-_IMAGES, _EACH = 64, 8  # of a step: so many digits, each with so many statements
+_IMAGES, _EACH = 64, 8  # of a step: this many digits, each with this many statements
 _RATE = 1.5e-3
 _JUDGED = 4000
 
 
 class Score(msgspec.Struct, frozen=True):
-    """The share of held-out pairs judged rightly: of new digits in known phrasings, and in new ones."""
+    """The share of held-out pairs judged rightly: of new digits in known phrasings, and in new phrasings."""
 
     known_phrasings: float
     new_phrasings: float
@@ -55,7 +55,9 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Sayings:
-    """Statements with their tokens' features `(statements, tokens, width)`, padded, and how often each digit meets each."""
+    """Statements with their tokens' features `(statements, tokens, width)`, padded, and the frequency of each with
+    each digit.
+    """
 
     of: list[Statement]
     tokens: torch.Tensor
@@ -65,7 +67,7 @@ class Sayings:
 
 
 def pictures(of: Digits, model: Model, file: Path) -> Pictures:
-    """Run the vision backbone over digits, as files that were sent."""
+    """Run the vision backbone over digits, sent as files."""
     from workers.models.built_in.vision.vision_network import VisionEncoder
 
     if file.is_file():
@@ -94,7 +96,7 @@ def sayings(of: list[Statement], model: Model) -> Sayings:
 
 
 def train(shown: Pictures, said: Sayings, *, epochs: int, blind: str = "") -> FusedHead:
-    """Return a trained head. `blind` to ``text`` or ``image``, it sees the same one of these all the time."""
+    """Return a trained head. If `blind` to ``text`` or ``image``, it always sees the same text or image."""
     torch.manual_seed(SEED)
     random = np.random.default_rng(SEED)
     head = FusedHead(said.tokens.shape[-1], shown.places.shape[-1], len(LABELS))
@@ -129,7 +131,7 @@ def judged(head: FusedHead, shown: Pictures, said: Sayings, *, blind: str = "") 
 def _drawn(
     shown: Pictures, said: Sayings, random: np.random.Generator, images: int, each: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw digits `(images,)` and for each so many statements `(images, each)`."""
+    """Draw digits `(images,)` and some statements for each `(images, each)`."""
     by_digit = said.chances.sum(1)
     wanted = random.choice(len(by_digit), images, p=by_digit)
     at = np.array([random.choice(np.flatnonzero(shown.numbers == digit)) for digit in wanted])

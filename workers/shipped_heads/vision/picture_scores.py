@@ -1,7 +1,7 @@
 """Judge the built-in picture model: ``python -m workers.shipped_heads.vision.picture_scores [FOLDER] [--each N]``.
 
-A small network learns to read the digits that the model was trained on; how well it reads those held out is as well as it can read. What it
-reads in pictures that were drawn to prompts, by the code that serves them, tells whether they show what was asked for.
+A small network learns to read the digits of the model's training; its accuracy on held-out digits is its limit. Its
+accuracy on pictures drawn to prompts, by the serving code, shows whether the pictures match their prompts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workers.models.sources import model_source
 from workers.shipped_heads.vision import digits
 from workers.shipped_heads.vision.digits import SEED, WORDS, Digits
 
-#: What the model is served with unless it is asked otherwise; as in builtin.toml's example and docs/models.md.
+#: The model's default options; as in builtin.toml's example and docs/models.md.
 PARAMS = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
 Images = NDArray[np.float32]
@@ -36,10 +36,10 @@ Images = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Shares of pictures that are read right: real ones held out, drawn ones, and how often an adjective shows.
+    """Shares of pictures that are read right: real held-out ones, drawn ones, and drawn ones that show their adjective.
 
-    `distance` is the mean distance (root of the mean square, of 1) of a drawn picture to the most similar one in the training,
-    `held_out_distance` that of real ones that were held out: a model that copies would be far below it.
+    `distance` is the mean distance (root of the mean square, of 1) of a drawn picture to the most similar training
+    picture, `held_out_distance` that of real held-out ones: a model that copies would be far below it.
     """
 
     held_out: float
@@ -51,7 +51,7 @@ class Scores:
 
 
 def reader(examples: Digits, epochs: int = 8) -> nn.Module:
-    """Return a network that reads digits, trained on `examples`, moved about a little."""
+    """Return a network that reads digits, trained on slightly moved `examples`."""
     torch.manual_seed(SEED)
     network = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
@@ -83,7 +83,7 @@ def right(network: nn.Module, images: Images, numbers: NDArray[np.int64]) -> flo
 
 
 def drawn(folder: Path, prompts: Sequence[str]) -> Images:
-    """Return pictures `(prompts, 32, 32)` of 0 to 1, drawn by the model that serves `folder`, the n-th with the seed n."""
+    """Return pictures `(prompts, 32, 32)` of 0 to 1, drawn by the model in `folder`, the n-th with the seed n."""
     catalogue = Catalogue({}).with_models({"pictures": {"tasks": {"picture": "text-to-image"}}}, where="here")
     model = DiffusionModel(ModelSpec("pictures", folder, "1", catalogue.tasks, {"step_rows": 32}))
     model.load("cpu")

@@ -1,8 +1,10 @@
-"""Train the built-in picture model: ``python -m workers.shipped_heads.vision.picture_training [--out FOLDER] [--steps N]``.
+"""Train the built-in picture model: ``python -m workers.shipped_heads.vision.picture_training [--out FOLDER] [--steps
+N]``.
 
-A latent diffusion model (Rombach et al., 2022) as diffusers has them, small enough for one core: an autoencoder of 4 x 8 x 8
-numbers a picture, then a denoiser that reads prompts through a text encoder of its own, both trained on handwritten digits.
-`workers.shipped_heads.vision.picture_scores` judges it. Every few hundred steps the folder is written anew, so that a run can be cut short.
+A latent diffusion model (Rombach et al., 2022) in diffusers' form, small enough for one core: an autoencoder of 4 x 8 x
+8 numbers per picture, then a denoiser that reads prompts through its own text encoder, both trained on handwritten
+digits. `workers.shipped_heads.vision.picture_scores` judges it. The folder is written every few hundred steps, so that
+a run can be cut short.
 """
 
 from __future__ import annotations
@@ -33,15 +35,15 @@ _LATENT_CHANNELS = 4
 _WIDTH = 64  # of the text encoder
 _MAX_TOKENS = 16
 _KEEP = 0.999  # of the running mean of the weights, a step
-#: So many prompts are empty in training: what guidance compares with.
+#: This share of the prompts is empty in training; guidance compares with the empty prompt.
 _UNPROMPTED = 0.15
-#: Each digit is also seen moved by so many pixels.
+#: Each digit is also moved by up to this many pixels.
 _MOVES = ((0, 0), (-2, 1), (2, -1), (1, 2), (-1, -2))
 _SAVE_EVERY = 500
 
 
 def tokenizer() -> CLIPTokenizer:
-    """Return a tokenizer that has a token for every word of the prompts, and letters for what else may come."""
+    """Return a tokenizer with a token for every word of the prompts, and letters for other words."""
     known: dict[str, int] = {}
     for character in string.ascii_lowercase + string.digits + string.punctuation:
         known.setdefault(character, len(known))
@@ -109,12 +111,12 @@ def scheduler() -> DDIMScheduler:
 
 
 def moved(images: NDArray[np.float32], move: tuple[int, int]) -> torch.Tensor:
-    """Return images moved a little, as the autoencoder wants them: `(images, 1, 32, 32)` of -1 to 1."""
+    """Return slightly moved images for the autoencoder: `(images, 1, 32, 32)` of -1 to 1."""
     return torch.from_numpy(np.roll(images, move, axis=(1, 2)))[:, None] * 2 - 1
 
 
 def train_autoencoder(network: AutoencoderKL, images: NDArray[np.float32], steps: int, console: Console) -> None:
-    """Teach it to draw a picture again from its latents, which are to be spread like noise."""
+    """Train it to reproduce a picture from its latents, which should be distributed like noise."""
     random = np.random.default_rng(SEED)
     optimizer, schedule = _optimizer(network.parameters(), steps, rate=2e-3)
     for step in range(steps):
@@ -131,7 +133,7 @@ def train_autoencoder(network: AutoencoderKL, images: NDArray[np.float32], steps
 
 
 class Latents:
-    """The digits as the denoiser sees them: each moved in five ways, encoded once."""
+    """The digits as input of the denoiser: each moved in five ways, encoded once."""
 
     def __init__(self, autoencoder: AutoencoderKL, examples: Digits) -> None:
         self._examples = examples
@@ -155,7 +157,7 @@ class Latents:
 
 
 class Diffusion:
-    """The training of the denoiser with the text encoder. `mean` holds the weights that are kept: their running mean."""
+    """The training of the denoiser with the text encoder. `mean` holds the saved weights: their running mean."""
 
     def __init__(self, pipeline: StableDiffusionPipeline, steps: int) -> None:
         self._pipeline = pipeline
@@ -208,7 +210,7 @@ def _step(optimizer: torch.optim.Optimizer, schedule: Any, loss: torch.Tensor) -
 
 
 def train(examples: Digits, out: Path, *, autoencoder_steps: int, steps: int, console: Console) -> None:
-    """Train all of it on `examples` and write the folder `out`."""
+    """Train all networks on `examples` and write the folder `out`."""
     torch.manual_seed(SEED)
     words = tokenizer()
     autoencoder, reader, denoiser = networks(words)

@@ -1,7 +1,7 @@
-"""Statements about a digit, true or false: what the fused head is trained and judged on.
+"""Statements about a digit, true or false: the data of the fused head.
 
-Each fact comes in several phrasings, some of which no training has seen. To every fact there is its opposite, and a statement is
-as often true as false, of every digit: who reads the statement alone, or sees the picture alone, can only guess.
+Each fact has several phrasings, some of which are never trained on. Every fact has its opposite, and a statement is
+true as often as false, of every digit: the statement alone, or the picture alone, allows only a guess.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS = range(10)
 
-#: By fact: phrasings to train on, and phrasings that are held out. `{a}` and `{b}` are words or figures.
+#: By fact: phrasings to train on, and held-out phrasings. `{a}` and `{b}` are words or figures.
 PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "is": (
         ("this is a {a}", "the digit is {a}", "it shows the number {a}", "a handwritten {a}", "one can see a {a} here"),
@@ -71,7 +71,7 @@ _OPPOSITES = {"is not": "is", "odd": "even", "not over": "over", "not under": "u
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What is said, and of which digits it is true."""
+    """A statement, and the digits of which it is true."""
 
     text: str
     fact: str
@@ -79,7 +79,7 @@ class Statement:
 
 
 def statements(*, held_out: bool) -> list[Statement]:
-    """Return all statements in the phrasings to train on, or in those held out."""
+    """Return all statements in the phrasings to train on, or in the held-out ones."""
     return [
         Statement(text, fact, tuple(_holds(fact, digit, a, b) for digit in DIGITS))
         for fact, phrasings in PHRASINGS.items()
@@ -90,7 +90,9 @@ def statements(*, held_out: bool) -> list[Statement]:
 
 
 def chances(of: list[Statement]) -> NDArray[np.float64]:
-    """Return how often each digit is to meet each statement `(10, statements)`, so that neither alone tells whether it is true."""
+    """Return the frequency of each statement with each digit `(10, statements)`, so that neither alone tells whether
+    it is true.
+    """
     by_fact = {fact: sum(one.fact == fact for one in of) for fact in PHRASINGS}
     weights = np.array(
         [[1 / (one.true_of.count(one.true_of[digit]) * by_fact[one.fact]) for one in of] for digit in DIGITS]
@@ -105,7 +107,7 @@ def _holds(fact: str, digit: int, a: int, b: int) -> bool:
 
 
 def _numbers(fact: str) -> Iterator[tuple[int, int]]:
-    """Yield the numbers that a fact can be about, such that it is true of some digits and false of others."""
+    """Yield the numbers for a fact that make it true of some digits and false of others."""
     match fact.removeprefix("not "):
         case "is" | "is not":
             yield from ((a, 0) for a in DIGITS)

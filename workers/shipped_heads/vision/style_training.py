@@ -1,8 +1,9 @@
-"""Train the built-in style network: ``python -m workers.shipped_heads.vision.style_training [--out FOLDER] [--steps N]``.
+"""Train the built-in style network: ``python -m workers.shipped_heads.vision.style_training [--out FOLDER] [--steps
+N]``.
 
-It learns to draw photographs so that the features which MobileNetV2, trained on ImageNet, has of them stay those of the photograph as
-to what is where, and become those of the style as to how they go together (Gatys, Ecker and Bethge, 2016; Johnson, Alahi and
-Fei-Fei, 2016). The weights are written anew every few hundred steps, so that a run can be cut short.
+It learns to redraw photographs by their features in MobileNetV2, trained on ImageNet: features at each place stay those
+of the photograph, and their correlations become those of the style (Gatys, Ecker and Bethge, 2016; Johnson, Alahi and
+Fei-Fei, 2016). The weights are written every few hundred steps, so that a run can be cut short.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from workers.shipped_heads.vision.styles import SEED, STYLES
 BATCH = 3
 SIDE = 128
 
-#: The layers whose features are compared, by the numbers of the blocks whose expansion gives them; 0 is the stem.
+#: The compared layers, by the numbers of the blocks whose expansion is taken; 0 is the stem.
 _STYLE_LAYERS = (0, 1, 2, 4, 7)
 _CONTENT_LAYER = 4
 
-#: How much of a style there is to be, against what is where.
+#: The weight of a style against the content.
 _STRENGTH: Mapping[str, float] = {"brush": 25.0, "mosaic": 40.0, "pencil": 8.0}
 _SMOOTH = 0.3
 _SAVE_EVERY = 200
@@ -45,14 +46,14 @@ _STD = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
 
 
 def source(kind: str, name: str) -> Path:
-    """Return the folder of a built-in source, pulled if it is not there."""
+    """Return the folder of a built-in source, pulled if needed."""
     table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))[kind][name]
     found = model_source.parse(table["source"], where=f"builtin.toml: {kind}.{name}.source")
     return model_source.pull(found, model_source.cache_folder()).folder
 
 
 class Features:
-    """What MobileNetV2 sees in pictures of 0 to 1, by layer."""
+    """MobileNetV2's features of pictures of 0 to 1, by layer."""
 
     def __init__(self) -> None:
         from transformers import AutoModelForImageClassification
@@ -75,14 +76,14 @@ class Features:
 
 
 def together(features: torch.Tensor) -> torch.Tensor:
-    """Return how a layer's features go together, wherever they are: their means, and Gram's matrix, `(rows, …)`."""
+    """Return the statistics of a layer's features over all places: their means, and Gram's matrix, `(rows, …)`."""
     flat = features.flatten(2)
     gram = flat @ flat.transpose(1, 2) / flat.shape[-1]
     return torch.cat([gram.flatten(1) / flat.shape[1] ** 0.5, flat.mean(-1)], 1)
 
 
 class Loss:
-    """How far drawn pictures are from the photographs and the styles; each part is 1 where nothing fits."""
+    """The distance of drawn pictures from the photographs and the styles; each part is 1 where nothing fits."""
 
     def __init__(self, features: Features, styles: Sequence[torch.Tensor]) -> None:
         self._features = features
@@ -109,7 +110,7 @@ class Loss:
 
 
 def photographs(random: Random) -> Iterator[torch.Tensor]:
-    """Yield batches of squares cut out of the photographs, `(rows, 3, side, side)` of 0 to 1."""
+    """Yield batches of squares cut from the photographs, `(rows, 3, side, side)` of 0 to 1."""
     folder = source("data", "photographs")
     names = sorted(path for path in folder.iterdir() if path.suffix in (".png", ".jpg"))
     opened = [Image.open(path).convert("RGB") for path in names]
@@ -145,7 +146,7 @@ def save(network: StyleNetwork, out: Path) -> None:
 
 
 def train(out: Path, steps: int, console: Console) -> None:
-    """Train the network and write it into the folder `out`."""
+    """Train the network and write it to the folder `out`."""
     torch.manual_seed(SEED)
     random = Random(SEED)  # noqa: S311 - repeatable, no secret
     network, loss = StyleNetwork(len(STYLES)), Loss(Features(), styles())

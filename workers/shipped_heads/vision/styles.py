@@ -1,4 +1,4 @@
-"""The pictures that the built-in styles are learnt from: drawn here, by numbers, so that they are nobody else's."""
+"""The pictures of the built-in styles: drawn here, by numbers, so that nobody else owns them."""
 
 from __future__ import annotations
 
