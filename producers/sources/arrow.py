@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any, cast
 
+from producers.sources.file_reading import Meter, Raw, Reading
 from producers.sources.places import Place
-from producers.sources.reading import Meter, Raw, Reading
 from producers.wire.errors import ConfigurationError, InvalidInput
 
 try:

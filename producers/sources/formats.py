@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from producers.sources.reading import Raw, Reader, Reading
+from producers.sources.file_reading import Raw, Reader, Reading
 from producers.wire.errors import InputTooLarge, InvalidInput
 
 #: A longer line is put aside unread: one broken file must not fill the memory.

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from producers.sources.columns import Chooser
+from producers.sources.file_reading import Meter, Reader, Reading
 from producers.sources.formats import FORMATS, SUFFIXES
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
 from producers.sources.places import BROKEN, STDIN, Folder, LocalFile, Place, StandardInput, find
-from producers.sources.reading import Meter, Reader, Reading
 from producers.sources.unique import Unique
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InvalidInput
