@@ -22,6 +22,7 @@ from producers.wire.catalogue import Catalogue, Limits
 from producers.wire.connection import AdmissionSettings, Connection, checked_url
 from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import known, read_toml, typed
+from producers.wire.forms import Redactable
 from producers.wire.messages import Priority
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -112,11 +113,12 @@ def _bytes(text: str) -> int:
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of inputs, checked at the worker: the fields of `workers.envelope.inputs.InputLimits`, which explains
-    them.
+    them. `redact` is for clients alone.
     """
 
     max_text_chars: int = DEFAULT_LIMITS.max_text_chars
     max_input_bytes: int = DEFAULT_LIMITS.max_input_bytes
+    redact: tuple[Redactable, ...] = ()
     allowed_roots: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     allow_private_addresses: bool = False
@@ -128,6 +130,11 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         _at_least(self, 0, "max_redirects")
         if not 0 < self.fetch_timeout_s < math.inf:
             raise ValueError("`fetch_timeout_s` must be over 0")
+
+    @property
+    def of_inputs(self) -> dict[str, Any]:
+        """The arguments of `InputLimits`."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "redact"}
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -194,7 +201,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tables = {name: {"tasks": model.tasks} for name, model in self.models.items()}
         whole = Catalogue.builtin().with_models(tables, where="fleet.toml")
         served = {name: task for name, task in whole.tasks.items() if task.model in self.models}
-        return Catalogue(served, Limits(self.limits.max_text_chars, self.limits.max_input_bytes))
+        return Catalogue(served, Limits(self.limits.max_text_chars, self.limits.max_input_bytes, self.limits.redact))
 
     @property
     def served(self) -> tuple[str, ...]:

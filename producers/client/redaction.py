@@ -1,36 +1,38 @@
-"""What of a text should not leave the house: addresses and numbers that can be told by their form, replaced before anything is sent."""
+"""Addresses and numbers that have a form of their own, replaced in texts before anything is sent.
+
+`redact` does it for a text. `redacted` does it for the input of an item, as ``[limits] redact`` of a ``fleet.toml`` asks.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
 
-#: By what they are replaced with, the longest first: a card's number has telephone numbers in it.
-_FORMS: Mapping[str, str] = {
-    "e-mail": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
-    "IBAN": r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b",
-    "card": r"(?<![\w.])\d(?:[ -]?\d){12,18}(?!\w)",
-    "address": r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])",
-    "telephone": r"(?<![\w.,-])(?<!\d )(?:\+|00|0|\()\d[\d ()/-]{6,16}\d(?!\w)",
-}
+from msgspec.structs import replace
 
-
-def redact(text: str) -> str:
-    """Return a text with e-mail addresses, bank accounts (IBAN), card numbers, IP addresses and telephone numbers replaced by what they
-    were: ``[e-mail]`` … Names and streets have no form of their own, and stay.
-    """
-    for name, form in _FORMS.items():
-        text = re.sub(form, _replacing(name), text)
-    return text
-
-
-def _replacing(name: str) -> Callable[[re.Match[str]], str]:
-    valid: Callable[[str], bool] = _CHECKS.get(name, lambda _: True)
-    return lambda found: f"[{name}]" if valid(found[0]) else found[0]
+from producers.wire.forms import Redactable
+from producers.wire.messages import (
+    BlobInput,
+    DerivedInput,
+    InlineBytes,
+    Input,
+    MessagesInput,
+    PathInput,
+    QuestionInput,
+    RowInput,
+    SeedInput,
+    SentencesInput,
+    SeriesInput,
+    TextAndImageInput,
+    UrlInput,
+)
 
 
 def _is_card(number: str) -> bool:
-    """Luhn's check digit: what passes it by chance is one number in ten."""
+    """Luhn's check digit: one number in ten passes it by chance."""
     digits = [int(digit) for digit in number if digit.isdigit()][::-1]
     doubled = [digit * 2 - 9 * (digit > 4) for digit in digits[1::2]]
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0
@@ -43,4 +45,57 @@ def _is_account(account: str) -> bool:
     return int("".join(str(int(character, 36)) for character in moved)) % 97 == 1
 
 
-_CHECKS: Mapping[str, Callable[[str], bool]] = {"card": _is_card, "IBAN": _is_account}
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a text is searched for, and the word that replaces it where it is `valid`."""
+
+    pattern: re.Pattern[str]
+    word: str
+    valid: Callable[[str], bool] = lambda _: True
+
+    def replaced(self, text: str) -> str:
+        return self.pattern.sub(lambda found: f"[{self.word}]" if self.valid(found[0]) else found[0], text)
+
+
+#: In this order: the digits of a card may hold those of a telephone number.
+_FORMS: Mapping[Redactable, _Form] = {
+    "email": _Form(re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "e-mail"),
+    "iban": _Form(re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), "IBAN", _is_account),
+    "card": _Form(re.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?!\w)"), "card", _is_card),
+    "ip": _Form(re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])"), "address"),
+    "phone": _Form(re.compile(r"(?<![\w.,-])(?<!\d )(?:\+|00|0|\()\d[\d ()/-]{6,16}\d(?!\w)"), "telephone"),
+}
+
+
+def redact(text: str, names: Collection[Redactable] = tuple(_FORMS)) -> str:
+    """Return a text with e-mail addresses, bank accounts (IBAN), card numbers, IP addresses and telephone numbers replaced by a
+    word for each: ``[e-mail]`` … `names` chooses some of them. Names and streets have no form of their own, and stay.
+    """
+    for name, form in _FORMS.items():
+        if name in names:
+            text = form.replaced(text)
+    return text
+
+
+def redacted(value: Input, names: Collection[Redactable]) -> Input:
+    """Return an input with the texts in it redacted. Files, addresses of files, numbers and names of columns stay as they are."""
+    changed = partial(redact, names=names)
+    match value:
+        case str():
+            value = changed(value)
+        case QuestionInput():
+            value = QuestionInput(changed(value.question), changed(value.context))
+        case SentencesInput():
+            value = SentencesInput(changed(value.source_sentence), tuple(map(changed, value.sentences)))
+        case MessagesInput():
+            value = MessagesInput(tuple(replace(one, content=changed(one.content)) for one in value.messages))
+        case RowInput():
+            cells = value.values.items()
+            value = RowInput({name: changed(cell) if isinstance(cell, str) else cell for name, cell in cells})
+        case TextAndImageInput():
+            value = replace(value, text=changed(value.text))
+        case InlineBytes() | PathInput() | UrlInput() | BlobInput() | SeriesInput() | SeedInput() | DerivedInput():
+            pass
+        case _:
+            assert_never(value)
+    return value

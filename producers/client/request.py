@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from producers.client.redaction import redacted
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
 from producers.wire.forms import sendable
@@ -102,7 +103,12 @@ class Request:
         if isinstance(value, Path):
             value = value.absolute()  # the worker's folder is another one
         # the tasks are of one modality, so that what is right for the first is right for all
-        return self.catalogue.check_input(self.tasks[0], value, field=field)
+        checked = self.catalogue.check_input(self.tasks[0], value, field=field)
+        names = self.catalogue.limits.redact
+        if not names:
+            return checked
+        # again, as a worker will: what replaces something may be longer
+        return self.catalogue.check_input(self.tasks[0], redacted(checked, names), field=field)
 
     def _item_params(self, params: Mapping[str, Any] | None, field: str) -> dict[str, Params]:
         if not params and not self.lacking:

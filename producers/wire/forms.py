@@ -43,12 +43,18 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+#: What `producers.client.redaction` can replace in texts.
+Redactable = Literal["email", "iban", "card", "ip", "phone"]
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest inputs accepted; checked at the producer, and again at the worker."""
+    """The largest inputs accepted; checked at the producer, and again at the worker. `redact` names what the producer replaces in
+    texts before it sends them."""
 
     max_text_chars: int = 100_000
     max_input_bytes: int = 20 * 1024 * 1024
+    redact: tuple[Redactable, ...] = ()
 
 
 def check(modality: Modality, value: object, limits: Limits, field: str) -> Input:

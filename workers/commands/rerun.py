@@ -56,7 +56,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     stored = _stored(store, batch)
     envelopes = _envelopes(store, stored)
     wanted, served = served_models.serve(settings, batch.model, device)
-    limits = InputLimits(**msgspec.structs.asdict(settings.limits))
+    limits = InputLimits(**settings.limits.of_inputs)
     offer = CurrentOffer(Offer(settings.catalogue, {batch.model: served}))
     preparation = Preparation(offer=offer, limits=limits, store=store)
     steps = list(_steps(preparation, envelopes, stored))

@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from producers.wire.blobs import Blobs
 from producers.wire.errors import BrokerUnavailable, ConfigurationError
 from producers.wire.pipelines.following import follow
@@ -212,7 +210,7 @@ class Node:
     def _new_execution(self, batcher: Batcher, offer: CurrentOffer) -> Execution:
         return Execution(
             offer=offer,
-            limits=InputLimits(**msgspec.structs.asdict(self.settings.limits), blobs=self._blobs),
+            limits=InputLimits(**self.settings.limits.of_inputs, blobs=self._blobs),
             batcher=batcher,
             writer=self._writer,
             store=self._store,
