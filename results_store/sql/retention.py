@@ -37,10 +37,12 @@ def drop_inputs(connection: Connection, done: Collection[str]) -> None:
 
 
 class Retention:
-    """What the store keeps and what it lets go; `Store.retention` has it."""
+    """What the store keeps and what it lets go; `Store.retention` has it. A transaction takes so many `jobs`, or `rows`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, jobs: int = JOBS, rows: int = ROWS) -> None:
         self._database = database
+        self._jobs = jobs
+        self._rows = rows
 
     def purge(
         self, *, finished_before: float | None = None, keep_results: bool = False, now: float | None = None
@@ -53,8 +55,8 @@ class Retention:
         stay; cancel them first. Takes many short transactions; a purge that broke off is finished by the next.
         """
         at = time.time() if now is None else now
-        purge = _purge_inputs if keep_results else _purge_jobs
-        return purge(self._database, finished_before=finished_before, now=at)
+        purge = self._purge_inputs if keep_results else self._purge_jobs
+        return purge(finished_before=finished_before, now=at)
 
     def drop_inputs_of_pipelines(self) -> int:
         """Delete the payloads of finished pipelines, those of envelopes with a failed result excepted; return how many.
@@ -63,13 +65,13 @@ class Retention:
         """
         removed = 0
         over = and_(jobs.c.pipeline.is_not(null()), jobs.c.finished_at.is_not(None))
-        for page in _pages(self._database, over):
+        for page in self._pages(over):
 
             def unwanted(connection: Connection, page: Collection[str] = page) -> ColumnElement[bool]:
                 failed = _failed().where(among(connection, envelopes.c.job, page))
                 return and_(_inputs_of(page)(connection), payloads.c.envelope.not_in(failed))
 
-            removed += in_portions(self._database, payloads, unwanted)
+            removed += self._remove(payloads, unwanted)
         return removed
 
     def with_inputs(self, ids: Collection[str]) -> set[str]:
@@ -85,30 +87,89 @@ class Retention:
         with self._database.read() as connection:
             return _existing(connection, ids)
 
+    def _purge_jobs(self, *, finished_before: float | None, now: float) -> Purged:
+        """Remove the finished jobs that are due, with envelopes, inputs and results, and the batches of before."""
+        gone = self._hide(_due(finished_before, now), now)
+        swept = self._sweep()
+        if finished_before is None:
+            return replace(swept, jobs=gone)
+        strays = sum(self._remove_strays(owners, finished_before) for owners in self._owners_of_results())
+        old = self._remove(batches, lambda _: batches.c.started_at < finished_before)
+        return replace(swept, jobs=gone, results=swept.results + strays, batches=old)
+
+    def _purge_inputs(self, *, finished_before: float | None, now: float) -> Purged:
+        """Remove the inputs of the finished jobs that are due; the jobs and their results stay."""
+        removed = 0
+        for page in self._pages(_due(finished_before, now)):
+            removed += self._remove(payloads, _inputs_of(page))
+        return Purged(payloads=removed)
+
+    def _hide(self, due: ColumnElement[bool], now: float) -> int:
+        hidden = 0
+        while True:
+            with self._database.write(Weight.ACCEPTED) as connection:
+                chosen = (
+                    select(jobs.c.id).where(due).order_by(jobs.c.id).limit(self._jobs).with_for_update(skip_locked=True)
+                )
+                ids = list(connection.execute(chosen).scalars())
+                if not ids:
+                    return hidden
+                connection.execute(insert(purged_jobs), [{"job": id_, "purged_at": now} for id_ in ids])
+                connection.execute(delete(jobs).where(among(connection, jobs.c.id, ids)))
+            hidden += len(ids)
+
+    def _sweep(self) -> Purged:
+        """Remove what is left of hidden jobs, inputs first."""
+        inputs = owned = answers = 0
+        while True:
+            with self._database.read() as connection:
+                hidden = list(connection.execute(select(purged_jobs.c.job).limit(self._jobs)).scalars())
+            if not hidden:
+                return Purged(envelopes=owned, payloads=inputs, results=answers)
+            inputs += self._remove(payloads, _inputs_of(hidden))
+            owned += self._remove(envelopes, _of(envelopes.c.job, hidden))
+            answers += self._remove(results, _of(results.c.job, hidden))
+            with self._database.write(Weight.NOTE) as connection:
+                connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
+
+    def _owners_of_results(self) -> Iterator[list[str]]:
+        last = ""
+        while True:
+            with self._database.read() as connection:
+                owners = list(connection.execute(_NEXT_OWNERS, {"last": last, "limit": self._rows}).scalars())
+            if not owners:
+                return
+            yield owners
+            last = owners[-1]
+
+    def _remove_strays(self, owners: Collection[str], stored_before: float) -> int:
+        """Remove old results of no job: of a message forged, or computed once more when its job was purged already."""
+        with self._database.read() as connection:
+            strays = set(owners) - _existing(connection, owners)
+        if not strays:
+            return 0
+        old = results.c.stored_at < stored_before
+        return self._remove(results, lambda connection: and_(among(connection, results.c.job, strays), old))
+
+    def _pages(self, due: ColumnElement[bool]) -> Iterator[list[str]]:
+        last = ""
+        while True:
+            page = select(jobs.c.id).where(due, jobs.c.id > last).order_by(jobs.c.id).limit(self._jobs)
+            with self._database.read() as connection:
+                ids = list(connection.execute(page).scalars())
+            if not ids:
+                return
+            yield ids
+            last = ids[-1]
+
+    def _remove(self, rows: Table, condition: Condition) -> int:
+        return in_portions(self._database, rows, condition, self._rows)
+
 
 def _failed() -> Select[Any]:
     """The envelopes that have a failed result."""
     theirs = and_(envelopes.c.id == results.c.envelope, envelopes.c.job == results.c.job)
     return select(results.c.envelope).join(envelopes, theirs).where(FAILED)
-
-
-def _purge_jobs(database: Database, *, finished_before: float | None, now: float) -> Purged:
-    """Remove the finished jobs that are due, with envelopes, inputs and results, and the batches of before."""
-    gone = _hide(database, _due(finished_before, now), now)
-    swept = _sweep(database)
-    if finished_before is None:
-        return replace(swept, jobs=gone)
-    strays = sum(_remove_strays(database, owners, finished_before) for owners in _owners_of_results(database))
-    old = in_portions(database, batches, lambda _: batches.c.started_at < finished_before)
-    return replace(swept, jobs=gone, results=swept.results + strays, batches=old)
-
-
-def _purge_inputs(database: Database, *, finished_before: float | None, now: float) -> Purged:
-    """Remove the inputs of the finished jobs that are due; the jobs and their results stay."""
-    removed = 0
-    for page in _pages(database, _due(finished_before, now)):
-        removed += in_portions(database, payloads, _inputs_of(page))
-    return Purged(payloads=removed)
 
 
 def _existing(connection: Connection, ids: Collection[str]) -> set[str]:
@@ -130,34 +191,6 @@ def _due(finished_before: float | None, now: float) -> ColumnElement[bool]:
     return or_(own, old)
 
 
-def _hide(database: Database, due: ColumnElement[bool], now: float) -> int:
-    hidden = 0
-    while True:
-        with database.write(Weight.ACCEPTED) as connection:
-            chosen = select(jobs.c.id).where(due).order_by(jobs.c.id).limit(JOBS).with_for_update(skip_locked=True)
-            ids = list(connection.execute(chosen).scalars())
-            if not ids:
-                return hidden
-            connection.execute(insert(purged_jobs), [{"job": id_, "purged_at": now} for id_ in ids])
-            connection.execute(delete(jobs).where(among(connection, jobs.c.id, ids)))
-        hidden += len(ids)
-
-
-def _sweep(database: Database) -> Purged:
-    """Remove what is left of hidden jobs, inputs first."""
-    inputs = owned = answers = 0
-    while True:
-        with database.read() as connection:
-            hidden = list(connection.execute(select(purged_jobs.c.job).limit(JOBS)).scalars())
-        if not hidden:
-            return Purged(envelopes=owned, payloads=inputs, results=answers)
-        inputs += in_portions(database, payloads, _inputs_of(hidden))
-        owned += in_portions(database, envelopes, _of(envelopes.c.job, hidden))
-        answers += in_portions(database, results, _of(results.c.job, hidden))
-        with database.write(Weight.NOTE) as connection:
-            connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
-
-
 # One seek in the index a job, however many results each has.
 _NEXT_OWNERS = text("""
 WITH RECURSIVE owners (job) AS (
@@ -166,39 +199,6 @@ WITH RECURSIVE owners (job) AS (
 )
 SELECT job FROM owners WHERE job IS NOT NULL LIMIT :limit
 """)
-
-
-def _owners_of_results(database: Database) -> Iterator[list[str]]:
-    last = ""
-    while True:
-        with database.read() as connection:
-            owners = list(connection.execute(_NEXT_OWNERS, {"last": last, "limit": ROWS}).scalars())
-        if not owners:
-            return
-        yield owners
-        last = owners[-1]
-
-
-def _remove_strays(database: Database, owners: Collection[str], stored_before: float) -> int:
-    """Remove old results of no job: of a message forged, or computed once more when its job was purged already."""
-    with database.read() as connection:
-        strays = set(owners) - _existing(connection, owners)
-    if not strays:
-        return 0
-    old = results.c.stored_at < stored_before
-    return in_portions(database, results, lambda connection: and_(among(connection, results.c.job, strays), old))
-
-
-def _pages(database: Database, due: ColumnElement[bool]) -> Iterator[list[str]]:
-    last = ""
-    while True:
-        page = select(jobs.c.id).where(due, jobs.c.id > last).order_by(jobs.c.id).limit(JOBS)
-        with database.read() as connection:
-            ids = list(connection.execute(page).scalars())
-        if not ids:
-            return
-        yield ids
-        last = ids[-1]
 
 
 def _of(job: KeyedColumnElement[str], owners: Collection[str]) -> Condition:
@@ -213,16 +213,16 @@ def _inputs_of(owners: Collection[str]) -> Condition:
     return condition
 
 
-def in_portions(database: Database, rows: Table, condition: Condition) -> int:
+def in_portions(database: Database, rows: Table, condition: Condition, most: int = ROWS) -> int:
     """Delete the rows that `condition` picks, in key order, a transaction a portion; return how many."""
     key = list(rows.primary_key.columns)
     removed = 0
     while True:
         with database.write(Weight.NOTE) as connection:
-            picked = select(*key).where(condition(connection)).order_by(*key).limit(ROWS).with_for_update()
+            picked = select(*key).where(condition(connection)).order_by(*key).limit(most).with_for_update()
             if not database.sqlite:  # PostgreSQL may run a locking subquery more than once, but not a CTE
                 picked = select(*picked.cte("portion").columns)
             count = connection.execute(delete(rows).where(tuple_(*key).in_(picked))).rowcount
         removed += count
-        if count < ROWS:
+        if count < most:
             return removed

@@ -7,8 +7,8 @@ from sqlalchemy import func, select
 
 from results_store.errors import UnknownJob
 from results_store.records import Purged, ResultState
-from results_store.sql import retention
 from results_store.sql.database import Database, Weight
+from results_store.sql.retention import FIRST_ITEM_S, Retention
 from results_store.sql.schema import batches, envelopes, jobs, payloads, purged_jobs, results
 from results_store.store import Store
 from results_store.writer import Writer
@@ -90,8 +90,8 @@ def test_an_empty_job_goes_when_its_own_time_to_live_is_over(store: Store) -> No
     store.create_job(new_job("empty", ttl_s=10))
     store.add_envelopes([new_envelope("e0", job="running")], jobs=[new_job("running", ttl_s=10)])
 
-    assert store.retention.purge(now=100 + 10 + retention.FIRST_ITEM_S).jobs == 0
-    assert store.retention.purge(now=101 + 10 + retention.FIRST_ITEM_S).jobs == 1
+    assert store.retention.purge(now=100 + 10 + FIRST_ITEM_S).jobs == 0
+    assert store.retention.purge(now=101 + 10 + FIRST_ITEM_S).jobs == 1
     assert [job.id for job in store.jobs()] == ["running"]
 
 
@@ -107,14 +107,16 @@ def test_only_the_inputs_may_go(store: Store, store_url: str) -> None:
     assert rows_left(store_url)["payloads"] == 2
 
 
-def test_large_jobs_are_removed_in_portions(store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_jobs_are_removed_in_portions(store: Store, store_url: str) -> None:
     """A transaction over ten million rows would hold up every worker for minutes."""
-    monkeypatch.setattr(retention, "ROWS", 7)
-    monkeypatch.setattr(retention, "JOBS", 2)
     for number in range(5):
         finished(store, f"job-{number}", at=NOW, items=10)
 
-    assert store.retention.purge(finished_before=NOW + 1) == Purged(jobs=5, envelopes=50, payloads=50, results=50)
+    database = Database(store_url, timeout_s=30)
+    database.open()
+    retention = Retention(database, jobs=2, rows=7)
+    assert retention.purge(finished_before=NOW + 1) == Purged(jobs=5, envelopes=50, payloads=50, results=50)
+    database.close()
     assert set(rows_left(store_url).values()) == {0}
 
 
