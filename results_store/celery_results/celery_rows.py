@@ -13,9 +13,6 @@ from results_store.sql.columns import among, text
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import celery_chord_parts, celery_chords, celery_groups, celery_tasks
 
-#: How long whoever claimed a complete chord has to send its body, before another copy of its last part may.
-CLAIM_S = 60.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRow:
@@ -105,8 +102,8 @@ def add_to_chord(connection: Connection, id_: str, at: float) -> None:
     )
 
 
-def return_parts(connection: Connection, parts: Sequence[ChordPart], at: float) -> set[tuple[str, str]]:
-    """Count parts that are new; return the (chord, task) of those that made, or find, their chord complete and claim it."""
+def return_parts(connection: Connection, parts: Sequence[ChordPart], at: float, claim_s: float) -> set[tuple[str, str]]:
+    """Count parts that are new; return the (chord, task) of those that made, or find, their chord complete and claim it for `claim_s`."""
     if not parts:
         return set()
     chords = sorted({part.chord for part in parts})
@@ -122,16 +119,16 @@ def return_parts(connection: Connection, parts: Sequence[ChordPart], at: float) 
         counted = update(celery_chords).where(celery_chords.c.id == chord)
         connection.execute(counted.values(returned=celery_chords.c.returned + count, updated_at=at))
     last = {part.chord: part for part in parts}
-    claimed = [chord for chord in open_ if _claim(connection, last[chord], at)]
+    claimed = [chord for chord in open_ if _claim(connection, last[chord], at, claim_s)]
     return {(chord, last[chord].task) for chord in claimed}
 
 
-def _claim(connection: Connection, part: ChordPart, at: float) -> bool:
+def _claim(connection: Connection, part: ChordPart, at: float, claim_s: float) -> bool:
     size = func.coalesce(celery_chords.c.size, literal(part.size, BigInteger))
     free = or_(celery_chords.c.claimed_until.is_(None), celery_chords.c.claimed_until < at)
     complete = celery_chords.c.returned >= size + celery_chords.c.added
     mine = (celery_chords.c.id == part.chord, celery_chords.c.done_at.is_(None), free, complete)
-    return connection.execute(update(celery_chords).where(*mine).values(claimed_until=at + CLAIM_S)).rowcount > 0
+    return connection.execute(update(celery_chords).where(*mine).values(claimed_until=at + claim_s)).rowcount > 0
 
 
 def chord_parts(connection: Connection, id_: str) -> list[tuple[str, str, str]]:

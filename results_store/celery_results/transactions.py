@@ -36,10 +36,14 @@ class _Write:
 
 
 class CeleryResults:
-    """Thread-safe. Every method raises StoreUnavailable when the database cannot be reached in time."""
+    """Thread-safe. Every method raises StoreUnavailable when the database cannot be reached in time.
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+    Whoever claimed a complete chord has `claim_s` to send its body, before another copy of its last part may.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0, claim_s: float = 60.0) -> None:
         self._database = Database(url, timeout_s=timeout_s)
+        self._claim_s = claim_s
         self._waiting: list[_Write] = []
         self._entrance = threading.Lock()
         self._turn = threading.Lock()
@@ -99,7 +103,7 @@ class CeleryResults:
     def return_part(self, part: ChordPart) -> bool:
         """Count a part once; return whether the chord is complete and its body this caller's to send.
 
-        It is then nobody else's for `celery_rows.CLAIM_S` seconds; call `finish_chord` when it is sent.
+        It is then nobody else's for `claim_s`; call `finish_chord` when it is sent.
         """
         return self._settle(_Write(part=part)).completes
 
@@ -154,7 +158,7 @@ class CeleryResults:
         with self._database.write(Weight.RESULTS) as connection:
             celery_rows.put_tasks(connection, [write.row for write in group if write.row is not None])
             parts = [write.part for write in group if write.part is not None]
-            return celery_rows.return_parts(connection, parts, time.time())
+            return celery_rows.return_parts(connection, parts, time.time(), self._claim_s)
 
 
 _shared: dict[tuple[int, str], CeleryResults] = {}

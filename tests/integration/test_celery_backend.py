@@ -303,15 +303,16 @@ def test_a_late_copy_of_a_part_counts_once(results: CeleryResults) -> None:
     assert results.chord_parts("c") == []
 
 
-def test_a_body_that_was_claimed_and_not_sent_is_claimed_again(
-    results: CeleryResults, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_body_that_was_claimed_and_not_sent_is_claimed_again(store_url: str) -> None:
     """Its claimant was killed in between; the copy of the last part that Celery delivers again sends it."""
-    monkeypatch.setattr(celery_rows, "CLAIM_S", -1.0)
+    results = CeleryResults(store_url, claim_s=-1.0)
+    results.open()
     results.set_chord_size("c", 1)
 
     assert results.return_part(part(0))
     assert results.return_part(part(0))
+    results.close()
 
 
 def test_a_chords_id_may_be_used_again(results: CeleryResults) -> None:
