@@ -12,6 +12,10 @@ from producers.wire.errors import InvalidInput
 Raw: TypeAlias = tuple[int, Mapping[str, Any] | InvalidInput]
 
 
+#: A longer line is put aside unread, unless the source says otherwise: one broken file must not fill the memory.
+LINE_BYTES = 16 * 1024 * 1024
+
+
 @dataclass(slots=True)
 class Meter:
     """How much of a file has been read, in bytes or rows; `total` is 0 while nobody knows."""
@@ -31,6 +35,7 @@ class Reading:
     file: BinaryIO
     meter: Meter
     columns: Callable[[list[str]], None]
+    line_bytes: int = LINE_BYTES
 
     def wrong(self, number: int, problem: str, remedy: str) -> InvalidInput:
         return InvalidInput(f"{self.name}:{number}", problem, remedy)

@@ -15,9 +15,6 @@ import msgspec
 from producers.sources.file_reading import Raw, Reader, Reading
 from producers.wire.errors import InputTooLarge, InvalidInput
 
-#: A longer line is put aside unread: one broken file must not fill the memory.
-LINE_BYTES = 16 * 1024 * 1024
-
 #: What the one column of a source without columns is called.
 INPUT = "input"
 
@@ -125,14 +122,15 @@ class _Decoded:
 def lines(reading: Reading) -> Iterator[tuple[int, str | InvalidInput]]:
     """Yield each line's number and its text without the line end, or what is wrong with it."""
     number = 0
-    while raw := reading.file.readline(LINE_BYTES):
+    most = reading.line_bytes
+    while raw := reading.file.readline(most):
         number += 1
         reading.meter.done += len(raw)
-        if len(raw) == LINE_BYTES and not raw.endswith(b"\n"):
-            while (rest := reading.file.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
+        if len(raw) == most and not raw.endswith(b"\n"):
+            while (rest := reading.file.readline(most)) and not rest.endswith(b"\n"):
                 pass
             where = f"{reading.name}:{number}"
-            yield number, InputTooLarge(where, f"is longer than {LINE_BYTES:,} bytes", "split it")
+            yield number, InputTooLarge(where, f"is longer than {most:,} bytes", "split it")
             continue
         yield number, _decoded(raw, number, reading)
 

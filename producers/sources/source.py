@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from producers.sources.columns import Chooser
-from producers.sources.file_reading import Meter, Reader, Reading
+from producers.sources.file_reading import LINE_BYTES, Meter, Reader, Reading
 from producers.sources.formats import FORMATS, SUFFIXES
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
 from producers.sources.places import BROKEN, STDIN, Folder, LocalFile, Place, StandardInput, find
@@ -25,7 +25,7 @@ class Source:
 
     `where` are paths, patterns, URLs that fsspec knows, or ``-`` for standard input; of one folder or file, or of
     several, one after the other. `format` is one of `FORMATS`; without it each file's name says it.
-    A `key_column` that is named must hold each key once.
+    A `key_column` that is named must hold each key once. A line of over `line_bytes` is put aside unread.
 
     Images and clips that are files are read here and their bytes sent, since a worker on another machine cannot see
     them; `send_paths` sends the paths instead, for a share that the workers have too.
@@ -39,6 +39,7 @@ class Source:
     send_paths: bool = False
     format: str | None = None
     reread: bool = False
+    line_bytes: int = LINE_BYTES
     meters: list[Meter] = field(default_factory=list, repr=False, compare=False)
     _stdin: list[StandardInput] = field(default_factory=list, repr=False, compare=False)
 
@@ -154,7 +155,9 @@ class Source:
         choose = Chooser(self.modality, self._input_columns(), self.key_column)
         with _opened(place) as file:
             meter.total = place.size() if not place.name.endswith(".gz") else 0
-            reading = Reading(place.name, file, meter, lambda names: _accept(choose, names, place.name))
+            reading = Reading(
+                place.name, file, meter, lambda names: _accept(choose, names, place.name), self.line_bytes
+            )
             for number, columns in self._reader(place)(reading):
                 origin = f"{place.name}:{number}"
                 if isinstance(columns, InvalidInput):

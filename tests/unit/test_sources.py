@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from producers.client.request import NewItem
-from producers.sources import Row, Source, formats
+from producers.sources import Row, Source
 from producers.wire.catalogue import Limits, Modality
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import PathInput, UrlInput
@@ -121,10 +121,9 @@ def test_utf_16_is_recognised(tmp_path: Path) -> None:
     assert str(row).endswith("a.txt:1: is UTF-16; convert the file: iconv -f UTF-16 -t UTF-8")
 
 
-def test_an_endless_line_is_put_aside_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_line_is_put_aside_unread(tmp_path: Path) -> None:
     """A file without line ends must not fill the memory."""
-    monkeypatch.setattr(formats, "LINE_BYTES", 10)
-    before, bad, after = read(tmp_path / "a.txt", f"one\n{'x' * 25}\ntwo\n")
+    before, bad, after = read(tmp_path / "a.txt", f"one\n{'x' * 25}\ntwo\n", line_bytes=10)
     assert isinstance(bad, InputTooLarge)
     assert pairs([before, after]) == [("1", "one"), ("3", "two")]
 
