@@ -125,9 +125,8 @@ def test_a_trace_that_does_not_hold_is_found_out(tmp_path: Path) -> None:
         Exported(Fickle().eval(), OPENVINO, few, many, tmp_path / "fickle", "models.own")
 
 
-def test_the_fastest_that_agrees_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_that_agrees_is_chosen(tmp_path: Path) -> None:
     """Without labelled data it is the answers to samples that must be the same; what does not run says why."""
-    monkeypatch.setattr(tuning, "ROUNDS", 1)
     for folder, tasks, runs in (
         (tiny.yolos(tmp_path / "eyes", num_labels=3), {"things": "object-detection"}, False),
         (tiny.bert(tmp_path / "reader", num_labels=4), {"label": "text-classification"}, True),
@@ -135,7 +134,7 @@ def test_the_fastest_that_agrees_is_chosen(tmp_path: Path, monkeypatch: pytest.M
         own = Served(folder, tasks)
         spec = ModelSpec("own", folder, "1", own.catalogue.tasks)
         wanted = ModelToLoad.from_spec("workers.models.huggingface:model_for", spec)
-        decision = tuning.tune(wanted, "cpu", labelled=False)
+        decision = tuning.tune(wanted, "cpu", labelled=False, rounds=1)
         by_name = {str(one.backend): one for one in decision.candidates}
         best = max((one for one in decision.candidates if not one.refused), key=lambda one: one.items_per_s)
         assert decision.backend == best.backend

@@ -45,7 +45,7 @@ LEAST_AGREEMENT, MOST_SHIFT, LEAST_SAME = 0.999, 0.005, 0.99
 #: The smallest batch this near to the best rate is chosen: shorter batches wait less.
 GOOD_ENOUGH = 0.97
 
-SAMPLE, LABELLED_TEXTS, ROUNDS = 60, 500, 3
+SAMPLE, LABELLED_TEXTS = 60, 500
 
 #: A GPU is timed on more inputs, and on batches larger by this many doublings of a model's largest budget.
 GPU_SAMPLE, GPU_DOUBLINGS = 1000, 3
@@ -82,8 +82,8 @@ class _Candidate:
     fastest_s: float = float("inf")
 
 
-def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
-    """Return the decision for a model. Raises ConfigurationError if not even the reference runs."""
+def tune(wanted: ModelToLoad, device: str, *, labelled: bool, rounds: int = 3) -> Decision:
+    """Return the decision for a model, of the best of so many `rounds`. Raises ConfigurationError if not even the reference runs."""
     reference = _load(wanted, REFERENCE, device)
     trials = _trials(reference.model, SAMPLE if device == "cpu" else GPU_SAMPLE)
     loaded: list[_Candidate] = [reference]
@@ -98,7 +98,7 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
             refused.append(_not_run(wanted, backend, error))
     budgets = _budgets(reference.model, device)
     usual = budgets[len(budgets) // 2]
-    _take_turns([(candidate, _batches(trials, usual)) for candidate in loaded])
+    _take_turns([(candidate, _batches(trials, usual)) for candidate in loaded], rounds)
     judged = _batches(trials[:SAMPLE], usual)
     expected = answered(reference.model, judged)
     labels = _labelled(wanted, reference.model) if labelled else {}
@@ -106,7 +106,7 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> Decision:
     measured = [_judged(candidate, len(trials), judged, expected, labels, right) for candidate in loaded]
     best = max((m for m in measured if not m.refused), key=lambda m: m.items_per_s)
     chosen = next(candidate for candidate in loaded if candidate.backend == best.backend)
-    rates = _rates(chosen, trials, budgets)
+    rates = _rates(chosen, trials, budgets, rounds)
     good = [cost for cost, rate in rates.items() if rate >= GOOD_ENOUGH * max(rates.values())]
     return Decision(
         model=wanted.name,
@@ -169,14 +169,14 @@ def _batches(trials: Sequence[Trial], cost: int) -> list[list[Trial]]:
     return [[trials[n] for n in places] for places in by_size([trial.row.size for trial in trials], cost)]
 
 
-def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]]) -> list[float]:
-    """Run every candidate over its batches a few times after a first, uncounted one; return each one's best seconds.
+def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]], rounds: int) -> list[float]:
+    """Run every candidate over its batches so many times after a first, uncounted one; return each one's best seconds.
 
     Where the first takes long, it is the one that counts: what is done but once weighs little there.
     """
     best = [float("inf")] * len(runs)
     began = time.perf_counter()
-    for round_ in range(ROUNDS + 1):
+    for round_ in range(rounds + 1):
         for place, (candidate, batches) in enumerate(runs):
             started = time.perf_counter()
             for batch in batches:
@@ -241,12 +241,12 @@ def _budgets(model: Model, device: str) -> list[int]:
     return [*model.budgets, *(model.budgets[-1] << doublings for doublings in more)]
 
 
-def _rates(candidate: _Candidate, trials: Sequence[Trial], budgets: Sequence[int]) -> dict[int, float]:
+def _rates(candidate: _Candidate, trials: Sequence[Trial], budgets: Sequence[int], rounds: int) -> dict[int, float]:
     """Return the items/s of a candidate by batch cost."""
     cut = {cost: _batches(trials, cost) for cost in budgets}
     # what is not cut into other batches than by a smaller cost needs no measuring
     costs = [cost for n, (cost, own) in enumerate(cut.items()) if not n or len(own) < len(list(cut.values())[n - 1])]
-    seconds = _take_turns([(candidate, cut[cost]) for cost in costs])
+    seconds = _take_turns([(candidate, cut[cost]) for cost in costs], rounds)
     return {cost: len(trials) / took for cost, took in zip(costs, seconds, strict=True)}
 
 
