@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,12 @@ class Catalogue:
         """
         file = read_toml(path)
         table = typed(file.get("limits", {}), dict[str, Any], f"{path}: limits")
-        own = {
-            field.name: table[field.name] for field in fields(Limits) if field.name in table
-        }  # the others are workers'
-        limits = typed(own, Limits, f"{path}: limits")
+        names = [field.name for field in fields(Limits)]  # the others are workers'
+        for name in table:
+            # a misspelt `redact` would redact nothing, and nobody would be told
+            if name not in names and get_close_matches(name, names, cutoff=0.8):
+                raise ConfigurationError(f"{path}: limits.{name}: no such setting; {known(name, names)}")
+        limits = typed({name: table[name] for name in names if name in table}, Limits, f"{path}: limits")
         return replace(cls.builtin(), limits=limits).with_models(file.get("models", {}), where=str(path))
 
     def with_models(self, models: object, *, where: str) -> Catalogue:

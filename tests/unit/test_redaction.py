@@ -121,6 +121,7 @@ def test_what_replaces_something_counts_towards_the_limit() -> None:
     [
         ('redact = ["email", "mail"]', r"limits.redact\[1\]: .*'mail'; one of email, iban, card, ip, phone"),
         ('redact = "email"', "limits.redact: Expected `array`"),
+        ('redacts = ["email"]', "limits.redacts: no such setting; did you mean 'redact'"),
     ],
 )
 def test_a_name_that_is_none_is_refused_by_client_and_worker(table: str, message: str, tmp_path: Path) -> None:
