@@ -47,11 +47,13 @@ def imports_of(graph: grimp.ImportGraph) -> Graph:
 
 
 def crowded_folders() -> Iterator[str]:
-    """Yield each folder that holds more modules than one can overlook."""
+    """Yield each folder that holds too many modules, or is no package, so that the graph would lack it."""
     for package in PACKAGES:
         for folder in (ROOT / package, *(ROOT / package).rglob("*/")):
             modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
             name = folder.relative_to(ROOT).as_posix().replace("/", ".")
+            if any(folder.rglob("*.py")) and not (folder / "__init__.py").exists():
+                yield f"{name} has no __init__.py"
             most = BESIDE_ROOMS if name in ARROWS else IN_A_ROOM
             if len(modules) > most:
                 yield f"{name} holds {len(modules)} modules; the most is {most}"
