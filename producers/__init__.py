@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from producers.wire.catalogue import Catalogue
     from producers.wire.errors import (
         ArgosyError,
+        BlobsUnavailable,
         BrokerUnavailable,
         ConfigurationError,
         FileUnavailable,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
         UnknownTask,
     )
     from producers.wire.messages import InlineBytes, PathInput, Priority, UrlInput
-    from results_store.errors import StoreError, StoreUnavailable, UnknownJob
+    from results_store.errors import StoreError, StoreUnavailable, SubmissionConflict, UnknownJob
     from results_store.records import JobStatus, Result, ResultState
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "AsyncHandle",
     "AsyncJob",
     "AsyncPipelineJob",
+    "BlobsUnavailable",
     "Branch",
     "BrokerUnavailable",
     "Catalogue",
@@ -86,6 +88,7 @@ __all__ = [
     "ResultTimeout",
     "StoreError",
     "StoreUnavailable",
+    "SubmissionConflict",
     "Tree",
     "UnknownJob",
     "UnknownTask",
@@ -100,6 +103,7 @@ _HOMES = {
     "producers.client.client": ("Client",),
     "producers.wire.errors": (
         "ArgosyError",
+        "BlobsUnavailable",
         "BrokerUnavailable",
         "ConfigurationError",
         "FileUnavailable",
@@ -121,7 +125,7 @@ _HOMES = {
     "producers.client.pipelines.pipeline": ("Pipeline",),
     "producers.client.pipelines.tree": ("Branch", "Tree"),
     "producers.client.request": ("NewItem",),
-    "results_store.errors": ("StoreError", "StoreUnavailable", "UnknownJob"),
+    "results_store.errors": ("StoreError", "StoreUnavailable", "SubmissionConflict", "UnknownJob"),
     "results_store.records": ("JobStatus", "Result", "ResultState"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

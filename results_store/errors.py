@@ -1,9 +1,18 @@
-"""What can go wrong in the store, sorted by whose fault it is."""
+"""The root of every error of Argosy, and the store's errors, sorted by whose fault they are."""
 
 from __future__ import annotations
 
 
-class StoreError(Exception):
+class ArgosyError(Exception):
+    """Base of every error that Argosy raises on purpose.
+
+    `job`, on an error that ended a `submit_many` midway, is the job that keeps what was accepted before.
+    """
+
+    job: str | None = None
+
+
+class StoreError(ArgosyError):
     """Base of the store's errors."""
 
 

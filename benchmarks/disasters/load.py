@@ -130,7 +130,7 @@ class Asker:
             started = time.monotonic()
             try:
                 handle = self.client.submit("echo", text, priority="interactive")
-            except (ArgosyError, StoreError):
+            except ArgosyError:
                 self.refused += 1
                 continue
             self.asked[handle.job, handle.seq] = text

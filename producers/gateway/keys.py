@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from producers.wire.errors import ArgosyError
 from producers.wire.messages import new_id
 from results_store.gateway.api_keys import ApiKey
 
@@ -65,7 +66,7 @@ def new_key(
     return f"{_PREFIX}-{id_}-{secret}", key
 
 
-class Refused(Exception):
+class Refused(ArgosyError):
     """No key, or one that does not open; `str()` says which and what to do."""
 
 

@@ -13,7 +13,6 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from producers.wire.errors import ArgosyError
-from results_store.errors import StoreError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,7 +97,7 @@ class CommandLine(click.Group):
             _fail(error.format_message(), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             sys.exit(STOPPED)
-        except (ArgosyError, StoreError) as error:
+        except ArgosyError as error:
             _fail("; ".join([str(error), *getattr(error, "__notes__", ())]), FAILED)
         except OSError as error:
             _fail(_about_file(error), FAILED)

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-
-class ArgosyError(Exception):
-    """Base of every error this project raises on purpose.
-
-    `job`, on an error that ended a `submit_many` midway, is the job that keeps what was accepted before.
-    """
-
-    job: str | None = None
-
+from results_store.errors import ArgosyError as ArgosyError  # noqa: PLC0414 - exported from here
 
 # --- The caller's: nothing was sent; correct the call and repeat it. ---------------------------
 

@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import exc
 
-from results_store.errors import InvalidRow, SchemaMismatch, StoreError, StoreUnavailable
+import producers
+from producers.wire import errors as wire_errors
+from producers.wire.errors import BrokerUnavailable
+from results_store.errors import ArgosyError, InvalidRow, SchemaMismatch, StoreError, StoreUnavailable
 from results_store.sql.columns import json_text, pack_vector, text, unpack_vector
 from results_store.sql.database import parse_url, translate
 from results_store.store import Store
@@ -49,6 +52,16 @@ def test_a_password_is_never_shown() -> None:
         store.open()
 
     assert "hunter2" not in repr(store) + str(refused.value)
+
+
+def test_every_public_error_has_one_root() -> None:
+    """`except ArgosyError` catches the store's errors too, under each name that the root has."""
+    public = [getattr(producers, name) for name in producers.__all__]
+    errors = [kind for kind in public if isinstance(kind, type) and issubclass(kind, Exception)]
+
+    assert {StoreUnavailable, BrokerUnavailable} < set(errors)
+    assert all(issubclass(kind, ArgosyError) for kind in errors)
+    assert producers.ArgosyError is wire_errors.ArgosyError is ArgosyError
 
 
 def test_a_closed_store_says_how_to_open_it() -> None:

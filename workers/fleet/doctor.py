@@ -11,7 +11,6 @@ from pathlib import Path
 from producers.wire.connection import Connection, masked
 from producers.wire.errors import ArgosyError
 from producers.wire.publisher import Publisher
-from results_store.errors import StoreError
 from results_store.store import Store
 from workers import settings
 from workers.device import devices
@@ -90,7 +89,7 @@ def _models(chosen: settings.Settings) -> Iterator[Finding]:
 def _looked_at(about: str, look: Callable[[], str], remedy: str) -> Finding:
     try:
         return Finding(about, True, look())
-    except (ArgosyError, StoreError) as error:
+    except ArgosyError as error:
         return Finding(about, False, str(error), remedy)
 
 

@@ -20,7 +20,6 @@ from producers.client.sending.intake import CHUNK_ITEMS
 from producers.wire.errors import ArgosyError, Overloaded, RateLimited
 from producers.wire.messages import Priority
 from producers.wire.publisher import as_unavailable
-from results_store.errors import StoreError
 from results_store.records import QueuedWork, Tenant
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ class Admission:
             added = dict(self._added)
             try:
                 self._look = self._taken()
-            except (ArgosyError, StoreError) as error:
+            except ArgosyError as error:
                 log.debug("admission goes by an older look at the store: %s", error)
                 return
             self._added.subtract(added)

@@ -20,7 +20,6 @@ from producers.client.sending.parcels import Parcel, shared_deadline
 from producers.wire.errors import ArgosyError, InvalidInput
 from producers.wire.messages import Priority, new_id
 from producers.wire.packing import Weighed
-from results_store.errors import StoreError
 from results_store.records import JobStatus, NewJob
 
 if TYPE_CHECKING:
@@ -118,12 +117,11 @@ class Submission:
         if self._on_accepted is not None:
             self._on_accepted(self.job, self._accepted)
 
-    def failed(self, error: ArgosyError | StoreError) -> None:
+    def failed(self, error: ArgosyError) -> None:
         """Say in the error's note, and as its `job`, what stays accepted."""
         if self._accepted:
             error.add_note(f"job {self.job} keeps the {self._accepted:,} items accepted before this")
-            if isinstance(error, ArgosyError):
-                error.job = self.job
+            error.job = self.job
 
 
 def new_job(

@@ -12,7 +12,7 @@ from producers.gateway.openai.endpoint_calls import Call
 from producers.gateway.openai.endpoints import ENDPOINTS
 from producers.gateway.problems import Problem, problem
 from producers.wire.catalogue import Catalogue
-from producers.wire.errors import InvalidInput
+from producers.wire.errors import ArgosyError, InvalidInput
 
 #: As many as OpenAI takes in one batch.
 MAX_REQUESTS = 50_000
@@ -41,7 +41,7 @@ class Line:
         return [] if call is None else [NewItem(item.input, self.key, item.params) for item in call.items]
 
 
-class LineError(Exception):
+class LineError(ArgosyError):
     """A line that makes the whole file no batch. `str()` says why; `code` and `param` as OpenAI's errors have them."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:

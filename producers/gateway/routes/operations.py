@@ -20,7 +20,6 @@ from producers.gateway.views import result_view
 from producers.wire.catalogue import Task
 from producers.wire.errors import ArgosyError, InvalidInput, InvalidMessage
 from producers.wire.messages import decode_bytes
-from results_store.errors import StoreError
 from results_store.records import DeadLetter, Replayed
 
 router = APIRouter(tags=["operations"])
@@ -48,7 +47,7 @@ async def readyz(gateway: Here) -> Response:
         raise Problem(
             503, "NotReady", f"broker and store did not answer within {READY_S:g} s", retry_after_s=5
         ) from None
-    except (ArgosyError, StoreError) as error:
+    except ArgosyError as error:
         raise Problem(503, "NotReady", f"{type(error).__name__}: {problem(error).detail}", retry_after_s=5) from error
     return Json({"status": "ready"})
 

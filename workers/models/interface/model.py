@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from producers.wire.catalogue import Task
-from producers.wire.errors import InvalidInput
+from producers.wire.errors import ArgosyError, InvalidInput
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.interface import options
 from workers.models.interface.sample_inputs import Item
@@ -71,7 +71,7 @@ def digest(arrays: Arrays) -> bytes:
     return found.digest()
 
 
-class LoadingFailed(Exception):
+class LoadingFailed(ArgosyError):
     """Weights that are loaded when first needed cannot be loaded: the fault of none of the items that wait for them, of which all
     fail at once, and each later batch tries again.
     """
