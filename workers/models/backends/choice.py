@@ -18,6 +18,9 @@ PRECISIONS: Final[dict[Name, tuple[Precision, ...]]] = {
     "vllm": ("fp32", "bf16", "fp16"),
 }
 
+#: torch's name for the type of weights that a precision loads.
+DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from workers.models.backends.choice import Backend
+from workers.models.backends.choice import DTYPES, Backend
 from workers.models.backends.compiled_network import TOKENS, Source, Tensors
 from workers.models.backends.cuda_graphs import CapturedPasses, Pass, extent, padded
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchNetwork:
     """The module itself, on its device and in its precision; floats come out as fp32."""
 
     def __init__(self, backend: Backend, source: Source, device: str) -> None:
-        self._dtype = _DTYPES[backend.precision]
+        self._dtype: torch.dtype = getattr(torch, DTYPES[backend.precision])
         self._module = source.make().to(device, self._dtype)
         self._compiled = backend.compiled
         # one compilation for all shapes: each would take ten seconds

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from producers.wire.errors import ConfigurationError
+from workers.models.backends.choice import DTYPES
 from workers.models.diffusion.folder import Folder
-
-_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Networks(ABC):
@@ -110,7 +109,7 @@ def load(folder: Folder, device: str, precision: str) -> Networks:
     pipeline_class = getattr(diffusers, folder.pipeline)
     try:
         pipeline = pipeline_class.from_pretrained(
-            folder.path, dtype=_TYPES[precision], local_files_only=True, use_safetensors=True
+            folder.path, dtype=getattr(torch, DTYPES[precision]), local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(f"{folder.where}: {folder.pipeline} cannot be loaded: {error}") from error

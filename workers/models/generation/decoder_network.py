@@ -13,10 +13,9 @@ from producers.wire.errors import ConfigurationError
 from workers.models.adapters import low_rank
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.adapters.low_rank import Rows
+from workers.models.backends.choice import DTYPES
 from workers.models.generation import key_value_memory
 from workers.models.generation.key_value_memory import Block, Shape
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +50,8 @@ class Network:
         from transformers import AttentionInterface, AutoModelForCausalLM
         from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-        if self._precision not in _DTYPES:
-            raise ConfigurationError(
-                f"{self._where}.precision: must be one of {', '.join(_DTYPES)} for text generation"
-            )
+        if self._precision not in DTYPES:
+            raise ConfigurationError(f"{self._where}.precision: must be one of {', '.join(DTYPES)} for text generation")
         AttentionInterface.register(key_value_memory.ATTENTION, key_value_memory.attend)
         AttentionMaskInterface.register(key_value_memory.ATTENTION, sdpa_mask)
         self._device = device
@@ -63,7 +60,7 @@ class Network:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=_DTYPES[self._precision],
+            dtype=getattr(torch, DTYPES[self._precision]),
             attn_implementation=key_value_memory.ATTENTION,
         )
         self._refuse_what_is_not_served(model.config)

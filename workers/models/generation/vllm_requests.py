@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from workers.models.adapters.lora_folder import Adapter
+from workers.models.backends.choice import DTYPES
 from workers.models.generation.generation_request import Request, Written
 from workers.models.generation.writing import Writer
-
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 #: The ranks that vLLM makes room for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -38,7 +37,7 @@ def engine_arguments(
     """Return what vLLM's ``EngineArgs`` are made of."""
     arguments: dict[str, Any] = {
         "model": str(folder),
-        "dtype": _DTYPES[precision],
+        "dtype": DTYPES[precision],
         "max_model_len": max_tokens,
         "max_num_seqs": rows,
         "enable_prefix_caching": prefixes,

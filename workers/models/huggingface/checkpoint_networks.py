@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import Adapter
-from workers.models.backends.choice import Backend
+from workers.models.backends.choice import DTYPES, Backend
 from workers.models.huggingface.network_calls import call, rows_of
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from workers.models.adapters.low_rank import Rows
     from workers.models.huggingface.exported import Captured, Exported, Inputs
-
-#: The type that weights are loaded as, by precision.
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 #: The class of transformers whose output is the backbone's.
 BACKBONE = "AutoModel"

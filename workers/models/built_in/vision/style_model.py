@@ -12,6 +12,7 @@ import numpy as np
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.pictures import StyleTransferParams
+from workers.models.backends.choice import DTYPES
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import read_for_each
 from workers.models.interface import options, output_files
@@ -98,8 +99,8 @@ class StyleModel(Model):
     def _dtype(self) -> torch.dtype:
         import torch
 
-        types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-        return types[self.spec.backend.precision]
+        found: torch.dtype = getattr(torch, DTYPES[self.spec.backend.precision])
+        return found
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch
