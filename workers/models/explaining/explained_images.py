@@ -13,10 +13,9 @@ from producers.wire.kinds.explanation import Area, Explanation, PixelMap
 from workers.models.built_in.vision.vision_model import VisionModel
 from workers.models.explaining.gradients import margin
 from workers.models.explaining.subject import Line, M, Measured, Points, Subject
-from workers.models.huggingface.text_head import SCORE_DIGITS
 from workers.models.huggingface.vision.image_heads import ImageClassification
 from workers.models.huggingface.vision.image_models import ImageModel
-from workers.models.interface.model import Arrays, Prepared
+from workers.models.interface.model import SCORE_DIGITS, Arrays, Prepared
 from workers.models.pictures import pixels
 
 if TYPE_CHECKING:

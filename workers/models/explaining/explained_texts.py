@@ -19,8 +19,8 @@ from workers.models.explaining.gradients import margin
 from workers.models.explaining.subject import Line, M, Measured, Points, Subject
 from workers.models.huggingface.text import label_heads
 from workers.models.huggingface.text.encoder import EncoderModel
-from workers.models.huggingface.text_head import SCORE_DIGITS, TextHead
-from workers.models.interface.model import Arrays, Prepared
+from workers.models.huggingface.text_head import TextHead
+from workers.models.interface.model import SCORE_DIGITS, Arrays, Prepared
 
 if TYPE_CHECKING:
     import torch

@@ -16,15 +16,12 @@ from workers.models.huggingface import tokenizer_file
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.token_sequences import Reading, TokenSequence
 from workers.models.huggingface.tokenizing import Cut, Tokenizing
-from workers.models.interface.model import Array
+from workers.models.interface.model import SCORE_DIGITS, Array
 from workers.models.interface.sample_inputs import usual_params
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Encoding
-
-#: Digits kept of a probability: about what float32 holds, and half the JSON.
-SCORE_DIGITS = 6
 
 
 @dataclass(frozen=True)

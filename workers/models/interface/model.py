@@ -71,6 +71,10 @@ def digest(arrays: Arrays) -> bytes:
     return found.digest()
 
 
+#: Digits kept of a probability: about what float32 holds, and half the JSON.
+SCORE_DIGITS = 6
+
+
 class LoadingFailed(ArgosyError):
     """Weights that are loaded when first needed cannot be loaded: the fault of none of the items that wait for them, of which all
     fail at once, and each later batch tries again.

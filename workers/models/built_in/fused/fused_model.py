@@ -17,11 +17,11 @@ from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.messages import InlineBytes, TextAndImageInput
 from workers.models.backends.choice import Name
 from workers.models.built_in.multitask import head_file
-from workers.models.built_in.multitask.multitask_model import SCORE_DIGITS, MultiTaskModel
+from workers.models.built_in.multitask.multitask_model import MultiTaskModel
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.built_in.vision.vision_model import VisionModel
 from workers.models.interface import options, sample_inputs
-from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared, digest
+from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared, digest
 from workers.models.interface.sample_inputs import Item
 
 if TYPE_CHECKING:

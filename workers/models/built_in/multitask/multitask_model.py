@@ -19,7 +19,7 @@ from producers.wire.errors import ConfigurationError
 from workers.models.built_in.multitask import feature_cache
 from workers.models.built_in.multitask.feature_cache import FeatureCache
 from workers.models.interface import options, sample_inputs
-from workers.models.interface.model import CONTENTS, Array, Arrays, Model, ModelSpec
+from workers.models.interface.model import CONTENTS, SCORE_DIGITS, Array, Arrays, Model, ModelSpec
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     #: What a backbone makes of a batch, by name (``hidden``, ``mask``, ``pooled`` …), each with a leading batch axis.
     Features: TypeAlias = dict[str, torch.Tensor]
-
-#: Digits kept of a probability: about what float32 holds, and half the JSON.
-SCORE_DIGITS = 6
 
 
 class MultiTaskModel(Model):

@@ -17,15 +17,13 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from producers.wire.messages import SeriesInput
 from workers.models.interface import options
-from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared, digest
+from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared, digest
 
 FILE = "series.safetensors"
 FORMAT = "argosy-series/1"
 
 #: So much of a channel may be missing, and is filled in a straight line.
 MOST_MISSING = 0.2
-
-_DIGITS = 6
 
 
 class Channel(msgspec.Struct, frozen=True):
@@ -121,7 +119,8 @@ class SeriesModel(Model):
     def finish(self, task: Task, output: Array, params: Any) -> list[dict[str, Any]]:
         best = np.argsort(-output, kind="stable")[: params.top_k]
         return [
-            {"label": self.described.labels[place], "score": round(float(output[place]), _DIGITS)} for place in best
+            {"label": self.described.labels[place], "score": round(float(output[place]), SCORE_DIGITS)}
+            for place in best
         ]
 
     @cached_property

@@ -20,13 +20,10 @@ from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.explanation import ColumnPart, Explanation
 from producers.wire.messages import RowInput
 from workers.models.interface import options
-from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared
+from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared
 
 FILE = "tabular.safetensors"
 FORMAT = "argosy-tabular/1"
-
-#: Digits kept of a probability and of a contribution.
-_DIGITS = 6
 
 
 class Column(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,7 +101,7 @@ class TabularModel(Model):
         best = np.argsort(-output, kind="stable")[: params.top_k]
         answers: list[dict[str, Any]] = []
         for place in best:
-            answer: dict[str, Any] = {"label": self.labels[place], "score": round(float(output[place]), _DIGITS)}
+            answer: dict[str, Any] = {"label": self.labels[place], "score": round(float(output[place]), SCORE_DIGITS)}
             if params.explain:
                 answer["explanation"] = self._explanation(int(place), prepared)
             answers.append(answer)
@@ -119,8 +116,8 @@ class TabularModel(Model):
         return Explanation(
             method="linear",
             baseline="the average row of the training",
-            value=round(base + float(parts.sum()), _DIGITS),
-            base=round(base, _DIGITS),
+            value=round(base + float(parts.sum()), SCORE_DIGITS),
+            base=round(base, SCORE_DIGITS),
             columns=tuple(sorted(self._contributions(parts, prepared), key=lambda part: -abs(part.contribution))),
         )
 
@@ -129,7 +126,7 @@ class TabularModel(Model):
         for column in self.columns:
             part = float(parts[start : start + column.width].sum())
             start += column.width
-            yield ColumnPart(column.name, prepared.aside.values[column.name], round(part, _DIGITS))
+            yield ColumnPart(column.name, prepared.aside.values[column.name], round(part, SCORE_DIGITS))
 
     @property
     def columns(self) -> Sequence[Column]:

@@ -16,9 +16,8 @@ import numpy as np
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.built_in.multitask import head_file
-from workers.models.built_in.multitask.multitask_model import SCORE_DIGITS
 from workers.models.interface import options
-from workers.models.interface.model import Array, Arrays, Model, Prepared, digest
+from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, Prepared, digest
 
 if TYPE_CHECKING:
     import torch

@@ -16,9 +16,8 @@ import numpy as np
 
 from producers.wire.errors import ConfigurationError, InputUnavailable
 from producers.wire.kinds.retrieval import INDEX_FILE, INDEX_FORMAT, PassageRetrievalParams
-from workers.models.built_in.multitask.multitask_model import SCORE_DIGITS
 from workers.models.interface import ragged
-from workers.models.interface.model import Array, Arrays
+from workers.models.interface.model import SCORE_DIGITS, Array, Arrays
 
 if TYPE_CHECKING:
     import torch

@@ -16,14 +16,14 @@ from producers.wire.errors import ConfigurationError, InputTooLarge, InputUnavai
 from producers.wire.kinds.retrieval import PassageRetrievalParams
 from producers.wire.kinds.text import TokenClassificationParams, ZeroShotClassificationParams
 from workers.models.built_in.multitask import head_file
-from workers.models.built_in.multitask.multitask_model import SCORE_DIGITS, MultiTaskModel
+from workers.models.built_in.multitask.multitask_model import MultiTaskModel
 from workers.models.built_in.text import retrieval, token_labelling
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.text import likeness
 from workers.models.huggingface.text.entities import Entities
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface import options, ragged, sample_inputs
-from workers.models.interface.model import Array, Arrays, ModelSpec, Prepared, digest
+from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, ModelSpec, Prepared, digest
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
