@@ -12,6 +12,7 @@ import click
 
 from producers.wire.command_line import Finite, console
 from producers.wire.messages import Priority
+from workers.commands.shared_options import FLEET_FILE
 
 if TYPE_CHECKING:
     from workers.batching.planning.policy import Policy
@@ -31,16 +32,9 @@ TRIABLE: Mapping[str, click.ParamType[Any]] = {
     "aged_after_s": Finite(0),
 }
 
-CONFIG = click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="ARGOSY_FLEET",
-    help="A fleet.toml over the built-in settings.",
-)
-
 
 @click.command()
-@CONFIG
+@FLEET_FILE
 @click.argument("batch")
 @click.option("--device", help="cpu, cuda:0 …; by default the first device of the profile.")
 def rerun(config: Path | None, batch: str, device: str | None) -> None:
@@ -78,7 +72,7 @@ def rerun(config: Path | None, batch: str, device: str | None) -> None:
 
 
 @click.command(name="what-if")
-@CONFIG
+@FLEET_FILE
 @click.option(
     "--minutes",
     type=Finite(0, min_open=True),

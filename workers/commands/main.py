@@ -13,13 +13,7 @@ import click
 
 from producers.wire.command_line import console, log_to_stderr
 from workers.commands import flight_recorder, models
-
-FLEET_FILE = click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="ARGOSY_FLEET",
-    help="A fleet.toml over the built-in settings.",
-)
+from workers.commands.shared_options import FLEET_FILE
 
 
 @click.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from producers.wire.command_line import Finite
+from workers.commands.shared_options import FLEET_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,13 +17,6 @@ if TYPE_CHECKING:
     from workers.node.presence import NodeState
     from workers.settings import ModelSettings
 
-CONFIG = click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="ARGOSY_FLEET",
-    help="A fleet.toml over the built-in settings.",
-)
-
 
 @click.group()
 def models() -> None:
@@ -30,7 +24,7 @@ def models() -> None:
 
 
 @models.command("pull")
-@CONFIG
+@FLEET_FILE
 @click.argument("names", nargs=-1)
 def pull(config: Path | None, names: tuple[str, ...]) -> None:
     """Download and verify models (all served ones, or NAMES) into the cache folder.
@@ -52,7 +46,7 @@ def pull(config: Path | None, names: tuple[str, ...]) -> None:
 
 
 @models.command("list")
-@CONFIG
+@FLEET_FILE
 def list_(config: Path | None) -> None:
     """Show the fleet's models, their tasks, whether they are pulled, and the models of each worker.
 
@@ -77,7 +71,7 @@ def list_(config: Path | None) -> None:
 
 
 @models.command("reload")
-@CONFIG
+@FLEET_FILE
 @click.argument("name")
 @click.option("--revision", help="Another revision of the same hub repository.")
 @click.option("--source", help='A folder, or a source as in fleet.toml: \'{ hub = "…", revision = "…" }\'.')
