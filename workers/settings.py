@@ -227,10 +227,15 @@ def load(path: str | Path | None = None, *, environment: Mapping[str, str] = os.
 
     Raises ConfigurationError naming the file and the setting.
     """
-    builtin = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
+    built_in = built_in_tables()
     chosen = path or environment.get("ARGOSY_FLEET")
-    merged = _merge(builtin, read_toml(chosen)) if chosen else builtin
+    merged = _merge(built_in, read_toml(chosen)) if chosen else built_in
     return _typed(_with_blob_url(merged, environment), str(chosen or "builtin.toml"))
+
+
+def built_in_tables() -> dict[str, Any]:
+    """Return the tables of ``models/builtin.toml``."""
+    return tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
 
 
 def _with_blob_url(raw: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:

@@ -7,18 +7,17 @@ import html
 import io
 import re
 import tarfile
-import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import Message
-from importlib import resources
 from pathlib import Path
 from random import Random
 
 from workers.models.sources import model_source
+from workers.settings import built_in_tables
 
 #: A rating nearer to 0 than this is neutral and not used (about a fifth of the sentences).
 NEUTRAL = 0.5
@@ -112,10 +111,14 @@ def read(task: str, cache: Path) -> list[Example]:
 
 
 def pull(name: str, cache: Path) -> Path:
-    """Return the folder of the data that builtin.toml has under this name, after pulling it if needed."""
-    table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
-    source = model_source.parse(table["data"][name]["source"], where=f"builtin.toml: data.{name}.source")
-    return model_source.pull(source, cache).folder
+    """Return the folder of the data that builtin.toml has under this name, after pulling it if it is not there."""
+    return pull_built_in("data", name, cache).folder
+
+
+def pull_built_in(table: str, name: str, cache: Path) -> model_source.Pulled:
+    """Return the files of a source in builtin.toml, after pulling them into `cache` if they are not there."""
+    source = built_in_tables()[table][name]["source"]
+    return model_source.pull(model_source.parse(source, where=f"builtin.toml: {table}.{name}.source"), cache)
 
 
 def split(examples: Iterable[Example], *, seed: int, validation: float = 0.15, test: float = 0.15) -> Split:

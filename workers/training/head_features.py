@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +18,7 @@ from workers.models.built_in.multitask.head_modules import TokenAttention
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface.model import ModelSpec
 from workers.models.sources import model_source
+from workers.training import data
 from workers.training.training_batches import by_size
 
 BATCH_TOKENS = 2048
@@ -29,9 +28,7 @@ Features = dict[str, torch.Tensor]
 
 def encoder(cache: Path) -> model_source.Pulled:
     """Return the built-in text model's encoder, after pulling it into `cache` if needed."""
-    table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
-    source = model_source.parse(table["models"]["text"]["source"], where="builtin.toml: models.text.source")
-    return model_source.pull(source, cache)
+    return data.pull_built_in("models", "text", cache)
 
 
 def text_model(cache: Path, tasks: Mapping[str, Task] = MappingProxyType({}), heads: Path | None = None) -> TextModel:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -29,6 +27,7 @@ from producers.wire.messages import SeriesInput
 from workers.models.built_in.tables.series import Channel, Described, save
 from workers.models.built_in.tables.series_network import SeriesNetwork
 from workers.models.sources import model_source
+from workers.training import data
 
 SEED = 20261122
 _EPOCHS = 250
@@ -70,9 +69,7 @@ class Score(msgspec.Struct, frozen=True):
 
 def basic_motions(cache: Path) -> Recordings:
     """Return BasicMotions, after pulling it into `cache` if needed."""
-    table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
-    source = model_source.parse(table["data"]["motions"]["source"], where="builtin.toml: data.motions.source")
-    folder = model_source.pull(source, cache).folder
+    folder = data.pull("motions", cache)
     known, held_out = (read_ts(folder / f"BasicMotions_{part}.ts") for part in ("TRAIN", "TEST"))
     return Recordings("BasicMotions", WATCH, known, held_out)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.models.sources import model_source
+from workers.training import data
 
 #: The split: every fifth digit of each kind is held out.
 SEED = 20261122
@@ -56,9 +54,7 @@ class Digits:
 
 def read(cache: Path) -> tuple[Digits, Digits]:
     """Return the digits to train on, and those held out, after pulling them into `cache` if needed."""
-    table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
-    source = model_source.parse(table["data"]["digits"]["source"], where="builtin.toml: data.digits.source")
-    with gzip.open(model_source.pull(source, cache).folder / "mnist_5k.csv.gz", "rt") as file:
+    with gzip.open(data.pull("digits", cache) / "mnist_5k.csv.gz", "rt") as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.float32)
     margin = (SIDE - 28) // 2
     images: NDArray[np.float32] = np.pad(

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +26,7 @@ from torch.nn import functional
 from workers.models.built_in.vision.style_network import StyleNetwork
 from workers.models.sources import model_source
 from workers.shipped_heads.vision.styles import SEED, STYLES
+from workers.training import data
 
 BATCH = 3
 SIDE = 128
@@ -47,9 +46,7 @@ _STD = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
 
 def source(kind: str, name: str) -> Path:
     """Return the folder of a built-in source, pulled if needed."""
-    table = tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))[kind][name]
-    found = model_source.parse(table["source"], where=f"builtin.toml: {kind}.{name}.source")
-    return model_source.pull(found, model_source.cache_folder()).folder
+    return data.pull_built_in(kind, name, model_source.cache_folder()).folder
 
 
 class Features:
