@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+#: How often an envelope is begun before it is given up.
+MAX_ATTEMPTS = 20
+
 
 class ResultState(StrEnum):
     """The four terminal states of a result. There is no other: a result exists once it is terminal."""

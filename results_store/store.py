@@ -15,6 +15,7 @@ from results_store.gateway.api_keys import ApiKeys
 from results_store.gateway.gateway_batches import GatewayBatches
 from results_store.gateway.gateway_files import GatewayFiles
 from results_store.records import (
+    MAX_ATTEMPTS,
     Batch,
     Claim,
     Committed,
@@ -34,9 +35,6 @@ from results_store.sql.flight import FlightRecorder
 from results_store.sql.pipelines import Follow
 from results_store.sql.retention import Retention
 from results_store.sql.tenants import Tenants
-
-#: How often an envelope is begun before it is given up.
-MAX_ATTEMPTS = 5
 
 
 class Store:

@@ -17,9 +17,9 @@ from itertools import chain
 from typing import Self
 
 from results_store.errors import StoreError, StoreUnavailable
-from results_store.records import Batch, Claim, Committed, NewEnvelope, Result
+from results_store.records import MAX_ATTEMPTS, Batch, Claim, Committed, NewEnvelope, Result
 from results_store.sql.pipelines import Follow
-from results_store.store import MAX_ATTEMPTS, Store
+from results_store.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import known, read_toml, typed
 from producers.wire.forms import Redactable
 from producers.wire.messages import Priority
+from results_store.records import MAX_ATTEMPTS
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -65,7 +66,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     reconcile_every_s: float = 5.0
     look_for_cancellations_every_s: float = 1.0
     publish_overdue_s: float = 30.0
-    max_attempts: int = 20
+    max_attempts: int = MAX_ATTEMPTS
     tune_at_start: bool = True
     drop_inputs: bool = False
 
