@@ -16,6 +16,7 @@ from producers.gateway.keys import Caller, Keyring
 from producers.gateway.problems import Gone
 from producers.gateway.rates import Rates
 from producers.gateway.settings import GatewaySettings
+from producers.wire.messages import is_id
 from results_store.errors import UnknownJob
 from results_store.records import JobStatus
 
@@ -61,11 +62,6 @@ class Gateway:
     async def jobs(self, caller: Caller, *, limit: int, before: tuple[float, str] | None = None) -> list[JobStatus]:
         """Return a page of the caller's jobs, the newest first."""
         return await self.client.ask(lambda store: store.jobs(limit=limit, before=before, tenant=caller.scope))
-
-
-def is_id(text: str) -> bool:
-    """Say whether a text has the form of our ids: only then is the store asked for it."""
-    return len(text) == 26 and text.isascii() and text.isalnum()
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from producers.wire.errors import ArgosyError
-from producers.wire.messages import new_id
+from producers.wire.messages import is_id, new_id
 from results_store.gateway.api_keys import ApiKey
 
 _PREFIX = "argosy"
@@ -95,7 +95,7 @@ class Keyring:
         found = self._known.get(id_)
         if found is not None and time.monotonic() - found[0] < REMEMBERED_S:
             return found[1]
-        key = await self._find(id_) if len(id_) == 26 and id_.isascii() and id_.isalnum() else None
+        key = await self._find(id_) if is_id(id_) else None
         self._known[id_] = time.monotonic(), key
         self._known.move_to_end(id_)
         while len(self._known) > REMEMBERED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from enum import IntEnum
@@ -215,6 +216,9 @@ class BadItem(msgspec.Struct, frozen=True):
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
+#: The form of an identifier that `new_id` makes, as a regular expression.
+ID = f"[{_CROCKFORD}]{{26}}"
+
 #: Older versions and the function that lifts a raw message of that version by one. Empty at version 1.
 _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -227,7 +231,7 @@ def new_id() -> str:
 
 def is_id(name: str) -> bool:
     """Return whether `new_id` can have made a name."""
-    return len(name) == 26 and set(name) <= set(_CROCKFORD)
+    return re.fullmatch(ID, name) is not None
 
 
 def made_at(id_: str) -> float:

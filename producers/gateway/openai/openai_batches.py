@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who, is_id
+from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.openai import uploads
 from producers.gateway.openai.endpoints import ENDPOINTS
 from producers.gateway.problems import Problem
-from producers.wire.messages import new_id
+from producers.wire.messages import is_id, new_id
 from results_store.errors import UnknownJob
 from results_store.gateway.gateway_batches import FileBatch
 

@@ -16,12 +16,12 @@ from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import Word
 from producers.wire.errors import InputTooLarge
-from producers.wire.messages import new_id
+from producers.wire.messages import ID, new_id
 from results_store.gateway.gateway_files import StoredFile
 
 router = APIRouter(prefix="/v1/files", tags=["openai"])
 
-_ID = re.compile(r"file-[0-9a-z]{26}(-output|-error)?", re.ASCII)
+_ID = re.compile(rf"file-{ID}(-output|-error)?")
 
 #: What is written in one transaction, and read in one statement.
 PART_BYTES = 512 * 1024

@@ -20,13 +20,14 @@ from producers.gateway.problems import Problem
 from producers.gateway.schemas import NewOne, input_of
 from producers.gateway.views import item_view
 from producers.wire.errors import ResultTimeout
+from producers.wire.messages import ID
 from results_store.errors import UnknownJob
 from results_store.records import Result
 
 router = APIRouter(prefix="/api/items", tags=["items"])
 
 #: An item's id says where its results stand and how many they are, so that any gateway can answer for it: JOB.SEQ.COUNT
-_ID = re.compile(r"([0-9a-z]{26})\.(\d{1,15})\.(\d{1,3})", re.ASCII)
+_ID = re.compile(rf"({ID})\.(\d{{1,15}})\.(\d{{1,3}})", re.ASCII)
 
 ItemId = Annotated[
     str, Path(description="What the submission answered as `id`.", examples=["01jd2m3n4p5q6r7s8t9v0w1x2y.7.1"])

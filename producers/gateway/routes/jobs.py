@@ -13,12 +13,13 @@ from starlette.responses import Response
 from producers.client.async_handles import AsyncJob
 from producers.client.request import NewItem
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who, is_id
+from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import JobOptions, LinesOptions, NewJobBody, item_of
 from producers.gateway.views import job_view
 from producers.wire.errors import InputTooLarge, InvalidInput
+from producers.wire.messages import is_id
 from results_store.records import JobStatus
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
