@@ -17,6 +17,7 @@ from producers.commands.index import index
 from producers.commands.operate import COMMANDS
 from producers.commands.submit import submit
 from producers.commands.tenants import tenants
+from producers.wire.atomic_files import atomically
 from producers.wire.command_line import CommandLine
 
 if TYPE_CHECKING:
@@ -154,13 +155,8 @@ def _writing(output: Path | None) -> Iterator[TextIO]:
     if output is None:
         yield sys.stdout
         return
-    part = output.with_name(f"{output.name}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomically(output) as part, part.open("w", encoding="utf-8", newline="") as file:
+        yield file
 
 
 for _command in [submit, index, batches, *COMMANDS, tenants]:

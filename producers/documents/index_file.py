@@ -13,6 +13,7 @@ from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
+from producers.wire.atomic_files import atomically
 from producers.wire.kinds.retrieval import INDEX_FILE, INDEX_FORMAT
 
 _BOUND_BYTES, _NUMBER_BYTES = 8, 4
@@ -34,17 +35,12 @@ def write(contents: Contents, out: Path) -> Path:
     """Write the index into the folder `out` and return its file. Who reads it meanwhile has the one before, whole."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / INDEX_FILE
-    part = file.with_name(f"{INDEX_FILE}.part")
-    try:
-        with part.open("wb") as written:
-            written.write(_header(contents))
-            written.write(_little_endian(contents.bounds))
-            for path in (contents.vectors, contents.passages):
-                with path.open("rb") as read:
-                    shutil.copyfileobj(read, written)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomically(file) as part, part.open("wb") as written:
+        written.write(_header(contents))
+        written.write(_little_endian(contents.bounds))
+        for path in (contents.vectors, contents.passages):
+            with path.open("rb") as read:
+                shutil.copyfileobj(read, written)
     return file
 
 

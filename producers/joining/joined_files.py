@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from producers.client.request import Request
 from producers.joining.rows import Columns, Joined, Layout, Reasons, as_json, format_of, join, output_of, plain_value
+from producers.wire.atomic_files import atomically
 from producers.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def write_joined(source: Source, request: Request, results: Iterable[Result], pa
     types: Mapping[str, str] = {} if schema is not None else _scanned(source)
     layout = Layout.of(schema.names if schema is not None else types, tasks)
     rows = join(source.records(), results, tasks, Reasons(source, request))
-    with whole(path) as file:
+    with atomically(path) as part, part.open("wb") as file:
         if kind == "jsonl":
             return _write_jsonl(rows, layout, file)
         if kind == "csv":
@@ -47,18 +47,6 @@ def check_output(path: Path) -> None:
         import producers.joining.joined_parquet  # noqa: F401 - whether its package is there
     if not path.absolute().parent.is_dir():
         raise InvalidInput("output", f"is in {path.parent}, which is no folder", "make it, or check the path")
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name only once it was written to its end."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _scanned(source: Source) -> Mapping[str, str]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from producers.wire.atomic_files import atomically
 from workers.batching.planning.cost_model import CostModel
 from workers.batching.planning.residence import Footprint
 
@@ -47,20 +46,10 @@ class _Entries:
         entries = dict([*others.items(), *own.items()][-MOST_ENTRIES:])
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._replace(json.dumps(entries))
+            with atomically(self._file) as part:
+                part.write_text(json.dumps(entries), encoding="utf-8")
         except OSError as error:
             logger.warning("what was learned is not kept: %s", error)
-
-    def _replace(self, text: str) -> None:
-        """Replace the whole file at once, so that no reader sees half of it."""
-        handle, name = tempfile.mkstemp(dir=self._file.parent, prefix=self._file.name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            Path(name).replace(self._file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
 
 
 class KeptCosts:

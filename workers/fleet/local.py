@@ -24,6 +24,7 @@ import msgspec
 import psutil
 
 from producers.wire import connection
+from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from results_store.store import Store
 from workers.device import devices
@@ -257,10 +258,9 @@ class LocalFleet:
             config=self._config,
             started_at=time.time(),
         )
-        written = self.home / "fleet.json.new"
-        with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(about))
-        written.replace(self.home / "fleet.json")
+        with atomically(self.home / "fleet.json") as part:
+            part.touch(0o600)
+            part.write_bytes(msgspec.json.encode(about))
 
     def _restart_if_ended(self, service: Service) -> None:
         if service.process is None or service.process.poll() is None:

@@ -14,13 +14,13 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from filelock import FileLock
 
+from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device, available_cores, pinned_environment
@@ -78,8 +78,7 @@ def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int =
     """
     file = _file(model, device)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        made = Path(folder) / "decision.json"
+    with atomically(file) as made:
         command = [sys.executable, "-m", "workers.training.tuning", str(made), device.name]
         environment = pinned_environment(device, os.environ, threads=threads)
         asked = msgspec.json.encode({"model": model, "labelled": labelled})
@@ -87,7 +86,6 @@ def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int =
         if ran.returncode:
             said = ran.stderr.decode(errors="replace").strip()
             raise ConfigurationError(f"models.{model.name}: cannot be tuned: {said[-2000:]}")
-        made.replace(file)
     found = find(model, device)
     assert found is not None, "it was just made"
     return found

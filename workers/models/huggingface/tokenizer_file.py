@@ -10,7 +10,6 @@ Run as ``python -m workers.models.huggingface.tokenizer_file FOLDER TARGET`` it 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.sources import model_source
@@ -44,9 +44,8 @@ def keep(checkpoint: Checkpoint, tokenizer: Any) -> None:
     """Put transformers' own tokenizer for a folder into the cache, where `locate` finds it from now on."""
     made = _cached(checkpoint)
     made.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = made.with_suffix(f".{os.getpid()}")
-    save(tokenizer, unfinished)
-    unfinished.replace(made)
+    with atomically(made) as part:
+        save(tokenizer, part)
 
 
 def save(tokenizer: Any, target: Path) -> None:
@@ -65,14 +64,13 @@ def _cached(checkpoint: Checkpoint) -> Path:
 
 
 def _make(checkpoint: Checkpoint, target: Path) -> None:
-    unfinished = target.with_suffix(f".{os.getpid()}")
-    command = [sys.executable, "-m", __spec__.name, str(checkpoint.folder), str(unfinished)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
-    if ran.returncode:
-        last = (ran.stderr.strip() or f"exit status {ran.returncode}").splitlines()[-1]
-        problem = f"there is no {checkpoint.folder / NAME}, and none can be made of what is there: {last}"
-        raise ConfigurationError(f"{checkpoint.where}: {problem}; save a fast tokenizer in the folder")
-    unfinished.replace(target)
+    with atomically(target) as part:
+        command = [sys.executable, "-m", __spec__.name, str(checkpoint.folder), str(part)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
+        if ran.returncode:
+            last = (ran.stderr.strip() or f"exit status {ran.returncode}").splitlines()[-1]
+            problem = f"there is no {checkpoint.folder / NAME}, and none can be made of what is there: {last}"
+            raise ConfigurationError(f"{checkpoint.where}: {problem}; save a fast tokenizer in the folder")
 
 
 def _main(folder: str, target: str) -> None:

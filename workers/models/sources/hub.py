@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from fnmatch import fnmatch
 from pathlib import Path
 
 import httpx2
 
+from producers.wire.atomic_files import atomically
 from workers.models.sources.download import PullFailed
 
 #: What is taken of a repository: weights as safetensors, and text. Never pickles or code.
@@ -47,6 +47,5 @@ def pull(repository: str, revision: str, note: Path) -> Path:
 
 def _write(note: Path, folder: Path) -> None:
     """Write down that the last file is there: the hub's folder exists from the first one on."""
-    unfinished = note.with_name(f"{note.name}.{os.getpid()}")
-    unfinished.write_text(str(folder.relative_to(note.parent)), encoding="utf-8")
-    unfinished.replace(note)
+    with atomically(note) as part:
+        part.write_text(str(folder.relative_to(note.parent)), encoding="utf-8")

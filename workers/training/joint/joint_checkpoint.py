@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
+from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from workers.training.joint import layers
 from workers.training.joint.joint_network import JointNetwork
@@ -72,8 +72,5 @@ def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimiz
 
 def write(found: Mapping[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
     """Write a file atomically: a kill leaves the old file or the new one, whole."""
-    unfinished = path.with_suffix(".unfinished")
-    save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, unfinished, about)
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    with atomically(path, durable=True) as part:
+        save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, part, about)
