@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
+
+from results_store.sql.compact_json import strict_json
 
 #: Lines that go out together.
 LINES = 256
@@ -14,7 +15,7 @@ LINES = 256
 
 def encoded(value: Any) -> bytes:
     """Return JSON. Half of a surrogate pair, which JSON can bring in but UTF-8 cannot hold, becomes U+FFFD."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = strict_json(value)
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:

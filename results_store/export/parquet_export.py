@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, BinaryIO
@@ -10,6 +9,7 @@ from typing import Any, BinaryIO
 from results_store.errors import StoreError
 from results_store.export.text_export import stream
 from results_store.records import Result
+from results_store.sql.compact_json import compact_json
 from results_store.store import Store
 
 try:
@@ -56,7 +56,7 @@ def write_parquet(store: Store, job: str, out: BinaryIO) -> int:
 
 def _columns(group: Sequence[Result]) -> list[Any]:
     made = {
-        "output": [None if result.output is None else _json(result.output) for result in group],
+        "output": [None if result.output is None else compact_json(result.output) for result in group],
         "error_kind": [(result.error or {}).get("kind") for result in group],
         "error_message": [(result.error or {}).get("message") for result in group],
     }
@@ -80,7 +80,3 @@ def vectors_of(packed: Sequence[bytes | None]) -> Any:
     numbers = pa.py_buffer(b"".join(vector for vector in packed if vector is not None))
     values = pa.Array.from_buffers(pa.float32(), end, [None, numbers])
     return pa.ListArray.from_arrays(pa.array([*offsets, end], pa.int32()), values)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

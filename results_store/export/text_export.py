@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, TextIO
 
 from results_store.records import Result
 from results_store.sql.columns import unpack_vector
+from results_store.sql.compact_json import compact_json
 from results_store.store import Store
 
 _FIELDS = tuple(field.name for field in fields(Result) if field.name != "vector")
@@ -43,7 +43,7 @@ def write_jsonl(store: Store, job: str, out: TextIO) -> int:
     count = 0
     for result in stream(store, job):
         count += 1
-        out.write(json.dumps(plain(result), ensure_ascii=False, separators=(",", ":")))
+        out.write(compact_json(plain(result)))
         out.write("\n")
     return count
 
@@ -62,7 +62,7 @@ def write_csv(store: Store, job: str, out: TextIO) -> int:
         error = row["error"] or {}
         row |= {"error_kind": error.get("kind"), "error_message": error.get("message")}
         output = row["output"]
-        row["output"] = "" if output is None else json.dumps(output, ensure_ascii=False, separators=(",", ":"))
+        row["output"] = "" if output is None else compact_json(output)
         writer.writerow(row)
     return count
 

@@ -12,8 +12,7 @@ from sqlalchemy import ARRAY, ColumnElement, Connection, Text, any_, bindparam, 
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from results_store.errors import InvalidRow
-
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+from results_store.sql.compact_json import strict_json
 
 
 def among(connection: Connection, column: KeyedColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
@@ -51,11 +50,11 @@ def json_text(value: Any, field: str) -> str | None:
     if value is None:
         return None
     try:
-        encoded = _encode(value)
+        encoded = strict_json(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRow(f"{field}: not a JSON value: {error}") from error
     if "\\u0000" in encoded or text(encoded) != encoded:
-        return _encode(cleaned(value))
+        return strict_json(cleaned(value))
     return encoded
 
 

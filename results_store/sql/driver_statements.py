@@ -6,7 +6,6 @@ PostgreSQL, where each statement waits for the network, they go the usual way.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -36,8 +35,3 @@ def run(connection: Connection, statement: Executable, parameters: Mapping[str, 
 def _compiled(statement: Any) -> tuple[str, Sequence[str], Mapping[str, Any]]:
     compiled = statement.compile(dialect=sqlite_dialect())
     return str(compiled), compiled.positiontup or (), compiled.params
-
-
-def json_of(value: object) -> str:
-    """JSON text for a column that `run` does not convert."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

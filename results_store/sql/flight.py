@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, select
 from results_store.errors import UnknownBatch
 from results_store.records import Batch, QueuedWork
 from results_store.sql import driver_statements
+from results_store.sql.compact_json import compact_json
 from results_store.sql.database import Database
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import UNFINISHED, batches, envelopes
@@ -28,7 +29,7 @@ def record(connection: Connection, batch: Batch) -> None:
     """Add a batch, in the caller's transaction."""
     row: dict[str, Any] = {name: getattr(batch, name) for name in _NAMES}
     if connection.dialect.name == "sqlite":
-        row |= {name: None if row[name] is None else driver_statements.json_of(row[name]) for name in _JSON}
+        row |= {name: None if row[name] is None else compact_json(row[name]) for name in _JSON}
     driver_statements.run(connection, insert_new(connection, batches), row)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,6 +12,7 @@ from producers.client.pipelines.tree import Tree, trees
 from producers.wire.errors import InvalidInput
 from producers.wire.pipelines.plan import Plan
 from results_store.records import JobStatus
+from results_store.sql.compact_json import compact_json
 
 if TYPE_CHECKING:
     from producers.client.fleet_link import Link
@@ -43,7 +43,7 @@ def write_trees(store: Store, job: str, out: TextIO) -> None:
 
     status = store.job(job)
     for tree in trees(plan_of_job(status), stream(store, job), cancelled=status.cancelled_at is not None):
-        out.write(json.dumps(tree.plain(), ensure_ascii=False, separators=(",", ":")))
+        out.write(compact_json(tree.plain()))
         out.write("\n")
 
 
