@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from producers.client.request import Request
 from producers.joining.rows import Columns, Joined, Layout, Reasons, as_json, format_of, join, output_of, plain_value
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import InvalidInput
+from results_store.export.text_export import write_lines, write_table
 
 if TYPE_CHECKING:
     from producers.sources import Source
@@ -31,18 +31,19 @@ def write_joined(source: Source, request: Request, results: Iterable[Result], pa
     layout = Layout.of(schema.names if schema is not None else types, tasks)
     rows = join(source.records(), results, tasks, Reasons(source, request))
     with atomically(path) as part, part.open("wb") as file:
-        if kind == "jsonl":
-            return _write_jsonl(rows, layout, file)
-        if kind == "csv":
-            return _write_csv(rows, layout, file)
-        from producers.joining.joined_parquet import write_parquet
+        if kind == "parquet":
+            from producers.joining.joined_parquet import write_parquet
 
-        vectors = {task.name for task in request.tasks if task.kind.output == list[float]}
-        return write_parquet(rows, layout, schema, types, vectors, file)
+            vectors = {task.name for task in request.tasks if task.kind.output == list[float]}
+            return write_parquet(rows, layout, schema, types, vectors, file)
+        with io.TextIOWrapper(file, "utf-8", errors="replace", newline="") as text:
+            if kind == "csv":
+                return write_table(text, layout.names, (_cells(row, layout) for row in rows))
+            return write_lines(text, (_line(row, layout) for row in rows))
 
 
 def check_output(path: Path) -> None:
-    """Raise InvalidInput or ConfigurationError now for what could not be written later."""
+    """Raise InvalidInput or StoreError now for what could not be written later."""
     if format_of(path) == "parquet":
         import producers.joining.joined_parquet  # noqa: F401 - whether its package is there
     if not path.absolute().parent.is_dir():
@@ -56,27 +57,16 @@ def _scanned(source: Source) -> Mapping[str, str]:
     return columns.types
 
 
-def _write_jsonl(rows: Iterable[Joined], layout: Layout, file: IO[bytes]) -> int:
-    count = 0
-    for count, row in enumerate(rows, 1):  # noqa: B007 - what is returned
-        outputs = {name: output_of(row.results.get(task)) for task, name in layout.tasks.items()}
-        file.write(as_json({**row.columns, **outputs, layout.error: row.error}).encode("utf-8", "replace") + b"\n")
-    return count
+def _line(row: Joined, layout: Layout) -> str:
+    outputs = {name: output_of(row.results.get(task)) for task, name in layout.tasks.items()}
+    return as_json({**row.columns, **outputs, layout.error: row.error})
 
 
-def _write_csv(rows: Iterable[Joined], layout: Layout, file: IO[bytes]) -> int:
-    text = io.TextIOWrapper(file, "utf-8", errors="replace", newline="")
-    writer = csv.writer(text)
-    writer.writerow(layout.names)
-    count = 0
-    for count, row in enumerate(rows, 1):  # noqa: B007
-        given = [_cell(row.columns.get(name)) for name in layout.columns]
-        outputs = (output_of(row.results.get(task)) for task in layout.tasks)
-        made = ["" if output is None else as_json(output) for output in outputs]
-        writer.writerow([*given, *made, row.error or ""])
-    text.flush()
-    text.detach()
-    return count
+def _cells(row: Joined, layout: Layout) -> list[Any]:
+    given = [_cell(row.columns.get(name)) for name in layout.columns]
+    outputs = (output_of(row.results.get(task)) for task in layout.tasks)
+    made = ["" if output is None else as_json(output) for output in outputs]
+    return [*given, *made, row.error or ""]
 
 
 def _cell(value: Any) -> Any:

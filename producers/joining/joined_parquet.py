@@ -7,18 +7,13 @@ from collections.abc import Set as AbstractSet
 from typing import IO, Any
 
 from producers.joining.rows import Joined, Layout, as_json, output_of
-from producers.wire.errors import ConfigurationError
-from results_store.export.parquet_export import vectors_of
+from results_store.export.parquet_export import GROUP_ROWS, vectors_of, write_groups  # without pyarrow it says so
 
-try:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-except ImportError as error:
-    remedy = "pip install 'argosy[parquet]', or choose .csv or .jsonl"
-    raise ConfigurationError(f"Parquet needs pyarrow; {remedy}") from error
+# isort: split
+import pyarrow as pa
 
-#: A row group is full at this many rows, or about this many bytes of text and media.
-GROUP_ROWS, GROUP_BYTES = 10_000, 32 * 1024 * 1024
+#: A row group is full at `GROUP_ROWS`, or at about this many bytes of text and media.
+GROUP_BYTES = 32 * 1024 * 1024
 
 _TYPES = {"boolean": pa.bool_(), "integer": pa.int64(), "number": pa.float64()}
 
@@ -36,20 +31,15 @@ def write_parquet(
     of_task = {task: pa.list_(pa.float32()) if task in vectors else pa.string() for task in layout.tasks}
     made = [(name, of_task[task]) for task, name in layout.tasks.items()]
     whole = pa.schema([*given, *made, (layout.error, pa.string())])
-    written = 0
-    with pq.ParquetWriter(file, whole, compression="zstd") as writer:
-        for group in _groups(rows):
-            columns = [
-                *(
-                    _given(group, field, types.get(field.name))
-                    for field in [whole.field(name) for name in layout.columns]
-                ),
-                *(_made(group, task, of_task[task]) for task in layout.tasks),
-                pa.array([row.error for row in group], pa.string()),
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=whole), row_group_size=GROUP_ROWS)
-            written += len(group)
-    return written
+
+    def columns(group: Sequence[Joined]) -> list[Any]:
+        return [
+            *(_given(group, whole.field(name), types.get(name)) for name in layout.columns),
+            *(_made(group, task, of_task[task]) for task in layout.tasks),
+            pa.array([row.error for row in group], pa.string()),
+        ]
+
+    return write_groups(file, whole, _groups(rows), columns)
 
 
 def _groups(rows: Iterable[Joined]) -> Iterator[list[Joined]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import IO, Any, TypeVar
 
 from results_store.errors import StoreError
 from results_store.export.text_export import stream
@@ -17,6 +17,8 @@ try:
     import pyarrow.parquet as pq
 except ImportError as error:
     raise StoreError("Parquet needs pyarrow; pip install 'argosy[parquet]', or choose jsonl or csv") from error
+
+T = TypeVar("T")
 
 #: Rows a group, which is all that memory holds: some 15 MB of vectors with 384 numbers, 50 MB with 1,280.
 GROUP_ROWS = 10_000
@@ -43,13 +45,21 @@ SCHEMA = pa.schema(
 )
 
 
-def write_parquet(store: Store, job: str, out: BinaryIO) -> int:
+def write_parquet(store: Store, job: str, out: IO[bytes]) -> int:
     """Write one row a result, in (seq, task) order; return how many. Raises UnknownJob."""
     results = stream(store, job)
+    groups = iter(lambda: list(islice(results, GROUP_ROWS)), [])
+    return write_groups(out, SCHEMA, groups, _columns)
+
+
+def write_groups(
+    out: IO[bytes], schema: Any, groups: Iterable[Sequence[T]], columns: Callable[[Sequence[T]], list[Any]]
+) -> int:
+    """Write each group of at most `GROUP_ROWS` rows as a row group, by its `columns`; return how many rows."""
     count = 0
-    with pq.ParquetWriter(out, SCHEMA, compression="zstd") as writer:
-        while group := list(islice(results, GROUP_ROWS)):
-            writer.write_table(pa.Table.from_arrays(_columns(group), schema=SCHEMA), row_group_size=GROUP_ROWS)
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        for group in groups:
+            writer.write_table(pa.Table.from_arrays(columns(group), schema=schema), row_group_size=GROUP_ROWS)
             count += len(group)
     return count
 

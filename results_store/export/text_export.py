@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, TextIO
 
@@ -40,12 +40,7 @@ def stream(store: Store, job: str, *, page: int = 1000) -> Iterator[Result]:
 
 def write_jsonl(store: Store, job: str, out: TextIO) -> int:
     """Write one JSON object a result, every field of it; return how many. `output` holds a vector as a list."""
-    count = 0
-    for result in stream(store, job):
-        count += 1
-        out.write(compact_json(plain(result)))
-        out.write("\n")
-    return count
+    return write_lines(out, (compact_json(plain(result)) for result in stream(store, job)))
 
 
 def write_csv(store: Store, job: str, out: TextIO) -> int:
@@ -53,16 +48,32 @@ def write_csv(store: Store, job: str, out: TextIO) -> int:
 
     Open `out` with ``newline=""``.
     """
-    writer = csv.DictWriter(out, CSV_COLUMNS, extrasaction="ignore")
-    writer.writeheader()
+    return write_table(out, CSV_COLUMNS, map(_cells, stream(store, job)))
+
+
+def _cells(result: Result) -> list[Any]:
+    row = plain(result)
+    error, output = row["error"] or {}, row["output"]
+    row |= {"error_kind": error.get("kind"), "error_message": error.get("message")}
+    row["output"] = "" if output is None else compact_json(output)
+    return [row[name] for name in CSV_COLUMNS]
+
+
+def write_lines(out: TextIO, lines: Iterable[str]) -> int:
+    """Write lines, and return how many."""
     count = 0
-    for result in stream(store, job):
-        count += 1
-        row = plain(result)
-        error = row["error"] or {}
-        row |= {"error_kind": error.get("kind"), "error_message": error.get("message")}
-        output = row["output"]
-        row["output"] = "" if output is None else compact_json(output)
+    for count, line in enumerate(lines, 1):  # noqa: B007 - what is returned
+        out.write(line)
+        out.write("\n")
+    return count
+
+
+def write_table(out: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """Write a header and rows as CSV; return how many rows."""
+    writer = csv.writer(out)
+    writer.writerow(names)
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007 - what is returned
         writer.writerow(row)
     return count
 

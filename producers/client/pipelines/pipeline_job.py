@@ -39,12 +39,11 @@ class PipelineJob(Watched):
 
 def write_trees(store: Store, job: str, out: TextIO) -> None:
     """Write one JSON object an input, with its tree. Raises UnknownJob, or InvalidInput for a job that is no pipeline."""
-    from results_store.export.text_export import stream
+    from results_store.export.text_export import stream, write_lines
 
     status = store.job(job)
-    for tree in trees(plan_of_job(status), stream(store, job), cancelled=status.cancelled_at is not None):
-        out.write(compact_json(tree.plain()))
-        out.write("\n")
+    made = trees(plan_of_job(status), stream(store, job), cancelled=status.cancelled_at is not None)
+    write_lines(out, (compact_json(tree.plain()) for tree in made))
 
 
 def plan_of_job(job: JobStatus) -> Plan:
