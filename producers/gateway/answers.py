@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from results_store.sql.compact_json import strict_json
+from results_store.sql.columns import strict_json
 
 #: Lines that go out together.
 LINES = 256

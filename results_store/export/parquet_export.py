@@ -9,7 +9,7 @@ from typing import IO, Any, TypeVar
 from results_store.errors import StoreError
 from results_store.export.text_export import stream
 from results_store.records import Result
-from results_store.sql.compact_json import compact_json
+from results_store.sql.columns import compact_json
 from results_store.store import Store
 
 try:

@@ -8,8 +8,7 @@ from dataclasses import fields
 from typing import Any, TextIO
 
 from results_store.records import Result
-from results_store.sql.columns import unpack_vector
-from results_store.sql.compact_json import compact_json
+from results_store.sql.columns import compact_json, unpack_vector
 from results_store.store import Store
 
 _FIELDS = tuple(field.name for field in fields(Result) if field.name != "vector")

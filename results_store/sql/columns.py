@@ -6,13 +6,17 @@ import json
 import sys
 from array import array
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ARRAY, ColumnElement, Connection, Text, any_, bindparam, func, select
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from results_store.errors import InvalidRow
-from results_store.sql.compact_json import strict_json
+
+#: JSON without spaces, in the bytes that the store has always kept: `msgspec` writes 1e-07 as 1e-7, and NaN as null.
+compact_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+#: The same; raises ValueError for NaN and infinity.
+strict_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 def among(connection: Connection, column: KeyedColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, select
 from results_store.errors import UnknownBatch
 from results_store.records import Batch, QueuedWork
 from results_store.sql import driver_statements
-from results_store.sql.compact_json import compact_json
+from results_store.sql.columns import compact_json
 from results_store.sql.database import Database
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import UNFINISHED, batches, envelopes

@@ -12,7 +12,6 @@ from producers.client.pipelines.tree import Tree, trees
 from producers.wire.errors import InvalidInput
 from producers.wire.pipelines.plan import Plan
 from results_store.records import JobStatus
-from results_store.sql.compact_json import compact_json
 
 if TYPE_CHECKING:
     from producers.client.fleet_link import Link
@@ -40,6 +39,7 @@ class PipelineJob(Watched):
 def write_trees(store: Store, job: str, out: TextIO) -> None:
     """Write one JSON object an input, with its tree. Raises UnknownJob, or InvalidInput for a job that is no pipeline."""
     from results_store.export.text_export import stream, write_lines
+    from results_store.sql.columns import compact_json
 
     status = store.job(job)
     made = trees(plan_of_job(status), stream(store, job), cancelled=status.cancelled_at is not None)
