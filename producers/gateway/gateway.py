@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable
 from typing import Annotated, TypeVar
 
+from cachetools import LRUCache
 from fastapi import Depends, Request
 
 from producers.client.async_client import AsyncClient
@@ -36,13 +36,11 @@ class Gateway:
         self.rates = Rates()
         self.activity = Activity(client.ask)
         self.serving = 0
-        self._handles: OrderedDict[tuple[str, int], AsyncHandle] = OrderedDict()
+        self._handles: LRUCache[tuple[str, int], AsyncHandle] = LRUCache(HANDLES)
 
     def keep(self, handle: AsyncHandle) -> None:
         """Keep a handle: while it is here, waiting for its result costs nothing."""
         self._handles[handle.job, handle.seq] = handle
-        while len(self._handles) > HANDLES:
-            self._handles.popitem(last=False)
 
     def kept(self, job: str, seq: int) -> AsyncHandle | None:
         return self._handles.get((job, seq))

@@ -7,9 +7,11 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+
+from cachetools import TTLCache
 
 from producers.wire.errors import ArgosyError
 from producers.wire.messages import is_id, new_id
@@ -73,9 +75,11 @@ class Refused(ArgosyError):
 class Keyring:
     """Tells who holds a key. For one event loop."""
 
-    def __init__(self, find: Callable[[str], Awaitable[ApiKey | None]]) -> None:
+    def __init__(
+        self, find: Callable[[str], Awaitable[ApiKey | None]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._find = find
-        self._known: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
+        self._known: TTLCache[str, ApiKey | None] = TTLCache(REMEMBERED, REMEMBERED_S, clock)
 
     async def holder(self, authorization: str | None, now: float) -> Caller:
         """Return who sent an ``Authorization: Bearer`` header. Raises Refused; StoreUnavailable."""
@@ -92,14 +96,9 @@ class Keyring:
         return Caller(tenant=key.tenant, operator=key.operator, key=key.id, rate_per_s=key.rate_per_s)
 
     async def _key(self, id_: str) -> ApiKey | None:
-        found = self._known.get(id_)
-        if found is not None and time.monotonic() - found[0] < REMEMBERED_S:
-            return found[1]
-        key = await self._find(id_) if is_id(id_) else None
-        self._known[id_] = time.monotonic(), key
-        self._known.move_to_end(id_)
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        with suppress(KeyError):
+            return self._known[id_]
+        key = self._known[id_] = await self._find(id_) if is_id(id_) else None
         return key
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
+
+from cachetools import LRUCache
 
 #: A key that was idle may make this many seconds' worth of requests at once.
 BURST_S = 2.0
@@ -22,7 +23,7 @@ class Rates:
     """Counts requests by key."""
 
     def __init__(self) -> None:
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self._buckets: LRUCache[str, _Bucket] = LRUCache(KEYS)
 
     def take(self, key: str, rate_per_s: float, now: float) -> float:
         """Return 0 and count a request, or return in how many seconds there is room for it."""
@@ -31,8 +32,6 @@ class Rates:
         bucket.tokens = min(size, bucket.tokens + (now - bucket.at) * rate_per_s)
         bucket.at = now
         self._buckets[key] = bucket
-        while len(self._buckets) > KEYS:
-            self._buckets.popitem(last=False)
         if bucket.tokens >= 1.0:
             bucket.tokens -= 1.0
             return 0.0

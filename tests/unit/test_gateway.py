@@ -79,11 +79,12 @@ def test_a_key_opens_for_its_holder_only() -> None:
         holder(f"Bearer {text}", now=50.0)
 
 
-def test_keys_are_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_remembered_for_a_moment() -> None:
     """Known or not, so that neither traffic nor guessing reaches the store; then looked up again."""
     text, key = new_key("laptop", "ours", created_at=0)
     keys = Keys(key)
-    keyring = Keyring(keys.find)
+    now_s = 0.0
+    keyring = Keyring(keys.find, lambda: now_s)
 
     async def ask() -> None:
         for _ in range(5):
@@ -93,8 +94,7 @@ def test_keys_are_remembered_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> No
 
     asyncio.run(ask())
     assert keys.asked == 2
-    clock = __import__("time").monotonic
-    monkeypatch.setattr("producers.gateway.keys.time.monotonic", lambda: clock() + REMEMBERED_S)
+    now_s = REMEMBERED_S
     keys.keys.clear()
     with pytest.raises(Refused):
         asyncio.run(keyring.holder(f"Bearer {text}", 1.0))

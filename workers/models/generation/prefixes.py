@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
 
 if TYPE_CHECKING:
     from workers.models.generation.key_value_memory import Kept
@@ -18,12 +19,12 @@ class Prefixes:
 
     def __init__(self, most_tokens: int) -> None:
         self.most_tokens = most_tokens
-        self._held: OrderedDict[tuple[int, ...], Kept] = OrderedDict()
+        self._held: LRUCache[tuple[int, ...], Kept] = LRUCache(most_tokens, getsizeof=lambda kept: kept.shape[3])
 
     @property
     def tokens(self) -> int:
         """How many are held."""
-        return sum(map(len, self._held))
+        return int(self._held.currsize)
 
     def find(self, tokens: Sequence[int]) -> Kept | None:
         """Return what is held of the longest known beginning of a prompt; its last token is left to be read."""
@@ -34,7 +35,6 @@ class Prefixes:
                 best, length = known, alike
         if best is None:
             return None
-        self._held.move_to_end(best)
         return self._held[best][:, :, :, :length]
 
     def keep(self, tokens: Sequence[int], kept: Kept) -> None:
@@ -45,8 +45,6 @@ class Prefixes:
         for known in [known for known in self._held if known == new[: len(known)]]:
             del self._held[known]
         self._held[new] = kept
-        while self.tokens > self.most_tokens:
-            self._held.popitem(last=False)
 
     def holds(self, tokens: Sequence[int]) -> bool:
         """Say whether something held begins with these tokens."""

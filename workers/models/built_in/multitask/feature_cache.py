@@ -6,9 +6,10 @@ longest ago goes first. Rows are kept without their padding.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
 
 if TYPE_CHECKING:
     import torch
@@ -25,29 +26,23 @@ class FeatureCache:
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
-        self.size_bytes = 0
-        self._rows: OrderedDict[bytes, Row] = OrderedDict()
+        self._rows: LRUCache[bytes, Row] = LRUCache(most_bytes, getsizeof=_size_bytes)
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def size_bytes(self) -> int:
+        return int(self._rows.currsize)
+
     def get(self, content: bytes) -> Row | None:
         """Return a content's features, if they are here."""
-        found = self._rows.get(content)
-        if found is not None:
-            self._rows.move_to_end(content)
-        return found
+        return self._rows.get(content)
 
     def put(self, content: bytes, row: Row) -> None:
         """Keep a content's features, which must be the caller's no more."""
-        size_bytes = _size_bytes(row)
-        if size_bytes > self.most_bytes or content in self._rows:
-            return
-        self._rows[content] = row
-        self.size_bytes += size_bytes
-        while self.size_bytes > self.most_bytes:
-            _, oldest = self._rows.popitem(last=False)
-            self.size_bytes -= _size_bytes(oldest)
+        if content not in self._rows and _size_bytes(row) <= self.most_bytes:
+            self._rows[content] = row
 
 
 def features(
