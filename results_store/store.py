@@ -28,7 +28,7 @@ from results_store.records import (
     Result,
 )
 from results_store.sql import delivery, reading, submission
-from results_store.sql.database import Database, Weight, check_revision
+from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.dead_letters import DeadLetters
 from results_store.sql.declarations import Declarations
 from results_store.sql.flight import FlightRecorder
@@ -63,12 +63,7 @@ class Store:
 
     def open(self) -> Self:
         """Connect and check the schema. Raises SchemaMismatch, naming the command that helps."""
-        self._database.open()
-        try:
-            check_revision(self._database)
-        except BaseException:
-            self._database.close()
-            raise
+        open_current(self._database)
         return self
 
     def close(self) -> None:

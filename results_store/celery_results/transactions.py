@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from results_store.celery_results import celery_rows
 from results_store.celery_results.celery_rows import ChordPart, TaskRow
 from results_store.errors import StoreError, StoreUnavailable
-from results_store.sql.database import Database, Weight, check_revision
+from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.retention import in_portions
 from results_store.sql.schema import celery_chords, celery_groups, celery_tasks
 
@@ -50,12 +50,7 @@ class CeleryResults:
 
     def open(self) -> None:
         """Connect and check the schema. Raises SchemaMismatch, naming the command that helps."""
-        self._database.open()
-        try:
-            check_revision(self._database)
-        except BaseException:
-            self._database.close()
-            raise
+        open_current(self._database)
 
     def close(self) -> None:
         self._database.close()

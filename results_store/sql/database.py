@@ -121,8 +121,17 @@ class Database:
             raise translate(error, str(self)) from error
 
 
-def check_revision(database: Database) -> None:
-    """Raise SchemaMismatch, naming the command that helps, unless the database has this version's schema."""
+def open_current(database: Database) -> None:
+    """Open a database that has this version's schema. Raises SchemaMismatch, naming the command that helps."""
+    database.open()
+    try:
+        _check_revision(database)
+    except BaseException:
+        database.close()
+        raise
+
+
+def _check_revision(database: Database) -> None:
     if database.sqlite and not database.path.exists():
         raise SchemaMismatch(f"{database}: there is no database yet; {MIGRATE}")
     with database.read() as connection:
