@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from producers.wire.errors import ConfigurationError
+from workers.models.built_in.described_file import read_described
 
 if TYPE_CHECKING:
     import torch
@@ -23,16 +24,7 @@ _FORMAT = "argosy-head/1"
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return a head file's metadata: `format`, `kind`, and `labels` as a JSON list. Raises ConfigurationError."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ConfigurationError(f"{path}: cannot be read as a head: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise ConfigurationError(f"{path}: format {metadata.get('format')!r} is not {_FORMAT!r}; train it again")
-    return metadata
+    return read_described(path, _FORMAT, dict)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

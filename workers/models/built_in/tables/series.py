@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 
 from producers.wire.catalogue import Task
-from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
+from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import SeriesInput
+from workers.models.built_in.described_file import read_described
 from workers.models.interface import options
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared, digest
 
@@ -126,17 +127,11 @@ class SeriesModel(Model):
     @cached_property
     def described(self) -> Described:
         """What the model's file says. Raises ConfigurationError."""
-        from safetensors import SafetensorError, safe_open
 
-        file = self.spec.folder / FILE
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                metadata = opened.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"format {metadata.get('format')!r} is not {FORMAT!r}")
+        def decode(metadata: Mapping[str, str]) -> Described:
             return msgspec.json.decode(metadata["described"], type=Described)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise ConfigurationError(f"models.{self.spec.name}: {file}: {error}; train it again") from error
+
+        return read_described(self.spec.folder / FILE, FORMAT, decode, where=f"models.{self.spec.name}: ")
 
     # --- in the device process ---
 

@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 
 from producers.wire.catalogue import Task
-from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.errors import InvalidInput
 from producers.wire.kinds.explanation import ColumnPart, Explanation
 from producers.wire.messages import RowInput
+from workers.models.built_in.described_file import read_described
 from workers.models.interface import options
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared
 
@@ -138,18 +139,11 @@ class TabularModel(Model):
 
     @cached_property
     def _described(self) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-        from safetensors import SafetensorError, safe_open
-
-        file = self.spec.folder / FILE
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                metadata = opened.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"format {metadata.get('format')!r} is not {FORMAT!r}")
+        def decode(metadata: Mapping[str, str]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
             columns = msgspec.json.decode(metadata["columns"], type=tuple[Column, ...])
             return columns, tuple(json.loads(metadata["labels"]))
-        except (OSError, SafetensorError, ValueError, KeyError, msgspec.DecodeError) as error:
-            raise ConfigurationError(f"models.{self.spec.name}: {file}: {error}; train it again") from error
+
+        return read_described(self.spec.folder / FILE, FORMAT, decode, where=f"models.{self.spec.name}: ")
 
     @cached_property
     def _tensors(self) -> Arrays:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from producers.wire.errors import ConfigurationError, InputUnavailable
+from producers.wire.errors import InputUnavailable
 from producers.wire.kinds.retrieval import INDEX_FILE, INDEX_FORMAT, PassageRetrievalParams
+from workers.models.built_in.described_file import read_described
 from workers.models.interface import ragged
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays
 
@@ -79,16 +80,13 @@ class IndexFile:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read_metadata(self) -> Described:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-            if metadata.get("format") != INDEX_FORMAT:
-                raise ValueError(f"format {metadata.get('format')!r} is not {INDEX_FORMAT!r}")
-            return Described(metadata["encoder"], metadata["edition"])
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise ConfigurationError(f"{self._where}: {self.path}: {error}; make it again: argosy index") from error
+        return read_described(
+            self.path,
+            INDEX_FORMAT,
+            lambda metadata: Described(metadata["encoder"], metadata["edition"]),
+            where=f"{self._where}: ",
+            remedy="make it again: argosy index",
+        )
 
 
 @dataclass(frozen=True)
