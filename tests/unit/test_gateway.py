@@ -100,6 +100,17 @@ def test_keys_are_remembered_for_a_moment() -> None:
         asyncio.run(keyring.holder(f"Bearer {text}", 1.0))
 
 
+@pytest.mark.parametrize("id_", ["0" * 25, "0" * 27, "A" * 26, "i" * 26, "é" * 26])
+def test_an_id_of_another_form_is_not_looked_up(id_: str) -> None:
+    """Nobody has such a key: `new_id` writes no capitals, and no letter that is easily read as a digit."""
+    keys = Keys()
+
+    with pytest.raises(Refused, match="not known here"):
+        asyncio.run(Keyring(keys.find).holder(f"Bearer argosy-{id_}-{'0' * 64}", 1.0))
+
+    assert keys.asked == 0
+
+
 def received(*messages: dict[str, Any]) -> Callable[[], Awaitable[dict[str, Any]]]:
     waiting = iter(messages)
 
