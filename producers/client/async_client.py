@@ -27,7 +27,8 @@ from producers.client.request import Request
 from producers.client.sending.async_chunks import Sending
 from producers.client.sending.full_fleet import checked
 from producers.client.sending.intake import Intake, OnError, Rejected
-from producers.client.sending.outbox import Order, Outbox
+from producers.client.sending.orders import Order
+from producers.client.sending.outbox import Outbox
 from producers.client.sending.submission import Submission, check_many, lone_order, new_job
 from producers.client.text_streams import AsyncTextStream
 from producers.client.thread_calls import Calls, Home

@@ -21,15 +21,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from producers.wire.errors import BlobsUnavailable, ConfigurationError, InputTooLarge, InputUnavailable, InvalidInput
-from producers.wire.messages import BlobInput, InlineBytes, Input, is_id, made_at, new_id
+from producers.wire.messages import BlobInput, InlineBytes, Input, Item, is_id, made_at, new_id
+from producers.wire.packing import weight
 
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
-
-    from producers.wire.packing import Weighed
-
-#: What a reference weighs in an envelope.
-REFERENCE_BYTES = 256
 
 #: Blobs are written so many at a time.
 WRITERS = 8
@@ -66,17 +62,19 @@ class Blobs:
     def __bool__(self) -> bool:
         return bool(self.settings.url)
 
-    def check_in(self, items: Sequence[Weighed], job: str) -> Sequence[Weighed]:
+    def check_in(self, items: Sequence[Item], job: str) -> Sequence[Item]:
         """Return items with their large inputs put away. Raises BlobsUnavailable."""
+        if not self:
+            return items
         limit = self.settings.inline_bytes
-        large = [place for place, (item, size) in enumerate(items) if size > limit and _portable(item.input)]
-        if not self or not large:
+        large = [n for n, item in enumerate(items) if _portable(item.input) and weight(item.input) > limit]
+        if not large:
             return items
         with ThreadPoolExecutor(min(WRITERS, len(large)), thread_name_prefix="argosy blobs") as pool:
-            put = list(pool.map(lambda place: self.put(items[place][0].input, job), large))
+            put = list(pool.map(lambda place: self.put(items[place].input, job), large))
         checked = list(items)
         for place, reference in zip(large, put, strict=True):
-            checked[place] = (msgspec.structs.replace(items[place][0], input=reference), REFERENCE_BYTES)
+            checked[place] = msgspec.structs.replace(items[place], input=reference)
         return checked
 
     def put(self, value: Input, job: str) -> BlobInput:

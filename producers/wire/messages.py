@@ -181,6 +181,13 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         return sum(len(item.tasks) for item in self.items)
 
     @property
+    def about(self) -> str:
+        """What people see of it in Flower: ``64 items, sentiment+topic``."""
+        count = len(self.items)
+        tasks = dict.fromkeys(task for item in self.items for task in item.tasks)
+        return f"{count} item{'' if count == 1 else 's'}, {'+'.join(tasks)}"
+
+    @property
     def carries_bytes(self) -> bool:
         return any(isinstance(_file(item.input), InlineBytes) for item in self.items)
 

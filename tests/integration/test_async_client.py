@@ -18,7 +18,7 @@ from producers import value
 from producers.client import notices
 from producers.client.async_client import AsyncClient
 from producers.client.sending import full_fleet, intake, outbox
-from producers.client.sending.outbox import Order
+from producers.client.sending.orders import Order
 from producers.wire import packing, publisher
 from producers.wire.errors import (
     BrokerUnavailable,

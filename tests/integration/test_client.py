@@ -15,7 +15,7 @@ from producers.client import notices
 from producers.client.client import Client
 from producers.client.request import NewItem
 from producers.client.sending import full_fleet, intake
-from producers.client.sending.outbox import Order
+from producers.client.sending.orders import Order
 from producers.wire import packing
 from producers.wire.errors import (
     BrokerUnavailable,

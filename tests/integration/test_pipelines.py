@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from sqlalchemy import select
 from producers import InvalidInput, Pipeline
 from producers.client.pipelines.pipeline import first_request
 from producers.client.sending.intake import Intake
-from producers.client.sending.parcels import Parcel, seal
+from producers.client.sending.orders import Order, envelopes_of
 from producers.wire.catalogue import KINDS, Catalogue, Task
 from producers.wire.errors import InputUnavailable
 from producers.wire.messages import (
@@ -26,6 +27,7 @@ from producers.wire.messages import (
     decode,
     decode_bytes,
 )
+from producers.wire.packing import outbox_row
 from producers.wire.pipelines.following import follow
 from producers.wire.pipelines.plan import Plan
 from results_store.records import Claim, Committed, NewEnvelope, NewJob, Result, ResultState
@@ -70,9 +72,11 @@ class Work:
         self.plan: Plan = pipeline.check(CATALOGUE)
         request = first_request(CATALOGUE, self.plan, priority="standard", deadline_s=None)
         items = list(Intake(request, span=TREE_SPAN).items(inputs))
-        parcel = Parcel(request, items, JOB, deadline_at=more.pop("deadline_at", None), tenant="acme", pipeline=True)
+        deadline_at = more.pop("deadline_at", None)
+        order = Order(request, items, JOB, Future(), deadline_at=deadline_at, tenant="acme", pipeline=True)
         job = NewJob(id=JOB, priority=3, created_at=1.0, tenant="acme", pipeline=self.plan.as_json(), **more)
-        self.sent = [one.envelope for one in seal([parcel], 1.0, {"acme": store.tenants.enrol("acme").lane})]
+        lane = store.tenants.enrol("acme").lane
+        self.sent = [outbox_row(envelope, lane) for envelope in envelopes_of([order], 1.0)]
         store.add_envelopes(self.sent, jobs=[job])
 
     def store_results(self, envelope: NewEnvelope, **changes: Any) -> Committed:

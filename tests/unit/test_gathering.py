@@ -13,8 +13,8 @@ from producers.client.group_commit import Gathering, settle
 from producers.client.pending_results import Pending
 from producers.client.request import Request
 from producers.client.sending import outbox
-from producers.client.sending.outbox import Order, Waiting
-from producers.client.sending.parcels import Parcel
+from producers.client.sending.orders import Order
+from producers.client.sending.outbox import Waiting
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import ConfigurationError, Overloaded
 
@@ -79,7 +79,7 @@ def test_a_caller_that_gave_up_is_left_alone() -> None:
 def order(size: int, *, lone: bool = True) -> Order:
     request = Request.check(Catalogue.builtin(), "topic", priority="bulk")
     item = request.item(0, "x", field="input")
-    return Order(Parcel(request, [(item, size)], "job"), Future(), Pending("job", 0, ["topic"]) if lone else None)
+    return Order(request, [item], "job", Future(), pending=Pending("job", 0, ["topic"]) if lone else None, size=size)
 
 
 def test_the_door_counts_items_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

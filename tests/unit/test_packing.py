@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,50 +14,54 @@ from hypothesis import strategies as st
 
 from producers.client.request import NewItem, Request
 from producers.client.sending.intake import CHUNK_BYTES, CHUNK_ITEMS, REJECTED_KEPT, Intake, chunks
-from producers.client.sending.parcels import DEADLINE_GRAIN, Parcel, seal, shared_deadline
+from producers.client.sending.orders import DEADLINE_GRAIN, Order, envelopes_of, shared_deadline
 from producers.wire.catalogue import KINDS, Catalogue, Task
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import InlineBytes, Item, Priority, decode, decode_bytes
-from producers.wire.packing import ENVELOPE_BYTES, ENVELOPE_ITEMS, Weighed, pack
+from producers.wire.packing import ENVELOPE_BYTES, ENVELOPE_ITEMS, outbox_row, pack
 from results_store.records import NewEnvelope
 
 
-def weighed(sizes: Sequence[int]) -> list[Weighed]:
-    return [(Item(seq, "x", ("topic",)), size) for seq, size in enumerate(sizes)]
+def items_of(sizes: Sequence[int]) -> list[Item]:
+    return [Item(seq, "x" * size, ("topic",)) for seq, size in enumerate(sizes)]
 
 
 def request_for(*tasks: str) -> Request:
     return Request.check(Catalogue.builtin(), tasks, priority="bulk")
 
 
+def order(request: Request, items: Sequence[Item], **more: Any) -> Order:
+    return Order(request, items, "j" * 26, Future(), **more)
+
+
 def envelopes(
-    request: Request, items: Sequence[Weighed], *, now: float = 1.0, deadline_at: float | None = None
+    request: Request, items: Sequence[Item], *, now: float = 1.0, deadline_at: float | None = None
 ) -> list[NewEnvelope]:
-    return [one.envelope for one in seal([Parcel(request, items, "j" * 26, deadline_at)], now)]
+    return [outbox_row(envelope, 0) for envelope in envelopes_of([order(request, items, deadline_at=deadline_at)], now)]
 
 
 def test_small_items_fill_envelopes_by_number() -> None:
     """64 to a message is what makes the transport cheap; the rest goes in a shorter last one."""
-    assert [len(group) for group in pack(weighed([10] * 150))] == [ENVELOPE_ITEMS, ENVELOPE_ITEMS, 22]
+    assert [len(group) for group in pack(items_of([10] * 150))] == [ENVELOPE_ITEMS, ENVELOPE_ITEMS, 22]
 
 
 def test_large_items_fill_envelopes_by_bytes_and_a_huge_one_travels_alone() -> None:
     """An envelope is redelivered as a whole, so that it must stay worth about one micro-batch."""
     half = ENVELOPE_BYTES // 2
-    groups = [[item.seq for item in group] for group in pack(weighed([half, half, half, ENVELOPE_BYTES * 9, 5, 5]))]
+    groups = [[item.seq for item in group] for group in pack(items_of([half, half, half, ENVELOPE_BYTES * 9, 5, 5]))]
     assert groups == [[0, 1], [2], [3], [4, 5]]
 
 
 def test_packing_keeps_every_item_in_order() -> None:
     """Nothing may be lost or doubled at a boundary."""
     sizes = [(n * 7919) % 20_000 for n in range(1_000)]
-    assert [item.seq for group in pack(weighed(sizes)) for item in group] == list(range(1_000))
+    assert [item.seq for group in pack(items_of(sizes)) for item in group] == list(range(1_000))
 
 
 def test_a_chunk_is_bounded_in_number_and_in_bytes() -> None:
     """Memory stays constant, for texts as for photographs."""
-    texts = [len(chunk) for chunk in chunks(weighed([1] * (CHUNK_ITEMS + 1)), clock=lambda: 0.0)]
-    photos = [len(chunk) for chunk in chunks(weighed([CHUNK_BYTES // 2] * 5), clock=lambda: 0.0)]
+    texts = [len(chunk) for chunk in chunks(items_of([1] * (CHUNK_ITEMS + 1)), clock=lambda: 0.0)]
+    photos = [len(chunk) for chunk in chunks(items_of([CHUNK_BYTES // 2] * 5), clock=lambda: 0.0)]
     assert texts == [CHUNK_ITEMS, 1]
     assert photos == [2, 2, 1]
 
@@ -63,27 +69,27 @@ def test_a_chunk_is_bounded_in_number_and_in_bytes() -> None:
 def test_a_slow_source_does_not_hold_back_what_it_has_given() -> None:
     """Where each item takes a second to come, it is not kept until 4,095 more have come."""
     clock = itertools.count(step=1.0)
-    assert [len(chunk) for chunk in chunks(weighed([1] * 5), clock=lambda: float(next(clock)))] == [2, 2, 1]
+    assert [len(chunk) for chunk in chunks(items_of([1] * 5), clock=lambda: float(next(clock)))] == [2, 2, 1]
 
 
 def test_envelopes_read_back_as_what_was_submitted() -> None:
     """The payload in the outbox is the message a worker decodes, and its counts are what the store adds up."""
     request = request_for("sentiment", "topic")
     items = list(Intake(request).items(["one", NewItem("two", key="b")]))
-    (sealed,) = envelopes(request, items, now=12.5, deadline_at=20.0)
-    envelope, bad = decode(decode_bytes(sealed.payload, sealed.content_type))
+    (row,) = envelopes(request, items, now=12.5, deadline_at=20.0)
+    envelope, bad = decode(decode_bytes(row.payload, row.content_type))
     assert bad == []
-    assert envelope.items == tuple(item for item, _ in items)
-    assert (envelope.id, envelope.queued_at, envelope.deadline_at) == (sealed.id, 12.5, 20.0)
-    assert (sealed.items, sealed.results, sealed.priority) == (2, 4, Priority.BULK)
-    assert sealed.content_type == "application/json"
+    assert envelope.items == tuple(items)
+    assert (envelope.id, envelope.queued_at, envelope.deadline_at) == (row.id, 12.5, 20.0)
+    assert (row.items, row.results, row.priority) == (2, 4, Priority.BULK)
+    assert row.content_type == "application/json"
 
 
 def test_bytes_travel_as_messagepack() -> None:
     """base64 inside JSON inside base64 would make a photograph 78 % larger instead of 33 %."""
     request = Request.check(Catalogue.builtin(), "image-embedding", priority="bulk")
-    (sealed,) = envelopes(request, list(Intake(request).items([b"\x89PNG"])))
-    envelope, bad = decode(decode_bytes(sealed.payload, sealed.content_type))
+    (row,) = envelopes(request, list(Intake(request).items([b"\x89PNG"])))
+    envelope, bad = decode(decode_bytes(row.payload, row.content_type))
     assert bad == []
     assert envelope.items[0].input == InlineBytes(b"\x89PNG")
 
@@ -93,8 +99,8 @@ def test_tasks_of_two_models_become_two_envelopes_with_the_same_seq() -> None:
     builtin = Catalogue.builtin()
     catalogue = Catalogue({**builtin.tasks, "mood": Task("mood", KINDS["text-classification"], "other", "")})
     request = Request.check(catalogue, ("topic", "mood"), priority="bulk", params={"mood": {"top_k": 2}})
-    sealed = envelopes(request, list(Intake(request).items(["a", "b"])))
-    read = [decode(decode_bytes(envelope.payload, envelope.content_type))[0] for envelope in sealed]
+    rows = envelopes(request, list(Intake(request).items(["a", "b"])))
+    read = [decode(decode_bytes(envelope.payload, envelope.content_type))[0] for envelope in rows]
     assert [(one.model, [(i.seq, i.tasks, i.params) for i in one.items]) for one in read] == [
         ("text", [(0, ("topic",), {}), (1, ("topic",), {})]),
         ("other", [(0, ("mood",), {"mood": {"top_k": 2}}), (1, ("mood",), {"mood": {"top_k": 2}})]),
@@ -118,7 +124,7 @@ def test_skipping_puts_bad_rows_aside_and_keeps_the_places_of_the_others() -> No
     """`seq` stays the place among the inputs, so that results can be joined to them."""
     intake = Intake(request_for("topic"), "skip")
     unreadable = InvalidInput("rows.jsonl:3", "is not JSON")
-    good = [item.seq for item, _ in intake.items(["a", NewItem(5, key="five"), unreadable, "d"])]
+    good = [item.seq for item in intake.items(["a", NewItem(5, key="five"), unreadable, "d"])]
     assert good == [0, 3]
     assert [(bad.seq, bad.key, bad.error.field) for bad in intake.rejected] == [
         (1, "five", "inputs[1]"),
@@ -136,13 +142,13 @@ def test_rejected_rows_are_all_counted_but_not_all_kept() -> None:
 def test_resuming_passes_over_the_good_items_already_accepted() -> None:
     """Bad rows were never accepted, so that they don't count when an earlier run is continued."""
     intake = Intake(request_for("topic"), "skip", skip=2)
-    assert [item.seq for item, _ in intake.items(["a", "", "c", "d", "e"])] == [3, 4]
+    assert [item.seq for item in intake.items(["a", "", "c", "d", "e"])] == [3, 4]
 
 
 def test_an_items_own_parameters_are_laid_over_the_common_ones() -> None:
     """One row may want five labels where the others want two."""
     request = Request.check(Catalogue.builtin(), "topic", priority="bulk", params={"top_k": 2, "truncation": True})
-    items = [item for item, _ in Intake(request).items(["a", NewItem("b", params={"top_k": 5})])]
+    items = Intake(request).items(["a", NewItem("b", params={"top_k": 5})])
     assert [msgspec.to_builtins(item.params) for item in items] == [
         {"topic": {"top_k": 2, "truncation": True}},
         {"topic": {"top_k": 5, "truncation": True}},
@@ -153,17 +159,14 @@ def test_lone_items_of_one_kind_share_an_envelope() -> None:
     """What many callers submit at once goes as one message for each model and priority, whatever its tasks."""
     requests = [request_for("topic"), request_for("spam", "topic"), request_for("image-embedding")]
     inputs: list[object] = ["a", "b", b"picture"]
-    parcels = [
-        Parcel(request, [(request.item(seq, inputs[seq], field="input"), 1)], "j" * 26)
-        for seq, request in enumerate(requests)
-    ]
+    orders = [order(request, [request.item(seq, inputs[seq], field="input")]) for seq, request in enumerate(requests)]
     urgent = Request.check(Catalogue.builtin(), "topic", priority="interactive")
-    parcels.append(Parcel(urgent, [(urgent.item(3, "c", field="input"), 1)], "j" * 26))
-    parcels.append(Parcel(requests[0], [(requests[0].item(4, "d", field="input"), 1)], "j" * 26, durable=False))
-    sealed = seal(parcels, now=1.0)
-    assert [[item.seq for item in one.items] for one in sealed] == [[0, 1], [2], [3], [4]]
-    assert sealed[0].about == "2 items, topic+spam"
-    assert sealed[0].envelope.results == 3
+    orders.append(order(urgent, [urgent.item(3, "c", field="input")]))
+    orders.append(order(requests[0], [requests[0].item(4, "d", field="input")], durable=False))
+    packed = envelopes_of(orders, now=1.0)
+    assert [[item.seq for item in one.items] for one in packed] == [[0, 1], [2], [3], [4]]
+    assert packed[0].about == "2 items, topic+spam"
+    assert packed[0].results == 3
 
 
 @given(st.floats(0.01, 1e6), st.lists(st.floats(1e9, 2e9), min_size=1, max_size=5))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from producers.client.fleet_link import Link
-    from producers.client.sending.parcels import Parcel
+    from producers.client.sending.orders import Order
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ BURST_S = 1.0
 
 # The generic cell rate algorithm (ITU-T I.371, annex A): the key holds when the tenant will be level with its rate.
 # Whoever is not more than a burst ahead of that may go, whatever the size, and pays it off before the next.
-# ARGV: the rate, the burst, and the size of each parcel. Returns how many of them may go, and the wait for the next one.
+# ARGV: the rate, the burst, and the size of each order. Returns how many of them may go, and the wait for the next one.
 _RATE = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1000000
@@ -88,7 +88,7 @@ class Look:
 
 
 class Admission:
-    """Judges parcels for a client, in its sending threads. `max_queued_s` is by priority; none means without end."""
+    """Judges orders for a client, in its sending threads. `max_queued_s` is by priority; none means without end."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -114,16 +114,16 @@ class Admission:
             most.append(int(rate * BURST_S))
         return max(1, min(most))
 
-    def judge(self, parcels: Sequence[Parcel]) -> list[Overloaded | None]:
-        """Return for each parcel why it is refused, or None; what is not refused counts as taken. Raises BrokerUnavailable."""
-        self._seen.update(parcel.tenant for parcel in parcels)
+    def judge(self, orders: Sequence[Order]) -> list[Overloaded | None]:
+        """Return for each order why it is refused, or None; what is not refused counts as taken. Raises BrokerUnavailable."""
+        self._seen.update(order.tenant for order in orders)
         if time.monotonic() - self._look.at > LOOK_EVERY_S:
-            if all(parcel.request.priority is Priority.INTERACTIVE for parcel in parcels):
+            if all(order.request.priority is Priority.INTERACTIVE for order in orders):
                 self._looking.put(self._look)
             else:
                 self.look()
-        verdicts = [self._refusal(parcel) for parcel in parcels]
-        self._apply_rates(parcels, verdicts)
+        verdicts = [self._refusal(order) for order in orders]
+        self._apply_rates(orders, verdicts)
         return verdicts
 
     def look(self, tenant: str | None = None) -> None:
@@ -149,42 +149,42 @@ class Admission:
         in_flight = {name: store.tenants.in_flight(name) for name in limited}
         return Look(at, tenants, in_flight, store.flight.queued_work() if self._link.max_queued_s else ())
 
-    def _refusal(self, parcel: Parcel) -> Overloaded | None:
-        tenant = self._look.tenants.get(parcel.tenant, Tenant(name=parcel.tenant, lane=0))
-        priority = parcel.request.priority
+    def _refusal(self, order: Order) -> Overloaded | None:
+        tenant = self._look.tenants.get(order.tenant, Tenant(name=order.tenant, lane=0))
+        priority = order.request.priority
         most_s = self._link.max_queued_s.get(priority)
-        if most_s is not None and (queued_s := self._look.queued_s(parcel.request.models, priority, tenant)) > most_s:
+        if most_s is not None and (queued_s := self._look.queued_s(order.request.models, priority, tenant)) > most_s:
             return Overloaded(
                 f"{queued_s:,.0f} s of work wait in front of new {priority.name.lower()} items, more than the "
                 f"{most_s:,.0f} s that admission.max_queued_s allows; submit them later, or add workers",
                 max(LOOK_EVERY_S, queued_s - most_s),
             )
-        items = len(parcel.items)
-        waiting = self._look.in_flight.get(parcel.tenant, 0) + self._added[parcel.tenant]
+        items = len(order.items)
+        waiting = self._look.in_flight.get(order.tenant, 0) + self._added[order.tenant]
         if tenant.max_in_flight is not None and waiting and waiting + items > tenant.max_in_flight:
             return RateLimited(
-                f"tenant {parcel.tenant!r} has about {waiting:,} items in flight and may have {tenant.max_in_flight:,}; "
+                f"tenant {order.tenant!r} has about {waiting:,} items in flight and may have {tenant.max_in_flight:,}; "
                 "submit again when results have come",
                 LOOK_EVERY_S,
             )
-        if parcel.durable:
-            self._added[parcel.tenant] += items
+        if order.durable:
+            self._added[order.tenant] += items
         return None
 
-    def _apply_rates(self, parcels: Sequence[Parcel], verdicts: list[Overloaded | None]) -> None:
-        """Refuse what is over a tenant's rate. The first of its parcels go, as far as the rate allows."""
+    def _apply_rates(self, orders: Sequence[Order], verdicts: list[Overloaded | None]) -> None:
+        """Refuse what is over a tenant's rate. The first of its orders go, as far as the rate allows."""
         places: defaultdict[str, list[int]] = defaultdict(list)
-        for place, parcel in enumerate(parcels):
-            tenant = self._look.tenants.get(parcel.tenant)
+        for place, order in enumerate(orders):
+            tenant = self._look.tenants.get(order.tenant)
             if verdicts[place] is None and tenant is not None and tenant.max_items_per_s is not None:
-                places[parcel.tenant].append(place)
+                places[order.tenant].append(place)
         for name, own in places.items():
             rate = self._look.tenants[name].max_items_per_s or 0.0
-            sizes = [len(parcels[place].items) for place in own]
+            sizes = [len(orders[place].items) for place in own]
             taken, wait_s = _take(self._link.publisher.redis, name, rate, sizes)
             for place in own[taken:]:
-                if parcels[place].durable:
-                    self._added[name] -= len(parcels[place].items)
+                if orders[place].durable:
+                    self._added[name] -= len(orders[place].items)
                 verdicts[place] = RateLimited(
                     f"tenant {name!r} may submit {rate:g} items a second; try again in {wait_s:.2f} s", wait_s
                 )

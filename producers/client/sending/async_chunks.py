@@ -12,7 +12,7 @@ from producers.client.sending.intake import Chunk, Intake
 from producers.client.sending.outbox import Outbox
 from producers.client.sending.submission import Sent, Submission
 from producers.wire.errors import Overloaded
-from producers.wire.packing import Weighed
+from producers.wire.messages import Item
 
 #: After so many inputs the loop's other work comes in between.
 PACE = 128
@@ -50,7 +50,7 @@ class Sending:
             raise
         await self._settle(sent)
 
-    async def _send(self, chunk: Sequence[Weighed], before: _Sent | None) -> _Sent | None:
+    async def _send(self, chunk: Sequence[Item], before: _Sent | None) -> _Sent | None:
         """Send a chunk in the portions that the fleet admits, each once the one before is accepted; return the last."""
         portion = self.outbox.admission.portion(self.submission.tenant)
         for start in range(0, len(chunk), portion):
@@ -59,7 +59,7 @@ class Sending:
             before = Sent(items, Patience(self.limit_s), self._put(items))
         return before
 
-    def _put(self, items: Sequence[Weighed]) -> asyncio.Future[None]:
+    def _put(self, items: Sequence[Item]) -> asyncio.Future[None]:
         promise: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             self.outbox.put(self.submission.order(items, promise))

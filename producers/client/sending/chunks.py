@@ -13,7 +13,7 @@ from producers.client.sending.intake import Intake, chunks
 from producers.client.sending.outbox import Outbox
 from producers.client.sending.submission import Sent, Submission
 from producers.wire.errors import Overloaded
-from producers.wire.packing import Weighed
+from producers.wire.messages import Item
 
 _Sent: TypeAlias = Sent[Future[None]]
 
@@ -46,7 +46,7 @@ class Sending:
             raise
         self._settle(sent)
 
-    def _put(self, items: Sequence[Weighed]) -> Future[None]:
+    def _put(self, items: Sequence[Item]) -> Future[None]:
         promise: Future[None] = Future()
         try:
             self.outbox.put(self.submission.order(items, promise))

@@ -1,4 +1,4 @@
-"""The inputs of a submission as they come: numbered, checked, weighed, and gathered into chunks. Pure: no I/O."""
+"""The inputs of a submission as they come: numbered, checked, and gathered into chunks. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-import msgspec
-
 from producers.client.request import NewItem, Request
 from producers.wire.errors import InvalidInput
-from producers.wire.messages import InlineBytes, Input, Item, PathInput, TextAndImageInput, UrlInput
-from producers.wire.packing import ENVELOPE_ITEMS, Weighed
+from producers.wire.messages import Item
+from producers.wire.packing import ENVELOPE_ITEMS, weight
 
 #: A chunk is what one outbox transaction and one pipeline carry: some 64 full envelopes, bounded in bytes for the
 #: sake of images, and in age, looked at whenever an item comes, so that a slow source's items go out as it goes on.
@@ -53,14 +51,14 @@ class Intake:
     on_rejected: Callable[[Rejected], object] | None = None
     span: int = 1
 
-    def items(self, inputs: Iterable[object]) -> Iterator[Weighed]:
-        """Yield each good input as an item with its weight in bytes."""
+    def items(self, inputs: Iterable[object]) -> Iterator[Item]:
+        """Yield each good input as an item."""
         for value in inputs:
             if (item := self.take(value)) is not None:
                 yield item
 
-    def take(self, value: object) -> Weighed | None:
-        """Return the next input as an item with its weight; None if it is put aside or passed over.
+    def take(self, value: object) -> Item | None:
+        """Return the next input as an item; None if it is put aside or passed over.
 
         An InvalidInput in place of an input stands for a row that its source could not read.
         """
@@ -76,7 +74,7 @@ class Intake:
         if self.skip:
             self.skip -= 1
             return None
-        return item, weight(item.input)
+        return item
 
     def _item(self, seq: int, value: object) -> Item:
         if isinstance(value, InvalidInput):
@@ -93,44 +91,31 @@ class Intake:
             self.on_rejected(rejected)
 
 
-def weight(value: Input) -> int:
-    """Return about how many bytes an input takes in an envelope."""
-    if isinstance(value, str):
-        return len(value) if value.isascii() else len(value.encode("utf-8"))
-    if isinstance(value, InlineBytes):
-        return len(value.data)
-    if isinstance(value, PathInput | UrlInput):
-        return 256
-    if isinstance(value, TextAndImageInput):
-        return weight(value.text) + weight(value.image)
-    return len(msgspec.json.encode(value))  # an object of texts
-
-
 @dataclass(slots=True)
 class Chunk:
     """Gathers items into what one transaction carries: full in number, in bytes or in age, whichever comes first."""
 
     clock: Callable[[], float] = time.monotonic
-    items: list[Weighed] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     size: int = 0
     started: float = 0.0
 
-    def add(self, item: Weighed) -> bool:
+    def add(self, item: Item) -> bool:
         """Take an item; return whether the chunk is full."""
         now = self.clock()
         if not self.items:
             self.started = now
         self.items.append(item)
-        self.size += item[1]
+        self.size += weight(item.input)
         return now - self.started >= CHUNK_AGE_S or len(self.items) >= CHUNK_ITEMS or self.size >= CHUNK_BYTES
 
-    def empty(self) -> list[Weighed]:
+    def empty(self) -> list[Item]:
         """Return what was gathered and start anew."""
         gathered, self.items, self.size = self.items, [], 0
         return gathered
 
 
-def chunks(items: Iterable[Weighed], clock: Callable[[], float] = time.monotonic) -> Iterator[list[Weighed]]:
+def chunks(items: Iterable[Item], clock: Callable[[], float] = time.monotonic) -> Iterator[list[Item]]:
     """Gather items into chunks; the last one is what is left."""
     chunk = Chunk(clock)
     for item in items:

@@ -11,19 +11,19 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from producers.client.group_commit import Deliver, Gathering, Promise, settle
+from producers.client.group_commit import Deliver, Gathering, settle
 from producers.client.pending_results import Carrier, Pending
 from producers.client.sending.admission import Admission
-from producers.client.sending.parcels import Parcel, seal
+from producers.client.sending.orders import Order, envelopes_of
 from producers.wire.errors import BrokerUnavailable, Overloaded
-from producers.wire.packing import Sealed
-from producers.wire.publisher import message
+from producers.wire.messages import Envelope
+from producers.wire.packing import outbox_row
+from producers.wire.publisher import Message, message
 from results_store.errors import StoreError, StoreUnavailable, UnknownJob
-from results_store.records import NewJob
+from results_store.records import NewEnvelope
 
 if TYPE_CHECKING:
     from producers.client.fleet_link import Link
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 MARK_COUNT = 64
 MARK_AGE_S = 1.0
 
-#: A group holds the parcels of at most this many calls.
+#: A group holds the orders of at most this many calls.
 GROUP = 4096
 
 #: More lone items than this may not wait to be accepted: a store or broker this far behind refuses at the door.
@@ -44,21 +44,6 @@ WAITING_BYTES = 256 * 1024 * 1024
 
 #: These are everybody's, and trying one by one only takes longer.
 OUTAGES = (BrokerUnavailable, StoreUnavailable, Overloaded)
-
-
-@dataclass(slots=True, eq=False)
-class Order:
-    """A parcel on its way out, and who waits for it to be accepted.
-
-    `pending` awaits the results of the parcel's one item. `new_job` is created in the same transaction;
-    `expected_rows` is how many items the job must hold before.
-    """
-
-    parcel: Parcel
-    promise: Promise
-    pending: Pending | None = None
-    new_job: NewJob | None = None
-    expected_rows: int | None = None
 
 
 class Outbox:
@@ -80,7 +65,7 @@ class Outbox:
     def put(self, order: Order) -> None:
         """Have an order sent. Raises Overloaded if too much waits already."""
         self._waiting.add(order)
-        (self._durable if order.parcel.durable else self._direct).put(order)
+        (self._durable if order.durable else self._direct).put(order)
 
     def close(self) -> None:
         """Send what waits, mark what was published, and end the threads. Nobody may `put` any more."""
@@ -96,17 +81,17 @@ class Outbox:
         # a job that goes on where an earlier run stopped is checked by its number of rows, one chunk at a time
         together = [order for order in orders if order.expected_rows is None]
         for some in (together, *([order] for order in orders if order.expected_rows is not None)):
-            for accepted, sealed in self._accept(some):
-                self._publish(sealed)
+            for accepted, messages in self._accept(some):
+                self._publish(messages)
                 self._answer(accepted, None)
         self._marks.settle_if_due()
 
-    def _accept(self, orders: Sequence[Order]) -> Iterator[tuple[Sequence[Order], list[Sealed]]]:
-        """Commit orders, together if that goes; yield those that are accepted, and answer the others."""
+    def _accept(self, orders: Sequence[Order]) -> Iterator[tuple[Sequence[Order], dict[str, Message]]]:
+        """Commit orders, together if that goes; yield those that are accepted, with their messages, and answer the others."""
         if not orders:
             return
         try:
-            sealed = self._commit(orders)
+            messages = self._commit(orders)
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
             if len(orders) > 1 and not isinstance(error, OUTAGES):
                 for order in orders:  # one of them has made it fail: the others are spared
@@ -114,34 +99,36 @@ class Outbox:
             else:
                 self._answer(orders, error)
             return
-        yield orders, sealed
+        yield orders, messages
 
-    def _commit(self, orders: Sequence[Order]) -> list[Sealed]:
+    def _commit(self, orders: Sequence[Order]) -> dict[str, Message]:
+        """Put the orders' envelopes into the outbox; return the message of each, by its id."""
         store = self._link.store
         self._link.publisher.check()
         for order in orders:  # before the transaction, which must not wait for another store
-            order.parcel = replace(order.parcel, items=self._link.blobs.check_in(order.parcel.items, order.parcel.job))
+            order.items = self._link.blobs.check_in(order.items, order.job)
         lone = self._open_streams(orders)
-        sealed = self._seal(orders)
-        envelopes = [one.envelope for one in sealed]
+        envelopes = envelopes_of(orders, time.time())
+        rows = self._rows(envelopes)
+        messages = _messages(envelopes, rows)
         jobs = [order.new_job for order in orders if order.new_job is not None]
         try:
-            store.add_envelopes(envelopes, jobs=jobs, expected_items=orders[0].expected_rows)
+            store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
         except UnknownJob:
             if not lone:
                 raise
             self._open_streams(orders, again=True)  # purged during a long silence of this client
-            store.add_envelopes(envelopes, jobs=jobs, expected_items=orders[0].expected_rows)
-        self._expect(sealed, lone)
-        return sealed
+            store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
+        self._expect(envelopes, lone)
+        return messages
 
-    def _publish(self, sealed: Sequence[Sealed]) -> None:
+    def _publish(self, messages: Mapping[str, Message]) -> None:
         try:
-            self._push(sealed)
+            self._link.publisher.publish(list(messages.values()))
         except Exception as error:  # noqa: BLE001 - whatever it is, they are accepted
-            log.warning("%d envelopes are accepted but wait for the fleet to publish them: %s", len(sealed), error)
+            log.warning("%d envelopes are accepted but wait for the fleet to publish them: %s", len(messages), error)
         else:
-            self._marks.add([one.envelope.id for one in sealed])
+            self._marks.add(list(messages))
 
     # --- the thread of what is not ---
 
@@ -151,9 +138,10 @@ class Outbox:
             return
         try:
             lone = self._open_streams(orders)
-            sealed = self._seal(orders)
-            self._expect(sealed, lone)
-            self._push(sealed)
+            envelopes = envelopes_of(orders, time.time())
+            messages = _messages(envelopes, self._rows(envelopes))
+            self._expect(envelopes, lone)
+            self._link.publisher.publish(list(messages.values()))
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
             self._answer(orders, error)
         else:
@@ -166,7 +154,7 @@ class Outbox:
         self._waiting.remove(group)
         orders = [order for order in group if not order.promise.cancelled()]
         try:
-            refusals = self.admission.judge([order.parcel for order in orders])
+            refusals = self.admission.judge(orders)
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
             self._answer(orders, error)
             return []
@@ -178,31 +166,31 @@ class Outbox:
     def _open_streams(self, orders: Iterable[Order], *, again: bool = False) -> dict[tuple[str, int], Pending]:
         """Return the lone items among the orders; the jobs that they belong to exist from here on."""
         lone = [order for order in orders if order.pending is not None]
-        for tenant in {order.parcel.tenant for order in lone}:
+        for tenant in {order.tenant for order in lone}:
             self._link.open_stream(self._link.stream(tenant), again=again)
         return {(order.pending.job, order.pending.seq): order.pending for order in lone if order.pending is not None}
 
-    def _seal(self, orders: Iterable[Order]) -> list[Sealed]:
-        parcels = [order.parcel for order in orders]
-        lanes = {parcel.tenant: self._link.lane(parcel.tenant) for parcel in parcels}
-        return seal(parcels, time.time(), lanes)
+    def _rows(self, envelopes: Iterable[Envelope]) -> list[NewEnvelope]:
+        return [outbox_row(envelope, self._link.lane(envelope.tenant)) for envelope in envelopes]
 
-    def _expect(self, sealed: Iterable[Sealed], lone: Mapping[tuple[str, int], Pending]) -> None:
+    def _expect(self, envelopes: Iterable[Envelope], lone: Mapping[tuple[str, int], Pending]) -> None:
         """Register who awaits what, before a worker can have it."""
         if not lone:
             return
-        for one in sealed:
-            for item in one.items:
-                if (pending := lone.get((one.envelope.job, item.seq))) is not None:
-                    carrier = Carrier(one.envelope.id, one.envelope.model, item.tasks, alone=len(one.items) == 1)
+        for envelope in envelopes:
+            for item in envelope.items:
+                if (pending := lone.get((envelope.job, item.seq))) is not None:
+                    carrier = Carrier(envelope.id, envelope.model, item.tasks, alone=len(envelope.items) == 1)
                     pending.carriers += (carrier,)
         self._link.listener.expect(lone.values())
 
-    def _push(self, sealed: Sequence[Sealed]) -> None:
-        self._link.publisher.publish([message(one.envelope, about=one.about) for one in sealed])
-
     def _answer(self, orders: Sequence[Order], outcome: Exception | None) -> None:
         self._deliver([partial(settle, order.promise, _own(outcome) if outcome else None) for order in orders])
+
+
+def _messages(envelopes: Iterable[Envelope], rows: Iterable[NewEnvelope]) -> dict[str, Message]:
+    """Return the message that carries each envelope, by its id."""
+    return {row.id: message(row, about=envelope.about) for envelope, row in zip(envelopes, rows, strict=True)}
 
 
 class Waiting:
@@ -218,22 +206,21 @@ class Waiting:
 
     def add(self, order: Order) -> None:
         """Count an order in. Raises Overloaded. One alone is never too much."""
-        items, size = _weight(order)
-        if not items:
+        if order.pending is None:
             return
         with self._lock:
-            if self._items and (self._items + items > WAITING_ITEMS or self._bytes + size > WAITING_BYTES):
+            if self._items and (self._items >= WAITING_ITEMS or self._bytes + order.size > WAITING_BYTES):
                 raise Overloaded(
                     f"{self._items:,} items wait in this client for the store or the broker; await some of them first"
                 )
-            self._items += items
-            self._bytes += size
+            self._items += 1
+            self._bytes += order.size
 
     def remove(self, orders: Iterable[Order]) -> None:
-        gone = [_weight(order) for order in orders]
+        gone = [order.size for order in orders if order.pending is not None]
         with self._lock:
-            self._items -= sum(items for items, _ in gone)
-            self._bytes -= sum(size for _, size in gone)
+            self._items -= len(gone)
+            self._bytes -= sum(gone)
 
 
 class Marks:
@@ -262,13 +249,6 @@ class Marks:
             self._link.store.mark_published(ids, time.time())
         except StoreError as error:
             log.warning("%d published envelopes stay unmarked and may be sent twice, harmlessly: %s", len(ids), error)
-
-
-def _weight(order: Order) -> tuple[int, int]:
-    """Items and bytes that an order counts for."""
-    if order.pending is None:
-        return 0, 0
-    return len(order.parcel.items), sum(size for _, size in order.parcel.items)
 
 
 def _own(error: Exception) -> Exception:

@@ -14,12 +14,11 @@ from producers.client.group_commit import Promise
 from producers.client.pending_results import Pending
 from producers.client.request import NewItem, Request
 from producers.client.sending.full_fleet import Patience
-from producers.client.sending.intake import weight
-from producers.client.sending.outbox import Order
-from producers.client.sending.parcels import Parcel, shared_deadline
+from producers.client.sending.orders import Order, shared_deadline
 from producers.wire.errors import ArgosyError, InvalidInput
-from producers.wire.messages import Priority, new_id
-from producers.wire.packing import Weighed
+from producers.wire.messages import Item, Priority, new_id
+from producers.wire.packing import weight
+from results_store.errors import StoreError
 from results_store.records import JobStatus, NewJob
 
 if TYPE_CHECKING:
@@ -45,16 +44,18 @@ def lone_order(
     stream = link.stream(tenant)
     item = msgspec.structs.replace(item, seq=next(stream.seq))  # a refused input leaves no gap
     deadline_at = shared_deadline(request, time.time())
-    parcel = Parcel(request, [(item, weight(item.input))], stream.job.id, deadline_at, durable, tenant)
     pending = Pending(stream.job.id, item.seq, item.tasks, key=key, durable=durable)
-    return Order(parcel, promise, pending), pending
+    size = weight(item.input)
+    return Order(
+        request, [item], stream.job.id, promise, deadline_at, durable, tenant, pending=pending, size=size
+    ), pending
 
 
 @dataclass(slots=True)
 class Sent(Generic[P]):
     """Items under way: who waits for them to be accepted, and how patiently they are sent again."""
 
-    items: Sequence[Weighed]
+    items: Sequence[Item]
     patience: Patience
     promise: P
 
@@ -96,19 +97,21 @@ class Submission:
         self._expected_rows = found.items
         return found.items // len(self._request.models)  # an item has a row for every model
 
-    def order(self, chunk: Sequence[Weighed], promise: Promise) -> Order:
+    def order(self, chunk: Sequence[Item], promise: Promise) -> Order:
         """Return the order for the next chunk. The one before must have been accepted."""
-        parcel = Parcel(
+        return Order(
             self._request,
             chunk,
             self.job,
+            promise,
             self._deadline_at,
             tenant=self.tenant,
             pipeline=self._pipeline is not None,
+            new_job=self.new_job,
+            expected_rows=self._expected_rows,
         )
-        return Order(parcel, promise, new_job=self.new_job, expected_rows=self._expected_rows)
 
-    def accepted(self, chunk: Sequence[Weighed]) -> None:
+    def accepted(self, chunk: Sequence[Item]) -> None:
         """Take note that a chunk was accepted."""
         self.new_job = None
         if self._expected_rows is not None:

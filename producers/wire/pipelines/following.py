@@ -8,14 +8,10 @@ from functools import lru_cache
 import msgspec
 
 from producers.wire.messages import VERSION, DerivedInput, Envelope, Item, Priority, new_id
-from producers.wire.packing import pack, sealed
+from producers.wire.packing import outbox_row, pack
 from producers.wire.pipelines.plan import Node, Plan, Rows, Step
 from results_store.records import NewEnvelope
 from results_store.sql.item_numbering import Carrier, Progress, root_of
-
-#: What an item that is made of others weighs in its envelope: it says only what it is made of.
-_ITEM_BYTES = 256
-_SOURCE_BYTES = 32
 
 
 def follow(progress: Progress) -> list[NewEnvelope]:
@@ -24,11 +20,7 @@ def follow(progress: Progress) -> list[NewEnvelope]:
     lots: dict[tuple[str, Carrier], list[Item]] = {}
     for node, item, carrier in _due(plan, progress):
         lots.setdefault((node.step.model, carrier), []).append(item)
-    return [
-        _sealed(progress, model, carrier, items)
-        for (model, carrier), lot in lots.items()
-        for items in pack((item, _weight(item)) for item in lot)
-    ]
+    return [_envelope(progress, model, carrier, items) for (model, carrier), lot in lots.items() for items in pack(lot)]
 
 
 @lru_cache(maxsize=64)
@@ -60,12 +52,7 @@ def _item(node: Node, key: str | None) -> Item:
     return Item(node.seq, made, (step.task,), params, key)
 
 
-def _weight(item: Item) -> int:
-    made = item.input
-    return _ITEM_BYTES + (_SOURCE_BYTES * len(made.of) if isinstance(made, DerivedInput) else 0)
-
-
-def _sealed(progress: Progress, model: str, carrier: Carrier, items: Sequence[Item]) -> NewEnvelope:
+def _envelope(progress: Progress, model: str, carrier: Carrier, items: Sequence[Item]) -> NewEnvelope:
     envelope = Envelope(
         version=VERSION,
         id=new_id(),
@@ -78,4 +65,4 @@ def _sealed(progress: Progress, model: str, carrier: Carrier, items: Sequence[It
         tenant=progress.tenant,
         pipeline=True,
     )
-    return sealed(envelope, carrier.lane).envelope
+    return outbox_row(envelope, carrier.lane)

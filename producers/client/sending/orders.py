@@ -1,0 +1,88 @@
+"""An order: the items of one call on their way out. Orders that go the same way at the same time share envelopes. Pure: no I/O."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from producers.client.group_commit import Promise
+from producers.client.pending_results import Pending
+from producers.client.request import Request
+from producers.wire.messages import VERSION, Envelope, Item, Priority, new_id
+from producers.wire.packing import pack
+from results_store.records import NewJob
+
+#: Items that come at about the same time with the same `deadline_s` share envelopes if their deadlines, put off by at
+#: most this part of `deadline_s`, are the same.
+DEADLINE_GRAIN = 1 / 64
+
+
+@dataclass(slots=True, eq=False)
+class Order:
+    """Items of one request for one job, and the promise that they are accepted.
+
+    A lone item has `pending`, which awaits its results, and `size`, about how many bytes it takes while it waits. The outbox
+    creates `new_job` in the same transaction. `expected_rows` is how many items the job must hold before.
+    """
+
+    request: Request
+    items: Sequence[Item]
+    job: str
+    promise: Promise
+    deadline_at: float | None = None
+    durable: bool = True
+    tenant: str = ""
+    pipeline: bool = False
+    pending: Pending | None = None
+    size: int = 0
+    new_job: NewJob | None = None
+    expected_rows: int | None = None
+
+
+def shared_deadline(request: Request, now: float) -> float | None:
+    """Return the deadline of a lone item: never early, and late by at most `DEADLINE_GRAIN` of its time."""
+    if request.deadline_s is None:
+        return None
+    grain_s = request.deadline_s * DEADLINE_GRAIN
+    return math.ceil((now + request.deadline_s) / grain_s) * grain_s
+
+
+def envelopes_of(orders: Iterable[Order], now: float) -> list[Envelope]:
+    """Return the envelopes that carry all items of `orders`.
+
+    Items with the same tenant, model, priority, deadline and job share envelopes, whichever call they came by. An item is in one
+    envelope for every model that its tasks need, under the same `seq`.
+    """
+    lots: defaultdict[tuple[str, str, str, Priority, float | None, bool, bool], list[Item]] = defaultdict(list)
+    for order in orders:
+        models = order.request.models
+        for model, tasks in models.items():
+            share = order.items if len(models) == 1 else [_part(item, tasks) for item in order.items]
+            own = (order.request.priority, order.deadline_at, order.durable, order.pipeline)
+            lots[order.tenant, order.job, model, *own] += share
+    return [
+        Envelope(
+            version=VERSION,
+            id=new_id(),
+            job=job,
+            model=model,
+            priority=priority,
+            queued_at=now,
+            items=items,
+            deadline_at=deadline_at,
+            durable=durable,
+            tenant=tenant,
+            pipeline=pipeline,
+        )
+        for (tenant, job, model, priority, deadline_at, durable, pipeline), lot in lots.items()
+        for items in pack(lot)
+    ]
+
+
+def _part(item: Item, tasks: tuple[str, ...]) -> Item:
+    params = {name: value for name, value in item.params.items() if name in tasks}
+    return msgspec.structs.replace(item, tasks=tasks, params=params)
