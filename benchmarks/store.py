@@ -25,7 +25,7 @@ from sqlalchemy import text
 
 from benchmarks import convention
 from benchmarks.disasters.databases import postgresql
-from results_store.records import NewEnvelope, NewJob, Result, ResultState
+from results_store.records import NewEnvelope, NewJob, Result, ResultState, Transaction
 from results_store.sql.database import Database, Weight
 from results_store.store import Store
 from results_store.writer import Writer
@@ -159,7 +159,7 @@ def through_the_writer(store: Store, _url: str, results: Envelopes) -> None:
                 rows = next(left, None)
             if rows is None:
                 return
-            writer.commit(rows, done=[rows[0].envelope])
+            writer.commit(Transaction(results=rows, done=[rows[0].envelope]))
 
     with Writer(store, worker="benchmark", lease_s=60) as writer:
         threads = [threading.Thread(target=commit) for _ in range(THREADS)]

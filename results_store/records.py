@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -260,10 +261,37 @@ class PendingEnvelope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """What a commit changed: how many results were new, the (job, envelope) pairs now done, and the envelopes of pipelines
-    that follow from it, which are accepted and wait to be published."""
+class Transaction:
+    """The results, batches, ends and claims of a worker's envelopes, for one transaction: all or nothing.
 
+    A result that is stored already stays as it is and is not counted again. Envelopes in `dead` are given up: a failed result
+    of theirs without an error gets an error that counts the attempts. Envelopes in `unlisted` were never in the outbox: their
+    new results add to the size of their job. Envelopes in `stepped` belong to pipelines: more may follow from their results.
+
+    Envelopes in `claims` are leased to `worker` until `leased_until`, unless they were begun `max_attempts` times. With
+    `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. `at` is now by default.
+    """
+
+    results: Sequence[Result] = ()
+    done: Collection[str] = ()
+    dead: Collection[str] = ()
+    batches: Sequence[Batch] = ()
+    unlisted: Collection[str] = ()
+    stepped: Collection[str] = ()
+    claims: Collection[str] = ()
+    worker: str = ""
+    leased_until: float = 0.0
+    max_attempts: int = MAX_ATTEMPTS
+    drop_inputs: bool = False
+    at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """The outcome of a transaction: what to do with each claimed envelope, how many results were new, the (job, envelope) pairs
+    now done, and the envelopes of pipelines that follow from it, which are accepted and wait to be published."""
+
+    claims: Mapping[str, Claim] = field(default_factory=dict)
     inserted: int = 0
     done: tuple[tuple[str, str], ...] = ()
     followed: tuple[NewEnvelope, ...] = ()

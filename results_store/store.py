@@ -26,6 +26,7 @@ from results_store.records import (
     NewJob,
     PendingEnvelope,
     Result,
+    Transaction,
 )
 from results_store.sql import delivery, reading, submission
 from results_store.sql.database import Database, Weight, open_current
@@ -186,10 +187,8 @@ class Store:
         max_attempts: int = MAX_ATTEMPTS,
     ) -> dict[str, Claim]:
         """Return what to do with each envelope. What becomes the worker's is leased and counts one attempt."""
-        claims, _ = self.exchange(
-            claims=ids, worker=worker, leased_until=leased_until, at=now, max_attempts=max_attempts
-        )
-        return claims
+        lease = Transaction(claims=ids, worker=worker, leased_until=leased_until, at=now, max_attempts=max_attempts)
+        return dict(self.transact(lease).claims)
 
     def commit(
         self,
@@ -202,55 +201,28 @@ class Store:
         unlisted: Collection[str] = (),
         at: float | None = None,
     ) -> Committed:
-        """Store results, finish envelopes, record batches, and count the results in their jobs: all or nothing.
-
-        A result that is there already stays as it is and is not counted again. Envelopes in `dead` are given
-        up; a failed result of theirs that has no error is stored with one that tells of the attempts. With
-        `drop_inputs`, the payloads of `done` envelopes are deleted unless a result of theirs failed.
-        Envelopes in `unlisted` were never in the outbox: what is new of them adds to the size of its job. Raises InvalidRow.
-        """
-        _, committed = self.exchange(
-            results=results, done=done, dead=dead, batches=batches, drop_inputs=drop_inputs, unlisted=unlisted, at=at
-        )
-        return committed
-
-    def exchange(
-        self,
-        *,
-        results: Sequence[Result] = (),
-        done: Collection[str] = (),
-        dead: Collection[str] = (),
-        batches: Sequence[Batch] = (),
-        claims: Collection[str] = (),
-        worker: str = "",
-        leased_until: float = 0.0,
-        max_attempts: int = MAX_ATTEMPTS,
-        drop_inputs: bool = False,
-        unlisted: Collection[str] = (),
-        stepped: Collection[str] = (),
-        follow: Follow | None = None,
-        at: float | None = None,
-    ) -> tuple[dict[str, Claim], Committed]:
-        """`commit` and `claim` in one transaction, for the group committer.
-
-        Envelopes in `stepped` are of pipelines: what `follow` says of their new results goes into the outbox with them.
-        """
-        with self._database.write(Weight.RESULTS if results or done or dead else Weight.NOTE) as connection:
-            return delivery.exchange(
-                connection,
+        """Store results and finish envelopes, as a `Transaction` says. Raises InvalidRow."""
+        return self.transact(
+            Transaction(
                 results=results,
                 done=done,
                 dead=dead,
-                ran=batches,
-                claims=claims,
-                worker=worker,
-                leased_until=leased_until,
-                max_attempts=max_attempts,
+                batches=batches,
                 drop_inputs=drop_inputs,
                 unlisted=unlisted,
-                stepped=stepped,
-                follow=follow,
-                now=time.time() if at is None else at,
+                at=at,
+            )
+        )
+
+    def transact(self, transaction: Transaction, follow: Follow | None = None) -> Committed:
+        """Carry out a worker's transaction. Raises InvalidRow.
+
+        The envelopes that `follow` makes of a pipeline's new results go into the outbox with them.
+        """
+        stores = transaction.results or transaction.done or transaction.dead
+        with self._database.write(Weight.RESULTS if stores else Weight.NOTE) as connection:
+            return delivery.transact(
+                connection, transaction, time.time() if transaction.at is None else transaction.at, follow
             )
 
     def renew(self, ids: Collection[str], *, worker: str, leased_until: float) -> int:

@@ -11,13 +11,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Self
 
 from results_store.errors import StoreError, StoreUnavailable
-from results_store.records import MAX_ATTEMPTS, Batch, Claim, Committed, NewEnvelope, Result
+from results_store.records import MAX_ATTEMPTS, Batch, Claim, Committed, NewEnvelope, Result, Transaction
 from results_store.sql.pipelines import Follow
 from results_store.store import Store
 
@@ -35,16 +34,10 @@ FEW_RESULTS = 8
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """What one caller wants stored or claimed, and the way to tell it the outcome."""
+    """One caller's part of a transaction, and its outcome."""
 
-    results: Sequence[Result] = ()
-    done: Collection[str] = ()
-    dead: Collection[str] = ()
-    batches: Sequence[Batch] = ()
-    unlisted: Collection[str] = ()
-    stepped: Collection[str] = ()
-    claims: Collection[str] = ()
-    claimed: dict[str, Claim] = field(default_factory=dict)
+    part: Transaction
+    claims: Mapping[str, Claim] = field(default_factory=dict)
     error: BaseException | None = None
     settled: threading.Event = field(default_factory=threading.Event)
 
@@ -104,26 +97,17 @@ class Writer:
         self._running = True
         return self
 
-    def commit(
-        self,
-        results: Sequence[Result],
-        *,
-        done: Collection[str] = (),
-        dead: Collection[str] = (),
-        batches: Sequence[Batch] = (),
-        unlisted: Collection[str] = (),
-        stepped: Collection[str] = (),
-    ) -> None:
+    def commit(self, part: Transaction) -> None:
         """Return once the results are stored, the envelopes in `done` and `dead` finished, the batches recorded.
 
-        See `Store.commit`, and `Store.exchange` for those in `stepped`. Raises InvalidRow if this call's own rows cannot be stored, StoreUnavailable if
-        `close` gave up.
+        Worker, lease and attempts are the writer's own. Raises InvalidRow if this call's own rows cannot be stored,
+        StoreUnavailable if `close` gave up.
         """
-        self._settle(_Request(results, done, dead, batches, unlisted, stepped))
+        self._settle(_Request(part))
 
     def claim(self, envelope: str) -> Claim:
         """Return what to do with an envelope, which is leased to this worker for `lease_s` if it is to be done."""
-        return self._settle(_Request(claims=(envelope,))).claimed[envelope]
+        return self._settle(_Request(Transaction(claims=(envelope,)))).claims[envelope]
 
     def record(self, batch: Batch) -> None:
         """Have a batch recorded along with the next group, or by `close`, without waiting for it.
@@ -198,12 +182,12 @@ class Writer:
     def _with_batches(self, group: list[_Request]) -> list[_Request]:
         """Add the batches recorded so far, in front: no result is stored before its batch."""
         recorded = [self._batches.popleft() for _ in range(len(self._batches))]
-        return [_Request(batches=recorded), *group] if recorded else group
+        return [_Request(Transaction(batches=recorded)), *group] if recorded else group
 
     def _with_others(self, request: _Request) -> list[_Request]:
         """Return a request and all that wait behind it, up to the limit."""
         group = [request]
-        waiting = len(request.results)
+        waiting = len(request.part.results)
         while waiting < self._max_group_results:
             try:
                 other = self._queue.get_nowait()
@@ -213,7 +197,7 @@ class Writer:
                 self._queue.put(None)  # met again after this group
                 break
             group.append(other)
-            waiting += len(other.results)
+            waiting += len(other.part.results)
         return group
 
     def _store_group(self, group: list[_Request]) -> None:
@@ -247,7 +231,7 @@ class Writer:
         while True:
             at = time.time()
             try:
-                committed = self._exchange(group, at)
+                committed = self._transact(group, at)
             except StoreUnavailable as error:
                 if self._unavailable_since is None:
                     self._unavailable_since = time.time()
@@ -261,24 +245,25 @@ class Writer:
                     self._unavailable_since = None
                 return at, committed
 
-    def _exchange(self, group: list[_Request], now: float) -> Committed:
-        claimed, committed = self._store.exchange(
-            results=[result for request in group for result in request.results],
-            done=list(chain.from_iterable(request.done for request in group)),
-            dead=list(chain.from_iterable(request.dead for request in group)),
-            batches=[batch for request in group for batch in request.batches],
-            unlisted=frozenset(chain.from_iterable(request.unlisted for request in group)),
-            stepped=frozenset(chain.from_iterable(request.stepped for request in group)),
-            follow=self._follow,
-            claims=list(chain.from_iterable(request.claims for request in group)),
+    def _transact(self, group: list[_Request], now: float) -> Committed:
+        parts = [request.part for request in group]
+        whole = Transaction(
+            results=[result for part in parts for result in part.results],
+            done=[id_ for part in parts for id_ in part.done],
+            dead=[id_ for part in parts for id_ in part.dead],
+            batches=[batch for part in parts for batch in part.batches],
+            unlisted=frozenset(id_ for part in parts for id_ in part.unlisted),
+            stepped=frozenset(id_ for part in parts for id_ in part.stepped),
+            claims=[id_ for part in parts for id_ in part.claims],
             worker=self._worker,
             leased_until=now + self._lease_s,
             max_attempts=self._max_attempts,
             drop_inputs=self._drop_inputs,
             at=now,
         )
+        committed = self._store.transact(whole, self._follow)
         for request in group:
-            request.claimed = {envelope: claimed[envelope] for envelope in request.claims}
+            request.claims = committed.claims
         return committed
 
     def _publish(self, committed: Committed) -> None:
@@ -304,9 +289,8 @@ def _few(group: list[_Request], at: float, committed: Committed) -> dict[str, li
 
     Nothing if any of the group's was there before: the row that is stored is then another one.
     """
-    if sum(len(request.results) for request in group) != committed.inserted:
+    parts = [request.part for request in group]
+    if sum(len(part.results) for part in parts) != committed.inserted:
         return {}
-    few = [request for request in group if request.unlisted and 0 < len(request.results) <= FEW_RESULTS]
-    return {
-        request.results[0].envelope: [replace(result, stored_at=at) for result in request.results] for request in few
-    }
+    few = [part for part in parts if part.unlisted and 0 < len(part.results) <= FEW_RESULTS]
+    return {part.results[0].envelope: [replace(result, stored_at=at) for result in part.results] for part in few}

@@ -28,7 +28,15 @@ from sqlalchemy import (
     update,
 )
 
-from results_store.records import Batch, Claim, Committed, Line, NewEnvelope, PendingEnvelope, Result, ResultState
+from results_store.records import (
+    Claim,
+    Committed,
+    Line,
+    NewEnvelope,
+    PendingEnvelope,
+    ResultState,
+    Transaction,
+)
 from results_store.sql import dead_letters, driver_statements, flight, pipelines, retention
 from results_store.sql.columns import among, as_list, cleaned, listed
 from results_store.sql.result_rows import (
@@ -42,49 +50,37 @@ from results_store.sql.result_rows import (
 from results_store.sql.schema import ACCEPTED, PUBLISHED, UNFINISHED, envelopes, jobs, payloads, tenants
 
 
-def exchange(
-    connection: Connection,
-    *,
-    results: Sequence[Result],
-    done: Collection[str],
-    dead: Collection[str],
-    ran: Sequence[Batch],
-    claims: Collection[str],
-    worker: str,
-    leased_until: float,
-    max_attempts: int,
-    drop_inputs: bool,
-    now: float,
-    unlisted: Collection[str] = (),
-    stepped: Collection[str] = (),
-    follow: pipelines.Follow | None = None,
-) -> tuple[dict[str, Claim], Committed]:
+def transact(
+    connection: Connection, transaction: Transaction, now: float, follow: pipelines.Follow | None = None
+) -> Committed:
     """Insert results and batches, finish `done` and `dead`, decide `claims`, and count what was new in its jobs.
 
     From new results of envelopes in `stepped` more may `follow`.
     """
+    results, done, dead = transaction.results, transaction.done, transaction.dead
+    unlisted, stepped = transaction.unlisted, transaction.stepped
     unbooked = [result for result in results if result.envelope in unlisted] if unlisted else ()
     booked = [result for result in results if result.envelope not in unlisted] if unlisted else results
     steps = [result for result in booked if result.envelope in stepped] if stepped else ()
     booked = [result for result in booked if result.envelope not in stepped] if stepped else booked
     rows = [id_ for id_ in done if id_ not in unlisted] if unlisted else done
-    lock(connection, {*rows, *dead, *claims, *(result.envelope for result in (*booked, *steps))})
+    lock(connection, {*rows, *dead, *transaction.claims, *(result.envelope for result in (*booked, *steps))})
     inserted = insert_results(connection, dead_letters.explained(connection, booked, dead) if dead else booked, now)
     more, accepted = insert_unlisted(connection, unbooked, now)
     fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
-    for batch in ran:
+    for batch in transaction.batches:
         flight.record(connection, batch)
     finished = (*_finish(connection, rows, "done", now), *_finish(connection, dead, "dead", now))
-    if drop_inputs and done:  # not those of a pipeline: its later steps may need them
+    if transaction.drop_inputs and done:  # not those of a pipeline: its later steps may need them
         retention.drop_inputs(connection, [id_ for id_ in done if id_ not in stepped] if stepped else done)
-    claimed = _claim(connection, claims, worker, now, leased_until, max_attempts) if claims else {}
+    claims = _claim(connection, transaction, now) if transaction.claims else {}
     new = inserted + more + counted(fresh)
     followed = _advance(connection, fresh, {job for job, _ in new}, follow, now)
     for job, results_owed in pipelines.owed(followed).items():
         accepted[job] = Accepted(0, results_owed)
     _count(connection, new, accepted, now)
     over = sorted({(result.job, result.envelope) for result in unbooked if result.envelope in done})
-    return claimed, Committed(inserted=new.total(), done=(*finished, *over), followed=tuple(followed))
+    return Committed(claims=claims, inserted=new.total(), done=(*finished, *over), followed=tuple(followed))
 
 
 def _advance(
@@ -139,19 +135,17 @@ def _taking(dialect: str) -> Update:
     )
 
 
-def _claim(
-    connection: Connection, ids: Collection[str], worker: str, now: float, leased_until: float, max_attempts: int
-) -> dict[str, Claim]:
+def _claim(connection: Connection, transaction: Transaction, now: float) -> dict[str, Claim]:
     dialect = connection.dialect.name
-    found = driver_statements.run(connection, _claimable(dialect), {"_ids": as_list(connection, ids)})
-    claims = {row[0]: _verdict(_Claimed(*row), worker, now, max_attempts) for row in found}
+    found = driver_statements.run(connection, _claimable(dialect), {"_ids": as_list(connection, transaction.claims)})
+    claims = {row[0]: _verdict(_Claimed(*row), transaction.worker, now, transaction.max_attempts) for row in found}
     # A dead one gets no lease: two workers may both bury it, and it is buried once.
     taken = [id_ for id_, verdict in claims.items() if verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
         # A worker can be faster than its producer's note that the envelope was published.
-        own = {"_ids": as_list(connection, taken), "_now": now, "_worker": worker, "_leased_until": leased_until}
-        driver_statements.run(connection, _taking(dialect), own)
-    return {id_: claims.get(id_, Claim.UNKNOWN) for id_ in ids}
+        lease = {"_now": now, "_worker": transaction.worker, "_leased_until": transaction.leased_until}
+        driver_statements.run(connection, _taking(dialect), {"_ids": as_list(connection, taken), **lease})
+    return {id_: claims.get(id_, Claim.UNKNOWN) for id_ in transaction.claims}
 
 
 def _verdict(row: _Claimed, worker: str, now: float, max_attempts: int) -> Claim:

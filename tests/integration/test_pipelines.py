@@ -30,7 +30,7 @@ from producers.wire.messages import (
 from producers.wire.packing import outbox_row
 from producers.wire.pipelines.following import follow
 from producers.wire.pipelines.plan import Plan
-from results_store.records import Claim, Committed, NewEnvelope, NewJob, Result, ResultState
+from results_store.records import Claim, Committed, NewEnvelope, NewJob, Result, ResultState, Transaction
 from results_store.sql.item_numbering import TREE_SPAN, tree_number
 from results_store.sql.schema import envelopes, payloads
 from results_store.store import Store
@@ -90,8 +90,7 @@ class Work:
 
     def commit(self, rows: list[Result], envelope: NewEnvelope, *, dead: bool = False) -> Committed:
         ended = {"dead" if dead else "done": [envelope.id]}
-        _, committed = self.store.exchange(results=rows, stepped=[envelope.id], follow=follow, **ended)
-        return committed
+        return self.store.transact(Transaction(results=rows, stepped=[envelope.id], **ended), follow)
 
     def outbox(self) -> dict[str, NewEnvelope]:
         """Every envelope of the job, by its id."""
@@ -210,9 +209,8 @@ def test_inputs_that_later_steps_need_are_dropped_at_the_end(store: Store) -> No
     [envelope] = work.sent
     [item] = read(envelope).items
     rows = [work.row(item, task, envelope) for task in item.tasks]
-    _, committed = store.exchange(
-        results=rows, done=[envelope.id], stepped=[envelope.id], follow=follow, drop_inputs=True
-    )
+    ended = Transaction(results=rows, done=[envelope.id], stepped=[envelope.id], drop_inputs=True)
+    committed = store.transact(ended, follow)
     assert store.retention.drop_inputs_of_pipelines() == 0
     assert store.inputs([envelope.id])
     work.store_results(committed.followed[0])

@@ -19,7 +19,7 @@ from workers.batching.planning.policy import Budget
 from workers.batching.roster import ServedModel
 from workers.batching.serving.offered_versions import CurrentOffer, Offer
 from workers.envelope.inputs import InputLimits
-from workers.envelope.preparation import Preparation, Step
+from workers.envelope.preparation import Preparation, PreparedItem
 from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared
 
 JOB = "job"
@@ -62,7 +62,7 @@ class Rig:
         )
         served = {"eyes": ServedModel(self.model, "1", Budget(8, 8))}
         offer = CurrentOffer(Offer(catalogue, served))
-        self.preparation = Preparation(offer=offer, limits=limits, store=store, turns=self.turns)
+        self.preparation = Preparation(offer=offer, limits=limits, database=store, turns=self.turns)
         self.inputs: dict[str, Input] = {
             "inline": InlineBytes(b"bytes"),
             "file": PathInput("file"),
@@ -75,7 +75,7 @@ class Rig:
             self.turns.release()
         return free
 
-    def prepare(self, origin: str, priority: Priority) -> Step:
+    def prepare(self, origin: str, priority: Priority) -> PreparedItem:
         """Prepare an envelope of one item, as an execution does."""
         item = Item(0, self.inputs[origin], ("see",))
         envelope = Envelope(
@@ -84,7 +84,7 @@ class Rig:
         turn = self.preparation.turn(envelope)
         derivation = self.preparation.derivation(JOB, envelope.items, turn)
         with turn:
-            return self.preparation.prepare(envelope, item, derivation)
+            return self.preparation.prepare_item(envelope, item, derivation)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from results_store.errors import InvalidRow
-from results_store.records import Claim, EnvelopeState, Result, ResultState
+from results_store.records import Claim, EnvelopeState, Result, ResultState, Transaction
 from results_store.sql.columns import pack_vector, unpack_vector
 from results_store.store import Store
 from tests.integration.rows import batch, new_envelope, new_job, result, run_together, submit
@@ -218,10 +218,12 @@ def test_many_writers_with_the_same_results_store_each_once(store: Store, store_
             for id_ in random.Random(number).sample(envelopes, len(envelopes)):
                 others = random.Random(number).sample(envelopes, 4)
                 rows = [row for each in (id_, *others) for row in owed[each]]
-                store_now = own.exchange(
-                    results=rows, done=[id_], claims=others, worker=f"w{number}", leased_until=LATER, at=NOW
+                committed = own.transact(
+                    Transaction(
+                        results=rows, done=[id_], claims=others, worker=f"w{number}", leased_until=LATER, at=NOW
+                    )
                 )
-                inserted.append(store_now[1].inserted)
+                inserted.append(committed.inserted)
 
     run_together(work, 4)
 

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import event
 
 from results_store.errors import StoreUnavailable
+from results_store.records import Transaction
 from results_store.store import Store
 from results_store.writer import Writer
 from tests.integration.rows import new_envelope, new_job, result, submit
@@ -119,7 +120,7 @@ def test_the_writer_waits_for_room(room: Room, store: Store) -> None:
     with Writer(store, worker="w1", lease_s=60, first_retry_s=0.01, last_retry_s=0.05) as committer:
         room.end()
         rows = [result(seq) for seq in range(ROWS)]
-        waiting = threading.Thread(target=committer.commit, args=(rows,), kwargs={"done": ["e0"]})
+        waiting = threading.Thread(target=committer.commit, args=(Transaction(results=rows, done=["e0"]),))
         waiting.start()
         assert warned.wait(30)
         assert waiting.is_alive()

@@ -7,7 +7,7 @@ import threading
 import psycopg
 import pytest
 
-from results_store.records import Claim, Depth, EnvelopeState, Replayed, Result, ResultState
+from results_store.records import Claim, Depth, EnvelopeState, Replayed, Result, ResultState, Transaction
 from results_store.store import Store
 from results_store.writer import Writer
 from tests.integration.rows import new_envelope, new_job, result, run_together, submit
@@ -125,7 +125,7 @@ def test_the_writer_has_the_limit(store: Store) -> None:
     attempt(store, "e0", NOW)
     with Writer(store, worker="w2", lease_s=60, max_attempts=1) as committer:
         assert committer.claim("e0") is Claim.DEAD
-        committer.commit([failed(0, error=None)], dead=["e0"])
+        committer.commit(Transaction(results=[failed(0, error=None)], dead=["e0"]))
 
     assert store.job("job").failed == 1
 

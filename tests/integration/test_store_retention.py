@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select
 
 from results_store.errors import UnknownJob
-from results_store.records import Purged, ResultState
+from results_store.records import Purged, ResultState, Transaction
 from results_store.sql.database import Database, Weight
 from results_store.sql.retention import FIRST_ITEM_S, Retention
 from results_store.sql.schema import batches, envelopes, jobs, payloads, purged_jobs, results
@@ -183,11 +183,11 @@ def test_inputs_are_dropped_after_success_if_so_configured(store: Store, store_u
     submit(store, 3, items=2)
     bad = {"state": ResultState.FAILED, "output": None, "error": {"kind": "X", "message": ""}}
     with Writer(store, worker="w1", lease_s=60, drop_inputs=True) as committer:
-        committer.commit([result(0), result(1)], done=["e0"])
-        committer.commit([result(2, envelope="e1"), result(3, envelope="e1", **bad)], done=["e1"])
-        committer.commit([result(4, envelope="e2", **bad)])
+        committer.commit(Transaction(results=[result(0), result(1)], done=["e0"]))
+        committer.commit(Transaction(results=[result(2, envelope="e1"), result(3, envelope="e1", **bad)], done=["e1"]))
+        committer.commit(Transaction(results=[result(4, envelope="e2", **bad)]))
         assert rows_left(store_url)["payloads"] == 2
-        committer.commit([result(5, envelope="e2")], done=["e2"])
+        committer.commit(Transaction(results=[result(5, envelope="e2")], done=["e2"]))
 
     assert rows_left(store_url)["payloads"] == 2
     assert store.dead_letters.replay().envelopes == 2

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import pytest
 
 from results_store.errors import InvalidRow, StoreError, StoreUnavailable
-from results_store.records import Claim, Committed, Result
+from results_store.records import Claim, Committed, Result, Transaction
+from results_store.sql.pipelines import Follow
 from results_store.store import Store
 from results_store.writer import Writer
 from tests.conftest import PostgresqlServers
@@ -28,11 +29,11 @@ class CountingStore(Store):
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def exchange(self, **given: Any) -> tuple[dict[str, Claim], Committed]:
+    def transact(self, transaction: Transaction, follow: Follow | None = None) -> Committed:
         self.entered.set()
         self.go_on.wait()
-        self.groups.append(len(given["results"]))
-        return super().exchange(**given)
+        self.groups.append(len(transaction.results))
+        return super().transact(transaction, follow)
 
 
 class Outage(Protocol):
@@ -136,7 +137,7 @@ def test_a_commit_is_stored_when_it_returns(store: Store) -> None:
     submit(store)
     with writer(store) as committer:
         assert committer.claim("e0") is Claim.WORK
-        committer.commit([result(0)], done=["e0"], batches=[batch("b0")])
+        committer.commit(Transaction(results=[result(0)], done=["e0"], batches=[batch("b0")]))
 
         assert store.job("job").finished
         assert committer.claim("e0") is Claim.DONE
@@ -149,9 +150,11 @@ def test_what_arrives_during_a_transaction_shares_the_next(counting: CountingSto
     submit(counting, items=21)
     counting.go_on.clear()
     with writer(counting) as committer:
-        first = in_thread(lambda: committer.commit([result(0)]))
+        first = in_thread(lambda: committer.commit(Transaction(results=[result(0)])))
         counting.entered.wait()
-        others = [in_thread(lambda seq=seq: committer.commit([result(seq)])) for seq in range(1, 21)]
+        others = [
+            in_thread(lambda seq=seq: committer.commit(Transaction(results=[result(seq)]))) for seq in range(1, 21)
+        ]
         queued(committer, 20)
         counting.go_on.set()
         for thread in (first, *others):
@@ -166,9 +169,12 @@ def test_a_group_is_bounded(counting: CountingStore) -> None:
     submit(counting, items=12)
     counting.go_on.clear()
     with writer(counting, max_group_results=6) as committer:
-        first = in_thread(lambda: committer.commit([result(0)]))
+        first = in_thread(lambda: committer.commit(Transaction(results=[result(0)])))
         counting.entered.wait()
-        others = [in_thread(lambda n=n: committer.commit([result(3 * n + i) for i in range(3)])) for n in range(1, 4)]
+        others = [
+            in_thread(lambda n=n: committer.commit(Transaction(results=[result(3 * n + i) for i in range(3)])))
+            for n in range(1, 4)
+        ]
         queued(committer, 3)
         counting.go_on.set()
         for thread in (first, *others):
@@ -185,7 +191,7 @@ def test_one_bad_row_fails_its_own_caller_only(counting: CountingStore) -> None:
 
     def commit(seq: int) -> None:
         try:
-            committer.commit([result(seq, output=object() if seq == 5 else "fine")])
+            committer.commit(Transaction(results=[result(seq, output=object() if seq == 5 else "fine")]))
         except InvalidRow:
             failed.append(seq)
 
@@ -213,8 +219,8 @@ def test_notices_follow_the_commit_and_cannot_undo_it(store: Store) -> None:
         raise ConnectionError("no Redis")
 
     with writer(store, on_committed=notify) as committer:
-        committer.commit([result(0)], done=["e0"])
-        committer.commit([result(1)])
+        committer.commit(Transaction(results=[result(0)], done=["e0"]))
+        committer.commit(Transaction(results=[result(1)]))
 
     assert seen == [((("job", "e0"),), 1)]
     assert store.job("job").done == 2
@@ -226,10 +232,11 @@ def test_an_outage_is_waited_out(outage: Outage, warned: threading.Event) -> Non
     store.migrate()
     with store, writer(store) as committer:
         submit(store, 8)
-        committer.commit([result(0)], done=["e0"])
+        committer.commit(Transaction(results=[result(0)], done=["e0"]))
         outage.begin()
         threads = [
-            in_thread(lambda n=n: committer.commit([result(n, envelope=f"e{n}")], done=[f"e{n}"])) for n in range(1, 8)
+            in_thread(lambda n=n: committer.commit(Transaction(results=[result(n, envelope=f"e{n}")], done=[f"e{n}"])))
+            for n in range(1, 8)
         ]
         assert warned.wait(30)
         assert committer.unavailable_since is not None
@@ -279,9 +286,9 @@ def test_closing_stores_what_waits(counting: CountingStore) -> None:
     submit(counting, items=2)
     counting.go_on.clear()
     committer = writer(counting).start()
-    first = in_thread(lambda: committer.commit([result(0)]))
+    first = in_thread(lambda: committer.commit(Transaction(results=[result(0)])))
     counting.entered.wait()
-    second = in_thread(lambda: committer.commit([result(1)]))
+    second = in_thread(lambda: committer.commit(Transaction(results=[result(1)])))
     queued(committer, 1)
     closing_thread = in_thread(committer.close)
     counting.go_on.set()
@@ -290,7 +297,7 @@ def test_closing_stores_what_waits(counting: CountingStore) -> None:
 
     assert counting.job("job").done == 2
     with pytest.raises(StoreError, match="not running"):
-        committer.commit([result(0)])
+        committer.commit(Transaction(results=[result(0)]))
 
 
 def test_closing_during_an_outage_gives_up_in_time(sqlite_url: str, warned: threading.Event) -> None:
@@ -302,7 +309,7 @@ def test_closing_during_an_outage_gives_up_in_time(sqlite_url: str, warned: thre
 
     def commit() -> None:
         try:
-            committer.commit([result(0)])
+            committer.commit(Transaction(results=[result(0)]))
         except StoreUnavailable as error:
             failed.append(error)
 
@@ -327,7 +334,9 @@ def test_threads_in_plenty_share_one_writer(store: Store) -> None:
 
     def work(number: int) -> None:
         assert committer.claim(ids[number]) is Claim.WORK
-        committer.commit([result(4 * number + i, envelope=ids[number]) for i in range(4)], done=[ids[number]])
+        committer.commit(
+            Transaction(results=[result(4 * number + i, envelope=ids[number]) for i in range(4)], done=[ids[number]])
+        )
 
     with writer(store) as committer:
         run_together(work, 32)
@@ -340,9 +349,9 @@ def test_results_that_are_told_with_the_notice_are_those_that_are_stored(store: 
     told: list[Mapping[str, Sequence[Result]]] = []
     submit(store, 1)
     with writer(store, on_committed=lambda done, results: told.append(results)) as committer:
-        committer.commit([result(0)], done=["e0"])
-        committer.commit([result(7, envelope="x7", output=["new"])], done=["x7"], unlisted=["x7"])
-        committer.commit([result(7, envelope="x8", output=["late"])], done=["x8"], unlisted=["x8"])
+        committer.commit(Transaction(results=[result(0)], done=["e0"]))
+        committer.commit(Transaction(results=[result(7, envelope="x7", output=["new"])], done=["x7"], unlisted=["x7"]))
+        committer.commit(Transaction(results=[result(7, envelope="x8", output=["late"])], done=["x8"], unlisted=["x8"]))
     assert told[0] == {}
     assert told[1] == {"x7": store.results_of("job", [7])}
     assert not any(told[2:])

@@ -25,7 +25,7 @@ from workers.batching.serving.offered_versions import CurrentOffer, Offer
 from workers.device.device_client import DeviceEvent, ProcessDevice
 from workers.device.devices import Device
 from workers.envelope.inputs import InputLimits
-from workers.envelope.preparation import Preparation, Step
+from workers.envelope.preparation import Preparation, PreparedItem
 from workers.settings import Settings
 
 
@@ -58,7 +58,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     wanted, served = served_models.serve(settings, batch.model, device)
     limits = InputLimits(**settings.limits.of_inputs)
     offer = CurrentOffer(Offer(settings.catalogue, {batch.model: served}))
-    preparation = Preparation(offer=offer, limits=limits, store=store)
+    preparation = Preparation(offer=offer, limits=limits, database=store)
     steps = list(_steps(preparation, envelopes, stored))
     again = MicroBatch([step.entry for _, step in steps if step.entry], 0.0)
     loaded = ProcessDevice(
@@ -72,7 +72,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     finally:
         loaded.close()
     again.deliver(done.arrays, 0.0)
-    results = [result for envelope, step in steps for result in preparation.finish(envelope, step)]
+    results = [result for envelope, step in steps for result in preparation.finish_item(envelope, step)]
     compared, differences = _compare(stored, results)
     return Rerun(
         batch=batch,
@@ -117,12 +117,12 @@ def _envelopes(store: Store, stored: Sequence[Result]) -> dict[str, Envelope]:
 
 def _steps(
     preparation: Preparation, envelopes: Mapping[str, Envelope], stored: Sequence[Result]
-) -> Iterator[tuple[Envelope, Step]]:
+) -> Iterator[tuple[Envelope, PreparedItem]]:
     """Prepare each item once, as before."""
     for id_, seq in dict.fromkeys((row.envelope, row.seq) for row in stored):
         envelope = envelopes[id_]
         item = next(item for item in envelope.items if item.seq == seq)
-        step = preparation.prepare(envelope, item, preparation.derivation(envelope.job, [item]))
+        step = preparation.prepare_item(envelope, item, preparation.derivation(envelope.job, [item]))
         if step.entry is None:
             raise CannotRerun(f"item {seq} of envelope {id_} cannot be prepared now: {step.results[0].error}")
         yield envelope, step

@@ -1,24 +1,25 @@
-"""The life of an envelope in a worker: decode → claim → prepare → batch → finish → store.
+"""The life of an envelope in a worker: decode → claim → fetch inputs → prepare → batch → finish → store → tell.
 
-What fails for one item is that item's result; what fails for the envelope as a whole is raised.
+docs/lifecycle.md describes these steps. A failure of one item is that item's result; a failure of the whole envelope is raised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import BadItem, Envelope, decode
 from results_store.export.text_export import plain
-from results_store.records import Claim, Result, ResultState
+from results_store.records import Claim, Result, Transaction
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher
 from workers.batching.work import Interrupted, Superseded
 from workers.envelope import outcomes
 from workers.envelope.derivation import Derivation
-from workers.envelope.preparation import Preparation, Step
+from workers.envelope.preparation import Preparation, PreparedItem
 
 
 class EnvelopeInterrupted(Exception):
@@ -37,66 +38,71 @@ class Execution(Preparation):
 
         Raises InvalidMessage if it cannot be read, EnvelopeInterrupted if this worker stops meanwhile.
         """
-        envelope, bad = self._decode(raw)
-        claim = self.writer.claim(envelope.id) if envelope.durable else Claim.UNKNOWN
+        envelope, bad_items = self.decode(raw)
+        claim = self.claim(envelope)
+        items: list[PreparedItem] = []
+        results = outcomes.malformed(envelope, bad_items)
         if claim in (Claim.DONE, Claim.HELD):
-            return {"items": len(envelope.items), "skipped": claim.name.lower()}
-        done = [row for item in bad for row in outcomes.malformed(envelope, item)]
-        if claim is Claim.CANCELLED:
-            rows = [row for item in envelope.items for row in outcomes.ended(envelope, item, ResultState.CANCELLED)]
-            return self._store(envelope, [*done, *rows])
-        if claim is Claim.DEAD:
-            return self._bury(envelope, done)
-        unlisted = (envelope.id,) if claim is Claim.UNKNOWN else ()
-        turn = self.turn(envelope)
-        derivation = self.derivation(envelope.job, envelope.items, turn)
-        with turn:
-            steps = [self.prepare(envelope, item, derivation) for item in envelope.items]
-        steps = self._batched(envelope, steps, derivation)
-        interrupted = any(step.entry and isinstance(step.entry.outcome, Interrupted) for step in steps)
-        with self.finishing(envelope, turn):
-            for step in steps:
-                done += [*step.results, *self.finish(envelope, step)]
-        if interrupted:
-            # what was computed is kept: the unique key keeps the second run from writing it again
-            self.writer.commit(done, unlisted=unlisted, stepped=_stepped(envelope))
-            raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; it goes back to its queue")
-        summary = self._store(envelope, done, unlisted)
-        return summary | {"results": [plain(row) for row in done]} if reply else summary
+            return self.tell(envelope, claim, results)
+        if claim in (Claim.CANCELLED, Claim.DEAD):
+            results += outcomes.given_up(envelope, claim)
+        else:
+            inputs = self.fetch_inputs(envelope)
+            items = self.prepare(envelope, inputs)
+            items = self.batch(envelope, items, inputs)
+            results += self.finish(envelope, items, inputs.turn)
+        self.store(envelope, claim, items, results)
+        return self.tell(envelope, claim, results, reply=reply)
 
-    def _decode(self, raw: object) -> tuple[Envelope, list[BadItem]]:
-        envelope, bad = decode(raw)
+    def decode(self, raw: object) -> tuple[Envelope, list[BadItem]]:
+        """Return the envelope, and its items that cannot be read. Raises InvalidMessage."""
+        envelope, bad_items = decode(raw)
         models = self.offer.now.models
         if envelope.model not in models:
             served = ", ".join(models)
             raise InvalidMessage(f"model {envelope.model!r} is not served here; this worker serves {served}")
-        return envelope, bad
+        return envelope, bad_items
 
-    def _batched(self, envelope: Envelope, steps: Sequence[Step], derivation: Derivation) -> list[Step]:
-        """Wait for the items' outcomes. What waited for a model that has a new version by now is prepared for that, and waits again."""
-        steps, outdated = list(steps), list(range(len(steps)))
+    def claim(self, envelope: Envelope) -> Claim:
+        """Lease the envelope to this worker, if its work is to be done here. An envelope that is not durable has no row to lease."""
+        return self.writer.claim(envelope.id) if envelope.durable else Claim.UNKNOWN
+
+    def batch(self, envelope: Envelope, items: Sequence[PreparedItem], inputs: Derivation) -> list[PreparedItem]:
+        """Wait for the items' outcomes. Items whose model has a new version by now are prepared for that, and wait again."""
+        items, outdated = list(items), list(range(len(items)))
         while outdated:
-            self.batcher.submit([entry for n in outdated if (entry := steps[n].entry)]).wait()
-            outdated = [n for n in outdated if (entry := steps[n].entry) and isinstance(entry.outcome, Superseded)]
-            with derivation.turn:
+            self.batcher.submit([entry for n in outdated if (entry := items[n].entry)]).wait()
+            outdated = [n for n in outdated if (entry := items[n].entry) and isinstance(entry.outcome, Superseded)]
+            with inputs.turn:
                 for n in outdated:
-                    steps[n] = self.prepare(envelope, steps[n].item, derivation)
-        return steps
+                    items[n] = self.prepare_item(envelope, items[n].item, inputs)
+        return items
 
-    def _bury(self, envelope: Envelope, malformed: Sequence[Result]) -> dict[str, Any]:
-        """Fail the items of an envelope that was begun too often; the store adds why, and keeps it for a replay."""
-        rows = [row for item in envelope.items for row in outcomes.ended(envelope, item, ResultState.FAILED)]
-        self.writer.commit([*malformed, *rows], dead=[envelope.id], stepped=_stepped(envelope))
-        return {"items": len(envelope.items), "dead": len(malformed) + len(rows)}
+    def store(self, envelope: Envelope, claim: Claim, items: Sequence[PreparedItem], results: Sequence[Result]) -> None:
+        """Commit the results together with the envelope's end. Raises EnvelopeInterrupted if this worker did not finish it."""
+        interrupted = any(item.entry and isinstance(item.entry.outcome, Interrupted) for item in items)
+        ended = () if interrupted else (envelope.id,)
+        self.writer.commit(
+            Transaction(
+                results=results,
+                done=() if claim is Claim.DEAD else ended,
+                dead=ended if claim is Claim.DEAD else (),
+                unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),
+                stepped=(envelope.id,) if envelope.pipeline else (),
+            )
+        )
+        if interrupted:
+            # the computed results are kept: the unique key keeps the second run from writing them again
+            raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; it goes back to its queue")
 
-    def _store(self, envelope: Envelope, rows: Sequence[Result], unlisted: Collection[str] = ()) -> dict[str, Any]:
-        self.writer.commit(rows, done=[envelope.id], unlisted=unlisted, stepped=_stepped(envelope))
+    def tell(
+        self, envelope: Envelope, claim: Claim, results: Sequence[Result], *, reply: bool = False
+    ) -> dict[str, Any]:
+        """Return the summary that Celery gets. The writer has announced the commit to the producers already."""
         summary: dict[str, Any] = {"items": len(envelope.items)}
-        for row in rows:
-            summary[row.state.value] = summary.get(row.state.value, 0) + 1
-        return summary
-
-
-def _stepped(envelope: Envelope) -> Collection[str]:
-    """The envelope, if its results may be followed by more."""
-    return (envelope.id,) if envelope.pipeline else ()
+        if claim in (Claim.DONE, Claim.HELD):
+            return summary | {"skipped": claim.name.lower()}
+        if claim is Claim.DEAD:
+            return summary | {"dead": len(results)}
+        summary |= Counter(row.state.value for row in results)
+        return summary | {"results": [plain(row) for row in results]} if reply else summary

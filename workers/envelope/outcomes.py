@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -16,7 +16,7 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import BlobsUnavailable, InvalidInput
 from producers.wire.messages import BadItem, Envelope, Item
 from producers.wire.result_files import ResultFiles
-from results_store.records import Result, ResultState
+from results_store.records import Claim, Result, ResultState
 from workers.batching.work import Cancelled, Computed, Entry, Expired, Failed
 from workers.models.interface import output_files
 from workers.models.interface.model import Model, Prepared
@@ -39,10 +39,22 @@ def ended(envelope: Envelope, item: Item, state: ResultState, error: Error | Non
     return [result(envelope, item, task, state, error) for task in item.tasks]
 
 
-def malformed(envelope: Envelope, bad: BadItem) -> list[Result]:
-    """Return the failed results of an item that could not be decoded."""
-    item = Item(bad.seq, "", bad.tasks)
-    return ended(envelope, item, ResultState.FAILED, {"kind": "InvalidMessage", "message": bad.error})
+def malformed(envelope: Envelope, bad_items: Iterable[BadItem]) -> list[Result]:
+    """Return the failed results of the items that could not be decoded."""
+    rows: list[Result] = []
+    for bad in bad_items:
+        error = {"kind": "InvalidMessage", "message": bad.error}
+        rows += ended(envelope, Item(bad.seq, "", bad.tasks), ResultState.FAILED, error)
+    return rows
+
+
+def given_up(envelope: Envelope, claim: Claim) -> list[Result]:
+    """Return the results of an envelope whose items are not computed: cancelled, or begun too often.
+
+    The store adds to the failed ones why they failed, and keeps the envelope for a replay.
+    """
+    state = ResultState.FAILED if claim is Claim.DEAD else ResultState.CANCELLED
+    return [row for item in envelope.items for row in ended(envelope, item, state)]
 
 
 def result(envelope: Envelope, item: Item, task: str, state: ResultState, error: Error | None = None) -> Result:

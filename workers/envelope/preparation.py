@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -36,7 +36,7 @@ Params = Mapping[Task, msgspec.Struct]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PreparedItem:
     """One item after preparation: the results it already has, and the entry that waits for the rest, with the version of the model
     that prepared it.
     """
@@ -54,27 +54,36 @@ class Preparation:
 
     offer: CurrentOffer
     limits: InputLimits
-    store: Store
+    database: Store
     streams: Streams | None = None
     files: ResultFiles | None = None
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(max(1, available_cores() // 2)))
 
-    def prepare(self, envelope: Envelope, item: Item, derivation: Derivation) -> Step:
+    def fetch_inputs(self, envelope: Envelope) -> Derivation:
+        """Read the earlier results that the envelope's inputs are made of, all at once. Raises StoreUnavailable."""
+        return self.derivation(envelope.job, envelope.items, self.turn(envelope))
+
+    def prepare(self, envelope: Envelope, inputs: Derivation) -> list[PreparedItem]:
+        """Check and prepare the envelope's items, in its turn. Raises StoreUnavailable."""
+        with inputs.turn:
+            return [self.prepare_item(envelope, item, inputs) for item in envelope.items]
+
+    def prepare_item(self, envelope: Envelope, item: Item, derivation: Derivation) -> PreparedItem:
         """Check and prepare an item; what is wrong with it is in its results. Raises StoreUnavailable."""
         if envelope.deadline_at is not None and envelope.deadline_at <= time.time():
-            return Step(item, outcomes.ended(envelope, item, ResultState.EXPIRED))
+            return PreparedItem(item, outcomes.ended(envelope, item, ResultState.EXPIRED))
         offer = self.offer.now
         try:
             params, refused = _params(offer, envelope, item)
             return self._prepared(offer, envelope, item, params, refused, derivation)
         except InvalidInput as error:
-            return Step(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
+            return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
         except StoreUnavailable:  # nobody's fault here: the envelope is attempted again
             raise
         except Exception as error:  # a model's own code: its bug costs this item, never the envelope
             logger.exception("envelope %s, item %s: preparation failed", envelope.id, item.seq)
             detail = {"kind": "ModelError", "message": f"preparation failed: {type(error).__name__}: {error}"}
-            return Step(item, outcomes.ended(envelope, item, ResultState.FAILED, detail))
+            return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, detail))
 
     def _prepared(
         self,
@@ -84,7 +93,7 @@ class Preparation:
         params: Params,
         refused: Mapping[str, InvalidInput],
         derivation: Derivation,
-    ) -> Step:
+    ) -> PreparedItem:
         entry = model = None
         if params:
             served = offer.models[served_explainers.way(offer.models, envelope.model, params.values())]
@@ -111,7 +120,7 @@ class Preparation:
             outcomes.result(envelope, item, name, ResultState.FAILED, outcomes.described(error))
             for name, error in refused.items()
         ]
-        return Step(item, results, entry, params, model)
+        return PreparedItem(item, results, entry, params, model)
 
     def _read(self, offer: Offer, task: Task, value: Input, turn: Turn) -> Content:
         """Return what an input holds, checked for the task; others compute while it is waited for."""
@@ -121,15 +130,20 @@ class Preparation:
 
     def derivation(self, job: str, items: Sequence[Item], turn: Turn | None = None) -> Derivation:
         """Return what makes the inputs of items that are made of others. Raises StoreUnavailable."""
-        made = Derivation(self.store, self.limits, job, turn)
+        made = Derivation(self.database, self.limits, job, turn)
         made.gather(items)
         return made
 
-    def finish(self, envelope: Envelope, step: Step) -> list[Result]:
-        """Return the results that the step's entry came to."""
-        if step.entry is None or step.model is None:
-            return []
-        return list(outcomes.finished(envelope, step.item, step.entry, step.model, step.params, self.files))
+    def finish(self, envelope: Envelope, items: Sequence[PreparedItem], turn: Turn) -> list[Result]:
+        """Return the results of all items: those from their preparation, and those that their entries came to."""
+        with self._finishing(envelope, turn):
+            return [row for item in items for row in (*item.results, *self.finish_item(envelope, item))]
+
+    def finish_item(self, envelope: Envelope, one: PreparedItem) -> Iterable[Result]:
+        """Return the results that the item's entry came to."""
+        if one.entry is None or one.model is None:
+            return ()
+        return outcomes.finished(envelope, one.item, one.entry, one.model, one.params, self.files)
 
     def turn(self, envelope: Envelope) -> Turn:
         """What an envelope's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes neither
@@ -137,7 +151,7 @@ class Preparation:
         """
         return Turn(None if envelope.priority is Priority.INTERACTIVE else self.turns)
 
-    def finishing(self, envelope: Envelope, turn: Turn) -> AbstractContextManager[object]:
+    def _finishing(self, envelope: Envelope, turn: Turn) -> AbstractContextManager[object]:
         """What finishing waits for: the turn, unless it may wait for the place of result files."""
         return nullcontext() if any(self._makes_files(item) for item in envelope.items) else turn
 

@@ -213,7 +213,7 @@ class Node:
             limits=InputLimits(**self.settings.limits.of_inputs, blobs=self._blobs),
             batcher=batcher,
             writer=self._writer,
-            store=self._store,
+            database=self._store,
             streams=self._streams,
             files=self._files,
         )

@@ -18,7 +18,6 @@ from producers.client.sending.orders import Order, shared_deadline
 from producers.wire.errors import ArgosyError, InvalidInput
 from producers.wire.messages import Item, Priority, new_id
 from producers.wire.packing import weight
-from results_store.errors import StoreError
 from results_store.records import JobStatus, NewJob
 
 if TYPE_CHECKING:
