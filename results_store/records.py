@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 #: How often an envelope is begun before it is given up.
 MAX_ATTEMPTS = 20
@@ -260,8 +260,7 @@ class PendingEnvelope:
     lane: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transaction:
+class Transaction(NamedTuple):
     """The results, batches, ends and claims of a worker's envelopes, for one transaction: all or nothing.
 
     A result that is stored already stays as it is and is not counted again. Envelopes in `dead` are given up: a failed result
@@ -271,6 +270,8 @@ class Transaction:
     Envelopes in `claims` are leased to `worker` until `leased_until`, unless they were begun `max_attempts` times. With
     `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. `at` is now by default.
     """
+
+    # a named tuple is made in a quarter of the time of a frozen dataclass, and a lone item makes four
 
     results: Sequence[Result] = ()
     done: Collection[str] = ()
