@@ -44,10 +44,9 @@ def lone_order(
     item = msgspec.structs.replace(item, seq=next(stream.seq))  # a refused input leaves no gap
     deadline_at = shared_deadline(request, time.time())
     pending = Pending(stream.job.id, item.seq, item.tasks, key=key, durable=durable)
-    size = weight(item.input)
-    return Order(
-        request, [item], stream.job.id, promise, deadline_at, durable, tenant, pending=pending, size=size
-    ), pending
+    order = Order(request, [item], stream.job.id, promise, deadline_at, durable, tenant, pending=pending)
+    order.size = weight(item.input)
+    return order, pending
 
 
 @dataclass(slots=True)
