@@ -21,9 +21,11 @@ def weight(value: Input) -> int:
     """Return about how many bytes an input takes in an envelope."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode("utf-8"))
-    if isinstance(value, InlineBytes):
+    if (
+        type(value) is InlineBytes
+    ):  # `isinstance` takes five times as long, and this runs twice for every one of millions
         return len(value.data)
-    if isinstance(value, TextAndImageInput):
+    if type(value) is TextAndImageInput:
         return weight(value.text) + weight(value.image)
     return len(_encoder.encode(value))
 

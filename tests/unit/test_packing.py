@@ -163,7 +163,7 @@ def test_lone_items_of_one_kind_share_an_envelope() -> None:
     urgent = Request.check(Catalogue.builtin(), "topic", priority="interactive")
     orders.append(order(urgent, [urgent.item(3, "c", field="input")]))
     orders.append(order(requests[0], [requests[0].item(4, "d", field="input")], durable=False))
-    packed = envelopes_of(orders, now=1.0)
+    packed = list(envelopes_of(orders, now=1.0))
     assert [[item.seq for item in one.items] for one in packed] == [[0, 1], [2], [3], [4]]
     assert packed[0].about == "2 items, topic+spam"
     assert packed[0].results == 3

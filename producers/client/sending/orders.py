@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -51,8 +51,8 @@ def shared_deadline(request: Request, now: float) -> float | None:
     return math.ceil((now + request.deadline_s) / grain_s) * grain_s
 
 
-def envelopes_of(orders: Iterable[Order], now: float) -> list[Envelope]:
-    """Return the envelopes that carry all items of `orders`.
+def envelopes_of(orders: Iterable[Order], now: float) -> Iterator[Envelope]:
+    """Yield the envelopes that carry all items of `orders`.
 
     Items with the same tenant, model, priority, deadline and job share envelopes, whichever call they came by. An item is in one
     envelope for every model that its tasks need, under the same `seq`.
@@ -64,23 +64,21 @@ def envelopes_of(orders: Iterable[Order], now: float) -> list[Envelope]:
             share = order.items if len(models) == 1 else [_part(item, tasks) for item in order.items]
             own = (order.request.priority, order.deadline_at, order.durable, order.pipeline)
             lots[order.tenant, order.job, model, *own] += share
-    return [
-        Envelope(
-            version=VERSION,
-            id=new_id(),
-            job=job,
-            model=model,
-            priority=priority,
-            queued_at=now,
-            items=items,
-            deadline_at=deadline_at,
-            durable=durable,
-            tenant=tenant,
-            pipeline=pipeline,
-        )
-        for (tenant, job, model, priority, deadline_at, durable, pipeline), lot in lots.items()
-        for items in pack(lot)
-    ]
+    for (tenant, job, model, priority, deadline_at, durable, pipeline), lot in lots.items():
+        for items in pack(lot):
+            yield Envelope(
+                version=VERSION,
+                id=new_id(),
+                job=job,
+                model=model,
+                priority=priority,
+                queued_at=now,
+                items=items,
+                deadline_at=deadline_at,
+                durable=durable,
+                tenant=tenant,
+                pipeline=pipeline,
+            )
 
 
 def _part(item: Item, tasks: tuple[str, ...]) -> Item:

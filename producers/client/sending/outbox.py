@@ -108,9 +108,9 @@ class Outbox:
         for order in orders:  # before the transaction, which must not wait for another store
             order.items = self._link.blobs.check_in(order.items, order.job)
         lone = self._open_streams(orders)
-        envelopes = envelopes_of(orders, time.time())
-        rows = self._rows(envelopes)
-        messages = _messages(envelopes, rows)
+        packed = self._pack(orders)
+        rows = [row for _, row in packed]
+        messages = _messages(packed)
         jobs = [order.new_job for order in orders if order.new_job is not None]
         try:
             store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
@@ -119,7 +119,7 @@ class Outbox:
                 raise
             self._open_streams(orders, again=True)  # purged during a long silence of this client
             store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
-        self._expect(envelopes, lone)
+        self._expect(packed, lone)
         return messages
 
     def _publish(self, messages: Mapping[str, Message]) -> None:
@@ -138,9 +138,9 @@ class Outbox:
             return
         try:
             lone = self._open_streams(orders)
-            envelopes = envelopes_of(orders, time.time())
-            messages = _messages(envelopes, self._rows(envelopes))
-            self._expect(envelopes, lone)
+            packed = self._pack(orders)
+            messages = _messages(packed)
+            self._expect(packed, lone)
             self._link.publisher.publish(list(messages.values()))
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
             self._answer(orders, error)
@@ -170,14 +170,19 @@ class Outbox:
             self._link.open_stream(self._link.stream(tenant), again=again)
         return {(order.pending.job, order.pending.seq): order.pending for order in lone if order.pending is not None}
 
-    def _rows(self, envelopes: Iterable[Envelope]) -> list[NewEnvelope]:
-        return [outbox_row(envelope, self._link.lane(envelope.tenant)) for envelope in envelopes]
+    def _pack(self, orders: Sequence[Order]) -> list[tuple[Envelope, NewEnvelope]]:
+        """Return the orders' envelopes, each with its row."""
+        lanes = {order.tenant: self._link.lane(order.tenant) for order in orders}
+        # each is encoded while its items, which were just weighed, are in the processor's cache
+        return [
+            (envelope, outbox_row(envelope, lanes[envelope.tenant])) for envelope in envelopes_of(orders, time.time())
+        ]
 
-    def _expect(self, envelopes: Iterable[Envelope], lone: Mapping[tuple[str, int], Pending]) -> None:
+    def _expect(self, packed: Iterable[tuple[Envelope, NewEnvelope]], lone: Mapping[tuple[str, int], Pending]) -> None:
         """Register who awaits what, before a worker can have it."""
         if not lone:
             return
-        for envelope in envelopes:
+        for envelope, _ in packed:
             for item in envelope.items:
                 if (pending := lone.get((envelope.job, item.seq))) is not None:
                     carrier = Carrier(envelope.id, envelope.model, item.tasks, alone=len(envelope.items) == 1)
@@ -188,9 +193,9 @@ class Outbox:
         self._deliver([partial(settle, order.promise, _own(outcome) if outcome else None) for order in orders])
 
 
-def _messages(envelopes: Iterable[Envelope], rows: Iterable[NewEnvelope]) -> dict[str, Message]:
+def _messages(packed: Iterable[tuple[Envelope, NewEnvelope]]) -> dict[str, Message]:
     """Return the message that carries each envelope, by its id."""
-    return {row.id: message(row, about=envelope.about) for envelope, row in zip(envelopes, rows, strict=True)}
+    return {row.id: message(row, about=envelope.about) for envelope, row in packed}
 
 
 class Waiting:
