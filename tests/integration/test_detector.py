@@ -1,8 +1,7 @@
-"""The built-in detector: a TensorFlow.js graph run in torch, boxes in the image's own pixels; on photographs if it was pulled."""
+"""The built-in detector: its network with the weights of a TensorFlow.js model, boxes in the image's own pixels; on photographs if it was pulled."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from pathlib import Path
@@ -17,85 +16,82 @@ from producers.wire.catalogue import Catalogue
 from producers.wire.errors import ConfigurationError
 from tests.serving import DEVICE, answered, assert_alike
 from workers import settings
-from workers.models.built_in.vision import detector
+from workers.models.built_in.vision import detector, nanodet
 from workers.models.built_in.vision.detector import DetectorModel
-from workers.models.converting import coco_classes, tfjs
-from workers.models.converting.graph_network import GraphNetwork
+from workers.models.built_in.vision.nanodet import NanoDet
+from workers.models.converting import coco_classes, convert
 from workers.models.interface.model import ModelSpec
 from workers.models.sources import model_source
 
-# --- graphs ---------------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------
 
 
-def written(folder: Path, nodes: list[dict[str, Any]], constants: dict[str, np.ndarray[Any, Any]], output: str) -> Path:
-    """Write a graph as TensorFlow.js does, floats in half precision."""
+def written(folder: Path, constants: dict[str, np.ndarray[Any, Any]], **kept: str) -> Path:
+    """Write constants as TensorFlow.js does: floats in half precision, unless `kept` says otherwise."""
+    folder.mkdir()
     weights, content = [], b""
     for name, values in constants.items():
-        kept = values.astype(np.float16) if values.dtype == np.float32 else values
-        content += kept.tobytes()
+        form = kept.get(name, "float16" if values.dtype == np.float32 else str(values.dtype))
+        content += values.astype(form).tobytes()
         described: dict[str, Any] = {"name": name, "shape": list(values.shape), "dtype": str(values.dtype)}
-        weights.append(described | ({"quantization": {"dtype": "float16"}} if kept.dtype != values.dtype else {}))
-        nodes = [*nodes, {"name": name, "op": "Const"}]
-    (folder / "weights.bin").write_bytes(content)
-    graph = {
-        "modelTopology": {"node": nodes},
-        "weightsManifest": [{"paths": ["weights.bin"], "weights": weights}],
-        "signature": {"outputs": {"out": {"name": f"{output}:0"}}},
-    }
-    path = folder / "model.json"
-    path.write_text(json.dumps(graph))
-    return path
+        weights.append(described | ({"quantization": {"dtype": form}} if form != str(values.dtype) else {}))
+    half = len(content) // 2  # a large model comes in several files, cut anywhere
+    for number, part in enumerate((content[:half], content[half:])):
+        (folder / f"weights{number}.bin").write_bytes(part)
+    manifest = [{"paths": ["weights0.bin", "weights1.bin"], "weights": weights}]
+    (folder / "model.json").write_text(json.dumps({"modelTopology": {}, "weightsManifest": manifest}))
+    return folder
 
 
-def list_of(*values: int) -> dict[str, Any]:
-    return {"list": {"i": [str(value) for value in values]}}
+def published(network: NanoDet) -> dict[str, np.ndarray[Any, Any]]:
+    """A network's weights as its package names and numbers them, shuffled, with constants that are none."""
+    weights = [weight.numpy() for weight in network.state_dict().values()]
+    named = {f"PartitionedCall/split_{n}".removesuffix("_0"): w for n, w in enumerate(weights[::2])}
+    named = {name: filters.transpose(2, 3, 1, 0) for name, filters in named.items()}
+    named |= {f"unknown_{2 * n + 6 * (n > 27)}": bias for n, bias in enumerate(weights[1::2])}
+    named |= {"zero": np.zeros((), np.float32), "shape": np.array([1, 80, -1], np.int32)}
+    return {name: named[name] for name in np.random.default_rng(0).permutation(list(named)).tolist()}
 
 
-CONV = {
-    "strides": list_of(1, 2, 2, 1),
-    "dilations": list_of(1, 1, 1, 1),
-    "padding": {"s": base64.b64encode(b"SAME").decode()},
-}
+@pytest.fixture
+def network() -> NanoDet:
+    torch.manual_seed(0)
+    made = NanoDet().eval()
+    for weight in made.parameters():
+        weight.data = weight.data.half().float()
+    return made
 
 
-def test_a_graph_computes_what_its_nodes_say_for_every_row_of_a_batch(tmp_path: Path) -> None:
-    """A convolution as TensorFlow pads it (an odd row more below), its bias, and a reshape that was frozen for one row."""
-    random = np.random.default_rng(0)
-    filters = random.integers(-8, 8, (3, 3, 2, 4)).astype(np.float32) / 8
-    bias = random.integers(-8, 8, 4).astype(np.float32) / 8
-    nodes = [
-        {"name": "sum", "op": "AddV2", "input": ["conv", "bias"]},  # before what it needs
-        {"name": "x", "op": "Placeholder"},
-        {"name": "conv", "op": "Conv2D", "input": ["x", "filters"], "attr": CONV},
-        {"name": "flat", "op": "Reshape", "input": ["relu", "shape"]},
-        {"name": "relu", "op": "LeakyRelu", "input": ["sum"], "attr": {"alpha": {"f": 0.25}}},
-    ]
-    constants = {"filters": filters, "bias": bias, "shape": np.array([1, 12, -1], dtype=np.int32)}
-    tfjs.convert(written(tmp_path, nodes, constants, "flat"), tmp_path / "made")
-    network = GraphNetwork(tmp_path / "made")
-    rows = random.normal(size=(3, 6, 5, 2)).astype(np.float32)
-    found = network(torch.from_numpy(rows))["flat"].numpy()
-    assert found.shape == (3, 12, 3)
-    for row, own in zip(rows, found, strict=True):
-        np.testing.assert_allclose(own.reshape(3, 3, 4), by_hand(row, filters, bias), atol=1e-5)
+def test_weights_of_tensorflow_js_make_the_network(network: NanoDet, tmp_path: Path) -> None:
+    """Whatever the order of its file; a batch's rows are answered each by itself, with class logits and distances by place."""
+    convert.tfjs_nanodet(written(tmp_path / "from", published(network)), tmp_path / "made")
+    rows = torch.rand(3, 3, 64, 96)
+    with torch.inference_mode():
+        expected, found = network(rows), nanodet.load(tmp_path / "made").eval()(rows)
+        alone = network(rows[1:2])
+    assert [tuple(grid.shape) for grid in found] == [(3, 8 * 12, 124), (3, 4 * 6, 124), (3, 2 * 3, 124)]
+    for grid, same, one in zip(found, expected, alone, strict=True):
+        torch.testing.assert_close(grid, same, rtol=0, atol=0)
+        torch.testing.assert_close(grid[1], one[0], rtol=0, atol=1e-5)
 
 
-def by_hand(row: Any, filters: Any, bias: Any) -> Any:
-    """TensorFlow's SAME with strides of 2: of 6 rows one is missing, which goes below; of 5 columns one on each side."""
-    padded = np.pad(row, ((0, 1), (1, 1), (0, 0)))
-    made = np.zeros((3, 3, 4))
-    for down in range(3):
-        for right in range(3):
-            seen = padded[2 * down : 2 * down + 3, 2 * right : 2 * right + 3]
-            made[down, right] = np.einsum("hwi,hwio->o", seen, filters) + bias
-    return np.where(made > 0, made, made / 4)
+def test_weights_of_another_network_are_refused(network: NanoDet, tmp_path: Path) -> None:
+    constants = published(network)
+    convert.tfjs_nanodet(
+        written(tmp_path / "more", constants | {"unknown_99": np.zeros(8, np.float32)}), tmp_path / "a"
+    )
+    del constants["PartitionedCall/split_33"]
+    convert.tfjs_nanodet(written(tmp_path / "less", constants), tmp_path / "b")
+    for made in ("a", "b"):
+        with pytest.raises(ConfigurationError, match=f"{made}: holds no weights of NanoDet-g"):
+            nanodet.load(tmp_path / made)
 
 
-def test_what_would_mix_rows_is_refused(tmp_path: Path) -> None:
-    nodes = [{"name": "x", "op": "Placeholder"}, {"name": "flat", "op": "Reshape", "input": ["x", "shape"]}]
-    path = written(tmp_path, nodes, {"shape": np.array([6, 2], dtype=np.int32)}, "flat")
-    with pytest.raises(ValueError, match=r"a reshape to \[6, 2\] would mix the rows of a batch"):
-        tfjs.convert(path, tmp_path / "made")
+def test_constants_in_fewer_bits_are_refused(tmp_path: Path) -> None:
+    """Weights in 8 bits need their scale; without it they would be other weights."""
+    source = written(tmp_path / "from", {"weight": np.ones(4, np.float32)}, weight="uint8")
+    with pytest.raises(ValueError, match="weight: constants of uint8 are not read"):
+        convert.tfjs_nanodet(source, tmp_path / "made")
 
 
 # --- boxes ----------------------------------------------------------------------------------------

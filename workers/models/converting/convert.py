@@ -6,9 +6,15 @@ Run at pull time, in a process of its own, on files whose sha256 was checked.
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workers.models.interface.model import Array
 
 if TYPE_CHECKING:
     import torch
@@ -82,13 +88,30 @@ def ctranslate2_whisper(source: Path, target: Path) -> None:
 
 
 def tfjs_nanodet(source: Path, target: Path) -> None:
-    """Write NanoDet as a TensorFlow.js graph model as a folder for `workers.models.built_in.vision.detector`, with COCO's names."""
-    from workers.models.converting import coco_classes, tfjs
+    """Write NanoDet's weights in a TensorFlow.js model, with COCO's names, for `workers.models.built_in.vision.nanodet`."""
+    from safetensors.numpy import save_file
 
-    [graph] = source.glob("*.json")
-    tfjs.convert(graph, target)
+    from workers.models.converting import coco_classes
+
+    [model] = source.glob("*.json")
+    weights = {name: values for name, values in _tfjs_constants(model) if values.ndim and values.dtype.kind == "f"}
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target / "model.safetensors")
     labels = {str(number): name for number, name in enumerate(coco_classes.NAMES)}
     (target / "config.json").write_text(json.dumps({"model_type": "nanodet", "id2label": labels}, indent=1), "utf-8")
+
+
+def _tfjs_constants(model: Path) -> Iterator[tuple[str, Array]]:
+    """Yield the constants that lie in files beside a model's ``.json``, floats in half precision. Raises ValueError for others."""
+    for group in json.loads(model.read_text("utf-8"))["weightsManifest"]:
+        content, place = b"".join((model.parent / path).read_bytes() for path in group["paths"]), 0
+        for weight in group["weights"]:
+            kept = weight.get("quantization", {}).get("dtype", weight["dtype"])
+            if kept not in ("float16", "float32", "int32"):
+                raise ValueError(f"{weight['name']}: constants of {kept} are not read")
+            values = np.frombuffer(content, kept, math.prod(weight["shape"]), place).reshape(weight["shape"])
+            place += values.nbytes
+            yield weight["name"], values
 
 
 CONVERTERS = {

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from workers.models.converting.graph_network import GraphNetwork
+from workers.models.built_in.vision import nanodet
+from workers.models.built_in.vision.nanodet import CLASSES, DISTANCES
 
 #: Pixels from one place of a grid to the next.
 _STRIDES = (8, 16, 32)
-_DISTANCES = 11
 
 #: Mean and standard deviation of the channels blue, green, red, of values 0 to 255, as in the training.
 _MEAN = (103.53, 116.28, 123.675)
@@ -31,7 +31,7 @@ class DetectorNetwork(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.graph = GraphNetwork(folder)
+        self.network = nanodet.load(folder)
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -39,14 +39,12 @@ class DetectorNetwork(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         side = pixels.shape[1]
-        outputs = self.graph((pixels.permute(0, 3, 1, 2).flip(1).to(self.mean.dtype) - self.mean) / self.std)
-        by_shape = {tuple(output.shape[1:]): output for output in outputs.values()}
-        scores, boxes = [], []
-        for stride in _STRIDES:
-            places = (side // stride) ** 2
-            distances = by_shape[places, 4 * _DISTANCES]
-            boxes.append(_boxes(distances, side // stride) * (stride / side))
-            scores.append(next(o for s, o in by_shape.items() if s[0] == places and s[1] != 4 * _DISTANCES))
+        grids = self.network((pixels.permute(0, 3, 1, 2).flip(1).to(self.mean.dtype) - self.mean) / self.std)
+        scores = [grid[..., :CLASSES].sigmoid() for grid in grids]
+        boxes = [
+            _boxes(grid[..., CLASSES:], side // stride) * (stride / side)
+            for grid, stride in zip(grids, _STRIDES, strict=True)
+        ]
         best, classes = torch.cat(scores, 1).max(-1)
         chosen, order = best.topk(MOST_BOXES, dim=1)
         corners = torch.cat(boxes, 1).gather(1, order[..., None].expand(-1, -1, 4))
@@ -56,8 +54,8 @@ class DetectorNetwork(nn.Module):
 
 def _boxes(distances: torch.Tensor, side: int) -> torch.Tensor:
     """Return the corners of the boxes around a grid's places, `(rows, places, 4)`, in steps of the grid."""
-    steps = torch.arange(_DISTANCES, dtype=distances.dtype, device=distances.device)
-    mean = (distances.reshape(*distances.shape[:-1], 4, _DISTANCES).softmax(-1) * steps).sum(-1)
+    steps = torch.arange(DISTANCES, dtype=distances.dtype, device=distances.device)
+    mean = (distances.reshape(*distances.shape[:-1], 4, DISTANCES).softmax(-1) * steps).sum(-1)
     centres = torch.arange(side, dtype=distances.dtype, device=distances.device) + 0.5
     down, right = torch.meshgrid(centres, centres, indexing="ij")
     middle = torch.stack([right.flatten(), down.flatten()], -1)
