@@ -1,1 +1,1 @@
-"""The `argosy` command: submit, results, status, and what operators need."""
+"""The `argosy` command: submit, results, status, and the commands of operators."""

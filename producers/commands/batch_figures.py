@@ -1,4 +1,4 @@
-"""`argosy batches`: what the devices are doing, from the flight recorder. It needs only the store."""
+"""`argosy batches`: the work of the devices, from the flight recorder. It needs only the store."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from results_store.records import Batch
     from results_store.store import Store
 
-#: The most batches looked at, a window's or a moment's.
+#: The most batches that one query returns.
 MOST = 20_000
 
-#: The screen is drawn anew this often.
+#: Seconds between two updates of the screen.
 EVERY_S = 1.0
 
-#: Upper ends of the shares of padding that are told apart.
+#: Upper ends of the buckets of padding.
 WASTES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 BAR_CELLS = 40
@@ -36,7 +36,7 @@ BAR_CELLS = 40
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What one worker's device did in a window: the share of it that it was busy, its batches and items."""
+    """A worker's device in a window: its busy share of the time, its batches and items."""
 
     name: str
     busy: float
@@ -46,8 +46,9 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """A window's batches in numbers. Shares are parts of 1; `error` is the median error of predicted times,
-    `loads` how often a model was loaded, within a memory budget.
+    """The figures of a window's batches. Shares are between 0 and 1.
+
+    `error` is the median error of the predicted times, `loads` the number of model loads (within a memory budget).
     """
 
     seconds: float
@@ -66,7 +67,7 @@ class Figures:
 
 
 def figures(batches: Sequence[Batch], since: float, until: float) -> Figures:
-    """Return the figures of the batches that ran between two moments."""
+    """Return the figures of the batches that ran between two times."""
     seconds = max(until - since, 1e-9)
     if not batches:
         return Figures(seconds=seconds)
@@ -114,22 +115,22 @@ def _by_priority(batches: Sequence[Batch]) -> dict[int, float]:
 def _devices(batches: Sequence[Batch], since: float, until: float) -> Iterator[Device]:
     for worker in sorted({batch.worker for batch in batches}):
         own = [batch for batch in batches if batch.worker == worker]
-        # a device runs one batch at a time, so its times may be added; the first may have begun before the window
+        # a device runs one batch at a time, so its times add up; the first batch may have begun before the window
         busy_s = sum(min(batch.started_at + batch.forward_s, until) - max(batch.started_at, since) for batch in own)
         items = sum(batch.items for batch in own)
         yield Device(f"{own[0].device} ({worker})", busy_s / (until - since), len(own), items / (until - since))
 
 
 @click.command()
-@click.option("--last", "last_s", type=Duration(), default="60s", show_default=True, help="How far back: 60s, 15m, 2h.")
-@click.option("--model", help="Only this model's.")
-@click.option("--once", is_flag=True, help="Show it once and end, for scripts.")
-@click.option("--json", "as_json", is_flag=True, help="The figures as one JSON object, once.")
+@click.option("--last", "last_s", type=Duration(), default="60s", show_default=True, help="Time window: 60s, 15m, 2h.")
+@click.option("--model", help="Only batches of this model.")
+@click.option("--once", is_flag=True, help="Print the figures once and exit, for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures once, as one JSON object.")
 def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> None:
     """Watch the micro-batches: their sizes, padding, waits, and how busy each device is.
 
-    Figures are of what ran within `--last`. Busy is time in forward passes over wall time. The error is that of the
-    times that the batcher predicted, in the median. Ctrl-C ends it.
+    The figures are of the batches within `--last`. "Busy" is the time in forward passes divided by wall time.
+    "Predicted within" is the median error of the batcher's predicted times. Ctrl-C ends the command.
 
     \b
     argosy batches
@@ -155,7 +156,7 @@ def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> N
 
 
 class Window:
-    """The batches of the last `last_s` seconds: each look reads only what is new since the last one."""
+    """The batches of the last `last_s` seconds. Each look reads only the new ones."""
 
     def __init__(self, last_s: float, model: str | None = None) -> None:
         self.last_s = last_s
@@ -163,9 +164,9 @@ class Window:
         self._seen: dict[str, Batch] = {}
 
     def look(self, store: Store, until: float) -> list[Batch]:
-        """Return the window's batches, those begun first at the front."""
+        """Return the window's batches in the order of their start."""
         since = until - self.last_s
-        # a batch is stored a moment after it began, perhaps behind one that began later
+        # a batch is stored a moment after its start, perhaps after a batch that started later
         newest = max((batch.started_at for batch in self._seen.values()), default=since)
         for batch in store.flight.recent(limit=MOST, since=max(since, newest - 10)):
             if self._model in (None, batch.model):
@@ -210,7 +211,7 @@ def _summary(found: Figures) -> str:
     if found.error is not None:
         facts.append(f"predicted within {found.error:.0%}")
     if found.loads:
-        facts.append(f"{found.loads:,} times a model was loaded")
+        facts.append(f"{found.loads:,} model loads")
     if found.cached:
         facts.append(f"{found.cached:.0%} of rows from the feature cache")
     return ", ".join(facts)
@@ -231,5 +232,5 @@ def _bars(title: str, values: Mapping[str, float], form: str = "{:,}", longest: 
 def _priority(value: int) -> str:
     try:
         return Priority(value).name.lower()
-    except ValueError:  # of another program's envelopes
+    except ValueError:  # the envelope of another program
         return str(value)

@@ -1,4 +1,4 @@
-"""`argosy index`: documents in, an index for a retrieval task out."""
+"""`argosy index`: make an index for a retrieval task from documents."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from producers.wire.kinds.retrieval import PIECES
 @click.command()
 @click.argument("where", nargs=-1, required=True, metavar="SOURCE...")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The index's folder."
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the index."
 )
-@click.option("-t", "--task", default="embedding", show_default=True, help="The task that gives the vectors.")
-@click.option("--pieces", default=PIECES, show_default=True, help="Words and marks in a passage, at most.")
-@click.option("--input-column", metavar="NAME", help="Column with the text, where SOURCE is a table.")
-@click.option("--id-column", metavar="NAME", help="Column with what a row is called.")
-@click.option("--again", is_flag=True, help="Make all vectors anew, though they were made within the last day.")
+@click.option("-t", "--task", default="embedding", show_default=True, help="The task that computes the vectors.")
+@click.option("--pieces", default=PIECES, show_default=True, help="The most words and marks in a passage.")
+@click.option("--input-column", metavar="NAME", help="Column with the text, if SOURCE is a table.")
+@click.option("--id-column", metavar="NAME", help="Column with the name of each row's document.")
+@click.option("--again", is_flag=True, help="Compute all vectors again, even if they are less than a day old.")
 def index(
     where: tuple[str, ...],
     *,
@@ -29,11 +29,11 @@ def index(
     id_column: str | None,
     again: bool,
 ) -> None:
-    """Cut documents into passages, have the fleet place them, and write an index that a retrieval task looks into.
+    """Cut documents into passages, compute their vectors, and write an index for a retrieval task.
 
-    SOURCE is a text file (.txt .md .rst .markdown), a folder of these, or a table as for `argosy submit`, each row a document. The folder must
-    lie where the workers read it; they take a new index with their next batch, without a restart. Interrupted, the
-    same command goes on where it stopped.
+    SOURCE is a text file (.txt .md .rst .markdown), a folder of such files, or a table as for `argosy submit`, with a
+    document per row. The workers must be able to read the index folder. They load a new index with their next batch,
+    without a restart. After an interruption the same command resumes.
 
     \b
     argosy index handbook/ --out indexes/handbook

@@ -1,4 +1,4 @@
-"""The `argosy` command: submit, follow and read. What needs a worker's packages registers under ``argosy.commands``."""
+"""The `argosy` command: submit, follow, read. The commands of other packages register under ``argosy.commands``."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ if TYPE_CHECKING:
 @click.group("argosy", cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="argosy")
 def main() -> None:
-    """Put texts and images through a fleet of shared models; one result for each in SQL.
+    """Run texts and images through a fleet of shared models, and get a result for each in SQL.
 
     \b
     argosy up                                          start a fleet on this machine
-    argosy submit reviews.csv --task sentiment --watch submit a file, follow it
-    argosy results JOB --output results.jsonl          fetch what came out
+    argosy submit reviews.csv --task sentiment --watch submit a file, follow its progress
+    argosy results JOB --output results.jsonl          fetch the results
 
-    The fleet is the one named by ARGOSY_BROKER_URL and ARGOSY_STORE_URL; without them, the one that `argosy up` runs
-    on this machine.
+    ARGOSY_BROKER_URL and ARGOSY_STORE_URL name the fleet. Without them the commands use the fleet that `argosy up`
+    runs on this machine.
     """
     logging.basicConfig(format="argosy: %(message)s", level=logging.WARNING)
 
 
 @main.command()
 @click.argument("job", required=False)
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many jobs to list.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a job, for programs.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The most jobs to list.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, for programs.")
 def status(job: str | None, *, limit: int, as_json: bool) -> None:
-    """Show how far a job is, or list the newest jobs, and how long what waits will take.
+    """Show the progress of a job, or list the newest jobs and the queued work.
 
-    Counts are of results: one for each item and task. The estimate is of the device time that items lately took.
+    A result is counted for each item and task. The estimate of the queued work is based on the device time of
+    recent items.
 
     \b
     argosy status
@@ -83,16 +84,16 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: standard output]")
 def results(job: str, *, format_: str | None, output: Path | None) -> None:
-    """Write a job's results, one line for each item and task, in the order of the items.
+    """Write a job's results, a line for each item and task, in the order of the items.
 
-    They are streamed, whatever their number. FILE appears under its name only once it is complete. If the job is not
-    finished, what is there so far is written, and a note on standard error says so.
+    Results are streamed, so memory does not grow with their number. FILE gets its name only once it is complete. If
+    the job is not finished, the command writes the results so far and says so on standard error.
 
     \b
     argosy results JOB | jq -r 'select(.state == "succeeded") | [.key, .output[0].label] | @tsv'
     argosy results JOB --output results.csv
     argosy results JOB --output results.parquet
-    argosy results JOB --format trees    # of a pipeline: one line an input
+    argosy results JOB --format trees    # a pipeline: a line per input
     """
     from producers.wire.connection import Connection
     from results_store.store import Store
@@ -110,25 +111,25 @@ def results(job: str, *, format_: str | None, output: Path | None) -> None:
 @main.command()
 @click.argument("job")
 def cancel(job: str) -> None:
-    """Cancel what a job has not computed yet. Results that are there stay.
+    """Cancel the rest of a job. Results that exist stay.
 
-    The rest ends `cancelled` as the workers come to it, without being computed.
+    The workers do not compute the remaining items; these end as `cancelled` when a worker reaches them.
     """
     from producers.client.client import Client
 
     with Client() as client:
         progress = client.job(job).cancel()
     if progress.finished:
-        click.echo(f"job {job} was finished already", err=True)
+        click.echo(f"job {job} was already finished", err=True)
     else:
-        click.echo(f"job {job}: cancelled, with {progress.done:,} of {progress.total:,} results there", err=True)
+        click.echo(f"job {job}: cancelled after {progress.done:,} of {progress.total:,} results", err=True)
 
 
 @main.command()
 def tasks() -> None:
     """List the tasks that can be submitted, with their parameters and defaults.
 
-    These are the built-in ones, and those of the fleet.toml that ARGOSY_FLEET names.
+    These are the built-in tasks and the tasks of the fleet.toml that ARGOSY_FLEET names.
     """
     from producers.commands.tables import show_tasks
     from producers.wire.connection import Connection

@@ -1,4 +1,4 @@
-"""What an operator does with what failed and with what is over: `argosy dead`, `replay`, `purge`. They need only the store."""
+"""Commands for failed and finished work: `argosy dead`, `replay`, `purge`. They need only the store."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ class Duration(click.ParamType[float]):
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value))
         if match is None:
-            self.fail(f"{value!r} is no duration; write a number and a unit (s, m, h, d, w), such as 30d", param, ctx)
+            self.fail(f"{value!r} is not a duration; write a number and a unit (s, m, h, d, w), e.g. 30d", param, ctx)
         return float(match[1]) * _UNITS_S[match[2]]
 
 
 @click.command()
 @click.argument("job", required=False)
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many to list.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object an envelope, with its inputs and tracebacks.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The most envelopes to list.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per envelope, with its inputs and tracebacks."
+)
 def dead(job: str | None, *, limit: int, as_json: bool) -> None:
-    """List the envelopes that were given up after too many attempts, the newest first.
+    """List the envelopes that failed after too many attempts, newest first.
 
-    One envelope holds several items. Inputs are shown with `--json` only; they may be private.
+    An envelope holds several items. Only `--json` shows the inputs, because they may be private.
 
     \b
     argosy dead
@@ -48,32 +50,34 @@ def dead(job: str | None, *, limit: int, as_json: bool) -> None:
 
     with open_store() as store:
         if job is not None:
-            store.job(job)  # a misspelt id is an error, and not a job without dead letters
+            store.job(job)  # a misspelt id raises, instead of counting as a job without dead letters
         letters = store.dead_letters.newest(job=job, limit=limit)
     for letter in letters:
         if as_json:
             click.echo(msgspec.json.encode(_whole(letter)).decode())
         else:
-            why = letter.error["message"] if letter.error else "no word from its worker"
+            why = letter.error["message"] if letter.error else "its worker reported no error"
             items = f"{len(letter.failures)} failed result{'' if len(letter.failures) == 1 else 's'}"
             click.echo(f"{letter.id}  job {letter.job}  {letter.attempts} attempts  {items}  {why}")
     if not letters:
         click.echo("argosy: no dead letters", err=True)
     elif not as_json:
-        click.echo("argosy: put them back with `argosy replay --error TooManyAttempts`", err=True)
+        click.echo("argosy: queue them again with `argosy replay --error TooManyAttempts`", err=True)
 
 
 @click.command()
 @click.argument("job", required=False)
-@click.option("--error", "error_kind", metavar="KIND", help="Only what failed of this, as `ModelError`.")
-@click.option("--all", "everything", is_flag=True, help="Of every job, whatever it failed of.")
+@click.option(
+    "--error", "error_kind", metavar="KIND", help="Only items that failed with this error, e.g. `ModelError`."
+)
+@click.option("--all", "everything", is_flag=True, help="Failed items of all jobs, with any error.")
 @click.pass_context
 def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, everything: bool) -> None:
-    """Put failed items back into the queue: of one job, of one kind of error, or all.
+    """Queue failed items again: all, or only those of a job or with a kind of error.
 
-    Their failed results are removed and their envelopes published again within seconds, with attempts counted from the
-    beginning. What succeeded stays. Left alone is what could only fail again: inputs that are no longer kept, deadlines
-    that have passed, cancelled jobs.
+    The command deletes their failed results. Their envelopes are published again within seconds, and attempts are
+    counted from zero. Succeeded results stay. Items that could only fail again are skipped: in a cancelled job,
+    after their deadline, or if their input is no longer kept.
 
     \b
     argosy replay JOB
@@ -81,26 +85,28 @@ def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, every
     argosy replay --all
     """
     if job is None and error_kind is None and not everything:
-        raise click.UsageError("name a job, or what failed with --error, or --all", ctx)
+        raise click.UsageError("name a job, an error with --error, or --all", ctx)
     envelopes = results = 0
     began_at = time.time()
     with open_store() as store:
         if job is not None:
-            store.job(job)  # a misspelt id is an error, and not nothing to do
+            store.job(job)  # a misspelt id raises, instead of replaying nothing
         while (portion := store.dead_letters.replay(job=job, error_kind=error_kind, failed_before=began_at)).envelopes:
             envelopes += portion.envelopes
             results += portion.results
-    click.echo(f"{results:,} failed results of {envelopes:,} envelopes put back")
+    click.echo(f"{results:,} failed results of {envelopes:,} envelopes queued again")
 
 
 @click.command()
-@click.option("--older-than", "older_than_s", type=Duration(), help="Finished longer ago than this: 12h, 30d, 8w.")
-@click.option("--inputs", "inputs_only", is_flag=True, help="Remove the inputs, keep jobs and results.")
+@click.option(
+    "--older-than", "older_than_s", type=Duration(), help="Also jobs that finished longer ago than this: 12h, 30d, 8w."
+)
+@click.option("--inputs", "inputs_only", is_flag=True, help="Delete only the inputs; keep jobs and results.")
 def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
-    """Remove finished jobs with their inputs and results.
+    """Delete finished jobs with their inputs and results.
 
-    A job with a time to live of its own goes when that is over; the others go by `--older-than`, and without it stay.
-    What is not finished always stays. A purge that was stopped is finished by the next one.
+    A job with its own time to live is deleted once that has passed. Other jobs are deleted only by `--older-than`.
+    Unfinished jobs always stay. If a purge is interrupted, the next one completes it.
 
     \b
     argosy purge --older-than 30d
@@ -125,13 +131,13 @@ def _sweep_files(connection: Connection, store: Store) -> int:
 
     try:
         files = connection.files
-    except ConfigurationError:  # a fleet without a place for files has none
+    except ConfigurationError:  # a fleet without a place for files has no files
         return 0
     return files.sweep(store.retention.existing)
 
 
 def open_store() -> Store:
-    """Return the store that the environment or the local fleet names, to be used in a ``with``."""
+    """Return the store of the environment or of the local fleet, for a ``with`` statement."""
     from producers.wire.connection import Connection
     from results_store.store import Store
 
@@ -139,7 +145,7 @@ def open_store() -> Store:
 
 
 def _whole(letter: DeadLetter) -> dict[str, Any]:
-    """Return the letter with its payload readable, or as it is if nobody can read it."""
+    """Return the letter with its payload decoded, or as it is if the payload is unreadable."""
     from dataclasses import fields
 
     from producers.wire.errors import InvalidMessage

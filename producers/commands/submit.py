@@ -1,4 +1,4 @@
-"""`argosy submit`: files in, a job out; and, if so wished, its results joined back to the rows."""
+"""`argosy submit`: turn files into a job and, if requested, join its results to the rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS = ["text", "jsonl", "csv", "tsv", "parquet", "arrow"]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command was told."""
+    """The options of the command line."""
 
     where: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -49,73 +49,87 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 @click.command()
 @click.argument("where", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("-t", "--task", "tasks", multiple=True, required=True, help="A task to compute; repeat it for several.")
-@click.option("-f", "--format", type=click.Choice(FORMATS), help="How to read it.  [default: by each file's name]")
+@click.option("-f", "--format", type=click.Choice(FORMATS), help="Format of the files.  [default: by each file's name]")
 @click.option(
-    "-p", "--priority", type=click.Choice(PRIORITIES), default="bulk", show_default=True, help="How urgent it is."
+    "-p", "--priority", type=click.Choice(PRIORITIES), default="bulk", show_default=True, help="Priority of the job."
 )
 @click.option(
-    "--params", metavar="JSON", help="Parameters: of the one task, or by task if several are named. See `argosy tasks`."
+    "--params", metavar="JSON", help="Parameters of the task, or by task if there are several. See `argosy tasks`."
 )
-@click.option("--name", help="What to call the job.  [default: the file's name]")
-@click.option("--deadline", "deadline_s", type=float, metavar="SECONDS", help="What is not computed by then expires.")
+@click.option("--name", help="Name of the job.  [default: the file's name]")
+@click.option(
+    "--deadline", "deadline_s", type=float, metavar="SECONDS", help="Items not computed by then end as `expired`."
+)
 @click.option(
     "--input-column",
     "input_columns",
     multiple=True,
     metavar="NAME",
-    help="Column with the text, or with the path or URL; several make one input of these fields.",
+    help="Column with the text, the path or the URL; several columns make one input with these fields.",
 )
-@click.option("--id-column", metavar="NAME", help="Column kept with each result as its key; each must be there once.")
-@click.option("--paths", "send_paths", is_flag=True, help="Send files as paths, for a folder the workers see too.")
+@click.option("--id-column", metavar="NAME", help="Column with each result's key; no key may occur twice.")
 @click.option(
-    "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True, help="What a bad row does."
-)
-@click.option(
-    "--errors", type=click.Path(path_type=Path, dir_okay=False), help="Write each bad row here, as JSON Lines."
+    "--paths", "send_paths", is_flag=True, help="Send paths, not bytes: for a folder that the workers can read."
 )
 @click.option(
-    "--idempotency-key", metavar="KEY", help="What makes it the same submission.  [default: files and options]"
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="On a bad row, stop or skip the row.",
 )
-@click.option("--again", is_flag=True, help="Submit it anew, though it was submitted before.")
 @click.option(
-    "--patience", "patience_s", type=float, metavar="SECONDS", help="Wait no longer for a full fleet.  [default: on]"
+    "--errors", type=click.Path(path_type=Path, dir_okay=False), help="Write each bad row to this file, as JSON Lines."
 )
-@click.option("--tenant", metavar="NAME", help="Whose work it is.  [default: that of ARGOSY_TENANT]")
-@click.option("-w", "--watch", "--wait", "watch", is_flag=True, help="Stay until it is finished, with a progress bar.")
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="The same key adds nothing twice.  [default: derived from files and options]",
+)
+@click.option("--again", is_flag=True, help="Submit again, even if the same files were submitted before.")
+@click.option(
+    "--patience",
+    "patience_s",
+    type=float,
+    metavar="SECONDS",
+    help="Give up after SECONDS if the fleet stays full.  [default: wait without limit]",
+)
+@click.option("--tenant", metavar="NAME", help="Tenant that owns the job.  [default: ARGOSY_TENANT]")
+@click.option("-w", "--watch", "--wait", "watch", is_flag=True, help="Show a progress bar until the job is finished.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Wait, and write the rows with their results: .parquet, .csv or .jsonl.",
+    help="Wait, then write the rows with their results: .parquet, .csv or .jsonl.",
 )
 def submit(**given: Any) -> None:
     """Submit files or a folder of images or clips, and print the job's id.
 
     \b
-    .jsonl .ndjson         a JSON object or string a line
+    .jsonl .ndjson         a JSON object or string per line
     .csv .tsv              with a header line
-    .parquet .arrow        a row is an item (argosy[parquet])
-    images, clips, folders every one in the folder and below
+    .parquet .arrow        an item per row (argosy[parquet])
+    images, clips, folders every file in the folder and below
     -                      standard input: text, or as --format says
-    anything else          plain text, one item a line
+    anything else          plain text, an item per line
 
-    SOURCE may be several, a quoted pattern ('logs/*.jsonl.gz'), or a URL (s3://bucket/a.parquet, with argosy[fsspec] and the
-    package for that store). Files that end in .gz are unpacked.
+    SOURCE can be several paths, a quoted pattern ('logs/*.jsonl.gz'), or a URL (s3://bucket/a.parquet, with
+    argosy[fsspec] and the package for that store). Files that end in .gz are unpacked.
 
-    The input column is `--input-column`, or the first there of: input, text, sentence, review, content (for images
-    and clips: input, image or audio, path, file, url). A result's key is the id column (`--id-column`, or id, or key), else
-    the line's number; for images it is the path within the folder.
+    The input column is `--input-column`, or the first of these that exists: input, text, sentence, review, content (for
+    images and clips: input, image or audio, path, file, url). A result's key comes from the id column (`--id-column`,
+    or else id or key), or else is the line's number; for images it is the path within the folder.
 
-    Images and clips are read here and their bytes sent, because a worker on another machine cannot see this one's files.
+    Images and clips are read here and sent as bytes, because a worker on another machine cannot read local files.
 
-    A bad row stops the submission, naming file and line; what went out before it stays submitted. With `--on-error
-    skip` it is left out and counted. `--errors FILE` has each of them.
+    A bad row stops the submission with an error that names file and line; the rows before it stay submitted. With
+    `--on-error skip` a bad row is left out and counted. `--errors FILE` lists all bad rows.
 
-    A command that was interrupted is simply run again: it goes on where it stopped and submits nothing twice. The same
-    files with the same options are the same submission, until a file's size or time changes; `--again` makes a new one.
+    After an interruption, run the same command again: it resumes and submits nothing twice. The key of a submission is
+    derived from the files and options, so it changes when a file's size or time changes. `--again` submits anew.
 
-    With `--output` the rows come back in their order: all their columns, one for each task, and `error`. With it or
-    `--watch` the exit code is 1 if any result failed, expired or was cancelled. Ctrl-C stops watching, and the job goes on.
+    With `--output` the rows are written in their order: all their columns, a column per task, and `error`. With
+    `--output` or `--watch` the exit code is 1 if a result failed, expired or was cancelled. Ctrl-C ends only the wait.
 
     \b
     argosy submit reviews.csv --task sentiment --task topic --input-column review --watch
@@ -135,7 +149,7 @@ def submit(**given: Any) -> None:
         for option, path in (("--output", options.output), ("--errors", options.errors)):
             if path is not None and source.reads(path):
                 raise click.UsageError(
-                    f"{option}: {path} is one of the sources, and would be written over; name another"
+                    f"{option}: {path} is one of the sources and would be overwritten; name another file"
                 )
         job = _submitted(client, source, options)
         click.echo(job.id)
@@ -185,7 +199,7 @@ def _submitted(client: Client, source: Source, options: Options) -> Job:
             )
         except InvalidInput as error:
             if error.job is not None and key is not None:
-                error.add_note(f"once it is mended, add `--idempotency-key {key}` to go on from there")
+                error.add_note(f"once it is corrected, add `--idempotency-key {key}` to resume from there")
             raise
     tell(job, count.items, options.errors)
     return job
@@ -205,13 +219,13 @@ def _json(params: str | None) -> Any:
 
 
 def _derived_key(source: Source, options: Options) -> str | None:
-    """What the same command on the same files has in common; None for standard input, which nobody can tell apart."""
+    """Return a key from the command's files and options; None for standard input, which cannot be recognised."""
     fingerprint = source.fingerprint()
     if fingerprint is None:
         return None
     o = options
-    told = (o.tasks, o.params, o.priority, o.name, o.deadline_s, o.on_error, o.tenant)
-    return f"submit {hashlib.sha256(repr((fingerprint, told)).encode()).hexdigest()[:32]}".replace(" ", "-")
+    settings = (o.tasks, o.params, o.priority, o.name, o.deadline_s, o.on_error, o.tenant)
+    return f"submit {hashlib.sha256(repr((fingerprint, settings)).encode()).hexdigest()[:32]}".replace(" ", "-")
 
 
 def _write(client: Client, job: Job, source: Source, options: Options, output: Path) -> None:

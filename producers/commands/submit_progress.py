@@ -1,4 +1,4 @@
-"""What `argosy submit` tells while it runs and afterwards: progress, bad rows, what was there already."""
+"""The messages of `argosy submit`: progress, bad rows, and items submitted before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Count:
-    """What was accepted so far, to tell when the user stops the submission."""
+    """Counts the accepted items, for the message when the user stops the submission."""
 
     def __init__(self, source: Source, show: Callable[[int, float | None], object]) -> None:
         self.job = ""
@@ -49,7 +49,7 @@ def counting(source: Source) -> Iterator[Count]:
             if count.items:
                 click.echo(
                     f"\nargosy: stopped; job {count.job} keeps at least {count.items:,} items; "
-                    f"run the command again to go on, or drop them with `argosy cancel {count.job}`",
+                    f"run the command again to resume, or cancel the items with `argosy cancel {count.job}`",
                     err=True,
                 )
             raise
@@ -61,7 +61,7 @@ def _show_nothing(items: int, share: float | None) -> None:
 
 @contextmanager
 def rejecting(path: Path | None) -> Iterator[Callable[[Rejected], object] | None]:
-    """Yield what writes each bad row to the file of errors, which begins anew."""
+    """Yield a function that writes a bad row to the errors file, which starts empty."""
     if path is None:
         yield None
         return
@@ -71,7 +71,7 @@ def rejecting(path: Path | None) -> Iterator[Callable[[Rejected], object] | None
 
 def _described(rejected: Rejected) -> bytes:
     error = rejected.error
-    told = {
+    row = {
         "row": rejected.seq + 1,
         "where": error.field,
         "id": rejected.key,
@@ -79,11 +79,11 @@ def _described(rejected: Rejected) -> bytes:
         "problem": error.problem,
         "remedy": error.remedy,
     }
-    return msgspec.json.encode(told) + b"\n"
+    return msgspec.json.encode(row) + b"\n"
 
 
 def tell(job: Job, submitted: int, errors: Path | None) -> None:
-    """Say what was left out, and what was there already."""
+    """Report the rows that were left out and the items that were submitted before."""
     if job.rejected_count:
         if job.progress().items == 0:
             raise InvalidInput("input", f"no row could be submitted: {job.rejected[0].error}")
@@ -93,7 +93,7 @@ def tell(job: Job, submitted: int, errors: Path | None) -> None:
     if job.found and not submitted:
         click.echo("argosy: all of it was submitted before; `--again` submits it anew", err=True)
     elif job.found:
-        click.echo(f"argosy: went on behind the {job.found:,} items that were submitted before", err=True)
+        click.echo(f"argosy: resumed after the {job.found:,} items that were submitted before", err=True)
 
 
 def watch(job: Job) -> int:
@@ -113,9 +113,9 @@ def watch(job: Job) -> int:
 
 
 def _tell_why(job: str) -> None:
-    """One failure for all: who stands before the terminal wants to know what to mend."""
+    """Print a single failure as an example of all."""
     with open_store() as store:
         for row in store.recent_failures(job=job, limit=1):
-            why = row.error["message"] if row.error else "no word why"
+            why = row.error["message"] if row.error else "no error was recorded"
             item = f"item {row.key}" if row.key else f"item {row.seq}"
-            click.echo(f"argosy: {row.task} of {item} failed: {why}; `argosy results {job}` has them all", err=True)
+            click.echo(f"argosy: {row.task} of {item} failed: {why}; `argosy results {job}` has all results", err=True)

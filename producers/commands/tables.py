@@ -1,4 +1,4 @@
-"""What the command shows to people: tables and a progress bar. rich is imported only when something is shown."""
+"""Tables and progress bars of the command. rich is imported only when something is shown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def show_jobs(jobs: Sequence[JobStatus]) -> None:
 
 
 def show_queued(work: Sequence[QueuedWork]) -> None:
-    """Print what waits, a line for each model and priority, and how long it will take as far as can be told."""
+    """Print the queued items of each model and priority, with an estimate of their time if known."""
     items: Counter[tuple[str, int]] = Counter()
     seconds: dict[tuple[str, int], float | None] = {}
     for one in work:
@@ -49,7 +49,7 @@ def show_queued(work: Sequence[QueuedWork]) -> None:
 
 
 def show_job(job: JobStatus) -> None:
-    """Print one job, a line a fact."""
+    """Print a job, a line per fact."""
     facts = [
         ("job", job.id),
         ("name", job.name or "-"),
@@ -100,9 +100,9 @@ def show_tasks(catalogue: Catalogue) -> None:
 
 @contextmanager
 def submission_bar() -> Iterator[Callable[[int, float | None], None]]:
-    """Show how many items were submitted, how fast, and how long it will take; yields what to call with items and share.
+    """Show the submitted items, their rate and the remaining time; yield a function to call with items and share.
 
-    Only on a terminal; the share of the source that was read is from 0 to 1.
+    Only on a terminal. The share of the source that was read is from 0 to 1.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -124,7 +124,7 @@ def submission_bar() -> Iterator[Callable[[int, float | None], None]]:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[JobStatus], None]]:
-    """Show a bar with the rate on standard error, if that is a terminal; yields what to call with the progress."""
+    """Show a bar with the rate on standard error if it is a terminal; yield a function to call with the progress."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -151,7 +151,7 @@ def progress_bar() -> Iterator[Callable[[JobStatus], None]]:
 
 
 def summary(job: JobStatus) -> str:
-    """Return how a finished job ended, in one line."""
+    """Return a one-line summary of a finished job."""
     line = f"{_counts(job)} of {job.total:,} results"
     if job.finished_at is None or job.finished_at <= job.created_at:
         return line

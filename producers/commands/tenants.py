@@ -1,4 +1,4 @@
-"""Tenants, as an operator sees and sets them: `argosy tenants list`, `set`, `remove`. They need only the store."""
+"""The operator's commands for tenants: `argosy tenants list`, `set`, `remove`. They need only the store."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from producers.wire.command_line import Finite
 
 @click.group()
 def tenants() -> None:
-    """Whose work it is: shares of the fleet, and limits.
+    """Show and set the tenants: their shares of the fleet, and their limits.
 
-    Work of the same priority is done in turns between tenants, each by its weight. A tenant needs no setting up: it is there
-    once something is submitted for it, with weight 1 and no limits. Work for which no tenant is named is that of one
-    with an empty name (here: '').
+    Tenants take turns with work of the same priority, in proportion to their weights. A tenant needs no setup: its
+    first submission creates it, with weight 1 and no limits. Submissions without a tenant belong to the tenant with
+    the empty name (here: '').
     """
 
 
 @tenants.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a tenant, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per tenant, for programs.")
 def show(*, as_json: bool) -> None:
-    """List the tenants, with about how many of their items are in flight."""
+    """List the tenants, with the approximate number of their items in flight."""
     import msgspec
 
     from producers.commands.tables import show_tenants
@@ -37,13 +37,13 @@ def show(*, as_json: bool) -> None:
 
 @tenants.command("set")
 @click.argument("name")
-@click.option("--weight", type=Finite(0, min_open=True), help="Its share against other tenants' weights.")
-@click.option("--rate", "max_items_per_s", type=Finite(0), help="The most items it may submit a second; 0: any.")
+@click.option("--weight", type=Finite(0, min_open=True), help="Its share, in proportion to other tenants' weights.")
+@click.option("--rate", "max_items_per_s", type=Finite(0), help="The most items per second it may submit; 0: no limit.")
 @click.option(
-    "--in-flight", "max_in_flight", type=click.IntRange(0), help="The most items it may have waiting; 0: any."
+    "--in-flight", "max_in_flight", type=click.IntRange(0), help="The most items it may have in flight; 0: no limit."
 )
 def configure(name: str, *, weight: float | None, max_items_per_s: float | None, max_in_flight: int | None) -> None:
-    """Set a tenant's weight and limits; what is not named stays. Workers and clients heed it within seconds.
+    """Set a tenant's weight and limits; other settings stay. Workers and clients apply them within seconds.
 
     \b
     argosy tenants set acme --weight 3
@@ -68,14 +68,14 @@ def configure(name: str, *, weight: float | None, max_items_per_s: float | None,
 @tenants.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Forget a tenant's weight and limits. Its jobs and results stay, and it may submit as one that is new.
+    """Delete a tenant's weight and limits. Its jobs and results stay, and it may submit again like a new tenant.
 
-    It goes on being listed: the queues it has are looked into for good, so that nothing in them is ever forgotten.
+    The tenant stays in the list: workers read its queues for good, so that no item in them is ever lost.
     """
     from results_store.records import Tenant
 
     with open_store() as store:
         known = {tenant.name: tenant for tenant in store.tenants.every()}
         if name not in known:
-            raise click.UsageError(f"no tenant {name!r}; there are {', '.join(repr(one) for one in known)}")
+            raise click.UsageError(f"no tenant {name!r}; known tenants: {', '.join(map(repr, known))}")
         store.tenants.configure(Tenant(name=name, lane=known[name].lane))

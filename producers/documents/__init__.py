@@ -1,4 +1,4 @@
-"""Documents that questions are answered from: read, cut into passages, placed by their meaning, kept as one index file."""
+"""Documents for retrieval: read, cut into passages, turned into vectors, stored as an index file."""
 
 from producers.documents.building import Built, write_index
 from producers.documents.citing import Cited, cite

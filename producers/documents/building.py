@@ -1,4 +1,4 @@
-"""An index made by a fleet: its passages are items of an ordinary job, with a vector each."""
+"""Build an index with a fleet: its passages are items of an ordinary job, each with a vector."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from producers.client.client import Client
     from producers.client.handles import Job
 
-#: How long the job that made the vectors is kept: so that the same call goes on where it stopped, and no longer.
+#: Seconds to keep the job of the vectors, so that the same call can resume it for a day.
 KEPT_S = 24 * 3600.0
 
 _DECODER = msgspec.json.Decoder(PassageText)
@@ -31,7 +31,7 @@ _DECODER = msgspec.json.Decoder(PassageText)
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What became of documents: the index's `file`, how many documents and passages it has, and its `edition`."""
+    """A written index: its `file`, its number of documents and passages, and its `edition`."""
 
     file: Path
     documents: int
@@ -50,11 +50,11 @@ def write_index(
     timeout_s: float | None = None,
     on_progress: Callable[[JobStatus], object] | None = None,
 ) -> Built:
-    """Cut documents into passages, have the fleet place them by `task`, and write the index into the folder `out`.
+    """Cut documents into passages, let `task` compute their vectors, and write the index into the folder `out`.
 
-    Interrupted, the same call goes on where it stopped, within a day; with `again` it begins anew. Workers that serve the index take the new one
-    with their next batch. Raises InvalidInput if there is nothing to read, ItemFailed for a passage that has no vector,
-    ConfigurationError if the model was changed meanwhile.
+    After an interruption the same call resumes, for a day; `again` starts over. Workers that serve the index load the
+    new version with their next batch. Raises InvalidInput if the documents have no text, ItemFailed for a passage
+    without a vector, and ConfigurationError if the model changed in the meantime.
     """
     _check_task(client, task)
     with TemporaryDirectory(prefix="argosy-index-") as folder:
@@ -101,7 +101,7 @@ def _spool(documents: Iterable[Document], path: Path, pieces: int) -> _Texts:
                 digest.update(encoded)
                 bounds.append(bounds[-1] + file.write(encoded))
     if len(bounds) == 1:
-        raise InvalidInput("documents", "have nothing to read in them", "name files with text")
+        raise InvalidInput("documents", "contain no text", "name files with text")
     return _Texts(path, bounds, count, digest.hexdigest())
 
 
@@ -116,7 +116,7 @@ def _vectors(job: Job, texts: _Texts, path: Path) -> index_file.Contents:
             count += 1
     if len(encoders) > 1:
         found = " and ".join(sorted(encoders))
-        raise ConfigurationError(f"the passages were placed by different models, {found}: make the index again")
+        raise ConfigurationError(f"the vectors come from different models, {found}: make the index again")
     if count != len(texts.bounds) - 1:
         raise ConfigurationError(f"job {job.id} has {count} of {len(texts.bounds) - 1} vectors: make the index again")
     width = path.stat().st_size // count // 4
@@ -130,8 +130,6 @@ def _vector(row: Result, texts: _Texts) -> bytes:
     try:
         value(row)
     except Exception as error:
-        error.add_note(
-            f"{passage.document}, characters {passage.start} to {passage.end}; try fewer pieces to a passage"
-        )
+        error.add_note(f"{passage.document}, characters {passage.start} to {passage.end}; try fewer pieces per passage")
         raise
     raise ConfigurationError(f"{row.task} gives no vectors")

@@ -1,4 +1,4 @@
-"""Which passage an answer's sentences stand on, by the words and numbers that they share."""
+"""Match the sentences of an answer to passages, by their common words and numbers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from producers.documents.passages import sentences
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 
-#: A word's beginning counts, so that "returned" stands on "return".
+#: Letters of a word that are compared, so that "returned" matches "return".
 _STEM = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Cited:
-    """A sentence of an answer, and the passage that it stands on: its number, from 1; None if there is none. `share` is how much
-    of its words that passage has."""
+    """A sentence of an answer and the number of its passage, from 1, or None. `share` of its words are in there."""
 
     sentence: str
     passage: int | None
@@ -30,10 +29,10 @@ class Cited:
 
 
 def cite(answer: str, passages: Sequence[Mapping[str, Any]], *, least_share: float = 0.6) -> list[Cited]:
-    """Return an answer's sentences, each with the first of the `passages` (each with its `text`) that has most of its words.
+    """Return an answer's sentences, each with the first passage (a mapping with `text`) that has most of its words.
 
-    None has it if that are less than `least_share`, or if a number of the sentence is not in that passage. It says where to look, and what
-    nobody wrote; not that what is said is true.
+    A sentence has no passage if the best share is under `least_share`, or if the passage lacks a number of the
+    sentence. A citation shows where to look, and unsupported sentences; it does not prove a sentence.
     """
     known = [_words(str(passage["text"])) for passage in passages]
     return [_cited(sentence, known, least_share) for sentence in sentences(answer)]

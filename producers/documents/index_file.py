@@ -1,7 +1,8 @@
-"""An index as a file: passages with their vectors, in the safetensors format, written without holding them in memory.
+"""An index as a safetensors file: passages with their vectors, written without holding them in memory.
 
-`vectors` `(passages, width)` are float32 of length 1; `passages` the bytes of one JSON object each, of which `bounds` say where they
-begin and end. The metadata say the `format`, the `encoder` (the revision of the model that made the vectors) and the `edition`.
+`vectors` `(passages, width)` are float32 of length 1. `passages` are bytes, a JSON object per passage; `bounds` are the
+offsets of these objects. The metadata are the `format`, the `encoder` (the revision of the model of the vectors) and
+the `edition`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _BOUND_BYTES, _NUMBER_BYTES = 8, 4
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What an index is made of: two files, the bounds of the passages in the first, and how wide the vectors in the second are."""
+    """The content of an index: a file of passages with its `bounds`, and a file of vectors with their `width`."""
 
     passages: Path
     bounds: array[int]
@@ -32,7 +33,7 @@ class Contents:
 
 
 def write(contents: Contents, out: Path) -> Path:
-    """Write the index into the folder `out` and return its file. Who reads it meanwhile has the one before, whole."""
+    """Write the index into the folder `out` and return its file. A concurrent reader sees the old file whole."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / INDEX_FILE
     with atomically(file) as part, part.open("wb") as written:
@@ -46,7 +47,7 @@ def write(contents: Contents, out: Path) -> Path:
 
 def _header(contents: Contents) -> bytes:
     rows, ends = len(contents.bounds) - 1, [0]
-    shapes = {  # the widest numbers first, so that all are aligned
+    shapes = {  # the widest numbers first, so that all tensors are aligned
         "bounds": ("I64", [rows + 1], _BOUND_BYTES * (rows + 1)),
         "vectors": ("F32", [rows, contents.width], _NUMBER_BYTES * rows * contents.width),
         "passages": ("U8", [contents.bounds[-1]], contents.bounds[-1]),

@@ -1,4 +1,4 @@
-"""Documents cut into passages: whole sentences, as many as fit, each with its place in the document."""
+"""Cut documents into passages: whole sentences, as many as fit, each with its place in the document."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import msgspec
 
 from producers.wire.kinds.retrieval import PIECES
 
-#: Where a sentence, a paragraph or an item of a list ends, with what closes it and the space behind.
+#: The end of a sentence, a paragraph or a list item, with its closing marks and the space after it.
 _ENDS = re.compile(
-    r"[.!?…][\"'\u201d\u2019)\]]*\s+(?=[^\s.,;:a-z])|[\u3002\uff01\uff1f]+\s*|\n\s*\n\s*|\n\s*(?=#{1,6} |[-*•] |\d+[.)] )"
+    r"[.!?…][\"'\u201d\u2019)\]]*\s+(?=[^\s.,;:a-z])|[\u3002\uff01\uff1f]+\s*|\n\s*\n\s*"
+    r"|\n\s*(?=#{1,6} |[-*•] |\d+[.)] )"
 )
 _HEADING = re.compile(r"#{1,6} ")
 
-#: A word, a number, a mark: near enough to a token of usual tokenizers; of scripts without spaces each character.
+#: A word, a number or a mark: close to a token of usual tokenizers. In scripts without spaces, each character.
 _PIECE = re.compile(r"[A-Za-z0-9]{1,10}|[^\s]")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text and what it is called, a file's path say: what a citation names."""
+    """A text with its name, such as a file's path. Citations show the name."""
 
     name: str
     text: str
@@ -38,9 +39,9 @@ class PassageText(msgspec.Struct, frozen=True):
 
 
 def passages(document: Document, *, pieces: int = PIECES) -> Iterator[PassageText]:
-    """Yield a document's passages of at most so many `pieces` (words of up to ten letters, marks), which share nothing.
+    """Yield a document's passages of at most `pieces` pieces (words of up to ten letters, marks), without overlap.
 
-    They consist of whole sentences; a heading (Markdown's) begins a new one. A sentence that is longer alone is cut between words.
+    Passages are whole sentences; a Markdown heading begins a new passage. A longer sentence is cut between words.
     """
     start = end = count = 0
     for begin, stop in _sentences(document.text, pieces):
@@ -73,7 +74,7 @@ def _sentences(text: str, pieces: int) -> Iterator[tuple[int, int]]:
 
 
 def _bounds(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where each sentence begins and ends, without the space around it."""
+    """Yield the start and end of each sentence, without the space around it."""
     begin = 0
     for match in _ENDS.finditer(text):
         yield from _without_space(text, begin, match.start() + len(match.group().rstrip()))
@@ -88,7 +89,7 @@ def _without_space(text: str, begin: int, stop: int) -> Iterator[tuple[int, int]
 
 
 def _cut(text: str, begin: int, stop: int, pieces: int) -> Iterator[tuple[int, int]]:
-    """Yield parts of one long sentence, cut before a word where there is one to cut before."""
+    """Yield parts of a long sentence, cut before a word if possible."""
     start, count = begin, 0
     for match in _PIECE.finditer(text, begin, stop):
         if count == pieces:

@@ -1,4 +1,4 @@
-"""Documents out of files: a text file is one, and so is each row of a table."""
+"""Read documents from files: each text file is a document, and so is each row of a table."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from producers.sources.places import readable
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InvalidInput
 
-#: Files that are one document each; in a folder, those that are looked for.
+#: Suffixes of files that are one document each. Of a folder, only these files are read.
 SUFFIXES = (".markdown", ".md", ".rst", ".txt")
 
 
 def read_documents(
     where: Sequence[str | Path], *, input_column: str | None = None, key_column: str | None = None
 ) -> Iterator[Document]:
-    """Yield the documents of files, of folders, and of the rows of what `producers.sources` reads (JSON Lines, CSV, Parquet).
+    """Yield the documents of text files, folders, and tables that `producers.sources` reads (JSONL, CSV, Parquet).
 
-    A file's document is called as the file is, within a folder with the way to it; a row's by its key, else its line. Raises InvalidInput.
+    A file's document has the file's name, or in a folder its path within it. A row's document has the row's key, or
+    else its line number. Raises InvalidInput.
     """
     for place in map(Path, where):
         if place.is_dir():
@@ -40,7 +41,7 @@ def _document(file: Path, name: str) -> Document:
     except OSError as error:
         raise InvalidInput(str(file), f"cannot be read: {error.strerror}", "check the path") from error
     except UnicodeDecodeError as error:
-        raise InvalidInput(str(file), f"is no UTF-8 text: {error.reason}", "convert it, or leave it out") from error
+        raise InvalidInput(str(file), f"is not UTF-8 text: {error.reason}", "convert it, or leave it out") from error
 
 
 def _rows(place: Path, input_column: str | None, key_column: str | None) -> Iterator[Document]:

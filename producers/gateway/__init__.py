@@ -1,4 +1,4 @@
-"""The HTTP face of a fleet: REST, events, and the shapes of OpenAI's API. Needs ``argosy[gateway]``.
+"""The HTTP API of a fleet: REST, server-sent events, and OpenAI's endpoints. Needs ``argosy[gateway]``.
 
 `app.create_app` makes the ASGI application; `argosy gateway` serves it.
 """

@@ -1,4 +1,4 @@
-"""What the fleet does at the moment, in numbers: what waits and for how long, how busy the devices are, what their batches are like."""
+"""The current activity of the fleet in numbers: queued work, device utilisation, and recent batches."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from producers.wire.messages import Priority
 from results_store.records import Batch, Depth, QueuedWork
 from results_store.store import Store
 
-#: The figures are of so many seconds, and their course is told in so many slices.
+#: Length of the window of the figures, and the number of slices in each series.
 WINDOW_S = 60.0
 SLICES = 30
 
-#: However many look, the store is asked once in this time.
+#: The store is queried once in this time, however many callers ask.
 FRESH_S = 1.0
 
-#: The newest batches are listed one by one.
+#: The number of newest batches in the list.
 LISTED = 25
 
 
 class Activity:
-    """The last look at the fleet. For one event loop; `ask` puts a question to the store."""
+    """The latest figures of the fleet, for a single event loop. `ask` runs a query on the store."""
 
     def __init__(self, ask: Callable[[Callable[[Store], dict[str, Any]]], Awaitable[dict[str, Any]]]) -> None:
         self._ask = ask
@@ -35,7 +35,7 @@ class Activity:
         self._seen: dict[str, Any] = {}
 
     async def now(self) -> dict[str, Any]:
-        """Return what there is to see, as JSON. Raises StoreUnavailable."""
+        """Return the figures as JSON. Raises StoreUnavailable."""
         async with self._one_at_a_time:
             if time.monotonic() - self._looked_at >= FRESH_S:
                 self._seen = await self._ask(self._look)
@@ -48,7 +48,7 @@ class Activity:
 
 
 def view(depth: Sequence[Depth], work: Sequence[QueuedWork], batches: Sequence[Batch], at: float) -> dict[str, Any]:
-    """Return the figures of a moment. Times are seconds, shares parts of 1, `series` the window from old to new."""
+    """Return the figures at a time. Times are in seconds, shares from 0 to 1, and `series` go from old to new."""
     since = at - WINDOW_S
     found = figures(batches, since, at)
     return {
@@ -79,7 +79,7 @@ def _by_model(depth: Sequence[Depth], work: Sequence[QueuedWork], at: float) -> 
 
 
 def _sums(depth: Sequence[Depth], work: Sequence[QueuedWork], at: float) -> dict[str, Any]:
-    """Add up what waits; how long it will take is not known unless it is known of every part."""
+    """Add up queued work. The time is unknown unless it is known for every part."""
     seconds = [one.seconds for one in work]
     known = [one for one in seconds if one is not None]
     return {
@@ -106,7 +106,7 @@ def _devices(found: Figures, batches: Sequence[Batch], since: float, until: floa
 
 
 def busy_series(batches: Sequence[Batch], since: float, until: float, slices: int = SLICES) -> list[float]:
-    """Return which part of each slice of the time between two moments one device was busy."""
+    """Return the busy share of a device for each slice between two times."""
     width_s = (until - since) / slices
     busy_s = [0.0] * slices
     for batch in batches:
@@ -136,7 +136,7 @@ def _figures(found: Figures, batches: Sequence[Batch], since: float) -> dict[str
 
 
 def _items_series(batches: Sequence[Batch], since: float) -> list[float]:
-    """Return the items a second of each slice."""
+    """Return the items per second of each slice."""
     width_s = WINDOW_S / SLICES
     items = [0] * SLICES
     for batch in batches:

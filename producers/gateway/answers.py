@@ -1,4 +1,4 @@
-"""Responses: JSON that any text can be put in, lines of it, and events, each bounded in what waits for a slow reader."""
+"""Responses: JSON for any text, JSON lines and events. Each holds only a bounded amount for a slow reader."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from starlette.responses import Response, StreamingResponse
 
 from results_store.sql.columns import strict_json
 
-#: Lines that go out together.
+#: Lines sent together.
 LINES = 256
 
 
 def encoded(value: Any) -> bytes:
-    """Return JSON. Half of a surrogate pair, which JSON can bring in but UTF-8 cannot hold, becomes U+FFFD."""
+    """Return JSON. Half of a surrogate pair, which JSON permits but UTF-8 does not, becomes U+FFFD."""
     text = strict_json(value)
     try:
         return text.encode("utf-8")
@@ -41,7 +41,7 @@ class Json(Response):
 
 
 class JsonLines(StreamingResponse):
-    """One JSON value a line, written as they come; the caller's slowness holds back the reading."""
+    """A JSON value per line, sent as the values come. A slow caller slows the reading down."""
 
     media_type = "application/jsonl"
 
@@ -70,6 +70,6 @@ class Events(StreamingResponse):
 
 
 def event(name: str | None, value: Any) -> bytes:
-    """Return one event, with its name if it has one."""
+    """Return an event, with its name if it has one."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + encoded(value) + b"\n\n"

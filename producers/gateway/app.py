@@ -1,4 +1,4 @@
-"""The application: one client, the guard before everything, the routes."""
+"""The application: a client, the guard in front, the routes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from producers.gateway.openai.batch_runner import Runner
 from producers.gateway.routes import browsing, items, jobs, operations, page, result_downloads, streams
 from producers.gateway.settings import GatewaySettings
 
-ABOUT = """An Argosy fleet over HTTP. Send `Authorization: Bearer KEY`. Errors are `application/problem+json`; under `/v1`,
-where the shapes are those of OpenAI's API, they are OpenAI's."""
+ABOUT = """An Argosy fleet over HTTP. Send `Authorization: Bearer KEY`. Errors are `application/problem+json`;
+under `/v1`, which follows OpenAI's API, errors have OpenAI's shape."""
 
-#: The routers in the order in which OpenAPI lists them.
+#: The routers in the order of OpenAPI's listing.
 ROUTERS = (
     items.router,
     jobs.router,
@@ -36,7 +36,7 @@ ROUTERS = (
 
 
 def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = AsyncClient) -> FastAPI:
-    """Return the ASGI application. Its client is made, and closed, with the server's event loop."""
+    """Return the ASGI application. Its client opens and closes with the server's event loop."""
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -52,7 +52,7 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
         version=version("argosy"),
         description=ABOUT,
         lifespan=life,
-        docs_url=None,  # they would load scripts from elsewhere
+        docs_url=None,  # these pages would load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
         dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key of `argosy gateway keys add`."))],
@@ -65,7 +65,7 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
 
 
 class _Guarded:
-    """Finds the gateway, which is there once the loop runs, and puts the guard before the application."""
+    """Puts the guard before the application, with the gateway that the event loop has made."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

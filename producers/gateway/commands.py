@@ -1,4 +1,4 @@
-"""`argosy gateway`: serve HTTP, and keep the keys that may call it. FastAPI is imported only when it serves."""
+"""`argosy gateway`: serve HTTP and manage API keys. FastAPI is imported only to serve."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ MIB = 2**20
 
 
 @click.group(invoke_without_command=True)
-@click.option("--host", default="127.0.0.1", show_default=True, envvar="ARGOSY_GATEWAY_HOST", help="Where to listen.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, envvar="ARGOSY_GATEWAY_PORT")
-@click.option("--no-auth", is_flag=True, help="Ask for no key: everybody on this machine is the operator.")
 @click.option(
-    "--max-body-mib", type=Finite(0, min_open=True), default=32, show_default=True, envvar="ARGOSY_GATEWAY_MAX_BODY_MIB",
-    help="The largest body; uploads and streams have their own limits.",
+    "--host", default="127.0.0.1", show_default=True, envvar="ARGOSY_GATEWAY_HOST", help="Address to listen on."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, envvar="ARGOSY_GATEWAY_PORT")
+@click.option("--no-auth", is_flag=True, help="Require no key: everybody on this machine is an operator.")
+@click.option(
+    "--max-body-mib", type=Finite(0, min_open=True), default=32, show_default=True,
+    envvar="ARGOSY_GATEWAY_MAX_BODY_MIB",
+    help="The largest request body, in MiB; uploads and streams have their own limits.",
 )  # fmt: skip
 @click.option(
-    "--max-file-mib", type=Finite(0, min_open=True), default=200, show_default=True, envvar="ARGOSY_GATEWAY_MAX_FILE_MIB",
-    help="The largest file for /v1/files and /v1/audio.",
+    "--max-file-mib", type=Finite(0, min_open=True), default=200, show_default=True,
+    envvar="ARGOSY_GATEWAY_MAX_FILE_MIB",
+    help="The largest file for /v1/files and /v1/audio, in MiB.",
 )  # fmt: skip
 @click.option(
     "--max-items", type=click.IntRange(1), default=1_000_000, show_default=True, envvar="ARGOSY_GATEWAY_MAX_ITEMS",
@@ -35,7 +39,7 @@ MIB = 2**20
 )  # fmt: skip
 @click.option(
     "--rate", "rate_per_s", type=Finite(0, min_open=True), default=100, show_default=True, envvar="ARGOSY_GATEWAY_RATE",
-    help="Requests a second for each key that has no rate of its own; twice as many at once.",
+    help="Requests per second for each key without its own rate; a burst may have twice as many.",
 )  # fmt: skip
 @click.pass_context
 def gateway(
@@ -49,14 +53,14 @@ def gateway(
     max_items: int,
     rate_per_s: float,
 ) -> None:
-    """Serve the fleet over HTTP until Ctrl-C: REST, server-sent events, and the shapes of OpenAI's API.
+    """Serve the fleet over HTTP until Ctrl-C: REST, server-sent events, and OpenAI's endpoints.
 
     \b
-    argosy gateway keys add laptop --tenant research    prints a key, once
-    argosy gateway                                      http://127.0.0.1:8080/openapi.json
-    argosy gateway --no-auth                            for this machine only
+    argosy gateway keys add laptop --tenant research    print a new key, once
+    argosy gateway                                      serve http://127.0.0.1:8080/openapi.json
+    argosy gateway --no-auth                            without keys, for this machine only
 
-    For other machines put a server with TLS before it. docs/gateway.md says what it offers.
+    To serve other machines, put a server with TLS in front. docs/gateway.md describes the API.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -79,17 +83,19 @@ def gateway(
 
 @gateway.group()
 def keys() -> None:
-    """Who may call the gateway: add, list and remove keys."""
+    """Add, list and remove the gateway's API keys."""
 
 
 @keys.command()
 @click.argument("name")
-@click.option("--tenant", required=True, help="Whose jobs the key submits and sees.")
-@click.option("--operator", is_flag=True, help="It sees every tenant's jobs, and the fleet.")
-@click.option("--expires", "expires_s", type=Duration(), help="It ends after this: 12h, 90d, 52w.  [default: never]")
-@click.option("--rate", "rate_per_s", type=Finite(0, min_open=True), help="Requests a second.")
+@click.option("--tenant", required=True, help="Tenant that owns the key's jobs. The key sees only these.")
+@click.option("--operator", is_flag=True, help="The key sees every tenant's jobs, and the fleet.")
+@click.option(
+    "--expires", "expires_s", type=Duration(), help="Lifetime of the key: 12h, 90d, 52w.  [default: unlimited]"
+)
+@click.option("--rate", "rate_per_s", type=Finite(0, min_open=True), help="The most requests per second.")
 def add(name: str, *, tenant: str, operator: bool, expires_s: float | None, rate_per_s: float | None) -> None:
-    """Make a key called NAME and print it. It is shown this once: the store keeps only its hash.
+    """Make a key with the name NAME and print it. It is shown only once, because the store keeps only its hash.
 
     \b
     argosy gateway keys add laptop --tenant research --expires 90d
@@ -104,7 +110,7 @@ def add(name: str, *, tenant: str, operator: bool, expires_s: float | None, rate
     )
     with _store() as store:
         if not store.keys.add(key):
-            raise click.UsageError(f"there is a key {name!r} already; remove it first, or choose another name")
+            raise click.UsageError(f"there is already a key {name!r}; remove it first, or choose another name")
     click.echo(text)
 
 
@@ -122,7 +128,7 @@ def list_() -> None:
 @keys.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Remove the key called NAME. Gateways refuse it within ten seconds; its tenant's jobs stay."""
+    """Remove the key with the name NAME. Gateways refuse it within ten seconds; its tenant's jobs stay."""
     with _store() as store:
         if not store.keys.remove(name):
             raise click.UsageError(f"no key {name!r}; `argosy gateway keys list` lists them")

@@ -1,4 +1,4 @@
-"""What one gateway process holds: the client, who may call, how often, and the handles that somebody may still ask for."""
+"""The state of a gateway process: the client, the API keys, the request rates, and the handles of recent items."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from results_store.records import JobStatus
 
 T = TypeVar("T")
 
-#: Handles kept for who comes back for a result; older ones are looked up in the store instead.
+#: Recent handles that are kept for callers who come back; older items are looked up in the store.
 HANDLES = 20_000
 
 
 class Gateway:
-    """One process's gateway. Made in its event loop."""
+    """The gateway of a process. Made in its event loop."""
 
     def __init__(self, settings: GatewaySettings, client: AsyncClient) -> None:
         self.settings = settings
@@ -39,7 +39,7 @@ class Gateway:
         self._handles: LRUCache[tuple[str, int], AsyncHandle] = LRUCache(HANDLES)
 
     def keep(self, handle: AsyncHandle) -> None:
-        """Keep a handle: while it is here, waiting for its result costs nothing."""
+        """Keep a handle, so that waiting for its result needs no queries."""
         self._handles[handle.job, handle.seq] = handle
 
     def kept(self, job: str, seq: int) -> AsyncHandle | None:
@@ -49,7 +49,7 @@ class Gateway:
         self._handles.pop((job, seq), None)
 
     async def job(self, id_: str, caller: Caller) -> JobStatus:
-        """Return a job. Raises UnknownJob, also if it is another tenant's."""
+        """Return a job. Raises UnknownJob, also for another tenant's job."""
         if not is_id(id_):
             raise UnknownJob(f"no job {id_!r}; an id looks like 01jd2m3n4p5q6r7s8t9v0w1x2y")
         status = await self.client.status(id_)
@@ -58,7 +58,7 @@ class Gateway:
         return status
 
     async def jobs(self, caller: Caller, *, limit: int, before: tuple[float, str] | None = None) -> list[JobStatus]:
-        """Return a page of the caller's jobs, the newest first."""
+        """Return a page of the caller's jobs, newest first."""
         return await self.client.ask(lambda store: store.jobs(limit=limit, before=before, tenant=caller.scope))
 
 
@@ -77,9 +77,9 @@ Who = Annotated[Caller, Depends(caller_of)]
 
 
 async def while_there(request: Request, awaited: Awaitable[T]) -> T:
-    """Await something as long as the caller stays. Raises Gone; what is awaited is then cancelled.
+    """Await something while the caller stays connected. Raises Gone and cancels the waiting if the caller leaves.
 
-    The body must have been read. Cancelling ends the waiting only: what was accepted is computed.
+    The body must have been read. Accepted items are computed anyway.
     """
     work = asyncio.ensure_future(awaited)
     leaving = asyncio.ensure_future(_left(request))

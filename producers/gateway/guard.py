@@ -1,4 +1,4 @@
-"""What stands before the routes: who asks, how often, how much, how slowly. It runs before a byte of the body is read."""
+"""Checks before the routes, and before a byte of the body is read: API key, request rate, body size and speed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Open to everybody; a page asks with a key for what it shows.
+#: Paths without a key. The page itself asks with a key for its content.
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
 PUBLIC_PREFIX = "/static/"
 
-#: The caller where no key is asked for.
+#: The caller if no key is required.
 ANYBODY = Caller(tenant="", operator=True)
 
 
 class Stalled(Exception):
-    """The caller takes nothing of what is sent."""
+    """The caller does not read the response."""
 
 
 class Guard:
-    """ASGI middleware; `Gateway` has the counts."""
+    """ASGI middleware that admits or refuses requests; `Gateway` holds the counts."""
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app = app
@@ -54,17 +54,17 @@ class Guard:
         try:
             body.check(Headers(scope=scope))
             await self._app(scope, body.receive, self._sending(send))
-        except Problem as refused:  # before a route had it
+        except Problem as refused:  # raised before a route ran
             await answer(refused, path)(scope, receive, send)
         except Stalled:
-            log.info("%s: cut off: nothing was taken for %s s", path, self._gateway.settings.stall_s)
+            log.info("%s: cut off: the caller read nothing for %s s", path, self._gateway.settings.stall_s)
         finally:
             self._gateway.serving -= 1
 
     async def _admit(self, path: str, headers: Headers) -> Caller:
         gateway = self._gateway
         if gateway.serving >= gateway.settings.max_requests:
-            raise Problem(503, "Overloaded", "the gateway serves as many requests as it can", retry_after_s=1)
+            raise Problem(503, "Overloaded", "the gateway is at its limit of requests", retry_after_s=1)
         if path in PUBLIC or path.startswith(PUBLIC_PREFIX):
             return Caller(tenant="")
         caller = await self._caller(headers)
@@ -73,8 +73,8 @@ class Guard:
             raise Problem(
                 429,
                 "RateLimited",
-                f"the key makes more than {caller.rate_per_s or gateway.settings.rate_per_s:g} requests a second",
-                remedy="wait as long as Retry-After says; send many items in one request",
+                f"the key makes more than {caller.rate_per_s or gateway.settings.rate_per_s:g} requests per second",
+                remedy="wait for the time in Retry-After; send many items in one request",
                 retry_after_s=wait_s,
             )
         return caller
@@ -94,7 +94,7 @@ class Guard:
         if path == "/api/jobs/lines":
             return settings.max_stream_bytes
         if path.startswith(("/v1/files", "/v1/audio")):
-            return settings.max_file_bytes + 2**16  # the form around the file
+            return settings.max_file_bytes + 2**16  # plus the form around the file
         return settings.max_body_bytes
 
     def _sending(self, send: Send) -> Send:
@@ -109,7 +109,7 @@ class Guard:
 
 
 class Body:
-    """A request's body on its way in: counted as it comes, and given up on when it stops coming."""
+    """A request's body: counted while it arrives, refused if it stops arriving."""
 
     def __init__(self, receive: Receive, limit: int, stall_s: float) -> None:
         self._receive = receive
@@ -119,20 +119,20 @@ class Body:
         self._whole = False
 
     def check(self, headers: Headers) -> None:
-        """Refuse at once what says itself that it is too long. Raises Problem."""
+        """Refuse a body whose declared length is over the limit. Raises Problem."""
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:19]) > self._limit:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """The next message. Raises Problem: 413 past the limit, 408 when nothing comes."""
+        """Return the next message. Raises Problem: 413 over the limit, 408 if nothing arrives in time."""
         if self._whole:
-            return await self._receive()  # the end of the connection, waited for as long as it takes
+            return await self._receive()  # the disconnect, waited for without limit
         try:
             async with asyncio.timeout(self._stall_s):
                 message: dict[str, Any] = dict(await self._receive())
         except TimeoutError:
-            raise Problem(408, "RequestTimeout", f"no more of the body came within {self._stall_s:g} s") from None
+            raise Problem(408, "RequestTimeout", f"no more of the body arrived within {self._stall_s:g} s") from None
         self._seen += len(message.get("body", b""))
         self._whole = not message.get("more_body", False)
         if self._seen > self._limit:
@@ -144,6 +144,6 @@ class Body:
             413,
             "BodyTooLarge",
             f"the body is longer than {self._limit:,} bytes",
-            remedy="send less at once; many items go as JSON Lines to /api/jobs/lines",
+            remedy="send less at once; send many items as JSON Lines to /api/jobs/lines",
             headers={"Connection": "close"},
         )

@@ -1,5 +1,8 @@
-"""API keys: made, hashed, looked up, and remembered for a moment. A key is ``argosy-ID-SECRET``; the store has the ID and
-the SECRET's SHA-256, which is enough for a secret of 256 random bits: there is no dictionary to try."""
+"""API keys: made, hashed, looked up, and cached for a moment.
+
+A key is ``argosy-ID-SECRET``. The store has the ID and the SECRET's SHA-256. This hash is enough for a secret of 256
+random bits, because no dictionary attack can reach it.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ from results_store.gateway.api_keys import ApiKey
 
 _PREFIX = "argosy"
 
-#: How long a looked-up key is believed: a removed one is refused after that.
+#: Seconds for which a looked-up key is cached; after that a removed key is refused.
 REMEMBERED_S = 10.0
 
-#: Ids remembered, known or not, so that guessing costs neither memory nor the store.
+#: Number of cached ids, known or not, so that guessing costs neither memory nor queries.
 REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who makes a request. An operator sees every tenant; `key` names whose rate it counts against."""
+    """The holder of a request's key. An operator sees every tenant; the request rate is counted by `key`."""
 
     tenant: str
     operator: bool = False
@@ -37,7 +40,7 @@ class Caller:
 
     @property
     def scope(self) -> str | None:
-        """The tenant whose rows the caller sees; None for all."""
+        """The tenant whose rows the caller sees; None for all tenants."""
         return None if self.operator else self.tenant
 
     def sees(self, tenant: str) -> bool:
@@ -53,7 +56,7 @@ def new_key(
     rate_per_s: float | None = None,
     created_at: float,
 ) -> tuple[str, ApiKey]:
-    """Return a new key as its holder has it, and as the store has it."""
+    """Return a new key: the text for its holder, and the row for the store."""
     id_, secret = new_id(), secrets.token_hex(32)
     key = ApiKey(
         id=id_,
@@ -69,11 +72,11 @@ def new_key(
 
 
 class Refused(ArgosyError):
-    """No key, or one that does not open; `str()` says which and what to do."""
+    """No key, or an invalid key; `str()` says which, with a remedy."""
 
 
 class Keyring:
-    """Tells who holds a key. For one event loop."""
+    """Looks up the holder of a key. For a single event loop."""
 
     def __init__(
         self, find: Callable[[str], Awaitable[ApiKey | None]], clock: Callable[[], float] = time.monotonic
@@ -82,7 +85,7 @@ class Keyring:
         self._known: TTLCache[str, ApiKey | None] = TTLCache(REMEMBERED, REMEMBERED_S, clock)
 
     async def holder(self, authorization: str | None, now: float) -> Caller:
-        """Return who sent an ``Authorization: Bearer`` header. Raises Refused; StoreUnavailable."""
+        """Return the holder of the key in an ``Authorization: Bearer`` header. Raises Refused or StoreUnavailable."""
         scheme, _, text = (authorization or "").partition(" ")
         if not text or scheme.lower() != "bearer":
             raise Refused("no API key; send the header `Authorization: Bearer KEY`")
@@ -90,9 +93,9 @@ class Keyring:
         id_, _, secret = rest.partition("-")
         key = await self._key(id_) if prefix == _PREFIX and secret else None
         if key is None or not hmac.compare_digest(key.secret_hash, _hash(secret)):
-            raise Refused("the API key is not known here; ask the operator for one")
+            raise Refused("the API key is not known here; ask the operator for a valid key")
         if key.expires_at is not None and key.expires_at <= now:
-            raise Refused("the API key has expired; ask the operator for a new one")
+            raise Refused("the API key has expired; ask the operator for a new key")
         return Caller(tenant=key.tenant, operator=key.operator, key=key.id, rate_per_s=key.rate_per_s)
 
     async def _key(self, id_: str) -> ApiKey | None:

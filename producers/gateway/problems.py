@@ -1,4 +1,4 @@
-"""Every error that a caller sees: problem+json (RFC 9457), and under /v1 the shape that OpenAI's clients read."""
+"""All errors of the HTTP API: problem+json (RFC 9457), and under /v1 the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from results_store.errors import InvalidRow, SchemaMismatch, StoreUnavailable, S
 
 log = logging.getLogger(__name__)
 
-#: What to wait before trying again when the fleet itself gives no time.
+#: Retry-After if the fleet itself gives no time.
 RETRY_AFTER_S = 2.0
 
 OPENAI_PREFIX = "/v1/"
 
 
 class Gone(Exception):
-    """The caller closed the connection while the answer was being waited for."""
+    """The caller closed the connection before the answer."""
 
 
 class Problem(HTTPException):
-    """An error as it is answered. `kind` is its name, `field` what of the request is wrong, `remedy` what to do.
+    """An error as the caller sees it: its name `kind`, the wrong `field` of the request, and a `remedy`.
 
-    `job` is the job that keeps what was accepted before the error.
+    `job` is the job with the items that were accepted before the error.
     """
 
     def __init__(
@@ -90,19 +90,19 @@ _EXAMPLE = {
     "field": "task",
 }
 
-#: What OpenAPI says of every route's errors.
+#: OpenAPI's description of every route's errors.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {
-        "description": "The request is not right; `detail` says what to do.",
+        "description": "The request is wrong; `detail` says how to correct it.",
         "content": {"application/problem+json": {"schema": _SCHEMA, "example": _EXAMPLE}},
     },
     "5XX": {
-        "description": "The fleet cannot answer now; `Retry-After` says when to try again.",
+        "description": "The fleet cannot answer now; try again after `Retry-After`.",
         "content": {"application/problem+json": {"schema": _SCHEMA}},
     },
 }
 
-#: The errors of the client and the store by whose fault they are. Subclasses stand before their bases.
+#: HTTP status of the errors of client and store. Subclasses stand before their bases.
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (InputTooLarge, 413),
     (InvalidInput, 422),
@@ -122,7 +122,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
 
 
 def problem(error: Exception) -> Problem:
-    """Return an error of the client, the store or the framework as what the caller sees of it."""
+    """Return the problem for an error of the client, the store or the framework."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, RequestValidationError):
@@ -144,12 +144,12 @@ def problem(error: Exception) -> Problem:
     return found
 
 
-#: The kinds of failed items that their input is to blame for.
+#: Kinds of errors whose cause is the item's input.
 _INPUTS_FAULT = {"InvalidInput", "InputTooLarge", "InputUnavailable", "UnknownTask", "InvalidMessage"}
 
 
 def item_problem(error: ArgosyError) -> Problem:
-    """Return how an item ended, where the answer is the item's output or an error."""
+    """Return the problem for a failed item, if the answer is the item's output or an error."""
     if isinstance(error, ItemFailed):
         return Problem(400 if error.kind in _INPUTS_FAULT else 500, error.kind, error.message)
     status = 504 if isinstance(error, ItemExpired) else 409
@@ -157,7 +157,7 @@ def item_problem(error: ArgosyError) -> Problem:
 
 
 def answer(found: Problem, path: str) -> Response:
-    """Return the response for a problem, in the shape that callers of `path` read."""
+    """Return the response for a problem, in the shape for callers of `path`."""
     if path.startswith(OPENAI_PREFIX):
         return Json(openai_error(found), found.status_code, dict(found.headers or {}))
     body = {
@@ -176,7 +176,7 @@ def answer(found: Problem, path: str) -> Response:
 
 
 def openai_error(found: Problem) -> dict[str, Any]:
-    """Return a problem as OpenAI's API tells of one."""
+    """Return a problem in the shape of OpenAI's errors."""
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     general = "server_error" if found.status_code >= 500 else "invalid_request_error"
     message = f"{found.detail}; {found.remedy}" if found.remedy else found.detail
@@ -191,7 +191,7 @@ def openai_error(found: Problem) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Have the application answer every error this way."""
+    """Make the application answer every error in this way."""
 
     async def handle(request: Request, error: Exception) -> Response:
         found = problem(error)
@@ -203,7 +203,7 @@ def install(app: FastAPI) -> None:
         return answer(found, request.url.path)
 
     async def nobody_there(_: Request, __: Exception) -> Response:
-        return Response(status_code=499)  # it goes to nobody, and into the log
+        return Response(status_code=499)  # only the log shows it, because the caller has left
 
     for left in (Gone, ClientDisconnect):
         app.add_exception_handler(left, nobody_there)
@@ -213,7 +213,7 @@ def install(app: FastAPI) -> None:
 
 def _invalid(error: RequestValidationError) -> Problem:
     first = error.errors()[0]
-    # ("body", 17) is where JSON broke off; ("body", "inputs", 3) a field
+    # ("body", 17) is the position of a JSON error; ("body", "inputs", 3) is a field
     place = [part for part in first["loc"] if part not in ("body", "query", "path", "header")]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "not JSON")

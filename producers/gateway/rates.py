@@ -1,4 +1,4 @@
-"""How fast each key may ask: a bucket of tokens a key, filled at its rate. Pure: the caller says what time it is."""
+"""Request rates: a token bucket per key, filled at its rate. Pure: the caller gives the time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-#: A key that was idle may make this many seconds' worth of requests at once.
+#: An idle key may burst this many seconds' worth of requests.
 BURST_S = 2.0
 
-#: Keys remembered; the one that was idle longest is forgotten first, when its bucket is long full again.
+#: Number of keys in memory. The key that was idle longest is dropped first; its bucket is full again by then.
 KEYS = 10_000
 
 
@@ -26,7 +26,7 @@ class Rates:
         self._buckets: LRUCache[str, _Bucket] = LRUCache(KEYS)
 
     def take(self, key: str, rate_per_s: float, now: float) -> float:
-        """Return 0 and count a request, or return in how many seconds there is room for it."""
+        """Count a request and return 0, or return the seconds until there is a token for it."""
         size = max(1.0, rate_per_s * BURST_S)
         bucket = self._buckets.pop(key, None) or _Bucket(size, now)
         bucket.tokens = min(size, bucket.tokens + (now - bucket.at) * rate_per_s)

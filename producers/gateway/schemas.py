@@ -1,4 +1,4 @@
-"""The bodies of requests: what OpenAPI shows, and what is checked before the client sees it."""
+"""The request bodies, as OpenAPI shows them, and their checks before the client sees them."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from producers.client.request import NewItem
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import InlineBytes, PathInput, UrlInput
 
-#: What is looked for in the store as it is given: no control characters, which PostgreSQL has no room for.
+#: A text that the store is queried for. Control characters are excluded because PostgreSQL cannot store them.
 Word = Annotated[str, Field(pattern=r"^[\w.:+@ -]*$", max_length=200)]
 
 PriorityName = Literal["interactive", "standard", "bulk"]
 
-#: Numbers that both databases hold.
+#: The largest number that both databases hold.
 MAX_COUNT = 2**53
 
 Task = Annotated[
     str | list[str],
-    Field(description="A task's name, or several: then parameters and outputs are by task name. See /api/tasks."),
+    Field(description="A task's name, or several names; params and outputs are then by task name. See /api/tasks."),
 ]
 Params = Annotated[
-    dict[str, Any] | None, Field(description="The task's parameters; by task name, if several are named.")
+    dict[str, Any] | None, Field(description="The task's parameters; by task name if there are several tasks.")
 ]
 DeadlineS = Annotated[
-    float | None, Field(gt=0, le=MAX_COUNT, description="What is not computed so many seconds from now expires.")
+    float | None, Field(gt=0, le=MAX_COUNT, description="Items not computed within so many seconds expire.")
 ]
 AnyInput = Annotated[
     Any,
     Field(
-        description='Text; an image or a clip as {"bytes": BASE64}, {"url": …} or {"path": …}; or the object that the '
-        "task's form asks for.",
+        description='Text; an image or a clip as {"bytes": BASE64}, {"url": …} or {"path": …}; or an object of the '
+        "task's input form.",
         examples=["A fine, moving film."],
     ),
 ]
 
 
 class Body(BaseModel):
-    """A request body without room for misspelt fields."""
+    """A request body that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Asked(Body):
-    """What submissions of one and of many have in common."""
+    """The common fields of single and multiple submissions."""
 
     task: Task
     params: Params = None
@@ -56,7 +56,7 @@ class Asked(Body):
 
 
 class NewOne(Asked):
-    """One item."""
+    """A single item."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"task": "sentiment", "input": "A fine, moving film.", "wait_s": 10}]}
@@ -65,12 +65,12 @@ class NewOne(Asked):
     input: AnyInput
     priority: PriorityName = "interactive"
     key: str | None = Field(None, description="Your own identifier, kept with the result.")
-    durable: bool = Field(True, description="Written to the store before it is accepted. Without, a crash may lose it.")
-    wait_s: float = Field(0, ge=0, le=3600, description="How long to wait for the result, in seconds; 120 at most.")
+    durable: bool = Field(True, description="Store the item before accepting it. Otherwise a crash may lose it.")
+    wait_s: float = Field(0, ge=0, le=3600, description="Time to wait for the result, in seconds; 120 at most.")
 
 
 class JobOptions(Asked):
-    """What all items of a job have in common."""
+    """The options that all items of a job share."""
 
     priority: PriorityName = "bulk"
     name: str | None = Field(None, max_length=500)
@@ -78,10 +78,10 @@ class JobOptions(Asked):
         None,
         min_length=1,
         max_length=500,
-        description="Submit again with the same key and inputs: nothing is added twice.",
+        description="Submitting again with the same key and inputs adds nothing twice.",
     )
-    ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT, description="Purged so many seconds after it has finished.")
-    on_error: Literal["stop", "skip"] = Field("stop", description="What an input that is not valid does.")
+    ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT, description="Purge the job so many seconds after its end.")
+    on_error: Literal["stop", "skip"] = Field("stop", description="On an invalid input, stop or skip it.")
 
 
 class NewJobBody(JobOptions):
@@ -96,14 +96,14 @@ class NewJobBody(JobOptions):
     )
 
     inputs: list[Any] = Field(
-        description='Inputs, each as it is or as {"input": …, "key": …, "params": …}.', examples=[["A fine film."]]
+        description='Inputs, each plain or as {"input": …, "key": …, "params": …}.', examples=[["A fine film."]]
     )
 
 
 class LinesOptions(Body):
-    """The options of a job whose items come as lines: those of a job, in the query."""
+    """The options of a job whose items come as lines, in the query string."""
 
-    task: list[str] = Field(description="A task's name; again for several.", min_length=1)
+    task: list[str] = Field(description="A task's name; repeat it for several tasks.", min_length=1)
     params: str | None = Field(None, description="Parameters, as JSON.")
     deadline_s: DeadlineS = None
     priority: PriorityName = "bulk"
@@ -113,7 +113,7 @@ class LinesOptions(Body):
     on_error: Literal["stop", "skip"] = "stop"
 
     def options(self) -> JobOptions:
-        """Return them as those of any job. Raises InvalidInput."""
+        """Return the options as the options of any job. Raises InvalidInput."""
         try:
             params = None if self.params is None else json.loads(self.params)
         except (ValueError, RecursionError) as error:
@@ -125,7 +125,7 @@ class LinesOptions(Body):
 
 
 class Replay(Body):
-    """Which failed items are put back: of one job, of one kind of error, or both. Operators may name neither."""
+    """Filter of the failed items to queue again: a job, a kind of error, or both. Operators may omit both."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"job": "01jd2m3n4p5q6r7s8t9v0w1x2y"}]})
 
@@ -134,7 +134,7 @@ class Replay(Body):
 
 
 def input_of(value: object, field: str) -> object:
-    """Return an input as the client takes it. Raises InvalidInput for bytes that are no base64."""
+    """Return an input in the client's form. Raises InvalidInput for invalid base64."""
     if isinstance(value, dict) and value.keys() == {"text", "image"}:
         return value | {"image": input_of(value["image"], f"{field}.image")}
     if not isinstance(value, dict) or len(value) != 1:
@@ -155,9 +155,9 @@ def input_of(value: object, field: str) -> object:
 
 
 def item_of(value: object, place: str) -> NewItem:
-    """Return an entry of many inputs: an input, or an object with `input`, `key` and `params`. Raises InvalidInput."""
+    """Return the item of an entry: an input, or an object with `input`, `key` and `params`. Raises InvalidInput."""
     if not isinstance(value, dict) or "input" not in value:
         return NewItem(input_of(value, place), origin=place)
     if unknown := sorted(set(value) - {"input", "key", "params"}):
-        raise InvalidInput(f"{place}.{unknown[0]}", "is not a field of an item", "these are: input, key, params")
+        raise InvalidInput(f"{place}.{unknown[0]}", "is not a field of an item", "the fields are: input, key, params")
     return NewItem(input_of(value["input"], f"{place}.input"), value.get("key"), value.get("params"), origin=place)

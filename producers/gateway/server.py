@@ -1,4 +1,4 @@
-"""Serving the application with uvicorn, until it is told to stop."""
+"""Serve the application with uvicorn until a signal stops it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from producers.gateway.settings import GatewaySettings
 from producers.wire.command_line import log_to_stderr
 from producers.wire.errors import ConfigurationError
 
-#: How long requests under way may take to end once the server is told to stop; what they had submitted goes on anyway.
+#: Seconds for open requests to end after a stop signal. Their submitted items are computed anyway.
 GRACE_S = 10
 
 
 def serve(settings: GatewaySettings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigurationError if everybody on the network would be the operator."""
+    """Serve until SIGINT or SIGTERM. Raises ConfigurationError if `--no-auth` would open the gateway to the network."""
     if not settings.auth and not _is_loopback(host):
         raise ConfigurationError(
-            f"--no-auth: refused on {host}: others could reach it; listen on 127.0.0.1, or use keys"
+            f"--no-auth: refused on {host}: other machines could reach it; listen on 127.0.0.1, or use keys"
         )
     log_to_stderr()
     app = create_app(settings, lambda: AsyncClient(store_timeout_s=settings.store_timeout_s))
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn hears them itself, and raises them again once it has ended well
+        # uvicorn handles these signals, and raises them again after a clean shutdown
         signal.signal(number, lambda *_: None)
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=GRACE_S, log_config=None, server_header=False)
 

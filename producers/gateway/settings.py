@@ -1,4 +1,4 @@
-"""What one gateway allows. Times are seconds."""
+"""The limits of a gateway. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """Limits on what callers send and on how long they are served.
+    """Limits on the size, rate and duration of requests.
 
-    `max_body_bytes` bounds a request's body; a stream of JSON Lines may be `max_stream_bytes` long, each of its lines
-    `max_body_bytes`, and an uploaded file `max_file_bytes`. `max_items` bounds one submission. A key may make
-    `rate_per_s` requests a second, and twice as many at once after a pause. `max_wait_s` is the longest that a request
-    waits for results, `openai_wait_s` how long one of the OpenAI shapes waits before it answers with an error.
-    Somebody who sends or takes nothing for `stall_s` in the middle of a transfer is cut off. `max_requests` are
-    served at the same time. While the fleet is full, many items in a body wait `patience_s` for room, a stream of them
-    `max_wait_s`. `batch_window_s` is how long a batch of requests may take.
+    `max_body_bytes` bounds a request's body and each line of a JSON Lines stream; `max_stream_bytes` bounds the whole
+    stream, `max_file_bytes` an uploaded file, and `max_items` one submission. A key may make `rate_per_s` requests per
+    second, and a burst of twice as many after a pause.
+
+    A request waits for results for at most `max_wait_s`; under /v1 it answers with an error after `openai_wait_s`. A
+    caller that sends or reads nothing for `stall_s` during a transfer is cut off. `max_requests` are served at once.
+
+    While the fleet is full, the items of a body wait up to `patience_s`, those of a stream up to `max_wait_s`.
+    `batch_window_s` is the time limit of an OpenAI batch.
     """
 
     auth: bool = True

@@ -1,4 +1,4 @@
-"""Rows of the store as callers see them: plain JSON."""
+"""Rows of the store as plain JSON for callers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from results_store.records import JobStatus, Result
 
 
 def job_view(job: JobStatus) -> dict[str, Any]:
-    """Return a job with its progress; the counts are of results, one for each item and task."""
+    """Return a job with its progress. A result is counted for each item and task."""
     return {
         **asdict(job),
         "priority": priority_name(job.priority),
@@ -23,12 +23,12 @@ def job_view(job: JobStatus) -> dict[str, Any]:
 
 
 def priority_name(value: int) -> str | int:
-    """Return a priority's name, or what it is of another program's envelopes."""
+    """Return a priority's name, or the number itself if another program's envelope has an unknown priority."""
     return Priority(value).name.lower() if value in list(Priority) else value
 
 
 def result_view(result: Result) -> dict[str, Any]:
-    """Return one result; a traceback stays with the operators."""
+    """Return a result without its traceback, which only operators see."""
     row = plain(result)
     if row["error"] and "traceback" in row["error"]:
         row["error"] = {name: value for name, value in row["error"].items() if name != "traceback"}
@@ -36,5 +36,5 @@ def result_view(result: Result) -> dict[str, Any]:
 
 
 def item_view(id_: str, rows: Sequence[Result], expected: int) -> dict[str, Any]:
-    """Return one item with the results that it has; it is done when it has as many as it was submitted for."""
+    """Return an item with its results so far. It is done when it has as many results as tasks."""
     return {"id": id_, "done": len(rows) >= expected, "results": [result_view(row) for row in rows]}

@@ -1,4 +1,4 @@
-"""Results joined back to the rows that they are of, and written as JSON Lines, CSV or Parquet."""
+"""Join results to their source rows, and write them as JSON Lines, CSV or Parquet."""
 
 from __future__ import annotations
 

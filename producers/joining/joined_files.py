@@ -1,4 +1,4 @@
-"""Writing joined rows: JSON Lines, CSV, Parquet. The file appears under its name once it is complete."""
+"""Write joined rows as JSON Lines, CSV or Parquet. The file gets its name once it is complete."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def write_joined(source: Source, request: Request, results: Iterable[Result], path: Path) -> int:
-    """Write each row of the source with one column a task and one for errors; return how many rows.
+    """Write each row of the source with a column per task and a column for errors; return the number of rows.
 
-    The format is that of the file's name: ``.parquet``, ``.csv`` or ``.jsonl``. In CSV and Parquet an output is JSON text,
-    but for a vector in Parquet, which is a list of numbers. Raises InvalidInput if the source is not the one submitted.
+    The format is that of the file's name: ``.parquet``, ``.csv`` or ``.jsonl``. In CSV and Parquet an output is JSON
+    text, except that a vector in Parquet is a list of numbers. Raises InvalidInput if results and source do not match.
     """
     kind = format_of(path)
     tasks = [task.name for task in request.tasks]
@@ -43,11 +43,11 @@ def write_joined(source: Source, request: Request, results: Iterable[Result], pa
 
 
 def check_output(path: Path) -> None:
-    """Raise InvalidInput or StoreError now for what could not be written later."""
+    """Raise InvalidInput or ConfigurationError now if the output could not be written later."""
     if format_of(path) == "parquet":
-        import producers.joining.joined_parquet  # noqa: F401 - whether its package is there
+        import producers.joining.joined_parquet  # noqa: F401 - raises if pyarrow is missing
     if not path.absolute().parent.is_dir():
-        raise InvalidInput("output", f"is in {path.parent}, which is no folder", "make it, or check the path")
+        raise InvalidInput("output", f"is in {path.parent}, which is not a folder", "make it, or check the path")
 
 
 def _scanned(source: Source) -> Mapping[str, str]:

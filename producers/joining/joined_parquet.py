@@ -12,7 +12,7 @@ from results_store.export.parquet_export import GROUP_ROWS, vectors_of, write_gr
 # isort: split
 import pyarrow as pa
 
-#: A row group is full at `GROUP_ROWS`, or at about this many bytes of text and media.
+#: A row group ends at `GROUP_ROWS`, or at about this many bytes of text and media.
 GROUP_BYTES = 32 * 1024 * 1024
 
 _TYPES = {"boolean": pa.bool_(), "integer": pa.int64(), "number": pa.float64()}
@@ -26,7 +26,11 @@ def write_parquet(
     vectors: AbstractSet[str],
     file: IO[bytes],
 ) -> int:
-    """Write rows; `schema` is the source's, or `types` its columns' JSON types; `vectors` are the tasks that give one."""
+    """Write rows and return their number.
+
+    `schema` is the source's Arrow schema; without it, `types` are its columns' JSON types. `vectors` are the tasks
+    whose output is a vector.
+    """
     given = [(name, _TYPES.get(types[name], pa.string())) for name in layout.columns] if schema is None else schema
     of_task = {task: pa.list_(pa.float32()) if task in vectors else pa.string() for task in layout.tasks}
     made = [(name, of_task[task]) for task, name in layout.tasks.items()]

@@ -1,6 +1,6 @@
-"""Results joined back to the rows that they are of: the source is read again beside the stored results, row by row.
+"""Join results to their source rows: the source is read again beside the stored results.
 
-Both come in the order of the rows, so that memory holds a row of each, whatever their number.
+Both come in the order of the rows, so memory holds a single row of each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from producers.client.request import Request
     from producers.sources import Source
 
-#: What the column with a row's error is called, where the source has no such column itself.
+#: Name of the column with a row's error, unless the source has such a column itself.
 ERROR = "error"
 
 FORMATS = ("parquet", "csv", "jsonl")
@@ -31,7 +31,7 @@ FORMATS = ("parquet", "csv", "jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A row of the source, its results by task, and what went wrong with it; None: nothing."""
+    """A row of the source, its results by task, and its error or None."""
 
     columns: Mapping[str, Any]
     results: Mapping[str, Result]
@@ -40,7 +40,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns of the output: the source's, one a task, and one for the error. None is called like another."""
+    """The columns of the output: the source's, a column per task, and the error's. All names differ."""
 
     columns: tuple[str, ...]
     tasks: Mapping[str, str]
@@ -63,7 +63,10 @@ def join(
     tasks: Sequence[str],
     why: Callable[[int, Record], str | None],
 ) -> Iterator[Joined]:
-    """Yield each record with its results. `why` says why a record has none. Raises InvalidInput if they don't belong together."""
+    """Yield each record with its results.
+
+    `why` returns the reason for a record without results. Raises InvalidInput if records and results do not match.
+    """
     of_items = groupby(results, attrgetter("seq"))
     seq, found = next(of_items, (None, iter(())))
     for place, record in enumerate(records):
@@ -74,12 +77,12 @@ def join(
         _check(record, mine)
         yield Joined(record.columns, mine, _error(mine, tasks) or (None if mine else why(place, record)))
     if seq is not None:
-        raise InvalidInput("source", f"ends before row {seq}, which has a result", "join it with the file submitted")
+        raise InvalidInput("source", f"ends before row {seq}, which has a result", "join it with the submitted file")
 
 
 @dataclass(frozen=True, slots=True)
 class Reasons:
-    """Why a row has no result: it was not accepted, for the reason that it would not be now."""
+    """The reason for a row without a result: checking the row again gives the error that refused it at submission."""
 
     source: Source
     request: Request
@@ -92,12 +95,12 @@ class Reasons:
             self.request.item(place, item, field=record.origin)
         except InvalidInput as error:
             return str(error)
-        return "no result; was it submitted?"
+        return "no result; was this row submitted?"
 
 
 @dataclass(slots=True)
 class Columns:
-    """The columns of rows that have no schema, and for each the JSON type that holds all its values."""
+    """The columns of rows without a schema, each with the JSON type that fits all its values."""
 
     types: dict[str, str] = field(default_factory=dict)
 
@@ -108,7 +111,7 @@ class Columns:
 
 
 def format_of(path: Path) -> str:
-    """Return how an output file is written, by its name. Raises InvalidInput."""
+    """Return the output format by the file's name. Raises InvalidInput."""
     suffix = path.suffix.lower().lstrip(".")
     if suffix not in FORMATS:
         raise InvalidInput("output", f"is called {path.name}", f"give it one of the suffixes .{', .'.join(FORMATS)}")
@@ -116,7 +119,7 @@ def format_of(path: Path) -> str:
 
 
 def plain_value(value: Any) -> Any:
-    """Return what JSON has no word for in one that it has: bytes as base64, the rest as text."""
+    """Return a value that JSON does not have: bytes as base64, anything else as text."""
     return b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
@@ -146,24 +149,24 @@ def _check(record: Record, mine: Mapping[str, Result]) -> None:
         if record.error is not None or row.key != text(record.key):
             raise InvalidInput(
                 record.origin,
-                f"has the key {record.key!r}, and the result of this place {row.key!r}",
-                "the file has changed since; `argosy results` has the results alone",
+                f"has the key {record.key!r}, but the result in this place has {row.key!r}",
+                "the file has changed since its submission; `argosy results` writes the results alone",
             )
 
 
 def _error(mine: Mapping[str, Result], tasks: Sequence[str]) -> str | None:
-    """What became of the tasks that did not succeed; a task that has no result at all is not done yet."""
-    told = []
+    """Return the errors of the tasks that did not succeed. A task without a result is not done yet."""
+    errors = []
     for task in tasks if mine else ():
         row = mine.get(task)
         if row is None:
-            told.append(f"{task}: not done yet")
+            errors.append(f"{task}: not done yet")
         elif row.state is ResultState.FAILED:
             error = row.error or {}
-            told.append(f"{task}: {error.get('kind', 'Error')}: {error.get('message', 'no message')}")
+            errors.append(f"{task}: {error.get('kind', 'Error')}: {error.get('message', 'no message')}")
         elif row.state is not ResultState.SUCCEEDED:
-            told.append(f"{task}: {row.state}")
-    return "; ".join(told) or None
+            errors.append(f"{task}: {row.state}")
+    return "; ".join(errors) or None
 
 
 _NUMBERS = ("integer", "number")

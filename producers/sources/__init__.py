@@ -1,7 +1,7 @@
-"""From files to items: JSONL, CSV, plain text, Parquet, Arrow, folders of images or clips; here, by URL, or piped in.
+"""Read items from files: JSONL, CSV, plain text, Parquet, Arrow, folders of images or clips, URLs, pipes.
 
-A row that cannot be read is yielded as the InvalidInput that says why, naming file and line, so that whoever submits
-decides whether to stop or to skip it. A file that is wrong as a whole raises.
+A row that cannot be read is yielded as an InvalidInput that names file and line, so that the caller can stop or skip
+it. A file that is wrong as a whole raises.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files to rows, a batch at a time. Needs pyarrow: ``pip install 'argosy[parquet]'``."""
+"""Read rows from Parquet and Arrow files, a batch at a time. Needs pyarrow: ``pip install 'argosy[parquet]'``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ except ImportError as error:
     remedy = "pip install 'argosy[parquet]', or convert the file to JSONL or CSV"
     raise ConfigurationError(f"Parquet and Arrow files need pyarrow; {remedy}") from error
 
-#: Rows that are Python objects at a time.
+#: Rows converted to Python objects at a time.
 BATCH_ROWS = 2048
 
-#: Bytes of a column that are read ahead. Without the limit, a row group's whole column would be.
+#: Bytes of a column that are read ahead. Without this limit pyarrow reads a row group's whole column.
 BUFFER_BYTES = 1024 * 1024
 
 _FILE_MAGIC = b"ARROW1"
@@ -37,7 +37,7 @@ def parquet(reading: Reading) -> Iterator[Raw]:
 
 
 def ipc(reading: Reading) -> Iterator[Raw]:
-    """Yield the rows of an Arrow file, or of an Arrow stream, whichever it is."""
+    """Yield the rows of an Arrow file or of an Arrow stream."""
     with _translated(reading):
         opened = _opened(reading)
         reading.columns(opened.schema.names)
@@ -45,7 +45,7 @@ def ipc(reading: Reading) -> Iterator[Raw]:
 
 
 def common_schema(places: Iterable[tuple[Place, str]]) -> Any:
-    """Return the schema that holds the rows of all these files, each given with its format. Raises InvalidInput."""
+    """Return a schema that fits the rows of all these files, each given with its format. Raises InvalidInput."""
     common: Any = None
     for place, format_ in places:
         with place.open() as file:
@@ -89,7 +89,7 @@ def _rows(reading: Reading, batches: Iterator[Any]) -> Iterator[Raw]:
 
 
 def _values(column: Any) -> list[Any]:
-    # a time in nanoseconds has no Python type; as an Arrow scalar it finds its way back unharmed
+    # Python has no type for a time in nanoseconds; an Arrow scalar keeps it unchanged
     if pa.types.is_temporal(column.type):
         return [value if value.is_valid else None for value in column]
     values: list[Any] = column.to_pylist()
@@ -98,12 +98,12 @@ def _values(column: Any) -> list[Any]:
 
 @contextmanager
 def _translated(reading: Reading, after: int = 0) -> Iterator[None]:
-    """pyarrow's errors as InvalidInput, which names the file and the last good row."""
+    """Turn pyarrow's errors into InvalidInput, which names the file and the last good row."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        behind = f" behind row {after:,}" if after else ""
+        behind = f" after row {after:,}" if after else ""
         what = " ".join(str(error).split())
         raise InvalidInput(
-            reading.name, f"cannot be read{behind}: {what}", "check that it was written to its end"
+            reading.name, f"cannot be read{behind}: {what}", "check that the file is complete"
         ) from error

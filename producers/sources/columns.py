@@ -1,4 +1,4 @@
-"""Which columns of a row are the input and the key."""
+"""Choose the input column and the key column of a row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from producers.wire.errors import InvalidInput
 from producers.wire.forms import FIELDS
 
-#: Columns taken for the input and for the key when none is named, the first that is there.
+#: The default columns for the input and for the key. The first that exists is used.
 INPUT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "text": ("input", "text", "sentence", "review", "content"),
     "image": ("input", "image", "path", "file", "url"),
@@ -20,13 +20,13 @@ INPUT_COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 KEY_COLUMNS = ("id", "key")
 
-#: Rows of JSON may all have different columns; no more of them than this are remembered.
+#: Rows of JSON may all have different columns; at most this many sets of columns are remembered.
 _REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The columns to read. Several inputs make one input that is an object of them; no key means the row's number."""
+    """The columns to read. Several inputs become an object. Without a key column, the row's number is the key."""
 
     inputs: tuple[str, ...]
     key: str | None
@@ -39,7 +39,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Chooser:
-    """Finds input and key among a row's columns: those named, or else the usual ones."""
+    """Finds input and key among a row's columns: the named columns, or else the default ones."""
 
     modality: str
     inputs: Sequence[str] = ()
@@ -47,7 +47,7 @@ class Chooser:
     _known: dict[tuple[str, ...], Choice] = field(default_factory=dict)
 
     def __call__(self, columns: Sequence[str], row: str, file: str) -> Choice:
-        """Return the choice for a row with these columns. Raises InvalidInput that names the `row`; for the key, `file`."""
+        """Return the choice for these columns. Raises InvalidInput naming the `row`, or the `file` for the key."""
         names = tuple(columns)
         found = self._known.get(names)
         if found is None:
@@ -65,7 +65,7 @@ class Chooser:
             return tuple(self.inputs)
         fields = FIELDS.get(self.modality, ())
         if fields and all(name in columns for name in fields):
-            return fields  # an input that is an object, with a column for each of its parts
+            return fields  # the input is an object, with a column for each of its fields
         for name in INPUT_COLUMNS.get(self.modality, INPUT_COLUMNS["text"]):
             if name in columns:
                 return (name,)

@@ -1,4 +1,4 @@
-"""A file being read: its bytes, how far the reading has come, and where a row is that is wrong."""
+"""A file being read: its bytes, its progress, and the errors of its rows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, BinaryIO, TypeAlias
 
 from producers.wire.errors import InvalidInput
 
-#: A row's number in its file, and its columns or what is wrong with it.
+#: A row's number in its file, and its columns or its error.
 Raw: TypeAlias = tuple[int, Mapping[str, Any] | InvalidInput]
 
 
-#: A longer line is put aside unread, unless the source says otherwise: one broken file must not fill the memory.
+#: The reader skips a longer line: a broken file must not fill the memory.
 LINE_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class Meter:
-    """How much of a file has been read, in bytes or rows; `total` is 0 while nobody knows."""
+    """The amount of a file that has been read, in bytes or rows. `total` is 0 if unknown."""
 
     done: int = 0
     total: int = 0
@@ -26,7 +26,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A file being read: what it is called, its bytes, where to count, and who judges a table's columns.
+    """A file being read: its name, its bytes, its progress meter, and a check of a table's columns.
 
     `columns` raises InvalidInput if the input is not among a table's columns.
     """

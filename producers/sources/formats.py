@@ -1,7 +1,6 @@
-"""From the bytes of a file to its rows, a format a function, in constant memory.
+"""Read the rows of a file, a function per format, in constant memory.
 
-A row that cannot be read comes as the InvalidInput that says why, and the next ones are read. A file that is wrong as a
-whole raises.
+An unreadable row is yielded as an InvalidInput, and reading goes on. A file that is wrong as a whole raises.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import msgspec
 from producers.sources.file_reading import Raw, Reader, Reading
 from producers.wire.errors import InputTooLarge, InvalidInput
 
-#: What the one column of a source without columns is called.
+#: Name of the only column of a source without columns.
 INPUT = "input"
 
 
 def text(reading: Reading) -> Iterator[Raw]:
-    """Plain text: an item a line."""
+    """Read plain text: an item per line."""
     for number, line in lines(reading):
         if isinstance(line, InvalidInput):
             yield number, line
@@ -29,7 +28,7 @@ def text(reading: Reading) -> Iterator[Raw]:
 
 
 def jsonl(reading: Reading) -> Iterator[Raw]:
-    """JSON Lines: an object or a string a line."""
+    """Read JSON Lines: an object or a string per line."""
     decode = msgspec.json.Decoder().decode
     for number, line in lines(reading):
         if isinstance(line, InvalidInput):
@@ -52,12 +51,12 @@ def _columns(value: Any, number: int, reading: Reading) -> Mapping[str, Any] | I
 
 
 def comma_separated(reading: Reading) -> Iterator[Raw]:
-    """CSV with a header."""
+    """Read CSV with a header."""
     yield from _table(reading, ",")
 
 
 def tab_separated(reading: Reading) -> Iterator[Raw]:
-    """The same with tabs."""
+    """Read tab-separated values with a header."""
     yield from _table(reading, "\t")
 
 
@@ -87,7 +86,7 @@ def _header(table: Iterator[list[str]], reading: Reading) -> list[str]:
         raise reading.wrong(1, problem, "the first line names the columns") from error
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:
-        raise reading.wrong(1, f"names the column {twice!r} twice", "give each a name of its own")
+        raise reading.wrong(1, f"names the column {twice!r} twice", "give each column its own name")
     return columns
 
 
@@ -103,7 +102,7 @@ def _next_record(table: Iterator[list[str]], lines: _Decoded, reading: Reading) 
 
 
 class _Decoded:
-    """A file's lines for the csv module. An iterator class and not a generator: it goes on after it has raised."""
+    """A file's lines for the csv module. An iterator class, because a generator cannot continue after an error."""
 
     def __init__(self, reading: Reading) -> None:
         self._lines = lines(reading)
@@ -120,7 +119,7 @@ class _Decoded:
 
 
 def lines(reading: Reading) -> Iterator[tuple[int, str | InvalidInput]]:
-    """Yield each line's number and its text without the line end, or what is wrong with it."""
+    """Yield each line's number, and its text without the line end or its error."""
     number = 0
     most = reading.line_bytes
     while raw := reading.file.readline(most):
@@ -130,7 +129,7 @@ def lines(reading: Reading) -> Iterator[tuple[int, str | InvalidInput]]:
             while (rest := reading.file.readline(most)) and not rest.endswith(b"\n"):
                 pass
             where = f"{reading.name}:{number}"
-            yield number, InputTooLarge(where, f"is longer than {most:,} bytes", "split it")
+            yield number, InputTooLarge(where, f"is longer than {most:,} bytes", "split the line")
             continue
         yield number, _decoded(raw, number, reading)
 
@@ -146,20 +145,20 @@ def _decoded(raw: bytes, number: int, reading: Reading) -> str | InvalidInput:
 
 
 def parquet(reading: Reading) -> Iterator[Raw]:
-    """Parquet, some thousand rows at a time."""
+    """Read Parquet, some thousand rows at a time."""
     from producers.sources import arrow
 
     return arrow.parquet(reading)
 
 
 def arrow_ipc(reading: Reading) -> Iterator[Raw]:
-    """Arrow's own format, as a file or as a stream."""
+    """Read Arrow's own format, a file or a stream."""
     from producers.sources import arrow
 
     return arrow.ipc(reading)
 
 
-#: What a file's suffix, or `--format`, says. Anything else is plain text.
+#: The readers by the format of `--format` or of the file's suffix. Any other file is plain text.
 FORMATS: Mapping[str, Reader] = {
     "text": text,
     "jsonl": jsonl,

@@ -1,4 +1,4 @@
-"""From rows to items: text as it is, images and clips read, or sent as a path or URL."""
+"""Turn rows into items: text as it is; images and clips as bytes, paths or URLs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from producers.wire.messages import PathInput, UrlInput
 
 Row: TypeAlias = NewItem | InvalidInput
 
-#: Files taken for a medium when a folder is read.
+#: Suffixes of the files that are read from a folder, by medium.
 MEDIA_SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "image": (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
     "audio": (".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav"),
     "video": (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"),
 }
 
-#: The one column of a folder.
+#: The only column of a folder.
 PATH = "path"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A row as it stands in its source: its columns, and which of them are `value`, the input, and `key`.
+    """A row as it stands in its source: its columns, its input `value` and its `key`. `place` is its file.
 
-    `error` says what is wrong with it; then there may be no more than that. `place` is its file.
+    A row with an `error` may lack all other fields.
     """
 
     place: Place
@@ -43,14 +43,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Makes the items of one submission."""
+    """Makes the items of a submission."""
 
     modality: str
     limits: Limits
     send_paths: bool
 
     def item(self, record: Record) -> Row:
-        """Return the record's item; or, if its file cannot be read, why."""
+        """Return the record's item, or an InvalidInput if its file cannot be read."""
         value, key, origin = record.value, record.key, record.origin
         if self.modality == "text-and-image" and isinstance(value, dict) and "image" in value:
             return self._with_image(record, value)
@@ -80,7 +80,7 @@ class Media:
             return NewItem(PathInput(str(file.path.absolute())), key, origin=origin)
         try:
             size = file.size()
-            if size > self.limits.max_input_bytes:  # seen before it is read: it may be a film
+            if size > self.limits.max_input_bytes:  # checked before reading: the file may be a film
                 problem = f"{Path(file.name).name} has {size:,} bytes, over {self.limits.max_input_bytes:,}"
                 return InputTooLarge(origin, problem, "make it smaller, or send its path with --paths")
             with file.open() as opened:

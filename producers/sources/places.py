@@ -1,4 +1,4 @@
-"""Where rows come from: files here, files behind fsspec, folders, patterns, and standard input."""
+"""The places of rows: local files, files behind fsspec, folders, patterns, and standard input."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 
-#: What a packed file raises that is cut off, damaged, or not packed at all.
+#: Errors of a gzip file that is cut off, damaged, or not gzip at all.
 BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)
 
-#: Bytes that a file elsewhere is read by.
+#: Read buffer for remote files, in bytes.
 BUFFER_BYTES = 1024 * 1024
 
 
 class Place(Protocol):
-    """One file. `name` is what messages and keys call it; `suffix` says its format, a ``.gz`` behind it taken off."""
+    """A file. `name` is its name in messages and keys; `suffix` gives its format and ignores a final ``.gz``."""
 
     @property
     def name(self) -> str: ...
@@ -39,25 +39,25 @@ class Place(Protocol):
     def suffix(self) -> str: ...
 
     def open(self) -> BinaryIO:
-        """Open it for reading, unpacked. Raises OSError."""
+        """Open the file for reading, unpacked. Raises OSError."""
         ...
 
     def size(self) -> int:
-        """Its bytes, as they lie there. Raises OSError."""
+        """Return the stored size in bytes. Raises OSError."""
         ...
 
     def stamp(self) -> str | None:
-        """What changes when the file does; None if nobody knows. Raises OSError."""
+        """Return a string that changes with the file, or None if unknown. Raises OSError."""
         ...
 
     def beside(self, path: str) -> Place:
-        """The file that `path` means when it stands in this one."""
+        """Return the file at `path`, relative to this file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file of this machine."""
+    """A file on this machine."""
 
     path: Path
     name: str
@@ -84,7 +84,7 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file behind fsspec: on an object store, a web server, in memory."""
+    """A file behind fsspec: on an object store, on a web server, in memory."""
 
     fs: AbstractFileSystem
     path: str
@@ -112,7 +112,7 @@ class RemoteFile:
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class StandardInput:
-    """Standard input, which can be read once; with `seekable`, any number of times, from a copy in a temp file."""
+    """Standard input, which can be read once; if `seekable`, any number of times, from a copy in a temporary file."""
 
     suffix: str
     name: str = STDIN
@@ -146,7 +146,7 @@ class StandardInput:
 
 
 class _Unpacked(gzip.GzipFile):
-    """A packed file that closes what it reads from."""
+    """A gzip file that also closes the file below it."""
 
     def __init__(self, packed: Any) -> None:
         super().__init__(fileobj=packed)
@@ -158,12 +158,12 @@ class _Unpacked(gzip.GzipFile):
 
 
 def readable(name: str | Path) -> str:
-    """Return what a file is called as text, whatever bytes its name is made of."""
+    """Return a file name as text, whatever its bytes."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 def suffix_of(name: str) -> str:
-    """Return a name's suffix in lower case, a ``.gz`` taken off."""
+    """Return a name's suffix in lower case, without a final ``.gz``."""
     return Path(name.lower().removesuffix(".gz")).suffix
 
 
@@ -173,16 +173,16 @@ def unpacked(file: Any, name: str) -> BinaryIO:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder of files, here or behind fsspec."""
+    """A folder of files, local or behind fsspec."""
 
     path: str
     name: str
     fs: AbstractFileSystem | None = None
 
     def files(self, suffixes: Collection[str]) -> Iterator[Place]:
-        """Yield the files of these kinds in it and below, by name. A file's name is its path within the folder.
+        """Yield the files with these suffixes in the folder and below, sorted. Names are paths within the folder.
 
-        Here one folder's names are held at a time; a file system elsewhere lists them all at once.
+        A local folder is listed level by level; a remote file system lists all files at once.
         """
         if self.fs is None:
             yield from _below(Path(self.path), Path(self.path), suffixes)
@@ -203,7 +203,7 @@ def _below(folder: Path, root: Path, suffixes: Collection[str]) -> Iterator[Loca
 
 
 def find(where: str) -> list[Place | Folder]:
-    """Return the files that a path, a pattern or a URL names, in the order of their names. Raises InvalidInput."""
+    """Return the files of a path, a pattern or a URL, in the order of their names. Raises InvalidInput."""
     if "://" in where:
         return _found_elsewhere(where)
     if Path(where).is_dir():
@@ -223,12 +223,12 @@ def _found_elsewhere(url: str) -> list[Place | Folder]:
     try:
         if fs.isdir(path):
             return [Folder(path, url, fs)]
-        pattern = glob.has_magic(path) and scheme not in ("http", "https")  # where a question mark asks
+        pattern = glob.has_magic(path) and scheme not in ("http", "https")  # whose question mark begins a query
         paths = sorted(fs.glob(path)) if pattern else [path] if fs.exists(path) else []
     except Exception as error:  # each file system has errors of its own
         raise InvalidInput(url, f"cannot be listed: {error}", "check the URL and the credentials") from error
     if not paths:
-        raise InvalidInput(url, "is not there", "check the URL; a pattern must be quoted")
+        raise InvalidInput(url, "does not exist", "check the URL; a pattern must be quoted")
     if not pattern:
         return [RemoteFile(fs, path, url)]
     return [RemoteFile(fs, one, f"{scheme}://{one.lstrip('/')}") for one in paths]
@@ -247,6 +247,6 @@ def _filesystem(url: str) -> tuple[AbstractFileSystem, str, str]:
     scheme = url.partition("://")[0]
     try:
         fs, path = url_to_fs(url)
-    except (ImportError, ValueError) as error:  # the package for this kind of store, or no such kind
+    except (ImportError, ValueError) as error:  # a missing package for the scheme, or an unknown scheme
         raise InvalidInput(url, f"cannot be opened: {error}", "check the scheme, and install its package") from error
     return fs, path, scheme

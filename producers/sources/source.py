@@ -1,4 +1,4 @@
-"""Files as one series of rows: found, read by their formats, their columns chosen, their media fetched."""
+"""Files as a sequence of rows: found, read by format, their columns chosen, their media loaded."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from producers.wire.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the items come from and how to read them.
+    """A source of items and the way to read it.
 
-    `where` are paths, patterns, URLs that fsspec knows, or ``-`` for standard input; of one folder or file, or of
-    several, one after the other. `format` is one of `FORMATS`; without it each file's name says it.
-    A `key_column` that is named must hold each key once. A line of over `line_bytes` is put aside unread.
+    `where` are paths, patterns, URLs that fsspec knows, or ``-`` for standard input; several are read in order.
+    `format` is a name in `FORMATS`; by default each file's name decides. A given `key_column` must hold each key once.
+    A line of over `line_bytes` is a bad row.
 
-    Images and clips that are files are read here and their bytes sent, since a worker on another machine cannot see
-    them; `send_paths` sends the paths instead, for a share that the workers have too.
+    Image and audio files are read here and sent as bytes, because a worker on another machine cannot read them.
+    `send_paths` sends their paths instead, for a shared folder that the workers can read.
     """
 
     where: str | Path | Sequence[str | Path]
@@ -43,16 +43,16 @@ class Source:
     meters: list[Meter] = field(default_factory=list, repr=False, compare=False)
     _stdin: list[StandardInput] = field(default_factory=list, repr=False, compare=False)
 
-    # --- what it yields ---
+    # --- items and records ---
 
     def rows(self) -> Iterator[Row]:
-        """Yield the items and the rows that cannot be read. Raises InvalidInput if a whole file is of no use."""
+        """Yield the items and the unreadable rows. Raises InvalidInput if a whole file is unusable."""
         item = Media(self.modality, self.limits, self.send_paths).item
         for record in self.records():
             yield record.error or item(record)
 
     def item(self, record: Record) -> Row:
-        """Return one record's item, or what is wrong with it."""
+        """Return a record's item, or its error."""
         return record.error or Media(self.modality, self.limits, self.send_paths).item(record)
 
     def records(self) -> Iterator[Record]:
@@ -69,17 +69,17 @@ class Source:
         finally:
             unique.close()
         if empty:
-            raise InvalidInput(self.name, "has nothing in it to submit", "check that it is the right one")
+            raise InvalidInput(self.name, "has nothing in it to submit", "check that it is the right file")
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The source's name for people."""
         names = self._names()
         return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
     @property
     def share_read(self) -> float | None:
-        """How much of it has been read, 0 to 1, by the files and the place in the present one; None if nobody can say."""
+        """The share of the source that was read, 0 to 1, by files and by bytes of the current file; None if unknown."""
         begun = [meter for meter in self.meters if meter.done]
         if not begun or not begun[-1].total:
             return None
@@ -87,9 +87,9 @@ class Source:
         return (len(begun) - 1 + min(1.0, now.done / now.total)) / len(self.meters)
 
     def fingerprint(self) -> str | None:
-        """Return what changes when a file's name, size or time, or how it is read, does; None for standard input.
+        """Return a digest of each file's name, size and time and of the reading options; None for standard input.
 
-        Raises InvalidInput if there is nothing, as `records` does.
+        Raises InvalidInput if there is no file, as `records` does.
         """
         how = (self.modality, self.input_column, self.key_column, self.send_paths, self.format)
         digest = hashlib.sha256(repr(how).encode())
@@ -102,12 +102,12 @@ class Source:
         return digest.hexdigest()
 
     def reads(self, path: Path) -> bool:
-        """Say whether a file of this machine is one of its own. Raises InvalidInput if there is nothing, as `records` does."""
+        """Return whether a local file belongs to this source. Raises InvalidInput, as `records`, without a file."""
         files = [place.path for place in self._places() if isinstance(place, LocalFile)]
         return path.exists() and any(path.samefile(file) for file in files)
 
     def arrow_schema(self) -> Any:
-        """Return the Arrow schema of its files, if all are Parquet or Arrow; else None. Raises InvalidInput."""
+        """Return the Arrow schema of the files if all are Parquet or Arrow, else None. Raises InvalidInput."""
         places = [place for place in self._places() if not isinstance(place, Folder)]
         formats = {self.format or SUFFIXES.get(place.suffix, "text") for place in places}
         if not places or len(places) < len(self._places()) or not formats <= {"parquet", "arrow"}:
@@ -128,7 +128,7 @@ class Source:
     def _found(self, name: str) -> Sequence[Place | Folder]:
         if name != STDIN:
             return find(name)
-        if not self._stdin:  # the same one whenever it is asked for, as its copy must be
+        if not self._stdin:  # always the same object, because its copy must be
             seekable = self.reread or self.format == "parquet"
             self._stdin.append(StandardInput(f".{self.format or 'txt'}", seekable=seekable))
         return self._stdin
@@ -145,7 +145,7 @@ class Source:
 
     def _media_in(self, folder: Folder) -> Iterator[Place]:
         if self.modality not in MEDIA_SUFFIXES:
-            problem = f"is a folder, and the task wants {self.modality}"
+            problem = f"is a folder, but the task takes {self.modality} input"
             raise InvalidInput(folder.name, problem, "name a file, or a pattern such as 'folder/*.jsonl'")
         return folder.files(MEDIA_SUFFIXES[self.modality])
 
@@ -191,7 +191,7 @@ class Source:
             return record
         error = InvalidInput(
             record.origin,
-            f"has the id {record.key!r}, which {before} has already",
+            f"has the id {record.key!r}, which {before} already has",
             "give each row an id of its own, or leave --id-column out",
         )
         return replace(record, error=error)
@@ -215,7 +215,9 @@ def _opened(place: Place) -> Iterator[BinaryIO]:
     try:
         yield file
     except BROKEN as error:
-        raise InvalidInput(place.name, f"cannot be unpacked: {error}", "check that it is gzip, and whole") from error
+        raise InvalidInput(
+            place.name, f"cannot be unpacked: {error}", "check that it is a complete gzip file"
+        ) from error
     finally:
         if not isinstance(place, StandardInput):
             file.close()

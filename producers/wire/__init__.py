@@ -1,1 +1,1 @@
-"""What producers and workers share: messages, queues, the catalogue of tasks, blobs, and the way to the broker."""
+"""The code that producers and workers share: messages, queues, the task catalogue, blobs and the broker connection."""

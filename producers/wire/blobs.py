@@ -1,11 +1,11 @@
-"""Large inputs by reference: the claim check. Producers put them under one URL, workers read them there, sweeps remove them.
+"""Large inputs by reference (claim check): producers write them under a URL, workers read them, sweeps delete them.
 
-On the wire there is a `BlobInput`, which names a job and a blob, never a place: a worker looks only below the URL of its own
-settings, so that no message can make it read anything else.
+The wire carries a `BlobInput`, which names a job and a blob but no place. A worker reads only below the URL of its own
+settings, so no message can make it read any other file.
 
-A blob belongs to a job, ``URL/JOB/BLOB``, and both names tell when they were made. It goes once its job is gone, or is finished
-and its inputs were dropped; so a blob that was written for a submission that then failed goes too. Young ones stay, since
-their envelope may be about to be committed.
+A blob lies at ``URL/JOB/BLOB``; both names contain their time of creation. A sweep deletes a blob if its job is
+deleted, or is finished and has dropped its inputs. This includes the blobs of a submission that failed. A sweep keeps
+young blobs, because their envelope may not be committed yet.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from producers.wire.packing import weight
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
 
-#: Blobs are written so many at a time.
+#: Threads that write blobs at the same time.
 WRITERS = 8
 
-#: A blob younger than this is left alone, whatever becomes of its job.
+#: A sweep never deletes a blob younger than this.
 YOUNG_S = 3600.0
 
-#: Jobs that are asked about together.
+#: Jobs per query to the store.
 _JOBS = 500
 
 
 class BlobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where large inputs lie: `url` as fsspec has them, the same for producers and workers; none: all travel inline.
+    """The place of large inputs: an fsspec `url` for producers and workers. Without it all inputs travel inline.
 
     An input of more than `inline_bytes` travels by reference.
     """
@@ -53,7 +53,7 @@ class BlobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 @dataclass(slots=True)
 class Blobs:
-    """The inputs that lie under one URL. Thread-safe; connects when first used."""
+    """The large inputs under a URL. Thread-safe; connects on first use."""
 
     settings: BlobSettings
     clock: Callable[[], float] = time.time
@@ -63,7 +63,7 @@ class Blobs:
         return bool(self.settings.url)
 
     def check_in(self, items: Sequence[Item], job: str) -> Sequence[Item]:
-        """Return items with their large inputs put away. Raises BlobsUnavailable."""
+        """Return the items, with a reference in place of each large input. Raises BlobsUnavailable."""
         if not self:
             return items
         limit = self.settings.inline_bytes
@@ -78,7 +78,7 @@ class Blobs:
         return checked
 
     def put(self, value: Input, job: str) -> BlobInput:
-        """Write a text or bytes; return what stands for it. Raises BlobsUnavailable."""
+        """Write a text or bytes and return the reference. Raises BlobsUnavailable."""
         is_text = isinstance(value, str)
         reference = BlobInput(job, new_id(), is_text)
         fs, _ = self._fs()
@@ -89,28 +89,26 @@ class Blobs:
         return reference
 
     def get(self, reference: BlobInput, limit_bytes: int) -> str | InlineBytes:
-        """Return what was put away. Raises InvalidInput, InputTooLarge, or InputUnavailable if it cannot be read."""
+        """Return the input of a reference. Raises InvalidInput, InputTooLarge, or InputUnavailable if unreadable."""
         if not self:
-            remedy = "name the producers' [blobs] url in the worker's fleet.toml, or ARGOSY_BLOB_URL"
-            raise InvalidInput("input", "travels by reference, and this worker knows no place for that", remedy)
+            remedy = "set the producers' [blobs] url in the worker's fleet.toml, or ARGOSY_BLOB_URL"
+            raise InvalidInput("input", "is stored in blob storage, but this worker has no [blobs] url", remedy)
         if not (is_id(reference.job) and is_id(reference.blob)):
-            raise InvalidInput("input", "is a reference with names that are none of ours")
+            raise InvalidInput("input", "is a blob reference with invalid names")
         fs, _ = self._fs()
         try:
             with fs.open(self._path(reference), "rb") as file:
                 content = file.read(limit_bytes + 1)
         except FileNotFoundError as error:
-            raise InputUnavailable(
-                "input", "is kept no more where it was put by reference", "submit it again"
-            ) from error
+            raise InputUnavailable("input", "is no longer in blob storage", "submit it again") from error
         except Exception as error:  # each file system has errors of its own
-            raise InputUnavailable("input", f"cannot be read by reference: {error}", "replay it later") from error
+            raise InputUnavailable("input", f"cannot be read from blob storage: {error}", "replay it later") from error
         if len(content) > limit_bytes:
-            raise InputTooLarge("input", f"has over {limit_bytes:,} bytes", "send a smaller one")
+            raise InputTooLarge("input", f"has over {limit_bytes:,} bytes", "send a smaller input")
         return content.decode("utf-8", "replace") if reference.text else InlineBytes(content)
 
     def sweep(self, wanted: Callable[[Collection[str]], Collection[str]]) -> int:
-        """Remove the blobs of jobs that are not among the `wanted` of them; return how many. Raises BlobsUnavailable."""
+        """Delete the old blobs of jobs that `wanted` does not return; return their number. Raises BlobsUnavailable."""
         if not self:
             return 0
         with reached():
@@ -126,7 +124,7 @@ class Blobs:
                 continue
         if not fs.find(f"{root}/{job}") and fs.exists(f"{root}/{job}"):
             with suppress(OSError, NotImplementedError):
-                fs.rmdir(f"{root}/{job}")  # object stores have no folders; elsewhere they would pile up
+                fs.rmdir(f"{root}/{job}")  # object stores have no folders; elsewhere empty ones would accumulate
         return len(old)
 
     def _is_old(self, blob: str) -> bool:
@@ -142,7 +140,7 @@ class Blobs:
 
 
 def open_place(url: str) -> tuple[AbstractFileSystem, str]:
-    """Return a URL's file system, and where in it that is. Raises ConfigurationError."""
+    """Return a URL's file system and the path in it. Raises ConfigurationError."""
     try:
         from fsspec.core import url_to_fs
 
@@ -155,7 +153,7 @@ def open_place(url: str) -> tuple[AbstractFileSystem, str]:
 
 @contextmanager
 def reached() -> Iterator[None]:
-    """Turn what a file system raises into BlobsUnavailable."""
+    """Turn a file system's errors into BlobsUnavailable."""
     try:
         yield
     except ConfigurationError:
@@ -170,7 +168,7 @@ def _portable(value: Input) -> bool:
 
 
 def _bytes(value: Any) -> bytes:
-    assert isinstance(value, InlineBytes), "only texts and bytes are put away"
+    assert isinstance(value, InlineBytes), "only texts and bytes are stored as blobs"
     return value.data
 
 
@@ -186,7 +184,7 @@ def jobs_under(fs: AbstractFileSystem, root: str) -> Iterator[str]:
 
 
 def unwanted(jobs: Iterable[str], wanted: Callable[[Collection[str]], Collection[str]]) -> Iterator[str]:
-    """Yield those of `jobs` that are not among the `wanted` of them, which are asked for many at once."""
+    """Yield the `jobs` that `wanted` does not return, asking for many at once."""
     waiting = iter(jobs)
     while portion := list(islice(waiting, _JOBS)):
         yield from set(portion) - set(wanted(portion))

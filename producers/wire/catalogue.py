@@ -1,4 +1,4 @@
-"""Which tasks exist: for each, its kind (input, parameters, output) and the model that serves it."""
+"""The catalogue of tasks: each task's kind (input, parameters, output) and the model that serves it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["KINDS", "Catalogue", "Kind", "Limits", "Modality", "Task"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task as a user names it, its kind, and the model whose backbone serves it.
+    """A task by the user's name for it, with its kind and the model whose backbone serves it.
 
-    `params` are its own defaults, over those of its kind: labels to choose from, say.
+    `params` are the task's own defaults, such as candidate labels; they override the kind's.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Task:
     params: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def lacks(self, params: Params) -> tuple[str, ...]:
-        """Return the parameters that have to be given and are not, neither by the task nor in `params`."""
+        """Return the required parameters that neither the task nor `params` gives."""
         fields = msgspec.structs.fields(self.kind.params)
         return tuple(f.name for f in fields if f.required and f.name not in params and f.name not in self.params)
 
@@ -52,7 +52,7 @@ _BUILTIN: tuple[tuple[str, str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The tasks that can be submitted. Immutable; `with_models` returns a larger one."""
+    """The tasks that can be submitted. Immutable; `with_models` returns a larger catalogue."""
 
     tasks: Mapping[str, Task]
     limits: Limits = field(default_factory=Limits)
@@ -64,7 +64,7 @@ class Catalogue:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Catalogue:
-        """Return the built-in tasks together with those that a ``fleet.toml`` adds under ``[models.NAME.tasks]``, and its ``[limits]``.
+        """Return the built-in tasks, the tasks of a ``fleet.toml`` (``[models.NAME.tasks]``), and its ``[limits]``.
 
         Raises ConfigurationError, naming the setting, if the file or a task in it is wrong.
         """
@@ -79,7 +79,10 @@ class Catalogue:
         return replace(cls.builtin(), limits=limits).with_models(file.get("models", {}), where=str(path))
 
     def with_models(self, models: object, *, where: str) -> Catalogue:
-        """Return this catalogue with the tasks of `models`, the ``[models]`` table of a ``fleet.toml``. Raises ConfigurationError."""
+        """Return this catalogue with the tasks of `models`, the ``[models]`` table of a ``fleet.toml``.
+
+        Raises ConfigurationError, naming the setting.
+        """
         tasks = dict(self.tasks)
         for model, settings in typed(models, dict[str, Any], f"{where}: models").items():
             table = typed(settings, dict[str, Any], f"{where}: models.{model}")
@@ -89,7 +92,7 @@ class Catalogue:
         return Catalogue(tasks, self.limits)
 
     def task(self, name: object, *, field: str = "task") -> Task:
-        """Return a task by name. Raises UnknownTask, with the nearest known name, or InvalidInput."""
+        """Return a task by name. Raises UnknownTask, with the most similar name, or InvalidInput."""
         if not isinstance(name, str):
             raise InvalidInput(field, f"must be a task's name, not {type(name).__name__}")
         if name not in self.tasks:
@@ -117,9 +120,9 @@ class Catalogue:
 
 
 def _task(name: str, model: str, table: object, setting: str) -> Task:
-    """Return a task from its entry in a ``fleet.toml``: its kind, or a table with `kind`, `summary` and `params`.
+    """Return a task from its entry in a ``fleet.toml``: a kind, or a table with `kind`, `summary` and `params`.
 
-    What a kind cannot do without (a prompt, labels) may stand in the table itself.
+    The table itself may hold the kind's required parameters (a prompt, labels).
     """
     given: dict[str, Any] = table if isinstance(table, dict) else {"kind": table}
     kind, params = given.get("kind"), given.get("params", {})

@@ -1,4 +1,4 @@
-"""A click group whose errors are one line with a remedy, and whose further commands come from other packages."""
+"""A click group that prints errors as one line with a remedy, and that takes more commands from other packages."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 GROUP = "argosy.commands"
 
-#: Wide enough for every column, and that no identifier is cut, when the output is not a terminal.
+#: Wide enough for every column when the output is not a terminal, so that no identifier is cut.
 PLAIN_WIDTH = 200
 
-#: Exit codes: the fleet's or the data's error, the command line's, and stopped by Ctrl-C.
+#: Exit codes: an error of the fleet or the data, a wrong command line, and Ctrl-C.
 FAILED, MISUSED, STOPPED = 1, 2, 130
 
 _NOT_INSTALLED = (
@@ -31,16 +31,16 @@ _NOT_INSTALLED = (
 
 
 def log_to_stderr() -> None:
-    """Log what a service does, each line with its time: in place of the one line that a command has for a person."""
-    told = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=told, stream=sys.stderr, force=True)
-    # the first two log whole URLs, which are inputs; the last each step of making a database
+    """Log a service's events to stderr, each line with its time."""
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, stream=sys.stderr, force=True)
+    # httpx logs whole URLs, which are inputs; alembic logs each migration of a new database
     for chatty in ("httpx", "httpx2", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def console() -> Console:
-    """A console that cuts nothing where nobody looks."""
+    """Return a console that cuts no text when the output is not a terminal."""
     from rich.console import Console
 
     shown = Console()
@@ -50,7 +50,7 @@ def console() -> Console:
 
 
 class Finite(click.FloatRange):
-    """A number in a range; "nan" and "inf" are none, which Python would take."""
+    """A finite number in a range: refuses "nan" and "inf", which Python's float accepts."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -60,9 +60,9 @@ class Finite(click.FloatRange):
 
 
 class CommandLine(click.Group):
-    """Its own commands first, then those that installed packages add: each entry point is a list of click commands.
+    """A group of its own commands and those of installed packages. Each entry point is a list of click commands.
 
-    Entry points are only loaded for a command that is not its own, or for the list in ``--help``.
+    The group loads entry points only for a command that is not its own, or for ``--help``.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -84,7 +84,7 @@ class CommandLine(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> NoReturn:
-        """Run, and exit with 0, 1 (it failed), 2 (it was called wrongly) or 130 (Ctrl-C)."""
+        """Run the command line, and exit with 0, 1 (failure), 2 (wrong usage) or 130 (Ctrl-C)."""
         try:
             code = super().main(args, prog_name or "argosy", complete_var, standalone_mode=False, **extra)
         except NoArgsIsHelpError as error:
@@ -105,7 +105,7 @@ class CommandLine(click.Group):
 
 
 def _added_commands() -> tuple[dict[str, click.Command], str]:
-    """Return the commands of all entry points by name, and what to say if some could not be loaded."""
+    """Return the commands of all entry points by name, and a message if some could not be loaded."""
     added: dict[str, click.Command] = {}
     missing = ""
     for entry_point in entry_points(group=GROUP):

@@ -1,12 +1,12 @@
-"""Where the broker and the store are: given by the caller, set in the environment, or those of the local fleet.
+"""The addresses of the broker and the store: from the caller, the environment, or the local fleet.
 
-Each address is looked for in this order, and the first place that has it wins:
+Each address comes from the first of these places that has it:
 
 1. the caller's argument;
-2. ``ARGOSY_BROKER_URL`` and ``ARGOSY_STORE_URL``, their passwords from the files that ``ARGOSY_BROKER_PASSWORD_FILE`` and
-   ``ARGOSY_STORE_PASSWORD_FILE`` name, if set;
-3. ``fleet.json`` in ``ARGOSY_HOME``, which `argosy up` writes; only if neither address is given otherwise, so that a
-   broker is never paired with the store of another fleet.
+2. ``ARGOSY_BROKER_URL`` and ``ARGOSY_STORE_URL``, with the passwords in the files that ``ARGOSY_BROKER_PASSWORD_FILE``
+   and ``ARGOSY_STORE_PASSWORD_FILE`` name, if set;
+3. ``fleet.json`` in ``ARGOSY_HOME``, written by `argosy up`. It is read only if neither address is given otherwise,
+   so that a broker is never paired with the store of another fleet.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PASSWORD_IN_QUERY = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 
 
 class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When clients refuse new work: once more than so many seconds of work wait in front of it. By priority; None: never."""
+    """The limit for new work: clients refuse it over so many seconds of queued work, by priority. Default: no limit."""
 
     max_queued_s: dict[Literal["interactive", "standard", "bulk"], float] = {}
 
@@ -59,7 +59,7 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
-    """What `argosy up` writes to ``fleet.json`` while it runs."""
+    """The content of ``fleet.json``, which `argosy up` writes while it runs."""
 
     pid: int
     broker_url: str
@@ -81,7 +81,7 @@ class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The two addresses, found when they are first asked for: reading results needs no broker."""
+    """The two addresses, each looked up on first use: reading results needs no broker."""
 
     given_broker_url: str | None = field(default=None, repr=False)
     given_store_url: str | None = field(default=None, repr=False)
@@ -89,7 +89,10 @@ class Connection:
 
     @property
     def broker_url(self) -> str:
-        """The Redis URL, with its password. Raises ConfigurationError if there is none, or the local fleet has stopped."""
+        """The Redis URL with its password.
+
+        Raises ConfigurationError if there is none, or if the local fleet has stopped.
+        """
         url = self._set_url("broker")
         if url is not None:
             return url
@@ -107,12 +110,12 @@ class Connection:
 
     @property
     def tenant(self) -> str:
-        """The tenant that ``ARGOSY_TENANT`` names, or none. Raises InvalidInput."""
+        """The tenant in ``ARGOSY_TENANT``, or "". Raises InvalidInput."""
         return checked_tenant(self.environment.get("ARGOSY_TENANT", ""), "ARGOSY_TENANT")
 
     @property
     def catalogue(self) -> Catalogue:
-        """The tasks of the ``fleet.toml`` that ``ARGOSY_FLEET`` names, or else the local fleet's, or the built-in ones."""
+        """The tasks of ``ARGOSY_FLEET``'s ``fleet.toml``, or else of the local fleet, or else the built-in tasks."""
         path = self._fleet_file
         return Catalogue.from_toml(path) if path else Catalogue.builtin()
 
@@ -124,7 +127,7 @@ class Connection:
 
     @property
     def blobs(self) -> BlobSettings:
-        """The ``[blobs]`` table of the same file; ``ARGOSY_BLOB_URL`` goes before its URL. Raises ConfigurationError."""
+        """The ``[blobs]`` table of the same file. ``ARGOSY_BLOB_URL`` overrides its URL. Raises ConfigurationError."""
         path = self._fleet_file
         blobs = typed(read_toml(path).get("blobs", {}) if path else {}, BlobSettings, f"{path}: blobs")
         url = self.environment.get("ARGOSY_BLOB_URL")
@@ -132,7 +135,7 @@ class Connection:
 
     @property
     def files(self) -> ResultFiles:
-        """Where results that are files lie. Raises ConfigurationError if the fleet has no place for any."""
+        """The place of result files. Raises ConfigurationError if the fleet has none."""
         from producers.wire.result_files import ResultFiles, place_of_files
 
         return ResultFiles(place_of_files(self.blobs, self.store_url))
@@ -141,7 +144,7 @@ class Connection:
     def _fleet_file(self) -> str | None:
         path = self.environment.get("ARGOSY_FLEET")
         if not path and self._set_url("broker") is None and self._set_url("store") is None:
-            with suppress(ConfigurationError):  # no local fleet: its absence is told when something is submitted
+            with suppress(ConfigurationError):  # no local fleet: the submission itself reports that
                 path = self._local_fleet("broker").config
         return path
 
@@ -195,19 +198,21 @@ def home(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def checked_tenant(name: object, field: str = "tenant") -> str:
-    """Return a tenant's name if it is one; empty is nobody in particular. Raises InvalidInput naming `field`."""
+    """Return a valid tenant name; empty means no tenant. Raises InvalidInput naming `field`."""
     if not isinstance(name, str) or not _TENANT.fullmatch(name):
-        raise InvalidInput(field, f"{name!r} is no tenant's name", "use up to 64 letters, digits and . _ @ : + - signs")
+        raise InvalidInput(
+            field, f"{name!r} is not a valid tenant name", "use up to 64 letters, digits and . _ @ : + - signs"
+        )
     return name
 
 
 def masked(url: str) -> str:
-    """Return `url` fit for people and logs: its password as ``***``. Errs on the side of hiding too much."""
+    """Return `url` for people and logs, with ``***`` as its password. Hides too much rather than too little."""
     return _PASSWORD_IN_QUERY.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
 
 
 def with_password(url: str, password: str) -> str:
-    """Return `url` with `password` in it, quoted, in place of any that it had."""
+    """Return `url` with `password`, quoted, in place of any earlier password."""
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}"))
@@ -218,8 +223,8 @@ def _variable(part: Part) -> str:
 
 
 def checked_url(url: str, part: Part, where: str) -> str:
-    """Return a URL that may be the broker's or the store's. Raises ConfigurationError, which begins with `where`."""
-    # sqlite+pysqlite and the like are SQLAlchemy's way to name a driver: the scheme proper stands before the plus
+    """Return a URL of the broker or the store. Raises ConfigurationError, whose message begins with `where`."""
+    # SQLAlchemy names a driver after a plus (sqlite+pysqlite); the scheme proper stands before it
     scheme = url.partition("://")[0].partition("+")[0]
     if "://" not in url or scheme not in _SCHEMES[part]:
         raise ConfigurationError(f"{where}: must look like {_EXAMPLES[part]}, not {masked(url)!r}")

@@ -1,4 +1,4 @@
-"""What can go wrong, sorted by whose fault it is. Every message says what to do next."""
+"""All errors, grouped by cause: the caller, the fleet, the item. Every message names a remedy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from difflib import get_close_matches
 
 from results_store.errors import ArgosyError as ArgosyError  # noqa: PLC0414 - exported from here
 
-# --- The caller's: nothing was sent; correct the call and repeat it. ---------------------------
+# --- The caller's errors: nothing was sent; correct the call and repeat it. --------------------
 
 
 class InvalidInput(ArgosyError, ValueError):
-    """A field of a submission is not what it must be.
+    """A field of a submission is invalid.
 
-    `field` is the dotted path of what is wrong (``items[3].input``), `problem` what is wrong
-    with it, `remedy` what to do about it.
+    `field` is its dotted path (``items[3].input``), `problem` says why it is wrong, `remedy` how to correct it.
     """
 
     def __init__(self, field: str, problem: str, remedy: str = "") -> None:
@@ -24,7 +23,7 @@ class InvalidInput(ArgosyError, ValueError):
         self.remedy = remedy
 
     def of_part(self, part: str) -> InvalidInput:
-        """Return the same error, of a part of the field."""
+        """Return the same error for a part of the field."""
         return type(self)(f"{self.field}.{part}", self.problem, self.remedy)
 
     def __str__(self) -> str:
@@ -33,7 +32,7 @@ class InvalidInput(ArgosyError, ValueError):
 
 
 class UnknownTask(InvalidInput):
-    """A task that the catalogue does not have."""
+    """A task that is not in the catalogue."""
 
     def __init__(self, task: str, known: Sequence[str], field: str = "task") -> None:
         near = get_close_matches(task, known, n=1)
@@ -46,36 +45,36 @@ class InputTooLarge(InvalidInput):
 
 
 class InputUnavailable(InvalidInput):
-    """A file or URL that the worker could not read or fetch. It may be there later: submit it again."""
+    """A file or URL that the worker could not read or fetch. The fault may be temporary: submit the item again."""
 
 
 class InvalidMessage(ArgosyError, ValueError):
-    """A message on the wire that cannot be read: wrong type, wrong version, missing field."""
+    """An unreadable message on the wire: wrong type, wrong version, missing field."""
 
 
 class ConfigurationError(ArgosyError):
-    """A setting is missing or wrong; `str()` names it and where it is read from."""
+    """A missing or wrong setting. `str()` names the setting and its source."""
 
 
-# --- The fleet's: the call was right; try again later or look at the fleet. --------------------
+# --- The fleet's errors: the call was right; try again later or look at the fleet. -------------
 
 
 class BrokerUnavailable(ArgosyError, ConnectionError):
-    """The Redis broker cannot be reached. What was already accepted is safe in the store."""
+    """The Redis broker cannot be reached. Work accepted earlier is safe in the store."""
 
 
 class BlobsUnavailable(ArgosyError, ConnectionError):
-    """The place for large inputs cannot be reached or written. Nothing of the call was accepted."""
+    """The blob storage of large inputs cannot be reached or written. Nothing of the call was accepted."""
 
 
 class FileUnavailable(ArgosyError, OSError):
-    """A result's file is not there any more, or not as it was written."""
+    """A result's file is missing or differs from the file that was written."""
 
 
 class Overloaded(ArgosyError):
-    """The fleet refuses new work at the door. Nothing of the refused call was accepted.
+    """The fleet refuses new work. Nothing of the refused call was accepted.
 
-    `retry_after_s` is when it is worth trying again, where that is known.
+    `retry_after_s` is the time to wait before the next attempt, or None if unknown.
     """
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
@@ -84,18 +83,18 @@ class Overloaded(ArgosyError):
 
 
 class RateLimited(Overloaded):
-    """A tenant is over a limit of its own: items a second, or items in flight. The fleet may have room."""
+    """A tenant exceeds its own limit: items per second, or items in flight. The fleet may have capacity left."""
 
 
 class ResultTimeout(ArgosyError, TimeoutError):
-    """The result was not there within `timeout_s`. The work goes on; ask again with the same handle."""
+    """The result did not arrive within `timeout_s`. The work goes on; ask again with the same handle."""
 
 
-# --- The item's: how one item and task ended when it did not succeed. --------------------------
+# --- The item's errors: the outcome of an item and task that did not succeed. ------------------
 
 
 class ItemFailed(ArgosyError):
-    """An item and task ended ``failed``. `kind` is the typed error's name, e.g. ``InputTooLarge``."""
+    """An item and task ended as ``failed``. `kind` is the error's type, e.g. ``InputTooLarge``."""
 
     def __init__(self, task: str, kind: str, message: str) -> None:
         super().__init__(f"{task}: {kind}: {message}")

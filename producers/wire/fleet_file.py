@@ -1,4 +1,4 @@
-"""A ``fleet.toml``, read and typed: what is wrong in it is told with its place, and with what could stand there."""
+"""Read and type-check a ``fleet.toml``. An error names the wrong setting and suggests a valid name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MISSING = re.compile(r"Object missing required field `(.+)`")
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Return what a TOML file says. Raises ConfigurationError."""
+    """Return the content of a TOML file. Raises ConfigurationError."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -30,22 +30,25 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def typed(value: object, form: type[T], where: str) -> T:
-    """Return what stands at a place, ``fleet.toml: worker`` say, as a struct, a dataclass or a dict. Raises ConfigurationError."""
+    """Return a value typed as `form`. Raises ConfigurationError beginning with `where` (``fleet.toml: worker``)."""
     try:
         return msgspec.convert(value, form)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(_told(str(error), form, where)) from error
+        raise ConfigurationError(_rephrased(str(error), form, where)) from error
 
 
 def known(name: str, names: Iterable[str]) -> str:
-    """Return which of the names was meant, or else all that there are."""
+    """Suggest the most similar of the names, or list all of them."""
     there = list(names)
     near = get_close_matches(name, there, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there)}"
 
 
-def _told(message: str, form: Any, where: str) -> str:
-    """msgspec's message ends in the place, such as ``- at `$.grace_s` ``; a wrong key of a table is ``at `key` in `$` ``."""
+def _rephrased(message: str, form: Any, where: str) -> str:
+    """Turn msgspec's message into ours.
+
+    msgspec ends a message with the place: ``- at `$.grace_s` ``, or ``at `key` in `$` `` for a wrong key of a table.
+    """
     problem, _, place = message.partition(" - at `")
     path = place.rpartition("$")[2].rstrip("`")
     hints = get_type_hints(form) if isinstance(form, type) and get_origin(form) is None and form is not dict else {}
@@ -59,7 +62,7 @@ def _told(message: str, form: Any, where: str) -> str:
 
 
 def _choices(hint: Any) -> list[str]:
-    """Return the words that a type is made of, if it is."""
+    """Return the words of a Literal type, however deep it lies in `hint`."""
     if get_origin(hint) is Literal:
         return [str(word) for word in get_args(hint)]
     return [word for inner in get_args(hint) for word in _choices(inner)]

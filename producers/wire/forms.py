@@ -1,4 +1,4 @@
-"""The forms that inputs have (a text, an image, a question with its context …): what is accepted, checked before it is sent."""
+"""The forms of inputs (a text, an image, a question with its context …) and the checks before an input is sent."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from producers.wire.messages import (
 T = TypeVar("T")
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
-#: The form of an input. A source of items (a file, a folder) is read for one of them.
+#: The form of an input. Each source of items (a file, a folder) is read as one form.
 Modality = Literal[
     "text", "prompt", "image", "audio", "video", "question", "sentences", "row", "series", "seed", "text-and-image"
 ]
 
-#: The forms that are objects, with their fields: a file may have these as columns instead of one column of objects.
+#: The forms that are objects, with their fields. A file may hold these fields as columns instead of one column of
+#: objects.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "question": QuestionInput.__struct_fields__,
     "sentences": SentencesInput.__struct_fields__,
@@ -49,8 +50,7 @@ Redactable = Literal["email", "iban", "card", "ip", "phone"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest inputs accepted; checked at the producer, and again at the worker. `redact` names what the producer replaces in
-    texts before it sends them."""
+    """The largest accepted inputs. The producer checks them, and the worker checks again."""
 
     max_text_chars: int = 100_000
     max_input_bytes: int = 20 * 1024 * 1024
@@ -60,26 +60,26 @@ class Limits:
 def check(modality: Modality, value: object, limits: Limits, field: str) -> Input:
     """Return `value` as an input of this form, or raise InvalidInput or InputTooLarge naming `field`."""
     checked = _CHECKS[modality](value, limits, field)
-    # texts and files are looked at there; these are objects whose names and numbers nobody has looked at
+    # texts and files were checked above; the names and numbers in these objects were not
     objects = MessagesInput | RowInput | SeriesInput
     return sendable(checked, field) if isinstance(checked, objects) else checked
 
 
 def sendable(value: T, field: str) -> T:
-    """Return a value that an envelope can carry. Raises InvalidInput for half a character or a number too large."""
+    """Return `value` if an envelope can carry it. Raises InvalidInput for lone surrogates or numbers over 64 bits."""
     try:
-        msgspec.msgpack.encode(value)  # the narrower of the two forms that envelopes travel in
+        msgspec.msgpack.encode(value)  # of JSON and MessagePack, the format with the narrower range
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidInput(field, f"cannot be sent: {error}", "send valid Unicode and numbers of 64 bits") from error
     return value
 
 
 def check_text(value: object, limits: Limits, field: str) -> str:
-    """Return a text that has something to read, valid Unicode, within the limit."""
+    """Return a text if it is valid Unicode, within the limit, and not only white space."""
     if not isinstance(value, str):
         raise InvalidInput(field, f"must be text, not {type(value).__name__}", "decode bytes to str first")
     if not value or value.isspace():
-        raise InvalidInput(field, "is empty", "drop the item, or give it some text")
+        raise InvalidInput(field, "is empty", "leave the item out, or give it a text")
     if len(value) > limits.max_text_chars:
         limit = limits.max_text_chars
         raise InputTooLarge(field, f"has {len(value):,} characters, over {limit:,}", "split the text")
@@ -95,7 +95,7 @@ def check_text(value: object, limits: Limits, field: str) -> str:
 
 
 def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
-    """Return the bytes of a file of this sort, or a path or URL where it is."""
+    """Return a file's bytes as an input, or the path or URL of the file."""
     if isinstance(value, Path):
         value = PathInput(str(value))
     if isinstance(value, bytes | bytearray | memoryview):
@@ -124,7 +124,7 @@ def _check_question(value: object, limits: Limits, field: str) -> Input:
 
 
 def _check_prompt(value: object, limits: Limits, field: str) -> Input:
-    """A text, or the messages of a dialogue: a list of them, or an object that has it, as OpenAI's requests do."""
+    """Return a text, or the messages of a dialogue: a list, or an object with `messages` as in OpenAI's requests."""
     if isinstance(value, str):
         return check_text(value, limits, field)
     if isinstance(value, list | tuple):
@@ -153,7 +153,7 @@ def _check_sentences(value: object, limits: Limits, field: str) -> Input:
 
 
 def _check_row(value: object, limits: Limits, field: str) -> Input:
-    """Return a row: an object of columns and values, with nothing in it that is no number."""
+    """Return a row of a table: an object of columns and values, all numbers finite."""
     values = value.values if isinstance(value, RowInput) else value
     if not isinstance(values, Mapping) or not values:
         raise InvalidInput(field, "must be an object of columns and values", 'for example {"age": 44, "smoker": "no"}')
@@ -169,7 +169,7 @@ def _check_row(value: object, limits: Limits, field: str) -> Input:
 
 
 def _check_series(value: object, limits: Limits, field: str) -> Input:
-    """Return a series: lists of numbers, one a channel, or an object that has them by the channels' names."""
+    """Return a series: a list of numbers per channel, or an object with such lists by channel name."""
     names, channels = _named_channels(value, field)
     named = names or tuple(map(str, range(len(channels))))
     read = tuple(_channel(one, f"{field}.{name}") for name, one in zip(named, channels, strict=True))
@@ -178,7 +178,7 @@ def _check_series(value: object, limits: Limits, field: str) -> Input:
     for name, one in zip(named, read, strict=True):
         if len(one) != len(read[0]):
             problem = f"has {len(one):,} values, and channel {named[0]} has {len(read[0]):,}"
-            raise InvalidInput(f"{field}.{name}", problem, "give null for what is missing")
+            raise InvalidInput(f"{field}.{name}", problem, "give null for missing values")
     if len(read) * len(read[0]) > limits.max_text_chars:
         raise InputTooLarge(field, f"has over {limits.max_text_chars:,} values in all", "send it in parts")
     return SeriesInput(read, names)
@@ -193,7 +193,7 @@ def _named_channels(value: object, field: str) -> tuple[tuple[str, ...], tuple[o
 
 
 def _lists(value: object, field: str) -> tuple[object, ...]:
-    """Return a list's lists; a list of numbers is one channel. Arrays say what they hold by themselves."""
+    """Return a list's lists; a list of numbers is one channel. Arrays are converted with their `tolist`."""
     listed = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(listed, list | tuple) or not listed:
         raise InvalidInput(
@@ -205,7 +205,7 @@ def _lists(value: object, field: str) -> tuple[object, ...]:
 def _channel(value: object, field: str) -> tuple[float | None, ...]:
     values = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(values, list | tuple) or not values:
-        raise InvalidInput(field, "must be a list of numbers", "at least one, or null where one is missing")
+        raise InvalidInput(field, "must be a list of numbers", "of at least one number, with null for missing values")
     for place, one in enumerate(values):
         if one is not None and (isinstance(one, bool) or not isinstance(one, int | float)):
             raise InvalidInput(f"{field}[{place}]", f"must be a number, not {type(one).__name__}", "or null if missing")
@@ -215,7 +215,7 @@ def _channel(value: object, field: str) -> tuple[float | None, ...]:
 
 
 def _check_seed(value: object, limits: Limits, field: str) -> Input:
-    """Return a seed: an integer, an object that has it, or the digits that a file's column holds."""
+    """Return a seed: an integer, an object with `seed`, or the digits from a file's column."""
     del limits
     given = value.get("seed") if isinstance(value, Mapping) else value
     if isinstance(given, SeedInput):
@@ -236,7 +236,7 @@ def _check_text_and_image(value: object, limits: Limits, field: str) -> Input:
             raise InvalidInput(f"{field}.{name}", "is missing", 'give it {"text": …, "image": bytes, a path or a URL}')
     text = check_text(given["text"], limits, f"{field}.text")
     image = _check_file("an image file", given["image"], limits, f"{field}.image")
-    assert isinstance(image, InlineBytes | PathInput | UrlInput), "what a file may be"
+    assert isinstance(image, InlineBytes | PathInput | UrlInput), "the three forms of a file"
     return TextAndImageInput(text, image)
 
 

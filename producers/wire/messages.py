@@ -1,4 +1,4 @@
-"""What travels on the wire: item and envelope, typed and versioned. JSON, or MessagePack where bytes travel."""
+"""The wire format: items and envelopes, typed and versioned. JSON, or MessagePack if the envelope carries bytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import msgspec
 
 from producers.wire.errors import InvalidMessage
 
-#: Version of the envelope format. A worker reads this version and every older one listed in `_UPGRADES`.
+#: Version of the envelope format. A worker reads this version and the older ones in `_UPGRADES`.
 VERSION = 1
 
-#: Seeds are what JSON's readers and torch all can have.
+#: The largest seed that both JSON readers and torch hold exactly.
 MOST_SEED = 2**53 - 1
 
 JSON = "application/json"
@@ -32,7 +32,7 @@ class Priority(IntEnum):
 
 
 class InlineBytes(msgspec.Struct, frozen=True, tag="bytes"):
-    """An input carried inside the message: the bytes of an image file, say."""
+    """An input carried inside the message, such as the bytes of an image file."""
 
     data: bytes
 
@@ -50,7 +50,7 @@ class UrlInput(msgspec.Struct, frozen=True, tag="url"):
 
 
 class BlobInput(msgspec.Struct, frozen=True, tag="blob"):
-    """A large text, or bytes, that lie where `producers.wire.blobs` put them: only producers make it, only workers read it."""
+    """A large text, or bytes, in blob storage. Only producers make this input, only workers read it."""
 
     job: str
     blob: str
@@ -65,55 +65,60 @@ class QuestionInput(msgspec.Struct, frozen=True, tag="question"):
 
 
 class SentencesInput(msgspec.Struct, frozen=True, tag="sentences"):
-    """A sentence and those that it is compared with."""
+    """A sentence and the sentences to compare it with."""
 
     source_sentence: str
     sentences: tuple[str, ...]
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One turn of a dialogue. `role` is ``system``, ``user`` or ``assistant``, or what else the model's template knows."""
+    """A message of a dialogue. `role` is ``system``, ``user``, ``assistant``, or another role of the template."""
 
     role: str
     content: str
 
 
 class MessagesInput(msgspec.Struct, frozen=True, tag="messages"):
-    """A dialogue that is to be answered."""
+    """A dialogue to answer."""
 
     messages: tuple[Message, ...]
 
 
 class RowInput(msgspec.Struct, frozen=True, tag="row"):
-    """A row of a table: its values by column, null where one is unknown."""
+    """A row of a table: its values by column, null for an unknown value."""
 
     values: dict[str, int | float | str | None]
 
 
 class SeriesInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="series"):
-    """What sensors measured at equal intervals: for each channel its values, all equally many, null where one is missing.
-    `names` are the channels', if they were named."""
+    """Sensor measurements at equal intervals: the values of each channel, all equally many, null for a missing value.
+
+    `names` are the names of the channels, if they have any.
+    """
 
     channels: tuple[tuple[float | None, ...], ...]
     names: tuple[str, ...] = ()
 
 
 class TextAndImageInput(msgspec.Struct, frozen=True, tag="text-and-image"):
-    """An image with what is said or asked of it."""
+    """An image with a text or question about it."""
 
     text: str
     image: InlineBytes | PathInput | UrlInput
 
 
 class SeedInput(msgspec.Struct, frozen=True, tag="seed"):
-    """The number that noise is drawn with, for what is made of nothing else."""
+    """The seed of a picture that is made from noise alone."""
 
     seed: int
 
 
 class DerivedInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="derived"):
-    """What a worker makes of earlier results of the same job, `of` (seq, task) each, by the selector `take`; with `part`,
-    of that one of their parts. Only `producers.pipelines` makes it, in the transaction that stores those results."""
+    """An input that a worker derives from earlier results of the same job.
+
+    `of` lists the results as (seq, task), `take` names the selector, and `part` picks a part of them. Only
+    `producers.pipelines` makes this input, in the transaction that stores those results.
+    """
 
     take: str
     of: tuple[tuple[int, str], ...]
@@ -140,10 +145,10 @@ Params: TypeAlias = dict[str, Any]
 
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One input with the tasks wanted on it.
+    """An input with the tasks wanted on it.
 
-    `seq` is its place in the job and, with the task, the key of its results. `params` holds each
-    task's parameters by task name. `key` is the submitter's own identifier, kept with the result.
+    `seq` is its number in the job and, with the task, the key of its results. `params` holds each task's parameters by
+    task name. `key` is the submitter's own identifier, kept with the result.
     """
 
     seq: int
@@ -154,11 +159,11 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The unit of delivery: one Celery message with items of one model and one priority.
+    """The unit of delivery: a Celery message with items of the same model and priority.
 
-    Times are Unix seconds. `deadline_at` holds for every item: past it, an item is not computed. One that is not
-    `durable` has no row in the outbox: Redis alone carries it. `tenant` is whose items they are; empty: nobody's in
-    particular. What an envelope of a `pipeline` comes to may be followed by more.
+    Times are Unix seconds. An item is not computed after `deadline_at`. An envelope that is not `durable` has no row in
+    the outbox: only Redis carries it. An empty `tenant` means no tenant. Results of a `pipeline` envelope may lead to
+    more envelopes.
     """
 
     SUPPORTED: ClassVar[tuple[int, ...]] = (VERSION,)
@@ -177,7 +182,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
     @property
     def results(self) -> int:
-        """How many results this envelope owes: one per item and task."""
+        """The number of results that this envelope owes: one per item and task."""
         return sum(len(item.tasks) for item in self.items)
 
     @property
@@ -193,12 +198,12 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
 
 def _file(value: Input) -> Input:
-    """Return the part of an input that is a file, or may be one."""
+    """Return the part of an input that can be a file."""
     return value.image if isinstance(value, TextAndImageInput) else value
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True):
-    """The envelope with its items still undecoded, so that one malformed item costs only itself."""
+    """The envelope with its items not yet decoded, so that a malformed item costs only itself."""
 
     version: int
     id: str
@@ -214,7 +219,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BadItem(msgspec.Struct, frozen=True):
-    """An item that could not be decoded; `seq` and `tasks` are what could be read of it."""
+    """An item that could not be decoded. `seq` and `tasks` are the readable part of it."""
 
     seq: int
     tasks: tuple[str, ...]
@@ -223,10 +228,10 @@ class BadItem(msgspec.Struct, frozen=True):
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
-#: The form of an identifier that `new_id` makes, as a regular expression.
+#: The form of an identifier made by `new_id`, as a regular expression.
 ID = f"[{_CROCKFORD}]{{26}}"
 
-#: Older versions and the function that lifts a raw message of that version by one. Empty at version 1.
+#: For each older version, the function that lifts a raw message to the next version. Empty at version 1.
 _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
@@ -237,14 +242,14 @@ def new_id() -> str:
 
 
 def is_id(name: str) -> bool:
-    """Return whether `new_id` can have made a name."""
+    """Return whether a name has the form of an id from `new_id`."""
     return re.fullmatch(ID, name) is not None
 
 
 def made_at(id_: str) -> float:
-    """Return when `new_id` made an id (Unix seconds). Raises ValueError for what it cannot have made."""
+    """Return the time at which `new_id` made an id (Unix seconds). Raises ValueError for any other name."""
     if not is_id(id_):
-        raise ValueError(f"{id_[:40]!r} is not one of our ids")
+        raise ValueError(f"{id_[:40]!r} is not an Argosy id")
     value = 0
     for character in id_[:10]:  # 48 bits of time in 50 of text
         value = value << 5 | _CROCKFORD.index(character)
@@ -252,7 +257,7 @@ def made_at(id_: str) -> float:
 
 
 def encode(envelope: Envelope) -> tuple[bytes, str]:
-    """Return the envelope's bytes and their content type: MessagePack if inline bytes travel, else JSON."""
+    """Return the envelope's bytes and their content type: MessagePack if it carries inline bytes, else JSON."""
     if envelope.carries_bytes:
         return msgspec.msgpack.encode(envelope), MSGPACK
     return msgspec.json.encode(envelope), JSON
@@ -276,9 +281,9 @@ def decode_bytes(payload: bytes, content_type: str) -> dict[str, Any]:
 
 
 def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
-    """Return the envelope in a raw mapping and the items of it that are malformed.
+    """Return the envelope in a raw mapping and its malformed items.
 
-    Raises InvalidMessage if the envelope itself is unreadable or of a version that is not supported.
+    Raises InvalidMessage if the envelope itself is unreadable or of an unsupported version.
     """
     raw = _upgrade(raw)
     try:
@@ -289,7 +294,7 @@ def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
     bad: list[BadItem] = []
     for position, value in enumerate(header.items):
         try:
-            # strict JSON carries bytes as base64 text; MessagePack hands real bytes over: both are accepted
+            # strict JSON carries bytes as base64 text, MessagePack carries real bytes: both are accepted
             items.append(msgspec.convert(value, Item))
         except msgspec.ValidationError as error:
             bad.append(_bad_item(value, position, str(error)))
@@ -320,8 +325,9 @@ def _upgrade(raw: object) -> dict[str, Any]:
         version = raw.get("version")
     if version not in Envelope.SUPPORTED:
         raise InvalidMessage(
-            f"envelope version {version!r} is not one this worker reads ({', '.join(map(str, Envelope.SUPPORTED))}); "
-            "upgrade the producer or the worker so that both speak one version"
+            f"envelope version {version!r} is not supported by this worker "
+            f"(supported: {', '.join(map(str, Envelope.SUPPORTED))}); "
+            "upgrade the producer or the worker to the same release"
         )
     return raw
 

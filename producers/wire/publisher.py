@@ -1,10 +1,10 @@
-"""Envelopes onto Redis, as the messages that Celery itself would put there, built without Celery.
+"""Push envelopes onto Redis as the messages that Celery would put there, built without Celery.
 
-`message` is pure: the client, an asyncio client and the reconciler share it. `Publisher` is the sync edge.
+`message` is pure; the client, the asyncio client and the reconciler share it. `Publisher` is the synchronous sender.
 
-The message is kombu's virtual message with a Celery task of protocol 2 in it. It names the default exchange and the
-queue as routing key, which kombu resolves without a binding; so it can be published before any worker ever
-started, and a worker that gives it back finds its way to the same list.
+The message is kombu's virtual message, which holds a Celery task of protocol 2. It names the default exchange, and the
+queue as its routing key; kombu resolves this without a binding. So a message can be published before any worker ever
+started, and a message that a worker returns comes back to the same list.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from producers.wire.queues import TASK, queue_name, redis_key
 if TYPE_CHECKING:
     from redis import Redis
 
-#: The list to push to, and the bytes to push.
+#: The Redis list, and the bytes to push there.
 Message = tuple[str, bytes]
 
-#: The body is ``[args, kwargs, embed]``; these stand before and after the one argument, the encoded envelope.
+#: The body is ``[args, kwargs, embed]``: these frames surround the only argument, the encoded envelope.
 _FRAMES = {
     JSON: (b"[[", b'], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'),
     MSGPACK: (
@@ -39,13 +39,13 @@ _FRAMES = {
 }
 _CONTENT_ENCODINGS = {JSON: "utf-8", MSGPACK: "binary"}
 
-#: Seconds a socket may take to connect, and a command to be answered, before the broker counts as unreachable.
+#: Seconds for a socket to connect, and for a command to be answered, before the broker counts as unreachable.
 TIMEOUT_S = 5.0
 SUBSCRIBE_TIMEOUT_S = 1.0
 
 
 class Publishable(Protocol):
-    """What `message` needs of an envelope: results_store's NewEnvelope and PendingEnvelope both have it."""
+    """The attributes of an envelope that `message` reads; results_store's NewEnvelope and PendingEnvelope have them."""
 
     @property
     def id(self) -> str: ...
@@ -64,17 +64,17 @@ class Publishable(Protocol):
 
 
 def message(envelope: Publishable, *, about: str = "") -> Message:
-    """Return where an envelope goes and the message to push there.
+    """Return an envelope's Redis list and the message to push there.
 
-    `about` (``64 items, sentiment+topic``) is what Flower shows of it besides its model, priority and job. The
-    inputs themselves are never part of what is shown.
+    Flower shows `about` (``64 items, sentiment+topic``) beside the envelope's model, priority and job. The inputs are
+    never shown.
     """
     before, after = _FRAMES[envelope.content_type]
     priority = Priority(envelope.priority)
     parts = [about] if about else []
     shown = f"{envelope.model}: {', '.join([*parts, priority.name.lower(), f'job {envelope.job}'])}"
     wire = {
-        "body": before + envelope.payload + after,  # msgspec writes bytes as base64, which is what is wanted here
+        "body": before + envelope.payload + after,  # msgspec writes bytes as base64, as kombu expects here
         "content-encoding": _CONTENT_ENCODINGS[envelope.content_type],
         "content-type": envelope.content_type,
         "headers": _headers(envelope.id, repr((shown,))),
@@ -85,7 +85,7 @@ def message(envelope: Publishable, *, about: str = "") -> Message:
             "delivery_info": {"exchange": "", "routing_key": queue_name(envelope.model, envelope.lane)},
             "priority": int(priority),
             "body_encoding": "base64",
-            "delivery_tag": new_id(),  # not the envelope's: it may be published twice, and each copy is acknowledged
+            "delivery_tag": new_id(),  # not the envelope's id: a message may be published twice, each is acknowledged
         },
     }
     return redis_key(envelope.model, priority, envelope.lane), msgspec.json.encode(wire)
@@ -108,7 +108,7 @@ def _headers(task_id: str, argsrepr: str) -> dict[str, Any]:
         "argsrepr": argsrepr,
         "kwargsrepr": "{}",
         "origin": _origin(),
-        "ignore_result": True,  # the result goes to the store; Celery's result backend has no part in it
+        "ignore_result": True,  # the result goes to the store, not to Celery's result backend
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
@@ -121,7 +121,7 @@ def _origin() -> str:
 
 
 class Publisher:
-    """Pushes messages in one pipeline. Thread-safe; connects when first used."""
+    """Pushes messages in a Redis pipeline. Thread-safe; connects on first use."""
 
     def __init__(self, broker_url: str) -> None:
         self._broker_url = broker_url
@@ -131,18 +131,18 @@ class Publisher:
 
     @property
     def redis(self) -> Redis:
-        """The Redis client, for subscriptions. Creating it connects nothing yet."""
+        """The Redis client, for subscriptions. Creating it opens no connection."""
         with self._lock:
             if self._redis is None:
                 self._redis = connect(self._broker_url)
             return self._redis
 
     def subscriber(self) -> Redis:
-        """Return a Redis client of its own for subscriptions; whoever listens looks elsewhere soon, so it is less patient."""
+        """Return a separate Redis client for subscriptions. Its timeout is short: a listener then polls the store."""
         return connect(self._broker_url, timeout_s=min(TIMEOUT_S, SUBSCRIBE_TIMEOUT_S))
 
     def check(self) -> None:
-        """Make sure that Redis answers, before anything is accepted for it; free while publishing works.
+        """Check that Redis answers before anything is accepted. Costs nothing while publishing works.
 
         Raises BrokerUnavailable.
         """
@@ -152,7 +152,7 @@ class Publisher:
             self._doubtful = False
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Push all messages in one round trip. Raises BrokerUnavailable or Overloaded; some may then have been pushed."""
+        """Push all messages in one round trip. Raises BrokerUnavailable or Overloaded; some may have been pushed."""
         redis = self.redis
         try:
             if len(messages) == 1:  # a lone interactive item: no pipeline to set up
@@ -168,7 +168,7 @@ class Publisher:
             raise
 
     def close(self) -> None:
-        """Close the connections. The publisher can be used again, and then connects anew."""
+        """Close the connections. The publisher connects again on the next use."""
         with self._lock:
             client, self._redis = self._redis, None
             self._doubtful = True
@@ -177,7 +177,7 @@ class Publisher:
 
 
 def connect(broker_url: str, *, timeout_s: float | None = None) -> Redis:
-    """Return a Redis client with bounded waits (default: TIMEOUT_S). Nothing is connected yet. Raises ConfigurationError."""
+    """Return a Redis client with bounded waits (default: TIMEOUT_S), not yet connected. Raises ConfigurationError."""
     from redis import Redis
     from redis.backoff import ExponentialBackoff
     from redis.exceptions import ConnectionError as NotConnected
@@ -190,16 +190,16 @@ def connect(broker_url: str, *, timeout_s: float | None = None) -> Redis:
             socket_connect_timeout=timeout_s,
             socket_timeout=timeout_s,
             health_check_interval=30,
-            # enough for a connection that a restarted server dropped; one that is down is reported, not waited for
+            # enough for a connection that a restarted server dropped; a server that is down is reported, not waited for
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2, supported_errors=(NotConnected,)),
         )
     except ValueError as error:
-        raise ConfigurationError(f"broker: {masked(broker_url)!r} is no Redis URL: {error}") from None
+        raise ConfigurationError(f"broker: {masked(broker_url)!r} is not a Redis URL: {error}") from None
 
 
 @contextmanager
 def as_unavailable(redis: Redis) -> Iterator[None]:
-    """Turn redis-py's errors into BrokerUnavailable, or Overloaded where its memory is full; they name the address."""
+    """Turn redis-py's errors into BrokerUnavailable, or Overloaded if memory is full; the message names the address."""
     from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
 
     try:
@@ -208,7 +208,7 @@ def as_unavailable(redis: Redis) -> Iterator[None]:
         raise BrokerUnavailable(f"{_where(redis)} refuses the login: {error}; check user and password") from error
     except OutOfMemoryError as error:
         raise Overloaded(
-            f"{_where(redis)} is full: {error}; wait for the fleet to catch up, or give it memory"
+            f"{_where(redis)} is full: {error}; wait for the fleet to catch up, or give Redis more memory"
         ) from error
     except (RedisError, OSError) as error:
         raise BrokerUnavailable(f"{_where(redis)}: {error}; check that it runs and can be reached") from error

@@ -1,13 +1,13 @@
-"""Queue names, priorities and the transport settings that producers and workers must agree on."""
+"""Queue names, priorities and transport settings that producers and workers share."""
 
 from __future__ import annotations
 
 from producers.wire.messages import Priority
 
-#: The Celery task that runs an envelope; the name that Flower shows.
+#: The Celery task that runs an envelope. Flower shows this name.
 TASK = "argosy.envelope"
 
-#: Redis lists are kept per priority; kombu polls them in this order across all of a worker's queues.
+#: Redis keeps a list per priority. kombu polls them in this order across all of a worker's queues.
 PRIORITY_STEPS = sorted(int(priority) for priority in Priority)
 
 #: kombu's separator between a queue's name and its priority in the Redis key.
@@ -15,27 +15,27 @@ PRIORITY_SEPARATOR = "\x06\x16"
 
 
 def queue_name(model: str, lane: int = 0) -> str:
-    """Return the queue that carries a model's envelopes of one lane: one Redis list a priority.
+    """Return the queue of a model's envelopes in a lane: a Redis list per priority.
 
-    Tenants have lanes of their own, so that they take turns; lane 0 is that of whoever names no tenant.
+    Tenants have lanes of their own, so that they take turns. Lane 0 is for submissions without a tenant.
     """
     return f"argosy.{model}/{lane}" if lane else f"argosy.{model}"
 
 
 def redis_key(model: str, priority: Priority, lane: int = 0) -> str:
-    """Return the Redis list that holds a model's envelopes of one priority and lane, as kombu names it.
+    """Return the Redis list of a model's envelopes of a priority and lane, by kombu's name.
 
-    kombu leaves the suffix off for priority 0 (``kombu.transport.redis.Channel._q_for_pri``).
+    kombu adds no suffix for priority 0 (``kombu.transport.redis.Channel._q_for_pri``).
     """
     queue = queue_name(model, lane)
     return f"{queue}{PRIORITY_SEPARATOR}{int(priority)}" if priority else queue
 
 
 def done_channel(job: str) -> str:
-    """Return the pub/sub channel on which a job's finished envelopes are announced, after their commit."""
+    """Return the pub/sub channel that announces a job's finished envelopes, after their commit."""
     return f"argosy.done.{job}"
 
 
 def text_channel(job: str, seq: int) -> str:
-    """Return the pub/sub channel on which the text of a job's item is told piece by piece, while it is written."""
+    """Return the pub/sub channel that carries the text of an item piece by piece, while the model writes it."""
     return f"argosy.text.{job}.{seq}"

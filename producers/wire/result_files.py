@@ -1,8 +1,8 @@
-"""Results that are files, pictures above all: workers put them under one URL, the row has a reference, clients read them there.
+"""Results that are files: workers write them under a URL, the row holds a reference, clients read them.
 
-They lie beside the inputs that travel by reference (``[blobs]``, ``ARGOSY_BLOB_URL``), under ``made``; without such a place, in a
-folder beside the SQLite store. A file belongs to a job and is named by its content, ``JOB/SHA256.png``: written twice, it is
-the same file. It is written before its row is committed, and goes once its job is gone.
+They lie beside the blobs of large inputs (``[blobs]``, ``ARGOSY_BLOB_URL``), under ``made``; without a blob URL, in a
+folder beside the SQLite store. A file belongs to a job and is named by its content, ``JOB/SHA256.png``, so writing it
+twice gives the same file. The file is written before its row is committed, and deleted after its job is deleted.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from producers.wire.messages import is_id, made_at, new_id
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
 
-#: The types that files may have, with the endings of their names.
+#: The permitted file types, with the suffixes of their names.
 MEDIA_TYPES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 _NAME = re.compile(rf"([0-9a-f]{{64}})\.({'|'.join(MEDIA_TYPES.values())})")
 
 
 def place_of_files(blobs: BlobSettings, store_url: str) -> str:
-    """Return the URL under which a fleet's result files lie. Raises ConfigurationError if it has no place for any."""
+    """Return the URL of a fleet's result files. Raises ConfigurationError if the fleet has no place for them."""
     if blobs.url:
         return f"{blobs.url.rstrip('/')}/made"
     from sqlalchemy import make_url
 
     url = make_url(store_url)
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
-        remedy = "name a folder or bucket that workers and clients share: [blobs] url in fleet.toml, or ARGOSY_BLOB_URL"
-        raise ConfigurationError(f"blobs: there is no place for results that are files; {remedy}")
+        remedy = "set a folder or bucket that workers and clients share: [blobs] url in fleet.toml, or ARGOSY_BLOB_URL"
+        raise ConfigurationError(f"blobs: this fleet has no place for results that are files; {remedy}")
     return f"file://{Path(url.database).resolve()}.files"
 
 
 def media_type_of(name: str) -> str:
-    """Return the type of a file by its name. Raises InvalidInput."""
+    """Return the media type of a file name. Raises InvalidInput."""
     ending = name.rpartition(".")[2]
     found = next((media_type for media_type, known in MEDIA_TYPES.items() if known == ending), None)
     if found is None:
-        raise InvalidInput("name", f"{name!r} is no result's file")
+        raise InvalidInput("name", f"{name!r} is not the name of a result's file")
     return found
 
 
 @dataclass(slots=True)
 class ResultFiles:
-    """The files under one URL. Thread-safe; connects when first used."""
+    """The files under a URL. Thread-safe; connects on first use."""
 
     url: str
     clock: Callable[[], float] = time.time
     _opened: tuple[AbstractFileSystem, str] | None = None
 
     def put(self, job: str, data: bytes, media_type: str) -> dict[str, Any]:
-        """Write a file, unless it is there, and return the reference to it. Raises BlobsUnavailable."""
+        """Write a file unless it exists, and return the reference to it. Raises BlobsUnavailable."""
         fs, root = self._fs()
         sha256 = hashlib.sha256(data).hexdigest()
         path = f"{root}/{job}/{sha256}.{MEDIA_TYPES[media_type]}"
@@ -72,37 +72,39 @@ class ResultFiles:
         return {"uri": uri, "media_type": media_type, "bytes": len(data), "sha256": sha256}
 
     def read(self, reference: Mapping[str, Any]) -> bytes:
-        """Return the file of a reference. Only its last two parts are looked at: nothing but what lies under `url` is read.
+        """Return the file of a reference, by the last two parts of its URI: no file outside `url` can be read.
 
-        Raises InvalidInput if it is no such reference, FileUnavailable if the file is gone or is not what was written,
-        BlobsUnavailable if the place cannot be reached.
+        Raises InvalidInput for a malformed reference, FileUnavailable if the file is missing or differs from the
+        written one, and BlobsUnavailable if the place cannot be reached.
         """
         uri = reference.get("uri")
         job, _, name = str(uri).rpartition("/")
         return self.get(job.rpartition("/")[2], name)
 
     def get(self, job: str, name: str) -> bytes:
-        """Return a job's file by its name. Raises as `read`."""
+        """Return a job's file by its name. Raises the same errors as `read`."""
         named = _NAME.fullmatch(name)
         if not is_id(job) or named is None:
-            raise InvalidInput("uri", f"{job}/{name} is not the place of a result's file", "pass what the row has")
+            raise InvalidInput(
+                "uri", f"{job}/{name} is not the place of a result's file", "pass the reference in the row"
+            )
         fs, root = self._fs()
         data = None
         with reached(), suppress(FileNotFoundError):
             data = fs.cat_file(f"{root}/{job}/{name}")
         if data is None:
-            raise FileUnavailable(f"{job}/{name} is not there: its job was purged, or it lies elsewhere ([blobs] url)")
+            raise FileUnavailable(f"{job}/{name} is missing: its job was purged, or [blobs] url names another place")
         if hashlib.sha256(data).hexdigest() != named[1]:
-            raise FileUnavailable(f"{job}/{name} is not what was written: its sha256 differs")
+            raise FileUnavailable(f"{job}/{name} is damaged: its sha256 differs from its name")
         return bytes(data)
 
     def sweep(self, there: Callable[[Collection[str]], Collection[str]]) -> int:
-        """Remove the files of jobs that are not `there` any more; return how many. Raises BlobsUnavailable.
+        """Delete the files of jobs that `there` does not return; return their number. Raises BlobsUnavailable.
 
-        Young ones stay: an item that is not durable may have its job's row with its result.
+        The files of young jobs stay: the job row of an item that is not durable may come only with its result.
         """
         if self.url.startswith("file://") and not Path(self.url.removeprefix("file://")).is_dir():
-            return 0  # nothing was ever put here; so nobody needs fsspec for it
+            return 0  # no file was ever written here, so fsspec is not needed
         with reached():
             old = (job for job in jobs_under(*self._fs()) if self.clock() - made_at(job) >= YOUNG_S)
             return sum(map(self._remove, unwanted(old, there)))
@@ -130,7 +132,7 @@ class ResultFiles:
 def _write(fs: AbstractFileSystem, path: str, data: bytes) -> None:
     """Write a file whole or not at all, as object stores do by themselves.
 
-    Two may write the same one, of which the other's row is committed when this one dies amid it.
+    Two workers may write the same file; if one dies midway, the other's row must not refer to half a file.
     """
     protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
     if "file" not in protocols:

@@ -1,1 +1,1 @@
-"""Results as Celery applications read them: a Celery result backend on the store."""
+"""A Celery result backend on the store, for users' own Celery applications."""

@@ -1,8 +1,8 @@
-"""A Celery result backend on the store, for people's own Celery code: ``result_backend="argosy+sqlite:///path"``.
+"""A Celery result backend on the store, for users' own Celery code: ``result_backend="argosy+sqlite:///path"``.
 
-Also ``argosy+postgresql://…``. States and results are stored as JSON, several threads' in one transaction; a chord's body
-is sent by whoever returns its last part, which a counter in the database decides, and nobody polls for it. `argosy migrate`
-makes the tables.
+Also ``argosy+postgresql://…``. States and results are stored as JSON; the writes of several threads share a
+transaction. The worker that returns a chord's last part sends its body; a counter in the database decides which worker
+this is, without polling. `argosy migrate` makes the tables.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ logger = logging.getLogger(__name__)
 
 Meta = dict[str, Any]
 
-#: The first look for a result comes this soon; later ones are further and further apart, up to Celery's `interval`.
+#: Seconds until the first look for a result. Later looks are further and further apart, up to Celery's `interval`.
 FIRST_LOOK_S = 0.01
 
 _EXTENDED = ("name", "args", "kwargs", "worker", "retries", "queue", "stamped_headers")
 
 
 class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
-    """See the module. Settings of Celery that it follows: `result_expires`, `result_chord_expires`,
-    `result_chord_join_timeout`, `result_extended`, `result_backend_always_retry` (default here: yes) and
-    `result_backend_max_retries` (default here: 20, which with Celery's growing pauses is some two minutes)."""
+    """The backend described in the module's docstring.
+
+    It follows these Celery settings: `result_expires`, `result_chord_expires`, `result_chord_join_timeout`,
+    `result_extended`, `result_backend_always_retry` (default here: yes) and `result_backend_max_retries` (default here:
+    20, about two minutes with Celery's growing pauses).
+    """
 
     supports_native_join = True
 
@@ -96,7 +99,7 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
         extended = {name: meta[name] for name in (*_EXTENDED, *stamps) if name in meta}
         try:
             return str(self.encode(extended))
-        except EncodeError:  # arguments of another serializer, which this backend has no use for
+        except EncodeError:  # arguments for another serializer, which this backend does not need
             shown = {name: safe_repr(extended.get(name)) for name in ("args", "kwargs")}
             return str(self.encode({**extended, **shown}))
 
@@ -150,7 +153,7 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
         on_interval: Callable[[], object] | None = None,
         max_iterations: int | None = None,
     ) -> Iterator[tuple[str, Meta]]:
-        """Yield (id, state) as tasks become ready, all that are looked for in one query a look."""
+        """Yield (id, state) as tasks become ready. Each look is a single query for all missing tasks."""
         self._ensure_not_eager()
         waiting = set(task_ids)
         until = None if timeout is None else time.monotonic() + timeout
@@ -205,7 +208,7 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
     # --- chords ---
 
     def apply_chord(self, header_result_args: tuple[Any, ...], body: Any, **_: Any) -> None:
-        """Keep the header's structure if it has groups in it; a plain header's parts are enough by themselves."""
+        """Store the header's structure if it contains groups. The parts of a plain header are enough by themselves."""
         self.ensure_chords_allowed()
         header = self.app.GroupResult(*header_result_args)
         if any(isinstance(part, GroupResult) for part in header.results):
@@ -218,7 +221,7 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
         self._ensure_retryable(self._results.add_to_chord, chord_id)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **_: Any) -> None:
-        """Count the part; the one that completes the chord sends its body, or tells of a header that failed."""
+        """Count the part. If it completes the chord, send the chord's body, or report a failed header."""
         if not request.group or not request.id:
             return
         part = ChordPart(
@@ -234,16 +237,16 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
 
     def _send_body(self, chord: str, body: Any) -> None:
         try:
-            self.app.amqp._retry_publish(body.delay, self._header_results(chord))  # noqa: SLF001 - as Celery's own backends do
-        except Exception as error:  # noqa: BLE001 - whatever it is, the body's result must say so
-            logger.warning("chord %s: its body is not run: %r", chord, error)
+            self.app.amqp._retry_publish(body.delay, self._header_results(chord))  # noqa: SLF001 - as in Celery
+        except Exception as error:  # noqa: BLE001 - whatever the error, the body's result must report it
+            logger.warning("chord %s: its body does not run: %r", chord, error)
             if not isinstance(error, ChordError):
                 error = _chord_error(f"Callback error: {error!r}", error)
             self.chord_error_from_stack(body, error)
         self._ensure_retryable(self._results.finish_chord, chord)
 
     def _header_results(self, chord: str) -> list[Any]:
-        """Return what the header returned, in its order and structure. Raises ChordError if a part failed."""
+        """Return the results of the header, in its order and structure. Raises ChordError if a part failed."""
         plain = [self._unpacked(*part) for part in self._ensure_retryable(self._results.chord_parts, chord)]
         structured = self.restore_group(chord, cache=False)
         if structured is None:
@@ -264,7 +267,7 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
     # --- expiry ---
 
     def cleanup(self) -> None:
-        """Remove what is older than `result_expires`. `celery beat` calls it once a day (``celery.backend_cleanup``)."""
+        """Delete rows older than `result_expires`. `celery beat` runs this once a day (``celery.backend_cleanup``)."""
         if not self.expires:
             return
         now = time.time()

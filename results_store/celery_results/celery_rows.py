@@ -1,4 +1,4 @@
-"""The tables behind the Celery result backend. Each function runs in the caller's transaction; none knows Celery."""
+"""The tables of the Celery result backend. Each function runs in the caller's transaction; none knows Celery."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TaskRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChordPart:
-    """What one task of a chord's header returned. `size` is the chord's, if its message knew."""
+    """The result of a task in a chord's header. `size` is the chord's size, if the message has it."""
 
     chord: str
     task: str
@@ -42,7 +42,7 @@ class ChordPart:
 
 
 def put_tasks(connection: Connection, rows: Sequence[TaskRow]) -> None:
-    """Write states, the last of several of one task. A success once stored stays."""
+    """Write states; if a task has several, the last is kept. A stored success stays."""
     if not rows:
         return
     given = sorted({row.id: row for row in rows}.values(), key=lambda row: row.id)
@@ -84,7 +84,7 @@ def forget_group(connection: Connection, id_: str) -> None:
 
 
 def set_chord_size(connection: Connection, id_: str, size: int, at: float) -> None:
-    """Say how many parts a chord has. One that was done begins anew, since its id may be used again."""
+    """Set the number of a chord's parts. A finished chord starts over, because its id may be used again."""
     _open_chords(connection, [id_], at)
     mine = celery_chords.c.id == id_
     connection.execute(
@@ -103,7 +103,7 @@ def add_to_chord(connection: Connection, id_: str, at: float) -> None:
 
 
 def return_parts(connection: Connection, parts: Sequence[ChordPart], at: float, claim_s: float) -> set[tuple[str, str]]:
-    """Count parts that are new; return the (chord, task) of those that made, or find, their chord complete and claim it for `claim_s`."""
+    """Count the new parts; return the (chord, task) pairs that find their chord complete and claim it."""
     if not parts:
         return set()
     chords = sorted({part.chord for part in parts})
@@ -140,7 +140,7 @@ def chord_parts(connection: Connection, id_: str) -> list[tuple[str, str, str]]:
 
 
 def finish_chord(connection: Connection, id_: str, at: float) -> None:
-    """The body is sent, or its failure told: a late copy of a part changes nothing any more."""
+    """Close a chord whose body was sent or failed: a late copy of a part then changes nothing."""
     connection.execute(
         update(celery_chords).where(celery_chords.c.id == id_).values(done_at=at, claimed_until=None, updated_at=at)
     )
@@ -148,7 +148,7 @@ def finish_chord(connection: Connection, id_: str, at: float) -> None:
 
 
 def _open_chords(connection: Connection, ids: Sequence[str], at: float) -> set[str]:
-    """Lock the chords, made where they are new, in order; return those that are not done."""
+    """Insert missing chords, lock all in order, and return the ids of the unfinished ones."""
     connection.execute(insert_new(connection, celery_chords), [{"id": id_, "updated_at": at} for id_ in ids])
     wanted = select(celery_chords.c.id, celery_chords.c.done_at).where(among(connection, celery_chords.c.id, ids))
     locked = connection.execute(wanted.order_by(celery_chords.c.id).with_for_update())

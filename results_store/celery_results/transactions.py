@@ -1,8 +1,8 @@
-"""One process's way to the Celery tables: shared by all its threads, their writes in common transactions.
+"""The access of a process to the Celery tables: shared by its threads, with their writes in common transactions.
 
-Celery makes a backend for each thread; each having its own connections and commits would leave SQLite with a crowd that
-polls for its lock. So they share one `CeleryResults` a process and URL. It has no thread: whoever gets its turn writes
-for all who wait behind it.
+Celery makes a backend per thread. With a connection per backend, many threads would poll for SQLite's lock. So all
+backends of a process and URL share a `CeleryResults`. It has no thread of its own: a thread that gets the lock writes
+for all waiting threads.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.retention import in_portions
 from results_store.sql.schema import celery_chords, celery_groups, celery_tasks
 
-#: Writes a transaction.
+#: Writes per transaction.
 GROUP = 1000
 
 
 @dataclass(slots=True, eq=False)
 class _Write:
-    """What one thread wants written, and what became of it."""
+    """A thread's write request and its outcome."""
 
     row: TaskRow | None = None
     part: ChordPart | None = None
@@ -49,7 +49,7 @@ class CeleryResults:
         self._turn = threading.Lock()
 
     def open(self) -> None:
-        """Connect and check the schema. Raises SchemaMismatch, naming the command that helps."""
+        """Connect and check the schema. Raises SchemaMismatch, with the command to run."""
         open_current(self._database)
 
     def close(self) -> None:
@@ -58,11 +58,11 @@ class CeleryResults:
     # --- tasks ---
 
     def store(self, row: TaskRow) -> None:
-        """Return once the task's state is stored. A success that is there already stays."""
+        """Store the task's state, then return. A stored success stays."""
         self._settle(_Write(row=row))
 
     def tasks(self, ids: Collection[str]) -> list[TaskRow]:
-        """Return what is known of these tasks, in one query."""
+        """Return the stored states of these tasks, in a single query."""
         with self._database.read() as connection:
             return celery_rows.tasks(connection, ids)
 
@@ -77,7 +77,7 @@ class CeleryResults:
             celery_rows.put_group(connection, id_, members, time.time())
 
     def group(self, id_: str) -> tuple[str, float] | None:
-        """Return a saved group's members and when it was saved."""
+        """Return a saved group's members and the time it was saved."""
         with self._database.read() as connection:
             return celery_rows.group(connection, id_)
 
@@ -96,7 +96,7 @@ class CeleryResults:
             celery_rows.add_to_chord(connection, id_, time.time())
 
     def return_part(self, part: ChordPart) -> bool:
-        """Count a part once; return whether the chord is complete and its body this caller's to send.
+        """Count a part once; return whether the chord is complete and the caller must send its body.
 
         It is then nobody else's for `claim_s`; call `finish_chord` when it is sent.
         """
@@ -114,7 +114,7 @@ class CeleryResults:
     # --- expiry ---
 
     def clean_up(self, *, done_before: float, chords_before: float) -> int:
-        """Remove finished tasks and groups, and chords, of before; return how many rows."""
+        """Delete older finished tasks and groups, and older chords; return the number of rows."""
         tasks = in_portions(self._database, celery_tasks, lambda _: celery_tasks.c.done_at < done_before)
         groups = in_portions(self._database, celery_groups, lambda _: celery_groups.c.saved_at < done_before)
         chords = in_portions(self._database, celery_chords, lambda _: celery_chords.c.updated_at < chords_before)
@@ -139,7 +139,7 @@ class CeleryResults:
             completed = self._commit(group)
         except StoreError as error:
             if len(group) > 1 and not isinstance(error, StoreUnavailable):
-                for write in group:  # one of them cannot be stored; the others are not to suffer for it
+                for write in group:  # an invalid write must not fail the other ones
                     self._write([write])
                 return
             for write in group:
@@ -161,9 +161,9 @@ _sharing = threading.Lock()
 
 
 def shared(url: str) -> CeleryResults:
-    """Return this process's `CeleryResults` of `url`, opened at the first call.
+    """Return this process's `CeleryResults` for `url`, opened on the first call.
 
-    A forked child gets its own: connections and locks of its parent are not to be touched there.
+    A forked child gets its own, because it must not use its parent's connections and locks.
     """
     with _sharing:
         here = (os.getpid(), url)
@@ -175,7 +175,7 @@ def shared(url: str) -> CeleryResults:
 
 
 def close_shared(url: str) -> None:
-    """Close this process's connections to `url`, if it has any; the next `shared` opens them again."""
+    """Close this process's connections to `url`, if any; the next call of `shared` opens them again."""
     with _sharing:
         opened = _shared.pop((os.getpid(), url), None)
     if opened is not None:
@@ -183,7 +183,7 @@ def close_shared(url: str) -> None:
 
 
 def _fork_safe() -> None:
-    # a thread of the parent may have held it at the fork; nobody in the child would ever release it
+    # a thread of the parent may have held the lock at the fork, and no thread of the child would release it
     global _sharing  # noqa: PLW0603 - module state is what a fork copies
     _sharing = threading.Lock()
 

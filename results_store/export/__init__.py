@@ -1,1 +1,1 @@
-"""Results written as JSON Lines, CSV or Parquet."""
+"""Export results as JSON Lines, CSV or Parquet."""

@@ -1,4 +1,4 @@
-"""A job's results as Parquet, a row group at a time. Needs pyarrow: ``pip install 'argosy[parquet]'``."""
+"""Export a job's results as Parquet, a row group at a time. Needs pyarrow: ``pip install 'argosy[parquet]'``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ except ImportError as error:
 
 T = TypeVar("T")
 
-#: Rows a group, which is all that memory holds: some 15 MB of vectors with 384 numbers, 50 MB with 1,280.
+#: Rows per group. Memory holds one group: about 15 MB of vectors with 384 numbers, 50 MB with 1,280.
 GROUP_ROWS = 10_000
 
-#: `output` is JSON text; a vector stands in its own column, exactly as it is stored.
+#: `output` is JSON text; a vector has its own column, exactly as stored.
 SCHEMA = pa.schema(
     [
         ("seq", pa.int64()),
@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 
 
 def write_parquet(store: Store, job: str, out: IO[bytes]) -> int:
-    """Write one row a result, in (seq, task) order; return how many. Raises UnknownJob."""
+    """Write a row per result, in (seq, task) order; return the number of rows. Raises UnknownJob."""
     results = stream(store, job)
     groups = iter(lambda: list(islice(results, GROUP_ROWS)), [])
     return write_groups(out, SCHEMA, groups, _columns)
@@ -81,7 +81,7 @@ def _columns(group: Sequence[Result]) -> list[Any]:
 
 
 def vectors_of(packed: Sequence[bytes | None]) -> Any:
-    """Return the vectors as one array that shares their bytes: no number is made a Python object."""
+    """Return the vectors as an Arrow array that shares their bytes, without Python objects for the numbers."""
     offsets: list[int | None] = []
     end = 0
     for vector in packed:

@@ -1,4 +1,4 @@
-"""A job's results as JSON Lines or CSV, streamed: memory holds one page, whatever the size of the job."""
+"""Export a job's results as JSON Lines or CSV, streamed: memory holds a page, whatever the size of the job."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def stream(store: Store, job: str, *, page: int = 1000) -> Iterator[Result]:
 
 
 def write_jsonl(store: Store, job: str, out: TextIO) -> int:
-    """Write one JSON object a result, every field of it; return how many. `output` holds a vector as a list."""
+    """Write a JSON object per result, with all fields; return the number of results. A vector is a list in `output`."""
     return write_lines(out, (compact_json(plain(result)) for result in stream(store, job)))
 
 
 def write_csv(store: Store, job: str, out: TextIO) -> int:
-    """Write a header and one line a result; return how many results. `output` is JSON text.
+    """Write a header and a line per result; return the number of results. `output` is JSON text.
 
     Open `out` with ``newline=""``.
     """
@@ -80,7 +80,7 @@ def write_table(out: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]]
 def plain(result: Result) -> dict[str, Any]:
     """Return the result as JSON values; a vector becomes the `output`, as a list of numbers.
 
-    Nine digits: as many as it takes to get the same float32 back, and half as many as Python would print.
+    Nine digits are enough to restore the same float32, and half as many as Python would print.
     """
     row = {name: getattr(result, name) for name in _FIELDS}
     if result.vector is not None:

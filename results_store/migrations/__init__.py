@@ -1,1 +1,1 @@
-"""The schema's history, one revision a file (Alembic)."""
+"""The history of the schema, a revision per file (Alembic)."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the revisions on the connection, and in the transaction, that `run.py` hands over."""
+"""Alembic's entry point: runs the revisions on the connection and in the transaction of `run.py`."""
 
 from alembic import context
 
@@ -7,7 +7,7 @@ from results_store.sql.schema import metadata
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
-    transactional_ddl=True,  # true of SQLite as well, since its transactions are begun by hand
+    transactional_ddl=True,  # also on SQLite, because its transactions are begun by hand
     render_as_batch=True,  # SQLite alters a table by copying it
 )
 context.run_migrations()

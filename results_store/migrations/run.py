@@ -1,4 +1,4 @@
-"""Bringing a database to this version's schema, and back."""
+"""Migrate a database to this version's schema, and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alembic.config import Config
 from results_store.errors import StoreError, StoreUnavailable
 from results_store.sql.database import Database, Weight
 
-# Any constant does that nobody else uses in the same database.
+# Any constant that no other program uses in the same database.
 _ADVISORY_LOCK = int.from_bytes(b"argosy", "big")
 
 
@@ -27,12 +27,12 @@ def upgrade(database: Database, revision: str = "head") -> None:
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Undo the revisions after `revision` (``base``: all of them). What they had added is lost, data included."""
+    """Undo the revisions after `revision` (``base``: all). This deletes their tables and columns with all data."""
     _run(database, command.downgrade, revision)
 
 
 def configuration() -> Config:
-    """Return Alembic's configuration, without a file: the scripts are those of this package."""
+    """Return Alembic's configuration, without a file: the scripts are in this package."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -43,18 +43,20 @@ def _run(database: Database, direction: Callable[[Config, str], None], revision:
     database.open()
     config = configuration()
     with database.write(Weight.ACCEPTED, rebuilding=True) as connection:
-        # SQLite's transaction is the only writer already. PostgreSQL's waits here, as long as it takes.
+        # SQLite's transaction is already the only writer. PostgreSQL's waits here, without limit.
         if not database.sqlite:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
         config.attributes["connection"] = connection
         direction(config, revision)
         if database.sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()):
-            raise StoreError(f"{database}: not migrated: {len(broken)} rows of {broken[0][0]} would refer to nothing")
+            raise StoreError(
+                f"{database}: not migrated: {len(broken)} rows of {broken[0][0]} would break a foreign key"
+            )
 
 
 def _use_wal(database: Database) -> None:
-    """Switch the file to write-ahead logging, for good. SQLite does not wait for a lock here, so this does."""
+    """Switch the file to write-ahead logging, for good. SQLite does not wait for a lock here, so this function does."""
     until = time.monotonic() + database.timeout_s
     while True:
         try:
@@ -66,4 +68,4 @@ def _use_wal(database: Database) -> None:
                 raise StoreUnavailable(f"{database}: {error}; check that the folder can be written") from error
             time.sleep(0.02)
         except sqlite3.DatabaseError as error:
-            raise StoreError(f"{database}: {error}; name another file, or put this one away") from error
+            raise StoreError(f"{database}: {error}; name another file, or move this one away") from error

@@ -1,4 +1,4 @@
-"""Values as the two databases take them."""
+"""Values in the form that SQLite and PostgreSQL accept."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ strict_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"),
 
 
 def among(connection: Connection, column: KeyedColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:
-    """Return ``column IN values`` for any number of values, as one parameter and one constant statement."""
+    """Return ``column IN values`` for any number of values, as a single parameter in a constant statement."""
     return _among(connection.dialect.name, column, None, as_list(connection, values))
 
 
 def listed(dialect: str, column: KeyedColumnElement[Any], name: str) -> ColumnElement[bool]:
-    """`among` for a statement that is built once: its values are the parameter `name`, made by `as_list`."""
+    """Return `among` for a statement that is built once. Its values are the parameter `name`, made by `as_list`."""
     return _among(dialect, column, name, None)
 
 
 def as_list(connection: Connection, values: Collection[Any]) -> Any:
-    """Return values as the one parameter that each database takes them in."""
+    """Return values as a single parameter in each database's form."""
     return json.dumps(list(values)) if connection.dialect.name == "sqlite" else list(values)
 
 
@@ -43,14 +43,14 @@ def _among(dialect: str, column: KeyedColumnElement[Any], name: str | None, valu
 
 
 def text(value: str | None) -> str | None:
-    """Return `value` as both databases can hold it: NUL and lone surrogates become U+FFFD."""
+    """Return a text that both databases can hold: NUL and lone surrogates become U+FFFD."""
     if value is None or (value.isascii() and "\0" not in value):
         return value
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
 
 
 def json_text(value: Any, field: str) -> str | None:
-    """Return `value` as JSON text, None as SQL's NULL. Raises InvalidRow, naming `field`, for what JSON has no word for."""
+    """Return `value` as JSON text, or None for SQL's NULL. Raises InvalidRow, naming `field`, for a non-JSON value."""
     if value is None:
         return None
     try:
@@ -63,7 +63,7 @@ def json_text(value: Any, field: str) -> str | None:
 
 
 def cleaned(value: Any) -> Any:
-    """Return a JSON value with all its text as both databases can hold it."""
+    """Return a JSON value whose texts both databases can hold."""
     if isinstance(value, str):
         return text(value)
     if isinstance(value, dict):
@@ -74,7 +74,7 @@ def cleaned(value: Any) -> Any:
 
 
 def pack_vector(numbers: Collection[float]) -> bytes:
-    """Return float32 bytes, little-endian, of `numbers`."""
+    """Return `numbers` as little-endian float32 bytes."""
     packed = array("f", numbers)
     if sys.byteorder == "big":
         packed.byteswap()
@@ -82,7 +82,7 @@ def pack_vector(numbers: Collection[float]) -> bytes:
 
 
 def unpack_vector(packed: bytes) -> list[float]:
-    """Return the numbers in float32 bytes, exactly."""
+    """Return the exact numbers of float32 bytes."""
     numbers = array("f", packed)
     if sys.byteorder == "big":
         numbers.byteswap()

@@ -1,4 +1,4 @@
-"""The connection to the database: engine, transactions, and what its driver's errors mean."""
+"""The connection to the database: engine, transactions, and the translation of driver errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ MIGRATE = "run `argosy migrate`"
 
 
 class Weight(Enum):
-    """What a power cut just after the commit may undo. No weight lets a killed process undo anything.
+    """How durable a commit is against a power cut. A killed process never undoes a commit.
 
-    ``ACCEPTED``: nothing; nobody else has what a submitter was told is accepted. ``RESULTS``: on PostgreSQL
-    nothing, unless the server is told otherwise; on SQLite the last moments, results together with their
-    envelopes' `done` marks, so that these are delivered and computed again (measured: 40,000 rows/s
-    instead of 22,000, one envelope a transaction). ``NOTE``: claims, leases and publication marks, on both.
+    ``ACCEPTED``: a power cut undoes nothing, because only the store has the submitted items. ``RESULTS``: on PostgreSQL
+    it undoes nothing, unless the server is configured otherwise. On SQLite it may undo the last moments: results
+    together with their envelopes' `done` marks, so these envelopes are delivered and computed again (measured: 40,000
+    rows/s, not 22,000, an envelope per transaction). ``NOTE``: claims, leases and publication marks may be undone on
+    both.
     """
 
     ACCEPTED = auto()
@@ -35,14 +36,14 @@ class Weight(Enum):
 
 
 class Database:
-    """One process's connections to one database; used from any number of threads."""
+    """The connections of a process to a database, for any number of threads."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         self.url = parse_url(url)
         self.timeout_s = timeout_s
         self._engine: Engine | None = None
-        self._engines: dict[tuple[Weight, bool], Engine] = {}  # the same one, with the options of a kind of transaction
-        # SQLite has one writer at a time and makes the others poll; threads of one process queue here instead.
+        self._engines: dict[tuple[Weight, bool], Engine] = {}  # the same engine with options per kind of transaction
+        # SQLite has one writer at a time and makes the others poll; threads of one process wait for this lock instead.
         self._turn = threading.Lock()
 
     def __str__(self) -> str:
@@ -58,7 +59,7 @@ class Database:
         return Path(self.url.database or "")
 
     def open(self) -> None:
-        """Create the engine. No connection is made before the first use."""
+        """Create the engine. The first use opens the first connection."""
         if self._engine is None:
             self._engine = _sqlite(self.url, self.timeout_s) if self.sqlite else _postgresql(self.url, self.timeout_s)
 
@@ -70,21 +71,21 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection for reading, each statement on its own. Raises StoreUnavailable."""
+        """Open a connection for reading, each statement on its own. Raises StoreUnavailable."""
         with self._translated(), self._opened().connect() as connection:
             yield connection if self.sqlite else connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def cursor(self) -> Iterator[Any]:
-        """A bare cursor of SQLite's driver, for reading a lone row. Raises StoreUnavailable."""
+        """Open a bare cursor of SQLite's driver, to read a single row. Raises StoreUnavailable."""
         with self._translated(), closing(self._opened().raw_connection()) as connection:
             yield connection.cursor()
 
     @contextmanager
     def write(self, weight: Weight, *, rebuilding: bool = False) -> Iterator[Connection]:
-        """A transaction, committed if the block ends without an error. Raises StoreUnavailable.
+        """Open a transaction, committed if the block ends without an error. Raises StoreUnavailable.
 
-        `rebuilding`, for migrations, lets SQLite drop a table without cascading into those that refer to it.
+        `rebuilding`, for migrations, lets SQLite drop a table without cascading to the tables that refer to it.
         """
         with self._translated(), self._my_turn(), self._engine_for(weight, rebuilding).begin() as connection:
             yield connection
@@ -107,7 +108,7 @@ class Database:
             yield
             return
         if not self._turn.acquire(timeout=self.timeout_s):
-            raise StoreUnavailable(f"{self}: no turn to write within {self.timeout_s:g} s; try again")
+            raise StoreUnavailable(f"{self}: other threads hold the write lock for {self.timeout_s:g} s; try again")
         try:
             yield
         finally:
@@ -122,7 +123,7 @@ class Database:
 
 
 def open_current(database: Database) -> None:
-    """Open a database that has this version's schema. Raises SchemaMismatch, naming the command that helps."""
+    """Raise SchemaMismatch, with the command to run, unless the database has this version's schema."""
     database.open()
     try:
         _check_revision(database)
@@ -139,17 +140,17 @@ def _check_revision(database: Database) -> None:
     if found != REVISION:
         newer = found is not None and found > REVISION
         remedy = "upgrade argosy here: the database is newer" if newer else MIGRATE
-        raise SchemaMismatch(f"{database}: the schema is {found}, this version reads {REVISION}; {remedy}")
+        raise SchemaMismatch(f"{database}: the schema is {found}, this version needs {REVISION}; {remedy}")
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """SQLAlchemy's errors, and the drivers' own from statements that go past it."""
-    psycopg = sys.modules.get("psycopg")  # there once a PostgreSQL store is open
+    """Return SQLAlchemy's error types, and the drivers' own for statements that bypass SQLAlchemy."""
+    psycopg = sys.modules.get("psycopg")  # imported once a PostgreSQL store is open
     return (exc.SQLAlchemyError, sqlite3.Error, *([] if psycopg is None else [psycopg.Error]))
 
 
 def parse_url(url: str) -> URL:
-    """Return the SQLAlchemy URL for ``sqlite:///path`` or ``postgresql://…``. Raises StoreError, without the password."""
+    """Return the SQLAlchemy URL of ``sqlite:///path`` or ``postgresql://…``. Raises StoreError without the password."""
     try:
         parsed = make_url(url)
     except (exc.ArgumentError, ValueError):
@@ -167,7 +168,7 @@ def parse_url(url: str) -> URL:
 
 
 def _sqlite(url: URL, timeout_s: float) -> Engine:
-    # The driver begins no transaction by itself (isolation_level None); `_begin` does, and says which kind.
+    # The driver starts no transaction by itself (isolation_level None); `_begin` does, with the right kind.
     engine = create_engine(
         url,
         connect_args={"timeout": timeout_s, "isolation_level": None},
@@ -179,19 +180,19 @@ def _sqlite(url: URL, timeout_s: float) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA journal_size_limit = 67108864")  # a WAL once grown large shrinks again
+        connection.execute("PRAGMA journal_size_limit = 67108864")  # lets a large WAL shrink again
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         options = connection.get_execution_options()
         weight = options.get("argosy_write")
         if weight is None:
-            return  # a lone statement reads its own snapshot
+            return  # a single statement reads its own snapshot
         cursor = connection.connection.cursor()
         _pragma(connection, cursor, "foreign_keys", "OFF" if options.get("argosy_rebuilding") else "ON")
-        # In WAL mode FULL adds one fsync a commit, NORMAL none; both leave the file whole after a power cut.
+        # In WAL mode FULL adds an fsync per commit, NORMAL none. Both leave the file whole after a power cut.
         _pragma(connection, cursor, "synchronous", "FULL" if weight is Weight.ACCEPTED else "NORMAL")
-        # IMMEDIATE waits for its turn now; a transaction that starts by reading could not wait later, only fail.
+        # IMMEDIATE waits for the write lock now. A transaction that starts by reading could not wait later, only fail.
         cursor.execute("BEGIN IMMEDIATE")
         cursor.close()
 
@@ -199,7 +200,7 @@ def _sqlite(url: URL, timeout_s: float) -> Engine:
 
 
 def _pragma(connection: Connection, cursor: Any, name: str, value: str) -> None:
-    """Set a pragma of this connection unless it is set so already."""
+    """Set a pragma of this connection unless it has this value already."""
     if connection.info.get(name) != value:
         cursor.execute(f"PRAGMA {name} = {value}")
         connection.info[name] = value
@@ -210,7 +211,7 @@ def _postgresql(url: URL, timeout_s: float) -> Engine:
     defaults = {
         "application_name": "argosy",
         "connect_timeout": max(2, int(timeout_s)),
-        "tcp_user_timeout": timeout_ms,  # a host that vanished is noticed, also in the middle of a statement
+        "tcp_user_timeout": timeout_ms,  # detects a vanished host, also in the middle of a statement
     }
     try:
         engine = create_engine(
@@ -219,7 +220,7 @@ def _postgresql(url: URL, timeout_s: float) -> Engine:
             pool_size=4,
             max_overflow=12,  # of the server's 100, by default
             pool_timeout=timeout_s,
-            pool_pre_ping=True,  # after a restart of the server, old connections are replaced unnoticed
+            pool_pre_ping=True,  # after a restart of the server, old connections are replaced silently
             hide_parameters=True,
         )
     except ImportError as error:
@@ -246,7 +247,7 @@ _UNSTORABLE = "22"  # data exception
 
 
 def translate(error: Exception, store: str) -> StoreError:
-    """Return the store's own error for an error of SQLAlchemy or a driver. Its text names no values of rows."""
+    """Return the store's error for an error of SQLAlchemy or a driver. Its text contains no values of rows."""
     driver = getattr(error, "orig", None) or error
     text = _one_line(driver)
     sqlstate = getattr(driver, "sqlstate", None) or ""
@@ -260,7 +261,7 @@ def translate(error: Exception, store: str) -> StoreError:
 
 
 def _is_outage(driver: BaseException) -> bool:
-    """Without an SQLSTATE: locked, disk full, no connection (OperationalError), or one that broke (InterfaceError)."""
+    """Return whether an error without SQLSTATE is an outage: locked, disk full, a missing or broken connection."""
     return type(driver).__name__ in ("OperationalError", "InterfaceError")
 
 
@@ -268,7 +269,7 @@ def _remedy(text: str) -> str:
     if "locked" in text:
         return "another process holds the database; try again, or find it with `fuser`"
     if "full" in text or "No space" in text:
-        return "free some disk space; nothing is lost meanwhile"
+        return "free some disk space; no data is lost"
     if "password" in text or "authentication" in text:
         return "check the user and password in ARGOSY_STORE_URL"
     if "open database file" in text or "readonly" in text:

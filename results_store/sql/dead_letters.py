@@ -1,4 +1,4 @@
-"""What was given up or failed, and putting it back."""
+"""Dead letters (envelopes that failed after too many attempts), failed results, and their replay."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from results_store.sql.database import Database, Weight
 from results_store.sql.reading import result as result_in
 from results_store.sql.schema import DEAD, FAILED, FINISHED, envelopes, jobs, payloads, results
 
-#: The kind of error that an item has whose envelope was attempted too often.
+#: Error kind of the items of an envelope that was attempted too often.
 TOO_MANY_ATTEMPTS = "TooManyAttempts"
 
 
 def explained(connection: Connection, given: Sequence[Result], dead: Collection[str]) -> list[Result]:
-    """Return `given`, those without an error in envelopes `dead` with one that tells of the attempts; in the caller's transaction."""
+    """Return `given`, with an error for each failed result of a `dead` envelope that has none.
+
+    The error describes the attempts. Runs in the caller's transaction.
+    """
     found = connection.execute(
         select(envelopes.c.id, envelopes.c.attempts, envelopes.c.worker, envelopes.c.error).where(
             among(connection, envelopes.c.id, dead)
@@ -36,21 +39,23 @@ def explained(connection: Connection, given: Sequence[Result], dead: Collection[
 
 def _given_up(attempts: int, worker: str | None, cause: dict[str, Any] | None) -> dict[str, Any]:
     message = f"given up after {attempts} attempts, the last by {worker}"
-    message += f": {cause.get('message')}" if cause else "; the worker died, or lost its lease, without a word"
+    message += (
+        f": {cause.get('message')}" if cause else "; the worker died or lost its lease without reporting an error"
+    )
     error = {"kind": TOO_MANY_ATTEMPTS, "message": message, "attempts": attempts, "worker": worker}
     return {**error, "cause": cause} if cause else error
 
 
 class DeadLetters:
-    """The store's envelopes that were given up, and those with failed results; `Store.dead_letters` has them."""
+    """The dead letters of the store, and the envelopes with failed results, as `Store.dead_letters`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def newest(self, *, job: str | None = None, limit: int = 100, tenant: str | None = None) -> list[DeadLetter]:
-        """Return the envelopes that were given up, the newest first, with their payloads and failed results.
+        """Return the dead letters, newest first, with their payloads and failed results.
 
-        With `job` or `tenant`, only those of it.
+        `job` and `tenant` limit them to a job or tenant.
         """
         wanted = select(envelopes, payloads.c.payload, payloads.c.content_type).join(
             payloads, payloads.c.envelope == envelopes.c.id
@@ -74,15 +79,15 @@ class DeadLetters:
         failed_before: float | None = None,
         limit: int = 1000,
     ) -> Replayed:
-        """Put up to `limit` envelopes with failed results back into the outbox: of all jobs or one, of all errors or one.
+        """Put up to `limit` envelopes with failed results back into the outbox, filtered by job and kind of error.
 
-        The failed results are deleted and no longer counted; the others of these envelopes stay as they are,
-        though they are computed again. The reconciler publishes the envelopes at its next round, and their
-        attempts count from 0. Left alone is what would only fail in another way: where the inputs are
-        dropped, the deadline has passed or the job is cancelled.
+        The failed results are deleted and no longer counted. Other results of these envelopes stay as they are,
+        although they are computed again. The reconciler publishes the envelopes in its next round, and their attempts
+        count from 0. Envelopes that could only fail in another way are skipped: dropped inputs, a passed deadline, a
+        cancelled job.
 
-        To replay everything, call again until nothing is replayed, with the same `failed_before` (default: now),
-        so that what fails again meanwhile ends it.
+        To replay everything, call again until nothing is replayed, with the same `failed_before` (default: now), so
+        that items which fail again in the meantime do not repeat forever.
         """
         now = time.time()
         failed = [FAILED, results.c.stored_at < (now if failed_before is None else failed_before)]
@@ -107,7 +112,7 @@ def _failures(connection: Connection, ids: Collection[str]) -> list[Result]:
 
 
 def _replay(connection: Connection, failed: ColumnElement[bool], limit: int, now: float) -> Replayed:
-    """Delete failed results and put their envelopes back into the outbox, overdue at once."""
+    """Delete failed results and put their envelopes back into the outbox, immediately overdue."""
     chosen = _lock_replayable(connection, failed, limit, now)
     deleted = _delete(connection, failed, chosen)
     again = {envelope for _, envelope in deleted}
@@ -130,7 +135,7 @@ def _replay(connection: Connection, failed: ColumnElement[bool], limit: int, now
 
 
 def _lock_replayable(connection: Connection, failed: ColumnElement[bool], limit: int, now: float) -> dict[str, str]:
-    """Return envelope → job of finished ones that a failed result came from and that would be computed again."""
+    """Lock finished envelopes that have a failed result and can be computed again; return their jobs by envelope."""
     of_failed = select(results.c.envelope).where(failed)
     in_time = or_(envelopes.c.deadline_at.is_(None), envelopes.c.deadline_at > now)
     wanted = (
@@ -146,7 +151,7 @@ def _lock_replayable(connection: Connection, failed: ColumnElement[bool], limit:
 
 
 def _delete(connection: Connection, failed: ColumnElement[bool], chosen: dict[str, str]) -> Counter[tuple[str, str]]:
-    """Delete the failed results of `chosen`; return how many, by job and envelope."""
+    """Delete the failed results of `chosen`; return their number by job and envelope."""
     of_chosen = (
         among(connection, results.c.job, set(chosen.values())),
         among(connection, results.c.envelope, chosen),

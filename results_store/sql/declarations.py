@@ -1,7 +1,8 @@
-"""What an operator has declared of a model while the fleet runs: the settings that hold over those of every worker's file.
+"""Settings of a model that an operator declares while the fleet runs. They override every worker's file.
 
-One row a model; each declaration has a higher `generation` than the one before. It is `proven` once a worker serves by it; until
-then a worker that starts takes the one before, and this one as those that run do. Settings of None are the file's.
+Each model has a row; each declaration has a higher `generation` than the last. A declaration is `proven` once a
+worker serves by it. Until then a starting worker uses the previous settings, and then changes to these like the running
+workers. Settings of None are the file's.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ _COLUMNS = tuple(declarations.c)
 
 
 class Declarations:
-    """The declarations of one database. Every method raises StoreUnavailable when that cannot be reached in time."""
+    """The declarations in a database. Methods raise StoreUnavailable if the database cannot be reached in time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def every(self) -> dict[str, Declaration]:
-        """Return what is declared, by model."""
+        """Return the declarations by model."""
         with self._database.read() as connection:
             rows = connection.execute(select(*_COLUMNS)).mappings()
             return {row["model"]: Declaration(**row) for row in rows}
@@ -33,7 +34,7 @@ class Declarations:
     def declare(
         self, model: str, settings: dict[str, Any] | None, *, file_digest: str = "", proven: bool = False
     ) -> Declaration:
-        """Return the declaration that holds from now on. It is `proven` at once where it takes the last one back."""
+        """Declare settings and return the declaration. Pass `proven` if it takes back the previous declaration."""
         with self._database.write(Weight.ACCEPTED) as connection:
             before = _locked(connection, model)
             values: dict[str, Any] = {
@@ -51,7 +52,7 @@ class Declarations:
         return Declaration(model=model, **values)
 
     def prove(self, declaration: Declaration) -> None:
-        """Note that a worker serves by a declaration, unless there is a newer one."""
+        """Record that a worker serves by a declaration, unless there is a newer one."""
         this = (declarations.c.model == declaration.model, declarations.c.generation == declaration.generation)
         with self._database.write(Weight.NOTE) as connection:
             connection.execute(update(declarations).where(*this).values(proven=True))

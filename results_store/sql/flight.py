@@ -1,4 +1,4 @@
-"""The flight recorder: the micro-batches that ran, and what they tell of the work that still waits."""
+"""The flight recorder: the micro-batches that ran, and the estimates for queued work that follow from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from results_store.sql.database import Database
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import UNFINISHED, batches, envelopes
 
-#: How many of the newest batches, and from how long before the newest one, say how fast the fleet is.
+#: The newest batches that estimate the fleet's speed: at most so many, from at most so many seconds before the newest.
 _RECENT = 500
 _RECENT_S = 60.0
 
@@ -34,15 +34,15 @@ def record(connection: Connection, batch: Batch) -> None:
 
 
 class FlightRecorder:
-    """The store's micro-batches; `Store.flight` has them."""
+    """The micro-batches of the store, as `Store.flight`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def recent(self, *, limit: int = 20, since: float | None = None, traces: bool = False) -> list[Batch]:
-        """Return the newest micro-batches, the newest first; those begun after `since`.
+        """Return the newest micro-batches, newest first, begun after `since`.
 
-        Only with `traces` is it said who was in them: that is most of a row.
+        Only `traces` adds the items of each batch, which are most of a row.
         """
         wanted = select(*([batches.c[name] for name in _NAMES] if traces else _BRIEF))
         if since is not None:
@@ -60,7 +60,7 @@ class FlightRecorder:
         return Batch(**row)
 
     def queued_work(self) -> list[QueuedWork]:
-        """Return what waits of each model and priority, and how long it will take as far as can be told."""
+        """Return the queued work of each model and priority, with its estimated time if known."""
         line = (envelopes.c.model, envelopes.c.priority, envelopes.c.lane)
         wanted = select(*line, func.sum(envelopes.c["items"])).where(UNFINISHED).group_by(*line).order_by(*line)
         with self._database.read() as connection:
@@ -74,7 +74,7 @@ class FlightRecorder:
 
 
 def _seconds_per_item(connection: Connection) -> Mapping[str, float]:
-    """The device time of an item of each model, divided by the devices that share the work."""
+    """Return the device time per item of each model, divided by the number of devices that share the work."""
     since = select(func.max(batches.c.started_at) - _RECENT_S).scalar_subquery()
     newest = select(batches).where(batches.c.started_at > since).order_by(batches.c.started_at.desc())
     ran = newest.limit(_RECENT).subquery().c

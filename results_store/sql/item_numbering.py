@@ -1,7 +1,7 @@
-"""How the results of one input of a pipeline are numbered: a range of `seq` of its own, and in it a place for each item.
+"""The numbers of a pipeline's results: each input has its own range of `seq`, and each item a place in that range.
 
-The place follows from what the item is made of, so that whoever makes it due a second time makes the same one. A tree of an
-input below 2**28 has numbers that JSON readers with 53 bits can hold. Knows neither database nor plan.
+The place follows from the sources of the item, so a second transaction that makes it due makes the same item. The
+numbers of an input below 2**28 fit into the 53 bits of JSON readers. This module knows neither database nor plan.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from results_store.records import Result
 _STEP_BITS: Final = 5
 _PART_BITS: Final = 10
 
-#: How many steps a pipeline can have, parts an output, and lists within lists an item.
+#: The most steps of a pipeline, parts of an output, and nested lists above an item.
 MAX_STEPS: Final = 2**_STEP_BITS - 1
 MAX_PARTS: Final = 2**_PART_BITS
 MAX_DEPTH: Final = 2
 
-#: So many numbers belong to one input.
+#: The number of `seq` values for each input.
 TREE_SPAN: Final[int] = 2 ** (_STEP_BITS + MAX_DEPTH * _PART_BITS)
 
 
 def tree_number(root: int, parts: Sequence[int], step: int) -> int:
-    """Return the `seq` of the item of step `step` that was made of these parts, in the tree of input `root`."""
-    number = root  # digit by digit
+    """Return the `seq` of the item of step `step` that is made from these parts, in the tree of input `root`."""
+    number = root  # then digit by digit
     for level in range(MAX_DEPTH):
         number = number * MAX_PARTS + (parts[level] if level < len(parts) else 0)
     return number * 2**_STEP_BITS + step
 
 
 def root_of(seq: int) -> int:
-    """Return the place of the input whose tree an item is in."""
+    """Return the number of the input whose tree contains an item."""
     return seq // TREE_SPAN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carrier:
-    """What an envelope has that those which follow from it have as well."""
+    """The attributes that envelopes inherit from the envelope whose results they follow."""
 
     priority: int
     lane: int
@@ -48,10 +48,10 @@ class Carrier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What a transaction has just added to a job that is a pipeline.
+    """The change that a transaction makes to the job of a pipeline.
 
-    `rows` are all results there are now of the inputs concerned, without vectors; `fresh` those that are new, as
-    (seq, task) with the envelope that they came by, one of `carriers`.
+    `rows` are all current results of the affected inputs, without vectors. `fresh` are the new ones, as (seq, task)
+    with their envelope, which is among `carriers`.
     """
 
     job: str

@@ -1,7 +1,7 @@
-"""The next items of a pipeline, in the transaction that stores the results they are made of: no one else ever adds them.
+"""Add the next items of a pipeline, in the transaction that stores their source results and nowhere else.
 
-Which items these are is for the caller's `Follow` to say; here is what makes its answer final. Two transactions that each store
-one of the two results that a step joins meet at the job's row: the second one to have it sees both.
+The caller's `Follow` decides which items these are; this module makes the decision final. If two transactions each
+store one of the two results that a step joins, they meet at the job's row: the second transaction sees both results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from results_store.sql.result_rows import Inserted
 from results_store.sql.schema import envelopes, jobs, results
 from results_store.sql.submission import insert_envelopes
 
-#: Says which envelopes follow from what was stored. Called in the transaction: it must be quick, and ask nobody.
+#: Returns the envelopes that follow from stored results. It runs in the transaction, so it must be fast and query
+#: nothing.
 Follow: TypeAlias = Callable[[Progress], Sequence[NewEnvelope]]
 
 _COLUMNS = ("job", "seq", "task", "envelope", "state", "key", "output", "error")
@@ -28,10 +29,13 @@ _COLUMNS = ("job", "seq", "task", "envelope", "state", "key", "output", "error")
 def advance(
     connection: Connection, inserted: Sequence[Inserted], also: Collection[str], follow: Follow, now: float
 ) -> list[NewEnvelope]:
-    """Put into the outbox what follows from newly `inserted` results; return it. `also` are other jobs to be counted."""
+    """Put the envelopes that follow from newly `inserted` results into the outbox and return them.
+
+    `also` are other jobs that the transaction will count.
+    """
     if not inserted:
         return []
-    # all jobs of this transaction at once, in the order in which their counters are written later
+    # lock all jobs of this transaction at once, in the order in which their counters are written later
     ids = {row.job for row in inserted}
     locked = select(jobs.c.id, jobs.c.tenant, jobs.c.pipeline, jobs.c.cancelled_at)
     locked = locked.where(among(connection, jobs.c.id, {*ids, *also})).order_by(jobs.c.id)
@@ -50,7 +54,7 @@ def advance(
 
 
 def owed(new: Sequence[NewEnvelope]) -> Counter[str]:
-    """Return how many more results the jobs of these envelopes are owed."""
+    """Return the number of results that these envelopes add to each job."""
     more: Counter[str] = Counter()
     for envelope in new:
         more[envelope.job] += envelope.results
@@ -82,21 +86,23 @@ def _progress(
 
 
 def _trees(connection: Connection, job: str, roots: Sequence[int]) -> list[Result]:
-    """Return the results there are of some inputs: one range of the primary key for each."""
+    """Return the current results of some inputs, by a range of the primary key for each input."""
     begins = as_list(connection, [root * TREE_SPAN for root in roots])
     given = {"begins": begins, "job": job, "span": TREE_SPAN}
     rows = connection.execute(_TREES[connection.dialect.name], given).mappings()
     return [Result(**{**row, "state": ResultState(row["state"])}) for row in rows]
 
 
-# The ranges come first, whatever the planner thinks of them: the other way round, it reads the whole job for each commit.
+# The ranges come first, whatever the planner estimates. The other way round, it reads the whole job for each commit.
 _OWN = ", ".join(f"results.{name}" for name in _COLUMNS)
 _TREES = {
     dialect: text(sql).columns(*(results.c[name] for name in _COLUMNS))
     for dialect, sql in {
-        "sqlite": f"SELECT {_OWN} FROM json_each(:begins) AS begins CROSS JOIN results WHERE results.job = :job "  # noqa: S608 - constants
+        "sqlite": f"SELECT {_OWN} FROM json_each(:begins) AS begins "  # noqa: S608 - constants
+        "CROSS JOIN results WHERE results.job = :job "
         "AND results.seq >= begins.value AND results.seq < begins.value + :span",
-        "postgresql": f"SELECT {_OWN} FROM unnest(CAST(:begins AS bigint[])) AS begins (value) "  # noqa: S608 - constants
+        "postgresql": f"SELECT {_OWN} "  # noqa: S608 - constants
+        "FROM unnest(CAST(:begins AS bigint[])) AS begins (value) "
         f"CROSS JOIN LATERAL (SELECT {', '.join(_COLUMNS)} FROM results WHERE job = :job "
         "AND seq >= begins.value AND seq < begins.value + :span OFFSET 0) AS results",
     }.items()

@@ -1,4 +1,4 @@
-"""Reading: progress, results page by page, and what an operator asks. Nothing here writes or locks."""
+"""Read progress, pages of results, and the figures for operators. No function here writes or locks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def job_status(row: RowMapping) -> JobStatus:
 def job(connection: Connection, id_: str) -> JobStatus:
     row = connection.execute(select(jobs).where(jobs.c.id == id_)).mappings().one_or_none()
     if row is None:
-        raise UnknownJob(f"no job {id_!r}; `argosy status` lists the jobs there are")
+        raise UnknownJob(f"no job {id_!r}; `argosy status` lists the jobs")
     return job_status(row)
 
 
@@ -64,7 +64,7 @@ _OF_ITEMS = (
 
 
 def results_of_lite(cursor: Any, id_: str, seqs: Collection[int]) -> list[Result]:
-    """`results_of` with a bare cursor of SQLite's driver."""
+    """Do the same as `results_of` with a bare cursor of SQLite's driver."""
     rows = cursor.execute(_OF_ITEMS, (id_, json.dumps(list(seqs)))).fetchall()
     return [_from_text(dict(zip(_FIELDS, row, strict=True))) for row in rows]
 

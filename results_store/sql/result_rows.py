@@ -1,7 +1,7 @@
-"""Rows that may be there already: inserted if new, left alone if not, and counted exactly.
+"""Insert rows that may exist already: new ones are inserted, existing ones stay, and the count is exact.
 
-A result's first terminal state wins. The count of what was really inserted comes from the insert itself, so the
-progress of a job stays exact whatever is delivered twice, by whomever, at the same time.
+A result's first terminal state wins. The number of new rows comes from the INSERT itself, so a job's progress stays
+exact even if workers deliver the same results twice at the same time.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _NAMES = ", ".join(name for name, _ in _COLUMNS)
 _MARKS = ", ".join("?" * len(_COLUMNS))
 _SQLITE = f"INSERT INTO results ({_NAMES}) VALUES ({_MARKS}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
 
-# Many rows go by COPY into a table of the connection's own, and from there: twice as fast as arrays, which the driver
-# writes element by element. Few go as arrays, one a column, without the second statement. Either way JSON travels as
-# text and is cast on arrival, and the rest is binary, which spares vectors the hex.
+# Many rows go by COPY into a temporary table and from there into `results`: twice as fast as arrays, which the driver
+# writes element by element. Few rows go as arrays, one per column, without the second statement. In both cases JSON
+# travels as text and is cast on arrival; the rest is binary, which spares vectors the hex encoding.
 COPIED_FROM = 128
 _INCOMING_TYPES = ["text" if kind == "jsonb" else kind for _, kind in _COLUMNS]
 _INCOMING = "CREATE TEMPORARY TABLE IF NOT EXISTS incoming_results ({}) ON COMMIT DELETE ROWS".format(
@@ -65,7 +65,7 @@ _LISTED = "SELECT job, envelope, seq, task, state FROM new"
 
 
 class Inserted(NamedTuple):
-    """A result that was not there before."""
+    """A result that is new in the store."""
 
     job: str
     envelope: str
@@ -76,14 +76,14 @@ class Inserted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What inserting results of unlisted envelopes adds to one job's size."""
+    """The growth of a job by results of envelopes without a row."""
 
     items: int
     total: int
 
 
 def insert_new(connection: Connection, table: Table) -> Insert:
-    """Return an INSERT into `table` that leaves rows alone which are there already."""
+    """Return an INSERT into `table` that leaves existing rows unchanged."""
     return _insert_new(connection.dialect.name, table)
 
 
@@ -95,9 +95,9 @@ def _insert_new(dialect: str, table: Table) -> Insert:
 
 
 def insert_results(connection: Connection, new: Sequence[Result], at: float) -> Counter[tuple[str, ResultState]]:
-    """Insert results that are not there yet; return how many, by job and state. Raises InvalidRow.
+    """Insert results that do not exist yet; return their number by job and state. Raises InvalidRow.
 
-    In key order, so that two transactions with the same results wait for each other and never in a circle.
+    Rows go in key order, so that two transactions with the same results wait for each other without a deadlock.
     """
     rows = _rows(new, at)
     if not rows:
@@ -111,7 +111,7 @@ def insert_results(connection: Connection, new: Sequence[Result], at: float) -> 
 def insert_unlisted(
     connection: Connection, new: Sequence[Result], at: float
 ) -> tuple[Counter[tuple[str, ResultState]], dict[str, Accepted]]:
-    """`insert_results` for envelopes without a row; return also what that adds to the size of each job."""
+    """Do `insert_results` for envelopes without a row; return also the growth of each job."""
     inserted = insert_listed(connection, new, at)
     total = Counter(row.job for row in inserted)
     items = Counter(job for job, _, _ in {row[:3] for row in inserted})
@@ -119,7 +119,7 @@ def insert_unlisted(
 
 
 def insert_listed(connection: Connection, new: Sequence[Result], at: float) -> list[Inserted]:
-    """`insert_results`, returning what was new and not only how many."""
+    """Do `insert_results`, and return the new results instead of their number."""
     rows = _rows(new, at)
     if not rows:
         return []
@@ -130,7 +130,7 @@ def insert_listed(connection: Connection, new: Sequence[Result], at: float) -> l
 
 
 def counted(inserted: Sequence[Inserted]) -> Counter[tuple[str, ResultState]]:
-    """Return how many results were new, by job and state."""
+    """Return the number of new results by job and state."""
     return Counter((row.job, row.state) for row in inserted)
 
 
@@ -139,7 +139,7 @@ def _rows(new: Sequence[Result], at: float) -> list[tuple[Any, ...]]:
 
 
 def _into_postgresql(connection: Connection, rows: list[tuple[Any, ...]], wanted: str) -> Sequence[Any]:
-    """Insert rows and return what `wanted` asks of those that were new."""
+    """Insert rows and run the query `wanted` on the new ones."""
     if len(rows) < COPIED_FROM:
         columns = tuple(list(column) for column in zip(*rows, strict=True))
         return connection.exec_driver_sql((_INSERTED % _GIVEN) + wanted, columns).all()
@@ -154,8 +154,8 @@ def _into_postgresql(connection: Connection, rows: list[tuple[Any, ...]], wanted
 
 
 def _into_sqlite(connection: Connection, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Insert rows and return those that were new."""
-    # Past SQLAlchemy's bookkeeping, which costs more than the insert: 200,000 rows/s instead of 30,000.
+    """Insert rows and return the new ones."""
+    # Without SQLAlchemy, whose overhead exceeds the insert: 200,000 rows/s instead of 30,000.
     inserted = []
     cursor = connection.connection.cursor()
     try:

@@ -1,7 +1,7 @@
-"""Removing what is no longer wanted: finished jobs with all that is theirs, or their inputs only.
+"""Delete finished jobs with all their rows, or only their inputs.
 
-A job's row goes first and takes it out of sight at once; its name stays in `purged_jobs` until its envelopes and
-results have followed, a portion a transaction. So a purge that was killed is finished by the next one.
+A purge deletes the job's row first, which hides the job at once. Its id stays in `purged_jobs` until its envelopes and
+results are deleted, in portions of a transaction each. So the next purge completes a purge that was killed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from results_store.sql.schema import FAILED, HAS_TTL, batches, envelopes, jobs, 
 
 Condition: TypeAlias = Callable[[Connection], ColumnElement[bool]]
 
-#: Jobs, and rows, a transaction: bounded, so that workers never wait long behind a purge.
+#: Jobs and rows per transaction: bounded, so that workers never wait long for a purge.
 JOBS, ROWS = 500, 5000
 
-#: So long a job without an item may still be getting its first: of a slow source, or behind a full fleet.
+#: For this time a job without items may still wait for its first, from a slow source or for a full fleet.
 FIRST_ITEM_S = 3600.0
 
 
 def drop_inputs(connection: Connection, done: Collection[str]) -> None:
-    """Delete the payloads of finished envelopes that have no failed result, which are all that a replay could want."""
+    """Delete the payloads of finished envelopes without a failed result. A replay needs only the other payloads."""
     failed = _failed().where(among(connection, envelopes.c.id, done))
     connection.execute(
         delete(payloads).where(among(connection, payloads.c.envelope, done), payloads.c.envelope.not_in(failed))
@@ -37,7 +37,7 @@ def drop_inputs(connection: Connection, done: Collection[str]) -> None:
 
 
 class Retention:
-    """What the store keeps and what it lets go; `Store.retention` has it. A transaction takes so many `jobs`, or `rows`."""
+    """Deletes old rows of the store, as `Store.retention`."""
 
     def __init__(self, database: Database, *, jobs: int = JOBS, rows: int = ROWS) -> None:
         self._database = database
@@ -47,21 +47,21 @@ class Retention:
     def purge(
         self, *, finished_before: float | None = None, keep_results: bool = False, now: float | None = None
     ) -> Purged:
-        """Remove finished jobs: those whose `ttl_s` is over (of one that never got an item, an hour later), and those without one that finished before `finished_before`.
+        """Delete finished jobs after their `ttl_s`; those without one if they finished before `finished_before`.
 
-        With them go their envelopes, inputs and results, and from before `finished_before` the batches and such
-        results as belong to no job. With
-        `keep_results` only the inputs go, and nothing of these jobs can be replayed any more. Unfinished jobs
-        stay; cancel them first. Takes many short transactions; a purge that broke off is finished by the next.
+        A job that never got an item is deleted an hour after its `ttl_s`. Envelopes, inputs and results are deleted
+        with their job. With `finished_before`, older batches are deleted too, and older results of no job. With
+        `keep_results` only the inputs are deleted, and these jobs can no longer be replayed. Unfinished jobs stay;
+        cancel them first. The purge takes many short transactions; the next purge completes an interrupted one.
         """
         at = time.time() if now is None else now
         purge = self._purge_inputs if keep_results else self._purge_jobs
         return purge(finished_before=finished_before, now=at)
 
     def drop_inputs_of_pipelines(self) -> int:
-        """Delete the payloads of finished pipelines, those of envelopes with a failed result excepted; return how many.
+        """Delete the payloads of finished pipelines, except of envelopes with a failed result; return their number.
 
-        Of running ones a later step may still be made of them.
+        A running pipeline keeps its payloads, because a later step may still read them.
         """
         removed = 0
         over = and_(jobs.c.pipeline.is_not(null()), jobs.c.finished_at.is_not(None))
@@ -75,7 +75,7 @@ class Retention:
         return removed
 
     def with_inputs(self, ids: Collection[str]) -> set[str]:
-        """Return which of these jobs are there and unfinished, or still have inputs for a replay."""
+        """Return the ids of these jobs that exist and are unfinished, or still have inputs for a replay."""
         kept = select(envelopes.c.id).join(payloads, payloads.c.envelope == envelopes.c.id)
         kept = kept.where(envelopes.c.job == jobs.c.id)
         wanted = or_(jobs.c.finished_at.is_(None), kept.exists())
@@ -83,7 +83,7 @@ class Retention:
             return set(connection.execute(select(jobs.c.id).where(among(connection, jobs.c.id, ids), wanted)).scalars())
 
     def existing(self, ids: Collection[str]) -> set[str]:
-        """Return which of these jobs are there."""
+        """Return the ids of these jobs that exist."""
         with self._database.read() as connection:
             return _existing(connection, ids)
 
@@ -167,7 +167,7 @@ class Retention:
 
 
 def _failed() -> Select[Any]:
-    """The envelopes that have a failed result."""
+    """Return a query for the envelopes with a failed result."""
     theirs = and_(envelopes.c.id == results.c.envelope, envelopes.c.job == results.c.job)
     return select(results.c.envelope).join(envelopes, theirs).where(FAILED)
 
@@ -177,12 +177,12 @@ def _existing(connection: Connection, ids: Collection[str]) -> set[str]:
 
 
 def _due(finished_before: float | None, now: float) -> ColumnElement[bool]:
-    # a job that never got an item never finishes either
+    # a job that never got an item never finishes
     empty = and_(jobs.c.total == 0, jobs.c.created_at < now - jobs.c.ttl_s - FIRST_ITEM_S)
     own = and_(HAS_TTL, or_(jobs.c.finished_at < now - jobs.c.ttl_s, empty))
     if finished_before is None:
         return own
-    # `created_at` cannot be later, and has an index
+    # `created_at` is never later than `finished_at`, and has an index
     old = and_(
         jobs.c.ttl_s.is_(None),
         jobs.c.created_at < finished_before,
@@ -214,7 +214,7 @@ def _inputs_of(owners: Collection[str]) -> Condition:
 
 
 def in_portions(database: Database, rows: Table, condition: Condition, most: int = ROWS) -> int:
-    """Delete the rows that `condition` picks, in key order, a transaction a portion; return how many."""
+    """Delete the rows that match `condition`, in key order, a transaction per portion; return their number."""
     key = list(rows.primary_key.columns)
     removed = 0
     while True:

@@ -1,18 +1,18 @@
-"""The tables. `migrations/` builds them step by step; a test holds the two together.
+"""The tables. `migrations/` builds them step by step; a test compares the two.
 
-Why this shape:
+The reasons for this schema:
 
 - Progress is five counters on the job, written in the transaction that inserts the results. Reading it costs
   one row, and the counters cannot disagree with the rows.
-- A payload stands in a table of its own: an envelope's row is rewritten at every step of its life, and neither
-  database should copy megabytes of input to note that a lease was renewed.
-- Results have no foreign keys: they would be looked up once a row, and a result is only ever written for an
-  envelope that the same store handed out by `claim`. Envelopes have none to their job, so that a purge can take
-  the job away at once and its many rows after it, in portions.
+- A payload has a table of its own: an envelope's row is rewritten at every change of state, and neither
+  database should copy megabytes of input to renew a lease.
+- Results have no foreign keys, because each row would cost a lookup, and a result is only ever written for an
+  envelope that the same store handed out by `claim`. Envelopes have no foreign key to their job, so that a purge
+  can delete the job at once and its many rows later, in portions.
 - SQLite keeps `results` as a rowid table. WITHOUT ROWID is 8 % faster for labels and 40 % slower for vectors,
   which then no longer fit beside the key in a page.
-- Vectors are float32 bytes on both databases. pgvector's type fixes the dimension a column, and this
-  column holds every model's; where nearest-neighbour search is wanted, it belongs in a table of its own.
+- Vectors are float32 bytes on both databases. pgvector's type fixes the dimension of a column, but this
+  column holds every model's vectors; a table for nearest-neighbour search can be added beside it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ metadata = MetaData()
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
-# What names no tenant is that of the empty name, in lane 0. Rows are never deleted: see `results_store.sql.tenants`.
+# Work without a tenant belongs to the tenant with the empty name, in lane 0. Rows are never deleted: see
+# `results_store.sql.tenants`.
 tenants = Table(
     "tenants",
     metadata,
@@ -72,7 +73,7 @@ jobs = Table(
     Column("expired", BigInteger, nullable=False, server_default="0"),
     Column("ttl_s", Double),
     Column("tenant", Text, nullable=False, server_default=literal_column("''")),
-    Column("pipeline", Json),  # its steps, for `Follow`; most jobs have none
+    Column("pipeline", Json),  # its steps, for `Follow`; null for most jobs
     Index("jobs_newest", "created_at", "id"),
     Index("jobs_of_tenant", "tenant", "created_at", "id"),
 )
@@ -84,7 +85,7 @@ RUNNING = jobs.c.finished_at == None  # noqa: E711 - SQL
 Index("jobs_running", jobs.c.tenant, sqlite_where=RUNNING, postgresql_where=RUNNING)
 Index("jobs_ttl", jobs.c.finished_at, sqlite_where=HAS_TTL, postgresql_where=HAS_TTL)
 
-# Jobs that are gone while their envelopes and results are still being removed.
+# Deleted jobs whose envelopes and results are still being deleted.
 purged_jobs = Table(
     "purged_jobs",
     metadata,
@@ -92,9 +93,9 @@ purged_jobs = Table(
     Column("purged_at", Double, nullable=False),
 )
 
-# `accepted_at` is when the envelope last entered the outbox: at first when it was created, later when it was
-# taken as overdue; 0, which is overdue at once, when it was replayed. `worker` claimed it last; it has it still
-# if there is a lease. `error` is what the last failed attempt said.
+# `accepted_at` is the time at which the envelope last entered the outbox: at first its creation, later the time it was
+# taken as overdue; 0, which is overdue at once, after a replay. `worker` claimed it last, and still holds it if there
+# is a lease. `error` is the error of the last failed attempt.
 envelopes = Table(
     "envelopes",
     metadata,
@@ -119,7 +120,8 @@ envelopes = Table(
     Index("envelopes_job", "job"),
 )
 
-# Constants in the SQL and not parameters: a partial index serves only a query that is seen to imply it.
+# Constants in the SQL, not parameters: the planner uses a partial index only if the query visibly implies its
+# condition.
 ACCEPTED = envelopes.c.state == literal_column("'accepted'")
 PUBLISHED = envelopes.c.state == literal_column("'published'")
 FINISHED = envelopes.c.state.in_([literal_column("'done'"), literal_column("'dead'")])
@@ -200,7 +202,7 @@ batches = Table(
     Index("batches_newest", "started_at"),
 )
 
-# What was declared of models while the fleet ran: see `results_store.sql.declarations`.
+# Settings declared for models while the fleet runs: see `results_store.sql.declarations`.
 declarations = Table(
     "declarations",
     metadata,
@@ -213,8 +215,8 @@ declarations = Table(
     Column("declared_at", Double, nullable=False),
 )
 
-# What people's own Celery tasks return, for `celery_backend`. JSON stands in it as Celery encodes it, as text: JSONB
-# has no word for NaN or for a NUL in a string, which are theirs to return.
+# Results of users' own Celery tasks, for `celery_backend`. The JSON is text, as Celery encodes it, because JSONB cannot
+# hold NaN or a NUL in a string, which such tasks may return.
 celery_tasks = Table(
     "celery_tasks",
     metadata,
@@ -241,8 +243,8 @@ celery_groups = Table(
     Column("saved_at", Double, nullable=False),
 )
 
-# A chord's body is due once `returned` reaches `size + added`. Whoever sees that claims it, sends the body, and sets
-# `done_at`; the claim runs out, should it die in between.
+# A chord's body is due once `returned` reaches `size + added`. The worker that sees this claims the chord, sends the
+# body, and sets `done_at`. If it dies in between, the claim expires.
 celery_chords = Table(
     "celery_chords",
     metadata,
@@ -265,7 +267,7 @@ celery_chord_parts = Table(
     Column("result", Text, nullable=False),
 )
 
-# Who may call the gateway. The secret itself is known to its holder alone.
+# Keys for the gateway. Only the holder knows the secret itself.
 api_keys = Table(
     "api_keys",
     metadata,
@@ -279,7 +281,7 @@ api_keys = Table(
     Column("rate_per_s", Double),
 )
 
-# A file is there for its owner once `stored_at` is set; before, it is an upload under way, or one that broke off.
+# The owner can see a file once `stored_at` is set. Before that it is an upload in progress or an interrupted one.
 gateway_files = Table(
     "gateway_files",
     metadata,
@@ -302,8 +304,8 @@ gateway_file_parts = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
-# A file of requests on its way to a file of responses. `detail` is what its owner sees beside the status. One gateway
-# at a time works on it, under a lease; another takes over when that has run out.
+# A file of requests that becomes a file of responses. `detail` is shown to its owner beside the status. One gateway at
+# a time works on it, under a lease; after the lease expires another takes over.
 gateway_batches = Table(
     "gateway_batches",
     metadata,

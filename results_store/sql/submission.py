@@ -1,4 +1,4 @@
-"""The producers' side: jobs and the outbox. Each function runs in the caller's transaction."""
+"""Write jobs and the outbox, for producers. Each function runs in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from results_store.sql.schema import envelopes, jobs, payloads
 
 
 def create_job(connection: Connection, job: NewJob) -> JobStatus:
-    """Insert the job, or find the one that has its id or idempotency key already."""
+    """Insert the job, or return the existing job with its id or idempotency key."""
     row = _job_row(job)
     connection.execute(insert_new(connection, jobs), [row])
     mine = jobs.c.id == job.id
@@ -29,12 +29,12 @@ def create_job(connection: Connection, job: NewJob) -> JobStatus:
 def add_envelopes(
     connection: Connection, new: Sequence[NewEnvelope], created: Sequence[NewJob], expected_items: int | None
 ) -> None:
-    """Create the jobs in `created`, then put the envelopes into the outbox and count them in their jobs."""
+    """Insert the jobs in `created`, put the envelopes into the outbox, and count them in their jobs."""
     if created:
         connection.execute(insert(jobs), [_job_row(job) for job in created])
     if not new:
         return
-    # Counting comes first: it finds an unknown job, and its row lock is what makes `expected_items` safe.
+    # The counting comes first: it detects an unknown job, and its row lock makes `expected_items` safe.
     for job, (items, total) in sorted(_totals(new).items()):
         _count(connection, job, items, total, expected_items)
     insert_envelopes(connection, new)
@@ -50,7 +50,7 @@ def insert_envelopes(connection: Connection, new: Sequence[NewEnvelope]) -> None
 
 
 def cancel_job(connection: Connection, job: str, at: float) -> JobStatus:
-    """Set `cancelled_at` of a job that is neither finished nor cancelled already."""
+    """Set `cancelled_at` of a job that is neither finished nor cancelled."""
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job, jobs.c.cancelled_at.is_(None), jobs.c.finished_at.is_(None))
@@ -58,11 +58,11 @@ def cancel_job(connection: Connection, job: str, at: float) -> JobStatus:
     )
     row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
     if row is None:
-        raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs there are")
+        raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs")
     return job_status(row)
 
 
-# A job whose first chunk is all done already is open again.
+# A job whose first chunk is already done opens again.
 _counted = (
     update(jobs)
     .where(jobs.c.id == bindparam("_job"))
@@ -107,7 +107,7 @@ def _job_row(job: NewJob) -> dict[str, Any]:
 
 
 def _own_key(job: NewJob) -> str | None:
-    """A tenant's idempotency keys are its own: nobody gets at another's job by guessing its key."""
+    """Return a job's idempotency key, prefixed by its tenant: guessing a key never reaches another tenant's job."""
     if job.idempotency_key is None or not job.tenant:
         return text(job.idempotency_key)
     return text(f"{job.tenant}\x1f{job.idempotency_key}")

@@ -1,7 +1,7 @@
 """Tenants: lanes, shares and limits.
 
-A tenant gets its row, and with it its lane, before anything of it is accepted or published; rows are never deleted. So
-whoever reads the table knows every lane that anything can be in.
+A tenant gets its row, and thus its lane, before any item of it is accepted or published. Rows are never deleted. So the
+table always lists every lane that can hold an envelope.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from results_store.records import Tenant
 from results_store.sql.database import Database, Weight
 from results_store.sql.schema import jobs, tenants
 
-#: A worker asks Redis for all lanes at once, so there is a most: beyond it, tenants share lanes, and what is in one lane
-#: comes first in, first out.
+#: A worker polls all lanes in Redis at once, so their number is limited. With more tenants than lanes, tenants share
+#: lanes, and the envelopes of a lane are served first in, first out.
 LANES = 64
 
 _COLUMNS = (tenants.c.name, tenants.c.lane, tenants.c.weight, tenants.c.max_items_per_s, tenants.c.max_in_flight)
@@ -24,19 +24,19 @@ _done = jobs.c.succeeded + jobs.c.failed + jobs.c.cancelled + jobs.c.expired
 
 
 class Tenants:
-    """The store's tenants; `Store.tenants` has them."""
+    """The tenants of the store, as `Store.tenants`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def every(self) -> list[Tenant]:
-        """Return every tenant that ever submitted anything or was configured, and that of the empty name, by name."""
+        """Return every tenant that ever submitted or was configured, and the tenant with the empty name, by name."""
         with self._database.read() as connection:
             rows = connection.execute(select(*_COLUMNS).order_by(tenants.c.name)).mappings()
             return [Tenant(**row) for row in rows]
 
     def enrol(self, name: str) -> Tenant:
-        """Return a tenant. One that is new gets its lane here, before anything of it is accepted."""
+        """Return a tenant. A new tenant gets its lane here, before any item of it is accepted."""
         with self._database.read() as connection:
             known = _find(connection, name)
         if known is not None:
@@ -45,7 +45,7 @@ class Tenants:
             return _enrol(connection, name)
 
     def configure(self, tenant: Tenant) -> Tenant:
-        """Set a tenant's weight and limits; workers and clients heed them within seconds. Its lane stays as it is."""
+        """Set a tenant's weight and limits; workers and clients apply them within seconds. Its lane stays the same."""
         settings = {
             "weight": tenant.weight,
             "max_items_per_s": tenant.max_items_per_s,
@@ -57,7 +57,10 @@ class Tenants:
         return replace(tenant, lane=lane)
 
     def in_flight(self, name: str) -> int:
-        """Return about how many durable items of a tenant wait for results: a job's items count as they end on average."""
+        """Return roughly how many durable items of a tenant wait for results.
+
+        Each running job counts its items in proportion to its missing results.
+        """
         left = func.sum(jobs.c["items"] * (jobs.c.total - _done) * 1.0 / jobs.c.total)
         running = (jobs.c.tenant == name, jobs.c.finished_at.is_(None), jobs.c.total > 0)
         with self._database.read() as connection:
@@ -70,8 +73,8 @@ def _find(connection: Connection, name: str) -> Tenant | None:
 
 
 def _enrol(connection: Connection, name: str) -> Tenant:
-    """Return the tenant, with a lane of its own if there is one left when it is new."""
-    # The one row that is always there is the lock: two tenants enrolled at the same time get two lanes.
+    """Return the tenant; a new tenant gets its own lane if any is left."""
+    # The row that always exists is the lock: two tenants enrolled at the same time get two lanes.
     connection.execute(select(tenants.c.name).where(tenants.c.name == "").with_for_update())
     if (known := _find(connection, name)) is not None:
         return known

@@ -75,12 +75,12 @@ def test_a_passage_without_a_vector_is_named_and_the_index_before_stays(client: 
         index(
             client, tmp_path / "index", [*DOCUMENTS[:2], Document("bad page", "Good. \n\nrefuse this one now please")]
         )
-    assert raised.value.__notes__ == ["bad page, characters 8 to 34; try fewer pieces to a passage"]
+    assert raised.value.__notes__ == ["bad page, characters 8 to 34; try fewer pieces per passage"]
     assert (tmp_path / "index" / "index.safetensors").read_bytes() == before
 
 
 def test_what_cannot_become_an_index_is_refused(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="nothing to read"):
+    with pytest.raises(InvalidInput, match="contain no text"):
         index(client, tmp_path, [Document("blank", " \n")])
     with pytest.raises(InvalidInput, match="gives no vector"):
         write_index(client, DOCUMENTS, tmp_path, task="echo")

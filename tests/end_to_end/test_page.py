@@ -239,7 +239,7 @@ def test_failures_are_replayed(page: Page, store: Store) -> None:
     expect(card).to_contain_text("2 results")
     card.get_by_role("button", name="Replay: KeyError of half broken").press("Enter")
     page.get_by_role("dialog", name="Replay?").get_by_role("button", name="Replay").press("Enter")
-    expect(page.locator("#toast")).to_have_text("2 results of half broken put back into the queue")
+    expect(page.locator("#toast")).to_have_text("2 results of half broken queued again")
     expect(card).to_have_count(0)
     assert (store.job(job).failed, store.job(job).succeeded) == (0, 1)
 
@@ -259,7 +259,7 @@ def test_it_goes_on_once_the_gateway_can_be_reached_again(page: Page, store: Sto
 def test_what_is_not_there_is_said(page: Page) -> None:
     """An old link leads to a job that was purged."""
     page.goto(f"/#/jobs/{'0' * 26}")
-    expect(page.get_by_role("heading", name="This cannot be shown")).to_be_visible()
+    expect(page.get_by_role("heading", name="This page cannot be shown")).to_be_visible()
     expect(page.locator("main")).to_contain_text("no job")
 
 

@@ -141,6 +141,8 @@ def test_a_fleet_without_a_place_for_files_does_not_start(tmp_path: Path, monkey
         broker_url="redis://localhost:1",
         store_url="postgresql://nobody@localhost/none",
     )
-    with pytest.raises(ConfigurationError, match=r"task '\w+': blobs: there is no place for results that are files"):
+    with pytest.raises(
+        ConfigurationError, match=r"task '\w+': blobs: this fleet has no place for results that are files"
+    ):
         node.start()
     node.stop()

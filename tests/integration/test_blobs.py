@@ -96,11 +96,11 @@ def test_a_reference_leads_nowhere_but_below_the_url(blobs: Blobs, tmp_path: Pat
     """Messages are written by strangers."""
     (tmp_path / "secret").write_text("secret")
     for job, blob in (("..", "secret"), (new_id(), "../../secret"), (new_id(), "/etc/passwd"), ("", new_id())):
-        with pytest.raises(InvalidInput, match="names that are none of ours"):
+        with pytest.raises(InvalidInput, match="blob reference with invalid names"):
             blobs.get(BlobInput(job, blob, text=True), 1000)
-    with pytest.raises(InputUnavailable, match="kept no more where it was put by reference; submit it again"):
+    with pytest.raises(InputUnavailable, match="is no longer in blob storage; submit it again"):
         blobs.get(BlobInput(new_id(), new_id(), text=True), 1000)
-    with pytest.raises(InvalidInput, match="this worker knows no place for that; name the producers'"):
+    with pytest.raises(InvalidInput, match=r"this worker has no \[blobs\] url; set the producers'"):
         carried(BlobInput(new_id(), new_id(), text=True), InputLimits())
 
 

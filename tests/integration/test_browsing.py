@@ -126,7 +126,7 @@ def test_inputs_by_reference_are_fetched_one_by_one(
     assert operator.get(f"/api/jobs/{id_}/items/1").json()["input"]["text"] == "a long text"
     lost = operator.get(f"/api/jobs/{id_}/items/2").json()["input"]
     assert lost["form"] == "gone"
-    assert "kept no more" in lost["reason"]
+    assert "no longer in blob storage" in lost["reason"]
 
 
 def test_what_the_fleet_does_is_for_operators(operator: httpx.Client, served: Served, store: Store) -> None:

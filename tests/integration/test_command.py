@@ -118,7 +118,7 @@ def test_watching_ends_with_the_job_and_says_how_it_went(
     job = result.stdout.strip()
     assert JOB.match(job)
     assert f"{summary} of 1 results" in result.stderr
-    why = f"argosy: topic of item 1 failed: input: is not to its liking; `argosy results {job}` has them all"
+    why = f"argosy: topic of item 1 failed: input: is not to its liking; `argosy results {job}` has all results"
     assert (why in result.stderr) == (text == FAILS)
 
 
@@ -191,17 +191,21 @@ def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
         (["submit", "none.csv"], 2, "argosy: Missing option '-t' / '--task'; see `argosy submit --help`"),
         (["submit", "a", "-t", "topic", "--params", "{"], 2, "argosy: --params: not JSON: "),
         (["submit", "a", "-t", "topic", "-p", "now"], 2, "argosy: Invalid value for '-p' / '--priority'"),
-        (["status", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
-        (["results", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
-        (["cancel", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
+        (["status", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs"),
+        (["results", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs"),
+        (["cancel", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs"),
         (["status", "--limit", "0"], 2, "argosy: Invalid value for '--limit': 0 is not in the range x>=1"),
-        (["dead", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs there are"),
+        (["dead", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs"),
         (
             ["tenants", "set", "acme", "--weight", "nan"],
             2,
             "argosy: Invalid value for '--weight': 'nan' is not a number",
         ),
-        (["what-if", "--set", "rows=1"], 2, "argosy: Invalid value for --set: 'rows' cannot be tried; there are batch"),
+        (
+            ["what-if", "--set", "rows=1"],
+            2,
+            "argosy: Invalid value for --set: 'rows' cannot be changed; choose from batch",
+        ),
         (
             ["what-if", "--set", "window=0"],
             2,
@@ -213,7 +217,11 @@ def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
             "argosy: Invalid value for --set: 'bulk_share=nan': 'nan' is not a",
         ),
         (["what-if", "--minutes", "-1"], 2, "argosy: Invalid value for '--minutes': -1.0 is not in the range x>0"),
-        (["up"], 1, "argosy: ARGOSY_BROKER_URL: is set, so that clients would not find this fleet, which has a broker"),
+        (
+            ["up"],
+            1,
+            "argosy: ARGOSY_BROKER_URL: is set, so clients would not find this fleet, which has its own broker",
+        ),
         (["gateway", "--port", "99999"], 2, "argosy: Invalid value for '--port': 99999 is not in the range"),
         (["gateway", "--rate", "nan"], 2, "argosy: Invalid value for '--rate': 'nan' is not a number"),
         (["frobnicate"], 2, "argosy: No such command 'frobnicate'"),
@@ -242,7 +250,7 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path: Path, monkeypatch: pyt
     """A typing error in the URL must not end in a traceback, nor in a file that is written over."""
     (tmp_path / "notes.txt").write_text("buy milk")
     monkeypatch.setenv("ARGOSY_STORE_URL", f"sqlite:///{tmp_path}/notes.txt")
-    assert argosy("migrate").stderr.endswith("file is not a database; name another file, or put this one away\n")
+    assert argosy("migrate").stderr.endswith("file is not a database; name another file, or move this one away\n")
     assert (tmp_path / "notes.txt").read_text() == "buy milk"
 
 
@@ -270,11 +278,11 @@ def test_a_job_is_cancelled(tmp_path: Path, stand_in: StandIn) -> None:
     """The remedy for having submitted the wrong file."""
     (tmp_path / "a.txt").write_text("good\n")
     job = submitted(tmp_path / "a.txt", "-t", "topic")
-    assert argosy("cancel", job).stderr == f"job {job}: cancelled, with 0 of 1 results there\n"
+    assert argosy("cancel", job).stderr == f"job {job}: cancelled after 0 of 1 results\n"
     assert "state     cancelling" in argosy("status", job).stdout
     stand_in.work(1)
     assert "state     cancelled" in argosy("status", job).stdout
-    assert argosy("cancel", job).stderr == f"job {job} was finished already\n"
+    assert argosy("cancel", job).stderr == f"job {job} was already finished\n"
 
 
 def test_tasks_are_listed_with_their_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

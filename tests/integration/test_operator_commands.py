@@ -47,7 +47,7 @@ def given_up(store: Store) -> None:
 def test_dead_letters_are_listed_without_their_inputs() -> None:
     """A terminal is seen by more people than a text was meant for; programs may ask for it."""
     listed = argosy("dead")
-    assert listed.stdout == "a0  job a  1 attempts  1 failed result  no word from its worker\n"
+    assert listed.stdout == "a0  job a  1 attempts  1 failed result  its worker reported no error\n"
     assert "argosy replay --error TooManyAttempts" in listed.stderr
     whole = json.loads(argosy("dead", "a", "--json").stdout)
     assert whole["payload"] == {"items": [{"input": "secret"}]}
@@ -58,9 +58,9 @@ def test_dead_letters_are_listed_without_their_inputs() -> None:
 @pytest.mark.usefixtures("given_up")
 def test_a_replay_says_what_it_put_back(store: Store) -> None:
     """By error, by job, and in the end nothing is left to put back."""
-    assert argosy("replay", "--error", "TooManyAttempts").stdout == "1 failed results of 1 envelopes put back\n"
-    assert argosy("replay", "b").stdout == "1 failed results of 1 envelopes put back\n"
-    assert argosy("replay", "--all").stdout == "0 failed results of 0 envelopes put back\n"
+    assert argosy("replay", "--error", "TooManyAttempts").stdout == "1 failed results of 1 envelopes queued again\n"
+    assert argosy("replay", "b").stdout == "1 failed results of 1 envelopes queued again\n"
+    assert argosy("replay", "--all").stdout == "0 failed results of 0 envelopes queued again\n"
     assert store.depth()[0].envelopes == 2
 
 
@@ -68,7 +68,7 @@ def test_a_replay_of_everything_must_be_meant() -> None:
     """A job's id forgotten is not a wish for all of them; one misspelt is not nothing to do."""
     forgotten = argosy("replay")
     assert forgotten.exit_code == 2
-    assert "name a job, or what failed with --error, or --all" in forgotten.stderr
+    assert "name a job, an error with --error, or --all" in forgotten.stderr
     misspelt = argosy("replay", "nope")
     assert misspelt.exit_code == 1
     assert "no job 'nope'" in misspelt.stderr
@@ -97,5 +97,5 @@ def test_tenants_are_set_listed_and_reset(store: Store) -> None:
     assert "acme" in argosy("tenants", "list").stdout
     assert argosy("tenants", "remove", "acme").exit_code == 0
     assert store.tenants.enrol("acme").max_in_flight is None
-    assert "'acne'; there are '', 'acme'" in argosy("tenants", "remove", "acne").stderr
-    assert "no tenant's name" in argosy("tenants", "set", "a b").stderr
+    assert "'acne'; known tenants: '', 'acme'" in argosy("tenants", "remove", "acne").stderr
+    assert "is not a valid tenant name" in argosy("tenants", "set", "a b").stderr

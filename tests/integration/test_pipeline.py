@@ -108,7 +108,7 @@ def test_results_come_back_beside_their_rows(tmp_path: Path, stand_in: StandIn) 
     assert [row["embedding"] for row in found] == [[0.5, -1.25], None, None, [0.5, -1.25]]
     assert [row["error"] for row in found] == [
         None,
-        f"{tmp_path}/in.parquet:2: is empty; drop the item, or give it some text",
+        f"{tmp_path}/in.parquet:2: is empty; leave the item out, or give it a text",
         "topic: InvalidInput: input: is not to its liking; embedding: InvalidInput: input: is not to its liking",
         None,
     ]
@@ -195,7 +195,9 @@ def test_a_source_that_changed_meanwhile_is_not_joined(tmp_path: Path, stand_in:
     with working(stand_in, 1):
         result = argosy("submit", path, "-t", "topic", *key, "--output", tmp_path / "out.csv")
     assert result.exit_code == 1
-    assert "in.csv:2: has the key 'z', and the result of this place 'x'; the file has changed since" in result.stderr
+    assert (
+        "in.csv:2: has the key 'z', but the result in this place has 'x'; the file has changed since" in result.stderr
+    )
     assert "the results are safe: `argosy results " in result.stderr
     assert not (tmp_path / "out.csv").exists()
 
@@ -204,7 +206,7 @@ def test_a_source_that_changed_meanwhile_is_not_joined(tmp_path: Path, stand_in:
     ("output", "message"),
     [
         ("out.xlsx", "output: is called out.xlsx; give it one of the suffixes .parquet, .csv, .jsonl"),
-        ("none/out.csv", "which is no folder; make it, or check the path"),
+        ("none/out.csv", "which is not a folder; make it, or check the path"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_anything_is_sent(
@@ -271,7 +273,7 @@ def test_a_bad_row_that_stops_says_how_to_go_on(tmp_path: Path, stand_in: StandI
     remedy = result.stderr.partition("add `")[2].partition("`")[0]
     path.write_text("".join(f'"text {n}"\n' for n in range(8)))
     again = argosy("submit", path, "-t", "topic", *remedy.split())
-    assert "went on behind the 4 items that were submitted before" in again.stderr
+    assert "resumed after the 4 items that were submitted before" in again.stderr
     assert [item.seq for envelope in stand_in.waiting() for item in envelope.items] == list(range(8))
 
 

@@ -76,7 +76,7 @@ def test_a_reference_leads_nowhere_but_below_the_url(files: ResultFiles, tmp_pat
     for uri in (f"file://{tmp_path}/secret", f"{new_id()}/../../secret", "x", f"{new_id()}/{'0' * 64}.exe", None):
         with pytest.raises(InvalidInput, match="not the place of a result's file"):
             files.read({"uri": uri})
-    with pytest.raises(FileUnavailable, match="is not there"):
+    with pytest.raises(FileUnavailable, match="is missing"):
         files.read({"uri": f"{new_id()}/{'0' * 64}.png"})
 
 

@@ -93,7 +93,7 @@ def test_a_full_disk_is_an_outage_that_leaves_nothing_behind(room: Room, store: 
     store.commit([result(0)])
     room.end()
 
-    with pytest.raises(StoreUnavailable, match="free some disk space; nothing is lost meanwhile"):
+    with pytest.raises(StoreUnavailable, match="free some disk space; no data is lost"):
         store.commit([result(seq) for seq in range(ROWS)], done=["e0"])
     with pytest.raises(StoreUnavailable, match="free some disk space"):
         store.add_envelopes([new_envelope("big", job="other", payload=bytes(1_000_000))], jobs=[new_job("other")])

@@ -46,7 +46,7 @@ def test_an_envelope_is_given_up_after_the_limit(store: Store) -> None:
     (row,) = store.results("job")
     assert row.error == {
         "kind": "TooManyAttempts",
-        "message": "given up after 2 attempts, the last by w1; the worker died, or lost its lease, without a word",
+        "message": "given up after 2 attempts, the last by w1; the worker died or lost its lease without reporting an error",
         "attempts": 2,
         "worker": "w1",
     }

@@ -88,7 +88,7 @@ def test_documents_are_files_folders_and_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("none.txt", "cannot be read"), ("latin.txt", "no UTF-8"), ("empty", "has no file")]
+    ("name", "problem"), [("none.txt", "cannot be read"), ("latin.txt", "not UTF-8 text"), ("empty", "has no file")]
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, problem: str) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")

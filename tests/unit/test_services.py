@@ -47,4 +47,4 @@ def test_the_last_words_of_a_long_log(tmp_path: Path):
     log.write_bytes(b"an early line\n" * 10_000 + b"out of memory\n\n  \n")
     assert last_words(log) == "out of memory"
     log.write_bytes(b"")
-    assert last_words(log) == "it said nothing"
+    assert last_words(log) == "its log is empty"

@@ -90,7 +90,7 @@ def test_a_bad_row_names_its_line_and_the_next_are_read(
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.txt", "", {}, "has nothing in it to submit; check that it is the right one"),
+        ("a.txt", "", {}, "has nothing in it to submit; check that it is the right file"),
         ("a.csv", "text\n", {}, "has nothing in it to submit"),
         ("a.csv", "x,y\n1,2\n", {}, ":1: does not say which column is the input; name it with --input-column: x, y"),
         ("a.csv", "x,y\n1,2\n", {"input_column": "z"}, ":1: has no column 'z'; columns here: x, y"),
@@ -111,7 +111,7 @@ def test_a_missing_file_and_a_folder_of_texts_are_refused(tmp_path: Path) -> Non
     """A message about a path, not one from deep inside."""
     with pytest.raises(InvalidInput, match="does not exist; check the path"):
         list(Source(tmp_path / "none.csv", "text").rows())
-    with pytest.raises(InvalidInput, match="is a folder, and the task wants text; name a file"):
+    with pytest.raises(InvalidInput, match="is a folder, but the task takes text input; name a file"):
         list(Source(tmp_path, "text").rows())
 
 

@@ -1,1 +1,1 @@
-"""The commands that `argosy` gains with a worker: worker, models, doctor, reload, flight recorder."""
+"""The commands of the worker package: worker, models, doctor, reload, flight recorder."""

@@ -36,7 +36,7 @@ TRIABLE: Mapping[str, click.ParamType[Any]] = {
 @click.command()
 @FLEET_FILE
 @click.argument("batch")
-@click.option("--device", help="cpu, cuda:0 …; by default the first device of the profile.")
+@click.option("--device", help="cpu, cuda:0 …  [default: the first device of the profile]")
 def rerun(config: Path | None, batch: str, device: str | None) -> None:
     """Run a recorded micro-batch again, with the same items, and compare with the stored results.
 
@@ -78,7 +78,7 @@ def rerun(config: Path | None, batch: str, device: str | None) -> None:
     type=Finite(0, min_open=True),
     default=60,
     show_default=True,
-    help="Replay what ran in the last so many minutes.",
+    help="Replay the batches of the last so many minutes.",
 )
 @click.option(
     "--batches",
@@ -88,12 +88,12 @@ def rerun(config: Path | None, batch: str, device: str | None) -> None:
     show_default=True,
     help="Replay at most this many of the newest batches.",
 )
-@click.option("--device", help="The device whose settings really ran; by default the first of the profile.")
+@click.option("--device", help="The device whose settings really ran.  [default: the first of the profile]")
 @click.option(
-    "-s", "--set", "changes", multiple=True, metavar="NAME=VALUE[,…]", help="A variant to try; may be repeated."
+    "-s", "--set", "changes", multiple=True, metavar="NAME=VALUE[,…]", help="A variant to simulate; can be repeated."
 )
 def what_if(config: Path | None, *, minutes: float, limit: int, device: str | None, changes: tuple[str, ...]) -> None:
-    """Replay recorded arrivals against other batching settings, without a device.
+    """Simulate other batching settings on recorded arrivals, without a device.
 
     \b
     The first two lines are the recorded result and a simulation of the same settings: their
@@ -111,16 +111,16 @@ def what_if(config: Path | None, *, minutes: float, limit: int, device: str | No
     from workers import settings
     from workers.batching.planning.what_if import recordings
 
-    told = {text: _parsed(text) for text in changes}
+    tried = {text: _parsed(text) for text in changes}
     chosen = settings.load(config)
     with Store(chosen.connection.store_url) as store:
         found = store.flight.recent(limit=limit, since=time.time() - 60 * minutes, traces=True)
     recorded = recordings(batch for batch in found if batch.model in chosen.models)
     if not recorded:
-        raise click.ClickException("too few batches were recorded in that time; look further back with --minutes")
+        raise click.ClickException("that time has too few recorded batches; look further back with --minutes")
     ran = _policy(chosen, {batch.model for one in recorded for batch in one.batches}, _device(chosen, device))
-    told = told or {text: _parsed(text) for text in _suggested(ran)}
-    variants = {text: _changed(ran, wanted) for text, wanted in told.items()}
+    tried = tried or {text: _parsed(text) for text in _suggested(ran)}
+    variants = {text: _changed(ran, wanted) for text, wanted in tried.items()}
     for one in recorded:
         _show(one, ran, variants)
 
@@ -151,7 +151,9 @@ def _parsed(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, _, value = part.partition("=")
         if name not in TRIABLE:
-            raise click.BadParameter(f"{name!r} cannot be tried; there are {', '.join(TRIABLE)}", param_hint="--set")
+            raise click.BadParameter(
+                f"{name!r} cannot be changed; choose from {', '.join(TRIABLE)}", param_hint="--set"
+            )
         try:
             changes[name] = TRIABLE[name].convert(value, None, None)
         except click.BadParameter as error:

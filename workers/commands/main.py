@@ -20,7 +20,7 @@ from workers.commands.shared_options import FLEET_FILE
 @FLEET_FILE
 @click.option("--flower/--no-flower", default=True, show_default=True, help="Start Flower beside the workers.")
 def up(config: Path | None, flower: bool) -> None:
-    """Start a whole fleet on this machine and watch over it until Ctrl-C.
+    """Start a whole fleet on this machine and run it until Ctrl-C.
 
     \b
     The fleet is embedded Valkey (its data in the home folder), SQLite, a worker per device,
@@ -40,7 +40,7 @@ def up(config: Path | None, flower: bool) -> None:
     from workers.fleet import local as fleet
 
     if os.environ.get("ARGOSY_BROKER_URL"):
-        problem = "ARGOSY_BROKER_URL: is set, so that clients would not find this fleet, which has a broker of its own"
+        problem = "ARGOSY_BROKER_URL: is set, so clients would not find this fleet, which has its own broker"
         raise ConfigurationError(f"{problem}; unset it, or run `argosy worker` for that broker")
     log_to_stderr()
     console = Console(stderr=True)
@@ -55,18 +55,20 @@ def up(config: Path | None, flower: bool) -> None:
             click.echo(line)
         local.watch()
     finally:
-        with console.status("stopping: what is under way is finished or goes back to its queue …"):
+        with console.status("stopping: running envelopes are finished or go back to their queue …"):
             local.stop()
-    click.echo("stopped; what is unfinished stays in the store and goes on with the next `argosy up`")
+    click.echo("stopped; unfinished work stays in the store and goes on with the next `argosy up`")
 
 
 @click.command()
 @FLEET_FILE
-@click.option("--device", help="cpu, cuda:0 …; by default the first device of the profile.")
-@click.option("--name", help="The node's name in Flower; by default made of device, process and host.")
-@click.option("--ready-file", type=click.Path(path_type=Path), help="A file that exists while envelopes are taken.")
+@click.option("--device", help="cpu, cuda:0 …  [default: the first device of the profile]")
+@click.option("--name", help="The node's name in Flower.  [default: from device, process and host]")
+@click.option(
+    "--ready-file", type=click.Path(path_type=Path), help="A file that exists while the worker takes envelopes."
+)
 def worker(config: Path | None, device: str | None, name: str | None, ready_file: Path | None) -> None:
-    """Run one worker node: a device, its models, and the queues of these models.
+    """Run a worker node: a device, its models, and their queues.
 
     \b
     Set ARGOSY_BROKER_URL and ARGOSY_STORE_URL, or run it beside a local fleet.
@@ -96,7 +98,7 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
 
 @click.command()
 def migrate() -> None:
-    """Create the store's schema, or bring it up to date. Safe to run again, and from several places at once.
+    """Create the store's schema, or migrate it to this version. Safe to repeat, and to run in several places at once.
 
     \b
         ARGOSY_STORE_URL=postgresql://argosy@db/argosy argosy migrate
@@ -112,10 +114,10 @@ def migrate() -> None:
 @click.command()
 @FLEET_FILE
 @click.argument("names", nargs=-1)
-@click.option("--device", help="cpu, cuda:0 …; by default the first device of the profile.")
-@click.option("--quick", is_flag=True, help="Compare outputs on unlabelled texts only, as a worker's first start does.")
+@click.option("--device", help="cpu, cuda:0 …  [default: the first device of the profile]")
+@click.option("--quick", is_flag=True, help="Compare outputs on unlabelled texts only, like a worker's first start.")
 def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick: bool) -> None:
-    """Measure the backends of the fleet's models (or NAMES) on this machine, and choose.
+    """Measure the backends of the fleet's models (or NAMES) on this machine, and choose one for each.
 
     \b
     The choice is the fastest backend that loses at most half a point of accuracy to torch
@@ -135,7 +137,7 @@ def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick:
     for name in names or chosen.served:
         wanted = served_models.model_to_load(chosen, name)
         if not served_models.build(wanted).tunable:
-            click.echo(f"{name}: runs on one backend only; nothing to choose")
+            click.echo(f"{name}: has only one backend")
             continue
         with Console(stderr=True).status(f"measuring {name} on {where.name} …"):
             decision = tuned_backend.decide(wanted, where, labelled=not quick, threads=chosen.worker.threads)

@@ -40,7 +40,7 @@ def pull(config: Path | None, names: tuple[str, ...]) -> None:
     chosen = whole.models
     unknown = [name for name in names if name not in chosen]
     if unknown:
-        raise ConfigurationError(f"no model {unknown[0]!r} in the settings; there are {', '.join(chosen)}")
+        raise ConfigurationError(f"no model {unknown[0]!r} in the settings; known models: {', '.join(chosen)}")
     wanted = [other for name in names or whole.served for other in (name, *whole.used_by(name))]
     _pull({name: chosen[name] for name in wanted})
 
@@ -50,7 +50,7 @@ def pull(config: Path | None, names: tuple[str, ...]) -> None:
 def list_(config: Path | None) -> None:
     """Show the fleet's models, their tasks, whether they are pulled, and the models of each worker.
 
-    A worker's models are shown with their revision; within a memory budget not all are loaded.
+    A worker's models are listed with their revision. Within a memory budget not all of them are loaded.
     """
     from workers import settings
     from workers.models.sources import model_source
@@ -63,7 +63,8 @@ def list_(config: Path | None) -> None:
         )
         tasks = ", ".join(task.name for task in chosen.catalogue.tasks.values() if task.model == name)
         click.echo(
-            f"{name}: {found.revision if found else 'not pulled; argosy models pull ' + name}: {tasks or 'not served, as it has no tasks'}"
+            f"{name}: {found.revision if found else 'not pulled; argosy models pull ' + name}: "
+            f"{tasks or 'not served, because it has no tasks'}"
         )
         for node in nodes:
             if name in node.models:
@@ -110,7 +111,7 @@ def reload(config: Path | None, name: str, revision: str | None, source: str | N
     finally:
         publisher.close()
     if declared_settings.digest(chosen) != declared_settings.digest(own):
-        click.echo(f"the settings still say otherwise: note it under [models.{name}], for who reads them")
+        click.echo(f"the settings still name the old version: change [models.{name}] too")
 
 
 def _pull(chosen: Mapping[str, ModelSettings]) -> None:

@@ -29,14 +29,12 @@ class NotTaken(ArgosyError):
 def changed(settings: Settings, name: str, *, revision: str | None, source: str | None) -> ModelSettings:
     """Return a model's settings in the file, with another revision or source. Raises ConfigurationError."""
     if name not in settings.models:
-        raise ConfigurationError(f"no model {name!r} in the settings; there are {', '.join(settings.models)}")
+        raise ConfigurationError(f"no model {name!r} in the settings; known models: {', '.join(settings.models)}")
     chosen = settings.models[name]
     table = _parsed(source) if source is not None else dict(chosen.source)
     if revision is not None:
         if "hub" not in table:
-            raise ConfigurationError(
-                f"models.{name}.source: only a `hub` source has revisions to choose from; use --source"
-            )
+            raise ConfigurationError(f"models.{name}.source: only a `hub` source has revisions; use --source")
         table = {**table, "revision": revision}
     found = msgspec.structs.replace(chosen, source=table)
     _ = declared_settings.with_model(settings, name, declared_settings.table(found))
@@ -50,7 +48,7 @@ def _parsed(source: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = tomllib.loads(f"source = {source}")["source"]
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"--source: not a folder, nor a table as in fleet.toml: {error}") from error
+        raise ConfigurationError(f"--source: neither a folder nor a table as in fleet.toml: {error}") from error
     return found
 
 
@@ -74,11 +72,11 @@ def reload(
     try:
         failed = _followed(publisher, declaration, time.monotonic() + timeout_s, say)
     except TimeoutError as error:
-        raise NotTaken(f"{error}; they take it when they can, and `argosy models list` shows it") from None
+        raise NotTaken(f"{error}; they will load it when they can: see `argosy models list`") from None
     if failed:
         store.declarations.declare(name, declaration.previous, file_digest=digest, proven=True)
         reasons = "; ".join(f"{node}: {state.error}" for node, state in failed.items())
-        raise NotTaken(f"model {name} stays as it was on all nodes: {reasons}")
+        raise NotTaken(f"model {name} stays unchanged on all nodes: {reasons}")
 
 
 def _followed(
@@ -89,7 +87,7 @@ def _followed(
     while True:
         states = _states(publisher, declaration.model)
         if any(state.generation > declaration.generation for state in states.values()):
-            raise NotTaken(f"model {declaration.model} was declared anew meanwhile")
+            raise NotTaken(f"model {declaration.model} was declared again in the meantime")
         for node, state in states.items():
             done = state.generation == declaration.generation and state.state != "loading"
             if done and node not in answered:
@@ -98,10 +96,10 @@ def _followed(
         waiting = sorted(states.keys() - answered.keys())
         if not waiting:
             if not states:
-                say("no worker serves it now; those that start will")
+                say("no running worker serves it; workers that start later will load it")
             return {node: state for node, state in answered.items() if state.state == "failed"}
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no answer yet of {', '.join(waiting)}")
+            raise TimeoutError(f"no answer yet from {', '.join(waiting)}")
         time.sleep(LOOK_EVERY_S)
 
 

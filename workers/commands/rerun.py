@@ -52,7 +52,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     """Run a recorded batch again on `device`. Raises CannotRerun, UnknownBatch, ConfigurationError."""
     batch = store.flight.batch(id_)
     if batch.model.endswith(served_explainers.SUFFIX):
-        raise CannotRerun(f"batch {id_}: was an explanation, which is made in steps; ask for it again")
+        raise CannotRerun(f"batch {id_}: is an explanation, which is computed in steps; request it again instead")
     stored = _stored(store, batch)
     envelopes = _envelopes(store, stored)
     wanted, served = served_models.serve(settings, batch.model, device)
@@ -88,7 +88,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
 def _stored(store: Store, batch: Batch) -> list[Result]:
     """Return the stored results of the batch, in the order of its items."""
     if batch.trace is None:
-        raise CannotRerun(f"batch {batch.id}: who was in it was not recorded; it is from before version 0.2")
+        raise CannotRerun(f"batch {batch.id}: its items were not recorded; it is from before version 0.2")
     jobs = batch.trace["jobs"]
     places = {(jobs[job], seq): place for place, (job, seq, *_) in enumerate(batch.trace["items"])}
     found: list[Result] = []
@@ -98,7 +98,7 @@ def _stored(store: Store, batch: Batch) -> list[Result]:
         ]
     if len({(row.job, row.seq) for row in found}) < len(places):
         raise CannotRerun(
-            f"batch {batch.id}: results of it are no longer stored, or another run of them was stored first"
+            f"batch {batch.id}: some of its results are no longer stored, or another run's results were stored first"
         )
     return sorted(found, key=lambda row: places[row.job, row.seq])
 
@@ -109,7 +109,7 @@ def _envelopes(store: Store, stored: Sequence[Result]) -> dict[str, Envelope]:
     kept = store.inputs(ids)
     if missing := ids - kept.keys():
         raise CannotRerun(
-            f"the inputs of envelope {min(missing)} are not kept: it was not durable, or they were removed"
+            f"the inputs of envelope {min(missing)} are not kept: it was not durable, or its inputs were deleted"
         )
     decoded = {id_: decode(decode_bytes(*payload))[0] for id_, payload in kept.items()}
     return {id_: msgspec.structs.replace(envelope, deadline_at=None) for id_, envelope in decoded.items()}

@@ -26,7 +26,7 @@ def decision_table(decision: Decision) -> Table:
 
 
 def _figures(measured: Measured, reference: Measured) -> tuple[str, ...]:
-    if not measured.items_per_s:  # it does not run here
+    if not measured.items_per_s:  # the backend does not run here
         return ("", "", "", "", "")
     return (
         f"{measured.items_per_s:,.0f}",

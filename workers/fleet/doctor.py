@@ -132,4 +132,4 @@ def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]
         held = declared_settings.with_model(chosen, name, declaration.settings).models[name]
         if declared_settings.digest(held) != declared_settings.digest(chosen.models[name]):
             found = "workers have other settings, declared by `argosy models reload`"
-            yield Finding(f"model {name}", False, found, f"note them in fleet.toml, or `argosy models reload {name}`")
+            yield Finding(f"model {name}", False, found, f"copy them to fleet.toml, or `argosy models reload {name}`")

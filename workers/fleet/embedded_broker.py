@@ -29,7 +29,7 @@ START_TIMEOUT_S = 60.0
 
 
 class EmbeddedValkey:
-    """A Valkey server with its append-only file in `folder`, on loopback, with a password of its own."""
+    """A Valkey server on loopback, with its own password and its append-only file in `folder`."""
 
     def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.folder = folder
@@ -88,7 +88,7 @@ class EmbeddedValkey:
                     if process.poll() is not None or time.monotonic() > deadline:
                         self.stop()
                         raise ConfigurationError(
-                            f"the embedded Valkey did not start: {error}; {self.last_words()}; all of it: {self._log}"
+                            f"the embedded Valkey did not start: {error}; {self.last_words()}; full log: {self._log}"
                         ) from error
                     time.sleep(0.02)
 
@@ -113,6 +113,6 @@ def _binary() -> Path:
     found = sorted(binaries.glob("*/valkey-server"))
     if not found:
         raise ConfigurationError(
-            f"no valkey-server for this machine in {binaries}; run `argosy worker` with a Redis of yours"
+            f"no valkey-server for this machine in {binaries}; run `argosy worker` with your own Redis"
         )
     return found[0]

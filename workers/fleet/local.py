@@ -41,7 +41,7 @@ class AlreadyRunning(ConfigurationError):
 
 
 class LocalFleet:
-    """A fleet in `home`. Use as a context manager, or `start`, `watch` and `stop`.
+    """A fleet in `home`. Use it as a context manager, or call `start`, `watch` and `stop`.
 
     `config` is the ``fleet.toml`` that `settings` were loaded from (default: ``$ARGOSY_FLEET``); workers and clients
     read it too.
@@ -82,7 +82,7 @@ class LocalFleet:
 
     @property
     def pids(self) -> list[int]:
-        """The processes of the fleet; a worker's device process is its own child."""
+        """The processes of the fleet. A worker's device process is the worker's child."""
         return [process.pid for process in self._processes]
 
     @property
@@ -244,9 +244,9 @@ class LocalFleet:
             assert service.process
             while not service.ready_file.exists():
                 if service.process.poll() is not None:
-                    raise ConfigurationError(f"{service.name} ended: {service.last_words()}; all of it: {service.log}")
+                    raise ConfigurationError(f"{service.name} ended: {service.last_words()}; full log: {service.log}")
                 if time.monotonic() > deadline:
-                    raise ConfigurationError(f"{service.name} is not ready in time; see {service.log}")
+                    raise ConfigurationError(f"{service.name} was not ready in time; see {service.log}")
                 time.sleep(0.05)
 
     def _announce(self) -> None:

@@ -1,4 +1,4 @@
-"""The processes that a local fleet keeps running: how one is started, stopped, and started again after it ended."""
+"""The processes of a local fleet: start, stop, and restart after an unexpected end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-#: Seconds before what ended is started again: doubled each time, up to the longest.
+#: Seconds before an ended service is restarted: doubled each time, up to the longest.
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 30.0
 
-#: What ran this long before it ended was healthy: its next start waits no longer than the first did.
+#: A service that ran this long was healthy: its next restart waits only the first time again.
 HEALTHY_S = 10.0
 
 _TAIL_BYTES = 8192
@@ -24,7 +24,7 @@ _TAIL_BYTES = 8192
 
 @dataclass(slots=True)
 class Restarts:
-    """When something that keeps ending may be started again."""
+    """The times at which a service that keeps ending may be restarted."""
 
     longest_wait_s: float = LONGEST_WAIT_S
     clock: Callable[[], float] = time.monotonic
@@ -33,12 +33,12 @@ class Restarts:
     restart_at: float | None = None
 
     def started(self) -> None:
-        """Take note of a start."""
+        """Record a start."""
         self.started_at = self.clock()
         self.restart_at = None
 
     def due(self, name: str, last_words: Callable[[], str]) -> bool:
-        """Say whether what has ended is to be started now. The first look at an end sets the time for that."""
+        """Return whether an ended service may restart now. The first call after the end sets the time of restart."""
         now = self.clock()
         if self.restart_at is None:
             if now - self.started_at >= HEALTHY_S:
@@ -46,13 +46,13 @@ class Restarts:
             wait_s = min(self.longest_wait_s, FIRST_WAIT_S * 2**self.failures)
             self.failures += 1
             self.restart_at = now + wait_s
-            logger.warning("%s ended (%s); starting it again in %g s", name, last_words(), wait_s)
+            logger.warning("%s ended (%s); restarting it in %g s", name, last_words(), wait_s)
         return now >= self.restart_at
 
 
 @dataclass(slots=True)
 class Service:
-    """One process of the fleet and how to start it again."""
+    """A process of the fleet, with everything needed to restart it."""
 
     name: str
     command: Sequence[str]
@@ -88,13 +88,13 @@ class Service:
                 self.process.wait()
 
     def last_words(self) -> str:
-        """The last line of its log that says something."""
+        """Return the last non-empty line of the log."""
         return last_words(self.log)
 
 
 def last_words(log: Path) -> str:
-    """Return the last line of a log, however long it is, that says something."""
+    """Return the last non-empty line of a log of any length."""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         lines = file.read().decode("utf-8", "replace").splitlines()
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line for line in reversed(lines) if line.strip()), "its log is empty")

@@ -1,1 +1,1 @@
-"""A node: the envelopes that one worker holds, their leases, its presence and its periodic duties."""
+"""A node: the envelopes that a worker holds, their leases, its presence and its periodic duties."""

@@ -1,4 +1,4 @@
-"""A model's settings as an operator declared them for the running fleet, over those of this worker's file (`results_store.sql.declarations`)."""
+"""A model's settings as declared for the running fleet (`results_store.sql.declarations`); they override the file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def table(chosen: ModelSettings) -> dict[str, Any]:
 
 
 def digest(chosen: ModelSettings) -> str:
-    """Return what tells one table of settings from another.
+    """Return a digest of a model's settings.
 
-    What is as it is by default does not count: a release that knows more settings is no change of the file.
+    Default values do not count, so that a release with more settings does not change the digest of a file.
     """
     usual = {
         field.name: field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
@@ -37,7 +37,7 @@ def digest(chosen: ModelSettings) -> str:
 
 
 def with_model(settings: Settings, name: str, declared: Mapping[str, Any] | None) -> Settings:
-    """Return the settings with a model's table replaced, or as they are where nothing is declared. Raises ConfigurationError."""
+    """Return the settings with a model's declared table, or unchanged without one. Raises ConfigurationError."""
     if declared is None:
         return settings
     try:
@@ -45,12 +45,12 @@ def with_model(settings: Settings, name: str, declared: Mapping[str, Any] | None
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"models.{name}, as declared: {error}") from error
     whole = msgspec.structs.replace(settings, models={**settings.models, name: chosen})
-    _ = whole.catalogue  # a wrong kind is found here
+    _ = whole.catalogue  # raises for an unknown kind
     return whole
 
 
 def established(settings: Settings, declarations: Mapping[str, Declaration]) -> Settings:
-    """Return the settings that a worker starts with. Says where they are not its file's."""
+    """Return the settings that a worker starts with, and log each model that differs from the worker's file."""
     for name in settings.served:
         declaration = declarations.get(name)
         if declaration is None or declaration.established is None:
@@ -59,8 +59,8 @@ def established(settings: Settings, declarations: Mapping[str, Declaration]) -> 
         settings = with_model(settings, name, declaration.established)
         if own is not None and digest(own) != digest(settings.models[name]):
             logger.warning(
-                "models.%s is as declared by `argosy models reload`, not as this worker's settings have it; "
-                "`argosy models reload %s` declares those",
+                "models.%s is served as declared by `argosy models reload`, not by this worker's settings; "
+                "run `argosy models reload %s` to declare these settings",
                 name,
                 name,
             )
@@ -68,10 +68,10 @@ def established(settings: Settings, declarations: Mapping[str, Declaration]) -> 
 
 
 def forget_outdated(settings: Settings, store: Store) -> None:
-    """Take back what was declared of models whose table in the file was changed afterwards: for a fleet that has this one file."""
+    """Take back declarations of models whose table changed in the file afterwards, for a fleet with only this file."""
     for name, declaration in store.declarations.every().items():
         own = settings.models.get(name)
         changed = own is not None and digest(own) != declaration.file_digest
         if changed and declaration.established is not None:
-            logger.warning("models.%s was changed in the settings since it was declared; they hold", name)
+            logger.warning("models.%s was changed in the settings after its declaration; the settings apply", name)
             store.declarations.declare(name, None, proven=True)

@@ -1,4 +1,4 @@
-"""Telling submitters that envelopes are done: one Redis message each, after their results are committed."""
+"""Notify submitters of finished envelopes: a Redis message for each, after its results are committed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from results_store.records import Result
 
 logger = logging.getLogger(__name__)
 
-#: Results of more bytes are read from the store.
+#: Larger results are not part of a notice; clients read them from the store.
 SMALL_BYTES = 4096
 
 
 class Notices:
-    """Announces finished envelopes. A notice that cannot be sent is no loss: who waits also looks into the store."""
+    """Announces finished envelopes. A lost notice does no harm, because waiting clients also poll the store."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
 
     def announce(self, done: Sequence[tuple[str, str]], results: Mapping[str, Sequence[Result]]) -> None:
-        """Publish each (job, envelope) of `done` on the job's channel, in one round trip; with its results, if they are small."""
+        """Publish each (job, envelope) of `done` on the job's channel, with small results, in a single round trip."""
         redis = self._publisher.redis
         try:
-            if len(done) == 1:  # as for a lone interactive item: no pipeline to set up
+            if len(done) == 1:  # a single interactive item needs no pipeline
                 job, envelope = done[0]
                 with as_unavailable(redis):
                     redis.publish(done_channel(job), _notice(envelope, results))
@@ -42,12 +42,12 @@ class Notices:
 
 
 def _notice(envelope: str, results: Mapping[str, Sequence[Result]]) -> bytes:
-    """The envelope's id, and after a space its results as JSON, if they are as they will be read from the store."""
+    """Return the envelope's id and, after a space, its results as JSON, if these equal the stored ones."""
     bare = envelope.encode()
     if envelope not in results:
         return bare
     encoded = msgspec.json.encode(results[envelope])
-    # the store has no word for NUL and has put another in its place
+    # the store cannot hold NUL and has replaced it
     if len(encoded) > SMALL_BYTES or b"\\u0000" in encoded:
         return bare
     return bare + b" " + encoded

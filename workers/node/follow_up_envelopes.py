@@ -1,4 +1,4 @@
-"""The envelopes that follow from stored results, on their way to Redis: pushed at once, marked as published a little later."""
+"""Publish the envelopes that follow from stored results: push them to Redis at once, mark them a little later."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from producers.wire.publisher import Publisher, message
 from results_store.records import NewEnvelope
 from results_store.store import Store
 
-#: How often what was published is marked so. One left unmarked by a crash costs a second message, and only if it is not
-#: claimed by then.
+#: Seconds between marking published envelopes. If a crash leaves one unmarked, it is published a second time, but only
+#: if it is not claimed by then.
 MARK_EVERY_S = 1.0
 
 
 class Following:
-    """Publishes accepted envelopes. Thread-safe. What it cannot push, the reconciler publishes."""
+    """Publishes accepted envelopes. Thread-safe. The reconciler publishes any envelope that cannot be pushed here."""
 
     def __init__(self, store: Store, publisher: Publisher) -> None:
         self._store = store
@@ -25,13 +25,13 @@ class Following:
         self._lock = threading.Lock()
 
     def publish(self, envelopes: Sequence[NewEnvelope]) -> None:
-        """Push envelopes. Raises BrokerUnavailable, Overloaded."""
+        """Push envelopes. Raises BrokerUnavailable or Overloaded."""
         self._publisher.publish([message(envelope, about="next step") for envelope in envelopes])
         with self._lock:
             self._unmarked += [envelope.id for envelope in envelopes]
 
     def mark(self) -> None:
-        """Note in the store what was published. Raises StoreUnavailable; then it is noted next time."""
+        """Mark the pushed envelopes as published. Raises StoreUnavailable; the next call then marks them."""
         with self._lock:
             ids, self._unmarked = self._unmarked, []
         if not ids:

@@ -1,4 +1,4 @@
-"""The envelopes that a node holds, each from its receipt to its end here: run once, leased, dropped if cancelled, given back if interrupted."""
+"""The envelopes that a node holds: run once, leased, dropped if cancelled, returned if interrupted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Held:
-    """Thread-safe. `worker` is the name under which the envelopes are leased, for `lease_s` at a time."""
+    """The held envelopes. Thread-safe. `worker` is the name of the lease holder, `lease_s` the length of a lease."""
 
     def __init__(self, store: Store, *, worker: str, lease_s: float) -> None:
         self._store = store
@@ -30,19 +30,19 @@ class Held:
 
     @contextmanager
     def taking(self, envelope: str, job: str) -> Iterator[bool]:
-        """Hold an envelope while it runs; False, and it is not to be run, if that is done already."""
+        """Hold an envelope while it runs. Yields False if it already runs here; the caller must then not run it."""
         with self._idle:
             taken = envelope not in self._jobs
             if taken:
                 self._jobs[envelope] = job
         if not taken:
-            # kombu redelivers what runs when it reconnects: one run of it is enough
+            # kombu redelivers running envelopes when it reconnects; a single run is enough
             yield False
             return
         try:
             yield True
         except EnvelopeInterrupted:
-            # before its message is back in the queue: whoever takes that must find the lease gone
+            # before its message is back in the queue: the next worker that takes it must find the lease released
             self._store.release([envelope], worker=self._worker)
             raise
         except Exception as error:
@@ -54,7 +54,7 @@ class Held:
                 self._idle.notify_all()
 
     def wait_until_none(self, timeout_s: float) -> None:
-        """Wait until no envelope is held, or the time is over."""
+        """Wait until no envelope is held, or until the timeout."""
         with self._idle:
             self._idle.wait_for(lambda: not self._jobs, timeout=timeout_s)
 
@@ -65,7 +65,7 @@ class Held:
             self._store.renew(held, worker=self._worker, leased_until=time.time() + self._lease_s)
 
     def drop_cancelled(self, batcher: Batcher) -> None:
-        """Have the batcher drop what was cancelled since it was taken: jobs, and of what steps, items."""
+        """Make the batcher drop newly cancelled jobs, and cancelled items among those computed in steps."""
         with self._idle:
             jobs = set(self._jobs.values())
         if jobs and (cancelled := self._store.cancelled_among(jobs)):
@@ -73,7 +73,7 @@ class Held:
         self._drop_cancelled_items(batcher)
 
     def _drop_cancelled_items(self, batcher: Batcher) -> None:
-        """Of what steps, each item may be cancelled by itself: it would go on for long."""
+        """Drop cancelled items that are computed in steps: these run long, so each can be cancelled by itself."""
         by_job: dict[str, list[int]] = {}
         for job, seq in batcher.stepping:
             by_job.setdefault(job, []).append(seq)
@@ -91,5 +91,5 @@ class Held:
         try:
             self._store.note_failure(envelope, worker=self._worker, error=detail)
         except StoreError as unavailable:
-            # its lease runs out instead, and the next attempt comes a little later
-            logger.warning("envelope %s: its failure is not noted: %s", envelope, unavailable)
+            # its lease expires instead, and the next attempt comes a little later
+            logger.warning("envelope %s: its failure could not be recorded: %s", envelope, unavailable)

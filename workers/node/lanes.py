@@ -1,8 +1,8 @@
-"""Lanes: each tenant's queues, so that one tenant's million envelopes are not in front of another's two.
+"""Lanes: each tenant has its own queues, so that one tenant's million envelopes do not delay another's two.
 
-A tenant's row, with its lane, is in the store before anything of it is (`results_store.sql.tenants`), rows are never
-deleted, and a node takes from every lane there is: those at its start, and new ones within `LOOK_EVERY_S` and the second
-that Redis may hold a BRPOP. So nothing waits in a lane that nobody looks into.
+A tenant's row with its lane is in the store before any of its envelopes (`results_store.sql.tenants`), rows are never
+deleted, and a node takes from every lane: known ones from its start, new ones within `LOOK_EVERY_S` plus the second of
+a BRPOP. So no envelope waits in a lane without a reader.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from collections.abc import Callable, Iterable
 from producers.wire.queues import queue_name
 from results_store.store import Store
 
-#: How often a node looks for new tenants and changed weights.
+#: Seconds between looks for new tenants and changed weights.
 LOOK_EVERY_S = 1.0
 
-#: A list of Redis may have a further slot of a worker while it has less than this many times what is free.
+#: A Redis list gets another slot of a worker while it holds fewer envelopes than this many times the free slots.
 GREED = 4
 
 
 def may_take(held: int, free: int) -> bool:
-    """Say whether a list of Redis, of which a worker holds so many envelopes, may have one of its free slots.
+    """Return whether a Redis list with `held` envelopes at this worker may take a `free` slot.
 
-    So one list alone leaves a fifth of the slots free, two leave a ninth: whoever comes next, of another tenant or more urgent,
-    need not wait until an envelope is done, which takes as long as the longest of its items (dynamic thresholds:
-    Choudhury and Hahne 1998).
+    So a single list leaves a fifth of the slots free, two leave a ninth. The next envelope, of another tenant or more
+    urgent, need not wait for a running envelope, which takes as long as its longest item (dynamic thresholds: Choudhury
+    and Hahne 1998).
     """
     return held < GREED * free
 
 
 class Lanes:
-    """What a node knows of its tenants. `look` from one thread; the rest from any."""
+    """The tenants that a node knows. Call `look` from a single thread; the rest from any."""
 
     def __init__(self, store: Store, models: Iterable[str]) -> None:
         self._store = store
@@ -47,15 +47,15 @@ class Lanes:
 
     @property
     def queues(self) -> list[str]:
-        """Every queue to take envelopes from."""
+        """Every queue that the node takes envelopes from."""
         return list(self._queues)
 
     def weight(self, queue: str) -> float:
-        """Return what a queue's lane weighs: as much as the tenants in it together."""
+        """Return the weight of a queue's lane: the sum of its tenants' weights."""
         return self._queues.get(queue, 1.0)
 
     def follow(self, looked: Callable[[], object]) -> None:
-        """Have `looked` called after each look."""
+        """Call `looked` after each look."""
         self._followers.append(looked)
 
     def look(self) -> None:
@@ -73,32 +73,32 @@ class Lanes:
 
 
 class LaneTurns:
-    """In which order Redis is asked for queues of one priority: the one with the least envelopes for its weight first.
+    """The order in which Redis is polled for queues of a priority: fewest taken envelopes for its weight first.
 
-    What kombu calls a queue order strategy. An envelope is at most about one micro-batch of work, so envelopes are counted. A queue that
-    was empty for a while starts where the others are: it has earned nothing meanwhile (start-time fair queueing: Goyal, Vin
-    and Cheng 1996). Between items, the batcher takes turns again, by their true cost.
+    This is a queue order strategy of kombu. An envelope is at most about a micro-batch of work, so envelopes are
+    counted. A queue that was empty for a while starts level with the others, without credit (start-time fair queueing:
+    Goyal, Vin and Cheng 1996). For items, the batcher takes turns again, by their true cost.
     """
 
     def __init__(self, weight: Callable[[str], float]) -> None:
         self._weight = weight
         self._queues: list[str] = []
         self._taken: dict[str, float] = {}  # virtual time: envelopes taken, over weight
-        self._now = 0.0  # that of the last queue served, when it was its turn
+        self._now = 0.0  # virtual time of the last served queue, at its turn
 
     def update(self, queues: Iterable[str]) -> None:
-        """These are the queues from now on."""
+        """Set the queues."""
         self._queues = list(queues)
 
     def consume(self, count: int) -> list[str]:
-        """Return the queues, the one whose turn it is first."""
+        """Return the queues, the next to be served first."""
         return sorted(self._queues, key=self._virtual)[:count]
 
     def rotate(self, queue: str) -> str:
-        """Take note that an envelope was taken from a queue."""
+        """Record that an envelope was taken from a queue."""
         self._now = self._virtual(queue)
         self._taken[queue] = self._now + 1.0 / self._weight(queue)
-        self._queues.sort(key=queue.__eq__)  # of equals, it is the last
+        self._queues.sort(key=queue.__eq__)  # among equal queues it comes last
         return queue
 
     def _virtual(self, queue: str) -> float:
@@ -106,7 +106,7 @@ class LaneTurns:
 
 
 class TurnsOf:
-    """Makes the turns of a node's lanes. As JSON, which it becomes with a worker's statistics (for Flower), it is its name."""
+    """Makes the `LaneTurns` of a node. In JSON, for a worker's statistics in Flower, it becomes its class name."""
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes

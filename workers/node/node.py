@@ -1,8 +1,8 @@
-"""A worker node: everything that one device's worker holds, started and stopped in order.
+"""A worker node: everything that a device's worker holds, started and stopped in order.
 
-Start: models found → store → device process and batcher → upkeep. The Celery consumer starts only after that, so that no
-envelope is taken before it can be run. On a stop, `drain` lets what is here finish within the grace period; what is left
-then goes back to its queue.
+Start: models located → store → device process and batcher → periodic duties. The Celery consumer starts only after
+these, so that no envelope is taken before it can run. On a stop, `drain` lets running envelopes finish within the grace
+period; the rest goes back to its queue.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from workers.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: How often learned costs are kept, beside at the end.
+#: Seconds between writes of the learned costs; they are also written at the end.
 KEEP_COSTS_EVERY_S = 60.0
 
-#: How often jobs whose time to live is over are removed.
+#: Seconds between purges of jobs whose time to live is over.
 PURGE_EVERY_S = 600.0
 
 
 class DeviceOutOfService(ConfigurationError):
-    """The device does not come up; `str()` says what it said."""
+    """The device does not start; `str()` has its message."""
 
 
 class Node:
-    """One device's worker. `on_out_of_service` is called, once, if the device is given up while the node runs."""
+    """The worker of a device. `on_out_of_service` is called once, if the device is given up while the node runs."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Node:
         self._files: ResultFiles | None = None
 
     def start(self) -> None:
-        """Bring everything up and return when the device is ready. `stop` ends what was started, also where this fails.
+        """Start everything and return when the device is ready. `stop` ends all started parts, also if this fails.
 
         Raises ConfigurationError (models not pulled, no device), StoreUnavailable, SchemaMismatch.
         """
@@ -118,7 +118,7 @@ class Node:
         self._writer.start()
         self._costs = costs = self._kept_costs(offer.now.models)
         self._batcher = batcher = self._new_batcher(models, costs)
-        batcher.start(self._new_device(batcher, models))  # it loads while the rest is made
+        batcher.start(self._new_device(batcher, models))  # the device loads its models during the next steps
         self._execution = self._new_execution(batcher, offer)
         self._streams.start()
         batcher.came_up.wait()
@@ -127,41 +127,41 @@ class Node:
         batcher.weigh(self.lanes.tenants)
         self.lanes.follow(lambda: batcher.weigh(self.lanes.tenants))
         self._reloads = self._new_reloads(settings, declarations, batcher, costs, offer)
-        self._tell()  # who reloads a model right after the start waits for this node as well
+        self._tell()  # a reload right after the start must wait for this node as well
         self._upkeep.start(self._duties(batcher, self._reloads))
 
     def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
-        """Run one envelope; the Celery task's whole work. See `Execution.run`."""
+        """Run an envelope: the whole work of the Celery task. See `Execution.run`."""
         assert self._execution is not None, "the consumer starts after the node"
         envelope, job = (str(raw.get("id")), str(raw.get("job"))) if isinstance(raw, Mapping) else ("", "")
         with self._held.taking(envelope, job) as taken:
             return self._execution.run(raw, reply=reply) if taken else {"skipped": "held"}
 
     def drain(self, grace_s: float) -> None:
-        """Wait until no envelope is held, or `grace_s` have passed; then interrupt the rest, uncounted."""
+        """Wait until no envelope is held, or for `grace_s`; then interrupt the rest without counting an attempt."""
         self._held.wait_until_none(grace_s)
         if self._batcher:
             self._batcher.stop()
 
     def stop(self) -> None:
-        """End everything. What is still held is interrupted and goes back to its queue."""
+        """Stop everything. Envelopes that are still held are interrupted and go back to their queue."""
         if self._batcher:
-            self._batcher.stop()  # first: a model that is being loaded must not keep the upkeep waiting
+            self._batcher.stop()  # first: a model that is loading must not delay the periodic duties' end
         self._upkeep.stop()
         self._keep_costs()
         with suppress(BrokerUnavailable):
             presence.leave(self._publisher, self.name)
         self._streams.stop()
         self._writer.close()
-        with suppress(StoreError):  # unmarked, they may be sent twice, harmlessly
+        with suppress(StoreError):  # unmarked envelopes may be sent twice, which does no harm
             self._following.mark()
         self._store.close()
         self._publisher.close()
 
-    # --- what it is made of ---
+    # --- its parts ---
 
     def _place_of_files(self) -> ResultFiles | None:
-        """Return where results that are files go; None where there is no place, and no task that needs one."""
+        """Return the place of result files; None if there is no place and no task that needs it."""
         try:
             return ResultFiles(place_of_files(self.settings.blobs, self._store_url))
         except ConfigurationError as error:
@@ -241,7 +241,7 @@ class Node:
         )
 
     def _duties(self, batcher: Batcher, reloads: Reloads) -> dict[str, tuple[float, Callable[[], object]]]:
-        """What is done now and then, by name: every so many seconds, and what."""
+        """Return the periodic duties by name: (seconds between runs, function)."""
         worker = self.settings.worker
         reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)
         return {
@@ -256,16 +256,16 @@ class Node:
             "costs": (KEEP_COSTS_EVERY_S, self._keep_costs),
         }
 
-    # --- what it does now and then ---
+    # --- its periodic duties ---
 
     def _keep_costs(self) -> None:
         if self._batcher and self._costs:
             self._costs.write(self._batcher.costs)
-            if self._batcher.residence.budget_bytes:  # else nothing was measured
+            if self._batcher.residence.budget_bytes:  # without a budget nothing is measured
                 self._footprints.write(self._batcher.residence.measured)
 
     def state(self) -> NodeState | None:
-        """What is served here now; None before the start is over."""
+        """The models served here now; None before the start is complete."""
         if self._batcher is None or self._reloads is None:
             return None
         residence = self._batcher.residence
@@ -281,13 +281,13 @@ class Node:
         )
 
     def _tell(self) -> None:
-        """Say what is served here. Nobody works by it: a broker that is away for a moment is told next time."""
+        """Publish the served models. They only inform people, so the next announcement makes up for a lost one."""
         if state := self.state():
             with suppress(BrokerUnavailable):
                 presence.tell(self._publisher, state)
 
     def _drop_deserted(self, item: Item) -> None:
-        logger.info("nobody listens to item %d of job %s any more; it is cancelled", item[1], item[0])
+        logger.info("item %d of job %s has no listener any more; it is cancelled", item[1], item[0])
         if self._batcher:
             self._batcher.cancel(items=[item])
 

@@ -1,4 +1,4 @@
-"""What a node does now and then, each duty in a thread of its own: a slow one never delays a lease."""
+"""The periodic duties of a node, each in its own thread, so that a slow duty never delays a lease."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ logger = logging.getLogger(__name__)
 
 
 class Upkeep:
-    """Runs duties every so many seconds until stopped. A duty that fails is logged and tried again next time."""
+    """Runs duties periodically until stopped. A duty that fails is logged and tried again next time."""
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def start(self, duties: Mapping[str, tuple[float, Callable[[], object]]]) -> None:
-        """Start the duties: name → (seconds between runs, what to run)."""
+        """Start the duties: name → (seconds between runs, function)."""
         for name, (every_s, duty) in duties.items():
             thread = threading.Thread(target=self._repeat, args=(name, every_s, duty), name=name)
             self._threads.append(thread)
             thread.start()
 
     def stop(self) -> None:
-        """Stop after the runs under way."""
+        """Stop after the current runs."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()
@@ -33,5 +33,5 @@ class Upkeep:
         while not self._stopping.wait(every_s):
             try:
                 duty()
-            except Exception as error:  # noqa: BLE001 - the broker or the store is away: next time it may be back
+            except Exception as error:  # noqa: BLE001 - the broker or the store may be back next time
                 logger.warning("%s: %s: %s", name, type(error).__name__, error)

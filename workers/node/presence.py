@@ -1,4 +1,4 @@
-"""What each node of the fleet serves at the moment, for operators: a note in Redis that runs out with its node."""
+"""The models that each node of the fleet serves, for operators: a key in Redis that expires after its node stops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from producers.wire.publisher import Publisher, as_unavailable
 
-#: How often a node says that it is there, and after how many seconds of silence it is not.
+#: Seconds between a node's announcements, and seconds of silence after which it counts as gone.
 TELL_EVERY_S = 2.0
 GONE_AFTER_S = 10
 
@@ -16,7 +16,7 @@ _NODES = "argosy.nodes"
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):
-    """A model at one node. `generation` counts its declarations (0: none); one that `failed` goes on with `revision`."""
+    """A model at a node. `generation` counts its declarations (0: none). After `failed`, `revision` is still served."""
 
     revision: str
     generation: int = 0
@@ -25,7 +25,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
-    """A node: its models by name, which of them are in memory, what they take there, how often models came and went."""
+    """A node: its models by name, the loaded ones, their memory, and the number of loads and unloads."""
 
     name: str
     device: str
@@ -37,26 +37,26 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     unloads: int = 0
 
     def served(self, model: str) -> str:
-        """A model's revision, and what else is to be said of it, in a line."""
+        """Return a model's revision and its state in a line."""
         state = self.models[model]
         said = [state.revision]
         if model not in self.loaded:
             said.append("not loaded")
         if state.state == "loading":
-            said.append("another is being loaded")
+            said.append("another revision is loading")
         if state.state == "failed":
-            said.append(f"another could not be loaded: {state.error}")
+            said.append(f"another revision could not be loaded: {state.error}")
         return ", ".join(said)
 
     def shown(self) -> dict[str, Any]:
-        """What Flower shows of it."""
+        """Return the node's models and memory for Flower."""
         memory = {"bytes": self.resident_bytes, "budget": self.budget_bytes, "loads": self.loads}
         models = {name: self.served(name) for name in self.models}
         return {"models": models, "memory": memory} if self.budget_bytes else {"models": models}
 
 
 def tell(publisher: Publisher, state: NodeState) -> None:
-    """Say what a node serves. Raises BrokerUnavailable."""
+    """Announce a node's models. Raises BrokerUnavailable."""
     with as_unavailable(publisher.redis), publisher.redis.pipeline(transaction=False) as pipeline:
         pipeline.sadd(_NODES, state.name)
         pipeline.set(_key(state.name), msgspec.json.encode(state), ex=GONE_AFTER_S)
@@ -64,7 +64,7 @@ def tell(publisher: Publisher, state: NodeState) -> None:
 
 
 def leave(publisher: Publisher, name: str) -> None:
-    """Say that a node is no more. Raises BrokerUnavailable."""
+    """Remove a node. Raises BrokerUnavailable."""
     with as_unavailable(publisher.redis), publisher.redis.pipeline(transaction=False) as pipeline:
         pipeline.srem(_NODES, name)
         pipeline.delete(_key(name))
@@ -72,7 +72,7 @@ def leave(publisher: Publisher, name: str) -> None:
 
 
 def nodes(publisher: Publisher) -> list[NodeState]:
-    """Return the nodes that are there, by name. Raises BrokerUnavailable."""
+    """Return the live nodes, by name. Raises BrokerUnavailable."""
     redis = publisher.redis
     with as_unavailable(redis):
         names = sorted(name.decode() if isinstance(name, bytes) else name for name in redis.smembers(_NODES))

@@ -1,7 +1,7 @@
-"""Publishing again what should be in Redis and is not: the outbox's way out after anything died.
+"""Publish envelopes again that are missing in Redis, after any failure: the outbox pattern.
 
-Every node runs one. No leader is needed: the store hands each overdue envelope to one reconciler only, and a copy too
-many costs a look into the store, since a worker's claim recognises what is held or done.
+Every node runs a reconciler. No leader is needed: the store hands each overdue envelope to a single reconciler, and an
+extra copy costs only a look into the store, because a worker's claim recognises envelopes that are held or done.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from results_store.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: Envelopes taken in one go.
+#: Envelopes per round.
 LIMIT = 256
 
 
 class Reconciler:
-    """`run` publishes what is overdue by `overdue_s`: accepted and never published, its worker's lease run out, or lost by Redis."""
+    """Publishes overdue envelopes: accepted but never published, with an expired lease, or lost by Redis."""
 
     def __init__(self, store: Store, publisher: Publisher, models: Sequence[str], *, overdue_s: float) -> None:
         self._store = store
@@ -36,8 +36,8 @@ class Reconciler:
         self._looked_at = -math.inf  # monotonic
 
     def run(self) -> int:
-        """Publish what is overdue and return how many envelopes that was. Raises BrokerUnavailable, StoreUnavailable."""
-        self._publisher.check()  # take nothing that cannot be published
+        """Publish the overdue envelopes and return their number. Raises BrokerUnavailable or StoreUnavailable."""
+        self._publisher.check()  # take no envelope that cannot be published
         gone_before = self._gone_before()
         total = 0
         while published := self._publish_overdue(gone_before):
@@ -57,11 +57,11 @@ class Reconciler:
         return len(overdue)
 
     def _gone_before(self) -> dict[Line, float]:
-        """Return for each line from before when what is published and not claimed is no longer in Redis.
+        """Return for each list the time before which all published, unclaimed envelopes are gone from Redis.
 
-        A list is first in, first out: what was pushed before its oldest message was taken from it or is lost. One whose
-        oldest message does not say when it was pushed is left out, until that is gone. `overdue_s` is the allowance
-        for claims under way and for clocks that differ. It costs a look at whole messages, so not every run does it.
+        A list is first in, first out: an envelope pushed before the oldest message was taken or is lost. A list whose
+        oldest message has no time is left out until that message is gone. `overdue_s` is an allowance for current
+        claims and for clocks that differ. The look reads whole messages, so not every run does it.
         """
         if time.monotonic() - self._looked_at < self._overdue_s / 2:
             return {}
@@ -77,7 +77,7 @@ class Reconciler:
         return {line: at - self._overdue_s for line, at in pushed_at.items() if at is not None}
 
     def _lines(self) -> list[tuple[str, Priority, int]]:
-        """Every list of Redis that can hold an envelope of these models: a tenant has its lane before it has envelopes."""
+        """Return every Redis list for envelopes of these models. A tenant has its lane before it has envelopes."""
         lanes = sorted({tenant.lane for tenant in self._store.tenants.every()})
         return [(model, priority, lane) for model in self._models for priority in Priority for lane in lanes]
 
@@ -91,8 +91,8 @@ class _Pushed(msgspec.Struct):
 
 
 def _pushed_at(data: bytes) -> float | None:
-    """Return when a message was pushed, which its delivery tag says if it is one of ours."""
+    """Return the time a message was pushed, from its delivery tag; None for a message of another program."""
     try:
         return made_at(msgspec.json.decode(data, type=_Pushed).properties.delivery_tag)
-    except ValueError:  # msgspec's errors are ValueErrors, too
+    except ValueError:  # msgspec's errors are ValueErrors too
         return None

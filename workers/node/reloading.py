@@ -1,8 +1,9 @@
-"""A running node takes what is declared of its models: the new version is loaded beside the old one, then takes its place.
+"""Load declared versions of models in a running node: the new version is loaded beside the old, then replaces it.
 
-In this order: the new version is loaded while the old one works; new items are prepared for the new one; what waited for the old
-one is prepared again; what the device has of the old one is finished by it; the old one is unloaded. If the new one cannot be loaded,
-the old one has never been touched. Models that read its weights (`uses`) change with it: all of them, or none.
+The order: the new version is loaded while the old version works; new items are prepared for the new version; items that
+waited for the old one are prepared again; the old version finishes the batches on its device; the old version is
+unloaded. If the new version cannot be loaded, the old version stays untouched. Models that read its weights (`uses`)
+change with it: all or none.
 """
 
 from __future__ import annotations
@@ -31,21 +32,24 @@ from workers.settings import ModelSettings, Settings
 
 logger = logging.getLogger(__name__)
 
-#: How often a node looks for what is declared.
+#: Seconds between looks for declarations.
 LOOK_EVERY_S = 1.0
 
 Version: TypeAlias = tuple[ModelToLoad, ServedModel]
 
 
 def versions(settings: Settings, name: str, device: Device, generation: int = 0) -> list[Version]:
-    """Return a model and its explaining side, if it has one, for the device process and for the batcher. Raises ConfigurationError."""
+    """Return a model and its explaining side, if any, for device process and batcher. Raises ConfigurationError."""
     model = served_models.serve(settings, name, device)
     side = served_explainers.side(settings, *model)
     return [(wanted, replace(served, generation=generation)) for wanted, served in ([model, side] if side else [model])]
 
 
 class Reloads:
-    """`look` from one thread. `settings` are those that the node started with, by the declarations `started`; `file` are its file's."""
+    """Reloads the models of a node. Call `look` from a single thread.
+
+    `settings` are those that the node started with, by the declarations `started`; `file` are the settings of its file.
+    """
 
     def __init__(
         self,
@@ -73,7 +77,7 @@ class Reloads:
         self._on_change = on_change
         self._makes_files = makes_files
         self._switches = 0
-        # one that is not proven is still to come: the node started with the one before
+        # an unproven declaration is still to come: the node started with the previous one
         self._taken = {name: one.generation - (0 if one.proven else 1) for name, one in started.items()}
         self.states = {
             name: ModelState(revision=served.revision, generation=self._taken.get(name, 0))
@@ -82,7 +86,7 @@ class Reloads:
         }
 
     def look(self) -> None:
-        """Take what is declared and was not taken yet. Raises StoreUnavailable."""
+        """Load declarations that were not taken yet. Raises StoreUnavailable."""
         for name, declaration in self._store.declarations.every().items():
             if name not in self.states:
                 continue
@@ -99,25 +103,25 @@ class Reloads:
     def _take(self, declaration: Declaration) -> None:
         name, generation = declaration.model, declaration.generation
         self._note(name, generation=generation, state="loading", error="")
-        logger.info("model %s: declaration %d is taken", name, generation)
+        logger.info("model %s: taking declaration %d", name, generation)
         try:
             self._switch(name, declaration)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with the new version, the old one goes on
-            logger.warning("model %s stays as it is: %s", name, error)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the new version, the old one keeps serving
+            logger.warning("model %s stays unchanged: %s", name, error)
             self._note(name, state="failed", error=str(error))
             return
         models = self._offer.now.models
         self.states = {
             own: msgspec.structs.replace(state, revision=models[own].revision) for own, state in self.states.items()
         }
-        logger.info("model %s: %s is served now", name, models[name].revision)
+        logger.info("model %s: now serving %s", name, models[name].revision)
         self._note(name, state="serving")
 
     def _switch(self, name: str, declaration: Declaration) -> None:
         base = self._settings if declaration.settings is not None else self._settings_of_file(name)
         settings = declared_settings.with_model(base, name, declaration.settings)
         self._check(settings, name)
-        self._switches += 1  # a key that was never used: one of a failed switch may still be on its way out
+        self._switches += 1  # a new key each time: one of a failed switch may not be unloaded yet
         new = versions(settings, name, self._device, self._switches)
         if self._is_served(new, settings.models[name]):
             self._settings = settings
@@ -133,12 +137,12 @@ class Reloads:
     def _readers(self, settings: Settings, name: str) -> list[str]:
         """Return the models served here that read a model's weights, directly or through another."""
         found = [name]
-        for one in found:  # which grows
+        for one in found:  # the list grows in the loop
             found += [other for other in self.states if one in settings.used_by(other) and other not in found]
         return found[1:]
 
     def _replace(self, new: Sequence[Version]) -> None:
-        """Have new versions take the place of the old ones, and return when those are unloaded."""
+        """Replace old versions by new ones, and return when the old ones are unloaded."""
         before = self._offer.now.models
         switched = {served.name.removesuffix(served_explainers.SUFFIX) for _, served in new}
         old = {own: served for own, served in before.items() if own.removesuffix(served_explainers.SUFFIX) in switched}
@@ -150,7 +154,7 @@ class Reloads:
             retired.result()
 
     def _is_served(self, new: Sequence[Version], chosen: ModelSettings) -> bool:
-        """Whether it would be the same again: the same settings, and files that have not changed."""
+        """Return whether the new version is the same: equal settings and unchanged files."""
         _, served = new[0]
         same = declared_settings.digest(chosen) == declared_settings.digest(self._settings.models[served.name])
         return same and served.revision == self._offer.now.models[served.name].revision
@@ -162,14 +166,14 @@ class Reloads:
     def _check(self, settings: Settings, name: str) -> None:
         tasks = [task for task in settings.catalogue.tasks.values() if task.model == name]
         if not tasks:
-            raise ConfigurationError(f"models.{name}.tasks: there must be one; a model without tasks serves nothing")
+            raise ConfigurationError(f"models.{name}.tasks: is empty; a model without tasks serves nothing")
         if not self._makes_files and (needy := [task.name for task in tasks if task.kind.makes_files]):
             raise ConfigurationError(
-                f"models.{name}.tasks.{needy[0]}: makes files; set blobs.url and restart the worker"
+                f"models.{name}.tasks.{needy[0]}: needs a place for its files; set [blobs] url and restart the worker"
             )
 
     def _admit(self, new: Sequence[Version]) -> None:
-        """Have all versions loaded, or none."""
+        """Load all versions, or none."""
         admitted: list[ServedModel] = []
         try:
             for wanted, served in new:

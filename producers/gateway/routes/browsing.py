@@ -1,4 +1,4 @@
-"""A job's items one by one, each with its input and its results; its image; and who asks. What the page looks at."""
+"""Routes of the page: a job's items with their inputs and results, their images, and the caller."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from results_store.store import Store
 
 router = APIRouter(prefix="/api", tags=["jobs"])
 
-#: Results that are read for each item of a page; who wants more tasks of an item than this sees fewer items a page.
+#: Results read for each item of a page. If items have more tasks than this, a page has fewer items.
 TASKS = 16
 
-#: Numbers of a vector that a list shows.
+#: Numbers of a vector in a list.
 NUMBERS = 64
 
-#: What goes with a stranger's bytes: they are an image of that type, or nothing; they run nothing, load nothing.
+#: Headers of bytes from a tenant: they are an image of the given type or nothing, and can run or load nothing.
 IMAGE_HEADERS = {
     "Cache-Control": "private, max-age=300",
     "Content-Disposition": 'inline; filename="input"',
@@ -38,12 +38,12 @@ IMAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-Seq = Annotated[int, Path(ge=0, le=MAX_COUNT, description="The item's place in its job.")]
+Seq = Annotated[int, Path(ge=0, le=MAX_COUNT, description="The item's number in its job.")]
 
 
 @router.get("/caller", tags=["operations"])
 async def who(gateway: Here, caller: Who) -> Response:
-    """Return whose key this is: the tenant, whether it is an operator's, and whether keys are asked for at all."""
+    """Return the key's tenant, whether it is an operator's key, and whether this gateway requires keys."""
     return Json({"tenant": caller.tenant, "operator": caller.operator, "keys": gateway.settings.auth})
 
 
@@ -55,8 +55,11 @@ async def items(
     limit: Annotated[int, Query(ge=1, le=200)] = 25,
     after_seq: Annotated[int, Query(ge=-1, le=MAX_COUNT)] = -1,
 ) -> Response:
-    """Return a page of a job's items that have results, in their order: each with its input, if that is kept, and its
-    results, vectors cut short. `next`, if there is one, is the `after_seq` of the page after."""
+    """Return a page of a job's items with results, in order.
+
+    Each item has its results, with vectors cut short, and its input if that is kept. `next`, if present, is the
+    `after_seq` of the next page.
+    """
     await gateway.job(job, caller)
 
     def read(store: Store) -> dict[str, Any]:
@@ -71,7 +74,7 @@ async def items(
 
 @router.get("/jobs/{job}/items/{seq}")
 async def item(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
-    """Return an item that has results, with the whole of its input, if that is kept."""
+    """Return an item that has results, with its whole input if that is kept."""
     await gateway.job(job, caller)
 
     def read(store: Store) -> dict[str, Any] | None:
@@ -88,7 +91,7 @@ async def item(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
     responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def image(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
-    """Return the image that an item was submitted with: PNG, JPEG, GIF or WebP; 404 if it is none, or not kept."""
+    """Return the input image of an item: PNG, JPEG, GIF or WebP. 404 if the input is not an image, or is not kept."""
     await gateway.job(job, caller)
 
     def read(store: Store) -> Response | None:
@@ -100,14 +103,14 @@ async def image(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
 
     found = await gateway.client.ask(read)
     if found is None:
-        raise Problem(404, "NoImage", f"item {seq} of job {job} has no image that is kept")
+        raise Problem(404, "NoImage", f"item {seq} of job {job} has no stored image")
     return found
 
 
 def page_of(rows: Sequence[Result], limit: int, *, whole: bool) -> tuple[list[list[Result]], bool]:
-    """Return the first `limit` items of rows in order, and whether there are more.
+    """Return the first `limit` items of ordered rows, and whether there are more.
 
-    Unless the rows are the `whole` rest of the job, their last item may lack some, and belongs to the page after.
+    Unless the rows are the `whole` rest of the job, the last item may lack rows and is left to the next page.
     """
     groups = [list(group) for _, group in groupby(rows, lambda row: row.seq)]
     if not whole and len(groups) > 1:

@@ -1,4 +1,4 @@
-"""An image's format and size by its first bytes, without a decoder: PNG, JPEG, GIF and WebP, which every browser draws.
+"""Read an image's format and size from its first bytes: PNG, JPEG, GIF and WebP, which every browser draws.
 
 From the PNG specification (third edition, 5.2 and 11.2.1), ITU-T T.81 (annex B), GIF89a (17 and 18) and RFC 9649.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """A format by its media type, and the size in pixels."""
+    """An image's media type and its size in pixels."""
 
     media_type: str
     width: int
@@ -27,10 +27,10 @@ class ImageSize:
 
 
 def image_size(data: bytes) -> ImageSize | None:
-    """Return what the bytes say of themselves; None for anything but a well-begun image with pixels."""
+    """Return the format and size in the header; None for anything but the beginning of an image with pixels."""
     try:
         found = _png(data) or _jpeg(data) or _gif(data) or _webp(data)
-    except (struct.error, IndexError):  # broken off
+    except (struct.error, IndexError):  # cut off
         return None
     return found if found is not None and found.width and found.height else None
 

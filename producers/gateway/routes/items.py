@@ -1,4 +1,4 @@
-"""One item: submit it, wait for it, come back for it, cancel it."""
+"""Routes of a single item: submit, wait for results, look up, cancel."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from results_store.records import Result
 
 router = APIRouter(prefix="/api/items", tags=["items"])
 
-#: An item's id says where its results stand and how many they are, so that any gateway can answer for it: JOB.SEQ.COUNT
+#: An item's id names its results and their number, so that any gateway can answer for it: JOB.SEQ.COUNT
 _ID = re.compile(rf"({ID})\.(\d{{1,15}})\.(\d{{1,3}})", re.ASCII)
 
 ItemId = Annotated[
-    str, Path(description="What the submission answered as `id`.", examples=["01jd2m3n4p5q6r7s8t9v0w1x2y.7.1"])
+    str, Path(description="The `id` in the answer to the submission.", examples=["01jd2m3n4p5q6r7s8t9v0w1x2y.7.1"])
 ]
-WaitS = Annotated[float, Query(ge=0, le=3600, description="How long to wait for the results, in seconds; 120 at most.")]
+WaitS = Annotated[float, Query(ge=0, le=3600, description="Time to wait for the results, in seconds; 120 at most.")]
 
 
-@router.post("", status_code=200, responses={202: {"description": "Accepted; its results are not there yet."}})
+@router.post("", status_code=200, responses={202: {"description": "Accepted; some results are not ready yet."}})
 async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> Response:
-    """Submit one item. With `wait_s`, answer with its results if they come in time; else 202 and where to find them."""
+    """Submit an item. With `wait_s`, answer with its results if they come in time; else 202 and a `Location`."""
     handle = await gateway.client.submit(
         body.task,
         input_of(body.input, "input"),
@@ -53,9 +53,9 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> 
     return _answer(f"{handle.job}.{handle.seq}.{len(handle.tasks)}", rows, len(handle.tasks))
 
 
-@router.get("/{item}", responses={202: {"description": "Its results are not all there yet."}})
+@router.get("/{item}", responses={202: {"description": "Some results are not ready yet."}})
 async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_s: WaitS = 0) -> Response:
-    """Return an item's results, waiting for them if `wait_s` says so; 202 while some are missing."""
+    """Return an item's results, after waiting for up to `wait_s`; 202 while some are missing."""
     job, seq, expected = await _known(gateway, caller, item)
     handle = gateway.kept(job, seq)
     if handle is not None:
@@ -69,14 +69,14 @@ async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_
 
 @router.delete("/{item}")
 async def cancel(item: ItemId, gateway: Here, caller: Who) -> Response:
-    """Cancel an item that this gateway accepted recently. What is computed already stays as it is."""
+    """Cancel an item that this gateway accepted recently. Computed results stay."""
     job, seq, expected = await _known(gateway, caller, item)
     handle = gateway.kept(job, seq)
     if handle is None:
         rows = await gateway.client.ask(lambda store: store.results_of(job, [seq]))
         if len(rows) < expected:
             raise Problem(
-                409, "NotHere", "this gateway did not accept the item, or long ago", remedy="let it run, or expire"
+                409, "NotHere", "this gateway did not accept the item, or not recently", remedy="wait for its results"
             )
         return _answer(item, rows, expected)
     await handle.cancel()
@@ -84,7 +84,7 @@ async def cancel(item: ItemId, gateway: Here, caller: Who) -> Response:
 
 
 async def _arrived(gateway: Gateway, handle: AsyncHandle, wait_s: float) -> Sequence[Result]:
-    """Return the rows that are there, once they all are or `wait_s` is over."""
+    """Return the item's rows once all have arrived, or the rows so far after `wait_s`."""
     if wait_s > 0:
         promise: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         handle.tell(promise)
@@ -101,7 +101,7 @@ async def _arrived(gateway: Gateway, handle: AsyncHandle, wait_s: float) -> Sequ
 
 
 async def _stored(gateway: Gateway, job: str, seq: int, expected: int, wait_s: float) -> Sequence[Result]:
-    """As `_arrived`, for what another gateway accepted: the store is looked at now and then."""
+    """Do the same as `_arrived` for an item of another gateway, by polling the store."""
     until = time.monotonic() + min(wait_s, gateway.settings.max_wait_s)
     while True:
         rows = await gateway.client.ask(lambda store: store.results_of(job, [seq]))
@@ -112,7 +112,7 @@ async def _stored(gateway: Gateway, job: str, seq: int, expected: int, wait_s: f
 
 
 async def _known(gateway: Gateway, caller: Caller, item: str) -> tuple[str, int, int]:
-    """Return job, place and number of results in an id. Raises UnknownJob for one that the caller does not have."""
+    """Split an item id into job, seq and number of results. Raises UnknownJob if it is not the caller's."""
     match = _ID.fullmatch(item)
     if match is None or match[3] == "0":
         raise UnknownJob(f"no item {item!r}; an id looks like 01jd2m3n4p5q6r7s8t9v0w1x2y.7.1")
@@ -121,7 +121,7 @@ async def _known(gateway: Gateway, caller: Caller, item: str) -> tuple[str, int,
 
 
 async def _plausible(gateway: Gateway, job: str, seq: int) -> bool:
-    """Say whether the job may hold such an item that has no results yet."""
+    """Return whether the job can hold such an item without results yet."""
     status = await gateway.client.status(job)
     return seq < max(status.items, 1) or not status.finished
 

@@ -1,4 +1,4 @@
-"""Jobs: submit many items, from a body or from a stream of lines; how far they are; cancelling."""
+"""Routes of jobs: submit many items from a body or from a stream of lines, see their progress, cancel them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from results_store.records import JobStatus
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
 
-#: Rejected inputs that an answer lists; the count has them all.
+#: Rejected inputs listed in an answer; the count includes all.
 LISTED = 100
 
-Before = Annotated[str | None, Query(description="`next` of the page before.", max_length=80)]
+Before = Annotated[str | None, Query(description="`next` of the previous page.", max_length=80)]
 _LINES = {
     "requestBody": {
         "required": True,
@@ -43,7 +43,7 @@ _LINES = {
 
 @router.post("", status_code=202)
 async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
-    """Submit many items as one job. Answers once all of them are accepted."""
+    """Submit many items as one job. Answers once all items are accepted."""
     if len(body.inputs) > gateway.settings.max_items:
         raise _too_many(gateway)
 
@@ -59,10 +59,10 @@ async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
 async def submit_lines(
     request: Request, options: Annotated[LinesOptions, Query()], gateway: Here, caller: Who
 ) -> Response:
-    """Submit a stream of JSON Lines as one job, of any length: each line an input, or an object with `input`.
+    """Submit a stream of JSON Lines as one job, of any length: each line is an input, or an object with `input`.
 
-    Items are accepted while the body still comes. If it breaks off or a line is wrong, the items before stay accepted,
-    and the error names the job; sent again with the same `idempotency_key`, it goes on where it had stopped.
+    Items are accepted while the body arrives. If it breaks off or a line is wrong, the items before stay accepted, and
+    the error names the job. Send the body again with the same `idempotency_key` to resume after the accepted items.
     """
     _check_type(request)
     accepted: list[str] = []
@@ -82,7 +82,7 @@ async def submit_lines(
 
     try:
         job = await _submit(gateway, caller, options.options(), items(), noting)
-    except Problem as broken:  # the body was: too slow, too long
+    except Problem as broken:  # the body was too slow or too long
         broken.job = accepted[-1] if accepted else None
         raise
     return await _accepted(job)
@@ -92,7 +92,7 @@ async def submit_lines(
 async def newest(
     gateway: Here, caller: Who, limit: Annotated[int, Query(ge=1, le=1000)] = 20, before: Before = None
 ) -> Response:
-    """List jobs, the newest first; `next`, if there is one, asks for the page after."""
+    """List jobs, newest first. `next`, if present, asks for the next page."""
     page = await gateway.jobs(caller, limit=limit, before=_place(before))
     last = page[-1] if len(page) == limit else None
     after = None if last is None else f"{last.created_at!r},{last.id}"
@@ -101,13 +101,13 @@ async def newest(
 
 @router.get("/{job}")
 async def status(job: str, gateway: Here, caller: Who) -> Response:
-    """Return how far a job is."""
+    """Return a job with its progress."""
     return Json(job_view(await gateway.job(job, caller)))
 
 
 @router.post("/{job}/cancel")
 async def cancel(job: str, gateway: Here, caller: Who) -> Response:
-    """Cancel what a job has not computed yet; those items end `cancelled` as their turn comes."""
+    """Cancel the rest of a job. Items that are not computed yet end as `cancelled` when a worker reaches them."""
     await gateway.job(job, caller)
     return Json(job_view(await (await gateway.client.job(job)).cancel()))
 
@@ -143,7 +143,7 @@ async def _accepted(job: AsyncJob) -> Response:
 
 
 def _item(value: object, place: str) -> NewItem | InvalidInput:
-    """Return an item, or what is wrong with it in its place, for `on_error` to judge."""
+    """Return an item, or its error for `on_error` to handle."""
     try:
         return item_of(value, place)
     except InvalidInput as error:
@@ -154,12 +154,12 @@ def _parsed(line: bytes, place: str) -> NewItem | InvalidInput:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return InvalidInput(place, f"is not JSON: {error}", "write one JSON value a line")
+        return InvalidInput(place, f"is not JSON: {error}", "write one JSON value per line")
     return _item(value, place)
 
 
 async def _lines(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yield the lines of a body as they come. Raises InputTooLarge for one over `limit` bytes."""
+    """Yield the lines of a body as they arrive. Raises InputTooLarge for a line over `limit` bytes."""
     rest = bytearray()
     count = 0
     async for part in request.stream():
@@ -178,7 +178,7 @@ async def _lines(request: Request, limit: int) -> AsyncIterator[bytes]:
 def _check_type(request: Request) -> None:
     sent = request.headers.get("content-type", "application/jsonl").partition(";")[0].strip().lower()
     if sent not in ("application/jsonl", "application/x-ndjson", "application/x-jsonlines", "text/plain"):
-        raise Problem(415, "UnsupportedMediaType", f"lines come as application/jsonl, not {sent}", field="content-type")
+        raise Problem(415, "UnsupportedMediaType", f"lines must be application/jsonl, not {sent}", field="content-type")
 
 
 def _too_many(gateway: Gateway) -> Problem:
@@ -195,5 +195,5 @@ def _place(before: str | None) -> tuple[float, str] | None:
     except ValueError:
         place = math.nan, id_
     if not math.isfinite(place[0]) or not is_id(id_):
-        raise InvalidInput("before", f"is not what a page gave as `next`: {before!r}")
+        raise InvalidInput("before", f"is not the `next` of a page: {before!r}")
     return place

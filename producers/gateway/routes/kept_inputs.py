@@ -1,7 +1,7 @@
-"""The inputs that the store still has, for people to look at: texts as they are, images told by their own first bytes.
+"""The stored inputs as people see them: texts as they are, images by the format in their first bytes.
 
-What a tenant submitted is shown to whoever looks, so nothing in it says what it is: only the formats below are images, their
-type comes from here, and one that would need a great deal of memory to draw is not handed out.
+Inputs come from strangers, so their own claims are ignored. Only the formats below count as images, and their media
+type is set here. An image that would need very much memory to draw is not served.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from producers.wire.messages import BlobInput, InlineBytes, Input, PathInput, Ur
 from results_store.records import Result
 from results_store.store import Store
 
-#: Characters of a text that a list shows; the whole is asked for item by item.
+#: Characters of a text in a list; a request for the item returns the whole text.
 EXCERPT = 600
 
-#: The largest input that is fetched from where it lies by reference, and the most pixels that are handed out.
+#: The largest blob that is fetched, and the most pixels of an image that is served.
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image's bytes, with the type and the size that they themselves show."""
+    """An image's bytes, with the type and size from its header."""
 
     data: bytes
     size: ImageSize
 
 
 class KeptInputs:
-    """Reads inputs out of the envelopes that the store keeps. It waits for the store and for blobs: for a thread."""
+    """Reads inputs from the stored envelopes. It blocks on the store and on blobs, so run it in a thread."""
 
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store = store
         self._blobs = blobs
 
     def of(self, results: Collection[Result]) -> dict[int, Input]:
-        """Return by `seq` the inputs of those items of one job that are still kept."""
+        """Return the inputs of a job's items that are still stored, by `seq`."""
         wanted = {result.seq: result.envelope for result in results}
         found: dict[int, Input] = {}
         for id_, payload in self._store.inputs(set(wanted.values())).items():
@@ -53,11 +53,11 @@ class KeptInputs:
         return found
 
     def carried(self, value: Input) -> Input:
-        """Return an input that lies elsewhere by reference as if it had come inline. Raises InvalidInput, BlobsUnavailable."""
+        """Return an input by reference as an inline input. Raises InvalidInput or BlobsUnavailable."""
         return self._blobs.get(value, MOST_BYTES) if isinstance(value, BlobInput) else value
 
     def picture(self, value: Input | None) -> Picture | None:
-        """Return an input as an image; None if it is none, or not one to hand out. Raises as `carried`."""
+        """Return an input as an image, or None if it cannot be served. Raises the same errors as `carried`."""
         if value is None:
             return None
         whole = self.carried(value)
@@ -72,12 +72,12 @@ class KeptInputs:
 def _items(payload: bytes, content_type: str) -> Collection[Any]:
     try:
         return decode(decode_bytes(payload, content_type))[0].items
-    except InvalidMessage:  # of a version that is read here no more
+    except InvalidMessage:  # of a version that is no longer supported
         return ()
 
 
 def shown(value: Input | None, *, limit: int | None = EXCERPT) -> dict[str, Any]:
-    """Return an input as a list shows it: `form`, and what there is to say of it without fetching anything."""
+    """Return an input for a list: its `form`, and all that is known without fetching anything."""
     match value:
         case None:
             return {"form": "gone"}
@@ -87,7 +87,7 @@ def shown(value: Input | None, *, limit: int | None = EXCERPT) -> dict[str, Any]
             return _bytes_shown(data)
         case PathInput(place) | UrlInput(place):
             return {"form": "path" if isinstance(value, PathInput) else "url", "text": place[:limit]}
-        case BlobInput():  # what it is shows once it is fetched
+        case BlobInput():  # its content is known only once it is fetched
             return {"form": "text" if value.text else "image", "stored": "by reference", "drawable": not value.text}
         case _:
             fields: dict[str, Any] = msgspec.to_builtins(value)
@@ -103,7 +103,7 @@ def _bytes_shown(data: bytes) -> dict[str, Any]:
 
 
 def _short(value: Any, limit: int | None) -> Any:
-    if isinstance(value, dict) and value.get("type") == "bytes":  # a file among them, in base64
+    if isinstance(value, dict) and value.get("type") == "bytes":  # a file in the object, as base64
         return f"{len(value['data']) * 3 // 4:,} bytes"
     if isinstance(value, str):
         return value[:limit]
@@ -111,7 +111,7 @@ def _short(value: Any, limit: int | None) -> Any:
 
 
 def in_full(kept: KeptInputs, value: Input | None) -> dict[str, Any]:
-    """Return an input in full, as `shown` does; one whose reference leads nowhere as gone, with the reason."""
+    """Return an input in full, in the form of `shown`. A missing blob has the form "gone" and a reason."""
     if not isinstance(value, BlobInput):
         return shown(value, limit=None)
     try:

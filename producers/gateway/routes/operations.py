@@ -1,4 +1,4 @@
-"""What an operator looks at and does: tasks, the fleet, failures, dead letters, replay; and whether all is well."""
+"""Routes of operators: tasks, the fleet, failures, dead letters, replay; and the health checks."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from results_store.records import DeadLetter, Replayed
 
 router = APIRouter(tags=["operations"])
 
-#: What a look at broker and store may take before the gateway counts as not ready.
+#: Time limit for broker and store to answer before the gateway counts as not ready.
 READY_S = 5.0
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-JobFilter = Annotated[str | None, Query(description="Only of this job.")]
+JobFilter = Annotated[str | None, Query(description="Only results of this job.")]
 
 
 @router.get("/healthz")
 async def healthz() -> Response:
-    """The process runs and its loop turns."""
+    """Answer if the process and its event loop run."""
     return Json({"status": "ok"})
 
 
 @router.get("/readyz", responses={503: {"description": "Broker or store do not answer."}})
 async def readyz(gateway: Here) -> Response:
-    """Broker and store were asked just now, and answered."""
+    """Ask broker and store, and answer if both answered."""
     try:
         async with asyncio.timeout(READY_S):
             await gateway.client.check()
@@ -54,7 +54,7 @@ async def readyz(gateway: Here) -> Response:
 
 @router.get("/api/tasks")
 async def tasks(gateway: Here) -> Response:
-    """List the tasks, with their kind, the form of their inputs, and their parameters."""
+    """List the tasks with their kind, the form of their inputs, and their parameters."""
     catalogue = await gateway.client.catalogue()
     return Json({"tasks": [_task(task) for task in catalogue.tasks.values()]})
 
@@ -70,7 +70,7 @@ async def failures(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter
 
 @router.get("/api/dead")
 async def dead(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = None) -> Response:
-    """List the envelopes that were given up after too many attempts, with their inputs and errors."""
+    """List the envelopes that failed after too many attempts, with their inputs and errors."""
     if job is not None:
         await gateway.job(job, caller)
     letters = await gateway.client.ask(
@@ -81,11 +81,11 @@ async def dead(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = N
 
 @router.post("/api/replay")
 async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
-    """Put failed items back into the queue: their failed results are removed, and they are computed again."""
+    """Queue failed items again: delete their failed results and compute them once more."""
     if body.job is not None:
         await gateway.job(body.job, caller)
     elif not caller.operator:
-        raise InvalidInput("job", "is missing", "name the job; only operators replay those of everybody")
+        raise InvalidInput("job", "is missing", "name the job; only operators can replay all jobs")
     began_at = time.time()
     envelopes = results = 0
     while True:
@@ -97,25 +97,28 @@ async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
         envelopes, results = envelopes + portion.envelopes, results + portion.results
 
 
-@router.get("/api/fleet", responses={403: {"description": "For operators."}})
+@router.get("/api/fleet", responses={403: {"description": "Only for operators."}})
 async def fleet(gateway: Here, caller: Who, batches: Limit = 50) -> Response:
-    """Return how much waits, by model and priority, and the newest micro-batches. For operators."""
+    """Return the queued work by model and priority, and the newest micro-batches. For operators."""
     _operators_only(caller)
     depth = await gateway.client.ask(lambda store: store.depth())
     ran = await gateway.client.ask(lambda store: store.flight.recent(limit=batches))
     return Json({"at": time.time(), "depth": [asdict(one) for one in depth], "batches": [asdict(one) for one in ran]})
 
 
-@router.get("/api/activity", responses={403: {"description": "For operators."}})
+@router.get("/api/activity", responses={403: {"description": "Only for operators."}})
 async def activity(gateway: Here, caller: Who) -> Response:
-    """Return what waits, by priority and model, and since when; and the last minute's devices and batches. For operators."""
+    """Return the queued work by priority and model, and the last minute's devices and batches.
+
+    For operators.
+    """
     _operators_only(caller)
     return Json(await gateway.activity.now())
 
 
 def _operators_only(caller: Caller) -> None:
     if not caller.operator:
-        raise Problem(403, "Forbidden", "this is for operators", remedy="ask with an operator's key")
+        raise Problem(403, "Forbidden", "only operators may use this route", remedy="use an operator's key")
 
 
 def _task(task: Task) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def _letter(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _texts(payload: Any) -> list[dict[str, Any]]:
-    """The items of an envelope, without the bytes that they may carry."""
+    """Return the items of an envelope without their bytes."""
     items = payload.get("items", []) if isinstance(payload, dict) else []
     named = [item for item in items if isinstance(item, dict)]
     return [

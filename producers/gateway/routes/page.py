@@ -1,7 +1,7 @@
-"""The page: one HTML file, its style and its scripts, served as they lie in `static/`. It asks the API for all that it shows.
+"""The page: an HTML file, its style and its scripts, served from `static/`. It gets all its data from the API.
 
-The policy lets nothing run or load that is not one of these files, so that a name or a text which should ever get into the
-page as markup could do nothing there.
+Its content security policy allows only these files to run or load, so that a name or text that ever got into the page
+as markup would have no effect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ router = APIRouter(include_in_schema=False)
 
 FOLDER = Path(__file__).parents[1] / "static"
 
-#: The files there are, by name: a path out of a request is never joined to the folder.
+#: Media types of the served files. A path in a request is never joined to the folder.
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -28,13 +28,13 @@ TYPES = {
 }
 
 HEADERS = {
-    "Cache-Control": "no-cache",  # asked again each time, which its tag makes cheap: files of two versions never mix
+    "Cache-Control": "no-cache",  # revalidated each time, cheaply by ETag, so that files of two versions never mix
     "Content-Security-Policy": "; ".join(
         (
             "default-src 'none'",
             "script-src 'self'",
             "style-src 'self'",
-            "img-src 'self' blob:",  # images come by fetch, with the key
+            "img-src 'self' blob:",  # images are fetched with the key
             "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",
@@ -51,13 +51,13 @@ HEADERS = {
 
 @router.get("/")
 async def page(request: Request) -> Response:
-    """The page itself."""
+    """Return the page."""
     return _file(request, "index.html")
 
 
 @router.get("/static/{name}")
 async def static(request: Request, name: str) -> Response:
-    """One of its files."""
+    """Return a file of the page."""
     if name not in names():
         raise Problem(404, "NotFound", "there is no such file")
     return _file(request, name)
@@ -65,7 +65,7 @@ async def static(request: Request, name: str) -> Response:
 
 @cache
 def names() -> frozenset[str]:
-    """The files that are served."""
+    """Return the names of the served files."""
     return frozenset(path.name for path in FOLDER.iterdir() if path.suffix in TYPES)
 
 

@@ -1,4 +1,4 @@
-"""Results that are files, handed out to whoever may see their job."""
+"""Results that are files, for callers who may see their job."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ Name = Annotated[str, Path(pattern=r"^[0-9a-f]{64}\.[a-z]{3,4}$", description="T
     responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def file(job: str, name: Name, gateway: Here, caller: Who) -> Response:
-    """Return a file that a result of the job refers to, `output.image` for one: the last two parts of its `uri` are here
-    `{job}` and `{name}`."""
+    """Return a file that a result of the job refers to, for example by `output.image`.
+
+    `{job}` and `{name}` are the last two parts of its `uri`.
+    """
     await gateway.job(job, caller)
     data = await gateway.client.read_file({"uri": f"{job}/{name}"})
     return Response(data, media_type=media_type_of(name), headers=_HEADERS)

@@ -19,7 +19,7 @@ from results_store.records import JobStatus
 
 router = APIRouter(prefix="/api/jobs/{job}", tags=["jobs"])
 
-#: A proxy closes what is silent for long; a comment now and then keeps it open.
+#: Seconds between comments on a silent stream; without them proxies close it.
 SILENCE_S = 15.0
 
 
@@ -29,10 +29,10 @@ async def results(
     gateway: Here,
     caller: Who,
     follow: Annotated[
-        bool, Query(description="Stay, and send results as they come, until the job is finished.")
+        bool, Query(description="Stay connected, and send results as they come, until the job is finished.")
     ] = False,
 ) -> Response:
-    """Stream a job's results, one a line: those that are there, by item and task; with `follow`, each as it comes."""
+    """Stream a job's results, a line each: stored results by item and task; with `follow`, each as it comes."""
     await gateway.job(job, caller)
     found = await gateway.client.job(job)
     return JsonLines(_views(found, follow=follow))
@@ -58,7 +58,7 @@ async def page(
 async def events(job: str, gateway: Here, caller: Who) -> Response:
     """Send a job's progress as server-sent events: `progress` whenever it changes, then `finished`.
 
-    A slow reader gets the newest state and none of those in between.
+    A slow reader gets only the newest state.
     """
     await gateway.job(job, caller)
     found = await gateway.client.job(job)
@@ -84,7 +84,7 @@ async def _progress(job: AsyncJob) -> AsyncIterator[bytes]:
                 last = status
                 yield event("progress", job_view(status))
         yield event("finished", job_view(waiting.result()))
-    except Exception as error:  # noqa: BLE001 - the answer has begun: this is the only way left to tell
+    except Exception as error:  # noqa: BLE001 - the answer has begun, so the error can only be an event
         yield event("error", {"kind": problem(error).kind, "detail": problem(error).detail})
     finally:
         waiting.cancel()
@@ -92,7 +92,7 @@ async def _progress(job: AsyncJob) -> AsyncIterator[bytes]:
 
 
 class Newest:
-    """Holds one status: a newer one takes its place, however slowly it is read."""
+    """Holds the newest status. A newer status replaces it, however slow the reader is."""
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
@@ -103,7 +103,7 @@ class Newest:
         self.changed.set()
 
     async def take(self, timeout_s: float) -> JobStatus | None:
-        """Wait for a change and return what is newest; None if nothing changes for so long."""
+        """Wait for a change and return the newest status; None if nothing changes in this time."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self.changed.wait()

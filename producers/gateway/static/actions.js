@@ -1,4 +1,4 @@
-// What people do to jobs: cancel, replay. Each asks first, and says what came of it.
+// Actions on jobs: cancel, replay. Each asks first, then reports its outcome.
 
 import { post } from "./api.js";
 import { doing, report, sure } from "./dialogs.js";
@@ -7,13 +7,13 @@ import { plural } from "./words.js";
 
 const named = (job) => job.name || job.id;
 
-/** A button that cancels a job; shown while there is something to cancel. `after` is called with the job as it is then. */
+/** A button that cancels a job; hidden if nothing can be cancelled. `after` is called with the job's new state. */
 export function cancelButton(after = () => {}) {
   let job = null;
   const node = el("button", { type: "button", class: "small", click: () => doing(node, cancel) }, "Cancel");
   async function cancel() {
     const left = plural(job.total - job.done, "result");
-    if (!(await sure(`Cancel ${named(job)}?`, `What is not computed yet (${left}) ends as cancelled. It cannot be resumed.`, "Cancel the job", true))) return;
+    if (!(await sure(`Cancel ${named(job)}?`, `Results not computed yet (${left}) end as cancelled. The job cannot be resumed.`, "Cancel the job", true))) return;
     after(await post(`/api/jobs/${encodeURIComponent(job.id)}/cancel`));
     report(`${named(job)} is being cancelled`);
   }
@@ -27,16 +27,16 @@ export function cancelButton(after = () => {}) {
   };
 }
 
-/** A button that puts a job's failed items back: all of them, or those of one kind of error. */
+/** A button that queues a job's failed items again: all of them, or only one kind of error. */
 export function replayButton(text, kind = null, after = () => {}) {
   let job = null;
   const node = el("button", { type: "button", class: "small", click: () => doing(node, replay) }, text);
   async function replay() {
     const which = kind ? `the items of ${named(job)} that failed with ${kind}` : `the failed items of ${named(job)}`;
-    if (!(await sure("Replay?", `Computes ${which} again; their failed results are removed.`, "Replay"))) return;
+    if (!(await sure("Replay?", `Computes ${which} again; their failed results are deleted.`, "Replay"))) return;
     const done = await post("/api/replay", { job: job.id, ...(kind ? { error_kind: kind } : {}) });
-    if (done.results) report(`${plural(done.results, "result")} of ${named(job)} put back into the queue`);
-    else report("Nothing was put back: the inputs are not kept, the deadline has passed, or the job was cancelled", true);
+    if (done.results) report(`${plural(done.results, "result")} of ${named(job)} queued again`);
+    else report("Nothing was queued: the inputs are not kept, the deadline has passed, or the job was cancelled", true);
     after();
   }
   return {

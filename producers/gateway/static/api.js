@@ -1,9 +1,9 @@
-// The gateway's API: requests with the key, looks that are repeated, and a job's events.
+// The gateway's API: requests with the key, polling, and a job's events.
 
 const KEY = "argosy.key";
 const LONGEST_WAIT_S = 30;
 
-/** What the gateway answered instead of what was asked for; `status` 0 says that it could not be reached. */
+/** An error answer of the gateway; `status` 0 means that it could not be reached. */
 export class Refusal extends Error {
   constructor(status, detail, retryAfterS) {
     super(detail);
@@ -20,7 +20,7 @@ export const key = {
 
 let skewS = 0;
 
-/** The gateway's clock, as far as its answers tell: ages would be wrong by this machine's. */
+/** The gateway's clock, by its answers: this machine's clock may be wrong, and ages with it. */
 export const now = () => Date.now() / 1000 + skewS;
 
 async function request(path, options = {}) {
@@ -41,13 +41,13 @@ async function request(path, options = {}) {
 
 function keepTime(date) {
   const found = date ? Date.parse(date) / 1000 - Date.now() / 1000 : 0;
-  skewS = Math.abs(found) > 2 ? found : 0; // the header has no fractions of a second
+  skewS = Math.abs(found) > 2 ? found : 0; // the header has whole seconds only
 }
 
 async function refusal(answer, sent) {
   const problem = await answer.json().catch(() => ({}));
   const detail = [problem.detail ?? answer.statusText, problem.remedy].filter(Boolean).join("; ");
-  // a late answer to an earlier key says nothing of the one that was given since
+  // a late answer to an earlier key says nothing about the current key
   if (answer.status === 401 && key.get() === sent) document.dispatchEvent(new CustomEvent("argosy:key", { detail: sent ? detail : "" }));
   return new Refusal(answer.status, detail, Number(answer.headers.get("retry-after")) || 0);
 }
@@ -70,7 +70,7 @@ function tell(state, detail = "") {
   document.dispatchEvent(new CustomEvent("argosy:link", { detail: { state, detail } }));
 }
 
-/** Wait; sooner if `signal` ends it. */
+/** Wait, or return early when `signal` aborts. */
 const pause = (seconds, signal) =>
   new Promise((done) => {
     const timer = setTimeout(done, seconds * 1000);
@@ -84,10 +84,10 @@ const seen = (signal) =>
     signal.addEventListener("abort", done, { once: true });
   });
 
-/** How long to wait after so many failures in a row: longer each time, and not all pages at the same moment. */
+/** Seconds to wait after so many failures in a row: exponential, with jitter between pages. */
 export const backOffS = (failures, error) => Math.max(error.retryAfterS ?? 0, Math.min(LONGEST_WAIT_S, 2 ** failures) * (0.75 + Math.random() / 2));
 
-/** Call `look` until `signal` ends it: every so many seconds, more rarely while it fails, not at all while nobody can see it. */
+/** Call `look` every `everyS` seconds until `signal` aborts: more rarely while it fails, never on a hidden page. */
 export async function poll(look, everyS, signal) {
   for (let failures = 0; !signal.aborted; ) {
     await seen(signal);
@@ -101,8 +101,8 @@ export async function poll(look, everyS, signal) {
         if (signal.aborted) return;
         throw error;
       }
-      if (error.status === 401) return; // the page begins anew once there is a key
-      if (error.status === 403 || error.status === 404) return tell("stopped", error.message); // no waiting helps
+      if (error.status === 401) return; // the page starts over once there is a key
+      if (error.status === 403 || error.status === 404) return tell("stopped", error.message); // waiting does not help
       waitS = backOffS(failures++, error);
       tell("failing", `${error.message}; again in ${Math.round(waitS)} s`);
     }
@@ -110,7 +110,7 @@ export async function poll(look, everyS, signal) {
   }
 }
 
-/** Ends with `signal`, and whenever the page is put away: a browser has few connections to share between its tabs. */
+/** Abort with `signal`, or when the page is hidden: a browser has few connections for all its tabs. */
 function whileSeen(signal) {
   const ended = new AbortController();
   const put = () => document.hidden && ended.abort();
@@ -119,7 +119,7 @@ function whileSeen(signal) {
   return ended;
 }
 
-/** Tell a job's progress as it comes, until it is finished; reconnects. EventSource could not send the key. */
+/** Call `onProgress` with a job's progress until it is finished; reconnects. EventSource cannot send the key. */
 export async function follow(job, onProgress, signal) {
   for (let failures = 0; !signal.aborted; ) {
     await seen(signal);

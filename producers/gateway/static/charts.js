@@ -1,10 +1,10 @@
-// Small charts: bars of shares, histograms, and the course of the last minute. Sizes are set by attributes and properties, since
-// the page's policy allows no styles in attributes.
+// Small charts: bars of shares, histograms, and sparklines of the last minute. Sizes are set by attributes and
+// properties, because the page's policy allows no styles in attributes.
 
 import { el, svg } from "./dom.js";
 import { count } from "./words.js";
 
-/** The course of some values from old to new, each between 0 and `most`, as an area with its line. */
+/** A sparkline of values from old to new, each between 0 and `most`. */
 export function spark(label) {
   const line = svg("polyline", { class: "spark-line" });
   const area = svg("polygon", { class: "spark-area" });
@@ -20,14 +20,14 @@ export function spark(label) {
   };
 }
 
-/** A bar of one part. */
+/** A bar with a single part. */
 export function bar(className = "") {
   const part = el("span", { class: "bar-part" });
   const node = el("span", { class: `bar ${className}`.trim(), "aria-hidden": "true" }, part);
   return { node, update: (value) => (part.style.width = `${Math.min(100, Math.max(0, 100 * value))}%`) };
 }
 
-/** Upright bars side by side, each with its name under it and its count for whoever points at it or listens. */
+/** Upright bars side by side, each with its name below, and its count as a tooltip and for screen readers. */
 export function histogram(label) {
   const node = el("ol", { class: "histogram", "aria-label": label });
   return {
@@ -48,7 +48,7 @@ export function histogram(label) {
 
 const ENDS = ["succeeded", "failed", "cancelled", "expired"];
 
-/** A job's progress: its results by how they ended, over all that it owes. */
+/** A job's progress: its results by state, as shares of all its results. */
 export function progress() {
   const parts = Object.fromEntries(ENDS.map((end) => [end, el("span", { class: `part ${end}` })]));
   const node = el("div", { class: "progress", role: "progressbar", "aria-valuemin": 0 }, Object.values(parts));
@@ -64,7 +64,7 @@ export function progress() {
   };
 }
 
-/** The counts under a progress bar, those that are zero left out. */
+/** The counts under a progress bar, without zeros. */
 export function legend() {
   const node = el("ul", { class: "legend" });
   return {

@@ -1,4 +1,4 @@
-// What asks back and what reports: dialogs close with Escape and give the focus back, messages are read out.
+// Dialogs and messages: dialogs close with Escape and return the focus, screen readers read messages out.
 
 import { say } from "./dom.js";
 import { Refusal } from "./api.js";
@@ -7,7 +7,7 @@ const by = (id) => document.getElementById(id);
 
 let fading = 0;
 
-/** Show a message for a while, and have it read out. */
+/** Show a message for a while; screen readers read it out. */
 export function report(text, wrong = false) {
   const toast = by("toast");
   toast.dataset.wrong = wrong;
@@ -16,10 +16,10 @@ export function report(text, wrong = false) {
   fading = setTimeout(() => (toast.textContent = ""), 8000);
 }
 
-/** Have something read out that is seen anyway. */
+/** Announce a text to screen readers only. */
 export const announce = (text) => say(by("announced"), text);
 
-/** Ask whether to go on; resolves to true or false. */
+/** Ask for confirmation; resolves to true or false. */
 export function sure(title, text, yes, dangerous = false) {
   const dialog = by("sure");
   say(by("sure-title"), title);
@@ -40,9 +40,9 @@ export function sure(title, text, yes, dangerous = false) {
   });
 }
 
-/** Do what a button is for, the button waiting meanwhile; a refusal is reported. */
+/** Run a button's work with the button disabled; report a refusal. */
 export async function doing(button, work) {
-  if (button.getAttribute("aria-disabled") === "true") return; // disabled in earnest, it would lose the focus
+  if (button.getAttribute("aria-disabled") === "true") return; // a button with `disabled` would lose the focus
   button.setAttribute("aria-disabled", "true");
   try {
     await work();

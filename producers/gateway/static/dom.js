@@ -1,8 +1,8 @@
-// Making and updating nodes. What comes from the API is only ever put in as text: nothing here, or anywhere, parses HTML.
+// Make and update nodes. Data from the API is only ever inserted as text: no code of the page parses HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Make an element. A function among the attributes listens; null and false leave an attribute out. */
+/** Make an element. An attribute that is a function is an event listener; null and false leave an attribute out. */
 export function el(name, attributes = {}, ...children) {
   return fill(document.createElement(name), attributes, children);
 }
@@ -20,17 +20,17 @@ function fill(node, attributes, children) {
   return node;
 }
 
-/** Set a node's text if it is another: a node that is left alone keeps its selection. */
+/** Set a node's text only if it differs: an unchanged node keeps its selection. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Whether a keyboard user's place is gone: browsers take the focus off a button that is disabled, or leave it there of no use. */
+/** Whether the keyboard focus is lost: browsers take it off a disabled button, or leave it there without use. */
 export const placeLost = () => document.activeElement === document.body || document.activeElement?.disabled === true;
 
 /**
- * Keep `parent`'s children in step with `rows`. A row is made once, `make(row)` giving `{ node, update, gone }`, and updated
- * after that, so that focus, open details and half-read images survive every look at the fleet.
+ * Keep `parent`'s children equal to `rows`. `make(row)` makes a row once, as `{ node, update, gone }`; later looks only
+ * update it, so that focus, open details and half-loaded images stay.
  */
 export class Rows {
   #known = new Map();
@@ -62,7 +62,7 @@ export class Rows {
   }
 }
 
-/** A heading, what belongs to it on the right, and what is under it. */
+/** A section: a heading, an aside to its right, and its content. */
 export function section(title, aside, ...children) {
   const id = `h-${title.toLowerCase().replaceAll(/\W+/g, "-")}`;
   const head = el("div", { class: "section-head" }, el("h2", { id }, title), el("div", { class: "aside" }, aside));
@@ -75,7 +75,7 @@ export function columns(...names) {
   return el("thead", {}, el("tr", {}, names.map(cell)));
 }
 
-/** A cell that says its column's name where the table is too narrow to have columns. */
+/** A cell with its column's name, for screens too narrow for columns. */
 export function cell(label, attributes, ...children) {
   return el("td", { "data-label": label, ...attributes }, ...children);
 }

@@ -1,4 +1,4 @@
-// What failed lately, by job and kind of error; each group can be replayed, its job cancelled, its items looked at.
+// Recent failures by job and kind of error. A group can be replayed, its job cancelled, its items opened.
 
 import { cancelButton, replayButton } from "./actions.js";
 import { get, now, poll } from "./api.js";
@@ -10,7 +10,7 @@ const NEWEST = 200;
 const LISTED = 20;
 const EVERY_S = 4;
 
-/** Jobs whose state is asked for with each look. */
+/** Number of jobs whose state is requested with each look. */
 const JOBS = 12;
 
 export function failures(root, { signal }) {
@@ -85,7 +85,7 @@ function card(group, again) {
 
 function line(row) {
   const when = el("time", { class: "muted", title: moment(row.stored_at) });
-  const message = el("td", { class: "why" }, row.error?.message ?? "no word was left");
+  const message = el("td", { class: "why" }, row.error?.message ?? "no error was recorded");
   const node = el("tr", {}, el("td", { class: "which" }, itemButton(row.job, row.seq, `item ${row.seq}`), row.key !== null && el("span", { class: "muted small-text" }, row.key)), el("td", { class: "task" }, row.task), message, el("td", { class: "when" }, when));
   return { node, update: (found) => say(when, ago(found.stored_at, now())) };
 }

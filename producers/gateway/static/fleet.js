@@ -1,4 +1,4 @@
-// The fleet, for operators: what waits and for how long, how busy the devices are, what their batches are like.
+// The fleet, for operators: queued work, device utilisation, and recent batches.
 
 import { get, poll } from "./api.js";
 import { bar, histogram, spark } from "./charts.js";
@@ -7,7 +7,7 @@ import { brief, count, duration, plural, share } from "./words.js";
 
 const EVERY_S = 2;
 
-/** The four figures that stand above the jobs. */
+/** The four figures above the jobs. */
 export function overview() {
   const cards = [queueCard(), deviceCard(), paceCard(), batchCard()];
   return {
@@ -102,7 +102,7 @@ function batchCard() {
   };
 }
 
-/** Every power of two up to the largest, so that the same size stands in the same place. */
+/** Every power of two up to the largest, so that each size keeps its place. */
 function filled(sizes) {
   const counts = new Map(sizes);
   const most = Math.max(64, ...counts.keys());
@@ -135,7 +135,7 @@ function tableOf(title, names, keyOf, make, nothing) {
   return { node, show };
 }
 
-/** Cells by their names, and what sets their texts. */
+/** Cells by their names, and a function that sets their texts. */
 function texts(names, numbers = 0) {
   const cells = names.map((name, place) => cell(name, { class: place >= numbers ? "numbers" : "" }));
   return { cells, set: (values) => values.forEach((value, place) => say(cells[place], value)) };
@@ -148,7 +148,7 @@ function waitingTable() {
     const update = (line) => set([line.model, String(line.priority), count(line.items), count(line.envelopes), duration(line.oldest_s), line.seconds === null ? "–" : `about ${duration(line.seconds)}`]);
     return { node: el("tr", {}, cells), update };
   }, "Nothing waits.");
-  return { node: table.node, update: ({ models }) => table.show(models, "durable items, those under way included") };
+  return { node: table.node, update: ({ models }) => table.show(models, "durable items, including those in progress") };
 }
 
 function deviceTable() {
@@ -164,8 +164,8 @@ function deviceTable() {
         set([share(device.busy), count(device.batches), brief(device.items_per_s)]);
       },
     };
-  }, "No batch ran in the last minute: the devices are idle, or away.");
-  return { node: table.node, update: ({ devices }) => table.show(devices, "time in forward passes over time") };
+  }, "No batch ran in the last minute: the devices are idle or offline.");
+  return { node: table.node, update: ({ devices }) => table.show(devices, "time in forward passes / wall time") };
 }
 
 function shapes() {

@@ -1,5 +1,5 @@
-// Inputs as they were submitted: texts, objects of texts, images. An image is asked for when it comes into view, with the key;
-// on one that is shown large stand the boxes and the masks that were found in it.
+// Inputs as they were submitted: texts, objects of texts, images. An image is fetched, with the key, when it comes into
+// view. A large image also shows the boxes and masks of its results.
 
 import { image } from "./api.js";
 import { el, svg } from "./dom.js";
@@ -7,7 +7,7 @@ import { bytes, count, share } from "./words.js";
 
 const MOST_MASK_PIXELS = 16_000_000;
 
-/** An input in a list. `signal` ends what is still being fetched, and frees the images. */
+/** An input in a list. `signal` aborts open requests and frees the images. */
 export function excerpt(job, item, signal) {
   const input = item.input;
   if (input.form === "image" && input.drawable) return picture(job, item, signal, "thumb");
@@ -15,7 +15,7 @@ export function excerpt(job, item, signal) {
   return el("p", { class: "excerpt muted" }, words(input));
 }
 
-/** An input in full, with what its results found in it. */
+/** An input in full, with the boxes and masks of its results. */
 export function full(job, item, signal) {
   const input = item.input;
   if (input.form === "image" && input.drawable) {
@@ -33,7 +33,7 @@ function words(input) {
     case "image":
       return input.width ? `${count(input.width)} × ${count(input.height)} ${input.media_type.replace("image/", "")}, ${bytes(input.bytes)}` : "stored by reference";
     case "bytes":
-      return `${bytes(input.bytes)} that are no image`;
+      return `${bytes(input.bytes)}, not an image`;
     case "object":
       return Object.entries(input.fields).map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(", ") : value}`).join(" · ");
     case "gone":
@@ -74,7 +74,7 @@ function whenSeen(node, act, signal) {
   signal.addEventListener("abort", () => watch.disconnect(), { once: true });
 }
 
-/** What the item's results found in the image: masks under boxes. */
+/** The masks, and above them the boxes, of the item's results. */
 function found(item, width, height) {
   const parts = item.results.flatMap((result) => (Array.isArray(result.output) ? result.output : []));
   const masks = parts.filter((part) => part?.mask?.size).map((part, place) => mask(part.mask, place));
@@ -93,7 +93,7 @@ function box({ box: { xmin, ymin, xmax, ymax }, label, score }, width) {
   );
 }
 
-/** Draw run lengths, column by column, in turns outside and inside. */
+/** Draw run lengths, column by column, alternately outside and inside. */
 function mask({ size: [height, width], counts }, place) {
   if (width * height > MOST_MASK_PIXELS) return null;
   const canvas = el("canvas", { class: "mask", width, height, "aria-hidden": "true" });

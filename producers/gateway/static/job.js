@@ -1,4 +1,4 @@
-// One job: how far it is, told by its events; and its items page by page, each with its input and its results.
+// A job: its progress, from its events, and its items page by page, each with its input and its results.
 
 import { cancelButton, replayButton } from "./actions.js";
 import { follow, get, now, poll, query } from "./api.js";
@@ -23,7 +23,7 @@ export function job(root, { id, signal, caller }) {
   const pace = new Pace();
   let told = -1;
   let known = null;
-  const again = () => start(); // replayed: there is progress to follow once more
+  const again = () => start(); // after a replay there is new progress to follow
   const cancel = cancelButton(update);
   const replay = replayButton("Replay failed", null, again);
   const items = itemTable(id, signal, () => known);
@@ -73,7 +73,7 @@ function details(found, pace, caller) {
   ];
 }
 
-/** The items that have results; `stale` says that there are more of them now. */
+/** The items with results. Call `stale` when there are more of them. */
 function itemTable(id, signal, job) {
   const table = el("table", { class: "items" }, columns("Item", "Input", "Results"));
   const body = table.appendChild(el("tbody"));

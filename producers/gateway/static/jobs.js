@@ -1,4 +1,4 @@
-// The jobs, the newest first, with their progress; above them, for operators, how the fleet is.
+// The jobs, newest first, with their progress; above them, for operators, the figures of the fleet.
 
 import { cancelButton, replayButton } from "./actions.js";
 import { get, now, poll, query } from "./api.js";
@@ -27,7 +27,7 @@ export function jobs(root, { signal, caller }) {
   async function look() {
     const place = places.at(-1);
     const page = await get(`/api/jobs${query({ limit: PAGE, before: place })}`, { signal });
-    if (place !== places.at(-1)) return; // turned meanwhile
+    if (place !== places.at(-1)) return; // the user has turned the page in the meantime
     next = page.next;
     rows.show(page.jobs);
     empty.hidden = page.jobs.length > 0;
@@ -40,7 +40,7 @@ export function jobs(root, { signal, caller }) {
 
   async function turn(move) {
     move();
-    await look().catch(() => {}); // the next look will tell
+    await look().catch(() => {}); // the next look reports it
     if (placeLost()) (older.disabled ? newer : older).focus();
   }
 
@@ -49,7 +49,7 @@ export function jobs(root, { signal, caller }) {
   if (fleet) poll(async () => fleet.update(await get("/api/activity", { signal })), EVERY_S, signal);
 }
 
-/** A job's line. */
+/** The row of a job. */
 function row(first, caller) {
   const name = el("a", { class: "job-name", href: `#/jobs/${encodeURIComponent(first.id)}` });
   const about = el("span", { class: "muted small-text" });
@@ -87,7 +87,7 @@ function row(first, caller) {
   return { node, update };
 }
 
-/** How fast it goes, and how long it will take at that pace. */
+/** A job's rate, and the remaining time at that rate. */
 function left(pace, job) {
   const perS = pace.at(now(), job.done);
   if (!perS) return "";

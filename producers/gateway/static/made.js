@@ -1,13 +1,13 @@
-// Pictures that are results: files, asked for with the key when they come into view.
+// Result pictures: files, fetched with the key when they come into view.
 
 import { image } from "./api.js";
 import { el } from "./dom.js";
 import { bytes, count } from "./words.js";
 
-/** Whether an output is a file that can be shown. */
+/** Whether an output is a picture file. */
 export const isMade = (value) => typeof value?.image?.uri === "string" && typeof value.image.sha256 === "string";
 
-/** A picture by its output, small in a list. */
+/** The picture of an output, small in a list. */
 export function made(value, briefly) {
   const file = value.image;
   const frame = el("span", { class: `picture ${briefly ? "thumb" : "large"}` });
@@ -30,9 +30,9 @@ async function fetched(file, frame) {
     const address = URL.createObjectURL(await image(`/api/jobs/${encodeURIComponent(job)}/files/${encodeURIComponent(name)}`));
     const node = el("img", { src: address, alt: "The picture that was made" });
     await node.decode();
-    URL.revokeObjectURL(address); // what is decoded stays
+    URL.revokeObjectURL(address); // the decoded picture stays
     frame.replaceChildren(node);
   } catch (error) {
-    frame.replaceChildren(el("span", { class: "muted" }, error.status === 404 ? "kept no more" : "cannot be drawn"));
+    frame.replaceChildren(el("span", { class: "muted" }, error.status === 404 ? "no longer kept" : "cannot be drawn"));
   }
 }

@@ -1,4 +1,4 @@
-// Results as people read them: labels with their scores, vectors as strips, texts as texts, everything else as JSON.
+// Results for people: labels with scores, vectors as strips, texts as texts, anything else as JSON.
 
 import { el, svg } from "./dom.js";
 import { isMade, made } from "./made.js";
@@ -32,7 +32,7 @@ function labelOf(part) {
   return part.word ? `${part.word} · ${part[name]}` : part[name];
 }
 
-/** How sure it is; of a part of an image without a score, how much of the image it is. */
+/** A part's score; for a mask without a score, its share of the image. */
 function shareOf(part) {
   if (typeof part.score === "number") return part.score;
   const runs = part.mask?.counts;
@@ -61,7 +61,7 @@ function label(part) {
   return el("li", {}, el("span", { class: "name" }, labelOf(part)), el("span", { class: "score" }, score), meter);
 }
 
-/** A vector's first numbers as a strip: blue below zero, orange above, the stronger the larger. */
+/** A vector's first numbers as a strip: blue below zero, orange above, stronger for larger numbers. */
 function vector({ vector: numbers, length }) {
   const most = Math.max(...numbers.map(Math.abs), 1e-9);
   const cells = numbers.map((number, place) =>

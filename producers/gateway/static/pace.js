@@ -1,13 +1,13 @@
-// How fast something grows, over the last looks at it.
+// The growth rate of a count, over the recent looks.
 
 const KEPT_S = 20;
 
 export class Pace {
   #looks = [];
 
-  /** Note a count at a time; return how much it grows a second, 0 while that cannot be told. */
+  /** Record a count at a time; return its growth per second, or 0 if that is not known yet. */
   at(time, value) {
-    if (value < (this.#looks.at(-1)?.value ?? 0)) this.#looks = []; // replayed: it shrank
+    if (value < (this.#looks.at(-1)?.value ?? 0)) this.#looks = []; // it shrank, after a replay
     this.#looks.push({ time, value });
     while (this.#looks.length > 2 && this.#looks[0].time < time - KEPT_S) this.#looks.shift();
     const first = this.#looks[0];

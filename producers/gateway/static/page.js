@@ -1,5 +1,5 @@
-// The page: which view the address names, whose key, which colours. A view is a function that fills the content and stops when
-// its signal says so.
+// The page: the view for the address, the key, the colours. A view is a function that fills the content and stops when
+// its signal aborts.
 
 import { Refusal, backOffS, get, key } from "./api.js";
 import { report } from "./dialogs.js";
@@ -20,11 +20,11 @@ const VIEWS = [
 
 let shown = new AbortController();
 let caller = null;
-let failed = 0; // times in a row that not even the caller could be asked for
+let failed = 0; // failed requests for the caller, in a row
 
 async function show(focus) {
   const hash = location.hash;
-  if (hash && !hash.startsWith("#/")) return; // a place in this page: the skip link
+  if (hash && !hash.startsWith("#/")) return; // an anchor in this page: the skip link
   shown.abort();
   const own = (shown = new AbortController());
   try {
@@ -52,7 +52,7 @@ async function show(focus) {
     await done;
   } catch (error) {
     if (own.signal.aborted || error.status === 401) return;
-    root.replaceChildren(el("h1", { tabindex: -1 }, "This cannot be shown"), el("p", { class: "empty" }, error.message));
+    root.replaceChildren(el("h1", { tabindex: -1 }, "This page cannot be shown"), el("p", { class: "empty" }, error.message));
     if (!(error instanceof Refusal)) throw error;
   }
 }
@@ -114,7 +114,7 @@ function theme(step) {
 document.addEventListener("argosy:link", ({ detail }) => link(detail));
 document.addEventListener("argosy:key", ({ detail }) => askForKey(detail));
 by("key").querySelector("form").addEventListener("submit", useKey);
-by("key").addEventListener("close", () => key.get() || askForKey("")); // there is nothing to go back to without one
+by("key").addEventListener("close", () => key.get() || askForKey("")); // without a key there is no page to return to
 by("theme").addEventListener("click", () => theme(1));
 by("forget").addEventListener("click", () => {
   askForKey("");

@@ -1,4 +1,4 @@
-// Before anything is drawn: the colours that were chosen here last, or else the system's.
+// Set the colours before anything is drawn: the last choice, or else the system's.
 "use strict";
 {
   const chosen = localStorage.getItem("argosy.theme");

@@ -1,4 +1,4 @@
-"""The kinds of tasks, one module a modality. A new kind is one entry in its module's table, and a model that serves it."""
+"""The kinds of tasks, a module per modality. A new kind needs an entry in its module's table, and a model."""
 
 from __future__ import annotations
 

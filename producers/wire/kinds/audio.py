@@ -10,9 +10,12 @@ from producers.wire.kinds.kind import Kind, Labels, at_least
 
 
 class SpeechRecognitionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`return_timestamps` adds `chunks` with their times: true for the stretches that a Whisper model marks, "word" for
-    words, "char" for characters (models with a character alphabet only). `language` ("fr", "french") and `task`
-    ("translate": into English) are for multilingual Whisper models; without a language, it is found by ear."""
+    """Parameters of speech recognition.
+
+    `return_timestamps` adds `chunks` with their times: true for the segments of a Whisper model, "word" for words,
+    "char" for characters (only models with a character alphabet). `language` ("fr", "french") and `task` ("translate":
+    into English) are for multilingual Whisper models. Without `language` the model detects it.
+    """
 
     return_timestamps: bool | Literal["word", "char"] = False
     language: str | None = None
@@ -20,7 +23,7 @@ class SpeechRecognitionParams(msgspec.Struct, frozen=True, forbid_unknown_fields
 
 
 class AudioClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first (null: all of them)."""
+    """The `top_k` best labels are returned, best first (null: all labels)."""
 
     top_k: int | None = 5
 
@@ -29,20 +32,26 @@ class AudioClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fiel
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A stretch of what is said, and from when to when, in seconds; the end is null where the model did not tell."""
+    """A stretch of speech with its start and end in seconds. The end is null if the model gave none."""
 
     text: str
     timestamp: tuple[float, float | None]
 
 
 class Transcript(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is said; empty where nobody speaks. `chunks` only if timestamps were asked for."""
+    """The spoken text; empty for a recording without speech. `chunks` only if timestamps were requested."""
 
     text: str
     chunks: list[Chunk] | None = None
 
 
 AUDIO_KINDS = (
-    Kind("automatic-speech-recognition", "audio", SpeechRecognitionParams, Transcript, "what is said in a recording"),
+    Kind(
+        "automatic-speech-recognition",
+        "audio",
+        SpeechRecognitionParams,
+        Transcript,
+        "the speech in a recording as text",
+    ),
     Kind("audio-classification", "audio", AudioClassificationParams, Labels, "labels for a recording, best first"),
 )

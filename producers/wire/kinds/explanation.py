@@ -1,4 +1,4 @@
-"""Why a label: what each part of an input contributed to it. One shape for texts, images and rows of a table."""
+"""Explanations: the contribution of each part of an input to a label. One shape for texts, images and table rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import msgspec
 
 from producers.wire.kinds.kind import LabelScore
 
-#: More steps than this explain nothing better.
+#: More steps than this do not make an explanation better.
 MOST_STEPS = 512
 
 
 class WordPart(msgspec.Struct, frozen=True):
-    """A word, characters `start` to `end` of the text, and what it contributed."""
+    """A word at characters `start` to `end` of the text, and its contribution."""
 
     text: str
     start: int
@@ -20,7 +20,7 @@ class WordPart(msgspec.Struct, frozen=True):
 
 
 class ColumnPart(msgspec.Struct, frozen=True):
-    """A column's value, and what it contributed."""
+    """A column's value and its contribution."""
 
     column: str
     value: float | str | None
@@ -37,19 +37,19 @@ class Area(msgspec.Struct, frozen=True):
 
 
 class PixelMap(msgspec.Struct, frozen=True):
-    """The part of the image that the model saw, and what each of the equal fields that it is divided into contributed: row by
-    row from the top."""
+    """The area that the model saw, and the contribution of each of its equal fields, row by row from the top."""
 
     area: Area
     contributions: tuple[tuple[float, ...], ...]
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far the input moved a label's log-odds, from `base`, where they are for the `baseline`, to `value`, and which part of it
-    did how much of that: `words`, `columns` or a `map`. With more than two labels, it is the label's logit less the mean of the
-    others'.
+    """How far each part of the input moved a label's log-odds.
 
-    All contributions add up to `value` less `base`, but for `delta`, by which they are too much: the error of so many `steps`.
+    `base` is the log-odds for the `baseline`, `value` those for the input. With more than two labels, the label's logit
+    less the mean of the others takes the place of the log-odds. The contributions are in `words`, `columns` or `map`.
+
+    The contributions add up to `value` - `base` + `delta`. `delta` is the numeric error of so many `steps`.
     """
 
     method: str
@@ -64,7 +64,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ExplainedLabel(LabelScore, frozen=True, omit_defaults=True):
-    """A label with its probability, and why, where that was asked for."""
+    """A label with its probability and, if requested, its explanation."""
 
     explanation: Explanation | None = None
 
@@ -73,6 +73,6 @@ ExplainedLabels = list[ExplainedLabel]
 
 
 def check_steps(steps: int) -> None:
-    """Raise ValueError, which msgspec turns into its ValidationError, for a number of steps that is of no use."""
+    """Raise ValueError, which msgspec turns into its ValidationError, for a useless number of steps."""
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"`explain_steps` must be 1 to {MOST_STEPS}")

@@ -1,4 +1,4 @@
-"""The kinds of a model that writes: free text, and tasks that are prompts with a label or JSON for an answer."""
+"""The kinds of generating models: free text, and tasks whose prompt is answered by a label or by JSON."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import msgspec
 
 from producers.wire.kinds.kind import Kind, Labels, at_least
 
-#: Where the input goes in a prompt.
+#: The place of the input in a prompt.
 PLACE = "{input}"
 
-#: So many labels may be weighed against each other.
+#: The most labels that can be compared with each other.
 MOST_LABELS = 100
 
 _MOST_STOPS = 16
@@ -19,11 +19,14 @@ _LONGEST_STOP_CHARS = 200
 
 
 class TextGenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Up to `max_new_tokens` tokens (null: as many as the model has room for, 256 at most), or to one of the `stop` strings, which is left out. A `temperature` of 0 takes the
-    likeliest token each time; over it tokens are drawn, of the `top_k` likeliest (0: of all), of those that make up `top_p` of the
-    probability, with a `seed` always the same ones. `repetition_penalty` over 1 makes what was there less likely. A text is
-    continued as it is; with `as_message` it is what a user says, as in a list of messages. `stream` tells who listens of
-    each piece."""
+    """Parameters of text generation.
+
+    The model generates up to `max_new_tokens` tokens (null: as many as fit, 256 at most), or up to a `stop` string,
+    which is left out. `temperature` 0 takes the likeliest token each time. Over 0, tokens are sampled from the `top_k`
+    likeliest (0: all) and the likeliest that make up `top_p` of the probability; the same `seed` gives the same tokens.
+    A `repetition_penalty` over 1 makes earlier tokens less likely. A text is continued as it is; with `as_message` it
+    is sent as the user's message. `stream` publishes each piece of text while the model writes.
+    """
 
     max_new_tokens: int | None = None
     temperature: float = 0.0
@@ -42,7 +45,7 @@ class TextGenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
         if not 0 <= self.temperature <= 100:
             raise ValueError("`temperature` must be between 0 and 100")
         if not 0 < self.top_p <= 1:
-            raise ValueError("`top_p` must be over 0, and 1 at most")
+            raise ValueError("`top_p` must be over 0 and at most 1")
         if not 0.01 <= self.repetition_penalty <= 100:
             raise ValueError("`repetition_penalty` must be between 0.01 and 100")
         if self.seed is not None and self.seed >= 2**63:
@@ -52,8 +55,10 @@ class TextGenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class PromptedClassificationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which of `labels` answers the `prompt` best, in which ``{input}`` is the text. The scores are the labels' likelihoods
-    in proportion, adding up to 1; `top_k` of them are returned, best first (null: all)."""
+    """Choose the label that best answers the `prompt`, in which ``{input}`` is the text.
+
+    The scores are the labels' likelihoods, scaled to add up to 1. The `top_k` best are returned (null: all).
+    """
 
     prompt: str
     labels: tuple[str, ...]
@@ -69,8 +74,11 @@ class PromptedClassificationParams(msgspec.Struct, frozen=True, kw_only=True, fo
 
 
 class PromptedJsonParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What answers the `prompt`, in which ``{input}`` is the text, as JSON of a `schema` (JSON Schema), of at most
-    `max_new_tokens` tokens (null: as for text generation). The schema should bound texts and lists by ``maxLength`` and ``maxItems``."""
+    """Answer the `prompt`, in which ``{input}`` is the text, with JSON of a `schema` (JSON Schema).
+
+    The answer has at most `max_new_tokens` tokens (null: as for text generation). The schema should bound texts by
+    ``maxLength`` and lists by ``maxItems``.
+    """
 
     prompt: str
     schema: dict[str, Any]
@@ -82,8 +90,11 @@ class PromptedJsonParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 class GeneratedText(msgspec.Struct, frozen=True):
-    """The text, and why it ends: `stop` (the model ended it, or a stop string) or `length`. Of the prompt's tokens,
-    `cached_tokens` were known from an earlier prompt that began alike."""
+    """The generated text and its token counts.
+
+    `finish_reason` is `stop` (the model ended the text, or a stop string came) or `length`. `cached_tokens` of the
+    prompt were known from an earlier prompt with the same beginning.
+    """
 
     text: str
     finish_reason: str
@@ -94,13 +105,17 @@ class GeneratedText(msgspec.Struct, frozen=True):
 
 def _check_prompt(prompt: str) -> None:
     if prompt.count(PLACE) != 1:
-        raise ValueError(f"`prompt` must have {PLACE} once, where the text goes in")
+        raise ValueError(f"`prompt` must contain {PLACE} once, in the place of the text")
 
 
 GENERATION_KINDS = (
-    Kind("text-generation", "prompt", TextGenerationParams, GeneratedText, "what follows a text, or answers messages"),
+    Kind("text-generation", "prompt", TextGenerationParams, GeneratedText, "a text continued, or a dialogue answered"),
     Kind(
-        "prompted-classification", "text", PromptedClassificationParams, Labels, "which of your labels answers a prompt"
+        "prompted-classification",
+        "text",
+        PromptedClassificationParams,
+        Labels,
+        "the one of your labels that answers a prompt",
     ),
     Kind("prompted-json", "text", PromptedJsonParams, Any, "JSON of your schema that answers a prompt"),
 )

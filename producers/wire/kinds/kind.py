@@ -1,4 +1,4 @@
-"""What a kind is: all that the tasks of one Hugging Face pipeline name have in common."""
+"""The kind of a task: the common part of all tasks of a Hugging Face pipeline name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from producers.wire.forms import Modality
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind by its name in the Hugging Face pipelines: the form of its input, its parameters, its output,
-    and whether that holds files (``producers.wire.result_files``)."""
+    """A kind by its Hugging Face pipeline name: the form of its input, its parameters and its output.
+
+    `makes_files`: the output refers to files (``producers.wire.result_files``).
+    """
 
     name: str
     modality: Modality
@@ -24,7 +26,7 @@ class Kind:
 
 
 class LabelScore(msgspec.Struct, frozen=True):
-    """One label with its probability, 0 to 1."""
+    """A label with its probability, 0 to 1."""
 
     label: str
     score: float

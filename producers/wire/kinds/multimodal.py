@@ -8,7 +8,7 @@ from producers.wire.kinds.kind import Kind, at_least
 
 
 class VisualQuestionAnsweringParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` answers are returned, best first (null: all of them)."""
+    """The `top_k` best answers are returned, best first (null: all answers)."""
 
     top_k: int | None = 5
 
@@ -17,7 +17,7 @@ class VisualQuestionAnsweringParams(msgspec.Struct, frozen=True, forbid_unknown_
 
 
 class VisualAnswer(msgspec.Struct, frozen=True):
-    """One of the model's answers with its probability, 0 to 1."""
+    """An answer of the model with its probability, 0 to 1."""
 
     answer: str
     score: float
@@ -29,6 +29,6 @@ MULTIMODAL_KINDS = (
         "text-and-image",
         VisualQuestionAnsweringParams,
         list[VisualAnswer],
-        "answers to what is asked or said of an image, best first",
+        "answers to a question about an image, best first",
     ),
 )

@@ -1,4 +1,4 @@
-"""The kinds that make pictures. Their results are files: what the row has is where, and what, each is."""
+"""The kinds that make pictures. Their results are files; the row holds a reference to each file."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class ImageToImageParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class StyleTransferParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`style` is one of the model's (null: its first), `strength` how much of it, from 0 (none) to 1. The result is a file of
-    this `format`."""
+    """`style` is a style of the model (null: its first), `strength` its share from 0 to 1, `format` the file type."""
 
     style: str | None = None
     strength: float = 1.0
@@ -33,8 +32,10 @@ class StyleTransferParams(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class DiffusionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How noise becomes a picture: in so many `num_inference_steps` (null: 50, or what the model was made for). The size is
-    the model's own unless given. The result is a file of this `format`."""
+    """Denoise in `num_inference_steps` (null: 50, or the model's own number).
+
+    The picture has the model's own size unless `height` and `width` are given. The result is a file of this `format`.
+    """
 
     num_inference_steps: int | None = None
     height: int | None = None
@@ -50,8 +51,11 @@ class DiffusionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TextToImageParams(DiffusionParams, frozen=True, forbid_unknown_fields=True):
-    """What the pipelines have. The same `seed` gives the same picture (null: drawn, and told with the result). With a
-    `guidance_scale` over 1 the picture is pushed that much further from what `negative_prompt` would give towards the prompt."""
+    """Parameters of text-to-image, as in the pipelines of diffusers.
+
+    The same `seed` gives the same picture (null: drawn at random and returned with the result). `guidance_scale` over 1
+    moves the picture towards the prompt, away from `negative_prompt`.
+    """
 
     guidance_scale: float = 7.5
     negative_prompt: str = ""
@@ -66,7 +70,7 @@ class TextToImageParams(DiffusionParams, frozen=True, forbid_unknown_fields=True
 
 
 class PictureFile(msgspec.Struct, frozen=True):
-    """Where a picture lies, and what it is. `Client.read_file` fetches it."""
+    """The address, type and size of a picture. `Client.read_file` fetches it."""
 
     uri: str
     media_type: str
@@ -77,14 +81,13 @@ class PictureFile(msgspec.Struct, frozen=True):
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """A picture that was made of a picture."""
+    """A picture made from a picture."""
 
     image: PictureFile
 
 
 class DrawnPicture(msgspec.Struct, frozen=True):
-    """A picture that was made of noise, which `seed` gives again. `flagged`: the checker that came with the model found it
-    not fit to be shown, and it is black."""
+    """A picture from noise; `seed` reproduces it. If `flagged`, the safety checker rejected it and it is black."""
 
     image: PictureFile
     seed: int
@@ -92,15 +95,15 @@ class DrawnPicture(msgspec.Struct, frozen=True):
 
 
 PICTURE_KINDS = (
-    Kind("image-to-image", "image", ImageToImageParams, Picture, "a picture made of a picture", makes_files=True),
+    Kind("image-to-image", "image", ImageToImageParams, Picture, "a picture made from a picture", makes_files=True),
     Kind("style-transfer", "image", StyleTransferParams, Picture, "the picture in another style", makes_files=True),
-    Kind("text-to-image", "text", TextToImageParams, DrawnPicture, "a picture of what a text says", makes_files=True),
+    Kind("text-to-image", "text", TextToImageParams, DrawnPicture, "a picture of a text's content", makes_files=True),
     Kind(
         "unconditional-image-generation",
         "seed",
         DiffusionParams,
         DrawnPicture,
-        "a picture of the kind that the model knows",
+        "a picture of the model's subject, made from noise",
         makes_files=True,
     ),
 )

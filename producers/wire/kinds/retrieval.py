@@ -1,4 +1,4 @@
-"""The kind that finds passages of one's own documents for a text: parameters and outputs, and what an index file is."""
+"""The kind that finds passages of your own documents for a text: parameters, outputs, index file names."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import msgspec
 
 from producers.wire.kinds.kind import Kind, at_least
 
-#: The file of an index, and what its metadata call its format. Written by `producers.documents`, read by workers.
+#: The file of an index and the format name in its metadata. `producers.documents` writes it, workers read it.
 INDEX_FILE = "index.safetensors"
 INDEX_FORMAT = "argosy-index/1"
 
-#: Words and marks in a passage, unless asked otherwise: about what a sentence encoder reads best, and well under what MiniLM can.
+#: Default number of word pieces in a passage: near the best length for a sentence encoder, well under MiniLM's limit.
 PIECES = 160
 
-#: So many passages may be asked for.
+#: The most passages that a request can ask for.
 MOST_PASSAGES = 100
 
 
 class PassageRetrievalParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `top_k` passages that are nearest to a text, nearest first, of those whose cosine with it is `min_score` or more: there
-    may be none. `truncation` cuts a text over the model's tokens instead of refusing it."""
+    """The `top_k` passages nearest to a text, nearest first, with a cosine of `min_score` or more. There may be none.
+
+    `truncation` cuts a text over the model's tokens instead of refusing it.
+    """
 
     top_k: int = 5
     min_score: float = 0.0
@@ -34,7 +36,7 @@ class PassageRetrievalParams(msgspec.Struct, frozen=True, forbid_unknown_fields=
 
 
 class Passage(msgspec.Struct, frozen=True):
-    """Characters `start` to `end` of a `document`, and how near they are, as a cosine. `edition` says which version of the index it is of."""
+    """Characters `start` to `end` of a `document`, their cosine with the text, and the `edition` of the index."""
 
     score: float
     text: str

@@ -1,4 +1,4 @@
-"""The kind whose input is a series: what sensors measured at equal intervals. Parameters and outputs."""
+"""The kind whose input is a series: sensor measurements at equal intervals. Parameters and outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from producers.wire.kinds.kind import Kind, Labels, at_least
 
 
 class TimeSeriesClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first (null: all of them)."""
+    """The `top_k` best labels are returned, best first (null: all labels)."""
 
     top_k: int | None = 1
 
@@ -22,6 +22,6 @@ SERIES_KINDS = (
         "series",
         TimeSeriesClassificationParams,
         Labels,
-        "labels for what sensors measured, best first",
+        "labels for a series of measurements, best first",
     ),
 )

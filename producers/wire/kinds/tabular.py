@@ -9,8 +9,7 @@ from producers.wire.kinds.kind import Kind, at_least
 
 
 class TabularClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first (null: all of them). With `explain`, each says what every column
-    contributed to it."""
+    """The `top_k` best labels, best first (null: all). `explain` adds each column's contribution to each label."""
 
     top_k: int | None = 1
     explain: bool = False

@@ -9,10 +9,10 @@ import msgspec
 from producers.wire.kinds.explanation import ExplainedLabels, check_steps
 from producers.wire.kinds.kind import Kind, Labels, Vector, at_least
 
-#: So many labels may be tried on one text: each is a pass of its own over the text.
+#: The most labels for one text: each takes a pass of its own over the text.
 MOST_CANDIDATE_LABELS = 100
 
-#: So many beams may be searched: each takes memory as a text of its own does.
+#: The most beams: each takes as much memory as a text of its own.
 MOST_BEAMS = 16
 
 _LONGEST_TEMPLATE_CHARS = 1_000
@@ -20,9 +20,11 @@ _LONGEST_LABEL_CHARS = 200
 
 
 class TextClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first (null: all of them). `truncation` cuts a text over the model's tokens
-    instead of refusing it. `explain` says what each word contributed to the best label, or to `explain_label`, by so many
-    `explain_steps`."""
+    """The `top_k` best labels are returned, best first (null: all labels).
+
+    `truncation` cuts a text over the model's tokens instead of refusing it. `explain` adds each word's contribution to
+    the best label, or to `explain_label`, computed in `explain_steps` steps.
+    """
 
     top_k: int | None = 1
     truncation: bool = False
@@ -43,8 +45,11 @@ class FeatureExtractionParams(msgspec.Struct, frozen=True, forbid_unknown_fields
 
 
 class ZeroShotClassificationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which of `candidate_labels` describe a text. `hypothesis_template` has ``{}`` where a label goes in. With
-    `multi_label` each label is judged by itself, otherwise the scores add up to 1. `truncation` cuts the text."""
+    """Find the `candidate_labels` that describe a text.
+
+    `hypothesis_template` has ``{}`` in the place of the label. With `multi_label` each label is scored by itself,
+    otherwise the scores add up to 1. `truncation` cuts the text.
+    """
 
     candidate_labels: tuple[str, ...]
     hypothesis_template: str = "This example is {}."
@@ -59,11 +64,11 @@ class ZeroShotClassificationParams(msgspec.Struct, frozen=True, kw_only=True, fo
         if len(set(self.candidate_labels)) < len(self.candidate_labels):
             raise ValueError("`candidate_labels` must not name a label twice")
         if self.hypothesis_template.count("{}") != 1 or len(self.hypothesis_template) > _LONGEST_TEMPLATE_CHARS:
-            raise ValueError("`hypothesis_template` must have {} once, where the label goes in")
+            raise ValueError("`hypothesis_template` must contain {} once, in the place of the label")
 
 
 class LanguageIdentificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` languages are returned, best first, as ISO 639-1 names them (null: all of them). A text without a letter is ``und``."""
+    """The `top_k` best languages, best first, by ISO 639-1 code (null: all). A text without a letter is ``und``."""
 
     top_k: int | None = 1
 
@@ -72,9 +77,12 @@ class LanguageIdentificationParams(msgspec.Struct, frozen=True, forbid_unknown_f
 
 
 class TokenClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How tokens become entities: `aggregation_strategy` as in transformers ("none": token by token), but "simple" unless
-    asked otherwise. Labels in `ignore_labels` are left out. A text over the model's tokens is read in windows that
-    overlap by `stride` tokens (null: an eighth of a window)."""
+    """Join tokens to entities.
+
+    `aggregation_strategy` is as in transformers ("none": token by token), but "simple" by default. Labels in
+    `ignore_labels` are left out. A text over the model's tokens is read in windows that overlap by `stride` tokens
+    (null: an eighth of a window).
+    """
 
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] = "simple"
     ignore_labels: tuple[str, ...] = ("O",)
@@ -85,8 +93,11 @@ class TokenClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fiel
 
 
 class QuestionAnsweringParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` answers out of the context, best first, of at most `max_answer_len` tokens. A long context is read in
-    windows that overlap by `doc_stride` tokens. With `handle_impossible_answer` "no answer" (empty) competes too."""
+    """The `top_k` best answers from the context are returned, best first, each of at most `max_answer_len` tokens.
+
+    A long context is read in windows that overlap by `doc_stride` tokens. `handle_impossible_answer` lets "no answer"
+    (empty) compete too.
+    """
 
     top_k: int = 1
     doc_stride: int = 128
@@ -100,7 +111,7 @@ class QuestionAnsweringParams(msgspec.Struct, frozen=True, forbid_unknown_fields
 
 
 class FillMaskParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` tokens for each mask, best first; with `targets`, out of these tokens only. `truncation` cuts the text."""
+    """The `top_k` best tokens for each mask, best first, among `targets` if given. `truncation` cuts the text."""
 
     top_k: int = 5
     targets: tuple[str, ...] = ()
@@ -117,8 +128,10 @@ class SentenceSimilarityParams(msgspec.Struct, frozen=True, forbid_unknown_field
 
 
 class GenerationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How text is made out of text; what is null is as the checkpoint's ``generation_config.json`` says. Nothing is
-    sampled: the same text gives the same answer. `truncation` cuts a text over the model's tokens."""
+    """Parameters of text made from text. A null is taken from the checkpoint's ``generation_config.json``.
+
+    Nothing is sampled: the same text gives the same answer. `truncation` cuts a text over the model's tokens.
+    """
 
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
@@ -137,16 +150,20 @@ class GenerationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TranslationParams(GenerationParams, frozen=True, forbid_unknown_fields=True):
-    """From `src_lang` into `tgt_lang`, by the names that the tokens of a model of many languages have for them (``eng_Latn``); null, for a
-    model of one pair or of its own defaults."""
+    """Translate from `src_lang` into `tgt_lang`, by the language tokens of a multilingual model (``eng_Latn``).
+
+    Null is for a model of a single language pair, or with defaults of its own.
+    """
 
     src_lang: str | None = None
     tgt_lang: str | None = None
 
 
 class Entity(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A stretch of the text, characters `start` to `end`, and what it is: `entity_group`, or with the strategy "none" the
-    `entity` of the token with that `index`."""
+    """A stretch of the text, characters `start` to `end`, and its label.
+
+    The label is `entity_group`; with the strategy "none" it is the `entity` of the token at `index`.
+    """
 
     score: float
     word: str
@@ -176,7 +193,7 @@ class Filling(msgspec.Struct, frozen=True):
 
 
 class MadeText(msgspec.Struct, frozen=True):
-    """The text that was made."""
+    """The generated text."""
 
     text: str
 
@@ -185,10 +202,14 @@ TEXT_KINDS = (
     Kind("text-classification", "text", TextClassificationParams, ExplainedLabels, "labels for a text, best first"),
     Kind("feature-extraction", "text", FeatureExtractionParams, Vector, "one vector for a text"),
     Kind(
-        "zero-shot-classification", "text", ZeroShotClassificationParams, Labels, "which of your labels describe a text"
+        "zero-shot-classification",
+        "text",
+        ZeroShotClassificationParams,
+        Labels,
+        "the ones of your labels that describe a text",
     ),
-    Kind("language-identification", "text", LanguageIdentificationParams, Labels, "which language a text is in"),
-    Kind("token-classification", "text", TokenClassificationParams, list[Entity], "names and the like in a text"),
+    Kind("language-identification", "text", LanguageIdentificationParams, Labels, "the language of a text"),
+    Kind("token-classification", "text", TokenClassificationParams, list[Entity], "names and other entities in a text"),
     Kind("fill-mask", "text", FillMaskParams, list[Filling], "tokens for the masks in a text"),
     Kind(
         "question-answering",
@@ -202,9 +223,9 @@ TEXT_KINDS = (
         "sentences",
         SentenceSimilarityParams,
         list[float],
-        "how alike sentences are to a sentence",
+        "the similarity of sentences to a sentence",
     ),
     Kind("summarization", "text", GenerationParams, MadeText, "a shorter text"),
     Kind("translation", "text", TranslationParams, MadeText, "the text in another language"),
-    Kind("text2text-generation", "text", GenerationParams, MadeText, "a text made of a text"),
+    Kind("text2text-generation", "text", GenerationParams, MadeText, "a text made from a text"),
 )

@@ -1,4 +1,4 @@
-"""The kinds whose input is a video file: parameters and outputs, named as in the Hugging Face pipelines where they have them."""
+"""The kinds whose input is a video file: parameters and outputs, if possible named as in Hugging Face's pipelines."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import msgspec
 
 from producers.wire.kinds.kind import Kind, Labels, Vector, at_least
 
-#: So many frames of a video may be asked for.
+#: The most frames of a video that a request can ask for.
 MOST_FRAMES = 128
 
 
 class VideoClassificationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first (null: all of them). Read are `num_frames` frames (null: as many as the
-    model was trained on): spread evenly over the video, or with `frame_sampling_rate` N every Nth from its beginning."""
+    """The `top_k` best labels are returned, best first (null: all labels).
+
+    The model reads `num_frames` frames (null: as many as it was trained on), spread evenly over the video. With
+    `frame_sampling_rate` N it reads every Nth frame from the beginning.
+    """
 
     top_k: int | None = 5
     num_frames: int | None = None
@@ -24,7 +27,7 @@ class VideoClassificationParams(msgspec.Struct, frozen=True, kw_only=True, forbi
 
 
 class VideoFeatureExtractionParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`normalize` scales the vector to length 1; frames are read as for video classification."""
+    """`normalize` scales the vector to length 1. Frames are read as for video classification."""
 
     normalize: bool = True
     num_frames: int | None = None

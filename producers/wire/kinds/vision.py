@@ -11,8 +11,11 @@ from producers.wire.kinds.kind import Kind, Vector, at_least, share
 
 
 class ImageClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k` labels are returned, best first (null: all of them). `explain` says what each part of the image contributed to
-    the best label, or to `explain_label`, by so many `explain_steps`."""
+    """The `top_k` best labels are returned, best first (null: all labels).
+
+    `explain` adds the contribution of each part of the image to the best label, or to `explain_label`, computed in
+    `explain_steps` steps.
+    """
 
     top_k: int | None = 5
     explain: bool = False
@@ -31,7 +34,7 @@ class ImageFeatureExtractionParams(msgspec.Struct, frozen=True, forbid_unknown_f
 
 
 class ObjectDetectionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Objects of a score over `threshold` are returned."""
+    """Objects with a score over `threshold` are returned."""
 
     threshold: float = 0.5
 
@@ -40,8 +43,11 @@ class ObjectDetectionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=T
 
 
 class ImageSegmentationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`subtask` is what the model is asked for (null: the first of these that it can do). The thresholds are for
-    panoptic and instance segmentation: of a segment's score, of a pixel, and of what is left of a segment under others."""
+    """`subtask` is the kind of segmentation (null: the first of the three that the model can do).
+
+    The thresholds are for panoptic and instance segmentation: of a segment's score, of a pixel's, and of the visible
+    share of a segment under others.
+    """
 
     subtask: Literal["panoptic", "instance", "semantic"] | None = None
     threshold: float = 0.9
@@ -63,7 +69,7 @@ class Box(msgspec.Struct, frozen=True):
 
 
 class Detection(msgspec.Struct, frozen=True):
-    """An object, its probability, and where it is."""
+    """An object, its probability and its place."""
 
     score: float
     label: str
@@ -71,15 +77,17 @@ class Detection(msgspec.Struct, frozen=True):
 
 
 class Mask(msgspec.Struct, frozen=True):
-    """Which pixels of an image of `size` (height, width): COCO's uncompressed run lengths, column by column, in turns
-    outside and inside, beginning outside."""
+    """The pixels of a segment in an image of `size` (height, width), as COCO's uncompressed run lengths.
+
+    The runs go column by column, alternately outside and inside, beginning outside.
+    """
 
     size: tuple[int, int]
     counts: list[int]
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """A part of the image; semantic segmentation has no score."""
+    """A part of the image. Semantic segmentation has no score."""
 
     score: float | None
     label: str
@@ -96,5 +104,5 @@ VISION_KINDS = (
     ),
     Kind("image-feature-extraction", "image", ImageFeatureExtractionParams, Vector, "one vector for an image"),
     Kind("object-detection", "image", ObjectDetectionParams, list[Detection], "objects in an image, and where"),
-    Kind("image-segmentation", "image", ImageSegmentationParams, list[Segment], "which pixels show what"),
+    Kind("image-segmentation", "image", ImageSegmentationParams, list[Segment], "segments of an image, pixel by pixel"),
 )

@@ -1,1 +1,1 @@
-"""What a pipeline's steps mean on the wire: the plan that an item carries, and which output feeds which step."""
+"""Pipelines on the wire: the plan kept with a job, and the selectors that turn a step's output into an input."""

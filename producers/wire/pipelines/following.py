@@ -1,4 +1,4 @@
-"""What follows from stored results: the envelopes of the items that they made due."""
+"""Build the envelopes of a pipeline's next items from stored results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from results_store.sql.item_numbering import Carrier, Progress, root_of
 
 
 def follow(progress: Progress) -> list[NewEnvelope]:
-    """Return the envelopes with the items that `progress` made due; as much alike as the transaction allows go together."""
+    """Return the envelopes of the items that `progress` made due. Similar items share an envelope."""
     plan = plan_of(msgspec.json.encode(progress.pipeline))
     lots: dict[tuple[str, Carrier], list[Item]] = {}
     for node, item, carrier in _due(plan, progress):
@@ -25,7 +25,7 @@ def follow(progress: Progress) -> list[NewEnvelope]:
 
 @lru_cache(maxsize=64)
 def plan_of(pipeline: bytes) -> Plan:
-    """Return the plan that is kept with a job, from its JSON."""
+    """Return the plan of a job from its JSON."""
     return msgspec.json.decode(pipeline, type=Plan)
 
 

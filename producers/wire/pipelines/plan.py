@@ -1,6 +1,6 @@
-"""What a pipeline means for one input: which items there are, which can be computed now, and why others never will.
+"""A pipeline for a single input: its items, the items due now, and the reasons why others will never be computed.
 
-Pure, and the only place that knows: workers ask it which items a new result makes due, readers what a tree looks like.
+Pure, and the only place of these rules: workers ask which items a new result makes due, readers ask for the tree.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from producers.wire.pipelines.selectors import SELECTORS, Selector, chosen
 from results_store.records import Result, ResultState
 from results_store.sql.item_numbering import MAX_PARTS, tree_number
 
-#: A result of a tree by its number in the job and its task.
+#: A result of a tree, by its number in the job and its task.
 Key: TypeAlias = tuple[int, str]
 Rows: TypeAlias = Mapping[Key, Result]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One step, as it is kept with its job. `of` are the steps that it follows; without any it reads the inputs."""
+    """A step of a stored pipeline. `of` names the steps that it follows; a step without any reads the inputs."""
 
     name: str
     task: str
@@ -40,10 +40,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A step's item in a tree, or the place of one. `parts` say which part of which list it is made of.
+    """A step's item in a tree, or its place. `parts` are the indexes of the list parts that it is made from.
 
-    With a `row` it is done. `skipped` says why it never will be. Otherwise it waits: for the steps before it, or, if it is
-    `ready`, for its own turn. `of` are the results that it is made of.
+    A node with a `row` is done. A node with a `skipped` reason will never be computed. Any other node waits for the
+    steps before it or, if it is `ready`, for a worker. `of` are the results that it is made from.
     """
 
     step: Step
@@ -56,7 +56,7 @@ class Node:
 
     @property
     def part(self) -> int | None:
-        """The number of the part that it is made of, where it is made of one part of a list."""
+        """The index of the part that the item is made from, if its source is a part of a list."""
         return self.parts[-1] if self.step.of and self.step.selector.shape == "each" else None
 
     @property
@@ -65,7 +65,7 @@ class Node:
 
     @property
     def trouble(self) -> str:
-        """Why nothing can follow it; empty while something can."""
+        """The reason why nothing can follow this node; empty if something can."""
         if self.skipped:
             return self.skipped
         if self.row is None or self.succeeded:
@@ -76,23 +76,23 @@ class Node:
 
 
 class Plan(msgspec.Struct, frozen=True, dict=True):
-    """The steps of a checked pipeline, each after those that it follows."""
+    """The steps of a checked pipeline, each after the steps that it follows."""
 
     steps: tuple[Step, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return what is kept with the job."""
-        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))  # as the store gives it back
+        """Return the plan as it is stored with the job."""
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))  # the types that the store returns
         return plain
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """The number of each step's items in their tree. What reads the inputs is one item with several tasks: number 0."""
+        """The number of each step's items in their tree. All tasks that read the inputs form an item, number 0."""
         return {step.name: place + 1 if step.of else 0 for place, step in enumerate(self.steps)}
 
     @cached_property
     def spreads(self) -> dict[str, tuple[str, ...]]:
-        """For each step the steps, itself included, that made several items out of one on the way to it."""
+        """For each step, the steps up to and including it that made several items from an item."""
         found: dict[str, tuple[str, ...]] = {}
         for step in self.steps:
             before = max((found[name] for name in step.of), key=len, default=())
@@ -102,13 +102,13 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
         return found
 
     def unfold(self, root: int, rows: Rows) -> list[Node]:
-        """Return all that is known of one input's tree, in the order of the steps, from the results there are."""
+        """Return all known nodes of an input's tree, in the order of the steps, from its results."""
         return _Unfolding(self, root, rows).nodes()
 
     def due(self, root: int, rows: Rows, fresh: Collection[Key]) -> list[Node]:
-        """Return the items that the `fresh` ones among a tree's results have made ready: each of them once, ever.
+        """Return the items that the `fresh` results of a tree have made ready. Each item is returned once, ever.
 
-        A succeeded result stays. So an item becomes ready with the one transaction that stores the last result it needs.
+        A succeeded result stays. So an item becomes ready in the one transaction that stores the last result it needs.
         """
         return [node for node in self.unfold(root, rows) if node.ready and any(key in fresh for key in node.of)]
 
@@ -144,7 +144,7 @@ class _Unfolding:
                 yield from self._gathered(step)
 
     def _after(self, step: Step, before: Node) -> Iterator[Node]:
-        """What one item leads to: an item, or one for each part of its output."""
+        """Yield the items that follow an item: a single item, or an item for each part of its output."""
         if not before.succeeded:
             yield self._held_up(step, before.parts, [before])
             return
@@ -160,14 +160,14 @@ class _Unfolding:
             yield self._skipped(step, before.parts, what)
 
     def _joined(self, step: Step) -> Iterator[Node]:
-        """One item for each of the step before that is spread the furthest, with what the others have for it."""
+        """Yield an item per item of the most widely spread step before, joined with the other steps' matching items."""
         furthest = max(step.of, key=lambda name: len(self._plan.spreads[name]))
         places = {name: {node.parts: node for node in self._nodes[name]} for name in step.of}
         for node in self._nodes[furthest]:
-            if len(node.parts) < len(self._plan.spreads[furthest]):  # no item, but the place of some
+            if len(node.parts) < len(self._plan.spreads[furthest]):  # not an item but the place of several
                 yield self._held_up(step, node.parts, [node])
                 continue
-            # of each step its own item, or the one that it has on the way there
+            # from each step the item with the same parts, or else its nearest ancestor
             company = [
                 next(
                     found[node.parts[:depth]] for depth in range(len(node.parts), -1, -1) if node.parts[:depth] in found
@@ -177,7 +177,7 @@ class _Unfolding:
             yield self._combined(step, node.parts, company)
 
     def _gathered(self, step: Step) -> Iterator[Node]:
-        """One item for all the parts that are made of one list."""
+        """Yield an item for each list, made from all the parts of that list."""
         depth = len(self._plan.spreads[step.name])
         groups: dict[tuple[int, ...], list[Node]] = {}
         for node in self._nodes[step.of[0]]:
@@ -201,7 +201,7 @@ class _Unfolding:
         return Node(step, parts, seq, row, ready=bool(of) and row is None, of=of)
 
     def _held_up(self, step: Step, parts: tuple[int, ...], before: Sequence[Node]) -> Node:
-        """The place of what waits for the steps before, or never will be: the first trouble says why."""
+        """Return the place of an item that waits for earlier steps, or never comes because of the first trouble."""
         trouble = next((node.trouble for node in before if node.trouble), "")
         return self._skipped(step, parts, trouble)
 

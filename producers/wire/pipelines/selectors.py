@@ -1,6 +1,6 @@
-"""Selectors: which part of a step's output is the next step's input. Named ones only: no code travels.
+"""Selectors: the part of a step's output that becomes the next step's input. They are named; no code travels.
 
-What an output holds is read off its kind's type, so that a new kind that gives a text or boxes needs nothing here.
+A selector reads the content of an output from its kind's type, so a new kind with a text or boxes needs no change here.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from producers.wire.kinds import Kind
 from producers.wire.messages import Input, Message, MessagesInput, QuestionInput
 from results_store.sql.item_numbering import MAX_PARTS
 
-#: Where an output has its text, by the first of these that it has.
+#: The fields that may hold an output's text; the first of these that it has counts.
 _TEXTS = ("text", "label", "answer", "word", "sequence")
 
-#: What a part may be chosen by: its label, as the different kinds call it.
+#: The fields that may hold a part's label, for the choice by label.
 _LABELS = ("label", "entity_group", "entity")
 
-#: What an output has to have for a selector to read it.
+#: The content that a selector needs in an output.
 Reads = Literal["text", "box", "anything"]
 
-#: How a selector changes the number of items: one for one, one for each part of an output, one out of several steps,
-#: one out of all parts.
+#: How a selector changes the number of items: one from one, one from each part of an output, one from several steps, or
+#: one from all parts.
 Shape = Literal["one", "each", "join", "gather"]
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Only what scores at least `min_score` and, if there are any, has one of `labels`; the best one decides where
-    there is one item for one."""
+    """Keep only parts with a score of at least `min_score` and, if `labels` are given, with a label among them.
+
+    A selector that makes a single item looks at the best part only.
+    """
 
     min_score: float = 0.0
     labels: tuple[str, ...] = ()
@@ -45,7 +47,7 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TextOptions(Choice, frozen=True, forbid_unknown_fields=True):
-    """Also: `template` has ``{}`` where the text goes in."""
+    """Also: `template` has ``{}`` in the place of the text."""
 
     template: str = "{}"
 
@@ -55,7 +57,7 @@ class TextOptions(Choice, frozen=True, forbid_unknown_fields=True):
 
 
 class CropOptions(Choice, frozen=True, forbid_unknown_fields=True):
-    """Also: `margin` is what is added at each side, as a share of the box's own size."""
+    """Also: `margin` is added at each side, as a share of the box's own size."""
 
     margin: float = 0.0
 
@@ -66,7 +68,7 @@ class CropOptions(Choice, frozen=True, forbid_unknown_fields=True):
 
 
 class JoinOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`separator` stands between the texts; `template` has ``{}`` where they go in."""
+    """`separator` stands between the texts; `template` has ``{}`` in their place."""
 
     separator: str = " "
     template: str = "{}"
@@ -76,7 +78,7 @@ class JoinOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QuestionOptions(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Also: `question` is asked of the text."""
+    """Also: `question` is asked about the text."""
 
     question: str
 
@@ -87,8 +89,10 @@ class QuestionOptions(Choice, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class PromptOptions(Choice, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Also: `template` has ``{texts}`` where the texts go in, numbered from [1] on, and ``{input}`` where the input goes in that the
-    step had; `system` is what the model is told first."""
+    """Also: `template` has ``{texts}`` in place of the texts, numbered from [1], and ``{input}`` for the step's input.
+
+    `system` is the system message for the model.
+    """
 
     template: str
     system: str = ""
@@ -96,19 +100,20 @@ class PromptOptions(Choice, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         super().__post_init__()
         if any(self.template.count(place) != 1 for place in ("{texts}", "{input}")):
-            raise ValueError("`template` must have {texts} and {input} once, where these go in")
+            raise ValueError("`template` must contain {texts} and {input} once each")
 
 
 def _check_template(template: str) -> None:
     if template.count("{}") != 1:
-        raise ValueError("`template` must have {} once, where the text goes in")
+        raise ValueError("`template` must contain {} once, in the place of the text")
 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """`gives` is the form of the input that it makes; None: that of the step it follows, whose input it hands on.
+    """A selector. `gives` is the form of the input that it makes; None passes on the input of the step before.
 
-    `original` says that it is made from the input of that step, and not from its output alone; of that form, if `form` names one.
+    `original`: the selector also reads the input of the step before, not only its output. `form` is the form that this
+    input must have.
     """
 
     name: str
@@ -135,24 +140,24 @@ SELECTORS: Mapping[str, Selector] = {
             "prompt",
             "one",
             PromptOptions,
-            "a prompt with the input and texts for it",
+            "a prompt with the step's input and texts for it",
             original=True,
             form="text",
         ),
         Selector("crop", "box", "image", "each", CropOptions, "the image within each box", original=True),
-        Selector("input", "anything", None, "one", Choice, "the input that the step had", original=True),
+        Selector("input", "anything", None, "one", Choice, "the input of the step before", original=True),
     )
 }
 
 
 def text_field(kind: Kind) -> str | None:
-    """Return the field of a kind's output, or of its parts, that is a text."""
+    """Return the text field of a kind's output, or of its parts."""
     fields = _fields(kind)
     return next((name for name in _TEXTS if name in fields), None)
 
 
 def reads(selector: Selector, kind: Kind) -> bool:
-    """Say whether a selector can read the outputs of a kind."""
+    """Return whether a selector can read the outputs of a kind."""
     match selector.reads:
         case "text":
             listed = get_origin(kind.output) is list
@@ -164,7 +169,7 @@ def reads(selector: Selector, kind: Kind) -> bool:
 
 
 def _fields(kind: Kind) -> tuple[str, ...]:
-    """The fields of an output, or of what it is a list of."""
+    """Return the fields of an output, or of the members of a list."""
     output = get_args(kind.output)[0] if get_origin(kind.output) is list else kind.output
     return output.__struct_fields__ if isinstance(output, type) and issubclass(output, msgspec.Struct) else ()
 
@@ -179,7 +184,7 @@ def checked_options(selector: Selector, options: Mapping[str, Any], field: str) 
 
 
 def chosen(selector: Selector, output: Any, options: Mapping[str, Any]) -> list[int]:
-    """Return the numbers of the parts of an output that make an item each; [0] where one is made of the whole."""
+    """Return the indexes of the parts of an output that make an item each; [0] for an item from the whole output."""
     own = msgspec.convert(dict(options), selector.options)
     parts = list(_parts(output))
     if selector.shape != "each":
@@ -202,7 +207,7 @@ def _is_chosen(selector: Selector, part: Any, options: msgspec.Struct) -> bool:
 
 
 def derived(selector: Selector, outputs: Sequence[Any], part: int | None, options: Mapping[str, Any]) -> Input:
-    """Return the input that a selector of texts makes of outputs."""
+    """Return the input that a selector of texts makes from outputs."""
     own = msgspec.convert(dict(options), selector.options)
     if isinstance(own, JoinOptions):
         texts = (text_in(next(_parts(output), "")) for output in outputs)
@@ -215,13 +220,13 @@ def derived(selector: Selector, outputs: Sequence[Any], part: int | None, option
 
 
 def prompted(output: Any, original: str, options: PromptOptions) -> MessagesInput:
-    """Return what a model that writes is asked about an input and those texts of an output that are chosen."""
+    """Return the messages for a generating model: an input and the chosen texts of an output, in the template."""
     texts = [text_in(part) for part in _parts(output) if _is_chosen(SELECTORS["prompt"], part, options)]
     numbered = "\n".join(f"[{number}] {text}" for number, text in enumerate(texts, 1))
-    # in one go: what is in braces in a text or in the input is theirs
-    said = re.sub(r"\{(texts|input)\}", lambda place: numbered if place[1] == "texts" else original, options.template)
-    told = [Message("system", options.system)] if options.system else []
-    return MessagesInput((*told, Message("user", said)))
+    # in one substitution, so that braces in a text or in the input stay as they are
+    prompt = re.sub(r"\{(texts|input)\}", lambda place: numbered if place[1] == "texts" else original, options.template)
+    system = [Message("system", options.system)] if options.system else []
+    return MessagesInput((*system, Message("user", prompt)))
 
 
 def text_in(part: Any) -> str:
@@ -232,7 +237,7 @@ def text_in(part: Any) -> str:
 
 
 def _parts(output: Any) -> Iterator[Any]:
-    """The parts of an output: of a list its own, of anything else itself."""
+    """Yield the members of a list, or any other output itself."""
     if isinstance(output, list | tuple):
         yield from output
     elif output is not None:

@@ -40,7 +40,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # An older version takes a `dead` envelope for unfinished, and would trip over what is left of a job half purged.
+    # An older version counts a `dead` envelope as unfinished, and would fail on the rest of a half-purged job.
     op.execute("UPDATE envelopes SET state = 'done' WHERE state = 'dead'")
     op.execute("DELETE FROM results WHERE job IN (SELECT job FROM purged_jobs)")
     op.execute(

@@ -1,4 +1,4 @@
-"""Results of people's own Celery tasks: tasks, groups, chords."""
+"""Results of users' own Celery tasks: tasks, groups, chords."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What the gateway keeps: keys, files, batches of requests."""
+"""The gateway's tables: keys, files, batches of requests."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Tenants: whose work it is, their shares and limits, and the lane of each envelope."""
+"""Tenants: their shares and limits, and the lane of each envelope."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +19,7 @@ def upgrade() -> None:
         sa.Column("max_in_flight", sa.BigInteger),
         sa.Column("created_at", sa.Double, nullable=False),
     )
-    # whose work names no tenant is this one's
+    # the tenant of work without a tenant
     op.execute("INSERT INTO tenants (name, lane, created_at) VALUES ('', 0, 0)")
     op.add_column("jobs", sa.Column("tenant", sa.Text, nullable=False, server_default=sa.text("''")))
     op.add_column("envelopes", sa.Column("lane", sa.SmallInteger, nullable=False, server_default="0"))

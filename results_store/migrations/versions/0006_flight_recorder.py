@@ -1,4 +1,4 @@
-"""The flight recorder: who was in a batch, what it was predicted to take, how long the device had been idle."""
+"""The flight recorder: the items of a batch, its predicted time, and the idle time of the device before it."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""How long the model found each input."""
+"""The number of tokens of each input."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Jobs whose tasks feed each other."""
+"""Pipelines: jobs whose tasks feed each other."""
 
 import sqlalchemy as sa
 from alembic import op

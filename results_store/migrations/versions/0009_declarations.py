@@ -1,4 +1,4 @@
-"""What was declared of models while the fleet runs; how many were loaded before a batch."""
+"""Declared settings of models; the number of model loads before a batch."""
 
 import sqlalchemy as sa
 from alembic import op
