@@ -15,7 +15,7 @@ from producers.client.async_client import AsyncClient
 from producers.gateway import openai, problems
 from producers.gateway.gateway import Gateway
 from producers.gateway.guard import Guard
-from producers.gateway.openai.batch_runner import Runner
+from producers.gateway.openai.batch_duty import BatchDuty
 from producers.gateway.routes import browsing, items, jobs, operations, page, result_downloads, streams
 from producers.gateway.settings import GatewaySettings
 
@@ -43,8 +43,8 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
         async with connect() as client:
             gateway = Gateway(settings, client)
             app.state.gateway = gateway
-            async with Runner(gateway) as runner:
-                app.state.runner = runner
+            async with BatchDuty(gateway) as batches:
+                app.state.batches = batches
                 yield
 
     app = FastAPI(

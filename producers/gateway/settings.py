@@ -17,7 +17,7 @@ class GatewaySettings:
     caller that sends or reads nothing for `stall_s` during a transfer is cut off. `max_requests` are served at once.
 
     While the fleet is full, the items of a body wait up to `patience_s`, those of a stream up to `max_wait_s`.
-    `batch_window_s` is the time limit of an OpenAI batch.
+    `batch_window_s` is the time limit of an OpenAI batch; every `batch_look_s` the gateway looks for open batches.
     """
 
     auth: bool = True
@@ -32,5 +32,5 @@ class GatewaySettings:
     stall_s: float = 30.0
     max_requests: int = 2_000
     batch_window_s: float = 24 * 3600.0
-    batch_lease_s: float = 30.0
+    batch_look_s: float = 5.0
     store_timeout_s: float = 10.0

@@ -1,31 +1,32 @@
-"""Batches of requests, as OpenAI's API has them: one gateway at a time works on each, under a lease."""
+"""Batches of requests, as OpenAI's API has them: what a batch is beside its job.
+
+Gateways share them without leases. Each step of a batch may be taken twice, and its end is stored once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import insert, select, update
 
+from results_store.gateway.gateway_files import StoredFile
 from results_store.sql.columns import cleaned, text
 from results_store.sql.database import Database, Weight
-from results_store.sql.schema import gateway_batches
+from results_store.sql.result_rows import insert_new
+from results_store.sql.schema import gateway_batches, gateway_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileBatch:
-    """One batch of requests. `detail` is what its owner sees of it beside `status`; times are Unix seconds."""
+    """One batch of requests, open until `finished_at`. `detail` is the rest of its description; times are Unix seconds."""
 
     id: str
     tenant: str
-    status: str
     detail: dict[str, Any]
     created_at: float
-    cancelled_at: float | None = None
     finished_at: float | None = None
-
-
-_SEEN = [gateway_batches.c[name] for name in FileBatch.__slots__]
 
 
 class GatewayBatches:
@@ -35,15 +36,14 @@ class GatewayBatches:
         self._database = database
 
     def add(self, batch: FileBatch) -> None:
-        """Accept a batch; a gateway takes it up."""
-        row = {name: getattr(batch, name) for name in FileBatch.__slots__}
-        row |= {"tenant": text(batch.tenant), "detail": cleaned(batch.detail)}
+        """Accept a batch; the gateways submit it."""
+        row = asdict(batch) | {"tenant": text(batch.tenant), "detail": cleaned(batch.detail)}
         with self._database.write(Weight.ACCEPTED) as connection:
             connection.execute(insert(gateway_batches), [row])
 
     def find(self, id_: str, *, tenant: str | None) -> FileBatch | None:
         """Return a batch of `tenant`, or of anybody if that is None."""
-        wanted = select(*_SEEN).where(gateway_batches.c.id == id_)
+        wanted = select(gateway_batches).where(gateway_batches.c.id == id_)
         if tenant is not None:
             wanted = wanted.where(gateway_batches.c.tenant == tenant)
         with self._database.read() as connection:
@@ -52,7 +52,7 @@ class GatewayBatches:
 
     def page(self, *, tenant: str | None, after: str | None, limit: int) -> list[FileBatch]:
         """Return batches, the newest first; `after` is the id of the last one of the page before."""
-        wanted = select(*_SEEN).order_by(gateway_batches.c.id.desc()).limit(limit)
+        wanted = select(gateway_batches).order_by(gateway_batches.c.id.desc()).limit(limit)
         if tenant is not None:
             wanted = wanted.where(gateway_batches.c.tenant == tenant)
         if after is not None:
@@ -60,45 +60,32 @@ class GatewayBatches:
         with self._database.read() as connection:
             return [FileBatch(**row) for row in connection.execute(wanted).mappings()]
 
-    def cancel(self, id_: str, at: float) -> None:
-        """Ask for the end of an unfinished batch; who works on it sees to it."""
+    def unfinished(self) -> list[FileBatch]:
+        """Return everybody's open batches, the oldest first."""
+        wanted = select(gateway_batches).where(gateway_batches.c.finished_at.is_(None)).order_by(gateway_batches.c.id)
+        with self._database.read() as connection:
+            return [FileBatch(**row) for row in connection.execute(wanted).mappings()]
+
+    def note(
+        self,
+        id_: str,
+        detail: Mapping[str, Any],
+        *,
+        finished_at: float | None = None,
+        files: Sequence[StoredFile] = (),
+    ) -> FileBatch | None:
+        """Add to the detail of an open batch, and with `finished_at` end it: then its output `files` are there.
+
+        Return the batch as it is now, or None, changing nothing, if it has ended already.
+        """
         mine = (gateway_batches.c.id == id_, gateway_batches.c.finished_at.is_(None))
         with self._database.write(Weight.ACCEPTED) as connection:
-            connection.execute(
-                update(gateway_batches)
-                .where(*mine, gateway_batches.c.cancelled_at.is_(None))
-                .values(cancelled_at=at, status="cancelling")
-            )
-
-    # --- who works on them ---
-
-    def take(self, worker: str, *, now: float, leased_until: float, limit: int) -> list[FileBatch]:
-        """Take up to `limit` unfinished batches that nobody works on, the oldest first."""
-        batches = gateway_batches.c
-        free = or_(batches.leased_until.is_(None), batches.leased_until < now)
-        chosen = select(batches.id).where(batches.finished_at.is_(None), free).order_by(batches.id).limit(limit)
-        with self._database.write(Weight.NOTE) as connection:
-            ids = list(connection.execute(chosen.with_for_update(skip_locked=True)).scalars())
-            taken = update(gateway_batches).where(batches.id.in_(ids)).values(worker=worker, leased_until=leased_until)
-            rows = connection.execute(taken.returning(*_SEEN)).mappings()
-            return sorted((FileBatch(**row) for row in rows), key=lambda batch: batch.id)
-
-    def renew(self, id_: str, worker: str, *, leased_until: float | None) -> FileBatch | None:
-        """Prolong the worker's lease, or with None end it; return the batch, or None if another has it now."""
-        batches = gateway_batches.c
-        mine = update(gateway_batches).where(batches.id == id_, batches.worker == worker)
-        with self._database.write(Weight.NOTE) as connection:
-            changed = mine.values(leased_until=leased_until).returning(*_SEEN)
-            row = connection.execute(changed).mappings().one_or_none()
-        return None if row is None else FileBatch(**row)
-
-    def record(self, batch: FileBatch, worker: str) -> bool:
-        """Store how far a batch is; return False, changing nothing, if another worker has it now, or if its owner has
-        cancelled it meanwhile and `batch` does not say so."""
-        batches = gateway_batches.c
-        mine = update(gateway_batches).where(batches.id == batch.id, batches.worker == worker)
-        if batch.status not in ("cancelling", "cancelled"):
-            mine = mine.where(batches.cancelled_at.is_(None))
-        values = {"status": batch.status, "detail": cleaned(batch.detail), "finished_at": batch.finished_at}
-        with self._database.write(Weight.RESULTS) as connection:
-            return connection.execute(mine.values(**values)).rowcount > 0
+            known = connection.execute(select(gateway_batches.c.detail).where(*mine).with_for_update()).scalar()
+            if known is None:
+                return None
+            if files:
+                connection.execute(insert_new(connection, gateway_files), [asdict(file) for file in files])
+            changed = update(gateway_batches).where(*mine)
+            changed = changed.values(detail={**known, **cleaned(dict(detail))}, finished_at=finished_at)
+            row = connection.execute(changed.returning(gateway_batches)).mappings().one()
+        return FileBatch(**row)

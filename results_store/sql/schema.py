@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0009"
+REVISION = "0010"
 
 metadata = MetaData()
 
@@ -304,23 +304,18 @@ gateway_file_parts = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
-# A file of requests that becomes a file of responses. `detail` is shown to its owner beside the status. One gateway at
-# a time works on it, under a lease; after the lease expires another takes over.
+# OpenAI's batches. Their work is a job's; `detail` is the rest: endpoint, input file, metadata, window, counts at the end.
 gateway_batches = Table(
     "gateway_batches",
     metadata,
     Column("id", Text, primary_key=True),
     Column("tenant", Text, nullable=False),
-    Column("status", Text, nullable=False),
     Column("detail", Json, nullable=False),
     Column("created_at", Double, nullable=False),
-    Column("cancelled_at", Double),
     Column("finished_at", Double),
-    Column("worker", Text),
-    Column("leased_until", Double),
     Index("gateway_batches_of", "tenant", "id"),
 )
 
 _OPEN = gateway_batches.c.finished_at == None  # noqa: E711 - SQL
 
-Index("gateway_batches_open", gateway_batches.c.leased_until, sqlite_where=_OPEN, postgresql_where=_OPEN)
+Index("gateway_batches_open", gateway_batches.c.id, sqlite_where=_OPEN, postgresql_where=_OPEN)

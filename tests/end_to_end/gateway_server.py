@@ -22,7 +22,7 @@ from tests.conftest import free_port
 from tests.end_to_end.processes import until
 
 #: Quick to notice what another gateway left behind, and generous with requests: tests make many.
-SETTINGS = GatewaySettings(rate_per_s=10_000, batch_lease_s=2.0)
+SETTINGS = GatewaySettings(rate_per_s=10_000, batch_look_s=0.5)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from producers import Client
-from producers.gateway.openai.batch_work import Work
+from producers.gateway.openai.batch_job import BatchJob
 from tests.end_to_end.documents import ROOT, Reader
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.generated_requests import answers
@@ -228,10 +228,10 @@ def test_a_batch_outlives_its_gateway(text_fleet: LocalFleet) -> None:
 def test_a_fault_of_the_gateway_ends_a_batch(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be there again at every try; the batch says so, and the reason stays in the log."""
 
-    async def faulty(_: Work) -> None:
+    async def faulty(_: BatchJob) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(Work, "run", faulty)
+    monkeypatch.setattr(BatchJob, "advance", faulty)
     batch = finished(client, begun(client, 1).id)
     assert batch.status == "failed"
     assert batch.errors is not None

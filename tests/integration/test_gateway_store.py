@@ -1,7 +1,8 @@
-"""What the gateway keeps in the store, on each database: keys, files in parts, batches under a lease."""
+"""What the gateway keeps in the store, on each database: keys, files in parts, batches."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from results_store.gateway.api_keys import ApiKey
@@ -11,7 +12,7 @@ from results_store.store import Store
 
 KEY = ApiKey(id="k1", name="laptop", tenant="ours", operator=False, secret_hash="ab", created_at=1.0)
 FILE = StoredFile(id="f1", tenant="ours", name="in.jsonl", purpose="batch", created_at=1.0)
-BATCH = FileBatch(id="b1", tenant="ours", status="validating", detail={"n": 1}, created_at=1.0)
+BATCH = FileBatch(id="b1", tenant="ours", detail={"n": 1}, created_at=1.0)
 
 
 def test_a_keys_name_is_taken_once(store: Store) -> None:
@@ -65,40 +66,34 @@ def test_files_page_by_page(store: Store) -> None:
     assert ids(purpose="batch") == ["f3", "f1"]
 
 
-def test_one_worker_at_a_time_has_a_batch(store: Store) -> None:
-    """Another takes it when the lease has run out, and then the first cannot write any more."""
+def test_a_batch_ends_once_and_with_its_files(store: Store) -> None:
+    """Gateways share batches without leases: whoever comes second with an end changes nothing."""
     store.file_batches.add(BATCH)
     store.file_batches.add(replace(BATCH, id="b2"))
-    assert store.file_batches.take("one", now=10, leased_until=20, limit=1) == [BATCH]
-    assert [one.id for one in store.file_batches.take("two", now=10, leased_until=20, limit=9)] == ["b2"]
-    assert store.file_batches.take("two", now=20, leased_until=30, limit=9) == []
+    assert store.file_batches.unfinished() == [BATCH, replace(BATCH, id="b2")]
+    assert store.file_batches.note("b1", {"job": "j"}) == replace(BATCH, detail={"n": 1, "job": "j"})
 
-    assert [one.id for one in store.file_batches.take("two", now=21, leased_until=30, limit=1)] == ["b1"]
-    assert store.file_batches.renew("b1", "one", leased_until=99) is None
-    assert not store.file_batches.record(replace(BATCH, status="in_progress"), "one")
-    assert store.file_batches.record(replace(BATCH, status="in_progress"), "two")
-    assert store.file_batches.renew("b1", "two", leased_until=None) == replace(BATCH, status="in_progress")
-
-    done = replace(BATCH, status="completed", finished_at=50.0, detail={"counts": [1, 2]})
-    assert store.file_batches.record(done, "two")
+    output = replace(FILE, id="f1", purpose="batch_output", bytes=7, stored_at=5.0)
+    done = replace(BATCH, detail={"n": 2, "job": "j"}, finished_at=50.0)
+    assert store.file_batches.note("b1", {"n": 2}, finished_at=50.0, files=[output]) == done
+    other = replace(output, id="f2")
+    assert store.file_batches.note("b1", {"n": 3}, finished_at=51.0, files=[other]) is None
+    assert store.file_batches.note("b3", {"n": 3}) is None
     assert store.file_batches.find("b1", tenant="ours") == done
     assert store.file_batches.find("b1", tenant="theirs") is None
-    assert [one.id for one in store.file_batches.take("three", now=99, leased_until=100, limit=9)] == ["b2"]
+    assert store.files.find("f1", tenant="ours") == output
+    assert store.files.find("f2", tenant="ours") is None
+    assert [one.id for one in store.file_batches.unfinished()] == ["b2"]
     assert [one.id for one in store.file_batches.page(tenant="ours", after=None, limit=9)] == ["b2", "b1"]
     assert [one.id for one in store.file_batches.page(tenant=None, after="b2", limit=9)] == ["b1"]
 
 
-def test_a_cancelled_batch_is_not_recorded_as_going_on(store: Store) -> None:
-    """Whoever works on it finds out with the next thing it wants to store, at the latest."""
+def test_what_several_note_of_a_batch_at_once_is_all_kept(store: Store) -> None:
+    """Its owner cancels it while a gateway notes how far it is: neither note undoes the other."""
     store.file_batches.add(BATCH)
-    store.file_batches.take("one", now=10, leased_until=20, limit=1)
-    store.file_batches.cancel("b1", 12.0)
-
-    assert not store.file_batches.record(replace(BATCH, status="finalizing"), "one")
-    assert store.file_batches.record(replace(BATCH, status="cancelling", detail={"n": 2}), "one")
+    names = [f"n{number}" for number in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        noted = list(pool.map(lambda name: store.file_batches.note("b1", {name: name}), names))
+    assert None not in noted
     found = store.file_batches.find("b1", tenant=None)
-    assert found == replace(BATCH, status="cancelling", detail={"n": 2}, cancelled_at=12.0)
-    assert store.file_batches.record(replace(BATCH, status="cancelled", finished_at=13.0), "one")
-    store.file_batches.cancel("b1", 14.0)
-    found = store.file_batches.find("b1", tenant=None)
-    assert found == replace(BATCH, status="cancelled", finished_at=13.0, cancelled_at=12.0)
+    assert found == replace(BATCH, detail={"n": 1, **{name: name for name in names}})

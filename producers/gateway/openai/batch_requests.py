@@ -32,8 +32,14 @@ class Line:
 
     @property
     def key(self) -> str:
-        """What its items carry, to be known again."""
-        return str(self.number)
+        """The key of its results: all that is needed to answer it from them. ASCII, whatever the `custom_id`."""
+        options = {} if self.call is None else self.call.options
+        return json.dumps({"custom_id": self.custom_id, "line": self.number, "options": options})
+
+    @property
+    def places(self) -> int:
+        """How many items of the job are its: of a request that is refused, one."""
+        return 1 if self.call is None else len(self.call.items)
 
     def items(self) -> list[NewItem]:
         """The items to submit, in order."""
@@ -68,7 +74,7 @@ def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue) -> Line:
     if not isinstance(body, dict):
         raise LineError("missing_required_parameter", "needs a body, which is an object", "body")
     try:
-        call = ENDPOINTS[endpoint](catalogue, body)
+        call = ENDPOINTS[endpoint].plan(catalogue, body)
         _check(catalogue, call)
     except (InvalidInput, Problem) as error:
         return Line(number, custom_id, None, problem(error))
@@ -83,11 +89,12 @@ def _check(catalogue: Catalogue, call: Call) -> None:
 
 
 class Reading:
-    """Reads a file's requests and keeps what is wrong with it as a whole: the errors, the number, the one task."""
+    """Reads a file's requests and keeps what is wrong with it as a whole: the errors, the numbers, the one task."""
 
     def __init__(self, texts: AsyncIterator[bytes], endpoint: str, catalogue: Catalogue) -> None:
         self.errors: list[dict[str, Any]] = []
         self.total = 0
+        self.refused = 0
         self.task: str | None = None
         self._texts = texts
         self._endpoint = endpoint
@@ -120,7 +127,9 @@ class Reading:
         if line.custom_id in self._ids:
             raise LineError("duplicate_custom_id", f"the custom_id {line.custom_id!r} is there twice", "custom_id")
         self._ids.add(line.custom_id)
-        if line.call is not None:
+        if line.call is None:
+            self.refused += 1
+        else:
             self.task = self.task or line.call.task
             if line.call.task != self.task:
                 raise LineError("mismatched_model", f"all requests of a batch ask for one model, {self.task}", "model")

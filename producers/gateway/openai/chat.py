@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -97,22 +98,24 @@ def plan(catalogue: Catalogue, body: Mapping[str, Any]) -> Call:
             raise InvalidInput(name, "is not offered by the models here", "leave it out")
     item = NewItem({"messages": _messages(body.get("messages"))}, params=_params(task, body))
 
-    def answer(rows: Sequence[Result]) -> dict[str, Any]:
-        (row,) = rows
-        output = value(row)
-        made, read = output.get("completion_tokens", 0), output.get("prompt_tokens", row.tokens or 0)
-        message = {"role": "assistant", "content": output["text"], "refusal": None}
-        reason = output.get("finish_reason", "stop")
-        return {
-            "id": f"chatcmpl-{new_id()}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": task.name,
-            "choices": [{"index": 0, "message": message, "finish_reason": reason, "logprobs": None}],
-            "usage": {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made},
-        }
+    return Call(task.name, [item], partial(shape, task.name))
 
-    return Call(task.name, [item], answer)
+
+def shape(task: str, rows: Sequence[Result]) -> dict[str, Any]:
+    """Return the answer's body. It is the same each time, since a batch's file may be read again."""
+    (row,) = rows
+    output = value(row)
+    made, read = output.get("completion_tokens", 0), output.get("prompt_tokens", row.tokens or 0)
+    message = {"role": "assistant", "content": output["text"], "refusal": None}
+    reason = output.get("finish_reason", "stop")
+    return {
+        "id": f"chatcmpl-{row.job}{row.seq}",
+        "object": "chat.completion",
+        "created": int(row.stored_at or time.time()),
+        "model": task,
+        "choices": [{"index": 0, "message": message, "finish_reason": reason, "logprobs": None}],
+        "usage": {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made},
+    }
 
 
 def _messages(given: object) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -58,16 +59,26 @@ def plan(catalogue: Catalogue, body: Mapping[str, Any]) -> Call:
     if dimensions is not None and (not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1):
         raise InvalidInput("dimensions", f"must be a number over 0, not {dimensions!r}")
 
-    def answer(rows: Sequence[Result]) -> dict[str, Any]:
-        data = [
-            {"object": "embedding", "index": index, "embedding": _vector(row, form, dimensions)}
-            for index, row in enumerate(rows)
-        ]
-        tokens = sum(row.tokens or 0 for row in rows)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return {"object": "list", "data": data, "model": task.name, "usage": usage}
+    given = {"encoding_format": body.get("encoding_format"), "dimensions": dimensions}
+    options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+    return Call(task.name, [NewItem(text) for text in texts], partial(shape, task.name, **options), options)
 
-    return Call(task.name, [NewItem(text) for text in texts], answer)
+
+def shape(
+    task: str, rows: Sequence[Result], *, encoding_format: str = "float", dimensions: int | None = None
+) -> dict[str, Any]:
+    """Return the answer's body."""
+    data = [
+        {"object": "embedding", "index": index, "embedding": _vector(row, encoding_format, dimensions)}
+        for index, row in enumerate(rows)
+    ]
+    tokens = sum(row.tokens or 0 for row in rows)
+    return {
+        "object": "list",
+        "data": data,
+        "model": task,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
 
 
 def _texts(given: object) -> list[str]:

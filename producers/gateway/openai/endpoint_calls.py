@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from fastapi import Request
@@ -25,16 +25,20 @@ PROMPT_ITEMS = 64
 class Call:
     """What a request asks of the fleet. `answer` makes the response's body of the items' rows, in their order.
 
-    `answer` raises ItemFailed, ItemExpired or ItemCancelled.
+    `answer` raises ItemFailed, ItemExpired or ItemCancelled. `options` are what a batch's Shape needs for the same answer.
     """
 
     task: str
     items: Sequence[NewItem]
     answer: Callable[[Sequence[Result]], dict[str, Any]]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 #: Turns a request's body into a call. Raises InvalidInput, or Problem for a model that is not there.
 Plan: TypeAlias = Callable[[Catalogue, Mapping[str, Any]], Call]
+
+#: Makes a response's body of a task's name, its items' rows and, by name, the call's options. Raises as `Call.answer`.
+Shape: TypeAlias = Callable[..., dict[str, Any]]
 
 
 def task_of(catalogue: Catalogue, model: object, kind: str) -> Task:

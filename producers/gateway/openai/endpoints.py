@@ -1,10 +1,22 @@
-"""What batches can ask for: the endpoints by path, each with what turns a body into a call."""
+"""The endpoints that batches can ask for, by path."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from producers.gateway.openai import chat, embeddings
-from producers.gateway.openai.endpoint_calls import Plan
+from producers.gateway.openai.endpoint_calls import Plan, Shape
 
-ENDPOINTS: Mapping[str, Plan] = {"/v1/embeddings": embeddings.plan, "/v1/chat/completions": chat.plan}
+
+class Endpoint(NamedTuple):
+    """How an endpoint reads a request's body, and how it shapes the answer."""
+
+    plan: Plan
+    shape: Shape
+
+
+ENDPOINTS: Mapping[str, Endpoint] = {
+    "/v1/embeddings": Endpoint(embeddings.plan, embeddings.shape),
+    "/v1/chat/completions": Endpoint(chat.plan, chat.shape),
+}

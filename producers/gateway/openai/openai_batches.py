@@ -18,6 +18,7 @@ from producers.gateway.problems import Problem
 from producers.wire.messages import is_id, new_id
 from results_store.errors import UnknownJob
 from results_store.gateway.gateway_batches import FileBatch
+from results_store.records import JobStatus
 
 router = APIRouter(prefix="/v1/batches", tags=["openai"])
 
@@ -69,7 +70,6 @@ async def create(request: Request, body: NewBatch, gateway: Here, caller: Who) -
     batch = FileBatch(
         id=f"batch_{new_id()}",
         tenant=file.tenant,
-        status="validating",
         detail={
             "endpoint": body.endpoint,
             "input_file_id": file.id,
@@ -80,7 +80,7 @@ async def create(request: Request, body: NewBatch, gateway: Here, caller: Who) -
         created_at=now,
     )
     await gateway.client.ask(lambda store: store.file_batches.add(batch))
-    request.app.state.runner.wake()
+    request.app.state.batches.wake()
     return Json(view(batch))
 
 
@@ -96,21 +96,29 @@ async def batches(
 
 
 @router.get("/{batch}")
-async def batch(batch: str, gateway: Here, caller: Who) -> Response:
+async def batch(request: Request, batch: str, gateway: Here, caller: Who) -> Response:
     """Return how far a batch is."""
     found = await _find(gateway, caller, batch)
-    return Json(view(found, await _progress(gateway, found)))
+    job = await _job(gateway, found)
+    if job is not None and job.finished:
+        request.app.state.batches.wake()
+    return Json(view(found, job))
 
 
 @router.post("/{batch}/cancel")
 async def cancel(request: Request, batch: str, gateway: Here, caller: Who) -> Response:
     """Cancel what a batch has not computed yet; what it has is in its output file in the end."""
     found = await _find(gateway, caller, batch)
-    if found.finished_at is not None:
-        raise Problem(409, "batch_finished", f"the batch is {found.status} already")
-    await gateway.client.ask(lambda store: store.file_batches.cancel(found.id, time.time()))
-    request.app.state.runner.wake()
-    return Json(view(await _find(gateway, caller, batch)))
+    now = time.time()
+    changes = {} if found.detail.get("cancelling_at") else {"cancelling_at": now}
+    cancelled = await gateway.client.ask(lambda store: store.file_batches.note(found.id, changes))
+    if cancelled is None:
+        raise Problem(409, "batch_finished", f"the batch is {status_of(await _find(gateway, caller, batch))} already")
+    job = await _job(gateway, cancelled)
+    if job is not None:
+        await gateway.client.ask(lambda store: store.cancel_job(job.id, now))
+    request.app.state.batches.wake()
+    return Json(view(cancelled))
 
 
 async def _find(gateway: Gateway, caller: Caller, id_: str) -> FileBatch:
@@ -121,23 +129,40 @@ async def _find(gateway: Gateway, caller: Caller, id_: str) -> FileBatch:
     return found
 
 
-async def _progress(gateway: Gateway, batch: FileBatch) -> dict[str, int] | None:
-    """Counts while a batch runs, from its job. A request with several inputs counts in proportion until the end."""
-    job, total = batch.detail.get("job"), batch.detail["counts"]["total"]
-    if batch.finished_at is not None or job is None:
+async def _job(gateway: Gateway, batch: FileBatch) -> JobStatus | None:
+    """Return the job of an open batch, once there is one."""
+    if batch.finished_at is not None or batch.detail.get("job") is None:
         return None
     try:
-        status = await gateway.client.status(job)
+        return await gateway.client.status(batch.detail["job"])
     except UnknownJob:
         return None
-    each = status.total / total if total and status.total else 1.0
-    failed = status.failed + status.cancelled + status.expired
-    return {"total": total, "completed": int(status.succeeded / each), "failed": int(failed / each)}
 
 
-def view(batch: FileBatch, counts: dict[str, int] | None = None) -> dict[str, Any]:
-    """Return a batch as OpenAI's API shows it."""
+def status_of(batch: FileBatch) -> str:
+    """Return OpenAI's word for the state that a batch is in."""
     detail = batch.detail
+    if batch.finished_at is None:
+        passed = ("cancelling", "finalizing", "in_progress")
+        return next((state for state in passed if detail.get(f"{state}_at") is not None), "validating")
+    if detail.get("cancelling_at") is not None:
+        return "cancelled"
+    return "failed" if detail.get("errors") else "expired" if detail.get("expired") else "completed"
+
+
+def _counts(batch: FileBatch, job: JobStatus | None) -> dict[str, int]:
+    """Return the requests' counts: while a batch runs its job's, by which several inputs of one count in proportion."""
+    counts: dict[str, int] = batch.detail["counts"]
+    if job is None:
+        return counts
+    each = (job.total / counts["total"] if counts["total"] else 0) or 1.0
+    failed = job.failed + job.cancelled + job.expired
+    return {**counts, "completed": int(job.succeeded / each), "failed": int(failed / each)}
+
+
+def view(batch: FileBatch, job: JobStatus | None = None) -> dict[str, Any]:
+    """Return a batch as OpenAI's API shows it, an open one with the progress of its job."""
+    detail, status = batch.detail, status_of(batch)
     shown: dict[str, Any] = {
         "id": batch.id,
         "object": "batch",
@@ -145,16 +170,14 @@ def view(batch: FileBatch, counts: dict[str, int] | None = None) -> dict[str, An
         "errors": {"object": "list", "data": detail["errors"]} if detail.get("errors") else None,
         "input_file_id": detail["input_file_id"],
         "completion_window": "24h",
-        "status": batch.status,
+        "status": status,
         "output_file_id": detail.get("output_file_id"),
         "error_file_id": detail.get("error_file_id"),
         "created_at": int(batch.created_at),
         "expires_at": int(detail["expires_at"]),
-        "request_counts": counts or detail["counts"],
+        "request_counts": _counts(batch, job),
         "metadata": detail["metadata"],
         "job": detail.get("job"),
     }
-    times = {**detail, "cancelling_at": batch.cancelled_at}
-    if batch.finished_at is not None:
-        times[f"{batch.status}_at"] = batch.finished_at
+    times = {**detail} if batch.finished_at is None else {**detail, f"{status}_at": batch.finished_at}
     return shown | {name: None if times.get(name) is None else int(times[name]) for name in _TIMES}

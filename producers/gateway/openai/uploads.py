@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
+from producers.gateway.openai import batch_answers
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import Word
 from producers.wire.errors import InputTooLarge
@@ -76,8 +77,10 @@ async def file(file: str, gateway: Here, caller: Who) -> Response:
 
 @router.get("/{file}/content")
 async def content(file: str, gateway: Here, caller: Who) -> Response:
-    """Return a file's content."""
+    """Return a file's content: what was uploaded, or a batch's responses, from its job's results."""
     found = await find(gateway, caller, file)
+    if found.bytes and await gateway.client.ask(lambda store: store.files.part(found.id, 0)) is None:
+        return StreamingResponse(await batch_answers.content(gateway, found), media_type="application/octet-stream")
     headers = {"Content-Length": str(found.bytes)}
     return StreamingResponse(parts(gateway, found.id), media_type="application/octet-stream", headers=headers)
 

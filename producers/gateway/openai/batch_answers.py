@@ -1,0 +1,88 @@
+"""A batch's responses, made from its job's results whenever they are asked for. Nothing of them is stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from producers.gateway.answers import encoded
+from producers.gateway.gateway import Gateway
+from producers.gateway.openai.endpoints import ENDPOINTS
+from producers.gateway.problems import Problem, item_problem, openai_error, problem
+from producers.wire.errors import ArgosyError, InvalidInput
+from results_store.errors import UnknownJob
+from results_store.gateway.gateway_batches import FileBatch
+from results_store.gateway.gateway_files import StoredFile
+from results_store.records import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The response to one request, as a line of the output file, or of the error file if `error` names a kind of error."""
+
+    line: bytes
+    error: str | None = None
+
+
+async def answers(gateway: Gateway, batch: FileBatch) -> AsyncIterator[Answer]:
+    """Yield a batch's responses in the order of its requests, in constant memory. Raises UnknownJob."""
+    job = await gateway.client.job(batch.detail["job"])
+    rows: list[Result] = []
+    async for row in job.results():
+        if rows and row.key != rows[0].key:
+            yield _answer(batch, rows)
+            rows = []
+        rows.append(row)
+    if rows:
+        yield _answer(batch, rows)
+
+
+async def content(gateway: Gateway, file: StoredFile) -> AsyncIterator[bytes]:
+    """Return the content of a batch's output or error file. Raises Problem if the job is purged, or computed again."""
+    _, short, kind = file.id.split("-")
+    batch = await gateway.client.ask(lambda store: store.file_batches.find(f"batch_{short}", tenant=file.tenant))
+    try:
+        job = None if batch is None else await gateway.client.status(batch.detail["job"])
+    except UnknownJob:
+        job = None
+    if batch is None or job is None:
+        raise Problem(404, "file_not_found", f"the results of {file.id!r} were purged", field="id")
+    if not job.finished:
+        raise Problem(503, "Unfinished", f"items of the job {job.id} are computed again", retry_after_s=5)
+    return _lines(gateway, batch, failed=kind == "error")
+
+
+async def _lines(gateway: Gateway, batch: FileBatch, *, failed: bool) -> AsyncIterator[bytes]:
+    async for answer in answers(gateway, batch):
+        if (answer.error is not None) == failed:
+            yield answer.line
+
+
+def refusal(found: Problem) -> dict[str, Any]:
+    """Return the error of a result whose request was refused: it holds all that the response tells."""
+    told = {"status": found.status_code, "field": found.field, "remedy": found.remedy}
+    return {"kind": found.kind, "message": found.detail, **told}
+
+
+def _answer(batch: FileBatch, rows: Sequence[Result]) -> Answer:
+    asked = json.loads(rows[0].key or "{}")
+    id_ = f"batch_req_{batch.id.removeprefix('batch_')}_{asked['line']}"
+    response: dict[str, Any] = {"status_code": 200, "request_id": id_}
+    error = None
+    try:
+        response["body"] = _body(batch, rows, asked["options"])
+    except (ArgosyError, Problem) as raised:
+        found = problem(raised) if isinstance(raised, Problem | InvalidInput) else item_problem(raised)
+        response |= {"status_code": found.status_code, "body": openai_error(found)}
+        error = {"code": found.kind, "message": found.detail}
+    line = {"id": id_, "custom_id": asked["custom_id"], "response": response, "error": error}
+    return Answer(encoded(line) + b"\n", None if error is None else error["code"])
+
+
+def _body(batch: FileBatch, rows: Sequence[Result], options: dict[str, Any]) -> dict[str, Any]:
+    told = rows[0].error or {}
+    if "status" in told:
+        raise Problem(told["status"], told["kind"], told["message"], field=told["field"], remedy=told["remedy"])
+    return ENDPOINTS[batch.detail["endpoint"]].shape(rows[0].task, rows, **options)

@@ -1,0 +1,243 @@
+"""One batch of requests as a job: submitted under the batch's id, and ended once the job is. Each step may be taken twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from producers.client.request import NewItem
+from producers.client.sending.submission import new_job
+from producers.gateway.openai.batch_answers import answers, refusal
+from producers.gateway.openai.batch_requests import Reading
+from producers.gateway.openai.uploads import lines
+from producers.wire.errors import InvalidInput, ItemExpired
+from producers.wire.messages import Priority
+from results_store.errors import UnknownJob
+from results_store.gateway.gateway_batches import FileBatch
+from results_store.gateway.gateway_files import StoredFile
+from results_store.records import JobStatus, Result, ResultState
+
+if TYPE_CHECKING:
+    from producers.gateway.gateway import Gateway
+
+#: Past its window, a batch waits so long for a worker to tell its last items expired, and then no longer.
+LATE_S = 60.0
+
+#: Results that are stored in one transaction.
+STORED = 500
+
+
+class Ended(Exception):
+    """The batch has ended; `errors` say why, unless another gateway has ended it."""
+
+    def __init__(self, *errors: dict[str, Any]) -> None:
+        super().__init__()
+        self.errors = list(errors)
+
+
+@dataclass(slots=True)
+class BatchJob:
+    """An open batch and its job. `batch` is as it was stored last."""
+
+    gateway: Gateway
+    batch: FileBatch
+
+    @property
+    def is_cancelled_early(self) -> bool:
+        """Whether the batch was cancelled while its items were being submitted."""
+        return self._noted("cancelling_at") and self._noted("job") and not self._noted("submitted_at")
+
+    async def is_due(self) -> bool:
+        """Say whether there is a step to take: nothing is to be done while the job computes."""
+        if not self._noted("submitted_at"):
+            return True
+        try:
+            job = await self._job()
+        except UnknownJob:
+            return True
+        return self._is_over(job) or (self._noted("cancelling_at") and job.cancelled_at is None)
+
+    async def advance(self) -> None:
+        """Take the steps that can be taken now. Raises errors of client and store: then they are taken again later."""
+        try:
+            if not self._noted("job"):
+                await self._validate()
+            if not self._noted("submitted_at"):
+                await self._submit()
+            job = await self._job()
+            if self._noted("cancelling_at") and job.cancelled_at is None:
+                job = await self.gateway.client.ask(lambda store: store.cancel_job(job.id, time.time()))
+            if self._is_over(job):
+                await self._finish(job)
+        except UnknownJob:
+            await self.fail([_error("job_not_found", "the job is gone: it was purged")])
+        except Ended as ended:
+            if ended.errors:
+                await self.fail(ended.errors)
+
+    async def fail(self, errors: list[dict[str, Any]]) -> None:
+        """End the batch as a whole, with the reasons."""
+        failed = {"errors": errors}
+        await self.gateway.client.ask(
+            lambda store: store.file_batches.note(self.batch.id, failed, finished_at=time.time())
+        )
+
+    def _noted(self, name: str) -> bool:
+        return self.batch.detail.get(name) is not None
+
+    async def _note(
+        self, detail: dict[str, Any], *, finished_at: float | None = None, files: Sequence[StoredFile] = ()
+    ) -> None:
+        """Store how far the batch is. Raises Ended if another gateway has ended it."""
+        noted = await self.gateway.client.ask(
+            lambda store: store.file_batches.note(self.batch.id, detail, finished_at=finished_at, files=files)
+        )
+        if noted is None:
+            raise Ended
+        self.batch = noted
+
+    async def _job(self) -> JobStatus:
+        return await self.gateway.client.status(self.batch.detail["job"])
+
+    def _is_over(self, job: JobStatus) -> bool:
+        return job.finished or time.time() > self.batch.detail["expires_at"] + LATE_S
+
+    async def _reading(self) -> Reading:
+        catalogue = await self.gateway.client.catalogue()
+        texts = lines(self.gateway, self.batch.detail["input_file_id"])
+        return Reading(texts, self.batch.detail["endpoint"], catalogue)
+
+    # --- submitting ---
+
+    async def _validate(self) -> None:
+        """Read the whole file, and create the job unless a line is no request. Raises Ended."""
+        id_ = self.batch.detail["input_file_id"]
+        if await self.gateway.client.ask(lambda store: store.files.find(id_, tenant=None)) is None:
+            raise _file_gone()
+        reading, items = await self._reading(), 0
+        try:
+            async for line in reading.lines():
+                items += 0 if line.call is None else line.places
+                await asyncio.sleep(0)
+        except InvalidInput as error:
+            raise Ended(_error(type(error).__name__, str(error), error.field)) from error
+        if reading.errors:
+            raise Ended(*reading.errors)
+        new = new_job(Priority.BULK, self.batch.id, self.batch.id, tenant=self.batch.tenant)
+        job = await self.gateway.client.ask(lambda store: store.create_job(new))
+        counts = {"total": reading.total, "completed": 0, "failed": 0}
+        found = {"task": reading.task, "items": items, "refused": reading.refused, "counts": counts}
+        await self._note({"job": job.id, "in_progress_at": time.time(), **found})
+
+    async def _submit(self) -> None:
+        """Submit what is not submitted yet, unless the batch or its job was cancelled. Raises Ended."""
+        job = await self._job()
+        reading = await self._reading()
+        if not self._noted("cancelling_at") and job.cancelled_at is None and self._noted("task"):
+            await self.gateway.client.submit_many(
+                self.batch.detail["task"],
+                _items(reading),
+                idempotency_key=self.batch.id,
+                deadline_s=max(self.batch.detail["expires_at"] - time.time(), 0.001),
+                on_error="skip",
+                tenant=self.batch.tenant,
+            )
+            if reading.total < self.batch.detail["counts"]["total"]:
+                await self.gateway.client.ask(lambda store: store.cancel_job(job.id, time.time()))
+                raise _file_gone()
+        await self._note({"submitted_at": time.time()})
+
+    # --- ending ---
+
+    async def _finish(self, job: JobStatus) -> None:
+        """Store what the job lacks, count the responses, and end the batch."""
+        if not self._noted("finalizing_at"):
+            await self._note({"finalizing_at": time.time()})
+        await self._complete(job)
+        counts, sizes, expired = {**self.batch.detail["counts"], "completed": 0, "failed": 0}, Counter[str](), False
+        async for answer in answers(self.gateway, self.batch):
+            counts["completed" if answer.error is None else "failed"] += 1
+            sizes["output" if answer.error is None else "error"] += len(answer.line)
+            expired = expired or answer.error == ItemExpired.__name__
+            await asyncio.sleep(0)
+        now = time.time()
+        files = [self._file(kind, size, now) for kind, size in sizes.items()]
+        ids = {f"{kind}_file_id": self._file_id(kind) for kind in sizes}
+        await self._note({"counts": counts, "expired": expired, **ids}, finished_at=now, files=files)
+
+    async def _complete(self, job: JobStatus) -> None:
+        """Store a result for each request without one: refused, never submitted, or not computed in time."""
+        detail = self.batch.detail
+        cancelled = self._noted("cancelling_at") or job.cancelled_at is not None
+        if job.finished and not (cancelled or detail["refused"] or job.items < detail["items"]):
+            return
+        rows: list[Result] = []
+        async for row in self._unanswered(job, cancelled=cancelled):
+            rows.append(row)
+            if len(rows) >= STORED:
+                await self._commit(rows)
+                rows = []
+        await self._commit(rows)
+
+    async def _unanswered(self, job: JobStatus, *, cancelled: bool) -> AsyncIterator[Result]:
+        """Yield what stands in for the results that the job lacks. The store passes over those that it has."""
+        state = ResultState.CANCELLED if cancelled else ResultState.EXPIRED
+        error = {"kind": f"Item{state.capitalize()}", "message": f"the request ended {state}"}
+        counted = 0 if job.finished else job.items  # so many items are in the job already
+        seq = 0
+        async for line in (await self._reading()).lines():
+            refused = line.refused
+            for _ in range(line.places):
+                is_counted = refused is None and counted > 0
+                counted -= is_counted
+                yield Result(
+                    job=job.id,
+                    seq=seq,
+                    task=self.batch.detail["task"] or self.batch.detail["endpoint"],
+                    envelope=job.id if is_counted else self.batch.id,
+                    state=ResultState.FAILED if refused else state,
+                    key=line.key,
+                    error=refusal(refused) if refused else error,
+                )
+                seq += 1
+
+    async def _commit(self, rows: list[Result]) -> None:
+        own = {self.batch.id}  # they come without an envelope, and count in the job from here on
+        await self.gateway.client.ask(lambda store: store.commit(rows, unlisted=own))
+
+    def _file(self, kind: str, size: int, now: float) -> StoredFile:
+        return StoredFile(
+            id=self._file_id(kind),
+            tenant=self.batch.tenant,
+            name=f"{self.batch.id}_{kind}.jsonl",
+            purpose="batch_output",
+            created_at=now,
+            bytes=size,
+            stored_at=now,
+        )
+
+    def _file_id(self, kind: str) -> str:
+        return f"file-{self.batch.id.removeprefix('batch_')}-{kind}"
+
+
+async def _items(reading: Reading) -> AsyncIterator[NewItem | InvalidInput]:
+    """Yield the items of all requests; for one that is refused, a rejected one keeps its place."""
+    async with aclosing(reading.lines()) as found:
+        async for line in found:
+            if line.call is None:
+                yield InvalidInput(f"line {line.number}", "is refused")
+            for item in line.items():
+                yield item
+
+
+def _error(code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    return {"code": code, "message": message, "param": param}
+
+
+def _file_gone() -> Ended:
+    return Ended(_error("file_not_found", "the input file is gone", "input_file_id"))
