@@ -5,6 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import math
+import socket
+import subprocess
+import sys
+import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +19,11 @@ import openai
 import pytest
 
 from producers import Client
+from producers.gateway.keys import new_key
 from producers.gateway.openai.batch_job import BatchJob
+from results_store.records import Tenant
+from results_store.store import Store
+from tests.conftest import free_port
 from tests.end_to_end.documents import ROOT, Reader
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.generated_requests import answers
@@ -223,6 +231,41 @@ def test_a_batch_outlives_its_gateway(text_fleet: LocalFleet) -> None:
     with Client(text_fleet.broker_url, text_fleet.store_url) as fleet:
         (job,) = [one for one in fleet.jobs() if one.name == made.id]
     assert (job.items, job.succeeded, job.tenant) == (200, 200, "ours")
+
+
+def test_a_gateway_is_killed_in_the_middle_of_submitting(text_fleet: LocalFleet) -> None:
+    """SIGKILL once the first items are accepted: two other gateways go on at the same time, and nothing is lost or doubled."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    key, row = new_key("killed", "slow", created_at=time.time())
+    command = [sys.executable, "-m", "producers.commands.main", "gateway", "--port", str(port)]
+    with (
+        Store(text_fleet.store_url) as store,
+        openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client,
+    ):
+        store.keys.add(row)
+        store.tenants.configure(Tenant(name="slow", lane=0, max_items_per_s=20))
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            try:
+                until(lambda: listens(port))
+                made = begun(client, 300)
+                until(lambda: any(job.items for job in store.jobs(tenant="slow")))
+            finally:
+                process.kill()
+        (job,) = store.jobs(tenant="slow")
+        assert 0 < job.items < 300
+        store.tenants.configure(Tenant(name="slow", lane=0))
+        with gateway(text_fleet, key) as (one, _), gateway(text_fleet, key):
+            batch = finished(one, made.id)
+            assert (batch.status, batch.output_file_id is not None, batch.error_file_id) == ("completed", True, None)
+            rows = one.files.content(str(batch.output_file_id)).text.splitlines()
+        (job,) = store.jobs(tenant="slow")
+    assert [json.loads(row)["custom_id"] for row in rows] == [f"r{n}" for n in range(300)]
+    assert (job.id, job.items, job.succeeded) == (batch.to_dict()["job"], 300, 300)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_fault_of_the_gateway_ends_a_batch(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
