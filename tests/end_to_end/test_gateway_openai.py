@@ -21,13 +21,17 @@ import pytest
 from producers import Client
 from producers.gateway.keys import new_key
 from producers.gateway.openai.batch_job import BatchJob
+from producers.wire.messages import new_id
+from results_store.migrations.run import upgrade
 from results_store.records import Tenant
+from results_store.sql.database import Database, Weight
 from results_store.store import Store
 from tests.conftest import free_port
 from tests.end_to_end.documents import ROOT, Reader
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.generated_requests import answers
 from tests.end_to_end.processes import fleet_in, until
+from tests.integration import batches_before
 from workers.fleet.local import LocalFleet
 
 TEXTS = ["A fine, moving film.", "The movie was excellent.", "Shares fell as profits missed forecasts."]
@@ -261,6 +265,75 @@ def test_a_gateway_is_killed_in_the_middle_of_submitting(text_fleet: LocalFleet)
         (job,) = store.jobs(tenant="slow")
     assert [json.loads(row)["custom_id"] for row in rows] == [f"r{n}" for n in range(300)]
     assert (job.id, job.items, job.succeeded) == (batch.to_dict()["job"], 300, 300)
+
+
+def test_a_batch_of_an_older_version_is_finished(
+    tmp_path: Path, pulled_models: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was open when the database was migrated is submitted by the first gateway; what was finished can still be read."""
+    old, ended = f"batch_{new_id()}", f"batch_{new_id()}"
+    content = "\n".join(request(f"r{n}", input=f"text number {n}") for n in range(20)).encode()
+    output = f"file-{ended[6:]}-output"
+    database = Database(f"sqlite:///{tmp_path}/home/store.db", timeout_s=30)
+    upgrade(database, batches_before.REVISION)
+    with database.write(Weight.ACCEPTED) as connection:
+        counts = {"total": 20, "completed": 0, "failed": 0}
+        batches_before.insert_file(connection, f"file-{old[6:]}", content)
+        batches_before.insert_batch(connection, old, "in_progress", {"counts": counts, "job": "old"}, worker="gone")
+        batches_before.insert_job(connection, "old", old)
+        done = {"counts": {**counts, "completed": 20}, "output_file_id": output}
+        batches_before.insert_batch(connection, ended, "completed", done, finished_at=200.0)
+        batches_before.insert_file(connection, output, b"answers\n", purpose="batch_output")
+    database.close()
+    for name in ("ARGOSY_BROKER_URL", "ARGOSY_STORE_URL"):  # another fleet's, if it runs
+        monkeypatch.delenv(name, raising=False)
+    with fleet_in(tmp_path, '[worker]\nmodels = ["text"]\n') as fleet, gateway(fleet) as (client, _):
+        batch = finished(client, old)
+        assert (batch.status, batch.error_file_id) == ("completed", None)
+        rows = client.files.content(str(batch.output_file_id)).text.splitlines()
+        assert [json.loads(row)["custom_id"] for row in rows] == [f"r{n}" for n in range(20)]
+        before = client.batches.retrieve(ended)
+        assert (before.status, before.completed_at, before.output_file_id) == ("completed", 200, output)
+        assert client.files.content(output).text == "answers\n"
+
+
+def test_what_becomes_of_output_files(client: openai.OpenAI, text_fleet: LocalFleet) -> None:
+    """They are the same whenever they are read, are deleted by themselves, and go with their job."""
+    file = client.files.create(
+        file=("in.jsonl", "\n".join([request("a", input="x"), request("b", input="")]).encode()), purpose="batch"
+    )
+    made = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+    batch = finished(client, made.id)
+    output, failed = str(batch.output_file_id), str(batch.error_file_id)
+    client.files.delete(file.id)  # they need no input any more
+
+    first = client.files.content(output).read()
+    assert client.files.content(output).read() == first
+    assert client.files.retrieve(output).bytes == len(first)
+    assert {output, failed} <= {one.id for one in client.files.list(purpose="batch_output")}
+    client.files.delete(failed)
+    with pytest.raises(openai.NotFoundError, match="no file"):
+        client.files.content(failed)
+    with Store(text_fleet.store_url) as store:
+        store.retention.purge(finished_before=time.time())
+    with pytest.raises(openai.NotFoundError, match="purged"):
+        client.files.content(output)
+    assert client.batches.retrieve(batch.id).status == "completed"
+
+
+def test_a_batch_ends_with_its_window(text_fleet: LocalFleet) -> None:
+    """Its deadline is its items': what is not computed by then is told expired."""
+    with (
+        serving(text_fleet.broker_url, text_fleet.store_url, batch_window_s=0.0) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key("ours"), max_retries=0) as client,
+    ):
+        batch = finished(client, begun(client, 30).id)
+        told = client.files.content(str(batch.error_file_id)).text.splitlines()
+    counts = batch.request_counts
+    assert counts is not None
+    assert (batch.status, counts.total, counts.completed, counts.failed) == ("expired", 30, 0, 30)
+    assert {json.loads(row)["error"]["code"] for row in told} == {"ItemExpired"}
+    assert {json.loads(row)["response"]["status_code"] for row in told} == {504}
 
 
 def listens(port: int) -> bool:

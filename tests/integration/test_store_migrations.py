@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +15,16 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from producers.gateway.openai.openai_batches import status_of
 from results_store.errors import SchemaMismatch
+from results_store.gateway.gateway_files import StoredFile
 from results_store.migrations.run import configuration, downgrade, upgrade
 from results_store.records import ResultState
 from results_store.sql.columns import pack_vector
 from results_store.sql.database import Database, Weight
 from results_store.sql.schema import REVISION, metadata
 from results_store.store import Store
+from tests.integration import batches_before
 from tests.integration.rows import batch, new_envelope, new_job, result, submit
 
 
@@ -127,6 +132,85 @@ def test_the_first_revision_can_be_gone_back_to(store_url: str) -> None:
         assert connection.execute(text("SELECT count(*) FROM results")).scalar() == 1
         with pytest.raises(DBAPIError):
             connection.execute(text("UPDATE envelopes SET state = 'dead'"))
+    upgrade(found)
+    found.close()
+
+
+def at_the_revision_before_batches_were_jobs(found: Database) -> None:
+    """A database with a batch in each state, left in the middle of its work."""
+    upgrade(found, batches_before.REVISION)
+    counts = {"total": 2, "completed": 2, "failed": 0}
+    output = {"counts": counts, "job": "old", "output_file_id": "file-1-output"}
+    with found.write(Weight.ACCEPTED) as connection:
+        batches_before.insert_batch(connection, "batch_1", "completed", output, finished_at=150.0)
+        batches_before.insert_batch(connection, "batch_2", "expired", {"counts": counts}, finished_at=150.0)
+        batches_before.insert_batch(
+            connection, "batch_3", "cancelled", {"counts": counts}, finished_at=150.0, cancelled_at=140.0
+        )
+        begun = {"counts": {**counts, "completed": 0}, "job": "j4", "task": "embedding", "in_progress_at": 120.0}
+        batches_before.insert_batch(connection, "batch_4", "in_progress", begun, worker="w", leased_until=200.0)
+        batches_before.insert_batch(connection, "batch_5", "cancelling", {"counts": counts}, cancelled_at=140.0)
+        batches_before.insert_job(connection, "j4", "batch_4")
+        for id_ in ("file-1-output", "file-4-output"):
+            batches_before.insert_file(connection, id_, b"{}\n", purpose="batch_output")
+        batches_before.insert_file(connection, "file-4", b"[]\n")
+
+
+def test_open_batches_begin_anew_as_jobs_and_finished_ones_stay(store_url: str) -> None:
+    """An open batch is any gateway's to submit: with its window anew, without the job and the files that were begun."""
+    found = database(store_url)
+    at_the_revision_before_batches_were_jobs(found)
+
+    upgrade(found)
+    began_at = time.time()
+
+    with Store(store_url) as store:
+        batches = {batch.id: batch for batch in store.file_batches.page(tenant="ours", after=None, limit=9)}
+        assert {id_: status_of(batch) for id_, batch in batches.items()} == {
+            "batch_1": "completed",
+            "batch_2": "expired",
+            "batch_3": "cancelled",
+            "batch_4": "validating",
+            "batch_5": "cancelling",
+        }
+        assert [batch.id for batch in store.file_batches.unfinished()] == ["batch_4", "batch_5"]
+        assert (batches["batch_1"].detail["job"], batches["batch_1"].finished_at) == ("old", 150.0)
+        fresh = batches["batch_4"].detail
+        assert fresh["expires_at"] == pytest.approx(began_at + 1000, abs=60)
+        assert (fresh["input_file_id"], fresh["counts"]["total"], fresh.get("job")) == ("file-4", 0, None)
+        assert store.files.part("file-1-output", 0) == b"{}\n"
+        assert store.files.part("file-4", 0) == b"[]\n"
+        assert store.files.find("file-4-output", tenant=None) is None
+        assert store.job("j4").cancelled_at is not None
+        again = store.create_job(replace(new_job("new"), tenant="ours", idempotency_key="batch_4"))
+        assert again.id == "new"
+    found.close()
+
+
+def test_batches_that_are_jobs_can_be_gone_back_from(store_url: str) -> None:
+    """The older version finds each batch in its state, the open ones to be begun anew."""
+    found = database(store_url)
+    at_the_revision_before_batches_were_jobs(found)
+    upgrade(found)
+    with Store(store_url) as store:
+        output = StoredFile(
+            id="file-4-output", tenant="ours", name="o", purpose="batch_output", created_at=9.0, bytes=3, stored_at=9.0
+        )
+        store.file_batches.note("batch_4", {"job": "new"}, finished_at=9.0, files=[output])
+
+    downgrade(found, batches_before.REVISION)
+
+    with found.read() as connection:
+        rows = connection.execute(text("SELECT id, status, cancelled_at FROM gateway_batches ORDER BY id")).all()
+        files = connection.execute(text("SELECT id FROM gateway_files ORDER BY id")).scalars().all()
+    assert [tuple(row) for row in rows] == [
+        ("batch_1", "completed", None),
+        ("batch_2", "expired", None),
+        ("batch_3", "cancelled", 140.0),
+        ("batch_4", "completed", None),
+        ("batch_5", "cancelling", 140.0),
+    ]
+    assert files == ["file-1-output", "file-4"]
     upgrade(found)
     found.close()
 
