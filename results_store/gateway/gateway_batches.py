@@ -20,7 +20,7 @@ from results_store.sql.schema import gateway_batches, gateway_files
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileBatch:
-    """One batch of requests, open until `finished_at`. `detail` is the rest of its description; times are Unix seconds."""
+    """One batch of requests, open until `finished_at`. `detail` holds the rest; times are Unix seconds."""
 
     id: str
     tenant: str

@@ -304,7 +304,7 @@ gateway_file_parts = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
-# OpenAI's batches. Their work is a job's; `detail` is the rest: endpoint, input file, metadata, window, counts at the end.
+# OpenAI's batches. The work is a job's; `detail` holds endpoint, input file, metadata, window and the final counts.
 gateway_batches = Table(
     "gateway_batches",
     metadata,

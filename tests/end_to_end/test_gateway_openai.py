@@ -238,7 +238,7 @@ def test_a_batch_outlives_its_gateway(text_fleet: LocalFleet) -> None:
 
 
 def test_a_gateway_is_killed_in_the_middle_of_submitting(text_fleet: LocalFleet) -> None:
-    """SIGKILL once the first items are accepted: two other gateways go on at the same time, and nothing is lost or doubled."""
+    """SIGKILL once the first items are accepted: two other gateways go on at once, nothing is lost or doubled."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     key, row = new_key("killed", "slow", created_at=time.time())
     command = [sys.executable, "-m", "producers.commands.main", "gateway", "--port", str(port)]
@@ -270,7 +270,7 @@ def test_a_gateway_is_killed_in_the_middle_of_submitting(text_fleet: LocalFleet)
 def test_a_batch_of_an_older_version_is_finished(
     tmp_path: Path, pulled_models: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was open when the database was migrated is submitted by the first gateway; what was finished can still be read."""
+    """The first gateway submits what was open at the migration; what was finished can still be read."""
     old, ended = f"batch_{new_id()}", f"batch_{new_id()}"
     content = "\n".join(request(f"r{n}", input=f"text number {n}") for n in range(20)).encode()
     output = f"file-{ended[6:]}-output"

@@ -20,7 +20,7 @@ from results_store.records import Result
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The response to one request, as a line of the output file, or of the error file if `error` names a kind of error."""
+    """The response to one request: a line of the output file, or of the error file if `error` names an error."""
 
     line: bytes
     error: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Batches that one gateway submits or ends at the same time.
+#: Batches of which one gateway takes steps at the same time.
 AT_ONCE = 8
 
 #: An upload that is not whole by then has broken off.
@@ -30,6 +31,7 @@ class BatchDuty:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._places = asyncio.Semaphore(AT_ONCE)
         self._called = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -73,29 +75,20 @@ class BatchDuty:
     async def _look(self) -> None:
         for batch in await self._gateway.client.ask(lambda store: store.file_batches.unfinished()):
             work = BatchJob(self._gateway, batch)
-            if (task := self._under_way.get(batch.id)) is not None:
-                if work.is_cancelled_early:
-                    task.cancel()  # what is not submitted by now is not to be
-            elif len(self._under_way) < AT_ONCE and await work.is_due():
-                self._under_way[batch.id] = asyncio.create_task(self._advance(work), name=f"argosy {batch.id}")
+            task = self._under_way.get(batch.id)
+            if task is None:
+                task = self._under_way[batch.id] = asyncio.create_task(self._advance(work), name=f"argosy {batch.id}")
+                task.add_done_callback(lambda _, id_=batch.id: self._under_way.pop(id_, None))
+            elif work.is_cancelled_early:
+                task.cancel()  # what is not submitted by now is not to be
 
     async def _advance(self, work: BatchJob) -> None:
-        id_ = work.batch.id
         try:
-            await work.advance()
-            self.wake()  # there is room for another, or its next step
+            async with self._places:
+                await work.advance()
         except (ArgosyError, StoreError) as error:
-            log.warning("batch %s: put off until the next look: %s", id_, error)
+            log.warning("batch %s: put off until the next look: %s", work.batch.id, error)
         except Exception:
-            log.exception("batch %s failed by a fault of the gateway's", id_)
-            await self._give_up(work)
-        finally:
-            del self._under_way[id_]
-
-    async def _give_up(self, work: BatchJob) -> None:
-        """End the batch: a fault of ours would be there again at every try."""
-        error = {"code": "internal_error", "message": "the gateway failed; its log says why", "param": None}
-        try:
-            await work.fail([error])
-        except (ArgosyError, StoreError) as failure:
-            log.warning("batch %s: its end cannot be stored: %s", work.batch.id, failure)
+            log.exception("batch %s failed by a fault of the gateway's", work.batch.id)
+            with suppress(ArgosyError, StoreError):  # at the next look then, where the fault is there again
+                await work.fail("internal_error", "the gateway failed; its log says why")

@@ -1,4 +1,4 @@
-"""One batch of requests as a job: submitted under the batch's id, and ended once the job is. Each step may be taken twice."""
+"""One batch of requests as a job: submitted under its id, and ended once the job is. Each step may be taken twice."""
 
 from __future__ import annotations
 
@@ -52,16 +52,6 @@ class BatchJob:
         """Whether the batch was cancelled while its items were being submitted."""
         return self._noted("cancelling_at") and self._noted("job") and not self._noted("submitted_at")
 
-    async def is_due(self) -> bool:
-        """Say whether there is a step to take: nothing is to be done while the job computes."""
-        if not self._noted("submitted_at"):
-            return True
-        try:
-            job = await self._job()
-        except UnknownJob:
-            return True
-        return self._is_over(job) or (self._noted("cancelling_at") and job.cancelled_at is None)
-
     async def advance(self) -> None:
         """Take the steps that can be taken now. Raises errors of client and store: then they are taken again later."""
         try:
@@ -72,20 +62,21 @@ class BatchJob:
             job = await self._job()
             if self._noted("cancelling_at") and job.cancelled_at is None:
                 job = await self.gateway.client.ask(lambda store: store.cancel_job(job.id, time.time()))
-            if self._is_over(job):
+            if job.finished or time.time() > self.batch.detail["expires_at"] + LATE_S:
                 await self._finish(job)
         except UnknownJob:
-            await self.fail([_error("job_not_found", "the job is gone: it was purged")])
+            await self.fail("job_not_found", "the job is gone: it was purged")
         except Ended as ended:
             if ended.errors:
-                await self.fail(ended.errors)
+                await self._fail(ended.errors)
 
-    async def fail(self, errors: list[dict[str, Any]]) -> None:
-        """End the batch as a whole, with the reasons."""
-        failed = {"errors": errors}
-        await self.gateway.client.ask(
-            lambda store: store.file_batches.note(self.batch.id, failed, finished_at=time.time())
-        )
+    async def fail(self, code: str, message: str) -> None:
+        """End the batch as a whole, with the reason."""
+        await self._fail([_error(code, message)])
+
+    async def _fail(self, errors: list[dict[str, Any]]) -> None:
+        ended, now = {"errors": errors}, time.time()
+        await self.gateway.client.ask(lambda store: store.file_batches.note(self.batch.id, ended, finished_at=now))
 
     def _noted(self, name: str) -> bool:
         return self.batch.detail.get(name) is not None
@@ -103,9 +94,6 @@ class BatchJob:
 
     async def _job(self) -> JobStatus:
         return await self.gateway.client.status(self.batch.detail["job"])
-
-    def _is_over(self, job: JobStatus) -> bool:
-        return job.finished or time.time() > self.batch.detail["expires_at"] + LATE_S
 
     async def _reading(self) -> Reading:
         catalogue = await self.gateway.client.catalogue()
@@ -165,10 +153,19 @@ class BatchJob:
             sizes["output" if answer.error is None else "error"] += len(answer.line)
             expired = expired or answer.error == ItemExpired.__name__
             await asyncio.sleep(0)
-        now = time.time()
-        files = [self._file(kind, size, now) for kind, size in sizes.items()]
-        ids = {f"{kind}_file_id": self._file_id(kind) for kind in sizes}
-        await self._note({"counts": counts, "expired": expired, **ids}, finished_at=now, files=files)
+        now, files = time.time(), {}
+        for kind, size in sizes.items():
+            files[f"{kind}_file_id"] = StoredFile(
+                id=f"file-{self.batch.id.removeprefix('batch_')}-{kind}",
+                tenant=self.batch.tenant,
+                name=f"{self.batch.id}_{kind}.jsonl",
+                purpose="batch_output",
+                created_at=now,
+                bytes=size,
+                stored_at=now,
+            )
+        ids = {name: file.id for name, file in files.items()}
+        await self._note({"counts": counts, "expired": expired, **ids}, finished_at=now, files=[*files.values()])
 
     async def _complete(self, job: JobStatus) -> None:
         """Store a result for each request without one: refused, never submitted, or not computed in time."""
@@ -176,13 +173,14 @@ class BatchJob:
         cancelled = self._noted("cancelling_at") or job.cancelled_at is not None
         if job.finished and not (cancelled or detail["refused"] or job.items < detail["items"]):
             return
+        ask, own = self.gateway.client.ask, {self.batch.id}  # without an envelope, they count in the job from here on
         rows: list[Result] = []
         async for row in self._unanswered(job, cancelled=cancelled):
             rows.append(row)
             if len(rows) >= STORED:
-                await self._commit(rows)
+                await ask(lambda store: store.commit(rows, unlisted=own))  # noqa: B023 - run at once
                 rows = []
-        await self._commit(rows)
+        await ask(lambda store: store.commit(rows, unlisted=own))
 
     async def _unanswered(self, job: JobStatus, *, cancelled: bool) -> AsyncIterator[Result]:
         """Yield what stands in for the results that the job lacks. The store passes over those that it has."""
@@ -205,24 +203,6 @@ class BatchJob:
                     error=refusal(refused) if refused else error,
                 )
                 seq += 1
-
-    async def _commit(self, rows: list[Result]) -> None:
-        own = {self.batch.id}  # they come without an envelope, and count in the job from here on
-        await self.gateway.client.ask(lambda store: store.commit(rows, unlisted=own))
-
-    def _file(self, kind: str, size: int, now: float) -> StoredFile:
-        return StoredFile(
-            id=self._file_id(kind),
-            tenant=self.batch.tenant,
-            name=f"{self.batch.id}_{kind}.jsonl",
-            purpose="batch_output",
-            created_at=now,
-            bytes=size,
-            stored_at=now,
-        )
-
-    def _file_id(self, kind: str) -> str:
-        return f"file-{self.batch.id.removeprefix('batch_')}-{kind}"
 
 
 async def _items(reading: Reading) -> AsyncIterator[NewItem | InvalidInput]:

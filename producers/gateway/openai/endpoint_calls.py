@@ -25,7 +25,7 @@ PROMPT_ITEMS = 64
 class Call:
     """What a request asks of the fleet. `answer` makes the response's body of the items' rows, in their order.
 
-    `answer` raises ItemFailed, ItemExpired or ItemCancelled. `options` are what a batch's Shape needs for the same answer.
+    `answer` raises ItemFailed, ItemExpired or ItemCancelled. With `options`, a Shape makes the same answer.
     """
 
     task: str

@@ -22,8 +22,13 @@ from results_store.records import JobStatus
 
 router = APIRouter(prefix="/v1/batches", tags=["openai"])
 
+#: What is shown of a batch as it is noted.
+_DETAIL = ("endpoint", "input_file_id", "output_file_id", "error_file_id", "metadata", "job")
+
 #: When a batch came into which state; those it has not been in are null.
 _TIMES = (
+    "created_at",
+    "expires_at",
     "in_progress_at",
     "finalizing_at",
     "completed_at",
@@ -163,21 +168,16 @@ def _counts(batch: FileBatch, job: JobStatus | None) -> dict[str, int]:
 def view(batch: FileBatch, job: JobStatus | None = None) -> dict[str, Any]:
     """Return a batch as OpenAI's API shows it, an open one with the progress of its job."""
     detail, status = batch.detail, status_of(batch)
-    shown: dict[str, Any] = {
+    times = {**detail, "created_at": batch.created_at}
+    if batch.finished_at is not None:
+        times[f"{status}_at"] = batch.finished_at
+    return {
         "id": batch.id,
         "object": "batch",
-        "endpoint": detail["endpoint"],
-        "errors": {"object": "list", "data": detail["errors"]} if detail.get("errors") else None,
-        "input_file_id": detail["input_file_id"],
-        "completion_window": "24h",
         "status": status,
-        "output_file_id": detail.get("output_file_id"),
-        "error_file_id": detail.get("error_file_id"),
-        "created_at": int(batch.created_at),
-        "expires_at": int(detail["expires_at"]),
+        "completion_window": "24h",
+        "errors": {"object": "list", "data": detail["errors"]} if detail.get("errors") else None,
         "request_counts": _counts(batch, job),
-        "metadata": detail["metadata"],
-        "job": detail.get("job"),
+        **{name: detail.get(name) for name in _DETAIL},
+        **{name: None if times.get(name) is None else int(times[name]) for name in _TIMES},
     }
-    times = {**detail} if batch.finished_at is None else {**detail, f"{status}_at": batch.finished_at}
-    return shown | {name: None if times.get(name) is None else int(times[name]) for name in _TIMES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from starlette.responses import Response, StreamingResponse
@@ -45,9 +45,7 @@ async def upload(
         purpose=purpose,
         created_at=time.time(),
     )
-    async with Writing(gateway, new) as out:
-        while data := await file.read(PART_BYTES):
-            await out.write(data)
+    await _store(gateway, new, file)
     return Json(view(await find(gateway, caller, new.id)))
 
 
@@ -93,39 +91,18 @@ async def remove(file: str, gateway: Here, caller: Who) -> Response:
     return Json({"id": found.id, "object": "file", "deleted": True})
 
 
-class Writing:
-    """Writes a file part by part; it is there once the block ends well, and gone if it does not."""
-
-    def __init__(self, gateway: Gateway, file: StoredFile) -> None:
-        self._ask = gateway.client.ask
-        self._file = file
-        self._waiting = bytearray()
-        self._number = 0
-        self._size = 0
-
-    async def __aenter__(self) -> Self:
-        await self._ask(lambda store: store.files.begin(self._file))
-        return self
-
-    async def write(self, data: bytes) -> None:
-        self._waiting += data
-        while len(self._waiting) >= PART_BYTES:
-            await self._append(bytes(self._waiting[:PART_BYTES]))
-            del self._waiting[:PART_BYTES]
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is not None:
-            await self._ask(lambda store: store.files.remove(self._file.id))
-            return
-        if self._waiting:
-            await self._append(bytes(self._waiting))
-        await self._ask(lambda store: store.files.finish(self._file.id, size=self._size, at=time.time()))
-
-    async def _append(self, data: bytes) -> None:
-        number = self._number
-        await self._ask(lambda store: store.files.append(self._file.id, number, data))
-        self._number += 1
-        self._size += len(data)
+async def _store(gateway: Gateway, new: StoredFile, file: UploadFile) -> None:
+    """Store an upload part by part; it is there once it is whole, and gone if it breaks off."""
+    ask, size, number = gateway.client.ask, 0, 0
+    await ask(lambda store: store.files.begin(new))
+    try:
+        while data := await file.read(PART_BYTES):
+            await ask(lambda store: store.files.append(new.id, number, data))  # noqa: B023 - run at once
+            size, number = size + len(data), number + 1
+    except BaseException:
+        await ask(lambda store: store.files.remove(new.id))
+        raise
+    await ask(lambda store: store.files.finish(new.id, size=size, at=time.time()))
 
 
 async def find(gateway: Gateway, caller: Caller, id_: str) -> StoredFile:
