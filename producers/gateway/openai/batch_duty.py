@@ -75,12 +75,15 @@ class BatchDuty:
     async def _look(self) -> None:
         for batch in await self._gateway.client.ask(lambda store: store.file_batches.unfinished()):
             work = BatchJob(self._gateway, batch)
-            task = self._under_way.get(batch.id)
-            if task is None:
-                task = self._under_way[batch.id] = asyncio.create_task(self._advance(work), name=f"argosy {batch.id}")
-                task.add_done_callback(lambda _, id_=batch.id: self._under_way.pop(id_, None))
+            if batch.id not in self._under_way:
+                self._begin(work)
             elif work.is_cancelled_early:
-                task.cancel()  # what is not submitted by now is not to be
+                self._under_way[batch.id].cancel()  # what is not submitted by now is not to be
+
+    def _begin(self, work: BatchJob) -> None:
+        id_ = work.batch.id
+        task = self._under_way[id_] = asyncio.create_task(self._advance(work), name=f"argosy {id_}")
+        task.add_done_callback(lambda _: self._under_way.pop(id_, None))
 
     async def _advance(self, work: BatchJob) -> None:
         try:
