@@ -9,7 +9,7 @@
         for row in job.results():
             print(row.seq, row.task, row.state, row.output)
 
-In asyncio, `AsyncClient` does the same: ``await client.submit(…)``, ``await handle``, ``async for row in job.as_completed()``.
+In asyncio, `AsyncClient` has the same methods: ``await client.submit(…)``, ``await handle``, ``async for row in job.as_completed()``.
 
 Names are imported when first used, so that ``import producers`` costs next to nothing.
 """
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from producers.client.async_handles import AsyncHandle, AsyncJob
     from producers.client.client import Client
     from producers.client.handles import Handle, Job, value
-    from producers.client.pipelines.async_pipeline_job import AsyncPipelineJob
     from producers.client.pipelines.pipeline import Pipeline
-    from producers.client.pipelines.pipeline_job import PipelineJob
+    from producers.client.pipelines.pipeline_job import AsyncPipelineJob, PipelineJob
     from producers.client.pipelines.tree import Branch, Tree
     from producers.client.request import NewItem
     from producers.client.sending.intake import Rejected
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
         UnknownTask,
     )
     from producers.wire.messages import InlineBytes, PathInput, Priority, UrlInput
-    from results_store.errors import StoreError, StoreUnavailable, SubmissionConflict, UnknownJob
+    from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable, SubmissionConflict, UnknownJob
     from results_store.records import JobStatus, Result, ResultState
 
 __all__ = [
@@ -86,6 +85,7 @@ __all__ = [
     "Result",
     "ResultState",
     "ResultTimeout",
+    "SchemaMismatch",
     "StoreError",
     "StoreUnavailable",
     "SubmissionConflict",
@@ -120,12 +120,11 @@ _HOMES = {
     "producers.client.handles": ("Handle", "Job", "value"),
     "producers.wire.messages": ("InlineBytes", "PathInput", "Priority", "UrlInput"),
     "producers.client.sending.intake": ("Rejected",),
-    "producers.client.pipelines.async_pipeline_job": ("AsyncPipelineJob",),
-    "producers.client.pipelines.pipeline_job": ("PipelineJob",),
+    "producers.client.pipelines.pipeline_job": ("AsyncPipelineJob", "PipelineJob"),
     "producers.client.pipelines.pipeline": ("Pipeline",),
     "producers.client.pipelines.tree": ("Branch", "Tree"),
     "producers.client.request": ("NewItem",),
-    "results_store.errors": ("StoreError", "StoreUnavailable", "SubmissionConflict", "UnknownJob"),
+    "results_store.errors": ("SchemaMismatch", "StoreError", "StoreUnavailable", "SubmissionConflict", "UnknownJob"),
     "results_store.records": ("JobStatus", "Result", "ResultState"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

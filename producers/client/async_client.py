@@ -1,52 +1,53 @@
-"""The asyncio client: the same outbox, packing and notices as the client, awaited.
+"""The asyncio client: validate, write to the outbox, publish; and read back. `Client` runs its coroutines in threads.
 
-The event loop never waits for the network, a disk or a lock held over either: what does is done in a few threads (one that
-commits and publishes, one that hears notices and reads results, however many items are awaited), and delivered to the
-loop in batches. So Redis or the database being away, or silent, ends in BrokerUnavailable or StoreUnavailable after
-their timeouts, while everything else in the loop goes on.
+**What accepted means.** An envelope is first committed to the store and then published. Once it is committed, its
+items get their results, whatever happens to Redis or to this process: the fleet's reconciler publishes what was
+not. So when Redis fails after the commit, the submission stands and the call returns normally. When Redis is
+found to be away before it, BrokerUnavailable is raised and nothing of that call (of that chunk, for
+`submit_many`) was accepted.
+
+The event loop never waits for the network, a disk or a lock held over either. A few threads do: one commits and
+publishes, one hears notices and reads results, however many items are awaited. They deliver to the loop in batches.
+If Redis or the database is away, or silent, calls end in BrokerUnavailable or StoreUnavailable after their timeouts,
+while everything else in the loop goes on.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack
 
-from producers.client.async_handles import AsyncHandle, AsyncJob
-from producers.client.concurrency_limit import Turnstile
+from producers.client.async_handles import AsyncHandle, AsyncJob, Taken
 from producers.client.fleet_link import Link
-from producers.client.group_commit import settle
-from producers.client.handles import Taken
-from producers.client.pipelines.async_pipeline_job import AsyncPipelineJob
+from producers.client.group_commit import Promise
+from producers.client.options import ItemOptions, JobOptions, keywords_of
+from producers.client.pending_results import Pending
 from producers.client.pipelines.pipeline import Pipeline, first_request
-from producers.client.pipelines.pipeline_job import plan_of_job
+from producers.client.pipelines.pipeline_job import AsyncPipelineJob, plan_of_job
 from producers.client.request import Request
-from producers.client.sending.async_chunks import Sending
+from producers.client.runtimes import LoopRuntime, Runtime
+from producers.client.sending.chunks import Sending
 from producers.client.sending.full_fleet import checked
 from producers.client.sending.intake import Intake, OnError, Rejected
 from producers.client.sending.orders import Order
 from producers.client.sending.outbox import Outbox
 from producers.client.sending.submission import Submission, check_many, lone_order, new_job
 from producers.client.text_streams import AsyncTextStream
-from producers.client.thread_calls import Calls, Home
 from producers.wire.catalogue import Catalogue
 from producers.wire.connection import Connection, checked_tenant
 from producers.wire.errors import ArgosyError, ResultTimeout
 from producers.wire.messages import Priority
+from producers.wire.pipelines.plan import Plan
 from results_store.errors import StoreError
-from results_store.records import JobStatus, Result
+from results_store.records import JobStatus, QueuedWork, Result
 from results_store.sql.item_numbering import TREE_SPAN
 
 if TYPE_CHECKING:
     from results_store.store import Store
 
 T = TypeVar("T")
-
-#: So many calls of `submit` are served in one round of the loop.
-SUBMITS = 64
 
 
 class AsyncClient:
@@ -59,9 +60,12 @@ class AsyncClient:
             async for row in job.as_completed():
                 print(row.seq, row.output)
 
-    It finds broker, store, tasks and tenant like `Client`. `store_timeout_s` bounds each wait for the store. What is submitted
-    while the store or the broker is busy with something of this client goes out together with the next; a lone item at once.
+    It finds broker, store, tasks and tenant like `Client`. `store_timeout_s` bounds each wait for the store. Items
+    that are submitted while the store or the broker is busy with others of this client go out together; a lone item
+    goes at once.
     """
+
+    _runtime_type: ClassVar[type[Runtime]] = LoopRuntime
 
     def __init__(
         self,
@@ -75,12 +79,9 @@ class AsyncClient:
         self._connection = Connection(broker_url, store_url)
         self._catalogue = catalogue
         self._tenant = self._connection.tenant if tenant is None else checked_tenant(tenant)
-        self._home = Home()
-        self._calls = Calls()
-        self._turn = Turnstile(SUBMITS)
-        self._link = Link(self._connection, self._home.deliver, store_timeout_s=store_timeout_s)
-        self._outbox = Outbox(self._link, self._home.deliver)
-        self._closing: threading.Thread | None = None
+        self._runtime = self._runtime_type()
+        self._link = Link(self._connection, self._runtime, store_timeout_s=store_timeout_s)
+        self._outbox = Outbox(self._link, self._runtime.deliver)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,29 +93,28 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Let go of all connections. What was accepted is computed all the same; handles cannot be awaited any more."""
-        loop = self._home.here()
-        if self._closing is not None:
-            return
-        self._calls.refuse()
-        closed = loop.create_future()
 
         def end() -> None:
             self._outbox.close()
             self._link.close()
-            self._calls.close()
-            self._home.deliver([partial(settle, closed, None)])
 
-        self._closing = threading.Thread(target=end, name="argosy close", daemon=True)
-        self._closing.start()
-        await closed
-        self._closing.join()
+        await self._runtime.close(end)
 
-    # --- submitting ---
+    async def catalogue(self) -> Catalogue:
+        """Return the tasks that can be submitted. Raises ConfigurationError if their file is wrong."""
+        if self._catalogue is None:
+            self._catalogue = await self._runtime.call(lambda: self._connection.catalogue)
+        return self._catalogue
 
-    async def submit(
+    # --- one item ---
+
+    def _ordered(
         self,
+        catalogue: Catalogue,
+        promise: Promise,
         task: str | Sequence[str],
         input: object,  # noqa: A002 - the word for it everywhere else
+        streamed: bool = False,
         *,
         priority: Priority | str = "standard",
         deadline_s: float | None = None,
@@ -122,150 +122,144 @@ class AsyncClient:
         key: str | None = None,
         durable: bool = True,
         tenant: str | None = None,
+    ) -> tuple[Request, Order, Pending]:
+        request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
+        if streamed:
+            request = request.streamed()
+        whose = self._whose(tenant)
+        order, pending = lone_order(request, input, self._link, promise, key=key, durable=durable, tenant=whose)
+        return request, order, pending
+
+    @keywords_of(_ordered)
+    async def submit(
+        self,
+        task: str | Sequence[str],
+        input: object,  # noqa: A002
+        **options: Unpack[ItemOptions],
     ) -> AsyncHandle:
-        """Submit one input and return a handle to its result, once it is accepted. See `Client.submit`.
+        """Submit one input and return a handle to its result, once it is accepted.
 
+        Arguments and errors are those of `Client.submit`.
         A task that is cancelled in here may have submitted the item or not.
-
-        Raises InvalidInput, BrokerUnavailable, StoreUnavailable or Overloaded.
         """
-        promise = self._home.here().create_future()
-        await self._turn()
-        request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=params)
-        order, pending = lone_order(
-            request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)
-        )
+        promise = self._runtime.promise()
+        await self._runtime.turn()
+        request, order, pending = self._ordered(await self.catalogue(), promise, task, input, **options)
         await self._send(order, promise)
-        return AsyncHandle(self._link, self._calls, pending, single=request.single)
+        return AsyncHandle(self._link, pending, single=request.single)
 
+    @keywords_of(_ordered, priority="interactive")
     async def stream(
         self,
         task: str,
-        input: object,  # noqa: A002 - the word for it everywhere else
-        *,
-        priority: Priority | str = "interactive",
-        deadline_s: float | None = None,
-        params: Mapping[str, Any] | None = None,
-        key: str | None = None,
-        durable: bool = True,
-        tenant: str | None = None,
+        input: object,  # noqa: A002
+        **options: Unpack[ItemOptions],
     ) -> AsyncTextStream:
-        """Submit one input to a task that writes text, and return the pieces of the answer as they come, then its `result`.
-
-        Arguments and errors are those of `submit`. Unless it is `durable`, nobody takes it up again if the worker dies. If
-        nobody listens any more, the item is cancelled.
-        """
-        promise = self._home.here().create_future()
-        request = Request.check(await self._tasks(), task, priority=priority, deadline_s=deadline_s, params=params)
-        request = request.streamed()
-        order, pending = lone_order(
-            request, input, self._link, promise, key=key, durable=durable, tenant=self._whose(tenant)
-        )
-        stream = AsyncTextStream(self._calls)
-        await stream.subscribe(self._link, pending)
+        """Submit one input to a task that writes text, and return the pieces of the answer. See `Client.stream`."""
+        promise = self._runtime.promise()
+        options = {"priority": "interactive", **options}
+        _, order, pending = self._ordered(await self.catalogue(), promise, task, input, streamed=True, **options)
+        stream = AsyncTextStream(self._link)
+        await stream.subscribe(pending)
         try:
             await self._send(order, promise)
         except BaseException:
             await stream.aclose()
             raise
-        return stream.follow(AsyncHandle(self._link, self._calls, pending, single=True))
+        return stream.follow(AsyncHandle(self._link, pending, single=True))
 
+    async def _send(self, order: Order, promise: Promise) -> None:
+        self._outbox.put(order)
+        try:
+            await self._runtime.outcome(promise)
+        except BaseException:
+            promise.cancel()  # interrupted or cancelled before it was sent: not sent any more
+            raise
+
+    # --- many items ---
+
+    async def _accept(
+        self,
+        request: Request,
+        inputs: Iterable[object] | AsyncIterable[object],
+        plan: Plan | None = None,
+        *,
+        name: str | None = None,
+        idempotency_key: str | None = None,
+        ttl_s: float | None = None,
+        on_error: OnError = "raise",
+        on_accepted: Callable[[str, int], object] | None = None,
+        on_rejected: Callable[[Rejected], object] | None = None,
+        patience_s: float | None = None,
+        tenant: str | None = None,
+    ) -> tuple[str, Taken]:
+        """Send all inputs, behind those that an earlier run with the same idempotency key had accepted.
+
+        Return the job's id, and what was taken.
+        """
+        check_many(inputs, on_error, *self._runtime.series)
+        steps = None if plan is None else plan.as_json()
+        job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant), pipeline=steps)
+        intake = Intake(request, on_error, on_rejected=on_rejected, span=1 if plan is None else TREE_SPAN)
+        submission = Submission(request, job, on_accepted)
+        sending = Sending(self._runtime, self._outbox, submission, intake, checked(patience_s))
+        await self._runtime.call(lambda: self._outbox.admission.look(submission.tenant))
+        try:
+            if idempotency_key is not None:
+                intake.skip = submission.resume(await self._create_job(submission))
+            found = intake.skip
+            await sending.all_of(inputs)
+            if submission.new_job is not None:  # no items at all: an empty job, finished from the start
+                await self._create_job(submission)
+        except (ArgosyError, StoreError) as error:
+            submission.failed(error)
+            raise
+        return submission.job, Taken(found, intake.rejected, intake.rejected_count)
+
+    async def _create_job(self, submission: Submission) -> JobStatus:
+        return await self.ask(lambda store: store.create_job(submission.created))
+
+    def _whose(self, tenant: str | None) -> str:
+        return self._tenant if tenant is None else checked_tenant(tenant)
+
+    @keywords_of(_accept)
     async def submit_many(
         self,
         task: str | Sequence[str],
         inputs: Iterable[object] | AsyncIterable[object],
         *,
         priority: Priority | str = "bulk",
-        name: str | None = None,
-        idempotency_key: str | None = None,
-        ttl_s: float | None = None,
         deadline_s: float | None = None,
         params: Mapping[str, Any] | None = None,
-        on_error: OnError = "raise",
-        on_accepted: Callable[[str, int], object] | None = None,
-        on_rejected: Callable[[Rejected], object] | None = None,
-        patience_s: float | None = None,
-        tenant: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> AsyncJob:
-        """Submit inputs from an iterable or an async iterable, chunk by chunk, in constant memory. See `Client.submit_many`.
+        """Submit inputs from an iterable or an async iterable, chunk by chunk, in constant memory.
 
-        An iterable that is not async is iterated in the event loop, with room for others in between: one that blocks,
-        such as a database cursor, should be wrapped in an async one.
-
-        `ttl_s` seconds after the job has finished, workers purge it with its results.
-
-        Raises InvalidInput, BrokerUnavailable, StoreUnavailable, or Overloaded once `patience_s` is over.
+        Arguments and errors are those of `Client.submit_many`. An iterable that is not async is iterated in the event
+        loop, with room for others in between: one that blocks, such as a database cursor, should be wrapped in an
+        async one.
         """
-        check_many(inputs, on_error, Iterable, AsyncIterable)
-        self._home.here()
-        catalogue = await self._tasks()
+        catalogue = await self.catalogue()
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
-        job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant))
-        intake = Intake(request, on_error, on_rejected=on_rejected)
-        submission = Submission(request, job, on_accepted)
-        taken = await self._accept(submission, intake, inputs, checked(patience_s))
-        return AsyncJob(self._link, self._calls, submission.job, taken=taken)
+        job, taken = await self._accept(request, inputs, **options)
+        return AsyncJob(self._link, job, taken=taken)
 
+    @keywords_of(_accept)
     async def submit_pipeline(
         self,
         pipeline: Pipeline,
         inputs: Iterable[object] | AsyncIterable[object],
         *,
         priority: Priority | str = "bulk",
-        name: str | None = None,
-        idempotency_key: str | None = None,
-        ttl_s: float | None = None,
         deadline_s: float | None = None,
-        on_error: OnError = "raise",
-        on_accepted: Callable[[str, int], object] | None = None,
-        on_rejected: Callable[[Rejected], object] | None = None,
-        patience_s: float | None = None,
-        tenant: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> AsyncPipelineJob:
         """Submit inputs for the steps of a pipeline. See `Client.submit_pipeline`, and `submit_many` for the inputs."""
-        check_many(inputs, on_error, Iterable, AsyncIterable)
-        self._home.here()
-        catalogue = await self._tasks()
+        catalogue = await self.catalogue()
         plan = pipeline.check(catalogue)
         request = first_request(catalogue, plan, priority=priority, deadline_s=deadline_s)
-        job = new_job(
-            request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant), pipeline=plan.as_json()
-        )
-        intake = Intake(request, on_error, on_rejected=on_rejected, span=TREE_SPAN)
-        submission = Submission(request, job, on_accepted)
-        taken = await self._accept(submission, intake, inputs, checked(patience_s))
-        return AsyncPipelineJob(self._link, self._calls, submission.job, plan, taken=taken)
-
-    async def _accept(
-        self,
-        submission: Submission,
-        intake: Intake,
-        inputs: Iterable[object] | AsyncIterable[object],
-        limit_s: float,
-    ) -> Taken:
-        """Send all inputs, behind those that an earlier run with the same idempotency key had accepted."""
-        await self._calls(lambda: self._outbox.admission.look(submission.tenant))
-        try:
-            if submission.created.idempotency_key is not None:
-                intake.skip = submission.resume(await self._create_job(submission))
-            found = intake.skip
-            await Sending(self._outbox, submission, limit_s).all_of(inputs, intake)
-            if submission.new_job is not None:  # no items at all: an empty job, finished from the start
-                await self._create_job(submission)
-        except (ArgosyError, StoreError) as error:
-            submission.failed(error)
-            raise
-        return Taken(found, intake.rejected, intake.rejected_count)
-
-    async def _send(self, order: Order, promise: asyncio.Future[None]) -> None:
-        self._outbox.put(order)
-        await promise  # cancelled with the task; then it is not sent any more, if it was not yet
-
-    async def _create_job(self, submission: Submission) -> JobStatus:
-        return await self._calls(lambda: self._link.store.create_job(submission.created))
-
-    def _whose(self, tenant: str | None) -> str:
-        return self._tenant if tenant is None else checked_tenant(tenant)
+        job, taken = await self._accept(request, inputs, plan, **options)
+        return AsyncPipelineJob(self._link, job, plan, taken=taken)
 
     # --- awaiting and reading ---
 
@@ -274,20 +268,20 @@ class AsyncClient:
     ) -> AsyncIterator[Result]:
         """Yield the results of items in the order in which they come, one for each item and task; failed ones too.
 
-        `producers.value` gives a result's output, or raises its error. Raises ResultTimeout if `timeout_s` passes first.
+        `producers.value` gives a result's output, or raises its error. Raises ResultTimeout if `timeout_s` passes
+        first.
         """
-        loop = self._home.here()
-        deadline = None if timeout_s is None else loop.time() + timeout_s
-        arrived: asyncio.Queue[asyncio.Future[list[Result]]] = asyncio.Queue()
-        waiting = [(handle, loop.create_future()) for handle in handles]
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        arrived = self._runtime.queue()
+        waiting = [(handle, self._runtime.promise()) for handle in handles]
         try:
             for handle, promise in waiting:
                 promise.add_done_callback(arrived.put_nowait)
                 handle.tell(promise)
             for _ in waiting:
+                left_s = None if deadline is None else deadline - time.monotonic()
                 try:
-                    async with asyncio.timeout_at(deadline):
-                        done = await arrived.get()
+                    done = await self._runtime.take(arrived, left_s)
                 except TimeoutError as error:
                     raise ResultTimeout(f"not all results came within {timeout_s} s; the work goes on") from error
                 for row in done.result():
@@ -300,29 +294,30 @@ class AsyncClient:
     async def job(self, id: str) -> AsyncJob:  # noqa: A002 - what it is called everywhere else
         """Return the job with this id. Raises UnknownJob."""
         await self.status(id)
-        return AsyncJob(self._link, self._calls, id)
+        return AsyncJob(self._link, id)
 
     async def pipeline(self, id: str) -> AsyncPipelineJob:  # noqa: A002
         """Return the pipeline with this id. Raises UnknownJob, or InvalidInput for a job that is none."""
-        return AsyncPipelineJob(self._link, self._calls, id, plan_of_job(await self.status(id)))
+        return AsyncPipelineJob(self._link, id, plan_of_job(await self.status(id)))
 
     async def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
         """Return the newest jobs, the newest first: everybody's, or one tenant's."""
-        self._home.here()
-        return await self._calls(lambda: self._link.store.jobs(limit=limit, tenant=tenant))
+        return await self.ask(lambda store: store.jobs(limit=limit, tenant=tenant))
+
+    async def queued_work(self) -> list[QueuedWork]:
+        """Return what waits of each model and priority, with an estimate of how long it takes."""
+        return await self.ask(lambda store: store.flight.queued_work())
 
     async def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return how far a job is. Raises UnknownJob."""
-        self._home.here()
-        return await self._calls(lambda: self._link.store.job(id))
+        return await self.ask(lambda store: store.job(id))
 
     async def read_file(self, file: Mapping[str, Any]) -> bytes:
         """Return the bytes of a file that a result refers to: of ``output["image"]``, say.
 
         Raises FileUnavailable if it is gone, BlobsUnavailable if its place cannot be reached.
         """
-        self._home.here()
-        return await self._calls(lambda: self._link.files.read(file))
+        return await self._runtime.call(lambda: self._link.files.read(file))
 
     async def results(self, id: str) -> AsyncIterator[Result]:  # noqa: A002
         """Yield a job's results that are stored by now, by item and then task. Raises UnknownJob."""
@@ -331,20 +326,8 @@ class AsyncClient:
 
     async def ask(self, question: Callable[[Store], T]) -> T:
         """Return what `question` returns for the client's store, asked in a thread: for all that has no method here."""
-        self._home.here()
-        return await self._calls(lambda: question(self._link.store))
+        return await self._link.ask(question)
 
     async def check(self) -> None:
         """Ask broker and store whether they are there. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
-        self._home.here()
-        await self._calls(self._link.check)
-
-    async def catalogue(self) -> Catalogue:
-        """Return the tasks that can be submitted. Raises ConfigurationError if their file is wrong."""
-        self._home.here()
-        return await self._tasks()
-
-    async def _tasks(self) -> Catalogue:
-        if self._catalogue is None:
-            self._catalogue = await self._calls(lambda: self._connection.catalogue)
-        return self._catalogue
+        await self._runtime.call(self._link.check)

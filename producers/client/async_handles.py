@@ -1,37 +1,52 @@
-"""What a submission by the asyncio client gives back: an AsyncHandle to one item, an AsyncJob of many."""
+"""What a submission by the asyncio client gives back: an AsyncHandle to one item, an AsyncJob of many.
+
+They wait for nothing but their client's runtime; `handles` runs them in the calling thread.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from producers.client import notices
-from producers.client.handles import ItemHandle, ManyHandle, Outage, Taken
-from producers.client.pending_results import Pending
+from producers.client.group_commit import Promise
+from producers.client.pending_results import Pending, value
+from producers.client.runtimes import Event
 from producers.client.unseen_results import BLOCK, Unseen, items_of
+from producers.wire.errors import ResultTimeout
 from results_store.errors import StoreUnavailable
 from results_store.records import JobStatus, Result
 
 if TYPE_CHECKING:
     from producers.client.fleet_link import Link
-    from producers.client.thread_calls import Calls
+    from producers.client.sending.intake import Rejected
+
+#: Who waits for a job puts up with a store that is away for so long: databases are restarted.
+OUTAGE_S = 60.0
 
 #: Looking for what has come of a job may take this part of the time.
 LOOK_SHARE = 0.2
 
 
-class AsyncHandle(ItemHandle):
+class AsyncHandle:
     """One submitted item. Any number of tasks may await it; ``await handle`` is ``await handle.result()``.
 
     Cancelling a task that awaits it only ends the waiting; `cancel` ends the item.
     """
 
-    def __init__(self, link: Link, calls: Calls, pending: Pending, *, single: bool) -> None:
-        super().__init__(link, pending, single=single)
-        self._calls = calls
+    def __init__(self, link: Link, pending: Pending, *, single: bool) -> None:
+        self.job = pending.job
+        self.seq = pending.seq
+        self.tasks = pending.tasks
+        self._link = link
+        self._pending = pending
+        self._single = single
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(job={self.job!r}, seq={self.seq}, tasks={self.tasks!r})"
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self.result().__await__()
@@ -42,20 +57,27 @@ class AsyncHandle(ItemHandle):
         Raises ItemFailed, ItemCancelled or ItemExpired for the first task that did not succeed (`results` has them
         all), ResultTimeout if `timeout_s` passes first (None waits without end), and StoreUnavailable.
         """
-        promise: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        promise = self._link.runtime.promise()
         self.tell(promise)
         try:
-            async with asyncio.timeout(timeout_s):
-                rows = await promise
+            rows = await self._link.runtime.outcome(promise, timeout_s)
         except TimeoutError as error:
-            raise self._timeout(timeout_s) from error
+            raise ResultTimeout(
+                f"job {self.job}, item {self.seq}: no result within {timeout_s} s; the work goes on: ask again, "
+                "or see `argosy doctor` for whether a worker runs"
+            ) from error
         finally:
             self.forget(promise)
-        return self._output(rows)
+        outputs = [value(row) for row in rows]
+        return outputs[0] if self._single else dict(zip(self.tasks, outputs, strict=True))
 
     async def results(self) -> list[Result]:
         """Return the rows that are stored by now, in the order of the tasks."""
-        return await self._calls(self._stored)
+        if self._pending.rows is not None:
+            return list(self._pending.rows)
+        stored = await self._link.ask(lambda store: store.results_of(self.job, [self.seq]))
+        rows = {row.task: row for row in stored}
+        return [rows[task] for task in self.tasks if task in rows]
 
     async def done(self) -> bool:
         """Say whether every task of the item has its result."""
@@ -67,89 +89,158 @@ class AsyncHandle(ItemHandle):
         The first terminal state wins: an output that comes later is dropped. The computing itself is spared only
         if no worker has begun it and the item travels alone.
         """
-        return await self._calls(self._cancel)
+        return await self._link.runtime.call(self._cancel)
+
+    def tell(self, promise: Promise) -> None:
+        """Give a future the item's rows, in the order of the tasks: now, or when they are all there."""
+        self._pending.tell(promise)
+        if self._link.closing:
+            self._pending.fail(notices.closed())
+
+    def forget(self, promise: Promise) -> None:
+        """Take back `tell`."""
+        self._pending.forget(promise)
+
+    def _cancel(self) -> bool:
+        """Store `cancelled` for tasks without a result. An envelope with nothing else in it is not computed."""
+        one = self._pending
+        envelopes = [carrier.envelope for carrier in one.carriers]
+        committed = self._link.store.commit(
+            one.cancelled_rows(),
+            done=[carrier.envelope for carrier in one.carriers if carrier.alone and one.durable],
+            unlisted=() if one.durable else envelopes,
+        )
+        self._link.listener.look_up([one])
+        return committed.inserted > 0
 
 
-class AsyncWatched(ManyHandle):
-    """A submission of many items that can be followed and cancelled."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The inputs that a call put aside (the first 1,000), the count of all of them, and the number of items that an
+    earlier run with the same idempotency key had submitted (`found`).
+    """
+
+    found: int = 0
+    rejected: Sequence[Rejected] = ()
+    rejected_count: int = 0
+
+
+class Outage:
+    """How long the store has been away while somebody waits. Times are of `time.monotonic`."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._until: float | None = None
+
+    def is_over(self) -> bool:
+        """Say whether to give up after a failed look: OUTAGE_S after the first one, or at the waiter's own deadline."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = min(now + OUTAGE_S, self._deadline)
+        return now >= self._until
+
+    def ended(self) -> None:
+        """The store has answered."""
+        self._until = None
+
+
+class AsyncWatched:
+    """A submission of many items that can be followed and cancelled.
+
+    `rejected` are the inputs put aside (the first 1,000), `rejected_count` how many in all; `found` are the items
+    that an earlier run with the same idempotency key had submitted.
+    """
 
     def __init__(
         self,
         link: Link,
-        calls: Calls,
         id: str,  # noqa: A002 - what it is called everywhere else
         *,
         taken: Taken | None = None,
     ) -> None:
-        super().__init__(link, id, taken=taken)
-        self._calls = calls
+        taken = taken or Taken()
+        self.id = id
+        self.found = taken.found
+        self.rejected = tuple(taken.rejected)
+        self.rejected_count = taken.rejected_count
+        self._link = link
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
 
     async def progress(self) -> JobStatus:
         """Return how far the job is. Raises UnknownJob."""
-        return await self._calls(lambda: self._link.store.job(self.id))
+        return await self._link.ask(lambda store: store.job(self.id))
 
     async def wait(
         self, timeout_s: float | None = None, *, on_progress: Callable[[JobStatus], object] | None = None
     ) -> JobStatus:
         """Wait until every result is there, calling `on_progress` whenever some are.
 
-        Raises ResultTimeout if `timeout_s` passes first; None waits without end. A store that is away meanwhile is asked again
-        until then, or for `OUTAGE_S`; after that StoreUnavailable is raised, and one may wait again.
+        Raises ResultTimeout if `timeout_s` passes first; None waits without end. A store that is away meanwhile is
+        asked again until then, or for `OUTAGE_S`. After that StoreUnavailable is raised; waiting again is possible.
         """
-        outage = Outage(deadline=float("inf"))
-        try:
-            async with asyncio.timeout(timeout_s), self._following() as changed:
-                while True:
-                    changed.clear()
-                    try:
-                        status = await self.progress()
-                    except StoreUnavailable:
-                        if outage.is_over():
-                            raise
-                        await asyncio.sleep(notices.FALLBACK_S)
-                        continue
-                    outage.ended()
-                    if on_progress is not None:
-                        on_progress(status)
-                    if status.finished:
-                        return status
-                    await _pause(changed, notices.LOOK_EVERY_S)
-        except TimeoutError as error:
-            raise self._unfinished(timeout_s) from error
+        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        unfinished = ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on: wait again")
+        outage = Outage(deadline)
+        async with self._link.runtime.limit(deadline, unfinished), self._following() as changed:
+            while True:
+                changed.clear()
+                try:
+                    status = await self.progress()
+                except StoreUnavailable:
+                    if outage.is_over():
+                        raise
+                    await self._pause(changed, notices.FALLBACK_S, deadline)
+                    continue
+                outage.ended()
+                if on_progress is not None:
+                    on_progress(status)
+                if status.finished:
+                    return status
+                if time.monotonic() >= deadline:
+                    raise unfinished
+                await self._pause(changed, notices.LOOK_EVERY_S, deadline)
 
     async def cancel(self) -> JobStatus:
         """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
-        return await self._calls(lambda: self._link.store.cancel_job(self.id, time.time()))
+        return await self._link.ask(lambda store: store.cancel_job(self.id, time.time()))
 
-    async def _rows(self) -> AsyncIterator[list[Result]]:
-        """Yield the results that are stored by now, a page at a time."""
+    async def pages(self) -> AsyncIterator[list[Result]]:
+        """Yield the results that are stored by now, a page at a time. Raises UnknownJob."""
+        await self.progress()
         after: tuple[int, str] | None = None
-        while rows := await self._calls(lambda: self._link.store.results(self.id, after=after)):  # noqa: B023 - run at once
+        while rows := await self._link.ask(lambda store: store.results(self.id, after=after)):  # noqa: B023 - at once
             yield rows
             after = (rows[-1].seq, rows[-1].task)
 
     @asynccontextmanager
-    async def _following(self) -> AsyncIterator[asyncio.Event]:
+    async def _following(self) -> AsyncIterator[Event]:
         """An event that is set at every notice of the job."""
-        changed = asyncio.Event()
-        listener = await self._calls(lambda: self._link.listener)
+        runtime, changed = self._link.runtime, self._link.runtime.event()
+        listener = await runtime.call(lambda: self._link.listener)
         try:
-            await self._calls(lambda: listener.follow(self.id, changed.set))
+            await runtime.call(lambda: listener.follow(self.id, changed.set))
             yield changed
         finally:
             listener.unfollow(self.id, changed.set)
 
+    async def _pause(self, changed: Event, pause_s: float, deadline: float = float("inf")) -> None:
+        """Wait for a notice, for FALLBACK_S at most, and until `pause_s` have passed."""
+        runtime, started = self._link.runtime, time.monotonic()
+        if await runtime.happened(changed, min(max(notices.FALLBACK_S, pause_s), deadline - started)):
+            await runtime.sleep(min(started + pause_s, deadline) - time.monotonic())
+
 
 class AsyncJob(AsyncWatched):
-    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many in all."""
+    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many."""
 
     async def results(self) -> AsyncIterator[Result]:
         """Yield the results that are stored by now, by item and then task, a page at a time. Raises UnknownJob.
 
         Wait first to have them all; before that, one that comes in behind the iteration's place is not seen.
         """
-        await self.progress()
-        async for rows in self._rows():
+        async for rows in self.pages():
             for row in rows:
                 yield row
 
@@ -167,23 +258,13 @@ class AsyncJob(AsyncWatched):
                     yield row
                 if status.finished:
                     return
-                await _pause(changed, max(notices.LOOK_EVERY_S, looked_s / LOOK_SHARE))
+                await self._pause(changed, max(notices.LOOK_EVERY_S, looked_s / LOOK_SHARE))
 
     async def _fresh(self, unseen: Unseen) -> list[Result]:
-        counts = await self._calls(lambda: self._link.store.spread(self.id, BLOCK))
+        counts = await self._link.ask(lambda store: store.spread(self.id, BLOCK))
         fresh: list[Result] = []
         for block in unseen.blocks(counts):
-            rows = await self._calls(lambda: self._link.store.results_of(self.id, items_of(block)))  # noqa: B023 - as above
+            seqs = items_of(block)
+            rows = await self._link.ask(lambda store: store.results_of(self.id, seqs))  # noqa: B023 - as above
             fresh += unseen.take(block, rows)
         return fresh
-
-
-async def _pause(changed: asyncio.Event, pause_s: float) -> None:
-    """Wait for a notice, for FALLBACK_S at most, and then so long that the next look is no sooner than `pause_s`."""
-    started = time.monotonic()
-    try:
-        async with asyncio.timeout(max(notices.FALLBACK_S, pause_s)):
-            await changed.wait()
-    except TimeoutError:
-        return
-    await asyncio.sleep(max(0.0, started + pause_s - time.monotonic()))

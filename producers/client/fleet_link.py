@@ -7,10 +7,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
-from producers.client.group_commit import Deliver
 from producers.client.notices import Listener
 from producers.wire.blobs import Blobs
 from producers.wire.connection import Connection
@@ -21,7 +20,10 @@ from producers.wire.result_files import ResultFiles
 from results_store.records import NewJob, Tenant
 
 if TYPE_CHECKING:
+    from producers.client.runtimes import Runtime
     from results_store.store import Store
+
+T = TypeVar("T")
 
 
 class Stream:
@@ -42,9 +44,9 @@ class Stream:
 class Link:
     """The parts that the client and the asyncio client share. Thread-safe; opening may wait for the network."""
 
-    def __init__(self, connection: Connection, deliver: Deliver, *, store_timeout_s: float) -> None:
+    def __init__(self, connection: Connection, runtime: Runtime, *, store_timeout_s: float) -> None:
+        self.runtime = runtime
         self._connection = connection
-        self._deliver = deliver
         self._store_timeout_s = store_timeout_s
         self._lock = threading.RLock()
         self.closing = False
@@ -69,6 +71,10 @@ class Link:
                 self._store = Store(self._connection.store_url, timeout_s=self._store_timeout_s).open()
             return self._store
 
+    async def ask(self, question: Callable[[Store], T]) -> T:
+        """Put a question to the open store, and return the answer."""
+        return await self.runtime.call(lambda: question(self.store))
+
     @property
     def publisher(self) -> Publisher:
         """The publisher. Raises ConfigurationError if there is no broker."""
@@ -88,7 +94,7 @@ class Link:
                     redis = self.publisher.subscriber()
                 except ConfigurationError:
                     redis = None
-                self._listener = Listener(redis, lambda: self.store, self._deliver)
+                self._listener = Listener(redis, lambda: self.store, self.runtime.deliver)
             return self._listener
 
     def stream(self, tenant: str) -> Stream:
@@ -97,7 +103,7 @@ class Link:
         return self._streams.setdefault(tenant, Stream(tenant)) if found is None else found
 
     def open_stream(self, stream: Stream, *, again: bool = False) -> None:
-        """Make sure that the stream's job exists and its notices are heard. Raises BrokerUnavailable, StoreUnavailable."""
+        """Create the stream's job, and hear its notices. Raises BrokerUnavailable, StoreUnavailable."""
         if stream.open and not again:
             return
         with self._lock:
@@ -107,7 +113,7 @@ class Link:
             stream.open = True
 
     def lane(self, tenant: str) -> int:
-        """Return the lane of a tenant's envelopes. The first time, a new tenant gets one in the store. Raises StoreUnavailable."""
+        """Return the lane of a tenant's envelopes; a new tenant gets one in the store. Raises StoreUnavailable."""
         if tenant not in self._tenants:
             self._tenants[tenant] = self.store.tenants.enrol(tenant)
         return self._tenants[tenant].lane

@@ -22,9 +22,12 @@ class Promise(Protocol):
     """What a caller waits on: a future of `concurrent.futures`, or of asyncio."""
 
     def done(self) -> bool: ...
+    def cancel(self) -> bool: ...
     def cancelled(self) -> bool: ...
+    def exception(self) -> BaseException | None: ...
     def set_result(self, result: Any, /) -> None: ...
     def set_exception(self, exception: Any, /) -> None: ...
+    def add_done_callback(self, call: Callable[[Any], object], /) -> None: ...
 
 
 def settle(promise: Promise, outcome: object) -> None:
@@ -35,12 +38,6 @@ def settle(promise: Promise, outcome: object) -> None:
         promise.set_exception(outcome)
     else:
         promise.set_result(outcome)
-
-
-def at_once(calls: Sequence[Callable[[], object]]) -> None:
-    """Deliver to threads: the future wakes them."""
-    for call in calls:
-        call()
 
 
 class Gathering(Generic[T]):

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from producers.client.group_commit import Promise, settle
+from producers.wire.errors import ArgosyError, ItemCancelled, ItemExpired, ItemFailed
 from results_store.records import Result, ResultState
 
 
@@ -100,3 +102,23 @@ class Pending:
             for carrier in self.carriers
             for task in carrier.tasks
         ]
+
+
+def value(row: Result) -> Any:
+    """Return a succeeded result's output, a vector as a list of numbers. Raises the error of any other."""
+    if row.state is not ResultState.SUCCEEDED:
+        raise _error(row)
+    if row.vector is None:
+        return row.output
+    from results_store.sql.columns import unpack_vector
+
+    return list(unpack_vector(row.vector))
+
+
+def _error(row: Result) -> ArgosyError:
+    error = row.error or {}
+    if row.state is ResultState.CANCELLED:
+        return ItemCancelled(f"{row.task}: item {row.seq} of job {row.job} was cancelled before it was computed")
+    if row.state is ResultState.EXPIRED:
+        return ItemExpired(f"{row.task}: the deadline of item {row.seq} in job {row.job} passed before it was computed")
+    return ItemFailed(row.task, str(error.get("kind", "Error")), str(error.get("message", "no message")))

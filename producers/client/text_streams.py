@@ -1,30 +1,26 @@
 """A text that is read while it is written: `Client.stream` and `AsyncClient.stream`.
 
-Pieces come over Redis, which may lose some; each says where it belongs. What is missing at the end comes with the result, which
-is stored like any other: so all pieces together are always the whole text.
+Pieces come over Redis, which may lose some; each says where it belongs. Missing pieces come at the end, with the
+result, which is stored like any other. So all pieces together are always the whole text.
 """
 
 from __future__ import annotations
 
-import asyncio
-import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from producers.client.group_commit import Promise
 from producers.client.pending_results import Pending
+from producers.client.runtimes import iterate, run
 from producers.wire.queues import text_channel
-from results_store.records import Result
 
 if TYPE_CHECKING:
     from producers.client.async_handles import AsyncHandle
     from producers.client.fleet_link import Link
-    from producers.client.handles import Handle
-    from producers.client.thread_calls import Calls
 
 #: How long a submission waits for its subscription; without one the text comes at the end, as a whole.
 SUBSCRIBED_S = 2.0
@@ -68,70 +64,13 @@ class Subscription:
         self._link.listener.unhear(self._channel)
 
 
-class TextStream:
-    """Iterate over it for the pieces, once; then `result` has the whole answer. Leaving it early cancels the item.
-
-    Iterating raises what `Handle.result` raises.
-    """
-
-    def __init__(self) -> None:
-        self.result: Mapping[str, Any] | None = None
-        self._events: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._pieces = Pieces()
-        self._handle: Handle | None = None
-        self._subscription: Subscription | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def subscribe(self, link: Link, pending: Pending) -> None:
-        self._subscription = Subscription(link, pending, self._events.put)
-        self._subscription.open()
-
-    def follow(self, handle: Handle) -> Self:
-        """Wait for this item, which was submitted."""
-        self._handle = handle
-        promise: Future[list[Result]] = Future()
-        promise.add_done_callback(lambda _: self._events.put(None))
-        handle.tell(promise)
-        return self
-
-    def __iter__(self) -> Iterator[str]:
-        assert self._handle is not None, "followed where it was made"
-        if self.result is not None:
-            return
-        try:
-            while (data := self._events.get()) is not None:
-                if piece := self._pieces.take(data):
-                    yield piece
-            self.result = self._handle.result()
-            if rest := self._pieces.rest(self.result["text"]):
-                yield rest
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """End listening; what is not written yet is cancelled."""
-        if self._subscription is None:
-            return
-        self._subscription.close()
-        self._subscription = None
-        if self.result is None and self._handle is not None:
-            self._handle.cancel()
-
-
 class AsyncTextStream:
     """`TextStream` for asyncio: iterate with ``async for``, leave it with `aclose` or ``async with``."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, link: Link) -> None:
         self.result: Mapping[str, Any] | None = None
-        self._calls = calls
-        self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._link = link
+        self._events = link.runtime.queue()
         self._pieces = Pieces()
         self._handle: AsyncHandle | None = None
         self._subscription: Subscription | None = None
@@ -144,19 +83,19 @@ class AsyncTextStream:
     ) -> None:
         await self.aclose()
 
-    async def subscribe(self, link: Link, pending: Pending) -> None:
-        self._subscription = Subscription(link, pending, self._events.put_nowait)
-        await self._calls(self._subscription.open)
+    async def subscribe(self, pending: Pending) -> None:
+        self._subscription = Subscription(self._link, pending, self._events.put_nowait)
+        await self._link.runtime.call(self._subscription.open)
 
     def follow(self, handle: AsyncHandle) -> Self:
         """Wait for this item, which was submitted."""
         self._handle = handle
-        promise: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
+        promise = self._link.runtime.promise()
         promise.add_done_callback(self._ended)
         handle.tell(promise)
         return self
 
-    def _ended(self, promise: asyncio.Future[list[Result]]) -> None:
+    def _ended(self, promise: Promise) -> None:
         if not promise.cancelled():
             promise.exception()  # told by the handle, again
         self._events.put_nowait(None)
@@ -166,11 +105,11 @@ class AsyncTextStream:
         if self.result is not None:
             return
         try:
-            while (data := await self._events.get()) is not None:
+            while (data := await self._link.runtime.take(self._events)) is not None:
                 if piece := self._pieces.take(data):
                     yield piece
-            self.result = await self._handle.result()
-            if rest := self._pieces.rest(self.result["text"]):
+            self.result = whole = await self._handle.result()
+            if rest := self._pieces.rest(whole["text"]):
                 yield rest
         finally:
             await self.aclose()
@@ -180,6 +119,36 @@ class AsyncTextStream:
         if self._subscription is None:
             return
         subscription, self._subscription = self._subscription, None
-        await self._calls(subscription.close)
+        await self._link.runtime.call(subscription.close)
         if self.result is None and self._handle is not None:
             await self._handle.cancel()
+
+
+class TextStream:
+    """Iterate over it for the pieces, once; then `result` has the whole answer. Leaving it early cancels the item.
+
+    Iterating raises what `Handle.result` raises.
+    """
+
+    def __init__(self, stream: AsyncTextStream) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def result(self) -> Mapping[str, Any] | None:
+        """The whole answer, once it is there."""
+        return self._stream.result
+
+    def __iter__(self) -> Iterator[str]:
+        return iterate(aiter(self._stream))
+
+    def close(self) -> None:
+        """End listening; what is not written yet is cancelled."""
+        run(self._stream.aclose())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from producers import AsyncClient, Client, InvalidInput, ItemCancelled, ItemFailed, Job
+from producers import AsyncClient, Client, Handle, InvalidInput, ItemCancelled, ItemFailed, Job
 from producers.commands.main import main
 from tests import tiny_checkpoints
 from tests.end_to_end.gateway_server import serving
@@ -132,10 +132,10 @@ def test_a_stream_that_is_left_is_cancelled(client: Client) -> None:
     for _ in stream:
         break
     stream.close()
-    handle = stream._handle
+    handle = stream._stream._handle
     assert handle is not None
     with pytest.raises(ItemCancelled):
-        handle.result(timeout_s=60)
+        Handle(handle).result(timeout_s=60)
     job.cancel()
     job.wait(timeout_s=60)
 

@@ -29,6 +29,7 @@ from producers.wire.errors import (
     Overloaded,
     ResultTimeout,
 )
+from producers.wire.messages import Priority
 from results_store.errors import StoreUnavailable
 from results_store.records import EnvelopeState, ResultState
 from results_store.store import Store
@@ -296,6 +297,17 @@ def test_as_completed_yields_what_comes_first(run: Run, stand_in: StandIn) -> No
         assert states[2] is ResultState.FAILED
         with pytest.raises(ResultTimeout):
             await anext(client.as_completed([await client.submit("topic", "z")], timeout_s=0))
+
+    run(scenario)
+
+
+def test_what_waits_is_told_with_an_estimate(run: Run) -> None:
+    """Clients that decide whether to send more read it."""
+
+    async def scenario(client: AsyncClient) -> None:
+        await client.submit("topic", "a", priority="bulk")
+        (work,) = await client.queued_work()
+        assert (work.priority, work.items) == (Priority.BULK, 1)
 
     run(scenario)
 
@@ -627,4 +639,4 @@ def test_another_loop_is_refused(broker_url: str, store_url: str, store: Store) 
         asyncio.run(client.jobs())  # type: ignore[arg-type]
     client._outbox.close()
     client._link.close()
-    client._calls.close()
+    client._runtime._executor.shutdown()

@@ -29,7 +29,7 @@ from producers.wire.errors import (
 from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher, message
 from results_store.errors import SchemaMismatch, SubmissionConflict, UnknownJob
-from results_store.records import EnvelopeState, JobStatus
+from results_store.records import EnvelopeState, JobStatus, ResultState
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from tests.integration.stand_in import FAILS, StandIn
@@ -182,6 +182,37 @@ def test_a_stream_that_was_purged_is_made_anew(client: Client, store: Store, sta
     assert second.result(timeout_s=60)
 
 
+def test_as_completed_yields_what_comes_first(client: Client, stand_in: StandIn) -> None:
+    """Failures are results too: one bad item does not end the iteration. Leaving it early leaves nothing behind."""
+    handles = [client.submit("topic", text, priority="bulk") for text in ("a", "b", FAILS)]
+    urgent = client.submit("topic", "now", priority="interactive")
+    stand_in.work(1)
+    rows = client.as_completed([*handles, urgent], timeout_s=60)
+    assert next(rows).seq == urgent.seq
+    stand_in.work(3)
+    assert {row.seq: row.state for row in rows} == {
+        0: ResultState.SUCCEEDED,
+        1: ResultState.SUCCEEDED,
+        2: ResultState.FAILED,
+    }
+    late = client.submit("topic", "z")
+    with pytest.raises(ResultTimeout, match="the work goes on"):
+        next(client.as_completed([late], timeout_s=0))
+    left = client.as_completed([urgent, late])
+    assert next(left).seq == urgent.seq
+    left.close()
+    assert late.awaited._pending._promises == []
+
+
+def test_the_store_and_the_broker_can_be_asked(client: Client) -> None:
+    """A health check asks both; what has no method of its own is a question to the store."""
+    client.check()
+    client.submit("topic", "a")
+    assert [depth.items for depth in client.ask(lambda store: store.depth())] == [1]
+    with Client("redis://127.0.0.1:1/0", "sqlite://") as astray, pytest.raises(BrokerUnavailable):
+        astray.check()
+
+
 # --- many items ---
 
 
@@ -202,6 +233,20 @@ def test_a_job_is_followed_to_its_end(client: Client, stand_in: StandIn) -> None
     expected = [(n, f"row {n}", task) for n in range(11) for task in ("sentiment", "topic")]
     assert [(row.seq, row.key, row.task) for row in job.results()] == expected
     assert [row.seq for row in client.results(job.id)] == [row.seq for row in job.results()]
+
+
+@pytest.mark.usefixtures("no_fallback", "small_chunks")
+def test_a_job_is_read_as_it_is_computed(client: Client, stand_in: StandIn) -> None:
+    """Every result is yielded once, while the job runs."""
+    job = client.submit_many(["sentiment", "topic"], (str(number) for number in range(11)))
+    worker = threading.Thread(target=stand_in.work_off, args=(11,))
+    worker.start()
+    rows = list(job.as_completed())
+    worker.join()
+    assert sorted((row.seq, row.task) for row in rows) == [
+        (number, task) for number in range(11) for task in ("sentiment", "topic")
+    ]
+    assert job.progress().finished
 
 
 def test_a_job_that_is_not_finished_in_time_says_so(client: Client) -> None:
@@ -291,14 +336,14 @@ def test_a_submission_waits_for_a_full_fleet(
 ) -> None:
     """Each refused chunk comes again; whoever has no patience hears of it, and what was accepted stays."""
     monkeypatch.setattr(full_fleet, "FIRST_S", 0.0)
-    put, tries = client._outbox.put, iter(range(100))
+    put, tries = client._awaited._outbox.put, iter(range(100))
 
     def refuse_two_of_three(order: Order) -> None:
         if next(tries) % 3:
             raise Overloaded("the fleet is full", retry_after_s=0.001)
         put(order)
 
-    monkeypatch.setattr(client._outbox, "put", refuse_two_of_three)
+    monkeypatch.setattr(client._awaited._outbox, "put", refuse_two_of_three)
     job = client.submit_many("topic", ["a", "b", "c", "d", "e"])
     assert job.progress().items == 5
     assert sorted(item.seq for envelope in stand_in.waiting() for item in envelope.items) == [0, 1, 2, 3, 4]

@@ -71,7 +71,8 @@ class Work:
         self.store = store
         self.plan: Plan = pipeline.check(CATALOGUE)
         request = first_request(CATALOGUE, self.plan, priority="standard", deadline_s=None)
-        items = list(Intake(request, span=TREE_SPAN).items(inputs))
+        intake = Intake(request, span=TREE_SPAN)
+        items = [item for value in inputs if (item := intake.take(value)) is not None]
         deadline_at = more.pop("deadline_at", None)
         order = Order(request, items, JOB, Future(), deadline_at=deadline_at, tenant="acme", pipeline=True)
         job = NewJob(id=JOB, priority=3, created_at=1.0, tenant="acme", pipeline=self.plan.as_json(), **more)

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from producers.client import handles, notices
+from producers.client import async_handles, notices
 from producers.client.async_client import AsyncClient
+from producers.client.async_handles import Outage
 from producers.client.client import Client
-from producers.client.handles import Outage
 from results_store.errors import StoreUnavailable
 from results_store.records import JobStatus
 from results_store.store import Store
@@ -111,7 +111,7 @@ def test_an_outage_without_end_ends_the_wait(
     job: str,
 ) -> None:
     """What is raised says so; it is not the waiter's own timeout."""
-    monkeypatch.setattr(handles, "OUTAGE_S", 0.2)
+    monkeypatch.setattr(async_handles, "OUTAGE_S", 0.2)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(waits, broker_url, store_url, job, begun := threading.Event())
         assert begun.wait(60)

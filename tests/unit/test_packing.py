@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from producers.client.request import NewItem, Request
-from producers.client.sending.intake import CHUNK_BYTES, CHUNK_ITEMS, REJECTED_KEPT, Intake, chunks
+from producers.client.sending.intake import CHUNK_BYTES, CHUNK_ITEMS, REJECTED_KEPT, Chunk, Intake
 from producers.client.sending.orders import DEADLINE_GRAIN, Order, envelopes_of, shared_deadline
 from producers.wire.catalogue import KINDS, Catalogue, Task
 from producers.wire.errors import InvalidInput
@@ -24,6 +24,21 @@ from results_store.records import NewEnvelope
 
 def items_of(sizes: Sequence[int]) -> list[Item]:
     return [Item(seq, "x" * size, ("topic",)) for seq, size in enumerate(sizes)]
+
+
+def taken(intake: Intake, inputs: Iterable[object]) -> Iterator[Item]:
+    """The good inputs, as a submission takes them one after the other."""
+    return (item for value in inputs if (item := intake.take(value)) is not None)
+
+
+def chunks(items: Iterable[Item], clock: Callable[[], float]) -> Iterator[list[Item]]:
+    """The chunks that a submission gathers; the last one is what is left."""
+    chunk = Chunk(clock)
+    for item in items:
+        if chunk.add(item):
+            yield chunk.empty()
+    if chunk.items:
+        yield chunk.empty()
 
 
 def request_for(*tasks: str) -> Request:
@@ -75,7 +90,7 @@ def test_a_slow_source_does_not_hold_back_what_it_has_given() -> None:
 def test_envelopes_read_back_as_what_was_submitted() -> None:
     """The payload in the outbox is the message a worker decodes, and its counts are what the store adds up."""
     request = request_for("sentiment", "topic")
-    items = list(Intake(request).items(["one", NewItem("two", key="b")]))
+    items = list(taken(Intake(request), ["one", NewItem("two", key="b")]))
     (row,) = envelopes(request, items, now=12.5, deadline_at=20.0)
     envelope, bad = decode(decode_bytes(row.payload, row.content_type))
     assert bad == []
@@ -88,7 +103,7 @@ def test_envelopes_read_back_as_what_was_submitted() -> None:
 def test_bytes_travel_as_messagepack() -> None:
     """base64 inside JSON inside base64 would make a photograph 78 % larger instead of 33 %."""
     request = Request.check(Catalogue.builtin(), "image-embedding", priority="bulk")
-    (row,) = envelopes(request, list(Intake(request).items([b"\x89PNG"])))
+    (row,) = envelopes(request, list(taken(Intake(request), [b"\x89PNG"])))
     envelope, bad = decode(decode_bytes(row.payload, row.content_type))
     assert bad == []
     assert envelope.items[0].input == InlineBytes(b"\x89PNG")
@@ -99,7 +114,7 @@ def test_tasks_of_two_models_become_two_envelopes_with_the_same_seq() -> None:
     builtin = Catalogue.builtin()
     catalogue = Catalogue({**builtin.tasks, "mood": Task("mood", KINDS["text-classification"], "other", "")})
     request = Request.check(catalogue, ("topic", "mood"), priority="bulk", params={"mood": {"top_k": 2}})
-    rows = envelopes(request, list(Intake(request).items(["a", "b"])))
+    rows = envelopes(request, list(taken(Intake(request), ["a", "b"])))
     read = [decode(decode_bytes(envelope.payload, envelope.content_type))[0] for envelope in rows]
     assert [(one.model, [(i.seq, i.tasks, i.params) for i in one.items]) for one in read] == [
         ("text", [(0, ("topic",), {}), (1, ("topic",), {})]),
@@ -110,21 +125,21 @@ def test_tasks_of_two_models_become_two_envelopes_with_the_same_seq() -> None:
 def test_a_bad_input_names_its_place() -> None:
     """Of a million rows, the one to look at must be in the message."""
     with pytest.raises(InvalidInput) as caught:
-        list(Intake(request_for("topic")).items(["fine", "", "fine"]))
+        list(taken(Intake(request_for("topic")), ["fine", "", "fine"]))
     assert caught.value.field == "inputs[1]"
 
 
 def test_a_bad_input_names_the_line_it_came_from() -> None:
     """Somebody who submits a file looks for a line in it."""
     with pytest.raises(InvalidInput, match=r"^reviews\.csv:17: is empty"):
-        list(Intake(request_for("topic")).items([NewItem("", origin="reviews.csv:17")]))
+        list(taken(Intake(request_for("topic")), [NewItem("", origin="reviews.csv:17")]))
 
 
 def test_skipping_puts_bad_rows_aside_and_keeps_the_places_of_the_others() -> None:
     """`seq` stays the place among the inputs, so that results can be joined to them."""
     intake = Intake(request_for("topic"), "skip")
     unreadable = InvalidInput("rows.jsonl:3", "is not JSON")
-    good = [item.seq for item in intake.items(["a", NewItem(5, key="five"), unreadable, "d"])]
+    good = [item.seq for item in taken(intake, ["a", NewItem(5, key="five"), unreadable, "d"])]
     assert good == [0, 3]
     assert [(bad.seq, bad.key, bad.error.field) for bad in intake.rejected] == [
         (1, "five", "inputs[1]"),
@@ -135,20 +150,20 @@ def test_skipping_puts_bad_rows_aside_and_keeps_the_places_of_the_others() -> No
 def test_rejected_rows_are_all_counted_but_not_all_kept() -> None:
     """A million wrong rows must not fill the memory."""
     intake = Intake(request_for("topic"), "skip")
-    assert list(intake.items([""] * (REJECTED_KEPT + 5))) == []
+    assert list(taken(intake, [""] * (REJECTED_KEPT + 5))) == []
     assert (len(intake.rejected), intake.rejected_count) == (REJECTED_KEPT, REJECTED_KEPT + 5)
 
 
 def test_resuming_passes_over_the_good_items_already_accepted() -> None:
     """Bad rows were never accepted, so that they don't count when an earlier run is continued."""
     intake = Intake(request_for("topic"), "skip", skip=2)
-    assert [item.seq for item in intake.items(["a", "", "c", "d", "e"])] == [3, 4]
+    assert [item.seq for item in taken(intake, ["a", "", "c", "d", "e"])] == [3, 4]
 
 
 def test_an_items_own_parameters_are_laid_over_the_common_ones() -> None:
     """One row may want five labels where the others want two."""
     request = Request.check(Catalogue.builtin(), "topic", priority="bulk", params={"top_k": 2, "truncation": True})
-    items = Intake(request).items(["a", NewItem("b", params={"top_k": 5})])
+    items = taken(Intake(request), ["a", NewItem("b", params={"top_k": 5})])
     assert [msgspec.to_builtins(item.params) for item in items] == [
         {"topic": {"top_k": 2, "truncation": True}},
         {"topic": {"top_k": 5, "truncation": True}},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
-from producers.client.handles import Taken, Watched
-from producers.client.pipelines.tree import Tree, trees
+from producers.client.async_handles import AsyncWatched, Taken
+from producers.client.handles import Watched
+from producers.client.pipelines.tree import Grown, Tree, trees
+from producers.client.runtimes import iterate
 from producers.wire.errors import InvalidInput
 from producers.wire.pipelines.plan import Plan
 from results_store.records import JobStatus
@@ -18,22 +20,37 @@ if TYPE_CHECKING:
     from results_store.store import Store
 
 
-class PipelineJob(Watched):
+class AsyncPipelineJob(AsyncWatched):
     """The submission of a pipeline. The counts of its progress are of results; `total` grows as steps become due."""
 
     def __init__(self, link: Link, id: str, plan: Plan, *, taken: Taken | None = None) -> None:  # noqa: A002
         super().__init__(link, id, taken=taken)
         self.plan = plan
 
+    async def results(self) -> AsyncIterator[Tree]:
+        """Yield a tree for each input that has results by now, in their order. See `PipelineJob.results`."""
+        grown = Grown(self.plan, cancelled=(await self.progress()).cancelled_at is not None)
+        async for rows in self.pages():
+            for row in rows:
+                if tree := grown.add(row):
+                    yield tree
+        if tree := grown.last():
+            yield tree
+
+
+class PipelineJob(Watched[AsyncPipelineJob]):
+    """The submission of a pipeline. The counts of its progress are of results; `total` grows as steps become due."""
+
+    def __init__(self, job: AsyncPipelineJob) -> None:
+        super().__init__(job)
+        self.plan = job.plan
+
     def results(self) -> Iterator[Tree]:
         """Yield a tree for each input that has results by now, in their order. Raises UnknownJob.
 
         Wait first to have them whole; before that, branches are ``waiting``.
         """
-        from results_store.export.text_export import stream
-
-        cancelled = self.progress().cancelled_at is not None
-        yield from trees(self.plan, stream(self._link.store, self.id), cancelled=cancelled)
+        return iterate(self._job.results())
 
 
 def write_trees(store: Store, job: str, out: TextIO) -> None:

@@ -1,69 +1,99 @@
-"""How the client sends many: chunk after chunk, one under way while the next is gathered. `async_sending` is the same, awaited."""
+"""How a client sends many: chunk after chunk, one under way while the next is gathered."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import AsyncIterable, Iterable, Sequence
+from dataclasses import dataclass, field
 
+from producers.client.group_commit import Promise
+from producers.client.runtimes import Runtime
 from producers.client.sending.full_fleet import Patience
-from producers.client.sending.intake import Intake, chunks
+from producers.client.sending.intake import Chunk, Intake
 from producers.client.sending.outbox import Outbox
-from producers.client.sending.submission import Sent, Submission
+from producers.client.sending.submission import Submission
 from producers.wire.errors import Overloaded
 from producers.wire.messages import Item
 
-_Sent: TypeAlias = Sent[Future[None]]
+#: After so many inputs the event loop's other work comes in between.
+PACE = 128
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Sent:
+    """Items under way: the promise that they are accepted, and how patiently they are sent again."""
+
+    items: Sequence[Item]
+    patience: Patience
+    promise: Promise
+
+
+@dataclass(slots=True)
 class Sending:
     """Sends the items of one submission; each chunk waits `limit_s` at most for a full fleet."""
 
+    runtime: Runtime
     outbox: Outbox
     submission: Submission
+    intake: Intake
     limit_s: float
+    _chunk: Chunk = field(default_factory=Chunk)
+    _sent: Sent | None = None
 
-    def all_of(self, inputs: Iterable[object], intake: Intake) -> None:
+    async def all_of(self, inputs: Iterable[object] | AsyncIterable[object]) -> None:
         """Return once all of them are accepted. Raises what `submit_many` raises."""
-        sent: _Sent | None = None
         try:
-            for chunk in chunks(intake.items(inputs)):
-                portion = self.outbox.admission.portion(self.submission.tenant)
-                for start in range(0, len(chunk), portion):
-                    before, sent = sent, None
-                    self._settle(before)
-                    items = chunk[start : start + portion]
-                    sent = Sent(items, Patience(self.limit_s), self._put(items))
+            if isinstance(inputs, AsyncIterable):
+                async for value in inputs:
+                    await self._take((value,))
+            else:
+                await self._take(inputs)
+            await self._send(self._chunk.empty())
         except Exception:  # an input's: what was sent before it counts all the same
-            self._settle(sent)
+            await self._settle()
             raise
-        except BaseException:  # interrupted by the user: not sent any more, if it was not yet
-            if sent is not None:
-                sent.promise.cancel()
+        except BaseException:  # interrupted or cancelled: not sent any more, if it was not yet
+            if self._sent is not None:
+                self._sent.promise.cancel()
             raise
-        self._settle(sent)
+        await self._settle()
 
-    def _put(self, items: Sequence[Item]) -> Future[None]:
-        promise: Future[None] = Future()
+    async def _take(self, inputs: Iterable[object]) -> None:
+        """Gather inputs, and send each chunk that is full."""
+        intake, chunk = self.intake, self._chunk
+        for value in inputs:
+            item = intake.take(value)
+            if item is not None and chunk.add(item):
+                await self._send(chunk.empty())
+            if not intake.seen % PACE:
+                await self.runtime.checkpoint()
+
+    async def _send(self, chunk: Sequence[Item]) -> None:
+        """Send a chunk in the portions that the fleet admits, each once the one before is accepted."""
+        portion = self.outbox.admission.portion(self.submission.tenant)
+        for start in range(0, len(chunk), portion):
+            await self._settle()
+            items = chunk[start : start + portion]
+            self._sent = Sent(items, Patience(self.limit_s), self._put(items))
+
+    def _put(self, items: Sequence[Item]) -> Promise:
+        promise = self.runtime.promise()
         try:
             self.outbox.put(self.submission.order(items, promise))
         except Overloaded as refusal:
             promise.set_exception(refusal)
         return promise
 
-    def _settle(self, sent: _Sent | None) -> None:
+    async def _settle(self) -> None:
         """Wait until what was sent is accepted, sending it again while the fleet is full."""
+        sent, self._sent = self._sent, None
         if sent is None:
             return
         while True:
             try:
-                sent.promise.result()
+                await self.runtime.outcome(sent.promise)
                 break
             except Overloaded as refusal:
-                time.sleep(sent.patience.wait_s(refusal))
+                await self.runtime.sleep(sent.patience.wait_s(refusal))
                 sent.promise = self._put(sent.items)
             except BaseException:
                 sent.promise.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,12 +50,6 @@ class Intake:
     rejected_count: int = 0
     on_rejected: Callable[[Rejected], object] | None = None
     span: int = 1
-
-    def items(self, inputs: Iterable[object]) -> Iterator[Item]:
-        """Yield each good input as an item."""
-        for value in inputs:
-            if (item := self.take(value)) is not None:
-                yield item
 
     def take(self, value: object) -> Item | None:
         """Return the next input as an item; None if it is put aside or passed over.
@@ -113,13 +107,3 @@ class Chunk:
         """Return what was gathered and start anew."""
         gathered, self.items, self.size = self.items, [], 0
         return gathered
-
-
-def chunks(items: Iterable[Item], clock: Callable[[], float] = time.monotonic) -> Iterator[list[Item]]:
-    """Gather items into chunks; the last one is what is left."""
-    chunk = Chunk(clock)
-    for item in items:
-        if chunk.add(item):
-            yield chunk.empty()
-    if chunk.items:
-        yield chunk.empty()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from producers.client.group_commit import Promise
 from producers.client.pending_results import Pending
 from producers.client.request import NewItem, Request
-from producers.client.sending.full_fleet import Patience
 from producers.client.sending.orders import Order, shared_deadline
 from producers.wire.errors import ArgosyError, InvalidInput
 from producers.wire.messages import Item, Priority, new_id
@@ -22,10 +20,6 @@ from results_store.records import JobStatus, NewJob
 
 if TYPE_CHECKING:
     from producers.client.fleet_link import Link
-
-
-#: What a client waits on.
-P = TypeVar("P", bound=Promise)
 
 
 def lone_order(
@@ -47,15 +41,6 @@ def lone_order(
     order = Order(request, [item], stream.job.id, promise, deadline_at, durable, tenant, pending=pending)
     order.size = weight(item.input)
     return order, pending
-
-
-@dataclass(slots=True)
-class Sent(Generic[P]):
-    """Items under way: who waits for them to be accepted, and how patiently they are sent again."""
-
-    items: Sequence[Item]
-    patience: Patience
-    promise: P
 
 
 class Submission:

@@ -1,0 +1,244 @@
+"""The two ways in which a client waits: by blocking its thread, or in an event loop.
+
+The client is written once, as coroutines that wait only through their runtime. A `Runtime` blocks: its coroutines never
+yield, and `run` takes them to their end without an event loop. Those of a `LoopRuntime` are awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import queue
+import threading
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+from producers.client.concurrency_limit import Turnstile
+from producers.client.group_commit import Promise, settle
+from producers.wire.errors import ConfigurationError
+
+T = TypeVar("T")
+
+#: Calls that may wait for the database at the same time; awaiting results takes none of them.
+THREADS = 4
+
+#: Callbacks from threads run in the loop so many at a time, and the loop's other work comes in between.
+SLICE = 128
+
+#: So many calls of `submit` are served in one round of the loop.
+SUBMITS = 64
+
+Event: TypeAlias = threading.Event | asyncio.Event
+Queue: TypeAlias = queue.SimpleQueue[Any] | asyncio.Queue[Any]
+
+
+class Runtime:
+    """Waits by blocking the calling thread. It has no state: any number of threads may share it.
+
+    Waiting longer than `timeout_s` raises TimeoutError.
+    """
+
+    #: The kinds of series that `submit_many` takes.
+    series: tuple[type, ...] = (Iterable,)
+
+    def deliver(self, calls: Sequence[Callable[[], object]], /) -> None:
+        """Run the callbacks of a thread of ours."""
+        for call in calls:
+            call()
+
+    def promise(self) -> Promise:
+        return Future()
+
+    def event(self) -> Event:
+        return threading.Event()
+
+    def queue(self) -> Queue:
+        return queue.SimpleQueue()
+
+    async def outcome(self, promise: Any, timeout_s: float | None = None) -> Any:
+        """Wait for a promise; return its result or raise its error."""
+        return promise.result(timeout_s)
+
+    async def happened(self, event: Any, timeout_s: float) -> bool:
+        """Wait until an event is set; return False if it is not within `timeout_s`."""
+        return bool(event.wait(max(0.0, timeout_s)))
+
+    async def take(self, queue_: Any, timeout_s: float | None = None) -> Any:
+        """Wait for the next entry of a queue, and return it."""
+        try:
+            return queue_.get(timeout=None if timeout_s is None else max(0.0, timeout_s))
+        except queue.Empty:
+            raise TimeoutError from None
+
+    async def call(self, call: Callable[[], T]) -> T:
+        """Make a call that may wait for the network or a disk, and return its result."""
+        return call()
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(max(0.0, seconds))  # noqa: ASYNC251 - no event loop runs it
+
+    async def turn(self) -> None:
+        """Wait for a place among the calls of `submit`: a thousand at once leave an event loop room for other work."""
+
+    async def checkpoint(self) -> None:
+        """Let an event loop's other work come in between."""
+
+    def limit(self, deadline: float, error: TimeoutError) -> AbstractAsyncContextManager[object]:
+        """Return a context that raises `error` at `deadline` (monotonic). Threads look at the clock themselves."""
+        return nullcontext()
+
+    async def close(self, end: Callable[[], object]) -> None:
+        """Call `end`, which closes the client; make no calls any more."""
+        end()
+
+
+class LoopRuntime(Runtime):
+    """Waits in the event loop that first uses it.
+
+    Calls that block are made in a few threads of its own, started when needed. The loop's default threads belong to the
+    application.
+    """
+
+    series = (Iterable, AsyncIterable)
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._turnstile = Turnstile(SUBMITS)
+        self._closing: threading.Thread | None = None
+
+    def deliver(self, calls: Sequence[Callable[[], object]], /) -> None:
+        """Run the callbacks in the loop; from any thread."""
+        if self._loop is None or not calls:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._run, calls, 0)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            # closed without `close`: nobody waits any more
+
+    def _run(self, calls: Sequence[Callable[[], object]], start: int) -> None:
+        for call in calls[start : start + SLICE]:
+            call()
+        if start + SLICE < len(calls):
+            asyncio.get_running_loop().call_soon(self._run, calls, start + SLICE)
+
+    def promise(self) -> Promise:
+        return self._here().create_future()
+
+    def event(self) -> Event:
+        return asyncio.Event()
+
+    def queue(self) -> Queue:
+        return asyncio.Queue()
+
+    async def outcome(self, promise: Any, timeout_s: float | None = None) -> Any:
+        if timeout_s is None:
+            return await promise
+        async with asyncio.timeout(timeout_s):
+            return await promise
+
+    async def happened(self, event: Any, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return bool(await event.wait())
+        except TimeoutError:
+            return False
+
+    async def take(self, queue_: Any, timeout_s: float | None = None) -> Any:
+        async with asyncio.timeout(timeout_s):
+            return await queue_.get()
+
+    async def call(self, call: Callable[[], T]) -> T:
+        """Make the call in a thread. Cancelling this only ends the waiting."""
+        loop = self._here()
+        if self._closing is not None:
+            raise ConfigurationError("this client is closed; make a new one")
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="argosy call")
+        return await loop.run_in_executor(self._executor, call)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(max(0.0, seconds))
+
+    async def turn(self) -> None:
+        await self._turnstile()
+
+    async def checkpoint(self) -> None:
+        await asyncio.sleep(0)
+
+    @asynccontextmanager
+    async def limit(self, deadline: float, error: TimeoutError) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout_at(None if math.isinf(deadline) else deadline) as limit:
+                yield
+        except TimeoutError as late:
+            if limit.expired():
+                raise error from late
+            raise
+
+    async def close(self, end: Callable[[], object]) -> None:
+        loop = self._here()
+        if self._closing is not None:
+            return
+        closed = loop.create_future()
+
+        def close() -> None:
+            end()
+            if self._executor is not None:
+                self._executor.shutdown()  # waits for the calls under way
+            self.deliver([partial(settle, closed, None)])
+
+        self._closing = threading.Thread(target=close, name="argosy close", daemon=True)
+        self._closing.start()
+        await closed
+        self._closing.join()
+
+    def _here(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop. Raises ConfigurationError if it is another one than before."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise ConfigurationError(
+                "an AsyncClient belongs to the event loop that first used it; make one for each loop"
+            )
+        return loop
+
+
+def run(steps: Coroutine[Any, Any, T]) -> T:
+    """Take a coroutine of a blocking `Runtime` to its end, in this thread, and return its result."""
+    try:
+        steps.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise RuntimeError("a coroutine of a blocking Runtime has yielded")
+
+
+def iterate(items: AsyncIterator[T]) -> Iterator[T]:
+    """Yield from an async generator of a blocking `Runtime`, in this thread."""
+    assert isinstance(items, AsyncGenerator)
+    try:
+        while True:
+            try:
+                item = run(anext(items))
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        run(items.aclose())
