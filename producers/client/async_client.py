@@ -40,7 +40,6 @@ from producers.wire.connection import Connection, checked_tenant
 from producers.wire.errors import ArgosyError, ResultTimeout
 from producers.wire.messages import Priority
 from producers.wire.pipelines.plan import Plan
-from results_store.errors import StoreError
 from results_store.records import JobStatus, QueuedWork, Result
 from results_store.sql.item_numbering import TREE_SPAN
 
@@ -211,7 +210,7 @@ class AsyncClient:
             await sending.all_of(inputs)
             if submission.new_job is not None:  # no items at all: an empty job, finished from the start
                 await self._create_job(submission)
-        except (ArgosyError, StoreError) as error:
+        except ArgosyError as error:
             submission.failed(error)
             raise
         return submission.job, Taken(found, intake.rejected, intake.rejected_count)
