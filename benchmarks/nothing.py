@@ -21,7 +21,7 @@ class NothingModel(Model):
         text = content if isinstance(content, bytes) else content.encode()
         return Prepared({"row": _ROW}, 1, text)
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         return [{"label": "nothing", "score": 1.0}]
 
     def load(self, device: str) -> None:

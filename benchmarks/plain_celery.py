@@ -85,7 +85,7 @@ def forward(model: Any, texts: list[str], tasks: tuple[str, ...] = ("sentiment",
     wanted = {task.name: np.arange(len(rows)) for task in catalogue_tasks}
     outputs = model.forward(model.collate(rows), wanted)
     return [
-        {task.name: model.finish(task, outputs[task.name][n], params[task.name]) for task in catalogue_tasks}
+        {task.name: model.finish(task, outputs[task.name][n], params[task.name], rows[n]) for task in catalogue_tasks}
         for n in range(len(rows))
     ]
 

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,7 @@ class ScriptedModel(Model):
         data = np.frombuffer(content.encode(), dtype=np.uint8)
         return Prepared({"text": data}, len(data), hashlib.blake2b(content.encode(), digest_size=16).digest())
 
-    def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        text = np.zeros((len(rows), max(row.size for row in rows)), dtype=np.uint8)
-        for place, row in enumerate(rows):
-            text[place, : row.size] = row.arrays["text"]
-        return {"text": text}
-
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         if task.name == "say":  # an output that another step can read
             return [{"label": f"said {int(output[0])}", "score": 1.0}]
         if task.name == "place":

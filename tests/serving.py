@@ -69,7 +69,7 @@ def answered(model: Model, items: Sequence[tuple[Any, Mapping[str, Any]]]) -> li
     outputs = model.forward(model.collate(rows), wanted)
     return [
         {
-            task: model.finish_item(model.spec.tasks[task], outputs[task][list(wanted[task]).index(n)], own, rows[n])
+            task: model.finish(model.spec.tasks[task], outputs[task][list(wanted[task]).index(n)], own, rows[n])
             for task, own in params.items()
         }
         for n, (_, params) in enumerate(items)

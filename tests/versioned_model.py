@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,6 @@ class VersionedModel(ScriptedModel):
         prepared = super().prepare(content, params)
         return Prepared({**prepared.arrays, "number": np.array([self.number])}, prepared.size, prepared.content)
 
-    def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        return {**super().collate(rows), "number": np.stack([row.arrays["number"] for row in rows])}
-
     def load(self, device: str) -> None:
         if (self.spec.folder / "hold").exists():
             (self.spec.folder / "loading").touch()
@@ -67,7 +64,7 @@ class VersionedModel(ScriptedModel):
         found = super().forward(arrays, wanted)
         return {task: np.column_stack([own, np.full(len(own), self.number)]) for task, own in found.items()}
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         return {"crc": int(output[0]), "task": task.name, "version": int(output[1]), "finished_by": self.number}
 
 

@@ -101,7 +101,7 @@ def drawn_together(served: Served, asked: list[tuple[str, dict[str, Any]]]) -> l
     from workers.models.interface import ragged
 
     return [
-        model.finish_item(task, ragged.pack([found[place]])[0], params, prepared)
+        model.finish(task, ragged.pack([found[place]])[0], params, prepared)
         for place, (prepared, params) in enumerate(rows)
     ]
 

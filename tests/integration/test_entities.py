@@ -159,7 +159,7 @@ def test_features_that_are_known_label_tokens_too(pulled_models: Mapping[str, Pu
         batch["contents"] = np.array([list(row.content) for row in rows], dtype=np.uint8)
         outputs = remembering.forward(batch, {"entities": np.arange(len(rows))})["entities"]
         own = [
-            remembering.finish_item(TASKS["entities"], output, ask()["entities"], row)
+            remembering.finish(TASKS["entities"], output, ask()["entities"], row)
             for output, row in zip(outputs, rows, strict=True)
         ]
         assert [spans(one) for one in own] == [spans(one) for one in found(text, NEWS)]

@@ -402,4 +402,4 @@ def test_weights_are_loaded_with_the_first_item_only(tmp_path: Path) -> None:
         model.clear()
     (folder / "model.safetensors").write_bytes(weights)
     [output] = model.forward(model.collate([row]), {"label": np.array([0])})["label"]
-    assert "explanation" in model.finish_item(catalogue.tasks["label"], output, params["label"], row)[0]
+    assert "explanation" in model.finish(catalogue.tasks["label"], output, params["label"], row)[0]

@@ -267,7 +267,7 @@ def test_a_model_without_a_template(tmp_path: Path) -> None:
         ({"step_rows": 0}, "step_rows: must be a whole number, 1 or more, not 0"),
         ({"prefix_tokens": -1}, "prefix_tokens: must be a whole number, 0 or more"),
         ({"max_tokens": "many"}, "max_tokens: must be a whole number, 1 or more, not 'many'"),
-        ({"gpu_memory_share": 1}, "gpu_memory_share: must be over 0 and under 1"),
+        ({"gpu_memory_share": 1}, "gpu_memory_share: must be a number over 0 and under 1, not 1"),
         ({"gpu_memory_share": "half"}, "gpu_memory_share: must be a number over 0"),
     ],
 )

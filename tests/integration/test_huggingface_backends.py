@@ -171,7 +171,7 @@ def test_a_picture_is_a_file(tmp_path: Path) -> None:
 
     folder = tiny.vit(tmp_path, num_labels=5)
     model = Served(folder, {"shows": "image-classification"}).model
-    for content, params in model.trial(4):
+    for content, params in model.samples(4):
         assert Image.open(io.BytesIO(content)).format == "PNG"
         assert set(params) == {"shows"}
     assert model.budgets[0] == 1  # 32 x 32 pixels are one square

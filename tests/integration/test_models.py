@@ -73,7 +73,7 @@ def run(model: MultiTaskModel, rows: list[Prepared], *tasks: str) -> dict[str, A
 
 
 def finished(model: MultiTaskModel, task: str, output: Array, **chosen: Any) -> Any:
-    return model.finish(model.spec.tasks[task], output, params(task, **chosen))
+    return model.finish(model.spec.tasks[task], output, params(task, **chosen), Prepared({}, 1, b""))
 
 
 def photograph(colour: int, size: tuple[int, int] = (300, 260)) -> Image.Image:
@@ -322,7 +322,7 @@ for kind, name, folder, content, width in (
     for task in own.values():
         size = len(served.labels(task)) if task.kind.name.endswith("classification") else width
         shape = (1, row.size, size) if task.kind.name == "token-classification" else (size,)
-        served.finish_item(task, np.ones(shape, np.float32), task.kind.params(), row)
+        served.finish(task, np.ones(shape, np.float32), task.kind.params(), row)
     served.revision
 loaded = sorted({{"torch", "transformers"}} & set(sys.modules))
 sys.exit(f"loaded {{loaded}}" if loaded else 0)

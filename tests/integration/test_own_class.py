@@ -58,7 +58,6 @@ def test_an_offered_class_is_served(installed: Path) -> None:
         done = events.get()
     finally:
         device.close()
-    answer = served.model.finish(
-        served.model.spec.tasks["own"], done.arrays["own"][0], served.model.spec.tasks["own"].kind.params()
-    )
+    task = served.model.spec.tasks["own"]
+    answer = served.model.finish(task, done.arrays["own"][0], task.kind.params(), row)
     assert answer["version"] == 7

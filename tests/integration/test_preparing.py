@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from producers.wire.catalogue import Catalogue
@@ -18,9 +20,10 @@ from results_store.store import Store
 from workers.batching.planning.policy import Budget
 from workers.batching.roster import ServedModel
 from workers.batching.serving.offered_versions import CurrentOffer, Offer
+from workers.batching.work import Computed
 from workers.envelope.inputs import InputLimits
 from workers.envelope.preparation import Preparation, PreparedItem
-from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared
+from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Params, Prepared
 
 JOB = "job"
 
@@ -38,7 +41,7 @@ class Looks(Model):
         self.free.append(self.look())
         return Prepared({}, 1, b"")
 
-    def finish(self, task: Any, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Any, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         raise NotImplementedError("nothing is computed here")
 
     def load(self, device: str) -> None:
@@ -48,15 +51,36 @@ class Looks(Model):
         raise NotImplementedError("nothing is computed here")
 
 
+class Together(Looks):
+    """Prepares and finishes many at once, and notes how many."""
+
+    def __init__(self, spec: ModelSpec, look: Callable[[], bool]) -> None:
+        super().__init__(spec, look)
+        self.together: list[int] = []
+        self.returns = 0
+
+    def prepare_many(self, contents: Sequence[Any], params: Sequence[Params]) -> list[Prepared | Exception]:
+        self.together.append(len(contents))
+        rows: list[Prepared | Exception] = [
+            Prepared({}, 1, b"") if content == b"bytes" else ValueError("no such bytes") for content in contents
+        ]
+        return rows[self.returns :]
+
+    def finish_many(self, task: Any, outputs: Any, params: Any, prepared: Any) -> list[Any]:
+        self.together.append(len(outputs))
+        answers = [ValueError("no answer") if output < 0 else [int(output)] for output in outputs]
+        return answers[self.returns :]
+
+
 class Rig:
     """One turn in all. `server_saw` is whether it was to be had while a host was asked for a file."""
 
-    def __init__(self, store: Store, folder: Path, host: str) -> None:
+    def __init__(self, store: Store, folder: Path, host: str, model: type[Looks] = Looks) -> None:
         self.turns = threading.Semaphore(1)
         self.server_saw: list[bool] = []
         (folder / "file").write_bytes(b"bytes")
         catalogue = Catalogue({}).with_models({"eyes": {"tasks": {"see": "image-classification"}}}, where="fleet.toml")
-        self.model = Looks(ModelSpec("eyes", folder, "1", {"see": catalogue.tasks["see"]}), self.look)
+        self.model = model(ModelSpec("eyes", folder, "1", {"see": catalogue.tasks["see"]}), self.look)
         limits = InputLimits(
             allowed_roots=(str(folder),), allowed_hosts=(f"http://{host}",), allow_private_addresses=True
         )
@@ -77,14 +101,20 @@ class Rig:
 
     def prepare(self, origin: str, priority: Priority) -> PreparedItem:
         """Prepare an envelope of one item, as an execution does."""
-        item = Item(0, self.inputs[origin], ("see",))
-        envelope = Envelope(
-            version=1, id="envelope", job=JOB, model="eyes", priority=priority, queued_at=time.time(), items=(item,)
+        [step] = self.steps(self.envelope([self.inputs[origin]], priority))
+        return step
+
+    def envelope(self, inputs: Sequence[Input], priority: Priority = Priority.BULK) -> Envelope:
+        items = tuple(Item(seq, value, ("see",)) for seq, value in enumerate(inputs))
+        return Envelope(
+            version=1, id="envelope", job=JOB, model="eyes", priority=priority, queued_at=time.time(), items=items
         )
+
+    def steps(self, envelope: Envelope) -> list[PreparedItem]:
         turn = self.preparation.turn(envelope)
         derivation = self.preparation.derivation(JOB, envelope.items, turn)
         with turn:
-            return self.preparation.prepare_item(envelope, item, derivation)
+            return self.preparation.prepare_items(envelope, envelope.items, derivation)
 
 
 @pytest.fixture
@@ -143,3 +173,50 @@ def test_a_turn_ends_with_an_input_that_cannot_be_read(rig: Rig) -> None:
     assert result.error
     assert "not a file that the worker may read" in result.error["message"]
     assert rig.look()
+
+
+@pytest.fixture
+def together(store: Store, tmp_path: Path) -> Rig:
+    return Rig(store, tmp_path, "127.0.0.1", Together)
+
+
+def noted(rig: Rig) -> list[int]:
+    assert isinstance(rig.model, Together)
+    return rig.model.together
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_an_envelopes_items_are_prepared_and_finished_together(together: Rig) -> None:
+    """A model that does many at once faster than one by one gets them all; what is wrong with one stays with it."""
+    envelope = together.envelope([InlineBytes(data) for data in (b"bytes", b"other", b"bytes", b"bytes")])
+    steps = together.steps(envelope)
+    assert noted(together) == [4]
+    [refused] = steps[1].results
+    assert refused.error == {"kind": "ModelError", "message": "preparation failed: ValueError: no such bytes"}
+    for step, output in zip(steps, (7, None, -1, 9), strict=True):
+        if step.entry:
+            step.entry.finish(Computed({"see": np.array(output)}, "batch", 0.0, 0.0))
+    results = together.preparation.finish_items(envelope, steps)
+    assert noted(together) == [4, 3]
+    assert [(row.seq, row.output) for row in results] == [(0, [7]), (1, None), (2, None), (3, [9])]
+    assert results[2].error == {"kind": "ModelError", "message": "finishing failed: ValueError: no answer"}
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_too_few_of_many_fail_them_all(together: Rig) -> None:
+    """Nobody knows which item a row is of: a result must not move to a neighbour."""
+    assert isinstance(together.model, Together)
+    together.model.returns = 1
+    envelope = together.envelope([InlineBytes(b"bytes")] * 3)
+    errors = [row.error for step in together.steps(envelope) for row in step.results]
+    assert [error and error["message"] for error in errors] == [
+        "preparation failed: ValueError: Together.prepare_many returned 2 for 3"
+    ] * 3
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_large_contents_are_prepared_in_portions(together: Rig) -> None:
+    """Sixty videos that an envelope names by URL are not in memory at once."""
+    together.preparation = replace(together.preparation, portion_bytes=9)
+    together.steps(together.envelope([InlineBytes(b"bytes")] * 5))
+    assert noted(together) == [2, 2, 1]

@@ -30,7 +30,7 @@ class Comes(Model):
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         raise NotImplementedError("nothing is computed here")
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         raise NotImplementedError("nothing is computed here")
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:

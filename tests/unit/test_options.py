@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from producers.wire.errors import ConfigurationError
@@ -12,7 +13,7 @@ from workers import settings
 from workers.batching.serving import served_models
 from workers.device.device_process import ModelToLoad
 from workers.models.huggingface import CLASSES
-from workers.models.interface import class_lookup
+from workers.models.interface import class_lookup, options
 from workers.models.interface.model import Model
 
 #: Every class that the built-in models and the kinds have, but the functions that choose one by the folder.
@@ -32,7 +33,7 @@ def build(class_: str, **options: Any) -> Model:
 @pytest.mark.parametrize("class_", sorted(OURS))
 def test_an_unknown_option_is_refused_with_those_that_exist(class_: str) -> None:
     """A misspelt limit would leave the model without one, and nobody would know."""
-    known = class_lookup.find(class_).OPTIONS
+    known = class_lookup.find(class_).options_class.__struct_fields__
     listed = f"these are: {', '.join(sorted(known))}" if known else "the model has none"
     with pytest.raises(ConfigurationError, match=rf"^models\.own\.options\.max_tokns: not an option; {listed}$"):
         build(class_, max_tokns=3)
@@ -41,10 +42,12 @@ def test_an_unknown_option_is_refused_with_those_that_exist(class_: str) -> None
 @pytest.mark.parametrize("class_", sorted(OURS))
 def test_a_value_of_no_use_is_refused(class_: str) -> None:
     """Whatever an option is, it is no list; found when the first item comes, it would fail them all."""
-    for name, option in class_lookup.find(class_).OPTIONS.items():
+    for field in msgspec.structs.fields(class_lookup.find(class_).options_class):
+        assert options.described(field.type), f"{field.name} does not say what it must be"
         with pytest.raises(ConfigurationError) as caught:
-            build(class_, **{name: ["x"]})
-        assert str(caught.value) == f"models.own.options.{name}: must be {option.must_be}, not ['x']"
+            build(class_, **{field.name: ["x"]})
+        must_be = options.described(field.type)
+        assert str(caught.value) == f"models.own.options.{field.name}: must be {must_be}, not ['x']"
 
 
 @pytest.mark.parametrize(

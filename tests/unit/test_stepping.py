@@ -26,7 +26,7 @@ class Countdown(StepwiseModel):
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         raise NotImplementedError("the parent's side is not in these tests")
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         raise NotImplementedError("the parent's side is not in these tests")
 
     def load(self, device: str) -> None:

@@ -212,9 +212,9 @@ def test_a_damaged_video_is_a_refusal_or_frames() -> None:
 
 
 def test_wrong_limits_are_named() -> None:
-    assert frames.limits({"max_video_s": 5, "heads": {}}) == VideoLimits(max_video_s=5)
+    assert options.decode(VideoLimits, {"max_video_s": 5}, where="models.m") == VideoLimits(max_video_s=5)
     with pytest.raises(ConfigurationError, match=r"models\.m\.options\.max_video_s: must be a number over 0"):
-        options.check({"max_video_s": "long"}, frames.OPTIONS, where="models.m")
+        options.decode(VideoLimits, {"max_video_s": "long"}, where="models.m")
 
 
 def test_ffmpeg_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     finally:
         loaded.close()
     again.deliver(done.arrays, 0.0)
-    results = [result for envelope, step in steps for result in preparation.finish_item(envelope, step)]
+    results = [result for envelope, step in steps for result in preparation.finish_items(envelope, [step])]
     compared, differences = _compare(stored, results)
     return Rerun(
         batch=batch,
@@ -122,7 +122,7 @@ def _steps(
     for id_, seq in dict.fromkeys((row.envelope, row.seq) for row in stored):
         envelope = envelopes[id_]
         item = next(item for item in envelope.items if item.seq == seq)
-        step = preparation.prepare_item(envelope, item, preparation.derivation(envelope.job, [item]))
+        [step] = preparation.prepare_items(envelope, [item], preparation.derivation(envelope.job, [item]))
         if step.entry is None:
             raise CannotRerun(f"item {seq} of envelope {id_} cannot be prepared now: {step.results[0].error}")
         yield envelope, step

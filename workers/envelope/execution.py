@@ -74,8 +74,9 @@ class Execution(Preparation):
             self.batcher.submit([entry for n in outdated if (entry := items[n].entry)]).wait()
             outdated = [n for n in outdated if (entry := items[n].entry) and isinstance(entry.outcome, Superseded)]
             with inputs.turn:
-                for n in outdated:
-                    items[n] = self.prepare_item(envelope, items[n].item, inputs)
+                again = self.prepare_items(envelope, [items[n].item for n in outdated], inputs)
+            for n, item in zip(outdated, again, strict=True):
+                items[n] = item
         return items
 
     def store(self, envelope: Envelope, claim: Claim, items: Sequence[PreparedItem], results: Sequence[Result]) -> None:

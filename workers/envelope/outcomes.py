@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,6 +24,10 @@ from workers.models.interface.model import Model, Prepared
 logger = logging.getLogger(__name__)
 
 Error: TypeAlias = dict[str, Any]
+
+Params: TypeAlias = Mapping[Task, msgspec.Struct]
+
+Made = TypeVar("Made")
 
 #: The waits between tries to put a file away.
 _FILES_AGAIN_S = (0.2, 1.0, 3.0)
@@ -71,20 +75,65 @@ def result(envelope: Envelope, item: Item, task: str, state: ResultState, error:
     )
 
 
+def answered(waited: Sequence[tuple[Entry, Model, Params]]) -> list[dict[str, Any]]:
+    """Return what models make of the outputs of entries: for each entry its answers by task, or the exceptions that
+    they fail with.
+
+    The answers of one task are made together. Those that hold files are left out: `finished` makes one at a time, so
+    that not all files of an envelope are in memory at once.
+    """
+    found: list[dict[str, Any]] = [{} for _ in waited]
+    together: dict[tuple[int, str], list[tuple[int, Task, msgspec.Struct]]] = {}
+    for place, (entry, model, params) in enumerate(waited):
+        for task, own in params.items() if isinstance(entry.outcome, Computed) else ():
+            if not task.kind.makes_files:
+                together.setdefault((id(model), task.name), []).append((place, task, own))
+    for rows in together.values():
+        entries = [waited[place][0] for place, _, _ in rows]
+        place, task, _ = rows[0]
+        made = _finished(waited[place][1], task, entries, [own for _, _, own in rows])
+        for (place, _, _), one in zip(rows, made, strict=True):
+            found[place][task.name] = one
+    return found
+
+
+def _finished(model: Model, task: Task, entries: Sequence[Entry], params: Sequence[msgspec.Struct]) -> Sequence[Any]:
+    outputs = [entry.outcome.outputs[task.name] for entry in entries if isinstance(entry.outcome, Computed)]
+    try:
+        made = model.finish_many(task, outputs, params, [entry.prepared for entry in entries])
+        return as_many(made, len(entries), f"{type(model).__name__}.finish_many")
+    except Exception as error:  # noqa: BLE001 - a model's own code: its bug costs these results, never the envelope
+        return [error] * len(entries)
+
+
+def as_many(made: Sequence[Made], count: int, method: str) -> Sequence[Made]:
+    """Return what a model's method made of so many. Raises ValueError if it is not as many: no result may move to a
+    neighbour.
+    """
+    if len(made) != count:
+        raise ValueError(f"{method} returned {len(made)} for {count}")
+    return made
+
+
 def finished(
     envelope: Envelope,
     item: Item,
     entry: Entry,
     model: Model,
-    params: Mapping[Task, msgspec.Struct],
+    params: Params,
+    answers: Mapping[str, Any],
     files: ResultFiles | None = None,
 ) -> Iterator[Result]:
-    """Yield the results that the entry's outcome means for the tasks in `params`; none where the item was interrupted."""
+    """Yield the results that the entry's outcome means for the tasks in `params`; none where the item was interrupted.
+
+    `answers` are those of `answered`.
+    """
     outcome = entry.outcome
     for task, own in params.items():
         match outcome:
             case Computed():
-                row = _computed(envelope, item, outcome, entry.prepared, model, task, own)
+                [answer] = [answers[task.name]] if task.name in answers else _finished(model, task, [entry], [own])
+                row = _computed(envelope, item, outcome, entry.prepared, model.revision, task, answer)
                 yield _without_files(row, files) if task.kind.makes_files else row
             case Failed():
                 error = {"kind": outcome.kind, "message": outcome.message}
@@ -102,23 +151,24 @@ def _computed(
     item: Item,
     computed: Computed,
     prepared: Prepared,
-    model: Model,
+    revision: str,
     task: Task,
-    params: msgspec.Struct,
+    answer: Any,
 ) -> Result:
     row = replace(
         result(envelope, item, task.name, ResultState.SUCCEEDED),
-        model_revision=model.revision,
+        model_revision=revision,
         tokens=prepared.size,
         batch=computed.batch,
         batched_at=computed.batched_at,
         computed_at=computed.computed_at,
     )
     try:
-        output = model.finish_item(task, computed.outputs[task.name], params, prepared)
-        if isinstance(output, np.ndarray):
-            return replace(row, vector=np.ascontiguousarray(output, dtype="<f4").tobytes())
-        return replace(row, output=output if task.kind.makes_files else msgspec.to_builtins(output))
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, np.ndarray):
+            return replace(row, vector=np.ascontiguousarray(answer, dtype="<f4").tobytes())
+        return replace(row, output=answer if task.kind.makes_files else msgspec.to_builtins(answer))
     except Exception as error:  # a model's own code: its bug costs this result, never its neighbours
         logger.exception("envelope %s, item %s, task %s: finishing failed", envelope.id, item.seq, task.name)
         detail = {"kind": "ModelError", "message": f"finishing failed: {type(error).__name__}: {error}"}

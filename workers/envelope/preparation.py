@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -13,12 +13,13 @@ import msgspec
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import InvalidInput
-from producers.wire.messages import Envelope, Input, Item, Priority
+from producers.wire.messages import Envelope, InlineBytes, Input, Item, Priority, TextAndImageInput
 from producers.wire.result_files import ResultFiles
 from results_store.errors import StoreUnavailable
 from results_store.records import Result, ResultState
 from results_store.store import Store
 from workers.batching.planning.waiting_pool import Waiting
+from workers.batching.roster import ServedModel
 from workers.batching.serving import served_explainers
 from workers.batching.serving.offered_versions import CurrentOffer, Offer
 from workers.batching.work import Entry
@@ -26,13 +27,12 @@ from workers.device.devices import available_cores
 from workers.envelope import outcomes
 from workers.envelope.derivation import Derivation
 from workers.envelope.inputs import Content, InputLimits, carried, read
+from workers.envelope.outcomes import Params
 from workers.envelope.preparation_turns import Turn
 from workers.envelope.streams import Streams
-from workers.models.interface.model import Model
+from workers.models.interface.model import Model, Prepared
 
 logger = logging.getLogger(__name__)
-
-Params = Mapping[Task, msgspec.Struct]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +48,31 @@ class PreparedItem:
     model: Model | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """One item that was checked and read, for the model that prepares it."""
+
+    item: Item
+    served: ServedModel
+    content: Content
+    params: Params
+    refused: Mapping[str, InvalidInput]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """The parent's side of the models served here. Thread-safe."""
+    """The parent's side of the models served here. Thread-safe.
+
+    Items of an envelope are prepared together until their contents hold `portion_bytes`: files that were read for them
+    are not all in memory at once.
+    """
 
     offer: CurrentOffer
     limits: InputLimits
     database: Store
     streams: Streams | None = None
     files: ResultFiles | None = None
+    portion_bytes: int = 8 * 2**20
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(max(1, available_cores() // 2)))
 
     def fetch_inputs(self, envelope: Envelope) -> Derivation:
@@ -66,61 +82,78 @@ class Preparation:
     def prepare(self, envelope: Envelope, inputs: Derivation) -> list[PreparedItem]:
         """Check and prepare the envelope's items, in its turn. Raises StoreUnavailable."""
         with inputs.turn:
-            return [self.prepare_item(envelope, item, inputs) for item in envelope.items]
+            return self.prepare_items(envelope, envelope.items, inputs)
 
-    def prepare_item(self, envelope: Envelope, item: Item, derivation: Derivation) -> PreparedItem:
-        """Check and prepare an item; what is wrong with it is in its results. Raises StoreUnavailable."""
+    def prepare_items(self, envelope: Envelope, items: Sequence[Item], derivation: Derivation) -> list[PreparedItem]:
+        """Check and prepare items; the error of an item is in its results. Raises StoreUnavailable."""
+        prepared: dict[int, PreparedItem] = {}
+        portion: dict[int, _Ready] = {}
+        held_bytes = 0
+        for place, item in enumerate(items):
+            ready = self._ready(envelope, item, derivation)
+            if isinstance(ready, PreparedItem):
+                prepared[place] = ready
+                continue
+            portion[place] = ready
+            held_bytes += _size_bytes(ready.content)
+            if held_bytes > self.portion_bytes:
+                prepared |= self._prepared(envelope, portion)
+                portion, held_bytes = {}, 0
+        prepared |= self._prepared(envelope, portion)
+        return [prepared[place] for place in range(len(items))]
+
+    def _ready(self, envelope: Envelope, item: Item, derivation: Derivation) -> _Ready | PreparedItem:
+        """Check and read an item. Returns a PreparedItem if that is all: it has failed, or is late."""
         if envelope.deadline_at is not None and envelope.deadline_at <= time.time():
             return PreparedItem(item, outcomes.ended(envelope, item, ResultState.EXPIRED))
         offer = self.offer.now
         try:
             params, refused = _params(offer, envelope, item)
-            return self._prepared(offer, envelope, item, params, refused, derivation)
-        except InvalidInput as error:
-            return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
+            if not params:
+                return PreparedItem(item, _refusals(envelope, item, refused))
+            served = offer.models[served_explainers.way(offer.models, envelope.model, params.values())]
+            content = self._read(offer, next(iter(params)), derivation.input(item.input), derivation.turn)
+            return _Ready(item, served, content, params, refused)
         except StoreUnavailable:  # nobody's fault here: the envelope is attempted again
             raise
-        except Exception as error:  # a model's own code: its bug costs this item, never the envelope
-            logger.exception("envelope %s, item %s: preparation failed", envelope.id, item.seq)
-            detail = {"kind": "ModelError", "message": f"preparation failed: {type(error).__name__}: {error}"}
-            return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, detail))
+        except Exception as error:  # noqa: BLE001 - a model's bug costs this item, never the envelope
+            return _failed(envelope, item, error)
 
-    def _prepared(
-        self,
-        offer: Offer,
-        envelope: Envelope,
-        item: Item,
-        params: Params,
-        refused: Mapping[str, InvalidInput],
-        derivation: Derivation,
-    ) -> PreparedItem:
-        entry = model = None
-        if params:
-            served = offer.models[served_explainers.way(offer.models, envelope.model, params.values())]
-            model = served.model
-            content = self._read(offer, next(iter(params)), derivation.input(item.input), derivation.turn)
-            row = model.prepare(content, {task.name: own for task, own in params.items()})
-            refused = {**refused, **row.refused}
-            params = {task: own for task, own in params.items() if task.name not in refused}
-            if params:
-                waiting = Waiting(
-                    served.key,
-                    int(envelope.priority),
-                    model.cost(row),
-                    time.time(),
-                    envelope.deadline_at,
-                    row.content,
-                    len(params),
-                    envelope.tenant,
-                )
-                entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job, seq=item.seq)
-                if self.streams and any(getattr(own, "stream", False) for own in params.values()):
-                    entry.on_text = self.streams.teller(envelope.job, item.seq)
-        results = [
-            outcomes.result(envelope, item, name, ResultState.FAILED, outcomes.described(error))
-            for name, error in refused.items()
-        ]
-        return PreparedItem(item, results, entry, params, model)
+    def _prepared(self, envelope: Envelope, portion: Mapping[int, _Ready]) -> dict[int, PreparedItem]:
+        """Return the prepared items, by their places: each model prepares its own together."""
+        prepared: dict[int, PreparedItem] = {}
+        by_model: dict[str, dict[int, _Ready]] = {}
+        for place, ready in portion.items():
+            by_model.setdefault(ready.served.key, {})[place] = ready
+        for own in by_model.values():
+            for (place, ready), row in zip(own.items(), _rows([*own.values()]), strict=True):
+                try:
+                    one = row if isinstance(row, Exception) else self._waiting(envelope, ready, row)
+                except Exception as error:  # noqa: BLE001 - a model's bug costs this item, never its neighbours
+                    one = error
+                prepared[place] = _failed(envelope, ready.item, one) if isinstance(one, Exception) else one
+        return prepared
+
+    def _waiting(self, envelope: Envelope, ready: _Ready, row: Prepared) -> PreparedItem:
+        refused = {**ready.refused, **row.refused}
+        results = _refusals(envelope, ready.item, refused)
+        params = {task: own for task, own in ready.params.items() if task.name not in refused}
+        if not params:
+            return PreparedItem(ready.item, results)
+        waiting = Waiting(
+            ready.served.key,
+            int(envelope.priority),
+            ready.served.model.cost(row),
+            time.time(),
+            envelope.deadline_at,
+            row.content,
+            len(params),
+            envelope.tenant,
+        )
+        entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job, seq=ready.item.seq)
+        if self.streams and any(getattr(own, "stream", False) for own in params.values()):
+            entry.on_text = self.streams.teller(envelope.job, ready.item.seq)
+        return PreparedItem(ready.item, results, entry, params, ready.served.model)
 
     def _read(self, offer: Offer, task: Task, value: Input, turn: Turn) -> Content:
         """Return what an input holds, checked for the task; others compute while it is waited for."""
@@ -135,15 +168,18 @@ class Preparation:
         return made
 
     def finish(self, envelope: Envelope, items: Sequence[PreparedItem], turn: Turn) -> list[Result]:
-        """Return the results of all items: those from their preparation, and those that their entries came to."""
+        """Return the results of all items: those from their preparation, and those of their entries' outcomes."""
         with self._finishing(envelope, turn):
-            return [row for item in items for row in (*item.results, *self.finish_item(envelope, item))]
+            return self.finish_items(envelope, items)
 
-    def finish_item(self, envelope: Envelope, one: PreparedItem) -> Iterable[Result]:
-        """Return the results that the item's entry came to."""
-        if one.entry is None or one.model is None:
-            return ()
-        return outcomes.finished(envelope, one.item, one.entry, one.model, one.params, self.files)
+    def finish_items(self, envelope: Envelope, prepared: Sequence[PreparedItem]) -> list[Result]:
+        """Return the items' results: those that they have, and those of their entries' outcomes."""
+        waiting = [(one, one.entry, one.model) for one in prepared if one.entry and one.model]
+        answers = outcomes.answered([(entry, model, one.params) for one, entry, model in waiting])
+        results: dict[int, list[Result]] = {}
+        for (one, entry, model), own in zip(waiting, answers, strict=True):
+            results[id(one)] = [*outcomes.finished(envelope, one.item, entry, model, one.params, own, self.files)]
+        return [row for one in prepared for row in (*one.results, *results.get(id(one), ()))]
 
     def turn(self, envelope: Envelope) -> Turn:
         """What an envelope's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes neither
@@ -158,6 +194,40 @@ class Preparation:
     def _makes_files(self, item: Item) -> bool:
         tasks = (self.offer.now.catalogue.tasks.get(name) for name in item.tasks)
         return any(task.kind.makes_files for task in tasks if task)
+
+
+def _rows(together: Sequence[_Ready]) -> Sequence[Prepared | Exception]:
+    """Return what a model makes of items, or the exception that each fails with."""
+    params = [{task.name: own for task, own in ready.params.items()} for ready in together]
+    try:
+        model = together[0].served.model
+        rows = model.prepare_many([ready.content for ready in together], params)
+        return outcomes.as_many(rows, len(together), f"{type(model).__name__}.prepare_many")
+    except Exception as error:  # noqa: BLE001 - a model's own code: its bug costs these items, never the envelope
+        return [error] * len(together)
+
+
+def _refusals(envelope: Envelope, item: Item, refused: Mapping[str, InvalidInput]) -> list[Result]:
+    return [
+        outcomes.result(envelope, item, name, ResultState.FAILED, outcomes.described(error))
+        for name, error in refused.items()
+    ]
+
+
+def _failed(envelope: Envelope, item: Item, error: Exception) -> PreparedItem:
+    """Return an item that an exception has ended: its input's fault, or the model's."""
+    if isinstance(error, InvalidInput):
+        return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
+    logger.error("envelope %s, item %s: preparation failed", envelope.id, item.seq, exc_info=error)
+    detail = {"kind": "ModelError", "message": f"preparation failed: {type(error).__name__}: {error}"}
+    return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, detail))
+
+
+def _size_bytes(content: Content) -> int:
+    """Return how much memory a content takes, of texts and files."""
+    if isinstance(content, TextAndImageInput):
+        return _size_bytes(content.image.data) if isinstance(content.image, InlineBytes) else 0
+    return len(content) if isinstance(content, str | bytes) else 0
 
 
 def _params(offer: Offer, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:

@@ -11,6 +11,7 @@ import numpy as np
 from producers.wire.catalogue import Task
 from workers.models.interface.model import Array, Model, Prepared
 from workers.models.interface.sample_inputs import Item
+from workers.training.training_batches import all_of
 
 #: The correct part of an answer (0 to 1), and the mean difference of its scores.
 Compared: TypeAlias = tuple[float, float]
@@ -51,9 +52,10 @@ def run(model: Model, batch: Sequence[Trial]) -> dict[str, tuple[Array, Array]]:
 def _answered(model: Model, batch: Sequence[Trial]) -> list[Answered]:
     found = [Answered({}, {}) for _ in batch]
     for task, (rows, outputs) in run(model, batch).items():
-        for row, output in zip(rows.tolist(), outputs, strict=True):
-            trial, own = batch[row], model.spec.tasks[task]
-            answer = model.finish_item(own, output, trial.item[1][task], trial.row)
+        trials = [batch[row] for row in rows]
+        params = [trial.item[1][task] for trial in trials]
+        answers = all_of(model.finish_many(model.spec.tasks[task], outputs, params, [trial.row for trial in trials]))
+        for row, output, answer in zip(rows.tolist(), outputs, answers, strict=True):
             found[row] = Answered({**found[row].outputs, task: output.copy()}, {**found[row].answers, task: answer})
     return found
 

@@ -19,7 +19,7 @@ from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface.model import ModelSpec
 from workers.models.sources import model_source
 from workers.training import data
-from workers.training.training_batches import by_size
+from workers.training.training_batches import all_of, by_size
 
 BATCH_TOKENS = 2048
 
@@ -64,7 +64,7 @@ def each(
     model: TextModel, texts: Sequence[str], take: Callable[[Features, int, int], NDArray[Any]], what: str
 ) -> list[NDArray[Any]]:
     """Run the backbone over texts, cut at its limit; return the value of `take` on (features, row, tokens) for each."""
-    rows = [model.prepare(text, {"any": TextClassificationParams(truncation=True)}) for text in texts]
+    rows = all_of(model.prepare_many(texts, [{"any": TextClassificationParams(truncation=True)}] * len(texts)))
     found: dict[int, NDArray[Any]] = {}
     with torch.inference_mode():
         for places in track(list(by_size([row.size for row in rows], BATCH_TOKENS)), description=f"encode {what}"):

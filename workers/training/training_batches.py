@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 
 from workers.models.interface.model import Model
 from workers.models.interface.sample_inputs import usual_params
+
+_Made = TypeVar("_Made")
 
 #: A wrapper of a sequence of batches, such as `rich.progress.track`.
 Watch: TypeAlias = Callable[[Iterable[list[int]]], Iterable[list[int]]]
@@ -27,6 +29,16 @@ def by_size(sizes: Sequence[int], cost: int, *, most_rows: int | None = None) ->
         yield batch
 
 
+def all_of(found: Sequence[_Made | Exception]) -> list[_Made]:
+    """Return what `prepare_many` or `finish_many` returned. Raises the first exception among it."""
+    whole: list[_Made] = []
+    for one in found:
+        if isinstance(one, Exception):
+            raise one
+        whole.append(one)
+    return whole
+
+
 def best_labels(
     model: Model,
     task: str,
@@ -38,10 +50,11 @@ def best_labels(
 ) -> list[str]:
     """Return the best label of each text, by the serving code."""
     params = params or usual_params(model.spec.tasks[task])
-    rows = [model.prepare(text, {task: params}) for text in texts]
+    rows = all_of(model.prepare_many(texts, [{task: params}] * len(texts)))
     found: dict[int, str] = {}
     for places in watch(list(by_size([row.size for row in rows], cost))):
         outputs = model.forward(model.collate([rows[n] for n in places]), {task: np.arange(len(places))})[task]
-        for place, output in zip(places, outputs, strict=True):
-            found[place] = model.finish_item(model.spec.tasks[task], output, params, rows[place])[0]["label"]
+        own = [rows[place] for place in places]
+        answers = all_of(model.finish_many(model.spec.tasks[task], outputs, [params] * len(own), own))
+        found.update((place, answer[0]["label"]) for place, answer in zip(places, answers, strict=True))
     return [found[place] for place in range(len(texts))]

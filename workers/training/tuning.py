@@ -33,7 +33,7 @@ from workers.models.interface.model import Model
 from workers.models.sources import model_source
 from workers.training import data
 from workers.training.agreement import Answered, Trial, agreement, answered, run
-from workers.training.training_batches import best_labels, by_size
+from workers.training.training_batches import all_of, best_labels, by_size
 
 #: A candidate may lose this much accuracy to the reference.
 MOST_LOST = 0.005
@@ -156,13 +156,18 @@ def _free_bytes() -> float:
 
 def _trials(model: Model, most: int) -> list[Trial]:
     """Return what candidates are measured on: `most` inputs, fewer where one pass over them would take long."""
-    few = [Trial(item, model.prepare(*item)) for item in model.trial(LEAST_SAMPLE)]
+    few = _prepared(model, LEAST_SAMPLE)
     run(model, few[:4])  # what sets itself up at its first run does so here
     started = time.perf_counter()
     run(model, few)
     each_s = (time.perf_counter() - started) / len(few)
     count = min(most, int(PASS_S / each_s))
-    return few if count <= LEAST_SAMPLE else [Trial(item, model.prepare(*item)) for item in model.trial(count)]
+    return few if count <= LEAST_SAMPLE else _prepared(model, count)
+
+
+def _prepared(model: Model, count: int) -> list[Trial]:
+    items = model.samples(count)
+    return [Trial(*pair) for pair in zip(items, all_of(model.prepare_many(*zip(*items, strict=True))), strict=True)]
 
 
 def _batches(trials: Sequence[Trial], cost: int) -> list[list[Trial]]:

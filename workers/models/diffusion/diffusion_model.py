@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Hashable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,23 +19,30 @@ from workers.models.diffusion.image_request import Drawn, Wanted
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import read_for_each
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.interface import options, output_files, ragged
+from workers.models.interface import output_files, ragged
 from workers.models.interface.model import Array, ModelSpec, Prepared, digest
+from workers.models.interface.options import Count, Options
 from workers.models.interface.stepwise import EngineModel
 
 if TYPE_CHECKING:
     from workers.models.diffusion.diffusion_engine import Engine  # noqa: F401 (what the class is of, in quotes)
 
-_DEFAULTS = {"max_pixels": 1024 * 1024, "step_rows": 8}
-
 #: A picture's cost is how many squares of so many pixels it is; twice that if it is guided.
 _SQUARE = 32 * 32
 
 
-class DiffusionModel(EngineModel["Engine"]):
-    """Options: `max_pixels` of a picture (1,048,576); `step_rows`, how many pictures are in a step (8)."""
+class DiffusionOptions(Options, frozen=True):
+    """A picture has at most `max_pixels`. `step_rows` pictures are in a step."""
 
-    OPTIONS: ClassVar[options.Options] = dict.fromkeys(_DEFAULTS, options.COUNT)
+    max_pixels: Count = 1024 * 1024
+    step_rows: Count = 8
+
+
+class DiffusionModel(EngineModel["Engine"]):
+    """Pictures drawn in steps, whatever their size."""
+
+    options_class = DiffusionOptions
+    options: DiffusionOptions
 
     backends = ("torch",)
     default_cost = 16384
@@ -57,6 +64,11 @@ class DiffusionModel(EngineModel["Engine"]):
         return self.spec.revision if backend.is_reference else f"{self.spec.revision}+{backend}"
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Check what is to be drawn. The row is a packed request for each task, uint8 `(bytes,)`; its size is in
+        squares of 32 x 32 pixels.
+
+        Raises InvalidInput, InputTooLarge.
+        """
         found, refused = read_for_each(params, lambda _, chosen: self._wanted(content, chosen))
         arrays = {task: one.packed() for task, one in found.items()}
         size = sum(_cost(one) for one in found.values())
@@ -85,8 +97,8 @@ class DiffusionModel(EngineModel["Engine"]):
                 raise InvalidInput(f"params.{name}", f"is {given}, and this model makes {own[1]} x {own[0]} only")
             if multiple is not None and given % multiple:
                 raise InvalidInput(f"params.{name}", f"is {given}, no multiple of {multiple}", "round it")
-        if size[0] * size[1] > self._option("max_pixels"):
-            problem = f"{size[1]} x {size[0]} are over {self._option('max_pixels'):,} pixels"
+        if size[0] * size[1] > self.options.max_pixels:
+            problem = f"{size[1]} x {size[0]} are over {self.options.max_pixels:,} pixels"
             raise InvalidInput("params.height", problem, "ask for a smaller picture, or raise the option `max_pixels`")
         return size
 
@@ -95,10 +107,8 @@ class DiffusionModel(EngineModel["Engine"]):
         if tokens > most:
             raise InputTooLarge(field, f"has {tokens} tokens, over {most}", "shorten the prompt")
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
-        raise NotImplementedError("what a picture was drawn with is known with its item")
-
-    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        """Return the picture of a `ragged` row, and the seed that it was drawn with."""
         assert isinstance(params, DiffusionParams), "the kinds that this class serves"
         drawn = msgspec.convert(ragged.unpack(output), Drawn)
         answer = {"image": output_files.picture(drawn.image(), params.format), "seed": prepared.aside[task.name]}
@@ -111,9 +121,6 @@ class DiffusionModel(EngineModel["Engine"]):
     @cached_property
     def _tokenizing(self) -> Tokenizing:
         return Tokenizing(Checkpoint(self.spec.folder / "tokenizer", self._where))
-
-    def _option(self, name: str) -> int:
-        return int(self.spec.options.get(name, _DEFAULTS[name]))
 
     @property
     def _where(self) -> str:
@@ -128,7 +135,7 @@ class DiffusionModel(EngineModel["Engine"]):
         if self._folder.reads_prompts:
             self._tokenizing.check()
         networks = load(self._folder, device, self.spec.backend.precision)
-        self._engine = Engine(networks, self._option("step_rows"))
+        self._engine = Engine(networks, self.options.step_rows)
 
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
         self._joined += 1

@@ -19,6 +19,7 @@ from workers.models.explaining.explanation_request import Answer, Request
 from workers.models.explaining.subject import Measured, Subject
 from workers.models.interface import class_lookup, ragged
 from workers.models.interface.model import Array, LoadingFailed, Model, ModelSpec, Prepared, digest
+from workers.models.interface.options import Options
 from workers.models.interface.stepwise import EngineModel, Stepped
 
 #: A point of a line is a pass forward and one back.
@@ -36,11 +37,22 @@ class _Aside:
     about: Mapping[str, Any]
 
 
-class ExplainingModel(EngineModel[Engine]):
-    """Options: `class` and `options`, the explained model's own; `step_cost`, what the points of a step may cost together;
-    `preloaded`, whether the weights are loaded at the start, not with the first item.
+class ExplainingOptions(Options, frozen=True, rename={"class_": "class"}):
+    """`class` and `options` are the explained model's own. `step_cost` is what the points of a step may cost together.
+    `preloaded` is whether the weights are loaded at the start, not with the first item.
     """
 
+    class_: str
+    options: dict[str, Any]
+    step_cost: int
+    preloaded: bool
+
+
+class ExplainingModel(EngineModel[Engine]):
+    """The model explained and what explains it, which step together."""
+
+    options_class = ExplainingOptions
+    options: ExplainingOptions
     explains = True
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -53,10 +65,9 @@ class ExplainingModel(EngineModel[Engine]):
     @cached_property
     def base(self) -> Model:
         """The model explained, on the reference backend, whatever the fleet runs it on."""
-        spec = ModelSpec(
-            self.spec.name, self.spec.folder, self.spec.revision, self.spec.tasks, self.spec.options["options"]
-        )
-        model: Model = class_lookup.find(self.spec.options["class"])(spec)
+        own = self.spec
+        spec = ModelSpec(own.name, own.folder, own.revision, own.tasks, self.options.options)
+        model: Model = class_lookup.find(self.options.class_)(spec)
         return model
 
     @cached_property
@@ -72,6 +83,9 @@ class ExplainingModel(EngineModel[Engine]):
         return self.base.revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Prepare an input as the model itself does. The row is a packed request for each task, uint8 `(bytes,)`; its
+        size is that of all passes. Raises InvalidInput.
+        """
         row = self.base.prepare(content, params)
         refused = dict(row.refused)
         found: dict[str, Request] = {}
@@ -105,15 +119,13 @@ class ExplainingModel(EngineModel[Engine]):
         place = None if target is None else list(labels).index(target)
         return Request(carried, row.size, explanation_request.carried(arrays), params.explain_steps, place), about
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
-        raise NotImplementedError("an explanation needs the row: `finish_item`")
-
-    def finish_item(self, task: Task, output: Array, params: Any, prepared: Prepared) -> Any:
+    def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> Any:
+        """Return the model's own answer to a `ragged` row, with the explanation if one was asked for."""
         answer = msgspec.convert(ragged.unpack(output), Answer)
         own, aside = answer.output.array, prepared.aside
         if answer.target is None or answer.contributions is None:
-            return self.base.finish_item(task, own, params, aside.row)
-        every = self.base.finish_item(task, own, msgspec.structs.replace(params, top_k=None), aside.row)
+            return self.base.finish(task, own, params, aside.row)
+        every = self.base.finish(task, own, msgspec.structs.replace(params, top_k=None), aside.row)
         measured = Measured(answer.contributions.array, answer.value, answer.base)
         explanation = self.subject.told(measured, aside.about[task.name], steps=params.explain_steps)
         return _with(every, self.subject.tasks[task.name][answer.target], explanation, params.top_k)
@@ -122,8 +134,8 @@ class ExplainingModel(EngineModel[Engine]):
 
     def load(self, device: str) -> None:
         self._device = device
-        self._engine = Engine(self.subject, step_cost=int(self.spec.options["step_cost"]))
-        if self.spec.options["preloaded"]:
+        self._engine = Engine(self.subject, step_cost=self.options.step_cost)
+        if self.options.preloaded:
             self._load()
             if self._failure is not None:
                 raise self._failure

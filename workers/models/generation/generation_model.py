@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+from msgspec import Meta, field
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
@@ -23,8 +24,9 @@ from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import read_for_each
 from workers.models.huggingface.text_head import best_labels, softmax
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.interface import options, ragged
+from workers.models.interface import ragged
 from workers.models.interface.model import Array, Prepared, digest
+from workers.models.interface.options import Amount, Count, Options, Table
 from workers.models.interface.stepwise import EngineModel
 from workers.models.sources import model_source
 
@@ -40,19 +42,25 @@ _ROWS = {"torch": 8, "vllm": 256}
 _MOST_LABEL_TOKENS = 1024
 
 
-class GenerationModel(EngineModel["Engine | VllmEngine"]):
-    """Options: `max_tokens`, of prompt and answer together (the checkpoint's own); `step_rows`, how many requests are in a
-    step (8, with vLLM 256); `prefix_tokens`, of how many tokens keys and values are held for prompts that begin alike (2,048; with
-    vLLM, which has its own limit, 0 for none); `adapters`, folders of LoRA by task; `gpu_memory_share`, how much of the GPU's memory
-    vLLM may take (0.9)."""
+class GenerationOptions(Options, frozen=True):
+    """`max_tokens` are prompt and answer together, by default the checkpoint's own limit. `prefix_tokens` is of how
+    many tokens keys and values are held for prompts that begin alike (vLLM has its own limit, and 0 for none).
+    `step_rows` requests are in a step, by default 8, with vLLM 256. `adapters` are folders of LoRA by task. vLLM
+    takes `gpu_memory_share` of the GPU's memory.
+    """
 
-    OPTIONS: ClassVar[options.Options] = {
-        "max_tokens": options.COUNT,
-        "prefix_tokens": options.whole(0),
-        "step_rows": options.COUNT,
-        "adapters": options.TABLE,
-        "gpu_memory_share": options.OVER_ZERO,
-    }
+    max_tokens: Count | None = None
+    prefix_tokens: Amount = 2048
+    step_rows: Count | None = None
+    adapters: Table = field(default_factory=dict)
+    gpu_memory_share: Annotated[float, Meta(gt=0, lt=1, description="a number over 0 and under 1")] = 0.9
+
+
+class GenerationModel(EngineModel["Engine | VllmEngine"]):
+    """A decoder whose requests join and leave between two steps."""
+
+    options_class = GenerationOptions
+    options: GenerationOptions
 
     backends = ("torch", "vllm")
     #: Tokens of the requests at the device, whose keys and values are in its memory.
@@ -66,13 +74,14 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
             raise ConfigurationError(f"{self._where}.compile: is not for text generation; leave it out")
         if self.prompts.chats:
             self.prompts.chats_here()  # found when the worker starts, not at the first item
-        if self._gpu_memory_share >= 1:
-            raise ConfigurationError(f"{self._where}.options.gpu_memory_share: must be over 0 and under 1")
         backend = self.spec.backend
         parts = [self.spec.revision, *(model_source.folder_revision(one.folder) for one in self.adapters)]
         return "+".join(parts if backend.is_reference else [*parts, str(backend)])
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Tokenise a prompt or messages. The row is a packed request for each task, uint8 `(bytes,)`; its size is in
+        tokens, read and written. Raises InvalidInput, InputTooLarge.
+        """
         found, refused = read_for_each(params, lambda task, chosen: self._request(content, chosen))
         arrays = {task: request.packed() for task, request in found.items()}
         size = sum(len(request.tokens) + _to_write(request) for request in found.values())
@@ -125,13 +134,10 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         """Makes the grammar of a schema, in JSON; items may bring schemas of their own, without end."""
         return lru_cache(256)(lambda schema: grammar.of_schema(msgspec.json.decode(schema), "params.schema"))
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
-        return self._finish(output, params, 0)
-
-    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
-        return self._finish(output, params, prepared.aside[task.name])
-
-    def _finish(self, output: Array, params: msgspec.Struct, prompt_tokens: int) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        """Return what was written, the labels, or the JSON, of a `ragged` row. Raises ValueError for JSON that did not
+        come to its end.
+        """
         written = msgspec.convert(ragged.unpack(output), Written)
         if isinstance(params, PromptedClassificationParams):
             import numpy as np
@@ -146,7 +152,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         return {
             "text": written.text,
             "finish_reason": written.finish_reason,
-            "prompt_tokens": prompt_tokens,
+            "prompt_tokens": prepared.aside[task.name],
             "completion_tokens": written.completion_tokens,
             "cached_tokens": written.cached_tokens,
         }
@@ -155,7 +161,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
     def prompts(self) -> Prompts:
         """Makes tokens of what is asked."""
         checkpoint = Checkpoint(self.spec.folder, self._where)
-        most = min(checkpoint.max_tokens, self._option("max_tokens", checkpoint.max_tokens))
+        most = min(checkpoint.max_tokens, self.options.max_tokens or checkpoint.max_tokens)
         window = checkpoint.config.get("sliding_window")
         if isinstance(window, int) and checkpoint.config.get("use_sliding_window", True):
             most = min(most, window)  # beyond it, what the model looks at would have to move along
@@ -164,7 +170,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
     @cached_property
     def adapters(self) -> Sequence[Adapter]:
         """The adapters of the tasks that have one, each once."""
-        given = self.spec.options.get("adapters", {})
+        given = self.options.adapters
         where = f"{self._where}.options.adapters"
         if unknown := sorted(set(given) - set(self.spec.tasks)):
             raise ConfigurationError(f"{where}.{unknown[0]}: the model has no such task")
@@ -178,20 +184,12 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
     @cached_property
     def _adapter_numbers(self) -> Mapping[str, int]:
         """Which adapter a task's requests have, counted from 1."""
-        given: Mapping[str, str] = self.spec.options.get("adapters", {})
         folders = [adapter.folder for adapter in self.adapters]
-        return {task: 1 + folders.index(Path(folder).expanduser()) for task, folder in given.items()}
+        return {task: 1 + folders.index(Path(own).expanduser()) for task, own in self.options.adapters.items()}
 
     @property
     def _rows(self) -> int:
-        return self._option("step_rows", _ROWS[self.spec.backend.name])
-
-    @property
-    def _gpu_memory_share(self) -> float:
-        return float(self.spec.options.get("gpu_memory_share", 0.9))
-
-    def _option(self, name: str, default: int) -> int:
-        return int(self.spec.options.get(name, default))
+        return self.options.step_rows or _ROWS[self.spec.backend.name]
 
     @property
     def _where(self) -> str:
@@ -217,7 +215,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         self._engine = Engine(
             network,
             rows=self._rows,
-            prefix_tokens=self._option("prefix_tokens", 2048),
+            prefix_tokens=self.options.prefix_tokens,
             tokenizer=tokenizer,
             grammars=Grammars(tokenizer.to_str(), network.vocabulary, self.prompts.eos),
             eos=self.prompts.eos,
@@ -233,8 +231,8 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
             precision=self.spec.backend.precision,
             max_tokens=self.prompts.max_tokens,
             rows=self._rows,
-            prefixes=self._option("prefix_tokens", 2048) > 0,
-            gpu_memory_share=self._gpu_memory_share,
+            prefixes=self.options.prefix_tokens > 0,
+            gpu_memory_share=self.options.gpu_memory_share,
             adapters=self.adapters,
         )
         tokenizer = self.prompts.tokenizing.tokenizer

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
+from msgspec import field
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
@@ -18,10 +19,20 @@ from workers.models.adapters.lora_folder import Adapter
 from workers.models.huggingface.checkpoint import Adapted, Checkpoint
 from workers.models.huggingface.checkpoint_networks import Network, Networks
 from workers.models.interface.model import Array, Model, ModelSpec, Prepared
+from workers.models.interface.options import Options, Table
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
     from workers.models.huggingface.exported import Inputs
+
+
+class HeadOptions(Options, frozen=True):
+    """For each task, `heads` may have the folder of a network of its own, and `function_to_apply` the function that
+    makes scores of the raw output.
+    """
+
+    heads: Table = field(default_factory=dict)
+    function_to_apply: Table = field(default_factory=dict)
 
 
 class Head(Protocol):
@@ -83,11 +94,7 @@ class FolderModel(Model, Generic[H]):
     def heads(self) -> Mapping[str, H]:
         return {name: self._head(task, self._checkpoint_of(name)) for name, task in self.spec.tasks.items()}
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
-        """For kinds whose answers need nothing of the item but its output; the others need `finish_item`."""
-        return self.heads[task.name].finish(output, params, None)
-
-    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         return self.heads[task.name].finish(output, params, prepared.aside[task.name])
 
     @cached_property
@@ -107,7 +114,7 @@ class FolderModel(Model, Generic[H]):
     @cached_property
     def adapters(self) -> Mapping[str, Adapter]:
         """The adapter of each task that has one; those of one folder are equal."""
-        given = self.spec.options.get("adapters", {})
+        given: Mapping[str, str] = getattr(self.options, "adapters", {})  # not all classes have the option
         if unknown := sorted(set(given) - set(self.spec.tasks)):
             raise ConfigurationError(f"{self.where}.options.adapters.{unknown[0]}: the model has no such task")
         where = f"{self.where}.options.adapters"
@@ -120,7 +127,7 @@ class FolderModel(Model, Generic[H]):
 
     @property
     def _own_folders(self) -> dict[str, Path]:
-        given = self.spec.options.get("heads", {})
+        given: Mapping[str, str] = getattr(self.options, "heads", {})  # not all classes have the option
         if unknown := sorted(set(given) - set(self.spec.tasks)):
             raise ConfigurationError(f"{self.where}.options.heads.{unknown[0]}: the model has no such task")
         return {task: Path(folder).expanduser() for task, folder in given.items()}

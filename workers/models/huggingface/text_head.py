@@ -7,21 +7,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import msgspec
 import numpy as np
+from msgspec import field
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import InputTooLarge, InvalidInput
 from workers.models.huggingface import tokenizer_file
 from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint_model import HeadOptions
 from workers.models.huggingface.token_sequences import Reading, TokenSequence
 from workers.models.huggingface.tokenizing import Cut, Tokenizing
 from workers.models.interface.model import SCORE_DIGITS, Array
-from workers.models.interface.sample_inputs import usual_params
+from workers.models.interface.options import Count, Table, Text
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Encoding
+
+
+class EncoderOptions(HeadOptions, frozen=True):
+    """`max_tokens` is by default the checkpoint's own limit. `adapters` are folders of LoRA by task. `pooling` makes
+    one vector of the tokens' ("mean", "cls" or "max"), by default as the checkpoint says.
+    """
+
+    max_tokens: Count | None = None
+    adapters: Table = field(default_factory=dict)
+    pooling: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,6 @@ class TextReader(ABC):
     checkpoint: Checkpoint
     tokenizing: Tokenizing
     max_tokens: int
-    options: Mapping[str, Any]
 
     #: The class of transformers that has its network.
     auto: ClassVar[str]
@@ -72,12 +82,10 @@ class TextReader(ABC):
 class TextHead(TextReader):
     """A task that is done in one pass. `finish` gets its sequences' outputs, `(sequences or more, …)`."""
 
+    options: EncoderOptions
+
     #: Whether `compute` gives a row for each token, not one for the sequence.
     by_token: ClassVar[bool] = False
-
-    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
-        """Return an input made of a text, and parameters, to measure the model on."""
-        return text, usual_params(self.task)
 
     # --- in the device process ---
 

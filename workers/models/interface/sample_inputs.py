@@ -1,7 +1,8 @@
-"""Inputs that every machine has, to measure a model on: English prose from Python's own documentation, and drawn pictures.
+"""Inputs that every machine has, to try and to measure a model on: English prose from Python's own documentation, drawn
+pictures, tones.
 
-They are of real lengths and mostly of real words, which is what speed and agreement between backends depend on; they have no
-labels, so they say nothing of accuracy.
+They are of real lengths and mostly of real words, which is what speed and agreement between backends depend on; they
+have no labels, so they say nothing of accuracy.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import wave
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from math import pi, sin
 from random import Random
 from typing import Any, TypeAlias
 
 import msgspec
 
 from producers.wire.catalogue import Task
+from producers.wire.forms import Modality
+from producers.wire.messages import InlineBytes, QuestionInput, SeedInput, SentencesInput, TextAndImageInput
 
 #: An input, and the parameters of the tasks that are wanted on it.
 Item: TypeAlias = tuple[Any, Mapping[str, msgspec.Struct]]
@@ -43,10 +50,22 @@ def usual_params(task: Task) -> msgspec.Struct:
     return msgspec.convert(chosen, task.kind.params)
 
 
-def for_all(contents: Sequence[Any], tasks: Mapping[str, Task]) -> list[Item]:
-    """Return each content with all tasks wanted on it."""
-    params = {name: usual_params(task) for name, task in tasks.items()}
-    return [(content, params) for content in contents]
+def for_tasks(tasks: Mapping[str, Task], count: int) -> list[Item]:
+    """Return about `count` inputs of the tasks' forms, in turns, each with all the tasks of its form wanted on it.
+
+    Raises NotImplementedError for a form whose inputs only the model knows: rows and series.
+    """
+    forms: dict[Modality, dict[str, msgspec.Struct]] = {}
+    for name, task in tasks.items():
+        forms.setdefault(task.kind.modality, {})[name] = usual_params(task)
+    by_form: list[list[Item]] = []
+    for form, params in forms.items():
+        if form not in _CONTENTS:
+            raise NotImplementedError(
+                f"there are no samples of the form {form!r}; the model's class must write `samples`"
+            )
+        by_form.append([(content, params) for content in _CONTENTS[form](max(2, count // len(forms)))])
+    return [item for group in zip_longest(*by_form) for item in group if item is not None]
 
 
 def texts(count: int, *, seed: int = 0) -> list[str]:
@@ -93,3 +112,66 @@ def images(count: int, *, seed: int = 0) -> list[bytes]:
         picture.filter(ImageFilter.GaussianBlur(random.randint(0, 3))).save(made, "PNG")
         found.append(made.getvalue())
     return found
+
+
+def videos(count: int) -> list[bytes]:
+    """Return `count` GIFs of 16 frames, 160 x 160, each of which zooms into a picture."""
+    from PIL import Image
+
+    found: list[bytes] = []
+    for picture in images(count):
+        whole, made = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO()
+        boxes = [(edge, edge, whole.width - edge, whole.height - edge) for edge in range(0, 32, 2)]
+        first, *others = [whole.resize((160, 160), box=box) for box in boxes]
+        first.save(made, "GIF", save_all=True, append_images=others)
+        found.append(made.getvalue())
+    return found
+
+
+def recordings(count: int) -> list[bytes]:
+    """Return `count` WAV files of one tone each, two seconds at 16 kHz."""
+    return [_tone(220 + 20 * number) for number in range(count)]
+
+
+def _tone(hertz: int) -> bytes:
+    made = io.BytesIO()
+    with wave.open(made, "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(array("h", (int(9_000 * sin(2 * pi * hertz * n / 16_000)) for n in range(32_000))).tobytes())
+    return made.getvalue()
+
+
+def _questions(count: int) -> list[QuestionInput]:
+    return [QuestionInput("Which one is it, and when?", text) for text in texts(count)]
+
+
+def _sentences(count: int) -> list[SentencesInput]:
+    """Return each text to be compared with its two halves, every other word each."""
+    halves = [(text.split()[::2], text.split()[1::2]) for text in texts(count)]
+    return [
+        SentencesInput(text, tuple(" ".join(half) for half in own if half))
+        for text, own in zip(texts(count), halves, strict=True)
+    ]
+
+
+def _texts_and_images(count: int) -> list[TextAndImageInput]:
+    """Return short texts, two to each picture."""
+    pictures = images(max(2, count // 2))
+    return [
+        TextAndImageInput(text[:60], InlineBytes(pictures[number % len(pictures)]))
+        for number, text in enumerate(texts(count))
+    ]
+
+
+#: The samples of a form, so many for a `count`: fewer of what takes longer.
+_CONTENTS: Mapping[Modality, Callable[[int], Sequence[Any]]] = {
+    "text": texts,
+    "prompt": texts,
+    "image": lambda count: images(max(2, count // 2)),
+    "video": lambda count: videos(max(2, count // 8)),
+    "audio": lambda count: recordings(max(2, count // 8)),
+    "question": _questions,
+    "sentences": _sentences,
+    "seed": lambda count: [SeedInput(seed) for seed in range(count)],
+    "text-and-image": _texts_and_images,
+}

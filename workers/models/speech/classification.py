@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,20 +14,25 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError
 from producers.wire.kinds.audio import AudioClassificationParams
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.huggingface.checkpoint_model import FolderModel
+from workers.models.huggingface.checkpoint_model import FolderModel, HeadOptions
 from workers.models.huggingface.text.label_heads import FUNCTIONS
 from workers.models.huggingface.text_head import best_labels
-from workers.models.interface import options
 from workers.models.interface.model import Array, Arrays, Prepared, digest
+from workers.models.interface.options import Positive
 from workers.models.speech import features, waveform, waves
 from workers.models.speech.features import LogMel, Raw
 from workers.models.speech.recognition import decoded
 
-#: A recording is not cut in windows; of a spectrum, the network hears the beginning that it was made for, as in transformers.
-_MAX_AUDIO_S = 60.0
-
 #: What a spectrum of one size costs, in tenths of a second.
 _SPECTRUM_COST = 100
+
+
+class AudioOptions(HeadOptions, frozen=True):
+    """A recording is not cut in windows, and refused over `max_audio_s`; of a spectrum, the network hears the beginning
+    that it was made for, as in transformers.
+    """
+
+    max_audio_s: Positive = 60.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class AudioClassification:
 
     task: Task
     checkpoint: Checkpoint
-    options: Mapping[str, Any]
+    options: AudioOptions
     auto = "AutoModelForAudioClassification"
 
     def check(self) -> None:
@@ -48,7 +53,7 @@ class AudioClassification:
     @property
     def _function(self) -> str:
         """What makes scores of the raw output, as transformers' pipeline for recordings decides it."""
-        chosen = self.options.get("function_to_apply", {})
+        chosen = self.options.function_to_apply
         usual = {"regression": "none", "multi_label_classification": "sigmoid"}
         return str(chosen.get(self.task.name, usual.get(self.checkpoint.config.get("problem_type") or "", "softmax")))
 
@@ -57,13 +62,10 @@ class AudioClassification:
 
 
 class AudioModel(FolderModel[AudioClassification]):
-    """Options: `max_audio_s` (60), `heads` (folders by task), `function_to_apply` (by task)."""
+    """Labels of whole recordings: those of one length, or spectra, share a pass."""
 
-    OPTIONS: ClassVar[options.Options] = {
-        "max_audio_s": options.OVER_ZERO,
-        "heads": options.TABLE,
-        "function_to_apply": options.TABLE,
-    }
+    options_class = AudioOptions
+    options: AudioOptions
     default_cost = 60 * waves.COSTS_PER_S
 
     # --- in the parent process ---
@@ -75,7 +77,7 @@ class AudioModel(FolderModel[AudioClassification]):
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Decode a recording. The row is ``sound``, samples or a spectrum."""
-        samples = decoded(content, self._extractor.rate, self._max_audio_s)
+        samples = decoded(content, self._extractor.rate, self.options.max_audio_s)
         if isinstance(self._extractor, Raw):
             waves.check_length(len(samples), self.checkpoint.config)
         arrays = {"sound": self._extractor(samples)}
@@ -92,11 +94,7 @@ class AudioModel(FolderModel[AudioClassification]):
         }
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> AudioClassification:
-        return AudioClassification(task, checkpoint, self.spec.options)
-
-    @property
-    def _max_audio_s(self) -> float:
-        return float(self.spec.options.get("max_audio_s", _MAX_AUDIO_S))
+        return AudioClassification(task, checkpoint, self.options)
 
     @cached_property
     def _extractor(self) -> features.Extractor:

@@ -22,7 +22,7 @@ _LONGEST_S = 30
 
 
 class CtcModel(RecognitionModel):
-    """Options: those of `RecognitionModel`."""
+    """Windows of up to 30 s, one letter a frame."""
 
     BETWEEN = " "
     default_cost = 60 * waves.COSTS_PER_S

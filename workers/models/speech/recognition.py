@@ -16,14 +16,21 @@ from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.audio import SpeechRecognitionParams
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
-from workers.models.interface import options, ragged
+from workers.models.interface import ragged
 from workers.models.interface.model import Array, Arrays, Prepared, digest
+from workers.models.interface.options import Options, Positive, Text
 from workers.models.speech import features, recordings, voice, waveform
 from workers.models.speech.recordings import Window
 from workers.models.speech.voice import Span
 
-#: Recordings over this are refused unless the option `max_audio_s` allows them: an item is computed in one batch, which has a time limit.
-MAX_AUDIO_S = 1800.0
+
+class RecognitionOptions(Options, frozen=True):
+    """Recordings over `max_audio_s` are refused: an item is computed in one batch, which has a time limit. `voice` is
+    the folder of Silero's weights, by default the model's own.
+    """
+
+    max_audio_s: Positive = 1800.0
+    voice: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,10 @@ def _at(time_s: float | None, begins_s: float) -> float | None:
 
 
 class RecognitionModel(FolderModel[Recognition]):
-    """Options: `max_audio_s` (1,800), `voice` (a folder with Silero's weights), and those of the kind of network."""
+    """A model that writes `settings`, `sound`, `size`, `longest` and `hear`."""
 
-    OPTIONS: ClassVar[options.Options] = {"max_audio_s": options.OVER_ZERO, "voice": options.TEXT}
+    options_class: ClassVar[type[RecognitionOptions]] = RecognitionOptions
+    options: RecognitionOptions
 
     #: What stands between the texts of two windows.
     BETWEEN: ClassVar[str]
@@ -69,7 +77,7 @@ class RecognitionModel(FolderModel[Recognition]):
     @cached_property
     def revision(self) -> str:
         _ = self._extractor
-        if "voice" in self.spec.options and not (self._voice_folder / voice.WEIGHTS).is_file():
+        if self.options.voice and not (self._voice_folder / voice.WEIGHTS).is_file():
             raise ConfigurationError(f"{self.where}.options.voice: there is no {self._voice_folder / voice.WEIGHTS}")
         return super().revision
 
@@ -91,8 +99,13 @@ class RecognitionModel(FolderModel[Recognition]):
         """The samples of the longest window."""
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Decode a recording and cut it in windows. The row is the sounds of `recordings.pack`; its size is what `size`
+        says of them.
+
+        Raises InvalidInput, InputTooLarge.
+        """
         chosen, refused = read_for_each(params, lambda _, own: self.settings(own))
-        samples = decoded(content, self._extractor.rate, self._max_audio_s)
+        samples = decoded(content, self._extractor.rate, self.options.max_audio_s)
         spans = self.spans(samples)
         heard = [self.sound(samples[span.start : span.end]) for span in spans]
         lengths = [length for _, length in heard]
@@ -120,11 +133,7 @@ class RecognitionModel(FolderModel[Recognition]):
 
     @property
     def _voice_folder(self) -> Path:
-        return Path(self.spec.options.get("voice", self.spec.folder)).expanduser()
-
-    @property
-    def _max_audio_s(self) -> float:
-        return float(self.spec.options.get("max_audio_s", MAX_AUDIO_S))
+        return Path(self.options.voice or self.spec.folder).expanduser()
 
     # --- in the device process ---
 

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.audio import SpeechRecognitionParams
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.interface import options
 from workers.models.interface.model import Array
+from workers.models.interface.options import Count
 from workers.models.speech import waveform
 from workers.models.speech.features import LogMel
-from workers.models.speech.recognition import Recognition, RecognitionModel
+from workers.models.speech.recognition import Recognition, RecognitionModel, RecognitionOptions
 from workers.models.speech.recordings import Window
 
 if TYPE_CHECKING:
     from workers.models.speech.whisper_decoding import Passage, Writer
-
-#: Windows that are encoded and written down together, unless the option `windows_together` says otherwise.
-_TOGETHER = 16
-
-#: The option `max_new_tokens`: as many as transformers' pipeline writes for one window.
-_MAX_NEW_TOKENS = 256
-
 
 #: Languages by name, those that are asked for most; all others by their code.
 LANGUAGES = {
@@ -35,26 +28,24 @@ LANGUAGES = {
 }  # fmt: skip
 
 
-class WhisperModel(RecognitionModel):
-    """Options besides: `max_new_tokens` (256 for a window), `windows_together` (16: more for a GPU)."""
+class WhisperOptions(RecognitionOptions, frozen=True):
+    """`max_new_tokens` are written for a window, by default as many as by transformers' pipeline. `windows_together`
+    are encoded and written down together: more for a GPU.
+    """
 
-    OPTIONS: ClassVar[options.Options] = {
-        **RecognitionModel.OPTIONS,
-        "max_new_tokens": options.COUNT,
-        "windows_together": options.COUNT,
-    }
+    max_new_tokens: Count = 256
+    windows_together: Count = 16
+
+
+class WhisperModel(RecognitionModel):
+    """Windows of 30 s, whose texts are written down token by token."""
+
+    options_class = WhisperOptions
+    options: WhisperOptions
     BETWEEN = ""
     default_cost = 8  # windows
 
     # --- in the parent process ---
-
-    @property
-    def _most_tokens(self) -> int:
-        return int(self.spec.options.get("max_new_tokens", _MAX_NEW_TOKENS))
-
-    @property
-    def _together(self) -> int:
-        return int(self.spec.options.get("windows_together", _TOGETHER))
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> Recognition:
         return Recognition(task, checkpoint, "AutoModelForSpeechSeq2Seq", self.BETWEEN)
@@ -123,13 +114,13 @@ class WhisperModel(RecognitionModel):
     def _writer(self) -> Writer:
         from workers.models.speech.whisper_decoding import Writer
 
-        return Writer(self.networks.only, self.spec.folder, self._most_tokens)
+        return Writer(self.networks.only, self.spec.folder, self.options.max_new_tokens)
 
     def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
         languages: dict[int, str] = {}  # of a recording: found in its first window
         heard: list[tuple[str, list[Any]]] = []
-        for start in range(0, len(windows), self._together):
-            end = start + self._together
+        for start in range(0, len(windows), self.options.windows_together):
+            end = start + self.options.windows_together
             chosen = zip(windows[start:end], settings[start:end], strict=True)
             heard += self._writer.write([self._passage(window, own) for window, own in chosen], languages)
         return heard

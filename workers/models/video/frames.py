@@ -10,8 +10,7 @@ from __future__ import annotations
 import io
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
-from workers.models.interface.options import OVER_ZERO, Options
+from workers.models.interface.options import Count, Options, Positive
 from workers.models.video.frame_sampling import Sampling
 
 if TYPE_CHECKING:
@@ -40,24 +39,16 @@ _INDEXED = ("mov", "mp4", "matroska", "webm")
 _REMEDY = "send a video as MP4, WebM, Matroska, AVI, MPEG or GIF"
 
 
-@dataclass(frozen=True, slots=True)
-class VideoLimits:
-    """What a video may be. `max_decoded_frames` are decoded for the wanted ones, in `max_decoding_s` seconds at most: of this thread's
-    own time, so that what a file may be does not depend on how busy the machine is."""
+class VideoLimits(Options, frozen=True):
+    """The options that say what a video may be. `max_decoded_frames` are decoded for the wanted ones, in
+    `max_decoding_s` seconds at most: of this thread's own time, so that what a file may be does not depend on how
+    busy the machine is.
+    """
 
-    max_frame_pixels: int = 8_847_360  # 4096 x 2160
-    max_video_s: float = 7200.0
-    max_decoded_frames: int = 4096
-    max_decoding_s: float = 30.0
-
-
-#: The options that set them.
-OPTIONS: Options = dict.fromkeys(VideoLimits.__dataclass_fields__, OVER_ZERO)
-
-
-def limits(options: Mapping[str, Any]) -> VideoLimits:
-    """Return the limits that a model's options set."""
-    return VideoLimits(**{name: options[name] for name in OPTIONS if name in options})
+    max_frame_pixels: Count = 8_847_360  # 4096 x 2160
+    max_video_s: Positive = 7200.0
+    max_decoded_frames: Count = 4096
+    max_decoding_s: Positive = 30.0
 
 
 def check_installed(where: str) -> None:

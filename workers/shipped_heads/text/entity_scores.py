@@ -61,7 +61,7 @@ def found_by(
         outputs = model.forward(model.collate([rows[place] for place in places]), wanted)[TASK]
         for place, output in zip(places, outputs, strict=True):
             for own, params in zip(answers, strategies, strict=True):
-                entities = model.finish_item(task, output, params, rows[place])
+                entities = model.finish(task, output, params, rows[place])
                 own[place] = [Entity(one["start"], one["end"], one["entity_group"]) for one in entities]
     return answers
 

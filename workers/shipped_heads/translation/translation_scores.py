@@ -48,7 +48,7 @@ def written(folder: Path, texts: Sequence[str], **params: int) -> list[str]:
     for places in training_batches.by_size([row.size for row in rows], _BATCH_TOKENS):
         outputs = model.forward(model.collate([rows[n] for n in places]), {_TASK: np.arange(len(places))})[_TASK]
         for place, output in zip(places, outputs, strict=True):
-            found[place] = model.finish_item(task, output, own, rows[place])["text"]
+            found[place] = model.finish(task, output, own, rows[place])["text"]
     return [found[place] for place in range(len(texts))]
 
 

@@ -93,7 +93,7 @@ def drawn(folder: Path, prompts: Sequence[str]) -> Images:
     outputs = model.forward(model.collate(rows), {"picture": np.arange(len(rows))})["picture"]
     found = []
     for output, own, row in zip(outputs, params, rows, strict=True):
-        file = model.finish_item(task, output, own, row)["image"]
+        file = model.finish(task, output, own, row)["image"]
         with Image.open(io.BytesIO(file.data)) as image:
             found.append(np.asarray(image.convert("L"), dtype=np.float32) / 255)
     return np.stack(found)

@@ -14,6 +14,7 @@ from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface.model import ModelSpec, Prepared
 from workers.training.data import Example, Split, texts_as_served
 from workers.training.joint.schedule import Place
+from workers.training.training_batches import all_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ def read(encoder: Path, splits: Mapping[str, Split], max_tokens: int) -> Corpus:
 
 def _texts(model: TextModel, task: str, examples: Sequence[Example], labels: tuple[str, ...]) -> Texts:
     params = {task: TextClassificationParams(truncation=True)}
-    rows = [model.prepare(text, params) for text in texts_as_served(examples, task)]
+    texts = texts_as_served(examples, task)
+    rows = all_of(model.prepare_many(texts, [params] * len(texts)))
     return Texts(rows, [labels.index(example.label) for example in examples])
 
 

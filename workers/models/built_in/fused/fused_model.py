@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 import numpy as np
+from msgspec import field
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
@@ -20,9 +21,9 @@ from workers.models.built_in.multitask import head_file
 from workers.models.built_in.multitask.multitask_model import MultiTaskModel
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.built_in.vision.vision_model import VisionModel
-from workers.models.interface import options, sample_inputs
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared, digest
-from workers.models.interface.sample_inputs import Item
+from workers.models.interface.options import Count, Options, Table
+from workers.models.pictures import pixels
 
 if TYPE_CHECKING:
     import torch
@@ -54,15 +55,21 @@ class _Sights(VisionModel):
         return VisionEncoder(self.spec.folder, {"places"}).eval()
 
 
-class FusedModel(Model):
-    """Options: `max_tokens` and `max_image_pixels`, as its parts have them. Its folder holds the head. It uses the weights of two models, which the settings name: `uses` = ``{ text = …, vision = … }``."""
+class FusedOptions(Options, frozen=True):
+    """`uses` has the folders of the parts; the others are the parts' own."""
 
-    #: Those of the parts, each its own.
-    OPTIONS: ClassVar[options.Options] = {
-        "uses": options.TABLE,
-        "max_tokens": TextModel.OPTIONS["max_tokens"],
-        "max_image_pixels": VisionModel.OPTIONS["max_image_pixels"],
-    }
+    uses: Table = field(default_factory=dict)
+    max_tokens: Count | None = None
+    max_image_pixels: Count = pixels.MAX_PIXELS
+
+
+class FusedModel(Model):
+    """Its folder holds the head. It uses the weights of two models, which the settings name: `uses` = ``{ text = …,
+    vision = … }``.
+    """
+
+    options_class = FusedOptions
+    options: FusedOptions
 
     tunable = True
     backends = get_args(Name)
@@ -82,12 +89,13 @@ class FusedModel(Model):
         return _Sights(self._part("vision", _Sights))
 
     def _part(self, role: str, class_: type[MultiTaskModel]) -> ModelSpec:
-        folders = self.spec.options.get("uses", {})
-        if role not in folders:
+        if role not in self.options.uses:
             problem = f"names no model for {role!r}; it needs {{ text = …, vision = … }}"
             raise ConfigurationError(f"models.{self.spec.name}.uses: {problem}")
-        own = {name: value for name, value in self.spec.options.items() if name in class_.OPTIONS}
-        return replace(self.spec, name=f"{self.spec.name}-{role}", folder=Path(folders[role]), tasks={}, options=own)
+        theirs = class_.options_class.__struct_fields__
+        own = {name: value for name, value in self.spec.options.items() if name in theirs}
+        folder = Path(self.options.uses[role])
+        return replace(self.spec, name=f"{self.spec.name}-{role}", folder=folder, tasks={}, options=own)
 
     # --- in the parent process ---
 
@@ -119,19 +127,10 @@ class FusedModel(Model):
         image_of = np.array([places[row.aside] for row in rows], dtype=np.int64)
         return batch | {"pixels": np.stack(distinct), "image_of": image_of}
 
-    def finish(self, task: Task, output: Array, params: Any) -> list[dict[str, Any]]:
+    def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> list[dict[str, Any]]:
+        """Return the best answers of probabilities `(answers,)`."""
         best = np.argsort(-output, kind="stable")[: params.top_k]
         return [{"answer": self.labels[n], "score": round(float(output[n]), SCORE_DIGITS)} for n in best]
-
-    def trial(self, count: int) -> list[Item]:
-        pictures = sample_inputs.images(max(2, count // 2))
-        return sample_inputs.for_all(
-            [
-                TextAndImageInput(text[:60], InlineBytes(pictures[n % len(pictures)]))
-                for n, text in enumerate(sample_inputs.texts(count))
-            ],
-            self.spec.tasks,
-        )
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError
 from workers.models.built_in.multitask import feature_cache
 from workers.models.built_in.multitask.feature_cache import FeatureCache
-from workers.models.interface import options, sample_inputs
-from workers.models.interface.model import CONTENTS, SCORE_DIGITS, Array, Arrays, Model, ModelSpec
+from workers.models.interface.model import CONTENTS, SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared
+from workers.models.interface.options import Amount, Options
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
@@ -31,14 +31,20 @@ if TYPE_CHECKING:
     Features: TypeAlias = dict[str, torch.Tensor]
 
 
+class MultiTaskOptions(Options, frozen=True):
+    """`feature_cache_mib` is how much is kept of features on the device."""
+
+    feature_cache_mib: Amount = 0
+
+
 class MultiTaskModel(Model):
     """A backbone and heads by task. A model of this kind writes `_load`, `encode` and `_head`.
 
     `passes` counts how often the backbone ran: once a micro-batch, however many tasks are in it, and not at all where all its
-    rows' features are still known. Option `feature_cache_mib` is how much is kept of them on the device; 0 by default.
+    rows' features are still known, as far as the option `feature_cache_mib` keeps them.
     """
 
-    OPTIONS: ClassVar[options.Options] = {"feature_cache_mib": options.whole(0)}
+    options_class: ClassVar[type[Options]] = MultiTaskOptions
 
     tunable = True
     backends = ("torch", "onnxruntime", "openvino")
@@ -48,15 +54,9 @@ class MultiTaskModel(Model):
         self.passes = 0
         self.cached_rows = 0
         self._device = "cpu"
-        self._cache = FeatureCache(int(spec.options.get("feature_cache_mib", 0)) * 2**20)
+        keeps = isinstance(self.options, MultiTaskOptions)  # the video model has no such option
+        self._cache = FeatureCache(self.options.feature_cache_mib * 2**20 if keeps else 0)
         self._backbone: Network
-
-    @abstractmethod
-    def sample(self, count: int) -> Sequence[str | bytes]:
-        """Return inputs of usual sizes, to measure the model on."""
-
-    def trial(self, count: int) -> Sequence[sample_inputs.Item]:
-        return sample_inputs.for_all(self.sample(count), self.spec.tasks)
 
     # --- in the device process ---
 
@@ -171,7 +171,10 @@ class MultiTaskModel(Model):
     def labels(self, task: Task) -> Sequence[str]:
         """Return a classification task's labels, in the order of its head's output."""
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        """Return the best labels of probabilities `(labels,)`, or a vector `(width,)`, of length 1 if `normalize` asks
+        for it.
+        """
         if task.kind.name.endswith("classification"):
             return self._best_labels(task, output, params.top_k)  # type: ignore[attr-defined]
         vector = output.astype(np.float32)

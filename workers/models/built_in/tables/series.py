@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,8 +17,8 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import SeriesInput
 from workers.models.built_in.described_file import read_described
-from workers.models.interface import options
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared, digest
+from workers.models.interface.options import Options
 
 FILE = "series.safetensors"
 FORMAT = "argosy-series/1"
@@ -46,8 +46,7 @@ class Described(msgspec.Struct, frozen=True):
 class SeriesModel(Model):
     """The inputs are series (`producers.wire.messages.SeriesInput`); all of a model's tasks give the same answer."""
 
-    OPTIONS: ClassVar[options.Options] = {}
-
+    options_class = Options
     default_cost = 16_384
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -63,7 +62,9 @@ class SeriesModel(Model):
         return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Order, fill and standardise the channels. The row is `series`, float32 `(steps, channels)`."""
+        """Order, fill and standardise the channels. The row is `series`, float32 `(steps, channels)`, and its
+        `lengths`, int64 `()`.
+        """
         if not isinstance(content, SeriesInput):
             raise InvalidInput("input", "must be lists of numbers, one for each channel", "see `argosy tasks`")
         ordered = self._ordered(content)
@@ -71,8 +72,12 @@ class SeriesModel(Model):
         filled = [
             self._filled(values, channel) for values, channel in zip(ordered, self.described.channels, strict=True)
         ]
-        arrays = {"series": np.stack(filled, axis=1).astype(np.float32)}
-        return Prepared(arrays, len(ordered[0]), digest(arrays))
+        steps = len(ordered[0])
+        arrays: Arrays = {
+            "series": np.stack(filled, axis=1).astype(np.float32),
+            "lengths": np.array(steps, dtype=np.int64),
+        }
+        return Prepared(arrays, steps, digest(arrays))
 
     def _ordered(self, content: SeriesInput) -> Sequence[Sequence[float | None]]:
         """Return the channels as the model was trained on them: by name if they are named, else as they come."""
@@ -106,18 +111,8 @@ class SeriesModel(Model):
         whole = np.interp(places, places[~missing], array[~missing])
         return np.asarray((whole - channel.mean) / channel.scale)
 
-    def cost(self, prepared: Prepared) -> int:
-        return prepared.size
-
-    def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Pad to the longest: `series` `(rows, steps, channels)`, and each row's own `lengths`."""
-        lengths = np.array([row.size for row in rows], dtype=np.int64)
-        batch = np.zeros((len(rows), int(lengths.max()), len(self.described.channels)), dtype=np.float32)
-        for place, row in enumerate(rows):
-            batch[place, : row.size] = row.arrays["series"]
-        return {"series": batch, "lengths": lengths}
-
-    def finish(self, task: Task, output: Array, params: Any) -> list[dict[str, Any]]:
+    def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> list[dict[str, Any]]:
+        """Return the best labels of probabilities `(labels,)`."""
         best = np.argsort(-output, kind="stable")[: params.top_k]
         return [
             {"label": self.described.labels[place], "score": round(float(output[place]), SCORE_DIGITS)}

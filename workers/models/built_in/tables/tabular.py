@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,8 +20,8 @@ from producers.wire.errors import InvalidInput
 from producers.wire.kinds.explanation import ColumnPart, Explanation
 from producers.wire.messages import RowInput
 from workers.models.built_in.described_file import read_described
-from workers.models.interface import options
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared
+from workers.models.interface.options import Options
 
 FILE = "tabular.safetensors"
 FORMAT = "argosy-tabular/1"
@@ -64,8 +64,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 class TabularModel(Model):
     """The inputs are rows (`producers.wire.messages.RowInput`); all of a model's tasks give the same answer, explained or not."""
 
-    OPTIONS: ClassVar[options.Options] = {}
-
+    options_class = Options
     default_cost = 4096
     explains = True
 
@@ -95,10 +94,8 @@ class TabularModel(Model):
         row = np.array(encoded, dtype=np.float32)
         return Prepared({"row": row}, 1, hashlib.blake2b(row.tobytes(), digest_size=16).digest(), aside=content)
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
-        raise NotImplementedError("an explanation needs the row: `finish_item`")
-
-    def finish_item(self, task: Task, output: Array, params: Any, prepared: Prepared) -> list[dict[str, Any]]:
+    def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> list[dict[str, Any]]:
+        """Return the best labels of probabilities `(labels,)`, each with its explanation if `explain` asks for it."""
         best = np.argsort(-output, kind="stable")[: params.top_k]
         answers: list[dict[str, Any]] = []
         for place in best:

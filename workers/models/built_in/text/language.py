@@ -6,9 +6,9 @@ After Joulin et al. (2016), "Bag of tricks for efficient text classification". S
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -16,8 +16,8 @@ import numpy as np
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.built_in.multitask import head_file
-from workers.models.interface import options
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, Prepared, digest
+from workers.models.interface.options import Options
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,7 @@ _NO_LETTERS = re.compile(r"(?:https?://|www\.)\S+|[\W\d_]+")
 class LanguageModel(Model):
     """Options: none. Its folder holds `head.safetensors`, written by `workers.shipped_heads.text.languages`."""
 
-    OPTIONS: ClassVar[options.Options] = {}
-
+    options_class = Options
     default_cost = 64
 
     # --- in the parent process ---
@@ -54,12 +53,12 @@ class LanguageModel(Model):
         arrays = {"ngrams": ngrams(content)}
         return Prepared(arrays, 1, digest(arrays))
 
-    def collate(self, rows: list[Prepared]) -> Arrays:  # type: ignore[override]
+    def collate(self, rows: Sequence[Prepared]) -> Arrays:
         """Put the rows' n-grams behind one another: `ngrams`, and where each row's begin, `starts`."""
         counts = np.array([len(row.arrays["ngrams"]) for row in rows], dtype=np.int64)
         return {"ngrams": np.concatenate([row.arrays["ngrams"] for row in rows]), "starts": np.cumsum(counts) - counts}
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         """Return the best languages; the row of a text without letters is nothing but zeros."""
         if not output.any():
             return [{"label": UNDETERMINED, "score": 1.0}]

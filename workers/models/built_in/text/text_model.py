@@ -6,24 +6,26 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from msgspec import field
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InputTooLarge, InputUnavailable, InvalidInput
 from producers.wire.kinds.retrieval import PassageRetrievalParams
 from producers.wire.kinds.text import TokenClassificationParams, ZeroShotClassificationParams
 from workers.models.built_in.multitask import head_file
-from workers.models.built_in.multitask.multitask_model import MultiTaskModel
+from workers.models.built_in.multitask.multitask_model import MultiTaskModel, MultiTaskOptions
 from workers.models.built_in.text import retrieval, token_labelling
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.text import likeness
 from workers.models.huggingface.text.entities import Entities
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.interface import options, ragged, sample_inputs
+from workers.models.interface import ragged, sample_inputs
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, ModelSpec, Prepared, digest
+from workers.models.interface.options import Count, Table, Text
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
@@ -36,16 +38,21 @@ if TYPE_CHECKING:
 BUILTIN_HEADS = model_source.BUNDLED
 
 
-class TextModel(MultiTaskModel):
-    """Options: `max_tokens` (default: the encoder's positions), `heads` (a folder with a folder per task), `indexes` (for each task
-    of kind passage-retrieval the folder that `argosy index` wrote)."""
+class TextOptions(MultiTaskOptions, frozen=True):
+    """`max_tokens` is by default the encoder's positions. `heads` is a folder with a folder for each task; `indexes`
+    has for each task of the kind passage-retrieval the folder that `argosy index` wrote.
+    """
 
-    OPTIONS: ClassVar[options.Options] = {
-        **MultiTaskModel.OPTIONS,
-        "max_tokens": options.COUNT,
-        "heads": options.TEXT,
-        "indexes": options.TABLE,
-    }
+    max_tokens: Count | None = None
+    heads: Text | None = None
+    indexes: Table = field(default_factory=dict)
+
+
+class TextModel(MultiTaskModel):
+    """One encoder and the heads of its tasks."""
+
+    options_class = TextOptions
+    options: TextOptions
 
     budgets = (256, 512, 1024, 2048, 4096)
 
@@ -118,18 +125,15 @@ class TextModel(MultiTaskModel):
             mask[place, : len(sequence)] = True
         return ids, mask
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         if isinstance(params, ZeroShotClassificationParams):
             best = likeness.answer(output, params)
             return [{"label": label, "score": round(score, SCORE_DIGITS)} for label, score in best]
         if isinstance(params, PassageRetrievalParams):
             return retrieval.answer(output, params)
-        return super().finish(task, output, params)
-
-    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         if isinstance(params, TokenClassificationParams):
             return self._entities[task.name].found(output, params, prepared.aside[task.name])
-        return self.finish(task, output, params)
+        return super().finish(task, output, params, prepared)
 
     @cached_property
     def _entities(self) -> dict[str, Entities]:
@@ -143,13 +147,13 @@ class TextModel(MultiTaskModel):
     @cached_property
     def _indexes(self) -> dict[str, retrieval.IndexFile]:
         """The index of each retrieval task. Raises ConfigurationError for a task without one."""
-        given, found = self.spec.options.get("indexes", {}), {}
+        found: dict[str, retrieval.IndexFile] = {}
         for name, task in self.spec.tasks.items():
             if task.kind.name == retrieval.KIND:
                 where = f"models.{self.spec.name}.options.indexes.{name}"
-                if name not in given:
+                if name not in self.options.indexes:
                     raise ConfigurationError(f"{where}: not there; name the folder that `argosy index` writes")
-                found[name] = retrieval.IndexFile(Path(given[name]), where)
+                found[name] = retrieval.IndexFile(Path(self.options.indexes[name]), where)
         return found
 
     @cached_property
@@ -161,13 +165,10 @@ class TextModel(MultiTaskModel):
         _ = self._indexes  # a task without one is found when the worker starts
         return f"{self.spec.revision}+heads.{head_file.digest(self._head_files[name] for name in sorted(self._head_files))}"
 
-    def sample(self, count: int) -> Sequence[str]:
-        return sample_inputs.texts(count)
-
-    def trial(self, count: int) -> Sequence[sample_inputs.Item]:
+    def samples(self, count: int) -> Sequence[sample_inputs.Item]:
         # what retrieval finds hangs on an index, which may not be there yet
         tasks = {name: task for name, task in self.spec.tasks.items() if name not in self._indexes}
-        return sample_inputs.for_all(self.sample(count), tasks)
+        return sample_inputs.for_tasks(tasks, count)
 
     def labels(self, task: Task) -> Sequence[str]:
         return self._labels[task.name]
@@ -176,7 +177,7 @@ class TextModel(MultiTaskModel):
     def max_tokens(self) -> int:
         """The longest text in tokens, with those that the tokenizer adds."""
         positions = int(self._config.get("max_position_embeddings", 512))
-        return min(positions, int(self.spec.options.get("max_tokens", positions)))
+        return min(positions, self.options.max_tokens or positions)
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -214,7 +215,7 @@ class TextModel(MultiTaskModel):
     @cached_property
     def _head_files(self) -> dict[str, Path]:
         """The head of each classification task; a folder of the user's own comes before the built-in ones."""
-        folders = [Path(own)] if (own := self.spec.options.get("heads")) else []
+        folders = [Path(self.options.heads)] if self.options.heads else []
         found: dict[str, Path] = {}
         for task in self.spec.tasks.values():
             if task.name in self._zero_shot or not task.kind.name.endswith("classification"):

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from PIL import Image
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.built_in.multitask import head_file
 from workers.models.built_in.multitask.multitask_model import MultiTaskModel
 from workers.models.built_in.text.text_model import BUILTIN_HEADS
-from workers.models.interface import options, sample_inputs
 from workers.models.interface.model import Arrays, ModelSpec, Prepared, digest
+from workers.models.interface.options import Text
 from workers.models.video import frames
 from workers.models.video.frame_sampling import Sampling, sampled_alike
 from workers.models.video.frames import Pixels, VideoLimits
@@ -43,10 +41,20 @@ def centre(frame: VideoFrame) -> Pixels:
     return frames.centre(frame, FRAME_SIDE, _SHORT_SIDE)
 
 
-class VideoModel(MultiTaskModel):
-    """Options: `heads` (a folder with a folder per task), and the fields of `VideoLimits`."""
+class VideoOptions(VideoLimits, frozen=True):
+    """`heads` is a folder with a folder for each task."""
 
-    OPTIONS: ClassVar[options.Options] = {"heads": options.TEXT, **frames.OPTIONS}
+    heads: Text | None = None
+
+
+class VideoModel(MultiTaskModel):
+    """Frames of all videos of a batch in one pass, then heads that read a video's frames in order.
+
+    A row's features are its frames', which no cache of features parts: nothing is kept of them.
+    """
+
+    options_class = VideoOptions
+    options: VideoOptions
 
     default_cost = 64
     budgets = (16, 32, 64, 128)
@@ -57,15 +65,12 @@ class VideoModel(MultiTaskModel):
 
     # --- in the parent process ---
 
-    def sample(self, count: int) -> Sequence[bytes]:
-        return [_animation(picture) for picture in sample_inputs.images(max(2, count // 8))]
-
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Read frames. The row is `pixels`, uint8 `(frames, 160, 160, 3)`."""
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of a video file, not {type(content).__name__}")
         sampling, refused = sampled_alike(params, _sampling)
-        arrays = {"pixels": np.stack(frames.read(content, sampling, self._limits, centre))}
+        arrays = {"pixels": np.stack(frames.read(content, sampling, self.options, centre))}
         return Prepared(arrays, sampling.num_frames, digest(arrays), refused)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
@@ -74,10 +79,6 @@ class VideoModel(MultiTaskModel):
             "pixels": np.concatenate([row.arrays["pixels"] for row in rows]),
             "lengths": np.array([row.size for row in rows], dtype=np.int64),
         }
-
-    @property
-    def knows_contents(self) -> bool:
-        return False  # a row's features are its frames', which the cache of features does not part
 
     def labels(self, task: Task) -> Sequence[str]:
         return self._labels[task.name]
@@ -100,7 +101,7 @@ class VideoModel(MultiTaskModel):
 
     @cached_property
     def _head_files(self) -> dict[str, Path]:
-        own = self.spec.options.get("heads")
+        own = self.options.heads
         folders = [*([Path(own).expanduser()] if own else []), BUILTIN_HEADS]
         found: dict[str, Path] = {}
         for name, task in self.spec.tasks.items():
@@ -113,10 +114,6 @@ class VideoModel(MultiTaskModel):
                 raise ConfigurationError(f"models.{self.spec.name}: {problem}; train one (docs/models.md)")
             found[name] = there
         return found
-
-    @cached_property
-    def _limits(self) -> VideoLimits:
-        return frames.limits(self.spec.options)
 
     # --- in the device process ---
 
@@ -153,15 +150,6 @@ class VideoModel(MultiTaskModel):
             scores: torch.Tensor = self._heads[task.name](chosen)
             return scores.softmax(-1)
         return _means(chosen["pooled"], chosen["lengths"])
-
-
-def _animation(picture: bytes) -> bytes:
-    """Return a GIF that zooms into a picture."""
-    whole, made = Image.open(io.BytesIO(picture)).convert("RGB"), io.BytesIO()
-    boxes = [(edge, edge, whole.width - edge, whole.height - edge) for edge in range(0, 2 * NUM_FRAMES, 2)]
-    first, *others = [whole.resize((FRAME_SIDE, FRAME_SIDE), box=box) for box in boxes]
-    first.save(made, "GIF", save_all=True, append_images=others)
-    return made.getvalue()
 
 
 def _sampling(params: Any) -> Sampling:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from PIL import Image
 
 from producers.wire.catalogue import Task
-from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.errors import InvalidInput
+from producers.wire.kinds import KINDS
 from producers.wire.kinds.vision import ObjectDetectionParams
 from workers.models.built_in.multitask.multitask_model import MultiTaskModel
+from workers.models.built_in.vision.vision_model import VisionOptions
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.text_head import rounded
-from workers.models.interface import options, sample_inputs
 from workers.models.interface.model import Array, Arrays, Prepared, digest
 from workers.models.pictures import pixels
 
@@ -33,31 +34,21 @@ _SAME_OBJECT = 0.6
 
 
 class DetectorModel(MultiTaskModel):
-    """Tasks of the kind `object-detection`. Options: `max_image_pixels` (default 50 million)."""
+    """Tasks of the kind `object-detection`."""
 
-    OPTIONS: ClassVar[options.Options] = {**MultiTaskModel.OPTIONS, "max_image_pixels": options.COUNT}
-
+    options_class = VisionOptions
+    options: VisionOptions
+    kind = KINDS["object-detection"]
     tunable = False
     default_cost = 8
 
     # --- in the parent process ---
 
-    @cached_property
-    def revision(self) -> str:
-        for task in self.spec.tasks.values():
-            if task.kind.name != "object-detection":
-                problem = f"is of the kind {task.kind.name}, and the model detects objects only"
-                raise ConfigurationError(f"models.{self.spec.name}.tasks.{task.name}: {problem}")
-        return super().revision
-
-    def sample(self, count: int) -> Sequence[bytes]:
-        return sample_inputs.images(count)
-
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Decode an image and squeeze it to the network's square. The row is `pixels`, uint8 `(height, width, 3)`."""
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of an image file, not {type(content).__name__}")
-        limit = int(self.spec.options.get("max_image_pixels", pixels.MAX_PIXELS))
+        limit = self.options.max_image_pixels
         squeezed, size = pixels.rgb(content, lambda image: (_squeezed(image), image.size), max_pixels=limit)
         row: Arrays = {"pixels": squeezed}
         return Prepared(row, 1, digest(row), aside=size)
@@ -69,10 +60,10 @@ class DetectorModel(MultiTaskModel):
     def _labels(self) -> tuple[str, ...]:
         return Checkpoint(self.spec.folder, f"models.{self.spec.name}").labels
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
-        raise NotImplementedError("boxes are told in pixels of the image, whose size is known with its item")
-
-    def finish_item(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        """Return boxes in pixels of the image, of boxes `(boxes, 6)`: score, label, and the corners as shares of width
+        and height.
+        """
         assert isinstance(params, ObjectDetectionParams), "the one kind that is served"
         width, height = prepared.aside
         found = output[output[:, 0] > params.threshold]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from producers.wire.catalogue import Task
-from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.errors import InvalidInput
+from producers.wire.kinds import KINDS
 from producers.wire.kinds.pictures import StyleTransferParams
 from workers.models.backends.choice import DTYPES
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import read_for_each
-from workers.models.interface import options, output_files
+from workers.models.interface import output_files
 from workers.models.interface.model import Array, Arrays, Model, Prepared, digest
+from workers.models.interface.options import Count, Options
 from workers.models.pictures import picture_rows
 
 if TYPE_CHECKING:
@@ -25,24 +27,25 @@ if TYPE_CHECKING:
 #: Sizes are multiples of this inside the network.
 _MULTIPLE = 4
 
-_LONGEST_SIDE = 768
+
+class StyleOptions(Options, frozen=True):
+    """To `longest_side`, larger pictures are scaled down."""
+
+    longest_side: Count = 768
 
 
 class StyleModel(Model):
-    """Tasks of the kind `style-transfer`. Option: `longest_side` (768), to which larger pictures are scaled down."""
+    """Tasks of the kind `style-transfer`."""
 
-    OPTIONS: ClassVar[options.Options] = {"longest_side": options.COUNT}
-
+    options_class = StyleOptions
+    options: StyleOptions
+    kind = KINDS["style-transfer"]
     backends = ("torch",)
 
     # --- in the parent process ---
 
     @cached_property
     def revision(self) -> str:
-        for task in self.spec.tasks.values():
-            if task.kind.name != "style-transfer":
-                problem = f"is of the kind {task.kind.name}, and the model transfers styles only"
-                raise ConfigurationError(f"{self._where}.tasks.{task.name}: {problem}")
         backend = self.spec.backend
         return self.spec.revision if backend.is_reference else f"{self.spec.revision}+{backend}"
 
@@ -52,7 +55,10 @@ class StyleModel(Model):
         return tuple(Checkpoint(self.spec.folder, self._where).config["styles"])
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        longest = int(self.spec.options.get("longest_side", _LONGEST_SIDE))
+        """Decode a picture. The row is `pixels`, uint8 `(height, width, 3)`, and for each task `chosen/TASK`: the
+        style's number and the strength, float32 `(2,)`. Raises InvalidInput, InputTooLarge.
+        """
+        longest = self.options.longest_side
         arrays: Arrays = {"pixels": picture_rows.read(content, most_pixels=longest**2, longest_side=longest)}
         chosen, refused = read_for_each(params, lambda _, own: self._chosen(own))
         for task, (style, strength) in chosen.items():
@@ -75,7 +81,8 @@ class StyleModel(Model):
         }
         return picture_rows.collate(rows) | chosen
 
-    def finish(self, task: Task, output: Array, params: msgspec.Struct) -> Any:
+    def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
+        """Return the picture of a row as `picture_rows.packed` makes it."""
         assert isinstance(params, StyleTransferParams), "the one kind that is served"
         return {"image": output_files.picture(picture_rows.unpacked(output), params.format)}
 

@@ -6,16 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
-from workers.models.built_in.multitask.multitask_model import MultiTaskModel
-from workers.models.interface import options, sample_inputs
+from workers.models.built_in.multitask.multitask_model import MultiTaskModel, MultiTaskOptions
 from workers.models.interface.model import Arrays, Prepared
+from workers.models.interface.options import Count
 from workers.models.pictures import pixels
 
 if TYPE_CHECKING:
@@ -24,25 +24,28 @@ if TYPE_CHECKING:
     from workers.models.built_in.multitask.multitask_model import Features
 
 
-class VisionModel(MultiTaskModel):
-    """Options: `max_image_pixels` (default 50 million), over which an image is refused before it is decoded."""
+class VisionOptions(MultiTaskOptions, frozen=True):
+    """Over `max_image_pixels`, an image is refused before it is decoded."""
 
-    OPTIONS: ClassVar[options.Options] = {**MultiTaskModel.OPTIONS, "max_image_pixels": options.COUNT}
+    max_image_pixels: Count = pixels.MAX_PIXELS
+
+
+class VisionModel(MultiTaskModel):
+    """One pass for ImageNet's labels and for vectors."""
+
+    options_class = VisionOptions
+    options: VisionOptions
 
     default_cost = 16
     budgets = (4, 8, 16, 32)
 
     # --- in the parent process ---
 
-    def sample(self, count: int) -> Sequence[bytes]:
-        return sample_inputs.images(count // 2)
-
     def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Decode an image to its 224 x 224 centre. The row is `pixels`, uint8 `(height, width, channel)`."""
         if isinstance(content, str):
             raise InvalidInput("input", "must be the bytes of an image file, not text")
-        limit = int(self.spec.options.get("max_image_pixels", pixels.MAX_PIXELS))
-        row = pixels.decode(content, max_pixels=limit)
+        row = pixels.decode(content, max_pixels=self.options.max_image_pixels)
         return Prepared({"pixels": row}, 1, hashlib.blake2b(row.tobytes(), digest_size=16).digest())
 
     def labels(self, task: Task) -> Sequence[str]:

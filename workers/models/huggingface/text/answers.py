@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from producers.wire.errors import InvalidInput
@@ -19,7 +18,6 @@ from producers.wire.messages import QuestionInput
 from workers.models.huggingface.text_head import TextHead, rounded, softmax
 from workers.models.huggingface.token_sequences import Reading, TokenSequence
 from workers.models.interface.model import Array
-from workers.models.interface.sample_inputs import usual_params
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +54,6 @@ class QuestionAnswering(TextHead):
             stride = min(params.doc_stride, room // 2)
             windows = self.tokenizing.windows(content.question, content.context, self.max_tokens, stride, "only_second")
         return Reading(tuple(TokenSequence.of(window) for window in windows), Windows(content.context, tuple(windows)))
-
-    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
-        return QuestionInput("Which one is it, and when?", text), usual_params(self.task)
 
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         import torch

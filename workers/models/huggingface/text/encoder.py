@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,12 +13,11 @@ from workers.models.huggingface import token_sequences
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
 from workers.models.huggingface.text import answers, entities, label_heads, mask_filling, vectors
-from workers.models.huggingface.text_head import TextHead
+from workers.models.huggingface.text_head import EncoderOptions, TextHead
 from workers.models.huggingface.token_sequences import Batch, Row
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.interface import options
 from workers.models.interface.model import Array, Arrays, Prepared, digest
-from workers.models.interface.sample_inputs import Item, texts
+from workers.models.interface.sample_inputs import Item
 
 if TYPE_CHECKING:
     import torch
@@ -38,15 +37,10 @@ HEADS: Mapping[str, type[TextHead]] = {
 
 
 class EncoderModel(FolderModel[TextHead]):
-    """Options: `max_tokens`, `heads` and `adapters` (folders by task), `function_to_apply` (by task), `pooling`."""
+    """A backbone, and a head for each task."""
 
-    OPTIONS: ClassVar[options.Options] = {
-        "max_tokens": options.COUNT,
-        "heads": options.TABLE,
-        "adapters": options.TABLE,
-        "function_to_apply": options.TABLE,
-        "pooling": options.TEXT,
-    }
+    options_class = EncoderOptions
+    options: EncoderOptions
 
     tunable = True
     backends = ("torch", "openvino", "onnxruntime")
@@ -69,22 +63,20 @@ class EncoderModel(FolderModel[TextHead]):
         """Put the rows' sequences behind one another, equal ones once; see `workers.models.huggingface.token_sequences`."""
         return token_sequences.collate([row.arrays for row in rows], tuple(self.spec.tasks))
 
-    def trial(self, count: int) -> list[Item]:
-        """Texts with all tasks that read texts, and beside each an input for one of the others, in turn."""
+    def samples(self, count: int) -> list[Item]:
+        """Inputs by kind; for tasks that fill masks, texts with a mask."""
         found: list[Item] = []
-        for number, text in enumerate(texts(count)):
-            tried = {task: head.trial(text) for task, head in self.heads.items()}
-            others: list[Item] = [(content, {task: own}) for task, (content, own) in tried.items() if content != text]
-            if plain := {task: own for task, (content, own) in tried.items() if content == text}:
-                found.append((text, plain))
-            if others:
-                found.append(others[number % len(others)])
+        masking = {task: head for task, head in self.heads.items() if isinstance(head, mask_filling.FillMask)}
+        for content, params in super().samples(count):
+            if plain := {task: own for task, own in params.items() if task not in masking}:
+                found.append((content, plain))
+            found += [(head.masked(content), {task: params[task]}) for task, head in masking.items() if task in params]
         return found
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> TextHead:
         longest = self.checkpoint.max_tokens
-        max_tokens = min(longest, int(self.spec.options.get("max_tokens", longest)))
-        return _head_class(task, checkpoint)(task, checkpoint, self._tokenizing, max_tokens, self.spec.options)
+        max_tokens = min(longest, self.options.max_tokens or longest)
+        return _head_class(task, checkpoint)(task, checkpoint, self._tokenizing, max_tokens, self.options)
 
     @cached_property
     def _tokenizing(self) -> Tokenizing:
@@ -99,7 +91,7 @@ class EncoderModel(FolderModel[TextHead]):
             head.adapt(self.networks.network(task))
 
     def _examples(self) -> tuple[Inputs, Inputs]:
-        rows = [self.prepare(content, params) for content, params in self.trial(6)]
+        rows = [self.prepare(content, params) for content, params in self.samples(6)]
         batch = Batch(self.collate(rows), self.checkpoint.pad_id)
         places = sorted(range(len(batch.sequences)), key=lambda place: -len(batch.sequences[place].ids))[:3]
         longest = batch.longest

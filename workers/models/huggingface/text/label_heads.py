@@ -34,8 +34,7 @@ class Classification(TextHead):
 
     @property
     def function(self) -> str:
-        chosen = self.options.get("function_to_apply", {})
-        return str(chosen.get(self.task.name, self.checkpoint.function_to_apply))
+        return self.options.function_to_apply.get(self.task.name, self.checkpoint.function_to_apply)
 
     def read(self, content: Any, params: TextClassificationParams) -> Reading:
         return Reading((self.one(content, params),))

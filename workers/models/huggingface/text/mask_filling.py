@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from producers.wire.errors import ConfigurationError, InvalidInput
@@ -14,7 +13,6 @@ from producers.wire.kinds.text import FillMaskParams
 from workers.models.huggingface.text_head import TextHead, rounded
 from workers.models.huggingface.token_sequences import Reading
 from workers.models.interface.model import Array
-from workers.models.interface.sample_inputs import usual_params
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +48,10 @@ class FillMask(TextHead):
         self._targets(params)
         return Reading((sequence,), sequence.ids)
 
-    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
+    def masked(self, text: str) -> str:
+        """Return a text with a mask after its first word."""
         first, _, rest = text.partition(" ")
-        return f"{first} {self.tokenizing.token('mask_token')} {rest}", usual_params(self.task)
+        return f"{first} {self.tokenizing.token('mask_token')} {rest}"
 
     def adapt(self, network: Any) -> None:
         """Let the projection to the vocabulary, by far the largest matrix, see the masks' places only."""

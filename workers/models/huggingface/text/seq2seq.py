@@ -7,11 +7,13 @@ steps. Nothing is sampled. Items with other parameters, or of a very different l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import field
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
@@ -22,18 +24,30 @@ from workers.models.huggingface.checkpoint_model import FolderModel, read_for_ea
 from workers.models.huggingface.text_head import TextReader
 from workers.models.huggingface.token_sequences import Batch, Reading
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.interface import options, ragged
+from workers.models.interface import ragged
 from workers.models.interface.model import Array, Arrays, Prepared, digest
-
-#: The option `max_new_tokens`: no text that is written is longer, and a checkpoint that sets no length gets this one.
-_MAX_NEW_TOKENS = 256
+from workers.models.interface.options import Count, Options, Table
 
 #: What transformers takes for the longest text where a checkpoint says nothing.
 _UNSET_LENGTH = 20
 
 
+class Seq2SeqOptions(Options, frozen=True):
+    """`max_tokens` are read, by default as many as the checkpoint can. No text that is written is longer than
+    `max_new_tokens`; a checkpoint that sets no length gets this one. For each task, `prefix` may have what stands
+    before its texts: T5 and its like are told by it what to do.
+    """
+
+    max_tokens: Count | None = None
+    max_new_tokens: Count = 256
+    prefix: Table = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Writing(TextReader):
-    """A task that makes a text of a text, after the option `prefix`, which T5 and its like are told by what to do."""
+    """A task that makes a text of a text."""
+
+    options: Seq2SeqOptions
 
     auto = "AutoModelForSeq2SeqLM"
 
@@ -42,18 +56,13 @@ class Writing(TextReader):
         if not self.checkpoint.config.get("is_encoder_decoder"):
             raise ConfigurationError(f"{self.checkpoint.where}: it does not make texts of texts (is_encoder_decoder)")
 
-    @property
-    def most_new_tokens(self) -> int:
-        return int(self.options.get("max_new_tokens", _MAX_NEW_TOKENS))
-
     def read(self, content: Any, params: GenerationParams) -> Reading:
+        most = self.options.max_new_tokens
         for name in ("max_new_tokens", "min_new_tokens"):
-            if (getattr(params, name) or 0) > self.most_new_tokens:
-                raise InvalidInput(
-                    f"params.{name}", f"is over {self.most_new_tokens}, the model's most", "ask for fewer"
-                )
+            if (getattr(params, name) or 0) > most:
+                raise InvalidInput(f"params.{name}", f"is over {most}, the model's most", "ask for fewer")
         self.encode(content)  # an empty text must not pass for the prefix before it
-        prefix = self.options.get("prefix", {}).get(self.task.name, "")
+        prefix = self.options.prefix.get(self.task.name, "")
         sequence = self.one(f"{prefix}{content}", params)
         for name in ("src_lang", "tgt_lang"):
             if language := getattr(params, name, None):
@@ -96,7 +105,7 @@ class Writing(TextReader):
         own = self.checkpoint.read_if_there("generation_config.json")
         lengths = (settings.get("max_new_tokens"), own.get("max_new_tokens"), own.get("max_length", _UNSET_LENGTH))
         if lengths in ((None, None, _UNSET_LENGTH), (None, None, None)):
-            settings["max_new_tokens"] = self.most_new_tokens
+            settings["max_new_tokens"] = self.options.max_new_tokens
         return settings
 
     def finish(self, output: Array, params: GenerationParams, aside: Any) -> Any:
@@ -104,17 +113,19 @@ class Writing(TextReader):
 
 
 class Seq2SeqModel(FolderModel[Writing]):
-    """Options: `max_tokens` (read), `max_new_tokens` (written, 256), `prefix` (by task)."""
+    """Texts of equal settings and like length are written together."""
 
-    OPTIONS: ClassVar[options.Options] = {
-        "max_tokens": options.COUNT,
-        "max_new_tokens": options.COUNT,
-        "prefix": options.TABLE,
-    }
+    options_class = Seq2SeqOptions
+    options: Seq2SeqOptions
 
     # --- in the parent process ---
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
+        """Tokenise a text. The row is the sequences of `token_sequences.pack`, and for each task its `settings/TASK`,
+        MessagePack as uint8.
+
+        Raises InvalidInput, InputTooLarge.
+        """
         readings, refused = read_for_each(params, lambda task, chosen: self.heads[task].read(content, chosen))
         arrays = token_sequences.pack({task: reading.sequences for task, reading in readings.items()})
         for task in readings:
@@ -132,8 +143,8 @@ class Seq2SeqModel(FolderModel[Writing]):
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> Writing:
         longest = self.checkpoint.max_tokens
-        max_tokens = min(longest, int(self.spec.options.get("max_tokens", longest)))
-        return Writing(task, checkpoint, self._tokenizing, max_tokens, self.spec.options)
+        max_tokens = min(longest, self.options.max_tokens or longest)
+        return Writing(task, checkpoint, self._tokenizing, max_tokens, self.options)
 
     @cached_property
     def _tokenizing(self) -> Tokenizing:

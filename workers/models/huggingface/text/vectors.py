@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from producers.wire.errors import ConfigurationError, InvalidInput
@@ -17,7 +16,6 @@ from workers.models.huggingface.text import likeness
 from workers.models.huggingface.text_head import TextHead, best_labels, rounded
 from workers.models.huggingface.token_sequences import Reading
 from workers.models.interface.model import Array
-from workers.models.interface.sample_inputs import usual_params
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +31,8 @@ class Vectors(TextHead):
 
     @cached_property
     def _pooling(self) -> str:
-        if chosen := self.options.get("pooling"):
-            return str(chosen)
+        if self.options.pooling:
+            return self.options.pooling
         pooling = self.checkpoint.read_if_there("1_Pooling/config.json")
         modes = {"cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens", "mean": "pooling_mode_mean_tokens"}
         return next((name for name, key in modes.items() if pooling.get(key)), "mean")
@@ -74,11 +72,6 @@ class SentenceSimilarity(Vectors):
             raise InvalidInput("input", "must be an object with source_sentence and sentences")
         texts = (content.source_sentence, *content.sentences)
         return Reading(tuple(self.one(text, params) for text in texts), aside=len(content.sentences))
-
-    def trial(self, text: str) -> tuple[Any, msgspec.Struct]:
-        words = text.split()
-        halves = tuple(" ".join(half) for half in (words[::2], words[1::2]) if half)
-        return SentencesInput(text, halves), usual_params(self.task)
 
     def finish(self, output: Array, params: SentenceSimilarityParams, aside: int) -> Any:
         vectors = _unit(output[: aside + 1])

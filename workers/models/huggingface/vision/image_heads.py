@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
 import numpy as np
@@ -38,13 +38,22 @@ class Image:
     params: bytes = b""
 
 
+class ImageHeadOptions(Protocol):
+    """The options of images' and of videos' models that are for heads."""
+
+    @property
+    def function_to_apply(self) -> Mapping[str, str]: ...
+    @property
+    def pooling(self) -> str | None: ...
+
+
 @dataclass(frozen=True)
 class ImageHead(ABC):
     """One task. `checkpoint` is the folder of its network, whose labels are its labels."""
 
     task: Task
     checkpoint: Checkpoint
-    options: Mapping[str, Any]
+    options: ImageHeadOptions
 
     #: Whether `compute` needs the image's size; images of another size are then other images.
     needs_size: ClassVar[bool] = False
@@ -88,8 +97,7 @@ class ImageClassification(ImageHead):
 
     @property
     def function(self) -> str:
-        chosen = self.options.get("function_to_apply", {})
-        return str(chosen.get(self.task.name, self.checkpoint.function_to_apply))
+        return self.options.function_to_apply.get(self.task.name, self.checkpoint.function_to_apply)
 
     def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
         return numpy(output.logits)
@@ -104,16 +112,16 @@ class ImageFeatureExtraction(ImageHead):
     auto = BACKBONE
 
     def check(self) -> None:
-        if self.options.get("pooling", "mean") not in ("mean", "cls"):
+        if self.options.pooling not in (None, "mean", "cls"):
             raise ConfigurationError(f"{self.checkpoint.where}.options.pooling: must be mean or cls")
 
     def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
         pooled = getattr(output, "pooler_output", None)
         hidden = output.last_hidden_state
-        if "pooling" not in self.options and pooled is not None:
+        if self.options.pooling is None and pooled is not None:
             return numpy(pooled.flatten(1))
         places = hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden  # maps have their channels first
-        return numpy(places[:, 0] if self.options.get("pooling") == "cls" else places.mean(1))
+        return numpy(places[:, 0] if self.options.pooling == "cls" else places.mean(1))
 
     def finish(self, output: Array, params: ImageFeatureExtractionParams, aside: Any) -> Any:
         vector = output.astype(np.float32)

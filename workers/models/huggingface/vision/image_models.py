@@ -10,27 +10,34 @@ import msgspec
 import numpy as np
 
 from producers.wire.errors import ConfigurationError, InvalidInput
+from workers.models.huggingface.checkpoint_model import HeadOptions
 from workers.models.huggingface.vision import image_heads
 from workers.models.huggingface.vision.image_heads import Image, ImageHead
 from workers.models.huggingface.vision.image_processing import ImageReader
 from workers.models.huggingface.vision.pixel_model import PixelModel
-from workers.models.interface import options, ragged, sample_inputs
+from workers.models.interface import ragged, sample_inputs
 from workers.models.interface.model import Array, Arrays, Prepared, digest
+from workers.models.interface.options import Count, Text
 from workers.models.pictures import picture_rows, pixels
 
 if TYPE_CHECKING:
     from workers.models.huggingface.exported import Inputs
 
 
-class ImageModel(PixelModel):
-    """Options: `max_image_pixels`, `heads` (folders by task), `function_to_apply` (by task), `pooling`."""
+class ImageOptions(HeadOptions, frozen=True):
+    """Over `max_image_pixels`, an image is refused before it is decoded. `pooling` makes the vector of an image ("mean"
+    or "cls"), by default as the network does.
+    """
 
-    OPTIONS: ClassVar[options.Options] = {
-        "max_image_pixels": options.COUNT,
-        "heads": options.TABLE,
-        "function_to_apply": options.TABLE,
-        "pooling": options.TEXT,
-    }
+    max_image_pixels: Count = pixels.MAX_PIXELS
+    pooling: Text | None = None
+
+
+class ImageModel(PixelModel):
+    """Images of any size, scaled as the checkpoint wants them."""
+
+    options_class = ImageOptions
+    options: ImageOptions
     HEADS: ClassVar[Mapping[str, type[ImageHead]]] = {
         "image-classification": image_heads.ImageClassification,
         "image-feature-extraction": image_heads.ImageFeatureExtraction,
@@ -67,9 +74,6 @@ class ImageModel(PixelModel):
                 batch[name] = ragged.pack([row.arrays.get(name, nothing).tobytes() for row in rows])
         return batch
 
-    def trial(self, count: int) -> list[sample_inputs.Item]:
-        return sample_inputs.for_all(sample_inputs.images(max(2, count // 2)), self.spec.tasks)
-
     @cached_property
     def budgets(self) -> tuple[int, ...]:  # type: ignore[override]
         """One usual image, and a few of them."""
@@ -79,8 +83,7 @@ class ImageModel(PixelModel):
 
     @cached_property
     def reader(self) -> ImageReader:
-        limit = int(self.spec.options.get("max_image_pixels", pixels.MAX_PIXELS))
-        return ImageReader(self.checkpoint, limit)
+        return ImageReader(self.checkpoint, self.options.max_image_pixels)
 
     # --- in the device process ---
 

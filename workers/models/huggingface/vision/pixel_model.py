@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from producers.wire.catalogue import Task
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel
 from workers.models.huggingface.vision import image_processing
 from workers.models.huggingface.vision.image_heads import Image, ImageHead
 from workers.models.huggingface.vision.image_processing import ImageReader
-from workers.models.interface.model import Array, Arrays, Prepared
+from workers.models.interface.model import Array, Arrays, Prepared, padded
 from workers.models.pictures import picture_rows
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ class PixelModel(FolderModel[ImageHead]):
         return picture_rows.collate(rows)
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> ImageHead:
-        return self.HEADS[task.kind.name](task, checkpoint, self.spec.options)
+        return self.HEADS[task.kind.name](task, checkpoint, self.options)
 
     # --- in the device process ---
 
@@ -75,7 +73,7 @@ class PixelModel(FolderModel[ImageHead]):
             for group, batch in picture_rows.by_shape(arrays):
                 chosen = {task: [row for row in group if row in rows] for task, rows in wanted.items()}
                 self._run(arrays, batch, group, {task: rows for task, rows in chosen.items() if rows}, found)
-        return {task: _stacked([found[task][int(row)] for row in rows]) for task, rows in wanted.items()}
+        return {task: padded([found[task][int(row)] for row in rows]) for task, rows in wanted.items()}
 
     def _run(
         self,
@@ -94,12 +92,3 @@ class PixelModel(FolderModel[ImageHead]):
             known = self._known(arrays, task, chosen[task])
             results = self.heads[task].compute(output, known, self._processor)
             found[task].update(zip(chosen[task], results, strict=True))
-
-
-def _stacked(outputs: Sequence[Array]) -> Array:
-    """Return outputs as rows of one array, with zeros behind the shorter ones."""
-    longest = tuple(max(sizes) for sizes in zip(*(output.shape for output in outputs), strict=True))
-    rows = np.zeros((len(outputs), *longest), dtype=outputs[0].dtype)
-    for row, output in zip(rows, outputs, strict=True):
-        row[tuple(slice(size) for size in output.shape)] = output
-    return rows

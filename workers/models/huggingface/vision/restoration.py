@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,14 +16,18 @@ from producers.wire.kinds.pictures import ImageToImageParams
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel
 from workers.models.huggingface.vision import image_processing
-from workers.models.interface import options, output_files
+from workers.models.interface import output_files
 from workers.models.interface.model import Array, Arrays, Prepared, digest
+from workers.models.interface.options import Count, Options
 from workers.models.pictures import picture_rows
 
-#: What a picture may have unless the option says otherwise: fourfold, that makes four million.
-MOST_PIXELS = 512 * 512
-
 _ARCHITECTURE = "Swin2SRForImageSuperResolution"
+
+
+class RestorationOptions(Options, frozen=True):
+    """Pictures over `max_image_pixels` are refused: fourfold, the default makes four million."""
+
+    max_image_pixels: Count = 512 * 512
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,16 @@ class Restoration:
 
 
 class RestorationModel(FolderModel[Restoration]):
-    """Options: `max_image_pixels` (262,144). Pictures of one size share a pass."""
+    """Pictures of one size share a pass."""
 
-    OPTIONS: ClassVar[options.Options] = {"max_image_pixels": options.COUNT}
+    options_class = RestorationOptions
+    options: RestorationOptions
 
     # --- in the parent process ---
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        most = int(self.spec.options.get("max_image_pixels", MOST_PIXELS))
+        """Decode a picture. The row is `pixels`, uint8 `(height, width, 3)`. Raises InvalidInput, InputTooLarge."""
+        most = self.options.max_image_pixels
         arrays: Arrays = {"pixels": picture_rows.read(content, most_pixels=most)}
         return Prepared(arrays, picture_rows.squares(arrays["pixels"]), digest(arrays), aside=dict.fromkeys(params))
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
+from msgspec import field
 from PIL import Image
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface.vision.image_heads import ImageClassification, ImageFeatureExtraction, ImageHead
 from workers.models.huggingface.vision.image_processing import ImageReader
 from workers.models.huggingface.vision.pixel_model import PixelModel
-from workers.models.interface import options
 from workers.models.interface.model import Array, Arrays, Prepared, digest
+from workers.models.interface.options import Table, Text
 from workers.models.pictures import picture_rows
 from workers.models.video import frames
 from workers.models.video.frame_sampling import Sampling, sampled_alike
@@ -57,15 +58,19 @@ class FrameReader(ImageReader):
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
 
 
-class VideoCheckpoint(PixelModel):
-    """Options: `heads` (folders by task), `function_to_apply` (by task), `pooling`, and the fields of `VideoLimits`."""
+class VideoCheckpointOptions(VideoLimits, frozen=True):
+    """The limits of a video, and those of `ImageOptions` that are for heads."""
 
-    OPTIONS: ClassVar[options.Options] = {
-        "heads": options.TABLE,
-        "function_to_apply": options.TABLE,
-        "pooling": options.TEXT,
-        **frames.OPTIONS,
-    }
+    heads: Table = field(default_factory=dict)
+    function_to_apply: Table = field(default_factory=dict)
+    pooling: Text | None = None
+
+
+class VideoCheckpoint(PixelModel):
+    """Videos by as many frames as the checkpoint reads."""
+
+    options_class = VideoCheckpointOptions
+    options: VideoCheckpointOptions
     HEADS: ClassVar[Mapping[str, type[ImageHead]]] = {
         "video-classification": VideoClassification,
         "video-feature-extraction": ImageFeatureExtraction,
@@ -84,7 +89,7 @@ class VideoCheckpoint(PixelModel):
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of a video file, not {type(content).__name__}")
         sampling, refused = sampled_alike(params, self._sampling)
-        read = frames.read(content, sampling, self._limits, lambda frame: self.reader.scaled(frames.image(frame)))
+        read = frames.read(content, sampling, self.options, lambda frame: self.reader.scaled(frames.image(frame)))
         arrays: Arrays = {"pixels": np.stack(read)}
         size = picture_rows.squares(arrays["pixels"])
         return Prepared(arrays, size, digest(arrays), refused, aside=dict.fromkeys(params))
@@ -105,10 +110,6 @@ class VideoCheckpoint(PixelModel):
     @cached_property
     def reader(self) -> FrameReader:
         return FrameReader(self.checkpoint)
-
-    @cached_property
-    def _limits(self) -> VideoLimits:
-        return frames.limits(self.spec.options)
 
     # --- in the device process ---
 
