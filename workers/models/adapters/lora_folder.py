@@ -1,4 +1,4 @@
-"""A LoRA adapter's folder as peft writes it, read without peft or torch: for the parent process, and for `low_rank`."""
+"""Read the folder of a LoRA adapter as peft writes it, without peft or torch; for both processes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from producers.wire.errors import ConfigurationError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-#: What peft writes before the names of the model that it wrapped.
+#: The prefix that peft puts before the model's own names.
 WRAPPED = "base_model.model."
 
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
-#: Variants of LoRA with weights of other kinds or another way of adding them.
+#: Options of LoRA variants with other weights or other arithmetic, which are refused.
 _OTHERS = ("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias", "megatron_config", "trainable_token_indices")
 
-#: Of the tensors that are saved whole, those whose rows are labels.
+#: The tensors, among those saved whole, with a row for each label.
 _LABELS = re.compile(r"(^|\.)(classifier|score|qa_outputs)(\.out_proj)?\.weight$")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """`where` is the setting that names the folder."""
+    """A folder of a LoRA adapter. `where` is the setting that names it."""
 
     folder: Path
     where: str
 
     def check(self) -> None:
-        """Raise ConfigurationError if the folder is no adapter, or one that is not served."""
+        """Raise ConfigurationError if the folder is no adapter, or an adapter of an unsupported kind."""
         config = self.config
         kind = config.get("peft_type")
         if kind != "LORA":
@@ -57,14 +57,14 @@ class Adapter:
 
     @cached_property
     def model_config(self) -> Mapping[str, Any]:
-        """The ``config.json`` beside the adapter, if it was saved with one: for the labels' names."""
+        """The ``config.json`` beside the adapter, for the labels' names; empty if there is none."""
         file = self.folder / "config.json"
         found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         return found
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shapes of its tensors by the names that the model has for them."""
+        """The shapes of the adapter's tensors, by the model's own names."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -78,21 +78,21 @@ class Adapter:
 
     @property
     def pairs(self) -> tuple[str, ...]:
-        """The linear layers that it adds to."""
+        """The linear layers with an adapter."""
         return tuple(name.removesuffix(".lora_A.weight") for name in self.shapes if name.endswith(".lora_A.weight"))
 
     @property
     def saved(self) -> tuple[str, ...]:
-        """The tensors that it has whole: those of a head."""
+        """The tensors that are saved whole: the adapter's own head."""
         return tuple(name for name in self.shapes if not _PAIR.fullmatch(name))
 
     @property
     def labels(self) -> int | None:
-        """How many labels its own head has, if it has one."""
+        """The number of labels of the adapter's own head, or None."""
         return next((self.shapes[name][0] for name in self.saved if _LABELS.search(name)), None)
 
     def scaling(self, module: str) -> float:
-        """Return what the product of a layer's two matrices is multiplied by."""
+        """Return the factor of the product of a layer's two matrices."""
         rank = self.shapes[f"{module}.lora_A.weight"][0]
         alphas: Mapping[str, float] = self.config.get("alpha_pattern") or {}
         own = (alpha for name, alpha in alphas.items() if re.fullmatch(rf"(.*\.)?({name})", module))

@@ -1,7 +1,7 @@
-"""LoRA adapters (Hu et al., 2021) on one network: rows of different adapters in one pass.
+"""LoRA adapters (Hu et al., 2021) on one network: rows of different adapters share a pass.
 
-In place of each linear layer that some adapter adds to stands one that does so row by row, by the adapter of each row: the layer itself once for
-all rows, then two thin products batched over the rows, each with its own matrices (as in Punica, Chen et al., 2023).
+Each linear layer with adapters is replaced by an `Adapted` layer. It computes the base layer once for all rows, then
+two thin products batched over the rows, each row with its own matrices (as in Punica, Chen et al., 2023).
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from torch import nn
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import WEIGHTS, WRAPPED, Adapter
 
-#: The matrices of one layer: (rank, in), and (out, rank) with the scaling in it.
+#: The matrices of a layer: (rank, in), and (out, rank) with the scaling included.
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Rows:
-    """Which adapter each row of the present pass has: 0 is none, others count from 1."""
+    """The adapter of each row in the present pass, by number: 0 is no adapter, the adapters count from 1."""
 
     def __init__(self) -> None:
         self.numbers: torch.Tensor | None = None
         self.only: int | None = 0
 
     def set(self, numbers: Sequence[int], device: Any) -> None:
-        """Say it for the next pass."""
+        """Set the adapters of the next pass."""
         self.only = numbers[0] if len(set(numbers)) == 1 else None
         self.numbers = None if self.only is not None else torch.tensor(numbers, device=device)
 
 
 class Adapted(nn.Module):
-    """A linear layer with what adapters add to it. `pairs` are by adapter number; those that are not there add nothing."""
+    """A linear layer with its adapters. `pairs` are by adapter number; missing adapters add nothing."""
 
     def __init__(self, base: nn.Linear, pairs: Mapping[int, Pair], rows: Rows, count: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Adapted(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The layer's own, for code that asks a linear layer for it."""
+        """The base layer's weight, for code that reads the weight of a linear layer."""
         return self.base.weight
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -72,15 +72,15 @@ class Adapted(nn.Module):
 
 
 def tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Return an adapter's tensors by the names that the model has for them."""
+    """Return an adapter's tensors by the model's own names."""
     return {name.removeprefix(WRAPPED): tensor for name, tensor in load_file(adapter.folder / WEIGHTS).items()}
 
 
 def attach(network: nn.Module, adapters: Sequence[Adapter], prefix: str = "") -> Rows:
-    """Put the adapters into a network, in their order; return where to say which row has which.
+    """Attach adapters to a network, numbered from 1 in their order; return the `Rows` to set before each pass.
 
-    `prefix` is the name that the network has in the models that the adapters were made for. Raises ConfigurationError if one does
-    not fit it.
+    `prefix` is the network's name within the models that the adapters were trained on. Raises ConfigurationError if an
+    adapter does not fit the network.
     """
     rows = Rows()
     pairs: dict[str, dict[int, Pair]] = {}

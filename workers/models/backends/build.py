@@ -1,4 +1,4 @@
-"""Build a network on the backend that was chosen: the same torch module through torch, ONNX Runtime or OpenVINO."""
+"""Build a network on the chosen backend: the same torch module through torch, ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.models.backends.compiled_network import Network, Source
 
 
 def build(backend: Backend, source: Source, device: str) -> Network:
-    """Return `source` as a network on `backend`. Raises ConfigurationError where the backend cannot run here."""
+    """Build `source` on `backend`. Raises ConfigurationError if the backend cannot run here."""
     if backend.name == "torch":
         from workers.models.backends.torch_network import TorchNetwork
 
@@ -31,7 +31,7 @@ def build(backend: Backend, source: Source, device: str) -> Network:
         return OnnxNetwork(backend, source)
 
 
-#: What each backend must be able to import, and the extra that installs it.
+#: The modules that each backend imports, and the extra that installs them.
 _NEEDS = {
     "torch": (("torch",), "worker"),
     "openvino": (("openvino",), "openvino"),

@@ -1,4 +1,4 @@
-"""Which backend runs a network, and at which precision: a plain value that the parent process can hold without torch."""
+"""The backend of a network and its precision: a plain value, free of torch, for the parent process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from producers.wire.errors import ConfigurationError
 Name: TypeAlias = Literal["torch", "onnxruntime", "openvino", "vllm"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 
-#: What each backend can compute in. int8 is dynamic: weights quantised per channel, activations as they come.
+#: The precisions of each backend. int8 is dynamic: weights are quantised per channel, activations at run time.
 PRECISIONS: Final[dict[Name, tuple[Precision, ...]]] = {
     "torch": ("fp32", "bf16", "fp16"),
     "onnxruntime": ("fp32", "int8"),
@@ -18,15 +18,15 @@ PRECISIONS: Final[dict[Name, tuple[Precision, ...]]] = {
     "vllm": ("fp32", "bf16", "fp16"),
 }
 
-#: torch's name for the type of weights that a precision loads.
+#: The names of torch's dtypes for the weights, by precision.
 DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A backend with its precision. `compiled` runs torch's compiler first.
+    """A backend with its precision. `compiled` compiles the network with torch's compiler.
 
-    `threads` bounds the CPU threads of a pass; 0 leaves it to the process.
+    `threads` bounds the CPU threads of a pass; 0 keeps the process's own bound.
     """
 
     name: Name = "torch"
@@ -44,12 +44,12 @@ class Backend:
             raise ConfigurationError(f"compile: is for the backend 'torch', not {self.name!r}")
 
     def __str__(self) -> str:
-        """``openvino-bf16``: part of a model's revision, since it is part of its answers."""
+        """Return a name such as ``openvino-bf16``, for a model's revision: the backend decides its answers too."""
         return f"{self.name}-{self.precision}{'-compiled' if self.compiled else ''}"
 
     @property
     def is_reference(self) -> bool:
-        """Whether the answers are those of torch, uncompiled, in fp32: what every other backend is measured against."""
+        """Whether this is torch, uncompiled, in fp32: every other backend is compared with its answers."""
         return (self.name, self.precision, self.compiled) == ("torch", "fp32", False)
 
 

@@ -1,4 +1,4 @@
-"""A network on a backend: named tensors in, named tensors out, whatever computes them; and what a backend makes it from."""
+"""The interface of a network on a backend (named tensors in and out), and the source that a backend builds it from."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import nn
 
 Tensors = Mapping[str, torch.Tensor]
 
-#: A result whose name begins so has an axis of tokens after that of rows.
+#: A result with this prefix has an axis of tokens after the axis of rows.
 TOKENS = "tokens"
 
 
 class Network(Protocol):
-    """Named tensors in, named tensors out, batch axis first. What comes out may be overwritten by the next call."""
+    """Named tensors in and out, batch axis first. The next call may overwrite the result."""
 
     def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a backend makes a network from.
+    """The source of a network for a backend.
 
-    `module` makes the module, which takes the tensors of `example` by name and returns tensors by name; it is in evaluation
-    mode, in fp32, on the CPU. In an input of two axes both may vary (rows and tokens), in any other the first alone. `cache`
-    is the file, without suffix, under which a backend may keep what it made of the module (`kept`): another module has another.
-    What is kept there needs no module, whose making takes seconds.
+    `module` builds the module in evaluation mode, in fp32, on the CPU; it takes the tensors of `example` by name and
+    returns tensors by name. Inputs with two axes vary in both (rows and tokens), all others in the first only. `cache`
+    is a path without suffix for the backend's files (see `kept`), different for every module. A backend with cached
+    files does not build the module, which would take seconds.
     """
 
     module: Callable[[], nn.Module]
@@ -41,7 +41,7 @@ class Source:
         return tuple(self.example)
 
     def make(self) -> nn.Module:
-        """Return the module."""
+        """Build the module."""
         module = self.module()
         if module.training:
             raise ValueError(
@@ -51,13 +51,13 @@ class Source:
 
 
 class Positional(nn.Module):
-    """A module of named tensors as exporters want it: arguments and results by place. `outputs` are the results' names."""
+    """A module with positional arguments and results, as exporters need it. `outputs` names the results."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
         self._module = source.make()
         self._inputs = source.inputs
-        self.eval()  # exporters leave a module, and all within, in the mode that the whole was in
+        self.eval()  # exporters restore the mode of the outer module in all inner modules
         with torch.inference_mode():
             self.outputs = tuple(self._module(**source.example))
 

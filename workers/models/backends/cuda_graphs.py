@@ -1,9 +1,10 @@
-"""Passes of a network on a GPU, captured once for each shape and then replayed.
+"""Passes of a network on a GPU, captured once for each shape as a CUDA graph and then replayed.
 
-A small network's kernels run faster than Python launches them: MiniLM takes 5 ms for 32 texts on an H100, of which its kernels
-take half a millisecond. A CUDA graph launches them all at once. It replays on memory that stays where it was, so each shape has
-a graph and inputs of its own; shapes are padded to few. To capture one takes 20 ms and more, so only shapes that come often are:
-those of interactive items. Of bulk's batches hardly two are alike, and they are large: launching is little of what they take.
+A small network's kernels run faster than Python launches them: MiniLM takes 5 ms for 32 texts on an H100, and its
+kernels half a millisecond of these. A CUDA graph launches all kernels at once. It replays on fixed memory, so each
+shape needs its own graph and inputs, and shapes are padded to few. A capture takes 20 ms or more, so only frequent
+shapes are captured: those of interactive items. Bulk batches hardly ever repeat a shape, and they are large, so that
+launching is a small part of their time.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ Pass: TypeAlias = Callable[[Tensors], dict[str, torch.Tensor]]
 #: The names, types and shapes of a pass's inputs.
 Key: TypeAlias = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
-#: So many shapes are remembered; the one that was not used for longest goes.
+#: The number of shapes that are remembered; the least recently used is forgotten.
 _MOST = 256
 
-#: A shape is captured when it came so often: a capture costs about as much time as a pass saves so often.
+#: A shape is captured after this many passes: a capture costs about the time that this many replays save.
 _OFTEN = 8
 
-#: A pass is captured if launching takes this share of its time; else its kernels are what takes the time, and a graph saves nothing.
+#: A pass is captured if launching takes this share of its time; otherwise a graph saves nothing.
 _LAUNCHING = 0.8
 
-#: Token counts are padded to a multiple of this at least.
+#: Token counts are padded to a multiple of at least this.
 _FINEST_TOKENS = 8
 
 
@@ -53,25 +54,25 @@ class _Graph:
 
 
 class CapturedPasses:
-    """Runs a network's passes as they come, those of a shape that comes again as a graph, where that is faster.
+    """Runs a network's passes, and replays those with a frequent shape as graphs where that is faster.
 
-    Rows are the first axis of every input; an input of two axes has tokens on the second. Rows that are added are copies of
-    the last one, tokens zeros, which a mask hides. What comes out is overwritten by the next call. Passes outside of
-    `torch.inference_mode`, of which somebody may want gradients or have a look inside, run as they are. Not thread-safe.
+    Rows are the first axis of every input; an input with two axes has tokens on the second. Added rows are copies of
+    the last row; added tokens are zeros, which a mask hides. The next call overwrites the outputs. Passes outside of
+    `torch.inference_mode` run without a graph, since a caller may want gradients or hooks. Not thread-safe.
     """
 
     def __init__(self, run: Pass) -> None:
         self._run = run
-        self._shapes: OrderedDict[Key, _Graph | int] = OrderedDict()  # a graph, or how often the shape came
+        self._shapes: OrderedDict[Key, _Graph | int] = OrderedDict()  # a graph, or the number of passes with the shape
         self._capturable = True
 
     @property
     def captured(self) -> int:
-        """How many graphs are held."""
+        """The number of graphs."""
         return sum(isinstance(known, _Graph) for known in self._shapes.values())
 
     def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]:
-        """Run a pass; the outputs may have more rows and tokens than the inputs: see `bucket`."""
+        """Run a pass. The outputs may have more rows and tokens than the inputs; see `bucket`."""
         if not self._capturable or not torch.is_inference_mode_enabled():
             return self._run(inputs)
         shape = bucket(*extent(inputs))
@@ -79,7 +80,7 @@ class CapturedPasses:
         known = self._shapes.pop(key, 0)
         if isinstance(known, int):
             known += 1
-        self._shapes[key] = known  # as the one that was used last
+        self._shapes[key] = known  # now the most recently used
         if len(self._shapes) > _MOST:
             self._shapes.popitem(last=False)
         if isinstance(known, _Graph):
@@ -89,7 +90,7 @@ class CapturedPasses:
         return self._looked_at(key, inputs) if known == _OFTEN else self._first(key, padded(inputs, *shape))
 
     def _looked_at(self, key: Key, inputs: Tensors) -> dict[str, torch.Tensor]:
-        """Run a pass as it is; if launching is not what it takes its time for, its shape begins to be counted anew."""
+        """Run and time a pass; unless launching dominates, restart the count of its shape."""
         began = time.perf_counter()
         outputs = self._run(inputs)
         launched = time.perf_counter()
@@ -101,7 +102,7 @@ class CapturedPasses:
     def _first(self, key: Key, given: Tensors) -> dict[str, torch.Tensor]:
         try:
             graph = self._shapes[key] = self._capture(given)
-        except RuntimeError as error:  # it asks the device for a number to decide what to do next, say
+        except RuntimeError as error:  # such as a pass that reads a number from the device to decide on its next kernel
             self._synchronize()  # raises if more than the capture has failed
             _end_capture()
             self._capturable = False
@@ -114,11 +115,11 @@ class CapturedPasses:
         inputs = {name: tensor.clone() for name, tensor in given.items()}
         graph = torch.cuda.CUDAGraph()
         self._side.wait_stream(torch.cuda.current_stream())
-        # not `torch.cuda.graph`, which first gives all free memory back: passes between captures would ask for it again
+        # `torch.cuda.graph` would first release all free memory, and passes between captures would allocate it again
         with torch.cuda.stream(self._side):
-            self._run(inputs)  # what sets itself up at its first run must not do so in the graph
+            self._run(inputs)  # the set-up of a first run must not be part of the graph
             self._side.synchronize()
-            # other threads load models meanwhile: their calls are not this capture's
+            # other threads load models meanwhile, and their calls are not part of this capture
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 outputs = self._run(inputs)
@@ -140,20 +141,20 @@ class CapturedPasses:
 
 
 def _end_capture() -> None:
-    """Have random numbers drawn again: a capture that failed leaves torch thinking that it goes on, until another ends well."""
+    """End a failed capture, after which torch refuses to draw random numbers until another capture ends well."""
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         torch.zeros(1, device="cuda")
 
 
 def extent(inputs: Tensors) -> tuple[int, int]:
-    """Return rows, and tokens (0 where no input has an axis of them)."""
+    """Return the number of rows, and of tokens (0 if no input has an axis of tokens)."""
     rows = next(iter(inputs.values())).shape[0]
     tokens = [tensor.shape[1] for tensor in inputs.values() if tensor.ndim == 2]
     return rows, max(tokens, default=0)
 
 
 def bucket(rows: int, tokens: int) -> tuple[int, int]:
-    """Return the shape that a batch is padded to: eight steps to each doubling, so that at most an eighth is added."""
+    """Return the padded shape of a batch: eight steps to each doubling, so that at most an eighth is added."""
     return max(2, _rounded(rows, 1)), _rounded(tokens, _FINEST_TOKENS) if tokens else 0
 
 
@@ -163,7 +164,7 @@ def _rounded(count: int, finest: int) -> int:
 
 
 def padded(inputs: Tensors, rows: int, tokens: int) -> Tensors:
-    """Return the inputs with copies of the last row, so that no added row is degenerate, and with zero (masked) tokens."""
+    """Pad with copies of the last row, so that no added row is degenerate, and with zero (masked) tokens."""
     return {name: _padded(tensor, rows, tokens) for name, tensor in inputs.items()}
 
 

@@ -1,8 +1,9 @@
-"""What backends made of networks, in the cache folder: of each model the few that were used last stay.
+"""A cache of the files that backends make of networks; each model keeps the few networks used last.
 
-Other weights, code or libraries make another network, and with it some other files of up to a model's size. Whoever makes or reads files
-holds a lock on their folder together with all others who do; files are removed by who has it alone. So none goes between
-two that belong together. What was read already may go: it stays there for who has it open or mapped.
+Other weights, code or libraries make another network, with other files of up to the model's size. A process that makes
+or reads files holds a shared lock on their folder, and files are removed under an exclusive lock: so no file is removed
+while its companion is being made or read. Files already read may be removed: processes that have opened or mapped them
+keep them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-#: How many networks of a model stay: its versions before and after a change, of two versions of the code.
+#: The number of networks that a model keeps: before and after a change of the model, for two versions of the code.
 MOST = 4
 
-#: What a file's name begins with: its model's name, and a digest of all that its network was made from.
+#: The prefix of a file's name: the model's name, and a digest of everything that the network is made from.
 _NAME = re.compile(r"(.+)-[0-9a-f]{16}(?=[-.])")
 
 _MAKING = "making-"
@@ -27,31 +28,31 @@ _MAKING = "making-"
 
 @contextmanager
 def in_use(cache: Path) -> Iterator[None]:
-    """Keep the files whose names begin as `cache` does while they are made or read; then let all go but `MOST` of each model."""
+    """Hold the files with the prefix `cache` while they are made or read; then prune each model to `MOST` networks."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(cache.parent, os.O_RDONLY)
     try:
         shared = _locked(folder, fcntl.LOCK_SH)
         yield
-        with suppress(OSError):  # it is another user's
+        with suppress(OSError):  # the files belong to another user
             _mark(cache)
-        # where others are at it, the last of them removes what is to go
+        # if other processes hold the lock, the last of them prunes
         if shared and _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
             with suppress(OSError):
                 _prune(cache.parent)
     finally:
-        os.close(folder)  # and the lock is given back
+        os.close(folder)  # releases the lock
 
 
 @contextmanager
 def made_beside(file: Path) -> Iterator[Path]:
-    """Give a folder to make a file in that is then moved to its place. One that a killed process left goes with the next prune."""
+    """Yield a path in a temporary folder, to make a file that is then moved into place. A prune removes leftovers."""
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=_MAKING) as folder:
         yield Path(folder) / file.name
 
 
 def _locked(folder: int, how: int) -> bool:
-    """Return whether a lock was had: not every file system has any."""
+    """Return whether the lock was taken; some file systems have no locks."""
     try:
         fcntl.flock(folder, how)
     except OSError:
@@ -60,7 +61,7 @@ def _locked(folder: int, how: int) -> bool:
 
 
 def _mark(cache: Path) -> None:
-    """Note that a network is used, in its files' times."""
+    """Mark a network as used, by the times of its files."""
     for file in cache.parent.iterdir():
         if file.name.startswith((f"{cache.name}.", f"{cache.name}-")):
             os.utime(file)
@@ -70,7 +71,7 @@ def _prune(folder: Path) -> None:
     models: dict[str, dict[str, list[Path]]] = {}
     for path in folder.iterdir():
         if path.name.startswith(_MAKING):
-            shutil.rmtree(path, ignore_errors=True)  # nobody makes anything now
+            shutil.rmtree(path, ignore_errors=True)  # no process makes a file now
         elif found := _NAME.match(path.name):
             models.setdefault(found[1], {}).setdefault(found[0], []).append(path)
     for networks in models.values():
@@ -83,6 +84,6 @@ def _used_at(files: Sequence[Path]) -> float:
 
 
 def _remove(files: Sequence[Path]) -> None:
-    # the graph first, which says that the whole is there: if this is killed, no graph stays without its weights
+    # the graph first, since it marks the network as complete: a killed prune leaves no graph without its weights
     for file in sorted(files, key=lambda file: file.suffix == ".bin"):
         file.unlink()

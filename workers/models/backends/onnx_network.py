@@ -1,4 +1,4 @@
-"""ONNX Runtime as a backend: the module exported once, kept as a file, in fp32 or with int8 weights."""
+"""ONNX Runtime as a backend: the module is exported once into a file, in fp32 or with int8 weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from workers.models.backends.compiled_network import TOKENS, Positional, Source,
 
 _OPSET = 17
 
-# Read when ONNX Runtime is imported, which writes a session file and reports to its makers otherwise. Device processes have it
-# from `workers.device.devices`; benchmarks and tests build networks in their own.
+# ONNX Runtime reads this at its import; without it, it writes a session file and sends telemetry. Device processes
+# inherit it from `workers.device.devices`; benchmarks and tests build networks in their own process.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
@@ -35,7 +35,7 @@ class OnnxNetwork:
                 (_quantised(made) if backend.precision == "int8" else made).replace(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = backend.threads or torch.get_num_threads()
-        # threads that wait give their core away, as in `workers.device.devices.pinned_environment`
+        # waiting threads give their core away, as in `workers.device.devices.pinned_environment`
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -53,7 +53,7 @@ def _export(source: Source, file: Path) -> None:
     for name in module.outputs:
         axes[name] = {0: "rows", 1: "tokens"} if name.startswith(TOKENS) else {0: "rows"}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about Python values that do not vary here
+        warnings.simplefilter("ignore")  # the tracer's warnings about Python values that do not vary here
         torch.onnx.export(
             module,
             tuple(source.example.values()),
@@ -62,18 +62,18 @@ def _export(source: Source, file: Path) -> None:
             output_names=list(module.outputs),
             dynamic_axes=axes,
             opset_version=_OPSET,
-            dynamo=False,  # the newer exporter wants another package, and fixes these shapes
+            dynamo=False,  # the newer exporter needs another package, and fixes these shapes
         )
 
 
 def _quantised(file: Path) -> Path:
-    """Return the model with the weights of its matrix products as int8, one scale a channel."""
+    """Return the model with int8 weights in its matrix products, with a scale for each channel."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     made = file.with_suffix(".int8.onnx")
     logger = logging.getLogger()
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns on the root logger of a step that is for static quantisation
+    logger.setLevel(logging.ERROR)  # it warns on the root logger about a step that only static quantisation needs
     try:
         quantize_dynamic(
             file,

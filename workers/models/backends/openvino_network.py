@@ -1,4 +1,4 @@
-"""OpenVINO as a backend: the module traced once, kept as a file, compiled for this CPU at every start."""
+"""OpenVINO as a backend: the module is traced once into a file, and compiled for this CPU at every start."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from workers.models.backends import kept
 from workers.models.backends.choice import Backend
 from workers.models.backends.compiled_network import Positional, Source, Tensors
 
-# OpenVINO's converter reports each model to its makers unless a file of the user forbids it; without this module it uses a stub.
-# A class of the user that imports OpenVINO before this module is not covered.
+# OpenVINO's converter sends telemetry about each model unless the user has opted out; without this module it uses a
+# stub. A user's class that imports OpenVINO before this module is not covered.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None is how Python says "not to be imported"
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 class OpenVinoNetwork:
-    """A compiled OpenVINO model with one request. Results point into the request's memory until the next call."""
+    """A compiled OpenVINO model with one request. Results share the request's memory until the next call."""
 
     def __init__(self, backend: Backend, source: Source) -> None:
         import openvino
@@ -54,7 +54,7 @@ def _export(source: Source, file: Path) -> None:
 
     module = Positional(source)
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # the tracer's, about Python values that do not vary here
+        warnings.simplefilter("ignore")  # the tracer's warnings about Python values that do not vary here
         model: Any = openvino.convert_model(module, example_input=tuple(source.example.values()))
     for name, given in zip(source.inputs, model.inputs, strict=True):
         example = source.example[name]
@@ -67,7 +67,10 @@ def _export(source: Source, file: Path) -> None:
 
 
 def _keep(model: Any, file: Path) -> None:
-    """Write the weights first and the graph, which names the whole, last and atomically: several workers may start at once."""
+    """Write the weights first, and last, atomically, the graph, which marks the network as complete.
+
+    Several workers may start at once.
+    """
     import openvino
 
     with kept.made_beside(file) as made:

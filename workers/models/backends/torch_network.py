@@ -1,4 +1,4 @@
-"""torch as a backend: as it is or compiled, on GPUs with captured passes."""
+"""torch as a backend: plain or compiled, with CUDA graphs on GPUs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from workers.models.backends.cuda_graphs import CapturedPasses, Pass, extent, pa
 
 
 class TorchNetwork:
-    """The module itself, on its device and in its precision; floats come out as fp32."""
+    """The module on its device and in its precision; floats are returned as fp32."""
 
     def __init__(self, backend: Backend, source: Source, device: str) -> None:
         self._dtype: torch.dtype = getattr(torch, DTYPES[backend.precision])
         self._module = source.make().to(device, self._dtype)
         self._compiled = backend.compiled
-        # one compilation for all shapes: each would take ten seconds
+        # one compilation for all shapes, since each would take ten seconds
         module = torch.compile(self._module, dynamic=True) if backend.compiled else self._module
 
         def run(inputs: Tensors) -> dict[str, torch.Tensor]:
@@ -25,25 +25,25 @@ class TorchNetwork:
 
         self._run: Pass = CapturedPasses(run) if device.startswith("cuda") else run
         if backend.compiled:
-            with torch.inference_mode():  # part of loading: no batch should wait for it
-                # cloned: a tensor that was made outside of this mode is compiled for by itself
+            with torch.inference_mode():  # compile while loading, so that no batch waits for it
+                # cloned: torch compiles again for tensors made outside of inference mode
                 self({name: tensor.to(device).clone() for name, tensor in source.example.items()})
 
     def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]:
         rows, tokens = extent(inputs)
         prepared = {name: self._in_precision(tensor) for name, tensor in inputs.items()}
-        if self._compiled:  # an axis of one is compiled by itself, a second time
+        if self._compiled:  # torch compiles again for an axis of length one
             prepared = dict(padded(prepared, max(2, rows), max(2, tokens)))
         return {name: _own(name, tensor, rows, tokens) for name, tensor in self._run(prepared).items()}
 
     @property
     def module(self) -> torch.nn.Module:
-        """The module itself, for who needs its gradients."""
+        """The module itself, for callers that need gradients."""
         return self._module
 
     @property
     def captured(self) -> int:
-        """How many passes are replayed as CUDA graphs."""
+        """The number of passes that are replayed as CUDA graphs."""
         return self._run.captured if isinstance(self._run, CapturedPasses) else 0
 
     def _in_precision(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -51,6 +51,6 @@ class TorchNetwork:
 
 
 def _own(name: str, tensor: torch.Tensor, rows: int, tokens: int) -> torch.Tensor:
-    """Return the rows and tokens that were asked for."""
+    """Cut a padded result to its rows and tokens, and return floats as fp32."""
     own = tensor[:rows, :tokens] if name.startswith(TOKENS) else tensor[:rows]
     return own.float() if own.is_floating_point() else own

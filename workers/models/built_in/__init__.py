@@ -1,1 +1,1 @@
-"""The models that every fleet has; `builtin.toml` declares them."""
+"""The classes of the models that `builtin.toml` declares."""

@@ -1,4 +1,4 @@
-"""Safetensors files that say in their metadata what they are: heads, tables, series, indexes. Read without torch."""
+"""Read safetensors files that declare their format in the metadata (heads, tables, series, indexes), without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def read_described(
     path: Path, form: str, decode: Callable[[Mapping[str, str]], T], *, where: str = "", remedy: str = "train it again"
 ) -> T:
-    """Return what `decode` makes of a file's metadata, whose `format` must be `form`. Raises ConfigurationError."""
+    """Return `decode(metadata)` of a file whose metadata have the `format` `form`. Raises ConfigurationError."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,1 +1,1 @@
-"""Weights of other formats converted to safetensors when a model is pulled."""
+"""Converters of weights in other formats to safetensors, run when a model is pulled."""

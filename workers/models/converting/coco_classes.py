@@ -1,4 +1,4 @@
-"""The names of COCO's 80 classes of objects, in the order in which detectors number them (Lin et al., 2014)."""
+"""The names of COCO's 80 classes of objects, in the usual order of detectors (Lin et al., 2014)."""
 
 from __future__ import annotations
 

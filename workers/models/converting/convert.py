@@ -1,6 +1,7 @@
-"""Turn weights of other formats into a Hugging Face folder: ``python -m workers.models.converting.convert NAME FROM TO``.
+"""Convert weights of other formats to a Hugging Face folder: ``python -m workers.models.converting.convert NAME FROM
+TO``.
 
-Run at pull time, in a process of its own, on files whose sha256 was checked.
+A pull runs it in its own process, on files with a verified sha256.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
 
 
 def torchvision_mobilenet_v2(source: Path, target: Path) -> None:
-    """Write torchvision's MobileNetV2 (a ``.pth`` state) with its classes' names as a folder for transformers.
+    """Convert torchvision's MobileNetV2 (a ``.pth`` state) and its class names to a transformers folder.
 
-    The two libraries list the same 262 tensors, named differently, in the same order (checked by their shapes).
+    The two libraries list the same 262 tensors in the same order, under different names; their shapes are compared.
     """
     import torch
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
     [weights] = source.glob("*.pth")
-    # weights_only: a pickle that may hold tensors and nothing else
+    # weights_only: the pickle may hold tensors and nothing else
     theirs = _tensors(torch.load(weights, map_location="cpu", weights_only=True))
     labels = imagenet_labels(source)
-    # torchvision pads evenly and keeps batch norm's own epsilon
+    # torchvision pads evenly and has its own epsilon for batch norm
     config = MobileNetV2Config(
         tf_padding=False, layer_norm_eps=1e-5, id2label=labels, label2id={name: n for n, name in labels.items()}
     )
@@ -50,7 +51,7 @@ def imagenet_labels(source: Path) -> dict[int, str]:
     lemmas = dict(line.split("\t", 1) for line in lines)
     synsets = (source / "imagenet_synsets.txt").read_text("utf-8").split()
     names = [lemmas[synset].strip() for synset in synsets]
-    # "crane" is a bird and a machine: a name that two classes share carries its WordNet number
+    # "crane" is a bird and a machine: names shared by two classes get their WordNet number
     return {n: f"{name} ({synsets[n]})" if names.count(name) > 1 else name for n, name in enumerate(names)}
 
 
@@ -59,9 +60,9 @@ def _tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def gguf_causal_lm(source: Path, target: Path) -> None:
-    """Write a quantised GGUF file (llama.cpp's) as a folder for transformers, its weights in bfloat16.
+    """Convert a quantised GGUF file (llama.cpp's) to a transformers folder, with weights in bfloat16.
 
-    Reading GGUF takes transformers a third of a minute, so it is done once. A 4-bit weight has fewer digits than bfloat16 keeps.
+    transformers reads GGUF in 20 s, so it is converted once. bfloat16 holds every digit of a 4-bit weight.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -70,9 +71,9 @@ def gguf_causal_lm(source: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=weights.name)
     theirs = AutoModelForCausalLM.from_pretrained(source, gguf_file=weights.name, dtype=torch.float32)
     config = theirs.config
-    for left_over in ("quantization_config", "_name_or_path"):  # they speak of the file, not of the network
+    for left_over in ("quantization_config", "_name_or_path"):  # they describe the file, not the network
         config.__dict__.pop(left_over, None)
-    # a network that was loaded from GGUF refuses to change its type: another one takes its weights
+    # a network loaded from GGUF cannot change its dtype, so its weights are copied into a new one
     model = type(theirs)(config)
     model.load_state_dict(theirs.state_dict())
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
@@ -81,14 +82,14 @@ def gguf_causal_lm(source: Path, target: Path) -> None:
 
 
 def ctranslate2_whisper(source: Path, target: Path) -> None:
-    """Write a Whisper model of CTranslate2 as a folder for transformers."""
+    """Convert a Whisper model of CTranslate2 to a transformers folder."""
     from workers.models.converting import ctranslate2
 
     ctranslate2.convert(source, target)
 
 
 def tfjs_nanodet(source: Path, target: Path) -> None:
-    """Write NanoDet's weights in a TensorFlow.js model, with COCO's names, for `workers.models.built_in.vision.nanodet`."""
+    """Convert NanoDet's TensorFlow.js weights, with COCO's names, for `workers.models.built_in.vision.nanodet`."""
     from safetensors.numpy import save_file
 
     from workers.models.converting import coco_classes
@@ -102,7 +103,10 @@ def tfjs_nanodet(source: Path, target: Path) -> None:
 
 
 def _tfjs_constants(model: Path) -> Iterator[tuple[str, Array]]:
-    """Yield the constants that lie in files beside a model's ``.json``, floats in half precision. Raises ValueError for others."""
+    """Yield the constants in the files beside a model's ``.json``. Raises ValueError for unsupported types.
+
+    Floats stored in half precision stay in half precision.
+    """
     for group in json.loads(model.read_text("utf-8"))["weightsManifest"]:
         content, place = b"".join((model.parent / path).read_bytes() for path in group["paths"]), 0
         for weight in group["weights"]:

@@ -1,7 +1,8 @@
-"""From CTranslate2's file of a Whisper model to a folder for transformers.
+"""Convert a Whisper model from CTranslate2's file to a transformers folder.
 
-The file (``model.bin``, CTranslate2's binary version 6): the format's version, the specification's name and revision; the number of
-variables, and for each its name, shape, type and bytes; then the aliases. All numbers are little-endian.
+The file (``model.bin``, CTranslate2's binary version 6) has the format's version, the specification's name and
+revision, and the number of variables; then each variable's name, shape, type and bytes; then the aliases. All numbers
+are little-endian.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from workers.models.speech.voice import WEIGHTS as VOICE
 if TYPE_CHECKING:
     import torch
 
-#: CTranslate2's types by number; what it calls bfloat16 (5) numpy does not have.
+#: CTranslate2's types by number; numpy has no bfloat16 (5).
 _TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 _END_OF_TEXT = "<|endoftext|>"
 
-#: Whisper models of several languages have so many tokens at least, those of English alone fewer.
+#: The smallest vocabulary of multilingual Whisper models; English models have fewer tokens.
 _MULTILINGUAL_TOKENS = 51865
 
 
 def variables(file: BinaryIO) -> Iterator[tuple[str, Array]]:
-    """Yield a model file's variables. Raises ValueError for another format."""
+    """Yield the variables of a model file. Raises ValueError for another format."""
     version, specification, _ = _number(file, "I"), _name(file), _number(file, "I")
     if version != 6 or specification != "WhisperSpec":
         raise ValueError(f"not a Whisper model of CTranslate2's format 6, but {specification!r} of format {version}")
@@ -53,9 +54,9 @@ def _name(file: BinaryIO) -> str:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the model in `source` as a folder for transformers, and beside it what hears voices, if it is there.
+    """Convert the model in `source` to a transformers folder; copy the voice detector's weights, if they are there.
 
-    The weights stay as they are, 16 bits each.
+    The weights keep their 16 bits.
     """
     import torch
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
@@ -111,7 +112,7 @@ def _layers(theirs: Mapping[str, torch.Tensor], side: str) -> int:
 
 
 def _generation_config(told: Mapping[str, Any], special: Mapping[str, int]) -> Any:
-    """Return what OpenAI's own folders say beside the weights."""
+    """Return the generation settings of OpenAI's own folders."""
     from transformers import GenerationConfig
 
     end = special[_END_OF_TEXT]
@@ -136,7 +137,7 @@ def _save_tokenizer(file: Path, special: Mapping[str, int], target: Path) -> Non
     from transformers import WhisperTokenizerFast
 
     tokenizer = WhisperTokenizerFast(tokenizer_file=str(file), pad_token=_END_OF_TEXT)
-    # the file says that they are special, this class does not read it: they would stand in the text
+    # this class does not read from the file that the tokens are special; they would appear in transcripts
     tokenizer.add_special_tokens({"additional_special_tokens": sorted(special, key=special.__getitem__)})
     if tokenizer.convert_tokens_to_ids(list(special)) != list(special.values()):
         raise ValueError(f"{file.name}: its special tokens have other numbers for transformers")
@@ -184,7 +185,7 @@ def _linear(theirs: Mapping[str, torch.Tensor], one: str, own: str) -> Iterator[
 
 
 def _split(theirs: Mapping[str, torch.Tensor], one: str, own: str, parts: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what CTranslate2 has in one matrix; keys have no bias, where it has zeros."""
+    """Yield the parts of a fused matrix; keys have no bias (CTranslate2 stores zeros for it)."""
     weights, biases = (theirs[f"{one}/{name}"].chunk(len(parts)) for name in ("weight", "bias"))
     for part, weight, bias in zip(parts, weights, biases, strict=True):
         yield f"{own}.{part}_proj.weight", weight.clone()

@@ -1,1 +1,1 @@
-"""What a model's class is written against: `Model`, its options, its samples and its files."""
+"""The base classes of models (`Model`, `StepwiseModel`), their options, sample inputs and output files."""

@@ -1,4 +1,4 @@
-"""A model's class by its name in the settings: ``module:Class``, or the name of an entry point that a package has."""
+"""Find a model's class by its name in the settings: ``module:Class``, or an entry point of an installed package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 #: The group of entry points by which an installed package offers its models.
 GROUP = "argosy.models"
 
-#: What fleet.toml called the built-in classes before they had short names; accepted for one release.
+#: Names of the built-in classes before they had short names; accepted for one release.
 _OLD_NAMES = {
     "workers.models.detector:DetectorModel": "detector",
     "workers.models.fused:FusedModel": "fused",
@@ -25,9 +25,9 @@ _OLD_NAMES = {
 
 
 def find(name: str) -> Any:
-    """Return what the settings call ``class``, to be called with a ModelSpec.
+    """Return the class that `name` refers to; call it with a `ModelSpec`.
 
-    Raises ImportError or AttributeError if it is not to be had.
+    Raises ImportError or AttributeError if the class cannot be imported.
     """
     if name in _OLD_NAMES:
         short = _OLD_NAMES[name]

@@ -1,8 +1,8 @@
 """The interface between the fleet and a model: four methods to write, `prepare`, `finish`, `load` and `forward`.
 
-One class serves both sides, as two instances. In the worker's parent process, which never imports torch, the fleet
+A class serves two processes, as two instances. In the worker's parent process, which never imports torch, the fleet
 calls `prepare`, `collate`, `cost` and `finish`, from many threads at once. In the device process it calls `load` once
-and `forward` for every micro-batch, from one thread. So torch is imported inside `load` and `forward` only.
+and `forward` for every micro-batch, from a single thread. Import torch inside `load` and `forward` only.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from workers.models.interface.sample_inputs import Item
 Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
 
-#: The parameters of the tasks that are wanted of an input, by task.
+#: The parameters of the tasks that an item asks for, by task.
 Params: TypeAlias = Mapping[str, msgspec.Struct]
 
-#: The array that holds the digests of a batch's rows, for models that ask for them.
+#: The array with the digests of a batch's rows, for models that read them (`Model.knows_contents`).
 CONTENTS = "contents"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a model is made from: its name, its folder of weights, its revision, its tasks, its own options, its backend."""
+    """The settings of a model: name, folder of the weights, revision, tasks, options and backend."""
 
     name: str
     folder: Path
@@ -50,12 +50,12 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One item ready for the backbone.
+    """An item, ready for the backbone.
 
-    `arrays` is its row, without a batch axis. `size` is the length that padding acts on (tokens; 1 where rows are all
-    alike). `content` is a digest: rows of equal content are computed once. `refused` holds the tasks that this input
-    cannot be used for, with the reason; the others go on. `aside` is for `finish`: what it needs to know of this item
-    (where its tokens stand in the text, how large the image was). It stays in the parent.
+    `arrays` is its row, without a batch axis. `size` is the length that padding acts on: tokens, or 1 if all rows have
+    the same shape. `content` is a digest: rows of equal content are computed once. `refused` maps tasks that cannot use
+    this input to the error; the item's other tasks go on. `aside` holds data about this item for `finish` (the tokens'
+    positions in the text, the size of the image); it stays in the parent process.
     """
 
     arrays: Arrays
@@ -66,7 +66,7 @@ class Prepared:
 
 
 def digest(arrays: Arrays) -> bytes:
-    """Return a digest of a row by its arrays' names, shapes and values: what `Prepared.content` may be."""
+    """Return a digest of the arrays' names, shapes and values, to be used as `Prepared.content`."""
     found = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         found.update(f"{name} {arrays[name].shape} ".encode())
@@ -74,20 +74,19 @@ def digest(arrays: Arrays) -> bytes:
     return found.digest()
 
 
-#: Digits kept of a probability: about what float32 holds, and half the JSON.
+#: Digits of a probability in an output: about the precision of float32, and half the JSON.
 SCORE_DIGITS = 6
 
 
 class LoadingFailed(ArgosyError):
-    """Weights that are loaded when first needed cannot be loaded: the fault of none of the items that wait for them, of which all
-    fail at once, and each later batch tries again.
+    """Raised if weights that are loaded on first use cannot be loaded.
+
+    No item is at fault: all waiting items fail at once, and each later batch tries to load again.
     """
 
 
 def padded(rows: Sequence[Array]) -> Array:
-    """Return arrays of as many axes each as the rows of one, `(rows, …)`, with zeros behind those that are shorter on
-    an axis.
-    """
+    """Stack arrays with equally many axes into `(rows, …)`, padded with zeros at the end of each axis."""
     shapes = {row.shape for row in rows}
     if len(shapes) == 1:
         return np.stack(rows)
@@ -98,35 +97,34 @@ def padded(rows: Sequence[Array]) -> Array:
 
 
 class Model(PreviousForm, ABC):
-    """A backbone with its heads. A class writes `prepare`, `finish`, `load` and `forward`; everything else has a
-    default.
+    """A backbone with its heads. Subclasses write `prepare`, `finish`, `load` and `forward`; all else has a default.
 
-    The constructor stores, and raises ConfigurationError for wrong options; `load` does the work.
+    The constructor only stores its arguments, and raises ConfigurationError for wrong options; `load` does the work.
     """
 
-    #: The struct of its options, which `self.options` holds decoded.
-    #: None: the class takes any options, and finds them in `self.spec.options`.
+    #: The struct of the model's options; `self.options` holds the decoded struct.
+    #: None: the class accepts any options and reads them from `self.spec.options`.
     options_class: ClassVar[type[msgspec.Struct] | None] = None
 
-    #: The one kind of task that it serves; tasks of other kinds are refused. None: it serves whatever its tasks name.
+    #: The only kind of task that the model serves; other kinds are refused. None: it serves every kind.
     kind: ClassVar[Kind | None] = None
 
-    #: Whether it runs on several backends, so that `argosy tune` can choose one.
+    #: Whether the model runs on several backends, so that `argosy tune` can choose.
     tunable: ClassVar[bool] = False
 
-    #: The backends that the settings may name for it.
+    #: The backends that the settings may name for the model.
     backends: ClassVar[tuple[str, ...]] = ()
 
-    #: The padded cost of a batch, where neither the settings nor a measurement say it.
+    #: The padded cost of a batch, unless the settings or a measurement give another.
     default_cost: ClassVar[int] = 1024
 
-    #: Batch costs worth trying, of a tunable one.
+    #: Batch costs for `argosy tune` to try, if the model is tunable.
     budgets: Sequence[int] = ()
 
-    #: Whether it heeds the parameter `explain` itself; for others `workers.models.explaining` does, if it can.
+    #: Whether the model itself implements the parameter `explain`; otherwise `workers.models.explaining` tries to.
     explains: ClassVar[bool] = False
 
-    #: How many rows of the last batch needed no pass, since their features were known.
+    #: Rows of the last batch that skipped the backbone because their features were cached.
     cached_rows: int = 0
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -143,53 +141,52 @@ class Model(PreviousForm, ABC):
 
     @property
     def knows_contents(self) -> bool:
-        """Whether `forward` is to find the rows' digests under `CONTENTS`, uint8 `(rows, bytes)`."""
+        """Whether `forward` receives the rows' digests as `CONTENTS`, uint8 `(rows, bytes)`."""
         return False
 
     @property
     def revision(self) -> str:
-        """What results are stored with: the source's revision, and whatever else decides the answers.
+        """The revision that results are stored with: the source's revision, and all else that decides the answers.
 
-        It is read when the worker starts: raise ConfigurationError here for settings or files that are wrong.
+        The worker reads it at its start: raise ConfigurationError here for wrong settings or files.
         """
         return self.spec.revision
 
     @abstractmethod
     def prepare(self, content: Any, params: Params) -> Prepared:
-        """Turn an input into a row, for the tasks in `params`. It is a text, the bytes of a file, or for kinds whose
-        input is an object, that object (`producers.wire.messages.QuestionInput` …).
+        """Turn an input into a row for the tasks in `params`.
 
-        Raises InvalidInput (or InputTooLarge) if the input is of use to none of them; of use to some, it puts the
-        others' errors in `Prepared.refused`. Any other exception fails the item as the model's fault.
+        `content` is a text, the bytes of a file, or, for kinds with structured inputs, an object
+        (`producers.wire.messages.QuestionInput` …). Raises InvalidInput or InputTooLarge if no task can use the input;
+        if some tasks can, put the errors of the others in `Prepared.refused`. Any other exception fails the item as the
+        model's fault.
         """
 
     def prepare_many(self, contents: Sequence[Any], params: Sequence[Params]) -> list[Prepared | Exception]:
-        """Prepare several inputs, each for the tasks in its own `params`: by default one after another, by `prepare`.
+        """Prepare several inputs, each with its own `params`. The default calls `prepare` for each.
 
-        Returns one entry for each input, in their order: its row, or the exception that `prepare` raises for it alone.
-        So an input never fails its neighbours. An exception that is raised instead of returned fails them all.
+        Returns an entry for each input, in order: its row, or the exception that `prepare` raises for this input, so
+        that an input never fails its neighbours. An exception that is raised instead of returned fails all of them.
         """
         return [_tried(self.prepare, *each) for each in zip(contents, params, strict=True)]
 
     def cost(self, prepared: Prepared) -> int:
-        """Return the row's cost in the unit of the batch budget: by default its size."""
+        """Return the row's cost in the unit of the batch budget. The default is its size."""
         return prepared.size
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Stack rows into arrays with a leading batch axis, `(rows, …)`. Arrays of different lengths get zeros behind
-        the shorter ones.
+        """Stack rows into arrays with a leading batch axis, `(rows, …)`, with zeros after the end of shorter arrays.
 
-        Where zeros could be values, a row keeps its own length as one more array, or the class writes its own
-        `collate`.
+        If zeros could be values, add the length of each row as another array in `prepare`, or override `collate`.
         """
         return {name: padded([row.arrays[name] for row in rows]) for name in rows[0].arrays}
 
     @abstractmethod
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
-        """Turn one row of a head's output, `forward`'s array without its leading axis, into the task's output for the
-        item `prepared`: a JSON value, or a float32 vector as an array.
+        """Turn a row of a head's output into the task's output for the item `prepared`: JSON, or a float32 vector.
 
-        Any exception fails the task's result for this item as the model's fault; the item's other tasks go on.
+        `output` is the row of `forward`'s array, without the leading axis. Any exception fails the task's result for
+        this item as the model's fault; the item's other tasks go on.
         """
 
     def finish_many(
@@ -199,17 +196,17 @@ class Model(PreviousForm, ABC):
         params: Sequence[msgspec.Struct],
         prepared: Sequence[Prepared],
     ) -> list[Any]:
-        """Finish several rows of a task's output, a list of them or an array: by default one after another, by
-        `finish`.
+        """Finish several rows of a task's output. The default calls `finish` for each.
 
-        Returns one entry for each row, in their order: its output, or the exception that `finish` raises for it alone.
-        An exception that is raised instead of returned fails them all.
+        Returns an entry for each row, in order: its output, or the exception that `finish` raises for this row. An
+        exception that is raised instead of returned fails all rows.
         """
         return [_tried(self.finish, task, *each) for each in zip(outputs, params, prepared, strict=True)]
 
     def samples(self, count: int) -> Sequence[Item]:
-        """Return inputs of usual sizes, about `count`, with the parameters of the tasks wanted on each: what a model is
-        tried and measured on. By default those of the tasks' kinds; raises NotImplementedError for kinds of rows and
+        """Return about `count` inputs of usual sizes to test and measure the model, each with its tasks' parameters.
+
+        The default takes the samples of the tasks' kinds. Raises NotImplementedError for kinds with table rows or
         series.
         """
         return sample_inputs.for_tasks(self.spec.tasks, count)
@@ -220,23 +217,23 @@ class Model(PreviousForm, ABC):
     def load(self, device: str) -> None:
         """Load the weights onto `device` (``cpu``, ``cuda:0``). Called once, before any `forward`.
 
-        Whatever it raises keeps the worker from starting. A model that comes while others run is loaded in a thread
-        beside theirs: what torch keeps by thread (its default dtype under ``with``, grad and autocast modes) is not
-        what `forward` finds; set it there.
+        An exception keeps the worker from starting. A model that is added while others run is loaded in another thread
+        than `forward`: set torch's state per thread (default dtype under ``with``, grad and autocast modes) in
+        `forward`.
         """
 
     @abstractmethod
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
-        """Run the backbone once over the batch that `collate` made, then each wanted head on its rows.
+        """Run the backbone once over a batch from `collate`, then run each wanted head on its rows.
 
-        `wanted` maps a task to the indices of its rows, int64 `(wanted,)`. Returns for each of these tasks an array
-        `(wanted, …)`, in the order of its indices; anything else is an error of the whole batch. After an exception the
-        batch is halved until the item that causes it is alone.
+        `wanted` maps a task to the indices of its rows, int64 `(wanted,)`. Returns an array `(wanted, …)` for each of
+        these tasks, in the order of its indices; any other shape fails the whole batch. After an exception the batch is
+        halved until the item at fault is alone.
         """
 
 
 def _tried(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a call returns, or the exception that it raises."""
+    """Return the result of a call, or the exception that it raises."""
     try:
         return call(*arguments)
     except Exception as error:  # noqa: BLE001 - a model's own code: whatever it raises is this item's

@@ -1,4 +1,4 @@
-"""Options as a class of the previous form names them: a table `OPTIONS` of tests by name. Accepted for one release."""
+"""Options in the previous form of model classes: a table `OPTIONS` of tests by name. Accepted for one release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from producers.wire.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What the value of an option must be, in words and as a test."""
+    """The condition on an option's value, in words and as a test."""
 
     must_be: str
     fits: Callable[[Any], bool]
@@ -35,7 +35,7 @@ TABLE = Option("a table of names and values", lambda value: isinstance(value, Ma
 
 
 def check(given: Mapping[str, Any], known: Mapping[str, Option], *, where: str) -> None:
-    """Raise ConfigurationError for an option that is not among those known, and for a wrong value."""
+    """Raise ConfigurationError for an unknown option or a wrong value."""
     for name, value in given.items():
         if name not in known:
             raise unknown(name, known, where=where)
@@ -44,6 +44,6 @@ def check(given: Mapping[str, Any], known: Mapping[str, Option], *, where: str) 
 
 
 def unknown(name: str, known: Mapping[str, object], *, where: str) -> ConfigurationError:
-    """Return the error for an option that is not among those known."""
+    """Return the error for an unknown option."""
     remedy = f"these are: {', '.join(sorted(known))}" if known else "the model has none"
     return ConfigurationError(f"{where}.options.{name}: not an option; {remedy}")

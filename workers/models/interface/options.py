@@ -1,6 +1,6 @@
-"""The options of a model, which an operator writes in its table: a struct, decoded once, when the model is built.
+"""A model's options, the table `[models.NAME.options]`: a struct, decoded when the model is built.
 
-A wrong option is named when the worker starts, together with those that exist.
+A wrong option is an error at the worker's start that lists the options of the model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from producers.wire.errors import ConfigurationError
 
-# the previous form's words, for one release
+# the names of the previous form, for one release
 from workers.models.interface.option_table import COUNT, OVER_ZERO, TABLE, TEXT, Option, check, unknown, whole
 
 __all__ = [
@@ -25,12 +25,10 @@ _Options = TypeVar("_Options", bound=msgspec.Struct)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of a model's class with their defaults, one field each. A derived class derives its struct from its
-    base's.
-    """
+    """The options of a model class, with defaults. Derive a struct for a derived class from the struct of its base."""
 
 
-# a `description` is how an error says what the value must be
+# errors quote the `description` as the condition on the value
 
 #: A whole number, 1 or more.
 Count = Annotated[int, Meta(ge=1, description=COUNT.must_be)]
@@ -41,18 +39,18 @@ Amount = Annotated[int, Meta(ge=0, description=whole(0).must_be)]
 #: A number over 0.
 Positive = Annotated[float, Meta(gt=0, description=OVER_ZERO.must_be)]
 
-#: A name, or the path of a folder. Whether the folder is there, the model finds out.
+#: A name, or the path of a folder. The model itself checks that the folder exists.
 Text = Annotated[str, Meta(description=TEXT.must_be)]
 
-#: A text for each task, or for each model used: as a rule the path of a folder.
+#: A text (as a rule the path of a folder) for each task, or for each model used.
 Table = Annotated[dict[str, str], Meta(description="a table of names and texts")]
 
 
 def decode(type_: type[_Options], given: Mapping[str, Any], *, where: str) -> _Options:
-    """Return the options as `type_` declares them. `where` is the model's table, ``models.NAME``.
+    """Decode options into the struct `type_`. `where` is the model's table, ``models.NAME``.
 
-    Raises ConfigurationError for an option that `type_` does not have (most likely it is misspelt), for a wrong value,
-    and for a missing option that has no default.
+    Raises ConfigurationError for an unknown option (most likely misspelt), a wrong value, and a missing option without
+    a default.
     """
     fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
     decoded: dict[str, Any] = {}
@@ -72,7 +70,7 @@ def decode(type_: type[_Options], given: Mapping[str, Any], *, where: str) -> _O
 
 
 def described(type_: Any) -> str:
-    """Return the `description` in an annotation's `Meta`, or nothing."""
+    """Return the `description` in an annotation's `Meta`, or an empty string."""
     for part in (type_, *get_args(type_)):
         for meta in getattr(part, "__metadata__", ()):
             if isinstance(meta, Meta) and meta.description:

@@ -1,4 +1,4 @@
-"""Files that a model's `finish` makes. The worker puts them away (`producers.wire.result_files`); the output keeps a reference each."""
+"""Files in a model's output. The worker stores them (`producers.wire.result_files`); the output keeps references."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from producers.wire.kinds.pictures import PictureFormat
 
-#: How hard PNG is compressed: 6, the usual, takes five times as long for a twentieth less.
+#: The compression level of PNG. The usual level, 6, takes five times as long for a file that is a twentieth smaller.
 _PNG_LEVEL = 2
 
 _SAVED: Mapping[PictureFormat, tuple[str, dict[str, Any]]] = {
@@ -25,7 +25,7 @@ _SAVED: Mapping[PictureFormat, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, slots=True)
 class MadeFile:
-    """A file's bytes, what type it is, and what else its reference says (a picture's `width` and `height`)."""
+    """The bytes and media type of a file, and further fields of its reference (a picture's `width` and `height`)."""
 
     data: bytes
     media_type: str
@@ -33,7 +33,7 @@ class MadeFile:
 
 
 def picture(pixels: NDArray[np.uint8], format_: PictureFormat) -> MadeFile:
-    """Return pixels `(height, width, 3)` or `(height, width)` as a file."""
+    """Encode pixels `(height, width, 3)` or `(height, width)` as a file."""
     image = Image.fromarray(pixels)
     media_type, how = _SAVED[format_]
     buffer = io.BytesIO()
@@ -42,7 +42,7 @@ def picture(pixels: NDArray[np.uint8], format_: PictureFormat) -> MadeFile:
 
 
 def put_away(output: Any, put: Callable[[bytes, str], Mapping[str, Any]]) -> Any:
-    """Return an output with its files replaced by what `put` returns for their bytes and type, and what they say of themselves."""
+    """Return an output with each file replaced by `put(bytes, media type)` and the file's further fields."""
     match output:
         case MadeFile():
             return {**put(output.data, output.media_type), **output.about}

@@ -1,7 +1,7 @@
-"""Classes written for the previous form of `Model`, accepted for one release: `finish` without the row, `finish_item`,
-`trial`, `OPTIONS`.
+"""Support for model classes in the previous form, for one release: `finish` without the row, `finish_item`, `trial`,
+`OPTIONS`.
 
-The one place that knows of it. With it go `option_table`, and `PreviousForm` among the bases of `Model`.
+Remove it together with `option_table` and with `PreviousForm` among the bases of `Model`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OPTIONS = "options_class, a msgspec.Struct of the options (workers.models.inter
 
 
 class _OptionTable:
-    """`OPTIONS` of a class that has a struct of options, for a derived class that adds to it."""
+    """`OPTIONS` of a class that has a struct of options, for a derived class that extends this table."""
 
     def __get__(self, _: object, class_: type[PreviousForm]) -> dict[str, Option] | None:
         if class_.options_class is None:
@@ -30,14 +30,12 @@ class _OptionTable:
 
 
 class PreviousForm:
-    """A base of `Model` that turns a class of the previous form into one of today's when the class is made, with a
-    FutureWarning.
-    """
+    """A base of `Model` that converts a class in the previous form at its definition, with a FutureWarning."""
 
     options_class: ClassVar[type[msgspec.Struct] | None]
     OPTIONS: ClassVar[Any] = _OptionTable()
 
-    #: The table of a class of the previous form.
+    #: The table `OPTIONS` of a class in the previous form.
     _option_table: ClassVar[Mapping[str, Option] | None] = None
     _finishes_without_row: ClassVar[bool] = False
 
@@ -57,14 +55,16 @@ class PreviousForm:
             cls._finishes_without_row = True
 
     def finish_item(self, task: Any, output: Any, params: Any, prepared: Any) -> Any:
-        """What `finish` was called for an item of which more must be known than the head's output."""
-        if self._finishes_without_row:  # a class of the previous form calls its base's
+        """Finish an item in the previous form, for outputs that depend on more than the head's output."""
+        if self._finishes_without_row:  # a class in the previous form calls the method of its base
             return self.finish(task, output, params)  # type: ignore[attr-defined]
         _warn(type(self), "finish_item", "finish", calls=1)
         return self.finish(task, output, params, prepared)  # type: ignore[attr-defined]
 
     def _options_of_struct(self, given: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-        """Return the options that are left for the struct, of a class with a table of its own once this is checked."""
+        """Check the options against the class's own table, if it has `OPTIONS`, and return the options for the
+        struct.
+        """
         if self._option_table is None:
             return given
         check(given, self._option_table, where=where)
@@ -73,19 +73,19 @@ class PreviousForm:
 
 
 def _warn(class_: type, old: str, new: str, *, calls: int = 2) -> None:
-    """Warn at the line of the class, or of the call: `calls` are between it and this module."""
+    """Warn at the line of the class or of the call: `calls` is the number of frames between it and this module."""
     text = f"{class_.__module__}.{class_.__qualname__}: {old} is now {new}; the old form goes with the next release"
     warnings.warn(text, FutureWarning, stacklevel=2 + calls)
 
 
 def _takes_no_row(finish: Callable[..., Any]) -> bool:
-    """Whether a `finish` has the previous form's parameters alone: itself, task, output, params."""
+    """Whether a `finish` has only the previous form's parameters: self, task, output, params."""
     parameters = inspect.signature(finish).parameters.values()
-    return len(parameters) == 4 and all(one.kind is not one.VAR_POSITIONAL for one in parameters)
+    return len(parameters) == 4 and all(each.kind is not each.VAR_POSITIONAL for each in parameters)
 
 
 def _finishing(class_: Any, finish: Callable[..., Any] | None, item: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Return today's `finish` of a class of the previous form, which itself may call it without the row."""
+    """Return a `finish` in today's form for a class in the previous form, which may itself call it without the row."""
 
     def finishing(self: Any, task: Any, output: Any, params: Any, prepared: Any = None) -> Any:
         if item and prepared is not None:

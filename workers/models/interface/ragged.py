@@ -1,4 +1,4 @@
-"""Answers of any shape in an array with one row each, for outputs that have no common one: boxes, masks, texts."""
+"""Outputs without a common shape (boxes, masks, texts) as an array with a row each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LENGTH_BYTES = 4
 
 
 def pack(values: Sequence[Any]) -> Array:
-    """Return plain values as rows of bytes: a length, MessagePack, zeros up to the longest row."""
+    """Encode plain values as rows of bytes: a length, MessagePack, zeros up to the longest row."""
     encoded = [msgspec.msgpack.encode(value) for value in values]
     rows = np.zeros((len(encoded), _LENGTH_BYTES + max(map(len, encoded))), dtype=np.uint8)
     for row, content in zip(rows, encoded, strict=True):
@@ -24,7 +24,7 @@ def pack(values: Sequence[Any]) -> Array:
 
 
 def unpack(row: Array) -> Any:
-    """Return a row's value."""
+    """Decode a row into its value."""
     content = row.tobytes()
     length = int.from_bytes(content[:_LENGTH_BYTES], "little")
     return msgspec.msgpack.decode(content[_LENGTH_BYTES : _LENGTH_BYTES + length])

@@ -1,8 +1,7 @@
-"""Inputs that every machine has, to try and to measure a model on: English prose from Python's own documentation, drawn
-pictures, tones.
+"""Inputs on every machine to test and measure a model: prose from Python's docstrings, drawn pictures, tones.
 
-They are of real lengths and mostly of real words, which is what speed and agreement between backends depend on; they
-have no labels, so they say nothing of accuracy.
+Lengths and most words are real, since speed and the agreement between backends depend on them. There are no labels, so
+the samples say nothing about accuracy.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from producers.wire.catalogue import Task
 from producers.wire.forms import Modality
 from producers.wire.messages import InlineBytes, QuestionInput, SeedInput, SentencesInput, TextAndImageInput
 
-#: An input, and the parameters of the tasks that are wanted on it.
+#: An input, and the parameters of its tasks.
 Item: TypeAlias = tuple[Any, Mapping[str, msgspec.Struct]]
 
 _MODULES = (
@@ -34,15 +33,15 @@ _MODULES = (
     "threading", "unittest.case", "urllib.parse", "urllib.request", "uuid", "zipfile",
 )  # fmt: skip
 
-#: Words of a long text; every fifth is one.
+#: The number of words of a long text (every fifth text) and of a short text on average.
 _LONG, _SHORT = 130, 22
 
-#: What zero-shot tasks are asked where nobody says.
+#: The candidate labels of zero-shot samples.
 _LABELS = ("technology", "sport", "politics")
 
 
 def usual_params(task: Task) -> msgspec.Struct:
-    """Return a task's usual parameters; what is too long is cut, and labels are some or others."""
+    """Return a task's usual parameters: long inputs are truncated, and zero-shot tasks get some labels."""
     names = task.kind.params.__struct_fields__
     chosen: dict[str, Any] = {"truncation": True} if "truncation" in names else {}
     if "candidate_labels" in names:
@@ -51,9 +50,9 @@ def usual_params(task: Task) -> msgspec.Struct:
 
 
 def for_tasks(tasks: Mapping[str, Task], count: int) -> list[Item]:
-    """Return about `count` inputs of the tasks' forms, in turns, each with all the tasks of its form wanted on it.
+    """Return about `count` inputs, alternating between the tasks' forms, each with all tasks of its form.
 
-    Raises NotImplementedError for a form whose inputs only the model knows: rows and series.
+    Raises NotImplementedError for table rows and series: only the model knows their columns and channels.
     """
     forms: dict[Modality, dict[str, msgspec.Struct]] = {}
     for name, task in tasks.items():
@@ -69,11 +68,11 @@ def for_tasks(tasks: Mapping[str, Task], count: int) -> list[Item]:
 
 
 def texts(count: int, *, seed: int = 0) -> list[str]:
-    """Return `count` texts, a fifth of them long: paragraphs of docstrings, cut to the lengths of the benchmarks' mix."""
+    """Return `count` texts, every fifth long: paragraphs of docstrings, cut to the lengths of the benchmarks' mix."""
     words = [paragraph.split() for paragraph in _paragraphs()]
     random = Random(seed)  # noqa: S311 - a sample, not a secret
     random.shuffle(words)
-    # an interpreter without docstrings (-OO) has no prose, but lengths are still real
+    # an interpreter without docstrings (-OO) has no prose, but the lengths stay real
     joined = [word for paragraph in words for word in paragraph] or [*_MODULES] * _LONG
     found: list[str] = []
     start = 0
@@ -95,7 +94,7 @@ def _paragraphs() -> Iterator[str]:
 
 
 def images(count: int, *, seed: int = 0) -> list[bytes]:
-    """Return `count` PNG pictures of coloured shapes on shaded grounds, no two alike."""
+    """Return `count` different PNG pictures of coloured shapes on shaded grounds."""
     from PIL import Image, ImageDraw, ImageFilter
 
     random = Random(seed)  # noqa: S311 - a sample, not a secret
@@ -115,7 +114,7 @@ def images(count: int, *, seed: int = 0) -> list[bytes]:
 
 
 def videos(count: int) -> list[bytes]:
-    """Return `count` GIFs of 16 frames, 160 x 160, each of which zooms into a picture."""
+    """Return `count` GIFs of 16 frames, 160 x 160; each zooms into a picture."""
     from PIL import Image
 
     found: list[bytes] = []
@@ -129,7 +128,7 @@ def videos(count: int) -> list[bytes]:
 
 
 def recordings(count: int) -> list[bytes]:
-    """Return `count` WAV files of one tone each, two seconds at 16 kHz."""
+    """Return `count` WAV files of two seconds at 16 kHz, a single tone each."""
     return [_tone(220 + 20 * number) for number in range(count)]
 
 
@@ -146,7 +145,7 @@ def _questions(count: int) -> list[QuestionInput]:
 
 
 def _sentences(count: int) -> list[SentencesInput]:
-    """Return each text to be compared with its two halves, every other word each."""
+    """Return texts to compare with their two halves; a half is every other word."""
     halves = [(text.split()[::2], text.split()[1::2]) for text in texts(count)]
     return [
         SentencesInput(text, tuple(" ".join(half) for half in own if half))
@@ -155,7 +154,7 @@ def _sentences(count: int) -> list[SentencesInput]:
 
 
 def _texts_and_images(count: int) -> list[TextAndImageInput]:
-    """Return short texts, two to each picture."""
+    """Return short texts with pictures, two texts for each picture."""
     pictures = images(max(2, count // 2))
     return [
         TextAndImageInput(text[:60], InlineBytes(pictures[number % len(pictures)]))
@@ -163,7 +162,7 @@ def _texts_and_images(count: int) -> list[TextAndImageInput]:
     ]
 
 
-#: The samples of a form, so many for a `count`: fewer of what takes longer.
+#: The samples of each form by `count`; slow forms get fewer.
 _CONTENTS: Mapping[Modality, Callable[[int], Sequence[Any]]] = {
     "text": texts,
     "prompt": texts,

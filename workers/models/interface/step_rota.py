@@ -1,9 +1,10 @@
-"""Which of the requests at the device are in the next step. Pure: what waits, and how many places there are.
+"""Choose the requests of the next step of a stepwise model. No clock, no threads: the waiting requests and the places.
 
-The more urgent go first; among equals, who has had fewer *turns* of `TURN_STEPS` steps, then who came first. So a short request
-is not kept waiting by long ones: they make room after their turn, and go on later where they were. One place, where there
-are several, goes to whoever has waited longest once that is `PATIENCE_STEPS`: so no flood of urgent or of short
-ones stops anybody for ever; k that wait are each served in at most `PATIENCE_STEPS` + k·`TURN_STEPS` steps.
+The most urgent requests come first; among equals, the request with the fewest *turns* of `TURN_STEPS` steps, then the
+earliest. So a short request does not wait for long ones: a long request makes room after its turn and continues later.
+If there are several places, the last of them is kept for the longest wait, once this reaches `PATIENCE_STEPS`. So no
+flood of urgent or short requests stops a request for ever: each of k waiting requests is served within
+`PATIENCE_STEPS` + k·`TURN_STEPS` steps.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-#: A request that has been in so many steps gives way to one that was in fewer.
+#: After this many steps, a request makes room for requests that have had fewer.
 TURN_STEPS = 32
 
-#: After so many steps without a place, a request may have the one that is kept for those.
+#: After this many steps without a place, a request may take the kept place.
 PATIENCE_STEPS = 64
 
 
 class Stands(Protocol):
-    """Whoever stands in line: `steps` is how many it was in, `waited` how many went by since; the kept place is its own as long as
-    `steps` is under `kept_until`."""
+    """A request with the number of `steps` it was in and the number it has `waited` since.
+
+    It holds the kept place while `steps` is under `kept_until`.
+    """
 
     urgency: int
     number: int
@@ -33,24 +36,24 @@ S = TypeVar("S", bound=Stands)
 
 
 def choose(line: Sequence[S], places: int) -> list[S]:
-    """Return who is in the next step, at most `places` of them, and note it with each."""
-    chosen = sorted(line, key=lambda one: (one.urgency, one.steps // TURN_STEPS, one.number))[:places]
+    """Return the requests of the next step, at most `places`, and count the step in every request."""
+    chosen = sorted(line, key=lambda each: (each.urgency, each.steps // TURN_STEPS, each.number))[:places]
     if len(line) > places > 1:
         chosen = _with_the_kept_place(line, chosen)
-    inside = {one.number for one in chosen}
-    for one in line:
-        if one.number in inside:
-            one.steps += 1
-            one.waited = 0
+    inside = {each.number for each in chosen}
+    for each in line:
+        if each.number in inside:
+            each.steps += 1
+            each.waited = 0
         else:
-            one.waited += 1
+            each.waited += 1
     return chosen
 
 
 def _with_the_kept_place(line: Sequence[S], chosen: list[S]) -> list[S]:
-    holder = next((one for one in line if one.steps < one.kept_until), None)
+    holder = next((each for each in line if each.steps < each.kept_until), None)
     if holder is None:
-        holder = max(line, key=lambda one: (one.waited, -one.number))
+        holder = max(line, key=lambda each: (each.waited, -each.number))
         if holder.waited < PATIENCE_STEPS:
             return chosen
         holder.kept_until = holder.steps + TURN_STEPS

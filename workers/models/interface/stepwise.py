@@ -13,10 +13,10 @@ from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prep
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """What a step made of one request: the `text` for who listens, which goes on `at` so many characters, or its `output`, and
-    then it has left.
+    """The result of a step for a request: a piece of `text` for listeners, or its final `output`.
 
-    `forward_s` is the part of the device's time that it took, from its first step to its last.
+    `at` is the position of `text`, in characters, in the whole answer. `forward_s` is the request's share of the
+    device's time, from its first step to its last.
     """
 
     key: Hashable
@@ -31,15 +31,15 @@ class Stepped:
 
 
 class StepwiseModel(Model):
-    """A model that holds many requests at once and moves all of them a little with each `step`.
+    """A model that holds many requests at once and advances all of them with each `step`.
 
-    A request is one row of one task, as `collate` packs it. Outputs are plain values, which travel as `ragged` rows.
+    A request is a row of a single task, as `collate` packs it. Outputs are plain values, packed as `ragged` rows.
     """
 
     # --- in the parent process ---
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Pack each task's requests, of rows that have one."""
+        """Pack the requests of each task; rows without the task get an empty request."""
         return {
             task: ragged.pack([row.arrays[task].tobytes() if task in row.arrays else b"" for row in rows])
             for task in self.spec.tasks
@@ -49,27 +49,27 @@ class StepwiseModel(Model):
 
     @abstractmethod
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
-        """Take a request; the lower its `urgency` number, the sooner it steps."""
+        """Add a request; a lower `urgency` number steps sooner."""
 
     @abstractmethod
     def leave(self, key: Hashable) -> None:
-        """Forget a request: nobody wants it any more."""
+        """Drop a request that is no longer needed."""
 
     @abstractmethod
     def step(self) -> list[Stepped]:
-        """Move the requests a step on. It takes as long as one pass, so that others can join in between."""
+        """Advance the requests by a step. A step takes as long as a pass, so that others can join in between."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Forget all requests, after a step has failed."""
+        """Drop all requests, after a step has failed."""
 
     @property
     @abstractmethod
     def busy(self) -> bool:
-        """Whether there is anything to step for."""
+        """Whether any request is left."""
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
-        """Step until all rows of a batch are through, for who has nothing to do in between."""
+        """Step until all rows of a batch are done, for callers without other work between steps."""
         outputs: dict[str, list[Any]] = {task: [None] * len(rows) for task, rows in wanted.items()}
         for task, rows in wanted.items():
             for place, row in enumerate(rows):
@@ -83,7 +83,7 @@ class StepwiseModel(Model):
 
 
 class Engine(Protocol):
-    """What holds a model's requests and moves them: `StepwiseModel` says what each of these does."""
+    """The holder of a model's requests; `StepwiseModel` documents the methods."""
 
     def leave(self, key: Hashable) -> None: ...
     def step(self) -> list[Stepped]: ...
@@ -95,7 +95,7 @@ E = TypeVar("E", bound=Engine)
 
 
 class EngineModel(StepwiseModel, Generic[E]):
-    """A stepwise model whose requests are with an engine, made by `load` as `_engine`; `join` hands them over."""
+    """A stepwise model that keeps its requests in an engine. `load` sets `_engine`, and `join` hands requests to it."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)

@@ -1,4 +1,4 @@
-"""Pictures and videos of any size on their way through a batch: behind one another, put together by shape; pictures back as bytes."""
+"""Pictures and videos of any size as rows of a batch: concatenated, then grouped by shape; result pictures as bytes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from workers.models.pictures import pixels
 
 Pixels = NDArray[np.uint8]
 
-#: A row's size is counted in squares of so many pixels.
+#: A row's size is counted in squares of this many pixels.
 _SQUARE = 32 * 32
 
 
 def read(content: Any, *, most_pixels: int, longest_side: int | None = None) -> Pixels:
-    """Return a picture's pixels `(height, width, 3)`, scaled down to `longest_side` if that is named and it is longer.
+    """Decode a picture to `(height, width, 3)`, scaled down to `longest_side`, if set.
 
     Raises InvalidInput, or InputTooLarge over `most_pixels`.
     """
@@ -43,12 +43,12 @@ def read(content: Any, *, most_pixels: int, longest_side: int | None = None) -> 
 
 
 def squares(pixels: Array) -> int:
-    """Return the size of a row of pixels `(…, height, width, 3)`: large ones are costly, and like goes to like."""
+    """Return the size of a row of pixels `(…, height, width, 3)`, for its cost and for batches of similar rows."""
     return max(1, math.prod(pixels.shape[:-1]) // _SQUARE)
 
 
 def collate(rows: Sequence[Prepared]) -> Arrays:
-    """Put the rows' pixels behind one another, with their `shapes`."""
+    """Concatenate the rows' pixels, with their `shapes`."""
     return {
         "pixels": np.concatenate([row.arrays["pixels"].ravel() for row in rows]),
         "shapes": np.array([row.arrays["pixels"].shape[:-1] for row in rows], dtype=np.int64),
@@ -56,7 +56,7 @@ def collate(rows: Sequence[Prepared]) -> Arrays:
 
 
 def by_shape(arrays: Mapping[str, Array]) -> list[tuple[list[int], Array]]:
-    """Return the rows of each shape: which they are, and their pixels `(rows, …, height, width, 3)`."""
+    """Return, for each shape, the indices of its rows and their pixels `(rows, …, height, width, 3)`."""
     groups: dict[tuple[int, ...], list[int]] = {}
     ends = np.cumsum(arrays["shapes"].prod(axis=1) * 3)
     starts = np.concatenate(([0], ends[:-1]))
@@ -69,11 +69,11 @@ def by_shape(arrays: Mapping[str, Array]) -> list[tuple[list[int], Array]]:
 
 
 def packed(pictures: Sequence[Pixels]) -> Array:
-    """Return pictures `(height, width, 3)` of different sizes as rows of one array."""
+    """Pack pictures `(height, width, 3)` of different sizes into rows of one array."""
     return ragged.pack([{"pixels": picture.tobytes(), "shape": list(picture.shape)} for picture in pictures])
 
 
 def unpacked(row: Array) -> Pixels:
-    """Return a row's picture."""
+    """Return the picture in a row."""
     found = ragged.unpack(row)
     return np.frombuffer(found["pixels"], dtype=np.uint8).reshape(found["shape"])

@@ -1,4 +1,4 @@
-"""An image file's bytes to the pixels that an ImageNet model sees. Whatever is wrong with them is the input's fault."""
+"""Decode an image file into the pixels that an ImageNet model reads. Every error is the input's fault."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from producers.wire.errors import InputTooLarge, InvalidInput
 
 _Made = TypeVar("_Made")
 
-#: Images of more pixels are refused before they are decoded: decoded, this many take 150 MB.
+#: Images with more pixels are refused before they are decoded; this many take 150 MB when decoded.
 MAX_PIXELS = 50_000_000
 
-#: Formats that are read. Not EPS, PDF and the like: Pillow would start other programs for them.
+#: The formats that are read. Not EPS, PDF and the like: Pillow would start other programs for them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-#: Height and width of what `decode` returns.
+#: Height and width of the result of `decode`.
 SIDE = 224
 _SHORT_SIDE = 256
 
-#: The EXIF tag that says which way is up, and its values for an image that lies on its side.
+#: The EXIF tag of the orientation, and its values for an image that lies on its side.
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
@@ -32,21 +32,21 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Return the centre of an image as `(224, 224, 3)`, as if its short side had been scaled to 256 first.
 
-    The image is that of `rgb`, which says what is refused.
+    Decodes like `rgb`, with the same errors.
     """
     # a large JPEG is decoded at a fraction of its size
     return rgb(data, _centre, max_pixels=max_pixels, about=(2 * _SHORT_SIDE, 2 * _SHORT_SIDE))
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Return the width and height of an image that `rgb` takes, upright by its EXIF orientation."""
+    """Return the width and height of an image accepted by `rgb`, upright by its EXIF orientation."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def centre_side(width: int, height: int) -> float:
-    """Return the side of the square in the middle that `decode` takes of an image."""
+    """Return the side of the central square that `decode` reads from an image."""
     return min(width, height) * SIDE / _SHORT_SIDE
 
 
@@ -57,10 +57,10 @@ def rgb(
     max_pixels: int = MAX_PIXELS,
     about: tuple[int, int] | None = None,
 ) -> _Made:
-    """Return what `then` makes of an image file: of the first frame, upright by its EXIF orientation, its transparent parts
-    on white. With `about`, a JPEG may be decoded at a fraction of its size, though not smaller than that.
+    """Decode an image and return `then(image)`: the first frame, upright by EXIF, transparent parts on white.
 
-    Raises InputTooLarge over `max_pixels`, InvalidInput if it is not a whole image of a known format.
+    With `about`, a JPEG may be decoded at a fraction of its size, but not smaller than `about`. Raises InputTooLarge
+    over `max_pixels`, InvalidInput if it is not a complete image of a known format.
     """
     if not data:
         raise InvalidInput("input", "is empty", "send the bytes of an image file")
@@ -78,7 +78,7 @@ def rgb(
         raise InvalidInput("input", "is not an image that can be read", f"send one of {', '.join(FORMATS)}") from error
     except MemoryError:
         raise  # the machine's fault, not the image's
-    except Exception as error:  # malformed bytes lead Pillow's decoders into errors of every type
+    except Exception as error:  # malformed bytes cause errors of every type in Pillow's decoders
         raise InvalidInput("input", f"is a broken image: {error}", "save it again, whole") from error
 
 
@@ -90,7 +90,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # a truncated file is found out here, not taken for broken EXIF
+    image.load()  # reports a truncated file here, which would otherwise pass for broken EXIF
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # noqa: BLE001 (broken EXIF says nothing about the picture)
@@ -107,7 +107,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow would clip these to 255. 16 bits lose their lower half; wider values have no fixed white and are stretched."""
+    """Convert to 8 bits; Pillow would clip the values to 255.
+
+    16 bits lose their lower half. Wider values have no fixed white, and are stretched to the full range.
+    """
     values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
     if image.mode.startswith("I;16"):
         return Image.fromarray((values / 257).round().astype(np.uint8))
@@ -116,7 +119,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _centre(image: Image.Image) -> NDArray[np.uint8]:
-    # one resize out of the square that counts: scaling a 1 x 100,000 image first would be a bomb of its own
+    # a single resize of the square: first scaling an image of 1 x 100,000 pixels would itself be a decompression bomb
     width, height = image.size
     side = centre_side(width, height)
     left, top = (width - side) / 2, (height - side) / 2

@@ -1,4 +1,4 @@
-"""Where a model's files come from, and the folder where they are kept."""
+"""The sources of models' files, and the cache folder on this machine."""
 
 from __future__ import annotations
 

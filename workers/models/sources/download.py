@@ -1,4 +1,4 @@
-"""One file over HTTP: resumed where it was cut off, verified before it gets its name."""
+"""Download a file over HTTP: resumed after a broken connection, and verified before it gets its final name."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ import truststore
 
 from producers.wire.errors import ArgosyError
 
-#: Called with a file's name, the bytes that are there, and the bytes it has in all (None: not known).
+#: Called with a file's name, the bytes received, and the total bytes (None: unknown).
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
 _ATTEMPTS = 5
 
 
 class PullFailed(ArgosyError):
-    """A file could not be fetched, or is not what its sha256 says. What was fetched so far is kept for a next try."""
+    """A file could not be downloaded, or its sha256 is wrong. A partial download is kept for the next attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A file as a registry offers it: its name, its address (``https:``, ``http:`` or ``file:``), and how to get there."""
+    """A file in a registry: its name, its URL (``https:``, ``http:`` or ``file:``), and the settings of the
+    connection.
+    """
 
     name: str
     url: str
@@ -40,7 +42,7 @@ class Offered:
 
     @contextmanager
     def client(self) -> Iterator[httpx2.Client]:
-        """An HTTP client that trusts what pip is told to trust, else what the system does."""
+        """Yield an HTTP client that trusts pip's certificate setting, or else the system's certificates."""
         trust: ssl.SSLContext = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if self.cert:
             trust = ssl.create_default_context(cafile=self.cert)
@@ -53,9 +55,9 @@ def silent(name: str, done_bytes: int, total_bytes: int | None) -> None:
 
 
 def fetch(offered: Offered, target: Path, *, sha256: str, progress: Progress = silent, pause_s: float = 1.0) -> None:
-    """Put the offered file at `target`, if its content has this sha256. Resumes from ``target.partial``.
+    """Download a file to `target` and check its sha256. Resumes from ``target.partial``.
 
-    A broken connection is tried again, `pause_s` longer each time. Raises PullFailed.
+    A broken connection is retried, after a pause that grows by `pause_s` each time. Raises PullFailed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
@@ -66,7 +68,7 @@ def fetch(offered: Offered, target: Path, *, sha256: str, progress: Progress = s
     with partial.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        partial.unlink()  # whatever it is, a next try must not build on it
+        partial.unlink()  # the next attempt must not build on wrong content
         raise PullFailed(f"{offered.name}: its sha256 is {found}, not {sha256}; the source is not what was pinned")
     partial.replace(target)
 
@@ -89,13 +91,13 @@ def _fetch_http(offered: Offered, partial: Path, progress: Progress, pause_s: fl
 
 
 def _fetch_rest(client: httpx2.Client, offered: Offered, partial: Path, progress: Progress) -> None:
-    """Append what is missing. A server that ignores the range sends all of it, and the file starts anew."""
+    """Append the missing bytes. A server that ignores the range sends the whole file, which then starts anew."""
     have = partial.stat().st_size if partial.exists() else 0
-    # identity: a range is of the file's bytes, not of a compressed form of them
+    # identity: a range counts the file's own bytes, not compressed ones
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with client.stream("GET", offered.url, headers=headers) as response:
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # nothing is missing; the sha256 decides whether it is right
+            return  # nothing is missing; the sha256 decides whether the file is right
         response.raise_for_status()
         resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
         done = have if resumed else 0

@@ -10,7 +10,7 @@ from workers.models.sources.download import Progress
 
 @contextmanager
 def shown() -> Iterator[Progress]:
-    """Show a bar a file on standard error; what is called with (name, bytes so far, bytes in all) moves it."""
+    """Show a progress bar for each file on standard error; call the yielded `Progress` to move it."""
     from rich import progress as rich
     from rich.console import Console
 

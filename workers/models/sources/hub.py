@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub on this machine, by the hub's own client, with a note that says when one is all there."""
+"""Local copies of Hugging Face hub repositories, made by the hub's own client. A note marks a complete copy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import httpx2
 from producers.wire.atomic_files import atomically
 from workers.models.sources.download import PullFailed
 
-#: What is taken of a repository: weights as safetensors, and text. Never pickles or code.
+#: The files that are downloaded: weights as safetensors, and text. Never pickles or code.
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def locate(note: Path) -> Path | None:
-    """Return the folder of a repository that was pulled, by its note. Touches no network."""
+    """Return the folder of a pulled repository by its note, or None. Makes no network request."""
     if not note.is_file():
         return None
     folder = note.parent / note.read_text(encoding="utf-8")
@@ -23,7 +23,9 @@ def locate(note: Path) -> Path | None:
 
 
 def pull(repository: str, revision: str, note: Path) -> Path:
-    """Bring a repository at a revision beside its `note`; return its folder, which is named by its commit. Raises PullFailed."""
+    """Download a repository at a revision beside its `note`; return the folder, named by the commit. Raises
+    PullFailed.
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -36,7 +38,7 @@ def pull(repository: str, revision: str, note: Path) -> Path:
         what = str(error.__cause__ or error).strip().partition("\n")[0]
         remedy = "check the id, the network, HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT"
         raise PullFailed(f"{repository} at {revision}: {what}; {remedy}") from error
-    # where the hub breaks off, its client may return what there is so far
+    # if the hub breaks off, its client may return an incomplete folder
     names = [sibling.rfilename for sibling in offered.siblings or ()]
     for name in names:
         if any(fnmatch(name, pattern) for pattern in files) and not (folder / name).is_file():
@@ -46,6 +48,6 @@ def pull(repository: str, revision: str, note: Path) -> Path:
 
 
 def _write(note: Path, folder: Path) -> None:
-    """Write down that the last file is there: the hub's folder exists from the first one on."""
+    """Write the note after the last file: the hub's folder exists from the first file on."""
     with atomically(note) as part:
         part.write_text(str(folder.relative_to(note.parent)), encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Where a model's files come from: a Hugging Face id, a local folder, a pinned package file, or Argosy itself.
+"""The source of a model's files: a Hugging Face id, a local folder, a pinned package file, or Argosy itself.
 
-`parse` reads a source from its TOML table, `pull` brings it into the cache, `locate` finds it there. A pull is
-idempotent (a second one touches no network), resumes what was cut off, and may run in several processes at once.
+`parse` reads a source from its TOML table, `pull` downloads it into the cache, `locate` finds it there. A pull is
+idempotent (a second pull makes no network request), resumes a broken download, and may run in several processes at
+once.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from typing import Any, TypeAlias
 from producers.wire.errors import ConfigurationError
 from workers.models.sources import download, hub, package_index, unpacking
 
-#: Converters that a package source may name: see `workers/models/converting/convert.py`.
+#: Converters for package sources; see `workers/models/converting/convert.py`.
 CONVERTERS = ("ctranslate2-whisper", "gguf-causal-lm", "tfjs-nanodet", "torchvision-mobilenet-v2")
 
-#: What was trained here, one folder each; described in its README.md.
+#: The models trained for Argosy, a folder each; its README.md describes them.
 BUNDLED = Path(__file__).parents[1] / "heads"
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -31,28 +32,28 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A repository of the Hugging Face hub at one revision (a commit, or a tag or branch as it is when pulled)."""
+    """A repository of the Hugging Face hub at a revision: a commit, or a tag or branch, resolved when pulled."""
 
     hub: str
     revision: str
 
     @property
     def key(self) -> str:
-        """The name in the cache of the note that says it is all there."""
+        """The name, in the cache, of the note that marks the copy as complete."""
         digest = hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
         return f"{self.hub.replace('/', '-')}-{digest}"
 
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """A folder on this machine, used where it is."""
+    """A folder on this machine, used in place."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class BundledSource:
-    """Weights trained here, that come with Argosy: a folder of `BUNDLED`."""
+    """Weights that come with Argosy: a folder of `BUNDLED`."""
 
     name: str
 
@@ -63,11 +64,10 @@ class BundledSource:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """Files of one archive in a package registry (``pip``'s index, ``npm``'s registry, a repository of ``apt``'s), pinned by
-    `sha256`.
+    """Files of an archive in a package registry (of ``pip``, ``npm`` or ``apt``), pinned by `sha256`.
 
-    Of the archive only what is under `folder` is unpacked, and of that only `members` (all, if empty).
-    `also` are further archives unpacked beside it; `convert` names what makes a Hugging Face folder of them.
+    Only files under `folder` are unpacked, and of these only `members` (empty: all). `also` has further archives to
+    unpack beside it; `convert` names the converter to a Hugging Face folder.
     """
 
     registry: str
@@ -82,7 +82,7 @@ class PackageSource:
 
     @property
     def key(self) -> str:
-        """The name of its folder in the cache: a different pin, choice of members or conversion is another folder."""
+        """The name of its folder in the cache; another pin, choice of members or conversion gives another folder."""
         digest = hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
         return f"{self.name.replace('@', '').replace('/', '-')}-{self.version}-{digest}"
 
@@ -99,7 +99,7 @@ class Pulled:
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return where pulled files are kept: ``$ARGOSY_CACHE``, else ``argosy`` in the user's cache folder."""
+    """Return the folder for pulled files: ``$ARGOSY_CACHE``, or else ``argosy`` in the user's cache folder."""
     if chosen := environment.get("ARGOSY_CACHE"):
         return Path(chosen).expanduser()
     base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -110,7 +110,10 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def parse(table: object, *, where: str) -> Source:
-    """Return the source in a TOML table. Raises ConfigurationError naming the setting, `where` and the key."""
+    """Read a source from a TOML table; `where` is the table's name.
+
+    Raises ConfigurationError that names the setting and the key.
+    """
     if not isinstance(table, Mapping):
         raise ConfigurationError(f"{where}: must be a table with `hub`, `path`, `package`, `npm`, `apt` or `bundled`")
     chosen = [key for key in ("hub", "path", "package", "npm", "apt", "bundled") if key in table]
@@ -166,7 +169,10 @@ def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
 
 
 def _parse_index(table: Mapping[str, Any], where: str) -> PackageSource:
-    """An index file of a repository, by its path there; its bytes are asked for by their sha256, as the path's change."""
+    """Read the path of an index file in an apt repository.
+
+    The file is requested by its sha256, because the content at its path changes.
+    """
     _only(table, ("apt", "sha256", "also"), where)
     folder, _, name = _text(table, "apt", where, rf"dists/({_NAME}/)+{_NAME}\.(bz2|xz)").rpartition("/")
     sha256 = _text(table, "sha256", where, "[0-9a-f]{64}")
@@ -192,7 +198,7 @@ def _text(table: Mapping[str, Any], key: str, where: str, pattern: str = r"\S.*"
 
 
 def locate(source: Source, cache: Path) -> Pulled | None:
-    """Return a source's files if they are on this machine already, else None. Touches no network."""
+    """Return a source's files if they are on this machine, or None. Makes no network request."""
     if isinstance(source, BundledSource):
         return Pulled(source.path, _content_revision(source))
     if isinstance(source, FolderSource):
@@ -205,9 +211,9 @@ def locate(source: Source, cache: Path) -> Pulled | None:
 
 
 def pull(source: Source, cache: Path, progress: download.Progress = download.silent) -> Pulled:
-    """Bring a source into `cache`, unless it is there, and return it.
+    """Download a source into `cache`, unless it is there, and return it.
 
-    Raises PullFailed if it cannot be had or is not what its sha256 says, ConfigurationError for a missing folder.
+    Raises PullFailed if the download fails or its sha256 is wrong, ConfigurationError for a missing folder.
     """
     if found := locate(source, cache):
         return found
@@ -225,16 +231,16 @@ def _pull_package(source: PackageSource, cache: Path, progress: download.Progres
     folder = cache / source.key
     staging = cache / f"{source.key}.staging"
     cache.mkdir(parents=True, exist_ok=True)
-    # one process pulls, the others wait and then find the folder; the lock dies with its holder
+    # one process pulls, the others wait and then find the folder; the lock is released if its holder dies
     with FileLock(cache / f"{source.key}.lock"):
         if not folder.is_dir():
-            shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+            shutil.rmtree(staging, ignore_errors=True)  # left by a killed process
             unpacked = staging / "unpacked"
             archives = [_unpack_one(part, cache, unpacked, progress) for part in (source, *source.also)]
             made = _convert(source.convert, unpacked, staging / "converted") if source.convert else unpacked
-            for path in made.rglob("*"):  # whoever pulls, workers of other users may read
+            for path in made.rglob("*"):  # workers of other users may read the files, whoever pulled them
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            made.rename(folder)  # the folder's existence says that it is whole
+            made.rename(folder)  # the folder's existence marks it as complete
             shutil.rmtree(staging)
             for archive in archives:
                 archive.unlink()
@@ -254,7 +260,7 @@ def _unpack_one(source: PackageSource, cache: Path, target: Path, progress: down
 
 
 def _convert(name: str, unpacked: Path, target: Path) -> Path:
-    # in a process of its own: this one may be a fleet's parent, which never imports torch
+    # in its own process: this process may be a worker's parent, which never imports torch
     command = [sys.executable, "-m", "workers.models.converting.convert", name, str(unpacked), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
     if done.returncode:
@@ -272,7 +278,7 @@ def _of_hub(source: HubSource, folder: Path) -> Pulled:
 
 
 def _content_revision(source: BundledSource) -> str:
-    """Return a revision that is the same wherever Argosy is installed: a digest of the files themselves."""
+    """Return a digest of the files' contents, which is the same on every machine."""
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(path for path in source.path.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(source.path)} {path.stat().st_size}\n".encode())
@@ -281,7 +287,7 @@ def _content_revision(source: BundledSource) -> str:
 
 
 def folder_revision(folder: Path) -> str:
-    """Return a revision that changes when a file of the folder does: a digest of names, sizes and times."""
+    """Return a digest of the files' names, sizes and times, which changes with any file of the folder."""
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         state = path.stat()

@@ -1,7 +1,8 @@
-"""Where package registries offer a file: pip's indexes, npm's registry and apt's repositories, as they are configured here.
+"""Find a file in package registries: pip's indexes, npm's registry and apt's repositories, as configured on this
+machine.
 
-No registry is named here: the installed pip, npm and apt say which they use (their files, environment and defaults).
-Their code is asked for settings only; packages are never installed, and nothing of them is run.
+No registry is named here: the installed pip, npm and apt report their own settings (files, environment, defaults).
+They are asked for settings only; no package is installed, and no code of a package runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from workers.models.sources.download import Offered, PullFailed
 _SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 _ACCEPT = f"{_SIMPLE_JSON}, text/html;q=0.1"
 
-# Run by itself, so that pip's modules stay out of this process. `parse_args` merges defaults, files and environment.
+# Run in its own process, to keep pip's modules out of this one. `parse_args` merges defaults, files and environment.
 _ASK_PIP = """
 import json
 from pip._internal.commands import create_command
@@ -38,7 +39,7 @@ print(json.dumps({name: getattr(options, name) for name in names}))
 
 
 def find(registry: str, name: str, version: str, file: str) -> Offered:
-    """Return where `file` of a package can be had. Raises PullFailed, saying where it was looked for."""
+    """Return the URL of a package's `file`. Raises PullFailed, which lists the registries searched."""
     if registry == "apt":
         return _find_apt(name, version, file)
     return _find_npm(name, version, file) if registry == "npm" else _find_pip(name, file)
@@ -65,7 +66,7 @@ def _find_pip(name: str, file: str) -> Offered:
 
 
 def _links(page: Offered) -> Iterator[tuple[str, str]]:
-    """Yield (file name, address) for each file on a page of the simple index, JSON (PEP 691) or HTML (PEP 503)."""
+    """Yield (file name, URL) for each file on a page of the simple index, JSON (PEP 691) or HTML (PEP 503)."""
     if page.url.startswith("file:"):
         body = (Path(unquote(urlsplit(page.url).path)) / "index.html").read_text("utf-8")
         yield from _anchors(body, page.url)
@@ -97,7 +98,7 @@ def _anchors(body: str, base: str) -> Iterator[tuple[str, str]]:
 
 @lru_cache(maxsize=1)
 def pip_settings() -> dict[str, Any]:
-    """Return the settings with which pip would download, asked of pip itself (0.4 s, so once a process)."""
+    """Return pip's own download settings. Asking pip takes 0.4 s, so the answer is cached."""
     answer = _output([sys.executable, "-c", _ASK_PIP], "pip is needed to know the package index: python -m ensurepip")
     settings: dict[str, Any] = json.loads(answer)
     return settings
@@ -138,6 +139,6 @@ def _output(command: list[str], remedy: str) -> str:
 
 
 def _place(url: str) -> str:
-    """An address without the name and password it may carry."""
+    """Return a URL without its user name and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

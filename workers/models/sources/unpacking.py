@@ -1,4 +1,4 @@
-"""Take named files out of an archive. Nothing in it is run, and nothing is written outside the target folder."""
+"""Extract named files from an archive. Nothing in it is run, and nothing is written outside the target folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import IO, TypeAlias
 
 from workers.models.sources.download import PullFailed
 
-#: The regular files of an archive: (name, how to open it).
+#: The regular files of an archive: (name, function that opens the file).
 _Files: TypeAlias = Iterator[tuple[str, Callable[[], IO[bytes]]]]
 
 
 def unpack(archive: Path, target: Path, *, folder: str = "", members: Iterable[str] = ()) -> None:
-    """Put the files under `folder` of a zip, wheel or tar into `target`; only `members` of them, if any are named.
+    """Extract the files under `folder` of a zip, wheel or tar into `target`; with `members`, only these files.
 
     Raises PullFailed if a member is missing, or would land outside `target`.
     """
@@ -39,7 +39,7 @@ def unpack(archive: Path, target: Path, *, folder: str = "", members: Iterable[s
 
 
 def expand(compressed: Path, target: Path) -> None:
-    """Put what a compressed file holds beside others: at `target` without its ``.bz2`` or ``.xz``. Raises PullFailed."""
+    """Decompress a ``.bz2`` or ``.xz`` file to `target` without this suffix. Raises PullFailed."""
     try:
         with bz2.open(compressed) if target.suffix == ".bz2" else lzma.open(compressed) as content:
             _write(content, target.with_suffix(""))

@@ -1,4 +1,4 @@
-"""Which frames of a video are read."""
+"""The choice of the frames that are read from a video."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from producers.wire.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """So many frames, spread evenly; or with a `rate` N every Nth from the beginning."""
+    """`num_frames` frames at equal distances, or, with a `rate` N, every Nth from the beginning."""
 
     num_frames: int
     rate: int | None = None
 
     def places(self, total: int) -> list[int]:
-        """Return the frames' numbers in a video of `total`. A short video's are repeated: evenly, or its last."""
-        if self.rate is None:  # as the video processors of transformers sample
+        """Return the numbers of the frames in a video of `total`. In a short video, frames repeat: evenly, or the
+        last.
+        """
+        if self.rate is None:  # like the video processors of transformers
             return [number * total // self.num_frames for number in range(self.num_frames)]
-        # as its video-classification pipeline does for image processors, by numpy's linspace, whose roundings count
+        # like transformers' video-classification pipeline for image processors: with numpy's linspace and its roundings
         last = self.num_frames * self.rate - 1
         found = np.linspace(0, last, num=self.num_frames, dtype=np.int64).tolist()
         return [min(place, total - 1) for place in found]
@@ -32,9 +34,9 @@ class Sampling:
 def sampled_alike(
     params: Mapping[str, msgspec.Struct], sampling_of: Callable[[Any], Sampling]
 ) -> tuple[Sampling, dict[str, InvalidInput]]:
-    """Return the sampling that the first task wants, and the refusals of tasks that want another: a row has one set of frames.
+    """Return the sampling of the first task, and the errors of the tasks with another: a row has one set of frames.
 
-    Raises InvalidInput if no task's parameters will do.
+    Raises InvalidInput if the parameters of every task are wrong.
     """
     found: Sampling | None = None
     refused: dict[str, InvalidInput] = {}

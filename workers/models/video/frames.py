@@ -1,8 +1,8 @@
-"""A video file's bytes to a few of its frames. What is wrong with them is the input's fault. No torch here.
+"""Decode a few frames from the bytes of a video. Every error is the input's fault. Does not import torch.
 
-The packets are listed first, which decodes nothing and tells how many frames there are and where one can begin to decode; so what
-would be too much is refused before it is decoded, and of a long film only what the wanted frames need is decoded. One
-scaled frame at a time is kept, whatever their size.
+The packets are listed first. Without decoding, that gives the number of frames and the places to start decoding at. So
+a video over a limit is refused before it is decoded, and a long film is decoded only around the wanted frames. Only one
+frame of full size is in memory at a time.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ _TURNED = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Tr
 
 _Made = TypeVar("_Made")
 
-#: Containers that are read, as FFmpeg calls them. No playlists and the like, whose demuxers would open other files.
+#: The containers that are read, by FFmpeg's names. No playlists and the like: their demuxers would open other files.
 FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "apng", "mpegts", "mpeg", "flv", "ogg", "asf")
 
-#: Of these, frames can be looked for by time.
+#: The containers with seeking by time.
 _INDEXED = ("mov", "mp4", "matroska", "webm")
 
 _REMEDY = "send a video as MP4, WebM, Matroska, AVI, MPEG or GIF"
 
 
 class VideoLimits(Options, frozen=True):
-    """The options that say what a video may be. `max_decoded_frames` are decoded for the wanted ones, in
-    `max_decoding_s` seconds at most: of this thread's own time, so that what a file may be does not depend on how
-    busy the machine is.
+    """The options that limit videos.
+
+    At most `max_decoded_frames` frames are decoded to reach the wanted ones, within `max_decoding_s` seconds of the
+    thread's CPU time, so that the limit does not depend on the load of the machine.
     """
 
     max_frame_pixels: Count = 8_847_360  # 4096 x 2160
@@ -52,7 +53,7 @@ class VideoLimits(Options, frozen=True):
 
 
 def check_installed(where: str) -> None:
-    """Raise ConfigurationError, naming the extra, if videos cannot be decoded here."""
+    """Raise ConfigurationError, which names the extra, if PyAV is not installed."""
     try:
         import av  # noqa: F401
     except ImportError as error:
@@ -60,9 +61,9 @@ def check_installed(where: str) -> None:
 
 
 def read(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
-    """Return what `then` makes of each wanted frame.
+    """Return `then(frame)` for each wanted frame.
 
-    Raises InvalidInput if it is no whole video, InputTooLarge if it is over a limit.
+    Raises InvalidInput if the bytes are no complete video, InputTooLarge if the video is over a limit.
     """
     import av
 
@@ -72,7 +73,7 @@ def read(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[V
         return _read_gif(data, sampling, limits, then)
     options = {
         "format_whitelist": ",".join(FORMATS),
-        "protocol_whitelist": "none",  # the bytes are all there is to read
+        "protocol_whitelist": "none",  # reads the given bytes, and opens nothing else
         "max_pixels": str(limits.max_frame_pixels),  # opening a file may decode a frame
     }
     try:
@@ -80,14 +81,14 @@ def read(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[V
             return _Video(container, limits).read(sampling, then)
     except InvalidInput:
         raise
-    except av.FFmpegError as error:  # also of memory: what a broken file says it needs
+    except av.FFmpegError as error:  # out of memory included: a broken file may ask for any amount
         raise InvalidInput("input", f"is not a whole video that can be read ({error.strerror})", _REMEDY) from error
-    except (ValueError, RuntimeError, IndexError) as error:  # PyAV's own, about streams that make no sense
+    except (ValueError, RuntimeError, IndexError) as error:  # PyAV's own errors, about broken streams
         raise InvalidInput("input", f"is a broken video: {error}", _REMEDY) from error
 
 
 def _read_gif(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
-    """As `read`, by Pillow: FFmpeg takes a GIF whose frames have no duration for a single one."""
+    """Like `read`, with Pillow: FFmpeg reads a GIF whose frames have no duration as a single frame."""
     from av import VideoFrame
 
     until = time.thread_time() + limits.max_decoding_s
@@ -103,7 +104,7 @@ def _read_gif(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callab
                 _check_time(until, limits)
     except (InvalidInput, MemoryError):
         raise
-    except Exception as error:  # malformed bytes lead Pillow's decoders into errors of every type
+    except Exception as error:  # malformed bytes cause errors of every type in Pillow's decoders
         raise InvalidInput("input", f"is a broken animation: {error}", "save it again, whole") from error
     return [made[place] for place in places]
 
@@ -132,7 +133,7 @@ def _check_time(until: float, limits: VideoLimits) -> None:
 
 
 class _Video:
-    """An open file, its packets listed."""
+    """An open file with its packets listed."""
 
     def __init__(self, container: Any, limits: VideoLimits) -> None:
         self._container = container
@@ -154,7 +155,7 @@ class _Video:
         read = self._by_time if self._times else self._by_number
         made: dict[int, _Made] = {}
         for place, frame in zip(wanted, read(wanted), strict=False):
-            _check_size(frame.width, frame.height, self._limits)  # it may change on the way
+            _check_size(frame.width, frame.height, self._limits)  # the size may change within a video
             made[place] = then(frame)
         if not made:
             raise InvalidInput("input", "has no frame that can be decoded", "save it again, whole")
@@ -162,7 +163,7 @@ class _Video:
         return [made[min(place, last)] for place in places]
 
     def _list_packets(self) -> int:
-        """Note when frames are shown, and where decoding can begin; return how many there are."""
+        """Note the frames' times and the places to start decoding at; return the number of frames."""
         stream, times, starts, total = self._stream, [], [], 0
         for packet in self._container.demux(stream):
             if not packet.size:
@@ -204,7 +205,7 @@ class _Video:
                 return
 
     def _by_time(self, wanted: Sequence[int]) -> Iterator[VideoFrame]:
-        """Yield the wanted frames, each decoded from the last place before it where one can begin."""
+        """Yield the wanted frames, each decoded from the last keyframe before it."""
         _check_effort(self._effort(wanted), self._limits)
         frames, at = self._decoded(), self._times[0]
         for time_ in (self._times[place] for place in wanted):
@@ -225,7 +226,7 @@ class _Video:
         return self._starts[place - 1] if place else None
 
     def _effort(self, wanted: Sequence[int]) -> int:
-        """Return how many frames `_by_time` decodes."""
+        """Return the number of frames that `_by_time` decodes."""
         effort, at = 1, 0
         for place in wanted:
             start = self._start_before(self._times[place])
@@ -241,7 +242,7 @@ class _Video:
 
 
 def _picture_stream(container: Any) -> Any:
-    """Return the first stream of moving pictures. A picture of the sound's cover is none."""
+    """Return the first video stream; a cover picture is not a video stream."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -251,18 +252,18 @@ def _picture_stream(container: Any) -> Any:
     raise InvalidInput("input", f"has no moving pictures, only {kinds}", _REMEDY)
 
 
-# --- what a frame shows -------------------------------------------------------------------------------
+# --- the content of a frame ----------------------------------------------------------------------------
 
 
 def image(frame: VideoFrame) -> Image.Image:
-    """Return a frame as an RGB image, upright as the file says."""
+    """Return a frame as an RGB image, upright by the file's rotation."""
     made: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
     turned = _TURNED[_quarter_turns(frame)]
     return made if turned is None else made.transpose(turned)
 
 
 def centre(frame: VideoFrame, side: int, short_side: int) -> Pixels:
-    """Return the middle of a frame as `(side, side, 3)`, its short side scaled to `short_side` first; upright."""
+    """Return the middle of a frame as `(side, side, 3)`, upright; the short side is first scaled to `short_side`."""
     scale = short_side / min(frame.width, frame.height)
     width, height = (max(short_side, round(edge * scale)) for edge in (frame.width, frame.height))
     scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
@@ -271,5 +272,5 @@ def centre(frame: VideoFrame, side: int, short_side: int) -> Pixels:
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
-    """Return how often a frame is to be turned counterclockwise by a quarter."""
+    """Return the number of counterclockwise quarter turns that make a frame upright."""
     return round(frame.rotation / 90) % 4

@@ -1,4 +1,4 @@
-"""A text and an image in one item: the text model's encoder over the one, the vision model's over the other, one head over both."""
+"""The model of a text with an image: the text model's encoder, the vision model's encoder, and a head over both."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from workers.models.built_in.fused.fused_network import FusedHead
 
-#: What an image costs, in tokens.
+#: The cost of an image, in tokens.
 _IMAGE = 32
 
 #: The encoder's layer that the head reads.
@@ -38,7 +38,7 @@ _TOKENS = "tokens.6"
 
 
 class _Words(TextModel):
-    """The text model's backbone, of which the head reads the last layer."""
+    """The text model's backbone; the head reads its last layer."""
 
     def _network(self) -> torch.nn.Module:
         from workers.models.built_in.text.text_network import TextEncoder
@@ -47,7 +47,7 @@ class _Words(TextModel):
 
 
 class _Sights(VisionModel):
-    """The vision model's backbone, of which the head reads the last layer, place by place."""
+    """The vision model's backbone; the head reads its last layer, place by place."""
 
     def _network(self) -> torch.nn.Module:
         from workers.models.built_in.vision.vision_network import VisionEncoder
@@ -56,7 +56,7 @@ class _Sights(VisionModel):
 
 
 class FusedOptions(Options, frozen=True):
-    """`uses` has the folders of the parts; the others are the parts' own."""
+    """`uses` has the folders of the two parts; the other options are passed to the parts."""
 
     uses: Table = field(default_factory=dict)
     max_tokens: Count | None = None
@@ -64,8 +64,9 @@ class FusedOptions(Options, frozen=True):
 
 
 class FusedModel(Model):
-    """Its folder holds the head. It uses the weights of two models, which the settings name: `uses` = ``{ text = …,
-    vision = … }``.
+    """A head over the weights of two models.
+
+    The model's folder holds the head. The settings name the two models: `uses` = ``{ text = …, vision = … }``.
     """
 
     options_class = FusedOptions
@@ -101,12 +102,12 @@ class FusedModel(Model):
 
     @cached_property
     def revision(self) -> str:
-        _ = self.labels, self._words, self._sights  # what is wrong with the settings is told when the worker starts
+        _ = self.labels, self._words, self._sights  # report wrong settings when the worker starts
         weights = f"{self.spec.revision}+head.{head_file.digest([self._file])}"
         return weights if self.spec.backend.is_reference else f"{weights}+{self.spec.backend}"
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Tokenise the text and decode the image. What is wrong with either is named with it."""
+        """Tokenise the text and decode the image. Errors name the part at fault."""
         if not isinstance(content, TextAndImageInput) or not isinstance(content.image, InlineBytes):
             raise InvalidInput("input", "must be an object with text and image", "see `argosy tasks`")
         with _part_named("text"):
@@ -117,7 +118,7 @@ class FusedModel(Model):
         return Prepared(arrays, text.size + _IMAGE, digest(arrays), aside=image.content)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Pad the texts, and stack the images, each once: of one image much may be said. `image_of` is by text."""
+        """Pad the texts, and stack each distinct image once. `image_of` has the index of each text's image."""
         batch = self._words.collate(rows)
         places: dict[bytes, int] = {}
         distinct: list[Array] = []
@@ -159,7 +160,7 @@ class FusedModel(Model):
         import torch
 
         with torch.inference_mode():
-            # shared memory may be read-only, which torch would not respect
+            # shared memory may be read-only, and torch would write to it all the same
             given = {name: torch.from_numpy(array.copy()).to(self._device) for name, array in arrays.items()}
             tokens = self._words.encode({"ids": given["ids"], "mask": given["mask"]})[_TOKENS]
             shown = self._head.seen(self._sights.encode({"pixels": given["pixels"]})["places"])

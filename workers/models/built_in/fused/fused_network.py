@@ -1,4 +1,4 @@
-"""The head over two backbones: what a text says, held against what an image shows. Imports torch."""
+"""The head over two backbones, which compares a text with an image. Imports torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Self
 import torch
 from torch import nn
 
-#: Places of the image, as `VisionEncoder` gives them.
+#: The number of an image's places, as in the output of `VisionEncoder`.
 PLACES = 49
 
 
 class FusedHead(nn.Module):
-    """A few queries are filled from the text's tokens, then look at the image's places; a gate mixes what they found there with
-    what they asked for, and two layers judge it.
+    """Attention from the text to the image.
+
+    A few queries are weighted means of the text's tokens, and attend to the image's places. A gate mixes the result
+    with the queries, and two layers give the scores.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class FusedHead(nn.Module):
         )
 
     def seen(self, places: torch.Tensor) -> torch.Tensor:
-        """Return what the head looks at of images' places `(images, 49, width)`: once an image, whatever is said of it."""
+        """Return the head's view of images' places `(images, 49, width)`, computed once for each image."""
         shown: torch.Tensor = self.image(places) + self.place
         return shown
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-        """Map texts' tokens `(rows, tokens, width)` and what is `seen` of their images to scores `(rows, labels)`."""
+        """Map texts' tokens `(rows, tokens, width)` and the `seen` places of their images to scores `(rows,
+        labels)`.
+        """
         words = self.text(tokens)
         weights = self.queries(words).masked_fill(~mask.unsqueeze(-1), float("-inf")).softmax(1)
         asked = weights.transpose(1, 2) @ words

@@ -1,1 +1,1 @@
-"""What the built-in models share: one backbone, a head for each task, a cache of features."""
+"""The common base of the built-in models: one backbone, a head for each task, a cache of features."""

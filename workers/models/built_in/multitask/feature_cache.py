@@ -1,7 +1,7 @@
-"""The features of contents seen lately, so that a later head on the same content costs only the head.
+"""A cache of features by content, so that a later head on the same content costs only the head.
 
-In the device process, keyed by the digest of what the backbone reads (`Prepared.content`), bounded in bytes; what was used
-longest ago goes first. Rows are kept without their padding.
+It lives in the device process. Its keys are digests of the backbone's input (`Prepared.content`), and its size is
+bounded in bytes; the least recently used row is evicted first. Rows are stored without padding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Row = dict[str, torch.Tensor]
     Features = dict[str, torch.Tensor]
 
-#: Features of this kind are padded along their second axis, as the batch's rows are.
+#: Features with this prefix are padded along their second axis, like the batch's rows.
 PADDED = "tokens."
 
 
@@ -36,11 +36,11 @@ class FeatureCache:
         return int(self._rows.currsize)
 
     def get(self, content: bytes) -> Row | None:
-        """Return a content's features, if they are here."""
+        """Return the features of a content, or None."""
         return self._rows.get(content)
 
     def put(self, content: bytes, row: Row) -> None:
-        """Keep a content's features, which must be the caller's no more."""
+        """Store a content's features; the caller must not use them afterwards."""
         if content not in self._rows and _size_bytes(row) <= self.most_bytes:
             self._rows[content] = row
 
@@ -51,9 +51,9 @@ def features(
     lengths: Sequence[int],
     encode: Callable[[Sequence[int]], Features],
 ) -> tuple[Features, int]:
-    """Return the features of a batch's rows and how many of them were in the cache.
+    """Return the features of a batch's rows, and the number of rows found in the cache.
 
-    `lengths` are the rows' own, without padding. `encode` runs the backbone on the rows at these places.
+    `lengths` are the rows' lengths without padding. `encode` runs the backbone on the rows at the given places.
     """
     known = [cache.get(content) for content in contents]
     places = [place for place, row in enumerate(known) if row is None]
@@ -68,7 +68,7 @@ def features(
 
 
 def _row(computed: Mapping[str, torch.Tensor], at: int, length: int) -> Row:
-    """Return one row's features as tensors of its own: what a backbone returns may be overwritten by its next run."""
+    """Return copies of a row's features: the backbone's next run may overwrite its result."""
     return {
         name: (tensor[at, :length] if name.startswith(PADDED) else tensor[at]).clone()
         for name, tensor in computed.items()

@@ -1,6 +1,6 @@
-"""A head: the small network from the text encoder's features to one task's scores, kept as one safetensors file.
+"""A head: a small network from the text encoder's features to the scores of a task, in one safetensors file.
 
-The file's metadata hold its labels and its kind, so that the parent process reads them without torch.
+The file's metadata hold the labels and the kind, so that the parent process reads them without torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Return a digest of head files: part of a model's revision, as a head is part of its answers."""
+    """Return a digest of head files, for a model's revision: heads decide its answers too."""
     found = hashlib.blake2b(digest_size=6)
     for path in files:
         found.update(path.read_bytes())
@@ -56,18 +56,18 @@ def load(path: Path) -> torch.nn.Module:
 
 
 def save(module: torch.nn.Module, path: Path, *, kind: str, labels: tuple[str, ...], **about: Any) -> None:
-    """Write a head with its labels and what else there is to say `about` it."""
+    """Write a head with its labels; `about` adds further metadata."""
     save_tensors(module.state_dict(), path, kind=kind, labels=labels, **about)
 
 
 def save_tensors(
     tensors: Mapping[str, torch.Tensor], path: Path, *, kind: str, labels: tuple[str, ...], **about: Any
 ) -> None:
-    """Write the tensors of what is no module."""
+    """Write a head given as tensors instead of a module."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": _FORMAT, "kind": kind, "labels": json.dumps(labels)}
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(whole, path, metadata | {name: str(value) for name, value in about.items()})
-    path.chmod(0o644)  # safetensors writes for the owner alone; a worker may be somebody else
+    path.chmod(0o644)  # safetensors lets only the owner read it, and a worker may run as another user

@@ -1,4 +1,4 @@
-"""The networks that a head may be. Imports torch: for the device process and for training."""
+"""The network classes of heads. Imports torch, for the device process and for training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Features = Mapping[str, torch.Tensor]
 
 
 class LayersLinear(nn.Module):
-    """Logistic regression, in effect, over some `rows` of the backbone's `layers`: a few means, or the maximum."""
+    """A linear layer over some `rows` of the backbone's `layers` (a few means, or the maximum): logistic regression."""
 
     reads = ("layers",)
 
@@ -35,10 +35,10 @@ class LayersLinear(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """Queries that look for what matters among the tokens, where a mean over all of them would blur it.
+    """Attention queries over the tokens, for tasks whose evidence a mean over all tokens would blur.
 
-    The upper half of the backbone's layers, side by side, are narrowed to `width` for each token; each query takes a
-    weighted mean of them; one layer over these means gives the scores. About 2 % of the backbone's work.
+    The upper half of the backbone's layers, concatenated, is narrowed to `width` for each token; each query takes a
+    weighted mean of the tokens; a linear layer over these means gives the scores. About 2 % of the backbone's work.
     """
 
     layers = (3, 4, 5, 6)
@@ -66,10 +66,10 @@ class TokenAttention(nn.Module):
 
 
 class TokenLabels(nn.Module):
-    """Scores of labels for each token, `(rows, tokens, labels)`, by the upper layers, by how its word is written, and by the
-    two tokens on either side of it.
+    """Scores of labels for each token, `(rows, tokens, labels)`.
 
-    The encoder reads lower case; `shapes`, `(rows, tokens)`, say what of a word was in capitals or figures
+    The inputs are the upper layers, the spelling of the token's word, and the two tokens on either side. The encoder
+    reads lower case; `shapes`, `(rows, tokens)`, mark capitals and digits
     (`workers.models.built_in.text.token_labelling.shapes`).
     """
 
@@ -94,7 +94,7 @@ class TokenLabels(nn.Module):
     def forward(self, features: Features) -> torch.Tensor:
         tokens = torch.cat([features[name] for name in self.reads[2:]], -1)
         narrow = functional.gelu(self.narrow(self.drop(self.norm(tokens))) + self.written(features["shapes"].long()))
-        # padding must be nothing, as what is beyond a row's end is
+        # padding must be zero, like the tokens beyond a row's end
         narrow = self.drop(narrow * features["mask"].unsqueeze(-1))
         around = functional.gelu(self.around(narrow.transpose(1, 2)).transpose(1, 2))
         scores: torch.Tensor = self.out(narrow + self.drop(around))

@@ -1,4 +1,6 @@
-"""What the multi-task models share: the backbone runs once for a micro-batch, then each wanted head on its rows."""
+"""The base of models with several tasks: the backbone runs once for a micro-batch, then each wanted head on its
+rows.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +29,21 @@ if TYPE_CHECKING:
 
     from workers.models.backends.compiled_network import Network
 
-    #: What a backbone makes of a batch, by name (``hidden``, ``mask``, ``pooled`` …), each with a leading batch axis.
+    #: A backbone's output for a batch, by name (``hidden``, ``mask``, ``pooled`` …), each with a leading batch axis.
     Features: TypeAlias = dict[str, torch.Tensor]
 
 
 class MultiTaskOptions(Options, frozen=True):
-    """`feature_cache_mib` is how much is kept of features on the device."""
+    """`feature_cache_mib` is the size of the cache of features on the device."""
 
     feature_cache_mib: Amount = 0
 
 
 class MultiTaskModel(Model):
-    """A backbone and heads by task. A model of this kind writes `_load`, `encode` and `_head`.
+    """A backbone and heads by task. Subclasses write `_network`, `_example`, `_head` and `labels`.
 
-    `passes` counts how often the backbone ran: once a micro-batch, however many tasks are in it, and not at all where all its
-    rows' features are still known, as far as the option `feature_cache_mib` keeps them.
+    `passes` counts the runs of the backbone: once for a micro-batch, whatever the number of its tasks, and never for a
+    batch whose rows are all in the cache (option `feature_cache_mib`).
     """
 
     options_class: ClassVar[type[Options]] = MultiTaskOptions
@@ -61,7 +63,7 @@ class MultiTaskModel(Model):
     # --- in the device process ---
 
     def _load(self, device: str) -> None:
-        """Load the heads onto the device, where the network does not hold them."""
+        """Load the heads onto the device, unless they are part of the network."""
 
     @abstractmethod
     def _network(self) -> torch.nn.Module:
@@ -69,11 +71,11 @@ class MultiTaskModel(Model):
 
     @abstractmethod
     def _example(self) -> Arrays:
-        """Return a small batch of what the network takes, for the backends that trace it."""
+        """Return a small batch of the network's input, for backends that trace the network."""
 
     @abstractmethod
     def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
-        """Run one task's head on its rows: probabilities `(rows, labels)`, or vectors `(rows, width)`."""
+        """Run a task's head on its rows: probabilities `(rows, labels)`, or vectors `(rows, width)`."""
 
     def load(self, device: str) -> None:
         import torch
@@ -87,12 +89,12 @@ class MultiTaskModel(Model):
         self._backbone = build.build(self.spec.backend, source, device)
 
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
-        """Run the backbone. What it returns may be overwritten by the next call."""
+        """Run the backbone. The next call may overwrite the result."""
         return self._backbone(arrays)
 
     @property
     def module(self) -> Any:
-        """The network of a model that was loaded on torch, for who needs its gradients."""
+        """The network of a model on the `torch` backend, for callers that need gradients."""
         from workers.models.backends.torch_network import TorchNetwork
 
         assert isinstance(self._backbone, TorchNetwork), "no other backend has gradients"
@@ -113,7 +115,7 @@ class MultiTaskModel(Model):
         return self.encode(tensors)
 
     def _looked_up(self, arrays: Arrays, tensors: Features, contents: Array) -> Features:
-        """Return the features of all rows, of which the backbone runs on those alone that are not known."""
+        """Return the features of all rows; the backbone runs only on rows that are not in the cache."""
 
         def encode(places: Sequence[int]) -> Features:
             chosen = self._rows_of(arrays, places)
@@ -125,7 +127,9 @@ class MultiTaskModel(Model):
         return found | tensors
 
     def _rows_of(self, arrays: Arrays, places: Sequence[int]) -> Arrays:
-        """Return some rows of a batch. Models whose rows differ in length cut what is then padding alone."""
+        """Return some rows of a batch. Models with rows of different lengths also cut the columns that are only
+        padding.
+        """
         return {name: array[list(places)] for name, array in arrays.items()}
 
     def _lengths(self, arrays: Arrays) -> Sequence[int]:
@@ -139,12 +143,12 @@ class MultiTaskModel(Model):
     def _tensor(self, array: Array) -> torch.Tensor:
         import torch
 
-        # shared memory may be read-only, which torch would not respect
+        # shared memory may be read-only, and torch would write to it all the same
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         return tensor.to(self._device)
 
     def _cache_file(self) -> Path:
-        """Where a backend keeps what it made of this very network: other weights, code or libraries, another file."""
+        """Return the path of a backend's compiled network; other weights, code or libraries give another path."""
         code = [*sorted(Path(__file__).parents[1].rglob("*_network.py")), Path(inspect.getfile(type(self)))]
         made_by = [importlib.metadata.version(package) for package in ("torch", "transformers")]
         digest = hashlib.blake2b(repr((self._weights, made_by)).encode(), digest_size=8)
@@ -164,7 +168,7 @@ class MultiTaskModel(Model):
 
     @property
     def _weights(self) -> str:
-        """The revision of all weights, whatever they run on."""
+        """The revision of all weights, whatever the backend."""
         return self.spec.revision
 
     @abstractmethod
@@ -172,8 +176,8 @@ class MultiTaskModel(Model):
         """Return a classification task's labels, in the order of its head's output."""
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
-        """Return the best labels of probabilities `(labels,)`, or a vector `(width,)`, of length 1 if `normalize` asks
-        for it.
+        """Return the best labels of probabilities `(labels,)`, or a vector `(width,)`, of length 1 if `normalize` is
+        set.
         """
         if task.kind.name.endswith("classification"):
             return self._best_labels(task, output, params.top_k)  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""Models of tables and of series of measurements."""
+"""Models of table rows and of sensor series."""

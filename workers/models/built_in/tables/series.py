@@ -1,6 +1,6 @@
-"""What sensors measured at equal intervals, classified: a small recurrent network over all of it, whatever its length.
+"""Classify series of sensor values at equal intervals, of any length, with a small recurrent network.
 
-Trained by `workers.training.train_series`; kept as one safetensors file, whose metadata say which channels it reads and its labels.
+`workers.training.train_series` trains it and writes one safetensors file; the metadata hold the channels and labels.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from workers.models.interface.options import Options
 FILE = "series.safetensors"
 FORMAT = "argosy-series/1"
 
-#: So much of a channel may be missing, and is filled in a straight line.
+#: The share of a channel that may be missing; gaps are interpolated linearly.
 MOST_MISSING = 0.2
 
 
 class Channel(msgspec.Struct, frozen=True):
-    """A channel as the model was trained on it: what it measures, the values' mean and scale."""
+    """A channel of the training data, with the mean and scale of its values."""
 
     name: str
     mean: float
@@ -36,7 +36,7 @@ class Channel(msgspec.Struct, frozen=True):
 
 
 class Described(msgspec.Struct, frozen=True):
-    """What a model's file says of itself. `steps` are the least and the most values a channel may have."""
+    """The metadata of a model's file. `steps` are the fewest and the most values of a channel."""
 
     channels: tuple[Channel, ...]
     labels: tuple[str, ...]
@@ -44,7 +44,7 @@ class Described(msgspec.Struct, frozen=True):
 
 
 class SeriesModel(Model):
-    """The inputs are series (`producers.wire.messages.SeriesInput`); all of a model's tasks give the same answer."""
+    """A model whose inputs are series (`producers.wire.messages.SeriesInput`). All its tasks give the same answer."""
 
     options_class = Options
     default_cost = 16_384
@@ -58,12 +58,13 @@ class SeriesModel(Model):
 
     @property
     def revision(self) -> str:
-        _ = self.described  # a file that cannot be read is found when the worker starts
+        _ = self.described  # report an unreadable file when the worker starts
         return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Order, fill and standardise the channels. The row is `series`, float32 `(steps, channels)`, and its
-        `lengths`, int64 `()`.
+        """Order, fill and standardise the channels.
+
+        The row has `series`, float32 `(steps, channels)`, and its `lengths`, int64 `()`.
         """
         if not isinstance(content, SeriesInput):
             raise InvalidInput("input", "must be lists of numbers, one for each channel", "see `argosy tasks`")
@@ -80,7 +81,7 @@ class SeriesModel(Model):
         return Prepared(arrays, steps, digest(arrays))
 
     def _ordered(self, content: SeriesInput) -> Sequence[Sequence[float | None]]:
-        """Return the channels as the model was trained on them: by name if they are named, else as they come."""
+        """Return the channels in the order of the training data: by name if they are named, else as given."""
         names = [channel.name for channel in self.described.channels]
         if content.names:
             given = dict(zip(content.names, content.channels, strict=True))
@@ -121,7 +122,7 @@ class SeriesModel(Model):
 
     @cached_property
     def described(self) -> Described:
-        """What the model's file says. Raises ConfigurationError."""
+        """The metadata of the model's file. Raises ConfigurationError."""
 
         def decode(metadata: Mapping[str, str]) -> Described:
             return msgspec.json.decode(metadata["described"], type=Described)
@@ -152,11 +153,11 @@ class SeriesModel(Model):
 
 
 def save(network: Any, described: Described, folder: Any, **about: object) -> None:
-    """Write a trained network with what its file is to say of it."""
+    """Write a trained network and its metadata; `about` adds further fields."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": FORMAT, "described": msgspec.json.encode(described).decode()}
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / FILE, metadata | {name: json.dumps(value) for name, value in about.items()})
-    (folder / FILE).chmod(0o644)  # safetensors writes for the owner alone; a worker may be somebody else
+    (folder / FILE).chmod(0o644)  # safetensors lets only the owner read it, and a worker may run as another user

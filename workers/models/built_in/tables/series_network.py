@@ -1,4 +1,4 @@
-"""The series model's network. Imports torch: for the device process and for training."""
+"""The series model's network. Imports torch, for the device process and for training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class SeriesNetwork(nn.Module):
-    """A gated recurrent network that reads a series in both directions; what it made of every step is averaged."""
+    """A gated recurrent network that reads a series in both directions and averages its states over all steps."""
 
     def __init__(self, channels: int, labels: int, *, width: int = 64, dropout: float = 0.3) -> None:
         super().__init__()
@@ -21,12 +21,14 @@ class SeriesNetwork(nn.Module):
 
     @classmethod
     def of_shape(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
-        """Return a network, untrained, into which these tensors fit."""
+        """Return an untrained network of the tensors' shapes."""
         width = tensors["reader.weight_hh_l0"].shape[1]
         return cls(tensors["reader.weight_ih_l0"].shape[1], tensors["out.weight"].shape[0], width=width)
 
     def forward(self, series: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Map `(rows, steps, channels)`, of which each row has `lengths`, to scores `(rows, labels)`."""
+        """Map `(rows, steps, channels)` to scores `(rows, labels)`. `lengths` are the steps of each row without
+        padding.
+        """
         # packed, so that the backward direction begins at each row's own end and not in the padding
         packed = pack_padded_sequence(series, lengths, batch_first=True, enforce_sorted=False)
         read, _ = pad_packed_sequence(self.reader(packed)[0], batch_first=True)

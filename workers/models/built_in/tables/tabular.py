@@ -1,6 +1,6 @@
-"""Rows of a table: a calibrated linear model, whose every decision can be told apart into what each column contributed.
+"""Classify table rows with a calibrated linear model, whose decisions split exactly into contributions of the columns.
 
-Trained by `workers.training.train_tabular`; kept as one safetensors file, whose metadata name the columns and the labels.
+`workers.training.train_tabular` trains it and writes one safetensors file; the metadata hold the columns and labels.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FORMAT = "argosy-tabular/1"
 
 
 class Column(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A column as the model was trained on it: numbers by `mean` and `scale`, or words by `categories`, one input each.
+    """A column of the training data: numbers by `mean` and `scale`, or words by `categories`, one input each.
 
-    `lowest` and `highest` are what was seen in training.
+    `lowest` and `highest` are the extremes in the training data.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
         return len(self.categories) or 1
 
     def encode(self, value: object, field: str) -> list[float]:
-        """Return the inputs of a value; null is the average of training. Raises InvalidInput."""
+        """Return the inputs for a value; null gives the average of the training data. Raises InvalidInput."""
         if value is None:
             return [0.0] * self.width
         if self.categories:
@@ -62,7 +62,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TabularModel(Model):
-    """The inputs are rows (`producers.wire.messages.RowInput`); all of a model's tasks give the same answer, explained or not."""
+    """A model whose inputs are rows (`producers.wire.messages.RowInput`). All its tasks give the same answer."""
 
     options_class = Options
     default_cost = 4096
@@ -76,7 +76,7 @@ class TabularModel(Model):
     # --- in the parent process ---
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Standardise a row. Every column of the training must be there, if only as null, and no other."""
+        """Standardise a row. It must have exactly the columns of the training data; null is allowed."""
         if not isinstance(content, RowInput):
             raise InvalidInput("input", "must be an object of columns and values", "see `argosy tasks`")
         known = {column.name for column in self.columns}
@@ -95,7 +95,7 @@ class TabularModel(Model):
         return Prepared({"row": row}, 1, hashlib.blake2b(row.tobytes(), digest_size=16).digest(), aside=content)
 
     def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> list[dict[str, Any]]:
-        """Return the best labels of probabilities `(labels,)`, each with its explanation if `explain` asks for it."""
+        """Return the best labels of probabilities `(labels,)`, explained if `explain` is set."""
         best = np.argsort(-output, kind="stable")[: params.top_k]
         answers: list[dict[str, Any]] = []
         for place in best:
@@ -154,7 +154,7 @@ class TabularModel(Model):
         import torch
 
         self._device = device
-        _ = self.columns  # what is wrong with the file is told here
+        _ = self.columns  # raise errors in the file here
         weight, bias = self._tensors["weight"], self._tensors["bias"]
         network = torch.nn.Linear(weight.shape[1], weight.shape[0])
         network.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})

@@ -1,6 +1,7 @@
-"""Which language a text is in: a linear model over hashed letters, pairs, triples and fours of them.
+"""Detect the language of a text: a linear model over hashed n-grams of one to four letters.
 
-After Joulin et al. (2016), "Bag of tricks for efficient text classification". Small enough that no batch of it is worth waiting for.
+After Joulin et al. (2016), "Bag of tricks for efficient text classification". The model is so small that no batch of it
+is worth waiting for.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from workers.models.interface.options import Options
 if TYPE_CHECKING:
     import torch
 
-#: Rows of the table of n-grams; several n-grams share one.
+#: Rows of the table of n-grams; several n-grams share a row.
 BUCKETS = 24_576
 
-#: So many characters are read: more of them change no answer.
+#: The number of characters that are read; more of them change no answer.
 MOST_CHARACTERS = 2_000
 
-#: The answer for a text without a letter, as ISO 639-2 has it: undetermined.
+#: The answer for a text without letters: "undetermined" in ISO 639-2.
 UNDETERMINED = "und"
 
 FORMAT = "languages"
@@ -39,7 +40,7 @@ _NO_LETTERS = re.compile(r"(?:https?://|www\.)\S+|[\W\d_]+")
 
 
 class LanguageModel(Model):
-    """Options: none. Its folder holds `head.safetensors`, written by `workers.shipped_heads.text.languages`."""
+    """A model without options. Its folder holds `head.safetensors`, from `workers.shipped_heads.text.languages`."""
 
     options_class = Options
     default_cost = 64
@@ -47,19 +48,19 @@ class LanguageModel(Model):
     # --- in the parent process ---
 
     def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Turn a text into its n-grams' places; a text without letters has none."""
+        """Turn a text into the table rows of its n-grams; a text without letters has none."""
         if isinstance(content, bytes):
             raise InvalidInput("input", "must be text, not bytes", "decode it before it is submitted")
         arrays = {"ngrams": ngrams(content)}
         return Prepared(arrays, 1, digest(arrays))
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Put the rows' n-grams behind one another: `ngrams`, and where each row's begin, `starts`."""
+        """Concatenate the rows' n-grams: `ngrams`, and the offset of each row in it, `starts`."""
         counts = np.array([len(row.arrays["ngrams"]) for row in rows], dtype=np.int64)
         return {"ngrams": np.concatenate([row.arrays["ngrams"] for row in rows]), "starts": np.cumsum(counts) - counts}
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
-        """Return the best languages; the row of a text without letters is nothing but zeros."""
+        """Return the best languages. `output` is all zeros for a text without letters."""
         if not output.any():
             return [{"label": UNDETERMINED, "score": 1.0}]
         best = np.argsort(-output, kind="stable")[: params.top_k]  # type: ignore[attr-defined]
@@ -67,7 +68,7 @@ class LanguageModel(Model):
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The languages, as ISO 639-1 names them, in the order of the scores."""
+        """The languages as ISO 639-1 codes, in the order of the scores."""
         return head_file.read_labels(self.spec.folder / head_file.FILE)
 
     @cached_property
@@ -109,7 +110,7 @@ def scores(
 
 
 def ngrams(text: str) -> Array:
-    """Return the places in the table of a text's n-grams, within words and at their borders; digits and marks are none."""
+    """Return the table rows of a text's n-grams, within words and at their borders, without digits and punctuation."""
     words = _NO_LETTERS.sub(" ", text[:MOST_CHARACTERS].lower()).strip()
     if not words:
         return np.zeros(0, dtype=np.int64)

@@ -1,7 +1,8 @@
-"""Passages of one's own documents by likeness: an index is a head whose rows are the passages' vectors.
+"""Retrieve passages of the operator's documents by similarity: an index is a head whose rows are the passages' vectors.
 
-Exact: each text is compared with every passage, in one matrix product. That is right for up to some hundred thousand passages; whoever has
-millions needs an approximate index, which this is not. A new file is taken with the next batch; what was found says which edition it is of.
+The search is exact: a matrix product compares each text with every passage. That suits up to some hundred thousand
+passages; millions need an approximate index, which this is not. A replaced index file is read with the next batch, and
+each answer names the edition of its index.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 KIND = "passage-retrieval"
 
-#: What a row without the task asks for.
+#: The number of passages for a row without the task.
 _NONE = 0
 
 Stamp = tuple[int, int, int]
@@ -33,14 +34,14 @@ Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Described:
-    """What an index file says of itself."""
+    """The metadata of an index file."""
 
     encoder: str
     edition: str
 
 
 class IndexFile:
-    """One index by its folder, as it is now: read again when another file lies there. For both sides of the model; from many threads."""
+    """The index in a folder, reread whenever its file is replaced. For both processes of the model; thread-safe."""
 
     def __init__(self, folder: Path, where: str) -> None:
         self.path = folder / INDEX_FILE
@@ -49,25 +50,25 @@ class IndexFile:
         self._held: tuple[Stamp, _Held] | None = None
 
     def described(self) -> Described:
-        """Return what the file says of itself. Raises InputUnavailable if there is none, ConfigurationError if it is no index."""
+        """Return the file's metadata. Raises InputUnavailable without a file, ConfigurationError if it is no index."""
         stamp, seen = self._stamp(), self._seen
         if seen is None or seen[0] != stamp:
             self._seen = seen = stamp, self._read_metadata()
         return seen[1]
 
     def check(self, revision: str) -> None:
-        """Raise InputUnavailable unless the index is there and was made with this revision of the encoder."""
+        """Raise InputUnavailable unless the index exists and was made with this revision of the encoder."""
         described = self.described()
         if described.encoder != revision and not described.encoder.startswith(f"{revision}+"):
             problem = f"is to be looked up in an index that was made with {described.encoder}, and this is {revision}"
             raise InputUnavailable("input", problem, "make the index again: argosy index … --again")
 
     def held(self, device: str) -> _Held:
-        """Return the vectors on the device, with their passages. In the device process only."""
+        """Return the vectors on the device, with their passages. Call it in the device process only."""
         stamp, held = self._stamp(), self._held
         while held is None or held[0] != stamp:
             held = stamp, _Held.load(self.path, device)
-            stamp = self._stamp()  # one that was replaced meanwhile may be half of each
+            stamp = self._stamp()  # a file replaced during the read may be half old, half new
         self._held = held
         return held[1]
 
@@ -91,7 +92,7 @@ class IndexFile:
 
 @dataclass(frozen=True)
 class _Held:
-    """An index in the device process: vectors on the device, passages in the file."""
+    """An index in the device process: the vectors are on the device, the passages stay in the file."""
 
     vectors: torch.Tensor
     bounds: Array
@@ -105,11 +106,11 @@ class _Held:
         with safe_open(path, framework="pt", device=device) as file:
             vectors, bounds = file.get_tensor("vectors"), file.get_tensor("bounds").cpu().numpy()
             edition = file.metadata()["edition"]
-        mapped = np.memmap(path, dtype=np.uint8, mode="r")  # the passages are last in the file; they stay there
+        mapped = np.memmap(path, dtype=np.uint8, mode="r")  # the passages are last in the file and stay there
         return cls(vectors, bounds, mapped[len(mapped) - int(bounds[-1]) :], edition)
 
     def nearest(self, texts: torch.Tensor, counts: Sequence[int]) -> list[list[dict[str, Any]]]:
-        """Return for each text `(rows, width)` so many passages, nearest first."""
+        """Return the nearest passages for each text `(rows, width)`, as many as `counts` says, nearest first."""
         import torch
 
         cosines = torch.nn.functional.normalize(texts.float(), dim=-1) @ self.vectors.T
@@ -129,7 +130,7 @@ class _Held:
 
 
 def asked(params: Mapping[str, msgspec.Struct]) -> Arrays:
-    """Return what a row carries of these tasks: how many passages each wants."""
+    """Return the arrays that retrieval tasks add to a row: the number of passages for each task."""
     return {
         f"top/{task}": np.array(own.top_k, dtype=np.int32)
         for task, own in params.items()
@@ -138,7 +139,7 @@ def asked(params: Mapping[str, msgspec.Struct]) -> Arrays:
 
 
 def counts(rows: Sequence[Arrays], tasks: Sequence[str]) -> Arrays:
-    """Return for each task that a batch has how many passages its rows want `(rows,)`."""
+    """Return, for each of the tasks in a batch, the number of passages for each row `(rows,)`."""
     found = {}
     for name in (f"top/{task}" for task in tasks):
         if any(name in row for row in rows):
@@ -147,6 +148,6 @@ def counts(rows: Sequence[Arrays], tasks: Sequence[str]) -> Arrays:
 
 
 def answer(output: Array, params: PassageRetrievalParams) -> list[dict[str, Any]]:
-    """Return the passages that are near enough."""
+    """Return the passages with a score of at least `min_score`."""
     found: list[dict[str, Any]] = ragged.unpack(output)
     return [passage for passage in found if passage["score"] >= params.min_score]

@@ -1,4 +1,4 @@
-"""The text model: a BERT-like encoder from a Hugging Face folder, pooled, with small heads for its tasks, or none."""
+"""The text model: a BERT-like encoder from a Hugging Face folder, pooled, with small heads for its tasks."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ if TYPE_CHECKING:
 
     from workers.models.built_in.multitask.multitask_model import Features
 
-#: Heads trained by `workers/shipped_heads/text/text_heads.py`, one folder a task; the option `heads` names a folder of more.
+#: Heads trained by `workers/shipped_heads/text/text_heads.py`, a folder for each task; the option `heads` adds more.
 BUILTIN_HEADS = model_source.BUNDLED
 
 
 class TextOptions(MultiTaskOptions, frozen=True):
-    """`max_tokens` is by default the encoder's positions. `heads` is a folder with a folder for each task; `indexes`
-    has for each task of the kind passage-retrieval the folder that `argosy index` wrote.
+    """The options of the text model.
+
+    `max_tokens` defaults to the encoder's positions. `heads` is a folder with a folder for each task. `indexes` maps
+    each task of the kind passage-retrieval to the folder that `argosy index` wrote.
     """
 
     max_tokens: Count | None = None
@@ -49,7 +51,7 @@ class TextOptions(MultiTaskOptions, frozen=True):
 
 
 class TextModel(MultiTaskModel):
-    """One encoder and the heads of its tasks."""
+    """An encoder and the heads of its tasks."""
 
     options_class = TextOptions
     options: TextOptions
@@ -63,7 +65,10 @@ class TextModel(MultiTaskModel):
     # --- in the parent process ---
 
     def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Tokenise a text. Too long a text is refused task by task, unless the task's `truncation` cuts it or it reads windows."""
+        """Tokenise a text.
+
+        Too long a text is refused for each task that neither sets `truncation` nor reads windows.
+        """
         if isinstance(content, bytes):
             raise InvalidInput("input", "must be text, not bytes", "decode it before it is submitted")
         encoding = self._tokenizing.encode(content)
@@ -82,7 +87,7 @@ class TextModel(MultiTaskModel):
         return Prepared(arrays, size, digest(arrays), refused, asides)
 
     def _hypotheses(self, params: Mapping[str, msgspec.Struct]) -> Arrays:
-        """Return the tokens of what zero-shot tasks compare the text with."""
+        """Return the tokens of the labels that zero-shot tasks compare with the text."""
         return likeness.attached(
             {
                 task: [np.asarray(self.encoding(text).ids, dtype=np.int32) for text in likeness.hypotheses(own)]
@@ -98,7 +103,10 @@ class TextModel(MultiTaskModel):
         return dict.fromkeys(params.keys() - cut - self._entities.keys(), error)
 
     def _without_index(self, params: Mapping[str, msgspec.Struct]) -> dict[str, InvalidInput]:
-        """Return why tasks have no documents to look into: an index may come, or be made again, while the worker runs."""
+        """Return the error of each task whose index is missing or outdated, by task.
+
+        Indexes are checked for every item, because they may be made or replaced while the worker runs.
+        """
         refused: dict[str, InvalidInput] = {}
         for task in params.keys() & self._indexes.keys():
             try:
@@ -108,7 +116,7 @@ class TextModel(MultiTaskModel):
         return refused
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Pad to the longest row: `ids` and `mask`, both `(rows, tokens)`; likewise what zero-shot tasks compare with."""
+        """Pad to the longest row: `ids` and `mask`, both `(rows, tokens)`; the labels of zero-shot tasks likewise."""
         ids, mask = self._padded([row.arrays["ids"] for row in rows])
         batch = {"ids": ids, "mask": mask}
         hypotheses, places = likeness.placed([row.arrays for row in rows], self._zero_shot)
@@ -137,7 +145,7 @@ class TextModel(MultiTaskModel):
 
     @cached_property
     def _entities(self) -> dict[str, Entities]:
-        """What reads and answers the tasks that label tokens."""
+        """The reader of each token classification task."""
         return {
             name: Entities(self._tokenizing, self._labels[name], self.max_tokens)
             for name, task in self.spec.tasks.items()
@@ -146,7 +154,7 @@ class TextModel(MultiTaskModel):
 
     @cached_property
     def _indexes(self) -> dict[str, retrieval.IndexFile]:
-        """The index of each retrieval task. Raises ConfigurationError for a task without one."""
+        """The index of each retrieval task. Raises ConfigurationError for a task without an index."""
         found: dict[str, retrieval.IndexFile] = {}
         for name, task in self.spec.tasks.items():
             if task.kind.name == retrieval.KIND:
@@ -162,11 +170,11 @@ class TextModel(MultiTaskModel):
 
     @property
     def _weights(self) -> str:
-        _ = self._indexes  # a task without one is found when the worker starts
+        _ = self._indexes  # report a task without an index when the worker starts
         return f"{self.spec.revision}+heads.{head_file.digest(self._head_files[name] for name in sorted(self._head_files))}"
 
     def samples(self, count: int) -> Sequence[sample_inputs.Item]:
-        # what retrieval finds hangs on an index, which may not be there yet
+        # retrieval depends on an index, which may not exist yet
         tasks = {name: task for name, task in self.spec.tasks.items() if name not in self._indexes}
         return sample_inputs.for_tasks(tasks, count)
 
@@ -175,7 +183,7 @@ class TextModel(MultiTaskModel):
 
     @property
     def max_tokens(self) -> int:
-        """The longest text in tokens, with those that the tokenizer adds."""
+        """The length of the longest text in tokens, special tokens included."""
         positions = int(self._config.get("max_position_embeddings", 512))
         return min(positions, self.options.max_tokens or positions)
 
@@ -193,11 +201,11 @@ class TextModel(MultiTaskModel):
 
     @cached_property
     def mask_id(self) -> int | None:
-        """The token that stands for any other, if the tokenizer has one."""
+        """The id of the tokenizer's mask token, or None."""
         return self._tokenizing.tokenizer.token_to_id("[MASK]")
 
     def encoding(self, text: str) -> Encoding:
-        """Return a text's tokens with their places in it, cut at the longest that the encoder takes. Raises InvalidInput."""
+        """Tokenise a text, with the tokens' offsets, and truncate it to `max_tokens`. Raises InvalidInput."""
         encoding = self._tokenizing.encode(text)
         return encoding if len(encoding.ids) <= self.max_tokens else self._cut(text)
 
@@ -214,7 +222,7 @@ class TextModel(MultiTaskModel):
 
     @cached_property
     def _head_files(self) -> dict[str, Path]:
-        """The head of each classification task; a folder of the user's own comes before the built-in ones."""
+        """The head of each classification task. Heads in the option `heads` come before the built-in heads."""
         folders = [Path(self.options.heads)] if self.options.heads else []
         found: dict[str, Path] = {}
         for task in self.spec.tasks.values():
@@ -235,7 +243,7 @@ class TextModel(MultiTaskModel):
     def _network(self) -> torch.nn.Module:
         from workers.models.built_in.text.text_network import TextEncoder
 
-        # tokens are much to hand over, and only some heads read them; without any head it is training that reads
+        # copying token features costs time, and only some heads read them; without heads, training reads all
         keep = {"pooled", "layers", *(name for module in self._heads.values() for name in module.reads)}
         return TextEncoder(self.spec.folder, keep if self._heads else None).eval()
 
@@ -246,8 +254,8 @@ class TextModel(MultiTaskModel):
         return {"ids": ids, "mask": mask}
 
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
-        """Return the encoder's features (see `TextEncoder.forward`) with the arrays they were made of."""
-        # before the texts: what the network returns may be overwritten by its next call
+        """Return the encoder's features (see `TextEncoder.forward`) together with the input arrays."""
+        # before the texts: the network's next call may overwrite its result
         labels = {}
         if "label_ids" in arrays:
             labels["label_vectors"] = self._remembered.vectors(arrays["label_ids"], arrays["label_mask"])
@@ -269,7 +277,7 @@ class TextModel(MultiTaskModel):
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         windows = token_labelling.taken(arrays)
         labelled = {name: rows for name, rows in wanted.items() if name in self._entities}
-        # before the texts, and copied: what a backend returns may be overwritten by its next call
+        # before the texts, and copied: the backend's next call may overwrite its result
         more = token_labelling.further(windows, labelled, self._label_windows)
         outputs = super().forward(arrays, wanted)
         return outputs | {name: token_labelling.joined(outputs[name], more.get(name, ())) for name in labelled}
@@ -299,7 +307,7 @@ class TextModel(MultiTaskModel):
         return scores if task.name in self._entities else scores.softmax(-1)
 
     def logits(self, task: str, features: Features, rows: torch.Tensor) -> torch.Tensor:
-        """Run a classification task's head on its rows, before the softmax: `(rows, labels)`."""
+        """Run a classification task's head on its rows, up to the softmax: `(rows, labels)`."""
         module = self._heads[task]
         scores: torch.Tensor = module({name: features[name].index_select(0, rows) for name in module.reads})
         return scores

@@ -1,4 +1,4 @@
-"""The text model's encoder as a network of named tensors. Imports torch: for the device process and for training."""
+"""The text model's encoder: named tensors in and out. Imports torch, for the device process and for training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class TextEncoder(nn.Module):
-    """A BERT-like encoder that gives its heads what they read; see `forward`. Only what `keep` names is returned."""
+    """A BERT-like encoder that returns the features named in `keep`; `forward` lists them."""
 
     def __init__(self, folder: Path, keep: Collection[str] | None = None) -> None:
         super().__init__()
@@ -25,9 +25,11 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return `pooled`, the mean of the last layer `(rows, width)`; `layers` `(rows, layers + 2, width)`, the mean of
-        every layer from the embeddings up, and of the last its maximum and first token; `tokens.N` `(rows, tokens, width)`,
-        layer N itself. A frozen encoder keeps much of what heads need (negation, tone) in its middle layers.
+        """Return the features of a batch of texts, `width` being the encoder's.
+
+        `pooled`: the mean of the last layer, `(rows, width)`. `layers`: the means of all layers from the embeddings up,
+        and the last layer's maximum and first token, `(rows, layers + 2, width)`. `tokens.N`: layer N itself, `(rows,
+        tokens, width)`. A frozen encoder keeps much that heads need (negation, tone) in its middle layers.
         """
         layers = self.backbone(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states
         weights = mask.unsqueeze(-1).to(layers[-1].dtype)

@@ -1,7 +1,7 @@
-"""Labels for tokens by a head of the text model: entities, in the same pass as its other tasks.
+"""Token classification (entities) by a head of the text model, in the same pass as its other tasks.
 
-A text that is too long for one pass is read in windows. The first is what the other heads read as well; the further ones get passes
-of their own. What entities are made of scores is `workers.models.huggingface.text.entities`.
+A text too long for one pass is read in windows. The first window is the input of the other heads as well; the further
+windows get passes of their own. `workers.models.huggingface.text.entities` turns scores into entities.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 KIND = "token-classification"
 
-#: So many windows are in a pass.
+#: The number of windows in a pass.
 _WINDOWS_AT_ONCE = 8
 
-#: Where a row of `window_of/TASK` has fewer windows than others.
+#: Fills the rows of `window_of/TASK` that have fewer windows than others.
 _NONE = -1
 
 # --- in the parent process ------------------------------------------------------------------------
@@ -33,7 +33,9 @@ _NONE = -1
 def read(
     content: str, whole: Encoding, params: Mapping[str, Any], readers: Mapping[str, Entities]
 ) -> tuple[Arrays, dict[str, Windows]]:
-    """Return what the head's tasks add to a text's row, and what their answers are made with. Raises InvalidInput."""
+    """Return the arrays that token tasks add to a text's row, and each task's windows for `finish`. Raises
+    InvalidInput.
+    """
     asides = {
         task: readers[task].windows(content, whole, own)
         for task, own in params.items()
@@ -51,8 +53,11 @@ def read(
 
 
 def shapes(text: str, encoding: Encoding) -> Array:
-    """Return how each token's part of the text is written: 0 in lower case or without letters, 1 beginning with a capital, 2 all
-    capitals, 3 figures, 4 figures and letters, and 5 where a special token stands for nothing. 6 goes on a word with a capital."""
+    """Return a code for the spelling of each token, uint8 `(tokens,)`.
+
+    0: lower case or no letters; 1: a capital first; 2: all capitals; 3: digits; 4: digits and letters; 5: a special
+    token, which covers no text; 6: a later part of a word, with a capital.
+    """
     found = np.zeros(len(encoding.ids), dtype=np.uint8)
     for place, (start, end) in enumerate(encoding.offsets):
         part = text[start:end]
@@ -76,8 +81,11 @@ def _shape(part: str, within: bool) -> int:
 
 
 def collate(rows: Sequence[Arrays], tasks: Sequence[str], length: int, pad_id: int) -> Arrays:
-    """Return what the tasks' rows add to a batch: `shapes` `(rows, tokens)`; `window_ids`, `window_shapes` and `window_mask`
-    `(windows, tokens)`; and `window_of/TASK`, which of these are whose, `(rows, most windows)`."""
+    """Return the arrays that token tasks add to a batch.
+
+    `shapes` is `(rows, tokens)`; `window_ids`, `window_shapes` and `window_mask` are `(windows, tokens)`;
+    `window_of/TASK`, `(rows, most windows)`, has the indices of each row's windows.
+    """
     if not any("shapes" in row for row in rows):
         return {}
     none = np.zeros(0, dtype=np.uint8)
@@ -116,14 +124,16 @@ def _padded(sequences: Sequence[Array], length: int, value: int) -> Array:
 
 
 def taken(arrays: Arrays) -> Arrays:
-    """Remove from a batch what is about further windows, and return it: the backbone's first pass is not for them."""
+    """Remove the further windows from a batch and return them: the backbone's first pass does not read them."""
     return {name: arrays.pop(name) for name in list(arrays) if name.startswith("window_")}
 
 
 def further(
     windows: Arrays, wanted: Mapping[str, Array], scores: Callable[[Arrays, Sequence[str]], Mapping[str, torch.Tensor]]
 ) -> dict[str, list[list[Array]]]:
-    """Return by task, for each wanted row, the scores of its windows after the first. `scores` runs backbone and heads."""
+    """Return, by task and wanted row, the scores of all windows after the first. `scores` runs the backbone and
+    heads.
+    """
     tasks = [task for task in wanted if f"window_of/{task}" in windows]
     found: dict[str, list[Array]] = {task: [] for task in tasks}
     for start in range(0, len(windows["window_ids"]) if tasks else 0, _WINDOWS_AT_ONCE):
@@ -138,7 +148,7 @@ def further(
 
 
 def joined(first: Array, more: Sequence[Sequence[Array]]) -> Array:
-    """Return the scores `(rows, most windows, tokens, labels)` of the first windows and the further ones."""
+    """Join the scores of first and further windows into `(rows, most windows, tokens, labels)`."""
     lengths = [len(scores) for own in more for scores in own]
     shape = (len(first), 1 + max(map(len, more), default=0), max(first.shape[1], *lengths, 0), first.shape[2])
     found = np.zeros(shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The video model: MobileNetV2 over frames of all videos in one pass, then heads that read each video's frames in order."""
+"""The video model: MobileNetV2 over the frames of all videos in a pass, then heads that read each video's frames."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
     from workers.models.built_in.multitask.multitask_model import Features
 
-#: What is read of a video unless `num_frames` says otherwise, and what the built-in heads were trained on.
+#: The number of frames read from a video unless `num_frames` is set; the built-in heads were trained on it.
 NUM_FRAMES = 16
 
-#: Height and width of what is seen of a frame, the middle of it, and its short side before that.
+#: Height and width of the model's view of a frame, cut from its middle; the frame's short side is first scaled.
 FRAME_SIDE = 160
 _SHORT_SIDE = 176
 
 
 def centre(frame: VideoFrame) -> Pixels:
-    """Return what the model sees of a frame: `(160, 160, 3)`."""
+    """Return the model's view of a frame: `(160, 160, 3)`."""
     return frames.centre(frame, FRAME_SIDE, _SHORT_SIDE)
 
 
@@ -48,9 +48,9 @@ class VideoOptions(VideoLimits, frozen=True):
 
 
 class VideoModel(MultiTaskModel):
-    """Frames of all videos of a batch in one pass, then heads that read a video's frames in order.
+    """A backbone over the frames of all videos in a batch, and heads that read each video's frames in order.
 
-    A row's features are its frames', which no cache of features parts: nothing is kept of them.
+    There is no cache of features: the cache cannot split a batch of frames by video.
     """
 
     options_class = VideoOptions
@@ -74,7 +74,7 @@ class VideoModel(MultiTaskModel):
         return Prepared(arrays, sampling.num_frames, digest(arrays), refused)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Put all rows' frames behind one another: `pixels` `(frames, 160, 160, 3)`, and each row's `lengths`."""
+        """Concatenate the rows' frames: `pixels` `(frames, 160, 160, 3)`, and each row's `lengths`."""
         return {
             "pixels": np.concatenate([row.arrays["pixels"] for row in rows]),
             "lengths": np.array([row.size for row in rows], dtype=np.int64),
@@ -86,7 +86,7 @@ class VideoModel(MultiTaskModel):
     @cached_property
     def revision(self) -> str:
         frames.check_installed(f"models.{self.spec.name}")
-        _ = self._labels  # a wrong setting is found when the worker starts
+        _ = self._labels  # report a wrong setting when the worker starts
         whole = self._weights
         return whole if self.spec.backend.is_reference else f"{whole}+{self.spec.backend}"
 
@@ -129,14 +129,14 @@ class VideoModel(MultiTaskModel):
 
     @property
     def _kept(self) -> frozenset[str]:
-        """What the tasks read of the backbone; the rest of it is not computed."""
+        """The features of the backbone that the tasks read; no others are computed."""
         of_heads = {name for module in self._heads.values() for name in module.reads}
         return frozenset(of_heads if len(self._heads) == len(self.spec.tasks) else {*of_heads, "pooled"})
 
     def _cache_file(self) -> Path:
         whole = super()._cache_file()
         own = hashlib.blake2b(repr(sorted(self._kept)).encode(), digest_size=4).hexdigest()
-        return whole.with_name(f"{whole.name}-{own}")  # other tasks, another part of the network
+        return whole.with_name(f"{whole.name}-{own}")  # other tasks use another part of the network
 
     def _example(self) -> Arrays:
         return {"pixels": np.zeros((2, FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)}
@@ -159,7 +159,7 @@ def _sampling(params: Any) -> Sampling:
 
 
 def _of_rows(features: Features, rows: torch.Tensor) -> Features:
-    """Return the features of some rows' frames, in the rows' order."""
+    """Return the features of the frames of some rows, in the rows' order."""
     import torch
 
     lengths = features["lengths"]

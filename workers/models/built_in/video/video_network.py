@@ -1,4 +1,4 @@
-"""The video model's networks: the image backbone over all frames, and the head that reads them in order. Imports torch."""
+"""The video model's networks: the image backbone over all frames, and the head that reads them. Imports torch."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from workers.models.built_in.vision.vision_network import VisionEncoder
 
 Features = Mapping[str, torch.Tensor]
 
-#: What a head's file says it is.
+#: The `kind` in the metadata of a head for videos.
 KIND = "motion"
 
 #: The backbone's block whose output is the `map`: 32 channels, an eighth of the frame's resolution.
 _MAP_BLOCK = 4
 
-#: Displacements that are tried, in cells of the map, to either side.
+#: The largest displacement to either side, in cells of the map.
 _REACH = 3
 
-#: What came of them is averaged over so many places down and across.
+#: Correlations are averaged over this many places down and across.
 _PLACES = 5
 
 
 class VideoEncoder(VisionEncoder):
-    """MobileNetV2 over frames: `map` early on its way, `pooled` at the end. What `keep` does not name is not computed."""
+    """MobileNetV2 over frames, with a `map` from an early layer and `pooled` at the end. Computes only `keep`."""
 
     def __init__(self, folder: Path, keep: Collection[str]) -> None:
         super().__init__(folder)
         self.keep = frozenset(keep)
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map uint8 `(frames, height, width, 3)` to `map` `(frames, 32, height/8, width/8)` and `pooled` `(frames, 1280)`."""
+        """Map uint8 `(frames, height, width, 3)` to `map` `(frames, 32, height/8, width/8)` and `pooled` `(frames,
+        1280)`.
+        """
         images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
         backbone = self.network.mobilenet_v2
         hidden = backbone.conv_stem((images - self.mean) / self.std)
@@ -54,11 +56,11 @@ class VideoEncoder(VisionEncoder):
 
 
 class MotionHead(nn.Module):
-    """What moved from each frame to the next, read by a recurrent network in both directions.
+    """A recurrent network, in both directions, over the motion between successive frames.
 
-    Between two frames' maps stand correlations, as in optical flow networks (Dosovitskiy et al., 2015, FlowNetC): how alike a
-    place of the one is to the places around it in the other, near and, on maps of half the resolution, far. With
-    `appearance`, what the frames show counts as well.
+    Its input is the correlation of two frames' maps, as in optical flow networks (Dosovitskiy et al., 2015, FlowNetC):
+    the similarity of a place in the first map to the places around it in the second, near and, on maps of half the
+    resolution, far. With `appearance`, the content of the frames counts as well.
     """
 
     def __init__(self, labels: int, *, width: int = 64, appearance: int = 0, dropout: float = 0.3) -> None:
@@ -82,13 +84,13 @@ class MotionHead(nn.Module):
 
     @classmethod
     def of_shape(cls, tensors: Features) -> Self:
-        """Return a head, untrained, into which these tensors fit."""
+        """Return an untrained head of the tensors' shapes."""
         appearance = tensors["shown.weight"].shape[1] if "shown.weight" in tensors else 0
         labels, inputs = tensors["out.weight"].shape
         return cls(labels, width=inputs // 4, appearance=appearance)
 
     def forward(self, features: Features) -> torch.Tensor:
-        """Map frames' features, of which each video has `lengths` in turn, to scores `(videos, labels)`."""
+        """Map frames' features to scores `(videos, labels)`; `lengths` are the frames of each video, in order."""
         lengths = features["lengths"]
         first, second = pairs(lengths)
         correlated = correlations(features["map"], first, second)
@@ -96,7 +98,7 @@ class MotionHead(nn.Module):
         return self.read(correlated, shown, lengths - 1)
 
     def read(self, correlated: torch.Tensor, shown: torch.Tensor | None, steps: torch.Tensor) -> torch.Tensor:
-        """Map what `correlations` found for each step, of which each video has `steps` in turn, to scores."""
+        """Map the `correlations` of each step to scores; `steps` are the steps of each video, in order."""
         moved = self.moved(self.drop(correlated.float()))
         if self.shown is not None and shown is not None:
             moved = torch.cat([moved, functional.relu(self.shown(self.drop(shown)))], -1)
@@ -112,7 +114,7 @@ class MotionHead(nn.Module):
 
 
 def load_head(path: Path) -> MotionHead:
-    """Return a head from its file. Raises ConfigurationError if it is none for videos."""
+    """Return a head from its file. Raises ConfigurationError if it is no head for videos."""
     from safetensors.torch import load_file
 
     if (kind := head_file.read_metadata(path)["kind"]) != KIND:
@@ -124,7 +126,7 @@ def load_head(path: Path) -> MotionHead:
 
 
 def pairs(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the places of each video's frames but its last, and of those that follow them."""
+    """Return the indices of each video's frames but the last, and of the frames after them."""
     ends = lengths.cumsum(0)
     last = torch.zeros(int(ends[-1]), dtype=torch.bool, device=lengths.device)
     last[ends - 1] = True
@@ -133,14 +135,14 @@ def pairs(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def correlations(maps: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Return for each pair of frames how alike every place is to its neighbourhood: `(pairs, displacements, 5, 5)`."""
+    """Return the similarity of every place to its neighbourhood in the next frame: `(pairs, displacements, 5, 5)`."""
     near = _alike(maps, first, second, stride=2)
     far = _alike(functional.avg_pool2d(maps, 2), first, second, stride=1)
     return functional.adaptive_avg_pool2d(torch.cat([near, far], 1), _PLACES)
 
 
 def _alike(maps: torch.Tensor, first: torch.Tensor, second: torch.Tensor, *, stride: int) -> torch.Tensor:
-    centred = maps - maps.mean((2, 3), keepdim=True)  # what is everywhere says nothing about where
+    centred = maps - maps.mean((2, 3), keepdim=True)  # features present everywhere say nothing about motion
     unit = functional.normalize(centred, dim=1)
     height, width = unit.shape[2:]
     around = functional.pad(unit, (_REACH,) * 4)[second]

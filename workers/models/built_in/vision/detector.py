@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from workers.models.built_in.multitask.multitask_model import Features
 
-#: Height and width of what the network sees: the whole image, squeezed.
+#: Height and width of the network's input: the whole image, resized to a square.
 SIDE = 416
 
-#: Of two boxes of a class that share more than this of what they cover together, the less likely goes.
+#: If two boxes of a class overlap by more than this (intersection over union), the less likely box is dropped.
 _SAME_OBJECT = 0.6
 
 
@@ -45,7 +45,7 @@ class DetectorModel(MultiTaskModel):
     # --- in the parent process ---
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Decode an image and squeeze it to the network's square. The row is `pixels`, uint8 `(height, width, 3)`."""
+        """Decode an image and resize it to the network's square. The row is `pixels`, uint8 `(height, width, 3)`."""
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of an image file, not {type(content).__name__}")
         limit = self.options.max_image_pixels
@@ -61,8 +61,9 @@ class DetectorModel(MultiTaskModel):
         return Checkpoint(self.spec.folder, f"models.{self.spec.name}").labels
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
-        """Return boxes in pixels of the image, of boxes `(boxes, 6)`: score, label, and the corners as shares of width
-        and height.
+        """Return boxes in pixels of the image.
+
+        A row of `output` `(boxes, 6)` has score, label, and the corners as shares of width and height.
         """
         assert isinstance(params, ObjectDetectionParams), "the one kind that is served"
         width, height = prepared.aside
@@ -98,7 +99,7 @@ def _squeezed(image: Image.Image) -> Array:
 
 
 def _apart(found: Array) -> list[int]:
-    """Return which boxes `(boxes, 6)`, best first, stay when those that are of the same object as a better one have gone."""
+    """Return the indices of the boxes `(boxes, 6)`, best first, that remain after non-maximum suppression."""
     kept: list[int] = []
     for place, (_, label, *_) in enumerate(found):
         rivals = [other for other in kept if found[other, 1] == label]
@@ -108,7 +109,7 @@ def _apart(found: Array) -> list[int]:
 
 
 def _overlap(one: Array, other: Array) -> float:
-    """Return the share that two boxes have in common of what they cover together."""
+    """Return the intersection over union of two boxes."""
     low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
     common = float(np.prod((high - low).clip(min=0)))
     together = float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])) - common

@@ -1,7 +1,7 @@
-"""NanoDet's network with what makes boxes of its output. Imports torch: for the device process.
+"""NanoDet's network and the decoding of its output into boxes. Imports torch, for the device process.
 
-Each place of three grids says how likely each class is there, and for each side of a box how far away it is, as a distribution
-over eleven distances (Li et al., 2020, "Generalized Focal Loss"); RangiLyu's NanoDet, 2020.
+Each place of three grids has a score for each class, and for each side of a box a distribution over eleven distances
+(Li et al., 2020, "Generalized Focal Loss"); RangiLyu's NanoDet, 2020.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from torch import nn
 from workers.models.built_in.vision import nanodet
 from workers.models.built_in.vision.nanodet import CLASSES, DISTANCES
 
-#: Pixels from one place of a grid to the next.
+#: Pixels from a place of a grid to the next.
 _STRIDES = (8, 16, 32)
 
 #: Mean and standard deviation of the channels blue, green, red, of values 0 to 255, as in the training.
 _MEAN = (103.53, 116.28, 123.675)
 _STD = (57.375, 57.12, 58.395)
 
-#: How many boxes of an image are looked at, the likeliest.
+#: The number of boxes of an image that are returned, the likeliest.
 MOST_BOXES = 200
 
 
 class DetectorNetwork(nn.Module):
-    """Maps uint8 `pixels` `(rows, side, side, 3)` to `found` `(rows, 200, 6)`: score, class, and the corners xmin, ymin, xmax, ymax,
-    as shares of the image; best first. Boxes of one object are not yet one."""
+    """Maps uint8 `pixels` `(rows, side, side, 3)` to `found` `(rows, 200, 6)`, best first.
+
+    A box has score, class, and the corners xmin, ymin, xmax, ymax as shares of the image. An object may have several
+    boxes.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ class DetectorNetwork(nn.Module):
 
 
 def _boxes(distances: torch.Tensor, side: int) -> torch.Tensor:
-    """Return the corners of the boxes around a grid's places, `(rows, places, 4)`, in steps of the grid."""
+    """Return the corners of the boxes around a grid's places, `(rows, places, 4)`, in cells of the grid."""
     steps = torch.arange(DISTANCES, dtype=distances.dtype, device=distances.device)
     mean = (distances.reshape(*distances.shape[:-1], 4, DISTANCES).softmax(-1) * steps).sum(-1)
     centres = torch.arange(side, dtype=distances.dtype, device=distances.device) + 0.5

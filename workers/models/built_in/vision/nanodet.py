@@ -1,4 +1,4 @@
-"""NanoDet-g's network (RangiLyu, 2021): a small CSPNet, and a pyramid without weights. Imports torch: for the device process."""
+"""NanoDet-g's network (RangiLyu, 2021): a small CSPNet, and a feature pyramid without weights. Imports torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from producers.wire.errors import ConfigurationError
 
 CLASSES = 80
-#: A side's distance is a distribution over so many steps of the grid.
+#: The distance of a side is a distribution over this many cells of the grid.
 DISTANCES = 11
 _WIDTH = 128
 
@@ -23,7 +23,7 @@ def _convolved(given: int, made: int, stride: int = 1) -> nn.Sequential:
 
 
 class _Block(nn.Module):
-    """Two convolutions of half the width, whose results stand side by side."""
+    """Two convolutions of half the width, concatenated."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _Block(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Doubles the channels: the blocks' result stands beside the blocks' input."""
+    """Doubles the channels: the output of the blocks, concatenated with their input."""
 
     def __init__(self, width: int, stride: int, blocks: int) -> None:
         super().__init__()
@@ -49,7 +49,10 @@ class _Stage(nn.Module):
 
 
 class NanoDet(nn.Module):
-    """Maps normalised images `(rows, 3, side, side)` to three grids, `(rows, places, 80 + 4 * 11)`: class logits, distances."""
+    """Maps normalised images `(rows, 3, side, side)` to three grids of logits.
+
+    A grid is `(rows, places, 80 + 4 * 11)`: class logits, then distances.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,9 +83,10 @@ def _resized(images: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def load(folder: Path) -> NanoDet:
-    """Return the network with the weights of a folder. Raises ConfigurationError for those of another network.
+    """Return the network with the weights of a folder. Raises ConfigurationError if they belong to another network.
 
-    The folder has them as the package of TensorFlow.js has them: filters as (height, width, in, out), both numbered in order.
+    The folder has the layout of the TensorFlow.js package: filters as (height, width, in, out); filters and biases are
+    numbered in order.
     """
     found = load_file(folder / "model.safetensors")
     names = sorted(found, key=lambda name: int((re.findall(r"\d+$", name) or ["0"])[0]))

@@ -1,4 +1,7 @@
-"""The built-in style model: photographs in styles that it was trained on here, in one pass (`workers.shipped_heads.vision.style_training`)."""
+"""The built-in style model: redraws photographs in trained styles, in one pass.
+
+`workers.shipped_heads.vision.style_training` trains it.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ from workers.models.pictures import picture_rows
 if TYPE_CHECKING:
     import torch
 
-#: Sizes are multiples of this inside the network.
+#: Sizes inside the network are multiples of this.
 _MULTIPLE = 4
 
 
 class StyleOptions(Options, frozen=True):
-    """To `longest_side`, larger pictures are scaled down."""
+    """Pictures longer than `longest_side` are scaled down to it."""
 
     longest_side: Count = 768
 
@@ -55,8 +58,10 @@ class StyleModel(Model):
         return tuple(Checkpoint(self.spec.folder, self._where).config["styles"])
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Decode a picture. The row is `pixels`, uint8 `(height, width, 3)`, and for each task `chosen/TASK`: the
-        style's number and the strength, float32 `(2,)`. Raises InvalidInput, InputTooLarge.
+        """Decode a picture. Raises InvalidInput or InputTooLarge.
+
+        The row has `pixels`, uint8 `(height, width, 3)`, and for each task `chosen/TASK`: the style's number and the
+        strength, float32 `(2,)`.
         """
         longest = self.options.longest_side
         arrays: Arrays = {"pixels": picture_rows.read(content, most_pixels=longest**2, longest_side=longest)}
@@ -82,7 +87,7 @@ class StyleModel(Model):
         return picture_rows.collate(rows) | chosen
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
-        """Return the picture of a row as `picture_rows.packed` makes it."""
+        """Return the picture of a row that `picture_rows.packed` encoded."""
         assert isinstance(params, StyleTransferParams), "the one kind that is served"
         return {"image": output_files.picture(picture_rows.unpacked(output), params.format)}
 
@@ -124,7 +129,7 @@ class StyleModel(Model):
         return {task: picture_rows.packed([outputs[task][int(row)] for row in own]) for task, own in wanted.items()}
 
     def _styled(self, pictures: Array, wanted: Array) -> Array:
-        """Return pictures of one size, each in its own style and strength."""
+        """Return pictures of equal size, each in its own style and strength."""
         import torch
         from torch.nn import functional
 
@@ -139,5 +144,5 @@ class StyleModel(Model):
 
 
 def _up(side: int) -> int:
-    """Return the size that the network takes for a side: mirrored edges need a few pixels to mirror."""
+    """Return the padded size of a side: mirrored edges need a few pixels to mirror."""
     return max(4 * _MULTIPLE, -(-side // _MULTIPLE) * _MULTIPLE)

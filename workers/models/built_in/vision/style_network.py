@@ -1,7 +1,7 @@
-"""The style network: a picture in, the picture in a style out, in one pass. Imports torch: for the device process.
+"""The style network: redraws a picture in a style, in one pass. Imports torch, for the device process.
 
-Johnson, Alahi and Fei-Fei (2016) with a scale and a shift for each style in its instance normalisation (Dumoulin, Shlens and
-Kudlur, 2017), at half width. Sizes are multiples of 4.
+Johnson, Alahi and Fei-Fei (2016) with a scale and a shift for each style in its instance normalisation (Dumoulin,
+Shlens and Kudlur, 2017), at half width. Sizes are multiples of 4.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _BLOCKS = 4
 
 
 class StyledNorm(nn.Module):
-    """Instance normalisation of which each row's style says the scale and the shift."""
+    """Instance normalisation with a scale and a shift for each style; every row has its own style."""
 
     def __init__(self, width: int, styles: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class StyledNorm(nn.Module):
 
 
 class Layer(nn.Module):
-    """A convolution over mirrored edges, and its normalisation; `up` doubles the size first."""
+    """A convolution over mirrored edges, with normalisation; `up` doubles the size first."""
 
     def __init__(
         self, inside: int, outside: int, kernel: int, styles: int, *, stride: int = 1, up: bool = False
@@ -46,7 +46,9 @@ class Layer(nn.Module):
 
 
 class StyleNetwork(nn.Module):
-    """Maps pictures `(rows, 3, height, width)` of 0 to 1, with the number of each one's style, to such pictures."""
+    """Maps pictures `(rows, 3, height, width)` of 0 to 1, with each row's style number, to pictures of the same
+    shape.
+    """
 
     def __init__(self, styles: int) -> None:
         super().__init__()

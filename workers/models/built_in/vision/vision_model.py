@@ -1,4 +1,4 @@
-"""The vision model: MobileNetV2 from a Hugging Face folder; classification and embedding from one pass."""
+"""The vision model: MobileNetV2 from a Hugging Face folder; classification and embedding share a pass."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class VisionOptions(MultiTaskOptions, frozen=True):
-    """Over `max_image_pixels`, an image is refused before it is decoded."""
+    """Images over `max_image_pixels` are refused before they are decoded."""
 
     max_image_pixels: Count = pixels.MAX_PIXELS
 
 
 class VisionModel(MultiTaskModel):
-    """One pass for ImageNet's labels and for vectors."""
+    """ImageNet's labels and embedding vectors from the same pass."""
 
     options_class = VisionOptions
     options: VisionOptions

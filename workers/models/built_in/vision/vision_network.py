@@ -1,4 +1,4 @@
-"""The vision model's network: normalisation, backbone and classifier. Imports torch: for the device process."""
+"""The vision model's network: normalisation, backbone and classifier. Imports torch, for the device process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-#: ImageNet's mean and standard deviation, per channel, of values 0 to 1: what these weights were trained with.
+#: ImageNet's mean and standard deviation per channel, for values of 0 to 1, as in the training of these weights.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
 
 class VisionEncoder(nn.Module):
-    """MobileNetV2 with its classifier, which is a thousandth of the work. Only what `keep` names is returned; see `forward`."""
+    """MobileNetV2 with its classifier (a thousandth of the work). Returns the features named in `keep`; see
+    `forward`.
+    """
 
     def __init__(self, folder: Path, keep: Collection[str] = ("pooled", "scores")) -> None:
         super().__init__()
@@ -33,13 +35,15 @@ class VisionEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
 
     def normalized(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return what the backbone takes, `(rows, channel, height, width)`; 0 is the mean colour of the training."""
+        """Return the backbone's input, `(rows, channel, height, width)`; 0 is the mean colour of the training."""
         images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
         return (images - self.mean) / self.std
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map uint8 `(rows, height, width, channel)` to `pooled` `(rows, width)`, `scores` `(rows, labels)`, 0 to 1, and `places`
-        `(rows, 49, width)`: the last layer, of which `pooled` is the mean, row by row from the top.
+        """Map uint8 `(rows, height, width, channel)` to features.
+
+        `pooled` is `(rows, width)`, `scores` `(rows, labels)` from 0 to 1, and `places` `(rows, 49, width)`, the last
+        layer, row by row from the top; `pooled` is its mean.
         """
         output = self.network.mobilenet_v2(self.normalized(pixels))
         scores = self.network.classifier(output.pooler_output).float().softmax(-1)
