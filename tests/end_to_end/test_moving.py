@@ -75,7 +75,7 @@ def test_a_video_by_its_bytes_and_by_its_path(client: Client, folder: Path) -> N
     assert len(sent["video-embedding"].vector or b"") == 4 * 1280
     assert sent["camera-motion"].output == named["camera-motion"].output
     assert sent["camera-motion"].batch == sent["video-embedding"].batch
-    with pytest.raises(ItemFailed, match="not a whole video"):
+    with pytest.raises(ItemFailed, match="not a complete, readable video"):
         client.submit("camera-motion", b"no video").result(timeout_s=60)
 
 

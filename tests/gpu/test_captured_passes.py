@@ -30,7 +30,7 @@ TASKS = {"embedding": Task("embedding", KINDS["feature-extraction"], "text", "a 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes are captured when they come the third time."""
-    monkeypatch.setattr(cuda_graphs, "_OFTEN", 2)
+    monkeypatch.setattr(cuda_graphs, "_PASSES_BEFORE_CAPTURE", 2)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def test_only_so_many_shapes_are_remembered(
     model_on: Callable[[str, Backend], TextModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that were not used for longest are captured anew if they come again."""
-    monkeypatch.setattr(cuda_graphs, "_MOST", 3)
-    monkeypatch.setattr(cuda_graphs, "_LAUNCHING", 0.0)
+    monkeypatch.setattr(cuda_graphs, "_MOST_SHAPES", 3)
+    monkeypatch.setattr(cuda_graphs, "_LAUNCH_SHARE", 0.0)
     reference, model = model_on("cpu", REFERENCE), model_on(DEVICE, REFERENCE)
     texts = sample_inputs.texts(12)
     for rows in (1, 3, 4, 5, 6, 7, 8) * 4:
@@ -102,7 +102,7 @@ def test_only_so_many_shapes_are_remembered(
 
 def test_a_network_that_asks_for_a_number_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be asked of a device while a pass is captured."""
-    monkeypatch.setattr(cuda_graphs, "_LAUNCHING", 0.0)
+    monkeypatch.setattr(cuda_graphs, "_LAUNCH_SHARE", 0.0)
 
     def branching(inputs: Tensors) -> dict[str, torch.Tensor]:
         found = inputs["x"] * 2
@@ -121,7 +121,7 @@ def test_a_network_that_asks_for_a_number_runs_as_it_is(monkeypatch: pytest.Monk
 
 def test_gradients_are_had_of_passes_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a replayed one there would be none; explanations need them."""
-    monkeypatch.setattr(cuda_graphs, "_LAUNCHING", 0.0)
+    monkeypatch.setattr(cuda_graphs, "_LAUNCH_SHARE", 0.0)
     passes = CapturedPasses(lambda inputs: {"y": inputs["x"] ** 2})
     with torch.inference_mode():
         for _ in range(4):
@@ -135,7 +135,7 @@ def test_gradients_are_had_of_passes_as_they_are(monkeypatch: pytest.MonkeyPatch
 
 def test_a_model_is_loaded_while_passes_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread may allocate, copy and compute meanwhile: `argosy models reload` does."""
-    monkeypatch.setattr(cuda_graphs, "_LAUNCHING", 0.0)
+    monkeypatch.setattr(cuda_graphs, "_LAUNCH_SHARE", 0.0)
     network = nn.Sequential(*(nn.Linear(64, 64) for _ in range(20))).to(DEVICE).eval()
     passes = CapturedPasses(lambda inputs: {"y": network(inputs["x"])})
     stop, errors, loads = threading.Event(), [], []

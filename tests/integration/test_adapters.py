@@ -148,7 +148,7 @@ def test_an_adapter_is_part_of_the_revision(base: Path, merged: dict[str, Any], 
     [
         ({"peft_type": "IA3"}, "is a IA3 adapter; only LORA is served"),
         ({"use_dora": True}, "use_dora is not served; merge the adapter"),
-        ({"bias": "all"}, "it changes biases"),
+        ({"bias": "all"}, "the adapter changes biases"),
     ],
 )
 def test_what_is_not_served_is_refused_when_the_worker_starts(
@@ -166,7 +166,7 @@ def test_what_is_not_served_is_refused_when_the_worker_starts(
 def test_an_adapter_of_another_model_is_refused(merged: dict[str, Any], base: Path, tmp_path: Path) -> None:
     """It has layers that this one lacks."""
     other = tiny.distilbert(tmp_path / "other", "DistilBertModel")
-    with pytest.raises(ConfigurationError, match=r"options\.adapters: .*was it made for another"):
+    with pytest.raises(ConfigurationError, match=r"options\.adapters: .*was the adapter made for another"):
         Served(other, {"vector": "feature-extraction"}, adapters={"vector": folders(base)["mood"]}).load()
 
 
@@ -174,7 +174,7 @@ def test_mistakes_in_the_settings_are_named(merged: dict[str, Any], base: Path, 
     """A task that is not there, a folder that is none, a backend that cannot."""
     with pytest.raises(ConfigurationError, match=r"options\.adapters\.other: the model has no such task"):
         _ = Served(base, {"mood": KINDS["mood"]}, adapters={"other": folders(base)["mood"]}).model.revision
-    with pytest.raises(ConfigurationError, match="name a folder as peft saves it"):
+    with pytest.raises(ConfigurationError, match="name a folder saved by peft"):
         Adapter(tmp_path, "models.own.options.adapters").check()
     other = Served(base, {"mood": KINDS["mood"]}, Backend("openvino"), adapters={"mood": folders(base)["mood"]})
     with pytest.raises(ConfigurationError, match="adapters run on torch"):

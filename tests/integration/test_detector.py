@@ -90,7 +90,7 @@ def test_weights_of_another_network_are_refused(network: NanoDet, tmp_path: Path
 def test_constants_in_fewer_bits_are_refused(tmp_path: Path) -> None:
     """Weights in 8 bits need their scale; without it they would be other weights."""
     source = written(tmp_path / "from", {"weight": np.ones(4, np.float32)}, weight="uint8")
-    with pytest.raises(ValueError, match="weight: constants of uint8 are not read"):
+    with pytest.raises(ValueError, match="weight: constants of type uint8 are not supported"):
         convert.tfjs_nanodet(source, tmp_path / "made")
 
 
@@ -107,7 +107,7 @@ def test_boxes_of_one_object_are_one() -> None:
         ],
         dtype=np.float32,
     )
-    assert detector._apart(found) == [0, 2, 3]
+    assert detector._without_duplicates(found) == [0, 2, 3]
 
 
 def test_it_detects_objects_only() -> None:

@@ -245,7 +245,7 @@ def test_folders_that_cannot_be_served_are_named_at_the_start(made: Made, tmp_pa
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
     with pytest.raises(ConfigurationError, match="StableDiffusionXLPipeline is not served; these are: "):
         _ = Served(tmp_path, {"draw": "text-to-image"}).model.revision
-    with pytest.raises(ConfigurationError, match="not an option; these are: max_pixels, step_rows"):
+    with pytest.raises(ConfigurationError, match="not an option; the options are: max_pixels, step_rows"):
         _ = Served(made(tiny.unprompted, "DDIM"), {"draw": "unconditional-image-generation"}, rows=1).model.revision
     with pytest.raises(ConfigurationError, match="step_rows: must be a whole number, 1 or more, not 'all'"):
         _ = Served(

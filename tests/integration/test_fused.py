@@ -152,7 +152,7 @@ def test_answers_are_those_of_plain_transformers(
         ({"text": " ", "image": b"png"}, InvalidInput, r"input\.text: is empty"),
         ({"text": "a seven", "image": b""}, InvalidInput, r"input\.image: is empty"),
         ({"text": "a seven", "image": 7}, InvalidInput, r"input\.image: must be bytes, a path or a URL"),
-        ({"text": "a seven", "image": b"no image"}, InvalidInput, r"input\.image: is not an image that can be read"),
+        ({"text": "a seven", "image": b"no image"}, InvalidInput, r"input\.image: is not a readable image"),
         (
             {"text": "a seven", "image": "/etc/passwd"},
             InvalidInput,

@@ -102,7 +102,7 @@ def test_bad_parameters_and_inputs_are_named(made: Made) -> None:
     refused = served.refusal("action", FILES[0], num_frames=12)
     assert refused.field == "params.num_frames"
     assert "must be 8, which the model reads" in str(refused)
-    assert "not a whole video" in str(served.refusal("action", b"no video"))
+    assert "not a complete, readable video" in str(served.refusal("action", b"no video"))
     assert "must be the bytes of a video file, not str" in str(refusal_of(served, "a text"))
     kind = served.task("action").kind.params
     row = served.model.prepare(FILES[0], {"action": kind(), "again": kind(frame_sampling_rate=2)})

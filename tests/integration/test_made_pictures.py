@@ -130,7 +130,9 @@ def test_large_pictures_are_scaled_down_and_unknown_styles_refused(styles: Style
     [answer] = styled(styles, [(photograph(128, 32, 8), {"format": "jpeg"})])
     assert answer["image"].media_type == "image/jpeg"
     assert answer["image"].about == {"width": 64, "height": 16}
-    with pytest.raises(InvalidInput, match=r"params\.style: 'cubist' is none of the model's; choose brush, mosaic"):
+    with pytest.raises(
+        InvalidInput, match=r"params\.style: 'cubist' is not a style of the model; choose brush, mosaic"
+    ):
         styled(styles, [(photograph(8, 8, 9), {"style": "cubist"})])
 
 

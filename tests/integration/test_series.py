@@ -127,7 +127,7 @@ def test_a_few_missing_values_are_filled(served: ServedSeries, recordings: train
         ([[0.0] * 50] * 5, "input", "has 5 channels, not 6"),
         ([[0.0] * 39] * 6, "input", "has 39 values a channel, under 40"),
         ([[0.0] * 401] * 6, "input", "has 401 values a channel, over 400"),
-        ({"pulse": [0.0] * 50}, "input.pulse", "is no channel of the model"),
+        ({"pulse": [0.0] * 50}, "input.pulse", "is not a channel of the model"),
         ({"rotation_x": [0.0] * 50}, "input.acceleration_x", "is missing"),
         ([[0.0] * 50] * 5 + [[0.0] * 49], "input.5", "has 49 values, and channel 0 has 50"),
     ],

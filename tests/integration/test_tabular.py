@@ -89,7 +89,7 @@ def test_answers_do_not_depend_on_company(served: ServedTable, biopsies: train_t
     ("change", "field", "problem"),
     [
         ({"mean_radius": "large"}, "input.mean_radius", "must be a number, not str"),
-        ({"shoe_size": 43}, "input.shoe_size", "is no column of the model"),
+        ({"shoe_size": 43}, "input.shoe_size", "is not a column of the model"),
         ({"mean_radius": float("nan")}, "input.mean_radius", "is nan"),
         ({"mean_radius": [1]}, "input.mean_radius", "must be a number or text, not list"),
     ],

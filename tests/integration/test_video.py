@@ -153,7 +153,7 @@ def test_every_sort_of_video(served: Served) -> None:
 
 
 def test_what_is_wrong_is_named(served: Served, pulled_models: Mapping[str, Pulled], tmp_path: Path) -> None:
-    assert "not a whole video" in str(served.refusal("camera-motion", b"no video"))
+    assert "not a complete, readable video" in str(served.refusal("camera-motion", b"no video"))
     refused = served.refusal("camera-motion", b"no video", num_frames=1)
     assert refused.field == "params.num_frames"
     folder = pulled_models["vision"].folder
@@ -165,7 +165,7 @@ def test_what_is_wrong_is_named(served: Served, pulled_models: Mapping[str, Pull
     assert "over 1,000 in all" in str(small.refusal("camera-motion", videos.file(videos.moving(3))))
     (tmp_path / "topic").symlink_to(model_source.BUNDLED / "topic")
     texts = ServedVideos(folder, {"topic": "video-classification"}, heads=str(tmp_path))
-    with pytest.raises(ConfigurationError, match="and videos need 'motion'"):
+    with pytest.raises(ConfigurationError, match="but videos need 'motion'"):
         texts.load()
 
 
@@ -196,7 +196,7 @@ def test_clips_that_teach_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(ConfigurationError, match="b: has 0 clips; give it five or more"):
         training.own_clips(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"0\.mp4: input: is not a whole video"):
+    with pytest.raises(ConfigurationError, match=r"0\.mp4: input: is not a complete, readable video"):
         list(training.from_files([tmp_path / "a" / "0.mp4"]))
 
 

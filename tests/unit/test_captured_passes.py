@@ -48,9 +48,9 @@ class Passes(CapturedPasses):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cuda_graphs, "_OFTEN", 3)
-    monkeypatch.setattr(cuda_graphs, "_MOST", 4)
-    monkeypatch.setattr(cuda_graphs, "_LAUNCHING", 0.0)
+    monkeypatch.setattr(cuda_graphs, "_PASSES_BEFORE_CAPTURE", 3)
+    monkeypatch.setattr(cuda_graphs, "_MOST_SHAPES", 4)
+    monkeypatch.setattr(cuda_graphs, "_LAUNCH_SHARE", 0.0)
     with torch.inference_mode():
         yield
 
@@ -90,7 +90,7 @@ def test_what_was_not_used_for_longest_goes_first() -> None:
 
 def test_a_pass_whose_kernels_take_its_time_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph saves launching alone."""
-    monkeypatch.setattr(cuda_graphs, "_LAUNCHING", 2.0)
+    monkeypatch.setattr(cuda_graphs, "_LAUNCH_SHARE", 2.0)
     passes = Passes()
     passes.ask(5, times=20)
     assert passes.captured == 0

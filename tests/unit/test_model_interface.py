@@ -130,7 +130,7 @@ def test_samples_of_several_forms_come_in_turns() -> None:
 
 
 def test_what_only_the_model_knows_has_no_samples() -> None:
-    with pytest.raises(NotImplementedError, match="'row'; the model's class must write `samples`"):
+    with pytest.raises(NotImplementedError, match="'row'; override `samples` in the model's class"):
         Lengths(spec({"risk": "tabular-classification"})).samples(4)
 
 
@@ -164,7 +164,7 @@ def test_options_are_read_as_attributes() -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"mots": 3}, "mots: not an option; these are: least, most, names"),
+        ({"mots": 3}, "mots: not an option; the options are: least, most, names"),
         ({"most": 0}, "most: must be a whole number, 1 or more, not 0"),
         ({"least": -1}, "least: must be `int` >= 0, not -1"),
         ({"least": "few"}, "least: must be `int`, not 'few'"),
@@ -256,7 +256,7 @@ def test_a_table_of_options_works_with_a_warning() -> None:
             OPTIONS = {"top": COUNT}  # noqa: RUF012 - as it was written
 
     assert Previous(spec(top=3)).spec.options["top"] == 3
-    with pytest.raises(ConfigurationError, match=r"models\.own\.options\.tpo: not an option; these are: top$"):
+    with pytest.raises(ConfigurationError, match=r"models\.own\.options\.tpo: not an option; the options are: top$"):
         Previous(spec(tpo=3))
     with pytest.raises(ConfigurationError, match=r"options\.top: must be a whole number, 1 or more, not 0$"):
         Previous(spec(top=0))

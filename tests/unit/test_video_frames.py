@@ -126,12 +126,12 @@ def broken_mp4() -> bytes:
     ("data", "problem"),
     [
         (b"", "is empty"),
-        (b"no video at all, but some text " * 40, "not a whole video"),
-        (FILE[: len(FILE) // 2], "not a whole video"),
+        (b"no video at all, but some text " * 40, "not a complete, readable video"),
+        (FILE[: len(FILE) // 2], "not a complete, readable video"),
         (broken_mp4(), "is cut off"),
         (videos.sound(), "has no moving pictures, only audio"),
-        (videos.without_frames(), "without a frame"),
-        (b"\x00" * 5000, "not a whole video"),
+        (videos.without_frames(), "without frames"),
+        (b"\x00" * 5000, "not a complete, readable video"),
     ],
     ids=["nothing", "text", "no-index", "cut-off", "sound", "zero-length", "zeros"],
 )
@@ -151,7 +151,7 @@ def test_pictures_are_no_videos_but_animations_are() -> None:
     found = [frame.mean((0, 1)).tolist() for frame in read(animation.getvalue(), Sampling(3))]
     assert found == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
     assert len(read(still.getvalue(), Sampling(3))) == 3
-    with pytest.raises(InvalidInput, match="not a whole video"):
+    with pytest.raises(InvalidInput, match="not a complete, readable video"):
         read(photo.getvalue(), Sampling(3))
     with pytest.raises(InvalidInput, match="is a broken animation"):
         read(animation.getvalue()[:30], Sampling(3))
@@ -166,7 +166,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
         f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.6,\nfile://{tmp_path}/secret.mp4\n#EXT-X-ENDLIST\n",
         f"ffconcat version 1.0\nfile '{tmp_path}/secret.mp4'\n",
     ):
-        with pytest.raises(InvalidInput, match="not a whole video"):
+        with pytest.raises(InvalidInput, match="not a complete, readable video"):
             read(playlist.encode(), Sampling(2))
 
 

@@ -21,7 +21,7 @@ WRAPPED = "base_model.model."
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 #: Options of LoRA variants with other weights or other arithmetic, which are refused.
-_OTHERS = ("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias", "megatron_config", "trainable_token_indices")
+_UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias", "megatron_config", "trainable_token_indices")
 
 #: The tensors, among those saved whole, with a row for each label.
 _LABELS = re.compile(r"(^|\.)(classifier|score|qa_outputs)(\.out_proj)?\.weight$")
@@ -40,19 +40,20 @@ class Adapter:
         kind = config.get("peft_type")
         if kind != "LORA":
             raise ConfigurationError(f"{self.where}: {self.folder} is a {kind} adapter; only LORA is served")
-        if used := [name for name in _OTHERS if config.get(name)]:
+        if used := [name for name in _UNSUPPORTED if config.get(name)]:
             raise ConfigurationError(f"{self.where}: {used[0]} is not served; merge the adapter into its model instead")
         if config.get("bias", "none") != "none":
-            raise ConfigurationError(f"{self.where}: it changes biases, which rows of other adapters would share")
+            problem = "the adapter changes biases, which rows of other adapters would share"
+            raise ConfigurationError(f"{self.where}: {problem}")
         if odd := [name for name in self.shapes if "lora_" in name and not _PAIR.fullmatch(name)]:
-            raise ConfigurationError(f"{self.where}: {odd[0]} is not of a linear layer; only these are served")
+            raise ConfigurationError(f"{self.where}: {odd[0]} is not of a linear layer; only linear layers are served")
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         try:
             found: dict[str, Any] = json.loads((self.folder / CONFIG).read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{self.where}: {error}; name a folder as peft saves it") from error
+            raise ConfigurationError(f"{self.where}: {error}; name a folder saved by peft") from error
         return found
 
     @cached_property
@@ -78,7 +79,7 @@ class Adapter:
 
     @property
     def pairs(self) -> tuple[str, ...]:
-        """The linear layers with an adapter."""
+        """The names of the linear layers that the adapter changes."""
         return tuple(name.removesuffix(".lora_A.weight") for name in self.shapes if name.endswith(".lora_A.weight"))
 
     @property

@@ -103,9 +103,11 @@ def _check(network: nn.Module, name: str, pair: Pair, adapter: Adapter) -> None:
     try:
         base = network.get_submodule(name)
     except AttributeError:
-        raise ConfigurationError(f"{adapter.where}: the model has no layer {name}; was it made for another?") from None
+        problem = f"the model has no layer {name}; was the adapter made for another model?"
+        raise ConfigurationError(f"{adapter.where}: {problem}") from None
     if not isinstance(base, nn.Linear):
         raise ConfigurationError(f"{adapter.where}: {name} is a {type(base).__name__}; only linear layers are served")
     if (base.in_features, base.out_features) != (pair[0].shape[1], pair[1].shape[0]):
         shape = f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
-        raise ConfigurationError(f"{adapter.where}: {name} has matrices of {shape}; was it made for another model?")
+        problem = f"{name} has matrices of {shape}; was the adapter made for another model?"
+        raise ConfigurationError(f"{adapter.where}: {problem}")

@@ -17,7 +17,7 @@ def build(backend: Backend, source: Source, device: str) -> Network:
 
         return TorchNetwork(backend, source, device)
     if backend.name == "vllm":
-        raise ConfigurationError("backend: vllm is for models that write; use 'torch'")
+        raise ConfigurationError("backend: vllm runs only models that generate text; use 'torch'")
     if device != "cpu":
         raise ConfigurationError(f"backend: {backend.name} runs on the CPU here, not on {device}; use 'torch'")
     require(backend)

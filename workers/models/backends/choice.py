@@ -41,7 +41,7 @@ class Backend:
             known = ", ".join(PRECISIONS[self.name])
             raise ConfigurationError(f"precision: {self.name} runs {known}, not {self.precision!r}")
         if self.compiled and self.name != "torch":
-            raise ConfigurationError(f"compile: is for the backend 'torch', not {self.name!r}")
+            raise ConfigurationError(f"compile: needs the backend 'torch', not {self.name!r}")
 
     def __str__(self) -> str:
         """Return a name such as ``openvino-bf16``, for a model's revision: the backend decides its answers too."""

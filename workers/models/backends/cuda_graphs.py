@@ -28,13 +28,13 @@ Pass: TypeAlias = Callable[[Tensors], dict[str, torch.Tensor]]
 Key: TypeAlias = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 #: The number of shapes that are remembered; the least recently used is forgotten.
-_MOST = 256
+_MOST_SHAPES = 256
 
 #: A shape is captured after this many passes: a capture costs about the time that this many replays save.
-_OFTEN = 8
+_PASSES_BEFORE_CAPTURE = 8
 
 #: A pass is captured if launching takes this share of its time; otherwise a graph saves nothing.
-_LAUNCHING = 0.8
+_LAUNCH_SHARE = 0.8
 
 #: Token counts are padded to a multiple of at least this.
 _FINEST_TOKENS = 8
@@ -81,25 +81,27 @@ class CapturedPasses:
         if isinstance(known, int):
             known += 1
         self._shapes[key] = known  # now the most recently used
-        if len(self._shapes) > _MOST:
+        if len(self._shapes) > _MOST_SHAPES:
             self._shapes.popitem(last=False)
         if isinstance(known, _Graph):
             return known.replayed(padded(inputs, *shape))
-        if known < _OFTEN:
+        if known < _PASSES_BEFORE_CAPTURE:
             return self._run(inputs)
-        return self._looked_at(key, inputs) if known == _OFTEN else self._first(key, padded(inputs, *shape))
+        if known == _PASSES_BEFORE_CAPTURE:
+            return self._timed(key, inputs)
+        return self._captured(key, padded(inputs, *shape))
 
-    def _looked_at(self, key: Key, inputs: Tensors) -> dict[str, torch.Tensor]:
+    def _timed(self, key: Key, inputs: Tensors) -> dict[str, torch.Tensor]:
         """Run and time a pass; unless launching dominates, restart the count of its shape."""
         began = time.perf_counter()
         outputs = self._run(inputs)
         launched = time.perf_counter()
         self._synchronize()
-        if launched - began < _LAUNCHING * (time.perf_counter() - began):
+        if launched - began < _LAUNCH_SHARE * (time.perf_counter() - began):
             self._shapes[key] = 0
         return outputs
 
-    def _first(self, key: Key, given: Tensors) -> dict[str, torch.Tensor]:
+    def _captured(self, key: Key, given: Tensors) -> dict[str, torch.Tensor]:
         try:
             graph = self._shapes[key] = self._capture(given)
         except RuntimeError as error:  # such as a pass that reads a number from the device to decide on its next kernel
@@ -107,7 +109,7 @@ class CapturedPasses:
             _end_capture()
             self._capturable = False
             self._shapes.clear()
-            logger.warning("passes of this network cannot be captured, they run as they are: %s", error)
+            logger.warning("this network's passes run without CUDA graphs, since their capture failed: %s", error)
             return self._run(given)
         return graph.replayed(given)
 

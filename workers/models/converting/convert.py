@@ -1,7 +1,7 @@
-"""Convert weights of other formats to a Hugging Face folder: ``python -m workers.models.converting.convert NAME FROM
-TO``.
+"""Convert weights of other formats to a Hugging Face folder.
 
-A pull runs it in its own process, on files with a verified sha256.
+A pull runs ``python -m workers.models.converting.convert NAME FROM TO`` in its own process, on files with a verified
+sha256.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def gguf_causal_lm(source: Path, target: Path) -> None:
     """Convert a quantised GGUF file (llama.cpp's) to a transformers folder, with weights in bfloat16.
 
-    transformers reads GGUF in 20 s, so it is converted once. bfloat16 holds every digit of a 4-bit weight.
+    transformers reads GGUF in 20 s, so it is converted once. A 4-bit weight has fewer digits than bfloat16.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -112,7 +112,7 @@ def _tfjs_constants(model: Path) -> Iterator[tuple[str, Array]]:
         for weight in group["weights"]:
             kept = weight.get("quantization", {}).get("dtype", weight["dtype"])
             if kept not in ("float16", "float32", "int32"):
-                raise ValueError(f"{weight['name']}: constants of {kept} are not read")
+                raise ValueError(f"{weight['name']}: constants of type {kept} are not supported")
             values = np.frombuffer(content, kept, math.prod(weight["shape"]), place).reshape(weight["shape"])
             place += values.nbytes
             yield weight["name"], values

@@ -41,7 +41,7 @@ def variables(file: BinaryIO) -> Iterator[tuple[str, Array]]:
         shape = [_number(file, "I") for _ in range(_number(file, "B"))]
         type_ = _number(file, "B")
         if type_ not in _TYPES:
-            raise ValueError(f"{name} is of type {type_}, which is not read here")
+            raise ValueError(f"{name} has the unsupported type {type_}")
         yield name, np.frombuffer(file.read(_number(file, "I")), _TYPES[type_]).reshape(shape)
 
 
@@ -86,7 +86,7 @@ def _config(theirs: Mapping[str, torch.Tensor], special: Mapping[str, int]) -> A
 
     tokens, width = theirs["decoder/embeddings/weight"].shape
     if tokens >= _MULTILINGUAL_TOKENS:
-        raise ValueError("a multilingual model: take it from the hub, where its languages are listed beside it")
+        raise ValueError("a multilingual model: load it from the hub, whose folder lists its languages")
     sizes: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
         sizes[f"{side}_layers"] = _layers(theirs, side)
@@ -140,7 +140,7 @@ def _save_tokenizer(file: Path, special: Mapping[str, int], target: Path) -> Non
     # this class does not read from the file that the tokens are special; they would appear in transcripts
     tokenizer.add_special_tokens({"additional_special_tokens": sorted(special, key=special.__getitem__)})
     if tokenizer.convert_tokens_to_ids(list(special)) != list(special.values()):
-        raise ValueError(f"{file.name}: its special tokens have other numbers for transformers")
+        raise ValueError(f"{file.name}: transformers gives its special tokens other ids")
     tokenizer.save_pretrained(target)
 
 
@@ -160,34 +160,36 @@ def _renamed(theirs: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Te
     yield "model.decoder.embed_tokens.weight", theirs["decoder/embeddings/weight"]
 
 
-def _layer(theirs: Mapping[str, torch.Tensor], one: str, own: str) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from _norm(theirs, f"{one}/self_attention/layer_norm", f"{own}.self_attn_layer_norm")
-    yield from _norm(theirs, f"{one}/ffn/layer_norm", f"{own}.final_layer_norm")
-    yield from _split(theirs, f"{one}/self_attention/linear_0", f"{own}.self_attn", "qkv")
-    yield from _linear(theirs, f"{one}/self_attention/linear_1", f"{own}.self_attn.out_proj")
+def _layer(theirs: Mapping[str, torch.Tensor], prefix: str, target: str) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from _norm(theirs, f"{prefix}/self_attention/layer_norm", f"{target}.self_attn_layer_norm")
+    yield from _norm(theirs, f"{prefix}/ffn/layer_norm", f"{target}.final_layer_norm")
+    yield from _split(theirs, f"{prefix}/self_attention/linear_0", f"{target}.self_attn", "qkv")
+    yield from _linear(theirs, f"{prefix}/self_attention/linear_1", f"{target}.self_attn.out_proj")
     for number in (1, 2):
-        yield from _linear(theirs, f"{one}/ffn/linear_{number - 1}", f"{own}.fc{number}")
-    if f"{one}/attention/linear_0/weight" in theirs:
-        yield from _norm(theirs, f"{one}/attention/layer_norm", f"{own}.encoder_attn_layer_norm")
-        yield from _linear(theirs, f"{one}/attention/linear_0", f"{own}.encoder_attn.q_proj")
-        yield from _split(theirs, f"{one}/attention/linear_1", f"{own}.encoder_attn", "kv")
-        yield from _linear(theirs, f"{one}/attention/linear_2", f"{own}.encoder_attn.out_proj")
+        yield from _linear(theirs, f"{prefix}/ffn/linear_{number - 1}", f"{target}.fc{number}")
+    if f"{prefix}/attention/linear_0/weight" in theirs:
+        yield from _norm(theirs, f"{prefix}/attention/layer_norm", f"{target}.encoder_attn_layer_norm")
+        yield from _linear(theirs, f"{prefix}/attention/linear_0", f"{target}.encoder_attn.q_proj")
+        yield from _split(theirs, f"{prefix}/attention/linear_1", f"{target}.encoder_attn", "kv")
+        yield from _linear(theirs, f"{prefix}/attention/linear_2", f"{target}.encoder_attn.out_proj")
 
 
-def _norm(theirs: Mapping[str, torch.Tensor], one: str, own: str) -> Iterator[tuple[str, torch.Tensor]]:
-    yield f"{own}.weight", theirs[f"{one}/gamma"]
-    yield f"{own}.bias", theirs[f"{one}/beta"]
+def _norm(theirs: Mapping[str, torch.Tensor], prefix: str, target: str) -> Iterator[tuple[str, torch.Tensor]]:
+    yield f"{target}.weight", theirs[f"{prefix}/gamma"]
+    yield f"{target}.bias", theirs[f"{prefix}/beta"]
 
 
-def _linear(theirs: Mapping[str, torch.Tensor], one: str, own: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _linear(theirs: Mapping[str, torch.Tensor], prefix: str, target: str) -> Iterator[tuple[str, torch.Tensor]]:
     for part in ("weight", "bias"):
-        yield f"{own}.{part}", theirs[f"{one}/{part}"]
+        yield f"{target}.{part}", theirs[f"{prefix}/{part}"]
 
 
-def _split(theirs: Mapping[str, torch.Tensor], one: str, own: str, parts: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _split(
+    theirs: Mapping[str, torch.Tensor], prefix: str, target: str, parts: str
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the parts of a fused matrix; keys have no bias (CTranslate2 stores zeros for it)."""
-    weights, biases = (theirs[f"{one}/{name}"].chunk(len(parts)) for name in ("weight", "bias"))
+    weights, biases = (theirs[f"{prefix}/{name}"].chunk(len(parts)) for name in ("weight", "bias"))
     for part, weight, bias in zip(parts, weights, biases, strict=True):
-        yield f"{own}.{part}_proj.weight", weight.clone()
+        yield f"{target}.{part}_proj.weight", weight.clone()
         if part != "k":
-            yield f"{own}.{part}_proj.bias", bias.clone()
+            yield f"{target}.{part}_proj.bias", bias.clone()

@@ -32,7 +32,7 @@ def find(name: str) -> Any:
     if name in _OLD_NAMES:
         short = _OLD_NAMES[name]
         warnings.warn(
-            f'class = "{name}" is now class = "{short}"; the old name goes with the next release',
+            f'class = "{name}" is now class = "{short}"; the next release drops the old name',
             FutureWarning,
             stacklevel=2,
         )
@@ -43,6 +43,6 @@ def find(name: str) -> Any:
     offered = entry_points(group=GROUP)
     if name not in offered.names:
         known = ", ".join(sorted(offered.names)) or "none"
-        problem = f"{name!r} is neither module:Class nor a model that an installed package offers (these are: {known})"
+        problem = f"{name!r} is neither module:Class nor a model class of an installed package (installed: {known})"
         raise ImportError(problem)
     return offered[name].load()

@@ -134,7 +134,7 @@ class Model(PreviousForm, ABC):
         self.options: Any = options.decode(self.options_class, given, where=where) if self.options_class else None
         for task in spec.tasks.values():
             if self.kind is not None and task.kind != self.kind:
-                problem = f"is of the kind {task.kind.name}, and {type(self).__name__} serves {self.kind.name} only"
+                problem = f"is of the kind {task.kind.name}, but {type(self).__name__} serves only {self.kind.name}"
                 raise ConfigurationError(f"{where}.tasks.{task.name}: {problem}")
 
     # --- in the parent process, from many threads ---

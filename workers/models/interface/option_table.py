@@ -45,5 +45,5 @@ def check(given: Mapping[str, Any], known: Mapping[str, Option], *, where: str) 
 
 def unknown(name: str, known: Mapping[str, object], *, where: str) -> ConfigurationError:
     """Return the error for an unknown option."""
-    remedy = f"these are: {', '.join(sorted(known))}" if known else "the model has none"
+    remedy = f"the options are: {', '.join(sorted(known))}" if known else "the model has no options"
     return ConfigurationError(f"{where}.options.{name}: not an option; {remedy}")

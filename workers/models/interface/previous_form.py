@@ -1,7 +1,7 @@
-"""Support for model classes in the previous form, for one release: `finish` without the row, `finish_item`, `trial`,
-`OPTIONS`.
+"""Support for model classes in the previous form, for one release.
 
-Remove it together with `option_table` and with `PreviousForm` among the bases of `Model`.
+The previous form has `finish` without the row, `finish_item`, `trial` and `OPTIONS`. Remove this module together with
+`option_table` and with `PreviousForm` among the bases of `Model`.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ class PreviousForm:
         return self.finish(task, output, params, prepared)  # type: ignore[attr-defined]
 
     def _options_of_struct(self, given: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-        """Check the options against the class's own table, if it has `OPTIONS`, and return the options for the
-        struct.
-        """
+        """Check the options against the class's `OPTIONS`, if any, and return the options for its struct."""
         if self._option_table is None:
             return given
         check(given, self._option_table, where=where)
@@ -74,7 +72,7 @@ class PreviousForm:
 
 def _warn(class_: type, old: str, new: str, *, calls: int = 2) -> None:
     """Warn at the line of the class or of the call: `calls` is the number of frames between it and this module."""
-    text = f"{class_.__module__}.{class_.__qualname__}: {old} is now {new}; the old form goes with the next release"
+    text = f"{class_.__module__}.{class_.__qualname__}: {old} is now {new}; the next release drops the old form"
     warnings.warn(text, FutureWarning, stacklevel=2 + calls)
 
 

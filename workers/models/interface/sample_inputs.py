@@ -27,10 +27,11 @@ from producers.wire.messages import InlineBytes, QuestionInput, SeedInput, Sente
 Item: TypeAlias = tuple[Any, Mapping[str, msgspec.Struct]]
 
 _MODULES = (
-    "argparse", "asyncio.tasks", "collections", "configparser", "csv", "datetime", "decimal", "difflib", "email.message",
-    "fractions", "functools", "heapq", "inspect", "ipaddress", "json", "logging", "mailbox", "optparse", "os", "pathlib",
-    "random", "shutil", "smtplib", "socket", "statistics", "string", "subprocess", "tarfile", "tempfile", "textwrap",
-    "threading", "unittest.case", "urllib.parse", "urllib.request", "uuid", "zipfile",
+    "argparse", "asyncio.tasks", "collections", "configparser", "csv", "datetime", "decimal", "difflib",
+    "email.message", "fractions", "functools", "heapq", "inspect", "ipaddress", "json", "logging", "mailbox",
+    "optparse", "os", "pathlib", "random", "shutil", "smtplib", "socket", "statistics", "string", "subprocess",
+    "tarfile", "tempfile", "textwrap", "threading", "unittest.case", "urllib.parse", "urllib.request", "uuid",
+    "zipfile",
 )  # fmt: skip
 
 #: The number of words of a long text (every fifth text) and of a short text on average.
@@ -61,7 +62,7 @@ def for_tasks(tasks: Mapping[str, Task], count: int) -> list[Item]:
     for form, params in forms.items():
         if form not in _CONTENTS:
             raise NotImplementedError(
-                f"there are no samples of the form {form!r}; the model's class must write `samples`"
+                f"there are no samples of the form {form!r}; override `samples` in the model's class"
             )
         by_form.append([(content, params) for content in _CONTENTS[form](max(2, count // len(forms)))])
     return [item for group in zip_longest(*by_form) for item in group if item is not None]

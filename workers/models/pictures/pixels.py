@@ -75,11 +75,11 @@ def rgb(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputTooLarge("input", f"is an image over {max_pixels:,} pixels", "scale it down") from error
     except UnidentifiedImageError as error:
-        raise InvalidInput("input", "is not an image that can be read", f"send one of {', '.join(FORMATS)}") from error
+        raise InvalidInput("input", "is not a readable image", f"send one of {', '.join(FORMATS)}") from error
     except MemoryError:
         raise  # the machine's fault, not the image's
     except Exception as error:  # malformed bytes cause errors of every type in Pillow's decoders
-        raise InvalidInput("input", f"is a broken image: {error}", "save it again, whole") from error
+        raise InvalidInput("input", f"is a broken image: {error}", "save the complete file again") from error
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

@@ -30,9 +30,7 @@ class PullFailed(ArgosyError):
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A file in a registry: its name, its URL (``https:``, ``http:`` or ``file:``), and the settings of the
-    connection.
-    """
+    """A file in a registry: its name, its URL (``https:``, ``http:`` or ``file:``) and connection settings."""
 
     name: str
     url: str
@@ -69,7 +67,8 @@ def fetch(offered: Offered, target: Path, *, sha256: str, progress: Progress = s
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         partial.unlink()  # the next attempt must not build on wrong content
-        raise PullFailed(f"{offered.name}: its sha256 is {found}, not {sha256}; the source is not what was pinned")
+        problem = f"its sha256 is {found}, not {sha256}; the source differs from the pinned file"
+        raise PullFailed(f"{offered.name}: {problem}")
     partial.replace(target)
 
 
@@ -85,8 +84,8 @@ def _fetch_http(offered: Offered, partial: Path, progress: Progress, pause_s: fl
                     raise PullFailed(f"{offered.name}: the registry answers {status}") from error
             except httpx2.TransportError as error:
                 if attempt == _ATTEMPTS:
-                    what = str(error) or type(error).__name__
-                    raise PullFailed(f"{offered.name}: {what}; run it again to resume") from error
+                    reason = str(error) or type(error).__name__
+                    raise PullFailed(f"{offered.name}: {reason}; run the command again to resume") from error
             time.sleep(attempt * pause_s)
 
 

@@ -23,9 +23,7 @@ def locate(note: Path) -> Path | None:
 
 
 def pull(repository: str, revision: str, note: Path) -> Path:
-    """Download a repository at a revision beside its `note`; return the folder, named by the commit. Raises
-    PullFailed.
-    """
+    """Download a repository beside its `note`; return its folder, named by the commit. Raises PullFailed."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -35,14 +33,14 @@ def pull(repository: str, revision: str, note: Path) -> Path:
         # resumes, verifies and locks by itself
         folder = Path(snapshot_download(repository, revision=offered.sha, cache_dir=place, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, httpx2.HTTPError) as error:
-        what = str(error.__cause__ or error).strip().partition("\n")[0]
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
         remedy = "check the id, the network, HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT"
-        raise PullFailed(f"{repository} at {revision}: {what}; {remedy}") from error
+        raise PullFailed(f"{repository} at {revision}: {reason}; {remedy}") from error
     # if the hub breaks off, its client may return an incomplete folder
     names = [sibling.rfilename for sibling in offered.siblings or ()]
     for name in names:
         if any(fnmatch(name, pattern) for pattern in files) and not (folder / name).is_file():
-            raise PullFailed(f"{repository}: {name} did not come; run it again to resume")
+            raise PullFailed(f"{repository}: {name} was not downloaded; run the command again to resume")
     _write(note, folder)
     return folder
 

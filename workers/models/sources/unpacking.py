@@ -50,9 +50,7 @@ def expand(compressed: Path, target: Path) -> None:
 def _inside(target: Path, name: str, archive: Path) -> Path:
     path = PurePosixPath(name)
     if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
-        raise PullFailed(
-            f"{archive.name}: member {name!r} would land outside its folder; the archive is not to be trusted"
-        )
+        raise PullFailed(f"{archive.name}: member {name!r} would land outside its folder; do not trust this archive")
     return target / path
 
 

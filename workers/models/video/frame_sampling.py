@@ -20,9 +20,7 @@ class Sampling:
     rate: int | None = None
 
     def places(self, total: int) -> list[int]:
-        """Return the numbers of the frames in a video of `total`. In a short video, frames repeat: evenly, or the
-        last.
-        """
+        """Return the frame numbers in a video of `total` frames. A short video repeats frames: evenly, or its last."""
         if self.rate is None:  # like the video processors of transformers
             return [number * total // self.num_frames for number in range(self.num_frames)]
         # like transformers' video-classification pipeline for image processors: with numpy's linspace and its roundings
@@ -49,7 +47,7 @@ def sampled_alike(
         found = found or wanted
         if wanted != found:
             refused[task] = InvalidInput(
-                "params", "asks for other frames than the item's other tasks", "submit it by itself"
+                "params", "asks for other frames than the item's other tasks", "submit it as an item of its own"
             )
     if found is None:
         raise next(iter(refused.values()))

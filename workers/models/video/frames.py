@@ -1,8 +1,8 @@
 """Decode a few frames from the bytes of a video. Every error is the input's fault. Does not import torch.
 
 The packets are listed first. Without decoding, that gives the number of frames and the places to start decoding at. So
-a video over a limit is refused before it is decoded, and a long film is decoded only around the wanted frames. Only one
-frame of full size is in memory at a time.
+a video over a limit is refused before it is decoded, and a long film is decoded only around the wanted frames. Frames
+are scaled one after another, so only one of full size is held at a time.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def read(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[V
     except InvalidInput:
         raise
     except av.FFmpegError as error:  # out of memory included: a broken file may ask for any amount
-        raise InvalidInput("input", f"is not a whole video that can be read ({error.strerror})", _REMEDY) from error
+        raise InvalidInput("input", f"is not a complete, readable video ({error.strerror})", _REMEDY) from error
     except (ValueError, RuntimeError, IndexError) as error:  # PyAV's own errors, about broken streams
         raise InvalidInput("input", f"is a broken video: {error}", _REMEDY) from error
 
@@ -105,7 +105,7 @@ def _read_gif(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callab
     except (InvalidInput, MemoryError):
         raise
     except Exception as error:  # malformed bytes cause errors of every type in Pillow's decoders
-        raise InvalidInput("input", f"is a broken animation: {error}", "save it again, whole") from error
+        raise InvalidInput("input", f"is a broken animation: {error}", "save the complete file again") from error
     return [made[place] for place in places]
 
 
@@ -114,7 +114,7 @@ def _read_gif(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callab
 
 def _check_size(width: int, height: int, limits: VideoLimits) -> None:
     if not width or not height:
-        raise InvalidInput("input", "is a video without a size", "save it again, whole")
+        raise InvalidInput("input", "is a video without a size", "save the complete file again")
     if width * height > limits.max_frame_pixels:
         problem = f"is a video of {width} x {height} pixels, over {limits.max_frame_pixels:,} in all"
         raise InputTooLarge("input", problem, "scale it down")
@@ -142,7 +142,7 @@ class _Video:
         self._stream = _picture_stream(container)
         codec = self._stream.codec_context
         if codec is None:
-            raise InvalidInput("input", "is a video in a code that is not known here", "save it as H.264 or VP9")
+            raise InvalidInput("input", "is a video in an unknown codec", "save it as H.264 or VP9")
         _check_size(codec.width, codec.height, limits)
         codec.thread_count = 1  # many videos are prepared at once already
         self._times: list[int] = []
@@ -158,7 +158,7 @@ class _Video:
             _check_size(frame.width, frame.height, self._limits)  # the size may change within a video
             made[place] = then(frame)
         if not made:
-            raise InvalidInput("input", "has no frame that can be decoded", "save it again, whole")
+            raise InvalidInput("input", "has no frame that can be decoded", "save the complete file again")
         last = max(made)  # the end of a damaged file may have fewer frames than packets
         return [made[min(place, last)] for place in places]
 
@@ -174,7 +174,7 @@ class _Video:
                 starts.append(packet.pts)
             _check_time(self._until, self._limits)
         if not total:
-            raise InvalidInput("input", "is a video without a frame", "record it again")
+            raise InvalidInput("input", "is a video without frames", "record it again")
         if total < stream.frames:
             problem = f"is cut off: it has {total:,} of its {stream.frames:,} frames"
             raise InvalidInput("input", problem, "send the whole file")

@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from workers.models.built_in.fused.fused_network import FusedHead
 
 #: The cost of an image, in tokens.
-_IMAGE = 32
+_IMAGE_COST = 32
 
 #: The encoder's layer that the head reads.
-_TOKENS = "tokens.6"
+_LAST_LAYER = "tokens.6"
 
 
-class _Words(TextModel):
+class _TextPart(TextModel):
     """The text model's backbone; the head reads its last layer."""
 
     def _network(self) -> torch.nn.Module:
         from workers.models.built_in.text.text_network import TextEncoder
 
-        return TextEncoder(self.spec.folder, {_TOKENS}).eval()
+        return TextEncoder(self.spec.folder, {_LAST_LAYER}).eval()
 
 
-class _Sights(VisionModel):
+class _ImagePart(VisionModel):
     """The vision model's backbone; the head reads its last layer, place by place."""
 
     def _network(self) -> torch.nn.Module:
@@ -82,12 +82,12 @@ class FusedModel(Model):
         self._head: FusedHead
 
     @cached_property
-    def _words(self) -> _Words:
-        return _Words(self._part("text", _Words))
+    def _text_part(self) -> _TextPart:
+        return _TextPart(self._part("text", _TextPart))
 
     @cached_property
-    def _sights(self) -> _Sights:
-        return _Sights(self._part("vision", _Sights))
+    def _image_part(self) -> _ImagePart:
+        return _ImagePart(self._part("vision", _ImagePart))
 
     def _part(self, role: str, class_: type[MultiTaskModel]) -> ModelSpec:
         if role not in self.options.uses:
@@ -102,7 +102,7 @@ class FusedModel(Model):
 
     @cached_property
     def revision(self) -> str:
-        _ = self.labels, self._words, self._sights  # report wrong settings when the worker starts
+        _ = self.labels, self._text_part, self._image_part  # report wrong settings when the worker starts
         weights = f"{self.spec.revision}+head.{head_file.digest([self._file])}"
         return weights if self.spec.backend.is_reference else f"{weights}+{self.spec.backend}"
 
@@ -111,15 +111,15 @@ class FusedModel(Model):
         if not isinstance(content, TextAndImageInput) or not isinstance(content.image, InlineBytes):
             raise InvalidInput("input", "must be an object with text and image", "see `argosy tasks`")
         with _part_named("text"):
-            text = self._words.prepare(content.text, params)
+            text = self._text_part.prepare(content.text, params)
         with _part_named("image"):
-            image = self._sights.prepare(content.image.data, {})
+            image = self._image_part.prepare(content.image.data, {})
         arrays = text.arrays | image.arrays
-        return Prepared(arrays, text.size + _IMAGE, digest(arrays), aside=image.content)
+        return Prepared(arrays, text.size + _IMAGE_COST, digest(arrays), aside=image.content)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         """Pad the texts, and stack each distinct image once. `image_of` has the index of each text's image."""
-        batch = self._words.collate(rows)
+        batch = self._text_part.collate(rows)
         places: dict[bytes, int] = {}
         distinct: list[Array] = []
         for row in rows:
@@ -149,8 +149,8 @@ class FusedModel(Model):
         from workers.models.built_in.fused.fused_network import FusedHead
 
         self._device = device
-        self._words.load(device)
-        self._sights.load(device)
+        self._text_part.load(device)
+        self._image_part.load(device)
         tensors = load_file(self._file)
         fused = FusedHead.of_shape(tensors)
         fused.load_state_dict(tensors)
@@ -162,8 +162,8 @@ class FusedModel(Model):
         with torch.inference_mode():
             # shared memory may be read-only, and torch would write to it all the same
             given = {name: torch.from_numpy(array.copy()).to(self._device) for name, array in arrays.items()}
-            tokens = self._words.encode({"ids": given["ids"], "mask": given["mask"]})[_TOKENS]
-            shown = self._head.seen(self._sights.encode({"pixels": given["pixels"]})["places"])
+            tokens = self._text_part.encode({"ids": given["ids"], "mask": given["mask"]})[_LAST_LAYER]
+            shown = self._head.seen(self._image_part.encode({"pixels": given["pixels"]})["places"])
             scores = self._head(tokens, given["mask"], shown.index_select(0, given["image_of"])).softmax(-1)
         found: Array = scores.float().cpu().numpy()
         return {task: found[rows] for task, rows in wanted.items()}

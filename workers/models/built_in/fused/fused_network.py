@@ -58,9 +58,7 @@ class FusedHead(nn.Module):
         return shown
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-        """Map texts' tokens `(rows, tokens, width)` and the `seen` places of their images to scores `(rows,
-        labels)`.
-        """
+        """Map texts' tokens `(rows, tokens, width)` and their images' `seen` places to scores `(rows, labels)`."""
         words = self.text(tokens)
         weights = self.queries(words).masked_fill(~mask.unsqueeze(-1), float("-inf")).softmax(1)
         asked = weights.transpose(1, 2) @ words

@@ -1,6 +1,4 @@
-"""The base of models with several tasks: the backbone runs once for a micro-batch, then each wanted head on its
-rows.
-"""
+"""The base of models with several tasks: the backbone runs once for a micro-batch, then each head on its rows."""
 
 from __future__ import annotations
 
@@ -56,8 +54,8 @@ class MultiTaskModel(Model):
         self.passes = 0
         self.cached_rows = 0
         self._device = "cpu"
-        keeps = isinstance(self.options, MultiTaskOptions)  # the video model has no such option
-        self._cache = FeatureCache(self.options.feature_cache_mib * 2**20 if keeps else 0)
+        has_cache = isinstance(self.options, MultiTaskOptions)  # the video model has no such option
+        self._cache = FeatureCache(self.options.feature_cache_mib * 2**20 if has_cache else 0)
         self._backbone: Network
 
     # --- in the device process ---
@@ -106,7 +104,7 @@ class MultiTaskModel(Model):
         contents = arrays.pop(CONTENTS, None)
         with torch.inference_mode():
             tensors = {name: self._tensor(array) for name, array in arrays.items()}
-            features = self._encoded(tensors) if contents is None else self._looked_up(arrays, tensors, contents)
+            features = self._encoded(tensors) if contents is None else self._from_cache(arrays, tensors, contents)
             return {name: self._run_head(name, features, rows) for name, rows in wanted.items()}
 
     def _encoded(self, tensors: Mapping[str, torch.Tensor]) -> Features:
@@ -114,7 +112,7 @@ class MultiTaskModel(Model):
         self.cached_rows = 0
         return self.encode(tensors)
 
-    def _looked_up(self, arrays: Arrays, tensors: Features, contents: Array) -> Features:
+    def _from_cache(self, arrays: Arrays, tensors: Features, contents: Array) -> Features:
         """Return the features of all rows; the backbone runs only on rows that are not in the cache."""
 
         def encode(places: Sequence[int]) -> Features:
@@ -127,9 +125,7 @@ class MultiTaskModel(Model):
         return found | tensors
 
     def _rows_of(self, arrays: Arrays, places: Sequence[int]) -> Arrays:
-        """Return some rows of a batch. Models with rows of different lengths also cut the columns that are only
-        padding.
-        """
+        """Return some rows of a batch. Models with rows of different lengths also cut surplus padding."""
         return {name: array[list(places)] for name, array in arrays.items()}
 
     def _lengths(self, arrays: Arrays) -> Sequence[int]:
@@ -176,9 +172,7 @@ class MultiTaskModel(Model):
         """Return a classification task's labels, in the order of its head's output."""
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
-        """Return the best labels of probabilities `(labels,)`, or a vector `(width,)`, of length 1 if `normalize` is
-        set.
-        """
+        """Return the best labels of probabilities `(labels,)`, or a vector `(width,)`, normalised if asked for."""
         if task.kind.name.endswith("classification"):
             return self._best_labels(task, output, params.top_k)  # type: ignore[attr-defined]
         vector = output.astype(np.float32)

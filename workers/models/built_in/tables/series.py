@@ -86,7 +86,8 @@ class SeriesModel(Model):
         if content.names:
             given = dict(zip(content.names, content.channels, strict=True))
             if unknown := sorted(set(given) - set(names)):
-                raise InvalidInput(f"input.{unknown[0]}", "is no channel of the model", f"channels: {', '.join(names)}")
+                problem = "is not a channel of the model"
+                raise InvalidInput(f"input.{unknown[0]}", problem, f"channels: {', '.join(names)}")
             if missing := [name for name in names if name not in given]:
                 raise InvalidInput(f"input.{missing[0]}", "is missing", f"channels: {', '.join(names)}")
             return [given[name] for name in names]

@@ -26,9 +26,7 @@ class SeriesNetwork(nn.Module):
         return cls(tensors["reader.weight_ih_l0"].shape[1], tensors["out.weight"].shape[0], width=width)
 
     def forward(self, series: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Map `(rows, steps, channels)` to scores `(rows, labels)`. `lengths` are the steps of each row without
-        padding.
-        """
+        """Map `(rows, steps, channels)` to scores `(rows, labels)`; `lengths` exclude each row's padding."""
         # packed, so that the backward direction begins at each row's own end and not in the padding
         packed = pack_padded_sequence(series, lengths, batch_first=True, enforce_sorted=False)
         read, _ = pad_packed_sequence(self.reader(packed)[0], batch_first=True)

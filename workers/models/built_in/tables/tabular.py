@@ -82,7 +82,7 @@ class TabularModel(Model):
         known = {column.name for column in self.columns}
         if unknown := sorted(set(content.values) - known):
             raise InvalidInput(
-                f"input.{unknown[0]}", "is no column of the model", f"columns: {', '.join(sorted(known))}"
+                f"input.{unknown[0]}", "is not a column of the model", f"columns: {', '.join(sorted(known))}"
             )
         if missing := sorted(known - set(content.values)):
             raise InvalidInput(f"input.{missing[0]}", "is missing", "give its value, or null if it is unknown")

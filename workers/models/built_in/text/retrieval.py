@@ -60,7 +60,7 @@ class IndexFile:
         """Raise InputUnavailable unless the index exists and was made with this revision of the encoder."""
         described = self.described()
         if described.encoder != revision and not described.encoder.startswith(f"{revision}+"):
-            problem = f"is to be looked up in an index that was made with {described.encoder}, and this is {revision}"
+            problem = f"needs an index of the encoder {revision}, but the index was made with {described.encoder}"
             raise InputUnavailable("input", problem, "make the index again: argosy index … --again")
 
     def held(self, device: str) -> _Held:
@@ -76,7 +76,7 @@ class IndexFile:
         try:
             found = self.path.stat()
         except OSError as error:
-            problem = f"cannot be looked up: {self._where}: no {self.path}"
+            problem = f"has no index to search: {self._where}: {self.path} does not exist"
             raise InputUnavailable("input", problem, "make it: argosy index DOCUMENTS --out FOLDER") from error
         return found.st_mtime_ns, found.st_size, found.st_ino
 

@@ -160,7 +160,7 @@ class TextModel(MultiTaskModel):
             if task.kind.name == retrieval.KIND:
                 where = f"models.{self.spec.name}.options.indexes.{name}"
                 if name not in self.options.indexes:
-                    raise ConfigurationError(f"{where}: not there; name the folder that `argosy index` writes")
+                    raise ConfigurationError(f"{where}: is missing; set it to a folder written by `argosy index`")
                 found[name] = retrieval.IndexFile(Path(self.options.indexes[name]), where)
         return found
 
@@ -171,7 +171,8 @@ class TextModel(MultiTaskModel):
     @property
     def _weights(self) -> str:
         _ = self._indexes  # report a task without an index when the worker starts
-        return f"{self.spec.revision}+heads.{head_file.digest(self._head_files[name] for name in sorted(self._head_files))}"
+        files = [self._head_files[name] for name in sorted(self._head_files)]
+        return f"{self.spec.revision}+heads.{head_file.digest(files)}"
 
     def samples(self, count: int) -> Sequence[sample_inputs.Item]:
         # retrieval depends on an index, which may not exist yet
@@ -231,7 +232,8 @@ class TextModel(MultiTaskModel):
             files = [folder / task.name / head_file.FILE for folder in (*folders, BUILTIN_HEADS)]
             existing = next((file for file in files if file.is_file()), None)
             if existing is None:
-                raise ConfigurationError(f"models.{self.spec.name}: no head for {task.name!r}: no {files[0]}")
+                problem = f"no head for {task.name!r}: {files[0]} does not exist"
+                raise ConfigurationError(f"models.{self.spec.name}: {problem}")
             found[task.name] = existing
         return found
 

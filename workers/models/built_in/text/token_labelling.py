@@ -33,9 +33,7 @@ _NONE = -1
 def read(
     content: str, whole: Encoding, params: Mapping[str, Any], readers: Mapping[str, Entities]
 ) -> tuple[Arrays, dict[str, Windows]]:
-    """Return the arrays that token tasks add to a text's row, and each task's windows for `finish`. Raises
-    InvalidInput.
-    """
+    """Return the arrays that token tasks add to a row, and each task's windows for `finish`. Raises InvalidInput."""
     asides = {
         task: readers[task].windows(content, whole, own)
         for task, own in params.items()
@@ -46,9 +44,11 @@ def read(
         first, *further = windows.encodings
         arrays["shapes"] = shapes(content, first)  # of the first window, which is the same for all tasks
         if further:
-            arrays[f"window_ids/{task}"] = np.concatenate([np.asarray(one.ids, dtype=np.int32) for one in further])
-            arrays[f"window_shapes/{task}"] = np.concatenate([shapes(content, one) for one in further])
-            arrays[f"window_lengths/{task}"] = np.array([len(one.ids) for one in further], dtype=np.int32)
+            arrays[f"window_ids/{task}"] = np.concatenate(
+                [np.asarray(window.ids, dtype=np.int32) for window in further]
+            )
+            arrays[f"window_shapes/{task}"] = np.concatenate([shapes(content, window) for window in further])
+            arrays[f"window_lengths/{task}"] = np.array([len(window.ids) for window in further], dtype=np.int32)
     return arrays, asides
 
 
@@ -105,7 +105,7 @@ def collate(rows: Sequence[Arrays], tasks: Sequence[str], length: int, pad_id: i
     if ids:
         longest = max(map(len, ids))
         batch["window_ids"], batch["window_shapes"] = _padded(ids, longest, pad_id), _padded(written, longest, 0)
-        batch["window_mask"] = _padded([np.ones(len(one), dtype=np.bool_) for one in ids], longest, 0)
+        batch["window_mask"] = _padded([np.ones(len(each), dtype=np.bool_) for each in ids], longest, 0)
     return batch
 
 
@@ -131,9 +131,7 @@ def taken(arrays: Arrays) -> Arrays:
 def further(
     windows: Arrays, wanted: Mapping[str, Array], scores: Callable[[Arrays, Sequence[str]], Mapping[str, torch.Tensor]]
 ) -> dict[str, list[list[Array]]]:
-    """Return, by task and wanted row, the scores of all windows after the first. `scores` runs the backbone and
-    heads.
-    """
+    """Return, by task and row, the scores of all windows after the first. `scores` runs the backbone and heads."""
     tasks = [task for task in wanted if f"window_of/{task}" in windows]
     found: dict[str, list[Array]] = {task: [] for task in tasks}
     for start in range(0, len(windows["window_ids"]) if tasks else 0, _WINDOWS_AT_ONCE):

@@ -111,7 +111,7 @@ class VideoModel(MultiTaskModel):
             there = next((file for file in files if file.is_file()), None)
             if there is None:
                 problem = f"{name!r} has no head: there is no {' or '.join(map(str, files))}"
-                raise ConfigurationError(f"models.{self.spec.name}: {problem}; train one (docs/models.md)")
+                raise ConfigurationError(f"models.{self.spec.name}: {problem}; train a head (docs/models.md)")
             found[name] = there
         return found
 
@@ -125,17 +125,17 @@ class VideoModel(MultiTaskModel):
     def _network(self) -> torch.nn.Module:
         from workers.models.built_in.video.video_network import VideoEncoder
 
-        return VideoEncoder(self.spec.folder, self._kept).eval()
+        return VideoEncoder(self.spec.folder, self._features_read).eval()
 
     @property
-    def _kept(self) -> frozenset[str]:
+    def _features_read(self) -> frozenset[str]:
         """The features of the backbone that the tasks read; no others are computed."""
         of_heads = {name for module in self._heads.values() for name in module.reads}
         return frozenset(of_heads if len(self._heads) == len(self.spec.tasks) else {*of_heads, "pooled"})
 
     def _cache_file(self) -> Path:
         whole = super()._cache_file()
-        own = hashlib.blake2b(repr(sorted(self._kept)).encode(), digest_size=4).hexdigest()
+        own = hashlib.blake2b(repr(sorted(self._features_read)).encode(), digest_size=4).hexdigest()
         return whole.with_name(f"{whole.name}-{own}")  # other tasks use another part of the network
 
     def _example(self) -> Arrays:
@@ -154,7 +154,7 @@ class VideoModel(MultiTaskModel):
 
 def _sampling(params: Any) -> Sampling:
     if params.num_frames == 1:
-        raise InvalidInput("params.num_frames", "must be 2 or more", "a motion shows between frames")
+        raise InvalidInput("params.num_frames", "must be 2 or more", "motion needs at least two frames")
     return Sampling(params.num_frames or NUM_FRAMES, params.frame_sampling_rate)
 
 

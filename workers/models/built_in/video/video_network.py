@@ -38,9 +38,7 @@ class VideoEncoder(VisionEncoder):
         self.keep = frozenset(keep)
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map uint8 `(frames, height, width, 3)` to `map` `(frames, 32, height/8, width/8)` and `pooled` `(frames,
-        1280)`.
-        """
+        """Map uint8 frames `(n, height, width, 3)` to `map` `(n, 32, height/8, width/8)` and `pooled` `(n, 1280)`."""
         images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
         backbone = self.network.mobilenet_v2
         hidden = backbone.conv_stem((images - self.mean) / self.std)
@@ -118,7 +116,7 @@ def load_head(path: Path) -> MotionHead:
     from safetensors.torch import load_file
 
     if (kind := head_file.read_metadata(path)["kind"]) != KIND:
-        raise ConfigurationError(f"{path}: is a head of kind {kind!r}, and videos need {KIND!r}")
+        raise ConfigurationError(f"{path}: is a head of kind {kind!r}, but videos need {KIND!r}")
     tensors = load_file(path)
     module = MotionHead.of_shape(tensors)
     module.load_state_dict(tensors)

@@ -65,10 +65,10 @@ class DetectorModel(MultiTaskModel):
 
         A row of `output` `(boxes, 6)` has score, label, and the corners as shares of width and height.
         """
-        assert isinstance(params, ObjectDetectionParams), "the one kind that is served"
+        assert isinstance(params, ObjectDetectionParams), "only this kind is served"
         width, height = prepared.aside
         found = output[output[:, 0] > params.threshold]
-        stay = set(_apart(found))
+        stay = set(_without_duplicates(found))
         corners = (found[:, 2:].clip(0, 1) * (width, height, width, height)).round().astype(int)
         return [
             {
@@ -98,7 +98,7 @@ def _squeezed(image: Image.Image) -> Array:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
-def _apart(found: Array) -> list[int]:
+def _without_duplicates(found: Array) -> list[int]:
     """Return the indices of the boxes `(boxes, 6)`, best first, that remain after non-maximum suppression."""
     kept: list[int] = []
     for place, (_, label, *_) in enumerate(found):
@@ -108,9 +108,9 @@ def _apart(found: Array) -> list[int]:
     return kept
 
 
-def _overlap(one: Array, other: Array) -> float:
+def _overlap(first: Array, second: Array) -> float:
     """Return the intersection over union of two boxes."""
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
     common = float(np.prod((high - low).clip(min=0)))
-    together = float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2])) - common
+    together = float(np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2])) - common
     return common / together if together > 0 else 0.0

@@ -72,10 +72,11 @@ class StyleModel(Model):
         return Prepared(arrays, size, digest(arrays), refused)
 
     def _chosen(self, params: msgspec.Struct) -> tuple[int, float]:
-        assert isinstance(params, StyleTransferParams), "the one kind that is served"
+        assert isinstance(params, StyleTransferParams), "only this kind is served"
         name = self.styles[0] if params.style is None else params.style
         if name not in self.styles:
-            raise InvalidInput("params.style", f"{name!r} is none of the model's", f"choose {', '.join(self.styles)}")
+            problem = f"{name!r} is not a style of the model"
+            raise InvalidInput("params.style", problem, f"choose {', '.join(self.styles)}")
         return self.styles.index(name), params.strength
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
@@ -88,7 +89,7 @@ class StyleModel(Model):
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         """Return the picture of a row that `picture_rows.packed` encoded."""
-        assert isinstance(params, StyleTransferParams), "the one kind that is served"
+        assert isinstance(params, StyleTransferParams), "only this kind is served"
         return {"image": output_files.picture(picture_rows.unpacked(output), params.format)}
 
     @property
@@ -135,7 +136,7 @@ class StyleModel(Model):
 
         height, width = pictures.shape[1:3]
         rows = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2).to(self._dtype) / 255
-        edges = (0, _up(width) - width, 0, _up(height) - height)
+        edges = (0, _padded_side(width) - width, 0, _padded_side(height) - height)
         numbers, strengths = torch.from_numpy(wanted.copy()).to(self._device).T
         drawn = self._network(functional.pad(rows, edges, mode="replicate"), numbers.long())[..., :height, :width]
         mixed = torch.lerp(rows.float(), drawn.float(), strengths[:, None, None, None])
@@ -143,6 +144,6 @@ class StyleModel(Model):
         return np.asarray(values.astype(np.uint8))
 
 
-def _up(side: int) -> int:
+def _padded_side(side: int) -> int:
     """Return the padded size of a side: mirrored edges need a few pixels to mirror."""
     return max(4 * _MULTIPLE, -(-side // _MULTIPLE) * _MULTIPLE)

@@ -46,9 +46,7 @@ class Layer(nn.Module):
 
 
 class StyleNetwork(nn.Module):
-    """Maps pictures `(rows, 3, height, width)` of 0 to 1, with each row's style number, to pictures of the same
-    shape.
-    """
+    """Maps pictures `(rows, 3, height, width)` of 0 to 1, and each row's style number, to styled pictures."""
 
     def __init__(self, styles: int) -> None:
         super().__init__()

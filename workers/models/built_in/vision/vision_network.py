@@ -15,9 +15,7 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class VisionEncoder(nn.Module):
-    """MobileNetV2 with its classifier (a thousandth of the work). Returns the features named in `keep`; see
-    `forward`.
-    """
+    """MobileNetV2 with its classifier (a thousandth of the work); returns the features named in `keep`."""
 
     def __init__(self, folder: Path, keep: Collection[str] = ("pooled", "scores")) -> None:
         super().__init__()
