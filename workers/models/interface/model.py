@@ -53,9 +53,9 @@ class Prepared:
     """An item, ready for the backbone.
 
     `arrays` is its row, without a batch axis. `size` is the length that padding acts on: tokens, or 1 if all rows have
-    the same shape. `content` is a digest: rows of equal content are computed once. `refused` maps tasks that cannot use
-    this input to the error; the item's other tasks go on. `aside` holds data about this item for `finish` (the tokens'
-    positions in the text, the size of the image); it stays in the parent process.
+    the same shape. `content` is a digest: rows of equal content are computed once. `refused` maps each task that cannot
+    use this input to the error; the item's other tasks go on. `aside` holds data about this item for `finish` (the
+    tokens' positions in the text, the size of the image); it stays in the parent process.
     """
 
     arrays: Arrays
@@ -121,7 +121,7 @@ class Model(PreviousForm, ABC):
     #: Batch costs for `argosy tune` to try, if the model is tunable.
     budgets: Sequence[int] = ()
 
-    #: Whether the model itself implements the parameter `explain`; otherwise `workers.models.explaining` tries to.
+    #: Whether the model itself implements the parameter `explain`; for others, `workers.models.explaining` may.
     explains: ClassVar[bool] = False
 
     #: Rows of the last batch that skipped the backbone because their features were cached.

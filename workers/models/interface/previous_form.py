@@ -21,7 +21,7 @@ _OPTIONS = "options_class, a msgspec.Struct of the options (workers.models.inter
 
 
 class _OptionTable:
-    """`OPTIONS` of a class that has a struct of options, for a derived class that extends this table."""
+    """Derives `OPTIONS` from a class's struct of options, for a derived class that extends the table."""
 
     def __get__(self, _: object, class_: type[PreviousForm]) -> dict[str, Option] | None:
         if class_.options_class is None:

@@ -1,4 +1,4 @@
-"""Pictures and videos of any size as rows of a batch: concatenated, then grouped by shape; result pictures as bytes."""
+"""Rows of pictures and videos of any size: concatenate them, group them by shape, and pack pictures as outputs."""
 
 from __future__ import annotations
 

@@ -56,7 +56,9 @@ class _ImagePart(VisionModel):
 
 
 class FusedOptions(Options, frozen=True):
-    """`uses` has the folders of the two parts; the other options are passed to the parts."""
+    """Options of the fused model. `uses` has the folders of the two parts; the other options are passed to the
+    parts.
+    """
 
     uses: Table = field(default_factory=dict)
     max_tokens: Count | None = None

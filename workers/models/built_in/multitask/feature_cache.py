@@ -22,7 +22,7 @@ PADDED = "tokens."
 
 
 class FeatureCache:
-    """Not thread-safe: the device process runs one batch at a time."""
+    """Features by content, up to `most_bytes`. Not thread-safe: the device process runs one batch at a time."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 class MultiTaskOptions(Options, frozen=True):
-    """`feature_cache_mib` is the size of the cache of features on the device."""
+    """Options of models with several tasks. `feature_cache_mib` is the size of the cache of features on the device."""
 
     feature_cache_mib: Amount = 0
 
 
 class MultiTaskModel(Model):
-    """A backbone and heads by task. Subclasses write `_network`, `_example`, `_head` and `labels`.
+    """A backbone and a head for each task. Subclasses write `_network`, `_example`, `_head` and `labels`.
 
     `passes` counts the runs of the backbone: once for a micro-batch, whatever the number of its tasks, and never for a
     batch whose rows are all in the cache (option `feature_cache_mib`).

@@ -62,7 +62,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TabularModel(Model):
-    """A model whose inputs are rows (`producers.wire.messages.RowInput`). All its tasks give the same answer."""
+    """A model of rows (`producers.wire.messages.RowInput`). All its tasks give the same answer, explained or not."""
 
     options_class = Options
     default_cost = 4096
@@ -154,7 +154,7 @@ class TabularModel(Model):
         import torch
 
         self._device = device
-        _ = self.columns  # raise errors in the file here
+        _ = self.columns  # report errors in the file before anything is loaded
         weight, bias = self._tensors["weight"], self._tensors["bias"]
         network = torch.nn.Linear(weight.shape[1], weight.shape[0])
         network.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})

@@ -42,7 +42,7 @@ def centre(frame: VideoFrame) -> Pixels:
 
 
 class VideoOptions(VideoLimits, frozen=True):
-    """`heads` is a folder with a folder for each task."""
+    """Options of the video model. `heads` is a folder with a folder for each task."""
 
     heads: Text | None = None
 

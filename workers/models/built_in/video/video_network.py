@@ -96,7 +96,7 @@ class MotionHead(nn.Module):
         return self.read(correlated, shown, lengths - 1)
 
     def read(self, correlated: torch.Tensor, shown: torch.Tensor | None, steps: torch.Tensor) -> torch.Tensor:
-        """Map the `correlations` of each step to scores; `steps` are the steps of each video, in order."""
+        """Map the `correlations` of each step to scores; `steps` are the frame pairs of each video, in order."""
         moved = self.moved(self.drop(correlated.float()))
         if self.shown is not None and shown is not None:
             moved = torch.cat([moved, functional.relu(self.shown(self.drop(shown)))], -1)

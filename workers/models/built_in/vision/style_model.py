@@ -32,7 +32,7 @@ _MULTIPLE = 4
 
 
 class StyleOptions(Options, frozen=True):
-    """Pictures longer than `longest_side` are scaled down to it."""
+    """Options of the style model. Pictures longer than `longest_side` are scaled down to it."""
 
     longest_side: Count = 768
 

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class VisionOptions(MultiTaskOptions, frozen=True):
-    """Images over `max_image_pixels` are refused before they are decoded."""
+    """Options of image models. Images over `max_image_pixels` are refused before they are decoded."""
 
     max_image_pixels: Count = pixels.MAX_PIXELS
 
 
 class VisionModel(MultiTaskModel):
-    """ImageNet's labels and embedding vectors from the same pass."""
+    """MobileNetV2 with ImageNet's labels and embedding vectors from the same pass."""
 
     options_class = VisionOptions
     options: VisionOptions
