@@ -17,8 +17,8 @@ from workers.models.backends.compiled_network import TOKENS, Positional, Source,
 
 _OPSET = 17
 
-# ONNX Runtime reads this at its import; without it, it writes a session file and sends telemetry. Device processes
-# inherit it from `workers.device.devices`; benchmarks and tests build networks in their own process.
+# ONNX Runtime reads this variable at its import; unless set, it writes a session file and sends telemetry. Device
+# processes inherit it from `workers.device.devices`; benchmarks and tests build networks in their own process.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 

@@ -13,8 +13,8 @@ from workers.models.backends import kept
 from workers.models.backends.choice import Backend
 from workers.models.backends.compiled_network import Positional, Source, Tensors
 
-# OpenVINO's converter sends telemetry about each model unless the user has opted out; without this module it uses a
-# stub. A user's class that imports OpenVINO before this module is not covered.
+# OpenVINO's converter sends telemetry about each model unless the user has opted out; without the module
+# `openvino_telemetry` it uses a stub. A user's class that imports OpenVINO before this line is not covered.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None is how Python says "not to be imported"
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
