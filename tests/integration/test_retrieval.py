@@ -125,7 +125,7 @@ def test_a_new_index_is_taken_with_the_next_batch(
 
 def test_a_task_without_an_index_is_found_at_the_start(pulled_models: Mapping[str, Pulled], tmp_path: Path) -> None:
     own = TextModel(spec(pulled_models["text"], tmp_path, indexes={}))
-    with pytest.raises(ConfigurationError, match=r"models\.text\.options\.indexes\.handbook: not there"):
+    with pytest.raises(ConfigurationError, match=r"models\.text\.options\.indexes\.handbook: is missing"):
         _ = own.revision
 
 

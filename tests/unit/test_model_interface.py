@@ -139,7 +139,7 @@ def test_a_class_of_one_kind_refuses_others() -> None:
         kind = KINDS["image-classification"]
 
     assert Images(spec({"shows": "image-classification"})).kind is not None
-    with pytest.raises(ConfigurationError, match=r"own\.tasks\.says: is of the kind text-classification, and Images"):
+    with pytest.raises(ConfigurationError, match=r"own\.tasks\.says: is of the kind text-classification, but Images"):
         Images(spec({"says": "text-classification"}))
 
 
