@@ -166,7 +166,7 @@ def test_what_is_not_served_is_refused_when_the_worker_starts(
 def test_an_adapter_of_another_model_is_refused(merged: dict[str, Any], base: Path, tmp_path: Path) -> None:
     """It has layers that this one lacks."""
     other = tiny.distilbert(tmp_path / "other", "DistilBertModel")
-    with pytest.raises(ConfigurationError, match=r"options\.adapters: .*was the adapter made for another"):
+    with pytest.raises(ConfigurationError, match=r"options\.adapters: .*was it made for another"):
         Served(other, {"vector": "feature-extraction"}, adapters={"vector": folders(base)["mood"]}).load()
 
 
