@@ -79,7 +79,7 @@ SCORE_DIGITS = 6
 
 
 class LoadingFailed(ArgosyError):
-    """Raised if weights that are loaded on first use cannot be loaded.
+    """Weights that are loaded on first use could not be loaded.
 
     No item is at fault: all waiting items fail at once, and each later batch tries to load again.
     """

@@ -1,4 +1,4 @@
-"""Outputs without a common shape (boxes, masks, texts) as an array with a row each."""
+"""Pack outputs without a common shape (boxes, masks, texts) as rows of one array."""
 
 from __future__ import annotations
 

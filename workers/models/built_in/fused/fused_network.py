@@ -53,7 +53,7 @@ class FusedHead(nn.Module):
         )
 
     def seen(self, places: torch.Tensor) -> torch.Tensor:
-        """Return the head's view of images' places `(images, 49, width)`, computed once for each image."""
+        """Return the head's features of images' places `(images, 49, width)`, computed once for each image."""
         shown: torch.Tensor = self.image(places) + self.place
         return shown
 

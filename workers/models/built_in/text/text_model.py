@@ -309,7 +309,7 @@ class TextModel(MultiTaskModel):
         return scores if task.name in self._entities else scores.softmax(-1)
 
     def logits(self, task: str, features: Features, rows: torch.Tensor) -> torch.Tensor:
-        """Run a classification task's head on its rows, up to the softmax: `(rows, labels)`."""
+        """Return the logits of a classification task for its rows, `(rows, labels)`."""
         module = self._heads[task]
         scores: torch.Tensor = module({name: features[name].index_select(0, rows) for name in module.reads})
         return scores

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 #: The number of frames read from a video unless `num_frames` is set; the built-in heads were trained on it.
 NUM_FRAMES = 16
 
-#: Height and width of the model's view of a frame, cut from its middle; the frame's short side is first scaled.
+#: The side of the square that the model reads from a frame's middle, and the frame's short side before the cut.
 FRAME_SIDE = 160
 _SHORT_SIDE = 176
 
 
 def centre(frame: VideoFrame) -> Pixels:
-    """Return the model's view of a frame: `(160, 160, 3)`."""
+    """Return the square that the model reads from a frame: `(160, 160, 3)`."""
     return frames.centre(frame, FRAME_SIDE, _SHORT_SIDE)
 
 
