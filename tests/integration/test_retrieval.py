@@ -108,7 +108,7 @@ def test_a_new_index_is_taken_with_the_next_batch(
     row = own.prepare("Is it late?", both)
     assert isinstance(row.refused["handbook"], InputUnavailable)
     assert "argosy index" in str(row.refused["handbook"])
-    with pytest.raises(InputUnavailable, match="later.* does not exist"):
+    with pytest.raises(InputUnavailable, match=r"later.* does not exist"):
         own.prepare("Is it late?", ask())
 
     index(model, {"jobs.md": TEXTS["jobs.md"]}, tmp_path / "later")
