@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_refused(made: Made) -> None:
     served = Served(made(tiny.t5), {"short": "summarization"}, prefix={"short": "said : "})
     assert isinstance(served.refusal("short", "the film " * 40), InputTooLarge)
     assert served.refusal("short", " ").field == "input"
-    with pytest.raises(ConfigurationError, match="does not make texts of texts"):
+    with pytest.raises(ConfigurationError, match="is not an encoder-decoder"):
         Served(made(tiny.bert, "BertModel"), {"short": "summarization"}).load()
 
 

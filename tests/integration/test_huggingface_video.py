@@ -101,7 +101,7 @@ def test_bad_parameters_and_inputs_are_named(made: Made) -> None:
     )
     refused = served.refusal("action", FILES[0], num_frames=12)
     assert refused.field == "params.num_frames"
-    assert "must be 8, which the model reads" in str(refused)
+    assert "must be 8, the number that the model reads" in str(refused)
     assert "not a complete, readable video" in str(served.refusal("action", b"no video"))
     assert "must be the bytes of a video file, not str" in str(refusal_of(served, "a text"))
     kind = served.task("action").kind.params
@@ -127,7 +127,7 @@ def test_wrong_folders_and_settings_are_named(made: Made, tmp_path: Path, monkey
     """When a worker starts, not with the first video."""
     folder, tasks = made(tiny.videomae, num_labels=6), {"action": "video-classification"}
     silent = changed(folder, tmp_path / "silent", "config.json", lambda settings: settings.pop("num_frames"))
-    with pytest.raises(ConfigurationError, match="how many frames"):
+    with pytest.raises(ConfigurationError, match="number of frames"):
         Served(silent, tasks).load()
     other = {"image_mean": [0.1, 0.2, 0.3], "do_flip_channel_order": True}
     unlike = changed(folder, tmp_path / "unlike", "preprocessor_config.json", lambda settings: settings.update(other))
@@ -135,7 +135,7 @@ def test_wrong_folders_and_settings_are_named(made: Made, tmp_path: Path, monkey
         "workers.models.huggingface.vision.image_processing.ImageReader.normalized",
         lambda _, batch: batch.permute(0, 3, 1, 2).float(),
     )
-    with pytest.raises(ConfigurationError, match="frames are not prepared as VideoMAEImageProcessor"):
+    with pytest.raises(ConfigurationError, match="frames are not prepared as by VideoMAEImageProcessor"):
         Served(unlike, tasks).load()
     monkeypatch.undo()
     with pytest.raises(ConfigurationError, match="max_film_s: not an option"):

@@ -87,7 +87,7 @@ def test_what_cannot_be_made_larger_is_refused(made: Made, tmp_path: Path) -> No
     assert isinstance(refusal, InputTooLarge)
     assert "is an image of 21 x 17 pixels, over 300 in all" in str(refusal)
     (tmp_path / "config.json").write_text('{"architectures": ["ViTModel"]}')
-    with pytest.raises(ConfigurationError, match="ViTModel is not served; Swin2SRForImageSuperResolution is"):
+    with pytest.raises(ConfigurationError, match="ViTModel is not supported; Swin2SRForImageSuperResolution is"):
         _ = Served(tmp_path, {"larger": "image-to-image"}).model.revision
 
 

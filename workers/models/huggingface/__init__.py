@@ -1,4 +1,4 @@
-"""Any Hugging Face checkpoint, served by its tasks' kinds: what a model is that names no class of its own."""
+"""Serve any Hugging Face checkpoint that has no `class` in `fleet.toml`: its tasks' kinds choose the class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SOUNDS = "workers.models.speech.classification:AudioModel"
 _VIDEOS = "workers.models.huggingface.vision.video_checkpoints:VideoCheckpoint"
 _SPEECH = "workers.models.speech.recogniser:recogniser"
 
-#: The class that serves a kind. Tasks of one model must have one class: they share its pass.
+#: The class that serves each kind. All tasks of a model must have the same class, because they share its pass.
 CLASSES: Mapping[str, str] = {
     "text-classification": _ENCODER,
     "zero-shot-classification": _ENCODER,
@@ -48,12 +48,14 @@ CLASSES: Mapping[str, str] = {
 
 
 def model_for(spec: ModelSpec) -> Model:
-    """Return the model that serves the spec's tasks. Raises ConfigurationError if no one class does."""
+    """Return the model that serves the spec's tasks. Raises ConfigurationError unless one class serves all."""
     kinds = {task.kind.name for task in spec.tasks.values()}
     if not kinds:
         raise ConfigurationError(f"models.{spec.name}: has no tasks; add [models.{spec.name}.tasks] with NAME = KIND")
     if unserved := sorted(kinds - set(CLASSES)):
-        raise ConfigurationError(f"models.{spec.name}: {unserved[0]} needs a `class` of its own; see docs/models.md")
+        raise ConfigurationError(
+            f"models.{spec.name}: no built-in class serves {unserved[0]}; set `class` (docs/models.md)"
+        )
     classes = {CLASSES[kind] for kind in kinds}
     if len(classes) > 1:
         remedy = "make them two models with the same source"

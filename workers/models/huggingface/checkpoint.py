@@ -1,4 +1,4 @@
-"""What the files of a Hugging Face folder say, read without transformers or torch: for the parent process."""
+"""The settings in the files of a Hugging Face folder, read without transformers or torch for the parent process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import Adapter
 
-#: Encoders that begin to count positions after the padding token's number, so that they have fewer than they say.
+#: Encoders that number positions from the padding token's number + 1, so their usable positions are fewer than the
+#: config says.
 _COUNT_AFTER_PADDING = ("camembert", "data2vec-text", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")
 
-#: Assumed of a text model that says nothing about its longest input.
+#: The longest input of a text model whose folder gives no limit.
 _MAX_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with ``config.json`` and what else transformers writes beside it. `where` is the setting that names it."""
+    """A folder with ``config.json`` and transformers' other files. `where` is the setting that names it."""
 
     folder: Path
     where: str
@@ -31,23 +32,23 @@ class Checkpoint:
         return self.read("config.json")
 
     def read(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the folder. Raises ConfigurationError if there is none."""
+        """Return a JSON file of the folder. Raises ConfigurationError if it is missing or is not a JSON object."""
         try:
             value = json.loads((self.folder / name).read_text("utf-8"))
         except (OSError, ValueError) as error:
             remedy = "pull it (argosy models pull), or correct the source"
             raise ConfigurationError(f"{self.where}: {error}; {remedy}") from error
         if not isinstance(value, dict):
-            raise ConfigurationError(f"{self.where}: {self.folder / name} holds no object")
+            raise ConfigurationError(f"{self.where}: {self.folder / name} is not a JSON object")
         return value
 
     def read_if_there(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the folder, or nothing where there is none."""
+        """Return a JSON file of the folder, or an empty dict if it is missing."""
         return self.read(name) if (self.folder / name).is_file() else {}
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The labels' names in the order of the scores: ``id2label``, or LABEL_0 … as transformers has it."""
+        """The labels' names in the order of the scores: ``id2label``, or LABEL_0 … like transformers."""
         names = self.config.get("id2label")
         if not names:
             return tuple(f"LABEL_{number}" for number in range(int(self.config.get("num_labels", 2))))
@@ -55,7 +56,7 @@ class Checkpoint:
 
     @cached_property
     def function_to_apply(self) -> str:
-        """What makes scores of a classifier's raw output: "sigmoid", "softmax" or "none", as transformers decides it."""
+        """The function from raw output to scores, "sigmoid", "softmax" or "none", chosen like transformers."""
         problem = self.config.get("problem_type")
         if problem == "regression":
             return "none"
@@ -69,7 +70,7 @@ class Checkpoint:
 
     @cached_property
     def max_tokens(self) -> int:
-        """The longest input in tokens, with those that the tokenizer adds."""
+        """The longest input in tokens, including the special tokens."""
         found = [float(self.read_if_there("tokenizer_config.json").get("model_max_length") or math.inf)]
         positions = self.config.get("max_position_embeddings")
         if isinstance(positions, int) and positions > 0:
@@ -81,7 +82,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Adapted(Checkpoint):
-    """A folder as an adapter makes it: its labels are those of the adapter's own head."""
+    """A folder with an adapter: its labels are the labels of the adapter's own head."""
 
     adapter: Adapter
 
@@ -90,7 +91,7 @@ class Adapted(Checkpoint):
         base, own = self.read("config.json"), self.adapter.model_config
         if self.adapter.labels is None:
             return base
-        # peft keeps no labels' names; who saved the model's config beside the adapter has them
+        # peft stores no label names; they are known only if the model's config was saved beside the adapter
         named = ("id2label", "problem_type")
         config = {name: value for name, value in base.items() if name not in named}
         config |= {name: own[name] for name in named if own.get(name)}

@@ -1,4 +1,4 @@
-"""What all models made of Hugging Face folders share: a head for each task, its folder, its options, its network."""
+"""The base class of models from Hugging Face folders: a head for each task, with its folder, options and network."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 class HeadOptions(Options, frozen=True):
-    """For each task, `heads` may have the folder of a network of its own, and `function_to_apply` the function that
-    makes scores of the raw output.
+    """`heads` gives a task the folder of its own network. `function_to_apply` gives a task the function from raw output
+    to scores.
     """
 
     heads: Table = field(default_factory=dict)
@@ -36,7 +36,7 @@ class HeadOptions(Options, frozen=True):
 
 
 class Head(Protocol):
-    """What is asked of a task's head by the model as such."""
+    """The interface of a task's head that `FolderModel` uses."""
 
     @property
     def checkpoint(self) -> Checkpoint: ...
@@ -51,7 +51,7 @@ _Read = TypeVar("_Read")
 
 
 class FolderModel(Model, Generic[H]):
-    """A model that writes `_head`, and of `Model` what its inputs are: `prepare`, `collate`, `forward`."""
+    """The base class of models from folders. A subclass writes `_head`, `prepare`, `collate` and `forward`."""
 
     backends: ClassVar[tuple[str, ...]] = ("torch",)
 
@@ -62,20 +62,20 @@ class FolderModel(Model, Generic[H]):
 
     @abstractmethod
     def _head(self, task: Task, checkpoint: Checkpoint) -> H:
-        """Return a task's head, whose network and labels are those of `checkpoint`."""
+        """Return the head of a task. Its network and labels come from `checkpoint`."""
 
     # --- in the parent process ---
 
     @cached_property
     def revision(self) -> str:
         for head in self.heads.values():
-            head.check()  # a wrong setting is found when the worker starts
+            head.check()  # report a wrong setting when the worker starts
         self._refuse_compiling()
         return self._weights if self.spec.backend.is_reference else f"{self._weights}+{self.spec.backend}"
 
     @property
     def _weights(self) -> str:
-        """The revision of all weights, whatever they run on."""
+        """The revision of all weights, for any backend."""
         return "+".join(
             [
                 self.spec.revision,
@@ -86,9 +86,7 @@ class FolderModel(Model, Generic[H]):
 
     def _refuse_compiling(self) -> None:
         if self.spec.backend.compiled:
-            raise ConfigurationError(
-                f"{self.where}.compile: is not for models without a class of their own; leave it out"
-            )
+            raise ConfigurationError(f"{self.where}.compile: not supported for models without a `class`; leave it out")
 
     @cached_property
     def heads(self) -> Mapping[str, H]:
@@ -99,21 +97,21 @@ class FolderModel(Model, Generic[H]):
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The model's own folder."""
+        """The model's main folder."""
         return Checkpoint(self.spec.folder, self.where)
 
     def _checkpoint_of(self, task: str) -> Checkpoint:
         if task in self.adapters:
             if task in self._own_folders:
                 raise ConfigurationError(
-                    f"{self.where}.options.adapters.{task}: has a folder of its own in `heads`, too"
+                    f"{self.where}.options.adapters.{task}: the task has a folder in `heads`, too; remove one of them"
                 )
             return Adapted(self.spec.folder, self.where, self.adapters[task])
         return Checkpoint(self._own_folders.get(task, self.spec.folder), self.where)
 
     @cached_property
     def adapters(self) -> Mapping[str, Adapter]:
-        """The adapter of each task that has one; those of one folder are equal."""
+        """The adapter of each task that has an adapter. Adapters from the same folder are equal."""
         given: Mapping[str, str] = getattr(self.options, "adapters", {})  # not all classes have the option
         if unknown := sorted(set(given) - set(self.spec.tasks)):
             raise ConfigurationError(f"{self.where}.options.adapters.{unknown[0]}: the model has no such task")
@@ -122,7 +120,7 @@ class FolderModel(Model, Generic[H]):
         for adapter in found.values():
             adapter.check()
         if found and self.spec.backend.name != "torch":
-            raise ConfigurationError(f"{self.where}.backend: adapters run on torch, whose layers they change")
+            raise ConfigurationError(f"{self.where}.backend: adapters run on torch only; use 'torch'")
         return found
 
     @property
@@ -140,12 +138,12 @@ class FolderModel(Model, Generic[H]):
 
     @property
     def networks(self) -> Networks:
-        assert self._loaded is not None, "loaded before the first batch"
+        assert self._loaded is not None, "load() comes before the first batch"
         return self._loaded
 
     @property
     def passes(self) -> int:
-        """How often the backbone ran: once a batch, or more often where its rows are of very different sizes."""
+        """The number of backbone passes: a batch needs more than one if its rows differ much in size."""
         return self.networks.passes
 
     def load(self, device: str) -> None:
@@ -168,25 +166,25 @@ class FolderModel(Model, Generic[H]):
                 self._loaded.capture()
         else:
             if device != "cpu":
-                raise ConfigurationError(f"{self.where}.backend: {backend.name} runs on the CPU here; use 'torch'")
+                raise ConfigurationError(f"{self.where}.backend: {backend.name} runs on CPUs only; use 'torch'")
             example, other = self._examples()
             self._loaded.export(example, other, self._cache_file(example))
 
-    #: Whether what traces or captures a network takes the backbone without its head, though there is but one.
+    #: Whether tracing or capturing takes the backbone without its head even if the model has only one head.
     SPLIT: ClassVar[bool] = False
 
-    #: Whether a pass may have more rows than asked for, and masked tokens behind them: a GPU then captures it.
+    #: Whether a pass may have extra rows and masked tokens as padding. A GPU then captures the pass.
     PADDABLE: ClassVar[bool] = False
 
     def _examples(self) -> tuple[Inputs, Inputs]:
-        """Return two batches of different shapes, as the network takes them, for backends that trace it.
+        """Return two batches of different shapes, as inputs of the network, for backends that trace it.
 
-        Raises ConfigurationError where a trace would not do.
+        Raises ConfigurationError if the model cannot be traced.
         """
-        raise ConfigurationError(f"{self.where}.backend: this kind of model runs on torch only")
+        raise ConfigurationError(f"{self.where}.backend: this kind of model runs on torch only; use 'torch'")
 
     def _cache_file(self, example: Inputs) -> Path:
-        """Where a backend keeps what it made of this very network: other weights, code or libraries, another file."""
+        """The cache file of the network for this backend. Other weights, code or library versions give another file."""
         code = [
             Path(__file__).with_name(name).read_bytes()
             for name in ("exported.py", "checkpoint_networks.py", "network_calls.py")
@@ -205,9 +203,9 @@ class FolderModel(Model, Generic[H]):
 def read_for_each(
     params: Mapping[str, msgspec.Struct], read: Callable[[str, Any], _Read]
 ) -> tuple[dict[str, _Read], dict[str, InvalidInput]]:
-    """Return what each task makes of an input, and the refusals of those that it is of no use to.
+    """Return each task's reading of an input, and the refusals of the tasks that cannot use it.
 
-    Raises the first refusal if all refuse it.
+    Raises the first refusal if all tasks refuse the input.
     """
     found: dict[str, _Read] = {}
     refused: dict[str, InvalidInput] = {}

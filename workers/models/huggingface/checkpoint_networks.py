@@ -1,7 +1,8 @@
-"""The networks of a model in the device process: loaded from their folders, one backbone pass for all that share it.
+"""The networks of a model in the device process: loaded from their folders; heads with equal backbones share a pass.
 
-A Hugging Face head (``BertForTokenClassification`` …) is a backbone and a few layers on it, in code of its own. Where several heads
-have the same backbone, the backbone runs once, and in each head a `_Replay` stands in its place, which answers with what came of that.
+A Hugging Face head (``BertForTokenClassification`` …) is a backbone with a few layers on top, and its `forward` calls
+the backbone. If several heads have the same backbone, the backbone runs once. In each head a `Replay` takes the
+backbone's place and returns the output of that run.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
     from workers.models.adapters.low_rank import Rows
     from workers.models.huggingface.exported import Captured, Exported, Inputs
 
-#: The class of transformers whose output is the backbone's.
+#: The transformers class whose output is the backbone's output.
 BACKBONE = "AutoModel"
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Which class of transformers loads which folder, and the adapter that it was trained with."""
+    """The folder of a network, the transformers class that loads it, and the adapter that it was trained with."""
 
     folder: Path
     auto: str
@@ -36,12 +37,12 @@ class Network:
 
 
 class Networks:
-    """One network for each task; those of equal folder and class are one."""
+    """The loaded network of each task. Tasks with equal `Network` share it."""
 
     def __init__(
         self, wanted: Mapping[str, Network], *, where: str, device: str, backend: Backend, split: bool = False
     ) -> None:
-        """`split` takes the backbone out of its head though there is but one."""
+        """`split` separates the backbone from its head even if the model has a single head."""
         self._wanted = wanted
         self._where = where
         self._device = device
@@ -57,7 +58,7 @@ class Networks:
         self.passes = 0
 
     def load(self) -> None:
-        """Load all of them. Raises ConfigurationError if a folder lacks a head's weights, or two backbones differ."""
+        """Load all networks. Raises ConfigurationError if a folder lacks a head's weights or two backbones differ."""
         heads = [network for network in dict.fromkeys(self._wanted.values()) if network.auto != BACKBONE]
         self._heads = {network: self._load(network) for network in heads}
         if not heads:
@@ -78,17 +79,18 @@ class Networks:
             self._adapt()
 
     def export(self, example: Inputs, other: Inputs, cache: Path) -> None:
-        """Have the backend run what runs once a batch: the backbone, or the one network that there is.
+        """Move the part that runs once per batch, the backbone or the only network, to the backend.
 
-        `example` and `other` are two batches of different shapes. Raises ConfigurationError where the backend cannot.
+        `example` and `other` are two batches of different shapes. Raises ConfigurationError if the backend cannot run
+        it.
         """
         from workers.models.huggingface.exported import Exported
 
         self._stand_in = Exported(self._first, self._backend, example, other, cache, self._where)
-        self._backbone = None  # its weights are the backend's now
+        self._backbone = None  # the backend now owns its weights
 
     def capture(self) -> None:
-        """Have the GPU replay what runs once a batch. With adapters it runs as it is: each pass has other rows of theirs."""
+        """Capture the part that runs once per batch as CUDA graphs. With adapters, whose rows differ, do nothing."""
         from workers.models.huggingface.exported import Captured
 
         if self._adapter_rows is None:
@@ -96,7 +98,7 @@ class Networks:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights, and of the numbers that go in."""
+        """The dtype of the weights and of the inputs."""
         import torch
 
         found: torch.dtype = getattr(
@@ -105,7 +107,7 @@ class Networks:
         return found
 
     def network(self, task: str) -> Any:
-        """Return a task's network, its backbone in it or a replay."""
+        """Return a task's network; it contains the backbone or a replay."""
         return self._heads.get(self._wanted[task], self._backbone)
 
     @property
@@ -115,26 +117,26 @@ class Networks:
 
     @property
     def only(self) -> Any:
-        """The network of a model that has one, to be used otherwise than in one pass."""
+        """The only network of the model, for uses other than a single pass."""
         [network] = self._heads.values()
         return network
 
     @property
     def _first(self) -> Any:
-        """What runs once a batch: the backbone, or the one network that there is."""
+        """The part that runs once per batch: the backbone, or the only network."""
         return self._backbone if self._shares else self.only
 
     def adapter_number(self, task: str) -> int:
-        """Return which adapter the task's rows go through the backbone with; 0 is none."""
+        """Return the number of the adapter for the task's rows; 0 means no adapter."""
         adapter = self._wanted[task].adapter
         return 0 if adapter is None else 1 + self._adapters.index(adapter)
 
     def run(
         self, inputs: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], adapters: Sequence[int] = ()
     ) -> dict[str, Any]:
-        """Return the output of each wanted task's network for its rows (indices) of the inputs: the backbone runs once.
+        """Run the backbone once; return each wanted task's network output for its rows (indices into the inputs).
 
-        `adapters` are the rows' adapter numbers, where there are any.
+        `adapters` has the adapter number of each row, if the model has adapters.
         """
         self.passes += 1
         if self._adapter_rows is not None:
@@ -156,7 +158,7 @@ class Networks:
         import transformers
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # a worker's log is no terminal
+        logging.disable_progress_bar()  # a worker's log is not a terminal
         loaded, report = getattr(transformers, network.auto).from_pretrained(
             network.folder,
             local_files_only=True,
@@ -166,13 +168,13 @@ class Networks:
             output_loading_info=True,
             **_as_adapted(network.adapter),
         )
-        # transformers fills what is missing with random numbers, and a warning
+        # transformers only warns about missing weights and fills them with random numbers
         missing = sorted(set(report["missing_keys"]) - _complete(loaded, network.adapter))
         if missing and network.auto == BACKBONE and all(name.startswith("pooler.") for name in missing):
             loaded.pooler, missing = None, []
         if missing:
             problem = f"{network.folder} has no weights for {missing[0]}" + ", …" * (len(missing) > 1)
-            raise ConfigurationError(f"{self._where}: {problem}: it was not trained for this kind of task")
+            raise ConfigurationError(f"{self._where}: {problem}: the checkpoint was not trained for this kind of task")
         return loaded.eval().to(self._device)
 
     def _adapt(self) -> None:
@@ -183,26 +185,29 @@ class Networks:
             self._adapter_rows = low_rank.attach(self._backbone, self._adapters, prefix)
 
     def _share_backbone(self) -> Any:
-        """Take the largest of the heads' backbones, check that the others are the same, and put replays in their places."""
+        """Choose the heads' largest backbone, check that the others equal it, and put replays in their places."""
         backbones = [head.base_model for head in self._heads.values()]
         shared = max(backbones, key=lambda backbone: len(backbone.state_dict()))
         for network, head in self._heads.items():
             if difference := _difference(head.base_model, shared):
-                problem = f"{network.folder} has another backbone than the model's other heads ({difference} differs)"
-                raise ConfigurationError(f"{self._where}: {problem}; make it a model of its own")
+                problem = f"the backbone in {network.folder} differs from the model's other heads (in {difference})"
+                raise ConfigurationError(f"{self._where}: {problem}; make it a separate model")
             setattr(head, head.base_model_prefix, _replay())
         return shared
 
 
 def _as_adapted(adapter: Adapter | None) -> dict[str, Any]:
-    """Return what a network is loaded with so that an adapter's own head fits it."""
+    """Return the loading options that make a network fit an adapter's own head."""
     if adapter is None or adapter.labels is None:
         return {}
     return {"num_labels": adapter.labels, "ignore_mismatched_sizes": True}
 
 
 def _complete(network: Any, adapter: Adapter | None) -> set[str]:
-    """Put the tensors that an adapter has whole into its network; return their names. Raises ConfigurationError if one is not its."""
+    """Copy an adapter's fully saved tensors into its network, and return their names.
+
+    Raises ConfigurationError if the network lacks a tensor of that name.
+    """
     if adapter is None or not adapter.saved:
         return set()
     from workers.models.adapters import low_rank
@@ -215,7 +220,7 @@ def _complete(network: Any, adapter: Adapter | None) -> set[str]:
 
 
 def _difference(backbone: Any, shared: Any) -> str:
-    """Return the name of a weight that `shared` lacks or has otherwise, or nothing."""
+    """Return the name of a weight that is missing in `shared` or differs there, or an empty string."""
     import torch
 
     whole = shared.state_dict()
@@ -229,7 +234,7 @@ def _replay() -> Any:
     from torch import nn
 
     class Replay(nn.Module):
-        """Stands where a head has its backbone, and answers with what the shared one has computed."""
+        """Replaces the backbone inside a head: returns the output that the shared backbone has computed."""
 
         def __init__(self) -> None:
             super().__init__()

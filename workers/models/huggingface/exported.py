@@ -1,7 +1,7 @@
-"""A network of transformers on a backend that traces it, or captures its passes: called and answering as the network itself does.
+"""A transformers network on a backend that traces it, or with captured passes; inputs and outputs stay the same.
 
-What comes of a trace is compared with the network on another shape each time it is loaded: one that has a shape, or a branch for it,
-baked in is found out before it answers anything.
+Each time a traced network is loaded, it is compared with the original on another shape. A trace with a fixed shape or
+branch is therefore rejected before it serves an item.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from workers.models.huggingface.network_calls import accepted, call
 #: Named inputs of a pass.
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
 
-#: The least cosine between a row of what was made and of the network: that is for traces gone wrong, not for rounding.
+#: The lowest cosine between a row of the traced output and of the original. The threshold finds wrong traces, not
+#: rounding.
 _LEAST_ALIKE = 0.98
 
 
 class Exported:
-    """Stands for the network whose place in a pass it takes."""
+    """A traced network. It replaces the original network in a pass."""
 
     def __init__(self, module: Any, backend: Backend, example: Inputs, other: Inputs, cache: Path, where: str) -> None:
-        """`example` is traced, `other` compared: rows, tokens or both are more of it."""
+        """Trace `example`, then compare on `other`, which has more rows, more tokens, or both."""
         example = {name: tensor for name, tensor in example.items() if name in accepted(module)}
         with torch.inference_mode():
             self._template = call(module, example)
@@ -42,13 +43,13 @@ class Exported:
             problem = self._difference(module, other)
         except ConfigurationError:
             raise
-        except Exception as error:  # tracers and compilers raise whatever they like
-            raise ConfigurationError(f"{where}: {backend.name} cannot take this network: {_first(error)}") from error
+        except Exception as error:  # tracers and compilers raise exceptions of any class
+            raise ConfigurationError(f"{where}: {backend.name} cannot run this network: {_first(error)}") from error
         if problem:
-            raise ConfigurationError(f"{where}: {backend.name} makes something else of this network: {problem}")
+            raise ConfigurationError(f"{where}: {backend.name} gives other outputs for this network: {problem}")
 
     def __call__(self, inputs: Inputs) -> Any:
-        """Return what the network would. The tensors in it may be overwritten by the next call."""
+        """Return the output of the network. The next call may overwrite its tensors."""
         found = self._network({name: inputs[name] for name in self._names})
         return _filled(self._template, {name.removeprefix(_MARK): tensor for name, tensor in found.items()})
 
@@ -66,7 +67,7 @@ class Exported:
 
 
 class Captured:
-    """Stands for a network on a GPU: a pass of a shape that comes again is replayed."""
+    """A network on a GPU: passes with a repeated shape are replayed from CUDA graphs."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -75,7 +76,7 @@ class Captured:
         self._passes = CapturedPasses(self._run)
 
     def __call__(self, inputs: Inputs) -> Any:
-        """Return what the network would. The tensors in it may be overwritten by the next call."""
+        """Return the output of the network. The next call may overwrite its tensors."""
         inputs = {name: tensor for name, tensor in inputs.items() if name in self._inputs}
         rows, tokens = extent(inputs)
         _, most_tokens = bucket(rows, tokens)
@@ -91,12 +92,12 @@ class Captured:
         return dict(_leaves(self._template))
 
 
-#: What stands before the name of an output that has an axis of tokens.
+#: The prefix of the names of outputs that have an axis of tokens.
 _MARK = f"{TOKENS}."
 
 
 def _flat(module: Any, tokens: int) -> nn.Module:
-    """Return the network as a module that gives tensors by name."""
+    """Wrap the network in a module that returns a flat dict of tensors."""
 
     class Flat(nn.Module):
         def __init__(self) -> None:
@@ -111,10 +112,10 @@ def _flat(module: Any, tokens: int) -> nn.Module:
 
 
 def _leaves(output: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a network's output with names that say where they were."""
+    """Yield the tensors of a network's output, each with a name made of its path."""
     if isinstance(output, torch.Tensor):
         yield name or "output", output
-    elif isinstance(output, Mapping):  # transformers' ModelOutput is one
+    elif isinstance(output, Mapping):  # for example transformers' ModelOutput
         for key, part in output.items():
             yield from _leaves(part, f"{name}{key}")
     elif isinstance(output, tuple | list):

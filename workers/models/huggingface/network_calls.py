@@ -1,4 +1,4 @@
-"""Calls of a network of transformers: the inputs that it knows, and the rows of its output."""
+"""Helpers to call a transformers network: filter its inputs, and select rows of its output."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def accepted(network: Any) -> Collection[str]:
-    """Return the names of a network's inputs."""
+    """Return the names of the inputs that a network accepts."""
     return inspect.signature(network.forward).parameters
 
 
 def call(network: Any, inputs: Mapping[str, Any]) -> Any:
-    """Call a network of transformers with those of the inputs that it knows."""
+    """Call a transformers network with the inputs that it accepts."""
     known = accepted(network)
     chosen = {name: value for name, value in inputs.items() if name in known}
     if "use_cache" in known:
@@ -25,13 +25,13 @@ def call(network: Any, inputs: Mapping[str, Any]) -> Any:
 
 
 def rows_of(output: Any, rows: torch.Tensor) -> Any:
-    """Return the rows of a network's output: of every tensor in it, however it is nested."""
+    """Select rows of a network's output, in every tensor at any depth."""
     import torch
 
     if isinstance(output, torch.Tensor):
         return output.index_select(0, rows)
     if isinstance(output, tuple):
         return tuple(rows_of(part, rows) for part in output)
-    if isinstance(output, dict):  # transformers' ModelOutput is one
+    if isinstance(output, dict):  # for example transformers' ModelOutput
         return type(output)(**{name: rows_of(part, rows) for name, part in output.items()})
     return output

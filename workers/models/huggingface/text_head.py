@@ -1,4 +1,4 @@
-"""What a kind of text task does on either side: which sequences it needs of an item, and what it makes of their outputs."""
+"""The base classes of text tasks: read an item into token sequences, and turn their outputs into an answer."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 class EncoderOptions(HeadOptions, frozen=True):
-    """`max_tokens` is by default the checkpoint's own limit. `adapters` are folders of LoRA by task. `pooling` makes
-    one vector of the tokens' ("mean", "cls" or "max"), by default as the checkpoint says.
+    """`max_tokens` is by default the checkpoint's own limit. `adapters` gives a task its LoRA folder. `pooling`
+    ("mean", "cls" or "max") makes a text's vector from its tokens' vectors, by default as the checkpoint says.
     """
 
     max_tokens: Count | None = None
@@ -37,30 +37,30 @@ class EncoderOptions(HeadOptions, frozen=True):
 
 @dataclass(frozen=True)
 class TextReader(ABC):
-    """One task that reads texts. `checkpoint` is the folder of its own network, whose labels are its labels."""
+    """A task that reads texts. `checkpoint` is the folder of its network and gives its labels."""
 
     task: Task
     checkpoint: Checkpoint
     tokenizing: Tokenizing
     max_tokens: int
 
-    #: The class of transformers that has its network.
+    #: The transformers class that loads the network.
     auto: ClassVar[str]
 
     @abstractmethod
     def read(self, content: Any, params: Any) -> Reading:
-        """Return the sequences that the task needs of an input. Raises InvalidInput."""
+        """Return the sequences that the task needs from an input. Raises InvalidInput."""
 
     @abstractmethod
     def finish(self, output: Array, params: Any, aside: Any) -> Any:
         """Turn the output for an item into the task's answer."""
 
     def check(self) -> None:
-        """Raise ConfigurationError if the folder or the options are not for this kind."""
-        tokenizer_file.locate(self.tokenizing.checkpoint)  # read only with the first text: see Tokenizing.check
+        """Raise ConfigurationError if the folder or the options do not fit this kind."""
+        tokenizer_file.locate(self.tokenizing.checkpoint)  # reading it waits for the first text: see Tokenizing.check
 
     def one(self, text: Any, params: Any, pair: str | None = None, cut: Cut = "longest_first") -> TokenSequence:
-        """Return one sequence of a text, cut where `truncation` allows it. Raises InputTooLarge, InvalidInput."""
+        """Return a text as a single sequence, cut if `truncation` is set. Raises InputTooLarge, InvalidInput."""
         encoding = self.encode(text, pair)
         if len(encoding.ids) > self.max_tokens:
             if not getattr(params, "truncation", False):
@@ -69,9 +69,9 @@ class TextReader(ABC):
         return TokenSequence.of(encoding)
 
     def encode(self, text: Any, pair: str | None = None) -> Encoding:
-        """Return a text's tokens, however many. Raises InvalidInput if it has none."""
+        """Return all tokens of a text. Raises InvalidInput if it has none."""
         if not isinstance(text, str):
-            raise InvalidInput("input", f"must be text, not {type(text).__name__}", "decode it before it is submitted")
+            raise InvalidInput("input", f"must be text, not {type(text).__name__}", "decode it before submitting")
         encoding = self.tokenizing.encode(text, pair)
         if sum(encoding.special_tokens_mask) == len(encoding.ids):
             raise InvalidInput("input", "is empty or has no readable characters", "give it some text")
@@ -80,11 +80,11 @@ class TextReader(ABC):
 
 @dataclass(frozen=True)
 class TextHead(TextReader):
-    """A task that is done in one pass. `finish` gets its sequences' outputs, `(sequences or more, …)`."""
+    """A task that needs a single pass. `finish` gets the outputs of its sequences, `(sequences or more, …)`."""
 
     options: EncoderOptions
 
-    #: Whether `compute` gives a row for each token, not one for the sequence.
+    #: Whether `compute` returns a row for each token instead of a row for the sequence.
     by_token: ClassVar[bool] = False
 
     # --- in the device process ---
@@ -94,7 +94,7 @@ class TextHead(TextReader):
 
     @abstractmethod
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Turn the network's output for some sequences into one row each, or by token `(sequences, tokens, …)`."""
+        """Turn the network's output into a row per sequence, or with `by_token` into `(sequences, tokens, …)`."""
 
 
 def too_long(tokens: int, most: int) -> InputTooLarge:
@@ -110,12 +110,12 @@ def softmax(scores: Array) -> Array:
 
 
 def sigmoid(scores: Array) -> Array:
-    """Return each value's sigmoid, without overflow for large negative ones."""
+    """Return the sigmoid of each value, without overflow for large negative values."""
     return np.asarray(np.exp(-np.logaddexp(0, -scores)))
 
 
 def best_labels(labels: tuple[str, ...], scores: Array, top_k: int | None) -> list[dict[str, Any]]:
-    """Return the `top_k` labels (None: all), best first; equal scores come in the labels' order."""
+    """Return the `top_k` labels (None: all), best first. Equal scores keep the labels' order."""
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [{"label": labels[n], "score": rounded(scores[n])} for n in best]
 

@@ -1,7 +1,7 @@
-"""Token sequences in rows: an item may need several (windows of a long text, a hypothesis for each label), its tasks different ones.
+"""Token sequences in rows and batches: an item may need several (windows of a long text, a hypothesis for each label).
 
-In a row and in a batch they lie flat, one behind the other, each distinct sequence once: ``ids``, ``types``, ``lengths``, and for
-each task ``of/TASK``, the sequences it needs, and in a batch ``count/TASK``, how many of these belong to each row.
+Each distinct sequence is stored once, concatenated in ``ids`` and ``types``, with ``lengths``. For each task,
+``of/TASK`` has the indices of its sequences; in a batch, ``count/TASK`` has the number of these for each row.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: A pass may consist of this part of padding, or of `_FEW_TOKENS` of it; over that, the shorter sequences get a pass of their own.
+#: The most padding in a pass: this share of its tokens, or `_FEW_TOKENS` if that is more. Sequences that would need
+#: more padding get another pass.
 _MOST_PADDING = 0.25
 _FEW_TOKENS = 256
 
 
 class TokenSequence(NamedTuple):
-    """The tokens of a sequence, and for each which of two texts it belongs to."""
+    """The tokens of a sequence, and for each token the number of its text in a pair."""
 
     ids: Array
     types: Array
@@ -37,21 +38,21 @@ class TokenSequence(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one task needs of an item: sequences for the backbone, and what its answer is made with afterwards."""
+    """A task's reading of an item: sequences for the backbone, and the data that `finish` needs later."""
 
     sequences: tuple[TokenSequence, ...]
     aside: Any = None
 
 
 def pack(needs: Mapping[str, Sequence[TokenSequence]]) -> Arrays:
-    """Return a row's arrays: the sequences that the tasks of one item need."""
+    """Return a row's arrays: the sequences that the tasks of an item need."""
     pool = _Pool()
     of = {f"of/{task}": np.array([pool.place(one) for one in own], dtype=np.int32) for task, own in needs.items()}
     return pool.arrays() | of
 
 
 def collate(rows: Sequence[Arrays], tasks: Sequence[str]) -> Arrays:
-    """Return a batch's arrays: the rows' sequences, those that several rows have in common once."""
+    """Return a batch's arrays: the rows' distinct sequences, each once."""
     pool = _Pool()
     places = [[pool.place(one) for one in _sequences(row)] for row in rows]
     batch = pool.arrays()
@@ -92,14 +93,14 @@ def _sequences(arrays: Arrays) -> list[TokenSequence]:
 
 
 class Row(NamedTuple):
-    """A row of a pass: which sequence, and with which adapter it goes through the backbone (0 is none)."""
+    """A row of a pass: the index of its sequence, and the number of its adapter (0: none)."""
 
     place: int
     adapter: int
 
 
 class Batch:
-    """A batch's sequences on the device's side: in which passes they go, and whose outputs are whose."""
+    """A batch's sequences in the device process: groups them into passes, and maps outputs to rows."""
 
     def __init__(self, arrays: Arrays, pad_id: int) -> None:
         self.sequences = _sequences(arrays)
@@ -107,22 +108,22 @@ class Batch:
         self._pad_id = pad_id
 
     def of(self, task: str, rows: Array) -> list[Array]:
-        """Return the sequences that each of these rows needs for the task."""
+        """Return the indices of the sequences that each of these rows needs for the task."""
         ends = np.cumsum(self._arrays[f"count/{task}"])
         starts = ends - self._arrays[f"count/{task}"]
         return [self._arrays[f"of/{task}"][starts[row] : ends[row]] for row in rows]
 
     def passes(self, wanted: set[Row]) -> list[list[Row]]:
-        """Group sequences, longest first, so that no pass is mostly padding."""
+        """Group the wanted rows into passes, longest sequence first, so that no pass is mostly padding."""
         return plan([(row, len(self.sequences[row.place].ids)) for row in sorted(wanted)])
 
     @property
     def longest(self) -> int:
-        """The tokens of the longest sequence."""
+        """The number of tokens of the longest sequence."""
         return max(len(one.ids) for one in self.sequences)
 
     def padded(self, group: Sequence[int], most: Sequence[int] | None = None) -> Arrays:
-        """Return ``ids``, ``types`` and ``mask`` of a group, each `(sequences, tokens)`; `most` cuts each sequence."""
+        """Return a group's ``ids``, ``types`` and ``mask``, each `(sequences, tokens)`. `most` cuts each sequence."""
         chosen = [self.sequences[place] for place in group]
         if most is not None:
             chosen = [TokenSequence(one.ids[:end], one.types[:end]) for one, end in zip(chosen, most, strict=True)]
@@ -136,7 +137,7 @@ class Batch:
 
 
 def plan(sizes: Sequence[tuple[_T, int]]) -> list[list[_T]]:
-    """Group what is given as (what, length), longest first: a group is closed where too much would be padded."""
+    """Group (key, length) pairs, longest first. A new group starts where the padding would grow too large."""
     groups: list[list[_T]] = []
     longest = padding = 0
     for place, length in sorted(sizes, key=lambda pair: -pair[1]):
@@ -150,7 +151,7 @@ def plan(sizes: Sequence[tuple[_T, int]]) -> list[list[_T]]:
 
 
 def stacked(found: Callable[[int], Array], needs: Sequence[Array]) -> Array:
-    """Return one array of shape `(rows, most sequences, …)`: each row's outputs by `found`, zeros where there are none."""
+    """Return an array `(rows, most sequences, …)` of each row's outputs from `found`, padded with zeros."""
     outputs = [[found(int(place)) for place in own] for own in needs]
     shapes = [output.shape for own in outputs for output in own]
     largest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))

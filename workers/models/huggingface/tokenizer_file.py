@@ -1,10 +1,10 @@
-"""The tokenizer that transformers has for a folder, as one file that `tokenizers` reads without it.
+"""A folder's tokenizer as a single file that `tokenizers` reads without transformers.
 
-Mostly that is the folder's own ``tokenizer.json``. Where there is none, or where transformers reads more into the folder (settings
-such as ``do_lower_case`` overrule the file), one is made, once, in the cache: by a process of its own where the parent
-of a worker needs it, which never imports transformers; or by the device process when it finds the difference.
+Usually the file is the folder's own ``tokenizer.json``. If it is missing, or if transformers applies further settings
+of the folder (``do_lower_case`` overrides the file), the file is made once and cached. The parent of a worker never
+imports transformers, so a subprocess makes the file; the device process makes it if it finds a difference.
 
-Run as ``python -m workers.models.huggingface.tokenizer_file FOLDER TARGET`` it makes one.
+``python -m workers.models.huggingface.tokenizer_file FOLDER TARGET`` makes the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = "tokenizer.json"
 
 
 def locate(checkpoint: Checkpoint) -> Path:
-    """Return the file: the one in the cache, or the folder's own, or one made now. Raises ConfigurationError."""
+    """Return the cached file, the folder's own, or a new file. Raises ConfigurationError if none can be made."""
     made, there = _cached(checkpoint), checkpoint.folder / NAME
     if made.is_file():
         return made
@@ -41,7 +41,7 @@ def locate(checkpoint: Checkpoint) -> Path:
 
 
 def keep(checkpoint: Checkpoint, tokenizer: Any) -> None:
-    """Put transformers' own tokenizer for a folder into the cache, where `locate` finds it from now on."""
+    """Cache transformers' own tokenizer for a folder; `locate` returns it from now on."""
     made = _cached(checkpoint)
     made.parent.mkdir(parents=True, exist_ok=True)
     with atomically(made) as part:
@@ -49,10 +49,10 @@ def keep(checkpoint: Checkpoint, tokenizer: Any) -> None:
 
 
 def save(tokenizer: Any, target: Path) -> None:
-    """Write the fast part of a tokenizer of transformers. Raises TypeError or ValueError if that is not all of it."""
+    """Write a transformers tokenizer. Raises TypeError if it has no fast version, ValueError if no vocabulary."""
     if not tokenizer.is_fast:
         raise TypeError(f"{type(tokenizer).__name__} has no fast version")
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a vocabulary
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' tokenizer of a folder without a vocabulary
         raise ValueError("there is no vocabulary")
     tokenizer.backend_tokenizer.save(str(target))
 
@@ -69,7 +69,9 @@ def _make(checkpoint: Checkpoint, target: Path) -> None:
         ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
         if ran.returncode:
             last = (ran.stderr.strip() or f"exit status {ran.returncode}").splitlines()[-1]
-            problem = f"there is no {checkpoint.folder / NAME}, and none can be made of what is there: {last}"
+            problem = (
+                f"there is no {checkpoint.folder / NAME}, and it cannot be made from the folder's other files: {last}"
+            )
             raise ConfigurationError(f"{checkpoint.where}: {problem}; save a fast tokenizer in the folder")
 
 

@@ -1,4 +1,4 @@
-"""Texts to tokens by a folder's tokenizer: whole, cut, or in overlapping windows. From many threads."""
+"""Convert texts to tokens with a folder's tokenizer: whole, cut, or in overlapping windows. Thread-safe."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from workers.models.huggingface.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-#: Which of two texts is cut when both together are too long.
+#: The text to cut if a pair is too long.
 Cut: TypeAlias = Literal["longest_first", "only_first", "only_second"]
 
-#: Texts on which our tokens must be those of transformers: words, figures, accents, spaces, other scripts, emoji.
+#: Texts on which our tokens must equal those of transformers: words, digits, accents, spaces, other scripts, emoji.
 PROBES = (
     "Hello, World! It's 3.14 o'clock.",
     "  Ça va?  naïve café\n",
@@ -28,23 +28,23 @@ PROBES = (
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """The tokenizer of one folder. Nothing is read before the first text."""
+    """The tokenizer of a folder, read with the first text."""
 
     checkpoint: Checkpoint
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that never cuts and never pads; its settings are never changed."""
+        """The tokenizer without truncation or padding; its settings never change."""
         return self._read()
 
     @cached_property
     def _cutting(self) -> Tokenizer:
-        """One whose settings change with each call, which holds the lock."""
+        """The tokenizer whose truncation changes with each call. Callers hold the lock."""
         return self._read()
 
     def encode(self, text: str, pair: str | None = None) -> Encoding:
-        """Return the tokens of a text or a pair, however many. Raises InvalidInput if it is no Unicode."""
+        """Return all tokens of a text or a pair. Raises InvalidInput if it is not valid Unicode."""
         return _encode(self.tokenizer, text, pair)
 
     def cut(self, text: str, pair: str | None, max_tokens: int, strategy: Cut = "longest_first") -> Encoding:
@@ -54,14 +54,14 @@ class Tokenizing:
     def windows(
         self, text: str, pair: str | None, max_tokens: int, stride: int, strategy: Cut = "longest_first"
     ) -> list[Encoding]:
-        """Return windows of at most `max_tokens` tokens over a long text, each sharing `stride` tokens with the next."""
+        """Return windows of at most `max_tokens` tokens over a long text. Neighbours share `stride` tokens."""
         with self._lock:
             try:
                 self._cutting.enable_truncation(max_tokens, stride=stride, strategy=strategy)
                 first = _encode(self._cutting, text, pair)
             except InvalidInput:
                 raise
-            except Exception as error:  # tokenizers raises nothing narrower
+            except Exception as error:  # tokenizers raises no narrower class
                 problem = f"leaves no room for windows of {max_tokens} tokens: {error}"
                 raise InvalidInput(
                     "input", problem, "shorten the question or the labels, or lower the stride"
@@ -69,12 +69,12 @@ class Tokenizing:
         return [first, *first.overflowing]
 
     def token_id(self, role: str) -> int | None:
-        """Return the number of a special token by its role (``mask_token``), if there is one."""
+        """Return the number of a special token by its role (``mask_token``), or None."""
         token = self.token(role)
         return None if token is None else self.tokenizer.token_to_id(token)
 
     def token(self, role: str) -> str | None:
-        """Return a special token by its role in ``tokenizer_config.json``, if there is one."""
+        """Return a special token by its role in ``tokenizer_config.json``, or None."""
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             token: Any = self.checkpoint.read_if_there(name).get(role)
             text = token.get("content") if isinstance(token, dict) else token
@@ -83,10 +83,11 @@ class Tokenizing:
         return None
 
     def check(self) -> None:
-        """Compare with transformers' own tokenizer, in the device process, before anything is read with ours.
+        """Compare with transformers' own tokenizer, in the device process, before the first text.
 
-        Where it reads the folder otherwise, it is kept in the cache and used instead: by the parent process too, which
-        reads its tokenizer with the first text, when the device has come up. Raises ConfigurationError if even that differs.
+        If the tokens differ, transformers' tokenizer is cached and used instead. The parent process uses it too,
+        because it reads its tokenizer only with the first text, after the device has started. Raises ConfigurationError
+        if the tokens differ even then.
         """
         from transformers import AutoTokenizer
 
@@ -95,13 +96,11 @@ class Tokenizing:
         if self._difference(theirs) and theirs.is_fast:
             tokenizer_file.keep(self.checkpoint, theirs)
         if probe := self._difference(theirs):
-            problem = (
-                f"{tokenizer_file.locate(self.checkpoint)} gives other tokens than transformers does for {probe!r}"
-            )
+            problem = f"{tokenizer_file.locate(self.checkpoint)} and transformers give different tokens for {probe!r}"
             raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
 
     def _difference(self, theirs: Any) -> str:
-        """Return a text of which a new reading of the file gives other tokens than `theirs`, or nothing."""
+        """Return a probe for which the file's tokens differ from those of `theirs`, or an empty string."""
         ours = self._read()
         return next((probe for probe in PROBES if list(theirs(probe)["input_ids"]) != ours.encode(probe).ids), "")
 

@@ -1,1 +1,1 @@
-"""Checkpoints that read or write text."""
+"""Hugging Face checkpoints that read or write text."""

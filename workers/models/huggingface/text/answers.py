@@ -1,7 +1,8 @@
-"""Extractive question answering: the part of a context that is most likely the answer, over windows of a long context.
+"""Extractive question answering: find the most likely answer in a context, over windows of a long context.
 
-Scores are those of transformers' former pipeline of that name: of all places in the context, the probability that the answer
-begins here times the probability that it ends there; in a window, each over its context and the first token, which means "no answer".
+The scores equal those of transformers' former question-answering pipeline. The score of a span is the probability that
+the answer begins at its first token times the probability that the answer ends at its last token. In each window, the
+softmax covers the context and the first token, which means "no answer".
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Encoding
 
-#: A question may fill this part of a window: the rest is for the context.
+#: The largest share of a window that a question may fill. The rest is for the context.
 _LONGEST_QUESTION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """What is kept of an item: the context, and its windows' tokens."""
+    """The context of an item, and the tokens of its windows."""
 
     context: str
     encodings: tuple[Encoding, ...]
 
 
 class QuestionAnswering(TextHead):
-    """Answers with their place in the context, in characters, whole words."""
+    """Answers with their positions in the context, in characters, extended to whole words."""
 
     auto = "AutoModelForQuestionAnswering"
     by_token = True
@@ -63,7 +64,7 @@ class QuestionAnswering(TextHead):
     def finish(self, output: Array, params: QuestionAnsweringParams, aside: Windows) -> Any:
         found: dict[tuple[int, int], float] = {}
         no_answer = 1.0
-        for logits, encoding in zip(output, aside.encodings, strict=False):  # a batch's other items may have more
+        for logits, encoding in zip(output, aside.encodings, strict=False):  # other items may have more
             starts, ends = _probabilities(logits[: len(encoding.ids)], encoding)
             no_answer = min(no_answer, float(starts[0] * ends[0]))
             for first, last, score in _best(starts, ends, params):
@@ -79,7 +80,7 @@ class QuestionAnswering(TextHead):
 
 
 def _probabilities(logits: Array, encoding: Encoding) -> tuple[Array, Array]:
-    """Return for each token the probability that the answer begins with it, and that it ends with it."""
+    """Return, for each token, the probabilities that the answer begins there and that it ends there."""
     allowed = _in_context(encoding)
     allowed[0] = True
     masked = np.where(allowed[:, None], logits, -np.inf)
@@ -91,7 +92,7 @@ def _in_context(encoding: Encoding) -> Array:
 
 
 def _best(starts: Array, ends: Array, params: QuestionAnsweringParams) -> Iterator[tuple[int, int, float]]:
-    """Yield the window's likeliest (first token, last token, score); the first token of all, "no answer", is none."""
+    """Yield the window's most likely (first token, last token, score), except "no answer", which is the first token."""
     scores = np.triu(np.outer(starts, ends))
     scores = np.tril(scores, params.max_answer_len - 1)
     scores[0] = scores[:, 0] = 0
@@ -104,7 +105,7 @@ def _best(starts: Array, ends: Array, params: QuestionAnsweringParams) -> Iterat
 
 
 def _span(encoding: Encoding, first: int, last: int) -> tuple[int, int]:
-    """Return the characters from the first token's word to the last one's."""
+    """Return the character range from the start of the first token's word to the end of the last token's word."""
     words: Sequence[int | None] = encoding.word_ids
     in_context = encoding.sequence_ids
     while (

@@ -1,4 +1,4 @@
-"""Any Hugging Face text model that answers in one pass: its tasks share that pass, each sequence of a batch runs once."""
+"""Any Hugging Face text model that answers in a single pass. Its tasks share the pass; equal sequences run once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from workers.models.huggingface.exported import Inputs
 
-#: The head of each kind. Zero-shot classification has two: see `_head_class`.
+#: The head of each kind. Zero-shot classification has two heads: see `_head_class`.
 HEADS: Mapping[str, type[TextHead]] = {
     "text-classification": label_heads.Classification,
     "token-classification": entities.TokenClassification,
@@ -37,7 +37,7 @@ HEADS: Mapping[str, type[TextHead]] = {
 
 
 class EncoderModel(FolderModel[TextHead]):
-    """A backbone, and a head for each task."""
+    """A text backbone with a head for each task."""
 
     options_class = EncoderOptions
     options: EncoderOptions
@@ -46,25 +46,25 @@ class EncoderModel(FolderModel[TextHead]):
     backends = ("torch", "openvino", "onnxruntime")
     budgets = (256, 512, 1024, 2048, 4096)
 
-    #: Heads are small, and some of them look at what no trace can follow: where the masks are, where a text ends.
+    #: Heads are small, and some depend on data in a way that cannot be traced: the masks' positions, a text's length.
     SPLIT = True
     PADDABLE = True
 
     # --- in the parent process ---
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Tokenise an input for each of its tasks; a task that it is of no use to is refused by itself."""
+        """Tokenise an input for each of its tasks. A task that cannot use the input is refused alone."""
         readings, refused = read_for_each(params, lambda task, chosen: self.heads[task].read(content, chosen))
         arrays = token_sequences.pack({task: reading.sequences for task, reading in readings.items()})
         asides = {task: reading.aside for task, reading in readings.items()}
         return Prepared(arrays, int(arrays["lengths"].sum()), digest(arrays), refused, asides)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Put the rows' sequences behind one another, equal ones once; see `workers.models.huggingface.token_sequences`."""
+        """Concatenate the rows' sequences; equal sequences appear once (see `token_sequences`)."""
         return token_sequences.collate([row.arrays for row in rows], tuple(self.spec.tasks))
 
     def samples(self, count: int) -> list[Item]:
-        """Inputs by kind; for tasks that fill masks, texts with a mask."""
+        """Sample inputs by kind; texts with a mask for fill-mask tasks."""
         found: list[Item] = []
         masking = {task: head for task, head in self.heads.items() if isinstance(head, mask_filling.FillMask)}
         for content, params in super().samples(count):
@@ -122,7 +122,7 @@ class EncoderModel(FolderModel[TextHead]):
         chosen: Mapping[str, Sequence[int]],
         found: dict[str, dict[int, Array]],
     ) -> None:
-        """Run one pass over a group of sequences, and each wanted head over those of them that it needs."""
+        """Run a pass over a group of sequences, and each wanted head over the sequences that it needs."""
         import torch
 
         inputs = self._inputs(batch.padded([row.place for row in group]))

@@ -1,6 +1,7 @@
-"""Token classification: each token a label, tokens to words, words to entities, windows of a long text put together again.
+"""Token classification: label the tokens, join tokens to words and words to entities, and merge a long text's windows.
 
-The strategies and the rules for what is a word are those of transformers' pipeline of that name, so that answers are the same.
+The aggregation strategies and the rules for words equal those of transformers' token-classification pipeline, so the
+answers are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A token or a word: its text as the tokenizer writes it, its scores, where it stands, whether it goes on a word."""
+    """A token or a word: its decoded text, its scores, its character range, and whether it continues a word."""
 
     text: str
     scores: Array
@@ -38,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A piece with its label and that label's score."""
+    """A piece with its best label and the score of that label."""
 
     label: str
     score: float
@@ -49,20 +50,20 @@ class Labelled:
 
     @property
     def type(self) -> str:
-        """What it is, without B- (it begins an entity) or I- (it is within one)."""
+        """The label without its prefix B- (begins an entity) or I- (inside an entity)."""
         return self.label[2:] if self.label.startswith(("B-", "I-")) else self.label
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """What is kept of a text: the text, and its windows' tokens."""
+    """A text, and the tokens of its windows."""
 
     text: str
     encodings: tuple[Encoding, ...]
 
 
 class TokenClassification(TextHead):
-    """Entities with their place in the text, in characters."""
+    """Entities with their positions in the text, in characters."""
 
     auto = "AutoModelForTokenClassification"
     by_token = True
@@ -85,26 +86,26 @@ class TokenClassification(TextHead):
 
 @dataclass(frozen=True)
 class Entities:
-    """What labels for tokens mean: which tokens are read, and the entities that their scores make."""
+    """Turns a text into windows of tokens, and the tokens' scores into entities."""
 
     tokenizing: Tokenizing
     labels: Sequence[str]
     max_tokens: int
 
     def windows(self, content: str, whole: Encoding, params: TokenClassificationParams) -> Windows:
-        """Return a text's tokens, `whole`, or if they are too many, its windows. Raises InvalidInput."""
+        """Return the text's tokens `whole`, or windows over them if they exceed `max_tokens`. Raises InvalidInput."""
         if len(whole.ids) <= self.max_tokens:
             return Windows(content, (whole,))
         room = self.max_tokens - sum(whole.special_tokens_mask)
         stride = room // 8 if params.stride is None else params.stride
         if stride >= room:
-            raise InvalidInput("params.stride", f"must be under {room}, the text's tokens in a window")
+            raise InvalidInput("params.stride", f"must be under {room}, the text tokens of a window")
         return Windows(content, tuple(self.tokenizing.windows(content, None, self.max_tokens, stride)))
 
     def found(self, output: Array, params: TokenClassificationParams, aside: Windows) -> list[dict[str, Any]]:
-        """Return the entities of a text by its windows' scores before the softmax, `(windows or more, tokens or more, labels)`."""
+        """Return a text's entities from the logits of its windows, `(windows or more, tokens or more, labels)`."""
         found: list[dict[str, Any]] = []
-        for logits, encoding in zip(output, aside.encodings, strict=False):  # a batch's other items may have more
+        for logits, encoding in zip(output, aside.encodings, strict=False):  # other items may have more
             scores = softmax(logits[: len(encoding.ids)])
             found += self._entities(list(self._pieces(encoding, scores, aside.text)), params)
         return _without_overlaps(found) if len(aside.encodings) > 1 else found
@@ -166,7 +167,7 @@ def _mean(pieces: Sequence[Piece]) -> Array:
     return np.asarray(np.mean([piece.scores for piece in pieces], axis=0))
 
 
-#: The strategies that judge whole words, and what a word's scores are.
+#: The strategies that score whole words: from a word's pieces to its scores.
 _WORD_SCORES: Mapping[str, Callable[[Sequence[Piece]], Array]] = {
     "first": lambda pieces: pieces[0].scores,
     "average": _mean,
@@ -185,7 +186,7 @@ def _words(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def _groups(labelled: Sequence[Labelled]) -> list[list[Labelled]]:
-    """Put neighbours of one type together, unless the next one begins an entity."""
+    """Group neighbours of the same type; a label with the prefix B- starts a new group."""
     groups: list[list[Labelled]] = []
     for one in labelled:
         if groups and one.type == groups[-1][-1].type and not one.label.startswith("B-"):
@@ -207,7 +208,7 @@ def _token(one: Labelled) -> dict[str, Any]:
 
 
 def _without_overlaps(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of entities that overlap, from neighbouring windows, keep the longest one, and of equally long ones the surest."""
+    """Where entities of neighbouring windows overlap, keep the longest; among equally long entities, the best score."""
     kept: list[dict[str, Any]] = []
     for entity in sorted(found, key=lambda entity: int(entity["start"])):
         if not kept or entity["start"] >= kept[-1]["end"]:

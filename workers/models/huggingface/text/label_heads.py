@@ -1,4 +1,4 @@
-"""Text classification, and zero-shot classification by a model of natural language inference."""
+"""Text classification, and zero-shot classification by a natural language inference model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from workers.models.interface.model import Array
 if TYPE_CHECKING:
     import torch
 
-#: The option `function_to_apply`, by task: what makes scores of a classifier's raw output.
+#: The values of the option `function_to_apply`: functions from a classifier's raw output to scores.
 FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {"sigmoid": sigmoid, "softmax": softmax, "none": np.asarray}
 
 
 class Classification(TextHead):
-    """Labels with their scores: one of them applies (softmax), several may (sigmoid), or the raw output counts (none)."""
+    """Labels with scores: softmax if exactly one label applies, sigmoid if several may, none for the raw output."""
 
     auto = "AutoModelForSequenceClassification"
 
@@ -48,12 +48,15 @@ class Classification(TextHead):
 
 
 class Inference(TextHead):
-    """Zero-shot classification: does the text entail "This example is LABEL."? One sequence a label (Yin et al., 2019)."""
+    """Zero-shot classification by entailment: does the text entail "This example is LABEL."? (Yin et al., 2019).
+
+    Each label makes a sequence.
+    """
 
     auto = "AutoModelForSequenceClassification"
 
     def read(self, content: Any, params: ZeroShotClassificationParams) -> Reading:
-        self.encode(content)  # an empty text must not pass for the hypothesis beside it
+        self.encode(content)  # refuse an empty text, which the hypothesis would hide
         return Reading(
             tuple(self.one(content, params, hypothesis, "only_first") for hypothesis in likeness.hypotheses(params))
         )
@@ -65,7 +68,7 @@ class Inference(TextHead):
     def finish(self, output: Array, params: ZeroShotClassificationParams, aside: Any) -> Any:
         labels = params.candidate_labels
         entailment = entailment_label(self.checkpoint.labels)
-        assert entailment is not None, "that is why this head was chosen"
+        assert entailment is not None, "the head was chosen for this label"
         logits = output[: len(labels)]
         if params.multi_label or len(labels) == 1:
             contradiction = -1 if entailment == 0 else 0
@@ -76,5 +79,5 @@ class Inference(TextHead):
 
 
 def entailment_label(labels: tuple[str, ...]) -> int | None:
-    """Return which label means that the text entails the hypothesis: what makes a classifier one of inference."""
+    """Return the index of the label "entailment", or None if the classifier is not an inference model."""
     return next((n for n, label in enumerate(labels) if label.lower().startswith("entail")), None)

@@ -1,7 +1,7 @@
-"""Zero-shot classification by likeness: the labels whose hypotheses are nearest to a text, as sentence encoders place them.
+"""Zero-shot classification by similarity: score labels by the cosine of a text's and a hypothesis' sentence embedding.
 
-The hypotheses travel with the texts' batch, each once, and the device remembers their vectors: labels that are asked for again and again cost
-nothing. No head and no training; how well it does depends on how well labels say what they mean.
+The batch of texts carries each distinct hypothesis once, and the device caches their vectors, so repeated labels cost
+nothing. It needs no head and no training. Its quality depends on how well the labels describe their meaning.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 KIND = "zero-shot-classification"
 
-#: What a cosine is multiplied with before the softmax over labels, as in the training of sentence encoders.
+#: The factor of a cosine before the softmax over labels, as in the training of sentence encoders.
 SCALE = 20.0
 
 _NONE = -1
 
 
 def hypotheses(params: ZeroShotClassificationParams) -> list[str]:
-    """Return the sentence that each label stands for."""
+    """Return the hypothesis of each label."""
     return [params.hypothesis_template.replace("{}", label) for label in params.candidate_labels]
 
 
 def scores(cosines: Array, params: ZeroShotClassificationParams) -> Array:
-    """Return a score for each label: a softmax over 20 times the cosine; with `multi_label` the cosine, where it is over 0."""
+    """Return a score for each label: the softmax of 20 * cosine, or with `multi_label` the cosine, at least 0."""
     if params.multi_label:
         return np.asarray(np.maximum(cosines, 0))
     exponents = np.exp(SCALE * (cosines - cosines.max()))
@@ -42,7 +42,7 @@ def scores(cosines: Array, params: ZeroShotClassificationParams) -> Array:
 
 
 def attached(sequences: Mapping[str, Sequence[Array]]) -> Arrays:
-    """Return what a row carries of its tasks' hypotheses: their tokens flat, and their lengths."""
+    """Return the arrays that a row carries for its tasks' hypotheses: their tokens, concatenated, and their lengths."""
     found: Arrays = {}
     for task, own in sequences.items():
         found[f"labels/{task}"] = np.concatenate(own)
@@ -51,9 +51,9 @@ def attached(sequences: Mapping[str, Sequence[Array]]) -> Arrays:
 
 
 def placed(rows: Sequence[Arrays], tasks: Sequence[str]) -> tuple[list[Array], Arrays]:
-    """Return the distinct hypotheses of a batch, and for each task where among them its labels are.
+    """Return the distinct hypotheses of a batch, and for each task the indices of its labels among them.
 
-    ``labels/TASK`` is `(rows, most labels)`; rows without the task have none.
+    ``labels/TASK`` has the shape `(rows, most labels)`; rows without the task have -1.
     """
     further: dict[bytes, int] = {}
     sequences: list[Array] = []
@@ -82,7 +82,7 @@ def _split(row: Arrays, task: str) -> list[Array]:
 
 
 class Remembered:
-    """The vectors of hypotheses that were asked for before, as many as are worth remembering; the oldest go first."""
+    """A cache of the vectors of up to `most` hypotheses. The oldest are evicted first."""
 
     def __init__(self, encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], most: int = 4096) -> None:
         self._encode = encode
@@ -90,14 +90,14 @@ class Remembered:
         self._vectors: dict[bytes, torch.Tensor] = {}
 
     def vectors(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the vector of each sequence; `encode` is asked for those that are new, together."""
+        """Return the vector of each sequence. `encode` computes all new sequences together."""
         import torch
 
         keys = [row[kept].tobytes() for row, kept in zip(ids.cpu().numpy(), mask.cpu().numpy(), strict=True)]
         new = [place for place, key in enumerate(keys) if key not in self._vectors]
         if new:
             made = self._encode(ids[new], mask[new])
-            # copies: what a backend returns may be overwritten by its next call
+            # clone: the backend's next call may overwrite its output
             self._vectors |= {keys[place]: vector.clone() for place, vector in zip(new, made, strict=True)}
         found = torch.stack([self._vectors[key] for key in keys])
         while len(self._vectors) > self._most:
@@ -106,7 +106,7 @@ class Remembered:
 
 
 def cosines(pooled: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return the cosine of each row with each of its labels `(rows, most labels)`; what is no label's is without meaning."""
+    """Return each row's cosines with its labels, `(rows, most labels)`. Values beyond its labels are undefined."""
     import torch
 
     texts, hypotheses_ = (torch.nn.functional.normalize(own, dim=-1) for own in (pooled, vectors))
@@ -122,5 +122,5 @@ def answer(cosines_: Array, params: ZeroShotClassificationParams) -> list[tuple[
 
 
 def wanted(params: Mapping[str, Any]) -> dict[str, ZeroShotClassificationParams]:
-    """Return the tasks of this kind, with their parameters."""
+    """Return the parameters of the tasks that are of this kind."""
     return {task: own for task, own in params.items() if isinstance(own, ZeroShotClassificationParams)}

@@ -1,4 +1,4 @@
-"""Fill-mask: the likeliest tokens in each mask's place."""
+"""Fill-mask: the most likely tokens at each mask."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from workers.models.interface.model import Array
 if TYPE_CHECKING:
     import torch
 
-#: A text may have this many: each has a probability for every token of the vocabulary.
+#: The most masks in a text. The output has a probability for each mask and each token of the vocabulary.
 MOST_MASKS = 16
 
 
 class FillMask(TextHead):
-    """A text with one mask has one list of tokens, one with several a list for each."""
+    """A text with one mask gets a list of tokens; a text with several masks gets a list for each mask."""
 
     auto = "AutoModelForMaskedLM"
 
@@ -42,9 +42,9 @@ class FillMask(TextHead):
         sequence = self.one(content, params)
         if not (sequence.ids == self._mask).any():
             token = self.tokenizing.tokenizer.id_to_token(self._mask)
-            raise InvalidInput("input", f"has no {token}", "put one where a word is to be found")
+            raise InvalidInput("input", f"has no {token}", "put one in place of the missing word")
         if (masks := int((sequence.ids == self._mask).sum())) > MOST_MASKS:
-            raise InvalidInput("input", f"has {masks} masks, over {MOST_MASKS}", "ask for fewer at a time")
+            raise InvalidInput("input", f"has {masks} masks, over {MOST_MASKS}", "send texts with fewer masks")
         self._targets(params)
         return Reading((sequence,), sequence.ids)
 
@@ -54,15 +54,15 @@ class FillMask(TextHead):
         return f"{first} {self.tokenizing.token('mask_token')} {rest}"
 
     def adapt(self, network: Any) -> None:
-        """Let the projection to the vocabulary, by far the largest matrix, see the masks' places only."""
+        """Apply the projection to the vocabulary, by far the largest matrix, only at the masks' positions."""
         projection = network.get_output_embeddings()
         if projection is None:
-            problem = f"{type(network).__name__} has no projection to its vocabulary"
-            raise ConfigurationError(f"{self.checkpoint.where}: {problem}; fill-mask needs one")
+            problem = f"{type(network).__name__} has no projection to the vocabulary"
+            raise ConfigurationError(f"{self.checkpoint.where}: {problem}; fill-mask needs it")
         _narrow(network, projection, self._mask)
 
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the probabilities of all tokens in the masks' places `(sequences, most masks, tokens)`."""
+        """Return the probabilities of all tokens at the masks, `(sequences, most masks, tokens)`."""
         scores: torch.Tensor = output.logits.float().softmax(-1)
         return scores
 
@@ -89,7 +89,7 @@ class FillMask(TextHead):
                     "score": rounded(scores[token]),
                     "token": int(token),
                     "token_str": tokenizer.decode([int(token)], skip_special_tokens=False),
-                    # several masks: the others stay in sight
+                    # if there are several masks, the other masks stay visible
                     "sequence": tokenizer.decode(filled.tolist(), skip_special_tokens=masks == 1),
                 }
             )
@@ -100,30 +100,31 @@ class FillMask(TextHead):
         for target in params.targets:
             number = self.tokenizing.tokenizer.token_to_id(target)
             if number is None:
-                problem = f"{target!r} is not one of the model's tokens"
-                raise InvalidInput("params.targets", problem, "choose tokens as the answers without targets have them")
+                problem = f"{target!r} is not a token of the model"
+                raise InvalidInput("params.targets", problem, "choose tokens from an answer without `targets`")
             found[number] = target
         return sorted(found)
 
 
 def _highest(scores: Array, count: int) -> Array:
-    """Return where the highest scores are, best first, without sorting the whole vocabulary."""
+    """Return the indices of the highest scores, best first, without sorting the whole vocabulary."""
     count = min(count, len(scores))
     among = np.argpartition(-scores, count - 1)[:count]
     return np.asarray(among[np.lexsort((among, -scores[among]))])
 
 
 def _narrow(network: Any, projection: Any, mask: int) -> None:
-    """Hook a masked language model so that its last projection is done for the masks alone.
+    """Hook a masked language model so that its last projection runs only at the masks.
 
-    Its output is then `(sequences, most masks, tokens)`: for each sequence its masks in their order, and something for the rest.
+    The output then has the shape `(sequences, most masks, tokens)`: each sequence's masks in their order, then padding
+    with arbitrary values.
     """
     places: dict[str, torch.Tensor] = {}
 
     def note(_: Any, __: Any, given: dict[str, Any]) -> None:
         masked = given["input_ids"] == mask
         most = max(int(masked.sum(1).max()), 1)
-        # a stable sort puts the masks first and leaves them in order
+        # a stable sort moves the masks to the front and keeps their order
         places["now"] = masked.int().argsort(dim=1, descending=True, stable=True)[:, :most]
 
     def choose(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:

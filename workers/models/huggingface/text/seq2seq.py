@@ -1,7 +1,7 @@
-"""Any Hugging Face model that reads a text and writes one: summaries, translations, answers to a prompt.
+"""Any Hugging Face encoder-decoder: summaries, translations, answers to a prompt.
 
-A micro-batch is written as a whole, all its texts step by step until the last one ends: there is no joining and leaving between
-steps. Nothing is sampled. Items with other parameters, or of a very different length, are written after one another.
+A micro-batch is generated as a whole, until its longest text ends. Texts do not join or leave between steps. Nothing
+is sampled. Items with different parameters, or of very different lengths, are generated in separate groups.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from workers.models.interface import ragged
 from workers.models.interface.model import Array, Arrays, Prepared, digest
 from workers.models.interface.options import Count, Options, Table
 
-#: What transformers takes for the longest text where a checkpoint says nothing.
+#: The maximum length in transformers of a checkpoint that sets no length.
 _UNSET_LENGTH = 20
 
 
 class Seq2SeqOptions(Options, frozen=True):
-    """`max_tokens` are read, by default as many as the checkpoint can. No text that is written is longer than
-    `max_new_tokens`; a checkpoint that sets no length gets this one. For each task, `prefix` may have what stands
-    before its texts: T5 and its like are told by it what to do.
+    """Inputs have up to `max_tokens`, by default the checkpoint's own limit. Outputs have up to `max_new_tokens`, which
+    is also the default of a checkpoint that sets no length. `prefix` gives a task the text before its inputs: T5 and
+    similar models choose their task by it.
     """
 
     max_tokens: Count | None = None
@@ -45,7 +45,7 @@ class Seq2SeqOptions(Options, frozen=True):
 
 @dataclass(frozen=True)
 class Writing(TextReader):
-    """A task that makes a text of a text."""
+    """A task that generates a text from a text."""
 
     options: Seq2SeqOptions
 
@@ -54,14 +54,16 @@ class Writing(TextReader):
     def check(self) -> None:
         super().check()
         if not self.checkpoint.config.get("is_encoder_decoder"):
-            raise ConfigurationError(f"{self.checkpoint.where}: it does not make texts of texts (is_encoder_decoder)")
+            raise ConfigurationError(
+                f"{self.checkpoint.where}: the model is not an encoder-decoder (is_encoder_decoder)"
+            )
 
     def read(self, content: Any, params: GenerationParams) -> Reading:
         most = self.options.max_new_tokens
         for name in ("max_new_tokens", "min_new_tokens"):
             if (getattr(params, name) or 0) > most:
-                raise InvalidInput(f"params.{name}", f"is over {most}, the model's most", "ask for fewer")
-        self.encode(content)  # an empty text must not pass for the prefix before it
+                raise InvalidInput(f"params.{name}", f"is over {most}, the model's maximum", "ask for fewer tokens")
+        self.encode(content)  # refuse an empty text, which the prefix would hide
         prefix = self.options.prefix.get(self.task.name, "")
         sequence = self.one(f"{prefix}{content}", params)
         for name in ("src_lang", "tgt_lang"):
@@ -72,7 +74,7 @@ class Writing(TextReader):
         return Reading((sequence,))
 
     def _language(self, name: str, field: str) -> int:
-        """Return the token that stands for a language. Raises InvalidInput."""
+        """Return the token of a language. Raises InvalidInput."""
         found = self._languages.get(name)
         if found is None:
             known = ", ".join(sorted(self._languages)[:5]) or "none"
@@ -81,21 +83,23 @@ class Writing(TextReader):
 
     @cached_property
     def _languages(self) -> dict[str, int]:
-        """The special tokens that have no other role: in a model of many languages, these."""
+        """The special tokens without another role. In a multilingual model these are the languages."""
         tokenizing = self.tokenizing
         others = {tokenizing.token(f"{role}_token") for role in ("bos", "eos", "unk", "pad", "mask", "sep", "cls")}
         added = tokenizing.tokenizer.get_added_tokens_decoder()
         return {one.content: number for number, one in added.items() if one.special and one.content not in others}
 
     def _from_language(self, ids: Array, language: str) -> Array:
-        """Put the token of a language where the tokenizer puts that of its default one (Liu et al., 2020: mBART)."""
+        """Put a language's token in the place of the tokenizer's default language (Liu et al., 2020: mBART)."""
         place = np.isin(ids, list(self._languages.values()))
         if place.sum() != 1:
-            raise InvalidInput("params.src_lang", "the model's texts have no language", "leave it out")
+            raise InvalidInput("params.src_lang", "the model's inputs have no language", "leave it out")
         return np.where(place, self._language(language, "params.src_lang"), ids).astype(ids.dtype)
 
     def settings(self, params: msgspec.Struct) -> dict[str, Any]:
-        """Return what `generate` is told: what was asked for, and a length where neither that nor the checkpoint has one."""
+        """Return the arguments of `generate`: the request's parameters, and a length if neither they nor the checkpoint
+        has one.
+        """
         asked = msgspec.structs.asdict(params)
         del asked["truncation"]
         asked.pop("src_lang", None)
@@ -113,7 +117,7 @@ class Writing(TextReader):
 
 
 class Seq2SeqModel(FolderModel[Writing]):
-    """Texts of equal settings and like length are written together."""
+    """Texts with equal settings and similar lengths are generated together."""
 
     options_class = Seq2SeqOptions
     options: Seq2SeqOptions
@@ -121,7 +125,7 @@ class Seq2SeqModel(FolderModel[Writing]):
     # --- in the parent process ---
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Tokenise a text. The row is the sequences of `token_sequences.pack`, and for each task its `settings/TASK`,
+        """Tokenise a text. The row has the sequences of `token_sequences.pack`, and for each task `settings/TASK`,
         MessagePack as uint8.
 
         Raises InvalidInput, InputTooLarge.
@@ -164,7 +168,7 @@ class Seq2SeqModel(FolderModel[Writing]):
             return {task: ragged.pack(self._write(task, arrays, batch, rows)) for task, rows in wanted.items()}
 
     def _write(self, task: str, arrays: Arrays, batch: Batch, rows: Array) -> list[list[int]]:
-        """Return each row's tokens. Rows of equal settings and like length are written together."""
+        """Return each row's tokens. Rows with equal settings and similar lengths are generated together."""
         alike: dict[bytes, list[int]] = {}
         for place, row in enumerate(rows):
             alike.setdefault(ragged.unpack(arrays[f"settings/{task}"][row]), []).append(place)

@@ -20,12 +20,12 @@ from workers.models.interface.model import Array
 if TYPE_CHECKING:
     import torch
 
-#: The option `pooling`: how the tokens' vectors become the text's.
+#: The option `pooling`: the function from the tokens' vectors to the text's vector.
 POOLINGS = ("mean", "cls", "max")
 
 
 class Vectors(TextHead):
-    """What heads on the backbone's own output share: one vector a sequence."""
+    """The base of heads on the backbone's output: a vector per sequence."""
 
     auto = BACKBONE
 
@@ -55,7 +55,7 @@ class Vectors(TextHead):
 
 
 class FeatureExtraction(Vectors):
-    """The text's vector: mean, first token or maximum over its tokens, as ``1_Pooling`` or the option `pooling` says."""
+    """The text's vector: the mean, first token or maximum over its tokens, by the option `pooling` or ``1_Pooling``."""
 
     def read(self, content: Any, params: FeatureExtractionParams) -> Reading:
         return Reading((self.one(content, params),))
@@ -65,7 +65,7 @@ class FeatureExtraction(Vectors):
 
 
 class SentenceSimilarity(Vectors):
-    """The cosine of each sentence's vector with the source sentence's."""
+    """The cosines between the source sentence's vector and each other sentence's vector."""
 
     def read(self, content: Any, params: SentenceSimilarityParams) -> Reading:
         if not isinstance(content, SentencesInput):
@@ -79,7 +79,7 @@ class SentenceSimilarity(Vectors):
 
 
 class Similarity(Vectors):
-    """Zero-shot classification: the labels whose hypotheses are nearest to the text (`workers.models.huggingface.text.likeness`)."""
+    """Zero-shot classification by similarity (`workers.models.huggingface.text.likeness`)."""
 
     def read(self, content: Any, params: ZeroShotClassificationParams) -> Reading:
         return Reading(tuple(self.one(text, params) for text in (content, *likeness.hypotheses(params))))

@@ -1,1 +1,1 @@
-"""Checkpoints that see images or videos."""
+"""Hugging Face checkpoints that read images or videos."""

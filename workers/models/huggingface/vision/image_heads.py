@@ -1,4 +1,4 @@
-"""What a kind of image task does on either side: what it makes of the network's output, and the answer."""
+"""Heads of image tasks: reduce the network's output on the device, and turn it into an answer in the parent."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What is known of an image on the device besides its pixels: its size as it was sent, and the task's parameters."""
+    """The data of an image on the device besides its pixels: its original size, and the task's parameters."""
 
     size: tuple[int, int]
     params: bytes = b""
 
 
 class ImageHeadOptions(Protocol):
-    """The options of images' and of videos' models that are for heads."""
+    """The options of image and video models that concern heads."""
 
     @property
     def function_to_apply(self) -> Mapping[str, str]: ...
@@ -49,13 +49,13 @@ class ImageHeadOptions(Protocol):
 
 @dataclass(frozen=True)
 class ImageHead(ABC):
-    """One task. `checkpoint` is the folder of its network, whose labels are its labels."""
+    """A task of an image model. `checkpoint` is the folder of its network and gives its labels."""
 
     task: Task
     checkpoint: Checkpoint
     options: ImageHeadOptions
 
-    #: Whether `compute` needs the image's size; images of another size are then other images.
+    #: Whether `compute` needs the image's size. If so, images of different sizes are different inputs.
     needs_size: ClassVar[bool] = False
 
     #: Whether `compute` needs the parameters.
@@ -64,15 +64,15 @@ class ImageHead(ABC):
     @property
     @abstractmethod
     def auto(self) -> str:
-        """The class of transformers that has its network."""
+        """The transformers class that loads the network."""
 
     def check(self) -> None:
-        """Raise ConfigurationError if the folder or the options are not for this kind."""
+        """Raise ConfigurationError if the folder or the options do not fit this kind."""
         _ = self.auto
 
     @abstractmethod
     def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
-        """Turn the network's output for some images into one row each. In the device process."""
+        """Turn the network's output into a row per image. Runs in the device process."""
 
     @abstractmethod
     def finish(self, output: Array, params: Any, aside: Any) -> Any:
@@ -107,7 +107,7 @@ class ImageClassification(ImageHead):
 
 
 class ImageFeatureExtraction(ImageHead):
-    """The network's own pooled output where it has one; else the mean over the image's places. `pooling` = "cls" takes the first."""
+    """The network's own pooled output, else the mean over the positions. `pooling` = "cls" takes the first."""
 
     auto = BACKBONE
 
@@ -120,7 +120,7 @@ class ImageFeatureExtraction(ImageHead):
         hidden = output.last_hidden_state
         if self.options.pooling is None and pooled is not None:
             return numpy(pooled.flatten(1))
-        places = hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden  # maps have their channels first
+        places = hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden  # feature maps: channels first
         return numpy(places[:, 0] if self.options.pooling == "cls" else places.mean(1))
 
     def finish(self, output: Array, params: ImageFeatureExtractionParams, aside: Any) -> Any:
@@ -130,14 +130,16 @@ class ImageFeatureExtraction(ImageHead):
 
 
 class ObjectDetection(ImageHead):
-    """Boxes in pixels of the image as it was sent, best first. What makes boxes of the output is transformers' own code."""
+    """Boxes in pixels of the original image, best first. transformers' own code converts the output to boxes."""
 
     needs_size = True
 
     @property
     def auto(self) -> str:
         if not self.architecture.endswith("ForObjectDetection"):
-            raise ConfigurationError(f"{self.checkpoint.where}: {self.architecture or 'it'} detects no objects")
+            raise ConfigurationError(
+                f"{self.checkpoint.where}: {self.architecture or 'the model'} does not detect objects"
+            )
         return self.architecture
 
     def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
@@ -165,7 +167,7 @@ class ObjectDetection(ImageHead):
         ]
 
 
-#: The subtasks in the order in which they are tried, and transformers' method for each.
+#: The subtasks in the order of preference, with transformers' method for each.
 _SUBTASKS = {
     "panoptic": "post_process_panoptic_segmentation",
     "instance": "post_process_instance_segmentation",
@@ -174,7 +176,7 @@ _SUBTASKS = {
 
 
 class ImageSegmentation(ImageHead):
-    """Masks as large as the image was sent, run-length coded on the device: little travels."""
+    """Masks at the size of the original image. The device run-length encodes them, to transfer little data."""
 
     needs_size = True
     needs_params = True
@@ -182,7 +184,9 @@ class ImageSegmentation(ImageHead):
     @property
     def auto(self) -> str:
         if not self.architecture.endswith("Segmentation"):
-            raise ConfigurationError(f"{self.checkpoint.where}: {self.architecture or 'it'} segments no images")
+            raise ConfigurationError(
+                f"{self.checkpoint.where}: {self.architecture or 'the model'} does not segment images"
+            )
         return self.architecture
 
     def compute(self, output: Any, images: Sequence[Image], processor: Any) -> Array:
@@ -215,7 +219,9 @@ def _segments(
     able = [subtask for subtask, method in _SUBTASKS.items() if hasattr(processor, method)]
     subtask = params.subtask or (able[0] if able else "")
     if subtask not in able:
-        raise ValueError(f"the model does no {subtask or 'segmentation'}; it does: {', '.join(able) or 'none'}")
+        raise ValueError(
+            f"the model does not support {subtask or 'segmentation'}; it supports: {', '.join(able) or 'none'}"
+        )
     process = getattr(processor, _SUBTASKS[subtask])
     if subtask == "semantic":
         [map_] = process(output, target_sizes=[size])
@@ -229,7 +235,7 @@ def _segments(
 
 
 def run_lengths(mask: Array) -> list[int]:
-    """Return a mask `(height, width)` in COCO's uncompressed form: lengths of runs, column by column, outside first."""
+    """Return a mask `(height, width)` in COCO's uncompressed form: run lengths, column by column, background first."""
     flat = np.asarray(mask, dtype=np.bool_).ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts: list[int] = np.diff(np.concatenate(([0], changes, [len(flat)]))).tolist()
@@ -237,7 +243,7 @@ def run_lengths(mask: Array) -> list[int]:
 
 
 def run_lengths_by_label(labels: Array) -> Iterator[tuple[int, list[int]]]:
-    """Yield each label of a map `(height, width)` with its mask as `run_lengths` has it; the map is gone through once for all."""
+    """Yield each label of a map `(height, width)` with its mask as in `run_lengths`, in a single scan."""
     flat = labels.ravel(order="F")
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
     ends = np.append(starts[1:], len(flat))
@@ -251,6 +257,6 @@ def run_lengths_by_label(labels: Array) -> Iterator[tuple[int, list[int]]]:
 
 
 def numpy(tensor: torch.Tensor) -> Array:
-    """Return a tensor's values, of a type that numpy has."""
+    """Return a tensor as a numpy array; bfloat16 and half become float32."""
     values: Array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
     return values

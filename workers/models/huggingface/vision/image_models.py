@@ -1,4 +1,6 @@
-"""Any Hugging Face image model that answers in one pass. Images that are scaled to one size go through together, unpadded."""
+"""Any Hugging Face image model that answers in a single pass. Images scaled to the same size share it, without
+padding.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 
 
 class ImageOptions(HeadOptions, frozen=True):
-    """Over `max_image_pixels`, an image is refused before it is decoded. `pooling` makes the vector of an image ("mean"
-    or "cls"), by default as the network does.
+    """An image with more than `max_image_pixels` is refused before it is decoded. `pooling` ("mean" or "cls") makes the
+    vector of an image, by default as the network does.
     """
 
     max_image_pixels: Count = pixels.MAX_PIXELS
@@ -34,7 +36,7 @@ class ImageOptions(HeadOptions, frozen=True):
 
 
 class ImageModel(PixelModel):
-    """Images of any size, scaled as the checkpoint wants them."""
+    """Images of any size, scaled as the checkpoint expects them."""
 
     options_class = ImageOptions
     options: ImageOptions
@@ -51,7 +53,7 @@ class ImageModel(PixelModel):
     # --- in the parent process ---
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Decode and scale an image. The row is `pixels`, uint8 `(height, width, 3)`, with what heads need besides."""
+        """Decode and scale an image. The row has `pixels`, uint8 `(height, width, 3)`, and the heads' inputs."""
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of an image file, not {type(content).__name__}")
         scaled, original = self.reader.read(content)
@@ -64,7 +66,7 @@ class ImageModel(PixelModel):
         return Prepared(arrays, picture_rows.squares(scaled), digest(arrays), aside=dict.fromkeys(params))
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Put the rows' pixels behind one another, with their `shapes`, the images' `sizes`, and parameters by task."""
+        """Concatenate the rows' pixels, with their `shapes`, the original `sizes`, and the parameters by task."""
         nothing = np.zeros(0, dtype=np.uint8)
         sizes = np.array([row.arrays.get("size", (0, 0)) for row in rows], dtype=np.int64)
         batch = super().collate(rows) | {"sizes": sizes}
@@ -76,7 +78,7 @@ class ImageModel(PixelModel):
 
     @cached_property
     def budgets(self) -> tuple[int, ...]:  # type: ignore[override]
-        """One usual image, and a few of them."""
+        """Multiples, 1 to 32, of the size of a usual image."""
         [image] = sample_inputs.images(1)
         squares = picture_rows.squares(self.reader.read(image)[0])
         return tuple(squares * images for images in (1, 2, 4, 8, 16, 32))
@@ -90,8 +92,8 @@ class ImageModel(PixelModel):
     def _examples(self) -> tuple[Inputs, Inputs]:
         shape = self.reader.only_shape
         if shape is None:
-            problem = "images are scaled to shapes of their own, and a trace holds for one"
-            raise ConfigurationError(f"{self.where}.backend: {problem}; torch runs this model")
+            problem = "images are scaled to different shapes, but a trace supports only one"
+            raise ConfigurationError(f"{self.where}.backend: {problem}; use 'torch'")
         pixels_of = np.random.default_rng(0).integers(0, 255, (3, *shape, 3), dtype=np.uint8)
         few, many = (self._inputs(pixels_of[:rows]) for rows in (2, 3))
         return few, many

@@ -1,7 +1,7 @@
-"""Image files to the pixels that a checkpoint was trained on, as its ``preprocessor_config.json`` says. No torch here.
+"""Convert image files to a checkpoint's input pixels, following its ``preprocessor_config.json``, without torch.
 
-Scaling and cropping are done in the parent process, on bytes; what is left (rescaling, mean, deviation) on the device. `check`
-compares with transformers' own image processor when the model is loaded, so that one which does it otherwise is found out.
+The parent process scales and crops bytes; the device rescales and normalises them. When the model is loaded, `check`
+compares the result with transformers' own image processor and rejects a checkpoint whose processor differs.
 """
 
 from __future__ import annotations
@@ -25,25 +25,28 @@ if TYPE_CHECKING:
 
 _Pixels = NDArray[np.uint8]
 
-#: An image that would be scaled to more pixels than this is refused: a very narrow one, whose short side is to be 800.
+#: The most pixels of a scaled image. Only very narrow images exceed it, if their short side is scaled to 800.
 MOST_SCALED_PIXELS = 16_777_216
 
-#: ConvNeXt's processor crops images for less than this, and squeezes them for more.
+#: Below this target size, ConvNeXt's processor scales and crops; from this size on, it scales without keeping the
+#: ratio.
 _CONVNEXT_CROPS_BELOW = 384
 
-#: YOLOS cuts each side down to a multiple of its patches.
+#: YOLOS reduces each side to a multiple of its patch size.
 _MULTIPLES = {"YolosImageProcessor": 16, "YolosFeatureExtractor": 16}
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """How one checkpoint wants its images."""
+    """The image preparation of a checkpoint."""
 
     checkpoint: Checkpoint
     max_pixels: int = pixels.MAX_PIXELS
 
     def read(self, data: bytes) -> tuple[_Pixels, tuple[int, int]]:
-        """Return an image's pixels `(height, width, 3)`, and how high and wide it was. Raises InvalidInput, InputTooLarge."""
+        """Return an image's pixels `(height, width, 3)` and its original height and width. Raises InvalidInput,
+        InputTooLarge.
+        """
         return pixels.rgb(
             data, lambda image: (self.scaled(image), (image.height, image.width)), max_pixels=self.max_pixels
         )
@@ -58,20 +61,20 @@ class ImageReader:
 
     @cached_property
     def only_shape(self) -> tuple[int, int] | None:
-        """The height and width that all images get, or None where that depends on the image."""
+        """The height and width that all images get, or None if they depend on the image."""
         shapes = {self.scaled(_gradient(size)).shape[:2] for size in ((61, 43), (40, 97), (300, 200))}
         height, width = shapes.pop()
         return None if shapes else (height, width)
 
     @property
     def centres(self) -> bool:
-        """Whether an input of zeros is the mean colour of the training, not black."""
+        """Whether an input of zeros is the mean colour of the training data instead of black."""
         return bool(self._config.get("do_normalize", True))
 
     def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return which part of an image of this size the network sees: left, top, width and height, in the image's pixels.
+        """Return the part of an image of this size that the network sees: left, top, width and height in its pixels.
 
-        Where a crop is larger than the image, that is more than the image.
+        A crop larger than the image gives a part larger than the image.
         """
         if not self._config.get("do_resize", True):
             tall, wide = height, width
@@ -87,12 +90,12 @@ class ImageReader:
         (height, width), crop = self._scaled_size(image.width, image.height)
         if height * width > MOST_SCALED_PIXELS:
             problem = f"would be {width} x {height} pixels after scaling, over {MOST_SCALED_PIXELS:,} in all"
-            raise InputTooLarge("input", problem, "send an image that is not so narrow")
+            raise InputTooLarge("input", problem, "send a less narrow image")
         resized = image.resize((width, height), Image.Resampling(self._config.get("resample", 2)))
         return _cropped(resized, crop, crop) if crop else resized
 
     def _scaled_size(self, width: int, height: int) -> tuple[tuple[int, int], int | None]:
-        """Return the height and width to scale to, and the side of the middle that is taken of that at once, if it is."""
+        """Return the height and width to scale to, and the side of the square centre crop that follows, or None."""
         crop = None
         size = self._config.get("size", {"height": 224, "width": 224})
         if self._type.startswith("ConvNext"):
@@ -113,7 +116,7 @@ class ImageReader:
         return str(named).removesuffix("Fast")
 
     def check_settings(self) -> None:
-        """Raise ConfigurationError if the folder does not say how it wants its images."""
+        """Raise ConfigurationError if the folder has no image settings."""
         _ = self._config
 
     # --- in the device process ---
@@ -131,7 +134,7 @@ class ImageReader:
         return values
 
     def check(self, processor: Any) -> None:
-        """Compare with transformers' own processor on two images. Raises ConfigurationError if one of them differs."""
+        """Compare with transformers' own processor on two images. Raises ConfigurationError if an image differs."""
         import torch
 
         for size in ((61, 43), (40, 97)):
@@ -139,21 +142,21 @@ class ImageReader:
             theirs = processor(images=[image], return_tensors="pt")["pixel_values"]
             ours = self.normalized(torch.from_numpy(self.scaled(image).copy())[None])
             if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
-                problem = f"images are not prepared as {type(processor).__name__} prepares them"
+                problem = f"images are not prepared as by {type(processor).__name__}"
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
 
 
 def processor(folder: Path) -> Any:
-    """Return transformers' own image processor for a folder, the one on PIL. In the device process."""
+    """Return transformers' own image processor for a folder, its PIL version. Runs in the device process."""
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
 
 
 def target_size(original: tuple[int, int], size: Any, multiple: int = 1) -> tuple[int, int]:
-    """Return the height and width to scale to, as a processor's `size` means it: both, or edges whose ratio is kept.
+    """Return the height and width to scale to by a processor's `size`: fixed sides, or edges that keep the ratio.
 
-    `multiple` is what a scaled image's sides are cut down to multiples of.
+    The scaled sides are reduced to multiples of `multiple`.
     """
     if not isinstance(size, Mapping):
         return _sides(size)
@@ -168,7 +171,7 @@ def target_size(original: tuple[int, int], size: Any, multiple: int = 1) -> tupl
 
 
 def _edges(short: int, long: int, wanted: int, longest: int | None) -> tuple[int, int]:
-    """Return the scaled short and long edge: the short one as wanted, or less, so that the long one is not over `longest`."""
+    """Return the scaled short and long edge: the short edge is `wanted`, or less if the long edge exceeds `longest`."""
     exact: float = wanted
     if longest and long / short * wanted > longest:
         exact = longest * short / long
@@ -183,7 +186,7 @@ def _sides(size: Any) -> tuple[int, int]:
 
 
 def _cropped(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Return the middle of an image, with black around it where it is too small."""
+    """Return the centre of an image, padded with black if the image is too small."""
     top, left = (image.height - height) // 2, (image.width - width) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -191,7 +194,7 @@ def _cropped(image: Image.Image, height: int, width: int) -> Image.Image:
 def _middle(
     original: tuple[int, int], scaled: tuple[int, int], crop: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """Return the middle that `_cropped` takes of the scaled image, in pixels of the original: left, top, width, height."""
+    """Return the centre crop of `_cropped` in pixels of the original image: left, top, width, height."""
     tops = [(whole - part) // 2 for whole, part in zip(scaled, crop, strict=True)]
     down, across = (before / after for before, after in zip(original, scaled, strict=True))
     return tops[1] * across, tops[0] * down, crop[1] * across, crop[0] * down

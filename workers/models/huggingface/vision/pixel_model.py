@@ -1,4 +1,4 @@
-"""What image and video models share: rows of any shape in one batch; those of one shape go through together, unpadded."""
+"""The base class of image and video models: a batch has rows of any shape; rows of the same shape share a pass."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class PixelModel(FolderModel[ImageHead]):
-    """A model that writes `prepare`, whose rows have their `pixels`, uint8 `(…, height, width, 3)`; `reader`; and `_inputs`."""
+    """A subclass writes `reader`, `_inputs`, and `prepare`, whose rows have `pixels`, uint8 `(…, height, width, 3)`."""
 
     PADDABLE = True
 
-    #: By the kinds of their tasks.
+    #: The head class of each kind.
     HEADS: ClassVar[Mapping[str, type[ImageHead]]]
 
     # --- in the parent process ---
@@ -33,7 +33,7 @@ class PixelModel(FolderModel[ImageHead]):
     @property
     @abstractmethod
     def reader(self) -> ImageReader:
-        """Reads images, or frames, as the checkpoint wants them."""
+        """The reader of images or frames for this checkpoint."""
 
     @cached_property
     def revision(self) -> str:
@@ -41,7 +41,7 @@ class PixelModel(FolderModel[ImageHead]):
         return super().revision
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Put the rows' pixels behind one another, with their `shapes`."""
+        """Concatenate the rows' pixels, with their `shapes`."""
         return picture_rows.collate(rows)
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> ImageHead:
@@ -59,10 +59,10 @@ class PixelModel(FolderModel[ImageHead]):
 
     @abstractmethod
     def _inputs(self, batch: Array) -> Inputs:
-        """Return what the network takes for the pixels of rows of one shape, `(rows, …, height, width, 3)`."""
+        """Return the network's inputs for the pixels of rows of the same shape, `(rows, …, height, width, 3)`."""
 
     def _known(self, arrays: Arrays, task: str, rows: Sequence[int]) -> Sequence[Image]:
-        """Return what is known of rows besides their pixels, for heads that need it."""
+        """Return the data of rows besides their pixels, for heads that need it."""
         return ()
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
@@ -83,7 +83,7 @@ class PixelModel(FolderModel[ImageHead]):
         chosen: Mapping[str, Sequence[int]],
         found: dict[str, dict[int, Array]],
     ) -> None:
-        """Run one pass over rows of one shape, and each wanted head over those of them that it needs."""
+        """Run a pass over rows of the same shape, and each wanted head over the rows that it needs."""
         import torch
 
         places = {task: [group.index(row) for row in rows] for task, rows in chosen.items()}

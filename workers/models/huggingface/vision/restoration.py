@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints that make a picture of a picture: super-resolution and restoration, Swin2SR as transformers has it."""
+"""Hugging Face checkpoints that turn a picture into a picture: super-resolution and restoration by Swin2SR."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _ARCHITECTURE = "Swin2SRForImageSuperResolution"
 
 
 class RestorationOptions(Options, frozen=True):
-    """Pictures over `max_image_pixels` are refused: fourfold, the default makes four million."""
+    """Pictures over `max_image_pixels` are refused. At fourfold scale, the default gives four million pixels."""
 
     max_image_pixels: Count = 512 * 512
 
 
 @dataclass(frozen=True)
 class Restoration:
-    """The one kind of task: `image-to-image`."""
+    """A task of the kind `image-to-image`."""
 
     checkpoint: Checkpoint
     auto: str = "AutoModelForImageToImage"
@@ -40,7 +40,9 @@ class Restoration:
     def check(self) -> None:
         names = self.checkpoint.config.get("architectures") or [""]
         if names[0] != _ARCHITECTURE:
-            raise ConfigurationError(f"{self.checkpoint.where}: {names[0] or 'it'} is not served; {_ARCHITECTURE} is")
+            raise ConfigurationError(
+                f"{self.checkpoint.where}: {names[0] or 'the model'} is not supported; {_ARCHITECTURE} is"
+            )
         self.checkpoint.read("preprocessor_config.json")
 
     def finish(self, output: Array, params: ImageToImageParams, aside: Any) -> Any:
@@ -48,7 +50,7 @@ class Restoration:
 
 
 class RestorationModel(FolderModel[Restoration]):
-    """Pictures of one size share a pass."""
+    """Pictures of the same size share a pass."""
 
     options_class = RestorationOptions
     options: RestorationOptions
@@ -83,7 +85,7 @@ class RestorationModel(FolderModel[Restoration]):
         return {task: picture_rows.packed([found[int(row)] for row in rows]) for task, rows in wanted.items()}
 
     def _restored(self, pictures: Array) -> Array:
-        """Return pictures of one size as the network makes them, without what was added at their edges."""
+        """Return the restored pictures, of the same size, without the padding that the processor added."""
         import torch
 
         given = self._processor(images=list(pictures), return_tensors="pt")["pixel_values"]

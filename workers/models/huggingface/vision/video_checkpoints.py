@@ -1,4 +1,4 @@
-"""Any Hugging Face video model that answers in one pass (VideoMAE, TimeSformer, ViViT …), over frames read out of the file."""
+"""Any Hugging Face video model that answers in a single pass (VideoMAE, TimeSformer, ViViT …) over sampled frames."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class VideoClassification(ImageClassification):
 
 
 class FrameReader(ImageReader):
-    """How a checkpoint wants its frames: each as an image model wants its images."""
+    """The frame preparation of a checkpoint, like the image preparation of an image model."""
 
     def normalized(self, batch: torch.Tensor) -> torch.Tensor:
         values = super().normalized(batch)
         if not (self._type.startswith("Vivit") and self._config.get("offset", True)):
             return values
-        # ViViT scales to 0 … 2, then takes one off before the mean
+        # ViViT scales to 0 … 2, then subtracts 1 before the mean
         return values - 1 / values.new_tensor(self._config["image_std"]).view(1, -1, 1, 1)
 
     def check(self, processor: Any) -> None:
-        """Compare with transformers' own processor on two frames. Raises ConfigurationError if one of them differs."""
+        """Compare with transformers' own processor on two frames. Raises ConfigurationError if a frame differs."""
         import torch
 
         for width, height in ((61, 43), (40, 97)):
@@ -54,12 +54,12 @@ class FrameReader(ImageReader):
             theirs = processor([frame], return_tensors="pt")["pixel_values"].flatten(0, 1)
             ours = self.normalized(torch.from_numpy(self.scaled(frame).copy())[None])
             if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
-                problem = f"frames are not prepared as {type(processor).__name__} prepares them"
+                problem = f"frames are not prepared as by {type(processor).__name__}"
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
 
 
 class VideoCheckpointOptions(VideoLimits, frozen=True):
-    """The limits of a video, and those of `ImageOptions` that are for heads."""
+    """The limits of a video, and the options of `ImageOptions` that concern heads."""
 
     heads: Table = field(default_factory=dict)
     function_to_apply: Table = field(default_factory=dict)
@@ -67,7 +67,7 @@ class VideoCheckpointOptions(VideoLimits, frozen=True):
 
 
 class VideoCheckpoint(PixelModel):
-    """Videos by as many frames as the checkpoint reads."""
+    """Videos, sampled to the number of frames that the checkpoint reads."""
 
     options_class = VideoCheckpointOptions
     options: VideoCheckpointOptions
@@ -97,14 +97,16 @@ class VideoCheckpoint(PixelModel):
     def _sampling(self, params: Any) -> Sampling:
         if params.num_frames not in (None, self._num_frames):
             remedy = "leave `num_frames` out, and choose a `frame_sampling_rate`"
-            raise InvalidInput("params.num_frames", f"must be {self._num_frames}, which the model reads", remedy)
+            raise InvalidInput(
+                "params.num_frames", f"must be {self._num_frames}, the number that the model reads", remedy
+            )
         return Sampling(self._num_frames, params.frame_sampling_rate)
 
     @cached_property
     def _num_frames(self) -> int:
         found = self.checkpoint.config.get("num_frames")
         if not isinstance(found, int) or found < 1:
-            raise ConfigurationError(f"{self.where}: config.json does not say how many frames are read (num_frames)")
+            raise ConfigurationError(f"{self.where}: config.json has no num_frames, the number of frames to read")
         return found
 
     @cached_property
