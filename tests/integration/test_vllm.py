@@ -221,7 +221,7 @@ def test_a_request_that_vllm_gives_up_is_an_error(
 
 def test_it_is_for_gpus_and_must_be_installed(folder: Path) -> None:
     """Both are said when the worker starts, with what to do."""
-    with pytest.raises(ConfigurationError, match=r"backend: vllm runs on GPUs, not on cpu; use 'torch'"):
+    with pytest.raises(ConfigurationError, match=r"backend: vllm runs on GPUs only, not on cpu; use 'torch'"):
         Served(folder, TASKS, Backend("vllm", "bf16")).load()
     with pytest.raises(ConfigurationError, match=r"pip install 'argosy\[vllm\]'"):
         Served(folder, TASKS, Backend("vllm", "bf16")).model.load("cuda:0")

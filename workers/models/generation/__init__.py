@@ -1,6 +1,7 @@
-"""Text generation by any decoder of Hugging Face's, requests joining and leaving between its steps; and tasks that are prompts.
+"""Text generation with any Hugging Face decoder and continuous batching, and tasks defined by a prompt.
 
-In the parent `prompts` makes tokens of texts, messages and templates, and `model` says what is wanted of them. In the device
-process `engine` steps: who is in a step says `rota`, the network runs over the keys and values that `memory` holds, and
-each row's next token is chosen by `sampling`, under a `grammar` where the answer is JSON, until `writing` sees its end.
+In the parent, `prompts` tokenises texts, messages and templates, and `generation_model` builds the requests. In the
+device process, `decoding_engine` runs the steps: `step_rota` chooses their rows, `decoder_network` runs over the keys
+and values in `key_value_memory`, and `sampling` chooses each row's next token, under a `grammar` if the answer is JSON,
+until `writing` detects its end.
 """

@@ -1,4 +1,4 @@
-"""The network in the device process: one pass over a block of rows, each with new tokens of its own."""
+"""The decoder network in the device process: a pass over a block of rows, each with its own new tokens."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from workers.models.generation.key_value_memory import Block, Shape
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """New tokens of one row: their `offsets` from the row's length, what they see of one another, and of which the next is wanted.
+    """New tokens of a row: their `offsets` from the row's length, the attention mask `sees` among them, and the
+    `wanted` tokens, whose next-token logits are returned.
 
-    Without `offsets` and `sees` they follow one another, as text does. `adapter` is the row's, counted from 1; 0 is none.
+    Without `offsets` and `sees` the tokens follow one another like text. `adapter` counts from 1; 0 means no adapter.
     """
 
     tokens: Sequence[int]
@@ -33,7 +34,7 @@ class Feed:
 
 
 class Network:
-    """A causal language model of transformers. Constructed unloaded."""
+    """A causal language model of transformers. The constructor does not load it."""
 
     def __init__(self, folder: Path, *, where: str, precision: str, adapters: Sequence[Adapter] = ()) -> None:
         self._folder = folder
@@ -46,7 +47,7 @@ class Network:
         self.tokens_read = 0
 
     def load(self, device: str) -> None:
-        """Load the weights. Raises ConfigurationError for a network whose rows cannot share a pass here."""
+        """Load the weights. Raises ConfigurationError if the precision or a type of layer is not supported."""
         from transformers import AttentionInterface, AutoModelForCausalLM
         from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -63,20 +64,20 @@ class Network:
             dtype=getattr(torch, DTYPES[self._precision]),
             attn_implementation=key_value_memory.ATTENTION,
         )
-        self._refuse_what_is_not_served(model.config)
+        self._check_layers(model.config)
         self._model = model.eval().to(device)
         if self._adapters:
             self._adapter_rows = low_rank.attach(self._model, self._adapters)
 
-    def _refuse_what_is_not_served(self, config: Any) -> None:
+    def _check_layers(self, config: Any) -> None:
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
         if other := sorted(layers - {"full_attention"}):
-            problem = f"layers of the type {other[0]} need a memory of their own"
-            raise ConfigurationError(f"{self._where}: {problem}; take a model whose layers see the whole text")
+            problem = f"layers of the type {other[0]} are not supported"
+            raise ConfigurationError(f"{self._where}: {problem}; use a model whose layers all have full attention")
 
     @property
     def shape(self) -> Shape:
-        """What it keeps of a token."""
+        """The shape of the keys and values of a token."""
         config = self._model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -84,12 +85,13 @@ class Network:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens have a logit."""
+        """The number of tokens that have a logit."""
         return int(self._model.config.vocab_size)
 
     def run(self, block: Block, feeds: Sequence[Feed]) -> list[torch.Tensor]:
-        """Feed each row of a block its tokens; return for each the logits at its `wanted` ones, (wanted, vocabulary) in fp32
-        and on the CPU."""
+        """Feed each row of a block its tokens. Return each row's logits at its `wanted` tokens, (wanted, vocabulary),
+        in fp32 on the CPU.
+        """
         tokens = max(len(feed.tokens) for feed in feeds)
         block.begin(tokens)
         ids = torch.zeros((len(feeds), tokens), dtype=torch.long)
@@ -112,7 +114,7 @@ class Network:
         self.tokens_read += sum(len(feed.tokens) for feed in feeds)
         rows = [row for row, feed in enumerate(feeds) for _ in feed.wanted]
         places = [at[place] for feed in feeds for place in feed.wanted]
-        # one copy from the device for all: each row by itself would wait for it again
+        # copy all rows from the device at once: each separate copy would wait for the device again
         found = logits[rows, places].float().cpu()
         return list(found.split([len(feed.wanted) for feed in feeds]))
 

@@ -1,7 +1,7 @@
-"""The steps: prompts are read by the piece, and all that write are a token further on after each.
+"""Continuous batching: each step reads prompts in pieces and advances all rows that generate by one token.
 
-A step takes its time from what is in it: at most `rows` that write, and `PIECE_TOKENS` of prompts. So a long prompt holds the
-writers up no longer than a short one does, and a request that joins begins with the next step.
+A step has at most `rows` rows that generate and `PIECE_TOKENS` tokens of prompts, which bounds its time. A long prompt
+therefore delays the other rows no longer than a short prompt does, and a new request starts with the next step.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from workers.models.interface.stepwise import Stepped
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-#: The most tokens of prompts that one step reads.
+#: The most prompt tokens that a step reads.
 PIECE_TOKENS = 256
 
 
 class Engine:
-    """All requests at the device. `rows` of them are in a step; of `prefix_tokens` tokens keys and values are held, for each
-    adapter, whose keys and values are its own. Not thread-safe."""
+    """All requests at the device. A step has up to `rows` requests. For each adapter, `prefix_tokens` tokens of keys
+    and values are cached, because adapters change them. Not thread-safe.
+    """
 
     def __init__(
         self,
@@ -49,20 +50,20 @@ class Engine:
         self._block = Block(network.shape)
         self._in_block: list[Line] = []  # by row
         self._prefix_tokens = prefix_tokens
-        self._prefixes: defaultdict[int, Prefixes] = defaultdict(self._no_prefixes)
+        self._prefixes: defaultdict[int, Prefixes] = defaultdict(self._new_prefixes)
         self._tokenizer = tokenizer
         self._grammars = grammars
         self._eos = eos
         self._joined = 0
 
-    def _no_prefixes(self) -> Prefixes:
+    def _new_prefixes(self) -> Prefixes:
         return Prefixes(self._prefix_tokens)
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def join(self, key: Hashable, request: Request, *, urgency: int, adapter: int = 0) -> None:
-        """Take a request, for the network as it is or with one of its adapters, counted from 1."""
+        """Add a request, for the plain network or for an adapter, counted from 1."""
         self._joined += 1
         self._lines[key] = Line(
             key=key,
@@ -83,14 +84,14 @@ class Engine:
             self._out_of_block(line)
 
     def clear(self) -> None:
-        """Forget all requests, after a fault; what is known of prompts too, for it may be wrong."""
+        """Drop all requests after a fault, and the cached prefixes, which may be wrong."""
         self._lines.clear()
         self._in_block.clear()
         self._block = Block(self._network.shape)
         self._prefixes.clear()
 
     def step(self) -> list[Stepped]:
-        """Take one step and return what came of it."""
+        """Take a step and return its outputs."""
         chosen = step_rota.choose(list(self._lines.values()), self._rows)
         inside = set(map(id, chosen))
         for line in [line for line in self._in_block if id(line) not in inside]:
@@ -115,17 +116,17 @@ class Engine:
         text, at = line.writer.piece() if line.request.stream else ("", 0)
         if line.outcome is None:
             return Stepped(line.key, text, at)
-        self._keep_what_was_read(line)
+        self._cache_prefix(line)
         self.leave(line.key)
         return Stepped(line.key, text, at, line.outcome, line.forward_s)
 
     # --- writing ---
 
     def _write(self, lines: Sequence[Line]) -> None:
-        """Read each line's last token, in the block, and choose the next."""
+        """Feed each line's last token, in the block, and choose the next."""
         for line in lines:
             if line.row is None:
-                assert line.kept is not None, "what was read is kept"
+                assert line.kept is not None, "a line without a row has `kept`"
                 line.row, line.kept = self._block.add(line.kept), None
                 self._in_block.append(line)
         logits = self._network.run(
@@ -145,13 +146,15 @@ class Engine:
 
     @staticmethod
     def _row(line: Line) -> int:
-        assert line.row is not None, "it stands in the block"
+        assert line.row is not None, "the line is in the block"
         return line.row
 
     # --- reading ---
 
     def _read(self, lines: Sequence[Line]) -> None:
-        """Read a piece of each line's prompt, in a block of their own; who is through has a first token, or its scores."""
+        """Read a piece of each line's prompt in a separate block. After the last piece, choose the first token or
+        score the labels.
+        """
         block = Block(self._network.shape)
         left = PIECE_TOKENS
         pieces: list[tuple[Line, Feed]] = []
@@ -164,10 +167,10 @@ class Engine:
             pieces.append((line, feed))
         logits = self._network.run(block, [feed for _, feed in pieces])
         for row, (line, feed) in enumerate(pieces):
-            self._took_in(line, feed, block, row, logits[row])
+            self._after_piece(line, feed, block, row, logits[row])
 
     def _begun(self, line: Line) -> Kept:
-        """Return what is known of a line's prompt, and at first look for what is known of others that begin alike."""
+        """Return a line's keys and values so far; the first call starts from the longest cached prefix."""
         if line.kept is None:
             line.kept = self._network.shape.empty()
             known = self._prefixes[line.adapter].find(line.pending)
@@ -184,11 +187,11 @@ class Engine:
             return line.tree(rest)
         return Feed(rest, (len(rest) - 1,), adapter=line.adapter)
 
-    def _took_in(self, line: Line, feed: Feed, block: Block, row: int, logits: object) -> None:
+    def _after_piece(self, line: Line, feed: Feed, block: Block, row: int, logits: object) -> None:
         taken = min(len(feed.tokens), len(line.pending))
         line.read += line.pending[:taken]
         line.pending = line.pending[taken:]
-        line.kept = block.kept(row, len(line.read))  # the labels behind the prompt are not part of it
+        line.kept = block.kept(row, len(line.read))  # drop the labels after the prompt: they are not part of it
         shared = line.request.shared
         prefixes = self._prefixes[line.adapter]
         if shared and not prefixes.holds(line.read[:shared]) and len(line.read) >= shared:
@@ -200,8 +203,8 @@ class Engine:
         else:
             line.take(logits[0])  # type: ignore[index]
 
-    def _keep_what_was_read(self, line: Line) -> None:
-        """A dialogue's next turn begins with this one; a task's prompts have only their template in common."""
+    def _cache_prefix(self, line: Line) -> None:
+        """Cache a dialogue's keys and values for its next message. Prompted tasks share only their template."""
         prefixes = self._prefixes[line.adapter]
         if not line.request.shared and not prefixes.holds(line.read):
             kept = line.kept if line.row is None else self._block.kept(line.row)

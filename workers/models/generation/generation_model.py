@@ -1,5 +1,6 @@
-"""A decoder of Hugging Face's with the tasks that it writes for: the kinds `text-generation`, `prompted-classification`
-and `prompted-json`. All of them share its steps."""
+"""A Hugging Face decoder with its tasks, of the kinds `text-generation`, `prompted-classification` and `prompted-json`.
+All of its tasks share its steps.
+"""
 
 from __future__ import annotations
 
@@ -31,22 +32,22 @@ from workers.models.interface.stepwise import EngineModel
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
-    from workers.models.generation.decoding_engine import Engine  # noqa: F401 (what the class is of, in quotes)
+    from workers.models.generation.decoding_engine import Engine  # noqa: F401 (in quotes in the base class)
     from workers.models.generation.vllm_engine import VllmEngine
 
-#: Places in a step where the settings say nothing: our own steps, and vLLM's.
+#: The default number of requests in a step, of our own engine and of vLLM.
 _ROWS = {"torch": 8, "vllm": 256}
 
 
-#: Tokens of a task's labels, which are read in one pass, each of which sees all: its memory grows with their square.
+#: The most tokens of a task's labels. They are read in one pass, whose mask grows with their square.
 _MOST_LABEL_TOKENS = 1024
 
 
 class GenerationOptions(Options, frozen=True):
-    """`max_tokens` are prompt and answer together, by default the checkpoint's own limit. `prefix_tokens` is of how
-    many tokens keys and values are held for prompts that begin alike (vLLM has its own limit, and 0 for none).
-    `step_rows` requests are in a step, by default 8, with vLLM 256. `adapters` are folders of LoRA by task. vLLM
-    takes `gpu_memory_share` of the GPU's memory.
+    """`max_tokens` limits prompt and answer together, by default to the checkpoint's own limit. Keys and values of
+    `prefix_tokens` tokens are cached for prompts that begin alike (vLLM has its own limit; 0 turns it off). A step has
+    `step_rows` requests, by default 8, with vLLM 256. `adapters` gives a task its LoRA folder. vLLM takes
+    `gpu_memory_share` of the GPU's memory.
     """
 
     max_tokens: Count | None = None
@@ -63,7 +64,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
     options: GenerationOptions
 
     backends = ("torch", "vllm")
-    #: Tokens of the requests at the device, whose keys and values are in its memory.
+    #: The tokens of the requests at the device, whose keys and values are in its memory.
     default_cost = 16384
 
     # --- in the parent process ---
@@ -71,16 +72,16 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
     @cached_property
     def revision(self) -> str:
         if self.spec.backend.compiled:
-            raise ConfigurationError(f"{self._where}.compile: is not for text generation; leave it out")
+            raise ConfigurationError(f"{self._where}.compile: not supported for text generation; leave it out")
         if self.prompts.chats:
-            self.prompts.chats_here()  # found when the worker starts, not at the first item
+            self.prompts.chats_here()  # report it when the worker starts, not at the first item
         backend = self.spec.backend
         parts = [self.spec.revision, *(model_source.folder_revision(one.folder) for one in self.adapters)]
         return "+".join(parts if backend.is_reference else [*parts, str(backend)])
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Tokenise a prompt or messages. The row is a packed request for each task, uint8 `(bytes,)`; its size is in
-        tokens, read and written. Raises InvalidInput, InputTooLarge.
+        """Tokenise a prompt or messages. The row has a packed request for each task, uint8 `(bytes,)`. Its size is the
+        number of tokens to read and to generate. Raises InvalidInput, InputTooLarge.
         """
         found, refused = read_for_each(params, lambda task, chosen: self._request(content, chosen))
         arrays = {task: request.packed() for task, request in found.items()}
@@ -95,7 +96,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
                 return self._choice(content, params)
             case PromptedJsonParams():
                 return self._json(content, params)
-        raise ConfigurationError(f"{self._where}: no task of {type(params).__name__} can be served")
+        raise ConfigurationError(f"{self._where}: tasks with {type(params).__name__} are not supported")
 
     def _free(self, content: str | MessagesInput, params: TextGenerationParams) -> Request:
         if isinstance(content, str) and params.as_message:
@@ -106,18 +107,18 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         room = self.prompts.room(tokens, params.max_new_tokens)
         sampling = Sampling(**{name: getattr(params, name) for name in Sampling.__struct_fields__})
         if sampling.temperature and sampling.seed is None:
-            # drawn here, so that one which is begun again, the device having died, writes the same
+            # drawn in the parent, so that a request restarted after a crash of the device gives the same text
             sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
         return Request(tokens, room, sampling, params.stop, params.stream)
 
     def _choice(self, content: str, params: PromptedClassificationParams) -> Request:
         tokens = self.prompts.templated(params.prompt, content)
-        ending = self.prompts.eos[:1]  # so that "low" is not likelier for being how "lower" begins
+        ending = self.prompts.eos[:1]  # without it, "low" would gain the likelihood of every "lower"
         labels = [self.prompts.bare(label) + ending for label in params.labels]
         self.prompts.room(tokens, max(map(len, labels)))
         if (in_all := sum(map(len, labels))) > _MOST_LABEL_TOKENS:
             problem = f"have {in_all:,} tokens in all, over {_MOST_LABEL_TOKENS:,}"
-            raise InvalidInput("params.labels", problem, "name fewer or shorter ones")
+            raise InvalidInput("params.labels", problem, "use fewer or shorter labels")
         return Request(tokens, labels=labels, shared=self.prompts.shared(params.prompt))
 
     def _json(self, content: str, params: PromptedJsonParams) -> Request:
@@ -131,13 +132,13 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
 
     @cached_property
     def _grammar(self) -> Callable[[bytes], str]:
-        """Makes the grammar of a schema, in JSON; items may bring schemas of their own, without end."""
+        """The function from a JSON schema to its grammar. Its cache is bounded, because items may have their own
+        schemas.
+        """
         return lru_cache(256)(lambda schema: grammar.of_schema(msgspec.json.decode(schema), "params.schema"))
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
-        """Return what was written, the labels, or the JSON, of a `ragged` row. Raises ValueError for JSON that did not
-        come to its end.
-        """
+        """Return the text, labels or JSON of a `ragged` row. Raises ValueError if the JSON was cut off."""
         written = msgspec.convert(ragged.unpack(output), Written)
         if isinstance(params, PromptedClassificationParams):
             import numpy as np
@@ -146,7 +147,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         if isinstance(params, PromptedJsonParams):
             if written.finish_reason != "stop":
                 raise ValueError(
-                    f"the answer was not complete after {written.completion_tokens} tokens; raise `max_new_tokens`"
+                    f"the answer is incomplete after {written.completion_tokens} tokens; raise `max_new_tokens`"
                 )
             return msgspec.json.decode(written.text)
         return {
@@ -159,17 +160,17 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
 
     @cached_property
     def prompts(self) -> Prompts:
-        """Makes tokens of what is asked."""
+        """The tokenizer of prompts."""
         checkpoint = Checkpoint(self.spec.folder, self._where)
         most = min(checkpoint.max_tokens, self.options.max_tokens or checkpoint.max_tokens)
         window = checkpoint.config.get("sliding_window")
         if isinstance(window, int) and checkpoint.config.get("use_sliding_window", True):
-            most = min(most, window)  # beyond it, what the model looks at would have to move along
+            most = min(most, window)  # a longer text would need attention over a sliding window
         return Prompts(checkpoint, Tokenizing(checkpoint), most)
 
     @cached_property
     def adapters(self) -> Sequence[Adapter]:
-        """The adapters of the tasks that have one, each once."""
+        """The distinct adapters of the tasks."""
         given = self.options.adapters
         where = f"{self._where}.options.adapters"
         if unknown := sorted(set(given) - set(self.spec.tasks)):
@@ -178,12 +179,14 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         for adapter in found:
             adapter.check()
             if adapter.saved:
-                raise ConfigurationError(f"{where}: {adapter.saved[0]} is another's place; adapters add to layers only")
+                raise ConfigurationError(
+                    f"{where}: the adapter replaces {adapter.saved[0]}; text generation supports LoRA layers only"
+                )
         return found
 
     @cached_property
     def _adapter_numbers(self) -> Mapping[str, int]:
-        """Which adapter a task's requests have, counted from 1."""
+        """The adapter number of each task, counted from 1."""
         folders = [adapter.folder for adapter in self.adapters]
         return {task: 1 + folders.index(Path(own).expanduser()) for task, own in self.options.adapters.items()}
 
@@ -225,7 +228,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         from workers.models.generation import vllm_engine, vllm_requests
 
         if not device.startswith("cuda"):
-            raise ConfigurationError(f"{self._where}.backend: vllm runs on GPUs, not on {device}; use 'torch'")
+            raise ConfigurationError(f"{self._where}.backend: vllm runs on GPUs only, not on {device}; use 'torch'")
         arguments = vllm_requests.engine_arguments(
             self.spec.folder,
             precision=self.spec.backend.precision,

@@ -1,4 +1,4 @@
-"""What travels from the parent to the device process for one request, and what comes back."""
+"""The request that the parent sends to the device process, and the answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workers.models.interface.model import Array
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the next token is chosen; a temperature of 0 takes the likeliest, any other needs a `seed`."""
+    """The sampling of the next token. Temperature 0 takes the most likely token; any other needs a `seed`."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -20,10 +20,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A prompt and what is wanted of it: up to `max_new_tokens`, or the likelihood of each of `labels`.
+    """A prompt, and the wanted output: up to `max_new_tokens` tokens, or the likelihood of each of `labels`.
 
-    The first `shared` tokens begin every prompt of the task. `grammar` (llguidance's) bounds what may be written.
-    `stream` asks for the text piece by piece.
+    The first `shared` tokens are common to every prompt of the task. `grammar` (of llguidance) restricts the answer.
+    `stream` requests the text in pieces.
     """
 
     tokens: list[int]
@@ -36,14 +36,14 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     shared: int = 0
 
     def packed(self) -> Array:
-        """As the bytes of an array."""
+        """Return the request as an array of bytes."""
         return np.frombuffer(msgspec.msgpack.encode(self), dtype=np.uint8)
 
 
 class Written(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer to a request: text and why it ends (`stop` or `length`), or the labels' log-likelihoods.
+    """The answer to a request: the text and its `finish_reason` (`stop` or `length`), or the labels' log-likelihoods.
 
-    `cached_tokens` of the prompt were there already, from an earlier prompt that began alike.
+    `cached_tokens` is the number of prompt tokens that came from the prefix cache.
     """
 
     text: str = ""

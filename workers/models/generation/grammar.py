@@ -1,4 +1,4 @@
-"""Answers that are JSON of a schema: at each step, only tokens that can still become one (llguidance)."""
+"""Answers in JSON that match a schema: each step allows only tokens that can lead to a valid answer (llguidance)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ if TYPE_CHECKING:
 
 
 def of_schema(schema: Mapping[str, Any], field: str) -> str:
-    """Return a JSON schema's grammar, for answers without needless spaces. Raises InvalidInput if it is none that is known."""
+    """Return a JSON schema's grammar, without optional spaces. Raises InvalidInput if the schema is not supported."""
     from llguidance import LLMatcher
 
     text = msgspec.json.encode(schema).decode()
     compact = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     try:
-        grammar = LLMatcher.grammar_from_json_schema(text, defaults=compact)  # type: ignore[arg-type]  # a typed dict of theirs
+        # llguidance declares `defaults` as a TypedDict
+        grammar = LLMatcher.grammar_from_json_schema(text, defaults=compact)  # type: ignore[arg-type]
     except ValueError as error:
-        raise InvalidInput(field, f"is no JSON schema: {error}") from error
+        raise InvalidInput(field, f"is not a supported JSON schema: {error}") from error
     if problem := LLMatcher.validate_grammar(grammar):
-        raise InvalidInput(field, f"cannot be written by: {problem.strip()[:500]}", "simplify the schema")
+        raise InvalidInput(field, f"has no grammar: {problem.strip()[:500]}", "simplify the schema")
     return grammar
 
 
 class Grammars:
-    """Makes the matchers of one tokenizer; in the device process."""
+    """The matchers of a tokenizer, in the device process."""
 
     def __init__(self, tokenizer: str, vocabulary: int, eos: list[int]) -> None:
         self._source = tokenizer
@@ -40,10 +41,10 @@ class Grammars:
         self._made: dict[str, LLMatcher] = {}
 
     def matcher(self, grammar: str) -> Matcher:
-        """Return a matcher at the grammar's beginning; a grammar is compiled once."""
+        """Return a matcher at the start of a grammar. Compiled grammars are cached."""
         from llguidance import LLMatcher, LLTokenizer
 
-        if self._tokenizer is None:  # a second's work, of which only JSON has need
+        if self._tokenizer is None:  # takes a second, so only the first JSON request pays for it
             self._tokenizer = LLTokenizer(self._source, n_vocab=self._vocabulary, eos_token=self._eos)
         if grammar not in self._made:
             if len(self._made) >= 64:
@@ -53,14 +54,14 @@ class Grammars:
 
 
 class Matcher:
-    """Where one answer is in its grammar."""
+    """The state of an answer in its grammar."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
 
     def allowed(self) -> torch.Tensor:
-        """Return which tokens may come next, (vocabulary,) of bool. Raises RuntimeError if the grammar is beyond the matcher."""
+        """Return the tokens that may come next, (vocabulary,) of bool. Raises RuntimeError if the matcher fails."""
         import numpy as np
         import torch
 
@@ -69,15 +70,15 @@ class Matcher:
         return torch.from_numpy(np.unpackbits(bits, count=self._vocabulary, bitorder="little").astype(bool))
 
     def take(self, token: int) -> None:
-        """Go on by a token that was allowed."""
+        """Advance by an allowed token."""
         self._matcher.consume_token(token)
         self._check()
 
     @property
     def ended(self) -> bool:
-        """Whether nothing can follow."""
+        """Whether the answer is complete."""
         return self._matcher.is_stopped()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RuntimeError(f"the grammar: {self._matcher.get_error()}")
+            raise RuntimeError(f"the grammar failed: {self._matcher.get_error()}")

@@ -1,7 +1,7 @@
-"""The keys and values of what the network has read: rows that grow, move and leave, and attention over them.
+"""The keys and values of the tokens read so far, in rows that grow, move and leave, and attention over them.
 
-A block holds the rows of one pass side by side, each from column 0 on, so that a row which joins or leaves moves no other. transformers'
-own caches keep rows of one length; this one is handed to its networks in their place.
+A block holds the rows of a pass side by side, each from column 0 on, so that a row that joins or leaves moves no other
+row. transformers' own caches need rows of equal length; `Block` replaces them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any, TypeAlias
 
 import torch
 
-#: Keys and values of one row: (layers, 2, heads, tokens, width).
+#: Keys and values of a row: (layers, 2, heads, tokens, width).
 Kept: TypeAlias = torch.Tensor
 
-#: The name under which `attend` is known to transformers.
+#: The name of `attend` in transformers' registry.
 ATTENTION = "argosy"
 
-#: Columns are made by this many, so that a row which grows by a token does not have its block made anew.
+#: Columns are allocated in multiples of this, so that a row can grow by a token without a new allocation.
 _COLUMNS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a network keeps of a token."""
+    """The shape of a network's keys and values of a token."""
 
     layers: int
     heads: int
@@ -37,7 +37,7 @@ class Shape:
 
 
 class Block:
-    """Rows 0 to `len(starts)` of one tensor; `starts` are the columns where each row's next tokens go."""
+    """A tensor with the keys and values of several rows; `lengths` has each row's number of tokens."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
@@ -52,11 +52,11 @@ class Block:
 
     @property
     def bytes(self) -> int:
-        """What it takes of memory."""
+        """The size of the tensor."""
         return self._tensor.nbytes
 
     def add(self, kept: Kept) -> int:
-        """Add a row behind the others and return its number."""
+        """Append a row and return its number."""
         row, tokens = len(self.lengths), kept.shape[3]
         self._reserve(row + 1, tokens)
         self._tensor[:, :, row, :, :tokens] = kept
@@ -64,12 +64,12 @@ class Block:
         return row
 
     def kept(self, row: int, tokens: int | None = None) -> Kept:
-        """Return a copy of a row's (first) tokens."""
+        """Return a copy of a row's first `tokens` tokens, by default of all."""
         length = self.lengths[row] if tokens is None else tokens
         return self._tensor[:, :, row, :, :length].clone()
 
     def drop(self, row: int) -> int | None:
-        """Remove a row. The last one takes its number: return which one that was, if it was another."""
+        """Remove a row; the last row moves to its number. Return the moved row's old number, or None if none moved."""
         last = len(self.lengths) - 1
         if row != last:
             length = self.lengths[last]
@@ -81,7 +81,7 @@ class Block:
         return last if row != last else None
 
     def begin(self, tokens: int) -> None:
-        """Make room for as many tokens in every row, padding included, and remember where they go."""
+        """Reserve space for `tokens` tokens in every row, including padding, and set their columns."""
         self._width = max(self.lengths) + tokens
         self._reserve(len(self.lengths), self._width)
         starts = torch.tensor(self.lengths, device=self._shape.device)
@@ -90,22 +90,22 @@ class Block:
 
     @property
     def columns(self) -> torch.Tensor:
-        """Where the tokens of this pass go, (rows, tokens)."""
+        """The columns of this pass's tokens, (rows, tokens)."""
         return self._columns
 
     @property
     def width(self) -> int:
-        """How many columns the pass looks at."""
+        """The number of columns that the pass attends to."""
         return self._width
 
     def _reserve(self, rows: int, tokens: int) -> None:
         had_rows, had_tokens = self._tensor.shape[2], self._tensor.shape[4]
         if rows <= had_rows and tokens <= had_tokens:
             return
-        # as large as the rows that are here need it: those that have left, and how long they were, do not count
+        # sized for the present rows only, whatever rows were here before
         shape, used, longest = self._shape, len(self.lengths), max(self.lengths, default=0)
         columns = -(-max(tokens, longest) // _COLUMNS) * _COLUMNS
-        # zeros, for what is masked is still multiplied, by 0: it must be no NaN
+        # zeros, because attention multiplies masked values by 0, which would keep a NaN
         wider = torch.zeros(
             (shape.layers, 2, max(rows, used), shape.heads, columns, shape.width),
             dtype=shape.dtype,
@@ -117,12 +117,12 @@ class Block:
     def _nothing(self) -> torch.Tensor:
         return self._shape.empty()[:, :, None][:, :, :0]
 
-    # --- what transformers asks of a cache ---
+    # --- the interface of transformers' caches ---
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store a layer's new keys and values, (rows, heads, tokens, width), and return those of all tokens so far."""
+        """Store a layer's new keys and values, (rows, heads, tokens, width). Return those of all tokens so far."""
         own = self._tensor[layer_idx]
         own[0][self._rows, :, self._columns] = keys.transpose(1, 2)
         own[1][self._rows, :, self._columns] = values.transpose(1, 2)
@@ -134,9 +134,9 @@ class Block:
 
 
 def visible(block: Block, inner: torch.Tensor | None, tokens: int) -> torch.Tensor:
-    """Return what each new token sees, (rows, 1, tokens, columns): all before its row's new ones, and of these those of `inner`.
+    """Return the attention mask, (rows, 1, tokens, columns): a row's earlier tokens, and its new ones by `inner`.
 
-    `inner` is (rows, tokens, tokens), or None where each sees those before it and itself.
+    `inner` is (rows, tokens, tokens), or None for a causal mask.
     """
     columns = torch.arange(block.width, device=block.columns.device)
     if inner is None:
@@ -159,9 +159,9 @@ def attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention where several query heads share one of keys and values (Ainslie et al., 2023), without copying these.
+    """Compute grouped-query attention (Ainslie et al., 2023) without copying keys and values.
 
-    The queries of a group stand below one another, as if they were more tokens: (rows, key heads, group · tokens, width).
+    The queries of a group are stacked as if they were more tokens: (rows, key heads, group · tokens, width).
     """
     rows, heads, tokens, width = query.shape
     groups = heads // key.shape[1]
@@ -175,5 +175,5 @@ def attend(
 
 
 def lengths_after(block: Block, fed: Sequence[int]) -> None:
-    """Note how many of a pass's tokens were real in each row."""
+    """Set each row's length after a pass, without the padding."""
     block.lengths = [length + count for length, count in zip(block.lengths, fed, strict=True)]

@@ -1,4 +1,4 @@
-"""The keys and values of earlier prompts, for those that begin alike: a task's template, a dialogue's earlier turns."""
+"""A cache of earlier prompts' keys and values, for prompts with the same prefix (a template, a dialogue so far)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cachetools import LRUCache
 if TYPE_CHECKING:
     from workers.models.generation.key_value_memory import Kept
 
-#: A shorter beginning costs more to look after than to read again.
+#: The shortest prefix in the cache: looking up a shorter one costs more than reading it again.
 LEAST_TOKENS = 8
 
 
 class Prefixes:
-    """At most `most_tokens` tokens, the least recently used out first."""
+    """A cache of up to `most_tokens` tokens that evicts the least recently used prefix."""
 
     def __init__(self, most_tokens: int) -> None:
         self.most_tokens = most_tokens
@@ -23,11 +23,13 @@ class Prefixes:
 
     @property
     def tokens(self) -> int:
-        """How many are held."""
+        """The number of cached tokens."""
         return int(self._held.currsize)
 
     def find(self, tokens: Sequence[int]) -> Kept | None:
-        """Return what is held of the longest known beginning of a prompt; its last token is left to be read."""
+        """Return the keys and values of a prompt's longest cached prefix. The prompt's last token is always left to
+        read.
+        """
         best, length = None, LEAST_TOKENS - 1
         for known in self._held:
             alike = common(known, tokens[:-1], length)
@@ -38,7 +40,7 @@ class Prefixes:
         return self._held[best][:, :, :, :length]
 
     def keep(self, tokens: Sequence[int], kept: Kept) -> None:
-        """Hold what was read. What is the beginning of something longer is not held twice."""
+        """Cache a prefix in place of its own prefixes. Do nothing if a cached entry already begins with it."""
         new = tuple(tokens)
         if not LEAST_TOKENS <= len(new) <= self.most_tokens or self.holds(new):
             return
@@ -47,13 +49,13 @@ class Prefixes:
         self._held[new] = kept
 
     def holds(self, tokens: Sequence[int]) -> bool:
-        """Say whether something held begins with these tokens."""
+        """Return whether a cached entry begins with these tokens."""
         new = tuple(tokens)
         return any(known[: len(new)] == new for known in self._held)
 
 
 def common(one: Sequence[int], other: Sequence[int], least: int = 0) -> int:
-    """Return how many tokens two sequences begin with in common; one that is known not to exceed `least` may be told as 0."""
+    """Return the length of the common prefix of two sequences. The result may be 0 if it is under `least`."""
     if list(one[:least]) != list(other[:least]):
         return 0
     count = 0

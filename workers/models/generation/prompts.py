@@ -1,4 +1,7 @@
-"""Texts, messages and templates to tokens, in the parent: the checkpoint's own chat template, without transformers or torch."""
+"""Tokenise texts, messages and templates in the parent, with the checkpoint's own chat template.
+
+Neither transformers nor torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ from workers.models.huggingface.tokenizing import Tokenizing
 if TYPE_CHECKING:
     from jinja2 import Template
 
-#: What is written at most where nobody says how much.
+#: The default of `max_new_tokens`.
 MOST_UNASKED = 256
 
-#: A stand-in for the input, to see with which tokens all prompts of a template begin.
+#: Stand-ins for the input, to find the tokens that all prompts of a template begin with.
 _PROBES = ("0", "A", "\n")
 
-#: What a template must make the same of as transformers does.
+#: Dialogues for which our rendering of a template must equal that of transformers.
 DIALOGUES: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "Hello, World!"),),
     (("system", "Be brief."), ("user", "  Ça va?\n"), ("assistant", "Oui."), ("user", "東京?")),
@@ -38,41 +41,41 @@ class TemplateError(Exception):
 
 @dataclass(frozen=True)
 class Prompts:
-    """The tokenizer and the chat template of one folder. From many threads."""
+    """The tokenizer and the chat template of a folder. Thread-safe."""
 
     checkpoint: Checkpoint
     tokenizing: Tokenizing
     max_tokens: int
 
     def text(self, text: str) -> list[int]:
-        """Return the tokens of a text that is to be continued. Raises InvalidInput."""
+        """Return the tokens of a text to continue. Raises InvalidInput."""
         return self.tokenizing.encode(text).ids
 
     def messages(self, given: MessagesInput) -> list[int]:
-        """Return the tokens of a dialogue up to where the answer begins. Raises InvalidInput."""
+        """Return the tokens of a dialogue, up to the start of the answer. Raises InvalidInput."""
         return self._encoded(self._rendered([(message.role, message.content) for message in given.messages]))
 
     def templated(self, prompt: str, text: str) -> list[int]:
-        """Return the tokens of a task's prompt with a text in its place, as what a user says. Raises InvalidInput."""
+        """Return the tokens of a task's prompt filled with a text, as a user's message. Raises InvalidInput."""
         said = prompt.replace(PLACE, text)
         return self._encoded(self._rendered([("user", said)])) if self.chats else self.text(said)
 
     def shared(self, prompt: str) -> int:
-        """Return how many tokens all of a task's prompts begin with."""
+        """Return the number of tokens that all prompts of a task begin with."""
         return self._shared(prompt)
 
     def bare(self, text: str) -> list[int]:
-        """Return a text's tokens with nothing before or after them."""
+        """Return a text's tokens without special tokens."""
         return self.tokenizing.tokenizer.encode(text, add_special_tokens=False).ids
 
     def room(self, tokens: Sequence[int], wanted: int | None) -> int:
-        """Return how many tokens may follow a prompt: `wanted`, or if that is open as many as there is room for, within reason.
+        """Return the number of tokens that may follow a prompt: `wanted`, by default up to `MOST_UNASKED`.
 
-        Raises InputTooLarge if what the model can look at is smaller than that.
+        Raises InputTooLarge if prompt and answer exceed the model's limit.
         """
         left = self.max_tokens - len(tokens)
         if left < (wanted or 1):
-            problem = f"has {len(tokens):,} tokens; with {wanted or 1:,} to be written that is over {self.max_tokens:,}"
+            problem = f"has {len(tokens):,} tokens; with {wanted or 1:,} to generate that is over {self.max_tokens:,}"
             raise InputTooLarge("input", problem, "shorten it, or ask for fewer tokens")
         return wanted or min(left, MOST_UNASKED)
 
@@ -82,14 +85,14 @@ class Prompts:
         return self._source is not None
 
     def chats_here(self) -> None:
-        """Raise ConfigurationError if the folder's chat template is none, or its language is not installed."""
+        """Raise ConfigurationError if the folder's chat template is invalid, or jinja2 is not installed."""
         environment()
         from jinja2 import TemplateError as JinjaError
 
         try:
             _ = self._template
         except JinjaError as error:
-            raise ConfigurationError(f"{self.checkpoint.where}: its chat template: {error}") from error
+            raise ConfigurationError(f"{self.checkpoint.where}: the chat template is invalid: {error}") from error
 
     @cached_property
     def eos(self) -> list[int]:
@@ -112,15 +115,15 @@ class Prompts:
             turns = [{"role": role, "content": content} for role, content in dialogue]
             try:
                 wanted = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except Exception:  # noqa: BLE001, S112 - a template without a system's turn, say, refuses: so will ours
+            except Exception:  # noqa: BLE001, S112 - a refusal, such as of system messages, is no difference
                 continue
             if self._rendered(dialogue) != wanted:
-                problem = f"the chat template of {folder} gives something else than in transformers"
+                problem = f"the chat template of {folder} gives another text than in transformers; correct the template"
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}")
 
     @cached_property
     def _shared(self) -> Callable[[str], int]:
-        """`shared`, known for the latest prompts: an item may bring one of its own."""
+        """The function `shared` with a bounded cache, because items may have their own prompts."""
 
         def count(prompt: str) -> int:
             first, *others = (self.templated(prompt, probe) for probe in _PROBES)
@@ -136,7 +139,7 @@ class Prompts:
         if file.is_file():
             return file.read_text("utf-8")
         found = self.checkpoint.read_if_there("tokenizer_config.json").get("chat_template")
-        if isinstance(found, list):  # several by name
+        if isinstance(found, list):  # several templates by name
             found = next((one["template"] for one in found if one.get("name") == "default"), None)
         return found if isinstance(found, str) else None
 
@@ -147,31 +150,31 @@ class Prompts:
 
     @cached_property
     def _special(self) -> Mapping[str, str]:
-        """The tokenizer's special tokens by role, which templates may name."""
+        """The tokenizer's special tokens by role, for use in templates."""
         settings = self.checkpoint.read_if_there("tokenizer_config.json")
         texts = {name: one.get("content") if isinstance(one, dict) else one for name, one in settings.items()}
         return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
 
     def _rendered(self, turns: Sequence[tuple[str, str]]) -> str:
         if not self.chats:
-            raise InvalidInput("input", "is messages, and the model has no chat template", "send text")
+            raise InvalidInput("input", "has messages, but the model has no chat template", "send text")
         from jinja2 import TemplateError as JinjaError
 
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
         except (JinjaError, TemplateError, TypeError) as error:
-            raise InvalidInput("input.messages", f"do not suit the model's chat template: {error}") from error
+            raise InvalidInput("input.messages", f"do not fit the model's chat template: {error}") from error
 
     def _encoded(self, text: str) -> list[int]:
         try:
-            return self.bare(text)  # the template writes the special tokens itself
+            return self.bare(text)  # the template itself writes the special tokens
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidInput("input", "is not valid Unicode", "decode it with the right encoding") from error
 
 
 def environment() -> Any:
-    """Return where chat templates run: sandboxed, and with what transformers offers them."""
+    """Return the sandboxed Jinja environment of chat templates, with the extensions that transformers provides."""
     try:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The next token of a row, out of its logits."""
+"""Choose a row's next token from its logits."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import torch
 
 from workers.models.generation.generation_request import Sampling
 
-#: A colder one draws as this one does, where a division by it would be infinite.
+#: The lowest effective temperature, to avoid a division by almost 0.
 _COLDEST = 1e-6
 
 
 class Sampler:
-    """Chooses one row's tokens; by its seed always the same ones, whatever the row's neighbours are."""
+    """Chooses the tokens of a row. The same seed gives the same tokens, whatever the row's neighbours are."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._generator: torch.Generator | None = None
         if sampling.temperature:
-            assert sampling.seed is not None, "drawn where the request was prepared"
+            assert sampling.seed is not None, "the parent draws the seed"
             self._generator = torch.Generator().manual_seed(sampling.seed)
 
     def choose(self, logits: torch.Tensor, seen: Sequence[int], allowed: torch.Tensor | None = None) -> int:
-        """Return a token. `logits` is (vocabulary,); `seen` are prompt and answer so far; `allowed` masks the vocabulary."""
+        """Return a token.
+
+        `logits` is (vocabulary,); `seen` has the tokens of the prompt and the answer so far; `allowed` masks the
+        vocabulary.
+        """
         asked = self._sampling
         if asked.repetition_penalty != 1:
             logits = penalised(logits, seen, asked.repetition_penalty)
@@ -41,7 +45,7 @@ class Sampler:
 
 
 def penalised(logits: torch.Tensor, seen: Sequence[int], penalty: float) -> torch.Tensor:
-    """Make tokens that were there less likely (Keskar et al., 2019, section 4.1; the sign as transformers treats it)."""
+    """Make earlier tokens less likely (Keskar et al., 2019, section 4.1; negative scores as in transformers)."""
     tokens = torch.tensor(sorted(set(seen)), device=logits.device)
     scores = logits[tokens]
     logits = logits.clone()
@@ -50,10 +54,10 @@ def penalised(logits: torch.Tensor, seen: Sequence[int], penalty: float) -> torc
 
 
 def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the likeliest tokens whose probabilities add up to `top_p` (Holtzman et al., 2020), the first in any case."""
+    """Keep the most likely tokens up to a total probability of `top_p` (Holtzman et al., 2020), at least one."""
     ordered, places = logits.sort(descending=True)
     before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
     too_unlikely = before >= top_p
-    too_unlikely[0] = False  # a `top_p` may be too small for 32 bits
+    too_unlikely[0] = False  # `top_p` may be too small for 32 bits
     out = torch.zeros_like(logits, dtype=torch.bool).scatter(0, places, too_unlikely)
     return logits.masked_fill(out, -torch.inf)

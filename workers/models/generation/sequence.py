@@ -1,4 +1,4 @@
-"""One request at the device: what of it is read, what it has written, and how it ends."""
+"""A request in the device process: the tokens read and generated so far, and its outcome."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Line:
-    """`pending` are the tokens that the network has not read yet, `read` those it has. Of the latter the keys and values are
-    `kept`, or stand in a `row` of the block where the written ones step together."""
+    """A request in progress: `pending` has the tokens to read next, `read` the tokens read so far. The keys and values
+    of `read` are in `kept`, or in a `row` of the block of generating lines.
+    """
 
     key: Hashable
     request: Request
@@ -46,11 +47,11 @@ class Line:
 
     @property
     def writes(self) -> bool:
-        """Whether its prompt is read, and it goes on token by token."""
+        """Whether its prompt is read and it generates token by token."""
         return self.written > 0
 
     def take(self, logits: torch.Tensor) -> None:
-        """Choose the next token out of (vocabulary,) logits; `outcome` is set if it is the last. Raises FloatingPointError."""
+        """Choose the next token from (vocabulary,) logits; set `outcome` after the last. Raises FloatingPointError."""
         _check(logits)
         allowed = self.matcher.allowed() if self.matcher else None
         token = self.sampler.choose(logits, self.read, allowed)
@@ -74,11 +75,11 @@ class Line:
     # --- labels ---
 
     def tree(self, rest: Sequence[int]) -> Feed:
-        """Return the rest of the prompt with all labels behind it, each of which sees the prompt and itself, not its neighbours."""
+        """Return the rest of the prompt followed by all labels. Each label attends to the prompt and itself only."""
         tokens, offsets, spans = list(rest), list(range(len(rest))), []
         for label in self.request.labels:
             spans.append((len(tokens), len(tokens) + len(label) - 1))
-            tokens += label[:-1]  # nothing follows the last one
+            tokens += label[:-1]  # nothing follows the last token
             offsets += range(len(rest), len(rest) + len(label) - 1)
         sees = torch.ones((len(tokens), len(tokens)), dtype=torch.bool).tril()
         for start, end in spans:
@@ -86,7 +87,7 @@ class Line:
         return Feed(tokens, range(len(rest) - 1, len(tokens)), offsets, sees, self.adapter)
 
     def score(self, logits: torch.Tensor) -> None:
-        """Set the outcome from the logits at the prompt's last token and at those of the labels, in the order of `tree`.
+        """Set the outcome from the logits at the prompt's last token and at the labels' tokens, in the order of `tree`.
 
         Raises FloatingPointError.
         """
@@ -101,9 +102,10 @@ class Line:
 
 
 def _check(logits: torch.Tensor) -> None:
-    """Raise for what no token can be chosen by. It must not stay: what is masked is still multiplied, by 0, so that a NaN among a
-    row's keys would reach whoever has that row next."""
+    """Raise FloatingPointError if the logits have a NaN. The row must go: attention multiplies masked values by 0, so a
+    NaN among its keys would reach the next request in the row.
+    """
     if logits.isnan().any():
         raise FloatingPointError(
-            "the network's output is not a number; where that is not the input's, try another precision"
+            "the network's output is not a number; if other inputs fail, too, use another precision"
         )

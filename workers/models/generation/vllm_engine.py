@@ -1,6 +1,6 @@
-"""The steps by vLLM, for GPUs: it has the places, the memory of keys and values and the prefixes; requests and answers are as ours.
+"""Generation by vLLM on GPUs, with its own batching, key-value memory and prefix cache; same requests and answers.
 
-Run in this very process, not in one that vLLM would start: so it ends with the device process, whatever happens to that.
+vLLM runs inside the device process, not in a process of its own, so that it always ends with the device process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Llm(Protocol):
-    """What is used of vLLM's ``LLMEngine``."""
+    """The part of vLLM's ``LLMEngine`` that is used."""
 
     def add_request(self, request_id: str, prompt: Any, params: Any, *, lora_request: Any, priority: int) -> Any: ...
     def abort_request(self, request_ids: list[str]) -> None: ...
@@ -31,7 +31,7 @@ class Llm(Protocol):
 
 
 class Calls(Protocol):
-    """What makes vLLM's own objects of plain values."""
+    """Builds vLLM's objects from plain values."""
 
     def params(self, ask: Ask) -> Any: ...
     def adapter(self, number: int) -> Any: ...
@@ -53,7 +53,7 @@ class VllmEngine:
         return len(self._asked)
 
     def join(self, key: Hashable, request: Request, *, urgency: int, adapter: int = 0) -> None:
-        """Ask vLLM for a request. Raises what it raises for one that it refuses."""
+        """Send a request to vLLM. Re-raises vLLM's error if it refuses the request."""
         asked = Asked(key, request, Writer(self._tokenizer, request.stop), self._eos)
         self._asked[key] = asked
         try:
@@ -82,12 +82,12 @@ class VllmEngine:
             self._llm.abort_request(list(asked.waiting))
 
     def clear(self) -> None:
-        """Forget all requests, after a fault."""
+        """Drop all requests after a fault."""
         for key in list(self._asked):
             self.leave(key)
 
     def step(self) -> list[Stepped]:
-        """Take one step and return what came of it."""
+        """Take a step and return its outputs."""
         started = time.perf_counter()
         outputs = self._llm.step()
         each_s = (time.perf_counter() - started) / max(len(self._asked), 1)
@@ -95,7 +95,7 @@ class VllmEngine:
             asked.forward_s += each_s
         touched: dict[Hashable, Asked] = {}
         for output in outputs:
-            asked_for = self._by_name.get(output.request_id)  # of who has left, something may still come
+            asked_for = self._by_name.get(output.request_id)  # None for late outputs of a request that has left
             if asked_for is not None:
                 touched[asked_for.key] = asked_for
                 self._take(asked_for, output)
@@ -104,7 +104,7 @@ class VllmEngine:
     def _take(self, asked: Asked, output: Any) -> None:
         [made] = output.outputs
         if output.finished:
-            del self._by_name[output.request_id]  # first, for a request that vLLM gave up raises below
+            del self._by_name[output.request_id]  # first, because an aborted request raises below
         if asked.request.labels:
             if output.finished:
                 chances = {token: one.logprob for token, one in made.logprobs[0].items()}
@@ -113,7 +113,7 @@ class VllmEngine:
             reason = made.finish_reason if output.finished else None
             asked.wrote(output.request_id, made.token_ids, reason, output.num_cached_tokens)
         if output.finished:
-            asked.waiting.pop(output.request_id, None)  # it has ended there, and needs no word that it is not wanted
+            asked.waiting.pop(output.request_id, None)  # it is finished in vLLM, so there is nothing to abort
 
     def _stepped(self, asked: Asked) -> Stepped:
         text, at = asked.writer.piece() if asked.request.stream else ("", 0)
@@ -133,7 +133,7 @@ class _Calls:
 
         return SamplingParams(
             **ask.sampling,
-            # pieces are what came since the last time: a stop string must be seen at once, streamed or not
+            # deltas, because stop strings must be found at once even without streaming
             output_kind=RequestOutputKind.DELTA,
             structured_outputs=None if ask.schema is None else StructuredOutputsParams(json=ask.schema),
         )
@@ -148,7 +148,7 @@ def start(
     arguments: Mapping[str, Any], adapters: Sequence[Adapter], tokenizer: Tokenizer, eos: Collection[int], *, where: str
 ) -> VllmEngine:
     """Return an engine with its weights on the GPU. Raises ConfigurationError if vLLM is not installed."""
-    # before the import: in this process, and nothing told to anybody
+    # set before the import: stay in this process, and send no usage statistics
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_NO_USAGE_STATS="1", VLLM_DO_NOT_TRACK="1")
     try:
         from vllm.config import StructuredOutputsConfig

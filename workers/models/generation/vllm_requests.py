@@ -1,7 +1,7 @@
-"""A request as vLLM has it: what it is asked, and what its outputs come to. Neither vLLM nor torch is imported here.
+"""Translate requests to vLLM's, and its outputs to answers. Neither vLLM nor torch is imported here.
 
-One that writes is one request there. The likelihoods of labels are several, one for each beginning that labels have: it says how likely the
-tokens are that may follow it. vLLM reads what they have in common once, as its cache of prefixes has it.
+A request to generate is a single vLLM request. The likelihoods of labels need several: one for each prefix of a label,
+which returns the likelihoods of the tokens that may follow. vLLM's prefix cache reads their common tokens once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from workers.models.backends.choice import DTYPES
 from workers.models.generation.generation_request import Request, Written
 from workers.models.generation.writing import Writer
 
-#: The ranks that vLLM makes room for.
+#: The LoRA ranks that vLLM supports.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-#: The tokens that labels begin with, up to a token that is not asked for yet.
+#: A proper prefix of a label's tokens.
 Beginning: TypeAlias = tuple[int, ...]
 
 
@@ -34,7 +34,7 @@ def engine_arguments(
     gpu_memory_share: float,
     adapters: Sequence[Adapter] = (),
 ) -> dict[str, Any]:
-    """Return what vLLM's ``EngineArgs`` are made of."""
+    """Return the arguments of vLLM's ``EngineArgs``."""
     arguments: dict[str, Any] = {
         "model": str(folder),
         "dtype": DTYPES[precision],
@@ -44,7 +44,7 @@ def engine_arguments(
         "gpu_memory_utilization": gpu_memory_share,
         "scheduling_policy": "priority",
         "load_format": "safetensors",
-        "generation_config": "vllm",  # what is not asked for is not taken from the folder either
+        "generation_config": "vllm",  # use no sampling defaults from the folder
         "logprobs_mode": "raw_logprobs",
         "trust_remote_code": False,
         "disable_log_stats": True,
@@ -60,7 +60,7 @@ def engine_arguments(
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request to vLLM: tokens, and what its ``SamplingParams`` are made of; `schema` is JSON's, for what is written."""
+    """A vLLM request: its tokens, the arguments of its ``SamplingParams``, and a JSON schema of the answer."""
 
     tokens: list[int]
     sampling: Mapping[str, Any]
@@ -69,7 +69,7 @@ class Ask:
 
 
 def asks(request: Request, eos: Collection[int]) -> Iterator[Ask]:
-    """Yield what vLLM is asked for a request."""
+    """Yield the vLLM requests for a request."""
     if request.labels:
         for beginning, following in next_tokens(request.labels).items():
             scored = {"temperature": 0.0, "max_tokens": 1, "detokenize": False, "logprob_token_ids": following}
@@ -90,13 +90,13 @@ def asks(request: Request, eos: Collection[int]) -> Iterator[Ask]:
 
 
 def _schema(grammar: str) -> str:
-    """Return the JSON schema in a grammar of llguidance's, which vLLM makes the same grammar of again."""
+    """Return the JSON schema in a llguidance grammar. vLLM compiles the same grammar from it."""
     [own] = json.loads(grammar)["grammars"]
     return json.dumps(own["json_schema"])
 
 
 def next_tokens(labels: Sequence[Sequence[int]]) -> dict[Beginning, list[int]]:
-    """Return each beginning of a label, and the tokens that follow it in some label."""
+    """Return each proper prefix of a label, with the tokens that follow it in some label."""
     found: dict[Beginning, set[int]] = {}
     for label in labels:
         for place, token in enumerate(label):
@@ -106,7 +106,7 @@ def next_tokens(labels: Sequence[Sequence[int]]) -> dict[Beginning, list[int]]:
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """A request of ours that is at vLLM: `waiting` are the names of its requests there that are not answered yet."""
+    """A request at vLLM. `waiting` has the names of its vLLM requests that are not answered yet."""
 
     key: Hashable
     request: Request
@@ -120,7 +120,7 @@ class Asked:
     _chances: dict[Beginning, Mapping[int, float]] = field(default_factory=dict)
 
     def wrote(self, name: str, tokens: Sequence[int], finish_reason: str | None, cached: int | None) -> None:
-        """Take what was written since the last time. Raises RuntimeError if vLLM gave the request up."""
+        """Take the newly generated tokens. Raises RuntimeError if vLLM aborted the request."""
         self.cached = max(self.cached, cached or 0)
         for token in tokens:
             self.written += 1
@@ -138,7 +138,7 @@ class Asked:
             self._end(finish_reason)
 
     def scored(self, name: str, chances: Mapping[int, float], cached: int | None) -> None:
-        """Take the log-likelihoods of the tokens that follow a beginning; with the last of them come the labels' own."""
+        """Take the log-likelihoods of the tokens after a prefix. The last call sets the labels' scores."""
         ask = self.waiting.pop(name)
         if not ask.beginning:
             self.cached = cached or 0

@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, and nothing that may still turn out to be a stop string."""
+"""Decode tokens to text incrementally: whole characters only, without a possible beginning of a stop string."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-#: What a tokenizer makes of half a character.
+#: The decoded text of an incomplete character.
 _HALF = "\ufffd"
 
 
 class Writer:
-    """The text of one answer. `stopped` is set once a stop string was written, which itself is left out."""
+    """The text of an answer. `stopped` is set after a stop string, which is not part of the text."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._tokens: list[int] = []
-        self._from = 0  # tokens before this one cannot change what the others look like
-        self._read = 0  # tokens before this one are in the text
+        self._from = 0  # earlier tokens do not affect how later tokens are decoded
+        self._read = 0  # the text has the tokens before this index
         self._text = ""
         self._given = 0
         self.stopped = False
 
     @property
     def text(self) -> str:
-        """All that is certain so far."""
+        """The text that can no longer change."""
         return self._text[: self._certain()]
 
     def add(self, token: int) -> None:
@@ -35,13 +35,13 @@ class Writer:
         self._append(self._decode(self._from), final=False)
 
     def end(self) -> None:
-        """No more tokens: half a character is shown as one that is unreadable."""
+        """End the text; an incomplete character is shown as U+FFFD."""
         if not self.stopped:
             self._append(self._decode(self._from), final=True)
             self._stop = ()
 
     def piece(self) -> tuple[str, int]:
-        """Return what has become certain since the last call, and where in the text it begins."""
+        """Return the new final text since the last call, and its offset in the text."""
         certain, at = self.text, self._given
         self._given = max(at, len(certain))
         return certain[at:], at
@@ -50,8 +50,8 @@ class Writer:
         before = self._tokenizer.decode(self._tokens[self._from : self._read], skip_special_tokens=True)
         if shown.endswith(_HALF) and not final:
             return
-        self._text += shown[len(before) :].replace("\0", _HALF)  # as the store has it, which has no word for NUL
-        # a few tokens stay in sight: some tokenizers write a token otherwise at the beginning
+        self._text += shown[len(before) :].replace("\0", _HALF)  # the store cannot hold NUL
+        # decode a few earlier tokens again: some tokenizers write a first token differently
         self._from, self._read = self._read, len(self._tokens)
         found = [at for stop in self._stop if (at := self._text.find(stop)) >= 0]
         if found:
@@ -61,7 +61,7 @@ class Writer:
         return self._tokenizer.decode(self._tokens[start:], skip_special_tokens=True)
 
     def _certain(self) -> int:
-        """How much of the text is no beginning of a stop string."""
+        """Return the length of the text without a possible beginning of a stop string."""
         for held in range(min(max(map(len, self._stop), default=0) - 1, len(self._text)), 0, -1):
             if any(stop.startswith(self._text[-held:]) for stop in self._stop):
                 return len(self._text) - held
