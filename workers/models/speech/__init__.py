@@ -1,1 +1,1 @@
-"""Models that listen: what is said in a recording, and what sort of recording it is."""
+"""Models of recordings: speech recognition and audio classification."""

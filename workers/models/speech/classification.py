@@ -1,4 +1,4 @@
-"""Any Hugging Face model that says what sort of recording it hears: speakers, languages, moods, sounds."""
+"""Any Hugging Face audio classifier: speakers, languages, emotions, sounds."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from workers.models.speech import features, waveform, waves
 from workers.models.speech.features import LogMel, Raw
 from workers.models.speech.recognition import decoded
 
-#: What a spectrum of one size costs, in tenths of a second.
+#: The cost of a spectrum, whose size is fixed, in tenths of a second.
 _SPECTRUM_COST = 100
 
 
 class AudioOptions(HeadOptions, frozen=True):
-    """A recording is not cut in windows, and refused over `max_audio_s`; of a spectrum, the network hears the beginning
-    that it was made for, as in transformers.
+    """A recording over `max_audio_s` is refused; it is not cut into windows. Of a spectrum, the network gets the first
+    part, up to its input length, as in transformers.
     """
 
     max_audio_s: Positive = 60.0
@@ -52,7 +52,7 @@ class AudioClassification:
 
     @property
     def _function(self) -> str:
-        """What makes scores of the raw output, as transformers' pipeline for recordings decides it."""
+        """The function from raw output to scores, chosen like transformers' audio pipeline."""
         chosen = self.options.function_to_apply
         usual = {"regression": "none", "multi_label_classification": "sigmoid"}
         return str(chosen.get(self.task.name, usual.get(self.checkpoint.config.get("problem_type") or "", "softmax")))
@@ -62,7 +62,7 @@ class AudioClassification:
 
 
 class AudioModel(FolderModel[AudioClassification]):
-    """Labels of whole recordings: those of one length, or spectra, share a pass."""
+    """Labels of whole recordings. Recordings of equal length, or spectra, share a pass."""
 
     options_class = AudioOptions
     options: AudioOptions
@@ -85,7 +85,7 @@ class AudioModel(FolderModel[AudioClassification]):
         return Prepared(arrays, size, digest(arrays), aside=dict.fromkeys(params))
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
-        """Put the rows' sounds behind one another, with their `shapes`."""
+        """Concatenate the rows' sounds, with their `shapes`."""
         sounds = [row.arrays["sound"] for row in rows]
         shapes = [sound.shape if sound.ndim == 2 else (1, len(sound)) for sound in sounds]
         return {

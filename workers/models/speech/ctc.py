@@ -1,4 +1,4 @@
-"""Any checkpoint whose letters fall out frame by frame (CTC; Graves et al., 2006): Wav2Vec2, HuBERT, WavLM …"""
+"""Any CTC checkpoint, which emits a letter per frame (Graves et al., 2006): Wav2Vec2, HuBERT, WavLM …"""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from workers.models.speech import features, waveform, waves
 from workers.models.speech.recognition import Recognition, RecognitionModel
 from workers.models.speech.recordings import Window
 
-#: Longer recordings are cut, since a network's attention grows with the square.
+#: Longer recordings are cut, because the cost of attention grows with the square of the length.
 _LONGEST_S = 30
 
 
 class CtcModel(RecognitionModel):
-    """Windows of up to 30 s, one letter a frame."""
+    """Windows of up to 30 s, with a letter per frame."""
 
     BETWEEN = " "
     default_cost = 60 * waves.COSTS_PER_S
@@ -35,9 +35,7 @@ class CtcModel(RecognitionModel):
     def settings(self, params: SpeechRecognitionParams) -> dict[str, Any]:
         for name in ("language", "task"):
             if getattr(params, name) is not None:
-                raise InvalidInput(
-                    f"params.{name}", "is for multilingual Whisper models, which this is not", "leave it out"
-                )
+                raise InvalidInput(f"params.{name}", "is only for multilingual Whisper models", "leave it out")
         return {"timestamps": "word" if params.return_timestamps is True else params.return_timestamps}
 
     @property
@@ -46,7 +44,7 @@ class CtcModel(RecognitionModel):
 
     def sound(self, samples: waveform.Samples) -> tuple[Array, int]:
         if not isinstance(self._extractor, features.Raw):
-            raise ConfigurationError(f"{self.where}: a network for CTC that does not read samples is not served")
+            raise ConfigurationError(f"{self.where}: a CTC network that does not read samples is not supported")
         return self._extractor(samples), len(samples)
 
     def size(self, lengths: Sequence[int]) -> int:

@@ -1,7 +1,7 @@
-"""What a speech model is given of a recording, as its ``preprocessor_config.json`` says: the samples themselves, or a spectrum.
+"""The input features of speech models, by their ``preprocessor_config.json``: samples or a spectrum.
 
-All of it is numpy, for the parent process; `check` compares with transformers' own extractor when the model is loaded, so that one which
-does it otherwise is found out. Spectra are over mel bands: Slaney's (Auditory Toolbox, 1998) for Whisper, Kaldi's for AST.
+All code is numpy, for the parent process. When the model is loaded, `check` compares with transformers' own extractor
+and rejects a difference. Spectra use mel bands: Slaney's (Auditory Toolbox, 1998) for Whisper, Kaldi's for AST.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from workers.models.interface.model import Array
 
 Samples = NDArray[np.float32]
 
-#: What transformers' extractor and ours may differ by.
+#: The allowed difference from transformers' extractor.
 _TOLERANCE = 1e-3
 
 
 class Extractor(Protocol):
-    """Makes a network's input of samples at `rate`. Raises InvalidInput for what is too short."""
+    """Turns samples at `rate` into a network's input. Raises InvalidInput if they are too short."""
 
     #: The name of the network's input.
     name: str
@@ -37,7 +37,7 @@ class Extractor(Protocol):
 
 @dataclass(frozen=True)
 class Raw:
-    """The samples, brought to mean 0 and deviation 1 where the folder says so: Wav2Vec2 and its kin."""
+    """The samples, normalised to mean 0 and deviation 1 if the folder says so: Wav2Vec2 and similar models."""
 
     config: Mapping[str, Any]
     name = "input_values"
@@ -54,7 +54,9 @@ class Raw:
 
 @dataclass(frozen=True)
 class LogMel:
-    """Whisper's spectrum: decibels down to 80 under the loudest, `(bands, frames)`, of the sound without what is padded to 30 s."""
+    """Whisper's spectrum, `(bands, frames)`: log power, at most 80 decibels below the loudest value, without padding
+    to 30 s.
+    """
 
     config: Mapping[str, Any]
     name = "input_features"
@@ -94,7 +96,7 @@ class LogMel:
         return np.asarray((np.maximum(level, level.max() - 8.0) + 4.0) / 4.0, dtype=np.float32)
 
     def _frames(self, samples: int) -> int:
-        """Return how many frames have sound in them: one for each hop, and those that reach back into it."""
+        """Return the number of frames that contain sound: a frame per hop, and the frames that reach back into it."""
         return min(self.longest // self.hop, -(-samples // self.hop) + self._beyond)
 
     @property
@@ -102,11 +104,11 @@ class LogMel:
         return -(-self._width // 2 // self.hop)
 
     def sounding(self, frames: int) -> int:
-        """Return how many hops of sound a spectrum of so many frames is of; a whole window may be of a few less."""
+        """Return the hops of sound in a spectrum of `frames` frames. A whole window may have slightly fewer."""
         return frames if frames == self.longest // self.hop else frames - self._beyond
 
     def _padded(self, samples: Samples) -> Samples:
-        """Return samples with what is around them: mirrored before, zeros behind, or mirrored where the window is full."""
+        """Pad samples: mirrored before; zeros behind, or mirrored if the window is full."""
         half = self._width // 2
         if len(samples) == self.longest:
             return np.pad(samples, half, mode="reflect")
@@ -116,9 +118,9 @@ class LogMel:
         return np.pad(whole, half, mode="reflect")
 
     def filled(self, found: Array) -> Array:
-        """Return a spectrum as the network wants it, as long as a whole window: silence behind the sound.
+        """Pad a spectrum with silence to the length of a whole window, which the network expects.
 
-        Silence is 100 decibels down, but never more than 80 under the loudest.
+        Silence is at -100 decibels, but at most 80 decibels below the loudest sound.
         """
         silence = max((-10.0 + 4.0) / 4.0, float(found.max()) - 2.0)
         whole = np.full((len(found), self.longest // self.hop), silence, dtype=np.float32)
@@ -128,7 +130,7 @@ class LogMel:
 
 @dataclass(frozen=True)
 class KaldiMel:
-    """The spectrum of the Audio Spectrogram Transformer, `(frames, bands)`, cut or filled up to its length."""
+    """The spectrum of the Audio Spectrogram Transformer, `(frames, bands)`, cut or padded to its length."""
 
     config: Mapping[str, Any]
     name = "input_values"
@@ -143,7 +145,9 @@ class KaldiMel:
 
     def __call__(self, samples: Samples) -> Array:
         if len(samples) < 400:
-            raise InvalidInput("input", f"has {len(samples)} samples, under the 400 of one frame", "send a longer one")
+            raise InvalidInput(
+                "input", f"has {len(samples)} samples, under the 400 of a frame", "send a longer recording"
+            )
         frames = np.lib.stride_tricks.sliding_window_view(samples, 400)[::160].astype(np.float64)
         frames = frames - frames.mean(axis=1, keepdims=True)
         emphasised = np.concatenate([frames[:, :1] * 0.03, frames[:, 1:] - 0.97 * frames[:, :-1]], axis=1)
@@ -158,7 +162,7 @@ class KaldiMel:
         return np.asarray((whole - mean) / (deviation * 2), dtype=np.float32)
 
 
-#: The extractors by the names that folders give them.
+#: The extractors by their names in a folder.
 _EXTRACTORS: Mapping[str, type[Raw | LogMel | KaldiMel]] = {
     "Wav2Vec2FeatureExtractor": Raw,
     "WhisperFeatureExtractor": LogMel,
@@ -167,18 +171,18 @@ _EXTRACTORS: Mapping[str, type[Raw | LogMel | KaldiMel]] = {
 
 
 def extractor(checkpoint: Checkpoint) -> Extractor:
-    """Return a folder's extractor. Raises ConfigurationError for one that is not known here."""
+    """Return a folder's extractor. Raises ConfigurationError if it is not supported."""
     config = settings(checkpoint)
     name = str(config.get("feature_extractor_type", ""))
     if name not in _EXTRACTORS:
         known = ", ".join(_EXTRACTORS)
-        problem = f"its preprocessor_config.json names the extractor {name!r}; known here: {known}"
+        problem = f"preprocessor_config.json has the extractor {name!r}; supported: {known}"
         raise ConfigurationError(f"{checkpoint.where}: {problem}; write a class for it (docs/models.md)")
     return _EXTRACTORS[name](config)
 
 
 def settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Return what a folder says about its extractor: in a file of its own, or in the processor's."""
+    """Return the settings of a folder's extractor, from its own file or from the processor's file."""
     own = checkpoint.read_if_there("preprocessor_config.json")
     if own:
         return own
@@ -195,7 +199,7 @@ def check(ours: Extractor, theirs: Any, where: str) -> None:
     if isinstance(ours, LogMel):
         found = ours.filled(found)
     if found.shape != expected.shape or np.abs(found - expected).max() > _TOLERANCE:
-        problem = f"recordings are not prepared as {type(theirs).__name__} prepares them"
+        problem = f"recordings are not prepared as by {type(theirs).__name__}"
         raise ConfigurationError(f"{where}: {problem}; write a class for it (docs/models.md)")
 
 
@@ -203,7 +207,7 @@ def check(ours: Extractor, theirs: Any, where: str) -> None:
 
 
 def slaney_bank(bins: int, bands: int, rate: int) -> Array:
-    """Return Slaney's bands up to 8 kHz, `(bands, bins)`: linear below 1 kHz, logarithmic above, each of one area."""
+    """Return Slaney's bands up to 8 kHz, `(bands, bins)`: linear below 1 kHz, logarithmic above, with equal areas."""
     edges = _slaney_hertz(np.linspace(0.0, 15.0 + 27.0 * np.log(8.0) / np.log(6.4), bands + 2))
     found = _triangles(np.linspace(0, rate // 2, bins), edges)
     return np.asarray(found * (2.0 / (edges[2:] - edges[:-2]))[:, None], dtype=np.float32)
@@ -224,7 +228,7 @@ def kaldi_bank(bins: int, bands: int, rate: int) -> Array:
 
 
 def _triangles(places: Array, edges: Array) -> Array:
-    """Return triangles from each edge over the next to the one after it, `(bands, places)`."""
+    """Return a triangle over each three neighbouring edges, `(bands, places)`."""
     distances = edges[:, None] - places[None]
     widths = np.diff(edges)[:, None]
     return np.maximum(0.0, np.minimum(-distances[:-2] / widths[:-1], distances[2:] / widths[1:]))

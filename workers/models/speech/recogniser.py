@@ -1,4 +1,4 @@
-"""The model for a speech checkpoint: Whisper, or one for CTC."""
+"""Choose the model class of a speech checkpoint: Whisper or CTC."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.models.speech.whisper import WhisperModel
 
 
 def recogniser(spec: ModelSpec) -> RecognitionModel:
-    """Return the model for a checkpoint: Whisper, or one whose letters fall out frame by frame (CTC)."""
+    """Return the model of a checkpoint: Whisper or CTC. Raises ConfigurationError if it is neither."""
     where = f"models.{spec.name}"
     config = Checkpoint(spec.folder, where).config
     if config.get("model_type") == "whisper":
@@ -19,4 +19,4 @@ def recogniser(spec: ModelSpec) -> RecognitionModel:
     names = config.get("architectures") or [""]
     if str(names[0]).endswith("ForCTC"):
         return CtcModel(spec)
-    raise ConfigurationError(f"{where}: {names[0] or 'it'} is neither a Whisper model nor one for CTC")
+    raise ConfigurationError(f"{where}: {names[0] or 'the model'} is neither a Whisper model nor a CTC model")

@@ -1,4 +1,4 @@
-"""Models that write down what is said: recordings of any length, in windows that are cut where nobody speaks."""
+"""The base class of speech recognition: recordings of any length, cut into windows at pauses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from workers.models.speech.voice import Span
 
 class RecognitionOptions(Options, frozen=True):
     """Recordings over `max_audio_s` are refused: an item is computed in one batch, which has a time limit. `voice` is
-    the folder of Silero's weights, by default the model's own.
+    the folder of Silero's weights, by default the model's own folder.
     """
 
     max_audio_s: Positive = 1800.0
@@ -35,7 +35,7 @@ class RecognitionOptions(Options, frozen=True):
 
 @dataclass(frozen=True)
 class Recognition:
-    """One task. `between` stands between the texts of two windows."""
+    """A speech recognition task. `between` separates the texts of two windows."""
 
     task: Task
     checkpoint: Checkpoint
@@ -43,11 +43,11 @@ class Recognition:
     between: str
 
     def check(self) -> None:
-        """Raise ConfigurationError if audio files cannot be read here."""
+        """Raise ConfigurationError if the libraries for audio files are not installed."""
         waveform.require()
 
     def finish(self, output: Array, params: SpeechRecognitionParams, aside: Sequence[float]) -> Any:
-        """Put the windows' texts together; `aside` says when each begins, in seconds."""
+        """Join the windows' texts. `aside` has each window's start in seconds."""
         heard = ragged.unpack(output)
         found: dict[str, Any] = {"text": self.between.join(text for text, _ in heard if text)}
         if params.return_timestamps:
@@ -64,12 +64,12 @@ def _at(time_s: float | None, begins_s: float) -> float | None:
 
 
 class RecognitionModel(FolderModel[Recognition]):
-    """A model that writes `settings`, `sound`, `size`, `longest` and `hear`."""
+    """A subclass writes `settings`, `sound`, `size`, `longest` and `hear`."""
 
     options_class: ClassVar[type[RecognitionOptions]] = RecognitionOptions
     options: RecognitionOptions
 
-    #: What stands between the texts of two windows.
+    #: The separator between the texts of two windows.
     BETWEEN: ClassVar[str]
 
     # --- in the parent process ---
@@ -78,20 +78,20 @@ class RecognitionModel(FolderModel[Recognition]):
     def revision(self) -> str:
         _ = self._extractor
         if self.options.voice and not (self._voice_folder / voice.WEIGHTS).is_file():
-            raise ConfigurationError(f"{self.where}.options.voice: there is no {self._voice_folder / voice.WEIGHTS}")
+            raise ConfigurationError(f"{self.where}.options.voice: {self._voice_folder / voice.WEIGHTS} is missing")
         return super().revision
 
     @abstractmethod
     def settings(self, params: SpeechRecognitionParams) -> dict[str, Any]:
-        """Return what the device is told of a task's parameters. Raises InvalidInput for those that the model does not have."""
+        """Return a task's settings for the device. Raises InvalidInput if the model does not support a parameter."""
 
     @abstractmethod
     def sound(self, samples: waveform.Samples) -> tuple[Array, int]:
-        """Return what the network is given of a window, and how long it is in units of time."""
+        """Return the network's input for a window, and its length on the time axis."""
 
     @abstractmethod
     def size(self, lengths: Sequence[int]) -> int:
-        """Return what windows of these lengths cost."""
+        """Return the cost of windows of these lengths."""
 
     @property
     @abstractmethod
@@ -99,8 +99,8 @@ class RecognitionModel(FolderModel[Recognition]):
         """The samples of the longest window."""
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Decode a recording and cut it in windows. The row is the sounds of `recordings.pack`; its size is what `size`
-        says of them.
+        """Decode a recording and cut it into windows. The row has the sounds of `recordings.pack`; its size comes from
+        `size`.
 
         Raises InvalidInput, InputTooLarge.
         """
@@ -114,10 +114,12 @@ class RecognitionModel(FolderModel[Recognition]):
         return Prepared(arrays, max(1, self.size(lengths)), digest(arrays), refused, dict.fromkeys(chosen, begins_s))
 
     def spans(self, samples: waveform.Samples) -> list[Span]:
-        """Return the parts of a recording that are heard: none where nobody speaks."""
+        """Return the windows of a recording; none if it has no speech."""
         rate = self._extractor.rate
         if rate != voice.RATE:
-            raise ConfigurationError(f"{self.where}: hears {rate} samples a second; only {voice.RATE} are served")
+            raise ConfigurationError(
+                f"{self.where}: the model needs {rate} samples a second; only {voice.RATE} are supported"
+            )
         return voice.windows(self._detector(samples), len(samples), self.longest)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
@@ -139,7 +141,7 @@ class RecognitionModel(FolderModel[Recognition]):
 
     @abstractmethod
     def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-        """Return what is said in each window: the text, and (text, start, end) in seconds of its stretches, if they were asked for."""
+        """Return each window's text, and if timestamps are requested its segments, as (text, start, end) in seconds."""
 
     def load(self, device: str) -> None:
         from transformers import AutoFeatureExtractor

@@ -1,7 +1,7 @@
-"""A recording in rows: the windows of it that are heard, one behind another, and how the task is to hear them.
+"""Recordings in rows and batches: the windows to transcribe, concatenated, and each task's settings.
 
-In a row: ``sound``, the windows' numbers flat; ``lengths``, how long each is on the axis of time; and for each task ``settings/TASK``.
-In a batch the same of all rows, and ``windows``, how many of these are each row's.
+A row has ``sound``, the values of its windows; ``lengths``, their lengths on the time axis; and ``settings/TASK`` for
+each task. A batch concatenates these, and has in ``windows`` the number of windows of each row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOTHING = np.zeros(0, dtype=np.uint8)
 
 
 def pack(sounds: Sequence[Array], lengths: Sequence[int], settings: Mapping[str, Mapping[str, Any]]) -> Arrays:
-    """Return a row's arrays. Windows may be none: nobody speaks."""
+    """Return a row's arrays. A recording without speech has no windows."""
     flat = [np.ascontiguousarray(sound, dtype=np.float32).ravel() for sound in sounds]
     arrays: Arrays = {
         "sound": np.concatenate([np.zeros(0, np.float32), *flat]),
@@ -42,7 +42,7 @@ def collate(rows: Sequence[Arrays], tasks: Sequence[str]) -> Arrays:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A window on the device's side: of which row it is, which one of that row's, its numbers, its length in time."""
+    """A window in the device process: its row, its number in the row, its values, and its length on the time axis."""
 
     row: int
     number: int
@@ -53,7 +53,7 @@ class Window:
 def windows(batch: Arrays) -> list[Window]:
     """Return a batch's windows, row by row. `sound` is flat."""
     lengths = batch["lengths"]
-    # what stands for one unit of time is as wide in every window
+    # every window has the same number of values per unit of time
     width = len(batch["sound"]) // max(1, int(lengths.sum()))
     ends = np.cumsum(lengths) * width
     owners = [(row, number) for row, count in enumerate(batch["windows"]) for number in range(count)]
@@ -64,6 +64,6 @@ def windows(batch: Arrays) -> list[Window]:
 
 
 def settings(batch: Arrays, task: str, row: int) -> dict[str, Any]:
-    """Return how a task is to hear a row."""
+    """Return a task's settings for a row."""
     found: dict[str, Any] = msgspec.msgpack.decode(ragged.unpack(batch[f"settings/{task}"][row]))
     return found

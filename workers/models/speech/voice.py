@@ -1,7 +1,8 @@
-"""Where in a recording somebody speaks, and how a long recording is cut there. No torch: this is done in the parent process.
+"""Voice activity detection, and cutting long recordings at pauses. Runs in the parent process, without torch.
 
-Two detectors answer how likely speech is, for each 32 ms: Silero's network (https://github.com/snakers4/silero-vad), in numpy,
-where its weights lie beside the model's; else loudness, which takes every sound for speech.
+There are two detectors; each gives the probability of speech every 32 ms. Silero's network
+(https://github.com/snakers4/silero-vad) runs in numpy if its weights are in the model's folder. Otherwise loudness
+decides, which takes every sound for speech.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
 
-#: The detectors' rate, and how many samples get one answer.
+#: The detectors' sample rate, and the samples of a frame. Each frame gets one probability.
 RATE = 16_000
 FRAME = 512
 
 #: The file of Silero's weights in a model's folder.
 WEIGHTS = "silero_vad_16k.safetensors"
 
-#: Speech begins where its probability is over the first, and ends where it stays under the second for `_PAUSE_S`.
+#: Speech begins at the first probability, and ends after `_PAUSE_S` below the second.
 _BEGINS = 0.5
 _GOES_ON = 0.35
 _PAUSE_S = 0.1
 
-#: Shorter ones are clicks; what is left is heard with so much around it, since speech fades in and out.
+#: Shorter speech is a click. Longer speech is extended by `_AROUND_S` on both sides, because it fades in and out.
 _SHORTEST_S = 0.1
 _AROUND_S = 0.2
 
-#: Without the network: quieter than this (full scale is 1), or this part of the loudest, is silence.
+#: Without the network, silence is below this level (full scale is 1), or this many times below the loudest frames.
 _SILENCE = 1e-3
 _LOUDEST_OVER_SPEECH = 100.0
 
@@ -46,13 +47,13 @@ class Span(NamedTuple):
 
 
 class Detector(Protocol):
-    """Says how likely speech is, 0 to 1, in each `FRAME` of mono samples at `RATE`; the last one may be shorter."""
+    """Returns the probability of speech for each `FRAME` of mono samples at `RATE`; the last frame may be shorter."""
 
     def __call__(self, samples: Samples) -> Samples: ...
 
 
 def loudness(samples: Samples) -> Samples:
-    """Take for speech what is not silent, and not a hundred times quieter than the loudest frames are."""
+    """Return 1 for each frame that is neither silent nor a hundred times quieter than the loudest frames, else 0."""
     frames = _frames(samples)
     if not len(frames):
         return np.zeros(0, np.float32)
@@ -62,7 +63,7 @@ def loudness(samples: Samples) -> Samples:
 
 
 def spans(likely: Samples, length: int) -> list[Span]:
-    """Return where there is speech in a recording of so many samples, by the frames' probabilities."""
+    """Return the spans of speech in a recording of `length` samples, from its frames' probabilities."""
     around, shortest, pause = (round(seconds * RATE) for seconds in (_AROUND_S, _SHORTEST_S, _PAUSE_S))
     found: list[Span] = []
     start = quiet_since = -1
@@ -84,10 +85,10 @@ def spans(likely: Samples, length: int) -> list[Span]:
 
 
 def windows(likely: Samples, length: int, longest: int) -> list[Span]:
-    """Return the parts of a recording to be heard, none over `longest` samples, and no speech in two of them.
+    """Return the windows of a recording, each up to `longest` samples. They do not overlap.
 
-    One that is no longer is heard as a whole. Of a longer one, speech that is near is heard together; speech that goes on for longer
-    than a window is cut where it is most likely a pause, in the window's second half.
+    A recording up to `longest` samples is one window. In a longer recording, speech that is close shares a window;
+    speech longer than a window is cut at the most likely pause in the window's second half.
     """
     speech = spans(likely, length)
     if not speech:
@@ -106,11 +107,11 @@ def windows(likely: Samples, length: int, longest: int) -> list[Span]:
         found[-1] = Span(found[-1].start, max(span.end, found[-1].end))
     return [
         window for window in found if window.end - window.start >= _SHORTEST_S * RATE
-    ]  # a cut may leave a click over
+    ]  # a cut may leave a click behind
 
 
 def _pause(likely: Samples, start: int, longest: int) -> int:
-    """Return where to cut in the second half of a window from `start` on: in the middle of the least likely fifth of a second."""
+    """Return the cut in the second half of a window: the middle of the fifth of a second least likely to be speech."""
     first, last = (start + longest // 2) // FRAME + 1, (start + longest) // FRAME
     width = 6
     sums = np.convolve(likely[first:last], np.ones(width), "valid")
@@ -119,7 +120,7 @@ def _pause(likely: Samples, start: int, longest: int) -> int:
 
 
 def _frames(samples: Samples) -> Samples:
-    """Return samples as `(frames, FRAME)`, with zeros behind the last."""
+    """Return samples as `(frames, FRAME)`, padded with zeros."""
     padded = np.zeros(-(-len(samples) // FRAME) * FRAME, np.float32)
     padded[: len(samples)] = samples
     return padded.reshape(-1, FRAME)
@@ -127,19 +128,19 @@ def _frames(samples: Samples) -> Samples:
 
 # --- Silero's network -----------------------------------------------------------------------------
 
-#: What a frame is heard with: the samples before it, and its own end mirrored.
+#: The input of a frame includes the samples before it, and its own end mirrored.
 _CONTEXT = 64
 _MIRRORED = 64
 _HOP = 128
 _BINS = 129
 
-#: Frames computed together: 33 s of sound, 80 MB.
+#: The number of frames computed at once: 33 s of sound, 80 MB.
 _TOGETHER = 1024
 
 
 @dataclass(frozen=True)
 class Silero:
-    """A spectrum by convolution, four convolutions, a recurrent cell over the frames, and one number."""
+    """Silero's network: a spectrum by convolution, four convolutions, an LSTM over the frames, and a probability."""
 
     file: Path
 
@@ -154,7 +155,7 @@ class Silero:
         return dict(load_file(self.file))
 
     def _encoded(self, heard: Samples) -> Samples:
-        """Return what the recurrent cell reads of each frame, `(frames, 128)`."""
+        """Return the LSTM's input for each frame, `(frames, 128)`."""
         padded = np.concatenate([heard, heard[:, -2 : -2 - _MIRRORED : -1]], axis=1)
         parts = np.lib.stride_tricks.sliding_window_view(padded, 2 * _HOP, axis=1)[:, ::_HOP]
         waves = parts @ self._weights["stft_conv.weight"][:, 0].T
@@ -164,7 +165,7 @@ class Silero:
         return np.asarray(hidden[:, 0])
 
     def _convolved(self, hidden: Samples, name: str, stride: int) -> Samples:
-        """Convolve over time, `(frames, time, channels)`: three steps wide, with zeros around."""
+        """Convolve over time, `(frames, time, channels)`, with a kernel of width 3 and zero padding."""
         padded = np.pad(hidden, ((0, 0), (1, 1), (0, 0)))
         parts = np.lib.stride_tricks.sliding_window_view(padded, 3, axis=1)[:, ::stride]
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
@@ -172,7 +173,7 @@ class Silero:
         return np.asarray(np.maximum(out, 0.0), dtype=np.float32)
 
     def _recurrent(self, encoded: Samples) -> Samples:
-        """Run the cell (an LSTM) over the frames; return each one's probability."""
+        """Run the LSTM over the frames; return each frame's probability."""
         weights = self._weights
         inputs = (
             encoded @ weights["lstm_cell.weight_ih"].T + weights["lstm_cell.bias_ih"] + weights["lstm_cell.bias_hh"]
@@ -191,7 +192,7 @@ class Silero:
 
 
 def _heard(samples: Samples, begin: int) -> Samples:
-    """Return `_TOGETHER` frames from a sample on, each behind what was before it: `(frames, _CONTEXT + FRAME)`."""
+    """Return up to `_TOGETHER` frames from sample `begin`, each after its context: `(frames, _CONTEXT + FRAME)`."""
     frames = _frames(samples[begin : begin + _TOGETHER * FRAME])
     before = np.zeros((len(frames), _CONTEXT), np.float32)
     before[1:] = frames[:-1, -_CONTEXT:]
@@ -205,6 +206,6 @@ def _sigmoid(values: Samples) -> Samples:
 
 
 def detector(folders: Sequence[Path]) -> Detector:
-    """Return Silero's network, if the weights are in one of these folders, else loudness."""
+    """Return Silero's network if its weights are in one of these folders, else loudness."""
     found = next((folder / WEIGHTS for folder in folders if (folder / WEIGHTS).is_file()), None)
     return Silero(found) if found else loudness

@@ -1,7 +1,7 @@
-"""An audio file's bytes to mono samples at the rate that a model hears. Whatever is wrong with them is the input's fault.
+"""Decode audio files to mono samples at a model's sample rate. Every decoding error is an InvalidInput.
 
-libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and the like; what it does not know (M4A, AAC, WebM) goes to FFmpeg's libraries,
-if the extra `video` is installed. A file is read block by block: its header may promise less than comes.
+libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and similar formats. FFmpeg's libraries read the rest (M4A,
+AAC, WebM) if the extra `video` is installed. A file is read in blocks, because its header may understate its length.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInpu
 
 Samples = NDArray[np.float32]
 
-#: Rates that are read: below there is no speech, above nothing that anybody hears.
+#: The accepted sample rates in Hz.
 _RATES = (1_000, 768_000)
 
 _BLOCK_S = 10
 
-#: What is recorded while it is sent has a header that promises this much, or more, or nothing.
+#: The header of a stream of unknown length declares this size, a larger size or none.
 _UNKNOWN_BYTES = 2**31 - 1
 _UNKNOWN_SAMPLES = 2**62
 
-#: Containers that are left to FFmpeg, as it calls them. No lists of other files (ffconcat, DASH), which it would open.
+#: Containers for FFmpeg, by its names. Without playlists (ffconcat, DASH), which would open other files.
 _FORMATS = (
     *("aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts", "eac3", "flac", "flv", "loas", "matroska"),
     *("mov", "mp3", "mp4", "mpeg", "mpegts", "ogg", "rm", "tta", "w64", "wav", "webm", "wv"),
 )
 
-#: How recordings begin in files where one may follow another: libsndfile reads the first.
+#: Patterns of a recording's start in formats that allow concatenation. libsndfile reads only the first recording.
 _BEGINNINGS = {
     "MP3": re.compile(rb"\xff[\xe2-\xff].{7,34}(?:Xing|Info)", re.DOTALL),
     "Ogg": re.compile(rb"OggS\0[\x02\x06]"),
 }
 
-#: So much at an MP3's end may have been a tag that was counted, and taken off.
+#: An MP3's declared size may include a tag of up to this size that was removed from its end.
 _TAG_BYTES = 4096
 
-#: Samples beyond this are not sound: full scale is 1, and floating-point files may be somewhat over it.
+#: Larger samples are not sound. Full scale is 1, and floating-point files may exceed it somewhat.
 _LOUDEST = 1e4
 
 
 def require() -> None:
-    """Raise ConfigurationError, with the remedy, unless what decodes audio is installed."""
+    """Raise ConfigurationError, with the remedy, if the audio libraries are not installed."""
     missing = [name for name in ("soundfile", "soxr") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigurationError(f"audio files need {missing[0]}; pip install 'argosy[speech]'")
@@ -58,7 +58,8 @@ def require() -> None:
 def decode(data: bytes, *, rate: int, max_s: float) -> Samples:
     """Return a recording as mono samples at `rate`, full scale 1, its channels averaged.
 
-    Raises InputTooLarge over `max_s` seconds, InvalidInput if it is not a whole audio file of a known format with samples in it.
+    Raises InputTooLarge over `max_s` seconds, InvalidInput if it is not a complete audio file of a known format with
+    samples.
     """
     if not data:
         raise InvalidInput("input", "is empty", "send the bytes of an audio file")
@@ -67,17 +68,17 @@ def decode(data: bytes, *, rate: int, max_s: float) -> Samples:
     except (InvalidInput, ConfigurationError):
         raise
     except MemoryError:
-        raise  # the machine's fault, not the recording's
-    except Exception as error:  # malformed bytes lead decoders into errors of every type
-        raise InvalidInput("input", f"is a broken audio file: {error}", "save it again, whole") from error
+        raise  # a fault of the machine, not of the recording
+    except Exception as error:  # decoders raise errors of every type on malformed bytes
+        raise InvalidInput("input", f"is a broken audio file: {error}", "save it again completely") from error
     samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if not len(samples):
-        raise InvalidInput("input", "is an audio file without a single sample", "send a recording")
+        raise InvalidInput("input", "is an audio file without samples", "send a recording")
     return samples
 
 
 def _resampled(sound: Iterator[tuple[int, Samples]], rate: int, max_s: float) -> Iterator[Samples]:
-    """Yield mono blocks at `rate`; each block that comes is `(samples, channels)`, with its rate."""
+    """Yield mono blocks at `rate` from pairs of a sample rate and a block `(samples, channels)`."""
     import soxr
 
     stream, length_s = None, 0.0
@@ -98,19 +99,19 @@ def _resampled(sound: Iterator[tuple[int, Samples]], rate: int, max_s: float) ->
 def _mono(block: Samples) -> Samples:
     mono: Samples = block.mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all() or (len(mono) and np.abs(mono).max() > _LOUDEST):
-        raise InvalidInput("input", "holds samples that are no sound: NaN, infinite or huge", "save it again, whole")
+        raise InvalidInput("input", "has samples that are not sound: NaN, infinite or huge", "save it again completely")
     return mono
 
 
 def _sound(data: bytes) -> Iterator[tuple[int, Samples]]:
-    """Yield a file's rate and samples, block by block."""
+    """Yield a file's sample rate and samples, block by block."""
     require()
     import soundfile
 
     _check_whole(data)
     if problem := _ends_early(data):
-        if b"OpusHead" in data[:128]:  # of which FFmpeg reads no more
-            raise InvalidInput("input", problem, "send each by itself")
+        if b"OpusHead" in data[:128]:  # FFmpeg also reads only the first Opus recording
+            raise InvalidInput("input", problem, "send each recording separately")
         yield from _by_ffmpeg(data, problem)
         return
     try:
@@ -128,7 +129,7 @@ def _sound(data: bytes) -> Iterator[tuple[int, Samples]]:
 
 
 def _check_whole(data: bytes) -> None:
-    """Raise InvalidInput where a WAV, AIFF or MP3 tells of more bytes than there are; libsndfile takes what is there."""
+    """Raise InvalidInput if a WAV, AIFF or MP3 declares more bytes than it has, which libsndfile would ignore."""
     orders: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"FORM": "big"}
     if data[:4] in orders:
         promised, slack = int.from_bytes(data[4:8], orders[data[:4]]) + 8, 0
@@ -139,26 +140,27 @@ def _check_whole(data: bytes) -> None:
 
 
 def _ends_early(data: bytes) -> str:
-    """Return why libsndfile would not read a file to its end, if it would not."""
+    """Return the reason that libsndfile would not read the file to its end, or an empty string."""
     begins = _mp3_begins(data)
     form = "Ogg" if data[:4] == b"OggS" else "MP3" if begins is not None else ""
     if form and len(_BEGINNINGS[form].findall(data)) > 1:
-        return "is several recordings, one behind another"
+        return "has several recordings, one after another"
     if form == "MP3" and _mp3_bytes(data) is None:
-        return "is an MP3 that does not say how long it is"  # it is guessed by the first frame's bit rate
+        # libsndfile guesses its length from the first frame's bit rate
+        return "is an MP3 that does not declare its length"
     return ""
 
 
 def _mp3_begins(data: bytes) -> int | None:
-    """Return where the first frame of an MP3 is, behind a tag; None if it is no MP3."""
-    tagged = data[:3] == b"ID3"  # of each byte of its size, seven bits count
+    """Return the offset of an MP3's first frame after a tag, or None if the file is not an MP3."""
+    tagged = data[:3] == b"ID3"  # each byte of the size has seven bits
     begins = 10 + sum(byte << 7 * place for place, byte in enumerate(data[9:5:-1])) if tagged else 0
     first = data[begins : begins + 2]
     return begins if len(first) == 2 and first[0] == 0xFF and first[1] & 0xE6 == 0xE2 else None
 
 
 def _mp3_bytes(data: bytes) -> int | None:
-    """Return where an MP3 ends, as its first frame says; 0 if that says how long it is only, None if it says nothing."""
+    """Return the end of an MP3 by its first frame; 0 if it declares only a duration, None if it declares neither."""
     begins = _mp3_begins(data)
     if begins is None:
         return None
@@ -166,7 +168,7 @@ def _mp3_bytes(data: bytes) -> int | None:
     if b"VBRI" in head:
         return 0
     at = max(head.find(b"Xing"), head.find(b"Info"))
-    told = int.from_bytes(head[at + 4 : at + 8], "big") if at >= 0 else 0  # by bits: frames, bytes, and more
+    told = int.from_bytes(head[at + 4 : at + 8], "big") if at >= 0 else 0  # flags: 1 for frames, 2 for bytes
     if not told & 1:
         return None
     return begins + int.from_bytes(head[at + 12 : at + 16], "big") if told & 2 else 0
@@ -178,21 +180,21 @@ def _checked(rate: int) -> int:
     return rate
 
 
-# --- what libsndfile does not know ----------------------------------------------------------------
+# --- formats that libsndfile does not read --------------------------------------------------------
 
 
 def _by_ffmpeg(data: bytes, otherwise: str = "is not an audio file that can be read") -> Iterator[tuple[int, Samples]]:
-    """As `_sound`; where FFmpeg's libraries are not installed, the file is refused as what it is `otherwise`."""
+    """Decode like `_sound`. Without FFmpeg's libraries, raise InvalidInput with the problem `otherwise`."""
     known = "WAV, FLAC, Ogg, MP3 or AIFF"
     if importlib.util.find_spec("av") is None:
-        remedy = f"send {known}; others need the extra `video` at the worker (pip install 'argosy[video]')"
+        remedy = f"send {known}; other formats need the extra `video` at the worker (pip install 'argosy[video]')"
         raise InvalidInput("input", otherwise, remedy)
     import av
 
     with _container(data) as container:
         if not container.streams.audio:
-            raise InvalidInput("input", "is a file without sound", f"send {known}")
-        planes = av.AudioResampler(format="fltp")  # each channel by itself, in floats
+            raise InvalidInput("input", "is a file without an audio stream", f"send {known}")
+        planes = av.AudioResampler(format="fltp")  # planar: a row of floats for each channel
         for frame in container.decode(container.streams.audio[0]):
             for part in planes.resample(frame):
                 yield _checked(part.sample_rate), np.asarray(part.to_ndarray().T, dtype=np.float32)
@@ -202,7 +204,7 @@ def _by_ffmpeg(data: bytes, otherwise: str = "is not an audio file that can be r
 def _container(data: bytes) -> Iterator[Any]:
     import av
 
-    # the bytes are all there is to read
+    # allow no protocol, so that a file cannot open other files
     options = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "none"}
     try:
         container = av.open(io.BytesIO(data), options=options)

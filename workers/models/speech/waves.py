@@ -1,4 +1,4 @@
-"""Networks that read samples themselves (Wav2Vec2 and its kin): which recordings go through together, and how many frames come out."""
+"""Batching for networks that read samples (Wav2Vec2 and similar): groups that share a pass, and frame counts."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ COSTS_PER_S = 10
 
 
 def cost(samples: int, rate: int) -> int:
-    """Return what so many samples cost."""
+    """Return the cost of a number of samples."""
     return max(1, -(-samples * COSTS_PER_S // rate))
 
 
 def frames(samples: int, config: Mapping[str, Any]) -> int:
-    """Return how many frames the convolutions of a config make of so many samples."""
+    """Return the number of frames that the convolutions of a config make from a number of samples."""
     for width, stride in zip(config.get("conv_kernel", ()), config.get("conv_stride", ()), strict=True):
         samples = max(0, (samples - width) // stride + 1)
     return samples
 
 
 def check_length(samples: int, config: Mapping[str, Any]) -> None:
-    """Raise InvalidInput for a recording of which no frame comes out."""
+    """Raise InvalidInput if a recording gives no frame."""
     if frames(samples, config) < 1:
         raise InvalidInput("input", f"has {samples:,} samples, too few to hear anything", "send a longer recording")
 
 
 def together(lengths: Sequence[int], config: Mapping[str, Any]) -> list[list[int]]:
-    """Group recordings by their lengths, so that no neighbour changes what is heard.
+    """Group recordings by length, so that padding does not change a result.
 
-    A network that normalises over the whole recording ("group") would hear the padding, and so would one with an adapter, whose
-    convolutions reach beyond the end; the others have a mask for it.
+    Two kinds of network are sensitive to padding, so only equal lengths share a pass: networks that normalise over the
+    whole recording ("group"), and networks with an adapter, whose convolutions reach beyond the end. Others mask it.
     """
     if config.get("feat_extract_norm") == "layer" and not config.get("add_adapter"):
         return token_sequences.plan(list(enumerate(lengths)))

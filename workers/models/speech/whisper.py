@@ -1,4 +1,4 @@
-"""Any Whisper checkpoint (Radford et al., 2022): windows of at most 30 s, whoever they come from, are written down together."""
+"""Any Whisper checkpoint (Radford et al., 2022). Windows of at most 30 s of several recordings are decoded together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workers.models.speech.recordings import Window
 if TYPE_CHECKING:
     from workers.models.speech.whisper_decoding import Passage, Writer
 
-#: Languages by name, those that are asked for most; all others by their code.
+#: Names of frequent languages. All other languages have only their code.
 LANGUAGES = {
     "chinese": "zh", "dutch": "nl", "english": "en", "french": "fr", "german": "de", "hindi": "hi", "italian": "it",
     "japanese": "ja", "korean": "ko", "polish": "pl", "portuguese": "pt", "russian": "ru", "spanish": "es",
@@ -29,8 +29,8 @@ LANGUAGES = {
 
 
 class WhisperOptions(RecognitionOptions, frozen=True):
-    """`max_new_tokens` are written for a window, by default as many as by transformers' pipeline. `windows_together`
-    are encoded and written down together: more for a GPU.
+    """`max_new_tokens` limits the tokens of a window, by default like transformers' pipeline. `windows_together`
+    windows are encoded and decoded together; use more on a GPU.
     """
 
     max_new_tokens: Count = 256
@@ -38,7 +38,7 @@ class WhisperOptions(RecognitionOptions, frozen=True):
 
 
 class WhisperModel(RecognitionModel):
-    """Windows of 30 s, whose texts are written down token by token."""
+    """Windows of 30 s, decoded token by token."""
 
     options_class = WhisperOptions
     options: WhisperOptions
@@ -51,44 +51,48 @@ class WhisperModel(RecognitionModel):
         return Recognition(task, checkpoint, "AutoModelForSpeechSeq2Seq", self.BETWEEN)
 
     def settings(self, params: SpeechRecognitionParams) -> dict[str, Any]:
-        told = self._told
+        config = self._generation
         if params.return_timestamps == "char":
-            raise InvalidInput("params.return_timestamps", 'is "char", which Whisper does not tell', 'ask for "word"')
-        if params.return_timestamps and "no_timestamps_token_id" not in told:
-            raise InvalidInput("params.return_timestamps", "is asked for, and the model's generation_config has none")
-        if params.return_timestamps == "word" and not told.get("alignment_heads"):
-            remedy = "ask for true; or the model's generation_config needs alignment_heads"
-            raise InvalidInput("params.return_timestamps", 'is "word", which this model does not tell', remedy)
+            raise InvalidInput(
+                "params.return_timestamps", 'is "char", which Whisper does not support', 'ask for "word"'
+            )
+        if params.return_timestamps and "no_timestamps_token_id" not in config:
+            raise InvalidInput("params.return_timestamps", "is not supported by the model's generation_config")
+        if params.return_timestamps == "word" and not config.get("alignment_heads"):
+            remedy = "ask for true, or use a model with alignment_heads in its generation_config"
+            raise InvalidInput("params.return_timestamps", 'is "word", which this model does not support', remedy)
         foreign = params.language and params.language.lower() not in ("en", "english")
-        if "lang_to_id" not in told and (foreign or params.task == "translate"):
+        if "lang_to_id" not in config and (foreign or params.task == "translate"):
             name = "language" if foreign else "task"
-            raise InvalidInput(f"params.{name}", "is for multilingual models, which this is not", "leave it out")
+            raise InvalidInput(f"params.{name}", "is only for multilingual models", "leave it out")
         return {
             "timestamps": params.return_timestamps,
-            "language": self._language(params.language or told.get("language")),
-            "task": params.task or told.get("task") or "transcribe",
+            "language": self._language(params.language or config.get("language")),
+            "task": params.task or config.get("task") or "transcribe",
         }
 
     def _language(self, given: str | None) -> str | None:
-        """Return a language as the model's token has it, ``<|fr|>``; None if it is to be found by ear."""
-        if given is None or "lang_to_id" not in self._told:
+        """Return the model's token of a language, such as ``<|fr|>``, or None to detect the language."""
+        if given is None or "lang_to_id" not in self._generation:
             return None
-        known: Mapping[str, int] = self._told["lang_to_id"]
+        known: Mapping[str, int] = self._generation["lang_to_id"]
         name = given.lower().strip("<|>")
         token = f"<|{LANGUAGES.get(name, name)}|>"
         if token not in known:
             codes = ", ".join(sorted(code.strip("<|>") for code in known))
-            raise InvalidInput("params.language", f"is {given!r}, which this model does not know", f"one of {codes}")
+            raise InvalidInput(
+                "params.language", f"is {given!r}, which this model does not support", f"use one of {codes}"
+            )
         return token
 
     @cached_property
-    def _told(self) -> Mapping[str, Any]:
+    def _generation(self) -> Mapping[str, Any]:
         return self.checkpoint.read_if_there("generation_config.json")
 
     @property
     def _spectrum(self) -> LogMel:
         if not isinstance(self._extractor, LogMel):
-            raise ConfigurationError(f"{self.where}: a Whisper model whose recordings are not prepared as Whisper's")
+            raise ConfigurationError(f"{self.where}: a Whisper model needs the extractor WhisperFeatureExtractor")
         return self._extractor
 
     @property
@@ -100,14 +104,16 @@ class WhisperModel(RecognitionModel):
         return found, found.shape[1]
 
     def size(self, lengths: Sequence[int]) -> int:
-        return len(lengths)  # each is filled up to 30 s
+        return len(lengths)  # each window is padded to 30 s
 
     # --- in the device process ---
 
     def load(self, device: str) -> None:
         super().load(device)
         if self._spectrum.bands != self.networks.only.config.num_mel_bins:
-            raise ConfigurationError(f"{self.where}: preprocessor_config.json and config.json differ in mel bands")
+            raise ConfigurationError(
+                f"{self.where}: preprocessor_config.json and config.json differ in the number of mel bands"
+            )
         _ = self._writer
 
     @cached_property
@@ -117,7 +123,7 @@ class WhisperModel(RecognitionModel):
         return Writer(self.networks.only, self.spec.folder, self.options.max_new_tokens)
 
     def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-        languages: dict[int, str] = {}  # of a recording: found in its first window
+        languages: dict[int, str] = {}  # by recording: detected in its first window
         heard: list[tuple[str, list[Any]]] = []
         for start in range(0, len(windows), self.options.windows_together):
             end = start + self.options.windows_together

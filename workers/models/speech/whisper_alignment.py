@@ -1,7 +1,7 @@
-"""When each token of a Whisper model was said: by where its decoder looked while writing it.
+"""Times of a Whisper model's tokens, from its decoder's cross-attention.
 
-Some heads of its cross-attention follow the sound ("alignment heads"); dynamic time warping makes of their weights one time for each
-token (OpenAI's `whisper/timing.py`, 2022). The arithmetic is transformers' own; all tokens are looked at in one pass.
+The "alignment heads" of the cross-attention follow the sound. Dynamic time warping turns their weights into a time for
+each token (OpenAI's `whisper/timing.py`, 2022). The arithmetic is transformers' own; all tokens share one pass.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Seconds between two places of the encoder's output.
+#: Seconds between two positions of the encoder's output.
 _STEP_S = 0.02
 
 
 def token_times(
     network: Any, prompt: Sequence[int], tokens: Sequence[int], encoded: torch.Tensor, places: int
 ) -> list[float]:
-    """Return in seconds when each token was said, of a window of which `places` are sound; `encoded` is `(places or more, width)`."""
+    """Return each token's time in seconds. The first `places` of `encoded`, `(places or more, width)`, are sound."""
     from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
     if not tokens:
@@ -41,7 +41,7 @@ def token_times(
 
 @contextmanager
 def _showing_attention(network: Any) -> Iterator[None]:
-    """The fast kinds of attention keep their weights to themselves."""
+    """Switch to eager attention, because faster implementations do not return their weights."""
     config = network.model.decoder.config
     usual = config._attn_implementation  # noqa: SLF001 - there is no other way to change it for one pass
     config._attn_implementation = "eager"  # noqa: SLF001

@@ -1,6 +1,6 @@
-"""What Whisper writes down of windows: prompts, languages found by ear, and what a window's tokens leave out heard anew.
+"""Decode windows with Whisper: build prompts, detect languages, and decode a window's unfinished rest again.
 
-What makes texts and times of tokens is transformers' own code.
+transformers' own code converts tokens to texts and times.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import torch
 from workers.models.speech.whisper_alignment import token_times
 from workers.models.speech.whisper_steps import greedy, likeliest
 
-#: What is said in a window: the text, and (text, start, end) of its stretches.
+#: The transcript of a window: the text, and its segments as (text, start, end).
 Said: TypeAlias = tuple[str, list[Any]]
 
-#: Frames of the spectrum in a second, and in a step of a timestamp.
+#: Spectrum frames per second, and per step of a timestamp.
 _FRAMES_PER_S = 100
 _FRAMES_PER_STEP = 2
 _STEP_S = _FRAMES_PER_STEP / _FRAMES_PER_S
 
-#: What is left of a window behind the last stretch that ended, and is not worth a pass of its own.
+#: A shorter rest of a window after its last complete segment is not decoded again.
 _REST_FRAMES = 50
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A window `(bands, frames)`, or what is left of it from `frame` on: of which recording it is, which window of that, how many
-    frames of the window are sound, and how it is to be heard.
+    """A window `(bands, frames)`, or its rest from `frame` on, with its recording, its number in the recording, its
+    frames of sound, and its settings.
 
-    `tokens` are what was written, without the end; `times_s`, for words, when each was said.
+    `tokens` are the decoded tokens without the end; `times_s`, for word timestamps, has the time of each token.
     """
 
     spectrum: torch.Tensor
@@ -51,7 +51,7 @@ class Passage:
 
 
 class Writer:
-    """Writes down what is said. One network, one thread."""
+    """Transcribes windows. Not thread-safe."""
 
     def __init__(self, network: Any, folder: Path, most_tokens: int) -> None:
         from transformers import AutoTokenizer
@@ -61,7 +61,7 @@ class Writer:
         self._most_tokens = most_tokens
 
     def write(self, windows: Sequence[Passage], languages: dict[int, str]) -> list[Said]:
-        """Return what is said in each window. What language a recording is in is kept in `languages`, for its next windows."""
+        """Return each window's transcript. `languages` keeps a recording's detected language for its later windows."""
         said: list[list[Said]] = [[] for _ in windows]
         waiting = list(enumerate(windows))
         while waiting:
@@ -76,7 +76,7 @@ class Writer:
     # --- writing ---
 
     def _written(self, passages: Sequence[Passage], languages: dict[int, str]) -> list[Passage]:
-        """Return passages with their tokens. Those with prompts of one length and under one rule go together."""
+        """Return passages with their tokens. Equally long prompts with equal rules are decoded together."""
         encoded = self._network.model.encoder(torch.stack([one.spectrum for one in passages])).last_hidden_state
         self._hear_languages(passages, encoded, languages)
         prompts = [self._prompt(one, languages) for one in passages]
@@ -108,7 +108,7 @@ class Writer:
         return found
 
     def _hear_languages(self, passages: Sequence[Passage], encoded: torch.Tensor, languages: dict[int, str]) -> None:
-        """Find the languages of recordings that nobody gave one for, by their first windows."""
+        """Detect the languages of recordings without a given language, from their first windows."""
         known = getattr(self._network.generation_config, "lang_to_id", None)
         unknown = [
             n for n, one in enumerate(passages) if not one.settings["language"] and one.recording not in languages
@@ -127,15 +127,18 @@ class Writer:
         places = (one.frames - one.frame) // _FRAMES_PER_STEP
         if len(tokens) < self._most_tokens:
             return token_times(self._network, prompt, tokens, encoded, places)
-        # cut off: as in transformers, the last one was never looked back on
+        # cut off: as in transformers, the last token has no attention of its own
         times_s = token_times(self._network, prompt, tokens[:-1], encoded, places)
         return [*times_s, *times_s[-1:]]
 
     # --- reading what was written ---
 
     def _rest(self, one: Passage) -> Passage | None:
-        """Return what is left of a window where its tokens end amid it: with a timestamp twice, the end of a stretch and the
-        beginning of the next. What was written behind the last such pair was cut off, and is heard anew."""
+        """Return the unfinished rest of a window, or None.
+
+        Two timestamps in a row mark the end of a segment and the start of the next. The tokens after the last such pair
+        were cut off, so the rest is decoded again from there.
+        """
         pair = self._last_pair(one)
         if pair is None:
             return None
@@ -146,7 +149,7 @@ class Writer:
         return replace(one, spectrum=spectrum, frame=one.frame + skipped, tokens=(), times_s=())
 
     def _last_pair(self, one: Passage) -> int | None:
-        """Return where the last two timestamps in a row begin, unless the tokens end with a single one."""
+        """Return the index of the last two timestamps in a row, or None if the tokens end with a single timestamp."""
         if not one.timestamps:
             return None
         are = [token >= self._first_timestamp for token in one.tokens]
@@ -156,17 +159,17 @@ class Writer:
 
     @property
     def _first_timestamp(self) -> int:
-        assert self._no_timestamps is not None, "asked for only where there are timestamps"
+        assert self._no_timestamps is not None, "only called with timestamps"
         return self._no_timestamps + 1
 
     def _read(self, one: Passage) -> Said:
-        """Return a passage's text and stretches, with times in the window."""
+        """Return a passage's text and segments, with times relative to the window."""
         pair = self._last_pair(one)
         tokens = one.tokens if pair is None else one.tokens[: pair + 1]
         output: dict[str, Any] = {"tokens": torch.tensor([list(tokens)], dtype=torch.long)}
         if one.timestamps == "word":
             output["token_timestamps"] = torch.tensor([list(one.times_s[: len(tokens)])])
-        text, more = self._tokenizer._decode_asr(  # noqa: SLF001 - what transformers' pipeline calls
+        text, more = self._tokenizer._decode_asr(  # noqa: SLF001 - transformers' pipeline calls it, too
             [output], return_timestamps=one.timestamps, return_language=None, time_precision=_STEP_S
         )
         begins_s = one.frame / _FRAMES_PER_S

@@ -1,7 +1,7 @@
-"""Whisper's decoder, step by step: windows are written down together, greedily, and those that have ended leave the batch.
+"""Greedy decoding with Whisper's decoder: windows are decoded together, and finished windows leave the batch.
 
-What may be written when (suppressed tokens, timestamps in pairs and in order) is transformers' own code; the steps are ours, since
-`generate` goes on with all windows until the longest one ends.
+transformers' own code has the rules for tokens (suppressed tokens, ordered pairs of timestamps). The steps are our own,
+because `generate` continues with all windows until the longest one ends.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import torch
 
 Rule: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-#: The batch is made smaller when this part of its windows has ended: each time, all keys and values are copied.
+#: The batch shrinks when this share of its windows has ended. Each time, all keys and values are copied.
 _GONE = 0.25
 
 
 def greedy(
     network: Any, prompts: torch.Tensor, encoded: torch.Tensor, most_tokens: int, *, timestamps: bool
 ) -> list[list[int]]:
-    """Return the likeliest tokens after each prompt `(windows, tokens)`, without the end, of `most_tokens` at most.
+    """Return up to `most_tokens` most likely tokens after each prompt `(windows, tokens)`, without the end token.
 
-    `encoded` is what the encoder made of the windows, `(windows, places, width)`.
+    `encoded` is the encoder's output for the windows, `(windows, places, width)`.
     """
     begun, ids, new = prompts.shape[1], prompts, prompts
     rules, cache, ends = _rules(network, begun, timestamps=timestamps), _cache(), _ends(network)
     written: list[list[int]] = [[] for _ in prompts]
-    places = list(range(len(prompts)))  # whose tokens the batch's rows are
+    places = list(range(len(prompts)))  # the window of each row of the batch
     ended: set[int] = set()
     for _ in range(min(most_tokens, int(network.config.max_target_positions) - begun)):
         scores = _step(network, new, encoded, cache)
@@ -52,7 +52,7 @@ def greedy(
 
 
 def likeliest(network: Any, encoded: torch.Tensor, tokens: list[int]) -> list[int]:
-    """Return for each window which of these tokens is the likeliest first one: its place in the list."""
+    """Return for each window the index in `tokens` of its most likely first token."""
     begin = int(network.generation_config.decoder_start_token_id)
     start = torch.full((len(encoded), 1), begin, device=encoded.device)
     scores = _step(network, start, encoded, None)[:, tokens]
