@@ -214,7 +214,7 @@ def test_what_cannot_be_drawn_is_refused_before_it_is_computed(made: Made) -> No
     refusals = {
         "has 32 tokens, over 24": ("abcdefghijklmnopqrstuvwxyz1234", {}),
         r"params.negative_prompt: has 32 tokens": ("a", {"negative_prompt": "abcdefghijklmnopqrstuvwxyz1234"}),
-        "params.height: is 20, no multiple of 8": ("a", {"height": 20}),
+        "params.height: is 20, not a multiple of 8": ("a", {"height": 20}),
         "64 x 64 are over 1,024 pixels": ("a", {"height": 64, "width": 64}),
         "`num_inference_steps` must be 1 or more": ("a", {"num_inference_steps": 0}),
         "`num_inference_steps` must be 1000 or less": ("a", {"num_inference_steps": 1001}),
@@ -236,14 +236,14 @@ def test_a_seed_is_a_number(made: Made) -> None:
         assert "must be an integer from 0 to" in str(served.refusal("draw", value))
     for value in (7, "7", {"seed": 7}):
         assert served.content("draw", value).seed == 7
-    assert "makes 16 x 16 only" in str(served.refusal("draw", 7, width=32))
+    assert "supports 16 x 16 only" in str(served.refusal("draw", 7, width=32))
 
 
 def test_folders_that_cannot_be_served_are_named_at_the_start(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="DDIMPipeline reads no prompts, as text-to-image needs"):
+    with pytest.raises(ConfigurationError, match="DDIMPipeline reads no prompts; text-to-image needs them"):
         _ = Served(made(tiny.unprompted, "DDIM"), {"draw": "text-to-image"}).model.revision
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    with pytest.raises(ConfigurationError, match="StableDiffusionXLPipeline is not served; these are: "):
+    with pytest.raises(ConfigurationError, match="StableDiffusionXLPipeline is not supported; use one of "):
         _ = Served(tmp_path, {"draw": "text-to-image"}).model.revision
     with pytest.raises(ConfigurationError, match="not an option; the options are: max_pixels, step_rows"):
         _ = Served(made(tiny.unprompted, "DDIM"), {"draw": "unconditional-image-generation"}, rows=1).model.revision

@@ -1,1 +1,1 @@
-"""Pictures made of noise, step by step: folders of diffusers', of which many requests share each pass."""
+"""Image generation with diffusers folders, step by step; many requests share each pass."""

@@ -1,7 +1,8 @@
-"""The steps: in each, the pictures at the device that are due go through the denoiser together, wherever each of them stands.
+"""Continuous batching of pictures: each step sends the chosen pictures through the denoiser, at different timesteps.
 
-A picture has a scheduler and a generator of its own, so that it is the same alone and in any company; only pictures of one size
-share a pass. So they join and leave between two steps, the more urgent first, and short ones are not kept waiting by long ones.
+Each picture has its own scheduler and generator, so the result does not depend on its neighbours. Only pictures of the
+same size share a pass. Pictures join and leave between two steps, the more urgent first, so that long requests do not
+delay short requests.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from workers.models.interface.stepwise import Stepped
 
 @dataclass(eq=False, slots=True)
 class Picture:
-    """One picture on its way: `at` is the number of steps behind it. `urgency` to `kept_until` are for `rota`."""
+    """A picture in progress; `at` is the number of completed steps. `step_rota` uses `urgency` to `kept_until`."""
 
     key: Hashable
     wanted: Wanted
@@ -53,12 +54,12 @@ class Picture:
 
     @property
     def state(self) -> torch.Tensor:
-        assert self.latents is not None, "begun before its first step"
+        assert self.latents is not None, "_begin() comes before the first step"
         return self.latents
 
 
 class Engine:
-    """All pictures at the device; `rows` of them are in a step. Not thread-safe."""
+    """All pictures at the device. A step has up to `rows` pictures. Not thread-safe."""
 
     def __init__(self, networks: Networks, rows: int) -> None:
         self._networks = networks
@@ -71,7 +72,9 @@ class Engine:
         return len(self._pictures)
 
     def join(self, key: Hashable, wanted: Wanted, *, urgency: int, number: int) -> None:
-        """Take a picture. Raises what its scheduler raises for so many steps: here it costs this picture, in a step it would cost all."""
+        """Add a picture. Raises its scheduler's error for a bad number of steps, which in a step would fail all
+        pictures.
+        """
         self._pictures[key] = Picture(key, wanted, urgency, number, self._networks.scheduler(wanted.steps))
 
     def leave(self, key: Hashable) -> None:
@@ -82,7 +85,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Stepped]:
-        """Take one step and return the pictures that are done with it."""
+        """Take a step and return the finished pictures."""
         chosen = step_rota.choose(list(self._pictures.values()), self._rows)
         started = time.perf_counter()
         self._begin([picture for picture in chosen if not picture.begun])
@@ -103,7 +106,7 @@ class Engine:
         return Stepped(picture.key, output=output, forward_s=picture.forward_s)
 
     def _begin(self, new: Sequence[Picture]) -> None:
-        """Draw the noise of pictures, and read their prompts, all of them at once."""
+        """Draw the pictures' noise, and encode all their prompts at once."""
         if not new:
             return
         guided = [picture for picture in new if picture.wanted.guided]
@@ -118,7 +121,7 @@ class Engine:
             picture.told_not = None if told is None else told[place]
 
     def _advance(self, alike: Sequence[Picture]) -> None:
-        """Take one step with pictures of one size. A guided one has two rows, the second being what it is to be unlike."""
+        """Take a step with pictures of the same size. A guided picture has a second row, for its negative prompt."""
         guided = [picture for picture in alike if picture.wanted.guided]
         both = [*alike, *guided]
         rows = torch.cat([_scaled(picture) for picture in both])
@@ -141,7 +144,7 @@ class Engine:
 
 
 def _alike(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
-    """Yield the pictures of each size."""
+    """Yield the pictures grouped by size."""
     sizes: dict[tuple[int, int], list[Picture]] = {}
     for picture in pictures:
         sizes.setdefault((picture.wanted.height, picture.wanted.width), []).append(picture)

@@ -1,4 +1,4 @@
-"""A folder of diffusers', for the kinds `text-to-image` and `unconditional-image-generation`; its tasks share its passes."""
+"""A diffusers folder for the kinds `text-to-image` and `unconditional-image-generation`; its tasks share passes."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from workers.models.interface.options import Count, Options
 from workers.models.interface.stepwise import EngineModel
 
 if TYPE_CHECKING:
-    from workers.models.diffusion.diffusion_engine import Engine  # noqa: F401 (what the class is of, in quotes)
+    from workers.models.diffusion.diffusion_engine import Engine  # noqa: F401 (in quotes in the base class)
 
-#: A picture's cost is how many squares of so many pixels it is; twice that if it is guided.
+#: The pixels of a unit of cost. A guided picture costs twice its units.
 _SQUARE = 32 * 32
 
 
 class DiffusionOptions(Options, frozen=True):
-    """A picture has at most `max_pixels`. `step_rows` pictures are in a step."""
+    """A picture has at most `max_pixels`. A step has up to `step_rows` pictures."""
 
     max_pixels: Count = 1024 * 1024
     step_rows: Count = 8
 
 
 class DiffusionModel(EngineModel["Engine"]):
-    """Pictures drawn in steps, whatever their size."""
+    """Pictures of any size, generated in steps."""
 
     options_class = DiffusionOptions
     options: DiffusionOptions
@@ -57,15 +57,17 @@ class DiffusionModel(EngineModel["Engine"]):
     def revision(self) -> str:
         backend = self.spec.backend
         if backend.compiled:
-            raise ConfigurationError(f"{self._where}.compile: is not for pictures; leave it out")
+            raise ConfigurationError(f"{self._where}.compile: not supported for pictures; leave it out")
         if not self._folder.reads_prompts and "text-to-image" in {task.kind.name for task in self.spec.tasks.values()}:
-            raise ConfigurationError(f"{self._where}: {self._folder.pipeline} reads no prompts, as text-to-image needs")
+            raise ConfigurationError(
+                f"{self._where}: {self._folder.pipeline} reads no prompts; text-to-image needs them"
+            )
         _ = self._folder.size, self._folder.steps
         return self.spec.revision if backend.is_reference else f"{self.spec.revision}+{backend}"
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Check what is to be drawn. The row is a packed request for each task, uint8 `(bytes,)`; its size is in
-        squares of 32 x 32 pixels.
+        """Check a request. The row has a packed request per task, uint8 `(bytes,)`. Its size is in squares of 32 x 32
+        pixels.
 
         Raises InvalidInput, InputTooLarge.
         """
@@ -75,16 +77,16 @@ class DiffusionModel(EngineModel["Engine"]):
         return Prepared(arrays, size, digest(arrays), refused, {task: one.seed for task, one in found.items()})
 
     def _wanted(self, content: Any, params: msgspec.Struct) -> Wanted:
-        assert isinstance(params, DiffusionParams), "the kinds that this class serves"
+        assert isinstance(params, DiffusionParams), "this class serves no other kinds"
         height, width = self._size(params)
         steps = params.num_inference_steps or self._folder.steps
         if not isinstance(params, TextToImageParams):
-            assert isinstance(content, SeedInput), "the kind's form"
+            assert isinstance(content, SeedInput), "the form of inputs of this kind"
             return Wanted(content.seed, steps, height, width)
         self._check_length(content, "input")
         if params.negative_prompt:
             self._check_length(params.negative_prompt, "params.negative_prompt")
-        # drawn here, so that one which is begun again, the device having died, is the same
+        # drawn in the parent, so that a request restarted after a crash of the device gives the same picture
         seed = secrets.randbelow(MOST_SEED) if params.seed is None else params.seed
         return Wanted(seed, steps, height, width, content, params.negative_prompt, params.guidance_scale)
 
@@ -94,9 +96,9 @@ class DiffusionModel(EngineModel["Engine"]):
         multiple = self._folder.multiple
         for name, given in zip(("height", "width"), size, strict=True):
             if multiple is None and size != own:
-                raise InvalidInput(f"params.{name}", f"is {given}, and this model makes {own[1]} x {own[0]} only")
+                raise InvalidInput(f"params.{name}", f"is {given}, but the model supports {own[1]} x {own[0]} only")
             if multiple is not None and given % multiple:
-                raise InvalidInput(f"params.{name}", f"is {given}, no multiple of {multiple}", "round it")
+                raise InvalidInput(f"params.{name}", f"is {given}, not a multiple of {multiple}", "round it")
         if size[0] * size[1] > self.options.max_pixels:
             problem = f"{size[1]} x {size[0]} are over {self.options.max_pixels:,} pixels"
             raise InvalidInput("params.height", problem, "ask for a smaller picture, or raise the option `max_pixels`")
@@ -108,8 +110,8 @@ class DiffusionModel(EngineModel["Engine"]):
             raise InputTooLarge(field, f"has {tokens} tokens, over {most}", "shorten the prompt")
 
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
-        """Return the picture of a `ragged` row, and the seed that it was drawn with."""
-        assert isinstance(params, DiffusionParams), "the kinds that this class serves"
+        """Return the picture of a `ragged` row, and its seed."""
+        assert isinstance(params, DiffusionParams), "this class serves no other kinds"
         drawn = msgspec.convert(ragged.unpack(output), Drawn)
         answer = {"image": output_files.picture(drawn.image(), params.format), "seed": prepared.aside[task.name]}
         return {**answer, "flagged": True} if drawn.flagged else answer

@@ -1,4 +1,4 @@
-"""The networks of a diffusers folder, and what its pipeline does before, in and after the steps."""
+"""The networks of a diffusers folder, and its pipeline's work before, during and after the steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.models.diffusion.folder import Folder
 
 
 class Networks(ABC):
-    """One pipeline of diffusers'. Rows of one shape go through its denoiser together, each with a time of its own."""
+    """A diffusers pipeline. Rows of the same shape share a pass of its denoiser, each with its own timestep."""
 
     def __init__(self, pipeline: Any, device: str) -> None:
         self.pipeline = pipeline
@@ -24,15 +24,16 @@ class Networks(ABC):
         self._unet = pipeline.unet
 
     def scheduler(self, steps: int) -> Any:
-        """Return a scheduler for one picture: it keeps account of that picture's steps."""
+        """Return a new scheduler for a picture; it keeps that picture's state."""
         found = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
         found.set_timesteps(steps, device=self.device)
         return found
 
     def noise(self, seed: int, height: int, width: int) -> tuple[torch.Tensor, torch.Generator]:
-        """Return what a picture begins as, `(1, channels, …)`, and the generator that goes on from there.
+        """Return a picture's initial noise, `(1, channels, …)`, and its generator.
 
-        It is drawn on the CPU, as diffusers does with such a generator: so a seed gives the same on every device.
+        The noise is drawn on the CPU, like diffusers with a CPU generator, so a seed gives the same noise on every
+        device.
         """
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self._unet.config.in_channels, *self.latent_size(height, width))
@@ -41,23 +42,23 @@ class Networks(ABC):
 
     @abstractmethod
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size of what is denoised for a picture of that size."""
+        """Return the size of the latents for a picture of this size."""
 
     @abstractmethod
     def read(self, prompts: Sequence[str]) -> torch.Tensor | None:
-        """Return what the denoiser is told by each prompt `(prompts, tokens, width)`, or None if it listens to none."""
+        """Return the prompts' embeddings `(prompts, tokens, width)`, or None if the denoiser has no prompts."""
 
     @abstractmethod
     def denoise(self, rows: torch.Tensor, times: torch.Tensor, told: torch.Tensor | None) -> torch.Tensor:
-        """Return the denoiser's output for rows at their times."""
+        """Return the denoiser's output for rows at their timesteps."""
 
     @abstractmethod
     def draw(self, latents: torch.Tensor) -> tuple[NDArray[np.uint8], list[bool]]:
-        """Return pictures `(rows, height, width, channels)`, and which of them a checker of the folder's own blackened."""
+        """Return pictures `(rows, height, width, channels)`, and whether the folder's safety checker blackened each."""
 
 
 class Prompted(Networks):
-    """StableDiffusionPipeline: latents of an autoencoder, denoised as a text encoder tells."""
+    """StableDiffusionPipeline: denoises an autoencoder's latents, guided by a text encoder."""
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         scale = self.pipeline.vae_scale_factor
@@ -85,7 +86,7 @@ class Prompted(Networks):
 
 
 class Unprompted(Networks):
-    """DDPMPipeline and DDIMPipeline: the pictures themselves are denoised."""
+    """DDPMPipeline and DDIMPipeline: the pixels themselves are denoised."""
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         return height, width
@@ -101,7 +102,7 @@ class Unprompted(Networks):
 
 
 def load(folder: Folder, device: str, precision: str) -> Networks:
-    """Load a folder onto a device. Raises ConfigurationError if diffusers is missing, or cannot load it."""
+    """Load a folder onto a device. Raises ConfigurationError if diffusers is missing or cannot load the folder."""
     try:
         import diffusers
     except ImportError as error:
@@ -114,7 +115,9 @@ def load(folder: Folder, device: str, precision: str) -> Networks:
     except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(f"{folder.where}: {folder.pipeline} cannot be loaded: {error}") from error
     if pipeline.unet.config.get("time_cond_proj_dim") is not None:
-        raise ConfigurationError(f"{folder.where}: a network that reads the guidance itself is not served")
+        raise ConfigurationError(
+            f"{folder.where}: a network with guidance as an input (time_cond_proj_dim) is not supported"
+        )
     pipeline.to(device)
     for network in pipeline.components.values():
         if isinstance(network, torch.nn.Module):
@@ -123,13 +126,13 @@ def load(folder: Folder, device: str, precision: str) -> Networks:
 
 
 def _pixels(values: torch.Tensor) -> NDArray[np.uint8]:
-    """Turn values of -1 to 1, `(rows, channels, height, width)`, into bytes with the channels last, as diffusers rounds.
+    """Turn values of -1 to 1, `(rows, channels, height, width)`, into bytes with channels last; rounds like diffusers.
 
-    Raises FloatingPointError for what is no picture; diffusers would make it black.
+    Raises FloatingPointError for NaN; diffusers would return a black picture.
     """
     if values.isnan().any():
         raise FloatingPointError(
-            "a picture's values are not numbers; fp16 is too narrow for some networks: take bf16 or fp32"
+            "a picture's values are not numbers; fp16 is too narrow for some networks: use bf16 or fp32"
         )
     shares = (values / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return np.asarray((shares * 255).round().astype(np.uint8))

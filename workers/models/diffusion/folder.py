@@ -1,4 +1,4 @@
-"""What the files of a diffusers folder say, read without diffusers or torch: for the parent process."""
+"""The settings in the files of a diffusers folder, read without diffusers or torch for the parent process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from producers.wire.errors import ConfigurationError
 
-#: The pipelines whose steps are known here, whether they read a prompt, and how many steps they take unless told otherwise: at
-#: most as many as the network was trained on.
+#: The supported pipelines: whether they read prompts, and their default number of steps, which is limited to the
+#: number that the network was trained with.
 PIPELINES = {"StableDiffusionPipeline": (True, 50), "DDPMPipeline": (False, 1000), "DDIMPipeline": (False, 50)}
 
-#: Sizes of pictures made by way of an autoencoder are multiples of this.
+#: The sizes of pictures from an autoencoder are multiples of this.
 _MULTIPLE = 8
 
 
@@ -27,10 +27,10 @@ class Folder:
 
     @cached_property
     def pipeline(self) -> str:
-        """The pipeline's class. Raises ConfigurationError if its steps are not known here."""
+        """The pipeline's class. Raises ConfigurationError if it is not supported."""
         name = str(self._read("model_index.json").get("_class_name"))
         if name not in PIPELINES:
-            raise ConfigurationError(f"{self.where}: {name} is not served; these are: {', '.join(PIPELINES)}")
+            raise ConfigurationError(f"{self.where}: {name} is not supported; use one of {', '.join(PIPELINES)}")
         return name
 
     @property
@@ -44,24 +44,24 @@ class Folder:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width of the pictures that the network was trained to make."""
+        """The height and width that the network was trained on."""
         sample = self._read("unet/config.json")["sample_size"]
         height, width = (sample, sample) if isinstance(sample, int) else sample
         return height * self._scale, width * self._scale
 
     @cached_property
     def max_tokens(self) -> int:
-        """How many tokens a prompt may have, its beginning and end among them."""
+        """The most tokens of a prompt, including its start and end tokens."""
         return int(self._read("text_encoder/config.json")["max_position_embeddings"])
 
     @property
     def multiple(self) -> int | None:
-        """What other sizes must be multiples of; None: there is no other."""
+        """The number that sizes must be multiples of, or None if only `size` is supported."""
         return max(_MULTIPLE, self._scale) if self.reads_prompts else None
 
     @cached_property
     def _scale(self) -> int:
-        """How many pixels a number of the latents stands for, in each direction."""
+        """The number of pixels per latent value in each direction."""
         if not self.reads_prompts:
             return 1
         blocks: list[Any] = self._read("vae/config.json")["block_out_channels"]

@@ -1,4 +1,4 @@
-"""What travels from the parent to the device process for one picture, and what comes back."""
+"""The request for a picture that the parent sends to the device process, and the answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.models.interface.model import Array
 
 
 class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A picture to be made. `guidance` over 1 compares with what `negative` gives, which takes a row more in each pass."""
+    """A request for a picture. `guidance` over 1 steers away from `negative`, which needs a second row in each pass."""
 
     seed: int
     steps: int
@@ -26,12 +26,12 @@ class Wanted(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.guidance > 1
 
     def packed(self) -> Array:
-        """As the bytes of an array."""
+        """Return the request as an array of bytes."""
         return np.frombuffer(msgspec.msgpack.encode(self), dtype=np.uint8)
 
 
 class Drawn(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A picture's pixels, row by row, each of `channels` bytes. `flagged`: the folder's own checker blackened it."""
+    """A picture's pixels, row by row, of `channels` bytes each. `flagged`: the folder's safety checker blackened it."""
 
     pixels: bytes
     height: int
@@ -40,7 +40,7 @@ class Drawn(msgspec.Struct, frozen=True, omit_defaults=True):
     flagged: bool = False
 
     def image(self) -> NDArray[np.uint8]:
-        """Return the pixels `(height, width, 3)`, or `(height, width)` where a pixel is but one number."""
+        """Return the pixels `(height, width, 3)`, or `(height, width)` if there is a single channel."""
         shape = (self.height, self.width, self.channels)
         pixels = np.frombuffer(self.pixels, dtype=np.uint8).reshape(shape)
         return pixels[..., 0] if self.channels == 1 else pixels
