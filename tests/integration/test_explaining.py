@@ -209,7 +209,7 @@ def test_a_text_that_is_too_long_is_refused_or_cut(text: Explained) -> None:
     [
         (
             {"explain_label": "glad"},
-            r"params.sentiment.explain_label: is 'glad', no label of the task; labels: negative, positive",
+            r"params.sentiment.explain_label: is 'glad', not a label of the task; use one of negative, positive",
         ),
         ({"explain_steps": 0}, "`explain_steps` must be 1 to 512"),
         ({"explain_steps": 1000}, "`explain_steps` must be 1 to 512"),
@@ -397,7 +397,9 @@ def test_weights_are_loaded_with_the_first_item_only(tmp_path: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(b"nothing")
     for _ in range(2):
-        with pytest.raises(LoadingFailed, match=r"^the weights that explanations need: .*(?i:header|safetensors)"):
+        with pytest.raises(
+            LoadingFailed, match=r"^cannot load the weights for explanations: .*(?i:header|safetensors)"
+        ):
             model.forward(model.collate([row]), {"label": np.array([0])})
         model.clear()
     (folder / "model.safetensors").write_bytes(weights)

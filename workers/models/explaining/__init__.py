@@ -1,6 +1,6 @@
-"""Why a label: integrated gradients (Sundararajan et al., 2017), step by step beside the micro-batches of the model explained.
+"""Explanations of labels by integrated gradients (Sundararajan et al., 2017), in steps between a model's micro-batches.
 
-An item that wants an explanation takes some sixty times the device's time of one that does not. So it is no row of a micro-batch,
-which would hold up everybody: it goes to the model's *explaining* side, a stepwise model of its own name (``text/explain``), which
-answers it first as the model itself would, on torch, and then moves all explanations on the device a little with each step.
+An item with an explanation takes about sixty times the device time of an item without. In a micro-batch it would delay
+all others. It goes to the model's *explaining* side instead, a stepwise model with its own name (``text/explain``). The
+explaining side first answers like the model itself, on torch, and then advances all explanations a little in each step.
 """

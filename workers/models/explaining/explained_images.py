@@ -1,4 +1,4 @@
-"""Images as something to explain: the line runs through the pixels, from an image all in one colour."""
+"""Explanations of image models: the line leads through the pixels, from an image of a single colour."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from workers.models.pictures import pixels
 if TYPE_CHECKING:
     import torch
 
-#: About the side of a field in the network's pixels: contributions of single pixels are noise, those of a field can be looked at.
+#: The approximate side of a field in the network's pixels. Contributions of single pixels are noise.
 FIELD = 16
 
 _MEAN = "all in the mean colour of the training"
 
 
 class ImageSubject(Subject[M]):
-    """What both kinds of image models share."""
+    """The base of both kinds of image models."""
 
     @abstractmethod
     def _seen(self, content: bytes) -> Area:
-        """Return which part of an image the network sees, in pixels of the image as it was sent."""
+        """Return the part of an image that the network sees, in pixels of the original image."""
 
     @abstractmethod
     def _values(self, image: torch.Tensor) -> torch.Tensor:
@@ -44,12 +44,12 @@ class ImageSubject(Subject[M]):
 
     @abstractmethod
     def _rivals(self, task: str) -> bool:
-        """Whether the task's labels compete."""
+        """Whether the task's labels exclude each other."""
 
     @property
     @abstractmethod
     def _baseline(self) -> str:
-        """What an input of zeros is, for who reads it."""
+        """A description of an input of zeros, for users."""
 
     # --- in the parent process ---
 
@@ -97,7 +97,7 @@ class ImageSubject(Subject[M]):
         return odds
 
     def condensed(self, contributions: torch.Tensor) -> torch.Tensor:
-        """Return the sums over the fields of the image: as near to `FIELD` pixels as divides it evenly."""
+        """Return the sums over the fields of the image, whose sides are near `FIELD` pixels and divide it evenly."""
         import torch
 
         by_pixel = contributions.sum(0)
@@ -107,7 +107,7 @@ class ImageSubject(Subject[M]):
 
 
 class OwnImages(ImageSubject[VisionModel]):
-    """The vision model."""
+    """The built-in vision model."""
 
     @property
     def tasks(self) -> Mapping[str, Sequence[str]]:
@@ -139,7 +139,7 @@ class OwnImages(ImageSubject[VisionModel]):
 
 
 class FolderImages(ImageSubject[ImageModel]):
-    """Any Hugging Face checkpoint that classifies images."""
+    """Any Hugging Face image classifier."""
 
     @property
     def tasks(self) -> Mapping[str, Sequence[str]]:
@@ -162,7 +162,7 @@ class FolderImages(ImageSubject[ImageModel]):
 
     def _rivals(self, task: str) -> bool:
         head = self.model.heads[task]
-        assert isinstance(head, ImageClassification), "the only ones that are explained"
+        assert isinstance(head, ImageClassification), "only classification is explained"
         return head.function == "softmax"
 
     @property

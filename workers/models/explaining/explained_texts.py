@@ -1,7 +1,7 @@
-"""Texts as something to explain: the line runs through the word embeddings, from a text whose every token is masked.
+"""Explanations of text models: the line leads through the word embeddings, from a text whose tokens are all masked.
 
-The network is called as always, with the tokens' numbers; a hook puts the points of the line in the place of the embeddings that it would look up. So any
-network will do that looks them up once.
+The network is called with token ids as usual. A hook replaces the embeddings that it looks up by points of the line.
+This works for any network that looks them up exactly once.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Encoding
 
-#: Two texts whose lengths differ more are not padded to one another.
+#: The smallest ratio of the lengths of two texts that share a pass.
 _LEAST_REAL_SHARE = 0.75
 
 
 class TextSubject(Subject[M]):
-    """What both kinds of text models share."""
+    """The base of both kinds of text models."""
 
     @abstractmethod
     def _encoding(self, task: str, content: str, tokens: int) -> Encoding:
-        """Return the text's tokens again, with their places; so many of them were kept."""
+        """Return the first `tokens` tokens of the text, with their offsets."""
 
     @abstractmethod
     def _ids(self, task: str, row: Arrays) -> Arrays:
-        """Return a row's sequence for a task: `ids`, and what else the network takes, each `(tokens,)`."""
+        """Return a row's sequence for a task: `ids` and the network's other inputs, each `(tokens,)`."""
 
     @property
     @abstractmethod
@@ -49,7 +49,7 @@ class TextSubject(Subject[M]):
     @property
     @abstractmethod
     def _blank(self) -> int | None:
-        """The token that says nothing; None for embeddings of zero."""
+        """The token of the baseline; None for embeddings of zero."""
 
     @abstractmethod
     def _logits(self, batch: Mapping[str, torch.Tensor], rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ class TextSubject(Subject[M]):
 
     @abstractmethod
     def _rivals(self, task: str) -> bool:
-        """Whether the task's labels compete."""
+        """Whether the task's labels exclude each other."""
 
     # --- in the parent process ---
 
@@ -132,7 +132,7 @@ class TextSubject(Subject[M]):
 
 
 class OwnTexts(TextSubject[TextModel]):
-    """The text model with its heads."""
+    """The built-in text model with its heads."""
 
     @property
     def tasks(self) -> Mapping[str, Sequence[str]]:
@@ -166,7 +166,7 @@ class OwnTexts(TextSubject[TextModel]):
 
 
 class FolderTexts(TextSubject[EncoderModel]):
-    """Any Hugging Face checkpoint that classifies texts."""
+    """Any Hugging Face text classifier."""
 
     @property
     def tasks(self) -> Mapping[str, Sequence[str]]:
@@ -206,7 +206,7 @@ class FolderTexts(TextSubject[EncoderModel]):
 
     def _rivals(self, task: str) -> bool:
         head = self.model.heads[task]
-        assert isinstance(head, label_heads.Classification), "the only ones that are explained"
+        assert isinstance(head, label_heads.Classification), "only classification is explained"
         return head.function == "softmax"
 
 
@@ -224,13 +224,13 @@ def _words(encoding: Encoding) -> list[tuple[int, int, tuple[int, ...]]]:
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return the span without the space that some tokenizers count as part of a word."""
+    """Return the span without the space that some tokenizers include in a word."""
     word = text[start:end]
     return start + len(word) - len(word.lstrip()), end - len(word) + len(word.rstrip()) if word.strip() else end
 
 
 def _padded(points: Sequence[Points], longest: int) -> dict[str, torch.Tensor]:
-    """Return what is fixed along the lines for each of their points, and a mask."""
+    """Return the fixed inputs of each point's line, padded, and a mask."""
     import torch
 
     found: dict[str, list[torch.Tensor]] = {"mask": []}
@@ -250,7 +250,7 @@ def _extended(values: torch.Tensor, longest: int) -> torch.Tensor:
 
 @contextmanager
 def _in_place_of(table: Any, ids: torch.Tensor, embedded: torch.Tensor) -> Iterator[None]:
-    """Have a table of embeddings answer with `embedded` when it is asked for `ids`."""
+    """Make a table of embeddings return `embedded` for `ids`. Raises NotImplementedError unless it is used once."""
     import torch
 
     asked_for: list[bool] = []
@@ -265,4 +265,4 @@ def _in_place_of(table: Any, ids: torch.Tensor, embedded: torch.Tensor) -> Itera
     finally:
         hook.remove()
     if asked_for != [True]:
-        raise NotImplementedError("the network does not look its tokens up once, as they come: it cannot be explained")
+        raise NotImplementedError("the network cannot be explained: it does not look up its tokens exactly once")

@@ -1,7 +1,7 @@
-"""The explanations on a device, moved a little with each step: one pass forward and back over points of several lines.
+"""The explanations on a device: each step is a forward and backward pass over points of several lines.
 
-A step is bounded by what its points cost, so that it takes about as long as a micro-batch, and whoever waits for the device in
-between waits no longer. Points of different items, tasks, labels and lengths go through together.
+The cost of its points limits a step to about the time of a micro-batch, so other work does not wait longer for the
+device. Points of different items, tasks, labels and lengths share a pass.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from workers.models.interface.stepwise import Stepped
 if TYPE_CHECKING:
     import torch
 
-#: Each step of so many is led by whoever has waited longest, however urgent the others are.
+#: Every eighth step starts with the request that has waited longest, whatever the others' urgency.
 _PATIENCE = 8
 
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """A request, and how far it has come: `taken` steps, `waited` since the last."""
+    """A request and its progress: `taken` steps, and steps `waited` since the last."""
 
     key: Hashable
     task: str
@@ -52,7 +52,7 @@ class Asked:
 
 
 class Engine:
-    """Not thread-safe. `step_cost` is what a step's points may cost together."""
+    """All explanations of a model. `step_cost` limits the cost of a step's points. Not thread-safe."""
 
     def __init__(self, subject: Subject[Any], *, step_cost: int) -> None:
         self._subject = subject
@@ -75,7 +75,7 @@ class Engine:
         self._asked.clear()
 
     def step(self) -> list[Stepped]:
-        """Answer what is new, as the model does; else take a step with what is explained."""
+        """Compute the model's answers of new requests; if there are none, take a step of the explanations."""
         started = time.perf_counter()
         fresh = [one for one in self._asked.values() if one.output is None]
         inside = self._answered(fresh) if fresh else self._moved(list(self._asked.values()))
@@ -132,7 +132,7 @@ class Engine:
         return inside
 
     def _chosen(self, asked: list[Asked]) -> list[tuple[Asked, int]]:
-        """Return whose points are in the next step, and how many of each: the more urgent first, then who had fewer steps."""
+        """Return the next step's requests with their numbers of points: by urgency, then by fewest steps taken."""
         order = sorted(asked, key=lambda one: (one.urgency, one.taken, one.number))
         if self._steps % _PATIENCE == 0:
             patient = max(asked, key=lambda one: (one.waited, -one.number))
@@ -173,7 +173,7 @@ class Engine:
 
     def _left(self, one: Asked) -> Stepped:
         del self._asked[one.key]
-        assert one.output is not None, "answered before it is explained"
+        assert one.output is not None, "an explanation begins after the answer"
         answer = Answer(Carried.of(one.output))
         if one.request.steps:
             line = _line(one)
@@ -184,5 +184,5 @@ class Engine:
 
 
 def _line(one: Asked) -> Line:
-    assert one.line is not None, "answered before it is explained"
+    assert one.line is not None, "an explanation begins after the answer"
     return one.line

@@ -1,4 +1,4 @@
-"""The explaining side of a model: a stepwise model that holds one of the model's class, on torch, and what explains that."""
+"""The explaining side of a model: a stepwise model with its own copy of the model on torch, and its `Subject`."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from workers.models.interface.model import Array, LoadingFailed, Model, ModelSpe
 from workers.models.interface.options import Options
 from workers.models.interface.stepwise import EngineModel, Stepped
 
-#: A point of a line is a pass forward and one back.
+#: The passes of a point: forward and backward.
 _POINT = 2
 
-#: How long a step waits for weights that are being loaded: others have the device meanwhile.
+#: A step waits this long for weights that are still loading. Other work has the device meanwhile.
 _LOOK_AGAIN_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class _Aside:
-    """What the answer is made with: the model's own row, and by task what its explanation needs."""
+    """The data that `finish` needs: the model's own row, and for each task the data of its explanation."""
 
     row: Prepared
     about: Mapping[str, Any]
 
 
 class ExplainingOptions(Options, frozen=True, rename={"class_": "class"}):
-    """`class` and `options` are the explained model's own. `step_cost` is what the points of a step may cost together.
-    `preloaded` is whether the weights are loaded at the start, not with the first item.
+    """`class` and `options` are those of the explained model. `step_cost` limits the cost of a step's points.
+    `preloaded` loads the weights at the start instead of with the first item.
     """
 
     class_: str
@@ -49,7 +49,7 @@ class ExplainingOptions(Options, frozen=True, rename={"class_": "class"}):
 
 
 class ExplainingModel(EngineModel[Engine]):
-    """The model explained and what explains it, which step together."""
+    """A stepwise model: a copy of the explained model, and the engine of its explanations."""
 
     options_class = ExplainingOptions
     options: ExplainingOptions
@@ -64,7 +64,7 @@ class ExplainingModel(EngineModel[Engine]):
 
     @cached_property
     def base(self) -> Model:
-        """The model explained, on the reference backend, whatever the fleet runs it on."""
+        """The explained model, on the reference backend, whatever backend the fleet uses."""
         own = self.spec
         spec = ModelSpec(own.name, own.folder, own.revision, own.tasks, self.options.options)
         model: Model = class_lookup.find(self.options.class_)(spec)
@@ -83,8 +83,8 @@ class ExplainingModel(EngineModel[Engine]):
         return self.base.revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
-        """Prepare an input as the model itself does. The row is a packed request for each task, uint8 `(bytes,)`; its
-        size is that of all passes. Raises InvalidInput.
+        """Prepare an input like the model itself. The row has a packed request for each task, uint8 `(bytes,)`. Its
+        size covers all passes. Raises InvalidInput.
         """
         row = self.base.prepare(content, params)
         refused = dict(row.refused)
@@ -108,19 +108,19 @@ class ExplainingModel(EngineModel[Engine]):
             return Request(carried, row.size), None
         labels = self.subject.tasks.get(task)
         if labels is None:
-            raise InvalidInput(f"params.{task}.explain", "is not for this task of the model", "leave it out")
+            raise InvalidInput(f"params.{task}.explain", "is not supported for this task", "leave it out")
         target = params.explain_label
         if target is not None and target not in labels:
             known = ", ".join(labels[:20]) + ", …" * (len(labels) > 20)
             raise InvalidInput(
-                f"params.{task}.explain_label", f"is {target!r}, no label of the task", f"labels: {known}"
+                f"params.{task}.explain_label", f"is {target!r}, not a label of the task", f"use one of {known}"
             )
         arrays, about = self.subject.about(task, content, params, row)
         place = None if target is None else list(labels).index(target)
         return Request(carried, row.size, explanation_request.carried(arrays), params.explain_steps, place), about
 
     def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> Any:
-        """Return the model's own answer to a `ragged` row, with the explanation if one was asked for."""
+        """Return the model's own answer to a `ragged` row, with the explanation if requested."""
         answer = msgspec.convert(ragged.unpack(output), Answer)
         own, aside = answer.output.array, prepared.aside
         if answer.target is None or answer.contributions is None:
@@ -145,7 +145,7 @@ class ExplainingModel(EngineModel[Engine]):
             self.base.load(self._device)
             self.subject.device = self._device
             self._loaded = True
-        except BaseException as error:  # noqa: BLE001 - told by the thread that waits for it
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for it
             self._failure = error
 
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
@@ -155,7 +155,7 @@ class ExplainingModel(EngineModel[Engine]):
         return super().step() if self._is_loaded() else []
 
     def _is_loaded(self) -> bool:
-        """Load in a thread, so that the other models' batches run meanwhile; those who wait for this one wait on."""
+        """Load in a thread, so that other models' batches run meanwhile. Requests of this model wait."""
         if not self._loaded:
             if self._loading is None:
                 self._loading = threading.Thread(target=self._load, name="load-explaining", daemon=True)
@@ -165,13 +165,13 @@ class ExplainingModel(EngineModel[Engine]):
                 self._loading = None
                 failure, self._failure = self._failure, None
                 if failure is not None:
-                    told = f"the weights that explanations need: {type(failure).__name__}: {failure}"
+                    told = f"cannot load the weights for explanations: {type(failure).__name__}: {failure}"
                     raise LoadingFailed(told) from failure
         return self._loaded
 
 
 def _with(every: list[dict[str, Any]], label: str, why: Explanation, top_k: int | None) -> list[dict[str, Any]]:
-    """Return the best labels, with an explanation of one, which comes last where it is none of them."""
+    """Return the best labels, with the explanation of `label`, which is appended if it is not among them."""
     explained = next(one for one in every if one["label"] == label) | {"explanation": why}
     best = [explained if one["label"] == label else one for one in every[:top_k]]
     return best if explained in best else [*best, explained]

@@ -1,4 +1,4 @@
-"""What travels from the parent to the device process for one row of one task, and what comes back."""
+"""The request that the parent sends to the device process for a row and a task, and the answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workers.models.interface.model import Array, Arrays
 
 
 class Carried(msgspec.Struct, frozen=True, array_like=True):
-    """An array among plain values."""
+    """An array as plain values."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -26,8 +26,9 @@ class Carried(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A prepared row of this `size`, for one task. Without `steps` only the model's own output is wanted. `target` is the label's
-    place among the scores; None for the best one."""
+    """A prepared row of this `size`, for a task. Without `steps` only the model's own output is wanted. `target` is the
+    label's index among the scores; None for the best label.
+    """
 
     row: dict[str, Carried]
     size: int
@@ -36,12 +37,12 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     target: int | None = None
 
     def packed(self) -> Array:
-        """As the bytes of an array."""
+        """Return the request as an array of bytes."""
         return np.frombuffer(msgspec.msgpack.encode(self), dtype=np.uint8)
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The model's own output for the row, and if it was explained, the contributions to the label at place `target`."""
+    """The model's own output for the row; with an explanation, also the contributions to the label `target`."""
 
     output: Carried
     target: int | None = None

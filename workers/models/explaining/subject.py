@@ -1,4 +1,4 @@
-"""What must be known of a model to explain it: where its input is continuous, and how it goes on from there."""
+"""The interface between a model and its explanations: its continuous input, and the pass from there to the logits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ M = TypeVar("M", bound=Model)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The straight line from a `baseline` to an input `x`, for one task; both `(tokens, width)` or `(channels, height, width)`.
+    """The straight line from a `baseline` to an input `x`, for a task.
 
-    `fixed` is what stays as it is along it: a sequence's tokens.
+    Both are `(tokens, width)` or `(channels, height, width)`. `fixed` are the inputs that stay constant along the line:
+    a sequence's tokens.
     """
 
     task: str
@@ -31,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a line came to: contributions by token, or by field of an image `(down, across)`; the log-odds at its ends."""
+    """The result of a line: contributions by token or by field of an image `(down, across)`, and the ends' log-odds."""
 
     contributions: Array
     value: float
@@ -39,11 +40,11 @@ class Measured:
 
 
 class Subject(ABC, Generic[M]):
-    """A model of the reference backend as something to explain."""
+    """A model on the reference backend, with the methods that its explanation needs."""
 
     def __init__(self, model: M) -> None:
         self.model = model
-        self.device = "cpu"  # once loaded, where the model is
+        self.device = "cpu"  # set when the model is loaded
 
     # --- in the parent process ---
 
@@ -54,38 +55,38 @@ class Subject(ABC, Generic[M]):
 
     @abstractmethod
     def about(self, task: str, content: Any, params: Any, prepared: Prepared) -> tuple[Arrays, Any]:
-        """Return what the device needs of an input besides its row, and what `told` needs of it."""
+        """Return the further inputs of the device for an item, and the data that `told` needs."""
 
     @abstractmethod
     def told(self, measured: Measured, about: Any, *, steps: int) -> Explanation:
-        """Return the explanation for who asked."""
+        """Return the explanation in the form of the answer."""
 
     # --- in the device process ---
 
     @abstractmethod
     def line(self, task: str, row: Arrays, about: Arrays) -> Line:
-        """Return where a row's line begins and ends."""
+        """Return a row's line."""
 
     @abstractmethod
     def cost(self, line: Line) -> int:
-        """Return what a point of the line costs, in the unit of the model's batches."""
+        """Return the cost of a point of the line, in the unit of the model's batches."""
 
     @abstractmethod
     def along(self, line: Line, other: Line) -> bool:
-        """Say whether points of both may go through the network together."""
+        """Return whether points of both lines may share a pass."""
 
     @abstractmethod
     def log_odds(self, points: Sequence[Points]) -> torch.Tensor:
-        """Return the log-odds at all points, one behind the other, as a function of the points' `values`."""
+        """Return the log-odds at all points, concatenated, as a differentiable function of the points' `values`."""
 
     @abstractmethod
     def condensed(self, contributions: torch.Tensor) -> torch.Tensor:
-        """Return what is told of contributions of the shape of the input."""
+        """Condense contributions of the input's shape to the shape of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Some points of a line `(points, …)`, and which label they are asked about."""
+    """Points of a line `(points, …)`, and the index of the explained label."""
 
     line: Line
     target: int

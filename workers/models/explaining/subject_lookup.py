@@ -1,4 +1,4 @@
-"""Which models can be explained, and how."""
+"""The models that can be explained, and their `Subject` classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUBJECTS: tuple[tuple[type[Model], type[Subject[Any]]], ...] = (
 
 
 def of(model: Model) -> Subject[Any] | None:
-    """Return what explains a model, or None for one that cannot be explained, or has no task for it."""
+    """Return a model's `Subject`, or None if the model or all of its tasks cannot be explained."""
     found = next((subject for kind, subject in _SUBJECTS if isinstance(model, kind)), None)
     if found is None:
         return None
