@@ -26,7 +26,7 @@ def of_schema(schema: Mapping[str, Any], field: str) -> str:
     except ValueError as error:
         raise InvalidInput(field, f"is not a supported JSON schema: {error}") from error
     if problem := LLMatcher.validate_grammar(grammar):
-        raise InvalidInput(field, f"has no grammar: {problem.strip()[:500]}", "simplify the schema")
+        raise InvalidInput(field, f"cannot be compiled to a grammar: {problem.strip()[:500]}", "simplify the schema")
     return grammar
 
 

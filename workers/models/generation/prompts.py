@@ -118,7 +118,7 @@ class Prompts:
             except Exception:  # noqa: BLE001, S112 - a refusal, such as of system messages, is no difference
                 continue
             if self._rendered(dialogue) != wanted:
-                problem = f"the chat template of {folder} gives another text than in transformers; correct the template"
+                problem = f"the chat template of {folder} renders differently than in transformers"
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}")
 
     @cached_property

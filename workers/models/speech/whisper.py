@@ -57,7 +57,9 @@ class WhisperModel(RecognitionModel):
                 "params.return_timestamps", 'is "char", which Whisper does not support', 'ask for "word"'
             )
         if params.return_timestamps and "no_timestamps_token_id" not in config:
-            raise InvalidInput("params.return_timestamps", "is not supported by the model's generation_config")
+            raise InvalidInput(
+                "params.return_timestamps", "is not supported by the model's generation_config", "leave it out"
+            )
         if params.return_timestamps == "word" and not config.get("alignment_heads"):
             remedy = "ask for true, or use a model with alignment_heads in its generation_config"
             raise InvalidInput("params.return_timestamps", 'is "word", which this model does not support', remedy)

@@ -48,7 +48,9 @@ class QuestionAnswering(TextHead):
         self.encode(content.context)
         asked = len(self.encode(content.question).ids)
         if asked > self.max_tokens * _LONGEST_QUESTION:
-            raise InvalidInput("input.question", f"has {asked} tokens, too many to leave room for the context")
+            raise InvalidInput(
+                "input.question", f"has {asked} tokens, too many to leave room for the context", "shorten it"
+            )
         windows = [self.encode(content.question, content.context)]
         if len(windows[0].ids) > self.max_tokens:
             room = self.max_tokens - asked

@@ -30,19 +30,19 @@ class FillMask(TextHead):
     def _mask(self) -> int:
         mask = self.tokenizing.token_id("mask_token")
         if mask is None:
-            raise ConfigurationError(f"{self.checkpoint.where}: its mask token is not in its vocabulary")
+            raise ConfigurationError(f"{self.checkpoint.where}: the tokenizer's mask token is not in its vocabulary")
         return mask
 
     def check(self) -> None:
         super().check()
         if self.tokenizing.token("mask_token") is None:
-            raise ConfigurationError(f"{self.checkpoint.where}: its tokenizer has no mask token, which fill-mask needs")
+            raise ConfigurationError(f"{self.checkpoint.where}: the tokenizer has no mask token; fill-mask needs it")
 
     def read(self, content: Any, params: FillMaskParams) -> Reading:
         sequence = self.one(content, params)
         if not (sequence.ids == self._mask).any():
             token = self.tokenizing.tokenizer.id_to_token(self._mask)
-            raise InvalidInput("input", f"has no {token}", "put one in place of the missing word")
+            raise InvalidInput("input", f"has no {token}", "put it in place of the missing word")
         if (masks := int((sequence.ids == self._mask).sum())) > MOST_MASKS:
             raise InvalidInput("input", f"has {masks} masks, over {MOST_MASKS}", "send texts with fewer masks")
         self._targets(params)

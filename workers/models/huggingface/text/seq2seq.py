@@ -78,7 +78,7 @@ class Writing(TextReader):
         found = self._languages.get(name)
         if found is None:
             known = ", ".join(sorted(self._languages)[:5]) or "none"
-            raise InvalidInput(field, f"the model has no language {name!r}", f"its languages: {known} …")
+            raise InvalidInput(field, f"the model has no language {name!r}", f"choose one of {known} …")
         return found
 
     @cached_property
