@@ -165,8 +165,8 @@ class ExplainingModel(EngineModel[Engine]):
                 self._loading = None
                 failure, self._failure = self._failure, None
                 if failure is not None:
-                    told = f"cannot load the weights for explanations: {type(failure).__name__}: {failure}"
-                    raise LoadingFailed(told) from failure
+                    problem = f"cannot load the weights for explanations: {type(failure).__name__}: {failure}"
+                    raise LoadingFailed(problem) from failure
         return self._loaded
 
 

@@ -93,11 +93,11 @@ class Writer:
         return found
 
     def _prompt(self, one: Passage, languages: Mapping[int, str]) -> list[int]:
-        told = self._network.generation_config
-        prompt = [int(told.decoder_start_token_id)]
-        if known := getattr(told, "lang_to_id", None):
+        config = self._network.generation_config
+        prompt = [int(config.decoder_start_token_id)]
+        if known := getattr(config, "lang_to_id", None):
             language = one.settings["language"] or languages[one.recording]
-            prompt += [int(known[language]), int(told.task_to_id[one.settings["task"]])]
+            prompt += [int(known[language]), int(config.task_to_id[one.settings["task"]])]
         if self._no_timestamps is not None and not one.timestamps:
             prompt.append(self._no_timestamps)
         return prompt

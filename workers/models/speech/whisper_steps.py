@@ -86,12 +86,12 @@ def _rules(network: Any, begun: int, *, timestamps: bool) -> list[Rule]:
         WhisperTimeStampLogitsProcessor,
     )
 
-    told, device = network.generation_config, network.device
+    config, device = network.generation_config, network.device
     rules: list[Rule] = []
-    if told.begin_suppress_tokens:
-        rules.append(SuppressTokensAtBeginLogitsProcessor(told.begin_suppress_tokens, begun, device=device))
-    if told.suppress_tokens:
-        rules.append(SuppressTokensLogitsProcessor(told.suppress_tokens, device=device))
+    if config.begin_suppress_tokens:
+        rules.append(SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begun, device=device))
+    if config.suppress_tokens:
+        rules.append(SuppressTokensLogitsProcessor(config.suppress_tokens, device=device))
     if timestamps:
-        rules.append(WhisperTimeStampLogitsProcessor(told, begin_index=begun))
+        rules.append(WhisperTimeStampLogitsProcessor(config, begin_index=begun))
     return rules
