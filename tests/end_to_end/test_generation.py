@@ -173,7 +173,7 @@ def test_what_is_refused(client: Client) -> None:
     with pytest.raises(ItemFailed, match=r"tokens; with 12 to generate that is over 256; shorten"):
         client.submit("chat", "word " * 100, params={"max_new_tokens": 12}).result(timeout_s=60)
     bad = {"schema": {"type": "object", "patternProperties": {"(": {"type": "nothing"}}}}
-    with pytest.raises(ItemFailed, match="cannot be written"):
+    with pytest.raises(ItemFailed, match="cannot be compiled"):
         client.submit("extract", "x", params=bad).result(timeout_s=60)
 
 

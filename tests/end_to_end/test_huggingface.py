@@ -125,7 +125,7 @@ def test_what_cannot_be_explained_fails_by_its_field_alone(client: Client) -> No
     """A label that the task has not; the other task of the same item has its vector."""
     params = {"review": {"explain": True, "explain_label": "middling"}}
     handle = client.submit(["review", "review-vector"], "a fine film", params=params)
-    with pytest.raises(ItemFailed, match="labels: bad, good"):
+    with pytest.raises(ItemFailed, match="use one of bad, good"):
         handle.result(timeout_s=60)
     found = {row.task: row for row in handle.results()}
     assert found["review"].error["field"] == "params.review.explain_label"
