@@ -23,7 +23,7 @@ from workers.models.interface.stepwise import Stepped
 if TYPE_CHECKING:
     import torch
 
-#: Every eighth step starts with the request that has waited longest, whatever the others' urgency.
+#: In every `_PATIENCE` steps, the last starts with the request that has waited longest, whatever the others' urgency.
 _PATIENCE = 8
 
 

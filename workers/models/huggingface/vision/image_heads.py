@@ -257,6 +257,6 @@ def run_lengths_by_label(labels: Array) -> Iterator[tuple[int, list[int]]]:
 
 
 def numpy(tensor: torch.Tensor) -> Array:
-    """Return a tensor as a numpy array; bfloat16 and half become float32."""
+    """Return a tensor as a numpy array; floating-point values become float32."""
     values: Array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
     return values
