@@ -1,15 +1,16 @@
-"""The asyncio client: validate, write to the outbox, publish; and read back. `Client` runs its coroutines in threads.
+"""The asyncio client: it checks work, writes it to the outbox, publishes it, and reads results.
 
-**What accepted means.** An envelope is first committed to the store and then published. Once it is committed, its
-items get their results, whatever happens to Redis or to this process: the fleet's reconciler publishes what was
-not. So when Redis fails after the commit, the submission stands and the call returns normally. When Redis is
-found to be away before it, BrokerUnavailable is raised and nothing of that call (of that chunk, for
-`submit_many`) was accepted.
+**Accepted** means committed to the store. An envelope is committed first and published afterwards. Its items then get
+their results, even if Redis or this process fails: the fleet's reconciler publishes any envelope that is still
+unpublished. If Redis fails after the commit, the call therefore returns normally. If Redis is away before the commit,
+the call raises BrokerUnavailable, and nothing of the call (for `submit_many`: of the chunk) is accepted.
 
-The event loop never waits for the network, a disk or a lock held over either. A few threads do: one commits and
-publishes, one hears notices and reads results, however many items are awaited. They deliver to the loop in batches.
-If Redis or the database is away, or silent, calls end in BrokerUnavailable or StoreUnavailable after their timeouts,
-while everything else in the loop goes on.
+The event loop never waits for the network, for a disk, or for a lock that is held over either. A few threads do,
+however many items are awaited: one commits and publishes, another hears notices and reads results. They deliver to the
+loop in batches. If Redis or the database is away or silent, calls raise BrokerUnavailable or StoreUnavailable after
+their timeouts; other work in the loop continues meanwhile.
+
+`Client` runs the same coroutines in the calling thread.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """Submits work and awaits results, for one event loop. Connects when first used; close it, or use ``async with``.
+    """Submit work and await results, for one event loop.
 
         async with AsyncClient() as client:
             handle = await client.submit("sentiment", "a fine film", priority="interactive")
@@ -59,9 +60,9 @@ class AsyncClient:
             async for row in job.as_completed():
                 print(row.seq, row.output)
 
-    It finds broker, store, tasks and tenant like `Client`. `store_timeout_s` bounds each wait for the store. Items
-    that are submitted while the store or the broker is busy with others of this client go out together; a lone item
-    goes at once.
+    The client connects when first used. Close it, or use ``async with``. It finds broker, store, tasks and tenant like
+    `Client`. `store_timeout_s` limits each wait for the store. Items that are submitted while the store or the broker
+    is busy with earlier items of this client share one transaction; a lone item is sent at once.
     """
 
     _runtime_type: ClassVar[type[Runtime]] = LoopRuntime
@@ -91,7 +92,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of all connections. What was accepted is computed all the same; handles cannot be awaited any more."""
+        """Close all connections. Accepted items are still computed, but handles can no longer be awaited."""
 
         def end() -> None:
             self._outbox.close()
@@ -100,7 +101,7 @@ class AsyncClient:
         await self._runtime.close(end)
 
     async def catalogue(self) -> Catalogue:
-        """Return the tasks that can be submitted. Raises ConfigurationError if their file is wrong."""
+        """Return the tasks that can be submitted. Raises ConfigurationError if the ``fleet.toml`` is invalid."""
         if self._catalogue is None:
             self._catalogue = await self._runtime.call(lambda: self._connection.catalogue)
         return self._catalogue
@@ -112,7 +113,7 @@ class AsyncClient:
         catalogue: Catalogue,
         promise: Promise,
         task: str | Sequence[str],
-        input: object,  # noqa: A002 - the word for it everywhere else
+        input: object,  # noqa: A002 - the public name
         streamed: bool = False,
         *,
         priority: Priority | str = "standard",
@@ -136,10 +137,10 @@ class AsyncClient:
         input: object,  # noqa: A002
         **options: Unpack[ItemOptions],
     ) -> AsyncHandle:
-        """Submit one input and return a handle to its result, once it is accepted.
+        """Submit one input and return a handle to its result, once the item is accepted.
 
-        Arguments and errors are those of `Client.submit`.
-        A task that is cancelled in here may have submitted the item or not.
+        Arguments and errors are those of `Client.submit`. If the calling task is cancelled meanwhile, the item may have
+        been submitted or not.
         """
         promise = self._runtime.promise()
         await self._runtime.turn()
@@ -154,7 +155,7 @@ class AsyncClient:
         input: object,  # noqa: A002
         **options: Unpack[ItemOptions],
     ) -> AsyncTextStream:
-        """Submit one input to a task that writes text, and return the pieces of the answer. See `Client.stream`."""
+        """Submit one input to a task that writes text, and return the pieces of its answer. See `Client.stream`."""
         promise = self._runtime.promise()
         options = {"priority": "interactive", **options}
         _, order, pending = self._ordered(await self.catalogue(), promise, task, input, streamed=True, **options)
@@ -172,7 +173,7 @@ class AsyncClient:
         try:
             await self._runtime.outcome(promise)
         except BaseException:
-            promise.cancel()  # interrupted or cancelled before it was sent: not sent any more
+            promise.cancel()  # interrupted or cancelled: an order that is not sent yet is withdrawn
             raise
 
     # --- many items ---
@@ -192,9 +193,9 @@ class AsyncClient:
         patience_s: float | None = None,
         tenant: str | None = None,
     ) -> tuple[str, Taken]:
-        """Send all inputs, behind those that an earlier run with the same idempotency key had accepted.
+        """Send all inputs, after the items that an earlier run with the same idempotency key submitted.
 
-        Return the job's id, and what was taken.
+        Return the job's id and the `Taken`: the counts of earlier and rejected inputs.
         """
         check_many(inputs, on_error, *self._runtime.series)
         steps = None if plan is None else plan.as_json()
@@ -208,7 +209,7 @@ class AsyncClient:
                 intake.skip = submission.resume(await self._create_job(submission))
             found = intake.skip
             await sending.all_of(inputs)
-            if submission.new_job is not None:  # no items at all: an empty job, finished from the start
+            if submission.new_job is not None:  # without any items: an empty job, finished from the start
                 await self._create_job(submission)
         except ArgosyError as error:
             submission.failed(error)
@@ -234,9 +235,8 @@ class AsyncClient:
     ) -> AsyncJob:
         """Submit inputs from an iterable or an async iterable, chunk by chunk, in constant memory.
 
-        Arguments and errors are those of `Client.submit_many`. An iterable that is not async is iterated in the event
-        loop, with room for others in between: one that blocks, such as a database cursor, should be wrapped in an
-        async one.
+        Arguments and errors are those of `Client.submit_many`. A plain iterable is iterated in the event loop, with
+        pauses for other work. If it blocks, like a database cursor, wrap it in an async iterable.
         """
         catalogue = await self.catalogue()
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
@@ -265,9 +265,9 @@ class AsyncClient:
     async def as_completed(
         self, handles: Iterable[AsyncHandle], *, timeout_s: float | None = None
     ) -> AsyncIterator[Result]:
-        """Yield the results of items in the order in which they come, one for each item and task; failed ones too.
+        """Yield the results of items as they arrive, one for each item and task, including failed results.
 
-        `producers.value` gives a result's output, or raises its error. Raises ResultTimeout if `timeout_s` passes
+        `producers.value` returns a result's output or raises its error. Raises ResultTimeout if `timeout_s` passes
         first.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -282,7 +282,7 @@ class AsyncClient:
                 try:
                     done = await self._runtime.take(arrived, left_s)
                 except TimeoutError as error:
-                    raise ResultTimeout(f"not all results came within {timeout_s} s; the work goes on") from error
+                    raise ResultTimeout(f"not all results arrived within {timeout_s} s; the work goes on") from error
                 for row in done.result():
                     yield row
         finally:
@@ -290,43 +290,46 @@ class AsyncClient:
                 handle.forget(promise)
                 promise.cancel()
 
-    async def job(self, id: str) -> AsyncJob:  # noqa: A002 - what it is called everywhere else
+    async def job(self, id: str) -> AsyncJob:  # noqa: A002 - the public name
         """Return the job with this id. Raises UnknownJob."""
         await self.status(id)
         return AsyncJob(self._link, id)
 
     async def pipeline(self, id: str) -> AsyncPipelineJob:  # noqa: A002
-        """Return the pipeline with this id. Raises UnknownJob, or InvalidInput for a job that is none."""
+        """Return the pipeline with this id. Raises UnknownJob, or InvalidInput if the job is not a pipeline."""
         return AsyncPipelineJob(self._link, id, plan_of_job(await self.status(id)))
 
     async def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
-        """Return the newest jobs, the newest first: everybody's, or one tenant's."""
+        """Return the newest jobs, newest first: of all tenants, or of one."""
         return await self.ask(lambda store: store.jobs(limit=limit, tenant=tenant))
 
     async def queued_work(self) -> list[QueuedWork]:
-        """Return what waits of each model and priority, with an estimate of how long it takes."""
+        """Return the waiting work by model and priority, with an estimate of the time that it takes."""
         return await self.ask(lambda store: store.flight.queued_work())
 
     async def status(self, id: str) -> JobStatus:  # noqa: A002
-        """Return how far a job is. Raises UnknownJob."""
+        """Return a job's progress. Raises UnknownJob."""
         return await self.ask(lambda store: store.job(id))
 
     async def read_file(self, file: Mapping[str, Any]) -> bytes:
-        """Return the bytes of a file that a result refers to: of ``output["image"]``, say.
+        """Return the bytes of a file to which a result refers, for example by ``output["image"]``.
 
-        Raises FileUnavailable if it is gone, BlobsUnavailable if its place cannot be reached.
+        Raises FileUnavailable if the file is gone, BlobsUnavailable if its storage cannot be reached.
         """
         return await self._runtime.call(lambda: self._link.files.read(file))
 
     async def results(self, id: str) -> AsyncIterator[Result]:  # noqa: A002
-        """Yield a job's results that are stored by now, by item and then task. Raises UnknownJob."""
+        """Yield a job's stored results, by item and then task. Raises UnknownJob."""
         async for row in (await self.job(id)).results():
             yield row
 
     async def ask(self, question: Callable[[Store], T]) -> T:
-        """Return what `question` returns for the client's store, asked in a thread: for all that has no method here."""
+        """Return the answer of `question`, which is called with the client's store in a thread.
+
+        For queries that have no method here.
+        """
         return await self._link.ask(question)
 
     async def check(self) -> None:
-        """Ask broker and store whether they are there. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
+        """Check that broker and store answer. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
         await self._runtime.call(self._link.check)

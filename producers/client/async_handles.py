@@ -1,6 +1,6 @@
-"""What a submission by the asyncio client gives back: an AsyncHandle to one item, an AsyncJob of many.
+"""The handles of the asyncio client: an AsyncHandle to one item, an AsyncJob for many items.
 
-They wait for nothing but their client's runtime; `handles` runs them in the calling thread.
+They wait only through their client's runtime. The handles of `producers.client.handles` run them in the calling thread.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from producers.client.fleet_link import Link
     from producers.client.sending.intake import Rejected
 
-#: Who waits for a job puts up with a store that is away for so long: databases are restarted.
+#: A wait for a job tolerates a store that is away for this long: databases are restarted.
 OUTAGE_S = 60.0
 
-#: Looking for what has come of a job may take this part of the time.
+#: The part of the time that may be spent on looking for new results of a job.
 LOOK_SHARE = 0.2
 
 
 class AsyncHandle:
-    """One submitted item. Any number of tasks may await it; ``await handle`` is ``await handle.result()``.
+    """One submitted item. Any number of tasks may await it; ``await handle`` is short for ``await handle.result()``.
 
-    Cancelling a task that awaits it only ends the waiting; `cancel` ends the item.
+    Cancelling a task that awaits the handle only ends the wait. `cancel` ends the item.
     """
 
     def __init__(self, link: Link, pending: Pending, *, single: bool) -> None:
@@ -52,10 +52,10 @@ class AsyncHandle:
         return self.result().__await__()
 
     async def result(self, timeout_s: float | None = None) -> Any:
-        """Await and return the output: of the task, or by task name if the submission named a sequence.
+        """Await and return the output of the task, or the outputs by task name if the submission named a sequence.
 
-        Raises ItemFailed, ItemCancelled or ItemExpired for the first task that did not succeed (`results` has them
-        all), ResultTimeout if `timeout_s` passes first (None waits without end), and StoreUnavailable.
+        Raises ItemFailed, ItemCancelled or ItemExpired for the first task that did not succeed (`results` returns all
+        rows), ResultTimeout if `timeout_s` passes first (None waits without limit), and StoreUnavailable.
         """
         promise = self._link.runtime.promise()
         self.tell(promise)
@@ -63,8 +63,8 @@ class AsyncHandle:
             rows = await self._link.runtime.outcome(promise, timeout_s)
         except TimeoutError as error:
             raise ResultTimeout(
-                f"job {self.job}, item {self.seq}: no result within {timeout_s} s; the work goes on: ask again, "
-                "or see `argosy doctor` for whether a worker runs"
+                f"job {self.job}, item {self.seq}: no result within {timeout_s} s; the work goes on. Ask again, "
+                "or run `argosy doctor` to see whether a worker runs"
             ) from error
         finally:
             self.forget(promise)
@@ -72,7 +72,7 @@ class AsyncHandle:
         return outputs[0] if self._single else dict(zip(self.tasks, outputs, strict=True))
 
     async def results(self) -> list[Result]:
-        """Return the rows that are stored by now, in the order of the tasks."""
+        """Return the stored rows, in the order of the tasks."""
         if self._pending.rows is not None:
             return list(self._pending.rows)
         stored = await self._link.ask(lambda store: store.results_of(self.job, [self.seq]))
@@ -80,44 +80,46 @@ class AsyncHandle:
         return [rows[task] for task in self.tasks if task in rows]
 
     async def done(self) -> bool:
-        """Say whether every task of the item has its result."""
+        """Return whether every task of the item has its result."""
         return len(await self.results()) == len(self.tasks)
 
     async def cancel(self) -> bool:
-        """End what has no result yet ``cancelled``, now; return whether there was any.
+        """End the item's tasks that have no result as ``cancelled``, now. Return whether there were any.
 
-        The first terminal state wins: an output that comes later is dropped. The computing itself is spared only
-        if no worker has begun it and the item travels alone.
+        The first terminal state wins: a later output is dropped. Computation is avoided only if no worker has begun it
+        and the item is alone in its envelope.
         """
         return await self._link.runtime.call(self._cancel)
 
     def tell(self, promise: Promise) -> None:
-        """Give a future the item's rows, in the order of the tasks: now, or when they are all there."""
+        """Set a promise to the item's rows, in the order of the tasks: now, or once all rows are there."""
         self._pending.tell(promise)
         if self._link.closing:
             self._pending.fail(notices.closed())
 
     def forget(self, promise: Promise) -> None:
-        """Take back `tell`."""
+        """Withdraw a promise that was given to `tell`."""
         self._pending.forget(promise)
 
     def _cancel(self) -> bool:
-        """Store `cancelled` for tasks without a result. An envelope with nothing else in it is not computed."""
-        one = self._pending
-        envelopes = [carrier.envelope for carrier in one.carriers]
+        """Store `cancelled` for tasks without a result. An envelope that holds nothing else is not computed."""
+        pending = self._pending
+        envelopes = [carrier.envelope for carrier in pending.carriers]
         committed = self._link.store.commit(
-            one.cancelled_rows(),
-            done=[carrier.envelope for carrier in one.carriers if carrier.alone and one.durable],
-            unlisted=() if one.durable else envelopes,
+            pending.cancelled_rows(),
+            done=[carrier.envelope for carrier in pending.carriers if carrier.alone and pending.durable],
+            unlisted=() if pending.durable else envelopes,
         )
-        self._link.listener.look_up([one])
+        self._link.listener.look_up([pending])
         return committed.inserted > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The inputs that a call put aside (the first 1,000), the count of all of them, and the number of items that an
-    earlier run with the same idempotency key had submitted (`found`).
+    """The count of inputs that a call took and rejected.
+
+    `found` is the number of items that an earlier run with the same idempotency key submitted. `rejected` holds the
+    first 1,000 rejected inputs, and `rejected_count` counts all.
     """
 
     found: int = 0
@@ -126,35 +128,37 @@ class Taken:
 
 
 class Outage:
-    """How long the store has been away while somebody waits. Times are of `time.monotonic`."""
+    """Track how long the store has been away during a wait. Times are of `time.monotonic`."""
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
         self._until: float | None = None
 
     def is_over(self) -> bool:
-        """Say whether to give up after a failed look: OUTAGE_S after the first one, or at the waiter's own deadline."""
+        """Return whether to give up after a failed query: OUTAGE_S after the first failure, or at the wait's own
+        deadline.
+        """
         now = time.monotonic()
         if self._until is None:
             self._until = min(now + OUTAGE_S, self._deadline)
         return now >= self._until
 
     def ended(self) -> None:
-        """The store has answered."""
+        """Note that the store has answered."""
         self._until = None
 
 
 class AsyncWatched:
     """A submission of many items that can be followed and cancelled.
 
-    `rejected` are the inputs put aside (the first 1,000), `rejected_count` how many in all; `found` are the items
-    that an earlier run with the same idempotency key had submitted.
+    `rejected` holds the first 1,000 rejected inputs, and `rejected_count` counts all. `found` is the number of items
+    that an earlier run with the same idempotency key submitted.
     """
 
     def __init__(
         self,
         link: Link,
-        id: str,  # noqa: A002 - what it is called everywhere else
+        id: str,  # noqa: A002 - the public name
         *,
         taken: Taken | None = None,
     ) -> None:
@@ -169,19 +173,19 @@ class AsyncWatched:
         return f"{type(self).__name__}({self.id!r})"
 
     async def progress(self) -> JobStatus:
-        """Return how far the job is. Raises UnknownJob."""
+        """Return the job's progress. Raises UnknownJob."""
         return await self._link.ask(lambda store: store.job(self.id))
 
     async def wait(
         self, timeout_s: float | None = None, *, on_progress: Callable[[JobStatus], object] | None = None
     ) -> JobStatus:
-        """Wait until every result is there, calling `on_progress` whenever some are.
+        """Wait until every result is there, and call `on_progress` whenever results arrive.
 
-        Raises ResultTimeout if `timeout_s` passes first; None waits without end. A store that is away meanwhile is
-        asked again until then, or for `OUTAGE_S`. After that StoreUnavailable is raised; waiting again is possible.
+        Raises ResultTimeout if `timeout_s` passes first; None waits without limit. If the store is away meanwhile, it
+        is asked again until `timeout_s`, or for `OUTAGE_S`. Then StoreUnavailable is raised; you may wait again.
         """
         deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-        unfinished = ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on: wait again")
+        unfinished = ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on. Wait again")
         outage = Outage(deadline)
         async with self._link.runtime.limit(deadline, unfinished), self._following() as changed:
             while True:
@@ -203,11 +207,11 @@ class AsyncWatched:
                 await self._pause(changed, notices.LOOK_EVERY_S, deadline)
 
     async def cancel(self) -> JobStatus:
-        """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
+        """Cancel the items that are not computed yet. They end as ``cancelled`` when their turn comes."""
         return await self._link.ask(lambda store: store.cancel_job(self.id, time.time()))
 
     async def pages(self) -> AsyncIterator[list[Result]]:
-        """Yield the results that are stored by now, a page at a time. Raises UnknownJob."""
+        """Yield the stored results, a page at a time. Raises UnknownJob."""
         await self.progress()
         after: tuple[int, str] | None = None
         while rows := await self._link.ask(lambda store: store.results(self.id, after=after)):  # noqa: B023 - at once
@@ -216,7 +220,7 @@ class AsyncWatched:
 
     @asynccontextmanager
     async def _following(self) -> AsyncIterator[Event]:
-        """An event that is set at every notice of the job."""
+        """Yield an event that is set at every notice of the job."""
         runtime, changed = self._link.runtime, self._link.runtime.event()
         listener = await runtime.call(lambda: self._link.listener)
         try:
@@ -226,19 +230,23 @@ class AsyncWatched:
             listener.unfollow(self.id, changed.set)
 
     async def _pause(self, changed: Event, pause_s: float, deadline: float = float("inf")) -> None:
-        """Wait for a notice, for FALLBACK_S at most, and until `pause_s` have passed."""
+        """Wait for a notice, at most FALLBACK_S, and until `pause_s` have passed."""
         runtime, started = self._link.runtime, time.monotonic()
         if await runtime.happened(changed, min(max(notices.FALLBACK_S, pause_s), deadline - started)):
             await runtime.sleep(min(started + pause_s, deadline) - time.monotonic())
 
 
 class AsyncJob(AsyncWatched):
-    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many."""
+    """A submission of many items.
+
+    `rejected` holds the first 1,000 rejected inputs, and `rejected_count` counts all.
+    """
 
     async def results(self) -> AsyncIterator[Result]:
-        """Yield the results that are stored by now, by item and then task, a page at a time. Raises UnknownJob.
+        """Yield the stored results, by item and then task, a page at a time. Raises UnknownJob.
 
-        Wait first to have them all; before that, one that comes in behind the iteration's place is not seen.
+        To read all results, wait for the job first. Otherwise a result may be stored behind the iteration and is
+        missed.
         """
         async for rows in self.pages():
             for row in rows:
@@ -251,7 +259,7 @@ class AsyncJob(AsyncWatched):
             while True:
                 changed.clear()
                 started = time.monotonic()
-                status = await self.progress()  # looked at first: what is finished is all there to be read
+                status = await self.progress()  # before the results: once it is finished, all results are there
                 fresh = await self._fresh(unseen)
                 looked_s = time.monotonic() - started
                 for row in fresh:

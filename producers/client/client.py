@@ -1,4 +1,4 @@
-"""The client for threads: it runs the coroutines of `AsyncClient` in the thread that calls, without an event loop."""
+"""The client for threads: it runs the coroutines of `AsyncClient` in the calling thread, without an event loop."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class _ThreadClient(AsyncClient):
 
 
 class Client:
-    """Submits work and reads results. Thread-safe; connects when first used; close it, or use it in a ``with``.
+    """Submit work and read results. Thread-safe.
 
-    Without arguments it finds the broker and the store as `producers.wire.connection` says, and the tasks in the
-    ``fleet.toml`` that ``ARGOSY_FLEET`` names, or else the built-in ones. `store_timeout_s` bounds each wait for the
-    store. Items that several threads submit at the same time go out together. `tenant` owns the work, unless a call
-    names another; the default is that of ``ARGOSY_TENANT``, or nobody in particular. Tenants of the same priority
-    take turns.
+    The client connects when first used. Close it, or use a ``with`` statement. Without arguments it finds the broker
+    and the store as `producers.wire.connection` describes. It reads the tasks from the ``fleet.toml`` that
+    ``ARGOSY_FLEET`` names, or else has the built-in tasks. `store_timeout_s` limits each wait for the store. Items that
+    several threads submit at the same time share one transaction. `tenant` owns the work, unless a call names another
+    tenant; the default is the value of ``ARGOSY_TENANT``, or no tenant. Tenants of the same priority take turns.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of all connections. What was accepted is computed all the same; handles cannot be awaited any more."""
+        """Close all connections. Accepted items are still computed, but handles can no longer be awaited."""
         run(self._awaited.close())
 
     @property
     def catalogue(self) -> Catalogue:
-        """The tasks that can be submitted. Raises ConfigurationError if their file is wrong."""
+        """The tasks that can be submitted. Raises ConfigurationError if the ``fleet.toml`` is invalid."""
         return run(self._awaited.catalogue())
 
     # --- submitting ---
@@ -74,22 +74,23 @@ class Client:
     def submit(
         self,
         task: str | Sequence[str],
-        input: object,  # noqa: A002 - the word for it everywhere else
+        input: object,  # noqa: A002 - the public name
         **options: Unpack[ItemOptions],
     ) -> Handle:
         """Submit one input and return a handle to its result.
 
-        `input` is text; or an image as bytes, as a path that the worker can read, or as a URL. `params` are the
-        task's parameters, or, if `task` is a sequence, a mapping of them by task; the result has the same shape.
-        `key` is kept with the result. Past `deadline_s` from now, what is not computed yet ends ``expired``.
+        `input` is text, or an image as bytes, as a path that the worker can read, or as a URL. `params` are the task's
+        parameters; if `task` is a sequence, they are a mapping of parameters by task, and the result has the same
+        shape. `key` is stored with the result. `deadline_s` seconds from now, an item that is not computed yet ends
+        ``expired``.
 
-        Without `durable`, the item goes straight to Redis and spares the store a write, and itself the wait for it.
-        Its result is stored like any other. But if Redis or the worker loses the item, nobody sends it again, and it
-        never has a result.
+        With ``durable=False`` the item goes straight to Redis, which saves the write to the store and the wait for it.
+        Its result is stored like any other. But if Redis or the worker loses the item, it is not sent again and never
+        gets a result.
 
-        Raises InvalidInput; Overloaded or RateLimited; BrokerUnavailable, StoreUnavailable or BlobsUnavailable; and
-        ConfigurationError or SchemaMismatch. Nothing was accepted then, except that Redis may have an item that is
-        not `durable` when it breaks off in the middle.
+        Raises InvalidInput, Overloaded, RateLimited, BrokerUnavailable, StoreUnavailable, BlobsUnavailable,
+        ConfigurationError or SchemaMismatch. Nothing was accepted then, with one exception: if the connection to Redis
+        breaks midway, Redis may hold an item that is not `durable`.
         """
         return Handle(run(self._awaited.submit(task, input, **options)))
 
@@ -100,10 +101,10 @@ class Client:
         input: object,  # noqa: A002
         **options: Unpack[ItemOptions],
     ) -> TextStream:
-        """Submit one input to a task that writes text, and return the pieces of the answer, then its `result`.
+        """Submit one input to a task that writes text, and return the pieces of its answer, then its `result`.
 
-        Arguments and errors are those of `submit`. Unless it is `durable`, nobody takes it up again if the worker
-        dies. If nobody listens any more, the item is cancelled.
+        Arguments and errors are those of `submit`. Unless the item is `durable`, it is lost if its worker dies. The
+        item is cancelled once nobody listens any more.
         """
         return TextStream(run(self._awaited.stream(task, input, **options)))
 
@@ -111,21 +112,21 @@ class Client:
     def submit_many(self, task: str | Sequence[str], inputs: Iterable[object], **options: Unpack[ManyOptions]) -> Job:
         """Submit inputs (plain, or as NewItem with key and parameters) chunk by chunk, in constant memory.
 
-        `on_error` says what an invalid input does: ``raise`` stops there, with InvalidInput naming ``inputs[N]``;
-        ``skip`` puts it aside in the job's `rejected`. `on_accepted` is called for each chunk, by the time the next
-        is gathered, with the job's id and the items accepted so far by this call; `on_rejected` with each input that
-        is put aside or ends the call.
+        `on_error` is the policy for an invalid input: ``raise`` stops with InvalidInput, which names ``inputs[N]``;
+        ``skip`` adds the input to the job's `rejected`. After each accepted chunk, and before the next is complete,
+        `on_accepted` is called with the job's id and the number of items that this call has submitted. `on_rejected` is
+        called with each rejected input, including an input that ends the call.
 
-        If the call fails midway, the chunks before stay accepted and are computed; the error's `job` and its note say
-        so. Called again with the same `idempotency_key`, inputs and tasks, it goes on where it had stopped and
-        adds nothing twice; two such calls must not run at the same time.
+        If the call fails midway, the earlier chunks stay accepted and are computed. The error's `job` and its note say
+        so. Call it again with the same `idempotency_key`, inputs and tasks to continue there; nothing is added twice.
+        Two such calls must not run at the same time.
 
         `ttl_s` seconds after the job has finished, workers purge it with its results.
 
-        While the fleet is full, it waits; with `patience_s`, no longer than that for a chunk, and 0 is not at all.
+        The call waits while the fleet is full. `patience_s` limits this wait for each chunk; 0 does not wait at all.
 
-        Raises what `submit` raises, Overloaded only once the patience is at its end; and SubmissionConflict if
-        another call with the same `idempotency_key` has added items meanwhile.
+        Raises the errors of `submit` (Overloaded only after `patience_s`), and SubmissionConflict if another call with
+        the same `idempotency_key` has added items meanwhile.
         """
         return Job(run(self._awaited.submit_many(task, inputs, **options)))
 
@@ -133,59 +134,61 @@ class Client:
     def submit_pipeline(
         self, pipeline: Pipeline, inputs: Iterable[object], **options: Unpack[PipelineOptions]
     ) -> PipelineJob:
-        """Submit inputs (plain, or as NewItem with a key) for the steps of a pipeline. Otherwise as `submit_many`.
+        """Submit inputs (plain, or as NewItem with a key) for the steps of a pipeline. Otherwise like `submit_many`.
 
-        The whole is one job: its deadline, priority and tenant hold for every step, and `cancel` ends all of it. A
-        step's items go out as soon as the results that they are made of are stored, and the job's `total` grows with
-        them. Raises InvalidInput also for a pipeline that cannot be, naming the step.
+        The whole pipeline is one job. Its deadline, priority and tenant hold for every step, and `cancel` ends all of
+        them. The items of a step are published as soon as the results that they need are stored; the job's `total`
+        grows with them. Raises InvalidInput, naming the step, also for an invalid pipeline.
         """
         return PipelineJob(run(self._awaited.submit_pipeline(pipeline, inputs, **options)))
 
     # --- waiting and reading ---
 
     def as_completed(self, handles: Iterable[Handle], *, timeout_s: float | None = None) -> Iterator[Result]:
-        """Yield the results of items in the order in which they come, one for each item and task; failed ones too.
+        """Yield the results of items as they arrive, one for each item and task, including failed results.
 
-        `producers.value` gives a result's output, or raises its error. Raises ResultTimeout if `timeout_s` passes
+        `producers.value` returns a result's output or raises its error. Raises ResultTimeout if `timeout_s` passes
         first.
         """
-        return iterate(self._awaited.as_completed([one.awaited for one in handles], timeout_s=timeout_s))
+        return iterate(self._awaited.as_completed([handle.awaited for handle in handles], timeout_s=timeout_s))
 
-    def job(self, id: str) -> Job:  # noqa: A002 - what it is called everywhere else
+    def job(self, id: str) -> Job:  # noqa: A002 - the public name
         """Return the job with this id. Raises UnknownJob."""
         return Job(run(self._awaited.job(id)))
 
     def pipeline(self, id: str) -> PipelineJob:  # noqa: A002
-        """Return the pipeline with this id. Raises UnknownJob, or InvalidInput for a job that is none."""
+        """Return the pipeline with this id. Raises UnknownJob, or InvalidInput if the job is not a pipeline."""
         return PipelineJob(run(self._awaited.pipeline(id)))
 
     def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
-        """Return the newest jobs, the newest first: everybody's, or one tenant's."""
+        """Return the newest jobs, newest first: of all tenants, or of one."""
         return run(self._awaited.jobs(limit, tenant=tenant))
 
     def queued_work(self) -> list[QueuedWork]:
-        """Return what waits of each model and priority, with an estimate of how long it takes."""
+        """Return the waiting work by model and priority, with an estimate of the time that it takes."""
         return run(self._awaited.queued_work())
 
     def status(self, id: str) -> JobStatus:  # noqa: A002
-        """Return how far a job is. Raises UnknownJob."""
+        """Return a job's progress. Raises UnknownJob."""
         return run(self._awaited.status(id))
 
     def read_file(self, file: Mapping[str, Any]) -> bytes:
-        """Return the bytes of a file that a result refers to: of ``output["image"]``, say.
+        """Return the bytes of a file to which a result refers, for example by ``output["image"]``.
 
-        Raises FileUnavailable if it is gone, BlobsUnavailable if its place cannot be reached.
+        Raises FileUnavailable if the file is gone, BlobsUnavailable if its storage cannot be reached.
         """
         return run(self._awaited.read_file(file))
 
     def results(self, id: str) -> Iterator[Result]:  # noqa: A002
-        """Yield a job's results that are stored by now, by item and then task. Raises UnknownJob."""
+        """Yield a job's stored results, by item and then task. Raises UnknownJob."""
         return self.job(id).results()
 
     def ask(self, question: Callable[[Store], T]) -> T:
-        """Return what `question` returns for the client's store: for all that has no method here."""
+        """Return the answer of `question`, which is called with the client's store. For queries that have no method
+        here.
+        """
         return run(self._awaited.ask(question))
 
     def check(self) -> None:
-        """Ask broker and store whether they are there. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
+        """Check that broker and store answer. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
         run(self._awaited.check())

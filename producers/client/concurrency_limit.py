@@ -1,4 +1,4 @@
-"""So many at a time: a thousand tasks that start together do not keep the event loop from its other work."""
+"""A limit for tasks that start together, so that a thousand of them leave the event loop room for other work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections import deque
 
 
 class Turnstile:
-    """Lets `width` tasks through in one round of the loop, the others in the rounds after it, first come first served."""
+    """Let `width` tasks pass in a round of the loop. Later tasks pass in the following rounds, first come first
+    served.
+    """
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -15,7 +17,7 @@ class Turnstile:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __call__(self) -> None:
-        """Return at once if there is room in this round."""
+        """Wait for a place. Returns at once if there is room in this round."""
         loop = asyncio.get_running_loop()
         if self._passed == 0:
             loop.call_soon(self._next_round)
@@ -30,7 +32,7 @@ class Turnstile:
         self._passed = 0
         while self._waiting and self._passed < self._width:
             turn = self._waiting.popleft()
-            if not turn.done():  # its task may have been cancelled
+            if not turn.done():  # the waiting task may have been cancelled
                 turn.set_result(None)
                 self._passed += 1
         if self._passed:

@@ -1,4 +1,4 @@
-"""What a client has open towards its fleet: store, broker, notices; each opened when first used, from any thread."""
+"""A client's connections to its fleet: store, broker and notices. Each is opened when first used, from any thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Stream:
-    """The one job that a client's lone items of one tenant belong to, and their numbers in it."""
+    """The job that holds a client's lone items of one tenant, and the counter of their numbers."""
 
     def __init__(self, tenant: str) -> None:
         self.job = NewJob(
@@ -42,7 +42,7 @@ class Stream:
 
 
 class Link:
-    """The parts that the client and the asyncio client share. Thread-safe; opening may wait for the network."""
+    """The connections that the client and the asyncio client share. Thread-safe; opening may wait for the network."""
 
     def __init__(self, connection: Connection, runtime: Runtime, *, store_timeout_s: float) -> None:
         self.runtime = runtime
@@ -72,12 +72,12 @@ class Link:
             return self._store
 
     async def ask(self, question: Callable[[Store], T]) -> T:
-        """Put a question to the open store, and return the answer."""
+        """Return the answer of `question`, which is called with the open store."""
         return await self.runtime.call(lambda: question(self.store))
 
     @property
     def publisher(self) -> Publisher:
-        """The publisher. Raises ConfigurationError if there is no broker."""
+        """The publisher. Raises ConfigurationError if no broker is configured."""
         with self._lock:
             self.refuse_if_closed()
             if self._publisher is None:
@@ -86,7 +86,9 @@ class Link:
 
     @property
     def listener(self) -> Listener:
-        """The listener; without a broker it asks the store at intervals, as whoever only reads results needs none."""
+        """The listener for notices. Without a broker it asks the store at intervals, which is enough for reading
+        results.
+        """
         with self._lock:
             self.refuse_if_closed()
             if self._listener is None:
@@ -98,60 +100,63 @@ class Link:
             return self._listener
 
     def stream(self, tenant: str) -> Stream:
-        """Return a tenant's stream, at once; `open_stream` makes it real."""
+        """Return a tenant's stream, at once. `open_stream` creates its job."""
         found = self._streams.get(tenant)
         return self._streams.setdefault(tenant, Stream(tenant)) if found is None else found
 
     def open_stream(self, stream: Stream, *, again: bool = False) -> None:
-        """Create the stream's job, and hear its notices. Raises BrokerUnavailable, StoreUnavailable."""
+        """Create the stream's job and subscribe to its notices. Raises BrokerUnavailable or StoreUnavailable."""
         if stream.open and not again:
             return
         with self._lock:
-            self.publisher.check()  # no job for a broker that is not there
+            self.publisher.check()  # creates no job if the broker is away
             self.store.create_job(stream.job)
             self.listener.start(stream.job.id)
             stream.open = True
 
     def lane(self, tenant: str) -> int:
-        """Return the lane of a tenant's envelopes; a new tenant gets one in the store. Raises StoreUnavailable."""
+        """Return the lane of a tenant's envelopes. A new tenant gets a lane in the store. Raises StoreUnavailable."""
         if tenant not in self._tenants:
             self._tenants[tenant] = self.store.tenants.enrol(tenant)
         return self._tenants[tenant].lane
 
     @property
     def max_queued_s(self) -> Mapping[Priority, float]:
-        """How much work may wait in front of new items, by priority; no entry: any. Raises ConfigurationError."""
+        """The seconds of work that may wait before new items, by priority; without an entry, no limit.
+
+        Raises ConfigurationError.
+        """
         if self._max_queued_s is None:
             self._max_queued_s = self._connection.admission.by_priority
         return self._max_queued_s
 
     @property
     def blobs(self) -> Blobs:
-        """Where large inputs go. Raises ConfigurationError."""
+        """The storage of large inputs. Raises ConfigurationError."""
         if self._blobs is None:
             self._blobs = Blobs(self._connection.blobs)
         return self._blobs
 
     @property
     def files(self) -> ResultFiles:
-        """Where results that are files lie. Raises ConfigurationError."""
+        """The storage of results that are files. Raises ConfigurationError."""
         if self._files is None:
             self._files = self._connection.files
         return self._files
 
     def check(self) -> None:
-        """Ask broker and store now. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
+        """Check that broker and store answer. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""
         with as_unavailable(self.publisher.redis):
             self.publisher.redis.ping()
         self.store.jobs(limit=1)
 
     def close(self) -> None:
-        """Let go of everything. What was accepted is computed all the same."""
-        self.closing = True  # who begins to await from here on is told by itself, who did before by the listener
+        """Close all connections. Accepted items are still computed."""
+        self.closing = True  # handles check this flag from now on; the listener tells earlier waiters
         with self._lock:
             listener, publisher, store = self._listener, self._publisher, self._store
         if listener is not None:
-            listener.close()  # outside the lock: its thread may be asking for the store
+            listener.close()  # outside the lock: its thread may need the store
         with self._lock:
             self._closed = True
         for part in (publisher, store):

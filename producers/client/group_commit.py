@@ -1,6 +1,6 @@
-"""Group commit: one thread that does together what many callers want, and lets a lone one wait for nobody.
+"""Group commit: a thread that works for many callers at once, and never makes a lone caller wait.
 
-While it does one group, whatever comes gathers for the next. So groups grow with the load by themselves; there is no timer.
+Items that arrive while a group is processed form the next group. So groups grow with the load, without a timer.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from producers.wire.errors import ConfigurationError
 
 T = TypeVar("T")
 
-#: Runs what a thread of ours has for the callers: at once, or on their event loop.
+#: Runs callbacks of the client's threads for its callers: at once, or on their event loop.
 Deliver = Callable[[Sequence[Callable[[], object]]], None]
 
 
 class Promise(Protocol):
-    """What a caller waits on: a future of `concurrent.futures`, or of asyncio."""
+    """The future on which a caller waits: of `concurrent.futures` or of asyncio."""
 
     def done(self) -> bool: ...
     def cancel(self) -> bool: ...
@@ -31,7 +31,7 @@ class Promise(Protocol):
 
 
 def settle(promise: Promise, outcome: object) -> None:
-    """Give `outcome`, a value or an error, to whoever waits, unless they gave up."""
+    """Set a promise's outcome, a value or an error, unless its caller gave up."""
     if promise.done():
         return
     if isinstance(outcome, BaseException):
@@ -41,7 +41,10 @@ def settle(promise: Promise, outcome: object) -> None:
 
 
 class Gathering(Generic[T]):
-    """Runs `work` on groups, in the order of `put`, in a thread that the first `put` starts. `work` must not raise."""
+    """Run `work` on groups of items, in the order of `put`, in a thread that the first `put` starts.
+
+    `work` must not raise. A group has at most `limit` items.
+    """
 
     def __init__(self, name: str, work: Callable[[list[T]], None], *, limit: int) -> None:
         self._name = name
@@ -50,20 +53,20 @@ class Gathering(Generic[T]):
         self._queue: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._entrance = threading.Lock()  # nobody comes in once `close` has put its end mark behind the others
+        self._entrance = threading.Lock()  # no item may follow the end mark of `close`
 
-    def put(self, one: T) -> None:
-        """Have `one` done with the next group. Raises ConfigurationError after `close`."""
+    def put(self, item: T) -> None:
+        """Add an item to the next group. Raises ConfigurationError after `close`."""
         with self._entrance:
             if self._closed:
                 raise ConfigurationError("this client is closed; make a new one")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
-            self._queue.put(one)
+            self._queue.put(item)
 
     def close(self) -> None:
-        """Do what still waits, and end the thread."""
+        """Process the waiting items, and end the thread."""
         with self._entrance:
             if not self._closed:
                 self._queue.put(None)
@@ -76,17 +79,17 @@ class Gathering(Generic[T]):
             self._work(group)
 
     def _next(self) -> list[T]:
-        """Wait for one and take what waits behind it, up to the limit; nothing at the end mark."""
-        one = self._queue.get()
+        """Wait for an item, and return it with the waiting items behind it, up to the limit; empty at the end mark."""
+        item = self._queue.get()
         group: list[T] = []
-        while one is not None:
-            group.append(one)
+        while item is not None:
+            group.append(item)
             if len(group) == self._limit:
                 return group
             try:
-                one = self._queue.get_nowait()
+                item = self._queue.get_nowait()
             except queue.Empty:
                 return group
         if group:
-            self._queue.put(None)  # met again after this group
+            self._queue.put(None)  # the end mark is read again after this group
         return group

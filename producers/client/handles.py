@@ -1,4 +1,7 @@
-"""A Handle to one submitted item, a Job of many. They run those of `async_handles` in the calling thread."""
+"""The handles of the client for threads: a Handle to one item, a Job for many items.
+
+They run the handles of `async_handles` in the calling thread.
+"""
 
 from __future__ import annotations
 
@@ -25,35 +28,35 @@ class Handle:
         return repr(self.awaited).removeprefix("Async")
 
     def result(self, timeout_s: float | None = None) -> Any:
-        """Wait and return the output: of the task, or by task name if the submission named a sequence.
+        """Wait for and return the output of the task, or the outputs by task name if the submission named a sequence.
 
-        Raises ItemFailed, ItemCancelled or ItemExpired for the first task that did not succeed (`results` has them
-        all), ResultTimeout if `timeout_s` passes first (None waits without end), and StoreUnavailable.
+        Raises ItemFailed, ItemCancelled or ItemExpired for the first task that did not succeed (`results` returns all
+        rows), ResultTimeout if `timeout_s` passes first (None waits without limit), and StoreUnavailable.
         """
         return run(self.awaited.result(timeout_s))
 
     def results(self) -> list[Result]:
-        """Return the rows that are stored by now, in the order of the tasks."""
+        """Return the stored rows, in the order of the tasks."""
         return run(self.awaited.results())
 
     def done(self) -> bool:
-        """Say whether every task of the item has its result."""
+        """Return whether every task of the item has its result."""
         return run(self.awaited.done())
 
     def cancel(self) -> bool:
-        """End what has no result yet ``cancelled``, now; return whether there was any.
+        """End the item's tasks that have no result as ``cancelled``, now. Return whether there were any.
 
-        The first terminal state wins: an output that comes later is dropped. The computing itself is spared only
-        if no worker has begun it and the item travels alone.
+        The first terminal state wins: a later output is dropped. Computation is avoided only if no worker has begun it
+        and the item is alone in its envelope.
         """
         return run(self.awaited.cancel())
 
     def tell(self, promise: Promise) -> None:
-        """Give a future the item's rows, in the order of the tasks: now, or when they are all there."""
+        """Set a promise to the item's rows, in the order of the tasks: now, or once all rows are there."""
         self.awaited.tell(promise)
 
     def forget(self, promise: Promise) -> None:
-        """Take back `tell`."""
+        """Withdraw a promise that was given to `tell`."""
         self.awaited.forget(promise)
 
 
@@ -72,31 +75,35 @@ class Watched(Generic[J]):
         return repr(self._job).removeprefix("Async")
 
     def progress(self) -> JobStatus:
-        """Return how far the job is. Raises UnknownJob."""
+        """Return the job's progress. Raises UnknownJob."""
         return run(self._job.progress())
 
     def wait(
         self, timeout_s: float | None = None, *, on_progress: Callable[[JobStatus], object] | None = None
     ) -> JobStatus:
-        """Wait until every result is there, calling `on_progress` whenever some are.
+        """Wait until every result is there, and call `on_progress` whenever results arrive.
 
-        Raises ResultTimeout if `timeout_s` passes first; None waits without end. A store that is away meanwhile is
-        asked again until then, or for a minute. After that StoreUnavailable is raised; waiting again is possible.
+        Raises ResultTimeout if `timeout_s` passes first; None waits without limit. If the store is away meanwhile, it
+        is asked again until `timeout_s`, or for a minute. Then StoreUnavailable is raised; you may wait again.
         """
         return run(self._job.wait(timeout_s, on_progress=on_progress))
 
     def cancel(self) -> JobStatus:
-        """Cancel what is not computed yet: those items end ``cancelled`` when their turn comes."""
+        """Cancel the items that are not computed yet. They end as ``cancelled`` when their turn comes."""
         return run(self._job.cancel())
 
 
 class Job(Watched[AsyncJob]):
-    """A submission of many items. `rejected` are those put aside (the first 1,000), `rejected_count` how many."""
+    """A submission of many items.
+
+    `rejected` holds the first 1,000 rejected inputs, and `rejected_count` counts all.
+    """
 
     def results(self) -> Iterator[Result]:
-        """Yield the results that are stored by now, by item and then task, a page at a time. Raises UnknownJob.
+        """Yield the stored results, by item and then task, a page at a time. Raises UnknownJob.
 
-        Wait first to have them all; before that, one that comes in behind the iteration's place is not seen.
+        To read all results, wait for the job first. Otherwise a result may be stored behind the iteration and is
+        missed.
         """
         for rows in iterate(self._job.pages()):
             yield from rows

@@ -1,9 +1,9 @@
-"""Done notices: a worker announces each envelope on its job's channel after the commit; one thread a client hears them.
+"""Done notices: a worker announces each finished envelope on its job's channel; a thread of the client listens.
 
-A notice says when to look; what is true stands in the store. Only of an item that is not durable it may bring the results
-along, as they were committed. All that is announced at the same time is looked up at once. Whatever is awaited is looked
-up again when the subscription is made anew, because notices sent meanwhile are gone, and after a while without any, because
-Redis promises no delivery.
+A notice is sent after the commit and only says when to look: the results are read from the store. Only a notice of
+items that are not durable may carry their results, as they were committed. Envelopes announced at the same time are
+looked up together. All awaited items are looked up again after a new subscription, because notices sent meanwhile are
+lost, and at intervals without a notice, because Redis does not promise delivery.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Without a notice the store is looked at this often; also the wait before a lost subscription is made again.
+#: The interval of looks at the store without a notice; also the wait before a lost subscription is made again.
 FALLBACK_S = 1.0
 
-#: Looking without a notice may take this part of the time, so that ten thousand awaited items do not load the store.
+#: The part of the time that looks without a notice may take, so that ten thousand awaited items do not load the store.
 FALLBACK_SHARE = 0.05
 
-#: A whole job's notices come by the hundred; who waits for it looks at the store no more often than this.
+#: A job's notices arrive by the hundred. A wait for the job looks at the store no more often than this.
 LOOK_EVERY_S = 0.02
 
 #: Awaited items that one statement looks up.
@@ -50,16 +50,16 @@ LOOK_UP = 1000
 
 
 class Listener:
-    """Hears the notices of every job that its client waits for, on one subscription, and looks up what they announce.
+    """Hear the notices of every job that the client waits for, on one subscription, and look up the announced results.
 
-    Without Redis it only looks, every FALLBACK_S. `deliver` runs what is to be done for those who wait.
+    Without Redis it looks every FALLBACK_S. `deliver` runs the callbacks of the waiting callers.
     """
 
     def __init__(self, redis: Redis | None, store: Callable[[], Store], deliver: Deliver) -> None:
         self._redis = redis
         self._store = store
         self._deliver = deliver
-        self._control = done_channel(new_id())  # a message to ourselves wakes our own thread
+        self._control = done_channel(new_id())  # a message here wakes the listener's own thread
         self._followers: dict[str, list[Callable[[], object]]] = {}  # by channel
         self._hearers: dict[str, tuple[Callable[[bytes], object], threading.Event]] = {}  # of texts, by channel
         self._subscribed: set[str] = set()
@@ -67,12 +67,12 @@ class Listener:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._live = False
-        self._streams: set[str] = set()  # the channels that are heard for good
+        self._streams: set[str] = set()  # channels with a permanent subscription
         self._thread: threading.Thread | None = None
         self._next_look = 0.0
 
     def start(self, job: str) -> None:
-        """Hear the notices of a stream of the client's own from now on, before anything of it is submitted."""
+        """Subscribe to the notices of the client's own stream, before any of its items is submitted."""
         channel = done_channel(job)
         with self._lock:
             self._streams.add(channel)
@@ -88,26 +88,26 @@ class Listener:
         self._wake()
 
     def close(self) -> None:
-        """Stop the thread, at once while Redis answers. Whoever still waits hears that the client is closed."""
+        """Stop the thread, at once while Redis answers. Waiting callers get a ConfigurationError."""
         self._stopping.set()
         if self._thread is not None:
             self._wake()
             self._thread.join()
         if self._redis is not None:
             self._redis.close()
-        self._deliver([partial(one.fail, closed()) for one in self._held()])
+        self._deliver([partial(item.fail, closed()) for item in self._held()])
 
-    # --- what is waited for ---
+    # --- awaited items and jobs ---
 
     def expect(self, pending: Iterable[Pending]) -> None:
-        """Look up these items when their envelopes are announced, as long as somebody holds them."""
+        """Look up these items when their envelopes are announced, as long as their handles exist."""
         with self._lock:
-            for one in pending:
-                for carrier in one.carriers:
-                    self._awaited.setdefault(carrier.envelope, {})[one.seq] = weakref.ref(one)
+            for item in pending:
+                for carrier in item.carriers:
+                    self._awaited.setdefault(carrier.envelope, {})[item.seq] = weakref.ref(item)
 
     def follow(self, job: str, changed: Callable[[], object]) -> None:
-        """Have `changed` delivered at every notice of a job, until `unfollow`. May wait for Redis, though not long."""
+        """Call `changed` at every notice of a job, until `unfollow`. May wait briefly for Redis."""
         with self._lock:
             self._followers.setdefault(done_channel(job), []).append(changed)
         self._begin()
@@ -119,10 +119,12 @@ class Listener:
             if changed in followers:
                 followers.remove(changed)
                 if not followers and channel not in self._streams:
-                    del self._followers[channel]  # the thread unsubscribes when it comes by
+                    del self._followers[channel]  # the thread unsubscribes in its next round
 
     def hear(self, channel: str, heard: Callable[[bytes], object], live: threading.Event) -> None:
-        """Have each message on a channel delivered to `heard`, until `unhear`; `live` is set once none is missed."""
+        """Call `heard` with each message on a channel, until `unhear`. `live` is set once the subscription is
+        active.
+        """
         with self._lock:
             self._hearers[channel] = (heard, live)
         self._begin()
@@ -133,10 +135,13 @@ class Listener:
         self._wake()
 
     def look_up(self, pending: Iterable[Pending]) -> None:
-        """Read these items' rows together, and tell those whose rows are complete. Errors go to those who wait."""
+        """Read the rows of these items together, and settle the items whose rows are complete.
+
+        Errors go to the waiting callers.
+        """
         by_job: defaultdict[str, dict[int, Pending]] = defaultdict(dict)
-        for one in pending:
-            by_job[one.job][one.seq] = one
+        for item in pending:
+            by_job[item.job][item.seq] = item
         for job, items in by_job.items():
             seqs = list(items)
             for start in range(0, len(seqs), LOOK_UP):
@@ -148,28 +153,28 @@ class Listener:
             for row in self._store().results_of(job, list(items)):
                 rows[row.seq].append(row)
         except StoreError as error:
-            log.warning("%d awaited results cannot be looked up: %s", len(items), error)
-            self._deliver([partial(one.fail, error) for one in items.values()])
+            log.warning("%d awaited items cannot be looked up in the store: %s", len(items), error)
+            self._deliver([partial(item.fail, error) for item in items.values()])
             return
-        self._arrive([(one, rows[seq]) for seq, one in items.items() if one.is_whole(rows[seq])])
+        self._arrive([(item, rows[seq]) for seq, item in items.items() if item.is_whole(rows[seq])])
 
     def _arrive(self, whole: Sequence[tuple[Pending, Sequence[Result]]]) -> None:
         with self._lock:
-            for one, _ in whole:
-                for carrier in one.carriers:
-                    self._drop(carrier.envelope, one.seq)
-        self._deliver([partial(one.arrive, rows) for one, rows in whole])
+            for item, _ in whole:
+                for carrier in item.carriers:
+                    self._drop(carrier.envelope, item.seq)
+        self._deliver([partial(item.arrive, rows) for item, rows in whole])
 
     def _told(self, awaited: Sequence[Pending], announced: Mapping[str, Sequence[Result]]) -> list[Pending]:
-        """Tell those whose results came with their notices; return the others."""
+        """Settle the items whose results came with their notices; return the others."""
         told, untold = [], []
-        for one in awaited:
-            carried = [row for carrier in one.carriers for row in announced.get(carrier.envelope, ())]
-            rows = [row for row in carried if row.seq == one.seq and row.job == one.job]
-            if not one.durable and one.is_whole(rows):
-                told.append((one, rows))
+        for item in awaited:
+            carried = [row for carrier in item.carriers for row in announced.get(carrier.envelope, ())]
+            rows = [row for row in carried if row.seq == item.seq and row.job == item.job]
+            if not item.durable and item.is_whole(rows):
+                told.append((item, rows))
             else:
-                untold.append(one)
+                untold.append(item)
         if told:
             self._arrive(told)
         return untold
@@ -182,22 +187,22 @@ class Listener:
                 del self._awaited[envelope]
 
     def _held(self, envelopes: Iterable[str] | None = None) -> list[Pending]:
-        """The awaited items (of some envelopes) that somebody still holds; the others are forgotten."""
+        """Return the awaited items (of some envelopes) whose handles still exist, and forget the others."""
         found: dict[int, Pending] = {}
         with self._lock:
             for envelope in list(self._awaited) if envelopes is None else envelopes:
                 for seq, ref in list(self._awaited.get(envelope, {}).items()):
-                    if (one := ref()) is None:
+                    if (item := ref()) is None:
                         self._drop(envelope, seq)
                     else:
-                        found[id(one)] = one
+                        found[id(item)] = item
         return list(found.values())
 
     # --- the thread ---
 
     def _wake(self) -> None:
         if not self._live or self._redis is None:
-            return  # it looks around by itself, after FALLBACK_S at the latest
+            return  # the thread looks by itself, after FALLBACK_S at the latest
         try:
             with as_unavailable(self._redis):
                 self._redis.publish(self._control, "")
@@ -210,9 +215,11 @@ class Listener:
                 if self._redis is not None:
                     self._hear(self._redis)
             except BrokerUnavailable as error:
-                log.warning("no done notices, the store is asked every %s s instead: %s", FALLBACK_S, error)
+                log.warning(
+                    "done notices cannot be received; the store is read every %s s instead: %s", FALLBACK_S, error
+                )
             except Exception:
-                log.exception("listening for notices failed; trying again")
+                log.exception("the listener for notices failed and starts again")
             self._live = False
             self._look_around()
             self._stopping.wait(FALLBACK_S)
@@ -237,7 +244,7 @@ class Listener:
         self._subscribed = wanted
 
     def _receive(self, subscription: PubSub) -> list[dict[str, Any]]:
-        """Wait for a notice and take all that are there with it."""
+        """Wait for a notice, and return it with all notices that are there."""
         wait_s = max(0.0, min(FALLBACK_S, self._next_look - time.monotonic()))
         notices = []
         notice = subscription.get_message(timeout=wait_s)
@@ -245,7 +252,7 @@ class Listener:
         while notice is not None:
             notices.append(notice)
             connection = subscription.connection
-            # a notice may be there in part: it is begun only if there is something, and then waited for
+            # A notice may have arrived in part. It is read only if some of it is there, and then in full.
             more = connection is not None and connection.can_read(timeout=0)
             notice = subscription.get_message(timeout=FALLBACK_S) if more else None
         return notices
@@ -254,7 +261,7 @@ class Listener:
         notices = self._heard(notices)
         if not notices:
             return
-        # subscribed for the first time, or again after a loss: what was announced before was not heard
+        # A first subscription, or the first after a loss: earlier notices were not heard.
         missed = any(notice["type"] == "subscribe" for notice in notices)
         announced = dict(_read(notice["data"]) for notice in notices if notice["type"] == "message")
         awaited = self._held(None if missed else announced)
@@ -263,7 +270,7 @@ class Listener:
         self._tell_followers({notice["channel"].decode() for notice in notices})
 
     def _heard(self, notices: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Deliver what is said on the channels of texts; return the other notices."""
+        """Deliver the messages on the channels of texts; return the other notices."""
         with self._lock:
             hearers = dict(self._hearers)
         others, calls = [], []
@@ -286,11 +293,11 @@ class Listener:
             self._deliver(calls)
 
     def _look_around(self) -> None:
-        """Look without a notice for what has been awaited for a while, as often as its cost allows."""
+        """Look up all items that have been awaited for FALLBACK_S, as often as the cost of a look allows."""
         started = time.monotonic()
         if started < self._next_look:
             return
-        awaited = [one for one in self._held() if one.since <= started - FALLBACK_S]
+        awaited = [item for item in self._held() if item.since <= started - FALLBACK_S]
         if awaited:
             self.look_up(awaited)
         now = time.monotonic()
@@ -298,16 +305,16 @@ class Listener:
 
 
 def _read(notice: bytes) -> tuple[str, Sequence[Result]]:
-    """Return the envelope that a notice tells of, and the results that it brings."""
+    """Return the envelope that a notice names, and the results that it carries."""
     envelope, _, results = notice.partition(b" ")
     try:
         rows = msgspec.json.decode(results, type=list[Result]) if results else []
     except msgspec.MsgspecError as error:
-        log.warning("the results in a notice cannot be read; the store has them: %s", error)
+        log.warning("a notice carries invalid results, which are read from the store instead: %s", error)
         rows = []
     return envelope.decode("ascii", "replace"), rows
 
 
 def closed() -> ConfigurationError:
-    """The error for who awaits a result of a client that is closed."""
-    return ConfigurationError("the client was closed while a result was awaited; its job is there for a new client")
+    """Return the error for a caller that awaits a result of a closed client."""
+    return ConfigurationError("the client was closed while a result was awaited; read the job with a new client")

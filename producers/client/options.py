@@ -1,4 +1,4 @@
-"""The keywords of the methods that submit, stated once: for type checkers as TypedDicts, for `help` as signatures."""
+"""The keywords of the submitting methods, stated once: as TypedDicts for type checkers, as signatures for `help`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ItemOptions(TypedDict, total=False):
 
 
 class JobOptions(TypedDict, total=False):
-    """Keywords of a job of any kind."""
+    """Keywords of every job."""
 
     name: str | None
     idempotency_key: str | None
@@ -50,15 +50,17 @@ class ManyOptions(PipelineOptions, total=False):
 
 
 def keywords_of(taker: Callable[..., object], **defaults: object) -> Callable[[F], F]:
-    """Show, in the signature of a method with ``**options``, the keywords of the function that takes them."""
+    """Return a decorator that adds `taker`'s keywords to the signature of a method with ``**options``."""
     parameters = inspect.signature(taker).parameters.values()
     taken = [
-        one.replace(default=defaults.get(one.name, one.default)) for one in parameters if one.kind is one.KEYWORD_ONLY
+        item.replace(default=defaults.get(item.name, item.default))
+        for item in parameters
+        if item.kind is item.KEYWORD_ONLY
     ]
 
     def show(method: F) -> F:
         own = inspect.signature(method)
-        named = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        named = [item for item in own.parameters.values() if item.kind is not item.VAR_KEYWORD]
         setattr(method, "__signature__", own.replace(parameters=[*named, *taken]))  # noqa: B010 - mypy does not know it
         return method
 

@@ -1,4 +1,4 @@
-"""One item's results on their way: registered before its envelope leaves, settled when all its rows are there."""
+"""The awaited results of one item: registered before its envelope is published, settled once all rows are there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from results_store.records import Result, ResultState
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """An envelope that carries an item for some of its tasks; `alone` says that it carries nothing else."""
+    """An envelope that carries an item for some of its tasks. `alone` is true if it carries no other item."""
 
     envelope: str
     model: str
@@ -24,7 +24,7 @@ class Carrier:
 
 
 class Pending:
-    """What is awaited of one item. Thread-safe; any number of callers may wait."""
+    """The awaited rows of one item. Thread-safe; any number of callers may wait."""
 
     __slots__ = (
         "__weakref__",
@@ -55,7 +55,7 @@ class Pending:
         self._lock = threading.Lock()
 
     def tell(self, promise: Promise) -> None:
-        """Give `promise` the rows, in the order of the tasks: now, or when they are there."""
+        """Set a promise to the rows, in the order of the tasks: now, or once they are there."""
         with self._lock:
             if self.rows is None:
                 self._promises.append(promise)
@@ -63,7 +63,7 @@ class Pending:
         settle(promise, self.rows)
 
     def forget(self, promise: Promise) -> None:
-        """Who held this promise waits no more."""
+        """Withdraw a promise that was given to `tell`."""
         with self._lock:
             if promise in self._promises:
                 self._promises.remove(promise)
@@ -72,7 +72,7 @@ class Pending:
         return len({row.task for row in rows} & set(self.tasks)) == len(self.tasks)
 
     def arrive(self, rows: Sequence[Result]) -> None:
-        """All rows are there."""
+        """Settle all promises with the rows."""
         by_task = {row.task: row for row in rows}
         with self._lock:
             self.rows = [by_task[task] for task in self.tasks]
@@ -81,14 +81,14 @@ class Pending:
             settle(promise, self.rows)
 
     def fail(self, error: Exception) -> None:
-        """The rows could not be looked up: who waits now hears of it, and may wait again."""
+        """Settle the current promises with an error. Later calls of `tell` wait again."""
         with self._lock:
             promises, self._promises = self._promises, []
         for promise in promises:
             settle(promise, error)
 
     def cancelled_rows(self) -> list[Result]:
-        """The rows that say that every task of the item was cancelled."""
+        """Return a cancelled row for every task of the item."""
         return [
             Result(
                 job=self.job,
@@ -105,7 +105,7 @@ class Pending:
 
 
 def value(row: Result) -> Any:
-    """Return a succeeded result's output, a vector as a list of numbers. Raises the error of any other."""
+    """Return the output of a succeeded result, a vector as a list of numbers. Raises the result's error otherwise."""
     if row.state is not ResultState.SUCCEEDED:
         raise _error(row)
     if row.vector is None:

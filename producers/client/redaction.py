@@ -1,6 +1,7 @@
-"""Addresses and numbers that have a form of their own, replaced in texts before anything is sent.
+"""Replacement of addresses and numbers with a recognisable form, before anything is sent.
 
-`redact` does it for a text. `redacted` does it for the input of an item, as ``[limits] redact`` of a ``fleet.toml`` asks.
+`redact` replaces them in a text. `redacted` replaces them in the input of an item, by the policy ``[limits] redact`` of
+a ``fleet.toml``.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from producers.wire.messages import (
 
 
 def _is_card(number: str) -> bool:
-    """Luhn's check digit: one number in ten passes it by chance."""
+    """Return whether Luhn's check digit is right: one number in ten passes by chance."""
     digits = [int(digit) for digit in number if digit.isdigit()][::-1]
     doubled = [digit * 2 - 9 * (digit > 4) for digit in digits[1::2]]
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
 def _is_account(account: str) -> bool:
-    """The two check digits of ISO 13616."""
+    """Return whether the two check digits of ISO 13616 are right."""
     plain = account.replace(" ", "")
     moved = plain[4:] + plain[:4]
     return int("".join(str(int(character, 36)) for character in moved)) % 97 == 1
@@ -47,7 +48,7 @@ def _is_account(account: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What a text is searched for, and the word that replaces it where it is `valid`."""
+    """A pattern to search for, and the word that replaces each `valid` match."""
 
     pattern: re.Pattern[str]
     word: str
@@ -57,7 +58,7 @@ class _Form:
         return self.pattern.sub(lambda found: f"[{self.word}]" if self.valid(found[0]) else found[0], text)
 
 
-#: In this order: the digits of a card may hold those of a telephone number.
+#: In this order: the digits of a card may contain a telephone number.
 _FORMS: Mapping[Redactable, _Form] = {
     "email": _Form(re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "e-mail"),
     "iban": _Form(re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), "IBAN", _is_account),
@@ -68,8 +69,11 @@ _FORMS: Mapping[Redactable, _Form] = {
 
 
 def redact(text: str, names: Collection[Redactable] = tuple(_FORMS)) -> str:
-    """Return a text with e-mail addresses, bank accounts (IBAN), card numbers, IP addresses and telephone numbers replaced by a
-    word for each: ``[e-mail]`` … `names` chooses some of them. Names and streets have no form of their own, and stay.
+    """Return a text without its e-mail addresses, bank accounts (IBAN), card numbers, IP addresses and telephone
+    numbers.
+
+    A word replaces each: ``[e-mail]``, for example. `names` chooses some of these forms. Names and streets have no
+    recognisable form, and stay.
     """
     for name, form in _FORMS.items():
         if name in names:
@@ -78,7 +82,7 @@ def redact(text: str, names: Collection[Redactable] = tuple(_FORMS)) -> str:
 
 
 def redacted(value: Input, names: Collection[Redactable]) -> Input:
-    """Return an input with the texts in it redacted. Files, addresses of files, numbers and names of columns stay as they are."""
+    """Return an input with its texts redacted. Files, URLs of files, numbers and column names stay as they are."""
     changed = partial(redact, names=names)
     match value:
         case str():
@@ -88,7 +92,9 @@ def redacted(value: Input, names: Collection[Redactable]) -> Input:
         case SentencesInput():
             value = SentencesInput(changed(value.source_sentence), tuple(map(changed, value.sentences)))
         case MessagesInput():
-            value = MessagesInput(tuple(replace(one, content=changed(one.content)) for one in value.messages))
+            value = MessagesInput(
+                tuple(replace(message, content=changed(message.content)) for message in value.messages)
+            )
         case RowInput():
             cells = value.values.items()
             value = RowInput({name: changed(cell) if isinstance(cell, str) else cell for name, cell in cells})

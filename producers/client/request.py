@@ -1,4 +1,4 @@
-"""What a submission asks for, checked before anything is sent. Pure: the sync and the asyncio client share it."""
+"""The request of a submission, checked before anything is sent. Pure: the sync and the asyncio client share it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from producers.wire.messages import Input, Item, Params, Priority
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """An input with what belongs to it alone.
+    """An input with its own key, parameters and origin.
 
-    `key` is the submitter's own identifier, kept with the result. `params` adds to those of the whole submission, in the
-    same shape. `origin` says where the input comes from, for error messages: ``reviews.csv:17``.
+    `key` is the submitter's identifier, kept with the result. `params` add to the parameters of the whole submission,
+    in the same shape. `origin` is the place of the input, for error messages: ``reviews.csv:17``.
     """
 
     input: object
@@ -31,9 +31,10 @@ class NewItem:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one submission asks for every input, checked. `single` says that one task was named, not a sequence.
+    """The request of one submission for every input, checked. `single` is true if one task was named, not a sequence.
 
-    `lacking` are the tasks with parameters that have to be given and are not: each item must have its own. `names` are the tasks'.
+    `lacking` are the tasks whose required parameters are missing: each item must have its own. `names` are the tasks'
+    names.
     """
 
     catalogue: Catalogue
@@ -56,7 +57,7 @@ class Request:
         deadline_s: float | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Request:
-        """Return the request, or raise InvalidInput naming the argument that is wrong."""
+        """Return the request. Raises InvalidInput, which names the invalid argument."""
         tasks = _tasks(catalogue, task)
         single = isinstance(task, str)
         given = _params(tasks, params, single=single, field="params")
@@ -77,18 +78,20 @@ class Request:
         )
 
     def streamed(self) -> Request:
-        """Return the request for an answer that is told piece by piece. Raises InvalidInput if its task writes no text."""
+        """Return the request for an answer that arrives in pieces. Raises InvalidInput if its task writes no text."""
         task = self.tasks[0]
         if not self.single or "stream" not in task.kind.params.__struct_fields__:
-            raise InvalidInput("task", f"{task.name!r} writes no text that could be read in pieces", "use `submit`")
+            raise InvalidInput("task", f"{task.name!r} writes no text to read in pieces", "use `submit`")
         return replace(self, params={task.name: {**self.params.get(task.name, {}), "stream": True}})
 
     def deadline_at(self, now: float) -> float | None:
-        """Return the time (Unix) past which items are not computed any more, for a submission made `now`."""
+        """Return the time (Unix) after which items are not computed any more, for a submission made `now`."""
         return None if self.deadline_s is None else now + self.deadline_s
 
     def item(self, seq: int, value: object, *, field: str) -> Item:
-        """Return `value`, an input or a NewItem, as a checked item. Raises InvalidInput naming `field` and what in it."""
+        """Return `value`, an input or a NewItem, as a checked item. Raises InvalidInput, which names `field` and the
+        part of it.
+        """
         key = params = None
         if isinstance(value, NewItem):
             key, params, value = value.key, value.params, value.input
@@ -96,18 +99,18 @@ class Request:
                 raise InvalidInput(f"{field}.key", f"must be text, not {type(key).__name__}", "convert it with str()")
             if key is not None and not key.isascii():
                 sendable(key, f"{field}.key")
-        # by position: this runs for every one of millions
+        # positional arguments: this runs for each of millions of items
         return Item(seq, self._input(value, field), self.names, self._item_params(params, field), key)
 
     def _input(self, value: object, field: str) -> Input:
         if isinstance(value, Path):
-            value = value.absolute()  # the worker's folder is another one
-        # the tasks are of one modality, so that what is right for the first is right for all
+            value = value.absolute()  # the worker has another working directory
+        # all tasks have one modality, so that an input valid for the first is valid for all
         checked = self.catalogue.check_input(self.tasks[0], value, field=field)
         names = self.catalogue.limits.redact
         if not names:
             return checked
-        # again, as a worker will: what replaces something may be longer
+        # again, as a worker will: the replaced text may be longer
         return self.catalogue.check_input(self.tasks[0], redacted(checked, names), field=field)
 
     def _item_params(self, params: Mapping[str, Any] | None, field: str) -> dict[str, Params]:
@@ -123,7 +126,7 @@ class Request:
 
 
 def parse_priority(value: object, field: str = "priority") -> Priority:
-    """Return a Priority from itself or from its name in any case. Raises InvalidInput."""
+    """Return a Priority, given itself or its name in any case. Raises InvalidInput."""
     if isinstance(value, Priority):
         return value
     if isinstance(value, str) and value.upper() in Priority.__members__:
@@ -146,7 +149,7 @@ def _tasks(catalogue: Catalogue, task: object) -> tuple[Task, ...]:
     modalities = sorted({task.kind.modality for task in tasks})
     if len(modalities) > 1:
         raise InvalidInput(
-            "task", f"mixes tasks for {' and '.join(modalities)}", "an input is one or the other: submit them apart"
+            "task", f"mixes tasks for {' and '.join(modalities)}", "submit the tasks of each modality apart"
         )
     return tasks
 
@@ -156,7 +159,7 @@ def _where(field: str, task: Task, *, single: bool) -> str:
 
 
 def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str) -> dict[str, Params]:
-    """Return parameters by task name, unchecked: those given for the one task, or for several by their names."""
+    """Return unchecked parameters by task name, given for the single task or as a mapping by task."""
     if params is None:
         return {}
     if not isinstance(params, Mapping):
@@ -167,7 +170,7 @@ def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str
     for name, values in by_task.items():
         where = field if single else f"{field}.{name}"
         if name not in named:
-            raise InvalidInput(where, "is not one of the tasks asked for", f"these are: {', '.join(named)}")
+            raise InvalidInput(where, "is not a requested task", f"requested: {', '.join(named)}")
         if not isinstance(values, Mapping):
             raise InvalidInput(where, f"must be a mapping of parameters, not {type(values).__name__}")
         if values:
@@ -181,5 +184,7 @@ def _deadline(deadline_s: object) -> float | None:
     if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
         raise InvalidInput("deadline_s", f"must be a number of seconds, not {type(deadline_s).__name__}")
     if not math.isfinite(deadline_s) or deadline_s <= 0:
-        raise InvalidInput("deadline_s", f"must be more than 0 and finite, not {deadline_s}", "leave it out for none")
+        raise InvalidInput(
+            "deadline_s", f"must be more than 0 and finite, not {deadline_s}", "leave it out for no deadline"
+        )
     return float(deadline_s)

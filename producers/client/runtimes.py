@@ -1,7 +1,7 @@
 """The two ways in which a client waits: by blocking its thread, or in an event loop.
 
-The client is written once, as coroutines that wait only through their runtime. A `Runtime` blocks: its coroutines never
-yield, and `run` takes them to their end without an event loop. Those of a `LoopRuntime` are awaited.
+The client is written once, as coroutines that wait only through their runtime. The coroutines of a blocking `Runtime`
+never yield, and `run` takes them to their end without an event loop. The coroutines of a `LoopRuntime` are awaited.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from producers.wire.errors import ConfigurationError
 
 T = TypeVar("T")
 
-#: Calls that may wait for the database at the same time; awaiting results takes none of them.
+#: Calls that may wait for the database at the same time. Awaiting results takes none of them.
 THREADS = 4
 
-#: Callbacks from threads run in the loop so many at a time, and the loop's other work comes in between.
+#: The number of callbacks from threads that run in the loop before its other work.
 SLICE = 128
 
-#: So many calls of `submit` are served in one round of the loop.
+#: The number of calls of `submit` that are served in one round of the loop.
 SUBMITS = 64
 
 Event: TypeAlias = threading.Event | asyncio.Event
@@ -46,16 +46,16 @@ Queue: TypeAlias = queue.SimpleQueue[Any] | asyncio.Queue[Any]
 
 
 class Runtime:
-    """Waits by blocking the calling thread. It has no state: any number of threads may share it.
+    """Wait by blocking the calling thread. Stateless: any number of threads may share it.
 
-    Waiting longer than `timeout_s` raises TimeoutError.
+    A wait longer than `timeout_s` raises TimeoutError.
     """
 
-    #: The kinds of series that `submit_many` takes.
+    #: The types of series that `submit_many` takes.
     series: tuple[type, ...] = (Iterable,)
 
     def deliver(self, calls: Sequence[Callable[[], object]], /) -> None:
-        """Run the callbacks of a thread of ours."""
+        """Run the callbacks of a thread of the client."""
         for call in calls:
             call()
 
@@ -73,7 +73,7 @@ class Runtime:
         return promise.result(timeout_s)
 
     async def happened(self, event: Any, timeout_s: float) -> bool:
-        """Wait until an event is set; return False if it is not within `timeout_s`."""
+        """Wait until an event is set; return False if it is not set within `timeout_s`."""
         return bool(event.wait(max(0.0, timeout_s)))
 
     async def take(self, queue_: Any, timeout_s: float | None = None) -> Any:
@@ -88,27 +88,29 @@ class Runtime:
         return call()
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(max(0.0, seconds))  # noqa: ASYNC251 - no event loop runs it
+        time.sleep(max(0.0, seconds))  # noqa: ASYNC251 - not in an event loop
 
     async def turn(self) -> None:
-        """Wait for a place among the calls of `submit`: a thousand at once leave an event loop room for other work."""
+        """Wait for a place among the calls of `submit`, so that a thousand of them leave an event loop room for
+        other work.
+        """
 
     async def checkpoint(self) -> None:
-        """Let an event loop's other work come in between."""
+        """Let an event loop run other work."""
 
     def limit(self, deadline: float, error: TimeoutError) -> AbstractAsyncContextManager[object]:
-        """Return a context that raises `error` at `deadline` (monotonic). Threads look at the clock themselves."""
+        """Return a context that raises `error` at `deadline` (monotonic). Threads check the time themselves."""
         return nullcontext()
 
     async def close(self, end: Callable[[], object]) -> None:
-        """Call `end`, which closes the client; make no calls any more."""
+        """Call `end`, which closes the client. No further calls are accepted."""
         end()
 
 
 class LoopRuntime(Runtime):
-    """Waits in the event loop that first uses it.
+    """Wait in the event loop that first uses it.
 
-    Calls that block are made in a few threads of its own, started when needed. The loop's default threads belong to the
+    Blocking calls are made in a few threads of its own, started when needed. The loop's default threads belong to the
     application.
     """
 
@@ -121,7 +123,7 @@ class LoopRuntime(Runtime):
         self._closing: threading.Thread | None = None
 
     def deliver(self, calls: Sequence[Callable[[], object]], /) -> None:
-        """Run the callbacks in the loop; from any thread."""
+        """Run the callbacks in the loop. May be called from any thread."""
         if self._loop is None or not calls:
             return
         try:
@@ -129,7 +131,7 @@ class LoopRuntime(Runtime):
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
-            # closed without `close`: nobody waits any more
+            # the loop was closed without `close`: nobody waits any more
 
     def _run(self, calls: Sequence[Callable[[], object]], start: int) -> None:
         for call in calls[start : start + SLICE]:
@@ -164,7 +166,7 @@ class LoopRuntime(Runtime):
             return await queue_.get()
 
     async def call(self, call: Callable[[], T]) -> T:
-        """Make the call in a thread. Cancelling this only ends the waiting."""
+        """Make the call in a thread. Cancelling it only ends the wait."""
         loop = self._here()
         if self._closing is not None:
             raise ConfigurationError("this client is closed; make a new one")
@@ -209,13 +211,13 @@ class LoopRuntime(Runtime):
         self._closing.join()
 
     def _here(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop. Raises ConfigurationError if it is another one than before."""
+        """Return the running loop. Raises ConfigurationError if the client was first used in another loop."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
             raise ConfigurationError(
-                "an AsyncClient belongs to the event loop that first used it; make one for each loop"
+                "an AsyncClient belongs to the event loop that first used it; make a client for each loop"
             )
         return loop
 

@@ -1,7 +1,7 @@
 """A text that is read while it is written: `Client.stream` and `AsyncClient.stream`.
 
-Pieces come over Redis, which may lose some; each says where it belongs. Missing pieces come at the end, with the
-result, which is stored like any other. So all pieces together are always the whole text.
+Pieces arrive over Redis, which may lose some; each names its place in the text. Missing pieces follow at the end, with
+the result, which is stored like any other. So all pieces together are always the whole text.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from producers.client.async_handles import AsyncHandle
     from producers.client.fleet_link import Link
 
-#: How long a submission waits for its subscription; without one the text comes at the end, as a whole.
+#: The greatest wait of a submission for its subscription. Without a subscription the whole text arrives at the end.
 SUBSCRIBED_S = 2.0
 
 
 class Pieces:
-    """Puts pieces together, whichever come, twice or not at all."""
+    """Join the pieces of a text, whether some are missing or arrive twice."""
 
     def __init__(self) -> None:
         self.text = ""
 
     def take(self, data: bytes) -> str:
-        """Return what a piece adds: nothing while one before it is missing."""
+        """Return the new text of a piece; empty while a piece before it is missing."""
         at, text = msgspec.json.decode(data, type=tuple[int, str])
         if at > len(self.text):
             return ""
@@ -42,12 +42,12 @@ class Pieces:
         return new
 
     def rest(self, whole: str) -> str:
-        """Return what was missing of the whole text."""
+        """Return the part of the whole text that has not arrived."""
         return whole[len(self.text) :]
 
 
 class Subscription:
-    """Hears one item's pieces from before it is submitted; `heard` gets each. `close` it."""
+    """Hear one item's pieces, from before the item is submitted; `heard` is called with each. `close` it."""
 
     def __init__(self, link: Link, pending: Pending, heard: Callable[[bytes], object]) -> None:
         self._link = link
@@ -65,7 +65,7 @@ class Subscription:
 
 
 class AsyncTextStream:
-    """`TextStream` for asyncio: iterate with ``async for``, leave it with `aclose` or ``async with``."""
+    """`TextStream` for asyncio: iterate with ``async for``; end it with `aclose` or ``async with``."""
 
     def __init__(self, link: Link) -> None:
         self.result: Mapping[str, Any] | None = None
@@ -88,7 +88,7 @@ class AsyncTextStream:
         await self._link.runtime.call(self._subscription.open)
 
     def follow(self, handle: AsyncHandle) -> Self:
-        """Wait for this item, which was submitted."""
+        """Wait for the result of this submitted item."""
         self._handle = handle
         promise = self._link.runtime.promise()
         promise.add_done_callback(self._ended)
@@ -97,7 +97,7 @@ class AsyncTextStream:
 
     def _ended(self, promise: Promise) -> None:
         if not promise.cancelled():
-            promise.exception()  # told by the handle, again
+            promise.exception()  # marked as read: the handle raises it again
         self._events.put_nowait(None)
 
     async def __aiter__(self) -> AsyncIterator[str]:
@@ -115,7 +115,7 @@ class AsyncTextStream:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """End listening; what is not written yet is cancelled."""
+        """Stop listening, and cancel an unfinished item."""
         if self._subscription is None:
             return
         subscription, self._subscription = self._subscription, None
@@ -125,9 +125,9 @@ class AsyncTextStream:
 
 
 class TextStream:
-    """Iterate over it for the pieces, once; then `result` has the whole answer. Leaving it early cancels the item.
+    """The pieces of an answer. Iterate over them once; then `result` is the whole answer.
 
-    Iterating raises what `Handle.result` raises.
+    Leaving the iteration early cancels the item. Iterating raises the errors of `Handle.result`.
     """
 
     def __init__(self, stream: AsyncTextStream) -> None:
@@ -150,5 +150,5 @@ class TextStream:
         return iterate(aiter(self._stream))
 
     def close(self) -> None:
-        """End listening; what is not written yet is cancelled."""
+        """Stop listening, and cancel an unfinished item."""
         run(self._stream.aclose())

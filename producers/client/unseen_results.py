@@ -1,4 +1,4 @@
-"""Which results of a growing job were not seen yet: found by counting, without reading again what was."""
+"""Find the unseen results of a growing job by counting, without reading seen results again."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterable, Mapping
 
 from results_store.records import Result
 
-#: Items whose results are counted together, and read together once there are more of them than were seen.
+#: Items per block. Results are counted by block; a block is read when it has more results than were seen.
 BLOCK = 1024
 
 
 class Unseen:
-    """Remembers which results were seen: a bit for each item and task. Pure."""
+    """Remember the seen results: a bit for each item and task. Pure."""
 
     def __init__(self) -> None:
-        self._seen: defaultdict[tuple[int, str], int] = defaultdict(int)  # (block, task): a bit an item
+        self._seen: defaultdict[tuple[int, str], int] = defaultdict(int)  # by (block, task): a bit for each item
         self._counts: defaultdict[int, int] = defaultdict(int)
 
     def blocks(self, counts: Mapping[int, int]) -> list[int]:
-        """Return the blocks that hold more results now than were seen of them, given how many each holds."""
+        """Return the blocks with unseen results, given the number of results in each block."""
         return [block for block, count in sorted(counts.items()) if count > self._counts[block]]
 
     def take(self, block: int, rows: Iterable[Result]) -> list[Result]:
-        """Return those of a block's results that were not seen before; now they are."""
+        """Return the unseen results among a block's results, and mark them as seen."""
         fresh = []
         for row in rows:
             bit = 1 << (row.seq - block * BLOCK)
@@ -35,5 +35,5 @@ class Unseen:
 
 
 def items_of(block: int) -> range:
-    """The places of a block's items in the job."""
+    """Return the places of a block's items in the job."""
     return range(block * BLOCK, (block + 1) * BLOCK)

@@ -89,14 +89,14 @@ def test_the_door_counts_items_and_bytes(monkeypatch: pytest.MonkeyPatch) -> Non
     waiting = Waiting()
     huge = order(1_000)
     waiting.add(huge)
-    with pytest.raises(Overloaded, match="1 items wait"):
+    with pytest.raises(Overloaded, match="1 items of this client wait"):
         waiting.add(order(1))
     waiting.add(order(1_000, lone=False))
     waiting.remove([huge])
     two = [order(1), order(1)]
     for one in two:
         waiting.add(one)
-    with pytest.raises(Overloaded, match="2 items wait"):
+    with pytest.raises(Overloaded, match="2 items of this client wait"):
         waiting.add(order(1))
 
 

@@ -58,7 +58,7 @@ def step(name: str = "b", task: str = "topic", of: Any = "a", **more: Any) -> Pi
         (step(take="text", options={"labels": "cat"}), "steps.b.options", "array"),
         (step(take="text", options={"template": "no hole"}), "steps.b.options", "{}"),
         (step(task="animal"), "steps.b.take", "nothing in text-classification is image"),
-        (step(task="answer", take="text"), "steps.b.take", "gives text, and 'answer' reads question"),
+        (step(task="answer", take="text"), "steps.b.take", "gives text, but 'answer' reads question"),
         (step(task="answer", take="question"), "steps.b.options", "question"),
         (step(task="chat", take="prompt", options={"template": "{input}"}), "steps.b.options", "{texts}"),
         (step(task="topic", take="prompt", options=PROMPT), "steps.b.take", "gives prompt"),
@@ -67,8 +67,8 @@ def step(name: str = "b", task: str = "topic", of: Any = "a", **more: Any) -> Pi
             "steps.b.take",
             "needs an input that is text",
         ),
-        (step(take="gather"), "steps.b.take", "nothing to gather"),
-        (Pipeline().step("a", task="topic", take="text"), "steps.a.of", "names no step"),
+        (step(take="gather"), "steps.b.take", "cannot gather: there is only one 'a'"),
+        (Pipeline().step("a", task="topic", take="text"), "steps.a.of", "is missing"),
         (Pipeline().step("a", task="topic").step("b", task="animal"), "steps.b", "as image"),
         (Pipeline().step("a", task="topic").step("b", task="topic"), "steps.b", "as 'a' does"),
         (
@@ -92,7 +92,7 @@ def test_an_unknown_task_suggests_the_nearest() -> None:
 
 def test_a_circle_is_shown() -> None:
     circle = Pipeline().step("a", task="topic", of="c").step("b", task="topic", of="a").step("c", task="topic", of="b")
-    with pytest.raises(InvalidInput, match=r"go in a circle: .*a.*->.*"):
+    with pytest.raises(InvalidInput, match=r"form a cycle: .*a.*->.*"):
         circle.check(CATALOGUE)
 
 
@@ -113,7 +113,7 @@ def test_parts_of_different_lists_are_not_joined_and_lists_not_nested_without_en
 
 
 def test_two_steps_cannot_have_one_name() -> None:
-    with pytest.raises(InvalidInput, match=r"steps\.a: is there already"):
+    with pytest.raises(InvalidInput, match=r"steps\.a: exists already"):
         Pipeline().step("a", task="topic").step("a", task="topic")
 
 

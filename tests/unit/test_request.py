@@ -39,7 +39,7 @@ def check(task: Any = "topic", **arguments: Any) -> Request:
         ("topic", {"params": {"topk": 2}}, "params: "),
         ("topic", {"params": {"top_k": 0}}, "params: `top_k` must be 1 or more"),
         ("topic", {"params": ["top_k"]}, "params: must be a mapping, not list"),
-        (["topic"], {"params": {"top_k": 2}}, "params.top_k: is not one of the tasks asked for; these are: topic"),
+        (["topic"], {"params": {"top_k": 2}}, "params.top_k: is not a requested task; requested: topic"),
         (["topic"], {"params": {"topic": 2}}, "params.topic: must be a mapping of parameters, not int"),
         (["topic"], {"params": {"topic": {"top_k": "2"}}}, "params.topic: "),
         ("topic", {"params": {"top_k": 2**70}}, "params: cannot be sent: "),

@@ -1,4 +1,4 @@
-"""A pipeline as a user writes it, and its check: every name, every join, every form of input, before anything is sent."""
+"""A pipeline as a user writes it, and its check: all names, joins and forms of input, before anything is sent."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ class _Wanted:
 class Pipeline:
     """Steps that feed each other.
 
-        Pipeline().step("text", task="speech").step("mood", task="sentiment", of="text").step("topic", task="topic", of="text")
+        pipeline = Pipeline().step("text", task="speech")
+        pipeline.step("mood", task="sentiment", of="text").step("topic", task="topic", of="text")
 
-    What is submitted is the input of the steps without `of`. Any step may feed several others; `take` names the selector that
-    makes its input (`producers.wire.pipelines.selectors`), and may be left out where only one is to the purpose.
+    The submitted inputs go to the steps without `of`. A step may feed several others. `take` names the selector that
+    makes a step's input (`producers.wire.pipelines.selectors`); leave it out if only one selector fits.
     """
 
     def __init__(self) -> None:
@@ -51,17 +52,21 @@ class Pipeline:
         options: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Add a step and return the pipeline. `options` are the selector's, `params` the task's. Raises InvalidInput."""
+        """Add a step and return the pipeline. `options` are the selector's, `params` the task's. Raises
+        InvalidInput.
+        """
         if not isinstance(name, str) or not name.strip():
             raise InvalidInput("name", f"must be a name for the step, not {name!r}")
         if name in self._steps:
-            raise InvalidInput(f"steps.{name}", "is there already", "give each step a name of its own")
+            raise InvalidInput(f"steps.{name}", "exists already", "give each step its own name")
         before = (of,) if isinstance(of, str) else tuple(of)
         self._steps[name] = _Wanted(name, task, before, take, dict(options or {}), dict(params or {}))
         return self
 
     def check(self, catalogue: Catalogue) -> Plan:
-        """Return what the pipeline means with these tasks. Raises InvalidInput, naming the step and what is wrong with it."""
+        """Return the plan of the pipeline for these tasks. Raises InvalidInput, which names the step and its
+        problem.
+        """
         if not self._steps:
             raise InvalidInput("steps", "are none", "add one: Pipeline().step('mood', task='sentiment')")
         if len(self._steps) > MAX_STEPS:
@@ -73,7 +78,9 @@ class Pipeline:
         return plan
 
     def _order(self) -> list[str]:
-        """The steps, each after those that it follows, otherwise as they were added."""
+        """Return the names of the steps, each after the steps that it follows, otherwise in the order in which they
+        were added.
+        """
         for wanted in self._steps.values():
             for name in wanted.of:
                 if name not in self._steps:
@@ -83,11 +90,11 @@ class Pipeline:
             return list(TopologicalSorter({w.name: w.of for w in self._steps.values()}).static_order())
         except CycleError as error:
             circle = " -> ".join(reversed(error.args[1]))
-            raise InvalidInput("steps", f"go in a circle: {circle}", "let one of them follow none") from error
+            raise InvalidInput("steps", f"form a cycle: {circle}", "leave out one `of`") from error
 
 
 class _Check:
-    """The steps checked one after the other; what is known of the ones before serves the next."""
+    """Check the steps in their order. Each check uses the tasks of the steps before."""
 
     def __init__(self, catalogue: Catalogue, wanted: Mapping[str, _Wanted]) -> None:
         self._catalogue = catalogue
@@ -101,7 +108,11 @@ class _Check:
         params: dict[str, Any] = msgspec.to_builtins(dict(wanted.params))
         if not wanted.of:
             if wanted.take is not None or wanted.options:
-                raise InvalidInput(f"{where}.of", "names no step to take anything of", "name one, or leave out `take`")
+                raise InvalidInput(
+                    f"{where}.of",
+                    "is missing, but `take` or `options` is given",
+                    "name a step in `of`, or leave out `take` and `options`",
+                )
             return Step(name=wanted.name, task=task.name, model=task.model, params=params)
         if len(set(wanted.of)) < len(wanted.of):
             raise InvalidInput(f"{where}.of", "names a step twice", "name each once")
@@ -118,18 +129,20 @@ class _Check:
         )
 
     def inputs(self, plan: Plan) -> None:
-        """Check the steps that read the inputs: they are one item, with a task for each."""
+        """Check the steps that read the inputs: together they are one item, with a task for each step."""
         first = [step for step in plan.steps if not step.of]
         form = self._tasks[first[0].name].kind.modality
         for place, step in enumerate(first):
             kind = self._tasks[step.name].kind
             if kind.modality != form:
                 problem = f"reads the inputs as {kind.modality}, while {first[0].name!r} reads them as {form}"
-                raise InvalidInput(f"steps.{step.name}", problem, "submit them apart, or let it follow another step")
+                raise InvalidInput(
+                    f"steps.{step.name}", problem, "submit two pipelines, or let the step follow another"
+                )
             same = next((other.name for other in first[:place] if other.task == step.task), None)
             if same:
                 problem = f"reads the inputs for {step.task!r}, as {same!r} does"
-                raise InvalidInput(f"steps.{step.name}", problem, f"let the steps after it follow {same!r}")
+                raise InvalidInput(f"steps.{step.name}", problem, f"let the steps behind it follow {same!r}")
 
     def _selector(self, wanted: _Wanted, task: Task) -> Selector:
         where = f"steps.{wanted.name}.take"
@@ -139,25 +152,25 @@ class _Check:
             raise InvalidInput(where, f"no selector {wanted.take!r}", f"there are: {', '.join(SELECTORS)}")
         selector = SELECTORS[wanted.take]
         if selector.shape != "join" and len(wanted.of) > 1:
-            raise InvalidInput(f"steps.{wanted.name}.of", f"are several, and {selector.name!r} takes one", "use 'join'")
+            raise InvalidInput(f"steps.{wanted.name}.of", f"are several, but {selector.name!r} takes one", "use 'join'")
         for name in wanted.of:
             kind = self._tasks[name].kind
             if not reads(selector, kind):
-                what = "boxes" if selector.reads == "box" else "text" if selector.shape != "each" else "list of texts"
-                raise InvalidInput(where, f"{selector.name!r} needs {what}, and {name!r} ({kind.name}) has none")
+                needed = "boxes" if selector.reads == "box" else "text" if selector.shape != "each" else "list of texts"
+                raise InvalidInput(where, f"{selector.name!r} needs {needed}, but {name!r} ({kind.name}) has none")
             if selector.form not in (None, kind.modality):
                 problem = (
-                    f"{selector.name!r} needs an input that is {selector.form}, and {name!r} reads {kind.modality}"
+                    f"{selector.name!r} needs an input that is {selector.form}, but {name!r} reads {kind.modality}"
                 )
                 raise InvalidInput(where, problem)
         gives = self._given(selector, wanted.of[0])
         if gives != task.kind.modality:
-            problem = f"{selector.name!r} gives {gives}, and {task.name!r} reads {task.kind.modality}"
-            raise InvalidInput(where, problem, "take another selector, or another task")
+            problem = f"{selector.name!r} gives {gives}, but {task.name!r} reads {task.kind.modality}"
+            raise InvalidInput(where, problem, "choose another selector or task")
         return selector
 
     def _usual(self, wanted: _Wanted, task: Task) -> Selector:
-        """The selector where none is named: the first that fits."""
+        """Return the selector of a step that names none: the first that fits."""
         names = ("join",) if len(wanted.of) > 1 else ("text", "crop", "input")
         for selector in (SELECTORS[name] for name in names):
             fits = all(reads(selector, self._tasks[name].kind) for name in wanted.of)
@@ -172,7 +185,7 @@ class _Check:
 
 
 def _check_spreads(plan: Plan) -> None:
-    """Check that lists within lists are not too deep, and that what is joined or gathered belongs together."""
+    """Check that lists within lists are not too deep, and that joined or gathered parts belong together."""
     for step in plan.steps:
         where = f"steps.{step.name}"
         if len(plan.spreads[step.name]) > MAX_DEPTH:
@@ -182,15 +195,15 @@ def _check_spreads(plan: Plan) -> None:
             continue
         if step.selector.shape == "gather" and not plan.spreads[step.of[0]]:
             raise InvalidInput(
-                f"{where}.take", f"there is one {step.of[0]!r} only, and nothing to gather", "use 'text'"
+                f"{where}.take", f"cannot gather: there is only one {step.of[0]!r} for each input", "use 'text'"
             )
         before = sorted((plan.spreads[name] for name in step.of), key=len)
         if any(before[-1][: len(some)] != some for some in before):
-            raise InvalidInput(f"{where}.of", "are parts of different lists", "gather each list first")
+            raise InvalidInput(f"{where}.of", "name parts of different lists", "gather each list first")
 
 
 def first_request(catalogue: Catalogue, plan: Plan, *, priority: Priority | str, deadline_s: float | None) -> Request:
-    """Return what the submission of a pipeline asks for: the steps that read the inputs."""
+    """Return the request of a pipeline's submission: for the steps that read the inputs."""
     first = [step for step in plan.steps if not step.of]
     params = {step.task: step.params for step in first}
     return Request.check(

@@ -1,4 +1,4 @@
-"""What the submission of a pipeline gives back: one job, and its results as trees."""
+"""The handles to a submitted pipeline: one job, whose results are trees."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class AsyncPipelineJob(AsyncWatched):
-    """The submission of a pipeline. The counts of its progress are of results; `total` grows as steps become due."""
+    """The submission of a pipeline. Its progress counts results; `total` grows as steps become due."""
 
     def __init__(self, link: Link, id: str, plan: Plan, *, taken: Taken | None = None) -> None:  # noqa: A002
         super().__init__(link, id, taken=taken)
@@ -39,7 +39,7 @@ class AsyncPipelineJob(AsyncWatched):
 
 
 class PipelineJob(Watched[AsyncPipelineJob]):
-    """The submission of a pipeline. The counts of its progress are of results; `total` grows as steps become due."""
+    """The submission of a pipeline. Its progress counts results; `total` grows as steps become due."""
 
     def __init__(self, job: AsyncPipelineJob) -> None:
         super().__init__(job)
@@ -48,13 +48,15 @@ class PipelineJob(Watched[AsyncPipelineJob]):
     def results(self) -> Iterator[Tree]:
         """Yield a tree for each input that has results by now, in their order. Raises UnknownJob.
 
-        Wait first to have them whole; before that, branches are ``waiting``.
+        Wait for the job first to get whole trees; until then, missing branches are ``waiting``.
         """
         return iterate(self._job.results())
 
 
 def write_trees(store: Store, job: str, out: TextIO) -> None:
-    """Write one JSON object an input, with its tree. Raises UnknownJob, or InvalidInput for a job that is no pipeline."""
+    """Write one JSON object for each input, with its tree. Raises UnknownJob, or InvalidInput if the job is not a
+    pipeline.
+    """
     from results_store.export.text_export import stream, write_lines
     from results_store.sql.columns import compact_json
 
@@ -64,9 +66,9 @@ def write_trees(store: Store, job: str, out: TextIO) -> None:
 
 
 def plan_of_job(job: JobStatus) -> Plan:
-    """Return the plan that is kept with a job. Raises InvalidInput for a job without."""
+    """Return the plan of a job. Raises InvalidInput if the job is not a pipeline."""
     if job.pipeline is None:
         raise InvalidInput(
-            "id", f"the job {job.id} is no pipeline", "its results are rows: `Client.job`, `argosy results`"
+            "id", f"the job {job.id} is not a pipeline", "its results are rows: `Client.job`, `argosy results`"
         )
     return msgspec.convert(job.pipeline, Plan)

@@ -1,4 +1,4 @@
-"""The results of one input as a tree: what each step came to, or why it never will."""
+"""The results of one input as a tree: the result of each step, or the reason for its absence."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from producers.wire.pipelines.plan import Node, Plan, numbered
 from results_store.records import Result
 from results_store.sql.item_numbering import root_of
 
-#: How an item of a tree ended; or that it will not be (`skipped`), or is not yet (`waiting`).
+#: The end of an item of a tree. `skipped` items will never be computed; `waiting` items are not computed yet.
 State: TypeAlias = Literal["succeeded", "failed", "cancelled", "expired", "skipped", "waiting"]
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """What one step came to, for one part where it has several (`part`, outermost first).
+    """The result of one step, for one part if the step has several (`part`, outermost first).
 
-    `output` is there if it succeeded (a vector: as a list of numbers), `reason` if it did not and never will: its own
-    error, or for what is ``skipped`` the trouble before it.
+    `output` is set if the step succeeded (a vector as a list of numbers). `reason` is set if it never will: the step's
+    own error, or, if it was ``skipped``, the error before it.
     """
 
     step: str
@@ -36,7 +36,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """All that came of one input: `seq` is its place among the inputs, `key` the submitter's own.
+    """The results of one input. `seq` is its place among the inputs, `key` the submitter's identifier.
 
     Branches are in the order of the steps.
     """
@@ -69,9 +69,9 @@ class Tree:
 
 
 class Grown:
-    """Makes trees of a job's results, which come in the order of their numbers: a tree is whole when the next one begins.
+    """Make trees of a job's results, given in the order of their numbers. A tree is whole when the next one begins.
 
-    What was not begun when the job was `cancelled` never will be.
+    Items that were not begun when the job was `cancelled` are skipped.
     """
 
     def __init__(self, plan: Plan, *, cancelled: bool) -> None:
@@ -80,7 +80,7 @@ class Grown:
         self._rows: dict[tuple[int, str], Result] = {}
 
     def add(self, row: Result) -> Tree | None:
-        """Take the next result; return the tree before its own, if this one begins another."""
+        """Add the next result. If it begins another tree, return the tree before."""
         whole = None
         if self._rows and root_of(row.seq) != root_of(next(iter(self._rows))[0]):
             whole = self.last()
@@ -88,7 +88,7 @@ class Grown:
         return whole
 
     def last(self) -> Tree | None:
-        """Return the tree of the results that came last, if any."""
+        """Return the tree of the last results, if any."""
         rows, self._rows = self._rows, {}
         if not rows:
             return None
@@ -99,7 +99,7 @@ class Grown:
 
 
 def trees(plan: Plan, rows: Iterable[Result], *, cancelled: bool) -> Iterator[Tree]:
-    """Yield a tree for each input among a job's results, which come in the order of their numbers."""
+    """Yield a tree for each input, from a job's results in the order of their numbers."""
     grown = Grown(plan, cancelled=cancelled)
     for row in rows:
         if tree := grown.add(row):

@@ -1,8 +1,8 @@
-"""Whether new work is taken: by the seconds of work that are queued already, and by the tenant's own limits.
+"""Admission of new work, by the seconds of work that are queued already and by the tenant's own limits.
 
-What the store knows is looked at once a second at most, while something is submitted. A lone interactive item never waits
-for that: it is judged by the last look, and the next one is made behind its back. Limits are therefore kept to within what
-all clients submit in a second; the rate alone is counted exactly, in Redis, and only for tenants that have one.
+While a client submits, it looks at the store at most once a second. A lone interactive item never waits for a look: it
+is judged by the last look, and the next look is made afterwards. Limits are therefore exact only to within the work
+that all clients submit in a second. Rates alone are counted exactly, in Redis, and only for tenants that have a rate.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How old a look at the store may be.
+#: The greatest age of a look at the store.
 LOOK_EVERY_S = 1.0
 
 #: A tenant under its rate may take this many seconds of it at once.
 BURST_S = 1.0
 
-# The generic cell rate algorithm (ITU-T I.371, annex A): the key holds when the tenant will be level with its rate.
-# Whoever is not more than a burst ahead of that may go, whatever the size, and pays it off before the next.
-# ARGV: the rate, the burst, and the size of each order. Returns how many of them may go, and the wait for the next one.
+# The generic cell rate algorithm (ITU-T I.371, annex A). The key holds the time at which the tenant is level with its
+# rate. A tenant less than a burst ahead of its rate may send an order of any size, and pays it off before the next
+# order. ARGV: the rate, the burst, and the size of each order. Returns the number of orders that may go, and the wait
+# for the next.
 _RATE = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1000000
@@ -58,7 +59,7 @@ return {taken, string.format('%.6f', math.max(0, level - now - ARGV[2]))}
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the store said at a moment (monotonic)."""
+    """The state of the store at a moment (monotonic)."""
 
     at: float = float("-inf")
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
@@ -66,14 +67,15 @@ class Look:
     work: Sequence[QueuedWork] = ()
 
     def queued_s(self, models: Iterable[str], priority: Priority, tenant: Tenant) -> float:
-        """Return how long a new item of a tenant would wait, as far as can be told, in the longest queue it is to be in.
+        """Estimate the seconds that a tenant's new item would wait, in the longest of its queues.
 
-        What is more urgent goes first, whoever's it is. Within a priority tenants take turns: their own work counts,
-        times all the weights that wait over their own, and never more than everything that waits.
+        More urgent work goes first, whoever owns it. Within a priority tenants take turns: the wait is the tenant's own
+        work, multiplied by the sum of the waiting tenants' weights over its own weight, but never more than all waiting
+        work.
         """
         weights: defaultdict[int, float] = defaultdict(float)
-        for one in self.tenants.values():
-            weights[one.lane] += one.weight
+        for known in self.tenants.values():
+            weights[known.lane] += known.weight
         return max((self._of_model(model, priority, tenant.lane, weights) for model in models), default=0.0)
 
     def _of_model(self, model: str, priority: Priority, lane: int, weights: Mapping[int, float]) -> float:
@@ -88,7 +90,7 @@ class Look:
 
 
 class Admission:
-    """Judges orders for a client, in its sending threads. `max_queued_s` is by priority; none means without end."""
+    """Judge orders for a client, in its sending threads. A priority without `max_queued_s` has no limit."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -102,20 +104,22 @@ class Admission:
         self._looking.close()
 
     def portion(self, tenant: str) -> int:
-        """Return how many items may be asked for at once: what a tenant's limits can ever let through."""
+        """Return the number of items to send at once, so that the tenant's limits can admit them."""
         limits = self._look.tenants.get(tenant)
         if limits is None:
             return CHUNK_ITEMS
         rate = limits.max_items_per_s
         most = [CHUNK_ITEMS]
         if limits.max_in_flight is not None:
-            most.append(limits.max_in_flight // 4)  # the rest goes on meanwhile
+            most.append(limits.max_in_flight // 4)  # the other three quarters are in progress meanwhile
         if rate is not None:
             most.append(int(rate * BURST_S))
         return max(1, min(most))
 
     def judge(self, orders: Sequence[Order]) -> list[Overloaded | None]:
-        """Return for each order why it is refused, or None; what is not refused counts as taken. Raises BrokerUnavailable."""
+        """Return the refusal of each order, or None for an admitted order, which counts as sent. Raises
+        BrokerUnavailable.
+        """
         self._seen.update(order.tenant for order in orders)
         if time.monotonic() - self._look.at > LOOK_EVERY_S:
             if all(order.request.priority is Priority.INTERACTIVE for order in orders):
@@ -127,7 +131,7 @@ class Admission:
         return verdicts
 
     def look(self, tenant: str | None = None) -> None:
-        """Look at the store, also for a tenant that is new here. If the store is away, the last look goes on counting."""
+        """Look at the store, also for a tenant that is new here. If the store is away, the last look stays valid."""
         if tenant is not None:
             self._seen.add(tenant)
         with self._lock:
@@ -137,7 +141,7 @@ class Admission:
             try:
                 self._look = self._taken()
             except ArgosyError as error:
-                log.debug("admission goes by an older look at the store: %s", error)
+                log.debug("admission uses an older look at the store: %s", error)
                 return
             self._added.subtract(added)
 
@@ -155,7 +159,7 @@ class Admission:
         most_s = self._link.max_queued_s.get(priority)
         if most_s is not None and (queued_s := self._look.queued_s(order.request.models, priority, tenant)) > most_s:
             return Overloaded(
-                f"{queued_s:,.0f} s of work wait in front of new {priority.name.lower()} items, more than the "
+                f"{queued_s:,.0f} s of work wait before new {priority.name.lower()} items, more than the "
                 f"{most_s:,.0f} s that admission.max_queued_s allows; submit them later, or add workers",
                 max(LOOK_EVERY_S, queued_s - most_s),
             )
@@ -164,7 +168,7 @@ class Admission:
         if tenant.max_in_flight is not None and waiting and waiting + items > tenant.max_in_flight:
             return RateLimited(
                 f"tenant {order.tenant!r} has about {waiting:,} items in flight and may have {tenant.max_in_flight:,}; "
-                "submit again when results have come",
+                "submit again when results have arrived",
                 LOOK_EVERY_S,
             )
         if order.durable:
@@ -172,7 +176,7 @@ class Admission:
         return None
 
     def _apply_rates(self, orders: Sequence[Order], verdicts: list[Overloaded | None]) -> None:
-        """Refuse what is over a tenant's rate. The first of its orders go, as far as the rate allows."""
+        """Refuse the orders over a tenant's rate. Its first orders go, as far as the rate allows."""
         places: defaultdict[str, list[int]] = defaultdict(list)
         for place, order in enumerate(orders):
             tenant = self._look.tenants.get(order.tenant)
@@ -191,7 +195,9 @@ class Admission:
 
 
 def _take(redis: Redis, tenant: str, rate: float, sizes: Sequence[int]) -> tuple[int, float]:
-    """Take as many of these sizes from a tenant's rate as it allows; return how many, and the seconds to wait for more."""
+    """Take sizes from a tenant's rate, in order, as far as it allows. Return their number, and the wait for the
+    next.
+    """
     with as_unavailable(redis):
         taken, wait_s = redis.eval(_RATE, 1, f"argosy.rate.{tenant}", rate, BURST_S, *sizes)
     return int(taken), float(wait_s)

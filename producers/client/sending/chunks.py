@@ -1,4 +1,4 @@
-"""How a client sends many: chunk after chunk, one under way while the next is gathered."""
+"""Sending many items: chunk after chunk; one is under way while the next is filled."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from producers.client.sending.submission import Submission
 from producers.wire.errors import Overloaded
 from producers.wire.messages import Item
 
-#: After so many inputs the event loop's other work comes in between.
+#: The number of inputs after which the event loop runs other work.
 PACE = 128
 
 
 @dataclass(slots=True)
 class Sent:
-    """Items under way: the promise that they are accepted, and how patiently they are sent again."""
+    """Items under way: the promise that they are accepted, and the patience with which they are sent again."""
 
     items: Sequence[Item]
     patience: Patience
@@ -29,7 +29,7 @@ class Sent:
 
 @dataclass(slots=True)
 class Sending:
-    """Sends the items of one submission; each chunk waits `limit_s` at most for a full fleet."""
+    """Send the items of one submission. Each chunk waits at most `limit_s` for a full fleet."""
 
     runtime: Runtime
     outbox: Outbox
@@ -40,7 +40,7 @@ class Sending:
     _sent: Sent | None = None
 
     async def all_of(self, inputs: Iterable[object] | AsyncIterable[object]) -> None:
-        """Return once all of them are accepted. Raises what `submit_many` raises."""
+        """Return once all items are accepted. Raises the errors of `submit_many`."""
         try:
             if isinstance(inputs, AsyncIterable):
                 async for value in inputs:
@@ -48,17 +48,17 @@ class Sending:
             else:
                 await self._take(inputs)
             await self._send(self._chunk.empty())
-        except Exception:  # an input's: what was sent before it counts all the same
+        except Exception:  # the error of an input; chunks before it are still accepted
             await self._settle()
             raise
-        except BaseException:  # interrupted or cancelled: not sent any more, if it was not yet
+        except BaseException:  # interrupted or cancelled: a chunk that is not sent yet is withdrawn
             if self._sent is not None:
                 self._sent.promise.cancel()
             raise
         await self._settle()
 
     async def _take(self, inputs: Iterable[object]) -> None:
-        """Gather inputs, and send each chunk that is full."""
+        """Gather inputs, and send each full chunk."""
         intake, chunk = self.intake, self._chunk
         for value in inputs:
             item = intake.take(value)
@@ -68,7 +68,7 @@ class Sending:
                 await self.runtime.checkpoint()
 
     async def _send(self, chunk: Sequence[Item]) -> None:
-        """Send a chunk in the portions that the fleet admits, each once the one before is accepted."""
+        """Send a chunk in the portions that the fleet admits. Each is sent once the portion before is accepted."""
         portion = self.outbox.admission.portion(self.submission.tenant)
         for start in range(0, len(chunk), portion):
             await self._settle()
@@ -84,7 +84,7 @@ class Sending:
         return promise
 
     async def _settle(self) -> None:
-        """Wait until what was sent is accepted, sending it again while the fleet is full."""
+        """Wait until the sent items are accepted. Send them again while the fleet is full."""
         sent, self._sent = self._sent, None
         if sent is None:
             return

@@ -1,4 +1,4 @@
-"""The inputs of a submission as they come: numbered, checked, and gathered into chunks. Pure: no I/O."""
+"""The inputs of a submission as they arrive: numbered, checked, and gathered into chunks. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from producers.wire.errors import InvalidInput
 from producers.wire.messages import Item
 from producers.wire.packing import ENVELOPE_ITEMS, weight
 
-#: A chunk is what one outbox transaction and one pipeline carry: some 64 full envelopes, bounded in bytes for the
-#: sake of images, and in age, looked at whenever an item comes, so that a slow source's items go out as it goes on.
+#: One outbox transaction and one pipeline carry a chunk: some 64 full envelopes. Bytes are bounded because of images.
+#: The age is checked at each item, so that the items of a slow source are sent meanwhile.
 CHUNK_ITEMS = 64 * ENVELOPE_ITEMS
 CHUNK_BYTES = 16 * 1024 * 1024
 CHUNK_AGE_S = 1.0
 
-#: So many rejected rows are kept on a job, with their errors; the rest is only counted.
+#: The number of rejected inputs that a job keeps, with their errors; others are only counted.
 REJECTED_KEPT = 1_000
 
 OnError = Literal["raise", "skip"]
@@ -26,7 +26,7 @@ OnError = Literal["raise", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An input that was not accepted: its place among the inputs, its key, and why."""
+    """A rejected input: its place among the inputs, its key, and the error."""
 
     seq: int
     key: str | None
@@ -35,11 +35,11 @@ class Rejected:
 
 @dataclass(slots=True)
 class Intake:
-    """The items of one submission as they come: numbered, checked, the bad ones raised or put aside.
+    """Number and check the inputs of one submission; raise or collect the errors of invalid inputs.
 
-    `skip` valid items are passed over at the start: those which an earlier run of the same submission already
-    had accepted. Items keep their place among the inputs as `seq`, whatever is rejected or skipped before them; with
-    `span`, the first of so many numbers that each input has.
+    The first `skip` valid items are left out: an earlier run of the submission had submitted them. The `seq` of an item
+    is its place among all inputs, also the rejected and skipped ones, multiplied by `span`, the count of numbers per
+    input.
     """
 
     request: Request
@@ -52,9 +52,9 @@ class Intake:
     span: int = 1
 
     def take(self, value: object) -> Item | None:
-        """Return the next input as an item; None if it is put aside or passed over.
+        """Return the next input as an item, or None if it is rejected or skipped.
 
-        An InvalidInput in place of an input stands for a row that its source could not read.
+        An InvalidInput in place of an input is the error of its source, which could not read the row.
         """
         seq = self.seen
         self.seen += 1
@@ -87,7 +87,7 @@ class Intake:
 
 @dataclass(slots=True)
 class Chunk:
-    """Gathers items into what one transaction carries: full in number, in bytes or in age, whichever comes first."""
+    """Gather items into a chunk, which is full by number, bytes or age, whichever comes first."""
 
     clock: Callable[[], float] = time.monotonic
     items: list[Item] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Chunk:
     started: float = 0.0
 
     def add(self, item: Item) -> bool:
-        """Take an item; return whether the chunk is full."""
+        """Add an item; return whether the chunk is full."""
         now = self.clock()
         if not self.items:
             self.started = now
@@ -104,6 +104,6 @@ class Chunk:
         return now - self.started >= CHUNK_AGE_S or len(self.items) >= CHUNK_ITEMS or self.size >= CHUNK_BYTES
 
     def empty(self) -> list[Item]:
-        """Return what was gathered and start anew."""
+        """Return the gathered items and begin a new chunk."""
         gathered, self.items, self.size = self.items, [], 0
         return gathered

@@ -1,4 +1,4 @@
-"""An order: the items of one call on their way out. Orders that go the same way at the same time share envelopes. Pure: no I/O."""
+"""Orders: the items of one call, to be sent. Orders of the same time and kind share envelopes. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from producers.wire.messages import VERSION, Envelope, Item, Priority, new_id
 from producers.wire.packing import pack
 from results_store.records import NewJob
 
-#: Items that come at about the same time with the same `deadline_s` share envelopes if their deadlines, put off by at
-#: most this part of `deadline_s`, are the same.
+#: Lone items with the same `deadline_s` that are submitted at about the same time share envelopes, because their
+#: deadlines are rounded up to multiples of this part of `deadline_s`.
 DEADLINE_GRAIN = 1 / 64
 
 
@@ -25,8 +25,8 @@ DEADLINE_GRAIN = 1 / 64
 class Order:
     """Items of one request for one job, and the promise that they are accepted.
 
-    A lone item has `pending`, which awaits its results, and `size`, about how many bytes it takes while it waits. The outbox
-    creates `new_job` in the same transaction. `expected_rows` is how many items the job must hold before.
+    A lone item has `pending`, which awaits its results, and `size`, its approximate bytes while it waits. The outbox
+    creates `new_job` in the same transaction. `expected_rows` is the number of rows that the job must have before.
     """
 
     request: Request
@@ -54,8 +54,8 @@ def shared_deadline(request: Request, now: float) -> float | None:
 def envelopes_of(orders: Iterable[Order], now: float) -> Iterator[Envelope]:
     """Yield the envelopes that carry all items of `orders`.
 
-    Items with the same tenant, model, priority, deadline and job share envelopes, whichever call they came by. An item is in one
-    envelope for every model that its tasks need, under the same `seq`.
+    Items with the same tenant, model, priority, deadline and job share envelopes, whichever call submitted them. An
+    item is in one envelope for every model that its tasks need, under the same `seq`.
     """
     lots: defaultdict[tuple[str, str, str, Priority, float | None, bool, bool], list[Item]] = defaultdict(list)
     for order in orders:

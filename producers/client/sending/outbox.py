@@ -1,7 +1,7 @@
-"""The way out: envelopes into the store first, then onto Redis, then marked as published, lazily and in bulk.
+"""The outbox: envelopes are stored first, then published on Redis, and marked as published later, many at once.
 
-What callers want sent at the same time goes together: one transaction, one pipeline, and shared envelopes for lone items.
-What is not durable has a way of its own, past the store, so that it never waits for a disk.
+Orders that arrive together share one transaction and one Redis pipeline; lone items also share envelopes. Orders that
+are not durable have a thread of their own, which never waits for the store.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Published envelopes are marked so together: this many, or this long after the first of them. One left unmarked by a
-#: crash costs nothing but a second message, and only if it is not done by then.
+#: Published envelopes are marked together: this many, or this long after the first of them. A crash before the mark
+#: costs only a second message, and only if the envelope is not done by then.
 MARK_COUNT = 64
 MARK_AGE_S = 1.0
 
-#: A group holds the orders of at most this many calls.
+#: The greatest number of orders in a group.
 GROUP = 4096
 
-#: More lone items than this may not wait to be accepted: a store or broker this far behind refuses at the door.
+#: The greatest number of lone items that wait to be accepted. Further items are refused: store or broker is far behind.
 WAITING_ITEMS = 65_536
 WAITING_BYTES = 256 * 1024 * 1024
 
-#: These are everybody's, and trying one by one only takes longer.
+#: These errors concern all orders, so trying each order alone would only take longer.
 OUTAGES = (BrokerUnavailable, StoreUnavailable, Overloaded)
 
 
 class Outbox:
-    """Accepts and publishes what is put into it, in threads of its own. Thread-safe.
+    """Accept and publish orders, in threads of its own. Thread-safe.
 
-    An order's promise gets None once it is accepted; or BrokerUnavailable, StoreUnavailable, SubmissionConflict, Overloaded,
-    and then nothing of the order was accepted.
+    An order's promise is set to None once the order is accepted, or to BrokerUnavailable, StoreUnavailable,
+    SubmissionConflict or Overloaded; then nothing of the order was accepted.
     """
 
     def __init__(self, link: Link, deliver: Deliver) -> None:
@@ -63,22 +63,22 @@ class Outbox:
         self._marks = Marks(link)
 
     def put(self, order: Order) -> None:
-        """Have an order sent. Raises Overloaded if too much waits already."""
+        """Send an order. Raises Overloaded if too many items wait already."""
         self._waiting.add(order)
         (self._durable if order.durable else self._direct).put(order)
 
     def close(self) -> None:
-        """Send what waits, mark what was published, and end the threads. Nobody may `put` any more."""
+        """Send the waiting orders, mark published envelopes, and end the threads. `put` must not be called any more."""
         self._durable.close()
         self._direct.close()
         self.admission.close()
         self._marks.settle()
 
-    # --- the thread of what is durable ---
+    # --- the thread of durable orders ---
 
     def _send_durable(self, group: list[Order]) -> None:
         orders = self._wanted(group)
-        # a job that goes on where an earlier run stopped is checked by its number of rows, one chunk at a time
+        # The orders of a continued job are committed one at a time: each is checked by the job's number of rows.
         together = [order for order in orders if order.expected_rows is None]
         for some in (together, *([order] for order in orders if order.expected_rows is not None)):
             for accepted, messages in self._accept(some):
@@ -87,14 +87,14 @@ class Outbox:
         self._marks.settle_if_due()
 
     def _accept(self, orders: Sequence[Order]) -> Iterator[tuple[Sequence[Order], dict[str, Message]]]:
-        """Commit orders, together if that goes; yield those that are accepted, with their messages, and answer the others."""
+        """Commit orders, together if possible. Yield the accepted orders with their messages, and answer the others."""
         if not orders:
             return
         try:
             messages = self._commit(orders)
-        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
+        except Exception as error:  # noqa: BLE001 - a caller waits for any error
             if len(orders) > 1 and not isinstance(error, OUTAGES):
-                for order in orders:  # one of them has made it fail: the others are spared
+                for order in orders:  # one order caused the error: the others are committed alone
                     yield from self._accept([order])
             else:
                 self._answer(orders, error)
@@ -117,7 +117,7 @@ class Outbox:
         except UnknownJob:
             if not lone:
                 raise
-            self._open_streams(orders, again=True)  # purged during a long silence of this client
+            self._open_streams(orders, again=True)  # purged while this client was silent
             store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
         self._expect(packed, lone)
         return messages
@@ -125,12 +125,14 @@ class Outbox:
     def _publish(self, messages: Mapping[str, Message]) -> None:
         try:
             self._link.publisher.publish(list(messages.values()))
-        except Exception as error:  # noqa: BLE001 - whatever it is, they are accepted
-            log.warning("%d envelopes are accepted but wait for the fleet to publish them: %s", len(messages), error)
+        except Exception as error:  # noqa: BLE001 - the envelopes are accepted, whatever the error
+            log.warning(
+                "%d accepted envelopes cannot be published here; the fleet will publish them: %s", len(messages), error
+            )
         else:
             self._marks.add(list(messages))
 
-    # --- the thread of what is not ---
+    # --- the thread of orders that are not durable ---
 
     def _send_direct(self, group: list[Order]) -> None:
         orders = self._wanted(group)
@@ -142,7 +144,7 @@ class Outbox:
             messages = _messages(packed)
             self._expect(packed, lone)
             self._link.publisher.publish(list(messages.values()))
-        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
+        except Exception as error:  # noqa: BLE001 - a caller waits for any error
             self._answer(orders, error)
         else:
             self._answer(orders, None)
@@ -150,12 +152,12 @@ class Outbox:
     # --- both ---
 
     def _wanted(self, group: Sequence[Order]) -> list[Order]:
-        """The orders of a group whose callers have not given up, and that are not refused."""
+        """Return the orders whose callers have not given up and that admission does not refuse."""
         self._waiting.remove(group)
         orders = [order for order in group if not order.promise.cancelled()]
         try:
             refusals = self.admission.judge(orders)
-        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
+        except Exception as error:  # noqa: BLE001 - a caller waits for any error
             self._answer(orders, error)
             return []
         for order, refusal in zip(orders, refusals, strict=True):
@@ -164,7 +166,7 @@ class Outbox:
         return [order for order, refusal in zip(orders, refusals, strict=True) if refusal is None]
 
     def _open_streams(self, orders: Iterable[Order], *, again: bool = False) -> dict[tuple[str, int], Pending]:
-        """Return the lone items among the orders; the jobs that they belong to exist from here on."""
+        """Create the jobs of lone items; return the lone items."""
         lone = [order for order in orders if order.pending is not None]
         for tenant in {order.tenant for order in lone}:
             self._link.open_stream(self._link.stream(tenant), again=again)
@@ -173,13 +175,13 @@ class Outbox:
     def _pack(self, orders: Sequence[Order]) -> list[tuple[Envelope, NewEnvelope]]:
         """Return the orders' envelopes, each with its row."""
         lanes = {order.tenant: self._link.lane(order.tenant) for order in orders}
-        # each is encoded while its items, which were just weighed, are in the processor's cache
+        # each envelope is encoded while its items, which were just weighed, are in the processor's cache
         return [
             (envelope, outbox_row(envelope, lanes[envelope.tenant])) for envelope in envelopes_of(orders, time.time())
         ]
 
     def _expect(self, packed: Iterable[tuple[Envelope, NewEnvelope]], lone: Mapping[tuple[str, int], Pending]) -> None:
-        """Register who awaits what, before a worker can have it."""
+        """Register the awaited items, before a worker can have them."""
         if not lone:
             return
         for envelope, _ in packed:
@@ -199,7 +201,7 @@ def _messages(packed: Iterable[tuple[Envelope, NewEnvelope]]) -> dict[str, Messa
 
 
 class Waiting:
-    """Counts the lone items that wait to be sent, and refuses what is too much. Thread-safe.
+    """Count the lone items that wait to be sent, and refuse more than WAITING_ITEMS or WAITING_BYTES. Thread-safe.
 
     Chunks of `submit_many` need no count: each call has one under way and waits for it.
     """
@@ -210,13 +212,13 @@ class Waiting:
         self._lock = threading.Lock()
 
     def add(self, order: Order) -> None:
-        """Count an order in. Raises Overloaded. One alone is never too much."""
+        """Count an order. Raises Overloaded; a lone item is never refused while no other waits."""
         if order.pending is None:
             return
         with self._lock:
             if self._items and (self._items >= WAITING_ITEMS or self._bytes + order.size > WAITING_BYTES):
                 raise Overloaded(
-                    f"{self._items:,} items wait in this client for the store or the broker; await some of them first"
+                    f"{self._items:,} items of this client wait for the store or the broker; await some of them first"
                 )
             self._items += 1
             self._bytes += order.size
@@ -229,7 +231,7 @@ class Waiting:
 
 
 class Marks:
-    """What was published and is not marked so yet."""
+    """The published envelopes that are not marked as published yet."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -246,18 +248,22 @@ class Marks:
             self.settle()
 
     def settle(self) -> None:
-        """Mark in the store what was published."""
+        """Mark the published envelopes in the store."""
         ids, self._unmarked = self._unmarked, []
         if not ids:
             return
         try:
             self._link.store.mark_published(ids, time.time())
         except StoreError as error:
-            log.warning("%d published envelopes stay unmarked and may be sent twice, harmlessly: %s", len(ids), error)
+            log.warning(
+                "%d published envelopes cannot be marked as published and may be sent twice, which is harmless: %s",
+                len(ids),
+                error,
+            )
 
 
 def _own(error: Exception) -> Exception:
-    """An error of one caller's own: it adds its traceback and its notes to it."""
+    """Return a copy of an error for one caller, who adds a traceback and notes to it."""
     own = copy(error)
     own.__cause__ = error.__cause__
     return own

@@ -1,4 +1,4 @@
-"""What one call of `submit` or `submit_many` puts into the outbox. Shared: the clients only differ in how they wait."""
+"""The orders of one call of `submit` or `submit_many`. The clients share this code and differ only in how they wait."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def lone_order(
     durable: bool,
     tenant: str,
 ) -> tuple[Order, Pending]:
-    """Return the order for one input, in the tenant's stream, and what awaits its results. Raises InvalidInput."""
+    """Return the order for one input, in the tenant's stream, and its awaited results. Raises InvalidInput."""
     item = request.item(0, NewItem(input, key), field="input")
     stream = link.stream(tenant)
-    item = msgspec.structs.replace(item, seq=next(stream.seq))  # a refused input leaves no gap
+    # numbered after the check: a refused input leaves no gap
+    item = msgspec.structs.replace(item, seq=next(stream.seq))
     deadline_at = shared_deadline(request, time.time())
     pending = Pending(stream.job.id, item.seq, item.tasks, key=key, durable=durable)
     order = Order(request, [item], stream.job.id, promise, deadline_at, durable, tenant, pending=pending)
@@ -44,7 +45,10 @@ def lone_order(
 
 
 class Submission:
-    """What is accepted of it. Its job is created with its first chunk, so that one refused at once leaves nothing."""
+    """A submission of many items, and its accepted part.
+
+    Its job is created with its first chunk, so that a submission that is refused at once leaves nothing.
+    """
 
     def __init__(self, request: Request, job: NewJob, on_accepted: Callable[[str, int], object] | None = None) -> None:
         self.job = job.id
@@ -64,9 +68,9 @@ class Submission:
         return self.new_job
 
     def resume(self, found: JobStatus) -> int:
-        """Go on with the job that has the idempotency key; return how many items it has from an earlier run.
+        """Continue the job that has the idempotency key; return the number of its items.
 
-        Raises InvalidInput if it was cancelled: what was added would never be computed.
+        Raises InvalidInput if the job was cancelled (further items would never be computed), or has other steps.
         """
         if found.cancelled_at is not None:
             problem = f"belongs to the job {found.id}, which was cancelled"
@@ -76,12 +80,12 @@ class Submission:
                 "idempotency_key", f"belongs to the job {found.id}, which has other steps", "take another"
             )
         self.job, self.new_job = found.id, None
-        # from here on each chunk says how many rows it expects before it, so that two runs cannot mix
+        # each chunk names the rows that it expects in the job, so that two runs cannot mix
         self._expected_rows = found.items
         return found.items // len(self._request.models)  # an item has a row for every model
 
     def order(self, chunk: Sequence[Item], promise: Promise) -> Order:
-        """Return the order for the next chunk. The one before must have been accepted."""
+        """Return the order for the next chunk. The chunk before must have been accepted."""
         return Order(
             self._request,
             chunk,
@@ -95,7 +99,7 @@ class Submission:
         )
 
     def accepted(self, chunk: Sequence[Item]) -> None:
-        """Take note that a chunk was accepted."""
+        """Note that a chunk was accepted."""
         self.new_job = None
         if self._expected_rows is not None:
             self._expected_rows += len(chunk) * len(self._request.models)
@@ -104,7 +108,7 @@ class Submission:
             self._on_accepted(self.job, self._accepted)
 
     def failed(self, error: ArgosyError) -> None:
-        """Say in the error's note, and as its `job`, what stays accepted."""
+        """Name the accepted items in the error's note, and their job as the error's `job`."""
         if self._accepted:
             error.add_note(f"job {self.job} keeps the {self._accepted:,} items accepted before this")
             error.job = self.job
@@ -119,11 +123,11 @@ def new_job(
     tenant: str = "",
     pipeline: dict[str, Any] | None = None,
 ) -> NewJob:
-    """Return a job to create, with a new id. Raises InvalidInput for a name, a key or a `ttl_s` that is none."""
+    """Return a job to create, with a new id. Raises InvalidInput for an invalid name, key or `ttl_s`."""
     for field, given in {"name": name, "idempotency_key": idempotency_key}.items():
         if given is not None and not isinstance(given, str):
             raise InvalidInput(field, f"must be text, not {type(given).__name__}", "convert it with str()")
-    if idempotency_key == "":  # a variable that was not set: all such submissions would be one
+    if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
         raise InvalidInput("idempotency_key", "is empty", "leave it out, or say what makes the submission the same")
     if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
         raise InvalidInput("ttl_s", f"must be a number of seconds over 0, not {ttl_s!r}")
@@ -140,7 +144,7 @@ def new_job(
 
 
 def check_many(inputs: object, on_error: str, *kinds: type) -> None:
-    """Raise InvalidInput for what is no series of inputs of these kinds, or no way to treat its errors."""
+    """Raise InvalidInput if `inputs` is not a series of one of these types, or if `on_error` is unknown."""
     if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, kinds):
         raise InvalidInput("inputs", f"must be a series of inputs, not {type(inputs).__name__}", "put it in a list")
     if on_error not in ("raise", "skip"):
