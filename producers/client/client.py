@@ -184,8 +184,9 @@ class Client:
         return self.job(id).results()
 
     def ask(self, question: Callable[[Store], T]) -> T:
-        """Return the answer of `question`, which is called with the client's store. For queries that have no method
-        here.
+        """Return the answer of `question`, which is called with the client's store.
+
+        For queries that have no method here.
         """
         return run(self._awaited.ask(question))
 

@@ -86,8 +86,9 @@ class Link:
 
     @property
     def listener(self) -> Listener:
-        """The listener for notices. Without a broker it asks the store at intervals, which is enough for reading
-        results.
+        """The listener for notices.
+
+        Without a broker it asks the store at intervals, which is enough for reading results.
         """
         with self._lock:
             self.refuse_if_closed()

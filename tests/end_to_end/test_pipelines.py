@@ -150,7 +150,7 @@ def test_the_same_submission_again_adds_nothing(client: Client) -> None:
     assert_each_once(client, client.pipeline(again.id), texts)
     with pytest.raises(InvalidInput, match="other steps"):
         client.submit_pipeline(Pipeline().step("first", task="say"), texts, idempotency_key="night 7")
-    with pytest.raises(InvalidInput, match="is no pipeline"):
+    with pytest.raises(InvalidInput, match="is not a pipeline"):
         client.pipeline(client.submit_many("say", ["x"]).id)
 
 
@@ -181,7 +181,7 @@ def test_inputs_keep_their_keys(client: Client) -> None:
     other = client.submit_many("say", ["x"]).id
     refused = CliRunner().invoke(main, ["results", other, "--format", "trees"])
     assert refused.exit_code != 0
-    assert "is no pipeline" in refused.output + str(refused.exception)
+    assert "is not a pipeline" in refused.output + str(refused.exception)
 
 
 def test_a_batch_of_a_later_step_runs_again(fleet: LocalFleet, client: Client) -> None:

@@ -287,10 +287,10 @@ def test_what_is_not_kept_any_more_is_said_to_be_gone(store: Store) -> None:
     store.retention.purge(finished_before=1e12, keep_results=True)
     work.store_results(new)
     store.retention.purge(finished_before=1e12, keep_results=True)
-    with pytest.raises(InputUnavailable, match="not kept any more"):
+    with pytest.raises(InputUnavailable, match="no longer stored"):
         Derivation(store, InputLimits(), JOB).input(item.input)
     store.retention.purge(finished_before=1e12)
-    with pytest.raises(InputUnavailable, match="not kept any more"):
+    with pytest.raises(InputUnavailable, match="no longer stored"):
         Derivation(store, InputLimits(), JOB).input(item.input)
 
 

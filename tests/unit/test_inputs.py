@@ -178,7 +178,7 @@ def test_a_listed_name_may_not_lead_inside(address: str, monkeypatch: pytest.Mon
     """Whoever owns the name chooses its address: the cloud's metadata service, a database. One bad one is enough."""
     found = [(0, 0, 0, "", ("93.184.215.14", 443)), (0, 0, 0, "", (address, 443))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    with pytest.raises(InvalidInput, match="not a public one"):
+    with pytest.raises(InvalidInput, match="not public"):
         inputs.read(UrlInput("https://a.wild.example/x"), InputLimits(allowed_hosts=("*.wild.example",)))
 
 

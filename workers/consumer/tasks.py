@@ -1,4 +1,4 @@
-"""The one Celery task: an envelope in, its results committed, a summary out."""
+"""The only Celery task: it takes an envelope, commits its results and returns a summary."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 
 
 def register(app: Celery, node: Node) -> None:
-    """Give `app` the task, bound to the node that does its work.
+    """Register the task, bound to the node that does its work.
 
-    A foreign application calls it by name, with none of our code (``app.send_task(TASK, [envelope], queue="argosy.text")``): then
-    the summary holds the results too, and goes to Celery's result backend. Our own messages ask for neither.
+    Other applications call it by name, without Argosy's code (``app.send_task(TASK, [envelope],
+    queue="argosy.text")``). The summary then holds the results too, and goes to Celery's result backend. Argosy's own
+    messages request neither.
     """
 
-    @app.task(name=TASK, bind=True, typing=False, ignore_result=False, Strategy="workers.consumer.transport:guarded")  # type: ignore[untyped-decorator] # Celery is untyped
+    @app.task(  # type: ignore[untyped-decorator] # Celery is untyped
+        name=TASK, bind=True, typing=False, ignore_result=False, Strategy="workers.consumer.transport:guarded"
+    )
     def run_envelope(self: Any, envelope: Any) -> dict[str, Any]:
         reply = not get_actual_ignore_result(self, self.request)
         try:
             return node.run(_completed(envelope, self.request.id), reply=reply)
         except EnvelopeInterrupted as interrupted:
-            # an operator's stop is nobody's failure: the message goes back to its queue, for another worker
+            # a stop by the operator is no failure: the message returns to its queue, for another worker
             raise Reject(str(interrupted), requeue=True) from interrupted
 
 
 def _completed(envelope: Any, task: str) -> Any:
-    """Fill in what a foreign sender may leave out: everything but `model` and `items`."""
+    """Fill in the fields that a foreign sender may leave out: all but `model` and `items`."""
     if not isinstance(envelope, dict):
         return envelope
     usual = {"version": VERSION, "id": task, "job": task, "priority": int(Priority.STANDARD), "queued_at": time.time()}

@@ -1,8 +1,9 @@
-"""Celery's Redis transport and task strategy, guarded against messages and broken connections that would end the worker.
+"""Celery's Redis transport and task strategy, guarded against messages and broken connections that would end the
+worker.
 
-Whoever reaches the broker can put anything on a queue. Stock kombu and Celery let some of it (no JSON, no properties, an
-empty body) raise in the consumer's loop: the worker ends, gives the message back, and so does the next worker. Here
-such a message is logged and acknowledged; it names no envelope, so there is no row to fail.
+Any client of the broker can put anything on a queue. Stock kombu and Celery let some messages (no JSON, no properties,
+an empty body) raise in the consumer's loop: the worker ends and returns the message, and the next worker ends too. Here
+such a message is logged and acknowledged. It names no envelope, so there is no row to fail.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from celery.worker import strategy
 from kombu.transport import redis
-from redis.exceptions import ConnectionError  # noqa: A004 - the one that kombu expects
+from redis.exceptions import ConnectionError  # noqa: A004 - the class that kombu expects
 
 from workers.node.lanes import may_take
 
@@ -24,34 +25,36 @@ logger = logging.getLogger(__name__)
 
 
 class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
-    """Closes a channel whose broker is away, though what it has not acknowledged cannot be put back."""
+    """Close a channel whose broker is away, although its unacknowledged messages cannot be put back."""
 
     def restore_unacked(self, client: Any = None) -> None:
         try:
             super().restore_unacked(client)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the channel must get closed
-            # What is held here goes on and is committed; what is not comes back when its lease runs out.
+        except Exception as error:  # noqa: BLE001 - the channel must be closed in any case
+            # Envelopes that run here continue and are committed; the others come back when their leases expire.
             logger.warning("messages were not put back: %s: %s", type(error).__name__, error)
             self._delivered.clear()
 
 
-#: How soon Redis is asked again for a list that had its part of the slots.
+#: The interval at which Redis is asked again for a list that had its part of the slots.
 POLL_S = 0.02
 
 
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
-    """Reads on after a message that is not even kombu's, and says ConnectionError where its connection is no more.
+    """Read on after a message that is not kombu's, and raise ConnectionError if the connection is closed.
 
-    Of a list (a queue's messages of one priority) it takes no more than `may_take` allows it of the prefetch count.
+    From each list (a queue's messages of one priority) it takes no more than `may_take` allows of the prefetch count.
     """
 
     QoS = QoS
 
-    _kept_client: tuple[Any, Any] | None = None  # the pool, and the client on it
+    _kept_client: tuple[Any, Any] | None = None  # the pool, and its client
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        """Return one client for as long as its pool lasts: making one costs more than what it is then asked, and each message
-        asks thrice. A client on a pool holds no connection, so any thread may use it.
+        """Return the same client as long as its pool lasts.
+
+        Making a client costs more than its commands, and each message needs a client three times. A client on a pool
+        holds no connection, so any thread may use it.
         """
         if asynchronous:
             return super()._create_client(asynchronous)
@@ -61,7 +64,10 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         return kept[1]
 
     def close(self) -> None:
-        """kombu puts back what is not acknowledged after it has closed the channel's connections: over a new one, which it forgets."""
+        """Close the channel, and then the connection that kombu opens meanwhile.
+
+        After closing the connections, kombu puts unacknowledged messages back over a new connection, which it forgets.
+        """
         try:
             super().close()
         finally:
@@ -72,21 +78,21 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         lists = [(queue, priority) for priority in self.priority_steps for queue in queues]
         held = self._held()
         free = self.qos.prefetch_count - held.total()
-        wanted = [one for one in lists if may_take(held[one], free)]
+        wanted = [key for key in lists if may_take(held[key], free)]
         if not self.qos.prefetch_count or len(wanted) in (0, len(lists)):
             super()._brpop_start(timeout)
             return
-        keys = [self._q_for_pri(*one) for one in wanted]
+        keys = [self._q_for_pri(*key) for key in wanted]
         arguments = ["BRPOP", *keys, POLL_S]
         if self.global_keyprefix:
-            arguments = self.client._prefix_args(arguments)  # noqa: SLF001 - as kombu has it
+            arguments = self.client._prefix_args(arguments)  # noqa: SLF001 - like kombu's own code
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         self.client.connection.send_command(*arguments)
 
     def _held(self) -> Counter[tuple[str, int]]:
-        """How many messages of each list are here and not acknowledged."""
-        # other threads acknowledge meanwhile: a copy of what was here a moment ago will do
+        """Return the number of unacknowledged messages here, by list."""
+        # Other threads acknowledge meanwhile: a slightly old copy is enough.
         gone = set(self.qos._dirty)  # noqa: SLF001 - kombu counts them so
         held = [message for tag, message in list(self.qos._delivered.items()) if tag not in gone]  # noqa: SLF001
         return Counter(self._list_of(message) for message in held)
@@ -94,12 +100,12 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     def _list_of(self, message: Any) -> tuple[str, int]:
         try:
             return message.delivery_info["routing_key"], self.priority(int(message.properties.get("priority") or 0))
-        except (AttributeError, LookupError, TypeError, ValueError):  # whoever made it, made it by hand
+        except (AttributeError, LookupError, TypeError, ValueError):  # a hand-made message
             return "", 0
 
     def _connparams(self, *args: Any, **options: Any) -> Any:
-        # A thread acknowledges what it did on the channel that the message came by. When kombu has closed that meanwhile,
-        # AttributeError would come of it and end the worker; a ConnectionError is expected at all these places.
+        # A thread acknowledges on the channel of its message. If kombu has closed the channel meanwhile, an
+        # AttributeError would end the worker; a ConnectionError is expected at all these places.
         if self.connection is None or self.connection.client is None:
             raise ConnectionError("the connection to the broker was lost, and this channel with it")
         return super()._connparams(*args, **options)
@@ -108,8 +114,8 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         try:
             return super()._brpop_read(**options)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            # it is popped and not yet among the unacknowledged: gone, as it should be
-            logger.warning("put aside what is no message: %s: %s", type(error).__name__, error)
+            # the message is popped and not among the unacknowledged: it is gone, as intended
+            logger.warning("dropped an entry of a queue that is not a message: %s: %s", type(error).__name__, error)
             raise Empty from error
 
 
@@ -120,14 +126,16 @@ class Transport(redis.Transport):  # type: ignore[misc] # kombu is untyped
 
 
 def guarded(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., None]:
-    """Celery's default strategy, for a task's `Strategy`, with a look at the body first."""
+    """Celery's default strategy, for a task's `Strategy`, which checks the body first."""
     handle = strategy.default(task, app, consumer, **options)
 
     def task_message_handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> None:
         try:
             _check_protocol_2(message)
         except Exception as error:  # noqa: BLE001 - whatever decoding hostile bytes raises
-            logger.warning("put aside message %s: %s: %s", message.headers.get("id"), type(error).__name__, error)
+            logger.warning(
+                "dropped the invalid message %s: %s: %s", message.headers.get("id"), type(error).__name__, error
+            )
             message.reject_log_error(logger, consumer.connection_errors)
             return
         handle(message, body, ack, reject, callbacks, **more)
@@ -136,7 +144,7 @@ def guarded(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...,
 
 
 def _check_protocol_2(message: Any) -> None:
-    """Raise unless the body is ``[args, kwargs, embed]``. The message keeps it decoded for the request."""
+    """Raise unless the body is ``[args, kwargs, embed]``. The message keeps the decoded body for the request."""
     payload = message.payload
     if not isinstance(payload, list | tuple) or len(payload) != 3:
         raise ValueError("the body is not [args, kwargs, embed]")

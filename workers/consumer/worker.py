@@ -1,4 +1,4 @@
-"""A worker's main: the node first, then Celery's own worker on top of it, until a signal ends both."""
+"""A worker's main program: it starts the node, then Celery's worker on top of it, and stops both at a signal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def default_name(device: Device) -> str:
-    """Return a name for a node that no other has: two nodes on one device are two."""
+    """Return a unique name for a node: two nodes on one device have two names."""
     return f"argosy-{device.name.replace(':', '')}-{os.getpid()}@{socket.gethostname()}"
 
 
@@ -35,15 +35,16 @@ def run(
     name: str | None = None,
     ready_file: Path | None = None,
 ) -> None:
-    """Run a worker until SIGTERM or SIGINT; `ready_file` exists while it takes envelopes.
+    """Run a worker until SIGTERM or SIGINT. `ready_file` exists while it takes envelopes.
 
-    Raises ConfigurationError if it cannot start, or if its device is given up while it runs.
+    Raises ConfigurationError if the worker cannot start, or if its device is given up while it runs.
     """
     faults: list[str] = []
 
     def give_up(reason: str) -> None:
         faults.append(reason)
-        os.kill(os.getpid(), signal.SIGTERM)  # Celery's own way to stop: no new envelopes, the held ones go back
+        # Celery's own way to stop: no new envelopes, and the held ones return to their queues
+        os.kill(os.getpid(), signal.SIGTERM)
 
     node = Node(
         settings,
@@ -71,14 +72,14 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
 
     def ready(**_: Any) -> None:
         logger.info("%s takes envelopes of %s", node.name, ", ".join(node.models))
-        # what is here by now stays for good: a full collection need not look through it again, which takes 100 ms
+        # present objects stay for good: a full collection need not scan them again, which takes 100 ms
         gc.collect()
         gc.freeze()
         if ready_file:
             ready_file.touch()
 
     def shutting_down(**_: Any) -> None:
-        # a signal handler must not wait: the pool does, for the threads that this lets go
+        # a signal handler must not wait; Celery's pool waits for the threads that `drain` ends
         grace_s = node.settings.worker.grace_s
         threading.Thread(target=node.drain, args=(grace_s,), name="drain").start()
 
@@ -86,20 +87,20 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
     worker_shutting_down.connect(shutting_down, weak=False)
     concurrency = node.settings.worker.concurrency
     app = create_app(broker_url, node.lanes.queues, concurrency=concurrency, result_backend=result_backend, node=node)
-    # gossip and mingle are for clocks and revocations shared between workers, which the store does here
+    # gossip and mingle share clocks and revocations between workers; here the store does that
     worker = app.Worker(hostname=node.name, loglevel="INFO", quiet=True, without_gossip=True, without_mingle=True)
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)  # two lines an envelope; Flower shows them better
+        logging.getLogger(chatty).setLevel(logging.WARNING)  # these log two lines per envelope; Flower shows the same
     node.lanes.follow(partial(_take_from, worker, node.lanes))
     worker.start()
 
 
 def _take_from(worker: Any, lanes: Lanes) -> None:
-    """Have a running worker take from lanes that are new. Called in a thread that is not the consumer's."""
+    """Make a running worker consume new lanes. Called in a thread that is not the consumer's."""
     from kombu import Queue
 
     for name in lanes.queues:
-        # first among the application's queues: a consumer that is just being made, or made anew, starts with those
+        # first in the application's queues: a consumer that is being made starts with those
         if name not in worker.app.amqp.queues:
             worker.app.amqp.queues.add(Queue(name))
         consumer = worker.consumer

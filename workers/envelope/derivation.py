@@ -1,7 +1,7 @@
-"""Inputs that are made of earlier results: read together for an envelope, and made when each item is prepared.
+"""Inputs derived from earlier results: their results are read together for an envelope, their content is made per item.
 
-Nothing in between is stored: a cropped image is the image and a box, both of which are stored already. So a step that is
-computed again makes the same input again.
+Derived inputs are not stored: a cropped image is the image and a box, which are both stored already. So a step that is
+computed again gets the same input again.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Derivation:
-    """Makes the inputs of one job's items, for one envelope: `gather` first, then `input` for each item.
+    """Make the inputs of one job's items, for one envelope: call `gather` first, then `input` for each item.
 
-    `turn` is what the envelope computes in, given back where the store or an original is waited for.
+    `turn` is the envelope's turn to compute. It is given back during waits for the store or for an original.
     """
 
     def __init__(self, store: Store, limits: InputLimits, job: str, turn: Turn | None = None) -> None:
@@ -44,23 +44,26 @@ class Derivation:
         self._image: tuple[tuple[int, str], Image.Image] | None = None
 
     def gather(self, items: Sequence[Item]) -> None:
-        """Read what these items are made of, all at once. Raises StoreUnavailable."""
+        """Read the results from which these items derive, all at once. Raises StoreUnavailable."""
         made = [item.input for item in items if isinstance(item.input, DerivedInput)]
         if not made:
             return
-        wanted = {key for one in made for key in one.of}
+        wanted = {key for value in made for key in value.of}
         found = self._store.results_of(self._job, sorted({seq for seq, _ in wanted}))
         self._rows |= {(row.seq, row.task): row for row in found}
-        originals = [key for one in made if _has_original(one) for key in one.of if key in self._rows]
+        originals = [key for value in made if _has_original(value) for key in value.of if key in self._rows]
         self._read_envelopes({self._rows[key].envelope for key in originals})
 
     def input(self, value: Input) -> Input:
-        """Return what a derived input stands for; any other as it is. Raises InvalidInput, InputUnavailable, StoreUnavailable."""
+        """Return the content of a derived input, or any other input as it is.
+
+        Raises InvalidInput, InputUnavailable or StoreUnavailable.
+        """
         if not isinstance(value, DerivedInput):
             return value
         if value.take not in SELECTORS or not value.of:
             raise InvalidInput(
-                _FIELD, f"is made by {value.take!r}, which this worker does not know", "upgrade the worker"
+                _FIELD, f"uses the selector {value.take!r}, which this worker does not have", "upgrade the worker"
             )
         if value.take == "crop":
             return self._crop(value)
@@ -72,7 +75,7 @@ class Derivation:
         try:
             return derived(SELECTORS[value.take], outputs, value.part, value.options)
         except (IndexError, msgspec.ValidationError) as error:
-            raise InvalidInput(_FIELD, f"cannot be made of the step before: {error}") from error
+            raise InvalidInput(_FIELD, f"cannot be derived from the step before: {error}") from error
 
     def _prompt(self, value: DerivedInput) -> Input:
         key = value.of[0]
@@ -80,11 +83,11 @@ class Derivation:
         with self.turn.reading(original):
             original = carried(original, self._limits)
         if not isinstance(original, str):
-            raise InvalidInput(_FIELD, f"is to be prompted with an input that is no text: {type(original).__name__}")
+            raise InvalidInput(_FIELD, f"is a prompt that needs a text, not {type(original).__name__}")
         try:
             return prompted(self._row(key).output, original, msgspec.convert(value.options, PromptOptions))
         except msgspec.ValidationError as error:
-            raise InvalidInput(_FIELD, f"cannot be made of the step before: {error}") from error
+            raise InvalidInput(_FIELD, f"cannot be derived from the step before: {error}") from error
 
     def _crop(self, value: DerivedInput) -> InlineBytes:
         key = value.of[0]
@@ -101,7 +104,7 @@ class Derivation:
         return InlineBytes(file.getvalue())
 
     def _opened(self, key: tuple[int, str]) -> Image.Image:
-        """The image that a step looked at, decoded. The last one is kept: its parts come one after the other."""
+        """Return the decoded image that a step read. The last image is kept, because its parts follow each other."""
         from workers.models.pictures.pixels import rgb
 
         if self._image is None or self._image[0] != key:
@@ -109,18 +112,18 @@ class Derivation:
             with self.turn.reading(original):
                 content = read(original, self._limits)
             if not isinstance(content, bytes):
-                raise InvalidInput(_FIELD, "is to be cropped out of what is no image")
+                raise InvalidInput(_FIELD, "is a crop, but its original is not an image")
             self._image = (key, rgb(content, lambda image: image))
         return self._image[1]
 
     def _original(self, key: tuple[int, str]) -> Input:
-        """The input of the item that a result is of."""
+        """Return the input of the item that a result belongs to."""
         row = self._row(key)
         if (row.envelope, row.seq) not in self._items:
             self._read_envelopes({row.envelope})
         item = self._items.get((row.envelope, row.seq))
         if item is None:
-            raise InputUnavailable(_FIELD, "is made of one that is not kept any more", "submit it again")
+            raise InputUnavailable(_FIELD, "derives from an input that is no longer stored", "submit it again")
         return self.input(item.input)
 
     def _row(self, key: tuple[int, str]) -> Result:
@@ -129,7 +132,7 @@ class Derivation:
                 found = self._store.results_of(self._job, [key[0]])
             self._rows |= {(row.seq, row.task): row for row in found}
         if key not in self._rows:
-            raise InputUnavailable(_FIELD, "is made of a result that is not kept any more", "submit it again")
+            raise InputUnavailable(_FIELD, "derives from a result that is no longer stored", "submit it again")
         return self._rows[key]
 
     def _read_envelopes(self, ids: set[str]) -> None:
@@ -141,7 +144,7 @@ class Derivation:
             try:
                 envelope, _ = decode(decode_bytes(*payload))
             except InvalidMessage:
-                continue  # the items that need it say that it is not there
+                continue  # items that need it fail with InputUnavailable
             self._items |= {(id_, item.seq): item for item in envelope.items}
 
 

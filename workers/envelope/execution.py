@@ -1,6 +1,7 @@
 """The life of an envelope in a worker: decode → claim → fetch inputs → prepare → batch → finish → store → tell.
 
-docs/lifecycle.md describes these steps. A failure of one item is that item's result; a failure of the whole envelope is raised.
+docs/lifecycle.md describes these steps. The failure of an item is its result; the failure of a whole envelope is
+raised.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from workers.envelope.preparation import Preparation, PreparedItem
 
 
 class EnvelopeInterrupted(Exception):
-    """The worker stops before the envelope is done; it goes back to its queue."""
+    """The worker stops before the envelope is finished; the envelope returns to its queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution(Preparation):
-    """Runs envelopes of the models served here. Thread-safe: one thread an envelope."""
+    """Run envelopes of the models served here. Thread-safe: one thread per envelope."""
 
     batcher: Batcher
     writer: Writer
 
     def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
-        """Run one envelope and return a summary, once its results are committed; with `reply`, the results as well.
+        """Run an envelope and return a summary once its results are committed; with `reply`, also the results.
 
-        Raises InvalidMessage if it cannot be read, EnvelopeInterrupted if this worker stops meanwhile.
+        Raises InvalidMessage if the envelope cannot be read, EnvelopeInterrupted if this worker stops meanwhile.
         """
         envelope, bad_items = self.decode(raw)
         claim = self.claim(envelope)
@@ -55,7 +56,7 @@ class Execution(Preparation):
         return self.tell(envelope, claim, results, reply=reply)
 
     def decode(self, raw: object) -> tuple[Envelope, list[BadItem]]:
-        """Return the envelope, and its items that cannot be read. Raises InvalidMessage."""
+        """Return the envelope and its unreadable items. Raises InvalidMessage."""
         envelope, bad_items = decode(raw)
         models = self.offer.now.models
         if envelope.model not in models:
@@ -64,11 +65,17 @@ class Execution(Preparation):
         return envelope, bad_items
 
     def claim(self, envelope: Envelope) -> Claim:
-        """Lease the envelope to this worker, if its work is to be done here. An envelope that is not durable has no row to lease."""
+        """Lease the envelope to this worker, unless its work is done or held elsewhere.
+
+        An envelope that is not durable has no row to lease.
+        """
         return self.writer.claim(envelope.id) if envelope.durable else Claim.UNKNOWN
 
     def batch(self, envelope: Envelope, items: Sequence[PreparedItem], inputs: Derivation) -> list[PreparedItem]:
-        """Wait for the items' outcomes. Items whose model has a new version by now are prepared for that, and wait again."""
+        """Wait for the items' outcomes.
+
+        Items whose model has a new version by now are prepared again for it, and wait again.
+        """
         items, outdated = list(items), list(range(len(items)))
         while outdated:
             self.batcher.submit([entry for n in outdated if (entry := items[n].entry)]).wait()
@@ -80,7 +87,10 @@ class Execution(Preparation):
         return items
 
     def store(self, envelope: Envelope, claim: Claim, items: Sequence[PreparedItem], results: Sequence[Result]) -> None:
-        """Commit the results together with the envelope's end. Raises EnvelopeInterrupted if this worker did not finish it."""
+        """Commit the results together with the envelope's end.
+
+        Raises EnvelopeInterrupted if this worker did not finish it.
+        """
         interrupted = any(item.entry and isinstance(item.entry.outcome, Interrupted) for item in items)
         ended = () if interrupted else (envelope.id,)
         self.writer.commit(
@@ -93,13 +103,13 @@ class Execution(Preparation):
             )
         )
         if interrupted:
-            # the computed results are kept: the unique key keeps the second run from writing them again
-            raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; it goes back to its queue")
+            # the computed results are stored: the unique key prevents a second write by the next run
+            raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; the envelope returns to its queue")
 
     def tell(
         self, envelope: Envelope, claim: Claim, results: Sequence[Result], *, reply: bool = False
     ) -> dict[str, Any]:
-        """Return the summary that Celery gets. The writer has announced the commit to the producers already."""
+        """Return the summary for Celery. The writer has already announced the commit to the producers."""
         summary: dict[str, Any] = {"items": len(envelope.items)}
         if claim in (Claim.DONE, Claim.HELD):
             return summary | {"skipped": claim.name.lower()}

@@ -1,8 +1,8 @@
-"""An item's input to its content: text as it is, bytes, a file under an allowed root, or a URL of an allowed host.
+"""Read an item's input: a text as it is, bytes, a file under an allowed root, or a URL of an allowed host.
 
-Inputs are written by strangers. A path must lie under a root after all links are followed; a URL is fetched
-only from listed hosts, only from addresses that are public (checked as resolved, and then connected to as checked, so that a
-name cannot change its mind in between), redirects included, up to a size and a time.
+Inputs come from strangers. A path must lie under a root after all links are followed. A URL is fetched only from listed
+hosts with public addresses, redirects included, up to a size and a time. The connection goes to the address that was
+checked, so that a second DNS answer cannot change it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-#: What an item holds once everything is read that it only pointed to.
+#: The content of an item, after its references are read.
 Content: TypeAlias = (
     str
     | bytes
@@ -57,17 +57,18 @@ Content: TypeAlias = (
 
 _FIELD = "input"
 _PORTS = {"http": 80, "https": 443}
-#: The well-known prefix by which IPv6 reaches IPv4 (RFC 6052); what it leads to is judged as the IPv4 address it holds.
+#: The well-known prefix by which IPv6 reaches IPv4 (RFC 6052). Such an address is judged as the IPv4 address that it
+#: holds.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 @dataclass(frozen=True, slots=True)
 class InputLimits:
-    """What a worker reads for an item. Nothing is read from a path or a URL unless it is listed here.
+    """The limits of the inputs that a worker reads. Paths and URLs are read only if they are listed here.
 
     `allowed_roots` are folders. `allowed_hosts` are ``host``, ``host:port``, or ``*.domain`` (any host under it), by
-    https; ``http://host`` allows a host by plain http. `allow_private_addresses` lets a listed host be inside the own network.
-    `blobs` is where inputs lie that came by reference.
+    https; ``http://host`` allows a host by plain http. `allow_private_addresses` allows listed hosts inside the own
+    network. `blobs` is the storage of inputs that are sent by reference.
     """
 
     max_text_chars: int = 100_000
@@ -81,14 +82,16 @@ class InputLimits:
 
 
 def may_wait(value: Input) -> bool:
-    """Whether reading an input may wait for a file or a network. A derived one is made first, and then asked about."""
+    """Return whether reading an input may wait for a file or a network. Derive a derived input before this question."""
     if isinstance(value, TextAndImageInput):
         return may_wait(value.image)
     return isinstance(value, PathInput | UrlInput | BlobInput)
 
 
 def carried(value: Input, limits: InputLimits) -> Input:
-    """Return an input that came by reference as if it had come inline; any other as it is. Raises what `read` raises."""
+    """Return an input that was sent by reference as if it were inline; any other as it is. Raises the errors of
+    `read`.
+    """
     if not isinstance(value, BlobInput):
         return value
     most_bytes = 4 * limits.max_text_chars if value.text else limits.max_input_bytes
@@ -96,9 +99,12 @@ def carried(value: Input, limits: InputLimits) -> Input:
 
 
 def read(value: Input, limits: InputLimits) -> Content:
-    """Return an input's content; what is an object of texts is its own. Raises InvalidInput, InputTooLarge, or InputUnavailable if it could not be fetched."""
+    """Return an input's content; an object of texts is its own content.
+
+    Raises InvalidInput, InputTooLarge, or InputUnavailable if it cannot be fetched.
+    """
     value = carried(value, limits)
-    assert not isinstance(value, BlobInput), "a blob holds no other"
+    assert not isinstance(value, BlobInput), "a blob holds no reference"
     if isinstance(value, str):
         if len(value) > limits.max_text_chars:
             problem = f"has {len(value):,} characters, over {limits.max_text_chars:,}"
@@ -119,7 +125,7 @@ def read(value: Input, limits: InputLimits) -> Content:
         assert isinstance(content, bytes), "what files hold"
         return TextAndImageInput(value.text, InlineBytes(content))
     if isinstance(value, DerivedInput):
-        raise InvalidInput(_FIELD, "is made of other results, and was not made yet")
+        raise InvalidInput(_FIELD, "is a derived input that was not derived yet")
     return value
 
 
@@ -135,7 +141,7 @@ def _check_size(size_bytes: int, limits: InputLimits) -> None:
 def _read_path(path: str, limits: InputLimits) -> bytes:
     file = _resolved(path, limits)
     try:
-        # not blocking, as a named pipe would; not following a link put there since it was resolved
+        # non-blocking, because of named pipes; without following a link that was put there after the check
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise InputUnavailable(_FIELD, f"cannot be read: {error.strerror}", "check the file at the worker") from error
@@ -148,26 +154,26 @@ def _read_path(path: str, limits: InputLimits) -> bytes:
             content = opened.read(limits.max_input_bytes + 1)
     finally:
         os.close(descriptor)
-    _check_size(len(content), limits)  # it may have grown
+    _check_size(len(content), limits)  # the file may have grown
     return content
 
 
 def _resolved(path: str, limits: InputLimits) -> Path:
-    """Return the file that a path leads to, links followed, if it lies under an allowed root.
+    """Return the file of a path, with links followed, if it lies under an allowed root.
 
-    A relative path is looked for under each root: producer and worker may see one folder at different places.
-    One answer for what is outside and for what is not there, so that nobody can probe for files.
+    A relative path is searched under each root: producer and worker may mount a folder at different places. A file
+    outside the roots and a missing file give the same error, so that nobody can probe for files.
     """
     for root in limits.allowed_roots:
         try:
             base = Path(root).resolve(strict=True)
             file = (base / path).resolve(strict=True)
-        except (OSError, RuntimeError, ValueError):  # not there, links in a circle, a NUL in the name
+        except (OSError, RuntimeError, ValueError):  # missing, a cycle of links, or a NUL in the name
             continue
         if file.is_relative_to(base):
             return file
     roots = ", ".join(limits.allowed_roots) or "none"
-    remedy = f"folders that the worker reads: {roots} (limits.allowed_roots in fleet.toml); or send the bytes"
+    remedy = f"the worker reads these folders: {roots} (limits.allowed_roots in fleet.toml); or send the bytes"
     raise InvalidInput(_FIELD, "is not a file that the worker may read", remedy)
 
 
@@ -186,8 +192,8 @@ def _read_url(url: str, limits: InputLimits) -> bytes:
                     return _body(answer, limits, until)
                 url = urljoin(url, answer.headers["Location"])
         except (httpx2.HTTPError, OSError) as error:
-            what = str(error) or type(error).__name__
-            raise InputUnavailable(_FIELD, f"cannot be fetched from {parts.hostname}: {what}", "try again") from error
+            reason = str(error) or type(error).__name__
+            raise InputUnavailable(_FIELD, f"cannot be fetched from {parts.hostname}: {reason}", "try again") from error
     raise InvalidInput(_FIELD, f"redirects more than {limits.max_redirects} times", "send the final URL")
 
 
@@ -205,7 +211,7 @@ def _allowed(url: str, limits: InputLimits) -> SplitResult:
     named = host if port in (None, _PORTS[parts.scheme]) else f"{host}:{port}"
     if not host or not any(_matches(parts.scheme, named, allowed.lower()) for allowed in limits.allowed_hosts):
         hosts = ", ".join(limits.allowed_hosts) or "none"
-        remedy = f"hosts that it fetches from: {hosts} (limits.allowed_hosts in fleet.toml); or send the bytes"
+        remedy = f"it fetches from these hosts: {hosts} (limits.allowed_hosts in fleet.toml); or send the bytes"
         raise InvalidInput(_FIELD, f"is on {parts.scheme}://{named}, from which the worker does not fetch", remedy)
     return parts
 
@@ -218,14 +224,14 @@ def _matches(scheme: str, named: str, allowed: str) -> bool:
 
 
 def _address(parts: SplitResult, limits: InputLimits) -> str:
-    """Return one address of the host. If any of its addresses is not public, the host is refused as a whole."""
+    """Return an address of the host. If any of its addresses is not public, the whole host is refused."""
     port = parts.port or _PORTS[parts.scheme]
     found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     for address in addresses:
         if not limits.allow_private_addresses and not _is_public(address):
             remedy = "limits.allow_private_addresses in fleet.toml allows it"
-            raise InvalidInput(_FIELD, f"is on {parts.hostname}, whose address is not a public one", remedy)
+            raise InvalidInput(_FIELD, f"is on {parts.hostname}, whose address is not public", remedy)
     return str(addresses[0])
 
 
@@ -241,7 +247,7 @@ def _is_public(address: _Address) -> bool:
 
 @contextmanager
 def _answer(parts: SplitResult, limits: InputLimits) -> Iterator[httpx2.Response]:
-    """Ask the checked address itself, with the host's name in the request and in the certificate's check."""
+    """Connect to the checked address, with the host's name in the request and in the check of the certificate."""
     import ssl
 
     import httpx2
@@ -252,7 +258,7 @@ def _answer(parts: SplitResult, limits: InputLimits) -> Iterator[httpx2.Response
     host = str(parts.hostname)
     netloc = literal if parts.port is None else f"{literal}:{parts.port}"
     trust = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # identity: a compressed answer could be a bomb. No environment: a proxy would resolve the name again
+    # Identity: a compressed answer could be a bomb. No environment: a proxy would resolve the name again.
     headers = {"Host": parts.netloc, "Accept-Encoding": "identity", "User-Agent": "argosy"}
     with (
         httpx2.Client(verify=trust, trust_env=False, timeout=limits.fetch_timeout_s) as client,
@@ -270,14 +276,14 @@ def _body(answer: httpx2.Response, limits: InputLimits, until: float) -> bytes:
     if not answer.is_success:
         raise InputUnavailable(_FIELD, f"cannot be fetched: the host answers {answer.status_code}", "check the URL")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise InvalidInput(_FIELD, "comes compressed though that was not asked for", "send the bytes")
+        raise InvalidInput(_FIELD, "is compressed, though the worker did not request that", "send the bytes")
     length = answer.headers.get("Content-Length", "0")
     _check_size(int(length) if length.isdecimal() else 0, limits)
     content = bytearray()
     for chunk in answer.iter_raw():
         content += chunk
         _check_size(len(content), limits)
-        # the client's own timeout is for each read: a host that drips bytes would never meet it
+        # the client's own timeout is per read: a host that drips bytes would never reach it
         if time.monotonic() > until:
             raise InputUnavailable(_FIELD, f"takes longer than {limits.fetch_timeout_s:g} s to fetch", "try again")
     return bytes(content)

@@ -1,4 +1,4 @@
-"""How items end: the result rows of an envelope, one per item and task."""
+"""The result rows of an envelope: one per item and task."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Params: TypeAlias = Mapping[Task, msgspec.Struct]
 
 Made = TypeVar("Made")
 
-#: The waits between tries to put a file away.
+#: The waits between attempts to store a file.
 _FILES_AGAIN_S = (0.2, 1.0, 3.0)
 
 
 def described(error: InvalidInput) -> Error:
-    """Return an input's error as it is kept with the row."""
+    """Return an input's error as it is stored in the row."""
     return {"kind": type(error).__name__, "field": error.field, "message": str(error)}
 
 
 def ended(envelope: Envelope, item: Item, state: ResultState, error: Error | None = None) -> list[Result]:
-    """Return one result of `state` for each of the item's tasks."""
+    """Return a result of `state` for each of the item's tasks."""
     return [result(envelope, item, task, state, error) for task in item.tasks]
 
 
@@ -53,9 +53,9 @@ def malformed(envelope: Envelope, bad_items: Iterable[BadItem]) -> list[Result]:
 
 
 def given_up(envelope: Envelope, claim: Claim) -> list[Result]:
-    """Return the results of an envelope whose items are not computed: cancelled, or begun too often.
+    """Return the results of an envelope that is not computed: it was cancelled, or begun too often.
 
-    The store adds to the failed ones why they failed, and keeps the envelope for a replay.
+    The store adds the reason to the failed results, and keeps the envelope for a replay.
     """
     state = ResultState.FAILED if claim is Claim.DEAD else ResultState.CANCELLED
     return [row for item in envelope.items for row in ended(envelope, item, state)]
@@ -76,11 +76,10 @@ def result(envelope: Envelope, item: Item, task: str, state: ResultState, error:
 
 
 def answered(waited: Sequence[tuple[Entry, Model, Params]]) -> list[dict[str, Any]]:
-    """Return what models make of the outputs of entries: for each entry its answers by task, or the exceptions that
-    they fail with.
+    """Return for each entry its finished answers by task, or the exceptions raised instead.
 
-    The answers of one task are made together. Those that hold files are left out: `finished` makes one at a time, so
-    that not all files of an envelope are in memory at once.
+    The answers of a task are finished together. Answers that hold files are left out: `finished` makes them one at a
+    time, so that not all files of an envelope are in memory at once.
     """
     found: list[dict[str, Any]] = [{} for _ in waited]
     together: dict[tuple[int, str], list[tuple[int, Task, msgspec.Struct]]] = {}
@@ -92,8 +91,8 @@ def answered(waited: Sequence[tuple[Entry, Model, Params]]) -> list[dict[str, An
         entries = [waited[place][0] for place, _, _ in rows]
         place, task, _ = rows[0]
         made = _finished(waited[place][1], task, entries, [own for _, _, own in rows])
-        for (place, _, _), one in zip(rows, made, strict=True):
-            found[place][task.name] = one
+        for (place, _, _), answer in zip(rows, made, strict=True):
+            found[place][task.name] = answer
     return found
 
 
@@ -102,13 +101,14 @@ def _finished(model: Model, task: Task, entries: Sequence[Entry], params: Sequen
     try:
         made = model.finish_many(task, outputs, params, [entry.prepared for entry in entries])
         return as_many(made, len(entries), f"{type(model).__name__}.finish_many")
-    except Exception as error:  # noqa: BLE001 - a model's own code: its bug costs these results, never the envelope
+    except Exception as error:  # noqa: BLE001 - a bug in a model's own code fails these results only
         return [error] * len(entries)
 
 
 def as_many(made: Sequence[Made], count: int, method: str) -> Sequence[Made]:
-    """Return what a model's method made of so many. Raises ValueError if it is not as many: no result may move to a
-    neighbour.
+    """Return the list that a model's method returned for `count` items.
+
+    Raises ValueError if its length differs: no result may move to a neighbour.
     """
     if len(made) != count:
         raise ValueError(f"{method} returned {len(made)} for {count}")
@@ -124,9 +124,9 @@ def finished(
     answers: Mapping[str, Any],
     files: ResultFiles | None = None,
 ) -> Iterator[Result]:
-    """Yield the results that the entry's outcome means for the tasks in `params`; none where the item was interrupted.
+    """Yield the results of the entry's outcome for the tasks in `params`; none if the item was interrupted.
 
-    `answers` are those of `answered`.
+    `answers` are the entry's answers from `answered`.
     """
     outcome = entry.outcome
     for task, own in params.items():
@@ -169,26 +169,33 @@ def _computed(
         if isinstance(answer, np.ndarray):
             return replace(row, vector=np.ascontiguousarray(answer, dtype="<f4").tobytes())
         return replace(row, output=answer if task.kind.makes_files else msgspec.to_builtins(answer))
-    except Exception as error:  # a model's own code: its bug costs this result, never its neighbours
+    except Exception as error:  # a bug in a model's own code fails this result only
         logger.exception("envelope %s, item %s, task %s: finishing failed", envelope.id, item.seq, task.name)
         detail = {"kind": "ModelError", "message": f"finishing failed: {type(error).__name__}: {error}"}
         return replace(row, state=ResultState.FAILED, error=detail)
 
 
 def _without_files(row: Result, files: ResultFiles | None) -> Result:
-    """Put the files of a row's output away, before the row is stored; it keeps references to them.
+    """Store the files of a row's output before the row is stored, and replace them by references.
 
-    A place that is away for a moment is tried again; for longer, and the result fails, and `argosy replay` makes it anew.
+    If the storage is away, the call tries again for a few seconds. Then the result fails; `argosy replay` computes it
+    again.
     """
     if row.state is not ResultState.SUCCEEDED:
         return row
-    assert files is not None, "a node that serves such a kind has a place for files, or does not start"
+    assert files is not None, "a node that serves such a kind has a storage for files, or does not start"
     for wait_s in (*_FILES_AGAIN_S, None):
         try:
             return replace(row, output=output_files.put_away(row.output, partial(files.put, row.job)))
         except BlobsUnavailable as error:
             if wait_s is None:
-                logger.warning("job %s, item %s, task %s: its file is not kept: %s", row.job, row.seq, row.task, error)
+                logger.warning(
+                    "job %s, item %s, task %s: the result's file cannot be stored: %s",
+                    row.job,
+                    row.seq,
+                    row.task,
+                    error,
+                )
                 detail = {"kind": "BlobsUnavailable", "message": str(error)}
                 return replace(row, state=ResultState.FAILED, output=None, error=detail)
             time.sleep(wait_s)

@@ -1,4 +1,4 @@
-"""An item before and after its micro-batch: checked and prepared, and its outputs made results."""
+"""Items before and after their micro-batch: the inputs are checked and prepared, the outputs finished."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreparedItem:
-    """One item after preparation: the results it already has, and the entry that waits for the rest, with the version of the model
-    that prepared it.
+    """An item after preparation: the results that it already has, and the entry that waits for the other tasks, with
+    the version of the model that prepared it.
     """
 
     item: Item
@@ -50,7 +50,7 @@ class PreparedItem:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """One item that was checked and read, for the model that prepares it."""
+    """A checked item with its content, for the model that prepares it."""
 
     item: Item
     served: ServedModel
@@ -61,10 +61,10 @@ class _Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """The parent's side of the models served here. Thread-safe.
+    """The parent process's side of the models served here. Thread-safe.
 
-    Items of an envelope are prepared together until their contents hold `portion_bytes`: files that were read for them
-    are not all in memory at once.
+    Items of an envelope are prepared together until their contents hold `portion_bytes`, so that the files read for
+    them are not all in memory at once.
     """
 
     offer: CurrentOffer
@@ -76,7 +76,7 @@ class Preparation:
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(max(1, available_cores() // 2)))
 
     def fetch_inputs(self, envelope: Envelope) -> Derivation:
-        """Read the earlier results that the envelope's inputs are made of, all at once. Raises StoreUnavailable."""
+        """Read the earlier results from which the envelope's inputs derive, all at once. Raises StoreUnavailable."""
         return self.derivation(envelope.job, envelope.items, self.turn(envelope))
 
     def prepare(self, envelope: Envelope, inputs: Derivation) -> list[PreparedItem]:
@@ -85,7 +85,7 @@ class Preparation:
             return self.prepare_items(envelope, envelope.items, inputs)
 
     def prepare_items(self, envelope: Envelope, items: Sequence[Item], derivation: Derivation) -> list[PreparedItem]:
-        """Check and prepare items; the error of an item is in its results. Raises StoreUnavailable."""
+        """Check and prepare items. The error of an item is in its results. Raises StoreUnavailable."""
         prepared: dict[int, PreparedItem] = {}
         portion: dict[int, _Ready] = {}
         held_bytes = 0
@@ -103,7 +103,7 @@ class Preparation:
         return [prepared[place] for place in range(len(items))]
 
     def _ready(self, envelope: Envelope, item: Item, derivation: Derivation) -> _Ready | PreparedItem:
-        """Check and read an item. Returns a PreparedItem if that is all: it has failed, or is late."""
+        """Check and read an item. Returns a PreparedItem if it has ended already: failed or expired."""
         if envelope.deadline_at is not None and envelope.deadline_at <= time.time():
             return PreparedItem(item, outcomes.ended(envelope, item, ResultState.EXPIRED))
         offer = self.offer.now
@@ -114,13 +114,13 @@ class Preparation:
             served = offer.models[served_explainers.way(offer.models, envelope.model, params.values())]
             content = self._read(offer, next(iter(params)), derivation.input(item.input), derivation.turn)
             return _Ready(item, served, content, params, refused)
-        except StoreUnavailable:  # nobody's fault here: the envelope is attempted again
+        except StoreUnavailable:  # no fault of the item: the envelope is attempted again
             raise
-        except Exception as error:  # noqa: BLE001 - a model's bug costs this item, never the envelope
+        except Exception as error:  # noqa: BLE001 - a bug in a model fails this item only
             return _failed(envelope, item, error)
 
     def _prepared(self, envelope: Envelope, portion: Mapping[int, _Ready]) -> dict[int, PreparedItem]:
-        """Return the prepared items, by their places: each model prepares its own together."""
+        """Return the prepared items by their places. Each model prepares its own items together."""
         prepared: dict[int, PreparedItem] = {}
         by_model: dict[str, dict[int, _Ready]] = {}
         for place, ready in portion.items():
@@ -128,10 +128,10 @@ class Preparation:
         for own in by_model.values():
             for (place, ready), row in zip(own.items(), _rows([*own.values()]), strict=True):
                 try:
-                    one = row if isinstance(row, Exception) else self._waiting(envelope, ready, row)
-                except Exception as error:  # noqa: BLE001 - a model's bug costs this item, never its neighbours
-                    one = error
-                prepared[place] = _failed(envelope, ready.item, one) if isinstance(one, Exception) else one
+                    made = row if isinstance(row, Exception) else self._waiting(envelope, ready, row)
+                except Exception as error:  # noqa: BLE001 - a bug in a model fails this item only
+                    made = error
+                prepared[place] = _failed(envelope, ready.item, made) if isinstance(made, Exception) else made
         return prepared
 
     def _waiting(self, envelope: Envelope, ready: _Ready, row: Prepared) -> PreparedItem:
@@ -156,39 +156,41 @@ class Preparation:
         return PreparedItem(ready.item, results, entry, params, ready.served.model)
 
     def _read(self, offer: Offer, task: Task, value: Input, turn: Turn) -> Content:
-        """Return what an input holds, checked for the task; others compute while it is waited for."""
+        """Return the content of an input, checked for the task. The turn is given back during waits."""
         with turn.reading(value):
             given = carried(value, self.limits)
             return read(offer.catalogue.check_input(task, given, field="input"), self.limits)
 
     def derivation(self, job: str, items: Sequence[Item], turn: Turn | None = None) -> Derivation:
-        """Return what makes the inputs of items that are made of others. Raises StoreUnavailable."""
+        """Return the derivation of the items' derived inputs. Raises StoreUnavailable."""
         made = Derivation(self.database, self.limits, job, turn)
         made.gather(items)
         return made
 
     def finish(self, envelope: Envelope, items: Sequence[PreparedItem], turn: Turn) -> list[Result]:
-        """Return the results of all items: those from their preparation, and those of their entries' outcomes."""
+        """Return the results of all items: from their preparation and from their entries' outcomes."""
         with self._finishing(envelope, turn):
             return self.finish_items(envelope, items)
 
     def finish_items(self, envelope: Envelope, prepared: Sequence[PreparedItem]) -> list[Result]:
-        """Return the items' results: those that they have, and those of their entries' outcomes."""
-        waiting = [(one, one.entry, one.model) for one in prepared if one.entry and one.model]
-        answers = outcomes.answered([(entry, model, one.params) for one, entry, model in waiting])
+        """Return the results of all items: from their preparation and from their entries' outcomes."""
+        waiting = [(item, item.entry, item.model) for item in prepared if item.entry and item.model]
+        answers = outcomes.answered([(entry, model, item.params) for item, entry, model in waiting])
         results: dict[int, list[Result]] = {}
-        for (one, entry, model), own in zip(waiting, answers, strict=True):
-            results[id(one)] = [*outcomes.finished(envelope, one.item, entry, model, one.params, own, self.files)]
-        return [row for one in prepared for row in (*one.results, *results.get(id(one), ()))]
+        for (item, entry, model), own in zip(waiting, answers, strict=True):
+            results[id(item)] = [*outcomes.finished(envelope, item.item, entry, model, item.params, own, self.files)]
+        return [row for item in prepared for row in (*item.results, *results.get(id(item), ()))]
 
     def turn(self, envelope: Envelope) -> Turn:
-        """What an envelope's own computing waits for: half of the cores' worth at a time, so that dozens of envelopes neither
-        stand between an interactive item, which waits for nothing, and the interpreter, nor hold a decoded recording each.
+        """Return the envelope's turn to compute. Half as many envelopes as cores compute at a time.
+
+        So dozens of envelopes neither keep the interpreter from an interactive item, which needs no turn, nor hold a
+        decoded recording each.
         """
         return Turn(None if envelope.priority is Priority.INTERACTIVE else self.turns)
 
     def _finishing(self, envelope: Envelope, turn: Turn) -> AbstractContextManager[object]:
-        """What finishing waits for: the turn, unless it may wait for the place of result files."""
+        """Return the context of finishing: the turn, unless finishing may wait for the storage of result files."""
         return nullcontext() if any(self._makes_files(item) for item in envelope.items) else turn
 
     def _makes_files(self, item: Item) -> bool:
@@ -197,13 +199,13 @@ class Preparation:
 
 
 def _rows(together: Sequence[_Ready]) -> Sequence[Prepared | Exception]:
-    """Return what a model makes of items, or the exception that each fails with."""
+    """Return the model's prepared rows, or the exception of each item."""
     params = [{task.name: own for task, own in ready.params.items()} for ready in together]
     try:
         model = together[0].served.model
         rows = model.prepare_many([ready.content for ready in together], params)
         return outcomes.as_many(rows, len(together), f"{type(model).__name__}.prepare_many")
-    except Exception as error:  # noqa: BLE001 - a model's own code: its bug costs these items, never the envelope
+    except Exception as error:  # noqa: BLE001 - a bug in a model's own code fails these items only
         return [error] * len(together)
 
 
@@ -215,7 +217,7 @@ def _refusals(envelope: Envelope, item: Item, refused: Mapping[str, InvalidInput
 
 
 def _failed(envelope: Envelope, item: Item, error: Exception) -> PreparedItem:
-    """Return an item that an exception has ended: its input's fault, or the model's."""
+    """Return an item that ended with an exception, of its input or of the model."""
     if isinstance(error, InvalidInput):
         return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
     logger.error("envelope %s, item %s: preparation failed", envelope.id, item.seq, exc_info=error)
@@ -224,14 +226,14 @@ def _failed(envelope: Envelope, item: Item, error: Exception) -> PreparedItem:
 
 
 def _size_bytes(content: Content) -> int:
-    """Return how much memory a content takes, of texts and files."""
+    """Return the bytes of memory that a content takes, for texts and files."""
     if isinstance(content, TextAndImageInput):
         return _size_bytes(content.image.data) if isinstance(content.image, InlineBytes) else 0
     return len(content) if isinstance(content, str | bytes) else 0
 
 
 def _params(offer: Offer, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:
-    """Return the typed parameters of the tasks that this item may have, and the refusals of the others."""
+    """Return the typed parameters of the item's valid tasks, and the refusals of the others."""
     params: dict[Task, msgspec.Struct] = {}
     refused: dict[str, InvalidInput] = {}
     for name in item.tasks:

@@ -1,4 +1,4 @@
-"""An envelope's turn to compute in the worker's own process: so many at a time, whatever their inputs' origin."""
+"""An envelope's turn to compute in the worker's own process. Their number is limited, whatever the inputs' origin."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from workers.envelope.inputs import may_wait
 
 
 class Turn:
-    """One of `turns`, taken by ``with`` and, while a file or a network is waited for, given back to those who could compute.
+    """A turn out of `turns`, taken by ``with`` and given back during waits for a file or a network.
 
-    Of one thread. Without `turns` it neither waits nor keeps anyone waiting.
+    Used by one thread. Without `turns` it has no effect.
     """
 
     def __init__(self, turns: threading.Semaphore | None = None) -> None:
@@ -32,7 +32,7 @@ class Turn:
 
     @contextmanager
     def given_back(self) -> Iterator[None]:
-        """Let others compute meanwhile, and wait for a turn again afterwards, if there is one now."""
+        """Let others compute meanwhile, and take a turn again afterwards, if a turn is held now."""
         if not self._held:
             yield
             return
@@ -43,5 +43,5 @@ class Turn:
             self.__enter__()
 
     def reading(self, value: Input) -> AbstractContextManager[None]:
-        """As `given_back`, for an input that is not at hand; what is, costs no change of turns."""
+        """Give the turn back, like `given_back`, if reading the input may wait. An inline input keeps its turn."""
         return self.given_back() if may_wait(value) else nullcontext()

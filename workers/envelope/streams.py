@@ -1,4 +1,4 @@
-"""Text on its way to who listens, piece by piece, over Redis pub/sub; the result itself is stored like any other."""
+"""Publish generated text piece by piece to its readers, over Redis pub/sub. The result is stored like any other."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from producers.wire.queues import text_channel
 
 logger = logging.getLogger(__name__)
 
-#: A text that nobody has listened to for so long is not written any further: its reader is gone, and not just reconnecting.
+#: A text without listeners for this long is not written any further: its reader is gone, not just reconnecting.
 DESERTED_S = 5.0
 
-#: A job's item.
+#: A job and the item's number.
 Item: TypeAlias = tuple[str, int]
 
 _Piece: TypeAlias = tuple[Item, int, str]
 
 
 class Streams:
-    """Publishes pieces, in a thread of its own. `on_deserted` is called for an item that nobody listens to any more."""
+    """Publish pieces, in a thread of its own. `on_deserted` is called for an item without listeners."""
 
     def __init__(self, publisher: Publisher, on_deserted: Callable[[Item], object]) -> None:
         self._publisher = publisher
@@ -40,13 +40,13 @@ class Streams:
         self._thread.start()
 
     def stop(self) -> None:
-        """Publish what is here, and return when the thread has ended."""
+        """Publish the waiting pieces, and return when the thread has ended."""
         if self._thread.ident is not None:
             self._pieces.put(None)
             self._thread.join()
 
     def teller(self, job: str, seq: int) -> Callable[[int, str], object]:
-        """Return what publishes pieces of an item's text."""
+        """Return a function that publishes pieces of an item's text."""
         return lambda at, text: self._pieces.put(((job, seq), at, text))
 
     def _run(self) -> None:
@@ -69,7 +69,7 @@ class Streams:
                 listeners = pipeline.execute()
         except BrokerUnavailable as error:
             logger.warning(
-                "%s; %d pieces of text were not sent: their readers get them with the result", error, len(pieces)
+                "%s; %d pieces of text were not sent; their readers get them with the result", error, len(pieces)
             )
             return
         for (item, _, _), count in zip(pieces, listeners, strict=True):
@@ -83,5 +83,5 @@ class Streams:
         if now - self._alone_since.setdefault(item, now) >= DESERTED_S:
             del self._alone_since[item]
             self._on_deserted(item)
-        elif len(self._alone_since) > 1024:  # of items that ended meanwhile
-            self._alone_since = {one: since for one, since in self._alone_since.items() if now - since < DESERTED_S}
+        elif len(self._alone_since) > 1024:  # of items that have ended
+            self._alone_since = {key: since for key, since in self._alone_since.items() if now - since < DESERTED_S}

@@ -54,8 +54,9 @@ class PipelineJob(Watched[AsyncPipelineJob]):
 
 
 def write_trees(store: Store, job: str, out: TextIO) -> None:
-    """Write one JSON object for each input, with its tree. Raises UnknownJob, or InvalidInput if the job is not a
-    pipeline.
+    """Write one JSON object for each input, with its tree.
+
+    Raises UnknownJob, or InvalidInput if the job is not a pipeline.
     """
     from results_store.export.text_export import stream, write_lines
     from results_store.sql.columns import compact_json

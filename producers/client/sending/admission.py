@@ -117,8 +117,9 @@ class Admission:
         return max(1, min(most))
 
     def judge(self, orders: Sequence[Order]) -> list[Overloaded | None]:
-        """Return the refusal of each order, or None for an admitted order, which counts as sent. Raises
-        BrokerUnavailable.
+        """Return the refusal of each order, or None for an admitted order, which counts as sent.
+
+        Raises BrokerUnavailable.
         """
         self._seen.update(order.tenant for order in orders)
         if time.monotonic() - self._look.at > LOOK_EVERY_S:
