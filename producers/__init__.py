@@ -1,4 +1,4 @@
-"""The client of an Argosy fleet: submit texts and images, await their results. Needs neither torch nor Celery.
+"""The client of an Argosy fleet: submit texts and images, and wait for their results. Needs neither torch nor Celery.
 
     from producers import Client
 
@@ -9,7 +9,8 @@
         for row in job.results():
             print(row.seq, row.task, row.state, row.output)
 
-In asyncio, `AsyncClient` has the same methods: ``await client.submit(…)``, ``await handle``, ``async for row in job.as_completed()``.
+For asyncio, `AsyncClient` has the same methods: ``await client.submit(…)``, ``await handle``,
+``async for row in job.as_completed()``.
 
 Names are imported when first used, so that ``import producers`` costs next to nothing.
 """
@@ -140,7 +141,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-#: Old names that README and docs told to import or to run; see CHANGELOG.
+#: Old names of modules from earlier versions of README and docs; see CHANGELOG.
 _MOVED = {
     "producers.async_client": "producers.client.async_client",
     "producers.async_handles": "producers.client.async_handles",

@@ -1,13 +1,13 @@
-"""The SQL store: jobs, envelopes, results and batches. Knows neither the producers nor the workers.
+"""The SQL store: jobs, envelopes, results and batches. It imports neither producers nor workers.
 
-`results_store.store.Store` is the way in; importing this package alone loads no database code.
+Use `results_store.store.Store`. Importing this package alone loads no database code.
 """
 
 from __future__ import annotations
 
 from results_store import moved
 
-#: Old names that README and docs told to import or to run; see CHANGELOG.
+#: Old names of modules from earlier versions of README and docs; see CHANGELOG.
 _MOVED = {
     "results_store.api_keys": "results_store.gateway.api_keys",
     "results_store.celery_backend": "results_store.celery_results.backend",

@@ -1,4 +1,4 @@
-"""The root of every error of Argosy, and the store's errors, sorted by whose fault they are."""
+"""The base of all errors of Argosy, and the store's errors, grouped by their cause."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 class ArgosyError(Exception):
     """Base of every error that Argosy raises on purpose.
 
-    `job`, on an error that ended a `submit_many` midway, is the job that keeps what was accepted before.
+    If the error ended a `submit_many` midway, `job` is the job of the items accepted before.
     """
 
     job: str | None = None
@@ -16,7 +16,7 @@ class StoreError(ArgosyError):
     """Base of the store's errors."""
 
 
-# --- The caller's: nothing was written; correct the call. ---------------------------------------
+# --- Errors of the caller: nothing was written; correct the call. -------------------------------
 
 
 class UnknownJob(StoreError, LookupError):
@@ -32,22 +32,22 @@ class InvalidRow(StoreError, ValueError):
 
 
 class SubmissionConflict(StoreError):
-    """Somebody else has added items to this job meanwhile. Read the job again before going on."""
+    """Another caller has added items to this job meanwhile. Read the job again before you continue."""
 
 
-# --- The installation's: the URL or the schema. -------------------------------------------------
+# --- Errors of the installation: the URL or the schema. ------------------------------------------
 
 
 class SchemaMismatch(StoreError):
-    """The database's schema is not the one this version reads; `str()` says which command brings it up to date."""
+    """The database's schema is not the version that this code needs; `str()` names the command that upgrades it."""
 
 
-# --- The database's: the call was right; repeat it later. ---------------------------------------
+# --- Errors of the database: the call was right; repeat it later. --------------------------------
 
 
 class StoreUnavailable(StoreError, ConnectionError):
-    """The database cannot be reached or is busy beyond the time allowed. Nothing was written; try again.
+    """The database cannot be reached, or is busy for longer than allowed. Nothing was written; try again.
 
-    One case is uncertain: a connection lost while COMMIT was under way. Every write of the store may
-    therefore be repeated, and has no further effect if it had been stored after all.
+    One case is uncertain: a connection that is lost during COMMIT. Every write of the store may therefore be repeated;
+    if the first was stored after all, the second has no effect.
     """

@@ -1,4 +1,4 @@
-"""Old names of modules: accepted for one release, with a warning that names the new one."""
+"""Old names of modules: accepted for one release, with a warning that names the new module."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from types import CodeType, ModuleType
 
 
 def accept(names: Mapping[str, str]) -> None:
-    """Let each module be imported, or run by ``python -m``, under its old name too: `names` has the new name of each."""
+    """Accept old names of modules, in imports and for ``python -m``. `names` maps each old name to the new one."""
     sys.meta_path.append(_Finder(names))
 
 
 class _Finder:
-    """Stands last on `sys.meta_path`: it is asked for what nobody else has found."""
+    """The last finder on `sys.meta_path`: it is asked only for modules that no other finder has found."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
@@ -26,18 +26,18 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return how to load the module of an old name, or None for any other name."""
+        """Return the spec of the module of an old name, or None for any other name."""
         if name not in self._names:
             return None
         new = self._names[name]
-        warnings.warn(f"{name} is now {new}; the old name goes with the next release", FutureWarning, stacklevel=2)
+        warnings.warn(f"{name} is now {new}; the next release removes the old name", FutureWarning, stacklevel=2)
         found = importlib.util.find_spec(new)
         assert found is not None
         return ModuleSpec(name, _Loader(found), origin=found.origin)
 
 
 class _Loader(Loader):
-    """Gives the very module that the new name stands for, so that its classes are the same under both names."""
+    """A loader that returns the module of the new name itself, so that its classes are the same under both names."""
 
     def __init__(self, found: ModuleSpec) -> None:
         self._found = found
@@ -47,7 +47,7 @@ class _Loader(Loader):
         return importlib.import_module(self._found.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Leave the module as it is, for it has been executed; but undo what the import system wrote on it."""
+        """Do not execute the module again, but undo the change that the import system made to it."""
         module.__spec__ = self._found
 
     def get_code(self, name: str) -> CodeType | None:

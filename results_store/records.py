@@ -1,4 +1,4 @@
-"""The rows of the store as Python sees them. Times are Unix seconds; `output` and `error` are plain JSON values."""
+"""The rows of the store as Python objects. Times are Unix seconds; `output` and `error` are plain JSON values."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias
 
-#: How often an envelope is begun before it is given up.
+#: The number of attempts after which an envelope is given up.
 MAX_ATTEMPTS = 20
 
 
 class ResultState(StrEnum):
-    """The four terminal states of a result. There is no other: a result exists once it is terminal."""
+    """The four terminal states of a result. A result exists once it is terminal, so there are no other states."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -21,9 +21,9 @@ class ResultState(StrEnum):
 
 
 class EnvelopeState(StrEnum):
-    """The life of an envelope: ``accepted`` (in the outbox) → ``published`` → ``done``, or ``dead``.
+    """The states of an envelope: ``accepted`` (in the outbox) → ``published`` → ``done``, or ``dead``.
 
-    ``dead``: given up after too many attempts; its items failed, its payload is kept, `replay` puts it back.
+    A ``dead`` envelope was given up after too many attempts. Its items failed; its payload is kept, for `replay`.
     """
 
     ACCEPTED = "accepted"
@@ -33,14 +33,16 @@ class EnvelopeState(StrEnum):
 
 
 class Claim(StrEnum):
-    """What a worker is to do with an envelope it has received.
+    """The store's answer to a worker that received an envelope.
 
-    ``work``: it is this worker's now. ``done``: already stored; acknowledge it. ``cancelled``: it is this
-    worker's, and its job was cancelled: store `cancelled` results without computing. ``held``: another
-    worker has it under a lease that still runs; acknowledge this copy, since the reconciler publishes the
-    envelope again should that worker die. ``dead``: too many attempts came to nothing: do not compute;
-    commit its items as failed without an error of their own, and the envelope as `dead`: the store says why.
-    ``unknown``: the store has no such envelope.
+    - ``work``: the envelope is this worker's now.
+    - ``done``: already stored; acknowledge it.
+    - ``cancelled``: it is this worker's, and its job was cancelled; store `cancelled` results without computing.
+    - ``held``: another worker has it under a valid lease. Acknowledge this copy; if that worker dies, the reconciler
+      publishes the envelope again.
+    - ``dead``: too many attempts failed; do not compute. Commit its items as failed without an error, and the envelope
+      as `dead`; the store adds the error.
+    - ``unknown``: the store has no such envelope.
     """
 
     WORK = "work"
@@ -53,9 +55,9 @@ class Claim(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A job to create. `idempotency_key`, where given, is unique: creating it again finds the first.
+    """A job to create. `idempotency_key`, if given, is unique: creating the job again returns the first job.
 
-    `ttl_s` is how long it is kept once finished; None leaves that to whoever calls `Store.purge`.
+    `ttl_s` is the time for which the finished job is kept. With None, callers of `Store.purge` decide.
     """
 
     id: str
@@ -70,7 +72,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewEnvelope:
-    """An envelope for the outbox. `payload` is its encoded message, opaque here, of `content_type`."""
+    """An envelope for the outbox. `payload` is its encoded message, opaque to the store, of `content_type`."""
 
     id: str
     job: str
@@ -87,12 +89,12 @@ class NewEnvelope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One item and task in its terminal state; (`job`, `seq`, `task`) is the key.
+    """An item and task in its terminal state; (`job`, `seq`, `task`) is the key.
 
-    Succeeded: `output` (JSON) or `vector` (float32 bytes, little-endian) is set. Otherwise `error` is
-    ``{"kind": …, "message": …}``. `tokens` is how long the model found the input (an image 1). The four times
-    say when the item was queued by its producer, put in a micro-batch, computed, and stored; an item that never
-    got that far has None there.
+    A succeeded result has `output` (JSON) or `vector` (float32 bytes, little-endian). Any other has the `error`
+    ``{"kind": …, "message": …}``. `tokens` is the model's length of the input (1 for an image). The four times are
+    those at which the item was queued by its producer, put into a micro-batch, computed, and stored; None if it never
+    got so far.
     """
 
     job: str
@@ -116,13 +118,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch that ran: the flight recorder's row.
+    """A micro-batch that ran: the flight recorder's row.
 
-    `rows` went through the backbone for `items` items, `cached_rows` of them out of the feature cache; `tokens` are real,
-    `padded_tokens` what was computed (for images both count rows). `heads` and `priorities` count items by name and by
-    value. Before it the device did nothing for `idle_s`. `predicted_s` is what the batcher expected of `forward_s`, where
-    it knew enough. `loads` models were loaded since the worker's batch before. `trace` says who was in it: ``{"formed_at": …, "jobs": [id …],
-    "items": [[job, seq, row, priority, cost, waited_ms] …]}``, `job` an index into the ids, in the order of the batch.
+    `rows` went through the backbone for `items` items; `cached_rows` of them came from the feature cache. `tokens` are
+    real, `padded_tokens` were computed (for images both count rows). `heads` and `priorities` count items by name and
+    by value. The device was idle for `idle_s` before the batch. `predicted_s` is the batcher's prediction of
+    `forward_s`, if it had one. `loads` counts the models loaded since the worker's batch before. `trace` lists the
+    items: ``{"formed_at": …, "jobs": [id …], "items": [[job, seq, row, priority, cost, waited_ms] …]}``, where `job` is
+    an index into the ids, in the order of the batch.
     """
 
     id: str
@@ -148,11 +151,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedWork:
-    """The unfinished durable items of a model, a priority and a lane, those under way included.
+    """The unfinished durable items of a model, priority and lane, including items under way.
 
-    `seconds_per_item` is what an item lately took of a device, divided by the number of workers that ran batches of its
-    model; None where none ran lately. More urgent work of the same model goes first: what an item has to wait is the
-    sum over the priorities down to its own.
+    `seconds_per_item` is the recent device time of an item, divided by the number of workers that ran batches of its
+    model; None if no batch ran recently. More urgent work of the model goes first, so an item waits for the sum over
+    the priorities down to its own.
     """
 
     model: str
@@ -188,7 +191,7 @@ class JobStatus:
 
     @property
     def done(self) -> int:
-        """Results that are terminal."""
+        """The number of terminal results."""
         return self.succeeded + self.failed + self.cancelled + self.expired
 
     @property
@@ -197,7 +200,7 @@ class JobStatus:
 
     @property
     def state(self) -> str:
-        """What people are shown; nothing depends on it."""
+        """The state to show to people; no code depends on it."""
         if self.cancelled_at is not None and not self.finished:
             return "cancelling"
         if self.finished:
@@ -207,9 +210,9 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """Whose work it is: its share against other tenants' (`weight`), and its limits, None for none.
+    """A tenant: its share against other tenants (`weight`), and its limits (None for no limit).
 
-    `lane` is the queue of each model that carries its envelopes; the most that may be in flight is in items.
+    `lane` is the queue of each model for the tenant's envelopes. `max_in_flight` is in items.
     """
 
     name: str
@@ -221,10 +224,12 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """A model's settings as an operator declared them for the whole fleet; None for those of each worker's file.
+    """A model's settings, declared by an operator for the whole fleet.
 
-    `generation` counts a model's declarations. `previous` are the settings that held before, and hold for a worker that starts
-    until this one is `proven`. `file_digest` tells what the operator's own file said.
+    A setting of None is taken from each worker's file.
+
+    `generation` counts a model's declarations. `previous` are the settings before; a starting worker uses them until
+    this declaration is `proven`. `file_digest` is the digest of the operator's own file.
     """
 
     model: str
@@ -237,17 +242,17 @@ class Declaration:
 
     @property
     def established(self) -> dict[str, Any] | None:
-        """The settings to start with."""
+        """The settings with which a worker starts."""
         return self.settings if self.proven else self.previous
 
 
-#: A model, a priority and a lane: the envelopes that wait in one list of Redis.
+#: A model, a priority and a lane: the envelopes of a list in Redis.
 Line: TypeAlias = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingEnvelope:
-    """An envelope that the store still waits for, with what is needed to publish it again."""
+    """An envelope that the store still waits for, with the data needed to publish it again."""
 
     id: str
     job: str
@@ -261,14 +266,15 @@ class PendingEnvelope:
 
 
 class Transaction(NamedTuple):
-    """The results, batches, ends and claims of a worker's envelopes, for one transaction: all or nothing.
+    """The results, batches, ends and claims of a worker's envelopes, for a transaction: all or nothing.
 
-    A result that is stored already stays as it is and is not counted again. Envelopes in `dead` are given up: a failed result
-    of theirs without an error gets an error that counts the attempts. Envelopes in `unlisted` were never in the outbox: their
-    new results add to the size of their job. Envelopes in `stepped` belong to pipelines: more may follow from their results.
+    An existing result stays as it is and is not counted again. Envelopes in `dead` are given up: their failed results
+    without an error get an error that counts the attempts. Envelopes in `unlisted` were never in the outbox: their new
+    results add to the size of their job. Envelopes in `stepped` belong to pipelines: their results may lead to more.
 
     Envelopes in `claims` are leased to `worker` until `leased_until`, unless they were begun `max_attempts` times. With
-    `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. `at` is now by default.
+    `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. `at` defaults to
+    now.
     """
 
     # a named tuple is made in a quarter of the time of a frozen dataclass, and a lone item makes four
@@ -289,8 +295,11 @@ class Transaction(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """The outcome of a transaction: what to do with each claimed envelope, how many results were new, the (job, envelope) pairs
-    now done, and the envelopes of pipelines that follow from it, which are accepted and wait to be published."""
+    """The outcome of a transaction.
+
+    `claims` has the answer for each claimed envelope, `inserted` the number of new results, `done` the finished
+    (job, envelope) pairs. `followed` are envelopes of pipelines that were derived: accepted, and to be published.
+    """
 
     claims: Mapping[str, Claim] = field(default_factory=dict)
     inserted: int = 0
@@ -300,7 +309,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """How much unfinished work one model, priority and state holds; its oldest envelope was created at `oldest_at`."""
+    """The amount of unfinished work of a model, priority and state. Its oldest envelope was created at `oldest_at`."""
 
     model: str
     priority: int
@@ -313,11 +322,10 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """An envelope that was given up, or whose items partly failed: what it held and what became of it.
+    """An envelope that was given up, or has failed items, with its payload and its errors.
 
-    `error` is what the last attempt to fail said, if it could say anything; `worker` made the last attempt.
-    `failures` are its failed results, each with its own error, traceback and batch; the other items in
-    `payload` were their company.
+    `error` is the error of the last failed attempt, if it could be recorded; `worker` made the last attempt. `failures`
+    are its failed results, each with its own error, traceback and batch. The other items in `payload` did not fail.
     """
 
     id: str
@@ -337,7 +345,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What a replay put back: envelopes into the outbox, and how many failed results made room for it."""
+    """The outcome of a replay: the envelopes put back into the outbox, and the number of deleted failed results."""
 
     envelopes: int = 0
     results: int = 0
@@ -345,7 +353,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purged:
-    """What a purge removed."""
+    """The number of rows that a purge removed."""
 
     jobs: int = 0
     envelopes: int = 0

@@ -1,7 +1,7 @@
-"""The store: what producers and workers do with jobs, envelopes and results, one method each.
+"""The store: the operations of producers and workers on jobs, envelopes and results, a method each.
 
-The other things in the database have objects of their own, which it has: `tenants`, `flight` (the micro-batches), `dead_letters`,
-`retention`, `declarations` (of models), and the gateway's `keys`, `files` and `file_batches`.
+Other tables have their own objects, which are attributes of `Store`: `tenants`, `flight` (the micro-batches),
+`dead_letters`, `retention`, `declarations` (of models), and the gateway's `keys`, `files` and `file_batches`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from results_store.sql.tenants import Tenants
 class Store:
     """A database of jobs, envelopes, results and batches: SQLite or PostgreSQL.
 
-    Any number of threads may share one Store, and any number of processes one database. `timeout_s` bounds
-    every wait: for a connection, for a lock, for a statement. Every method but `close` raises StoreUnavailable
-    when the database cannot be reached in that time, and may then be repeated as it is.
+    Any number of threads may share a Store, and any number of processes a database. `timeout_s` limits every wait: for
+    a connection, a lock or a statement. Every method except `close` raises StoreUnavailable if the database cannot be
+    reached in that time; the same call may then be repeated.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
@@ -63,7 +63,7 @@ class Store:
     # --- life ---
 
     def open(self) -> Self:
-        """Connect and check the schema. Raises SchemaMismatch, naming the command that helps."""
+        """Connect and check the schema. Raises SchemaMismatch, which names the command to run."""
         open_current(self._database)
         return self
 
@@ -79,7 +79,7 @@ class Store:
         self.close()
 
     def migrate(self) -> None:
-        """Create the schema or bring it up to date. Needs no `open`; safe from several processes at once."""
+        """Create the schema or upgrade it. Needs no `open`; safe from several processes at once."""
         from results_store.migrations.run import upgrade  # Alembic: with argosy[worker] only
 
         upgrade(self._database)
@@ -87,7 +87,7 @@ class Store:
     # --- producers ---
 
     def create_job(self, job: NewJob) -> JobStatus:
-        """Create the job, or return the one that already has its id or its idempotency key."""
+        """Create the job, or return the existing job with its id or its idempotency key."""
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.create_job(connection, job)
 
@@ -98,62 +98,66 @@ class Store:
         jobs: Sequence[NewJob] = (),
         expected_items: int | None = None,
     ) -> None:
-        """Put envelopes into the outbox, all or none, and count them in their jobs. Accepted means: once this returns.
+        """Put envelopes into the outbox, all or none, and count them in their jobs.
 
-        `jobs` are created in the same transaction, which saves a lone item one wait for the disk. With
-        `expected_items`, each job must hold exactly that many items before: the guard of a submission that
-        goes on where an earlier one broke off. Raises UnknownJob, SubmissionConflict.
+        They are accepted once this returns.
+
+        `jobs` are created in the same transaction, which saves a lone item a wait for the disk. With `expected_items`,
+        each job must hold exactly that many items before: this protects a submission that continues an interrupted one.
+        Raises UnknownJob or SubmissionConflict.
         """
         with self._database.write(Weight.ACCEPTED) as connection:
             submission.add_envelopes(connection, envelopes, jobs, expected_items)
 
     def mark_published(self, ids: Collection[str], at: float) -> None:
-        """Note that envelopes are in Redis, so that the reconciler leaves them alone."""
+        """Record that envelopes are in Redis, so that the reconciler leaves them alone."""
         with self._database.write(Weight.NOTE) as connection:
             delivery.mark_published(connection, ids, at)
 
     def cancel_job(self, job: str, at: float) -> JobStatus:
-        """Cancel what is not computed yet: claims of its envelopes say so from now on. Raises UnknownJob."""
+        """Cancel the items that are not computed yet: from now on, claims of their envelopes say so. Raises
+        UnknownJob.
+        """
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at)
 
     # --- reading ---
 
     def job(self, job: str) -> JobStatus:
-        """Return a job with its progress: one row, whatever its size. Raises UnknownJob."""
+        """Return a job with its progress, which is a single row whatever the job's size. Raises UnknownJob."""
         with self._database.read() as connection:
             return reading.job(connection, job)
 
     def jobs(
         self, *, limit: int = 20, before: tuple[float, str] | None = None, tenant: str | None = None
     ) -> list[JobStatus]:
-        """Return jobs, newest first; `before` is the (created_at, id) of the last one of the page before.
+        """Return jobs, newest first. `before` is the (created_at, id) of the last job on the page before.
 
-        With `tenant`, only its own.
+        `tenant` limits them to a tenant's jobs.
         """
         with self._database.read() as connection:
             return reading.newest_jobs(connection, limit, before, tenant)
 
     def cancelled_among(self, jobs: Collection[str]) -> set[str]:
-        """Return which of these jobs are cancelled, for workers to drop what waits of them."""
+        """Return the cancelled jobs among these. Workers then drop the waiting items of these jobs."""
         with self._database.read() as connection:
             return reading.cancelled_among(connection, jobs)
 
     def results(self, job: str, *, after: tuple[int, str] | None = None, limit: int = 1000) -> list[Result]:
-        """Return a page of a job's results in (seq, task) order; `after` is the last key of the page before.
+        """Return a page of a job's results in (seq, task) order. `after` is the last key of the page before.
 
-        While the job runs, results appear behind a reader that has passed their place.
+        While the job runs, results may appear behind the reader's position.
         """
         with self._database.read() as connection:
             return reading.page_of_results(connection, job, after, limit)
 
     def spread(self, job: str, block: int) -> dict[int, int]:
-        """Return how many results each block of `block` items holds, by its number; blocks without any are left out."""
+        """Return the number of results in each block of `block` items, by block number. Empty blocks are left out."""
         with self._database.read() as connection:
             return reading.spread_of_results(connection, job, block)
 
     def results_of(self, job: str, seqs: Collection[int]) -> list[Result]:
-        """Return what there is of these items of a job, in (seq, task) order."""
+        """Return the stored results of these items of a job, in (seq, task) order."""
         if self._database.sqlite:
             with self._database.cursor() as cursor:
                 return reading.results_of_lite(cursor, job, seqs)
@@ -161,17 +165,17 @@ class Store:
             return reading.results_of(connection, job, seqs)
 
     def inputs(self, envelopes: Collection[str]) -> dict[str, tuple[bytes, str]]:
-        """Return the payloads, as (bytes, content type), of those of these envelopes whose inputs are kept."""
+        """Return the payloads of these envelopes, as (bytes, content type). Deleted payloads are left out."""
         with self._database.read() as connection:
             return reading.inputs(connection, envelopes)
 
     def depth(self) -> list[Depth]:
-        """Return how much unfinished work there is, by model, priority and state."""
+        """Return the unfinished work by model, priority and state."""
         with self._database.read() as connection:
             return reading.depth(connection)
 
     def recent_failures(self, *, limit: int = 20, job: str | None = None, tenant: str | None = None) -> list[Result]:
-        """Return the newest failed results: of everybody, of a job, of a tenant."""
+        """Return the newest failed results: of all jobs, or of a job or tenant."""
         with self._database.read() as connection:
             return reading.recent_failures(connection, limit, job, tenant)
 
@@ -186,7 +190,7 @@ class Store:
         now: float | None = None,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> dict[str, Claim]:
-        """Return what to do with each envelope. What becomes the worker's is leased and counts one attempt."""
+        """Return the claim of each envelope. A worker's own envelopes are leased to it and count an attempt."""
         lease = Transaction(claims=ids, worker=worker, leased_until=leased_until, at=now, max_attempts=max_attempts)
         return dict(self.transact(lease).claims)
 
@@ -201,7 +205,7 @@ class Store:
         unlisted: Collection[str] = (),
         at: float | None = None,
     ) -> Committed:
-        """Store results and finish envelopes, as a `Transaction` says. Raises InvalidRow."""
+        """Store results and finish envelopes, like a `Transaction` with these fields. Raises InvalidRow."""
         return self.transact(
             Transaction(
                 results=results,
@@ -215,9 +219,9 @@ class Store:
         )
 
     def transact(self, transaction: Transaction, follow: Follow | None = None) -> Committed:
-        """Carry out a worker's transaction. Raises InvalidRow.
+        """Run a worker's transaction. Raises InvalidRow.
 
-        The envelopes that `follow` makes of a pipeline's new results go into the outbox with them.
+        The envelopes that `follow` derives from a pipeline's new results are put into the outbox with them.
         """
         stores = transaction.results or transaction.done or transaction.dead
         with self._database.write(Weight.RESULTS if stores else Weight.NOTE) as connection:
@@ -226,20 +230,22 @@ class Store:
             )
 
     def renew(self, ids: Collection[str], *, worker: str, leased_until: float) -> int:
-        """Prolong the worker's leases on envelopes; return how many it still has."""
+        """Renew the worker's leases on envelopes; return the number that it still has."""
         with self._database.write(Weight.NOTE) as connection:
             return delivery.renew(connection, ids, worker=worker, leased_until=leased_until)
 
     def release(self, ids: Collection[str], *, worker: str) -> int:
-        """Give envelopes back uncomputed, for an operator's stop: lease gone, attempt not counted."""
+        """Return envelopes uncomputed, when an operator stops a worker: the lease ends and the attempt is not
+        counted.
+        """
         with self._database.write(Weight.NOTE) as connection:
             return delivery.release(connection, ids, worker=worker)
 
     def note_failure(self, envelope: str, *, worker: str, error: dict[str, Any], at: float | None = None) -> bool:
-        """Keep the error that ended the worker's attempt, and end its lease; return whether it still had one.
+        """Store the error that ended the worker's attempt, and end its lease. Return whether it still had a lease.
 
-        For what ends the attempt and not the items: the envelope is overdue at once, and is attempted again
-        unless it has been too often.
+        For errors of the attempt, not of the items: the envelope is overdue at once, and is attempted again unless it
+        has used all its attempts.
         """
         with self._database.write(Weight.NOTE) as connection:
             now = time.time() if at is None else at
@@ -255,11 +261,11 @@ class Store:
         published_before: Mapping[Line, float] | float | None = None,
         limit: int = 1000,
     ) -> list[PendingEnvelope]:
-        """Take envelopes that were accepted long ago and not published, or whose lease ran out.
+        """Take envelopes that were accepted long ago and not published, or whose lease has expired.
 
-        With `published_before` (a time, or one for each model, priority and lane), also those published before then and
-        never claimed, which Redis no longer has. They are put back into the outbox as accepted `now`, so no other reconciler takes them;
-        publish them, then call `mark_published`.
+        With `published_before` (a time, or a time for each model, priority and lane), also take envelopes that were
+        published before it and never claimed, because Redis has lost them. They return to the outbox as accepted `now`,
+        so that no other reconciler takes them. Publish them, then call `mark_published`.
         """
         with self._database.write(Weight.NOTE) as connection:
             return delivery.take_overdue(

@@ -1,7 +1,7 @@
-"""The group committer: one thread that stores what many threads have, a transaction at a time.
+"""The group committer: a thread that stores the results of many threads, a transaction at a time.
 
-While one transaction runs, whatever arrives waits together for the next. So a lone result is stored at once, and
-under load the groups grow by themselves; nothing waits for a timer.
+Requests that arrive during a transaction share the next one. So a lone result is stored at once, and groups grow with
+the load, without a timer.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ logger = logging.getLogger(__name__)
 
 Done = tuple[str, str]
 
-#: What was committed: the (job, envelope) pairs that are done, and by envelope the few results of those without a row in
-#: the outbox, if all of what was to be stored was new.
+#: The outcome of a commit: the finished (job, envelope) pairs, and by envelope the few results of envelopes without a
+#: row in the outbox, if all of their results are new.
 OnCommitted = Callable[[Sequence[Done], Mapping[str, Sequence[Result]]], None]
 
-#: An envelope with more results than this has them read from the store.
+#: The results of an envelope with more results than this are read from the store.
 FEW_RESULTS = 8
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One caller's part of a transaction, and its outcome."""
+    """A caller's part of a transaction, and its outcome."""
 
     part: Transaction
     claims: Mapping[str, Claim] = field(default_factory=dict)
@@ -43,14 +43,16 @@ class _Request:
 
 
 class Writer:
-    """Commits and claims for the threads of one worker, grouped.
+    """Commit results and claim envelopes for the threads of a worker, in groups.
 
-    `commit` and `claim` block until their own part is stored. When the database is away, the writer keeps
-    what it holds and tries again until it is back or `close` gives up; the callers go on waiting, so nothing
-    is acknowledged before it is stored. An envelope begun `max_attempts` times is claimed as dead; `drop_inputs`
-    deletes inputs once their results are stored without a failure, for privacy, and gives up replaying them. Each thread waits for its own request, so what can queue up here is
-    bounded by the number of threads. What `follow` says of the results of pipelines is accepted with them, and given to
-    `on_followed` to be published; if that fails, the reconciler publishes it.
+    `commit` and `claim` block until their own part is stored. While the database is away, the writer keeps its requests
+    and tries again until the database is back or `close` gives up. The callers wait meanwhile, so nothing is
+    acknowledged before it is stored. Each thread waits for its own request, so the number of threads limits the queue.
+
+    An envelope that was begun `max_attempts` times is claimed as dead. `drop_inputs`, for privacy, deletes inputs once
+    their results are stored without a failure; they can no longer be replayed. The envelopes that `follow` derives from
+    results of pipelines are accepted with the results and passed to `on_followed`, which publishes them. If that fails,
+    the reconciler publishes them.
     """
 
     def __init__(
@@ -82,9 +84,9 @@ class Writer:
         self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._batches: deque[Batch] = deque()
         self._thread = threading.Thread(target=self._run, name="argosy-writer", daemon=True)
-        self._turn = threading.Lock()  # held by whoever talks to the database
-        self._called = False  # the thread has taken a request and waits for its turn
-        self._entrance = threading.Lock()  # nobody comes in once `close` has put its end mark behind the others
+        self._turn = threading.Lock()  # held while a thread uses the database
+        self._called = False  # the thread has taken a request and waits for the lock
+        self._entrance = threading.Lock()  # no request may follow the end mark of `close`
         self._running = False
         self._give_up = threading.Event()
         self._unavailable_since: float | None = None
@@ -98,21 +100,21 @@ class Writer:
         return self
 
     def commit(self, part: Transaction) -> None:
-        """Return once the results are stored, the envelopes in `done` and `dead` finished, the batches recorded.
+        """Return once the results and batches are stored, and the envelopes in `done` and `dead` are finished.
 
-        Worker, lease and attempts are the writer's own. Raises InvalidRow if this call's own rows cannot be stored,
+        The writer sets worker, lease and attempts. Raises InvalidRow if this call's own rows cannot be stored,
         StoreUnavailable if `close` gave up.
         """
         self._settle(_Request(part))
 
     def claim(self, envelope: str) -> Claim:
-        """Return what to do with an envelope, which is leased to this worker for `lease_s` if it is to be done."""
+        """Return the claim of an envelope. An envelope with work to do is leased to this worker for `lease_s`."""
         return self._settle(_Request(Transaction(claims=(envelope,)))).claims[envelope]
 
     def record(self, batch: Batch) -> None:
-        """Have a batch recorded along with the next group, or by `close`, without waiting for it.
+        """Record a batch with the next group, or at `close`, without waiting.
 
-        It asks for no transaction of its own: its results are about to. After `close` it is dropped.
+        It starts no transaction, because its results will follow soon. After `close` it is dropped.
         """
         with self._entrance:
             if self._running:
@@ -120,16 +122,19 @@ class Writer:
 
     @property
     def unavailable_since(self) -> float | None:
-        """When the database went away (Unix seconds), or None while it answers: no new work should be taken then."""
+        """The time at which the database went away (Unix seconds), or None while it answers.
+
+        Meanwhile the worker should take no new work.
+        """
         return self._unavailable_since
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for the next transaction."""
+        """The number of requests that wait for the next transaction."""
         return self._queue.qsize() + self._called
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Store what is waiting, for at most `timeout_s`; what is then left fails with StoreUnavailable."""
+        """Store the waiting requests, for at most `timeout_s`. The others then fail with StoreUnavailable."""
         with self._entrance:
             if self._running:
                 self._queue.put(None)
@@ -139,7 +144,7 @@ class Writer:
         self._thread.join(timeout_s)
         self._give_up.set()
         self._thread.join()
-        with self._turn:  # whoever stores their own have stored it, or given up
+        with self._turn:  # a thread that stores its own request has ended by then
             pass
 
     def __enter__(self) -> Self:
@@ -151,8 +156,8 @@ class Writer:
     def _settle(self, request: _Request) -> _Request:
         with self._entrance:
             if not self._running:
-                raise StoreError("the writer is not running; start it, or a new one after close()")
-            # a lone one is stored by its own thread, which spares it being passed to another and back
+                raise StoreError("the writer is not running; call start(), or make a new writer after close()")
+            # a lone request is stored by its own thread, which saves two changes of thread
             alone = not self._called and self._queue.empty() and self._turn.acquire(blocking=False)
             if not alone:
                 self._queue.put(request)
@@ -180,12 +185,12 @@ class Writer:
                 self._store_group(rest)
 
     def _with_batches(self, group: list[_Request]) -> list[_Request]:
-        """Add the batches recorded so far, in front: no result is stored before its batch."""
+        """Add the recorded batches in front: no result is stored before its batch."""
         recorded = [self._batches.popleft() for _ in range(len(self._batches))]
         return [_Request(Transaction(batches=recorded)), *group] if recorded else group
 
     def _with_others(self, request: _Request) -> list[_Request]:
-        """Return a request and all that wait behind it, up to the limit."""
+        """Return a request and the requests waiting behind it, up to the limit."""
         group = [request]
         waiting = len(request.part.results)
         while waiting < self._max_group_results:
@@ -194,7 +199,7 @@ class Writer:
             except queue.Empty:
                 break
             if other is None:
-                self._queue.put(None)  # met again after this group
+                self._queue.put(None)  # the end mark is read again after this group
                 break
             group.append(other)
             waiting += len(other.part.results)
@@ -212,7 +217,7 @@ class Writer:
             request.settled.set()
 
     def _refuse(self, group: list[_Request], error: Exception) -> None:
-        """Fail a request that cannot be stored; of several, find out which one it is, and spare the others."""
+        """Fail a request that cannot be stored. In a group, find that request and store the others."""
         if len(group) == 1 or isinstance(error, StoreUnavailable):
             for request in group:
                 request.error = error
@@ -223,7 +228,7 @@ class Writer:
         self._store_group(group[middle:])
 
     def _persist(self, group: list[_Request]) -> tuple[float, Committed]:
-        """Store the group, however long the database is away; return when that was.
+        """Store the group, however long the database is away; return the time of the commit.
 
         Raises StoreUnavailable only after `close` gave up.
         """
@@ -235,7 +240,7 @@ class Writer:
             except StoreUnavailable as error:
                 if self._unavailable_since is None:
                     self._unavailable_since = time.time()
-                    logger.warning("keeping %d requests and trying again: %s", len(group), error)
+                    logger.warning("the database is away; %d requests wait and are tried again: %s", len(group), error)
                 if self._give_up.wait(delay_s):
                     raise
                 delay_s = min(delay_s * 2, self._last_retry_s)
@@ -272,22 +277,28 @@ class Writer:
         try:
             self._on_followed(committed.followed)
         except Exception as error:  # noqa: BLE001 - they are accepted, and the reconciler publishes what is overdue
-            logger.warning("%d envelopes wait for the reconciler to publish them: %s", len(committed.followed), error)
+            logger.warning(
+                "%d envelopes of pipelines cannot be published here; the reconciler will publish them: %s",
+                len(committed.followed),
+                error,
+            )
 
     def _announce(self, group: list[_Request], at: float, committed: Committed) -> None:
-        """Tell of what is done. A notice that is lost costs its reader one poll; a commit must not fail for it."""
+        """Announce the finished envelopes. A lost notice costs its reader a poll; a commit must not fail because of
+        it.
+        """
         if self._on_committed is None or not committed.done:
             return
         try:
             self._on_committed(committed.done, _few(group, at, committed))
         except Exception as error:  # noqa: BLE001 - see above
-            logger.warning("notices of %d envelopes were not sent: %s", len(committed.done), error)
+            logger.warning("the notices of %d finished envelopes were not sent: %s", len(committed.done), error)
 
 
 def _few(group: list[_Request], at: float, committed: Committed) -> dict[str, list[Result]]:
-    """Return the results of the group's envelopes that have no row in the outbox and few results, as they are stored.
+    """Return the few results of the group's envelopes without a row in the outbox, as they are stored.
 
-    Nothing if any of the group's was there before: the row that is stored is then another one.
+    Empty if any result of the group was stored before, because the stored row then differs.
     """
     parts = [request.part for request in group]
     if sum(len(part.results) for part in parts) != committed.inserted:

@@ -1,1 +1,1 @@
-"""What the gateway keeps in the store: API keys, uploaded files and OpenAI batches."""
+"""The gateway's data in the store: API keys, uploaded files and OpenAI batches."""

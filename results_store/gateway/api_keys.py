@@ -1,4 +1,4 @@
-"""The keys that the gateway knows its callers by. Secrets are never here, only their hashes."""
+"""The API keys of the gateway's callers. Only hashes of the secrets are stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from results_store.sql.schema import api_keys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """One key. `operator` sees every tenant; a key without `expires_at` never ends; times are Unix seconds."""
+    """An API key. `operator` may see every tenant. A key without `expires_at` does not expire. Times are Unix
+    seconds.
+    """
 
     id: str
     name: str
@@ -27,13 +29,13 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The store's keys; `Store.keys` has them."""
+    """The keys in the store, as `Store.keys`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add(self, key: ApiKey) -> bool:
-        """Add a key; return False, adding nothing, if there is one of that name."""
+        """Add a key. Return False, without adding it, if its name exists."""
         row = {name: text(value) if isinstance(value, str) else value for name, value in asdict(key).items()}
         with self._database.write(Weight.ACCEPTED) as connection:
             added = connection.execute(insert_new(connection, api_keys).values(row).returning(api_keys.c.id))
@@ -52,6 +54,6 @@ class ApiKeys:
         return None if row is None else ApiKey(**row)
 
     def remove(self, name: str) -> bool:
-        """Remove the key of this name; return whether there was one."""
+        """Remove the key with this name; return whether it existed."""
         with self._database.write(Weight.ACCEPTED) as connection:
             return connection.execute(delete(api_keys).where(api_keys.c.name == name)).rowcount > 0

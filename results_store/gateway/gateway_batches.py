@@ -1,6 +1,6 @@
-"""Batches of requests, as OpenAI's API has them: what a batch is beside its job.
+"""OpenAI batches: the data of a batch that its job does not have.
 
-Gateways share them without leases. Each step of a batch may be taken twice, and its end is stored once.
+Gateways share batches without leases. Each step of a batch may be taken twice, and its end is stored once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from results_store.sql.schema import gateway_batches, gateway_files
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileBatch:
-    """One batch of requests, open until `finished_at`. `detail` holds the rest; times are Unix seconds."""
+    """A batch of requests, open until `finished_at`. `detail` holds the other fields. Times are Unix seconds."""
 
     id: str
     tenant: str
@@ -30,19 +30,19 @@ class FileBatch:
 
 
 class GatewayBatches:
-    """The store's batches of requests; `Store.file_batches` has them. Another tenant's is as one that is not there."""
+    """The batches in the store, as `Store.file_batches`. Another tenant's batch is treated as missing."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add(self, batch: FileBatch) -> None:
-        """Accept a batch; the gateways submit it."""
+        """Add a batch; a gateway submits it."""
         row = asdict(batch) | {"tenant": text(batch.tenant), "detail": cleaned(batch.detail)}
         with self._database.write(Weight.ACCEPTED) as connection:
             connection.execute(insert(gateway_batches), [row])
 
     def find(self, id_: str, *, tenant: str | None) -> FileBatch | None:
-        """Return a batch of `tenant`, or of anybody if that is None."""
+        """Return a batch of `tenant`, or of any tenant if that is None."""
         wanted = select(gateway_batches).where(gateway_batches.c.id == id_)
         if tenant is not None:
             wanted = wanted.where(gateway_batches.c.tenant == tenant)
@@ -51,7 +51,7 @@ class GatewayBatches:
         return None if row is None else FileBatch(**row)
 
     def page(self, *, tenant: str | None, after: str | None, limit: int) -> list[FileBatch]:
-        """Return batches, the newest first; `after` is the id of the last one of the page before."""
+        """Return batches, newest first. `after` is the id of the last batch on the page before."""
         wanted = select(gateway_batches).order_by(gateway_batches.c.id.desc()).limit(limit)
         if tenant is not None:
             wanted = wanted.where(gateway_batches.c.tenant == tenant)
@@ -61,7 +61,7 @@ class GatewayBatches:
             return [FileBatch(**row) for row in connection.execute(wanted).mappings()]
 
     def unfinished(self) -> list[FileBatch]:
-        """Return everybody's open batches, the oldest first."""
+        """Return the open batches of all tenants, oldest first."""
         wanted = select(gateway_batches).where(gateway_batches.c.finished_at.is_(None)).order_by(gateway_batches.c.id)
         with self._database.read() as connection:
             return [FileBatch(**row) for row in connection.execute(wanted).mappings()]
@@ -74,9 +74,9 @@ class GatewayBatches:
         finished_at: float | None = None,
         files: Sequence[StoredFile] = (),
     ) -> FileBatch | None:
-        """Add to the detail of an open batch, and with `finished_at` end it: then its output `files` are there.
+        """Add to the detail of an open batch. With `finished_at`, end the batch and add its output `files`.
 
-        Return the batch as it is now, or None, changing nothing, if it has ended already.
+        Return the updated batch, or None, without a change, if it has ended already.
         """
         mine = (gateway_batches.c.id == id_, gateway_batches.c.finished_at.is_(None))
         with self._database.write(Weight.ACCEPTED) as connection:

@@ -1,4 +1,4 @@
-"""Files that the gateway's callers upload, and those it makes for them: stored in parts, read in parts."""
+"""Files that the gateway's callers upload or that the gateway makes for them, stored and read in parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from results_store.sql.schema import gateway_file_parts, gateway_files
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """A file without its content. It is whole, and its owner's to see, once `stored_at` is set."""
+    """A file without its content. It is complete, and visible to its owner, once `stored_at` is set."""
 
     id: str
     tenant: str
@@ -25,13 +25,13 @@ class StoredFile:
 
 
 class GatewayFiles:
-    """The store's files; `Store.files` has them. A file of another tenant is as one that is not there."""
+    """The files in the store, as `Store.files`. Another tenant's file is treated as missing."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def begin(self, file: StoredFile) -> None:
-        """Begin a file; it is nobody's until `finish`."""
+        """Begin a file. Nobody sees it before `finish`."""
         row = {name: text(value) if isinstance(value, str) else value for name, value in asdict(file).items()}
         with self._database.write(Weight.NOTE) as connection:
             connection.execute(insert(gateway_files), [row])
@@ -42,13 +42,13 @@ class GatewayFiles:
             connection.execute(insert(gateway_file_parts), [{"file": id_, "number": number, "data": data}])
 
     def finish(self, id_: str, *, size: int, at: float) -> None:
-        """The file is whole: from here on its owner sees it."""
+        """Complete a file: from here on its owner sees it."""
         with self._database.write(Weight.ACCEPTED) as connection:
             mine = gateway_files.c.id == id_
             connection.execute(update(gateway_files).where(mine).values(bytes=size, stored_at=at))
 
     def find(self, id_: str, *, tenant: str | None) -> StoredFile | None:
-        """Return a whole file of `tenant`, or of anybody if that is None."""
+        """Return a complete file of `tenant`, or of any tenant if that is None."""
         wanted = select(gateway_files).where(gateway_files.c.id == id_, gateway_files.c.stored_at.is_not(None))
         if tenant is not None:
             wanted = wanted.where(gateway_files.c.tenant == tenant)
@@ -59,7 +59,7 @@ class GatewayFiles:
     def page(
         self, *, tenant: str | None, purpose: str | None, after: str | None, limit: int, newest_first: bool = True
     ) -> list[StoredFile]:
-        """Return whole files; `after` is the id of the last one of the page before."""
+        """Return complete files. `after` is the id of the last file on the page before."""
         key = gateway_files.c.id
         wanted = select(gateway_files).where(gateway_files.c.stored_at.is_not(None)).limit(limit)
         wanted = wanted.order_by(key.desc() if newest_first else key)
@@ -73,20 +73,20 @@ class GatewayFiles:
             return [StoredFile(**row) for row in connection.execute(wanted).mappings()]
 
     def part(self, id_: str, number: int) -> bytes | None:
-        """Return a part of a file; None behind its end."""
+        """Return a part of a file; None after its end."""
         parts = gateway_file_parts.c
         wanted = select(parts.data).where(parts.file == id_, parts.number == number)
         with self._database.read() as connection:
             return connection.execute(wanted).scalar()
 
     def remove(self, id_: str) -> None:
-        """Remove a file, whole or not."""
+        """Remove a file, complete or not."""
         with self._database.write(Weight.NOTE) as connection:
             connection.execute(delete(gateway_file_parts).where(gateway_file_parts.c.file == id_))
             connection.execute(delete(gateway_files).where(gateway_files.c.id == id_))
 
     def remove_unfinished(self, *, begun_before: float) -> int:
-        """Remove what is left of uploads that broke off; return how many."""
+        """Remove the remains of interrupted uploads; return their number."""
         abandoned = (gateway_files.c.stored_at.is_(None), gateway_files.c.created_at < begun_before)
         with self._database.read() as connection:
             ids = list(connection.execute(select(gateway_files.c.id).where(*abandoned)).scalars())

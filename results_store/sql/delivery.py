@@ -1,9 +1,11 @@
-"""An envelope on its way: published, claimed, renewed, finished, overdue. Each function runs in the caller's transaction.
+"""The delivery of envelopes: publish, claim, renew, finish, take overdue.
 
-Locks are always taken in the same order, so that transactions wait for each other but never in a circle: envelopes
-by id, then results by key, then jobs by id. A job's counters come last, since every worker wants them. Envelopes come
-first, so that a replay takes failed results away either before a worker's commit of the same envelope or after it:
-in the midst, the commit would pass over a result that is then gone, and call its envelope done.
+Each function runs in the caller's transaction.
+
+Locks are always taken in the same order, so that transactions never deadlock: envelopes by id, then results by key,
+then jobs by id. A job's counters come last, because every worker needs them. Envelopes come first, so that a replay
+deletes failed results either before or after a worker's commit of the same envelope. In the middle of it, the commit
+would skip a result that is then deleted, and mark its envelope as done.
 """
 
 from __future__ import annotations
@@ -53,9 +55,9 @@ from results_store.sql.schema import ACCEPTED, PUBLISHED, UNFINISHED, envelopes,
 def transact(
     connection: Connection, transaction: Transaction, now: float, follow: pipelines.Follow | None = None
 ) -> Committed:
-    """Insert results and batches, finish `done` and `dead`, decide `claims`, and count what was new in its jobs.
+    """Insert results and batches, finish `done` and `dead`, decide `claims`, and count the new results in their jobs.
 
-    From new results of envelopes in `stepped` more may `follow`.
+    `follow` may derive more envelopes from new results of envelopes in `stepped`.
     """
     results, done, dead = transaction.results, transaction.done, transaction.dead
     unlisted, stepped = transaction.unlisted, transaction.stepped
@@ -71,7 +73,7 @@ def transact(
     for batch in transaction.batches:
         flight.record(connection, batch)
     finished = (*_finish(connection, rows, "done", now), *_finish(connection, dead, "dead", now))
-    if transaction.drop_inputs and done:  # not those of a pipeline: its later steps may need them
+    if transaction.drop_inputs and done:  # except of pipelines, whose later steps may need them
         retention.drop_inputs(connection, [id_ for id_ in done if id_ not in stepped] if stepped else done)
     claims = _claim(connection, transaction, now) if transaction.claims else {}
     new = inserted + more + counted(fresh)
@@ -96,7 +98,7 @@ def _advance(
 
 
 def lock(connection: Connection, ids: Collection[str]) -> None:
-    """Lock envelopes by id; an UPDATE of several rows would lock them as it meets them. SQLite locks as a whole."""
+    """Lock envelopes by id: an UPDATE of several rows would lock them in any order. SQLite locks the whole database."""
     if connection.dialect.name != "sqlite" and ids:
         wanted = select(envelopes.c.id).where(among(connection, envelopes.c.id, ids))
         connection.execute(wanted.order_by(envelopes.c.id).with_for_update(key_share=True))
@@ -139,10 +141,10 @@ def _claim(connection: Connection, transaction: Transaction, now: float) -> dict
     dialect = connection.dialect.name
     found = driver_statements.run(connection, _claimable(dialect), {"_ids": as_list(connection, transaction.claims)})
     claims = {row[0]: _verdict(_Claimed(*row), transaction.worker, now, transaction.max_attempts) for row in found}
-    # A dead one gets no lease: two workers may both bury it, and it is buried once.
+    # A dead envelope gets no lease: if two workers commit it as dead, the second has no effect.
     taken = [id_ for id_, verdict in claims.items() if verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
-        # A worker can be faster than its producer's note that the envelope was published.
+        # A worker may claim an envelope before its producer has marked it as published.
         lease = {"_now": now, "_worker": transaction.worker, "_leased_until": transaction.leased_until}
         driver_statements.run(connection, _taking(dialect), {"_ids": as_list(connection, taken), **lease})
     return {id_: claims.get(id_, Claim.UNKNOWN) for id_ in transaction.claims}
@@ -191,7 +193,7 @@ _counted = (
         **{state.value: jobs.c[state.value] + bindparam(f"_{state.value}") for state in ResultState},
         items=jobs.c["items"] + bindparam("_items"),
         total=jobs.c.total + bindparam("_total"),
-        # what grows by unlisted results was not finished before
+        # a job that grows by unlisted results was not finished before
         finished_at=case(
             (and_(or_(jobs.c.finished_at.is_(None), bindparam("_total") > 0), _all_done), bindparam("_at")),
             else_=jobs.c.finished_at,
@@ -211,14 +213,14 @@ def _count(
 
 
 def renew(connection: Connection, ids: Collection[str], *, worker: str, leased_until: float) -> int:
-    """Prolong the leases that this worker still has; return how many those are."""
+    """Renew the leases that this worker still has; return their number."""
     lock(connection, ids)
     mine = _held(connection, ids, worker)
     return connection.execute(update(envelopes).where(mine).values(leased_until=leased_until)).rowcount
 
 
 def release(connection: Connection, ids: Collection[str], *, worker: str) -> int:
-    """Give back what this worker has not finished: the attempt is not counted, anybody may claim it at once."""
+    """Return this worker's unfinished envelopes: the attempt is not counted, and any worker may claim them at once."""
     lock(connection, ids)
     less = case((envelopes.c.attempts > 0, envelopes.c.attempts - 1), else_=0)
     return connection.execute(
@@ -227,7 +229,7 @@ def release(connection: Connection, ids: Collection[str], *, worker: str) -> int
 
 
 def note_failure(connection: Connection, id_: str, *, worker: str, error: dict[str, Any], at: float) -> int:
-    """Keep what this attempt failed of, and end its lease, so that the next attempt need not wait for it."""
+    """Store the error of this attempt, and end its lease, so that the next attempt need not wait for it."""
     mine = _held(connection, [id_], worker)
     return connection.execute(update(envelopes).where(mine).values(error=cleaned(error), leased_until=at)).rowcount
 
@@ -238,7 +240,7 @@ def _held(connection: Connection, ids: Collection[str], worker: str) -> ColumnEl
 
 
 def mark_published(connection: Connection, ids: Collection[str], at: float) -> None:
-    """Note that the envelopes were handed to Redis. One that a worker has claimed already is left as it is."""
+    """Record that the envelopes were sent to Redis. An envelope that a worker has already claimed is left as it is."""
     lock(connection, ids)
     waiting = (among(connection, envelopes.c.id, ids), ACCEPTED)
     connection.execute(update(envelopes).where(*waiting).values(state="published", published_at=at))
@@ -254,9 +256,9 @@ def take_overdue(
 ) -> list[PendingEnvelope]:
     """Put overdue envelopes back into the outbox as accepted now, and return them to be published.
 
-    Every lane has its part of `limit`, so that one tenant's many are not all taken before another's few.
-    Whoever takes them publishes them and calls `mark_published`, like their first producer. If it dies before
-    that, they are overdue again `now - accepted_before` later.
+    Every lane gets its part of `limit`, so that a tenant with many envelopes does not delay a tenant with few. The
+    caller publishes them and calls `mark_published`, like their first producer. If it dies before that, they are
+    overdue again `now - accepted_before` later.
     """
     lanes = list(connection.execute(select(tenants.c.lane).distinct().order_by(tenants.c.lane)).scalars())
     due: list[ColumnElement[bool]] = [
@@ -276,14 +278,14 @@ def take_overdue(
         due.append(and_(unclaimed, envelopes.c.published_at < published_before))
     taken: list[str] = []
     portion = max(1, limit // len(lanes))
-    for condition in due:  # one by one: each has an index of its own
+    for condition in due:  # separately: each condition has its own index
         if len(taken) < limit:
             taken += _take(connection, condition, now, min(portion, limit - len(taken)))
     return _pending(connection, taken) if taken else []
 
 
 def _take(connection: Connection, condition: ColumnElement[bool], now: float, limit: int) -> list[str]:
-    # A CTE, since PostgreSQL may run a locking subquery more than once and then exceed the limit.
+    # A CTE, because PostgreSQL may run a locking subquery more than once and then exceed the limit.
     chosen = (
         select(envelopes.c.id)
         .where(condition)

@@ -88,7 +88,7 @@ class Retention:
             return _existing(connection, ids)
 
     def _purge_jobs(self, *, finished_before: float | None, now: float) -> Purged:
-        """Remove the finished jobs that are due, with envelopes, inputs and results, and the batches of before."""
+        """Remove the finished jobs that are due, with envelopes, inputs and results, and older batches."""
         gone = self._hide(_due(finished_before, now), now)
         swept = self._sweep()
         if finished_before is None:
@@ -98,7 +98,7 @@ class Retention:
         return replace(swept, jobs=gone, results=swept.results + strays, batches=old)
 
     def _purge_inputs(self, *, finished_before: float | None, now: float) -> Purged:
-        """Remove the inputs of the finished jobs that are due; the jobs and their results stay."""
+        """Remove the inputs of the finished jobs that are due. The jobs and their results stay."""
         removed = 0
         for page in self._pages(_due(finished_before, now)):
             removed += self._remove(payloads, _inputs_of(page))
@@ -119,7 +119,7 @@ class Retention:
             hidden += len(ids)
 
     def _sweep(self) -> Purged:
-        """Remove what is left of hidden jobs, inputs first."""
+        """Remove the remains of hidden jobs, inputs first."""
         inputs = owned = answers = 0
         while True:
             with self._database.read() as connection:
@@ -143,7 +143,7 @@ class Retention:
             last = owners[-1]
 
     def _remove_strays(self, owners: Collection[str], stored_before: float) -> int:
-        """Remove old results of no job: of a message forged, or computed once more when its job was purged already."""
+        """Remove old results without a job: of a forged message, or computed again after their job was purged."""
         with self._database.read() as connection:
             strays = set(owners) - _existing(connection, owners)
         if not strays:

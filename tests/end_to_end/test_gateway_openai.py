@@ -123,9 +123,9 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_what_is_not_served_is_refused(client: openai.OpenAI) -> None:
     """This fleet neither talks nor listens: each refusal says what it would need."""
-    with pytest.raises(openai.NotFoundError, match="text-generation; none of the kind is served"):
+    with pytest.raises(openai.NotFoundError, match="text-generation; the fleet serves no such model"):
         client.chat.completions.create(model="embedding", messages=[{"role": "user", "content": "Hi"}])
-    with pytest.raises(openai.NotFoundError, match="automatic-speech-recognition; none of the kind is served"):
+    with pytest.raises(openai.NotFoundError, match="automatic-speech-recognition; the fleet serves no such model"):
         client.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"RIFF"))
 
 

@@ -1,4 +1,4 @@
-"""The shapes of OpenAI's API, for the clients that speak it already."""
+"""Endpoints compatible with OpenAI's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch's responses, made from its job's results whenever they are asked for. Nothing of them is stored."""
+"""A batch's responses, made from its job's results at each request. They are not stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from results_store.records import Result
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The response to one request: a line of the output file, or of the error file if `error` names an error."""
+    """The response to one request: a line of the output file, or, if `error` names an error, of the error file."""
 
     line: bytes
     error: str | None = None
@@ -40,7 +40,10 @@ async def answers(gateway: Gateway, batch: FileBatch) -> AsyncIterator[Answer]:
 
 
 async def content(gateway: Gateway, file: StoredFile) -> AsyncIterator[bytes]:
-    """Return the content of a batch's output or error file. Raises Problem if the job is purged, or computed again."""
+    """Return the content of a batch's output or error file.
+
+    Raises Problem if the job was purged, or if its items are being computed again.
+    """
     _, short, kind = file.id.split("-")
     batch = await gateway.client.ask(lambda store: store.file_batches.find(f"batch_{short}", tenant=file.tenant))
     try:
@@ -50,7 +53,7 @@ async def content(gateway: Gateway, file: StoredFile) -> AsyncIterator[bytes]:
     if batch is None or job is None:
         raise Problem(404, "file_not_found", f"the results of {file.id!r} were purged", field="id")
     if not job.finished:
-        raise Problem(503, "Unfinished", f"items of the job {job.id} are computed again", retry_after_s=5)
+        raise Problem(503, "Unfinished", f"items of the job {job.id} are being computed again", retry_after_s=5)
     return _lines(gateway, batch, failed=kind == "error")
 
 
@@ -61,7 +64,7 @@ async def _lines(gateway: Gateway, batch: FileBatch, *, failed: bool) -> AsyncIt
 
 
 def refusal(found: Problem) -> dict[str, Any]:
-    """Return the error of a result whose request was refused: it holds all that the response tells."""
+    """Return the error to store for a refused request. It holds all data of the response."""
     told = {"status": found.status_code, "field": found.field, "remedy": found.remedy}
     return {"kind": found.kind, "message": found.detail, **told}
 

@@ -1,4 +1,4 @@
-"""Looks after open batches as long as the gateway runs. Any number of gateways may do so for the same ones."""
+"""Advance open batches while the gateway runs. Any number of gateways may do so for the same batches."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Batches of which one gateway takes steps at the same time.
+#: The number of batches that a gateway advances at the same time.
 AT_ONCE = 8
 
-#: An upload that is not whole by then has broken off.
+#: An upload that is incomplete after this time was interrupted.
 ABANDONED_S = 24 * 3600.0
 
 
 class BatchDuty:
-    """Takes the steps of open batches, in the gateway's event loop; ``async with`` begins and ends it."""
+    """Advance open batches, in the gateway's event loop; ``async with`` starts and stops it."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -48,7 +48,7 @@ class BatchDuty:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def wake(self) -> None:
-        """Look now: there is a new batch, or a cancelled or finished one."""
+        """Look at the batches now: a batch is new, cancelled, or finished."""
         self._called.set()
 
     async def _run(self) -> None:
@@ -58,7 +58,7 @@ class BatchDuty:
             try:
                 await self._look()
             except (ArgosyError, StoreError) as error:
-                log.warning("batches cannot be looked for: %s", error)
+                log.warning("the open batches cannot be read: %s", error)
             try:
                 async with asyncio.timeout(self._gateway.settings.batch_look_s):
                     await self._called.wait()
@@ -70,7 +70,7 @@ class BatchDuty:
         try:
             await self._gateway.client.ask(lambda store: store.files.remove_unfinished(begun_before=before))
         except (ArgosyError, StoreError) as error:
-            log.warning("what is left of broken uploads cannot be removed: %s", error)
+            log.warning("the remains of interrupted uploads cannot be removed: %s", error)
 
     async def _look(self) -> None:
         for batch in await self._gateway.client.ask(lambda store: store.file_batches.unfinished()):
@@ -78,7 +78,8 @@ class BatchDuty:
             if batch.id not in self._under_way:
                 self._begin(work)
             elif work.is_cancelled_early:
-                self._under_way[batch.id].cancel()  # what is not submitted by now is not to be
+                # the unsubmitted items of a cancelled batch are not submitted any more
+                self._under_way[batch.id].cancel()
 
     def _begin(self, work: BatchJob) -> None:
         id_ = work.batch.id
@@ -90,8 +91,8 @@ class BatchDuty:
             async with self._places:
                 await work.advance()
         except (ArgosyError, StoreError) as error:
-            log.warning("batch %s: put off until the next look: %s", work.batch.id, error)
+            log.warning("batch %s cannot advance now and is tried again later: %s", work.batch.id, error)
         except Exception:
-            log.exception("batch %s failed by a fault of the gateway's", work.batch.id)
-            with suppress(ArgosyError, StoreError):  # at the next look then, where the fault is there again
+            log.exception("batch %s failed because of an error in the gateway", work.batch.id)
+            with suppress(ArgosyError, StoreError):  # otherwise at the next look, where the fault occurs again
                 await work.fail("internal_error", "the gateway failed; its log says why")

@@ -1,4 +1,6 @@
-"""One batch of requests as a job: submitted under its id, and ended once the job is. Each step may be taken twice."""
+"""A batch of requests as a job: submitted under its id, and ended once the job has ended. Each step may be taken
+twice.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,15 @@ from results_store.records import JobStatus, Result, ResultState
 if TYPE_CHECKING:
     from producers.gateway.gateway import Gateway
 
-#: Past its window, a batch waits so long for a worker to tell its last items expired, and then no longer.
+#: The time after a batch's window for which it waits for workers to store its last items as expired.
 LATE_S = 60.0
 
-#: Results that are stored in one transaction.
+#: The number of results that one transaction stores.
 STORED = 500
 
 
 class Ended(Exception):
-    """The batch has ended; `errors` say why, unless another gateway has ended it."""
+    """The batch has ended, because of `errors`, or by another gateway if there are none."""
 
     def __init__(self, *errors: dict[str, Any]) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class Ended(Exception):
 
 @dataclass(slots=True)
 class BatchJob:
-    """An open batch and its job. `batch` is as it was stored last."""
+    """An open batch and its job. `batch` is the last stored version."""
 
     gateway: Gateway
     batch: FileBatch
@@ -53,7 +55,10 @@ class BatchJob:
         return self._noted("cancelling_at") and self._noted("job") and not self._noted("submitted_at")
 
     async def advance(self) -> None:
-        """Take the steps that can be taken now. Raises errors of client and store: then they are taken again later."""
+        """Take all steps that are possible now.
+
+        After an error of client or store, which is raised, call it again later.
+        """
         try:
             if not self._noted("job"):
                 await self._validate()
@@ -65,13 +70,13 @@ class BatchJob:
             if job.finished or time.time() > self.batch.detail["expires_at"] + LATE_S:
                 await self._finish(job)
         except UnknownJob:
-            await self.fail("job_not_found", "the job is gone: it was purged")
+            await self.fail("job_not_found", "the job was purged")
         except Ended as ended:
             if ended.errors:
                 await self._fail(ended.errors)
 
     async def fail(self, code: str, message: str) -> None:
-        """End the batch as a whole, with the reason."""
+        """End the whole batch with an error."""
         await self._fail([_error(code, message)])
 
     async def _fail(self, errors: list[dict[str, Any]]) -> None:
@@ -84,7 +89,7 @@ class BatchJob:
     async def _note(
         self, detail: dict[str, Any], *, finished_at: float | None = None, files: Sequence[StoredFile] = ()
     ) -> None:
-        """Store how far the batch is. Raises Ended if another gateway has ended it."""
+        """Store the batch's progress. Raises Ended if another gateway has ended the batch."""
         noted = await self.gateway.client.ask(
             lambda store: store.file_batches.note(self.batch.id, detail, finished_at=finished_at, files=files)
         )
@@ -103,7 +108,7 @@ class BatchJob:
     # --- submitting ---
 
     async def _validate(self) -> None:
-        """Read the whole file, and create the job unless a line is no request. Raises Ended."""
+        """Read the whole file, and create the job unless a line is invalid. Raises Ended."""
         id_ = self.batch.detail["input_file_id"]
         if await self.gateway.client.ask(lambda store: store.files.find(id_, tenant=None)) is None:
             raise _file_gone()
@@ -123,7 +128,7 @@ class BatchJob:
         await self._note({"job": job.id, "in_progress_at": time.time(), **found})
 
     async def _submit(self) -> None:
-        """Submit what is not submitted yet, unless the batch or its job was cancelled. Raises Ended."""
+        """Submit the remaining requests, unless the batch or its job was cancelled. Raises Ended."""
         job = await self._job()
         reading = await self._reading()
         if not self._noted("cancelling_at") and job.cancelled_at is None and self._noted("task"):
@@ -143,7 +148,7 @@ class BatchJob:
     # --- ending ---
 
     async def _finish(self, job: JobStatus) -> None:
-        """Store what the job lacks, count the responses, and end the batch."""
+        """Store the missing results, count the responses, and end the batch."""
         if not self._noted("finalizing_at"):
             await self._note({"finalizing_at": time.time()})
         await self._complete(job)
@@ -168,12 +173,12 @@ class BatchJob:
         await self._note({"counts": counts, "expired": expired, **ids}, finished_at=now, files=[*files.values()])
 
     async def _complete(self, job: JobStatus) -> None:
-        """Store a result for each request without one: refused, never submitted, or not computed in time."""
+        """Store a result for each request without one: refused, not submitted, or not computed in time."""
         detail = self.batch.detail
         cancelled = self._noted("cancelling_at") or job.cancelled_at is not None
         if job.finished and not (cancelled or detail["refused"] or job.items < detail["items"]):
             return
-        ask, own = self.gateway.client.ask, {self.batch.id}  # without an envelope, they count in the job from here on
+        ask, own = self.gateway.client.ask, {self.batch.id}  # results without an envelope add to the size of the job
         rows: list[Result] = []
         async for row in self._unanswered(job, cancelled=cancelled):
             rows.append(row)
@@ -183,10 +188,10 @@ class BatchJob:
         await ask(lambda store: store.commit(rows, unlisted=own))
 
     async def _unanswered(self, job: JobStatus, *, cancelled: bool) -> AsyncIterator[Result]:
-        """Yield what stands in for the results that the job lacks. The store passes over those that it has."""
+        """Yield substitutes for the missing results of the job. The store ignores those of existing results."""
         state = ResultState.CANCELLED if cancelled else ResultState.EXPIRED
         error = {"kind": f"Item{state.capitalize()}", "message": f"the request ended {state}"}
-        counted = 0 if job.finished else job.items  # so many items are in the job already
+        counted = 0 if job.finished else job.items  # the number of items that the job has already
         seq = 0
         async for line in (await self._reading()).lines():
             refused = line.refused
@@ -206,7 +211,7 @@ class BatchJob:
 
 
 async def _items(reading: Reading) -> AsyncIterator[NewItem | InvalidInput]:
-    """Yield the items of all requests; for one that is refused, a rejected one keeps its place."""
+    """Yield the items of all requests. A refused request yields an InvalidInput, which keeps its place."""
     async with aclosing(reading.lines()) as found:
         async for line in found:
             if line.call is None:
@@ -220,4 +225,4 @@ def _error(code: str, message: str, param: str | None = None) -> dict[str, Any]:
 
 
 def _file_gone() -> Ended:
-    return Ended(_error("file_not_found", "the input file is gone", "input_file_id"))
+    return Ended(_error("file_not_found", "the input file was deleted", "input_file_id"))

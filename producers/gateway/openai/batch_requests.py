@@ -1,4 +1,4 @@
-"""The lines of a batch's input file: read, checked one by one, turned into items, and matched with their results."""
+"""The lines of a batch's input file: each is read, checked, and turned into items."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from producers.gateway.problems import Problem, problem
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import ArgosyError, InvalidInput
 
-#: As many as OpenAI takes in one batch.
+#: OpenAI's limit for a batch.
 MAX_REQUESTS = 50_000
 
-#: Errors that a batch tells of; a file that is wrong in every line needs no more.
+#: The number of errors that a batch reports. A file with errors in every line needs no more.
 ERRORS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One request of a batch: its place in the file, the caller's name for it, and what it asks or why it cannot."""
+    """A request of a batch: its line in the file, the caller's `custom_id`, and its call or the reason of its
+    refusal.
+    """
 
     number: int
     custom_id: str
@@ -32,23 +34,26 @@ class Line:
 
     @property
     def key(self) -> str:
-        """The key of its results: all that is needed to answer it from them. ASCII, whatever the `custom_id`."""
+        """The key of its results, with all data needed to answer the request from them.
+
+        ASCII, whatever the `custom_id`.
+        """
         options = {} if self.call is None else self.call.options
         return json.dumps({"custom_id": self.custom_id, "line": self.number, "options": options})
 
     @property
     def places(self) -> int:
-        """How many items of the job are its: of a request that is refused, one."""
+        """The number of items of the job that belong to the request: one, if it was refused."""
         return 1 if self.call is None else len(self.call.items)
 
     def items(self) -> list[NewItem]:
-        """The items to submit, in order."""
+        """Return the items to submit, in order."""
         call = self.call
         return [] if call is None else [NewItem(item.input, self.key, item.params) for item in call.items]
 
 
 class LineError(ArgosyError):
-    """A line that makes the whole file no batch. `str()` says why; `code` and `param` as OpenAI's errors have them."""
+    """An invalid line, which makes the whole file invalid. `code` and `param` are those of OpenAI's errors."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -57,7 +62,10 @@ class LineError(ArgosyError):
 
 
 def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue) -> Line:
-    """Return a line's request. One that only its body makes impossible is returned with the reason. Raises LineError."""
+    """Return the request of a line. If only its body is invalid, the request is returned with the reason.
+
+    Raises LineError.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -66,13 +74,13 @@ def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue) -> Line:
         raise LineError("invalid_json_line", f"must be an object, not {type(value).__name__}")
     custom_id, body = value.get("custom_id"), value.get("body")
     if not isinstance(custom_id, str) or not custom_id:
-        raise LineError("missing_required_parameter", "needs a custom_id, which is text", "custom_id")
+        raise LineError("missing_required_parameter", "needs a custom_id of type text", "custom_id")
     if value.get("method", "POST") != "POST":
         raise LineError("invalid_method", "the method must be POST", "method")
     if value.get("url") != endpoint:
         raise LineError("mismatched_url", f"the url must be the batch's endpoint, {endpoint}", "url")
     if not isinstance(body, dict):
-        raise LineError("missing_required_parameter", "needs a body, which is an object", "body")
+        raise LineError("missing_required_parameter", "needs a body of type object", "body")
     try:
         call = ENDPOINTS[endpoint].plan(catalogue, body)
         _check(catalogue, call)
@@ -82,14 +90,14 @@ def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue) -> Line:
 
 
 def _check(catalogue: Catalogue, call: Call) -> None:
-    """Raise InvalidInput for what the client would not take."""
+    """Raise InvalidInput if the client would refuse the call."""
     request = Request.check(catalogue, call.task, priority="bulk")
     for place, item in enumerate(call.items):
         request.item(place, item, field="input" if len(call.items) == 1 else f"input[{place}]")
 
 
 class Reading:
-    """Reads a file's requests and keeps what is wrong with it as a whole: the errors, the numbers, the one task."""
+    """Read the requests of a file, and collect its errors, the number of its requests and their task."""
 
     def __init__(self, texts: AsyncIterator[bytes], endpoint: str, catalogue: Catalogue) -> None:
         self.errors: list[dict[str, Any]] = []
@@ -102,7 +110,7 @@ class Reading:
         self._ids: set[str] = set()
 
     async def lines(self) -> AsyncGenerator[Line, None]:
-        """Yield the requests; lines that are wrong are kept as errors, empty ones passed over."""
+        """Yield the requests. Invalid lines become `errors`; empty lines are skipped."""
         number = 0
         async for text in self._texts:
             number += 1
@@ -117,7 +125,7 @@ class Reading:
             if len(self.errors) >= ERRORS:
                 return
         if not self.total and not self.errors:
-            self._wrong(None, LineError("empty_file", "the file holds no requests"))
+            self._wrong(None, LineError("empty_file", "the file has no requests"))
 
     def _line(self, number: int, text: bytes) -> Line:
         line = read(number, text, self._endpoint, self._catalogue)
@@ -125,14 +133,16 @@ class Reading:
         if self.total > MAX_REQUESTS:
             raise LineError("too_many_requests", f"a batch holds at most {MAX_REQUESTS:,} requests")
         if line.custom_id in self._ids:
-            raise LineError("duplicate_custom_id", f"the custom_id {line.custom_id!r} is there twice", "custom_id")
+            raise LineError("duplicate_custom_id", f"the custom_id {line.custom_id!r} occurs twice", "custom_id")
         self._ids.add(line.custom_id)
         if line.call is None:
             self.refused += 1
         else:
             self.task = self.task or line.call.task
             if line.call.task != self.task:
-                raise LineError("mismatched_model", f"all requests of a batch ask for one model, {self.task}", "model")
+                raise LineError(
+                    "mismatched_model", f"all requests of a batch must name the same model, {self.task}", "model"
+                )
         return line
 
     def _wrong(self, number: int | None, error: LineError) -> None:

@@ -30,7 +30,7 @@ router = APIRouter(prefix="/v1/chat/completions", tags=["openai"])
 
 KIND = "text-generation"
 
-#: OpenAI's parameters by the names that a task's kind has for them.
+#: OpenAI's parameters, with the names of the task's parameters.
 PARAMETERS = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -40,7 +40,7 @@ PARAMETERS = {
     "seed": "seed",
 }
 
-#: What OpenAI's models can and ours cannot, with the values that ask for nothing.
+#: OpenAI's parameters that the models here do not have, with the values that request nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "tools": (None, []),
@@ -56,14 +56,17 @@ ROLES = ("system", "developer", "user", "assistant")
 
 
 class Message(BaseModel):
-    """One turn. Its content is text, or parts that are text."""
+    """A message of a conversation. Its content is a text, or a list of text parts."""
 
     role: StrictStr
     content: StrictStr | list[dict[str, Any]] | None = None
 
 
 class ChatBody(BaseModel):
-    """Fields of OpenAI's that mean nothing here, such as `user`, are left unread; those that ask for more are refused."""
+    """Unknown fields without an effect here, such as `user`, are ignored.
+
+    Fields that request unavailable features are refused.
+    """
 
     model_config = ConfigDict(
         extra="allow",
@@ -79,7 +82,7 @@ class ChatBody(BaseModel):
 
 @router.post("")
 async def completions(request: Request, body: ChatBody, gateway: Here, caller: Who) -> Response:
-    """Answer a conversation, at once or with `stream` as events."""
+    """Answer a conversation: in one response, or with `stream` as events."""
     call = plan(await gateway.client.catalogue(), body.model_dump())
     if not body.stream:
         return Json(await answered(request, gateway, caller, call))
@@ -91,18 +94,18 @@ async def completions(request: Request, body: ChatBody, gateway: Here, caller: W
 
 
 def plan(catalogue: Catalogue, body: Mapping[str, Any]) -> Call:
-    """Return the call that a request's body asks for. Raises InvalidInput, or Problem for an unknown model."""
+    """Return the call of a request's body. Raises InvalidInput, or Problem for an unknown model."""
     task = task_of(catalogue, body.get("model"), KIND)
     for name, nothing in REFUSED.items():
         if body.get(name) not in nothing:
-            raise InvalidInput(name, "is not offered by the models here", "leave it out")
+            raise InvalidInput(name, "is not available for the models here", "leave it out")
     item = NewItem({"messages": _messages(body.get("messages"))}, params=_params(task, body))
 
     return Call(task.name, [item], partial(shape, task.name))
 
 
 def shape(task: str, rows: Sequence[Result]) -> dict[str, Any]:
-    """Return the answer's body. It is the same each time, since a batch's file may be read again."""
+    """Return the answer's body. It is the same each time, because a batch's file may be read again."""
     (row,) = rows
     output = value(row)
     made, read = output.get("completion_tokens", 0), output.get("prompt_tokens", row.tokens or 0)
@@ -121,7 +124,7 @@ def shape(task: str, rows: Sequence[Result]) -> dict[str, Any]:
 def _messages(given: object) -> list[dict[str, str]]:
     if not isinstance(given, list) or not given:
         raise InvalidInput("messages", "must be a list of messages", 'send [{"role": "user", "content": …}]')
-    return [_message(one, f"messages[{place}]") for place, one in enumerate(given)]
+    return [_message(message, f"messages[{place}]") for place, message in enumerate(given)]
 
 
 def _message(given: object, place: str) -> dict[str, str]:
@@ -132,14 +135,14 @@ def _message(given: object, place: str) -> dict[str, str]:
     if isinstance(content, list):
         content = "".join(_part(part, f"{place}.content[{number}]") for number, part in enumerate(content))
     if not isinstance(content, str):
-        raise InvalidInput(f"{place}.content", "must be text, or parts that are text")
+        raise InvalidInput(f"{place}.content", "must be text, or a list of text parts")
     return {"role": role, "content": sendable(content, f"{place}.content")}
 
 
 def _part(given: object, place: str) -> str:
     text = given.get("text") if isinstance(given, dict) and given.get("type") == "text" else None
     if not isinstance(text, str):
-        raise InvalidInput(place, "is no text", "the models here read text only")
+        raise InvalidInput(place, "is not a text part", "the models here read text only")
     return text
 
 
@@ -156,7 +159,7 @@ def _params(task: Task, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _begun(gateway: Gateway, caller: Caller, call: Call) -> tuple[AsyncTextStream, AsyncIterator[str], str]:
-    """Submit a call and return its stream, once there is a first piece. Raises Problem for what cannot be answered."""
+    """Submit a call and return its stream with the first piece. Raises Problem for an error before it."""
     (item,) = call.items
     limit_s = gateway.settings.openai_wait_s
     stream = await gateway.client.stream(
@@ -167,7 +170,7 @@ async def _begun(gateway: Gateway, caller: Caller, call: Call) -> tuple[AsyncTex
         durable=False,
         tenant=caller.tenant,
     )
-    pieces = aiter(stream)  # closes the stream itself, should it end with an error or be cancelled
+    pieces = aiter(stream)  # closes the stream itself if it ends with an error or is cancelled
     try:
         async with asyncio.timeout(limit_s):
             return stream, pieces, await anext(pieces, "")
@@ -180,7 +183,7 @@ async def _begun(gateway: Gateway, caller: Caller, call: Call) -> tuple[AsyncTex
 async def _chunks(
     call: Call, stream: AsyncTextStream, pieces: AsyncIterator[str], first: str, *, usage: bool
 ) -> AsyncIterator[bytes]:
-    """Yield an answer as events while it is written. Who goes away ends the writing too."""
+    """Yield an answer as events while it is written. If the reader disconnects, the item is cancelled."""
     base = {"id": f"chatcmpl-{new_id()}", "created": int(time.time()), "model": call.task}
     base |= {"object": "chat.completion.chunk"}
 

@@ -24,12 +24,12 @@ from results_store.sql.columns import pack_vector
 
 router = APIRouter(prefix="/v1/embeddings", tags=["openai"])
 
-#: As many as OpenAI takes in one request.
+#: OpenAI's limit for a request.
 MAX_INPUTS = 2048
 
 
 class EmbeddingsBody(BaseModel):
-    """Fields of OpenAI's that mean nothing here, such as `user`, are left unread."""
+    """Fields of OpenAI's API without an effect here, such as `user`, are ignored."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": "embedding", "input": ["A fine, moving film."]}]}
@@ -43,13 +43,13 @@ class EmbeddingsBody(BaseModel):
 
 @router.post("")
 async def embeddings(request: Request, body: EmbeddingsBody, gateway: Here, caller: Who) -> Response:
-    """Return a vector for each text. Token ids are not taken: each model has its own."""
+    """Return a vector for each text. Token ids are refused, because each model has its own."""
     call = plan(await gateway.client.catalogue(), body.model_dump())
     return Json(await answered(request, gateway, caller, call))
 
 
 def plan(catalogue: Catalogue, body: Mapping[str, Any]) -> Call:
-    """Return the call that a request's body asks for. Raises InvalidInput, or Problem for an unknown model."""
+    """Return the call of a request's body. Raises InvalidInput, or Problem for an unknown model."""
     task = task_of(catalogue, body.get("model"), "feature-extraction")
     texts = _texts(body.get("input"))
     form = body.get("encoding_format") or "float"
@@ -60,7 +60,7 @@ def plan(catalogue: Catalogue, body: Mapping[str, Any]) -> Call:
         raise InvalidInput("dimensions", f"must be a number over 0, not {dimensions!r}")
 
     given = {"encoding_format": body.get("encoding_format"), "dimensions": dimensions}
-    options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+    options: dict[str, Any] = {name: option for name, option in given.items() if option is not None}
     return Call(task.name, [NewItem(text) for text in texts], partial(shape, task.name, **options), options)
 
 
@@ -85,15 +85,15 @@ def _texts(given: object) -> list[str]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts:
         raise InvalidInput("input", "must be a text or several", "send a string or a list of strings")
-    if all(isinstance(one, int | list) for one in texts):
-        raise InvalidInput("input", "is token ids, and each model has its own", "send text")
+    if all(isinstance(text, int | list) for text in texts):
+        raise InvalidInput("input", "has token ids, but each model has its own", "send text")
     if len(texts) > MAX_INPUTS:
         raise InvalidInput(
             "input", f"has {len(texts):,} texts, over {MAX_INPUTS:,}", "send several requests, or a batch"
         )
-    for place, one in enumerate(texts):
-        if not isinstance(one, str):
-            raise InvalidInput(f"input[{place}]", f"must be text, not {type(one).__name__}")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInput(f"input[{place}]", f"must be text, not {type(text).__name__}")
     return list(texts)
 
 

@@ -1,4 +1,4 @@
-"""One request in OpenAI's shape as items of a task, and its results as the answer: what routes and batches share."""
+"""A request to an OpenAI endpoint as items of a task, and their results as its answer. Shared by routes and batches."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput, ItemCancelled, ItemExpired, ItemFailed
 from results_store.records import Result
 
-#: More items than these in one request are not what somebody waits for at a prompt.
+#: The most items of an interactive request; larger requests have the priority `standard`.
 PROMPT_ITEMS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a request asks of the fleet. `answer` makes the response's body of the items' rows, in their order.
+    """The items of a request. `answer` makes the response's body from the items' rows, in their order.
 
-    `answer` raises ItemFailed, ItemExpired or ItemCancelled. With `options`, a Shape makes the same answer.
+    `answer` raises ItemFailed, ItemExpired or ItemCancelled. A Shape makes the same answer, given `options`.
     """
 
     task: str
@@ -34,29 +34,30 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: Turns a request's body into a call. Raises InvalidInput, or Problem for a model that is not there.
+#: Makes a call from a request's body. Raises InvalidInput, or Problem for an unknown model.
 Plan: TypeAlias = Callable[[Catalogue, Mapping[str, Any]], Call]
 
-#: Makes a response's body of a task's name, its items' rows and, by name, the call's options. Raises as `Call.answer`.
+#: Makes a response's body from a task's name, the items' rows, and the call's options. Raises the errors of
+#: `Call.answer`.
 Shape: TypeAlias = Callable[..., dict[str, Any]]
 
 
 def task_of(catalogue: Catalogue, model: object, kind: str) -> Task:
-    """Return the task that a request means by `model`: a task's name, or a model's that has one such task."""
+    """Return the task that `model` names: the name of a task, or of a model with exactly one task of the kind."""
     if not isinstance(model, str):
         raise InvalidInput("model", f"must be text, not {type(model).__name__}", "GET /v1/models lists the models")
     able = [task for task in catalogue.tasks.values() if task.kind.name == kind]
     named = [task for task in able if task.name == model] or [task for task in able if task.model == model]
     if len(named) == 1:
         return named[0]
-    names = f"there are: {', '.join(task.name for task in able)}" if able else "none of the kind is served"
+    names = f"there are: {', '.join(task.name for task in able)}" if able else "the fleet serves no such model"
     raise Problem(404, "model_not_found", f"no model {model!r} for {kind}", field="model", remedy=names)
 
 
 async def answered(request: Request, gateway: Gateway, caller: Caller, call: Call) -> dict[str, Any]:
-    """Have the fleet compute a call and return the answer's body.
+    """Compute a call and return the answer's body.
 
-    Not durable: nobody could come back for the results, and who gets none asks again.
+    The items are not durable: nobody could fetch the results later, and a caller without an answer asks again.
     """
     rows = await while_there(request, _computed(gateway, caller, call))
     try:
@@ -68,7 +69,7 @@ async def answered(request: Request, gateway: Gateway, caller: Caller, call: Cal
 async def _computed(gateway: Gateway, caller: Caller, call: Call) -> list[Result]:
     priority = "interactive" if len(call.items) <= PROMPT_ITEMS else "standard"
 
-    async def one(item: NewItem) -> Result:
+    async def result(item: NewItem) -> Result:
         handle = await gateway.client.submit(
             call.task,
             item.input,
@@ -84,7 +85,7 @@ async def _computed(gateway: Gateway, caller: Caller, call: Call) -> list[Result
 
     try:
         async with asyncio.timeout(gateway.settings.openai_wait_s):
-            return await asyncio.gather(*(one(item) for item in call.items))
+            return await asyncio.gather(*(result(item) for item in call.items))
     except TimeoutError:
         wait_s = gateway.settings.openai_wait_s
         raise Problem(504, "Timeout", f"the fleet did not answer within {wait_s:g} s", retry_after_s=5) from None

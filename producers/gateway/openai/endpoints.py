@@ -1,4 +1,4 @@
-"""The endpoints that batches can ask for, by path."""
+"""The endpoints that batches may use, by path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from producers.gateway.openai.endpoint_calls import Plan, Shape
 
 
 class Endpoint(NamedTuple):
-    """How an endpoint reads a request's body, and how it shapes the answer."""
+    """The functions of an endpoint: `plan` reads a request's body, `shape` makes the answer."""
 
     plan: Plan
     shape: Shape

@@ -1,4 +1,4 @@
-"""/v1/batches: a file of requests in, a file of responses out, computed as bulk by the fleet."""
+"""/v1/batches: the fleet computes a file of requests as bulk work, and returns a file of responses."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from results_store.records import JobStatus
 
 router = APIRouter(prefix="/v1/batches", tags=["openai"])
 
-#: What is shown of a batch as it is noted.
+#: The fields of a batch that are shown as they are stored.
 _DETAIL = ("endpoint", "input_file_id", "output_file_id", "error_file_id", "metadata", "job")
 
-#: When a batch came into which state; those it has not been in are null.
+#: The times at which a batch entered its states; null for states that it has not entered.
 _TIMES = (
     "created_at",
     "expires_at",
@@ -40,7 +40,7 @@ _TIMES = (
 
 
 class NewBatch(BaseModel):
-    """A batch to begin."""
+    """A batch to create."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -64,7 +64,7 @@ class NewBatch(BaseModel):
 
 @router.post("")
 async def create(request: Request, body: NewBatch, gateway: Here, caller: Who) -> Response:
-    """Begin a batch. What is wrong with its file shows in its status."""
+    """Create a batch. Errors in its file are shown in its status."""
     if body.endpoint not in ENDPOINTS:
         known = ", ".join(ENDPOINTS)
         raise Problem(
@@ -93,7 +93,7 @@ async def create(request: Request, body: NewBatch, gateway: Here, caller: Who) -
 async def batches(
     gateway: Here, caller: Who, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: uploads.After = None
 ) -> Response:
-    """List batches, the newest first."""
+    """List batches, newest first."""
     found = await gateway.client.ask(
         lambda store: store.file_batches.page(tenant=caller.scope, after=after, limit=limit + 1)
     )
@@ -102,7 +102,7 @@ async def batches(
 
 @router.get("/{batch}")
 async def batch(request: Request, batch: str, gateway: Here, caller: Who) -> Response:
-    """Return how far a batch is."""
+    """Return the progress of a batch."""
     found = await _find(gateway, caller, batch)
     job = await _job(gateway, found)
     if job is not None and job.finished:
@@ -112,7 +112,7 @@ async def batch(request: Request, batch: str, gateway: Here, caller: Who) -> Res
 
 @router.post("/{batch}/cancel")
 async def cancel(request: Request, batch: str, gateway: Here, caller: Who) -> Response:
-    """Cancel what a batch has not computed yet; what it has is in its output file in the end."""
+    """Cancel the requests of a batch that are not computed yet. The output file has the others."""
     found = await _find(gateway, caller, batch)
     now = time.time()
     changes = {} if found.detail.get("cancelling_at") else {"cancelling_at": now}
@@ -135,7 +135,7 @@ async def _find(gateway: Gateway, caller: Caller, id_: str) -> FileBatch:
 
 
 async def _job(gateway: Gateway, batch: FileBatch) -> JobStatus | None:
-    """Return the job of an open batch, once there is one."""
+    """Return the job of an open batch, once the job exists."""
     if batch.finished_at is not None or batch.detail.get("job") is None:
         return None
     try:
@@ -145,7 +145,7 @@ async def _job(gateway: Gateway, batch: FileBatch) -> JobStatus | None:
 
 
 def status_of(batch: FileBatch) -> str:
-    """Return OpenAI's word for the state that a batch is in."""
+    """Return OpenAI's name for the state of a batch."""
     detail = batch.detail
     if batch.finished_at is None:
         passed = ("cancelling", "finalizing", "in_progress")
@@ -156,7 +156,10 @@ def status_of(batch: FileBatch) -> str:
 
 
 def _counts(batch: FileBatch, job: JobStatus | None) -> dict[str, int]:
-    """Return the requests' counts: while a batch runs its job's, by which several inputs of one count in proportion."""
+    """Return the counts of a batch's requests.
+
+    While a batch runs, they are derived from its job's counts; several inputs of a request count in proportion.
+    """
     counts: dict[str, int] = batch.detail["counts"]
     if job is None:
         return counts
@@ -166,7 +169,7 @@ def _counts(batch: FileBatch, job: JobStatus | None) -> dict[str, int]:
 
 
 def view(batch: FileBatch, job: JobStatus | None = None) -> dict[str, Any]:
-    """Return a batch as OpenAI's API shows it, an open one with the progress of its job."""
+    """Return a batch in the format of OpenAI's API. An open batch has the progress of its job."""
     detail, status = batch.detail, status_of(batch)
     times = {**detail, "created_at": batch.created_at}
     if batch.finished_at is not None:

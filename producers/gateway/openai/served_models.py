@@ -1,4 +1,4 @@
-"""/v1/models: the tasks that OpenAI's shapes can ask for."""
+"""/v1/models: the tasks that OpenAI's endpoints can serve."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("feature-extraction", "text-generation", "automatic-speech-recognition"
 
 @router.get("")
 async def models(gateway: Here) -> Response:
-    """List the models: each is a task of the fleet, by its name."""
+    """List the models. Each is a task of the fleet, by its name."""
     catalogue = await gateway.client.catalogue()
     able = [task for task in catalogue.tasks.values() if task.kind.name in KINDS]
     return Json({"object": "list", "data": [_view(task) for task in able]})
@@ -27,7 +27,7 @@ async def models(gateway: Here) -> Response:
 
 @router.get("/{model}")
 async def model(model: str, gateway: Here) -> Response:
-    """Return one model."""
+    """Return a model."""
     task = (await gateway.client.catalogue()).tasks.get(model)
     if task is None or task.kind.name not in KINDS:
         raise Problem(404, "model_not_found", f"no model {model!r}", field="model", remedy="GET /v1/models lists them")
@@ -35,5 +35,5 @@ async def model(model: str, gateway: Here) -> Response:
 
 
 def _view(task: Task) -> dict[str, Any]:
-    # the fleet keeps no date of a model; the field is one that clients expect
+    # the fleet does not know a model's date, but clients expect the field
     return {"id": task.name, "object": "model", "created": 0, "owned_by": task.model, "kind": task.kind.name}

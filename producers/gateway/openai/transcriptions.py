@@ -1,4 +1,4 @@
-"""/v1/audio/transcriptions: what is said in a clip, by tasks of the kind `automatic-speech-recognition`."""
+"""/v1/audio/transcriptions: the text of an audio file, by tasks of the kind `automatic-speech-recognition`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def transcriptions(
     language: Annotated[str | None, Form()] = None,
     granularities: Annotated[list[Granularity] | None, Form(alias="timestamp_granularities[]")] = None,
 ) -> Response:
-    """Return what is said in an audio file. Fields of OpenAI's that steer their own models are left unread."""
+    """Return the text of an audio file. Fields that control OpenAI's own models are ignored."""
     catalogue = await gateway.client.catalogue()
     task = task_of(catalogue, model, KIND)
     limit = catalogue.limits.max_input_bytes
@@ -49,36 +49,39 @@ async def transcriptions(
     wanted = timestamps(response_format, granularities or ())
     told = {"language": language} if language else {}
     content = InlineBytes(await file.read())
-    items = [NewItem(content, params={"return_timestamps": one, **told}) for one in wanted]
+    items = [NewItem(content, params={"return_timestamps": times, **told}) for times in wanted]
     answer = await answered(request, gateway, caller, Call(task.name, items, partial(_heard, wanted)))
     return shown(answer, response_format)
 
 
 def timestamps(form: Format, granularities: Sequence[Granularity]) -> list[bool | str]:
-    """Return the `return_timestamps` that a form needs: each is an item of its own, as its times are made otherwise."""
+    """Return the `return_timestamps` values of a format.
+
+    Each needs its own item, because its times are computed differently.
+    """
     if form in ("json", "text"):
         return [False]
     if form != "verbose_json" or not granularities:
         return [True]
-    return ["word" if one == "word" else True for one in dict.fromkeys(granularities)]
+    return ["word" if granularity == "word" else True for granularity in dict.fromkeys(granularities)]
 
 
 def _heard(wanted: Sequence[bool | str], rows: Sequence[Result]) -> dict[str, Any]:
-    """Return the text, `segments` if they are wanted, and `words`."""
+    """Return the text, with `segments` and `words` as requested."""
     heard = [value(row) for row in rows]
     found: dict[str, Any] = {"text": heard[0]["text"].strip()}
-    for one, own in zip(wanted, heard, strict=True):
-        if one == "word":
+    for times, own in zip(wanted, heard, strict=True):
+        if times == "word":
             found["words"] = [
                 {"word": part["text"].strip(), "start": part["start"], "end": part["end"]} for part in segments_of(own)
             ]
-        elif one:
+        elif times:
             found["segments"] = segments_of(own)
     return found
 
 
 def shown(heard: Mapping[str, Any], form: Format) -> Response:
-    """Return a transcription in the form asked for."""
+    """Return a transcription in the requested format."""
     if form == "json":
         return Json({"text": heard["text"]})
     if form == "text":
@@ -90,7 +93,10 @@ def shown(heard: Mapping[str, Any], form: Format) -> Response:
 
 
 def segments_of(heard: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the chunks of a transcription with their times in seconds; one that the model did not tell is its neighbour's."""
+    """Return the chunks of a transcription with their times in seconds.
+
+    A missing time is taken from the next or last chunk.
+    """
     chunks = heard.get("chunks") or []
     starts = [chunk["timestamp"][0] for chunk in chunks]
     segments: list[dict[str, Any]] = []

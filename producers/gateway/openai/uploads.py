@@ -1,4 +1,4 @@
-"""/v1/files: uploads for batches, and what came of them; kept in the store, a part a row."""
+"""/v1/files: uploads for batches, and the batches' output files. Uploads are stored in parts, a row each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/files", tags=["openai"])
 
 _ID = re.compile(rf"file-{ID}(-output|-error)?")
 
-#: What is written in one transaction, and read in one statement.
+#: The bytes that one transaction writes and one statement reads.
 PART_BYTES = 512 * 1024
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
@@ -35,7 +35,7 @@ After = Annotated[Word | None, Query()]
 async def upload(
     gateway: Here, caller: Who, file: Annotated[UploadFile, File()], purpose: Annotated[Literal["batch"], Form()]
 ) -> Response:
-    """Store a file of requests, one JSON object a line, for /v1/batches."""
+    """Store a file of requests for /v1/batches, with a JSON object on each line."""
     if file.size is not None and file.size > gateway.settings.max_file_bytes:
         raise Problem(413, "FileTooLarge", f"the file is longer than {gateway.settings.max_file_bytes:,} bytes")
     new = StoredFile(
@@ -69,13 +69,13 @@ async def files(
 
 @router.get("/{file}")
 async def file(file: str, gateway: Here, caller: Who) -> Response:
-    """Return what is known of a file."""
+    """Return a file's metadata."""
     return Json(view(await find(gateway, caller, file)))
 
 
 @router.get("/{file}/content")
 async def content(file: str, gateway: Here, caller: Who) -> Response:
-    """Return a file's content: what was uploaded, or a batch's responses, from its job's results."""
+    """Return a file's content: the upload, or a batch's responses, made from its job's results."""
     found = await find(gateway, caller, file)
     if found.bytes and await gateway.client.ask(lambda store: store.files.part(found.id, 0)) is None:
         return StreamingResponse(await batch_answers.content(gateway, found), media_type="application/octet-stream")
@@ -92,7 +92,7 @@ async def remove(file: str, gateway: Here, caller: Who) -> Response:
 
 
 async def _store(gateway: Gateway, new: StoredFile, file: UploadFile) -> None:
-    """Store an upload part by part; it is there once it is whole, and gone if it breaks off."""
+    """Store an upload part by part. It is visible once it is complete, and removed if the upload is interrupted."""
     ask, size, number = gateway.client.ask, 0, 0
     await ask(lambda store: store.files.begin(new))
     try:
@@ -117,15 +117,17 @@ async def find(gateway: Gateway, caller: Caller, id_: str) -> StoredFile:
 async def parts(gateway: Gateway, id_: str) -> AsyncIterator[bytes]:
     """Yield a file's content."""
     number = 0
-    while (data := await gateway.client.ask(lambda store: store.files.part(id_, number))) is not None:  # noqa: B023 - run at once
+    while (
+        data := await gateway.client.ask(lambda store: store.files.part(id_, number))  # noqa: B023 - run at once
+    ) is not None:
         yield data
         number += 1
 
 
 async def lines(gateway: Gateway, id_: str) -> AsyncIterator[bytes]:
-    """Yield a file's lines, without their ends; empty ones too, so that they can be counted.
+    """Yield a file's lines without their line ends, including empty lines, so that they can be counted.
 
-    Raises InputTooLarge for one that is longer than a request's body may be.
+    Raises InputTooLarge for a line that is longer than a request's body may be.
     """
     rest, limit = b"", gateway.settings.max_body_bytes
     async for part in parts(gateway, id_):
@@ -139,7 +141,7 @@ async def lines(gateway: Gateway, id_: str) -> AsyncIterator[bytes]:
 
 
 def view(file: StoredFile) -> dict[str, Any]:
-    """Return a file as OpenAI's API shows it."""
+    """Return a file in the format of OpenAI's API."""
     return {
         "id": file.id,
         "object": "file",
@@ -152,7 +154,7 @@ def view(file: StoredFile) -> dict[str, Any]:
 
 
 def page(views: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """Return a page as OpenAI's API shows it, of one view more than fit, if there are more."""
+    """Return a page in the format of OpenAI's API. `views` has one more view than `limit` if there is a next page."""
     shown = views[:limit]
     ends = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}
     return {"object": "list", "data": shown, **ends, "has_more": len(views) > limit}
