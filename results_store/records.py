@@ -92,9 +92,9 @@ class Result:
     """An item and task in its terminal state; (`job`, `seq`, `task`) is the key.
 
     A succeeded result has `output` (JSON) or `vector` (float32 bytes, little-endian). Any other has the `error`
-    ``{"kind": …, "message": …}``. `tokens` is the model's length of the input (1 for an image). The four times are
-    those at which the item was queued by its producer, put into a micro-batch, computed, and stored; None if it never
-    got so far.
+    ``{"kind": …, "message": …}``. `tokens` is the model's length of the input (1 for an image). The times are
+    those of being queued by the producer, put into a micro-batch, computed, and stored; None for a step that the item
+    never reached.
     """
 
     job: str

@@ -115,8 +115,9 @@ class Store:
             delivery.mark_published(connection, ids, at)
 
     def cancel_job(self, job: str, at: float) -> JobStatus:
-        """Cancel the items that are not computed yet: from now on, claims of their envelopes say so. Raises
-        UnknownJob.
+        """Cancel the items that are not computed yet: from now on, claims of their envelopes say so.
+
+        Raises UnknownJob.
         """
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at)
@@ -235,7 +236,7 @@ class Store:
             return delivery.renew(connection, ids, worker=worker, leased_until=leased_until)
 
     def release(self, ids: Collection[str], *, worker: str) -> int:
-        """Return envelopes uncomputed, when an operator stops a worker: the lease ends and the attempt is not
+        """Give envelopes back uncomputed, when an operator stops a worker. The lease ends; the attempt is not
         counted.
         """
         with self._database.write(Weight.NOTE) as connection:

@@ -276,7 +276,7 @@ class Writer:
             return
         try:
             self._on_followed(committed.followed)
-        except Exception as error:  # noqa: BLE001 - they are accepted, and the reconciler publishes what is overdue
+        except Exception as error:  # noqa: BLE001 - they are accepted, and the reconciler publishes them
             logger.warning(
                 "%d envelopes of pipelines cannot be published here; the reconciler will publish them: %s",
                 len(committed.followed),
@@ -284,8 +284,9 @@ class Writer:
             )
 
     def _announce(self, group: list[_Request], at: float, committed: Committed) -> None:
-        """Announce the finished envelopes. A lost notice costs its reader a poll; a commit must not fail because of
-        it.
+        """Announce the finished envelopes.
+
+        A lost notice costs its reader a poll; a commit must not fail because of it.
         """
         if self._on_committed is None or not committed.done:
             return

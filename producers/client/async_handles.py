@@ -135,9 +135,7 @@ class Outage:
         self._until: float | None = None
 
     def is_over(self) -> bool:
-        """Return whether to give up after a failed query: OUTAGE_S after the first failure, or at the wait's own
-        deadline.
-        """
+        """Return whether to give up after a failed query: after OUTAGE_S, or at the wait's own deadline."""
         now = time.monotonic()
         if self._until is None:
             self._until = min(now + OUTAGE_S, self._deadline)

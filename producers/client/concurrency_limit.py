@@ -7,8 +7,9 @@ from collections import deque
 
 
 class Turnstile:
-    """Let `width` tasks pass in a round of the loop. Later tasks pass in the following rounds, first come first
-    served.
+    """Let `width` tasks pass in a round of the loop.
+
+    Later tasks pass in the following rounds, first come first served.
     """
 
     def __init__(self, width: int) -> None:

@@ -122,8 +122,9 @@ class Listener:
                     del self._followers[channel]  # the thread unsubscribes in its next round
 
     def hear(self, channel: str, heard: Callable[[bytes], object], live: threading.Event) -> None:
-        """Call `heard` with each message on a channel, until `unhear`. `live` is set once the subscription is
-        active.
+        """Call `heard` with each message on a channel, until `unhear`.
+
+        `live` is set once the subscription is active.
         """
         with self._lock:
             self._hearers[channel] = (heard, live)

@@ -69,11 +69,10 @@ _FORMS: Mapping[Redactable, _Form] = {
 
 
 def redact(text: str, names: Collection[Redactable] = tuple(_FORMS)) -> str:
-    """Return a text without its e-mail addresses, bank accounts (IBAN), card numbers, IP addresses and telephone
-    numbers.
+    """Return a text with its addresses and numbers replaced, each by a word such as ``[e-mail]``.
 
-    A word replaces each: ``[e-mail]``, for example. `names` chooses some of these forms. Names and streets have no
-    recognisable form, and stay.
+    The forms are e-mail addresses, bank accounts (IBAN), card numbers, IP addresses and telephone numbers; `names`
+    chooses some of them. Names and streets have no recognisable form, and stay.
     """
     for name, form in _FORMS.items():
         if name in names:

@@ -91,8 +91,9 @@ class Runtime:
         time.sleep(max(0.0, seconds))  # noqa: ASYNC251 - not in an event loop
 
     async def turn(self) -> None:
-        """Wait for a place among the calls of `submit`, so that a thousand of them leave an event loop room for
-        other work.
+        """Wait for a place among the calls of `submit`.
+
+        An event loop keeps room for other work, even if a thousand calls begin together.
         """
 
     async def checkpoint(self) -> None:

@@ -38,7 +38,7 @@ class _Write:
 class CeleryResults:
     """Thread-safe. Every method raises StoreUnavailable when the database cannot be reached in time.
 
-    Whoever claimed a complete chord has `claim_s` to send its body, before another copy of its last part may.
+    The thread that claimed a complete chord has `claim_s` to send its body, before another copy of the last part may.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 30.0, claim_s: float = 60.0) -> None:
@@ -184,7 +184,7 @@ def close_shared(url: str) -> None:
 
 def _fork_safe() -> None:
     # a thread of the parent may have held the lock at the fork, and no thread of the child would release it
-    global _sharing  # noqa: PLW0603 - module state is what a fork copies
+    global _sharing  # noqa: PLW0603 - a fork copies module state
     _sharing = threading.Lock()
 
 

@@ -61,7 +61,7 @@ def _cells(result: Result) -> list[Any]:
 def write_lines(out: TextIO, lines: Iterable[str]) -> int:
     """Write lines, and return how many."""
     count = 0
-    for count, line in enumerate(lines, 1):  # noqa: B007 - what is returned
+    for count, line in enumerate(lines, 1):  # noqa: B007 - the count is returned
         out.write(line)
         out.write("\n")
     return count
@@ -72,7 +72,7 @@ def write_table(out: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]]
     writer = csv.writer(out)
     writer.writerow(names)
     count = 0
-    for count, row in enumerate(rows, 1):  # noqa: B007 - what is returned
+    for count, row in enumerate(rows, 1):  # noqa: B007 - the count is returned
         writer.writerow(row)
     return count
 

@@ -14,8 +14,9 @@ from results_store.sql.schema import api_keys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """An API key. `operator` may see every tenant. A key without `expires_at` does not expire. Times are Unix
-    seconds.
+    """An API key. `operator` may see every tenant. A key without `expires_at` does not expire.
+
+    Times are Unix seconds.
     """
 
     id: str

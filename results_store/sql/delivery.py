@@ -220,7 +220,7 @@ def renew(connection: Connection, ids: Collection[str], *, worker: str, leased_u
 
 
 def release(connection: Connection, ids: Collection[str], *, worker: str) -> int:
-    """Return this worker's unfinished envelopes: the attempt is not counted, and any worker may claim them at once."""
+    """Give this worker's unfinished envelopes back: the attempt is not counted; any worker may claim them at once."""
     lock(connection, ids)
     less = case((envelopes.c.attempts > 0, envelopes.c.attempts - 1), else_=0)
     return connection.execute(

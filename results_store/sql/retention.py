@@ -47,7 +47,7 @@ class Retention:
     def purge(
         self, *, finished_before: float | None = None, keep_results: bool = False, now: float | None = None
     ) -> Purged:
-        """Delete finished jobs after their `ttl_s`; those without one if they finished before `finished_before`.
+        """Delete finished jobs after their `ttl_s`; without a `ttl_s`, if they finished before `finished_before`.
 
         A job that never got an item is deleted an hour after its `ttl_s`. Envelopes, inputs and results are deleted
         with their job. With `finished_before`, older batches are deleted too, and older results of no job. With

@@ -1,5 +1,4 @@
-"""Celery's Redis transport and task strategy, guarded against messages and broken connections that would end the
-worker.
+"""Celery's Redis transport and task strategy, guarded against invalid messages and broken connections.
 
 Any client of the broker can put anything on a queue. Stock kombu and Celery let some messages (no JSON, no properties,
 an empty body) raise in the consumer's loop: the worker ends and returns the message, and the next worker ends too. Here

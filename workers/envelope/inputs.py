@@ -89,8 +89,9 @@ def may_wait(value: Input) -> bool:
 
 
 def carried(value: Input, limits: InputLimits) -> Input:
-    """Return an input that was sent by reference as if it were inline; any other as it is. Raises the errors of
-    `read`.
+    """Return an input that was sent by reference as if it were inline; any other as it is.
+
+    Raises the errors of `read`.
     """
     if not isinstance(value, BlobInput):
         return value
@@ -122,7 +123,7 @@ def read(value: Input, limits: InputLimits) -> Content:
             content = read(value.image, limits)
         except InvalidInput as error:
             raise error.of_part("image") from error
-        assert isinstance(content, bytes), "what files hold"
+        assert isinstance(content, bytes), "files hold bytes"
         return TextAndImageInput(value.text, InlineBytes(content))
     if isinstance(value, DerivedInput):
         raise InvalidInput(_FIELD, "is a derived input that was not derived yet")

@@ -37,8 +37,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreparedItem:
-    """An item after preparation: the results that it already has, and the entry that waits for the other tasks, with
-    the version of the model that prepared it.
+    """An item after preparation.
+
+    `results` are the results that it already has. `entry` waits for the other tasks; `model` is the version of the
+    model that prepared it.
     """
 
     item: Item

@@ -52,8 +52,9 @@ class Pipeline:
         options: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Add a step and return the pipeline. `options` are the selector's, `params` the task's. Raises
-        InvalidInput.
+        """Add a step and return the pipeline. `options` are the selector's, `params` the task's.
+
+        Raises InvalidInput.
         """
         if not isinstance(name, str) or not name.strip():
             raise InvalidInput("name", f"must be a name for the step, not {name!r}")
@@ -64,8 +65,9 @@ class Pipeline:
         return self
 
     def check(self, catalogue: Catalogue) -> Plan:
-        """Return the plan of the pipeline for these tasks. Raises InvalidInput, which names the step and its
-        problem.
+        """Return the plan of the pipeline for these tasks.
+
+        Raises InvalidInput, which names the step and its problem.
         """
         if not self._steps:
             raise InvalidInput("steps", "are none", "add one: Pipeline().step('mood', task='sentiment')")
@@ -78,9 +80,7 @@ class Pipeline:
         return plan
 
     def _order(self) -> list[str]:
-        """Return the names of the steps, each after the steps that it follows, otherwise in the order in which they
-        were added.
-        """
+        """Return the names of the steps, each after its source steps, otherwise in the order of `step`."""
         for wanted in self._steps.values():
             for name in wanted.of:
                 if name not in self._steps:

@@ -69,7 +69,7 @@ class Look:
     def queued_s(self, models: Iterable[str], priority: Priority, tenant: Tenant) -> float:
         """Estimate the seconds that a tenant's new item would wait, in the longest of its queues.
 
-        More urgent work goes first, whoever owns it. Within a priority tenants take turns: the wait is the tenant's own
+        More urgent work goes first, also of other tenants. Within a priority tenants take turns: the wait is its own
         work, multiplied by the sum of the waiting tenants' weights over its own weight, but never more than all waiting
         work.
         """
@@ -196,8 +196,9 @@ class Admission:
 
 
 def _take(redis: Redis, tenant: str, rate: float, sizes: Sequence[int]) -> tuple[int, float]:
-    """Take sizes from a tenant's rate, in order, as far as it allows. Return their number, and the wait for the
-    next.
+    """Take sizes from a tenant's rate, in order, as far as it allows.
+
+    Return their number, and the wait for the next.
     """
     with as_unavailable(redis):
         taken, wait_s = redis.eval(_RATE, 1, f"argosy.rate.{tenant}", rate, BURST_S, *sizes)

@@ -128,7 +128,7 @@ def new_job(
         if given is not None and not isinstance(given, str):
             raise InvalidInput(field, f"must be text, not {type(given).__name__}", "convert it with str()")
     if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
-        raise InvalidInput("idempotency_key", "is empty", "leave it out, or say what makes the submission the same")
+        raise InvalidInput("idempotency_key", "is empty", "leave it out, or give a text that identifies the submission")
     if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
         raise InvalidInput("ttl_s", f"must be a number of seconds over 0, not {ttl_s!r}")
     return NewJob(

@@ -1,5 +1,6 @@
-"""A batch of requests as a job: submitted under its id, and ended once the job has ended. Each step may be taken
-twice.
+"""A batch of requests as a job: submitted under its id, and ended once the job has ended.
+
+Each step may be taken twice.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ class BatchJob:
         await ask(lambda store: store.commit(rows, unlisted=own))
 
     async def _unanswered(self, job: JobStatus, *, cancelled: bool) -> AsyncIterator[Result]:
-        """Yield substitutes for the missing results of the job. The store ignores those of existing results."""
+        """Yield substitutes for the missing results of the job. The store ignores substitutes for existing results."""
         state = ResultState.CANCELLED if cancelled else ResultState.EXPIRED
         error = {"kind": f"Item{state.capitalize()}", "message": f"the request ended {state}"}
         counted = 0 if job.finished else job.items  # the number of items that the job has already

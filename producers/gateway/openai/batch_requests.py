@@ -23,8 +23,9 @@ ERRORS = 100
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A request of a batch: its line in the file, the caller's `custom_id`, and its call or the reason of its
-    refusal.
+    """A request of a batch: `number` is its line in the file, `custom_id` the caller's name for it.
+
+    `call` is None if the request is `refused`.
     """
 
     number: int
@@ -53,7 +54,7 @@ class Line:
 
 
 class LineError(ArgosyError):
-    """An invalid line, which makes the whole file invalid. `code` and `param` are those of OpenAI's errors."""
+    """An invalid line, which makes the whole file invalid. `code` and `param` are fields of OpenAI's errors."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)

@@ -58,7 +58,7 @@ def downgrade() -> None:
             status = "validating" if cancelled_at is None else "cancelling"
         values = {"status": status, "cancelled_at": cancelled_at, "detail": detail}
         connection.execute(sa.update(_BATCHES).where(_BATCHES.c.id == row["id"]).values(values))
-    # an older gateway does not render output files: those without content are lost
+    # an older gateway does not render output files: files without content are lost
     rendered = (_FILES.c.purpose == "batch_output", _FILES.c.id.not_in(sa.select(_PARTS.c.file)))
     connection.execute(sa.delete(_FILES).where(*rendered))
     _index_open("leased_until")
