@@ -93,8 +93,8 @@ class Result:
 
     A succeeded result has `output` (JSON) or `vector` (float32 bytes, little-endian). Any other has the `error`
     ``{"kind": …, "message": …}``. `tokens` is the model's length of the input (1 for an image). The times are
-    those of being queued by the producer, put into a micro-batch, computed, and stored; None for a step that the item
-    never reached.
+    those of being queued by the producer, put into a micro-batch, computed, and stored; None for a stage that the
+    item never reached.
     """
 
     job: str
@@ -226,10 +226,9 @@ class Tenant:
 class Declaration:
     """A model's settings, declared by an operator for the whole fleet.
 
-    A setting of None is taken from each worker's file.
-
-    `generation` counts a model's declarations. `previous` are the settings before; a starting worker uses them until
-    this declaration is `proven`. `file_digest` is the digest of the operator's own file.
+    A setting of None is taken from each worker's file. `generation` counts a model's declarations. `previous` are the
+    settings before; a starting worker uses them until this declaration is `proven`. `file_digest` is the digest of the
+    operator's own file.
     """
 
     model: str

@@ -115,7 +115,7 @@ class Store:
             delivery.mark_published(connection, ids, at)
 
     def cancel_job(self, job: str, at: float) -> JobStatus:
-        """Cancel the items that are not computed yet: from now on, claims of their envelopes say so.
+        """Cancel the items that are not computed yet: claims of their envelopes return CANCELLED from now on.
 
         Raises UnknownJob.
         """

@@ -116,7 +116,7 @@ class AsyncHandle:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The count of inputs that a call took and rejected.
+    """The inputs of a call that an earlier run had submitted, and its rejected inputs.
 
     `found` is the number of items that an earlier run with the same idempotency key submitted. `rejected` holds the
     first 1,000 rejected inputs, and `rejected_count` counts all.

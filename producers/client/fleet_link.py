@@ -42,7 +42,7 @@ class Stream:
 
 
 class Link:
-    """The connections that the client and the asyncio client share. Thread-safe; opening may wait for the network."""
+    """The connections of a client, for threads or asyncio. Thread-safe; opening may wait for the network."""
 
     def __init__(self, connection: Connection, runtime: Runtime, *, store_timeout_s: float) -> None:
         self.runtime = runtime
@@ -166,4 +166,4 @@ class Link:
 
     def refuse_if_closed(self) -> None:
         if self._closed:
-            raise ConfigurationError("this client is closed; make a new one")
+            raise ConfigurationError("this client is closed; make a new client")

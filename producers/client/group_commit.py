@@ -59,7 +59,7 @@ class Gathering(Generic[T]):
         """Add an item to the next group. Raises ConfigurationError after `close`."""
         with self._entrance:
             if self._closed:
-                raise ConfigurationError("this client is closed; make a new one")
+                raise ConfigurationError("this client is closed; make a new client")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()

@@ -146,7 +146,7 @@ def _tasks(catalogue: Catalogue, task: object) -> tuple[Task, ...]:
     tasks = tuple(catalogue.task(name, field=f"task[{place}]") for place, name in enumerate(task))
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
-        raise InvalidInput("task", f"names a task twice ({', '.join(names)})", "name each once")
+        raise InvalidInput("task", f"names a task twice ({', '.join(names)})", "name each task once")
     modalities = sorted({task.kind.modality for task in tasks})
     if len(modalities) > 1:
         raise InvalidInput(

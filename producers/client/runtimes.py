@@ -170,7 +170,7 @@ class LoopRuntime(Runtime):
         """Make the call in a thread. Cancelling it only ends the wait."""
         loop = self._here()
         if self._closing is not None:
-            raise ConfigurationError("this client is closed; make a new one")
+            raise ConfigurationError("this client is closed; make a new client")
         if self._executor is None:
             self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="argosy call")
         return await loop.run_in_executor(self._executor, call)

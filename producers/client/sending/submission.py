@@ -74,10 +74,10 @@ class Submission:
         """
         if found.cancelled_at is not None:
             problem = f"belongs to the job {found.id}, which was cancelled"
-            raise InvalidInput("idempotency_key", problem, "take another one (`argosy submit --again`)")
+            raise InvalidInput("idempotency_key", problem, "choose another key (`argosy submit --again`)")
         if found.pipeline != self._pipeline:
             raise InvalidInput(
-                "idempotency_key", f"belongs to the job {found.id}, which has other steps", "take another"
+                "idempotency_key", f"belongs to the job {found.id}, which has other steps", "choose another key"
             )
         self.job, self.new_job = found.id, None
         # each chunk names the rows that it expects in the job, so that two runs cannot mix
