@@ -13,7 +13,7 @@ from types import CodeType, ModuleType
 
 
 def accept(names: Mapping[str, str]) -> None:
-    """Accept old names of modules, in imports and for ``python -m``. `names` maps each old name to the new one."""
+    """Accept old names of modules, in imports and for ``python -m``. `names` maps each old name to the new name."""
     sys.meta_path.append(_Finder(names))
 
 

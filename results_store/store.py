@@ -103,7 +103,7 @@ class Store:
         They are accepted once this returns.
 
         `jobs` are created in the same transaction, which saves a lone item a wait for the disk. With `expected_items`,
-        each job must hold exactly that many items before: this protects a submission that continues an interrupted one.
+        each job must hold exactly that many items before: this protects a submission that continues an interrupted run.
         Raises UnknownJob or SubmissionConflict.
         """
         with self._database.write(Weight.ACCEPTED) as connection:

@@ -94,7 +94,7 @@ class Writer:
     # --- for the worker's threads ---
 
     def start(self) -> Self:
-        """Start the thread. A writer runs once; make a new one after `close`."""
+        """Start the thread. A writer runs once; make another writer after `close`."""
         self._thread.start()
         self._running = True
         return self

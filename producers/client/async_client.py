@@ -5,10 +5,10 @@ their results, even if Redis or this process fails: the fleet's reconciler publi
 unpublished. If Redis fails after the commit, the call therefore returns normally. If Redis is away before the commit,
 the call raises BrokerUnavailable, and nothing of the call (for `submit_many`: of the chunk) is accepted.
 
-The event loop never waits for the network, for a disk, or for a lock that is held over either. A few threads do,
-however many items are awaited: one commits and publishes, another hears notices and reads results. They deliver to the
-loop in batches. If Redis or the database is away or silent, calls raise BrokerUnavailable or StoreUnavailable after
-their timeouts; other work in the loop continues meanwhile.
+The event loop never waits for the network, for a disk, or for a lock that is held over either. A few threads do, however
+many items are awaited: they commit and publish, hear notices and read results. They deliver to the loop in batches. If
+Redis or the database is away or silent, calls raise BrokerUnavailable or StoreUnavailable after their timeouts; other
+work in the loop continues meanwhile.
 
 `Client` runs the same coroutines in the calling thread.
 """
@@ -265,7 +265,7 @@ class AsyncClient:
     async def as_completed(
         self, handles: Iterable[AsyncHandle], *, timeout_s: float | None = None
     ) -> AsyncIterator[Result]:
-        """Yield the results of items as they arrive, one for each item and task, including failed results.
+        """Yield the results of items as they arrive, a row for each item and task, including failed results.
 
         `producers.value` returns a result's output or raises its error. Raises ResultTimeout if `timeout_s` passes
         first.
@@ -300,7 +300,7 @@ class AsyncClient:
         return AsyncPipelineJob(self._link, id, plan_of_job(await self.status(id)))
 
     async def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
-        """Return the newest jobs, newest first: of all tenants, or of one."""
+        """Return the newest jobs, newest first, for all tenants or a single tenant."""
         return await self.ask(lambda store: store.jobs(limit=limit, tenant=tenant))
 
     async def queued_work(self) -> list[QueuedWork]:

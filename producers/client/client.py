@@ -145,7 +145,7 @@ class Client:
     # --- waiting and reading ---
 
     def as_completed(self, handles: Iterable[Handle], *, timeout_s: float | None = None) -> Iterator[Result]:
-        """Yield the results of items as they arrive, one for each item and task, including failed results.
+        """Yield the results of items as they arrive, a row for each item and task, including failed results.
 
         `producers.value` returns a result's output or raises its error. Raises ResultTimeout if `timeout_s` passes
         first.
@@ -161,7 +161,7 @@ class Client:
         return PipelineJob(run(self._awaited.pipeline(id)))
 
     def jobs(self, limit: int = 20, *, tenant: str | None = None) -> list[JobStatus]:
-        """Return the newest jobs, newest first: of all tenants, or of one."""
+        """Return the newest jobs, newest first, for all tenants or a single tenant."""
         return run(self._awaited.jobs(limit, tenant=tenant))
 
     def queued_work(self) -> list[QueuedWork]:

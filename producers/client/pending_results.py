@@ -1,4 +1,4 @@
-"""The awaited results of one item: registered before its envelope is published, settled once all rows are there."""
+"""The awaited results of an item: registered before its envelope is published, settled once all rows are there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Carrier:
 
 
 class Pending:
-    """The awaited rows of one item. Thread-safe; any number of callers may wait."""
+    """The awaited rows of an item. Thread-safe; any number of callers may wait."""
 
     __slots__ = (
         "__weakref__",

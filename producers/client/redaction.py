@@ -33,7 +33,7 @@ from producers.wire.messages import (
 
 
 def _is_card(number: str) -> bool:
-    """Return whether Luhn's check digit is right: one number in ten passes by chance."""
+    """Return whether Luhn's check digit is right: a tenth of all numbers pass by chance."""
     digits = [int(digit) for digit in number if digit.isdigit()][::-1]
     doubled = [digit * 2 - 9 * (digit > 4) for digit in digits[1::2]]
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0

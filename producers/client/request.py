@@ -31,7 +31,9 @@ class NewItem:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The request of one submission for every input, checked. `single` is true if one task was named, not a sequence.
+    """The request of a submission for every input, checked.
+
+    `single` is true if a single task was named, not a sequence.
 
     `lacking` are the tasks whose required parameters are missing: each item must have its own. `names` are the tasks'
     names.

@@ -47,7 +47,7 @@ class Pieces:
 
 
 class Subscription:
-    """Hear one item's pieces, from before the item is submitted; `heard` is called with each. `close` it."""
+    """Hear an item's pieces, from before the item is submitted; `heard` is called with each. `close` it."""
 
     def __init__(self, link: Link, pending: Pending, heard: Callable[[bytes], object]) -> None:
         self._link = link

@@ -107,7 +107,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> Iterator[threading.Event]:
 
     class Watch(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "trying again" in record.getMessage():
+            if "tried again" in record.getMessage():
                 event.set()
 
     watch = Watch()

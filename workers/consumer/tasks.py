@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def register(app: Celery, node: Node) -> None:
     """Register the task, bound to the node that does its work.
 
-    Other applications call it by name, without Argosy's code (``app.send_task(TASK, [envelope],
-    queue="argosy.text")``). The summary then holds the results too, and goes to Celery's result backend. Argosy's own
-    messages request neither.
+    Other applications call it by name, without Argosy's code:
+    ``app.send_task(TASK, [envelope], queue="argosy.text")``. The summary then holds the results too, and goes to
+    Celery's result backend. Argosy's own messages request neither.
     """
 
     @app.task(  # type: ignore[untyped-decorator] # Celery is untyped

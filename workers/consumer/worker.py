@@ -72,7 +72,7 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
 
     def ready(**_: Any) -> None:
         logger.info("%s takes envelopes of %s", node.name, ", ".join(node.models))
-        # present objects stay for good: a full collection need not scan them again, which takes 100 ms
+        # the objects that exist now stay for good: a full collection need not scan them again, which takes 100 ms
         gc.collect()
         gc.freeze()
         if ready_file:

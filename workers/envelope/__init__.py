@@ -1,1 +1,1 @@
-"""The life of one envelope: claimed, its inputs fetched and prepared, computed, its results stored."""
+"""The life of an envelope: claim, fetch and prepare inputs, compute, store results."""

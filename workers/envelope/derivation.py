@@ -29,7 +29,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Derivation:
-    """Make the inputs of one job's items, for one envelope: call `gather` first, then `input` for each item.
+    """Make the inputs of a job's items, for an envelope: call `gather` first, then `input` for each item.
 
     `turn` is the envelope's turn to compute. It is given back during waits for the store or for an original.
     """

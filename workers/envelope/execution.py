@@ -29,7 +29,7 @@ class EnvelopeInterrupted(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution(Preparation):
-    """Run envelopes of the models served here. Thread-safe: one thread per envelope."""
+    """Run envelopes of the models served here. Thread-safe: a thread per envelope."""
 
     batcher: Batcher
     writer: Writer

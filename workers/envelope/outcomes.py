@@ -1,4 +1,4 @@
-"""The result rows of an envelope: one per item and task."""
+"""The result rows of an envelope, per item and task."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Pipelines as a user writes them: `Pipeline`, the job that comes of submitting one, and its tree of results."""
+"""Pipelines as a user writes them: `Pipeline`, its job, and its results as trees."""

@@ -54,7 +54,7 @@ class PipelineJob(Watched[AsyncPipelineJob]):
 
 
 def write_trees(store: Store, job: str, out: TextIO) -> None:
-    """Write one JSON object for each input, with its tree.
+    """Write a JSON object for each input, with its tree.
 
     Raises UnknownJob, or InvalidInput if the job is not a pipeline.
     """

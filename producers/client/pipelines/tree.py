@@ -1,4 +1,4 @@
-"""The results of one input as a tree: the result of each step, or the reason for its absence."""
+"""The results of an input as a tree: the result of each step, or the reason for its absence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ State: TypeAlias = Literal["succeeded", "failed", "cancelled", "expired", "skipp
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The result of one step, for one part if the step has several (`part`, outermost first).
+    """The result of a step, for a part if the step has several (`part`, outermost first).
 
     `output` is set if the step succeeded (a vector as a list of numbers). `reason` is set if it never will: the step's
     own error, or, if it was ``skipped``, the error before it.
@@ -36,7 +36,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The results of one input. `seq` is its place among the inputs, `key` the submitter's identifier.
+    """The results of an input. `seq` is its place among the inputs, `key` the submitter's identifier.
 
     Branches are in the order of the steps.
     """

@@ -1,1 +1,1 @@
-"""How a submission leaves the client: checked, gathered into chunks, stored in the outbox and published."""
+"""The steps of a submission in the client: check, gather into chunks, store in the outbox, publish."""

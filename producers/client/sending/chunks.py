@@ -1,4 +1,4 @@
-"""Sending many items: chunk after chunk; one is under way while the next is filled."""
+"""Sending many items: chunk after chunk; a chunk is under way while the next is filled."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Sent:
 
 @dataclass(slots=True)
 class Sending:
-    """Send the items of one submission. Each chunk waits at most `limit_s` for a full fleet."""
+    """Send the items of a submission. Each chunk waits at most `limit_s` for a full fleet."""
 
     runtime: Runtime
     outbox: Outbox

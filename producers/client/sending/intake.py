@@ -35,7 +35,7 @@ class Rejected:
 
 @dataclass(slots=True)
 class Intake:
-    """Number and check the inputs of one submission; raise or collect the errors of invalid inputs.
+    """Number and check the inputs of a submission; raise or collect the errors of invalid inputs.
 
     The first `skip` valid items are left out: an earlier run of the submission had submitted them. The `seq` of an item
     is its place among all inputs, also the rejected and skipped ones, multiplied by `span`, the count of numbers per

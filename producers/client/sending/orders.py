@@ -1,4 +1,4 @@
-"""Orders: the items of one call, to be sent. Orders of the same time and kind share envelopes. Pure: no I/O."""
+"""Orders: the items of a call, to be sent. Orders that are sent together share envelopes. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEADLINE_GRAIN = 1 / 64
 
 @dataclass(slots=True, eq=False)
 class Order:
-    """Items of one request for one job, and the promise that they are accepted.
+    """Items of a request for a job, and the promise that they are accepted.
 
     A lone item has `pending`, which awaits its results, and `size`, its approximate bytes while it waits. The outbox
     creates `new_job` in the same transaction. `expected_rows` is the number of rows that the job must have before.

@@ -263,7 +263,7 @@ class Marks:
 
 
 def _own(error: Exception) -> Exception:
-    """Return a copy of an error for one caller, who adds a traceback and notes to it."""
+    """Return a copy of an error for a caller, because raising it adds a traceback and notes."""
     own = copy(error)
     own.__cause__ = error.__cause__
     return own

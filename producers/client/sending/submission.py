@@ -1,4 +1,4 @@
-"""The orders of one call of `submit` or `submit_many`. The clients share this code and differ only in how they wait."""
+"""The orders of a call of `submit` or `submit_many`. The clients share this code and differ only in how they wait."""
 
 from __future__ import annotations
 

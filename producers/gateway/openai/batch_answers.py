@@ -20,7 +20,7 @@ from results_store.records import Result
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The response to one request: a line of the output file, or, if `error` names an error, of the error file."""
+    """The response to a request: a line of the output file, or, if `error` names an error, of the error file."""
 
     line: bytes
     error: str | None = None
