@@ -115,7 +115,7 @@ class _Check:
                 )
             return Step(name=wanted.name, task=task.name, model=task.model, params=params)
         if len(set(wanted.of)) < len(wanted.of):
-            raise InvalidInput(f"{where}.of", "names a step twice", "name each once")
+            raise InvalidInput(f"{where}.of", "names a step twice", "name each step once")
         selector = self._selector(wanted, task)
         checked_options(selector, wanted.options, f"{where}.options")
         return Step(

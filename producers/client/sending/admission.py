@@ -1,8 +1,9 @@
 """Admission of new work, by the seconds of work that are queued already and by the tenant's own limits.
 
 While a client submits, it looks at the store at most once a second. A lone interactive item never waits for a look: it
-is judged by the last look, and the next look is made afterwards. Limits are therefore exact only to within the work
-that all clients submit in a second. Rates alone are counted exactly, in Redis, and only for tenants that have a rate.
+is judged by the last look, and the next look is made afterwards. All clients together may therefore
+exceed a limit by the work that they submit within a second. Only rates are counted exactly, in Redis, for the tenants
+that have a rate.
 """
 
 from __future__ import annotations
