@@ -115,10 +115,7 @@ class Store:
             delivery.mark_published(connection, ids, at)
 
     def cancel_job(self, job: str, at: float) -> JobStatus:
-        """Cancel the items that are not computed yet: claims of their envelopes return CANCELLED from now on.
-
-        Raises UnknownJob.
-        """
+        """Cancel the uncomputed items: claims of their envelopes return CANCELLED from now on. Raises UnknownJob."""
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at)
 

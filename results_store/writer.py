@@ -284,10 +284,7 @@ class Writer:
             )
 
     def _announce(self, group: list[_Request], at: float, committed: Committed) -> None:
-        """Announce the finished envelopes.
-
-        A lost notice costs its reader a poll; a commit must not fail because of it.
-        """
+        """Announce the finished envelopes. A lost notice costs its reader a poll, so no commit fails because of it."""
         if self._on_committed is None or not committed.done:
             return
         try:

@@ -5,10 +5,10 @@ their results, even if Redis or this process fails: the fleet's reconciler publi
 unpublished. If Redis fails after the commit, the call therefore returns normally. If Redis is away before the commit,
 the call raises BrokerUnavailable, and nothing of the call (for `submit_many`: of the chunk) is accepted.
 
-The event loop never waits for the network, for a disk, or for a lock that is held over either. A few threads do, however
-many items are awaited: they commit and publish, hear notices and read results. They deliver to the loop in batches. If
-Redis or the database is away or silent, calls raise BrokerUnavailable or StoreUnavailable after their timeouts; other
-work in the loop continues meanwhile.
+The event loop never waits for the network, for a disk, or for a lock that is held over either. A few threads do,
+however many items are awaited: they commit and publish, hear notices and read results. They deliver to the loop in
+batches. If Redis or the database is away or silent, calls raise BrokerUnavailable or StoreUnavailable after their
+timeouts; other work in the loop continues meanwhile.
 
 `Client` runs the same coroutines in the calling thread.
 """
@@ -324,10 +324,7 @@ class AsyncClient:
             yield row
 
     async def ask(self, question: Callable[[Store], T]) -> T:
-        """Return the answer of `question`, which is called with the client's store in a thread.
-
-        For queries that have no method here.
-        """
+        """Return `question(store)`, called with the client's store in a thread, for queries without a method here."""
         return await self._link.ask(question)
 
     async def check(self) -> None:

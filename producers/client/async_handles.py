@@ -235,10 +235,7 @@ class AsyncWatched:
 
 
 class AsyncJob(AsyncWatched):
-    """A submission of many items.
-
-    `rejected` holds the first 1,000 rejected inputs, and `rejected_count` counts all.
-    """
+    """A submission of many items. `rejected` has the first 1,000 rejected inputs, `rejected_count` counts all."""
 
     async def results(self) -> AsyncIterator[Result]:
         """Yield the stored results, by item and then task, a page at a time. Raises UnknownJob.

@@ -184,10 +184,7 @@ class Client:
         return self.job(id).results()
 
     def ask(self, question: Callable[[Store], T]) -> T:
-        """Return the answer of `question`, which is called with the client's store.
-
-        For queries that have no method here.
-        """
+        """Return `question(store)`, called with the client's store, for queries without a method here."""
         return run(self._awaited.ask(question))
 
     def check(self) -> None:

@@ -7,10 +7,7 @@ from collections import deque
 
 
 class Turnstile:
-    """Let `width` tasks pass in a round of the loop.
-
-    Later tasks pass in the following rounds, first come first served.
-    """
+    """Let `width` tasks pass in a round of the loop, and later tasks in the following rounds, in their order."""
 
     def __init__(self, width: int) -> None:
         self._width = width

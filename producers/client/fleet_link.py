@@ -86,10 +86,7 @@ class Link:
 
     @property
     def listener(self) -> Listener:
-        """The listener for notices.
-
-        Without a broker it asks the store at intervals, which is enough for reading results.
-        """
+        """The listener for notices. Without a broker it only asks the store, which is enough to read results."""
         with self._lock:
             self.refuse_if_closed()
             if self._listener is None:
@@ -123,10 +120,7 @@ class Link:
 
     @property
     def max_queued_s(self) -> Mapping[Priority, float]:
-        """The seconds of work that may wait before new items, by priority; without an entry, no limit.
-
-        Raises ConfigurationError.
-        """
+        """The seconds of work that may wait before new items, by priority, if limited. Raises ConfigurationError."""
         if self._max_queued_s is None:
             self._max_queued_s = self._connection.admission.by_priority
         return self._max_queued_s

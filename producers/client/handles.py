@@ -94,10 +94,7 @@ class Watched(Generic[J]):
 
 
 class Job(Watched[AsyncJob]):
-    """A submission of many items.
-
-    `rejected` holds the first 1,000 rejected inputs, and `rejected_count` counts all.
-    """
+    """A submission of many items. `rejected` has the first 1,000 rejected inputs, `rejected_count` counts all."""
 
     def results(self) -> Iterator[Result]:
         """Yield the stored results, by item and then task, a page at a time. Raises UnknownJob.

@@ -122,10 +122,7 @@ class Listener:
                     del self._followers[channel]  # the thread unsubscribes in its next round
 
     def hear(self, channel: str, heard: Callable[[bytes], object], live: threading.Event) -> None:
-        """Call `heard` with each message on a channel, until `unhear`.
-
-        `live` is set once the subscription is active.
-        """
+        """Call `heard` with each message on a channel, until `unhear`; `live` is set once the channel is heard."""
         with self._lock:
             self._hearers[channel] = (heard, live)
         self._begin()
@@ -136,10 +133,7 @@ class Listener:
         self._wake()
 
     def look_up(self, pending: Iterable[Pending]) -> None:
-        """Read the rows of these items together, and settle the items whose rows are complete.
-
-        Errors go to the waiting callers.
-        """
+        """Read these items' rows together, and settle the complete items. Errors go to the waiting callers."""
         by_job: defaultdict[str, dict[int, Pending]] = defaultdict(dict)
         for item in pending:
             by_job[item.job][item.seq] = item

@@ -91,10 +91,7 @@ class Request:
         return None if self.deadline_s is None else now + self.deadline_s
 
     def item(self, seq: int, value: object, *, field: str) -> Item:
-        """Return `value`, an input or a NewItem, as a checked item.
-
-        Raises InvalidInput, which names `field` and the part of it.
-        """
+        """Return `value`, an input or a NewItem, as a checked item. Raises InvalidInput, naming the invalid field."""
         key = params = None
         if isinstance(value, NewItem):
             key, params, value = value.key, value.params, value.input

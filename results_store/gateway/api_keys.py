@@ -14,10 +14,7 @@ from results_store.sql.schema import api_keys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """An API key. `operator` may see every tenant. A key without `expires_at` does not expire.
-
-    Times are Unix seconds.
-    """
+    """An API key. `operator` may see every tenant. Without `expires_at` it does not expire. Times are Unix seconds."""
 
     id: str
     name: str

@@ -19,10 +19,7 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
     """The consumer for ``worker_consumer``."""
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Send events at intervals.
-
-        Called with every new connection; Celery ends the timers of the connection before.
-        """
+        """Send events at intervals. Called for each new connection; Celery ends the timers of the old one."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(EVENTS_EVERY_S, self._flush_events)
 

@@ -72,10 +72,7 @@ class Execution(Preparation):
         return self.writer.claim(envelope.id) if envelope.durable else Claim.UNKNOWN
 
     def batch(self, envelope: Envelope, items: Sequence[PreparedItem], inputs: Derivation) -> list[PreparedItem]:
-        """Wait for the items' outcomes.
-
-        Items whose model has a new version by now are prepared again for it, and wait again.
-        """
+        """Wait for the items' outcomes. Items whose model has a new version are prepared again and wait again."""
         items, outdated = list(items), list(range(len(items)))
         while outdated:
             self.batcher.submit([entry for n in outdated if (entry := items[n].entry)]).wait()
@@ -87,10 +84,7 @@ class Execution(Preparation):
         return items
 
     def store(self, envelope: Envelope, claim: Claim, items: Sequence[PreparedItem], results: Sequence[Result]) -> None:
-        """Commit the results together with the envelope's end.
-
-        Raises EnvelopeInterrupted if this worker did not finish it.
-        """
+        """Commit the results and the envelope's end. Raises EnvelopeInterrupted if the worker did not finish it."""
         interrupted = any(item.entry and isinstance(item.entry.outcome, Interrupted) for item in items)
         ended = () if interrupted else (envelope.id,)
         self.writer.commit(

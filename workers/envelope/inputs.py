@@ -89,10 +89,7 @@ def may_wait(value: Input) -> bool:
 
 
 def carried(value: Input, limits: InputLimits) -> Input:
-    """Return an input that was sent by reference as if it were inline; any other as it is.
-
-    Raises the errors of `read`.
-    """
+    """Return an input that was sent by reference as if it were inline, or any other as it is. Raises like `read`."""
     if not isinstance(value, BlobInput):
         return value
     most_bytes = 4 * limits.max_text_chars if value.text else limits.max_input_bytes

@@ -52,10 +52,7 @@ class Pipeline:
         options: Mapping[str, Any] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Add a step and return the pipeline. `options` are the selector's, `params` the task's.
-
-        Raises InvalidInput.
-        """
+        """Add a step; return the pipeline. `options` go to the selector, `params` to the task. Raises InvalidInput."""
         if not isinstance(name, str) or not name.strip():
             raise InvalidInput("name", f"must be a name for the step, not {name!r}")
         if name in self._steps:
@@ -65,10 +62,7 @@ class Pipeline:
         return self
 
     def check(self, catalogue: Catalogue) -> Plan:
-        """Return the plan of the pipeline for these tasks.
-
-        Raises InvalidInput, which names the step and its problem.
-        """
+        """Return the plan of the pipeline for these tasks. Raises InvalidInput, naming the step and its problem."""
         if not self._steps:
             raise InvalidInput("steps", "are none", "add one: Pipeline().step('mood', task='sentiment')")
         if len(self._steps) > MAX_STEPS:

@@ -54,10 +54,7 @@ class PipelineJob(Watched[AsyncPipelineJob]):
 
 
 def write_trees(store: Store, job: str, out: TextIO) -> None:
-    """Write a JSON object for each input, with its tree.
-
-    Raises UnknownJob, or InvalidInput if the job is not a pipeline.
-    """
+    """Write the tree of each input as a JSON object. Raises UnknownJob, or InvalidInput if it is no pipeline."""
     from results_store.export.text_export import stream, write_lines
     from results_store.sql.columns import compact_json
 

@@ -118,10 +118,7 @@ class Admission:
         return max(1, min(most))
 
     def judge(self, orders: Sequence[Order]) -> list[Overloaded | None]:
-        """Return the refusal of each order, or None for an admitted order, which counts as sent.
-
-        Raises BrokerUnavailable.
-        """
+        """Return the refusal of each order; None admits the order and counts it. Raises BrokerUnavailable."""
         self._seen.update(order.tenant for order in orders)
         if time.monotonic() - self._look.at > LOOK_EVERY_S:
             if all(order.request.priority is Priority.INTERACTIVE for order in orders):
@@ -197,10 +194,7 @@ class Admission:
 
 
 def _take(redis: Redis, tenant: str, rate: float, sizes: Sequence[int]) -> tuple[int, float]:
-    """Take sizes from a tenant's rate, in order, as far as it allows.
-
-    Return their number, and the wait for the next.
-    """
+    """Take the first of these sizes, as far as a tenant's rate allows. Return their number, and the wait for more."""
     with as_unavailable(redis):
         taken, wait_s = redis.eval(_RATE, 1, f"argosy.rate.{tenant}", rate, BURST_S, *sizes)
     return int(taken), float(wait_s)

@@ -1,7 +1,4 @@
-"""A batch of requests as a job: submitted under its id, and ended once the job has ended.
-
-Each step may be taken twice.
-"""
+"""A batch of requests as a job: submitted under its id, and ended after the job. Each step may be taken twice."""
 
 from __future__ import annotations
 
@@ -56,10 +53,7 @@ class BatchJob:
         return self._noted("cancelling_at") and self._noted("job") and not self._noted("submitted_at")
 
     async def advance(self) -> None:
-        """Take all steps that are possible now.
-
-        After an error of client or store, which is raised, call it again later.
-        """
+        """Take all steps that are possible now. Errors of client and store are raised; call it again later."""
         try:
             if not self._noted("job"):
                 await self._validate()

@@ -35,10 +35,7 @@ class Line:
 
     @property
     def key(self) -> str:
-        """The key of its results, with all data needed to answer the request from them.
-
-        ASCII, whatever the `custom_id`.
-        """
+        """The key of its results: all data needed to answer the request from them. ASCII for any `custom_id`."""
         options = {} if self.call is None else self.call.options
         return json.dumps({"custom_id": self.custom_id, "line": self.number, "options": options})
 
@@ -63,10 +60,7 @@ class LineError(ArgosyError):
 
 
 def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue) -> Line:
-    """Return the request of a line. If only its body is invalid, the request is returned with the reason.
-
-    Raises LineError.
-    """
+    """Return the request of a line, with the reason if its body alone is invalid. Raises LineError."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

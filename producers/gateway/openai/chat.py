@@ -63,10 +63,7 @@ class Message(BaseModel):
 
 
 class ChatBody(BaseModel):
-    """Unknown fields without an effect here, such as `user`, are ignored.
-
-    Fields that request unavailable features are refused.
-    """
+    """Fields without an effect here, such as `user`, are ignored. Fields for missing features are refused."""
 
     model_config = ConfigDict(
         extra="allow",

@@ -55,10 +55,7 @@ async def transcriptions(
 
 
 def timestamps(form: Format, granularities: Sequence[Granularity]) -> list[bool | str]:
-    """Return the `return_timestamps` values of a format.
-
-    Each needs its own item, because its times are computed differently.
-    """
+    """Return the `return_timestamps` values of a format: one item each, as the model makes their times differently."""
     if form in ("json", "text"):
         return [False]
     if form != "verbose_json" or not granularities:
@@ -93,10 +90,7 @@ def shown(heard: Mapping[str, Any], form: Format) -> Response:
 
 
 def segments_of(heard: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the chunks of a transcription with their times in seconds.
-
-    A missing time is taken from the next or last chunk.
-    """
+    """Return a transcription's chunks with times in seconds. A missing time is taken from a neighbour."""
     chunks = heard.get("chunks") or []
     starts = [chunk["timestamp"][0] for chunk in chunks]
     segments: list[dict[str, Any]] = []
