@@ -1,12 +1,14 @@
-"""Check that the house is in order: how much a folder holds, and how its rooms lean on each other. Part of ``make check``.
+"""Check the rooms of the packages: their size, their imports of each other, and names used twice. Part of ``make check``.
 
 A room is a folder or a module that lies directly in a package; an arrow is a pair of rooms, one of which imports the other.
-CONTRIBUTING says the rule; docs/decisions/0103-rooms.md says why.
+CONTRIBUTING says the rule; docs/decisions/0029-rooms.md says why.
 """
 
 from __future__ import annotations
 
+import ast
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -33,7 +35,7 @@ OUTSIDE = ("workers.shipped_heads",)
 def main() -> int:
     """Print what is out of order; return 1 if anything is."""
     imports = imports_of(grimp.build_graph(*PACKAGES, cache_dir=None))
-    problems = [*crowded_folders(), *module_cycles(imports)]
+    problems = [*crowded_folders(), *module_cycles(imports), *names_used_twice()]
     for package in ARROWS:
         problems += arrows_and_floors(package, rooms_of(package, imports))
     for problem in problems:
@@ -57,6 +59,22 @@ def crowded_folders() -> Iterator[str]:
             most = BESIDE_ROOMS if name in ARROWS else IN_A_ROOM
             if len(modules) > most:
                 yield f"{name} holds {len(modules)} modules; the most is {most}"
+
+
+def names_used_twice() -> Iterator[str]:
+    """Yield each module name and each class name that a package has for two things."""
+    for package in PACKAGES:
+        places: defaultdict[str, list[str]] = defaultdict(list)
+        for path in (ROOT / package).rglob("*.py"):
+            place = path.relative_to(ROOT).as_posix()
+            if not path.name.startswith("__"):
+                places[f"module {path.stem}"].append(place)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    places[f"class {node.name}"].append(place)
+        for name, found in places.items():
+            if len(found) > 1:
+                yield f"{package} has the {name} in {' and in '.join(sorted(found))}"
 
 
 def module_cycles(imports: Graph) -> Iterator[str]:

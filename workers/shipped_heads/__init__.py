@@ -1,3 +1,4 @@
-"""The programs that made the shipped heads: in the repository, not in the wheel. docs/training.md says how to run
-each.
+"""The programs that made the shipped heads: in the repository, not in the wheel.
+
+workers/models/heads/README.md has the command of each.
 """
