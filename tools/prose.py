@@ -21,7 +21,7 @@ OPENERS = {"what", "who", "whoever", "one", "those", "that", "of"}
 
 LONGEST_LINE = 120
 
-_CODE = re.compile(r"```.*?```|``[^`]*``|`[^`]*`|^( {4,}|\|).*$", re.DOTALL | re.MULTILINE)
+_CODE = re.compile(r"```.*?```|``[^`]*``|`[^`]*`|^(?: {4,}|\|)[^\n]*$", re.DOTALL | re.MULTILINE)
 _CLAUSE = re.compile(r"[.;:,!?()]+\s|\n\s*\n")
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
 
