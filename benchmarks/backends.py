@@ -1,7 +1,9 @@
-"""How much faster is the best backend on this machine's CPU, or GPU, than torch uncompiled in fp32, at the same accuracy?
+"""How much faster is the best backend on this machine's CPU, or GPU, than torch uncompiled in fp32, at the same
+accuracy?
 
 `argosy tune` decides with labelled texts which backends answer as well as torch in fp32 (at most half a point lost on
-any task). These then run the same offline loop over the same real texts, two tasks each, in turns; medians of three passes.
+any task). These then run the same offline loop over the same real texts, two tasks each, in turns; medians of three
+passes.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ The same real texts, two tasks each, all cores, and the GPU if there is one, for
 * the fleet: from the submission until the last row is in SQLite;
 * offline: one process on the fleet's own backend, texts sorted by length, batches of the fleet's own budget, tokenising
   included, nothing stored;
-* plain Celery (benchmarks/plain_celery.py): prefork, one text a task, Celery's SQL backend, transformers' model as it comes
-  (torch, fp32), as people write it.
+* plain Celery (benchmarks/plain_celery.py): prefork, one text a task, Celery's SQL backend, transformers' model as it
+  comes (torch, fp32), as people write it.
 
 Medians of three passes, in turn.
 """

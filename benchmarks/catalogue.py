@@ -1,14 +1,16 @@
 """Is any kind of task slower through the fleet than transformers' own pipeline on the same inputs?
 
-Each entry of `ENTRIES` is run by both in turn, medians of the passes: through a whole fleet, from the submission until the last row
-is in SQLite; and by a loop over the plain pipeline in this process, all cores, as its documentation has it, and in batches of 8. Where
-transformers has no pipeline for a kind any more, the loop is the few lines that one writes instead, over transformers' network.
+Each entry of `ENTRIES` is run by both in turn, medians of the passes: through a whole fleet, from the submission until
+the last row is in SQLite; and by a loop over the plain pipeline in this process, all cores, as its documentation has
+it, and in batches of 8. Where transformers has no pipeline for a kind any more, the loop is the few lines that one
+writes instead, over transformers' network.
 
-`slowest_over_pipeline` is the slowest of these. A network of our own, of which transformers knows nothing, is beside a bare loop over that
-very network: `slowest_over_own_loop`. That may be under 1, where an item is computed in less time than it takes to bring it there and store its row.
+`slowest_over_pipeline` is the slowest of these. A network of our own, of which transformers knows nothing, is beside a
+bare loop over that very network: `slowest_over_own_loop`. That may be under 1, where an item is computed in less time
+than it takes to bring it there and store its row.
 
-A whole run with `--keep` writes the table in docs/models.md. Another task is another entry in benchmarks/tasks/entries.py, another
-model a function in benchmarks/tasks/checkpoints.py.
+A whole run with `--keep` writes the table in docs/models.md. Another task is another entry in
+benchmarks/tasks/entries.py, another model a function in benchmarks/tasks/checkpoints.py.
 """
 
 from __future__ import annotations
@@ -107,7 +109,9 @@ def _make(name: str, folder: Path, tasks: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """Items a second of one entry: through the fleet, by the plain pipeline, by the same in batches of 8. And its quality."""
+    """Items a second of one entry: through the fleet, by the plain pipeline, by the same in batches of 8. And its
+    quality.
+    """
 
     fleet: float
     plain: float

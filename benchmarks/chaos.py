@@ -1,17 +1,18 @@
-"""Nothing lost, nothing twice, nothing wrong, whatever dies: a real fleet under load, its parts killed one after another.
+"""Nothing lost, nothing twice, nothing wrong, whatever dies: a real fleet under load, its parts killed one after
+another.
 
     python -m benchmarks.chaos [--store sqlite|postgresql] [--items N] [--kills N] [--seed N] [--quick | --keep]
 
-Two workers serve the scripted model, whose answers are known, and the real text model if it is pulled. Producer processes submit
-under idempotency keys and are run again until they end well; beside them someone asks single questions and waits. Meanwhile
-are killed at random: device processes, workers, producers, Valkey with and without its data, all of it at once, PostgreSQL
-and its sessions; and a worker is stopped until others have its work, and goes on.
+Two workers serve the scripted model, whose answers are known, and the real text model if it is pulled. Producer
+processes submit under idempotency keys and are run again until they end well; beside them someone asks single questions
+and waits. Meanwhile are killed at random: device processes, workers, producers, Valkey with and without its data, all
+of it at once, PostgreSQL and its sessions; and a worker is stopped until others have its work, and goes on.
 
-Figures: `accepted` and `terminal` count results (one per text and task). `lost` has no row, `doubled` counts rows that nobody
-submitted, `wrong` rows that are not what an undisturbed run gives. `forgotten` are items that a producer was told are accepted and
-its next run did not find; `miscounted`, how far progress is off the rows. `recovery_*_s` is the time from a blow to the first
-result that is stored of what producers had submitted before it, `drain_*_s` to the last of these (later blows fall into that, too),
-`stall_max_s` the longest time without any result while work was unfinished.
+Figures: `accepted` and `terminal` count results (one per text and task). `lost` has no row, `doubled` counts rows that
+nobody submitted, `wrong` rows that are not what an undisturbed run gives. `forgotten` are items that a producer was
+told are accepted and its next run did not find; `miscounted`, how far progress is off the rows. `recovery_*_s` is the
+time from a blow to the first result that is stored of what producers had submitted before it, `drain_*_s` to the last
+of these (later blows fall into that, too), `stall_max_s` the longest time without any result while work was unfinished.
 """
 
 from __future__ import annotations

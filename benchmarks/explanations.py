@@ -1,8 +1,9 @@
 """Do explanations name the words that matter, what do they cost, and does an interactive item wait for them?
 
-Faithfulness by deletion: of held-out sentences, the fifth of the words that the explanation says spoke most for the label is left
-out, and beside it as many words at random; how far do the label's log-odds fall, and how often does it change? Cost: explained texts a second
-beside plain ones. Interactive: texts awaited one after another, on an idle fleet and while bulk explanations run.
+Faithfulness by deletion: of held-out sentences, the fifth of the words that the explanation says spoke most for the
+label is left out, and beside it as many words at random; how far do the label's log-odds fall, and how often does it
+change? Cost: explained texts a second beside plain ones. Interactive: texts awaited one after another, on an idle fleet
+and while bulk explanations run.
 """
 
 from __future__ import annotations

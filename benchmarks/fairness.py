@@ -1,7 +1,7 @@
 """Does bulk keep its guaranteed share of the device while interactive work alone could fill it?
 
-Thousands of interactive texts and thousands of bulk ones at once, none of them twice. Counted are the batches while there are
-plenty of both; a batch's time is shared out by the tokens of its items. A fifth is guaranteed to bulk here.
+Thousands of interactive texts and thousands of bulk ones at once, none of them twice. Counted are the batches while
+there are plenty of both; a batch's time is shared out by the tokens of its items. A fifth is guaranteed to bulk here.
 """
 
 from __future__ import annotations
@@ -65,10 +65,12 @@ def configured(file: Any) -> settings.Settings:
 
 
 def both(batches: list[Batch]) -> list[Batch]:
-    """The batches from `WARM_UP_S` after the first interactive one on, without the last tenth: while such items are plenty.
+    """The batches from `WARM_UP_S` after the first interactive one on, without the last tenth: while such items are
+    plenty.
 
-    At first bulk has a little device time to its debit, from when it had the device to itself. Whole turns are counted, from
-    the end of one that was bulk's to the end of another: a batch more of the one or the other is no matter of shares.
+    At first bulk has a little device time to its debit, from when it had the device to itself. Whole turns are counted,
+    from the end of one that was bulk's to the end of another: a batch more of the one or the other is no matter of
+    shares.
     """
     urgent = [batch.started_at for batch in batches if str(INTERACTIVE) in batch.priorities]
     first, last = urgent[0], urgent[-1 - len(urgent) // 10]

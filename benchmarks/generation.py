@@ -1,8 +1,8 @@
 """What do requests gain that are at the device together?
 
-One client asks SmolLM2-135M eight questions, one after another, and then all eight at the same time, round after round, through a
-whole fleet; each answer has as many tokens. Beside it: transformers' own `generate`, one by one and as one padded batch, and
-its own continuous batching, on the same prompts in this process, each after a warm-up.
+One client asks SmolLM2-135M eight questions, one after another, and then all eight at the same time, round after round,
+through a whole fleet; each answer has as many tokens. Beside it: transformers' own `generate`, one by one and as one
+padded batch, and its own continuous batching, on the same prompts in this process, each after a warm-up.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def main() -> None:
 
 
 def _fleet(client: Client, tokens: int, rounds: int) -> tuple[float, float]:
-    """Return tokens a second: one request at a time, and eight. The two take turns, so that the machine's moods hit both."""
+    """Return tokens a second: one request at a time, and eight. The two take turns, so that the machine's moods hit
+    both.
+    """
     _ask(client, QUESTIONS[:1], tokens)
     single, together = [], []
     for number in range(rounds):

@@ -1,4 +1,6 @@
-"""What do more tasks on the same text cost? Four heads on one pass beside one head, end to end, medians of three in turn."""
+"""What do more tasks on the same text cost? Four heads on one pass beside one head, end to end, medians of three in
+turn.
+"""
 
 from __future__ import annotations
 

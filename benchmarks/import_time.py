@@ -2,8 +2,8 @@
 
     python -m benchmarks.import_time [--quick | --keep]
 
-Each figure is the median of many runs, after one that warms the file cache. Imports are timed inside the new interpreter, so its
-own start is not counted; the command is timed from outside, start included, as its user feels it.
+Each figure is the median of many runs, after one that warms the file cache. Imports are timed inside the new
+interpreter, so its own start is not counted; the command is timed from outside, start included, as its user feels it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What does a saturating bulk load do to interactive items, and to whom does the padding go?
 
-One interactive text at a time, awaited, first on an idle fleet, then while another process, as a pipeline would, keeps bulk texts
-queued; in turns, medians of three. The padding is that of all text batches of the loaded parts; `bulk_items_per_s` says that
-the load was one.
+One interactive text at a time, awaited, first on an idle fleet, then while another process, as a pipeline would, keeps
+bulk texts queued; in turns, medians of three. The padding is that of all text batches of the loaded parts;
+`bulk_items_per_s` says that the load was one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How long does one interactive item take, idle fleet, a model that does nothing, beside a bare Celery round trip?
 
 One item at a time through the asyncio client, durable and not, and Celery's `delay` and `get` with its Redis result
-backend (prefork, one process) in turn, in one run, each on a broker of its own. Then 1,000 items awaited at once: all must
-be answered, and the event loop must not be held up meanwhile: how late a sleep of 5 ms ends is its lag.
+backend (prefork, one process) in turn, in one run, each on a broker of its own. Then 1,000 items awaited at once: all
+must be answered, and the event loop must not be held up meanwhile: how late a sleep of 5 ms ends is its lag.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def celery_trips(celery: Any, count: int) -> list[float]:
 
 
 async def all_at_once(client: AsyncClient, count: int) -> tuple[float, float]:
-    """The loop's lag (99th percentile, ms) while `count` items are awaited, half of them durable; and how long that took."""
+    """The loop's lag (99th percentile, ms) while `count` items are awaited, half of them durable; and how long that
+    took.
+    """
     lags: list[float] = []
     watching = asyncio.create_task(watch(lags))
     started = time.perf_counter()

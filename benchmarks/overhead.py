@@ -1,4 +1,5 @@
-"""What does the fleet itself cost? Items a second end to end with a model that does nothing, beside plain Celery's no-op tasks.
+"""What does the fleet itself cost? Items a second end to end with a model that does nothing, beside plain Celery's
+no-op tasks.
 
 Durable, submitted in bulk, one worker node, SQLite; Celery: one worker process, results ignored. In one run, medians of
 three; a pass begins with the submission and ends when the last result is in SQL (for Celery, with the last task done).

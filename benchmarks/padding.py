@@ -1,8 +1,8 @@
 """How much of what the device computes is padding, on texts of very mixed lengths?
 
-All texts are submitted as one bulk job, through a real fleet; the flight recorder says what each batch held. Beside it, from
-the same lengths: batches of the same budget filled in the order of arrival, as a batcher without a view of lengths does,
-and filled after sorting everything, which only a loop that waits for all of it can do.
+All texts are submitted as one bulk job, through a real fleet; the flight recorder says what each batch held. Beside it,
+from the same lengths: batches of the same budget filled in the order of arrival, as a batcher without a view of lengths
+does, and filled after sorting everything, which only a loop that waits for all of it can do.
 """
 
 from __future__ import annotations

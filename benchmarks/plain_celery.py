@@ -1,7 +1,7 @@
 """What people write by hand: a Celery application with one item a task. The other side of the comparisons.
 
-Written the way Celery's documentation recommends: prefork, the model loaded once a worker process, results in Celery's own SQL
-backend, acknowledged early as is the default. It is started as ``celery -A benchmarks.plain_celery worker``.
+Written the way Celery's documentation recommends: prefork, the model loaded once a worker process, results in Celery's
+own SQL backend, acknowledged early as is the default. It is started as ``celery -A benchmarks.plain_celery worker``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _model: Any = None
 
 @worker_process_init.connect
 def _load(**_: Any) -> None:
-    """Load the text model in each worker process, once, with one thread each: the processes share the cores, or the GPU."""
+    """Load the text model in each worker process, once, with one thread each: the processes share the cores, or the
+    GPU.
+    """
     if not os.environ.get("PLAIN_MODEL"):
         return
     import torch

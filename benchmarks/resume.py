@@ -1,9 +1,9 @@
 """What is lost or doubled when `argosy submit` is killed three times and run again?
 
-A file of rows is submitted by the command itself in a process of its own, killed with SIGKILL at a sixth, a half
-and five sixths of it, and run a fourth time, to its end; then every result is counted. The model does nothing. The figures of a
-whole run are `results`, which must be the number of rows, and `missing`, `doubled` and `misplaced` (a result whose key is
-not its row's), which must be 0.
+A file of rows is submitted by the command itself in a process of its own, killed with SIGKILL at a sixth, a half and
+five sixths of it, and run a fourth time, to its end; then every result is counted. The model does nothing. The figures
+of a whole run are `results`, which must be the number of rows, and `missing`, `doubled` and `misplaced` (a result whose
+key is not its row's), which must be 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from producers import Client
 from results_store.records import JobStatus
 from workers import settings
 
-#: What a kill left between its commit and Redis is published after seconds, not half a minute: this is about loss, not time.
+#: What a kill left between its commit and Redis is published after seconds, not half a minute: this is about loss, not
+#: time.
 IMPATIENT = FLEET.replace("[worker]", "[worker]\npublish_overdue_s = 2.0\nreconcile_every_s = 0.5")
 
 
@@ -72,7 +73,9 @@ def command(source: Path) -> list[str]:
 
 
 def killed_run(client: Client, source: Path, at_items: int) -> tuple[bool, int]:
-    """Run the command and kill it once the job has so many items; return whether that hit it, and how many it had then."""
+    """Run the command and kill it once the job has so many items; return whether that hit it, and how many it had
+    then.
+    """
     with subprocess.Popen(command(source), stdout=subprocess.DEVNULL) as process:
         while items_of(client) < at_items:
             if process.poll() is not None:

@@ -1,8 +1,9 @@
 """How near does the group-commit writer come to raw bulk inserts of the same rows, and does reading progress stay flat?
 
-Thirty-two threads commit envelopes of 64 items with three tasks through one `Writer`, as a worker's slots do; beside it, in turns,
-the same rows go into the same table by the driver alone: `executemany` on SQLite, COPY on PostgreSQL, 8,192 rows a transaction, with
-the same durability. Both begin with result objects, so both encode JSON. Only the writer marks envelopes done and counts progress.
+Thirty-two threads commit envelopes of 64 items with three tasks through one `Writer`, as a worker's slots do; beside
+it, in turns, the same rows go into the same table by the driver alone: `executemany` on SQLite, COPY on PostgreSQL,
+8,192 rows a transaction, with the same durability. Both begin with result objects, so both encode JSON. Only the writer
+marks envelopes done and counts progress.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How fast are durable items accepted, beside Celery's `apply_async` in the same run, and does memory stay flat?
 
-Short texts in bulk, by the client and the asyncio client, into SQLite and PostgreSQL: an item counts once it is committed and on
-Redis. `apply_async` sends one task a text. Medians of three, in turn; the ratios are the worse of the two databases'. No
-worker runs. `rss_growth_mib` is by how much a submission of a million items, from a generator, raises the memory of the
-process over one of 10,000.
+Short texts in bulk, by the client and the asyncio client, into SQLite and PostgreSQL: an item counts once it is
+committed and on Redis. `apply_async` sends one task a text. Medians of three, in turn; the ratios are the worse of the
+two databases'. No worker runs. `rss_growth_mib` is by how much a submission of a million items, from a generator,
+raises the memory of the process over one of 10,000.
 """
 
 from __future__ import annotations

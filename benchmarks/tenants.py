@@ -1,8 +1,9 @@
 """How much longer do a tenant's hundred texts take beside another's thousands, submitted before, than alone?
 
 Real texts with the `text` model, bulk, one worker; the large tenant's are all submitted when the small one's come. The
-median of several rounds of both. The small one has submitted before: a tenant's very first envelope waits up to two seconds longer,
-until the workers have heard of it. tests/unit/test_tenant_shares.py has a million rows, on a virtual clock.
+median of several rounds of both. The small one has submitted before: a tenant's very first envelope waits up to two
+seconds longer, until the workers have heard of it. tests/unit/test_tenant_shares.py has a million rows, on a virtual
+clock.
 """
 
 from __future__ import annotations

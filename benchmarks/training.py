@@ -1,9 +1,11 @@
-"""What do several processes, hidden communication and compressed gradients give the joint training of the text heads, and how good is it?
+"""What do several processes, hidden communication and compressed gradients give the joint training of the text heads,
+and how good is it?
 
-Steps a second of one process and of two, which on one machine share its cores; a step's time on an imitated link on which gradients take
-as long as a step computes, sent while the backward pass goes on and after it; bytes that a process gives to collectives in a step, and
-accuracy on the validation part after the same steps, by compression; held-out accuracy beside the heads on the frozen encoder.
-With ``--device cuda``, one process for each GPU: with one GPU, NCCL in a group of one, and no second process to wait for.
+Steps a second of one process and of two, which on one machine share its cores; a step's time on an imitated link on
+which gradients take as long as a step computes, sent while the backward pass goes on and after it; bytes that a process
+gives to collectives in a step, and accuracy on the validation part after the same steps, by compression; held-out
+accuracy beside the heads on the frozen encoder. With ``--device cuda``, one process for each GPU: with one GPU, NCCL in
+a group of one, and no second process to wait for.
 """
 
 from __future__ import annotations
@@ -120,7 +122,9 @@ def measure(process: Process, group: Group) -> None:
 
 
 def _hiding(found: Mapping[str, Sequence[Line]]) -> dict[str, float]:
-    """Compare steps whose exchange takes as long as a plain step: done while the backward pass goes on, and after it."""
+    """Compare steps whose exchange takes as long as a plain step: done while the backward pass goes on, and after
+    it.
+    """
     plain_s, hidden_s, after_s = (_step_s(found[name]) for name in ("plain", "hidden", "after"))
     return {
         "together_steps_per_s": round(1 / plain_s, 3),

@@ -1,8 +1,8 @@
 """How good are the uses that docs/recipes shows, on data that nothing was trained on?
 
 Retrieval: BBC headlines and their articles, of which the headlines were cut off, beside BM25; and the questions of
-examples/handbook_questions.jsonl, which we wrote ourselves. Answers, intents, recommendations, risks: as the recipes make them. All through a
-fleet; nothing here is about speed.
+examples/handbook_questions.jsonl, which we wrote ourselves. Answers, intents, recommendations, risks: as the recipes
+make them. All through a fleet; nothing here is about speed.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ LONG_WORDS = 130
 
 
 def mixed_texts(count: int, *, seed: int = 0, cache: Path | None = None) -> list[str]:
-    """Return `count` distinct real texts in random order: 80 % short sentences with an opinion, 20 % news articles' beginnings.
+    """Return `count` distinct real texts in random order: 80 % short sentences with an opinion, 20 % news articles'
+    beginnings.
 
     The data are pulled into `cache` (default: the user's) if they are not there. The same `seed` gives the same texts.
     """

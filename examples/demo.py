@@ -1,7 +1,7 @@
 """``make demo``: a whole fleet on this machine does the main job on real input, and shows it.
 
-Exits non-zero unless all of it happened: every result in SQL, the two bad items failed alone, interactive items answered
-while bulk ran, Flower saw the envelopes, and nothing is left running.
+Exits non-zero unless all of it happened: every result in SQL, the two bad items failed alone, interactive items
+answered while bulk ran, Flower saw the envelopes, and nothing is left running.
 """
 
 from __future__ import annotations

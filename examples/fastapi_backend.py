@@ -2,8 +2,9 @@
 
     uvicorn examples.fastapi_backend:app
 
-`POST /rate` answers one text at once; `POST /nightly` accepts many, and `GET /nightly/JOB` says how far they are. The fleet is
-found as by the `argosy` command; TASK names another task than `sentiment`. For HTTP without code of your own: `argosy gateway`.
+`POST /rate` answers one text at once; `POST /nightly` accepts many, and `GET /nightly/JOB` says how far they are. The
+fleet is found as by the `argosy` command; TASK names another task than `sentiment`. For HTTP without code of your own:
+`argosy gateway`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m examples.nightly_pipeline reviews.parquet rated.parquet --task sentiment --task topic --id-column id
 
-A row that is bad goes to OUT.errors.jsonl, and stands in the output with its error. Whatever interrupts it, the next run with
-the same file goes on where this one stopped: `idempotency_key` is made of the file's name, size and time. The fleet is found as
-by the `argosy` command, and while it is full, `submit_many` waits.
+A row that is bad goes to OUT.errors.jsonl, and stands in the output with its error. Whatever interrupts it, the next
+run with the same file goes on where this one stopped: `idempotency_key` is made of the file's name, size and time. The
+fleet is found as by the `argosy` command, and while it is full, `submit_many` waits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """``python -m examples.screenshots``: the pictures of the gateway's page in docs/images, from a real fleet at work.
 
-It needs Chromium (Debian: ``apt-get install chromium``), the packages of `make install`, and the models of ``argosy models pull``.
+It needs Chromium (Debian: ``apt-get install chromium``), the packages of `make install`, and the models of ``argosy
+models pull``.
 """
 
 from __future__ import annotations

@@ -34,12 +34,13 @@ from workers.models.sources.model_source import Pulled
 
 
 def pytest_configure() -> None:
-    """PyTorch's threads sleep while they wait: spinning, as they would, takes the cores from other tests. No example is timed:
-    how long one takes, on a machine with other work, says nothing about it.
+    """PyTorch's threads sleep while they wait: spinning, as they would, takes the cores from other tests. No example is
+    timed: how long one takes, on a machine with other work, says nothing about it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # so a script has it for what it starts in the background, and all processes that tests start and interrupt would have it
+        # so a script has it for what it starts in the background, and all processes that tests start and interrupt
+        # would have it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.register_profile("untimed", hypothesis.settings(), deadline=None)
     hypothesis.settings.load_profile("untimed")

@@ -1,6 +1,7 @@
 """A model that does what its inputs say: OK, raise, die, hang, run out of memory, return too few outputs.
 
-It stands in for a real model where faults are tested, in a real device process; it never replaces a real model's own test.
+It stands in for a real model where faults are tested, in a real device process; it never replaces a real model's own
+test.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from workers.models.interface.model import Array, Arrays, Model, Prepared
 class ScriptedModel(Model):
     """Answers a text with its CRC-32. ``raise``, ``die``, ``hang``, ``oom`` and ``short`` in the text are obeyed.
 
-    ``sleep 0.2`` makes its batch take that many seconds; ``hold PATH`` makes that file, and its batch takes until it is gone; so does ``wait while PATH``, which does not make it; ``kill while PATH`` kills the worker itself that prepares it, as
-    long as there is such a file. Options: `fail_to_load` ends `load` (``raise`` or ``die``).
+    ``sleep 0.2`` makes its batch take that many seconds; ``hold PATH`` makes that file, and its batch takes until it is
+    gone; so does ``wait while PATH``, which does not make it; ``kill while PATH`` kills the worker itself that prepares
+    it, as long as there is such a file. Options: `fail_to_load` ends `load` (``raise`` or ``die``).
     """
 
     def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:

@@ -1,4 +1,5 @@
-"""Tiny Hugging Face checkpoints of real architectures, random weights, made where they are wanted: there is no hub here.
+"""Tiny Hugging Face checkpoints of real architectures, random weights, made where they are wanted: there is no hub
+here.
 
 Each function writes one folder as transformers' own `save_pretrained` does and returns it.
 """

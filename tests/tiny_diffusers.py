@@ -9,7 +9,9 @@ SIDE = 16
 
 
 def stable_diffusion(folder: Path, scheduler: str = "PNDMScheduler", *, checked: bool = False) -> Path:
-    """Write a StableDiffusionPipeline for pictures of 16 x 16; `checked` with a checker that finds fault with everything."""
+    """Write a StableDiffusionPipeline for pictures of 16 x 16; `checked` with a checker that finds fault with
+    everything.
+    """
     import diffusers
     import torch
     import transformers

@@ -1,7 +1,7 @@
 """A scripted model whose versions can be told apart: each is a folder with a number in it, which every answer names.
 
-Items carry the number of the version that prepared them; a batch that meets another version raises, and one item answered by two
-versions would show two numbers.
+Items carry the number of the version that prepared them; a batch that meets another version raises, and one item
+answered by two versions would show two numbers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from workers.models.interface.model import Array, Arrays, Prepared
 
 
 def write_version(folder: Path, number: int, *, megabytes: int = 0, fails: str = "") -> Path:
-    """Write a version: its number, what it takes of memory, and how its loading fails, if it does: ``raise``, ``die``, or
-    ``reader`` for that of a `ReadingModel` alone."""
+    """Write a version: its number, what it takes of memory, and how its loading fails, if it does: ``raise``, ``die``,
+    or ``reader`` for that of a `ReadingModel` alone.
+    """
     folder.mkdir(parents=True)
     (folder / "number").write_text(str(number), encoding="ascii")
     (folder / "megabytes").write_text(str(megabytes), encoding="ascii")

@@ -64,7 +64,9 @@ def without_frames() -> bytes:
 
 
 def turned(data: bytes) -> bytes:
-    """Return an MP4 file as a phone held upright writes it: its pixels lie, and its header says by how much to turn them."""
+    """Return an MP4 file as a phone held upright writes it: its pixels lie, and its header says by how much to turn
+    them.
+    """
     start = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8  # version and flags, times and duration, reserved, layer to volume
     matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     return data[:start] + matrix + data[start + len(matrix) :]

@@ -1,7 +1,8 @@
 """Print how the prose of this repository reads, in a few numbers: ``make prose``. A mirror, not a gate.
 
-The numbers are those of docstrings and of Markdown: how often "what" and "one" come in 1,000 words, the share of clauses that
-open with one of `OPENERS`, and the lines of code over 120 characters. Well-kept projects of the kind have under 1, under 4 and under 1 %.
+The numbers are those of docstrings and of Markdown: how often "what" and "one" come in 1,000 words, the share of
+clauses that open with one of `OPENERS`, and the lines of code over 120 characters. Well-kept projects of the kind have
+under 1, under 4 and under 1 %.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Check the rooms of the packages: their size, their imports of each other, and names used twice. Part of ``make check``.
+"""Check the rooms of the packages: their size, their imports of each other, and names used twice. Part of ``make
+check``.
 
-A room is a folder or a module that lies directly in a package; an arrow is a pair of rooms, one of which imports the other.
-CONTRIBUTING says the rule; docs/decisions/0029-rooms.md says why.
+A room is a folder or a module that lies directly in a package; an arrow is a pair of rooms, one of which imports the
+other. CONTRIBUTING says the rule; docs/decisions/0029-rooms.md says why.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ class PostgreSql:
         self._server.ensure_postgres_running()
 
     def kill_session(self, random: Random) -> None:
-        """SIGKILL one of its processes that serve a client: the server then ends all sessions and recovers by itself."""
+        """SIGKILL one of its processes that serve a client: the server then ends all sessions and recovers by
+        itself.
+        """
         children = psutil.Process(self._server.get_pid()).children()
         sessions = [child for child in children if "postgres: postgres" in " ".join(child.cmdline())]
         if sessions:

@@ -1,7 +1,7 @@
 """A producer in a process of its own, to be killed and run again: ``python -m benchmarks.disasters.producer PLAN``.
 
-PLAN is a JSON file, a `Plan`. The texts are submitted at its pace under its idempotency key, so that a kill falls into the
-middle of the submission and the next run goes on from there.
+PLAN is a JSON file, a `Plan`. The texts are submitted at its pace under its idempotency key, so that a kill falls into
+the middle of the submission and the next run goes on from there.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ Key = tuple[int, str]
 class Verdict:
     """Counts of results. `forgotten` are items that a producer was told are accepted and its next run did not find.
 
-    `miscounted` is how far jobs' progress is off their rows, `notes` some cases in words. `spans` are from when to when the
-    producers' results were waited for, (queued, stored), in Unix seconds.
+    `miscounted` is how far jobs' progress is off their rows, `notes` some cases in words. `spans` are from when to when
+    the producers' results were waited for, (queued, stored), in Unix seconds.
     """
 
     accepted: int = 0
@@ -124,7 +124,9 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def recoveries_s(blows: Sequence[Blow], spans: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
-    """Return by kind how long after each blow the first result was stored of those that were waited for when it fell."""
+    """Return by kind how long after each blow the first result was stored of those that were waited for when it
+    fell.
+    """
     found: dict[str, list[float]] = defaultdict(list)
     for blow in blows:
         if waited := _waited_s(blow, spans):

@@ -1,4 +1,6 @@
-"""Draw docs/plots/NAME.svg for each kept result that has a picture: ``python -m benchmarks.plots [RESULTS [PLOTS]]``."""
+"""Draw docs/plots/NAME.svg for each kept result that has a picture: ``python -m benchmarks.plots [RESULTS
+[PLOTS]]``.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Hugging Face folders to measure: real architectures at their published sizes, made here, as there may be no hub.
 
-What has weights that this project pulls uses them; the rest is random, which takes just as long to compute, and only that is measured.
+What has weights that this project pulls uses them; the rest is random, which takes just as long to compute, and only
+that is measured.
 """
 
 from __future__ import annotations

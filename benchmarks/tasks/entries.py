@@ -30,10 +30,11 @@ TOPICS = ["business", "entertainment", "politics", "sport", "tech"]
 class Entry:
     """A task to measure: `inputs` makes so many different ones, `plain` loads what the fleet is compared with.
 
-    With `own_loop` that is a bare loop over a network of our own, else transformers' (or diffusers') pipeline or network.
-    `weights` says what model it is and whose weights they are. `declared` is what the task's table in fleet.toml has besides its
-    kind, if the task is not a built-in one. `quality`, if there is something to say, measures the task on held-out data: what was measured,
-    the result, and the baseline. `documents` are those that a retrieval task looks into.
+    With `own_loop` that is a bare loop over a network of our own, else transformers' (or diffusers') pipeline or
+    network. `weights` says what model it is and whose weights they are. `declared` is what the task's table in
+    fleet.toml has besides its kind, if the task is not a built-in one. `quality`, if there is something to say,
+    measures the task on held-out data: what was measured, the result, and the baseline. `documents` are those that a
+    retrieval task looks into.
     """
 
     task: str
@@ -214,7 +215,9 @@ def headlines_found(client: Client) -> tuple[str, float, float]:
 
 
 def topics_by_likeness(client: Client) -> tuple[str, float, float]:
-    """Judge zero-shot classification on BBC articles, of which nothing was trained: labels and template as they come to mind."""
+    """Judge zero-shot classification on BBC articles, of which nothing was trained: labels and template as they come
+    to mind.
+    """
     examples = Random(0).sample(list(data.read("topic", model_source.cache_folder())), 500)
     params = {"truncation": True, "candidate_labels": TOPICS, "hypothesis_template": "A news article about {}."}
     job = client.submit_many("likeness", [example.text[:2000] for example in examples], params=params)

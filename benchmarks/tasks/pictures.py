@@ -1,4 +1,6 @@
-"""Pictures for benchmarks.catalogue: what is drawn and redrawn, the plain loops over the same networks, and how good it is."""
+"""Pictures for benchmarks.catalogue: what is drawn and redrawn, the plain loops over the same networks, and how good
+it is.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def drawn_by_hand(folder: Path) -> Plain:
 
 
 def digits_read(client: Client) -> tuple[str, float, float]:
-    """Have the drawn digits read by a network that learnt to read real ones. Who draws whatever is right once in ten."""
+    """Have the drawn digits read by a network that learnt to read real ones. Who draws whatever is right once in
+    ten.
+    """
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,6 @@
-"""Recordings for benchmarks.catalogue: sentences of a novel, read aloud (tests/data/speech), and what listens to them without a fleet."""
+"""Recordings for benchmarks.catalogue: sentences of a novel, read aloud (tests/data/speech), and what listens to
+them without a fleet.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def clips(count: int) -> list[Any]:
 
 
 def pipeline(kind: str, **params: Any) -> Callable[[Path], Callable[[Sequence[Any], int], object]]:
-    """Return what loads transformers' pipeline, files read as its documentation has it; greedy, as the fleet is, not by five beams."""
+    """Return what loads transformers' pipeline, files read as its documentation has it; greedy, as the fleet is, not
+    by five beams.
+    """
 
     def load(folder: Path) -> Callable[[Sequence[Any], int], object]:
         import torch

@@ -25,7 +25,9 @@ def described(count: int) -> list[Any]:
 
 
 def in_many_languages(count: int) -> list[Any]:
-    """Return paragraphs of the Declaration of Human Rights in all languages, over and over, each numbered to be another text."""
+    """Return paragraphs of the Declaration of Human Rights in all languages, over and over, each numbered to be
+    another text.
+    """
     texts = [text for own in _declaration().values() for text in own]
     Random(0).shuffle(texts)
     return [f"{texts[number % len(texts)]} {number}" for number in range(count)]

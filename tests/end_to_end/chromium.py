@@ -14,7 +14,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def find() -> str:
-    """Return where Chromium is. Without one the test is skipped, or fails where ARGOSY_REQUIRE_CHROMIUM says it must run."""
+    """Return where Chromium is. Without one the test is skipped, or fails where ARGOSY_REQUIRE_CHROMIUM says it must
+    run.
+    """
     found = next((path for path in map(shutil.which, NAMES) if path), None)
     if found is None:
         reason = "no Chromium here (Debian: apt-get install chromium)"
@@ -43,7 +45,9 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def tab(browser: Browser, url: str, key: str | None = None, **options: object) -> Iterator[Page]:
-    """Open a tab at the gateway, with its own storage. At the end nothing may have gone wrong in it: no error, no breach of the policy."""
+    """Open a tab at the gateway, with its own storage. At the end nothing may have gone wrong in it: no error, no
+    breach of the policy.
+    """
     context = browser.new_context(base_url=url, **options)  # type: ignore[arg-type]
     context.set_default_timeout(WAIT_MS)
     page = context.new_page()

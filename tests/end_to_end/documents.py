@@ -67,8 +67,9 @@ class Reader:
         }
 
     def follow(self, document: Path) -> None:
-        """Write the blocks that are files, run the others; a block that ends with ``argosy up`` or ``argosy gateway`` leaves
-        the fleet or the gateway running, the latter on a port that nobody else here has."""
+        """Write the blocks that are files, run the others; a block that ends with ``argosy up`` or ``argosy gateway``
+        leaves the fleet or the gateway running, the latter on a port that nobody else here has.
+        """
         for block in blocks(document):
             text = block.text.replace("127.0.0.1:8080", f"127.0.0.1:{self._gateway_port}")
             if block.file:

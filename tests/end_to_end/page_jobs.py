@@ -1,4 +1,6 @@
-"""Jobs for the page's tests, written to the store as producers and workers write them: no fleet is needed to look at them."""
+"""Jobs for the page's tests, written to the store as producers and workers write them: no fleet is needed to look at
+them.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 @contextmanager
 def fleet_in(folder: Path, text: str, *, workers_per_device: int = 1) -> Iterator[LocalFleet]:
-    """A fleet whose fleet.toml and home lie in the folder; who looks into the environment finds both, until the block ends."""
+    """A fleet whose fleet.toml and home lie in the folder; who looks into the environment finds both, until the
+    block ends.
+    """
     file = folder / "fleet.toml"
     file.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

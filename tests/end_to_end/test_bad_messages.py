@@ -1,4 +1,6 @@
-"""Messages put on Redis by hand: each gets a typed error on its own row, or none where it has no row; the worker lives."""
+"""Messages put on Redis by hand: each gets a typed error on its own row, or none where it has no row; the worker
+lives.
+"""
 
 from __future__ import annotations
 

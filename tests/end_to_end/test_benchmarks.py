@@ -35,7 +35,9 @@ def assert_is_a_result(result: dict[str, object], name: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_smoke_run_ends_with_its_result(name: str, tmp_path: Path, pulled_models: object) -> None:
-    """As a reader of the README would run it, with a home and a temp folder of its own, which it leaves as they were."""
+    """As a reader of the README would run it, with a home and a temp folder of its own, which it leaves as they
+    were.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "ARGOSY_FLEET"}
     environment["ARGOSY_HOME"] = str(tmp_path / "home")
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "torch")  # torch's own cache, made by importing it

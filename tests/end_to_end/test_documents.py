@@ -51,7 +51,9 @@ def test_the_readme_can_be_followed(reader: Reader, pulled_models: object) -> No
 
 @pytest.mark.timeout(300)
 def test_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
-    """docs/models.md, followed to the letter, ends with two answers of the reader's own class, and with new weights for it."""
+    """docs/models.md, followed to the letter, ends with two answers of the reader's own class, and with new weights
+    for it.
+    """
     reader.follow(ROOT / "docs" / "models.md")
     *_, answers, reloaded = reader.said
     assert "'label': 'easy'" in answers.splitlines()[0]

@@ -30,7 +30,9 @@ def fetch(url: str) -> Any:
 
 
 def test_every_envelope_is_seen_with_readable_arguments_and_no_texts(watched: LocalFleet):
-    """Name, model, count, tasks, priority, job and runtime; never what the texts say. Of each worker, which revision it serves."""
+    """Name, model, count, tasks, priority, job and runtime; never what the texts say. Of each worker, which revision
+    it serves.
+    """
     secret = "attack at dawn"
     until(lambda: fetch(f"{watched.flower_url}/api/workers?refresh=1"))
     assert until(lambda: served(watched)).startswith("tests@")

@@ -199,7 +199,9 @@ def test_a_dead_device_process_costs_no_answer(client: Client, fleet: LocalFleet
 
 
 def test_a_model_is_changed_while_it_writes(client: Client, tmp_path: Path) -> None:
-    """What has begun is ended by the version that began it, what waited is written by the new one; no text is of both."""
+    """What has begun is ended by the version that began it, what waited is written by the new one; no text is of
+    both.
+    """
     texts, params = [f"text {n}" for n in range(24)], {"max_new_tokens": 60}
 
     def begin() -> Job:

@@ -1,4 +1,6 @@
-"""An index is made by a fleet as an ordinary job: each passage once, with the vector that is its own, whatever is interrupted."""
+"""An index is made by a fleet as an ordinary job: each passage once, with the vector that is its own, whatever is
+interrupted.
+"""
 
 from __future__ import annotations
 

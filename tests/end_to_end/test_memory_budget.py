@@ -62,7 +62,9 @@ def ask_all(fleet: LocalFleet) -> list[int]:
 
 
 def test_all_are_served_though_not_all_are_loaded(fleet: LocalFleet, tmp_path: Path) -> None:
-    """Each answers for itself; operators see which are in memory and how often they came; a new version comes within the budget, too."""
+    """Each answers for itself; operators see which are in memory and how often they came; a new version comes within
+    the budget, too.
+    """
     before = node(fleet).loads
     assert ask_all(fleet) == [1] * 50 + [2] * 50 + [3] * 50
     until(lambda: argosy("models", "list").count("not loaded") == 1)  # nodes tell what they hold every few seconds

@@ -290,7 +290,9 @@ FOCUSED = """() => {
 def test_it_is_readable_light_and_dark_wide_and_on_a_phone(
     browser: Browser, served: Served, store: Store, key: str, scheme: str
 ) -> None:
-    """WCAG's contrast of 4.5 for every text; on a phone nothing has to be moved sideways; the choice of colours is kept."""
+    """WCAG's contrast of 4.5 for every text; on a phone nothing has to be moved sideways; the choice of colours is
+    kept.
+    """
     job, envelope = submit(store, ["a text " * 40, "b"], name="a long-name-" * 8)
     outputs = {0: [{"label": "word" * 30, "score": 0.5}], 1: ValueError("broken " * 30)}
     answer(store, job, envelope, outputs, keys={0: "k" * 90})
@@ -310,7 +312,8 @@ def test_it_is_readable_light_and_dark_wide_and_on_a_phone(
 
 COLOURS = {"light": "rgb(246, 247, 249)", "dark": "rgb(14, 18, 22)"}
 
-#: The texts in sight whose contrast with what is behind them is under 4.5 (WCAG 2.2, 1.4.3 and the definition of relative luminance).
+#: The texts in sight whose contrast with what is behind them is under 4.5 (WCAG 2.2, 1.4.3 and the definition of
+#: relative luminance).
 PALE = """() => {
     const rgba = text => { // any colour, as a canvas draws it
         const canvas = new OffscreenCanvas(1, 1).getContext("2d");

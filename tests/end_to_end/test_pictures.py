@@ -1,4 +1,6 @@
-"""Pictures through a whole fleet: drawn, put away, told of in the row, fetched by the client and over HTTP, gone with their job."""
+"""Pictures through a whole fleet: drawn, put away, told of in the row, fetched by the client and over HTTP, gone
+with their job.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pipelines on a whole fleet: steps feed each other whatever dies in between, one branch fails alone, and all of it is cancelled at once."""
+"""Pipelines on a whole fleet: steps feed each other whatever dies in between, one branch fails alone, and all of it
+is cancelled at once.
+"""
 
 from __future__ import annotations
 

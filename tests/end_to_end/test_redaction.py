@@ -1,4 +1,6 @@
-"""`[limits] redact` on a whole fleet: what is named there reaches neither the model nor the store, the broker or a log."""
+"""`[limits] redact` on a whole fleet: what is named there reaches neither the model nor the store, the broker or a
+log.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def holding(folder: Path, words: str) -> list[str]:
 
 
 def test_both_clients_and_the_gateway_send_redacted_texts_only(fleet: LocalFleet, home: Path) -> None:
-    """By every way in, small or by reference. What the file does not name is found by the same search of all that is kept."""
+    """By every way in, small or by reference. What the file does not name is found by the same search of all that is
+    kept.
+    """
     with Client(fleet.broker_url, fleet.store_url) as client:
         assert client.submit("echo", text("one")).result(TIMEOUT_S) == seen("one")
         assert client.submit("echo", text("light"), durable=False).result(TIMEOUT_S) == seen("light")

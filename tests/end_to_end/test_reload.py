@@ -1,4 +1,6 @@
-"""A running fleet's model is changed: every item is answered once, wholly by one version, and after the change by the new one."""
+"""A running fleet's model is changed: every item is answered once, wholly by one version, and after the change by
+the new one.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,9 @@ def some_done(job: Job) -> int:
 
 
 def under_load(client: Client, task: str, expected: list[str], change: Callable[[], T]) -> tuple[list[Job], T]:
-    """Make a change while jobs run, the first before it and the last after it; return the jobs and what the change returned."""
+    """Make a change while jobs run, the first before it and the last after it; return the jobs and what the change
+    returned.
+    """
 
     def begin() -> Job:
         job = client.submit_many(task, expected)

@@ -92,7 +92,9 @@ def test_a_folder_of_recordings_is_written_down(folder: Path) -> None:
 
 
 def test_a_long_recording_is_cut_where_nobody_speaks(client: Client) -> None:
-    """All five, with pauses of two seconds in which the wind blows: each is found where it is, and the wind says nothing."""
+    """All five, with pauses of two seconds in which the wind blows: each is found where it is, and the wind says
+    nothing.
+    """
     wind = np.random.default_rng(0).normal(size=2 * RATE).astype(np.float32) * 0.003
     parts = [sound(name) for name in said()]
     whole = encoded(np.concatenate([piece for part in parts for piece in (wind, part)]))

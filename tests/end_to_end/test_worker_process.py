@@ -22,7 +22,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 
 
 def test_what_a_worker_starts_with_is_never_collected(client: Client) -> None:
-    """Celery, SQLAlchemy and the models' preparation are some 100,000 objects: looking through them stops every thread."""
+    """Celery, SQLAlchemy and the models' preparation are some 100,000 objects: looking through them stops every
+    thread.
+    """
     assert client.submit("frozen", "how many?").result(timeout_s=60)["objects"] > 50_000
 
 

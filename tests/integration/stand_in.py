@@ -1,4 +1,6 @@
-"""What stands in for a worker where only the client is tested: it reads the real broker and commits to the real store."""
+"""What stands in for a worker where only the client is tested: it reads the real broker and commits to the real
+store.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Admission against a real broker and a real store: what is refused at the door, for how long, and who is let through."""
+"""Admission against a real broker and a real store: what is refused at the door, for how long, and who is let
+through.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def test_a_tenant_has_no_more_in_flight_than_it_may(store: Store, client: Client
 
 @pytest.mark.usefixtures("fleet_toml", "always_looking")
 def test_too_many_seconds_of_work_are_refused(store: Store, client: Client) -> None:
-    """Ten items of a second each, five allowed: standard work is refused for as long, more urgent and other work is not."""
+    """Ten items of a second each, five allowed: standard work is refused for as long, more urgent and other work is
+    not.
+    """
     store.commit([], batches=[batch("b0", forward_s=20.0, items=20)])
     client.submit_many("topic", ["a"] * 10, priority="standard")
     with pytest.raises(Overloaded, match="max_queued_s") as refused:
@@ -132,7 +136,9 @@ def test_an_interactive_item_does_not_wait_for_a_look(client: Client, monkeypatc
 
 
 def test_the_wait_that_is_seen_ahead() -> None:
-    """More urgent work counts whoever's it is; of the own priority, one's own times the turns, and at most everything."""
+    """More urgent work counts whoever's it is; of the own priority, one's own times the turns, and at most
+    everything.
+    """
     tenants = {
         name: Tenant(name=name, lane=lane, weight=weight) for name, lane, weight in [("a", 1, 1.0), ("b", 2, 3.0)]
     }

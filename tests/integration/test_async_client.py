@@ -268,7 +268,9 @@ def test_one_bad_order_of_a_group_does_not_fail_its_neighbours(
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_what_cannot_be_sent_is_refused_alone(run: Run, stand_in: StandIn, *, durable: bool) -> None:
-    """Many go together, and what is not durable is not sent again one by one: a stranger's key must not fail them all."""
+    """Many go together, and what is not durable is not sent again one by one: a stranger's key must not fail them
+    all.
+    """
 
     async def scenario(client: AsyncClient) -> None:
         asked = (client.submit("topic", "text", key=key, durable=durable) for key in ("a", "\ud800", "b"))

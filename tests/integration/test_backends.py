@@ -62,7 +62,8 @@ def alike(found: Array, expected: Array) -> float:
     return float(cosines.min())
 
 
-#: The backend, and how alike its vectors must be to torch's in fp32 (cosine). bf16 keeps 8 bits of a number, int8 fewer.
+#: The backend, and how alike its vectors must be to torch's in fp32 (cosine). bf16 keeps 8 bits of a number, int8
+#: fewer.
 BACKENDS = [
     (Backend("torch", "bf16"), 0.999),
     (Backend("openvino", "fp32"), 0.999999),

@@ -80,7 +80,9 @@ def test_a_notice_brings_the_result(client: Client, stand_in: StandIn) -> None:
 
 @pytest.mark.usefixtures("no_fallback")
 def test_many_threads_wait_for_their_own_items(client: Client, stand_in: StandIn) -> None:
-    """One client serves a whole API backend: one stream job, one subscription, each waiter woken by its own envelope."""
+    """One client serves a whole API backend: one stream job, one subscription, each waiter woken by its own
+    envelope.
+    """
     answers: dict[int, object] = {}
 
     def ask(number: int) -> None:
@@ -157,7 +159,9 @@ def test_what_is_not_durable_comes_back_all_the_same(client: Client, stand_in: S
 
 
 def test_an_item_can_be_cancelled(client: Client, stand_in: StandIn, store: Store) -> None:
-    """At once, for whoever waits; alone in its envelope, it is not computed any more; once it is over, nothing changes."""
+    """At once, for whoever waits; alone in its envelope, it is not computed any more; once it is over, nothing
+    changes.
+    """
     handle = client.submit("topic", "a")
     assert handle.cancel()
     with pytest.raises(ItemCancelled):

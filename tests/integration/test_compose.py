@@ -1,4 +1,5 @@
-"""compose.yaml without an engine: its schema and promises, and every service's command and environment as local processes.
+"""compose.yaml without an engine: its schema and promises, and every service's command and environment as local
+processes.
 
 What only containers can show (images, health checks' timing, volumes, networks) is in tests/stack.
 """
@@ -55,13 +56,17 @@ def test_it_follows_the_compose_specification() -> None:
 
 @pytest.mark.parametrize("missing", PASSWORDS)
 def test_no_password_has_a_default(missing: str) -> None:
-    """A stack with a password that everybody knows is an open one; without one, nothing starts and the file says why."""
+    """A stack with a password that everybody knows is an open one; without one, nothing starts and the file says
+    why.
+    """
     with pytest.raises(KeyError, match=f"{missing}: run docker/new-env"):
         load({**PASSWORDS, missing: ""})
 
 
 def test_new_env_gives_every_password(tmp_path: Path) -> None:
-    """One command makes a .env that compose.yaml is content with, readable by its owner alone, and never replaces it."""
+    """One command makes a .env that compose.yaml is content with, readable by its owner alone, and never replaces
+    it.
+    """
     script = tmp_path / "docker" / "new-env"
     script.parent.mkdir()
     script.write_bytes((COMPOSE.parent / "docker" / "new-env").read_bytes())

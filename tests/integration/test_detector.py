@@ -1,4 +1,6 @@
-"""The built-in detector: its network with the weights of a TensorFlow.js model, boxes in the image's own pixels; on photographs if it was pulled."""
+"""The built-in detector: its network with the weights of a TensorFlow.js model, boxes in the image's own pixels; on
+photographs if it was pulled.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def network() -> NanoDet:
 
 
 def test_weights_of_tensorflow_js_make_the_network(network: NanoDet, tmp_path: Path) -> None:
-    """Whatever the order of its file; a batch's rows are answered each by itself, with class logits and distances by place."""
+    """Whatever the order of its file; a batch's rows are answered each by itself, with class logits and distances by
+    place.
+    """
     convert.tfjs_nanodet(written(tmp_path / "from", published(network)), tmp_path / "made")
     rows = torch.rand(3, 3, 64, 96)
     with torch.inference_mode():

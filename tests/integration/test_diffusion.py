@@ -66,7 +66,9 @@ PROMPTS = [
 
 @pytest.mark.parametrize("scheduler", ["PNDMScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"])
 def test_pictures_are_those_of_the_pipeline_alone_and_in_company(made: Made, scheduler: str) -> None:
-    """Each has its own size, steps and guidance, and schedulers that remember earlier steps remember those of one picture."""
+    """Each has its own size, steps and guidance, and schedulers that remember earlier steps remember those of one
+    picture.
+    """
     folder = made(tiny.stable_diffusion, scheduler)
     served = Served(folder, {"draw": "text-to-image"}, step_rows=3).load()
     theirs = pipeline(folder, "StableDiffusionPipeline")

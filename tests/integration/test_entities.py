@@ -1,4 +1,6 @@
-"""The built-in task `entities`: a head for tokens on the text model, whose answers are those of its layers written out plainly."""
+"""The built-in task `entities`: a head for tokens on the text model, whose answers are those of its layers written
+out plainly.
+"""
 
 from __future__ import annotations
 

@@ -163,7 +163,9 @@ def test_labels_are_those_without_an_explanation(text: Explained) -> None:
 
 
 def test_any_label_can_be_asked_about(text: Explained) -> None:
-    """It comes behind the best ones if it is none of them. For two labels, what speaks for one speaks against the other."""
+    """It comes behind the best ones if it is none of them. For two labels, what speaks for one speaks against the
+    other.
+    """
     [labels] = text.ask("sentiment", TEXTS[:1], explain=True, explain_label="positive")
     assert [label["label"] for label in labels] == ["negative", "positive"]
     assert sum(label["score"] for label in labels) == pytest.approx(1, abs=1e-5)
@@ -345,7 +347,8 @@ def test_an_image_on_its_side_is_explained_upright(vision: Explained) -> None:
     ("make", "fields", "area", "smooth"),
     [
         (tiny.vit, (2, 2), (0, 0, 90, 60), True),
-        # the short side of 60 becomes 54, and 48 of that are taken; where all is one colour, its norms have nothing to divide by
+        # the short side of 60 becomes 54, and 48 of that are taken; where all is one colour, its norms have nothing to
+        # divide by
         (tiny.convnext, (3, 3), (18.33, 3.33, 71.67, 56.67), False),
     ],
 )
@@ -382,7 +385,9 @@ def test_what_cannot_be_explained_has_no_explaining_side(tmp_path: Path) -> None
 
 
 def test_weights_are_loaded_with_the_first_item_only(tmp_path: Path) -> None:
-    """In a thread, so that the device goes on with others; what is wrong with them is told to who waits for them, each time."""
+    """In a thread, so that the device goes on with others; what is wrong with them is told to who waits for them,
+    each time.
+    """
     folder = tiny.bert(tmp_path / "own")
     catalogue = Catalogue({}).with_models({"own": {"tasks": {"label": "text-classification"}}}, where="fleet.toml")
     wanted = ModelToLoad.from_spec(HF, ModelSpec("own", folder, "1", catalogue.tasks, {}))

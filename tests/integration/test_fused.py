@@ -1,4 +1,6 @@
-"""Text and image in one item: what the trained head knows, which input is at fault, nobody's answer changed by its neighbours."""
+"""Text and image in one item: what the trained head knows, which input is at fault, nobody's answer changed by its
+neighbours.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ def judged(fused: Served, statement: str, images: list[bytes]) -> list[str]:
 
 
 def test_it_takes_both_to_know(fused: Served, digits: Mapping[int, list[bytes]]) -> None:
-    """The same statement is true of one image and false of another, and the same image makes one statement true and another false.
+    """The same statement is true of one image and false of another, and the same image makes one statement true and
+    another false.
 
     Its figures on all held-out digits and phrasings are in its model card.
     """

@@ -1,4 +1,5 @@
-"""Any Hugging Face text model by its folder and kinds alone: the answers of plain transformers, whoever shares the batch.
+"""Any Hugging Face text model by its folder and kinds alone: the answers of plain transformers, whoever shares the
+batch.
 
 The checkpoints are tiny, of real architectures, made here (`tests/tiny_checkpoints.py`); `tests.serving.TOLERANCE` is
 what padding and another order of sums may change of a score.

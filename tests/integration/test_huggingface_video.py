@@ -1,4 +1,6 @@
-"""Any Hugging Face video model by its folder and kinds alone: the answers of plain transformers, whoever shares the batch."""
+"""Any Hugging Face video model by its folder and kinds alone: the answers of plain transformers, whoever shares the
+batch.
+"""
 
 from __future__ import annotations
 

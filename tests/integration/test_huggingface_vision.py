@@ -1,4 +1,6 @@
-"""Any Hugging Face image model by its folder and kinds alone: the answers of plain transformers, whoever shares the batch."""
+"""Any Hugging Face image model by its folder and kinds alone: the answers of plain transformers, whoever shares the
+batch.
+"""
 
 from __future__ import annotations
 
@@ -208,7 +210,9 @@ def test_equal_pixels_of_another_size_are_another_image_where_that_matters(made:
 
 
 def test_unusual_images_are_read_as_they_look(made: Made) -> None:
-    """CMYK as printers have it, 16 bits as scanners have it, the first frame of an animation, turned by EXIF, transparent."""
+    """CMYK as printers have it, 16 bits as scanners have it, the first frame of an animation, turned by EXIF,
+    transparent.
+    """
     plain = picture(50, 40, 1)
     frames = [picture(50, 40, seed) for seed in (1, 2)]
     exif = Image.Exif()

@@ -1,5 +1,6 @@
-"""Joint training of an encoder with its heads, by real processes that exchange real gradients. The encoder is tiny and its
-weights are random; dropout is off where trainings are compared."""
+"""Joint training of an encoder with its heads, by real processes that exchange real gradients. The encoder is tiny and
+its weights are random; dropout is off where trainings are compared.
+"""
 
 from __future__ import annotations
 
@@ -249,7 +250,9 @@ def test_early_stopping(alone: Work, tmp_path: Path) -> None:
 def test_the_folder_is_served_as_it_is(
     texts: Corpus, splits: dict[str, Split], tmp_path: Path, one_thread: None
 ) -> None:
-    """By the settings that lie in it, it answers what was learnt, with dropout and learnt weights of the tasks' losses."""
+    """By the settings that lie in it, it answers what was learnt, with dropout and learnt weights of the tasks'
+    losses.
+    """
     recipe = msgspec.structs.replace(RECIPE, steps=80, dropout=True, evaluate_every=20)
     trainer.train(Process(), Work(corpus=texts, recipe=recipe, out=tmp_path, checkpoint_every=0))
     result.write(tmp_path, texts, recipe)

@@ -1,4 +1,6 @@
-"""The model `language`, as a fleet.toml of three lines serves it: what it answers, and where there is nothing to answer."""
+"""The model `language`, as a fleet.toml of three lines serves it: what it answers, and where there is nothing to
+answer.
+"""
 
 # ruff: noqa: RUF001 (letters of other scripts are what it is about)
 from __future__ import annotations

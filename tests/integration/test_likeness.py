@@ -1,4 +1,6 @@
-"""Zero-shot classification on the shared text model: labels of anybody's choice, by likeness, in the same pass as other tasks."""
+"""Zero-shot classification on the shared text model: labels of anybody's choice, by likeness, in the same pass as
+other tasks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pictures made of pictures: super-resolution as transformers has it, and the built-in styles; and pictures that no kind takes."""
+"""Pictures made of pictures: super-resolution as transformers has it, and the built-in styles; and pictures that no
+kind takes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A real device process within a memory budget: what it takes, what comes and goes, and that every item is answered by its own model."""
+"""A real device process within a memory budget: what it takes, what comes and goes, and that every item is answered
+by its own model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The real models: one pass for many tasks, the answers of plain transformers, and nobody's answer changed by its neighbours."""
+"""The real models: one pass for many tasks, the answers of plain transformers, and nobody's answer changed by its
+neighbours.
+"""
 
 from __future__ import annotations
 

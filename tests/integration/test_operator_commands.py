@@ -85,7 +85,9 @@ def test_a_purge_removes_what_is_older(store: Store) -> None:
 
 
 def test_tenants_are_set_listed_and_reset(store: Store) -> None:
-    """What is not named stays as it was; 0 lifts a limit; a tenant that is removed is like a new one, in its old lane."""
+    """What is not named stays as it was; 0 lifts a limit; a tenant that is removed is like a new one, in its old
+    lane.
+    """
     assert argosy("tenants", "set", "acme", "--weight", "3", "--rate", "10").exit_code == 0
     assert argosy("tenants", "set", "acme", "--rate", "0", "--in-flight", "1000").exit_code == 0
     rows = [json.loads(line) for line in argosy("tenants", "list", "--json").stdout.splitlines()]

@@ -1,4 +1,6 @@
-"""A class that an installed package offers: found by its entry point in the worker's parent and in its device process."""
+"""A class that an installed package offers: found by its entry point in the worker's parent and in its device
+process.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pipelines in the store, on both databases: what follows is accepted with what it follows from, once, whoever stores it how often."""
+"""Pipelines in the store, on both databases: what follows is accepted with what it follows from, once, whoever
+stores it how often.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +129,9 @@ def test_what_follows_is_accepted_with_what_it_follows_from(store: Store) -> Non
 
 
 def test_a_redelivery_adds_nothing(store: Store) -> None:
-    """The same results stored again, by another worker that computed the envelope as well: neither rows nor envelopes."""
+    """The same results stored again, by another worker that computed the envelope as well: neither rows nor
+    envelopes.
+    """
     work = Work(store, JOINED, ["one"])
     assert len(work.store_results(work.sent[0]).followed) == 1
     again = work.store_results(work.sent[0])
@@ -205,7 +209,9 @@ def test_what_was_not_published_is_overdue_like_anything_else(store: Store) -> N
 
 
 def test_inputs_that_later_steps_need_are_dropped_at_the_end(store: Store) -> None:
-    """`drop_inputs` deletes what no replay could want; a step to come may want it all the same, so it waits for the last."""
+    """`drop_inputs` deletes what no replay could want; a step to come may want it all the same, so it waits for the
+    last.
+    """
     work = Work(store, JOINED, ["one"])
     [envelope] = work.sent
     [item] = read(envelope).items

@@ -1,4 +1,6 @@
-"""Who computes at once in the worker's own process: bulk in turns, wherever its inputs lie; interactive items at any time."""
+"""Who computes at once in the worker's own process: bulk in turns, wherever its inputs lie; interactive items at any
+time.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,9 @@ def test_what_was_cut_off_is_written_again(files: ResultFiles) -> None:
 
 
 def test_who_dies_while_it_writes_leaves_anothers_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of a job make the same picture at once; the faster one's row is committed, and there it is told where the file is."""
+    """Two of a job make the same picture at once; the faster one's row is committed, and there it is told where the
+    file is.
+    """
     files, job = ResultFiles(f"file://{tmp_path}"), new_id()
     reference = files.put(job, b"drawn", PNG)
     file = Path(reference["uri"].removeprefix("file://"))

@@ -106,7 +106,9 @@ def test_channels_may_be_named_in_any_order(served: ServedSeries, recordings: tr
 
 
 def test_a_few_missing_values_are_filled(served: ServedSeries, recordings: training.Recordings) -> None:
-    """In a straight line, at the ends with the nearest; more than a fifth of a channel is another series than was measured."""
+    """In a straight line, at the ends with the nearest; more than a fifth of a channel is another series than was
+    measured.
+    """
     line = np.tile(np.linspace(0, 1, 50)[:, None], (1, 6))
     gaps: Any = lists(line)
     gaps[2][7:12] = [None] * 5
@@ -140,7 +142,9 @@ def test_a_wrong_series_is_told_what_is_wrong(served: ServedSeries, value: Any, 
 
 
 def test_series_of_ones_own(tmp_path: Path) -> None:
-    """A file of labelled series is all it takes: two waves, told apart by their pace, which no mean or deviation shows."""
+    """A file of labelled series is all it takes: two waves, told apart by their pace, which no mean or deviation
+    shows.
+    """
     random = np.random.default_rng(0)
     with (tmp_path / "waves.jsonl").open("w", encoding="utf-8") as file:
         for number in range(60):

@@ -127,7 +127,9 @@ def test_a_long_recording_is_heard_in_windows(made: Made) -> None:
 
 
 def test_what_a_window_leaves_out_is_heard_anew(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the tokens end with two timestamps amid a window, as its pipeline does it: down to the last frame, for once."""
+    """Where the tokens end with two timestamps amid a window, as its pipeline does it: down to the last frame, for
+    once.
+    """
     from workers.models.speech import whisper_decoding
 
     monkeypatch.setattr(whisper_decoding, "_REST_FRAMES", 1)

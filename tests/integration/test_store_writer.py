@@ -345,7 +345,9 @@ def test_threads_in_plenty_share_one_writer(store: Store) -> None:
 
 
 def test_results_that_are_told_with_the_notice_are_those_that_are_stored(store: Store) -> None:
-    """Only of what has no row in the outbox, and only if nothing of it was there before: else the store knows better."""
+    """Only of what has no row in the outbox, and only if nothing of it was there before: else the store knows
+    better.
+    """
     told: list[Mapping[str, Sequence[Result]]] = []
     submit(store, 1)
     with writer(store, on_committed=lambda done, results: told.append(results)) as committer:

@@ -1,6 +1,8 @@
-"""Texts that nobody means to send, for every kind that reads text: each is answered, or refused by name; never an error of a batch.
+"""Texts that nobody means to send, for every kind that reads text: each is answered, or refused by name; never an error
+of a batch.
 
-What reads them is checked as in a fleet: at the producer's door first, then by the model, in one batch with an ordinary text.
+What reads them is checked as in a fleet: at the producer's door first, then by the model, in one batch with an ordinary
+text.
 """
 
 from __future__ import annotations

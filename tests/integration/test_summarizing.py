@@ -1,4 +1,6 @@
-"""The summary of docs/models.md is a task by its TOML alone: what the document shows runs, on a model that knows nothing."""
+"""The summary of docs/models.md is a task by its TOML alone: what the document shows runs, on a model that knows
+nothing.
+"""
 
 from __future__ import annotations
 

@@ -77,7 +77,9 @@ def log_odds(probability: float) -> float:
 
 
 def test_answers_do_not_depend_on_company(served: ServedTable, biopsies: train_tabular.Table) -> None:
-    """A row alone and the row among others: the same labels and scores. A processor may round the last digit kept by the batch's size."""
+    """A row alone and the row among others: the same labels and scores. A processor may round the last digit kept by
+    the batch's size.
+    """
     together = served.ask("screening", biopsies.rows[:20])
     for row, among in zip(biopsies.rows[:20], together, strict=True):
         [alone] = served.ask("screening", [row])
@@ -160,7 +162,9 @@ def test_outputs_are_of_their_kinds_type(served: ServedTable, biopsies: train_ta
 
 
 def test_phishing_pages_are_told_with_a_probability(tmp_path: Path) -> None:
-    """Real pages, of which a fifth is held out: far better than the labels' shares, and no row of them is learnt from."""
+    """Real pages, of which a fifth is held out: far better than the labels' shares, and no row of them is learnt
+    from.
+    """
     table = train_tabular.phishing()
     score = train_tabular.train(table, tmp_path)
     held = train_tabular.held_out(table)

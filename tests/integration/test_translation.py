@@ -1,4 +1,6 @@
-"""What training writes is a Hugging Face folder like any other: served by its kind alone, with the answers of plain transformers."""
+"""What training writes is a Hugging Face folder like any other: served by its kind alone, with the answers of plain
+transformers.
+"""
 
 from __future__ import annotations
 

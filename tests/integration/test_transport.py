@@ -33,7 +33,9 @@ def test_a_connection_to_a_dead_broker_closes(held: tuple[Connection, Message]) 
 
 
 def test_a_connection_that_kombu_let_go_of_closes(held: tuple[Connection, Message]) -> None:
-    """Collecting a lost connection may fail midway (seen under load): the channel is left open with its transport gone."""
+    """Collecting a lost connection may fail midway (seen under load): the channel is left open with its transport
+    gone.
+    """
     connection, _ = held
     connection._do_close_transport()
     connection.close()
@@ -74,7 +76,9 @@ def test_a_channel_keeps_its_client_as_long_as_its_pool(broker_url: str) -> None
 
 
 def test_a_long_list_leaves_room_for_others(broker_url: str) -> None:
-    """Of eight slots it has six; what is more urgent, and what is another queue's, finds the others, and it goes on after an ack."""
+    """Of eight slots it has six; what is more urgent, and what is another queue's, finds the others, and it goes on
+    after an ack.
+    """
     options = {"priority_steps": [0, 3, 9], "sep": PRIORITY_SEPARATOR}
     with Connection(
         broker_url, transport="workers.consumer.transport:Transport", transport_options=options

@@ -70,7 +70,9 @@ def test_it_knows_what_it_has_not_seen(served: Served, clips: list[tuple[bytes, 
 
 
 def test_the_answer_is_that_of_a_plain_loop(served: Served, clips: list[tuple[bytes, str]]) -> None:
-    """All frames decoded, every second one cut to its middle, the backbone, the head: by hand, one video after the other."""
+    """All frames decoded, every second one cut to its middle, the backbone, the head: by hand, one video after the
+    other.
+    """
     import torch
 
     from workers.models.built_in.video.video_network import VideoEncoder, load_head
@@ -122,7 +124,9 @@ def test_another_backend_answers_alike(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """First with one task, which needs the beginning of the network only, then with both: what is kept of the one is not taken for the other."""
+    """First with one task, which needs the beginning of the network only, then with both: what is kept of the one is
+    not taken for the other.
+    """
     monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path))
     file = clips[1][0]
     expected = served.ask("camera-motion", [file], top_k=None)[0]

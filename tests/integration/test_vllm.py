@@ -1,5 +1,7 @@
-"""vLLM as a backend: what it is asked, what its outputs come to, who leaves. vLLM itself needs a GPU, which there is none of here: a plain loop
-over transformers' network stands for it, which takes the same calls and gives outputs of the same form."""
+"""vLLM as a backend: what it is asked, what its outputs come to, who leaves. vLLM itself needs a GPU, which there is
+none of here: a plain loop over transformers' network stands for it, which takes the same calls and gives outputs of the
+same form.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,9 @@ def served(folder: Path, llm: PlainLlm) -> Served:
 
 
 def test_the_client_cannot_tell_them_apart(served: Served, folder: Path) -> None:
-    """The same answers as from our own steps: text, why it ends, how many tokens; stop strings; labels with their scores."""
+    """The same answers as from our own steps: text, why it ends, how many tokens; stop strings; labels with their
+    scores.
+    """
     ours = Served(folder, TASKS).load()
     texts = ["Once upon", "a time", "Why is the sky blue?"]
     for params in ({"max_new_tokens": 12}, {"max_new_tokens": 40, "stop": ["e", "\n"]}):

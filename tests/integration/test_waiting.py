@@ -1,4 +1,6 @@
-"""Waiting for a job while its database is away: PostgreSQL refuses connections for a moment, as when it is restarted."""
+"""Waiting for a job while its database is away: PostgreSQL refuses connections for a moment, as when it is
+restarted.
+"""
 
 from __future__ import annotations
 

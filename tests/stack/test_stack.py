@@ -1,4 +1,6 @@
-"""compose.yaml for real: containers, health checks, volumes, networks; used from outside through the published ports."""
+"""compose.yaml for real: containers, health checks, volumes, networks; used from outside through the published
+ports.
+"""
 
 from __future__ import annotations
 

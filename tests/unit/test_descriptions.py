@@ -61,7 +61,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_sentences_stand_beside_their_translations_once(folder: Path) -> None:
-    """The synopsis, sentences and a list's lines; marks that only the translation has are gone, as is what was not aligned."""
+    """The synopsis, sentences and a list's lines; marks that only the translation has are gone, as is what was not
+    aligned.
+    """
     found = descriptions.pairs(folder / "Translation-en", folder / "Translation-fr")
     assert [(pair.source, pair.target) for pair in found] == [
         ("viewer for pictures", "visionneuse d'images"),

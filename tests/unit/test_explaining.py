@@ -19,7 +19,9 @@ from workers.models.interface.model import Array, Arrays, Prepared
 
 
 class Polynomial(Subject[Any]):
-    """Rows of numbers; a label's log-odds are a sum of weights times a power of the numbers. It stands for its own model, too."""
+    """Rows of numbers; a label's log-odds are a sum of weights times a power of the numbers. It stands for its own
+    model, too.
+    """
 
     def __init__(self, weights: Sequence[Sequence[float]], power: int) -> None:
         super().__init__(self)
@@ -85,7 +87,9 @@ def contributions(answer: Answer) -> Array:
 
 @pytest.mark.parametrize("power", [1, 2, 3])
 def test_contributions_are_those_of_the_closed_form(power: int) -> None:
-    """Where the log-odds are a sum over the inputs, an input's part is its own term less that of the baseline; of all labels alike."""
+    """Where the log-odds are a sum over the inputs, an input's part is its own term less that of the baseline; of
+    all labels alike.
+    """
     engine = Engine(Polynomial(WEIGHTS, power), step_cost=5)
     for place, row in enumerate(ROWS):
         for target in (0, 1):
@@ -150,7 +154,9 @@ def test_the_way_is_weighed_to_one() -> None:
 
 
 def test_log_odds_are_what_a_softmax_means_by_them() -> None:
-    """For two labels log(p / (1 - p)); with more, the mean of the others stands for them; a label alone is its own logit."""
+    """For two labels log(p / (1 - p)); with more, the mean of the others stands for them; a label alone is its own
+    logit.
+    """
     logits = torch.tensor([[1.0, 3.0], [0.5, -0.5]])
     odds = margin(logits, torch.tensor([1, 1]), rivals=True)
     torch.testing.assert_close(odds, torch.logit(logits.softmax(-1)[:, 1]))

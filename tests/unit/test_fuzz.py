@@ -1,4 +1,6 @@
-"""Whatever arrives, only typed errors come of it: the wire decoder and every input decoder, ten thousand inputs each."""
+"""Whatever arrives, only typed errors come of it: the wire decoder and every input decoder, ten thousand inputs
+each.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +165,9 @@ urls = st.text(max_size=30) | st.sampled_from(
 @many(inputs_each=4)
 @given(st.tuples(paths, urls, st.text(max_size=30), values))
 def test_any_input_is_content_or_an_invalid_input(inputs):
-    """As the worker reads it: checked against its task, then read; nothing is listed here, so nothing may be fetched."""
+    """As the worker reads it: checked against its task, then read; nothing is listed here, so nothing may be
+    fetched.
+    """
     limits = InputLimits()
     for raw, task in itertools.product(inputs, (CATALOGUE.task("sentiment"), CATALOGUE.task("image-classification"))):
         try:

@@ -1,4 +1,6 @@
-"""Who is in a step, what of a text is certain, which prompts begin alike, and how tasks that are prompts are declared."""
+"""Who is in a step, what of a text is certain, which prompts begin alike, and how tasks that are prompts are
+declared.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +130,9 @@ def test_the_longest_known_beginning_is_found() -> None:
 
 
 def test_a_block_takes_what_its_rows_need() -> None:
-    """One long text among short ones is not made room for in as many rows as there ever were; when all have left, nothing is."""
+    """One long text among short ones is not made room for in as many rows as there ever were; when all have left,
+    nothing is.
+    """
     shape = Shape(2, 1, 4, torch.float32, "cpu")
     block, random = Block(shape), torch.Generator().manual_seed(1)
 

@@ -1,4 +1,6 @@
-"""What is kept of the files that backends make of networks: a model's few that were used last, and never half of one."""
+"""What is kept of the files that backends make of networks: a model's few that were used last, and never half of
+one.
+"""
 
 from __future__ import annotations
 

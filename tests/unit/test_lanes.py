@@ -1,4 +1,6 @@
-"""Turns between lanes: whoever waits gets its share of the envelopes by its weight, whatever the others have piled up."""
+"""Turns between lanes: whoever waits gets its share of the envelopes by its weight, whatever the others have piled
+up.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_a_lane_gets_its_weight() -> None:
 
 
 def test_who_comes_late_comes_next_and_has_saved_nothing() -> None:
-    """A small submission behind a million waits for one envelope, and a long absence does not let it shut others out."""
+    """A small submission behind a million waits for one envelope, and a long absence does not let it shut others
+    out.
+    """
     waiting = full(many=1_000, few=0)
     turns = turns_of(waiting)
     for _ in range(500):

@@ -60,7 +60,8 @@ def test_the_steps_of_an_execution_are_those_of_the_document() -> None:
         and isinstance(node.func.value, ast.Name)
         and node.func.value.id == "self"
     ]
-    # an envelope that is not to be computed here goes from its claim to the last step: the last call of each step counts
+    # an envelope that is not to be computed here goes from its claim to the last step: the last call of each step
+    # counts
     last = {name: line for line, name in sorted(calls)}
     code = [name.replace("_", " ") for name in sorted(last, key=lambda name: last[name])]
     document = steps(tables()[1])

@@ -61,7 +61,9 @@ def test_it_is_there_once_the_parent_knows() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("torn"), MemoryError(), SystemExit(1)])
 def test_whatever_its_loading_raises_is_told(error: BaseException) -> None:
-    """Libraries may end a process where it is the main thread, or panic in Rust; unsaid, it would be waited for in vain."""
+    """Libraries may end a process where it is the main thread, or panic in Rust; unsaid, it would be waited for in
+    vain.
+    """
     loaded, said = loading(error)
     assert (said["event"], said["model"], said["kind"]) == ("unloadable", "comes", type(error).__name__)
     assert not loaded.models

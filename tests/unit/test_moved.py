@@ -1,4 +1,6 @@
-"""Old names go on for one release: each is accepted, stands for the very same thing, and the warning names the new form."""
+"""Old names go on for one release: each is accepted, stands for the very same thing, and the warning names the new
+form.
+"""
 
 from __future__ import annotations
 

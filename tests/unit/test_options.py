@@ -1,4 +1,6 @@
-"""Options of models: what is misspelt, or has a value of no use, is named when the worker starts, by every class alike."""
+"""Options of models: what is misspelt, or has a value of no use, is named when the worker starts, by every class
+alike.
+"""
 
 from __future__ import annotations
 

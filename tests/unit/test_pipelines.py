@@ -159,7 +159,9 @@ def due(plan: Plan, before: list[Result], *new: Result) -> list[tuple[str, tuple
 
 
 def test_each_item_comes_due_once_whatever_the_order_and_the_company() -> None:
-    """Results arrive in any order and in groups of any size, as workers commit them: the whole tree is made, each item once."""
+    """Results arrive in any order and in groups of any size, as workers commit them: the whole tree is made, each
+    item once.
+    """
     plan = WIDE.check(CATALOGUE)
     for seed in range(60):
         rng = random.Random(seed)

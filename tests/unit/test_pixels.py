@@ -70,7 +70,9 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_wider_values_are_stretched(kind: type) -> None:
-    """Scientific images have no fixed white; their darkest and brightest values take its place. Not a number is dark."""
+    """Scientific images have no fixed white; their darkest and brightest values take its place. Not a number is
+    dark.
+    """
     values = np.zeros((256, 256), dtype=kind)
     values[:, 128:] = 1_000_000
     if kind is np.float32:

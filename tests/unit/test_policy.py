@@ -173,7 +173,9 @@ def test_room_left_over_goes_to_bulk_that_needs_no_more_padding():
 
 
 def test_riders_do_not_slow_the_urgent():
-    """On a device whose time is proportional to the work, a ride costs the leader; where passes are dear, it is free."""
+    """On a device whose time is proportional to the work, a ride costs the leader; where passes are dear, it is
+    free.
+    """
     waiting = [item(25, priority=0), *[item(25, priority=9)] * 7]
     assert len(chosen(decide(waiting, costs=known(fixed=1e-5, rate=1e-3)))) == 1
     assert len(chosen(decide(waiting, costs=known(fixed=1e-1, rate=1e-5)))) == 8

@@ -102,7 +102,9 @@ def _request(limits: Limits) -> Request:
 
 
 def test_an_item_is_redacted_where_it_is_made() -> None:
-    """Both clients make their items here. Key and parameters are the caller's own, and without the setting nothing is replaced."""
+    """Both clients make their items here. Key and parameters are the caller's own, and without the setting nothing
+    is replaced.
+    """
     given_ = NewItem("I am a@b.de", key="a@b.de", params={"explain": True, "explain_label": "a@b.de"})
     item = _request(Limits(redact=("email",))).item(0, given_, field="input")
     assert (item.input, item.key, item.params["topic"]["explain_label"]) == ("I am [e-mail]", "a@b.de", "a@b.de")

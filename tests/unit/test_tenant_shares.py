@@ -1,4 +1,5 @@
-"""A small tenant beside a large one, through everything that queues: Redis lanes, a worker's slots, its batcher, its device.
+"""A small tenant beside a large one, through everything that queues: Redis lanes, a worker's slots, its batcher, its
+device.
 
 On a virtual clock, with the parts that decide in a real worker: `LaneTurns` chooses the envelope for a free slot, the
 scheduler the items of a batch.
@@ -91,7 +92,9 @@ def completion_s(worker: Worker, tenant: str, items: int) -> float:
 
 @pytest.mark.parametrize("items", [100, 1_000])
 def test_a_hundred_rows_behind_a_million(items: int) -> None:
-    """They take at most three times as long as alone, though a worker is full of the other's envelopes when they come."""
+    """They take at most three times as long as alone, though a worker is full of the other's envelopes when they
+    come.
+    """
     alone_s = completion_s(Worker({}), "small", items)
     worker = Worker({})
     worker.submit("large", 1_000_000)
@@ -103,7 +106,9 @@ def test_a_hundred_rows_behind_a_million(items: int) -> None:
 
 
 def test_weights_hold_through_all_queues() -> None:
-    """Of two tenants that both have more than enough, one with three times the weight gets three quarters of the rows."""
+    """Of two tenants that both have more than enough, one with three times the weight gets three quarters of the
+    rows.
+    """
     worker = Worker({"heavy": 3.0, "light": 1.0})
     worker.submit("heavy", 100_000)
     worker.submit("light", 100_000)

@@ -14,7 +14,9 @@ def row(seq: int, task: str) -> Result:
 
 
 def test_every_result_is_taken_once_whatever_the_order() -> None:
-    """Rows appear anywhere in the job, with gaps where inputs were put aside; only blocks with something new are read."""
+    """Rows appear anywhere in the job, with gaps where inputs were put aside; only blocks with something new are
+    read.
+    """
     random = Random(1)
     rows = [row(seq, task) for seq in random.sample(range(5 * BLOCK), 600) for task in ("topic", "spam")]
     random.shuffle(rows)

@@ -43,7 +43,9 @@ def read(data: bytes, sampling: Sampling, limits: VideoLimits = WIDE) -> list[An
     ],
 )
 def test_the_wanted_frames_are_read(form: str, codec: str) -> None:
-    """The very pixels that decoding all of the file gives, though only a part is decoded; short videos repeat frames."""
+    """The very pixels that decoding all of the file gives, though only a part is decoded; short videos repeat
+    frames.
+    """
     data = videos.file(MOVING, form, codec)
     whole = videos.plain(data)
     assert len(whole) == len(MOVING)

@@ -1,4 +1,6 @@
-"""Where somebody speaks, where a long recording is cut, and that the detector in numpy is the network that it says it is."""
+"""Where somebody speaks, where a long recording is cut, and that the detector in numpy is the network that it says
+it is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The policy in time: how long anything waits, who gets the device, what is wasted. On a virtual clock and a device of numbers."""
+"""The policy in time: how long anything waits, who gets the device, what is wasted. On a virtual clock and a device
+of numbers.
+"""
 
 from __future__ import annotations
 
@@ -129,8 +131,8 @@ def test_the_device_is_never_idle_while_something_waits(trace):
 @settings(max_examples=30, deadline=None)
 @given(traces(), st.floats(0.01, 2.0))
 def test_what_is_computed_is_in_time_and_the_rest_expires(trace, patience_s):
-    """With predictions that hold, no computed item misses its deadline by more than the batch ahead was misjudged, and by one more
-    urgent batch that overtook its own when that was decided on already.
+    """With predictions that hold, no computed item misses its deadline by more than the batch ahead was misjudged, and
+    by one more urgent batch that overtook its own when that was decided on already.
     """
     with_deadlines = [
         Waiting(w.model, w.priority, w.cost, w.arrived_at, w.arrived_at + patience_s, w.content) for w in trace
@@ -167,7 +169,9 @@ def test_an_unguaranteed_priority_is_not_starved():
 
 
 def test_a_lone_urgent_item_hardly_notices_bulk():
-    """Beside its own time, at most the batches that the promise allows it to meet; the first one finds longer ones there."""
+    """Beside its own time, at most the batches that the promise allows it to meet; the first one finds longer ones
+    there.
+    """
     asked = [Waiting("text", 0, 30, 1.0 + n * 0.2) for n in range(40)]
     outcome = simulate(merged(asked, saturating(9, until_s=10, every_s=0.004)), POLICY, device, costs=taught())
     alone_s = device("text", Shape(30, 1, 1))
@@ -176,7 +180,9 @@ def test_a_lone_urgent_item_hardly_notices_bulk():
 
 
 def test_an_urgent_item_overtakes_what_is_staged():
-    """It waits for the batch that runs, and not for the one behind; which runs next all the same, whoever comes then."""
+    """It waits for the batch that runs, and not for the one behind; which runs next all the same, whoever comes
+    then.
+    """
     policy = Policy(budgets={"text": Budget(256, 1)})
     trace = [Waiting("text", 9, 100, 0.0), Waiting("text", 9, 101, 0.0), Waiting("text", 9, 102, 0.0)]
     urgent = [Waiting("text", 0, 100, 0.001), Waiting("text", 0, 101, 0.002), Waiting("text", 0, 102, 0.003)]
