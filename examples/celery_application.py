@@ -1,7 +1,8 @@
 """A Celery application that calls the fleet by name: nothing of ours is imported, two URLs and a queue's name are all
 it knows.
 
-    ARGOSY_BROKER_URL=redis://… ARGOSY_STORE_URL=postgresql://… python -m examples.celery_application "A fine film." "A dull one."
+    export ARGOSY_BROKER_URL=redis://… ARGOSY_STORE_URL=postgresql://…
+    python -m examples.celery_application "A fine film." "A dull one."
 
 The result backend ``argosy+…`` is found by Celery itself where this distribution is installed; the broker is the
 fleet's. Other models and tasks are named by MODEL and TASK. An envelope may hold up to 64 items, which share

@@ -107,7 +107,8 @@ def arrows_and_floors(package: str, rooms: Graph) -> Iterator[str]:
         return
     arrows, floors = sum(map(len, rooms.values())), height(rooms)
     print(
-        f"{package}: {len(rooms)} rooms, {arrows} arrows (at most {ARROWS[package]}), {floors} floors (at most {FLOORS})"
+        f"{package}: {len(rooms)} rooms, "
+        f"{arrows} arrows (at most {ARROWS[package]}), {floors} floors (at most {FLOORS})"
     )
     if arrows > ARROWS[package]:
         yield f"rooms of {package}: {arrows} arrows; the most is {ARROWS[package]}"

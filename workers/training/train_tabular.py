@@ -285,7 +285,8 @@ def main() -> None:
     auc = "" if score.auc is None else f", area under ROC {score.auc:.3f}"
     Console().print(
         f"{table.name}: {score.accuracy:.1%} of {score.rows} held-out rows (majority {score.majority:.1%}){auc}, "
-        f"Brier {score.brier:.3f} (by the labels' shares alone {score.brier_of_shares:.3f}), expected calibration error {score.calibration_error:.3f}; in {asked.out}"
+        f"Brier {score.brier:.3f} (by the labels' shares alone {score.brier_of_shares:.3f}), "
+        f"expected calibration error {score.calibration_error:.3f}; in {asked.out}"
     )
 
 

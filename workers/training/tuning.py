@@ -83,7 +83,10 @@ class _Candidate:
 
 
 def tune(wanted: ModelToLoad, device: str, *, labelled: bool, rounds: int = 3) -> Decision:
-    """Return the decision for a model, of the best of so many `rounds`. Raises ConfigurationError if not even the reference runs."""
+    """Return the decision for a model, by the best of `rounds` measurements.
+
+    Raises ConfigurationError if not even the reference runs.
+    """
     reference = _load(wanted, REFERENCE, device)
     trials = _trials(reference.model, SAMPLE if device == "cpu" else GPU_SAMPLE)
     loaded: list[_Candidate] = [reference]

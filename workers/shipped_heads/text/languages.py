@@ -34,11 +34,13 @@ from workers.training.data import SEED
 #: Language by language: its code (ISO 639-1), and its name at Debian, Django, and the Declaration.
 LANGUAGES: Mapping[str, tuple[str | None, str, str]] = {
     "ar": (None, "ar", "arb"), "cs": ("cs", "cs", "ces"), "da": ("da", "da", "dan"), "de": ("de", "de", "deu_1996"),
-    "el": (None, "el", "ell_monotonic"), "en": ("en", "en_GB", "eng"), "es": ("es", "es", "spa"), "fi": ("fi", "fi", "fin"),
+    "el": (None, "el", "ell_monotonic"), "en": ("en", "en_GB", "eng"),
+    "es": ("es", "es", "spa"), "fi": ("fi", "fi", "fin"),
     "fr": ("fr", "fr", "fra"), "he": (None, "he", "heb"), "hi": (None, "hi", "hin"), "hu": ("hu", "hu", "hun"),
     "it": ("it", "it", "ita"), "ja": ("ja", "ja", "jpn"), "ko": ("ko", "ko", "kor"), "nl": ("nl", "nl", "nld"),
     "pl": ("pl", "pl", "pol"), "pt": ("pt_BR", "pt", "por_PT"), "ru": ("ru", "ru", "rus"), "sk": ("sk", "sk", "slk"),
-    "sv": ("sv", "sv", "swe"), "tr": (None, "tr", "tur"), "uk": ("uk", "uk", "ukr"), "zh": ("zh_CN", "zh_Hans", "cmn_hans"),
+    "sv": ("sv", "sv", "swe"), "tr": (None, "tr", "tur"), "uk": ("uk", "uk", "ukr"),
+    "zh": ("zh_CN", "zh_Hans", "cmn_hans"),
 }  # fmt: skip
 
 LABELS = tuple(LANGUAGES)

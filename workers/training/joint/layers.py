@@ -36,7 +36,8 @@ def split(encoder: TextEncoder, device: str) -> None:
         )
     if config.num_attention_heads % count or config.intermediate_size % count:
         raise ConfigurationError(
-            f"split: {config.num_attention_heads} attention heads, {config.intermediate_size} wide inside, do not part into {count}"
+            f"split: {config.num_attention_heads} attention heads and {config.intermediate_size} inner features "
+            f"cannot be divided among {count} processes"
         )
     mesh = init_device_mesh(torch.device(device).type, (count,))
     plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in _COLUMNS}
