@@ -213,8 +213,8 @@ def main() -> None:
     recordings = read_jsonl(asked.jsonl) if asked.jsonl else basic_motions(model_source.cache_folder())
     score = train(recordings, asked.out)
     Console().print(
-        f"{recordings.name}: {score.accuracy:.1%} of {score.recordings} held-out series (majority {score.majority:.1%}, "
-        f"means and "
+        f"{recordings.name}: {score.accuracy:.1%} of {score.recordings} held-out series "
+        f"(majority {score.majority:.1%}, means and "
         f"deviations alone {score.plain:.1%}); in {asked.out}"
     )
 

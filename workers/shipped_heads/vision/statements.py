@@ -46,7 +46,12 @@ PHRASINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("the figure falls short of {a}", "it is below {a}"),
     ),
     "not under": (
-        ("the number is at least {a}", "this is {a} or more", "the digit is not under {a}", "it is not smaller than {a}",),
+        (
+            "the number is at least {a}",
+            "this is {a} or more",
+            "the digit is not under {a}",
+            "it is not smaller than {a}",
+        ),
         ("the figure does not fall short of {a}", "it is not below {a}"),
     ),
     "within": (
