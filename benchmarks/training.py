@@ -27,7 +27,7 @@ from workers.training.data import SEED, Split
 from workers.training.joint import corpus, processes, result, trainer
 from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Compression, Recipe
-from workers.training.joint.trainer import Line, Work
+from workers.training.joint.trainer import LogLine, Work
 
 #: Steps that are not timed, if there are as many more: buckets are put in order, memory is taken.
 WARM_UP = 3
@@ -121,7 +121,7 @@ def measure(process: Process, group: Group) -> None:
         trainer.train(process, work)
 
 
-def _hiding(found: Mapping[str, Sequence[Line]]) -> dict[str, float]:
+def _hiding(found: Mapping[str, Sequence[LogLine]]) -> dict[str, float]:
     """Compare steps whose exchange takes as long as a plain step: done while the backward pass goes on, and after
     it.
     """
@@ -134,7 +134,7 @@ def _hiding(found: Mapping[str, Sequence[Line]]) -> dict[str, float]:
     }
 
 
-def _traffic(lines: Sequence[Line]) -> dict[str, float]:
+def _traffic(lines: Sequence[LogLine]) -> dict[str, float]:
     last = lines[-1]
     assert last.accuracies is not None, "the last step is evaluated"
     return {
@@ -145,7 +145,7 @@ def _traffic(lines: Sequence[Line]) -> dict[str, float]:
     }
 
 
-def _step_s(lines: Sequence[Line]) -> float:
+def _step_s(lines: Sequence[LogLine]) -> float:
     return statistics.median(line.seconds for line in lines[min(WARM_UP, len(lines) // 2) :])
 
 

@@ -49,7 +49,7 @@ class Guard:
             await answer(refused, path)(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
-        body = Body(receive, self._limit(path), self._gateway.settings.stall_s)
+        body = GuardedBody(receive, self._limit(path), self._gateway.settings.stall_s)
         self._gateway.serving += 1
         try:
             body.check(Headers(scope=scope))
@@ -108,7 +108,7 @@ class Guard:
         return bounded
 
 
-class Body:
+class GuardedBody:
     """A request's body: counted while it arrives, refused if it stops arriving."""
 
     def __init__(self, receive: Receive, limit: int, stall_s: float) -> None:

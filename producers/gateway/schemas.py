@@ -69,7 +69,7 @@ class NewOne(Asked):
     wait_s: float = Field(0, ge=0, le=3600, description="Time to wait for the result, in seconds; 120 at most.")
 
 
-class JobOptions(Asked):
+class SubmissionOptions(Asked):
     """The options that all items of a job share."""
 
     priority: PriorityName = "bulk"
@@ -84,7 +84,7 @@ class JobOptions(Asked):
     on_error: Literal["stop", "skip"] = Field("stop", description="On an invalid input, stop or skip it.")
 
 
-class NewJobBody(JobOptions):
+class NewJobBody(SubmissionOptions):
     """Many items at once."""
 
     model_config = ConfigDict(
@@ -112,7 +112,7 @@ class LinesOptions(Body):
     ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT)
     on_error: Literal["stop", "skip"] = "stop"
 
-    def options(self) -> JobOptions:
+    def options(self) -> SubmissionOptions:
         """Return the options as the options of any job. Raises InvalidInput."""
         try:
             params = None if self.params is None else json.loads(self.params)
@@ -121,7 +121,7 @@ class LinesOptions(Body):
         if params is not None and not isinstance(params, dict):
             raise InvalidInput("params", f"must be an object, not {type(params).__name__}")
         task = self.task[0] if len(self.task) == 1 else self.task
-        return JobOptions(**{**self.model_dump(), "task": task, "params": params})
+        return SubmissionOptions(**{**self.model_dump(), "task": task, "params": params})
 
 
 class Replay(Body):

@@ -25,7 +25,7 @@ _REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ColumnChoice:
     """The columns to read. Several inputs become an object. Without a key column, the row's number is the key."""
 
     inputs: tuple[str, ...]
@@ -44,14 +44,14 @@ class Chooser:
     modality: str
     inputs: Sequence[str] = ()
     key: str | None = None
-    _known: dict[tuple[str, ...], Choice] = field(default_factory=dict)
+    _known: dict[tuple[str, ...], ColumnChoice] = field(default_factory=dict)
 
-    def __call__(self, columns: Sequence[str], row: str, file: str) -> Choice:
+    def __call__(self, columns: Sequence[str], row: str, file: str) -> ColumnChoice:
         """Return the choice for these columns. Raises InvalidInput naming the `row`, or the `file` for the key."""
         names = tuple(columns)
         found = self._known.get(names)
         if found is None:
-            found = Choice(self._inputs(names, row), self._key(names, file))
+            found = ColumnChoice(self._inputs(names, row), self._key(names, file))
             if len(self._known) < _REMEMBERED:
                 self._known[names] = found
         return found

@@ -15,7 +15,7 @@ from producers.wire.messages import Message, MessagesInput
 from tests import tiny_checkpoints
 from tests.serving import Served
 from workers.models.generation.generation_model import GenerationModel
-from workers.models.generation.generation_request import Request, Sampling, Written
+from workers.models.generation.generation_request import GenerationRequest, Sampling, Written
 from workers.models.generation.prompts import Prompts
 from workers.models.interface import ragged
 from workers.models.sources.model_source import Pulled
@@ -78,7 +78,7 @@ def shown(served: Served, tokens: list[int]) -> str:
     return text.replace("\0", "\ufffd")
 
 
-def written(model: GenerationModel, requests: Sequence[Request], *, seed: int) -> list[Written]:
+def written(model: GenerationModel, requests: Sequence[GenerationRequest], *, seed: int) -> list[Written]:
     """Have requests join at random steps, some of others' leave again, and return what each came to."""
     rng = random.Random(seed)
     waiting = [(n, request) for n, request in enumerate(requests)]
@@ -91,7 +91,7 @@ def written(model: GenerationModel, requests: Sequence[Request], *, seed: int) -
                 model.join(n, "chat", ragged.pack([request.packed().tobytes()])[0], urgency=rng.choice([0, 3, 9]))
         if rng.random() < 0.2 and waiting:
             others += 1
-            neighbour = Request(prompts(1, others)[0], 100)
+            neighbour = GenerationRequest(prompts(1, others)[0], 100)
             model.join(("other", others), "chat", ragged.pack([neighbour.packed().tobytes()])[0], urgency=0)
         if rng.random() < 0.2 and others:
             model.leave(("other", rng.randint(1, others)))
@@ -105,7 +105,7 @@ def test_greedy_is_token_for_token_what_transformers_generates(served: Served, t
     """Forty prompts, of which more than a step holds are there at a time, so that they take turns."""
     own = prompts(40, seed=1)
     lengths = [random.Random(n).randint(1, 50) for n in range(40)]
-    answers = written(served.model, [Request(p, n) for p, n in zip(own, lengths, strict=True)], seed=2)
+    answers = written(served.model, [GenerationRequest(p, n) for p, n in zip(own, lengths, strict=True)], seed=2)
     for prompt, count, answer in zip(own, lengths, answers, strict=True):
         expected = generated(theirs, prompt, count)
         assert answer.text == shown(served, expected)
@@ -115,7 +115,7 @@ def test_greedy_is_token_for_token_what_transformers_generates(served: Served, t
 def test_the_repetition_penalty_is_theirs(served: Served, theirs: Any) -> None:
     own = prompts(4, seed=3)
     for prompt in own:
-        [answer] = written(served.model, [Request(prompt, 20, Sampling(repetition_penalty=1.7))], seed=1)
+        [answer] = written(served.model, [GenerationRequest(prompt, 20, Sampling(repetition_penalty=1.7))], seed=1)
         expected = generated(theirs, prompt, 20, repetition_penalty=1.7)
         assert answer.text == shown(served, expected)
 
@@ -149,7 +149,9 @@ def test_what_is_not_a_number_fails_and_leaves_nothing_behind(served: Served) ->
     hook = served.model._engine._network._model.get_input_embeddings().register_forward_hook(poisoned)
     try:
         with pytest.raises(FloatingPointError, match="not a number"):
-            written(served.model, [Request([*range(20, 60), 250], 9), Request([30] * 60, 9)], seed=1)
+            written(
+                served.model, [GenerationRequest([*range(20, 60), 250], 9), GenerationRequest([30] * 60, 9)], seed=1
+            )
         served.model.clear()
         assert [one["text"] for one in served.ask("chat", texts, max_new_tokens=20)] == before
     finally:

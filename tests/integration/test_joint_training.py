@@ -31,7 +31,7 @@ from workers.training.joint import compression, corpus, joint_checkpoint, joint_
 from workers.training.joint.corpus import Corpus
 from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Compression, Recipe
-from workers.training.joint.trainer import Line, Work
+from workers.training.joint.trainer import LogLine, Work
 from workers.training.training_batches import best_labels
 
 STEPS = 12
@@ -198,7 +198,7 @@ def test_compressed_gradients_are_fewer_bytes_and_teach(
     assert all(after < before for before, after in zip(some_losses(lines[:3]), some_losses(lines[-3:]), strict=True))
 
 
-def some_losses(lines: Sequence[Line]) -> list[float]:
+def some_losses(lines: Sequence[LogLine]) -> list[float]:
     """Return each task's mean loss over some steps."""
     by_task = zip(*(line.losses for line in lines), strict=True)
     return [statistics.mean(loss for loss in losses if loss is not None) for losses in by_task]

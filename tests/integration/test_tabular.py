@@ -35,19 +35,19 @@ def biopsies() -> train_tabular.Table:
 @pytest.fixture(scope="module")
 def trained(
     tmp_path_factory: pytest.TempPathFactory, biopsies: train_tabular.Table
-) -> tuple[Path, train_tabular.Score]:
+) -> tuple[Path, train_tabular.TableScore]:
     folder = tmp_path_factory.mktemp("screening")
     return folder, train_tabular.train(biopsies, folder)
 
 
 @pytest.fixture(scope="module")
-def served(trained: tuple[Path, train_tabular.Score]) -> ServedTable:
+def served(trained: tuple[Path, train_tabular.TableScore]) -> ServedTable:
     table = ServedTable(trained[0])
     table.load()
     return table
 
 
-def test_it_knows_what_it_has_not_seen(trained: tuple[Path, train_tabular.Score]) -> None:
+def test_it_knows_what_it_has_not_seen(trained: tuple[Path, train_tabular.TableScore]) -> None:
     """Far over the majority, and its probabilities mean what they say, on rows that were held out."""
     score = trained[1]
     assert score.rows == 114

@@ -18,7 +18,7 @@ from tests.serving import Served, assert_alike
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.backends.choice import Backend
 from workers.models.generation import vllm_requests
-from workers.models.generation.generation_request import Request, Sampling
+from workers.models.generation.generation_request import GenerationRequest, Sampling
 from workers.models.generation.vllm_engine import VllmEngine
 from workers.models.generation.vllm_requests import Ask
 
@@ -126,7 +126,7 @@ def test_the_client_cannot_tell_them_apart(served: Served, folder: Path) -> None
 def test_who_leaves_is_aborted_and_forgotten(served: Served, llm: PlainLlm) -> None:
     """A stop string ends it there, too; what still comes of it is dropped; who has ended is not aborted again."""
     engine: VllmEngine = served.model._engine
-    request = Request(served.model.prompts.text("Once upon"), 30)
+    request = GenerationRequest(served.model.prompts.text("Once upon"), 30)
     engine.join("stays", request, urgency=3)
     engine.join("goes", request, urgency=0)
     engine.step()
@@ -147,7 +147,7 @@ def test_who_leaves_is_aborted_and_forgotten(served: Served, llm: PlainLlm) -> N
 def test_a_request_that_is_refused_leaves_nothing_behind(served: Served, llm: PlainLlm) -> None:
     """It is that request's failure; of its labels' requests none stays."""
     engine: VllmEngine = served.model._engine
-    too_long = Request(
+    too_long = GenerationRequest(
         [5] * 256, labels=[[6, 2], [7, 2]]
     )  # the prompt fits, the prompt with a label's beginning does not
     with pytest.raises(ValueError, match="longer than the model"):
@@ -157,7 +157,7 @@ def test_a_request_that_is_refused_leaves_nothing_behind(served: Served, llm: Pl
 
 def test_text_is_streamed_piece_by_piece(served: Served) -> None:
     engine: VllmEngine = served.model._engine
-    engine.join("key", Request(served.model.prompts.text("Once upon"), 10, stream=True), urgency=0)
+    engine.join("key", GenerationRequest(served.model.prompts.text("Once upon"), 10, stream=True), urgency=0)
     steps = [one for _ in range(10) for one in engine.step()]
     assert "".join(one.text for one in steps) == steps[-1].output.text
     assert [one.at for one in steps] == [sum(len(s.text) for s in steps[:n]) for n in range(len(steps))]
@@ -166,7 +166,7 @@ def test_text_is_streamed_piece_by_piece(served: Served) -> None:
 def test_labels_are_asked_by_what_they_begin_with() -> None:
     """One request for each beginning, with all that may follow it."""
     assert vllm_requests.next_tokens([[5, 2], [6, 2], [6, 7, 2]]) == {(): [5, 6], (5,): [2], (6,): [2, 7], (6, 7): [2]}
-    asks = list(vllm_requests.asks(Request([9, 9], labels=[[5, 2], [6, 2]]), {2}))
+    asks = list(vllm_requests.asks(GenerationRequest([9, 9], labels=[[5, 2], [6, 2]]), {2}))
     assert [ask.tokens for ask in asks] == [[9, 9], [9, 9, 5], [9, 9, 6]]
     assert asks[0].sampling["logprob_token_ids"] == [5, 6]
     assert asks[0].sampling["max_tokens"] == 1
@@ -178,7 +178,9 @@ def test_what_is_asked_for_is_what_vllm_is_told(served: Served) -> None:
 
     sampling = Sampling(temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.1, seed=5)
     schema = {"type": "object", "properties": {"city": {"type": "string"}}}
-    [ask] = vllm_requests.asks(Request([9], 16, sampling, grammar=grammar.of_schema(schema, "schema")), {2, 3})
+    [ask] = vllm_requests.asks(
+        GenerationRequest([9], 16, sampling, grammar=grammar.of_schema(schema, "schema")), {2, 3}
+    )
     assert ask.sampling == {
         "temperature": 0.7,
         "top_p": 0.9,
@@ -212,7 +214,7 @@ def test_a_request_that_vllm_gives_up_is_an_error(
 ) -> None:
     """The batch fails, and is looked into; no half answer passes for a whole one, and nothing is left of it."""
     engine: VllmEngine = served.model._engine
-    engine.join("key", Request([5], 8), urgency=0)
+    engine.join("key", GenerationRequest([5], 8), urgency=0)
     [name] = llm.requests
     made = SimpleNamespace(token_ids=[], finish_reason="abort", logprobs=None)
     given_up = SimpleNamespace(request_id=name, outputs=[made], finished=True, num_cached_tokens=0)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.cost_model import BatchShape, CostModel
 
 
-def shape(padded: int, rows: int | None = None, heads: int | None = None) -> Shape:
+def shape(padded: int, rows: int | None = None, heads: int | None = None) -> BatchShape:
     rows = max(1, padded // 50) if rows is None else rows
-    return Shape(padded, rows, rows if heads is None else heads)
+    return BatchShape(padded, rows, rows if heads is None else heads)
 
 
 def taught(fixed: float, rate: float, count: int = 200, noise: float = 0.05) -> CostModel:
@@ -39,14 +39,14 @@ def test_it_tells_rows_and_heads_from_padded_cost():
     random = Random(2)
     costs = CostModel()
 
-    def seconds(of: Shape) -> float:
+    def seconds(of: BatchShape) -> float:
         return 0.002 + 1e-5 * of.padded + 1e-4 * of.rows + 5e-5 * of.heads
 
     for _ in range(300):
         rows = random.randint(1, 64)
-        batch = Shape(rows * random.randint(5, 200), rows, rows * random.randint(1, 4))
+        batch = BatchShape(rows * random.randint(5, 200), rows, rows * random.randint(1, 4))
         costs.observe("text", batch, seconds(batch))
-    for batch in (Shape(640, 64, 256), Shape(640, 4, 4), Shape(10, 1, 1)):
+    for batch in (BatchShape(640, 64, 256), BatchShape(640, 4, 4), BatchShape(10, 1, 1)):
         assert costs.seconds("text", batch) == pytest.approx(seconds(batch), rel=0.05)
 
 
@@ -90,8 +90,8 @@ def test_predictions_are_never_negative_and_grow_with_the_batch(observations):
     """Whatever it saw, a larger batch is never predicted to be shorter."""
     costs = CostModel()
     for padded, rows, seconds in observations:
-        costs.observe("m", Shape(padded, rows, rows), seconds)
-    small, large = costs.seconds("m", Shape(10, 1, 1)), costs.seconds("m", Shape(1000, 10, 10))
+        costs.observe("m", BatchShape(padded, rows, rows), seconds)
+    small, large = costs.seconds("m", BatchShape(10, 1, 1)), costs.seconds("m", BatchShape(1000, 10, 10))
     assert small is not None
     assert large is not None
     assert 0 <= small <= large

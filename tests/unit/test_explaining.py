@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from producers.wire.kinds.explanation import Explanation
-from workers.models.explaining.explaining_engine import Engine
-from workers.models.explaining.explanation_request import Answer, Carried, Request
+from workers.models.explaining.explaining_engine import ExplainingEngine
+from workers.models.explaining.explanation_request import Answer, Carried, ExplanationRequest
 from workers.models.explaining.gradients import margin, quadrature
-from workers.models.explaining.subject import Line, Measured, Points, Subject
+from workers.models.explaining.subject import Attribution, IntegrationPath, Points, Subject
 from workers.models.interface.model import Array, Arrays, Prepared
 
 
@@ -42,17 +42,17 @@ class Polynomial(Subject[Any]):
     def about(self, task: str, content: Any, params: Any, prepared: Prepared) -> tuple[Arrays, Any]:
         raise NotImplementedError("the parent's side is not in these tests")
 
-    def told(self, measured: Measured, about: Any, *, steps: int) -> Explanation:
+    def told(self, measured: Attribution, about: Any, *, steps: int) -> Explanation:
         raise NotImplementedError("the parent's side is not in these tests")
 
-    def line(self, task: str, row: Arrays, about: Arrays) -> Line:
+    def line(self, task: str, row: Arrays, about: Arrays) -> IntegrationPath:
         x = torch.from_numpy(row["x"].copy())
-        return Line(task, x, torch.full_like(x, 0.5))
+        return IntegrationPath(task, x, torch.full_like(x, 0.5))
 
-    def cost(self, line: Line) -> int:
+    def cost(self, line: IntegrationPath) -> int:
         return 1
 
-    def along(self, line: Line, other: Line) -> bool:
+    def along(self, line: IntegrationPath, other: IntegrationPath) -> bool:
         return len(line.x) == len(other.x)
 
     def log_odds(self, points: Sequence[Points]) -> torch.Tensor:
@@ -69,11 +69,11 @@ WEIGHTS = [[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]]
 ROWS = [[0.1, 0.9, 1.5], [1.0, 1.0, 1.0], [-1.0, 2.0, 0.5]]
 
 
-def request(row: Sequence[float], steps: int = 4, target: int | None = None) -> Request:
-    return Request({"x": Carried.of(np.array(row, dtype=np.float32))}, 1, steps=steps, target=target)
+def request(row: Sequence[float], steps: int = 4, target: int | None = None) -> ExplanationRequest:
+    return ExplanationRequest({"x": Carried.of(np.array(row, dtype=np.float32))}, 1, steps=steps, target=target)
 
 
-def run(engine: Engine) -> dict[Any, Answer]:
+def run(engine: ExplainingEngine) -> dict[Any, Answer]:
     found: dict[Any, Answer] = {}
     while len(engine):
         found |= {stepped.key: msgspec.convert(stepped.output, Answer) for stepped in engine.step()}
@@ -90,7 +90,7 @@ def test_contributions_are_those_of_the_closed_form(power: int) -> None:
     """Where the log-odds are a sum over the inputs, an input's part is its own term less that of the baseline; of
     all labels alike.
     """
-    engine = Engine(Polynomial(WEIGHTS, power), step_cost=5)
+    engine = ExplainingEngine(Polynomial(WEIGHTS, power), step_cost=5)
     for place, row in enumerate(ROWS):
         for target in (0, 1):
             engine.join((place, target), "which", request(row, target=target), urgency=0)
@@ -103,7 +103,7 @@ def test_contributions_are_those_of_the_closed_form(power: int) -> None:
 
 def test_the_best_label_is_explained_unless_another_is_named() -> None:
     """And whoever wants no explanation gets the model's output at once."""
-    engine = Engine(Polynomial(WEIGHTS, 1), step_cost=5)
+    engine = ExplainingEngine(Polynomial(WEIGHTS, 1), step_cost=5)
     engine.join("explained", "which", request(ROWS[0]), urgency=0)
     engine.join("plain", "which", request(ROWS[0], steps=0), urgency=0)
     [first] = engine.step()
@@ -117,7 +117,7 @@ def test_the_best_label_is_explained_unless_another_is_named() -> None:
 def test_a_step_is_no_larger_than_it_may_be() -> None:
     """So that whoever waits between two of them waits no longer than for a micro-batch."""
     subject = Polynomial(WEIGHTS, 1)
-    engine = Engine(subject, step_cost=7)
+    engine = ExplainingEngine(subject, step_cost=7)
     for n, row in enumerate(ROWS):
         engine.join(n, "which", request(row, steps=9), urgency=0)
     run(engine)
@@ -128,7 +128,7 @@ def test_a_step_is_no_larger_than_it_may_be() -> None:
 
 def test_the_urgent_go_first_and_nobody_waits_for_ever() -> None:
     """One step in eight is for whoever has waited longest."""
-    engine = Engine(Polynomial(WEIGHTS, 1), step_cost=4)
+    engine = ExplainingEngine(Polynomial(WEIGHTS, 1), step_cost=4)
     engine.join("bulk", "which", request(ROWS[0], steps=2), urgency=9)
     engine.step()
     ended: list[Any] = []

@@ -12,10 +12,10 @@ import pytest
 
 from producers.gateway import problems
 from producers.gateway.answers import encoded
-from producers.gateway.guard import Body
+from producers.gateway.guard import GuardedBody
 from producers.gateway.keys import REMEMBERED_S, Caller, Keyring, Refused, new_key
 from producers.gateway.openai import chat
-from producers.gateway.openai.batch_requests import LineError, Reading, read
+from producers.gateway.openai.batch_requests import LineError, RequestReader, read
 from producers.gateway.openai.embeddings import plan
 from producers.gateway.openai.transcriptions import segments_of, subtitles
 from producers.gateway.problems import Problem
@@ -131,15 +131,15 @@ def part(size: int, *, more: bool = True) -> dict[str, Any]:
 def test_a_body_is_refused_as_it_passes_the_limit() -> None:
     """Not after all of it was read."""
 
-    async def read_all(body: Body) -> None:
+    async def read_all(body: GuardedBody) -> None:
         while True:
             await body.receive()
 
     with pytest.raises(Problem) as refused:
-        asyncio.run(read_all(Body(received(part(60), part(60), part(10**6)), 100, 5)))
+        asyncio.run(read_all(GuardedBody(received(part(60), part(60), part(10**6)), 100, 5)))
     assert refused.value.status_code == 413
     with pytest.raises(Problem) as stalled:
-        asyncio.run(read_all(Body(received(part(60)), 100, 0.001)))
+        asyncio.run(read_all(GuardedBody(received(part(60)), 100, 0.001)))
     assert stalled.value.status_code == 408
 
 
@@ -147,7 +147,7 @@ def test_the_end_of_a_connection_is_waited_for_without_a_limit() -> None:
     """Once the body is whole, silence is what somebody who waits for an answer does."""
 
     async def wait() -> None:
-        body = Body(received(part(6, more=False)), 100, 0.001)
+        body = GuardedBody(received(part(6, more=False)), 100, 0.001)
         await body.receive()
         async with asyncio.timeout(0.05):
             await body.receive()
@@ -268,10 +268,10 @@ def test_a_file_of_requests_is_read_to_its_end() -> None:
         for text in (line("a"), b"", line("a"), line("b", body={"model": "embedding", "input": ["x", "y"]})):
             yield text
 
-    async def numbers(reading: Reading) -> list[tuple[int, int]]:
+    async def numbers(reading: RequestReader) -> list[tuple[int, int]]:
         return [(found.number, len(found.items())) async for found in reading.lines()]
 
-    reading = Reading(texts(), "/v1/embeddings", Catalogue.builtin())
+    reading = RequestReader(texts(), "/v1/embeddings", Catalogue.builtin())
     assert asyncio.run(numbers(reading)) == [(1, 1), (4, 2)]
     assert [(error["line"], error["code"]) for error in reading.errors] == [(3, "duplicate_custom_id")]
     assert (reading.task, reading.total) == ("embedding", 3)

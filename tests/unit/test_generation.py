@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from producers.client.text_streams import Pieces
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import ConfigurationError
-from workers.models.generation.key_value_memory import Block, Shape
+from workers.models.generation.key_value_memory import Block, CacheShape
 from workers.models.generation.prefixes import Prefixes
-from workers.models.generation.writing import Writer
+from workers.models.generation.writing import TextWriter
 from workers.models.interface import step_rota
 
 
@@ -80,7 +80,7 @@ class Letters:
 )
 def test_pieces_are_the_text_up_to_the_first_stop(text: str, stops: list[str]) -> None:
     """Nothing is told that would have to be taken back; half a character is not told at all."""
-    writer = Writer(Letters(), stops)  # type: ignore[arg-type]
+    writer = TextWriter(Letters(), stops)  # type: ignore[arg-type]
     told = ""
     for byte in text.encode():
         writer.add(byte)
@@ -133,7 +133,7 @@ def test_a_block_takes_what_its_rows_need() -> None:
     """One long text among short ones is not made room for in as many rows as there ever were; when all have left,
     nothing is.
     """
-    shape = Shape(2, 1, 4, torch.float32, "cpu")
+    shape = CacheShape(2, 1, 4, torch.float32, "cpu")
     block, random = Block(shape), torch.Generator().manual_seed(1)
 
     def row(tokens: int) -> torch.Tensor:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.saved_costs import KeptCosts
 
-SHAPE = Shape(100, 4, 4)
+SHAPE = BatchShape(100, 4, 4)
 
 
 def taught(seconds: float = 0.2) -> CostModel:

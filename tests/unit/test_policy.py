@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.decision import Decision, next_batch
 from workers.batching.planning.policy import Budget, Moment, Policy
 from workers.batching.planning.tenant_turns import Charge, Turns
@@ -51,7 +51,7 @@ def known(fixed: float = 0.002, rate: float = 1e-4) -> CostModel:
     costs = CostModel()
     for padded in (10, 50, 100, 150, 200, 256) * 3:
         for model, rows in product(MODELS, (1, 3, 7)):
-            costs.observe(model, Shape(padded, rows, rows), fixed + rate * padded)
+            costs.observe(model, BatchShape(padded, rows, rows), fixed + rate * padded)
     return costs
 
 
@@ -112,7 +112,7 @@ def test_no_item_is_chosen_twice_or_after_its_deadline(waiting, turns, costs):
     decision = decide(waiting, turns, costs=costs)
     batch = chosen(decision)
     assert len(set(batch)) == len(batch)
-    took = {i: costs.seconds(w.model, Shape(w.cost, 1, 1)) if costs else 0.0 for i, w in enumerate(waiting)}
+    took = {i: costs.seconds(w.model, BatchShape(w.cost, 1, 1)) if costs else 0.0 for i, w in enumerate(waiting)}
     late = {i for i, w in enumerate(waiting) if w.deadline_at is not None and w.deadline_at <= NOW + took[i]}
     assert {ticket.item for ticket in decision.expired} == late
     assert not late & set(batch)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.scheduler import Scheduler
 from workers.batching.planning.simulation import Arrival, Machine
@@ -23,7 +23,7 @@ SLOTS = 64  # worker.concurrency
 PACKED = 64  # items in a full envelope
 
 
-def device(model: str, shape: Shape) -> float:
+def device(model: str, shape: BatchShape) -> float:
     return 0.002 + 2e-4 * shape.padded + 1e-4 * shape.rows
 
 

@@ -16,7 +16,7 @@ from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInpu
 from tests import videos
 from workers.models.interface import options
 from workers.models.video import frames
-from workers.models.video.frame_sampling import Sampling
+from workers.models.video.frame_sampling import FrameSampling
 from workers.models.video.frames import VideoLimits
 
 WIDE = VideoLimits()
@@ -24,7 +24,7 @@ MOVING = videos.moving()
 FILE = videos.file(MOVING)
 
 
-def read(data: bytes, sampling: Sampling, limits: VideoLimits = WIDE) -> list[Any]:
+def read(data: bytes, sampling: FrameSampling, limits: VideoLimits = WIDE) -> list[Any]:
     return frames.read(data, sampling, limits, lambda frame: frame.to_ndarray(format="rgb24"))
 
 
@@ -49,7 +49,14 @@ def test_the_wanted_frames_are_read(form: str, codec: str) -> None:
     data = videos.file(MOVING, form, codec)
     whole = videos.plain(data)
     assert len(whole) == len(MOVING)
-    for sampling in (Sampling(8), Sampling(8, 2), Sampling(3, 1), Sampling(1, 4), Sampling(50), Sampling(8, 9)):
+    for sampling in (
+        FrameSampling(8),
+        FrameSampling(8, 2),
+        FrameSampling(3, 1),
+        FrameSampling(1, 4),
+        FrameSampling(50),
+        FrameSampling(8, 9),
+    ):
         for found, place in zip(read(data, sampling), sampling.places(len(whole)), strict=True):
             np.testing.assert_array_equal(found, whole[place])
 
@@ -57,15 +64,15 @@ def test_the_wanted_frames_are_read(form: str, codec: str) -> None:
 @pytest.mark.parametrize(
     ("sampling", "total", "places"),
     [
-        (Sampling(4), 40, [0, 10, 20, 30]),
-        (Sampling(4), 3, [0, 0, 1, 2]),
-        (Sampling(4), 1, [0, 0, 0, 0]),
-        (Sampling(4, 1), 40, [0, 1, 2, 3]),
-        (Sampling(4, 3), 40, [0, 3, 7, 11]),
-        (Sampling(4, 3), 6, [0, 3, 5, 5]),
+        (FrameSampling(4), 40, [0, 10, 20, 30]),
+        (FrameSampling(4), 3, [0, 0, 1, 2]),
+        (FrameSampling(4), 1, [0, 0, 0, 0]),
+        (FrameSampling(4, 1), 40, [0, 1, 2, 3]),
+        (FrameSampling(4, 3), 40, [0, 3, 7, 11]),
+        (FrameSampling(4, 3), 6, [0, 3, 5, 5]),
     ],
 )
-def test_places(sampling: Sampling, total: int, places: list[int]) -> None:
+def test_places(sampling: FrameSampling, total: int, places: list[int]) -> None:
     assert sampling.places(total) == places
 
 
@@ -81,12 +88,12 @@ def test_a_film_is_not_decoded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(frames._Video, "_decoded", counted)
     film = videos.file(videos.moving(600, 16, 16), gop=10, rate=1)
-    assert len(read(film, Sampling(4))) == 4
+    assert len(read(film, FrameSampling(4))) == 4
     assert len(decoded) <= 4 * 10
     decoded.clear()
     one_start = videos.file(videos.moving(300, 16, 16), "avi", "mpeg4")
     with pytest.raises(InputTooLarge, match="needs 151 frames to be decoded, over 100"):
-        read(one_start, Sampling(2), VideoLimits(max_decoded_frames=100))
+        read(one_start, FrameSampling(2), VideoLimits(max_decoded_frames=100))
     assert not decoded
 
 
@@ -94,20 +101,20 @@ def test_a_turned_video_is_read_upright() -> None:
     """A phone's."""
     turned = videos.turned(FILE)
     lying = videos.plain(FILE)[0]
-    [upright] = frames.read(turned, Sampling(1), WIDE, frames.image)
+    [upright] = frames.read(turned, FrameSampling(1), WIDE, frames.image)
     assert upright.size == (48, 64)
     np.testing.assert_array_equal(np.asarray(upright), np.rot90(lying, -1))
-    [middle] = frames.read(turned, Sampling(1), WIDE, lambda frame: frames.centre(frame, 40, 48))
-    [plain] = frames.read(FILE, Sampling(1), WIDE, lambda frame: frames.centre(frame, 40, 48))
+    [middle] = frames.read(turned, FrameSampling(1), WIDE, lambda frame: frames.centre(frame, 40, 48))
+    [plain] = frames.read(FILE, FrameSampling(1), WIDE, lambda frame: frames.centre(frame, 40, 48))
     np.testing.assert_array_equal(middle, np.rot90(plain, -1))
 
 
 def test_odd_sizes_and_narrow_frames() -> None:
     """Sides that are no multiple of anything; a line of pixels is not blown up to a wall."""
     data = videos.file(videos.moving(3, 35, 21), "webm", "libvpx-vp9")
-    assert [frame.size for frame in frames.read(data, Sampling(2), WIDE, frames.image)] == [(35, 21)] * 2
+    assert [frame.size for frame in frames.read(data, FrameSampling(2), WIDE, frames.image)] == [(35, 21)] * 2
     narrow = videos.file(videos.moving(2, 400, 8), "matroska", "ffv1")
-    [middle] = frames.read(narrow, Sampling(1), WIDE, lambda frame: frames.centre(frame, 224, 256))
+    [middle] = frames.read(narrow, FrameSampling(1), WIDE, lambda frame: frames.centre(frame, 224, 256))
     assert middle.shape == (224, 224, 3)
 
 
@@ -139,7 +146,7 @@ def broken_mp4() -> bytes:
 )
 def test_what_is_no_whole_video_is_refused(data: bytes, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem) as raised:
-        read(data, Sampling(4))
+        read(data, FrameSampling(4))
     assert raised.value.field == "input"
 
 
@@ -150,15 +157,15 @@ def test_pictures_are_no_videos_but_animations_are() -> None:
     pictures[0].save(animation, "GIF", save_all=True, append_images=pictures[1:])  # without a duration
     pictures[0].save(still, "GIF")
     pictures[0].save(photo, "JPEG")
-    found = [frame.mean((0, 1)).tolist() for frame in read(animation.getvalue(), Sampling(3))]
+    found = [frame.mean((0, 1)).tolist() for frame in read(animation.getvalue(), FrameSampling(3))]
     assert found == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
-    assert len(read(still.getvalue(), Sampling(3))) == 3
+    assert len(read(still.getvalue(), FrameSampling(3))) == 3
     with pytest.raises(InvalidInput, match="not a complete, readable video"):
-        read(photo.getvalue(), Sampling(3))
+        read(photo.getvalue(), FrameSampling(3))
     with pytest.raises(InvalidInput, match="is a broken animation"):
-        read(animation.getvalue()[:30], Sampling(3))
+        read(animation.getvalue()[:30], FrameSampling(3))
     with pytest.raises(InputTooLarge, match="of 40 x 30 pixels"):
-        read(animation.getvalue(), Sampling(3), VideoLimits(max_frame_pixels=1000))
+        read(animation.getvalue(), FrameSampling(3), VideoLimits(max_frame_pixels=1000))
 
 
 def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
@@ -169,7 +176,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
         f"ffconcat version 1.0\nfile '{tmp_path}/secret.mp4'\n",
     ):
         with pytest.raises(InvalidInput, match="not a complete, readable video"):
-            read(playlist.encode(), Sampling(2))
+            read(playlist.encode(), FrameSampling(2))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_too_much_is_refused(limits: VideoLimits, problem: str, monkeypatch: pyt
     """All of it before a frame is decoded."""
     monkeypatch.setattr(frames._Video, "_decoded", lambda _: pytest.fail("decoded"))
     with pytest.raises(InputTooLarge, match=problem):
-        read(FILE, Sampling(8), limits)
+        read(FILE, FrameSampling(8), limits)
 
 
 def test_a_busy_machine_refuses_no_video(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +201,7 @@ def test_a_busy_machine_refuses_no_video(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     monkeypatch.setattr(time, "time", lambda: next(now))
     for data in (FILE, videos.file(MOVING, "gif", "gif")):
-        assert len(read(data, Sampling(4))) == 4
+        assert len(read(data, FrameSampling(4))) == 4
 
 
 def test_a_damaged_video_is_a_refusal_or_frames() -> None:
@@ -207,7 +214,7 @@ def test_a_damaged_video_is_a_refusal_or_frames() -> None:
         for _ in range(random.integers(1, 30)):
             data[random.integers(0, len(data))] = random.integers(0, 256)
         try:
-            assert len(read(bytes(data), Sampling(4))) == 4
+            assert len(read(bytes(data), FrameSampling(4))) == 4
         except InvalidInput:
             refused += 1
     assert 0 < refused < 90
@@ -222,5 +229,5 @@ def test_wrong_limits_are_named() -> None:
 def test_ffmpeg_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     """A worker's log is not for what decoders think of broken files."""
     with pytest.raises(InvalidInput):
-        read(FILE[: len(FILE) // 2], Sampling(4))
+        read(FILE[: len(FILE) // 2], FrameSampling(4))
     assert not capfd.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.decision import AGED_SHARE, MARGIN
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.simulation import Arrival, Outcome, simulate
@@ -27,7 +27,7 @@ POLICY = Policy(
 PRIORITIES = 3
 
 
-def device(model: str, shape: Shape) -> float:
+def device(model: str, shape: BatchShape) -> float:
     return 0.002 + 2e-4 * shape.padded + 1e-4 * shape.rows
 
 
@@ -35,7 +35,7 @@ def taught() -> CostModel:
     costs = CostModel()
     for rows in (1, 2, 5, 8):
         for cost in (5, 20, 60, 150):
-            shape = Shape(rows * cost, rows, rows)
+            shape = BatchShape(rows * cost, rows, rows)
             costs.observe("text", shape, device("text", shape))
     return costs
 
@@ -174,7 +174,7 @@ def test_a_lone_urgent_item_hardly_notices_bulk():
     """
     asked = [Waiting("text", 0, 30, 1.0 + n * 0.2) for n in range(40)]
     outcome = simulate(merged(asked, saturating(9, until_s=10, every_s=0.004)), POLICY, device, costs=taught())
-    alone_s = device("text", Shape(30, 1, 1))
+    alone_s = device("text", BatchShape(30, 1, 1))
     slowest_s = max(a.latency_s for a in outcome.arrivals if a.waiting.priority == 0 and a.waiting.arrived_at > 1.0)
     assert slowest_s <= alone_s + POLICY.promised_wait_s[0] + 0.01  # what rides along is mostly the pass's fixed time
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from results_store.records import Batch
 from workers.batching.inbox import Admit, Cancel, Message, Retire, Weigh
 from workers.batching.joining_requests import together
-from workers.batching.microbatch import MicroBatch, Ran
+from workers.batching.microbatch import BatchRun, MicroBatch
 from workers.batching.planning.cost_model import CostModel
 from workers.batching.roster import Roster
 from workers.batching.work import Cancelled, Entry, Interrupted, Superseded
@@ -185,7 +185,7 @@ class Feeder:
         if batch is None:
             return
         self.models.grew(header)
-        ran = Ran(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
+        ran = BatchRun(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
         self.work.ran(batch, ran)
         # recorded before it is delivered, so that every stored result has a recorded batch
         where = {"device": self.device_name, "worker": self.worker}

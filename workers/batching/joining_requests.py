@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from workers.batching.microbatch import MicroBatch
-from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.residence import Need
 from workers.batching.planning.scheduler import Scheduler
@@ -114,7 +114,7 @@ class Joining:
     def ran(self, batch: MicroBatch, seconds: float) -> None:
         """Learn from a finished batch; its seconds count as its part of the device's time."""
         if batch.chosen:
-            shape = Shape(batch.padded_cost, len(batch.rows), batch.shape.heads)
+            shape = BatchShape(batch.padded_cost, len(batch.rows), batch.shape.heads)
             self._models[batch.model].scheduler.ran(batch.chosen, batch.model, shape, seconds)
 
     def take_waiting(self, model: str) -> list[Entry]:

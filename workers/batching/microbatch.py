@@ -13,14 +13,14 @@ import numpy as np
 
 from producers.wire.messages import new_id
 from results_store.records import Batch
-from workers.batching.planning.cost_model import Shape
+from workers.batching.planning.cost_model import BatchShape
 from workers.batching.planning.scheduler import Chosen
 from workers.batching.work import Computed, Entry
 from workers.models.interface.model import CONTENTS, Array, Arrays, Model, Prepared
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class BatchRun:
     """The run of a batch on the device. Times are seconds; `ended_at` is Unix time."""
 
     ended_at: float
@@ -71,8 +71,8 @@ class MicroBatch:
         return len(self.rows) * max(row.size for row in self.rows)
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self.padded_cost, len(self.rows), sum(len(rows) for rows in self.wanted.values()))
+    def shape(self) -> BatchShape:
+        return BatchShape(self.padded_cost, len(self.rows), sum(len(rows) for rows in self.wanted.values()))
 
     @property
     def predicted_s(self) -> float | None:
@@ -99,7 +99,7 @@ class MicroBatch:
             if own == row and task in entry.tasks and entry.on_text is not None:
                 entry.on_text(at, text)
 
-    def record(self, ran: Ran, *, model: str, revision: str, device: str, worker: str) -> Batch:
+    def record(self, ran: BatchRun, *, model: str, revision: str, device: str, worker: str) -> Batch:
         """Return the flight recorder's row for this batch, once it has run."""
         heads = Counter(task for entry in self.entries for task in entry.tasks)
         priorities = Counter(str(entry.waiting.priority) for entry in self.entries)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from workers.batching.blame import Suspects
 from workers.batching.joining_requests import Joining
-from workers.batching.microbatch import MicroBatch, Ran
+from workers.batching.microbatch import BatchRun, MicroBatch
 from workers.batching.planning.cost_model import CostModel
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.residence import AT_ONCE, Need
@@ -180,7 +180,7 @@ class Workload:
             self._given.end(batch)
         return batch
 
-    def ran(self, batch: MicroBatch, ran: Ran) -> None:
+    def ran(self, batch: MicroBatch, ran: BatchRun) -> None:
         """Learn from a batch that ran."""
         if self._joining.has(batch.model):
             self._joining.ran(batch, ran.forward_s)

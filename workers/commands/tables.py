@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from workers.batching.serving.tuned_backend import Decision, Measured
+from workers.batching.serving.tuned_backend import BackendDecision, MeasuredBackend
 
 
-def decision_table(decision: Decision) -> Table:
+def decision_table(decision: BackendDecision) -> Table:
     """Return the table of measured backends, with the choice in its caption."""
     reference = next(measured for measured in decision.candidates if measured.backend.is_reference)
     tasks = sorted({task for measured in decision.candidates for task in measured.accuracy})
@@ -25,7 +25,7 @@ def decision_table(decision: Decision) -> Table:
     return table
 
 
-def _figures(measured: Measured, reference: Measured) -> tuple[str, ...]:
+def _figures(measured: MeasuredBackend, reference: MeasuredBackend) -> tuple[str, ...]:
     if not measured.items_per_s:  # the backend does not run here
         return ("", "", "", "", "")
     return (

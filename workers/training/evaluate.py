@@ -24,7 +24,7 @@ from workers.training.training_batches import best_labels
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class TextScore:
     """The score of one set of test texts. `majority` is the accuracy of always answering the set's most frequent
     label.
     """
@@ -35,7 +35,7 @@ class Score:
     majority: float
 
 
-def judge(task: str, test: Sequence[Example], model: TextModel) -> list[Score]:
+def judge(task: str, test: Sequence[Example], model: TextModel) -> list[TextScore]:
     """Return a task's scores on its `test` part: on all of it, and on its domains or forms."""
     answers = predict(task, [example.text for example in test], model, task)
     scores = [_score(task, test, answers)]
@@ -49,10 +49,10 @@ def judge(task: str, test: Sequence[Example], model: TextModel) -> list[Score]:
     return scores
 
 
-def _score(name: str, examples: Sequence[Example], answers: Sequence[str]) -> Score:
+def _score(name: str, examples: Sequence[Example], answers: Sequence[str]) -> TextScore:
     right = sum(answer == example.label for answer, example in zip(answers, examples, strict=True))
     [(_, common)] = Counter(example.label for example in examples).most_common(1)
-    return Score(name, len(examples), right / len(examples), common / len(examples))
+    return TextScore(name, len(examples), right / len(examples), common / len(examples))
 
 
 def predict(task: str, texts: Sequence[str], model: TextModel, what: str) -> list[str]:
@@ -60,7 +60,7 @@ def predict(task: str, texts: Sequence[str], model: TextModel, what: str) -> lis
     return best_labels(model, task, texts, watch=lambda batches: track(batches, description=what))
 
 
-def _rows(scores: Sequence[Score]) -> Iterator[tuple[str, ...]]:
+def _rows(scores: Sequence[TextScore]) -> Iterator[tuple[str, ...]]:
     for score in scores:
         yield score.name, f"{score.texts:,}", f"{score.accuracy:.1%}", f"{score.majority:.1%}"
 

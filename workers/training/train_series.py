@@ -24,7 +24,7 @@ from rich.console import Console
 from producers.wire.catalogue import KINDS, Catalogue, Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.messages import SeriesInput
-from workers.models.built_in.tables.series import Channel, Described, save
+from workers.models.built_in.tables.series import SeriesChannel, SeriesDescription, save
 from workers.models.built_in.tables.series_network import SeriesNetwork
 from workers.models.sources import model_source
 from workers.training import data
@@ -56,7 +56,7 @@ class Recordings:
     held_out: list[tuple[Values, str]]
 
 
-class Score(msgspec.Struct, frozen=True):
+class SeriesScore(msgspec.Struct, frozen=True):
     """The score on the held-out part. `plain` is a logistic regression's accuracy, on the channels' means and
     deviations.
     """
@@ -113,10 +113,10 @@ def read_jsonl(path: Path) -> Recordings:
     return Recordings(path.stem, names.pop(), known, held_out)
 
 
-def train(recordings: Recordings, out: Path, *, epochs: int = _EPOCHS) -> Score:
+def train(recordings: Recordings, out: Path, *, epochs: int = _EPOCHS) -> SeriesScore:
     """Write the model of some recordings to the folder `out`, and return its score on the held-out part."""
     labels = tuple(sorted({label for _, label in recordings.known}))
-    described = Described(_channels(recordings), labels, _steps(recordings))
+    described = SeriesDescription(_channels(recordings), labels, _steps(recordings))
     network = fit(recordings, described, epochs)
     score = _score(network, recordings, described)
     about = {"trained_on": f"{recordings.name}, {len(recordings.known)} series"}
@@ -124,7 +124,7 @@ def train(recordings: Recordings, out: Path, *, epochs: int = _EPOCHS) -> Score:
     return score
 
 
-def fit(recordings: Recordings, described: Described, epochs: int) -> SeriesNetwork:
+def fit(recordings: Recordings, described: SeriesDescription, epochs: int) -> SeriesNetwork:
     """Train on random parts of the recordings, with changed loudness and added noise."""
     torch.manual_seed(SEED)
     random = np.random.default_rng(SEED)
@@ -153,11 +153,11 @@ def _part(values: Values, random: np.random.Generator) -> Values:
     return part
 
 
-def _channels(recordings: Recordings) -> tuple[Channel, ...]:
+def _channels(recordings: Recordings) -> tuple[SeriesChannel, ...]:
     together = np.concatenate([values for values, _ in recordings.known])
     means, scales = together.mean(axis=0), together.std(axis=0)
     return tuple(
-        Channel(name, float(mean), float(scale) or 1.0)
+        SeriesChannel(name, float(mean), float(scale) or 1.0)
         for name, mean, scale in zip(recordings.channels, means, scales, strict=True)
     )
 
@@ -167,7 +167,7 @@ def _steps(recordings: Recordings) -> tuple[int, int]:
     return max(1, int(_SHORTEST * min(lengths))), _LONGEST * max(lengths)
 
 
-def _standard(values: Values, described: Described) -> Values:
+def _standard(values: Values, described: SeriesDescription) -> Values:
     means = np.array([channel.mean for channel in described.channels])
     scales = np.array([channel.scale for channel in described.channels])
     standard: Values = (values - means) / scales
@@ -180,12 +180,12 @@ def _padded(series: Sequence[Values]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True), lengths
 
 
-def _score(network: SeriesNetwork, recordings: Recordings, described: Described) -> Score:
+def _score(network: SeriesNetwork, recordings: Recordings, described: SeriesDescription) -> SeriesScore:
     wanted = [label for _, label in recordings.held_out]
     with torch.inference_mode():
         scores = network(*_padded([_standard(values, described) for values, _ in recordings.held_out]))
     found = [described.labels[place] for place in scores.argmax(-1).tolist()]
-    return Score(
+    return SeriesScore(
         recordings=len(wanted),
         accuracy=float(np.mean([one == other for one, other in zip(found, wanted, strict=True)])),
         majority=max(Counter(wanted).values()) / len(wanted),
@@ -193,7 +193,7 @@ def _score(network: SeriesNetwork, recordings: Recordings, described: Described)
     )
 
 
-def _plain(recordings: Recordings, described: Described) -> float:
+def _plain(recordings: Recordings, described: SeriesDescription) -> float:
     """Return the accuracy of a model that ignores order: channels' means and deviations alone."""
     from sklearn.linear_model import LogisticRegression
 

@@ -56,7 +56,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class TableScore:
     """The score on the held-out rows. `majority` and `brier_of_shares` are the scores of a model that knows only the
     labels' shares. `calibration_error` is the expected calibration error, over ten bins; `auc` is None for more than
     two labels.
@@ -129,7 +129,7 @@ def _cell(value: str | None) -> float | str | None:
         return value.strip()
 
 
-def train(table: Table, out: Path) -> Score:
+def train(table: Table, out: Path) -> TableScore:
     """Write the model of a table, with its card, to the folder `out`, and return its score on the held-out rows."""
     fitted = _Fitted.to(table, SEED)
     weight, bias = fitted.calibrated
@@ -149,7 +149,7 @@ def train(table: Table, out: Path) -> Score:
     return score
 
 
-def judge(table: Table, seed: int) -> tuple[Score, Score]:
+def judge(table: Table, seed: int) -> tuple[TableScore, TableScore]:
     """Return the score on the held-out rows of a model trained on the others, with and without calibration."""
     fitted = _Fitted.to(table, seed)
     return fitted.score(*fitted.calibrated), fitted.score(*fitted.weights)
@@ -187,7 +187,7 @@ class _Fitted:
         weight, bias = self.weights
         return weight / self.temperature, bias / self.temperature
 
-    def score(self, weight: Values, bias: Values) -> Score:
+    def score(self, weight: Values, bias: Values) -> TableScore:
         return _score(softmax(self.encoded[self.held] @ weight.T + bias, axis=1), self.wanted[self.held])
 
 
@@ -250,7 +250,7 @@ def _temperature(values: Values, wanted: NDArray[np.int64], strength: float) -> 
     return float(minimize_scalar(loss, bounds=(0.1, 10.0), method="bounded").x)
 
 
-def _score(probabilities: Values, wanted: NDArray[np.int64]) -> Score:
+def _score(probabilities: Values, wanted: NDArray[np.int64]) -> TableScore:
     best = probabilities.argmax(axis=1)
     sure = probabilities.max(axis=1)
     bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
@@ -260,7 +260,7 @@ def _score(probabilities: Values, wanted: NDArray[np.int64]) -> Score:
         if (bins == n).any()
     ]
     right = np.eye(probabilities.shape[1])[wanted]
-    return Score(
+    return TableScore(
         rows=len(wanted),
         accuracy=float((best == wanted).mean()),
         majority=max(Counter(wanted.tolist()).values()) / len(wanted),

@@ -36,7 +36,7 @@ from workers.models.built_in.video.video_model import FRAME_SIDE, NUM_FRAMES, ce
 from workers.models.built_in.video.video_network import KIND, MotionHead, VideoEncoder, correlations, pairs
 from workers.models.sources import model_source
 from workers.models.video import frames
-from workers.models.video.frame_sampling import Sampling
+from workers.models.video.frame_sampling import FrameSampling
 from workers.training import camera, data
 from workers.training.camera import Scene
 
@@ -67,7 +67,7 @@ class Read:
     labels: tuple[str, ...]
 
 
-class Score(msgspec.Struct, frozen=True):
+class VideoScore(msgspec.Struct, frozen=True):
     """The score on held-out clips. `shuffled` is the score with frames in random order, which shows whether order
     matters.
     """
@@ -128,7 +128,7 @@ def films(folder: Path) -> list[Scene]:
     found = []
     for name in FILMS:
         content = (folder / name).read_bytes()
-        whole = frames.read(content, Sampling(100, 1), frames.VideoLimits(), frames.image)
+        whole = frames.read(content, FrameSampling(100, 1), frames.VideoLimits(), frames.image)
         found.append(Scene(name, tuple(whole)))
     return found
 
@@ -157,7 +157,7 @@ def from_files(paths: Sequence[Path]) -> Clips:
     """
     for path in paths:
         try:
-            pixels = frames.read(path.read_bytes(), Sampling(NUM_FRAMES), frames.VideoLimits(), centre)
+            pixels = frames.read(path.read_bytes(), FrameSampling(NUM_FRAMES), frames.VideoLimits(), centre)
         except InvalidInput as error:
             raise ConfigurationError(f"{path}: {error}") from error
         yield np.stack(pixels), path.parent.name
@@ -234,7 +234,7 @@ def _accuracy(module: MotionHead, clips: Read, labels: Sequence[str]) -> float:
     return float(np.mean([labels[place] == label for place, label in zip(best, clips.labels, strict=True)]))
 
 
-def score(module: MotionHead, network: Network, clips: Sequence[tuple[Pixels, str]], what: str) -> Score:
+def score(module: MotionHead, network: Network, clips: Sequence[tuple[Pixels, str]], what: str) -> VideoScore:
     """Judge a head on clips, as they are and shuffled."""
     random = np.random.default_rng(SEED)
     labels = tuple(sorted({label for _, label in clips})) if what == "own" else camera.LABELS
@@ -242,7 +242,7 @@ def score(module: MotionHead, network: Network, clips: Sequence[tuple[Pixels, st
     in_order = _accuracy(module, read(network, iter(clips), len(clips), what), labels)
     shuffled = _accuracy(module, read(network, disorder, len(clips), f"{what}, shuffled"), labels)
     counts: Mapping[str, int] = Counter(label for _, label in clips)
-    return Score(len(clips), in_order, max(counts.values()) / len(clips), shuffled)
+    return VideoScore(len(clips), in_order, max(counts.values()) / len(clips), shuffled)
 
 
 def train_camera(out: Path, cache: Path, console: Console, *, count: int = 900) -> None:
@@ -263,7 +263,7 @@ def train_camera(out: Path, cache: Path, console: Console, *, count: int = 900) 
         console.print(f"{what}: {found}")
 
 
-def train_own(clips: Path, task: str, out: Path, cache: Path, console: Console) -> Score:
+def train_own(clips: Path, task: str, out: Path, cache: Path, console: Console) -> VideoScore:
     """Write the head of a task under `out`, trained on a folder of clips, and return its score on the held-out ones."""
     known, held_out = own_clips(clips)
     network = encoder(cache, appearance=True)

@@ -24,7 +24,7 @@ import msgspec
 import torch
 
 from producers.wire.errors import ConfigurationError
-from workers.batching.serving.tuned_backend import Decision, Measured
+from workers.batching.serving.tuned_backend import BackendDecision, MeasuredBackend
 from workers.device import accelerator
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
@@ -82,7 +82,7 @@ class _Candidate:
     fastest_s: float = float("inf")
 
 
-def tune(wanted: ModelToLoad, device: str, *, labelled: bool, rounds: int = 3) -> Decision:
+def tune(wanted: ModelToLoad, device: str, *, labelled: bool, rounds: int = 3) -> BackendDecision:
     """Return the decision for a model, by the best of `rounds` measurements.
 
     Raises ConfigurationError if not even the reference runs.
@@ -90,7 +90,7 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool, rounds: int = 3) -
     reference = _load(wanted, REFERENCE, device)
     trials = _trials(reference.model, SAMPLE if device == "cpu" else GPU_SAMPLE)
     loaded: list[_Candidate] = [reference]
-    refused: list[Measured] = []
+    refused: list[MeasuredBackend] = []
     for backend in candidates(device, labelled=labelled):
         if backend.is_reference or backend.name not in reference.model.backends:
             continue
@@ -111,7 +111,7 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool, rounds: int = 3) -
     chosen = next(candidate for candidate in loaded if candidate.backend == best.backend)
     rates = _rates(chosen, trials, budgets, rounds)
     good = [cost for cost, rate in rates.items() if rate >= GOOD_ENOUGH * max(rates.values())]
-    return Decision(
+    return BackendDecision(
         model=wanted.name,
         revision=reference.model.revision,
         device=device,
@@ -133,10 +133,12 @@ def _load(wanted: ModelToLoad, backend: Backend, device: str) -> _Candidate:
     return _Candidate(backend, model)
 
 
-def _not_run(wanted: ModelToLoad, backend: Backend, error: Exception) -> Measured:
+def _not_run(wanted: ModelToLoad, backend: Backend, error: Exception) -> MeasuredBackend:
     """Return a candidate that does not run here, with its reason."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix(f"models.{wanted.name}")
-    return Measured(backend=backend, items_per_s=0.0, agreement=0.0, shift=0.0, same=0.0, refused=reason.lstrip(":. "))
+    return MeasuredBackend(
+        backend=backend, items_per_s=0.0, agreement=0.0, shift=0.0, same=0.0, refused=reason.lstrip(":. ")
+    )
 
 
 def _check_memory(folder: Path, device: str, loaded: int) -> None:
@@ -205,7 +207,7 @@ def _judged(
     expected: Sequence[Answered],
     labels: Mapping[str, Sequence[data.Example]],
     reference: Mapping[str, float],
-) -> Measured:
+) -> MeasuredBackend:
     found = agreement(answered(candidate.model, batches), expected, candidate.model.spec.tasks)
     accuracy = {task: _right(candidate.model, task, examples) for task, examples in labels.items()}
     lost = {task: reference[task] - accuracy[task] for task in labels}
@@ -215,7 +217,7 @@ def _judged(
         refused = f"{worst}: {100 * lost[worst]:.1f} points less accurate"
     elif not lost and (found.cosine < LEAST_AGREEMENT or found.shift > MOST_SHIFT or found.same < LEAST_SAME):
         refused = "answers differ from torch's in fp32"
-    return Measured(
+    return MeasuredBackend(
         backend=candidate.backend,
         items_per_s=round(timed / candidate.fastest_s, 1),
         agreement=round(found.cosine, 6),

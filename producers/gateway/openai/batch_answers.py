@@ -19,14 +19,14 @@ from results_store.records import Result
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BatchAnswer:
     """The response to a request: a line of the output file, or, if `error` names an error, of the error file."""
 
     line: bytes
     error: str | None = None
 
 
-async def answers(gateway: Gateway, batch: FileBatch) -> AsyncIterator[Answer]:
+async def answers(gateway: Gateway, batch: FileBatch) -> AsyncIterator[BatchAnswer]:
     """Yield a batch's responses in the order of its requests, in constant memory. Raises UnknownJob."""
     job = await gateway.client.job(batch.detail["job"])
     rows: list[Result] = []
@@ -69,7 +69,7 @@ def refusal(found: Problem) -> dict[str, Any]:
     return {"kind": found.kind, "message": found.detail, **told}
 
 
-def _answer(batch: FileBatch, rows: Sequence[Result]) -> Answer:
+def _answer(batch: FileBatch, rows: Sequence[Result]) -> BatchAnswer:
     asked = json.loads(rows[0].key or "{}")
     id_ = f"batch_req_{batch.id.removeprefix('batch_')}_{asked['line']}"
     response: dict[str, Any] = {"status_code": 200, "request_id": id_}
@@ -81,7 +81,7 @@ def _answer(batch: FileBatch, rows: Sequence[Result]) -> Answer:
         response |= {"status_code": found.status_code, "body": openai_error(found)}
         error = {"code": found.kind, "message": found.detail}
     line = {"id": id_, "custom_id": asked["custom_id"], "response": response, "error": error}
-    return Answer(encoded(line) + b"\n", None if error is None else error["code"])
+    return BatchAnswer(encoded(line) + b"\n", None if error is None else error["code"])
 
 
 def _body(batch: FileBatch, rows: Sequence[Result], options: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from producers.client.request import NewItem
 from producers.client.sending.submission import new_job
 from producers.gateway.openai.batch_answers import answers, refusal
-from producers.gateway.openai.batch_requests import Reading
+from producers.gateway.openai.batch_requests import RequestReader
 from producers.gateway.openai.uploads import lines
 from producers.wire.errors import InvalidInput, ItemExpired
 from producers.wire.messages import Priority
@@ -95,10 +95,10 @@ class BatchJob:
     async def _job(self) -> JobStatus:
         return await self.gateway.client.status(self.batch.detail["job"])
 
-    async def _reading(self) -> Reading:
+    async def _reading(self) -> RequestReader:
         catalogue = await self.gateway.client.catalogue()
         texts = lines(self.gateway, self.batch.detail["input_file_id"])
-        return Reading(texts, self.batch.detail["endpoint"], catalogue)
+        return RequestReader(texts, self.batch.detail["endpoint"], catalogue)
 
     # --- submitting ---
 
@@ -205,7 +205,7 @@ class BatchJob:
                 seq += 1
 
 
-async def _items(reading: Reading) -> AsyncIterator[NewItem | InvalidInput]:
+async def _items(reading: RequestReader) -> AsyncIterator[NewItem | InvalidInput]:
     """Yield the items of all requests. A refused request yields an InvalidInput, which keeps its place."""
     async with aclosing(reading.lines()) as found:
         async for line in found:

@@ -91,7 +91,7 @@ def _check(catalogue: Catalogue, call: Call) -> None:
         request.item(place, item, field="input" if len(call.items) == 1 else f"input[{place}]")
 
 
-class Reading:
+class RequestReader:
     """Read the requests of a file, and collect its errors, the number of its requests and their task."""
 
     def __init__(self, texts: AsyncIterator[bytes], endpoint: str, catalogue: Catalogue) -> None:

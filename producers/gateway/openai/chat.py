@@ -55,7 +55,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 ROLES = ("system", "developer", "user", "assistant")
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """A message of a conversation. Its content is a text, or a list of text parts."""
 
     role: StrictStr
@@ -73,7 +73,7 @@ class ChatBody(BaseModel):
     )
 
     model: StrictStr
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
 
 

@@ -16,7 +16,7 @@ from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem
-from producers.gateway.schemas import JobOptions, LinesOptions, NewJobBody, item_of
+from producers.gateway.schemas import LinesOptions, NewJobBody, SubmissionOptions, item_of
 from producers.gateway.views import job_view
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import is_id
@@ -115,7 +115,7 @@ async def cancel(job: str, gateway: Here, caller: Who) -> Response:
 async def _submit(
     gateway: Gateway,
     caller: Caller,
-    options: JobOptions,
+    options: SubmissionOptions,
     items: Iterable[object] | AsyncIterable[object],
     on_accepted: Callable[[str, int], object] | None = None,
 ) -> AsyncJob:

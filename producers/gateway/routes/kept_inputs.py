@@ -28,7 +28,7 @@ MOST_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class KeptImage:
     """An image's bytes, with the type and size from its header."""
 
     data: bytes
@@ -56,7 +56,7 @@ class KeptInputs:
         """Return an input by reference as an inline input. Raises InvalidInput or BlobsUnavailable."""
         return self._blobs.get(value, MOST_BYTES) if isinstance(value, BlobInput) else value
 
-    def picture(self, value: Input | None) -> Picture | None:
+    def picture(self, value: Input | None) -> KeptImage | None:
         """Return an input as an image, or None if it cannot be served. Raises the same errors as `carried`."""
         if value is None:
             return None
@@ -66,7 +66,7 @@ class KeptInputs:
         size = image_size(whole.data)
         if size is None or size.pixels > MOST_PIXELS:
             return None
-        return Picture(whole.data, size)
+        return KeptImage(whole.data, size)
 
 
 def _items(payload: bytes, content_type: str) -> Collection[Any]:

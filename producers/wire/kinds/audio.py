@@ -31,7 +31,7 @@ class AudioClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fiel
         at_least("top_k", self.top_k)
 
 
-class Chunk(msgspec.Struct, frozen=True):
+class SpeechChunk(msgspec.Struct, frozen=True):
     """A stretch of speech with its start and end in seconds. The end is null if the model gave none."""
 
     text: str
@@ -42,7 +42,7 @@ class Transcript(msgspec.Struct, frozen=True, omit_defaults=True):
     """The spoken text; empty for a recording without speech. `chunks` only if timestamps were requested."""
 
     text: str
-    chunks: list[Chunk] | None = None
+    chunks: list[SpeechChunk] | None = None
 
 
 AUDIO_KINDS = (

@@ -36,7 +36,7 @@ Parts: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class BatchShape:
     """The numbers that decide a batch's time: its padded cost, its rows, and the rows of all its heads together."""
 
     padded: int
@@ -57,7 +57,7 @@ class _Sums:
     targets: Matrix = field(default_factory=lambda: np.zeros(_PARTS))
     fitted: Matrix | None = None
 
-    def add(self, shape: Shape, seconds: float, fading: float) -> None:
+    def add(self, shape: BatchShape, seconds: float, fading: float) -> None:
         expected = self.predict(shape)
         if expected:
             seconds = min(seconds, MOST_SURPRISE * expected)
@@ -68,7 +68,7 @@ class _Sums:
         self.targets = self.targets * fading + weight * seconds * parts
         self.fitted = None
 
-    def predict(self, shape: Shape) -> float | None:
+    def predict(self, shape: BatchShape) -> float | None:
         fitted = self.fit()
         return None if fitted is None else float(fitted @ shape.parts)
 
@@ -112,7 +112,7 @@ class CostModel:
             for model, sums in (learned or {}).items()
         }
 
-    def observe(self, model: str, shape: Shape, seconds: float) -> None:
+    def observe(self, model: str, shape: BatchShape, seconds: float) -> None:
         """Learn from a batch that ran."""
         self._sums.setdefault(model, _Sums()).add(shape, seconds, self._fading)
 
@@ -122,7 +122,7 @@ class CostModel:
             known = self._sums[like]
             self._sums[model] = _Sums(known.n, known.products.copy(), known.targets.copy())
 
-    def seconds(self, model: str, shape: Shape) -> float | None:
+    def seconds(self, model: str, shape: BatchShape) -> float | None:
         """Predict the seconds of a batch, or return None while too little is known of the model."""
         sums = self._sums.get(model)
         return sums.predict(shape) if sums else None

@@ -44,7 +44,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from workers.batching.planning.cost_model import Shape
+from workers.batching.planning.cost_model import BatchShape
 from workers.batching.planning.forming import Forming
 from workers.batching.planning.policy import Moment
 from workers.batching.planning.tenant_turns import Charge, Turns
@@ -58,7 +58,7 @@ MARGIN = 1.05
 #: The share of the device for a priority whose oldest item has aged.
 AGED_SHARE = 0.05
 
-NOTHING = Shape(0, 0, 0)
+NOTHING = BatchShape(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Decision(Generic[T]):
 
     batch: tuple[Ticket[T], ...] = ()
     expired: tuple[Ticket[T], ...] = ()
-    shape: Shape = NOTHING
+    shape: BatchShape = NOTHING
     real: int = 0
     predicted_s: float | None = None
     full: bool = False
@@ -111,12 +111,12 @@ def _late(moment: Moment[T]) -> Iterator[Ticket[T]]:
     for (model, _, _), lane in moment.pool.lanes.items():
         largest[model] = max(largest.get(model, 1), lane.by_size[-1][0])
     longest = [
-        moment.begins_at(model) + 2 * (moment.costs.seconds(model, Shape(cost, 1, 1)) or 0.0)
+        moment.begins_at(model) + 2 * (moment.costs.seconds(model, BatchShape(cost, 1, 1)) or 0.0)
         for model, cost in largest.items()
     ]
     for ticket in moment.pool.due(max(longest, default=moment.starts_at)):
         waiting = ticket.waiting
-        alone_s = moment.costs.seconds(waiting.model, Shape(waiting.cost, 1, waiting.heads)) or 0.0
+        alone_s = moment.costs.seconds(waiting.model, BatchShape(waiting.cost, 1, waiting.heads)) or 0.0
         if waiting.deadline_at is not None and waiting.deadline_at <= moment.begins_at(waiting.model) + alone_s:
             yield ticket
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from workers.batching.planning.cost_model import Parts, Shape
+from workers.batching.planning.cost_model import BatchShape, Parts
 from workers.batching.planning.policy import Moment
 from workers.batching.planning.tenant_turns import Party
 from workers.batching.planning.waiting_pool import Lane, Ticket, Waiting
@@ -132,8 +132,8 @@ class Forming(Generic[T]):
     # --- the result ---
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self._rows * self._widest, self._rows, self._heads)
+    def shape(self) -> BatchShape:
+        return BatchShape(self._rows * self._widest, self._rows, self._heads)
 
     @property
     def predicted_s(self) -> float | None:

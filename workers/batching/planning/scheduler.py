@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
-from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.decision import next_batch
 from workers.batching.planning.policy import Budget, Moment, Policy
 from workers.batching.planning.residence import Need
@@ -36,7 +36,7 @@ class Chosen(Generic[T]):
     """
 
     items: list[T]
-    shape: Shape
+    shape: BatchShape
     real: int
     predicted_s: float | None
     charge: Charge
@@ -125,7 +125,7 @@ class Scheduler(Generic[T]):
         items = [ticket.item for ticket in decision.batch]
         return Next(Chosen(items, decision.shape, decision.real, decision.predicted_s, decision.charge), expired)
 
-    def ran(self, chosen: Chosen[T], model: str, shape: Shape | None, seconds: float) -> None:
+    def ran(self, chosen: Chosen[T], model: str, shape: BatchShape | None, seconds: float) -> None:
         """Learn from a batch that ran. Without a shape, only its turns are booked."""
         if shape:
             self.costs.observe(model, shape, seconds)

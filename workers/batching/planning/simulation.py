@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.policy import Policy
 from workers.batching.planning.scheduler import Chosen, Scheduler
 from workers.batching.planning.stage_times import Stages
 from workers.batching.planning.waiting_pool import Waiting
 
 #: The seconds of a batch on the device, by model and shape.
-Device: TypeAlias = Callable[[str, Shape], float]
+Device: TypeAlias = Callable[[str, BatchShape], float]
 
 
 @dataclass(slots=True, eq=False)
@@ -36,12 +36,12 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class SimulatedBatch:
     """A batch that the simulated device ran."""
 
     began_at: float
     seconds: float
-    shape: Shape
+    shape: BatchShape
     real: int
     leader: int  # priority
     items: Sequence[Arrival]
@@ -52,7 +52,7 @@ class Outcome:
     """The outcome of a trace."""
 
     arrivals: Sequence[Arrival]
-    batches: Sequence[Ran]
+    batches: Sequence[SimulatedBatch]
 
     @property
     def waste(self) -> float:
@@ -67,7 +67,7 @@ class Outcome:
 
 
 @dataclass(slots=True, eq=False)
-class _Given:
+class _RunningBatch:
     chosen: Chosen[Arrival]
     seconds: float
 
@@ -78,9 +78,9 @@ class Machine:
 
     scheduler: Scheduler[Arrival]
     device: Device
-    stages: Stages[_Given] = field(default_factory=Stages)
+    stages: Stages[_RunningBatch] = field(default_factory=Stages)
     began_at: float = 0.0  # when the running batch began
-    batches: list[Ran] = field(default_factory=list)
+    batches: list[SimulatedBatch] = field(default_factory=list)
 
     @property
     def next_end_at(self) -> float:
@@ -115,7 +115,7 @@ class Machine:
         if decision.batch is None:
             return False
         chosen = decision.batch
-        given = _Given(chosen, self.device(chosen.items[0].waiting.model, chosen.shape))
+        given = _RunningBatch(chosen, self.device(chosen.items[0].waiting.model, chosen.shape))
         priority, predicted_s = chosen.charge.leader, chosen.predicted_s or 0.0
         self.stages.give(given, priority, predicted_s, overtaking=behind is not None)
         if len(self.stages) == 1:
@@ -128,7 +128,9 @@ class Machine:
         self.began_at = at
         for arrival in chosen.items:
             arrival.began_at = at
-        self.batches.append(Ran(at, given.seconds, chosen.shape, chosen.real, chosen.charge.leader, chosen.items))
+        self.batches.append(
+            SimulatedBatch(at, given.seconds, chosen.shape, chosen.real, chosen.charge.leader, chosen.items)
+        )
 
 
 def simulate(

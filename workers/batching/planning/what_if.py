@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from results_store.records import Batch
-from workers.batching.planning.cost_model import CostModel, Shape
+from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.policy import Policy
 from workers.batching.planning.simulation import Outcome, simulate
 from workers.batching.planning.waiting_pool import Waiting
@@ -92,7 +92,7 @@ class Recording:
         """Return the forecast for `policy`."""
         times, gap_s = self.costs, self.gap_s
 
-        def device(model: str, shape: Shape) -> float:
+        def device(model: str, shape: BatchShape) -> float:
             return (times.seconds(model, shape) or 0.0) + gap_s
 
         # the simulated batcher learns on its own copy: the device stays as recorded
@@ -112,8 +112,8 @@ def recordings(batches: Iterable[Batch]) -> list[Recording]:
     return [Recording(own) for own in found if own]
 
 
-def _shape(batch: Batch) -> Shape:
-    return Shape(batch.padded_tokens, batch.rows, sum(batch.heads.values()))
+def _shape(batch: Batch) -> BatchShape:
+    return BatchShape(batch.padded_tokens, batch.rows, sum(batch.heads.values()))
 
 
 def _forecast(outcome: Outcome) -> Forecast:

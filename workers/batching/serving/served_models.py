@@ -71,7 +71,7 @@ def build(wanted: ModelToLoad) -> Model:
         raise ConfigurationError(f"models.{wanted.name}.class: {wanted.class_}: {error}") from error
 
 
-def _backend(name: str, chosen: ModelSettings, decision: tuned_backend.Decision | None) -> Backend:
+def _backend(name: str, chosen: ModelSettings, decision: tuned_backend.BackendDecision | None) -> Backend:
     if chosen.backend == "auto":
         return decision.backend if decision else Backend()
     try:

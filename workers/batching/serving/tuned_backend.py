@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _LIBRARIES = ("onnxruntime", "openvino", "torch", "transformers")
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class MeasuredBackend(msgspec.Struct, frozen=True, kw_only=True):
     """A candidate. `agreement` is the least cosine between its outputs and the reference's, `shift` the mean difference
     of scores, `same` the share of equal best answers; `accuracy` is by task, where labelled data were used. A candidate
     that was not admitted, or does not run here (no items per second), has a reason.
@@ -48,7 +48,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     refused: str = ""
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class BackendDecision(msgspec.Struct, frozen=True, kw_only=True):
     """The choice for a model on a device, and the table behind it. `rates` are items/s by batch cost."""
 
     model: str
@@ -57,21 +57,21 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     decided_at: float
     guard: Literal["accuracy", "agreement"]
     sample: int
-    candidates: tuple[Measured, ...]
+    candidates: tuple[MeasuredBackend, ...]
     backend: Backend
     rates: dict[int, float]
     batch_cost: int
 
 
-def find(model: ModelToLoad, device: Device) -> Decision | None:
+def find(model: ModelToLoad, device: Device) -> BackendDecision | None:
     """Return the saved decision for a model on a device of this machine, or None."""
     try:
-        return msgspec.json.decode(_file(model, device).read_bytes(), type=Decision)
+        return msgspec.json.decode(_file(model, device).read_bytes(), type=BackendDecision)
     except (OSError, msgspec.DecodeError):  # missing, or of an older form: measure again
         return None
 
 
-def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int = 0) -> Decision:
+def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int = 0) -> BackendDecision:
     """Measure the candidates for a model and save the decision; takes half a minute, or minutes if `labelled`.
 
     Raises ConfigurationError with the measuring process's error if it failed.
@@ -91,7 +91,7 @@ def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int =
     return found
 
 
-def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int = 0) -> Decision | None:
+def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int = 0) -> BackendDecision | None:
     """Return the decision for a model, measuring if there is none and `measure` allows it; None means the reference
     backend.
 
@@ -111,7 +111,7 @@ def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int =
         return found
 
 
-def _measured(model: ModelToLoad, device: Device, threads: int) -> Decision | None:
+def _measured(model: ModelToLoad, device: Device, threads: int) -> BackendDecision | None:
     logger.info("measuring backends for model %s on %s, once for this machine", model.name, device.name)
     try:
         found = decide(model, device, labelled=False, threads=threads)

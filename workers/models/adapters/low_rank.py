@@ -1,7 +1,7 @@
 """LoRA adapters (Hu et al., 2021) on one network: rows of different adapters share a pass.
 
-Each linear layer with adapters is replaced by an `Adapted` layer. It computes the base layer once for all rows, then
-two thin products batched over the rows, each row with its own matrices (as in Punica, Chen et al., 2023).
+Each linear layer with adapters is replaced by an `AdaptedLinear` layer. It computes the base layer once for all rows,
+then two thin products batched over the rows, each row with its own matrices (as in Punica, Chen et al., 2023).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.models.adapters.lora_folder import WEIGHTS, WRAPPED, Adapter
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class Rows:
+class AdapterRows:
     """The adapter of each row in the present pass, by number: 0 is no adapter, the adapters count from 1."""
 
     def __init__(self) -> None:
@@ -33,10 +33,10 @@ class Rows:
         self.numbers = None if self.only is not None else torch.tensor(numbers, device=device)
 
 
-class Adapted(nn.Module):
+class AdaptedLinear(nn.Module):
     """A linear layer with its adapters. `pairs` are by adapter number; missing adapters add nothing."""
 
-    def __init__(self, base: nn.Linear, pairs: Mapping[int, Pair], rows: Rows, count: int) -> None:
+    def __init__(self, base: nn.Linear, pairs: Mapping[int, Pair], rows: AdapterRows, count: int) -> None:
         super().__init__()
         self.base = base
         self._rows = rows
@@ -76,13 +76,13 @@ def tensors(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name.removeprefix(WRAPPED): tensor for name, tensor in load_file(adapter.folder / WEIGHTS).items()}
 
 
-def attach(network: nn.Module, adapters: Sequence[Adapter], prefix: str = "") -> Rows:
-    """Attach adapters to a network, numbered from 1 in their order; return the `Rows` to set before each pass.
+def attach(network: nn.Module, adapters: Sequence[Adapter], prefix: str = "") -> AdapterRows:
+    """Attach adapters to a network, numbered from 1 in their order; return the `AdapterRows` to set before each pass.
 
     `prefix` is the network's name within the models that the adapters were trained on. Raises ConfigurationError if an
     adapter does not fit the network.
     """
-    rows = Rows()
+    rows = AdapterRows()
     pairs: dict[str, dict[int, Pair]] = {}
     for number, adapter in enumerate(adapters, start=1):
         own = tensors(adapter)
@@ -95,7 +95,7 @@ def attach(network: nn.Module, adapters: Sequence[Adapter], prefix: str = "") ->
         parent, _, last = name.rpartition(".")
         base = network.get_submodule(name)
         assert isinstance(base, nn.Linear), "checked"
-        setattr(network.get_submodule(parent), last, Adapted(base, own_pairs, rows, len(adapters)))
+        setattr(network.get_submodule(parent), last, AdaptedLinear(base, own_pairs, rows, len(adapters)))
     return rows
 
 

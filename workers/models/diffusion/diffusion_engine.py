@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from workers.models.diffusion.diffusion_networks import Networks
+from workers.models.diffusion.diffusion_networks import DiffusionNetworks
 from workers.models.diffusion.image_request import Drawn, Wanted
 from workers.models.interface import step_rota
 from workers.models.interface.stepwise import Stepped
@@ -58,10 +58,10 @@ class Picture:
         return self.latents
 
 
-class Engine:
+class DiffusionEngine:
     """All pictures at the device. A step has up to `rows` pictures. Not thread-safe."""
 
-    def __init__(self, networks: Networks, rows: int) -> None:
+    def __init__(self, networks: DiffusionNetworks, rows: int) -> None:
         self._networks = networks
         self._rows = rows
         self._pictures: dict[Hashable, Picture] = {}

@@ -25,7 +25,7 @@ from workers.models.interface.options import Count, Options
 from workers.models.interface.stepwise import EngineModel
 
 if TYPE_CHECKING:
-    from workers.models.diffusion.diffusion_engine import Engine  # noqa: F401 (in quotes in the base class)
+    from workers.models.diffusion.diffusion_engine import DiffusionEngine  # noqa: F401 (in quotes in the base class)
 
 #: The pixels of a unit of cost. A guided picture costs twice its units.
 _SQUARE = 32 * 32
@@ -38,7 +38,7 @@ class DiffusionOptions(Options, frozen=True):
     step_rows: Count = 8
 
 
-class DiffusionModel(EngineModel["Engine"]):
+class DiffusionModel(EngineModel["DiffusionEngine"]):
     """Pictures of any size, generated in steps."""
 
     options_class = DiffusionOptions
@@ -131,13 +131,13 @@ class DiffusionModel(EngineModel["Engine"]):
     # --- in the device process ---
 
     def load(self, device: str) -> None:
-        from workers.models.diffusion.diffusion_engine import Engine
+        from workers.models.diffusion.diffusion_engine import DiffusionEngine
         from workers.models.diffusion.diffusion_networks import load
 
         if self._folder.reads_prompts:
             self._tokenizing.check()
         networks = load(self._folder, device, self.spec.backend.precision)
-        self._engine = Engine(networks, self.options.step_rows)
+        self._engine = DiffusionEngine(networks, self.options.step_rows)
 
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
         self._joined += 1

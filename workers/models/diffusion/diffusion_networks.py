@@ -15,7 +15,7 @@ from workers.models.backends.choice import DTYPES
 from workers.models.diffusion.folder import Folder
 
 
-class Networks(ABC):
+class DiffusionNetworks(ABC):
     """A diffusers pipeline. Rows of the same shape share a pass of its denoiser, each with its own timestep."""
 
     def __init__(self, pipeline: Any, device: str) -> None:
@@ -57,7 +57,7 @@ class Networks(ABC):
         """Return pictures `(rows, height, width, channels)`, and whether the folder's safety checker blackened each."""
 
 
-class Prompted(Networks):
+class Prompted(DiffusionNetworks):
     """StableDiffusionPipeline: denoises an autoencoder's latents, guided by a text encoder."""
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
@@ -85,7 +85,7 @@ class Prompted(Networks):
         return pictures, flags
 
 
-class Unprompted(Networks):
+class Unprompted(DiffusionNetworks):
     """DDPMPipeline and DDIMPipeline: the pixels themselves are denoised."""
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
@@ -101,7 +101,7 @@ class Unprompted(Networks):
         return _pixels(latents), [False] * len(latents)
 
 
-def load(folder: Folder, device: str, precision: str) -> Networks:
+def load(folder: Folder, device: str, precision: str) -> DiffusionNetworks:
     """Load a folder onto a device. Raises ConfigurationError if diffusers is missing or cannot load the folder."""
     try:
         import diffusers

@@ -12,7 +12,7 @@ import numpy as np
 from producers.wire.kinds.explanation import Area, Explanation, PixelMap
 from workers.models.built_in.vision.vision_model import VisionModel
 from workers.models.explaining.gradients import margin
-from workers.models.explaining.subject import Line, M, Measured, Points, Subject
+from workers.models.explaining.subject import Attribution, IntegrationPath, M, Points, Subject
 from workers.models.huggingface.vision.image_heads import ImageClassification
 from workers.models.huggingface.vision.image_models import ImageModel
 from workers.models.interface.model import SCORE_DIGITS, Arrays, Prepared
@@ -56,7 +56,7 @@ class ImageSubject(Subject[M]):
     def about(self, task: str, content: Any, params: Any, prepared: Prepared) -> tuple[Arrays, Any]:
         return {}, self._seen(content)
 
-    def told(self, measured: Measured, about: Any, *, steps: int) -> Explanation:
+    def told(self, measured: Attribution, about: Any, *, steps: int) -> Explanation:
         rows = [[round(value, SCORE_DIGITS) for value in row] for row in measured.contributions.tolist()]
         return Explanation(
             method="integrated-gradients",
@@ -70,14 +70,14 @@ class ImageSubject(Subject[M]):
 
     # --- in the device process ---
 
-    def line(self, task: str, row: Arrays, about: Arrays) -> Line:
+    def line(self, task: str, row: Arrays, about: Arrays) -> IntegrationPath:
         import torch
 
         with torch.no_grad():
             x = self._values(torch.from_numpy(row["pixels"].copy()).unsqueeze(0).to(self.device))[0]
-        return Line(task, x, torch.zeros_like(x))
+        return IntegrationPath(task, x, torch.zeros_like(x))
 
-    def along(self, line: Line, other: Line) -> bool:
+    def along(self, line: IntegrationPath, other: IntegrationPath) -> bool:
         return line.x.shape == other.x.shape
 
     def log_odds(self, points: Sequence[Points]) -> torch.Tensor:
@@ -123,7 +123,7 @@ class OwnImages(ImageSubject[VisionModel]):
         values: torch.Tensor = self.model.module.normalized(image)
         return values
 
-    def cost(self, line: Line) -> int:
+    def cost(self, line: IntegrationPath) -> int:
         return 1
 
     def _logits(self, values: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -153,7 +153,7 @@ class FolderImages(ImageSubject[ImageModel]):
     def _values(self, image: torch.Tensor) -> torch.Tensor:
         return self.model.reader.normalized(image).to(self.model.networks.dtype)
 
-    def cost(self, line: Line) -> int:
+    def cost(self, line: IntegrationPath) -> int:
         return max(1, line.x.shape[1] * line.x.shape[2] // 1024)
 
     def _logits(self, values: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ import numpy as np
 from producers.wire.kinds.explanation import Explanation, WordPart
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.explaining.gradients import margin
-from workers.models.explaining.subject import Line, M, Measured, Points, Subject
+from workers.models.explaining.subject import Attribution, IntegrationPath, M, Points, Subject
 from workers.models.huggingface.text import label_heads
 from workers.models.huggingface.text.encoder import EncoderModel
 from workers.models.huggingface.text_head import TextHead
@@ -67,7 +67,7 @@ class TextSubject(Subject[M]):
         special = np.asarray(encoding.special_tokens_mask, dtype=np.uint8)
         return {"special": special}, (content, _words(encoding))
 
-    def told(self, measured: Measured, about: Any, *, steps: int) -> Explanation:
+    def told(self, measured: Attribution, about: Any, *, steps: int) -> Explanation:
         text, words = about
         parts = []
         for first, last, tokens in words:
@@ -86,7 +86,7 @@ class TextSubject(Subject[M]):
 
     # --- in the device process ---
 
-    def line(self, task: str, row: Arrays, about: Arrays) -> Line:
+    def line(self, task: str, row: Arrays, about: Arrays) -> IntegrationPath:
         import torch
 
         table = self._embeddings
@@ -96,12 +96,12 @@ class TextSubject(Subject[M]):
         with torch.no_grad():
             x = table(fixed["ids"])
             blank = torch.zeros_like(x) if self._blank is None else table(torch.full_like(fixed["ids"], self._blank))
-        return Line(task, x, torch.where(special.unsqueeze(-1), x, blank), fixed)
+        return IntegrationPath(task, x, torch.where(special.unsqueeze(-1), x, blank), fixed)
 
-    def cost(self, line: Line) -> int:
+    def cost(self, line: IntegrationPath) -> int:
         return len(line.x)
 
-    def along(self, line: Line, other: Line) -> bool:
+    def along(self, line: IntegrationPath, other: IntegrationPath) -> bool:
         return min(len(line.x), len(other.x)) >= _LEAST_REAL_SHARE * max(len(line.x), len(other.x))
 
     def log_odds(self, points: Sequence[Points]) -> torch.Tensor:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from workers.models.explaining.explanation_request import Answer, Carried, Request, arrays
+from workers.models.explaining.explanation_request import Answer, Carried, ExplanationRequest, arrays
 from workers.models.explaining.gradients import quadrature
-from workers.models.explaining.subject import Line, Points, Subject
+from workers.models.explaining.subject import IntegrationPath, Points, Subject
 from workers.models.interface.model import Array, Prepared
 from workers.models.interface.stepwise import Stepped
 
@@ -28,12 +28,12 @@ _PATIENCE = 8
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
+class RunningExplanation:
     """A request and its progress: `taken` steps, and steps `waited` since the last."""
 
     key: Hashable
     task: str
-    request: Request
+    request: ExplanationRequest
     urgency: int
     number: int
     taken: int = 0
@@ -41,7 +41,7 @@ class Asked:
     forward_s: float = 0.0
     output: Array | None = None
     target: int = 0
-    line: Line | None = None
+    line: IntegrationPath | None = None
     done: int = 0
     sums: Any = None
     ends: list[float] = field(default_factory=list)
@@ -51,22 +51,22 @@ class Asked:
         return self.request.steps + 2 - self.done
 
 
-class Engine:
+class ExplainingEngine:
     """All explanations of a model. `step_cost` limits the cost of a step's points. Not thread-safe."""
 
     def __init__(self, subject: Subject[Any], *, step_cost: int) -> None:
         self._subject = subject
         self._step_cost = step_cost
-        self._asked: dict[Hashable, Asked] = {}
+        self._asked: dict[Hashable, RunningExplanation] = {}
         self._number = 0
         self._steps = 0
 
     def __len__(self) -> int:
         return len(self._asked)
 
-    def join(self, key: Hashable, task: str, request: Request, *, urgency: int) -> None:
+    def join(self, key: Hashable, task: str, request: ExplanationRequest, *, urgency: int) -> None:
         self._number += 1
-        self._asked[key] = Asked(key, task, request, urgency, self._number)
+        self._asked[key] = RunningExplanation(key, task, request, urgency, self._number)
 
     def leave(self, key: Hashable) -> None:
         self._asked.pop(key, None)
@@ -86,8 +86,8 @@ class Engine:
 
     # --- as the model itself ---
 
-    def _answered(self, fresh: Sequence[Asked]) -> list[Asked]:
-        chosen: list[Asked] = []
+    def _answered(self, fresh: Sequence[RunningExplanation]) -> list[RunningExplanation]:
+        chosen: list[RunningExplanation] = []
         for one in sorted(fresh, key=lambda one: (one.urgency, one.number)):
             if chosen and sum(own.request.size for own in (*chosen, one)) > self._step_cost:
                 break
@@ -104,14 +104,14 @@ class Engine:
                 self._begin(one, one.output)
         return chosen
 
-    def _begin(self, one: Asked, output: Array) -> None:
+    def _begin(self, one: RunningExplanation, output: Array) -> None:
         request = one.request
         one.target = int(output.argmax()) if request.target is None else request.target
         one.line = self._subject.line(one.task, arrays(request.row), arrays(request.about))
 
     # --- on the line ---
 
-    def _moved(self, asked: list[Asked]) -> list[Asked]:
+    def _moved(self, asked: list[RunningExplanation]) -> list[RunningExplanation]:
         import torch
 
         self._steps += 1
@@ -131,13 +131,13 @@ class Engine:
             one.taken, one.waited = one.taken + 1, 0
         return inside
 
-    def _chosen(self, asked: list[Asked]) -> list[tuple[Asked, int]]:
+    def _chosen(self, asked: list[RunningExplanation]) -> list[tuple[RunningExplanation, int]]:
         """Return the next step's requests with their numbers of points: by urgency, then by fewest steps taken."""
         order = sorted(asked, key=lambda one: (one.urgency, one.taken, one.number))
         if self._steps % _PATIENCE == 0:
             patient = max(asked, key=lambda one: (one.waited, -one.number))
             order = [patient, *(one for one in order if one is not patient)]
-        found: list[tuple[Asked, int]] = []
+        found: list[tuple[RunningExplanation, int]] = []
         widest = points = 0
         for one in order:
             line = _line(one)
@@ -151,7 +151,7 @@ class Engine:
             points += max(1, count)
         return found
 
-    def _points(self, one: Asked, count: int) -> Points:
+    def _points(self, one: RunningExplanation, count: int) -> Points:
         import torch
 
         line = _line(one)
@@ -160,7 +160,7 @@ class Engine:
         values = (line.baseline + along * (line.x - line.baseline)).requires_grad_()
         return Points(line, one.target, values)
 
-    def _add(self, one: Asked, slopes: torch.Tensor, odds: Sequence[float]) -> None:
+    def _add(self, one: RunningExplanation, slopes: torch.Tensor, odds: Sequence[float]) -> None:
         import torch
 
         weights = quadrature(one.request.steps)[1][one.done : one.done + len(odds)]
@@ -171,7 +171,7 @@ class Engine:
 
     # --- the end ---
 
-    def _left(self, one: Asked) -> Stepped:
+    def _left(self, one: RunningExplanation) -> Stepped:
         del self._asked[one.key]
         assert one.output is not None, "an explanation begins after the answer"
         answer = Answer(Carried.of(one.output))
@@ -183,6 +183,6 @@ class Engine:
         return Stepped(one.key, output=msgspec.to_builtins(answer, builtin_types=(bytes,)), forward_s=one.forward_s)
 
 
-def _line(one: Asked) -> Line:
+def _line(one: RunningExplanation) -> IntegrationPath:
     assert one.line is not None, "an explanation begins after the answer"
     return one.line

@@ -14,9 +14,9 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import InvalidInput
 from producers.wire.kinds.explanation import Explanation
 from workers.models.explaining import explanation_request, subject_lookup
-from workers.models.explaining.explaining_engine import Engine
-from workers.models.explaining.explanation_request import Answer, Request
-from workers.models.explaining.subject import Measured, Subject
+from workers.models.explaining.explaining_engine import ExplainingEngine
+from workers.models.explaining.explanation_request import Answer, ExplanationRequest
+from workers.models.explaining.subject import Attribution, Subject
 from workers.models.interface import class_lookup, ragged
 from workers.models.interface.model import Array, LoadingFailed, Model, ModelSpec, Prepared, digest
 from workers.models.interface.options import Options
@@ -48,7 +48,7 @@ class ExplainingOptions(Options, frozen=True, rename={"class_": "class"}):
     preloaded: bool
 
 
-class ExplainingModel(EngineModel[Engine]):
+class ExplainingModel(EngineModel[ExplainingEngine]):
     """A stepwise model: a copy of the explained model, and the engine of its explanations."""
 
     options_class = ExplainingOptions
@@ -88,7 +88,7 @@ class ExplainingModel(EngineModel[Engine]):
         """
         row = self.base.prepare(content, params)
         refused = dict(row.refused)
-        found: dict[str, Request] = {}
+        found: dict[str, ExplanationRequest] = {}
         about: dict[str, Any] = {}
         for task, own in params.items():
             try:
@@ -102,10 +102,10 @@ class ExplainingModel(EngineModel[Engine]):
         size = row.size * (1 + sum(_POINT * (own.steps + 2) for own in found.values() if own.steps))
         return Prepared(arrays, size, digest(arrays), refused, _Aside(row, about))
 
-    def _request(self, task: str, content: Any, params: Any, row: Prepared) -> tuple[Request, Any]:
+    def _request(self, task: str, content: Any, params: Any, row: Prepared) -> tuple[ExplanationRequest, Any]:
         carried = explanation_request.carried(row.arrays)
         if not getattr(params, "explain", False):
-            return Request(carried, row.size), None
+            return ExplanationRequest(carried, row.size), None
         labels = self.subject.tasks.get(task)
         if labels is None:
             raise InvalidInput(f"params.{task}.explain", "is not supported for this task", "leave it out")
@@ -117,7 +117,9 @@ class ExplainingModel(EngineModel[Engine]):
             )
         arrays, about = self.subject.about(task, content, params, row)
         place = None if target is None else list(labels).index(target)
-        return Request(carried, row.size, explanation_request.carried(arrays), params.explain_steps, place), about
+        return ExplanationRequest(
+            carried, row.size, explanation_request.carried(arrays), params.explain_steps, place
+        ), about
 
     def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> Any:
         """Return the model's own answer to a `ragged` row, with the explanation if requested."""
@@ -126,7 +128,7 @@ class ExplainingModel(EngineModel[Engine]):
         if answer.target is None or answer.contributions is None:
             return self.base.finish(task, own, params, aside.row)
         every = self.base.finish(task, own, msgspec.structs.replace(params, top_k=None), aside.row)
-        measured = Measured(answer.contributions.array, answer.value, answer.base)
+        measured = Attribution(answer.contributions.array, answer.value, answer.base)
         explanation = self.subject.told(measured, aside.about[task.name], steps=params.explain_steps)
         return _with(every, self.subject.tasks[task.name][answer.target], explanation, params.top_k)
 
@@ -134,7 +136,7 @@ class ExplainingModel(EngineModel[Engine]):
 
     def load(self, device: str) -> None:
         self._device = device
-        self._engine = Engine(self.subject, step_cost=self.options.step_cost)
+        self._engine = ExplainingEngine(self.subject, step_cost=self.options.step_cost)
         if self.options.preloaded:
             self._load()
             if self._failure is not None:

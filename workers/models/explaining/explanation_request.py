@@ -25,7 +25,7 @@ class Carried(msgspec.Struct, frozen=True, array_like=True):
         return np.frombuffer(self.content, dtype=self.dtype).reshape(self.shape)
 
 
-class Request(msgspec.Struct, frozen=True, omit_defaults=True):
+class ExplanationRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """A prepared row of this `size`, for a task. Without `steps` only the model's own output is wanted. `target` is the
     label's index among the scores; None for the best label.
     """
@@ -59,6 +59,6 @@ def arrays(carried_: dict[str, Carried]) -> Arrays:
     return {name: one.array for name, one in carried_.items()}
 
 
-def unpack(row: Array) -> Request:
+def unpack(row: Array) -> ExplanationRequest:
     """Return the request in a row that `ragged` packed."""
-    return msgspec.msgpack.decode(ragged.unpack(row), type=Request)
+    return msgspec.msgpack.decode(ragged.unpack(row), type=ExplanationRequest)

@@ -17,7 +17,7 @@ M = TypeVar("M", bound=Model)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class IntegrationPath:
     """The straight line from a `baseline` to an input `x`, for a task.
 
     Both are `(tokens, width)` or `(channels, height, width)`. `fixed` are the inputs that stay constant along the line:
@@ -31,7 +31,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Attribution:
     """The result of a line: contributions by token or by field of an image `(down, across)`, and the ends' log-odds."""
 
     contributions: Array
@@ -58,21 +58,21 @@ class Subject(ABC, Generic[M]):
         """Return the further inputs of the device for an item, and the data that `told` needs."""
 
     @abstractmethod
-    def told(self, measured: Measured, about: Any, *, steps: int) -> Explanation:
+    def told(self, measured: Attribution, about: Any, *, steps: int) -> Explanation:
         """Return the explanation in the form of the answer."""
 
     # --- in the device process ---
 
     @abstractmethod
-    def line(self, task: str, row: Arrays, about: Arrays) -> Line:
+    def line(self, task: str, row: Arrays, about: Arrays) -> IntegrationPath:
         """Return a row's line."""
 
     @abstractmethod
-    def cost(self, line: Line) -> int:
+    def cost(self, line: IntegrationPath) -> int:
         """Return the cost of a point of the line, in the unit of the model's batches."""
 
     @abstractmethod
-    def along(self, line: Line, other: Line) -> bool:
+    def along(self, line: IntegrationPath, other: IntegrationPath) -> bool:
         """Return whether points of both lines may share a pass."""
 
     @abstractmethod
@@ -88,6 +88,6 @@ class Subject(ABC, Generic[M]):
 class Points:
     """Points of a line `(points, …)`, and the index of the explained label."""
 
-    line: Line
+    line: IntegrationPath
     target: int
     values: torch.Tensor

@@ -12,10 +12,10 @@ import torch
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters import low_rank
 from workers.models.adapters.lora_folder import Adapter
-from workers.models.adapters.low_rank import Rows
+from workers.models.adapters.low_rank import AdapterRows
 from workers.models.backends.choice import DTYPES
 from workers.models.generation import key_value_memory
-from workers.models.generation.key_value_memory import Block, Shape
+from workers.models.generation.key_value_memory import Block, CacheShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Feed:
     adapter: int = 0
 
 
-class Network:
+class DecoderNetwork:
     """A causal language model of transformers. The constructor does not load it."""
 
     def __init__(self, folder: Path, *, where: str, precision: str, adapters: Sequence[Adapter] = ()) -> None:
@@ -41,7 +41,7 @@ class Network:
         self._where = where
         self._precision = precision
         self._adapters = adapters
-        self._adapter_rows: Rows | None = None
+        self._adapter_rows: AdapterRows | None = None
         self._model: Any = None
         self._device = "cpu"
         self.tokens_read = 0
@@ -76,12 +76,12 @@ class Network:
             raise ConfigurationError(f"{self._where}: {problem}; use a model whose layers all have full attention")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> CacheShape:
         """The shape of the keys and values of a token."""
         config = self._model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return Shape(config.num_hidden_layers, heads, width, self._model.dtype, self._device)
+        return CacheShape(config.num_hidden_layers, heads, width, self._model.dtype, self._device)
 
     @property
     def vocabulary(self) -> int:

@@ -11,14 +11,14 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from workers.models.generation.decoder_network import Feed, Network
-from workers.models.generation.generation_request import Request
+from workers.models.generation.decoder_network import DecoderNetwork, Feed
+from workers.models.generation.generation_request import GenerationRequest
 from workers.models.generation.grammar import Grammars
 from workers.models.generation.key_value_memory import Block, Kept
 from workers.models.generation.prefixes import Prefixes
 from workers.models.generation.sampling import Sampler
-from workers.models.generation.sequence import Line
-from workers.models.generation.writing import Writer
+from workers.models.generation.sequence import GeneratedSequence
+from workers.models.generation.writing import TextWriter
 from workers.models.interface import step_rota
 from workers.models.interface.stepwise import Stepped
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 PIECE_TOKENS = 256
 
 
-class Engine:
+class DecodingEngine:
     """All requests at the device. A step has up to `rows` requests. For each adapter, `prefix_tokens` tokens of keys
     and values are cached, because adapters change them. Not thread-safe.
     """
 
     def __init__(
         self,
-        network: Network,
+        network: DecoderNetwork,
         *,
         rows: int,
         prefix_tokens: int,
@@ -46,9 +46,9 @@ class Engine:
     ) -> None:
         self._network = network
         self._rows = rows
-        self._lines: dict[Hashable, Line] = {}
+        self._lines: dict[Hashable, GeneratedSequence] = {}
         self._block = Block(network.shape)
-        self._in_block: list[Line] = []  # by row
+        self._in_block: list[GeneratedSequence] = []  # by row
         self._prefix_tokens = prefix_tokens
         self._prefixes: defaultdict[int, Prefixes] = defaultdict(self._new_prefixes)
         self._tokenizer = tokenizer
@@ -62,16 +62,16 @@ class Engine:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def join(self, key: Hashable, request: Request, *, urgency: int, adapter: int = 0) -> None:
+    def join(self, key: Hashable, request: GenerationRequest, *, urgency: int, adapter: int = 0) -> None:
         """Add a request, for the plain network or for an adapter, counted from 1."""
         self._joined += 1
-        self._lines[key] = Line(
+        self._lines[key] = GeneratedSequence(
             key=key,
             request=request,
             urgency=urgency,
             number=self._joined,
             adapter=adapter,
-            writer=Writer(self._tokenizer, request.stop),
+            writer=TextWriter(self._tokenizer, request.stop),
             sampler=Sampler(request.sampling),
             matcher=self._grammars.matcher(request.grammar) if request.grammar else None,
             eos=self._eos,
@@ -105,14 +105,14 @@ class Engine:
             self._timed(self._read, reading)
         return [self._stepped(line) for line in chosen if line.outcome is not None or line.request.stream]
 
-    def _timed(self, work: object, lines: Sequence[Line]) -> None:
+    def _timed(self, work: object, lines: Sequence[GeneratedSequence]) -> None:
         started = time.perf_counter()
         work(lines)  # type: ignore[operator]
         each_s = (time.perf_counter() - started) / len(lines)
         for line in lines:
             line.forward_s += each_s
 
-    def _stepped(self, line: Line) -> Stepped:
+    def _stepped(self, line: GeneratedSequence) -> Stepped:
         text, at = line.writer.piece() if line.request.stream else ("", 0)
         if line.outcome is None:
             return Stepped(line.key, text, at)
@@ -122,7 +122,7 @@ class Engine:
 
     # --- writing ---
 
-    def _write(self, lines: Sequence[Line]) -> None:
+    def _write(self, lines: Sequence[GeneratedSequence]) -> None:
         """Feed each line's last token, in the block, and choose the next."""
         for line in lines:
             if line.row is None:
@@ -136,7 +136,7 @@ class Engine:
             line.read += line.pending
             line.take(own[0])
 
-    def _out_of_block(self, line: Line) -> None:
+    def _out_of_block(self, line: GeneratedSequence) -> None:
         row = self._row(line)
         moved = self._block.drop(row)
         last = self._in_block.pop()
@@ -145,19 +145,19 @@ class Engine:
         line.row = None
 
     @staticmethod
-    def _row(line: Line) -> int:
+    def _row(line: GeneratedSequence) -> int:
         assert line.row is not None, "the line is in the block"
         return line.row
 
     # --- reading ---
 
-    def _read(self, lines: Sequence[Line]) -> None:
+    def _read(self, lines: Sequence[GeneratedSequence]) -> None:
         """Read a piece of each line's prompt in a separate block. After the last piece, choose the first token or
         score the labels.
         """
         block = Block(self._network.shape)
         left = PIECE_TOKENS
-        pieces: list[tuple[Line, Feed]] = []
+        pieces: list[tuple[GeneratedSequence, Feed]] = []
         for line in lines:
             if not left:
                 break
@@ -169,7 +169,7 @@ class Engine:
         for row, (line, feed) in enumerate(pieces):
             self._after_piece(line, feed, block, row, logits[row])
 
-    def _begun(self, line: Line) -> Kept:
+    def _begun(self, line: GeneratedSequence) -> Kept:
         """Return a line's keys and values so far; the first call starts from the longest cached prefix."""
         if line.kept is None:
             line.kept = self._network.shape.empty()
@@ -179,7 +179,7 @@ class Engine:
                 line.read, line.pending = line.pending[: line.cached], line.pending[line.cached :]
         return line.kept
 
-    def _piece(self, line: Line, most: int) -> Feed:
+    def _piece(self, line: GeneratedSequence, most: int) -> Feed:
         rest = line.pending
         if len(rest) > most:
             return Feed(rest[:most], adapter=line.adapter)
@@ -187,7 +187,7 @@ class Engine:
             return line.tree(rest)
         return Feed(rest, (len(rest) - 1,), adapter=line.adapter)
 
-    def _after_piece(self, line: Line, feed: Feed, block: Block, row: int, logits: object) -> None:
+    def _after_piece(self, line: GeneratedSequence, feed: Feed, block: Block, row: int, logits: object) -> None:
         taken = min(len(feed.tokens), len(line.pending))
         line.read += line.pending[:taken]
         line.pending = line.pending[taken:]
@@ -203,7 +203,7 @@ class Engine:
         else:
             line.take(logits[0])  # type: ignore[index]
 
-    def _cache_prefix(self, line: Line) -> None:
+    def _cache_prefix(self, line: GeneratedSequence) -> None:
         """Cache a dialogue's keys and values for its next message. Prompted tasks share only their template."""
         prefixes = self._prefixes[line.adapter]
         if not line.request.shared and not prefixes.holds(line.read):

@@ -19,7 +19,7 @@ from producers.wire.kinds.generation import PromptedClassificationParams, Prompt
 from producers.wire.messages import Message, MessagesInput
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.generation import generation_request, grammar
-from workers.models.generation.generation_request import Request, Sampling, Written
+from workers.models.generation.generation_request import GenerationRequest, Sampling, Written
 from workers.models.generation.prompts import Prompts
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import read_for_each
@@ -32,7 +32,7 @@ from workers.models.interface.stepwise import EngineModel
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
-    from workers.models.generation.decoding_engine import Engine  # noqa: F401 (in quotes in the base class)
+    from workers.models.generation.decoding_engine import DecodingEngine  # noqa: F401 (in quotes in the base class)
     from workers.models.generation.vllm_engine import VllmEngine
 
 #: The default number of requests in a step, of our own engine and of vLLM.
@@ -57,7 +57,7 @@ class GenerationOptions(Options, frozen=True):
     gpu_memory_share: Annotated[float, Meta(gt=0, lt=1, description="a number over 0 and under 1")] = 0.9
 
 
-class GenerationModel(EngineModel["Engine | VllmEngine"]):
+class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
     """A decoder whose requests join and leave between two steps."""
 
     options_class = GenerationOptions
@@ -88,7 +88,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         size = sum(len(request.tokens) + _to_write(request) for request in found.values())
         return Prepared(arrays, size, digest(arrays), refused, {task: len(found[task].tokens) for task in found})
 
-    def _request(self, content: Any, params: msgspec.Struct) -> Request:
+    def _request(self, content: Any, params: msgspec.Struct) -> GenerationRequest:
         match params:
             case TextGenerationParams():
                 return self._free(content, params)
@@ -98,7 +98,7 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
                 return self._json(content, params)
         raise ConfigurationError(f"{self._where}: tasks with {type(params).__name__} are not supported")
 
-    def _free(self, content: str | MessagesInput, params: TextGenerationParams) -> Request:
+    def _free(self, content: str | MessagesInput, params: TextGenerationParams) -> GenerationRequest:
         if isinstance(content, str) and params.as_message:
             content = MessagesInput((Message("user", content),))
         tokens = self.prompts.text(content) if isinstance(content, str) else self.prompts.messages(content)
@@ -109,9 +109,9 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         if sampling.temperature and sampling.seed is None:
             # drawn in the parent, so that a request restarted after a crash of the device gives the same text
             sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
-        return Request(tokens, room, sampling, params.stop, params.stream)
+        return GenerationRequest(tokens, room, sampling, params.stop, params.stream)
 
-    def _choice(self, content: str, params: PromptedClassificationParams) -> Request:
+    def _choice(self, content: str, params: PromptedClassificationParams) -> GenerationRequest:
         tokens = self.prompts.templated(params.prompt, content)
         ending = self.prompts.eos[:1]  # without it, "low" would gain the likelihood of every "lower"
         labels = [self.prompts.bare(label) + ending for label in params.labels]
@@ -119,11 +119,11 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         if (in_all := sum(map(len, labels))) > _MOST_LABEL_TOKENS:
             problem = f"have {in_all:,} tokens in all, over {_MOST_LABEL_TOKENS:,}"
             raise InvalidInput("params.labels", problem, "use fewer or shorter labels")
-        return Request(tokens, labels=labels, shared=self.prompts.shared(params.prompt))
+        return GenerationRequest(tokens, labels=labels, shared=self.prompts.shared(params.prompt))
 
-    def _json(self, content: str, params: PromptedJsonParams) -> Request:
+    def _json(self, content: str, params: PromptedJsonParams) -> GenerationRequest:
         tokens = self.prompts.templated(params.prompt, content)
-        return Request(
+        return GenerationRequest(
             tokens,
             self.prompts.room(tokens, params.max_new_tokens),
             grammar=self._grammar(msgspec.json.encode(params.schema)),
@@ -206,16 +206,16 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         if self.spec.backend.name == "vllm":
             self._engine = self._vllm(device)
             return
-        from workers.models.generation.decoder_network import Network
-        from workers.models.generation.decoding_engine import Engine
+        from workers.models.generation.decoder_network import DecoderNetwork
+        from workers.models.generation.decoding_engine import DecodingEngine
         from workers.models.generation.grammar import Grammars
 
-        network = Network(
+        network = DecoderNetwork(
             self.spec.folder, where=self._where, precision=self.spec.backend.precision, adapters=self.adapters
         )
         network.load(device)
         tokenizer = self.prompts.tokenizing.tokenizer
-        self._engine = Engine(
+        self._engine = DecodingEngine(
             network,
             rows=self._rows,
             prefix_tokens=self.options.prefix_tokens,
@@ -247,5 +247,5 @@ class GenerationModel(EngineModel["Engine | VllmEngine"]):
         )
 
 
-def _to_write(request: Request) -> int:
+def _to_write(request: GenerationRequest) -> int:
     return request.max_new_tokens or sum(map(len, request.labels))

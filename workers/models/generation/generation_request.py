@@ -19,7 +19,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     seed: int | None = None
 
 
-class Request(msgspec.Struct, frozen=True, omit_defaults=True):
+class GenerationRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """A prompt, and the wanted output: up to `max_new_tokens` tokens, or the likelihood of each of `labels`.
 
     The first `shared` tokens are common to every prompt of the task. `grammar` (of llguidance) restricts the answer.
@@ -53,6 +53,6 @@ class Written(msgspec.Struct, frozen=True, omit_defaults=True):
     scores: list[float] = []
 
 
-def unpack(row: Array) -> Request:
+def unpack(row: Array) -> GenerationRequest:
     """Return the request in a row that `ragged` packed."""
-    return msgspec.msgpack.decode(ragged.unpack(row), type=Request)
+    return msgspec.msgpack.decode(ragged.unpack(row), type=GenerationRequest)

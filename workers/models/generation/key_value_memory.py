@@ -23,7 +23,7 @@ _COLUMNS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class CacheShape:
     """The shape of a network's keys and values of a token."""
 
     layers: int
@@ -39,7 +39,7 @@ class Shape:
 class Block:
     """A tensor with the keys and values of several rows; `lengths` has each row's number of tokens."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: CacheShape) -> None:
         self._shape = shape
         self._tensor = self._nothing()
         self.lengths: list[int] = []

@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING
 import torch
 
 from workers.models.generation.decoder_network import Feed
-from workers.models.generation.generation_request import Request, Written
+from workers.models.generation.generation_request import GenerationRequest, Written
 from workers.models.generation.grammar import Matcher
 from workers.models.generation.sampling import Sampler
-from workers.models.generation.writing import Writer
+from workers.models.generation.writing import TextWriter
 
 if TYPE_CHECKING:
     from workers.models.generation.key_value_memory import Kept
 
 
 @dataclass(slots=True, eq=False)
-class Line:
+class GeneratedSequence:
     """A request in progress: `pending` has the tokens to read next, `read` the tokens read so far. The keys and values
     of `read` are in `kept`, or in a `row` of the block of generating lines.
     """
 
     key: Hashable
-    request: Request
+    request: GenerationRequest
     urgency: int
     number: int
-    writer: Writer
+    writer: TextWriter
     sampler: Sampler
     matcher: Matcher | None
     eos: Collection[int]

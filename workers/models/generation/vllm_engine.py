@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.generation import vllm_requests
-from workers.models.generation.generation_request import Request
-from workers.models.generation.vllm_requests import Ask, Asked
-from workers.models.generation.writing import Writer
+from workers.models.generation.generation_request import GenerationRequest
+from workers.models.generation.vllm_requests import Ask, VllmRequest
+from workers.models.generation.writing import TextWriter
 from workers.models.interface.stepwise import Stepped
 
 if TYPE_CHECKING:
@@ -45,16 +45,16 @@ class VllmEngine:
         self._calls = calls
         self._tokenizer = tokenizer
         self._eos = eos
-        self._asked: dict[Hashable, Asked] = {}
-        self._by_name: dict[str, Asked] = {}
+        self._asked: dict[Hashable, VllmRequest] = {}
+        self._by_name: dict[str, VllmRequest] = {}
         self._number = 0
 
     def __len__(self) -> int:
         return len(self._asked)
 
-    def join(self, key: Hashable, request: Request, *, urgency: int, adapter: int = 0) -> None:
+    def join(self, key: Hashable, request: GenerationRequest, *, urgency: int, adapter: int = 0) -> None:
         """Send a request to vLLM. Re-raises vLLM's error if it refuses the request."""
-        asked = Asked(key, request, Writer(self._tokenizer, request.stop), self._eos)
+        asked = VllmRequest(key, request, TextWriter(self._tokenizer, request.stop), self._eos)
         self._asked[key] = asked
         try:
             for ask in vllm_requests.asks(request, self._eos):
@@ -93,7 +93,7 @@ class VllmEngine:
         each_s = (time.perf_counter() - started) / max(len(self._asked), 1)
         for asked in self._asked.values():
             asked.forward_s += each_s
-        touched: dict[Hashable, Asked] = {}
+        touched: dict[Hashable, VllmRequest] = {}
         for output in outputs:
             asked_for = self._by_name.get(output.request_id)  # None for late outputs of a request that has left
             if asked_for is not None:
@@ -101,7 +101,7 @@ class VllmEngine:
                 self._take(asked_for, output)
         return [self._stepped(asked) for asked in touched.values() if asked.outcome or asked.request.stream]
 
-    def _take(self, asked: Asked, output: Any) -> None:
+    def _take(self, asked: VllmRequest, output: Any) -> None:
         [made] = output.outputs
         if output.finished:
             del self._by_name[output.request_id]  # first, because an aborted request raises below
@@ -115,7 +115,7 @@ class VllmEngine:
         if output.finished:
             asked.waiting.pop(output.request_id, None)  # it is finished in vLLM, so there is nothing to abort
 
-    def _stepped(self, asked: Asked) -> Stepped:
+    def _stepped(self, asked: VllmRequest) -> Stepped:
         text, at = asked.writer.piece() if asked.request.stream else ("", 0)
         if asked.outcome is None:
             return Stepped(asked.key, text, at)

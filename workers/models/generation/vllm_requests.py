@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.backends.choice import DTYPES
-from workers.models.generation.generation_request import Request, Written
-from workers.models.generation.writing import Writer
+from workers.models.generation.generation_request import GenerationRequest, Written
+from workers.models.generation.writing import TextWriter
 
 #: The LoRA ranks that vLLM supports.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -68,7 +68,7 @@ class Ask:
     beginning: Beginning = ()
 
 
-def asks(request: Request, eos: Collection[int]) -> Iterator[Ask]:
+def asks(request: GenerationRequest, eos: Collection[int]) -> Iterator[Ask]:
     """Yield the vLLM requests for a request."""
     if request.labels:
         for beginning, following in next_tokens(request.labels).items():
@@ -105,12 +105,12 @@ def next_tokens(labels: Sequence[Sequence[int]]) -> dict[Beginning, list[int]]:
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
+class VllmRequest:
     """A request at vLLM. `waiting` has the names of its vLLM requests that are not answered yet."""
 
     key: Hashable
-    request: Request
-    writer: Writer
+    request: GenerationRequest
+    writer: TextWriter
     eos: Collection[int]
     waiting: dict[str, Ask] = field(default_factory=dict)
     written: int = 0

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _HALF = "\ufffd"
 
 
-class Writer:
+class TextWriter:
     """The text of an answer. `stopped` is set after a stop string, which is not part of the text."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:

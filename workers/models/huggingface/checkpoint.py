@@ -81,7 +81,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Adapted(Checkpoint):
+class AdaptedCheckpoint(Checkpoint):
     """A folder with an adapter: its labels are the labels of the adapter's own head."""
 
     adapter: Adapter

@@ -16,8 +16,8 @@ from msgspec import field
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.adapters.lora_folder import Adapter
-from workers.models.huggingface.checkpoint import Adapted, Checkpoint
-from workers.models.huggingface.checkpoint_networks import Network, Networks
+from workers.models.huggingface.checkpoint import AdaptedCheckpoint, Checkpoint
+from workers.models.huggingface.checkpoint_networks import CheckpointNetwork, CheckpointNetworks
 from workers.models.interface.model import Array, Model, ModelSpec, Prepared
 from workers.models.interface.options import Options, Table
 from workers.models.sources import model_source
@@ -57,7 +57,7 @@ class FolderModel(Model, Generic[H]):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self._loaded: Networks | None = None
+        self._loaded: CheckpointNetworks | None = None
         self._device = "cpu"
 
     @abstractmethod
@@ -106,7 +106,7 @@ class FolderModel(Model, Generic[H]):
                 raise ConfigurationError(
                     f"{self.where}.options.adapters.{task}: the task has a folder in `heads`, too; remove one of them"
                 )
-            return Adapted(self.spec.folder, self.where, self.adapters[task])
+            return AdaptedCheckpoint(self.spec.folder, self.where, self.adapters[task])
         return Checkpoint(self._own_folders.get(task, self.spec.folder), self.where)
 
     @cached_property
@@ -137,7 +137,7 @@ class FolderModel(Model, Generic[H]):
     # --- in the device process ---
 
     @property
-    def networks(self) -> Networks:
+    def networks(self) -> CheckpointNetworks:
         assert self._loaded is not None, "load() comes before the first batch"
         return self._loaded
 
@@ -150,9 +150,9 @@ class FolderModel(Model, Generic[H]):
         self._refuse_compiling()
         self._device = device
         backend, on_gpu = self.spec.backend, device.startswith("cuda")
-        self._loaded = Networks(
+        self._loaded = CheckpointNetworks(
             {
-                name: Network(head.checkpoint.folder, head.auto, self.adapters.get(name))
+                name: CheckpointNetwork(head.checkpoint.folder, head.auto, self.adapters.get(name))
                 for name, head in self.heads.items()
             },
             where=self.where,

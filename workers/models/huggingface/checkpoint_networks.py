@@ -20,7 +20,7 @@ from workers.models.huggingface.network_calls import call, rows_of
 if TYPE_CHECKING:
     import torch
 
-    from workers.models.adapters.low_rank import Rows
+    from workers.models.adapters.low_rank import AdapterRows
     from workers.models.huggingface.exported import Captured, Exported, Inputs
 
 #: The transformers class whose output is the backbone's output.
@@ -28,7 +28,7 @@ BACKBONE = "AutoModel"
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class CheckpointNetwork:
     """The folder of a network, the transformers class that loads it, and the adapter that it was trained with."""
 
     folder: Path
@@ -36,11 +36,11 @@ class Network:
     adapter: Adapter | None = None
 
 
-class Networks:
-    """The loaded network of each task. Tasks with equal `Network` share it."""
+class CheckpointNetworks:
+    """The loaded network of each task. Tasks with equal `CheckpointNetwork` share it."""
 
     def __init__(
-        self, wanted: Mapping[str, Network], *, where: str, device: str, backend: Backend, split: bool = False
+        self, wanted: Mapping[str, CheckpointNetwork], *, where: str, device: str, backend: Backend, split: bool = False
     ) -> None:
         """`split` separates the backbone from its head even if the model has a single head."""
         self._wanted = wanted
@@ -48,10 +48,10 @@ class Networks:
         self._device = device
         self._backend = backend
         self._split = split
-        self._heads: dict[Network, Any] = {}
+        self._heads: dict[CheckpointNetwork, Any] = {}
         self._backbone: Any = None
         self._adapters = list(dict.fromkeys(network.adapter for network in wanted.values() if network.adapter))
-        self._adapter_rows: Rows | None = None
+        self._adapter_rows: AdapterRows | None = None
         self._shares = False
         self._stand_in: Exported | Captured | None = None
         self.config: Any = None
@@ -146,7 +146,7 @@ class Networks:
             return {task: rows_of(features, rows) for task, rows in wanted.items()}
         return {task: self._run_head(self._wanted[task], features, inputs, rows) for task, rows in wanted.items()}
 
-    def _run_head(self, wanted: Network, features: Any, inputs: Mapping[str, Any], rows: torch.Tensor) -> Any:
+    def _run_head(self, wanted: CheckpointNetwork, features: Any, inputs: Mapping[str, Any], rows: torch.Tensor) -> Any:
         chosen = rows_of(features, rows)
         if wanted.auto == BACKBONE:
             return chosen
@@ -154,7 +154,7 @@ class Networks:
         getattr(head, head.base_model_prefix).output = chosen
         return call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
 
-    def _load(self, network: Network) -> Any:
+    def _load(self, network: CheckpointNetwork) -> Any:
         import transformers
         from transformers.utils import logging
 

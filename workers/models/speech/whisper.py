@@ -18,7 +18,7 @@ from workers.models.speech.recognition import Recognition, RecognitionModel, Rec
 from workers.models.speech.recordings import Window
 
 if TYPE_CHECKING:
-    from workers.models.speech.whisper_decoding import Passage, Writer
+    from workers.models.speech.whisper_decoding import Passage, WhisperDecoder
 
 #: Names of frequent languages. All other languages have only their code.
 LANGUAGES = {
@@ -119,10 +119,10 @@ class WhisperModel(RecognitionModel):
         _ = self._writer
 
     @cached_property
-    def _writer(self) -> Writer:
-        from workers.models.speech.whisper_decoding import Writer
+    def _writer(self) -> WhisperDecoder:
+        from workers.models.speech.whisper_decoding import WhisperDecoder
 
-        return Writer(self.networks.only, self.spec.folder, self.options.max_new_tokens)
+        return WhisperDecoder(self.networks.only, self.spec.folder, self.options.max_new_tokens)
 
     def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
         languages: dict[int, str] = {}  # by recording: detected in its first window

@@ -50,7 +50,7 @@ class Passage:
         return found
 
 
-class Writer:
+class WhisperDecoder:
     """Transcribes windows. Not thread-safe."""
 
     def __init__(self, network: Any, folder: Path, most_tokens: int) -> None:

@@ -13,7 +13,7 @@ from producers.wire.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class FrameSampling:
     """`num_frames` frames at equal distances, or, with a `rate` N, every Nth from the beginning."""
 
     num_frames: int
@@ -30,13 +30,13 @@ class Sampling:
 
 
 def sampled_alike(
-    params: Mapping[str, msgspec.Struct], sampling_of: Callable[[Any], Sampling]
-) -> tuple[Sampling, dict[str, InvalidInput]]:
+    params: Mapping[str, msgspec.Struct], sampling_of: Callable[[Any], FrameSampling]
+) -> tuple[FrameSampling, dict[str, InvalidInput]]:
     """Return the sampling of the first task, and the errors of the tasks with another: a row has one set of frames.
 
     Raises InvalidInput if the parameters of every task are wrong.
     """
-    found: Sampling | None = None
+    found: FrameSampling | None = None
     refused: dict[str, InvalidInput] = {}
     for task, chosen in params.items():
         try:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from workers.models.interface.options import Count, Options, Positive
-from workers.models.video.frame_sampling import Sampling
+from workers.models.video.frame_sampling import FrameSampling
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -60,7 +60,7 @@ def check_installed(where: str) -> None:
         raise ConfigurationError(f"{where}: videos need PyAV; pip install 'argosy[video]'") from error
 
 
-def read(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
+def read(data: bytes, sampling: FrameSampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
     """Return `then(frame)` for each wanted frame.
 
     Raises InvalidInput if the bytes are no complete video, InputTooLarge if the video is over a limit.
@@ -87,7 +87,9 @@ def read(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[V
         raise InvalidInput("input", f"is a broken video: {error}", _REMEDY) from error
 
 
-def _read_gif(data: bytes, sampling: Sampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
+def _read_gif(
+    data: bytes, sampling: FrameSampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]
+) -> list[_Made]:
     """Like `read`, with Pillow: FFmpeg reads a GIF whose frames have no duration as a single frame."""
     from av import VideoFrame
 
@@ -148,7 +150,7 @@ class _Video:
         self._times: list[int] = []
         self._starts: list[int] = []
 
-    def read(self, sampling: Sampling, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
+    def read(self, sampling: FrameSampling, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
         total = self._list_packets()
         places = sampling.places(total)
         wanted = sorted(set(places))

@@ -41,7 +41,7 @@ _LEARNING_RATE = 1.5e-3
 _NOT_JUDGED = -100  # the label that cross_entropy ignores
 
 
-class Rows:
+class EntityRows:
     """Texts as input of the head: tokens' features `(tokens, layers * width)`, their spelling, their labels'
     numbers.
     """
@@ -92,7 +92,7 @@ def labels_of(marked: Marked, offsets: Sequence[tuple[int, int]]) -> NDArray[np.
     return found
 
 
-def train(known: Rows, unseen: Rows, console: Console) -> TokenLabels:
+def train(known: EntityRows, unseen: EntityRows, console: Console) -> TokenLabels:
     """Return a head trained on `known`, at its lowest loss on `unseen`."""
     torch.manual_seed(SEED)
     random = Random(SEED)  # noqa: S311 (a repeatable order, no secret)
@@ -121,7 +121,7 @@ def loss_of(module: TokenLabels, read: dict[str, torch.Tensor], wanted: torch.Te
     return functional.cross_entropy(module(read).flatten(0, 1), wanted.flatten(), ignore_index=_NOT_JUDGED)
 
 
-def judge_loss(module: TokenLabels, rows: Rows) -> float:
+def judge_loss(module: TokenLabels, rows: EntityRows) -> float:
     module.eval()
     total = count = 0.0
     with torch.inference_mode():
@@ -144,7 +144,7 @@ def main() -> None:
         entity_scores.show(teacher.mark(parts["test"], cache), cache, console, asked.out)
         return
     model = head_features.text_model(cache)
-    rows = {name: Rows(model, teacher.mark(parts[name], cache), name) for name in ("train", "validation")}
+    rows = {name: EntityRows(model, teacher.mark(parts[name], cache), name) for name in ("train", "validation")}
     module = train(rows["train"], rows["validation"], console)
     path = asked.out / "entities" / head_file.FILE
     head_file.save(module, path, kind="token-labels", labels=LABELS, seed=SEED)

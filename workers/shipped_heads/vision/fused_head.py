@@ -38,7 +38,7 @@ _RATE = 1.5e-3
 _JUDGED = 4000
 
 
-class Score(msgspec.Struct, frozen=True):
+class FusedScore(msgspec.Struct, frozen=True):
     """The share of held-out pairs judged rightly: of new digits in known phrasings, and in new phrasings."""
 
     known_phrasings: float
@@ -175,16 +175,18 @@ def main() -> None:
         parts = zip(("known", "held-out"), digits.read(model_source.cache_folder()), strict=True)
         known, held_out = (pictures(part, vision, folder / f"{name}.npy") for name, part in parts)
         said, new = (sayings(statements.statements(held_out=held), text) for held in (False, True))
-        found: dict[str, Score] = {}
+        found: dict[str, FusedScore] = {}
         for blind in ("", "text", "image"):
             head = train(known, said, epochs=given.epochs, blind=blind)
-            found[blind] = Score(judged(head, held_out, said, blind=blind), judged(head, held_out, new, blind=blind))
+            found[blind] = FusedScore(
+                judged(head, held_out, said, blind=blind), judged(head, held_out, new, blind=blind)
+            )
             console.print(f"{'blind to the ' + blind if blind else 'whole'}: {found[blind]}")
             if not blind:
                 _write(head, given.out, found[blind])
 
 
-def _write(head: FusedHead, folder: Path, score: Score) -> None:
+def _write(head: FusedHead, folder: Path, score: FusedScore) -> None:
     from workers.models.built_in.multitask import head_file as heads
 
     heads.save(head, folder / heads.FILE, kind="fused", labels=LABELS, score=msgspec.json.encode(score).decode())

@@ -57,7 +57,7 @@ class Work:
     link_bytes_per_s: float | None = None
 
 
-class Line(msgspec.Struct, frozen=True):
+class LogLine(msgspec.Struct, frozen=True):
     """One step in the log. Losses and evaluations are by task, in the corpus's order; an evaluation is of the
     validation part.
     """
@@ -70,7 +70,7 @@ class Line(msgspec.Struct, frozen=True):
     accuracies: list[float] | None = None
 
 
-def train(process: Process, work: Work) -> list[Line]:
+def train(process: Process, work: Work) -> list[LogLine]:
     """Take all remaining steps, after the checkpoint in `work.out`, and return them.
 
     The best weights are then in `work.out`, as `checkpoint.BEST`.
@@ -78,7 +78,7 @@ def train(process: Process, work: Work) -> list[Line]:
     return list(steps(process, work))
 
 
-def steps(process: Process, work: Work) -> Iterator[Line]:
+def steps(process: Process, work: Work) -> Iterator[LogLine]:
     """Take a step for each item that the caller asks for. Raises ConfigurationError."""
     _check(process, work)
     work.out.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class Trainer:
         self.known = Batches(work.corpus.encoder, work.corpus.train, process.device)
         self.unseen = Batches(work.corpus.encoder, work.corpus.validation, process.device)
 
-    def run(self) -> Iterator[Line]:
+    def run(self) -> Iterator[LogLine]:
         sizes = tuple(len(texts.rows) for texts in self.work.corpus.train)
         drawn = Schedule(sizes, self.recipe.rows, self.recipe.temperature, self.recipe.seed)
         if self.process.is_first:
@@ -146,7 +146,7 @@ class Trainer:
             seconds, sent = time.monotonic() - started, self.traffic.taken()
             self.progress.step += 1
             accuracies = self._evaluation()
-            line = Line(self.progress.step, seconds, losses, sent.given_bytes, sent.uncompressed_bytes, accuracies)
+            line = LogLine(self.progress.step, seconds, losses, sent.given_bytes, sent.uncompressed_bytes, accuracies)
             self._keep(line)
             yield line
 
@@ -218,7 +218,7 @@ class Trainer:
                 tallies += self.network(**self.unseen.batch([places[place] for place in batch]))[1]
         return [right / rows for rows, _, right in self._summed(tallies).tolist()]
 
-    def _keep(self, line: Line) -> None:
+    def _keep(self, line: LogLine) -> None:
         done = line.step == self.recipe.steps or self.progress.stale >= self.recipe.patience
         every = self.work.checkpoint_every
         found = (
@@ -274,10 +274,10 @@ def _cut(log: Path, step: int) -> None:
     """Remove the steps from the log that will be taken again."""
     if log.is_file():
         lines = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        log.write_bytes(b"".join(line for line in lines if msgspec.json.decode(line, type=Line).step <= step))
+        log.write_bytes(b"".join(line for line in lines if msgspec.json.decode(line, type=LogLine).step <= step))
 
 
-def read_log(out: Path) -> Iterator[Line]:
+def read_log(out: Path) -> Iterator[LogLine]:
     """Yield the logged steps of the training in that folder."""
     for line in (out / LOG).read_bytes().splitlines():
-        yield msgspec.json.decode(line, type=Line)
+        yield msgspec.json.decode(line, type=LogLine)

@@ -27,7 +27,7 @@ FORMAT = "argosy-series/1"
 MOST_MISSING = 0.2
 
 
-class Channel(msgspec.Struct, frozen=True):
+class SeriesChannel(msgspec.Struct, frozen=True):
     """A channel of the training data, with the mean and scale of its values."""
 
     name: str
@@ -35,10 +35,10 @@ class Channel(msgspec.Struct, frozen=True):
     scale: float
 
 
-class Described(msgspec.Struct, frozen=True):
+class SeriesDescription(msgspec.Struct, frozen=True):
     """The metadata of a model's file. `steps` are the fewest and the most values of a channel."""
 
-    channels: tuple[Channel, ...]
+    channels: tuple[SeriesChannel, ...]
     labels: tuple[str, ...]
     steps: tuple[int, int]
 
@@ -103,7 +103,7 @@ class SeriesModel(Model):
         if steps > most:
             raise InputTooLarge("input", f"has {steps:,} values a channel, over {most:,}", "send it in parts")
 
-    def _filled(self, values: Sequence[float | None], channel: Channel) -> Array:
+    def _filled(self, values: Sequence[float | None], channel: SeriesChannel) -> Array:
         array = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
         missing = np.isnan(array)
         if missing.mean() > MOST_MISSING:
@@ -122,11 +122,11 @@ class SeriesModel(Model):
         ]
 
     @cached_property
-    def described(self) -> Described:
+    def described(self) -> SeriesDescription:
         """The metadata of the model's file. Raises ConfigurationError."""
 
-        def decode(metadata: Mapping[str, str]) -> Described:
-            return msgspec.json.decode(metadata["described"], type=Described)
+        def decode(metadata: Mapping[str, str]) -> SeriesDescription:
+            return msgspec.json.decode(metadata["described"], type=SeriesDescription)
 
         return read_described(self.spec.folder / FILE, FORMAT, decode, where=f"models.{self.spec.name}: ")
 
@@ -153,7 +153,7 @@ class SeriesModel(Model):
         return {task: scores[rows] for task, rows in wanted.items()}
 
 
-def save(network: Any, described: Described, folder: Any, **about: object) -> None:
+def save(network: Any, described: SeriesDescription, folder: Any, **about: object) -> None:
     """Write a trained network and its metadata; `about` adds further fields."""
     from safetensors.torch import save_file
 

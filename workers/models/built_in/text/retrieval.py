@@ -33,7 +33,7 @@ Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Described:
+class IndexDescription:
     """The metadata of an index file."""
 
     encoder: str
@@ -46,10 +46,10 @@ class IndexFile:
     def __init__(self, folder: Path, where: str) -> None:
         self.path = folder / INDEX_FILE
         self._where = where
-        self._seen: tuple[Stamp, Described] | None = None
+        self._seen: tuple[Stamp, IndexDescription] | None = None
         self._held: tuple[Stamp, _Held] | None = None
 
-    def described(self) -> Described:
+    def described(self) -> IndexDescription:
         """Return the file's metadata. Raises InputUnavailable without a file, ConfigurationError if it is no index."""
         stamp, seen = self._stamp(), self._seen
         if seen is None or seen[0] != stamp:
@@ -80,11 +80,11 @@ class IndexFile:
             raise InputUnavailable("input", problem, "make it: argosy index DOCUMENTS --out FOLDER") from error
         return found.st_mtime_ns, found.st_size, found.st_ino
 
-    def _read_metadata(self) -> Described:
+    def _read_metadata(self) -> IndexDescription:
         return read_described(
             self.path,
             INDEX_FORMAT,
-            lambda metadata: Described(metadata["encoder"], metadata["edition"]),
+            lambda metadata: IndexDescription(metadata["encoder"], metadata["edition"]),
             where=f"{self._where}: ",
             remedy="make it again: argosy index",
         )

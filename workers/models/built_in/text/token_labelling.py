@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from producers.wire.kinds.text import TokenClassificationParams
-from workers.models.huggingface.text.entities import Entities, Windows
+from workers.models.huggingface.text.entities import Entities, EntityWindows
 from workers.models.interface.model import Array, Arrays
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _NONE = -1
 
 def read(
     content: str, whole: Encoding, params: Mapping[str, Any], readers: Mapping[str, Entities]
-) -> tuple[Arrays, dict[str, Windows]]:
+) -> tuple[Arrays, dict[str, EntityWindows]]:
     """Return the arrays that token tasks add to a row, and each task's windows for `finish`. Raises InvalidInput."""
     asides = {
         task: readers[task].windows(content, whole, own)

@@ -19,7 +19,7 @@ from workers.models.built_in.text.text_model import BUILTIN_HEADS
 from workers.models.interface.model import Arrays, ModelSpec, Prepared, digest
 from workers.models.interface.options import Text
 from workers.models.video import frames
-from workers.models.video.frame_sampling import Sampling, sampled_alike
+from workers.models.video.frame_sampling import FrameSampling, sampled_alike
 from workers.models.video.frames import Pixels, VideoLimits
 
 if TYPE_CHECKING:
@@ -152,10 +152,10 @@ class VideoModel(MultiTaskModel):
         return _means(chosen["pooled"], chosen["lengths"])
 
 
-def _sampling(params: Any) -> Sampling:
+def _sampling(params: Any) -> FrameSampling:
     if params.num_frames == 1:
         raise InvalidInput("params.num_frames", "must be 2 or more", "motion needs at least two frames")
-    return Sampling(params.num_frames or NUM_FRAMES, params.frame_sampling_rate)
+    return FrameSampling(params.num_frames or NUM_FRAMES, params.frame_sampling_rate)
 
 
 def _of_rows(features: Features, rows: torch.Tensor) -> Features:

@@ -29,7 +29,7 @@ _LONGEST_QUESTION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class AnswerWindows:
     """The context of an item, and the tokens of its windows."""
 
     context: str
@@ -56,14 +56,16 @@ class QuestionAnswering(TextHead):
             room = self.max_tokens - asked
             stride = min(params.doc_stride, room // 2)
             windows = self.tokenizing.windows(content.question, content.context, self.max_tokens, stride, "only_second")
-        return Reading(tuple(TokenSequence.of(window) for window in windows), Windows(content.context, tuple(windows)))
+        return Reading(
+            tuple(TokenSequence.of(window) for window in windows), AnswerWindows(content.context, tuple(windows))
+        )
 
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         import torch
 
         return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
-    def finish(self, output: Array, params: QuestionAnsweringParams, aside: Windows) -> Any:
+    def finish(self, output: Array, params: QuestionAnsweringParams, aside: AnswerWindows) -> Any:
         found: dict[tuple[int, int], float] = {}
         no_answer = 1.0
         for logits, encoding in zip(output, aside.encodings, strict=False):  # other items may have more

@@ -55,7 +55,7 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class EntityWindows:
     """A text, and the tokens of its windows."""
 
     text: str
@@ -80,7 +80,7 @@ class TokenClassification(TextHead):
         logits: torch.Tensor = output.logits
         return logits
 
-    def finish(self, output: Array, params: TokenClassificationParams, aside: Windows) -> Any:
+    def finish(self, output: Array, params: TokenClassificationParams, aside: EntityWindows) -> Any:
         return self._entities.found(output, params, aside)
 
 
@@ -92,17 +92,17 @@ class Entities:
     labels: Sequence[str]
     max_tokens: int
 
-    def windows(self, content: str, whole: Encoding, params: TokenClassificationParams) -> Windows:
+    def windows(self, content: str, whole: Encoding, params: TokenClassificationParams) -> EntityWindows:
         """Return the text's tokens `whole`, or windows over them if they exceed `max_tokens`. Raises InvalidInput."""
         if len(whole.ids) <= self.max_tokens:
-            return Windows(content, (whole,))
+            return EntityWindows(content, (whole,))
         room = self.max_tokens - sum(whole.special_tokens_mask)
         stride = room // 8 if params.stride is None else params.stride
         if stride >= room:
             raise InvalidInput("params.stride", f"must be under {room}, the text tokens of a window")
-        return Windows(content, tuple(self.tokenizing.windows(content, None, self.max_tokens, stride)))
+        return EntityWindows(content, tuple(self.tokenizing.windows(content, None, self.max_tokens, stride)))
 
-    def found(self, output: Array, params: TokenClassificationParams, aside: Windows) -> list[dict[str, Any]]:
+    def found(self, output: Array, params: TokenClassificationParams, aside: EntityWindows) -> list[dict[str, Any]]:
         """Return a text's entities from the logits of its windows, `(windows or more, tokens or more, labels)`."""
         found: list[dict[str, Any]] = []
         for logits, encoding in zip(output, aside.encodings, strict=False):  # other items may have more

@@ -19,7 +19,7 @@ from workers.models.interface.model import Array, Arrays, Prepared, digest
 from workers.models.interface.options import Table, Text
 from workers.models.pictures import picture_rows
 from workers.models.video import frames
-from workers.models.video.frame_sampling import Sampling, sampled_alike
+from workers.models.video.frame_sampling import FrameSampling, sampled_alike
 from workers.models.video.frames import VideoLimits
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ class VideoCheckpoint(PixelModel):
         size = picture_rows.squares(arrays["pixels"])
         return Prepared(arrays, size, digest(arrays), refused, aside=dict.fromkeys(params))
 
-    def _sampling(self, params: Any) -> Sampling:
+    def _sampling(self, params: Any) -> FrameSampling:
         if params.num_frames not in (None, self._num_frames):
             remedy = "leave `num_frames` out, and choose a `frame_sampling_rate`"
             raise InvalidInput(
                 "params.num_frames", f"must be {self._num_frames}, the number that the model reads", remedy
             )
-        return Sampling(self._num_frames, params.frame_sampling_rate)
+        return FrameSampling(self._num_frames, params.frame_sampling_rate)
 
     @cached_property
     def _num_frames(self) -> int:
