@@ -21,15 +21,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack
 
 from producers.client.async_handles import AsyncHandle, AsyncJob, Taken
-from producers.client.fleet_link import Link
+from producers.client.fleet_link import FleetLink
 from producers.client.group_commit import Promise
 from producers.client.options import ItemOptions, JobOptions, keywords_of
-from producers.client.pending_results import Pending
+from producers.client.pending_results import PendingResult
 from producers.client.pipelines.pipeline import Pipeline, first_request
 from producers.client.pipelines.pipeline_job import AsyncPipelineJob, plan_of_job
 from producers.client.request import Request
 from producers.client.runtimes import LoopRuntime, Runtime
-from producers.client.sending.chunks import Sending
+from producers.client.sending.chunks import ChunkSender
 from producers.client.sending.full_fleet import checked
 from producers.client.sending.intake import Intake, OnError, Rejected
 from producers.client.sending.orders import Order
@@ -80,7 +80,7 @@ class AsyncClient:
         self._catalogue = catalogue
         self._tenant = self._connection.tenant if tenant is None else checked_tenant(tenant)
         self._runtime = self._runtime_type()
-        self._link = Link(self._connection, self._runtime, store_timeout_s=store_timeout_s)
+        self._link = FleetLink(self._connection, self._runtime, store_timeout_s=store_timeout_s)
         self._outbox = Outbox(self._link, self._runtime.deliver)
 
     async def __aenter__(self) -> Self:
@@ -122,7 +122,7 @@ class AsyncClient:
         key: str | None = None,
         durable: bool = True,
         tenant: str | None = None,
-    ) -> tuple[Request, Order, Pending]:
+    ) -> tuple[Request, Order, PendingResult]:
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
         if streamed:
             request = request.streamed()
@@ -202,7 +202,7 @@ class AsyncClient:
         job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant), pipeline=steps)
         intake = Intake(request, on_error, on_rejected=on_rejected, span=1 if plan is None else TREE_SPAN)
         submission = Submission(request, job, on_accepted)
-        sending = Sending(self._runtime, self._outbox, submission, intake, checked(patience_s))
+        sending = ChunkSender(self._runtime, self._outbox, submission, intake, checked(patience_s))
         await self._runtime.call(lambda: self._outbox.admission.look(submission.tenant))
         try:
             if idempotency_key is not None:

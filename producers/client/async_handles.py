@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from producers.client import notices
 from producers.client.group_commit import Promise
-from producers.client.pending_results import Pending, value
+from producers.client.pending_results import PendingResult, value
 from producers.client.runtimes import Event
-from producers.client.unseen_results import BLOCK, Unseen, items_of
+from producers.client.unseen_results import BLOCK, UnseenResults, items_of
 from producers.wire.errors import ResultTimeout
 from results_store.errors import StoreUnavailable
 from results_store.records import JobStatus, Result
 
 if TYPE_CHECKING:
-    from producers.client.fleet_link import Link
+    from producers.client.fleet_link import FleetLink
     from producers.client.sending.intake import Rejected
 
 #: A wait for a job tolerates a store that is away for this long: databases are restarted.
@@ -37,7 +37,7 @@ class AsyncHandle:
     Cancelling a task that awaits the handle only ends the wait. `cancel` ends the item.
     """
 
-    def __init__(self, link: Link, pending: Pending, *, single: bool) -> None:
+    def __init__(self, link: FleetLink, pending: PendingResult, *, single: bool) -> None:
         self.job = pending.job
         self.seq = pending.seq
         self.tasks = pending.tasks
@@ -155,7 +155,7 @@ class AsyncWatched:
 
     def __init__(
         self,
-        link: Link,
+        link: FleetLink,
         id: str,  # noqa: A002 - the public name
         *,
         taken: Taken | None = None,
@@ -249,7 +249,7 @@ class AsyncJob(AsyncWatched):
 
     async def as_completed(self) -> AsyncIterator[Result]:
         """Yield each result once, soon after it is stored, until the job is finished. Raises UnknownJob."""
-        unseen = Unseen()
+        unseen = UnseenResults()
         async with self._following() as changed:
             while True:
                 changed.clear()
@@ -263,7 +263,7 @@ class AsyncJob(AsyncWatched):
                     return
                 await self._pause(changed, max(notices.LOOK_EVERY_S, looked_s / LOOK_SHARE))
 
-    async def _fresh(self, unseen: Unseen) -> list[Result]:
+    async def _fresh(self, unseen: UnseenResults) -> list[Result]:
         counts = await self._link.ask(lambda store: store.spread(self.id, BLOCK))
         fresh: list[Result] = []
         for block in unseen.blocks(counts):

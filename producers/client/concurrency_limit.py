@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 
-class Turnstile:
+class ConcurrencyLimit:
     """Let `width` tasks pass in a round of the loop, and later tasks in the following rounds, in their order."""
 
     def __init__(self, width: int) -> None:

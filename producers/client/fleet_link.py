@@ -41,7 +41,7 @@ class Stream:
         self.open = False
 
 
-class Link:
+class FleetLink:
     """The connections of a client, for threads or asyncio. Thread-safe; opening may wait for the network."""
 
     def __init__(self, connection: Connection, runtime: Runtime, *, store_timeout_s: float) -> None:

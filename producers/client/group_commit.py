@@ -40,7 +40,7 @@ def settle(promise: Promise, outcome: object) -> None:
         promise.set_result(outcome)
 
 
-class Gathering(Generic[T]):
+class GroupCommit(Generic[T]):
     """Run `work` on groups of items, in the order of `put`, in a thread that the first `put` starts.
 
     `work` must not raise. A group has at most `limit` items.

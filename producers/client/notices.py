@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from producers.client.group_commit import Deliver
-from producers.client.pending_results import Pending
+from producers.client.pending_results import PendingResult
 from producers.wire.errors import BrokerUnavailable, ConfigurationError
 from producers.wire.messages import new_id
 from producers.wire.publisher import as_unavailable
@@ -63,7 +63,7 @@ class Listener:
         self._followers: dict[str, list[Callable[[], object]]] = {}  # by channel
         self._hearers: dict[str, tuple[Callable[[bytes], object], threading.Event]] = {}  # of texts, by channel
         self._subscribed: set[str] = set()
-        self._awaited: dict[str, dict[int, weakref.ref[Pending]]] = {}  # by envelope and item
+        self._awaited: dict[str, dict[int, weakref.ref[PendingResult]]] = {}  # by envelope and item
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._live = False
@@ -99,7 +99,7 @@ class Listener:
 
     # --- awaited items and jobs ---
 
-    def expect(self, pending: Iterable[Pending]) -> None:
+    def expect(self, pending: Iterable[PendingResult]) -> None:
         """Look up these items when their envelopes are announced, as long as their handles exist."""
         with self._lock:
             for item in pending:
@@ -132,9 +132,9 @@ class Listener:
             self._hearers.pop(channel, None)
         self._wake()
 
-    def look_up(self, pending: Iterable[Pending]) -> None:
+    def look_up(self, pending: Iterable[PendingResult]) -> None:
         """Read these items' rows together, and settle the complete items. Errors go to the waiting callers."""
-        by_job: defaultdict[str, dict[int, Pending]] = defaultdict(dict)
+        by_job: defaultdict[str, dict[int, PendingResult]] = defaultdict(dict)
         for item in pending:
             by_job[item.job][item.seq] = item
         for job, items in by_job.items():
@@ -142,7 +142,7 @@ class Listener:
             for start in range(0, len(seqs), LOOK_UP):
                 self._look_up(job, {seq: items[seq] for seq in seqs[start : start + LOOK_UP]})
 
-    def _look_up(self, job: str, items: dict[int, Pending]) -> None:
+    def _look_up(self, job: str, items: dict[int, PendingResult]) -> None:
         rows: defaultdict[int, list[Result]] = defaultdict(list)
         try:
             for row in self._store().results_of(job, list(items)):
@@ -153,14 +153,14 @@ class Listener:
             return
         self._arrive([(item, rows[seq]) for seq, item in items.items() if item.is_whole(rows[seq])])
 
-    def _arrive(self, whole: Sequence[tuple[Pending, Sequence[Result]]]) -> None:
+    def _arrive(self, whole: Sequence[tuple[PendingResult, Sequence[Result]]]) -> None:
         with self._lock:
             for item, _ in whole:
                 for carrier in item.carriers:
                     self._drop(carrier.envelope, item.seq)
         self._deliver([partial(item.arrive, rows) for item, rows in whole])
 
-    def _told(self, awaited: Sequence[Pending], announced: Mapping[str, Sequence[Result]]) -> list[Pending]:
+    def _told(self, awaited: Sequence[PendingResult], announced: Mapping[str, Sequence[Result]]) -> list[PendingResult]:
         """Settle the items whose results came with their notices; return the others."""
         told, untold = [], []
         for item in awaited:
@@ -181,9 +181,9 @@ class Listener:
             if not items:
                 del self._awaited[envelope]
 
-    def _held(self, envelopes: Iterable[str] | None = None) -> list[Pending]:
+    def _held(self, envelopes: Iterable[str] | None = None) -> list[PendingResult]:
         """Return the awaited items (of some envelopes) whose handles still exist, and forget the others."""
-        found: dict[int, Pending] = {}
+        found: dict[int, PendingResult] = {}
         with self._lock:
             for envelope in list(self._awaited) if envelopes is None else envelopes:
                 for seq, ref in list(self._awaited.get(envelope, {}).items()):

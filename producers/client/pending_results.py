@@ -23,7 +23,7 @@ class Carrier:
     alone: bool
 
 
-class Pending:
+class PendingResult:
     """The awaited rows of an item. Thread-safe; any number of callers may wait."""
 
     __slots__ = (

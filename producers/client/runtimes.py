@@ -26,7 +26,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from producers.client.concurrency_limit import Turnstile
+from producers.client.concurrency_limit import ConcurrencyLimit
 from producers.client.group_commit import Promise, settle
 from producers.wire.errors import ConfigurationError
 
@@ -120,7 +120,7 @@ class LoopRuntime(Runtime):
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._executor: ThreadPoolExecutor | None = None
-        self._turnstile = Turnstile(SUBMITS)
+        self._turnstile = ConcurrencyLimit(SUBMITS)
         self._closing: threading.Thread | None = None
 
     def deliver(self, calls: Sequence[Callable[[], object]], /) -> None:

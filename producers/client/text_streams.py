@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from producers.client.group_commit import Promise
-from producers.client.pending_results import Pending
+from producers.client.pending_results import PendingResult
 from producers.client.runtimes import iterate, run
 from producers.wire.queues import text_channel
 
 if TYPE_CHECKING:
     from producers.client.async_handles import AsyncHandle
-    from producers.client.fleet_link import Link
+    from producers.client.fleet_link import FleetLink
 
 #: The greatest wait of a submission for its subscription. Without a subscription the whole text arrives at the end.
 SUBSCRIBED_S = 2.0
 
 
-class Pieces:
+class TextPieces:
     """Join the pieces of a text, whether some are missing or arrive twice."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Pieces:
 class Subscription:
     """Hear an item's pieces, from before the item is submitted; `heard` is called with each. `close` it."""
 
-    def __init__(self, link: Link, pending: Pending, heard: Callable[[bytes], object]) -> None:
+    def __init__(self, link: FleetLink, pending: PendingResult, heard: Callable[[bytes], object]) -> None:
         self._link = link
         self._channel = text_channel(pending.job, pending.seq)
         self._heard = heard
@@ -67,11 +67,11 @@ class Subscription:
 class AsyncTextStream:
     """`TextStream` for asyncio: iterate with ``async for``; end it with `aclose` or ``async with``."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: FleetLink) -> None:
         self.result: Mapping[str, Any] | None = None
         self._link = link
         self._events = link.runtime.queue()
-        self._pieces = Pieces()
+        self._pieces = TextPieces()
         self._handle: AsyncHandle | None = None
         self._subscription: Subscription | None = None
 
@@ -83,7 +83,7 @@ class AsyncTextStream:
     ) -> None:
         await self.aclose()
 
-    async def subscribe(self, pending: Pending) -> None:
+    async def subscribe(self, pending: PendingResult) -> None:
         self._subscription = Subscription(self._link, pending, self._events.put_nowait)
         await self._link.runtime.call(self._subscription.open)
 

@@ -11,7 +11,7 @@ from results_store.records import Result
 BLOCK = 1024
 
 
-class Unseen:
+class UnseenResults:
     """Remember the seen results: a bit for each item and task. Pure."""
 
     def __init__(self) -> None:

@@ -146,7 +146,7 @@ def test_the_wait_that_is_seen_ahead() -> None:
         QueuedWork(model="text", priority=priority, items=items, seconds_per_item=0.1, lane=lane)
         for priority, lane, items in [(0, 2, 10), (3, 1, 20), (3, 2, 1_000), (9, 1, 5_000)]
     ]
-    look = admission.Look(tenants=tenants, work=work)
+    look = admission.QueueSnapshot(tenants=tenants, work=work)
     assert look.queued_s(["text"], Priority.INTERACTIVE, tenants["a"]) == pytest.approx(0.0)
     assert look.queued_s(["text"], Priority.STANDARD, tenants["a"]) == pytest.approx(1 + 2 * (1 + 3) / 1)
     assert look.queued_s(["text"], Priority.STANDARD, tenants["b"]) == pytest.approx(1 + 102)

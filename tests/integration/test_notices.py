@@ -18,7 +18,7 @@ from results_store.sql.columns import pack_vector
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from tests.integration.stand_in import StandIn
-from workers.node.done_notices import SMALL_BYTES, Notices
+from workers.node.done_notices import SMALL_BYTES, DoneNotices
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def client(broker_url: str, store: Store, store_url: str, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def told(broker_url: str) -> Iterator[Notices]:
+def told(broker_url: str) -> Iterator[DoneNotices]:
     publisher = Publisher(broker_url)
-    yield Notices(publisher)
+    yield DoneNotices(publisher)
     publisher.close()
 
 
@@ -45,7 +45,7 @@ def succeeded(handle: Handle, envelope: str) -> Result:
     return Result(job=handle.job, seq=handle.seq, task=handle.tasks[0], envelope=envelope, state=ResultState.SUCCEEDED)
 
 
-def announce(told: Notices, *results: Result) -> None:
+def announce(told: DoneNotices, *results: Result) -> None:
     """Announce once somebody listens: the client's subscription comes a moment after its first submission."""
     channel = done_channel(results[0].job)
     until(lambda: told._publisher.redis.pubsub_numsub(channel)[0][1])
@@ -53,7 +53,7 @@ def announce(told: Notices, *results: Result) -> None:
 
 
 def test_a_small_result_needs_no_look_into_the_store(
-    client: Client, told: Notices, broker_url: str, store: Store
+    client: Client, told: DoneNotices, broker_url: str, store: Store
 ) -> None:
     """JSON and vectors alike."""
     stand_in = StandIn(broker_url, store)
@@ -67,7 +67,7 @@ def test_a_small_result_needs_no_look_into_the_store(
 
 @pytest.mark.parametrize("output", ["x" * SMALL_BYTES, "a\0b"])
 def test_what_is_large_or_stored_otherwise_is_looked_up(
-    client: Client, told: Notices, broker_url: str, store: Store, output: str
+    client: Client, told: DoneNotices, broker_url: str, store: Store, output: str
 ) -> None:
     """The notice only says when."""
     handle = client.submit("topic", "a", durable=False)
@@ -79,7 +79,7 @@ def test_what_is_large_or_stored_otherwise_is_looked_up(
 
 
 def test_of_what_is_durable_only_the_store_is_believed(
-    client: Client, told: Notices, broker_url: str, store: Store
+    client: Client, told: DoneNotices, broker_url: str, store: Store
 ) -> None:
     """Whoever can reach the broker could announce anything."""
     handle = client.submit("topic", "a")
@@ -93,7 +93,7 @@ def test_of_what_is_durable_only_the_store_is_believed(
 
 @pytest.mark.parametrize("tail", [b" no json", b' [{"seq": 1}]', b" \xff", b" "])
 def test_a_notice_that_cannot_be_read_is_one_without_results(
-    client: Client, told: Notices, broker_url: str, store: Store, tail: bytes
+    client: Client, told: DoneNotices, broker_url: str, store: Store, tail: bytes
 ) -> None:
     """It still says that there is something to look at."""
     handle = client.submit("topic", "a", durable=False)

@@ -21,7 +21,7 @@ from producers.wire.messages import Envelope, InlineBytes, Input, Item, PathInpu
 from results_store.store import Store
 from workers.batching.planning.policy import Budget
 from workers.batching.roster import ServedModel
-from workers.batching.serving.offered_versions import CurrentOffer, Offer
+from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
 from workers.batching.work import Computed
 from workers.envelope.inputs import InputLimits
 from workers.envelope.preparation import Preparation, PreparedItem
@@ -87,7 +87,7 @@ class Rig:
             allowed_roots=(str(folder),), allowed_hosts=(f"http://{host}",), allow_private_addresses=True
         )
         served = {"eyes": ServedModel(self.model, "1", Budget(8, 8))}
-        offer = CurrentOffer(Offer(catalogue, served))
+        offer = CurrentVersions(OfferedVersions(catalogue, served))
         self.preparation = Preparation(offer=offer, limits=limits, database=store, turns=self.turns)
         self.inputs: dict[str, Input] = {
             "inline": InlineBytes(b"bytes"),

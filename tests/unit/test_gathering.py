@@ -8,9 +8,9 @@ from concurrent.futures import Future
 
 import pytest
 
-from producers.client.concurrency_limit import Turnstile
-from producers.client.group_commit import Gathering, settle
-from producers.client.pending_results import Pending
+from producers.client.concurrency_limit import ConcurrencyLimit
+from producers.client.group_commit import GroupCommit, settle
+from producers.client.pending_results import PendingResult
 from producers.client.request import Request
 from producers.client.sending import outbox
 from producers.client.sending.orders import Order
@@ -29,7 +29,7 @@ def test_what_comes_while_a_group_is_done_goes_together() -> None:
         begun.set()
         go_on.wait(60)
 
-    gathering = Gathering("test", work, limit=100)
+    gathering = GroupCommit("test", work, limit=100)
     gathering.put(0)
     assert begun.wait(60)
     for number in range(1, 6):
@@ -48,7 +48,7 @@ def test_a_group_has_a_limit_and_closing_does_the_rest() -> None:
         go_on.wait(60)
         groups.append(group)
 
-    gathering = Gathering("test", work, limit=3)
+    gathering = GroupCommit("test", work, limit=3)
     for number in range(8):
         gathering.put(number)
     go_on.set()
@@ -63,7 +63,7 @@ def test_a_group_has_a_limit_and_closing_does_the_rest() -> None:
 def test_nothing_is_started_before_it_is_used() -> None:
     """A client that only reads has no outbox thread."""
     before = threading.active_count()
-    gathering: Gathering[int] = Gathering("test", lambda group: None, limit=3)
+    gathering: GroupCommit[int] = GroupCommit("test", lambda group: None, limit=3)
     assert threading.active_count() == before
     gathering.close()
 
@@ -79,7 +79,9 @@ def test_a_caller_that_gave_up_is_left_alone() -> None:
 def order(size: int, *, lone: bool = True) -> Order:
     request = Request.check(Catalogue.builtin(), "topic", priority="bulk")
     item = request.item(0, "x", field="input")
-    return Order(request, [item], "job", Future(), pending=Pending("job", 0, ["topic"]) if lone else None, size=size)
+    return Order(
+        request, [item], "job", Future(), pending=PendingResult("job", 0, ["topic"]) if lone else None, size=size
+    )
 
 
 def test_the_door_counts_items_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,7 @@ def test_the_turnstile_lets_the_loop_breathe() -> None:
     """A thousand tasks that start together pass in rounds, in order; a cancelled one holds nobody up."""
 
     async def main() -> None:
-        turnstile = Turnstile(10)
+        turnstile = ConcurrencyLimit(10)
         passed: list[int] = []
         rounds = 0
 

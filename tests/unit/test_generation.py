@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.client.text_streams import Pieces
+from producers.client.text_streams import TextPieces
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import ConfigurationError
 from workers.models.generation.key_value_memory import Block, CacheShape
@@ -101,7 +101,7 @@ def test_pieces_are_the_text_up_to_the_first_stop(text: str, stops: list[str]) -
 
 def test_the_rest_comes_with_the_result() -> None:
     """Pieces that were lost, or came twice after a device was restarted, leave the text whole."""
-    pieces = Pieces()
+    pieces = TextPieces()
     assert pieces.take(b'[0, "Once "]') == "Once "
     assert pieces.take(b'[0, "Once upon"]') == "upon"
     assert pieces.take(b'[12, "time"]') == ""

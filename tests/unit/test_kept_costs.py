@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from workers.batching.planning.cost_model import BatchShape, CostModel
-from workers.batching.saved_costs import KeptCosts
+from workers.batching.saved_costs import SavedCosts
 
 SHAPE = BatchShape(100, 4, 4)
 
@@ -20,8 +20,8 @@ def taught(seconds: float = 0.2) -> CostModel:
     return costs
 
 
-def kept(folder: Path, revision: str = "r1", circumstances: str = "2 threads") -> KeptCosts:
-    return KeptCosts(folder / "costs" / "cpu.json", {"text": revision}, circumstances)
+def kept(folder: Path, revision: str = "r1", circumstances: str = "2 threads") -> SavedCosts:
+    return SavedCosts(folder / "costs" / "cpu.json", {"text": revision}, circumstances)
 
 
 def test_a_run_begins_with_what_the_last_one_knew(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from producers.wire.catalogue import Task
-from workers.device.loaded_models import Loaded
+from workers.device.loaded_models import LoadedModels
 from workers.device.transfer import Header
 from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared
 
@@ -41,10 +41,10 @@ def told(error: BaseException) -> Header:
     return {"kind": type(error).__name__}
 
 
-def loading(error: BaseException | None) -> tuple[Loaded, Header]:
+def loading(error: BaseException | None) -> tuple[LoadedModels, Header]:
     """Have a model loaded beside others; return what the parent is told of it."""
     frames: queue.SimpleQueue[Header] = queue.SimpleQueue()
-    loaded = Loaded("cpu", Comes, told, frames.put)
+    loaded = LoadedModels("cpu", Comes, told, frames.put)
     assert loaded.take({"load": "comes", "model": error}) is None
     said = loaded.take(frames.get(timeout=30))
     assert said is not None

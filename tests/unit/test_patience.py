@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from producers.client.sending.full_fleet import LONGEST_S, Patience, checked
+from producers.client.sending.full_fleet import LONGEST_S, OverloadWait, checked
 from producers.wire.errors import InvalidInput, Overloaded
 
 
@@ -20,23 +20,23 @@ class Clock:
 
 def test_waits_grow_up_to_a_bound_and_follow_advice() -> None:
     """An unknown end is asked for ever less often; a known one when it is due."""
-    patience = Patience()
+    patience = OverloadWait()
     waits = [patience.wait_s(Overloaded("full")) for _ in range(12)]
     assert all(later > earlier * 1.5 for earlier, later in pairwise(waits[:6]))
     assert max(waits) <= LONGEST_S * 1.25
-    assert Patience().wait_s(Overloaded("full", retry_after_s=40.0)) >= 40.0
+    assert OverloadWait().wait_s(Overloaded("full", retry_after_s=40.0)) >= 40.0
 
 
 def test_patience_ends_before_the_limit_is_passed() -> None:
     """The refusal itself is what the caller hears of."""
     clock = Clock()
-    patience = Patience(10.0, clock)
+    patience = OverloadWait(10.0, clock)
     with pytest.raises(Overloaded, match="full"):  # noqa: PT012 - until it gives up
         for _ in range(100):
             clock.now_s += patience.wait_s(Overloaded("full"))
     assert 5.0 < clock.now_s <= 10.0
     with pytest.raises(Overloaded):
-        Patience(0.0).wait_s(Overloaded("full"))
+        OverloadWait(0.0).wait_s(Overloaded("full"))
 
 
 def test_a_patience_is_a_time() -> None:

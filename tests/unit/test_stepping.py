@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 
 from producers.wire.catalogue import Task
-from workers.device.stepping import Answer, Stepping
+from workers.device.stepping import Answer, SteppingRequests
 from workers.models.interface import ragged
 from workers.models.interface.model import Array, ModelSpec, Prepared
-from workers.models.interface.stepwise import Stepped, StepwiseModel
+from workers.models.interface.stepwise import StepResult, StepwiseModel
 
 
 class Countdown(StepwiseModel):
@@ -41,14 +41,14 @@ class Countdown(StepwiseModel):
     def leave(self, key: Hashable) -> None:
         self.left.pop(key, None)
 
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepResult]:
         if min(self.left.values()) < 0:
             raise ArithmeticError("less than nothing")
         self.left = {key: left - 1 for key, left in self.left.items()}
         done = [key for key, left in self.left.items() if not left]
         for key in done:
             del self.left[key]
-        return [Stepped(key, output=str(key[2]), forward_s=1.0) for key in done if isinstance(key, tuple)]
+        return [StepResult(key, output=str(key[2]), forward_s=1.0) for key in done if isinstance(key, tuple)]
 
     def clear(self) -> None:
         self.left.clear()
@@ -65,7 +65,7 @@ def told(error: BaseException) -> dict[str, Any]:
 class Rig:
     def __init__(self) -> None:
         self.model, self.other = Countdown(), Countdown()
-        self.stepping = Stepping({"one": self.model, "other": self.other}, told)
+        self.stepping = SteppingRequests({"one": self.model, "other": self.other}, told)
 
     def give(self, batch: str, *steps: int, model: str = "one", rows: tuple[int, ...] | None = None) -> list[Answer]:
         """Hand over a batch of one task; `rows` want it, or all."""

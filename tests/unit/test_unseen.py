@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
-from producers.client.unseen_results import BLOCK, Unseen, items_of
+from producers.client.unseen_results import BLOCK, UnseenResults, items_of
 from results_store.records import Result, ResultState
 
 
@@ -20,7 +20,7 @@ def test_every_result_is_taken_once_whatever_the_order() -> None:
     random = Random(1)
     rows = [row(seq, task) for seq in random.sample(range(5 * BLOCK), 600) for task in ("topic", "spam")]
     random.shuffle(rows)
-    unseen, taken, there = Unseen(), [], []
+    unseen, taken, there = UnseenResults(), [], []
     for start in range(0, len(rows), 100):
         there += rows[start : start + 100]
         counts = Counter(one.seq // BLOCK for one in there)
@@ -32,7 +32,7 @@ def test_every_result_is_taken_once_whatever_the_order() -> None:
 
 def test_what_appears_between_counting_and_reading_is_not_taken_again() -> None:
     """The count may be older than the rows."""
-    unseen = Unseen()
+    unseen = UnseenResults()
     assert len(unseen.take(0, [row(0, "topic"), row(1, "topic")])) == 2
     assert unseen.blocks({0: 1}) == []
     assert unseen.blocks({0: 3}) == [0]

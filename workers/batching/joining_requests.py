@@ -38,7 +38,7 @@ class _Model:
         return rows < times * self.budget.rows and (not rows or cost < times * self.budget.cost)
 
 
-class Joining:
+class JoiningRequests:
     """All stepwise models of one device. Not thread-safe."""
 
     def __init__(self, policy: Policy, costs: CostModel, budgets: Mapping[str, Budget]) -> None:

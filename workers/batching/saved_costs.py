@@ -52,7 +52,7 @@ class _Entries:
             logger.warning("what was learned is not kept: %s", error)
 
 
-class KeptCosts:
+class SavedCosts:
     """`revisions` are those of the models served here; `circumstances` are the other conditions of their times."""
 
     def __init__(self, file: Path, revisions: Mapping[str, str], circumstances: str) -> None:
@@ -82,7 +82,7 @@ class KeptCosts:
         self._entries.keep({keys[name]: sums for name, sums in learned.items() if name in keys})
 
 
-class KeptFootprints:
+class SavedFootprints:
     """The measured memory and loading time of models on one device."""
 
     def __init__(self, file: Path) -> None:

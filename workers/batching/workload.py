@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from workers.batching.blame import Suspects
-from workers.batching.joining_requests import Joining
+from workers.batching.joining_requests import JoiningRequests
 from workers.batching.microbatch import BatchRun, MicroBatch
 from workers.batching.planning.cost_model import CostModel
 from workers.batching.planning.policy import Budget, Policy
@@ -29,7 +29,7 @@ class Workload:
 
     def __init__(self, models: Mapping[str, ServedModel], policy: Policy, costs: CostModel) -> None:
         self._scheduler: Scheduler[Entry] = Scheduler(policy, costs)
-        self._joining = Joining(policy, costs, {key: one.budget for key, one in models.items() if _steps(one)})
+        self._joining = JoiningRequests(policy, costs, {key: one.budget for key, one in models.items() if _steps(one)})
         self._suspects = Suspects()
         self._given: Stages[MicroBatch] = Stages()
 

@@ -21,7 +21,7 @@ from results_store.records import Batch, Result, ResultState
 from results_store.store import Store
 from workers.batching.microbatch import MicroBatch
 from workers.batching.serving import served_explainers, served_models
-from workers.batching.serving.offered_versions import CurrentOffer, Offer
+from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
 from workers.device.device_client import DeviceEvent, ProcessDevice
 from workers.device.devices import Device
 from workers.envelope.inputs import InputLimits
@@ -57,7 +57,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
     envelopes = _envelopes(store, stored)
     wanted, served = served_models.serve(settings, batch.model, device)
     limits = InputLimits(**settings.limits.of_inputs)
-    offer = CurrentOffer(Offer(settings.catalogue, {batch.model: served}))
+    offer = CurrentVersions(OfferedVersions(settings.catalogue, {batch.model: served}))
     preparation = Preparation(offer=offer, limits=limits, database=store)
     steps = list(_steps(preparation, envelopes, stored))
     again = MicroBatch([step.entry for _, step in steps if step.entry], 0.0)

@@ -10,7 +10,7 @@ from kombu import Queue
 
 from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
 from workers.consumer import tasks
-from workers.node.lanes import TurnsOf
+from workers.node.lanes import LaneTurnsFactory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +34,7 @@ def create_app(
     app.conf.update(_settings(broker_url, queues, concurrency, result_backend))
     if node is not None:
         # within a priority, lanes and models take turns; more urgent messages come first across all of them
-        app.conf.broker_transport_options["queue_order_strategy"] = TurnsOf(node.lanes)
+        app.conf.broker_transport_options["queue_order_strategy"] = LaneTurnsFactory(node.lanes)
         tasks.register(app, node)
         app.steps["worker"].add(_showing(node))
     return app

@@ -28,8 +28,8 @@ import numpy as np
 
 from producers.wire.catalogue import KINDS, Task
 from workers.device import accelerator, device_memory, transfer
-from workers.device.loaded_models import Loaded
-from workers.device.stepping import Answer, Stepping
+from workers.device.loaded_models import LoadedModels
+from workers.device.stepping import Answer, SteppingRequests
 from workers.device.transfer import Header
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.interface import class_lookup
@@ -90,7 +90,7 @@ def main() -> None:
     def tell(said: Header) -> None:
         frames.put((-1, next(numbers), said, {}))
 
-    loaded = Loaded(device, _build, _described, tell, measuring=header["measuring"])
+    loaded = LoadedModels(device, _build, _described, tell, measuring=header["measuring"])
     try:
         loaded.load_all(header["models"])
     except Exception as error:  # noqa: BLE001 - whatever a model's loading raises is reported by name
@@ -104,12 +104,12 @@ def _build(raw: Any) -> Model:
     return msgspec.convert(raw, ModelToLoad).build()
 
 
-def _serve(sock: socket.socket, frames: Frames, loaded: Loaded, device: str) -> None:
+def _serve(sock: socket.socket, frames: Frames, loaded: LoadedModels, device: str) -> None:
     """Run frames, one micro-batch after another; between two of them, take a step of the stepping requests.
 
     The process ends if it loses its device; the parent then finds the item at fault.
     """
-    stepping = Stepping(loaded.models, _described)
+    stepping = SteppingRequests(loaded.models, _described)
     idle_s = 0.0
     while True:
         idle_since = time.perf_counter()

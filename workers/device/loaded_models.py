@@ -25,7 +25,7 @@ _LOAD, _UNLOAD, _CAME = "load", "unload", "came"
 
 
 @dataclass(slots=True)
-class Loaded:
+class LoadedModels:
     """`build` makes a model of the parent's description, `described` describes an error, `tell` puts a frame before the
     serving thread.
 

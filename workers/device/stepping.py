@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from workers.device.transfer import Header
 from workers.models.interface import ragged
 from workers.models.interface.model import Arrays, Model
-from workers.models.interface.stepwise import Stepped, StepwiseModel
+from workers.models.interface.stepwise import StepResult, StepwiseModel
 
 #: A row of a task in a batch.
 Key: TypeAlias = tuple[str, str, int]
@@ -37,7 +37,7 @@ class _Batch:
         return len(self.outputs) == sum(len(rows) for rows in self.wanted.values())
 
 
-class Stepping:
+class SteppingRequests:
     """Not thread-safe. `described` describes an error in the parent's form."""
 
     def __init__(self, models: Mapping[str, Model], described: Callable[[BaseException], Header]) -> None:
@@ -98,7 +98,7 @@ class Stepping:
             self._told_at = time.monotonic()
             yield {"event": "stepping", "pieces": []}, {}
 
-    def _told(self, stepped: Collection[Stepped]) -> Iterator[Answer]:
+    def _told(self, stepped: Collection[StepResult]) -> Iterator[Answer]:
         pieces = [(*_key(one), one.at, one.text) for one in stepped if one.text]
         if pieces:
             yield {"event": "stepping", "pieces": pieces}, {}
@@ -129,7 +129,7 @@ class Stepping:
         return gone
 
 
-def _key(stepped: Stepped) -> Key:
+def _key(stepped: StepResult) -> Key:
     assert isinstance(stepped.key, tuple), "as it was given to `join`"
     id_, task, row = stepped.key
     return id_, task, row

@@ -19,7 +19,7 @@ from producers.wire.pipelines.selectors import SELECTORS, CropOptions, PromptOpt
 from results_store.records import Result
 from results_store.store import Store
 from workers.envelope.inputs import InputLimits, carried, read
-from workers.envelope.preparation_turns import Turn
+from workers.envelope.preparation_turns import PreparationTurn
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,8 +34,8 @@ class Derivation:
     `turn` is the envelope's turn to compute. It is given back during waits for the store or for an original.
     """
 
-    def __init__(self, store: Store, limits: InputLimits, job: str, turn: Turn | None = None) -> None:
-        self.turn = turn or Turn()
+    def __init__(self, store: Store, limits: InputLimits, job: str, turn: PreparationTurn | None = None) -> None:
+        self.turn = turn or PreparationTurn()
         self._store = store
         self._limits = limits
         self._job = job

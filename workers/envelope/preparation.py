@@ -21,14 +21,14 @@ from results_store.store import Store
 from workers.batching.planning.waiting_pool import Waiting
 from workers.batching.roster import ServedModel
 from workers.batching.serving import served_explainers
-from workers.batching.serving.offered_versions import CurrentOffer, Offer
+from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
 from workers.batching.work import Entry
 from workers.device.devices import available_cores
 from workers.envelope import outcomes
 from workers.envelope.derivation import Derivation
 from workers.envelope.inputs import Content, InputLimits, carried, read
 from workers.envelope.outcomes import Params
-from workers.envelope.preparation_turns import Turn
+from workers.envelope.preparation_turns import PreparationTurn
 from workers.envelope.streams import Streams
 from workers.models.interface.model import Model, Prepared
 
@@ -69,7 +69,7 @@ class Preparation:
     them are not all in memory at once.
     """
 
-    offer: CurrentOffer
+    offer: CurrentVersions
     limits: InputLimits
     database: Store
     streams: Streams | None = None
@@ -157,19 +157,19 @@ class Preparation:
             entry.on_text = self.streams.teller(envelope.job, ready.item.seq)
         return PreparedItem(ready.item, results, entry, params, ready.served.model)
 
-    def _read(self, offer: Offer, task: Task, value: Input, turn: Turn) -> Content:
+    def _read(self, offer: OfferedVersions, task: Task, value: Input, turn: PreparationTurn) -> Content:
         """Return the content of an input, checked for the task. The turn is given back during waits."""
         with turn.reading(value):
             given = carried(value, self.limits)
             return read(offer.catalogue.check_input(task, given, field="input"), self.limits)
 
-    def derivation(self, job: str, items: Sequence[Item], turn: Turn | None = None) -> Derivation:
+    def derivation(self, job: str, items: Sequence[Item], turn: PreparationTurn | None = None) -> Derivation:
         """Return the derivation of the items' derived inputs. Raises StoreUnavailable."""
         made = Derivation(self.database, self.limits, job, turn)
         made.gather(items)
         return made
 
-    def finish(self, envelope: Envelope, items: Sequence[PreparedItem], turn: Turn) -> list[Result]:
+    def finish(self, envelope: Envelope, items: Sequence[PreparedItem], turn: PreparationTurn) -> list[Result]:
         """Return the results of all items: from their preparation and from their entries' outcomes."""
         with self._finishing(envelope, turn):
             return self.finish_items(envelope, items)
@@ -183,15 +183,15 @@ class Preparation:
             results[id(item)] = [*outcomes.finished(envelope, item.item, entry, model, item.params, own, self.files)]
         return [row for item in prepared for row in (*item.results, *results.get(id(item), ()))]
 
-    def turn(self, envelope: Envelope) -> Turn:
+    def turn(self, envelope: Envelope) -> PreparationTurn:
         """Return the envelope's turn to compute. Half as many envelopes as cores compute at a time.
 
         So dozens of envelopes neither keep the interpreter from an interactive item, which needs no turn, nor hold a
         decoded recording each.
         """
-        return Turn(None if envelope.priority is Priority.INTERACTIVE else self.turns)
+        return PreparationTurn(None if envelope.priority is Priority.INTERACTIVE else self.turns)
 
-    def _finishing(self, envelope: Envelope, turn: Turn) -> AbstractContextManager[object]:
+    def _finishing(self, envelope: Envelope, turn: PreparationTurn) -> AbstractContextManager[object]:
         """Return the context of finishing: the turn, unless finishing may wait for the storage of result files."""
         return nullcontext() if any(self._makes_files(item) for item in envelope.items) else turn
 
@@ -234,7 +234,7 @@ def _size_bytes(content: Content) -> int:
     return len(content) if isinstance(content, str | bytes) else 0
 
 
-def _params(offer: Offer, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:
+def _params(offer: OfferedVersions, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:
     """Return the typed parameters of the item's valid tasks, and the refusals of the others."""
     params: dict[Task, msgspec.Struct] = {}
     refused: dict[str, InvalidInput] = {}

@@ -10,7 +10,7 @@ from producers.wire.messages import Input
 from workers.envelope.inputs import may_wait
 
 
-class Turn:
+class PreparationTurn:
     """A turn out of `turns`, taken by ``with`` and given back during waits for a file or a network.
 
     Used by one thread. Without `turns` it has no effect.

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 SMALL_BYTES = 4096
 
 
-class Notices:
+class DoneNotices:
     """Announces finished envelopes. A lost notice does no harm, because waiting clients also poll the store."""
 
     def __init__(self, publisher: Publisher) -> None:

@@ -15,7 +15,7 @@ from results_store.store import Store
 MARK_EVERY_S = 1.0
 
 
-class Following:
+class FollowUpPublisher:
     """Publishes accepted envelopes. Thread-safe. The reconciler publishes any envelope that cannot be pushed here."""
 
     def __init__(self, store: Store, publisher: Publisher) -> None:

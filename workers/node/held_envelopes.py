@@ -18,7 +18,7 @@ from workers.envelope.execution import EnvelopeInterrupted
 logger = logging.getLogger(__name__)
 
 
-class Held:
+class HeldEnvelopes:
     """The held envelopes. Thread-safe. `worker` is the name of the lease holder, `lease_s` the length of a lease."""
 
     def __init__(self, store: Store, *, worker: str, lease_s: float) -> None:

@@ -105,7 +105,7 @@ class LaneTurns:
         return max(self._taken.get(queue, 0.0), self._now)
 
 
-class TurnsOf:
+class LaneTurnsFactory:
     """Makes the `LaneTurns` of a node. In JSON, for a worker's statistics in Flower, it becomes its class name."""
 
     def __init__(self, lanes: Lanes) -> None:

@@ -25,8 +25,8 @@ from results_store.writer import Writer
 from workers.batching.batcher import Batcher, BatcherSettings
 from workers.batching.planning.residence import Residence
 from workers.batching.roster import ServedModel
-from workers.batching.saved_costs import KeptCosts, KeptFootprints
-from workers.batching.serving.offered_versions import CurrentOffer, Offer
+from workers.batching.saved_costs import SavedCosts, SavedFootprints
+from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
 from workers.device.device_client import ProcessDevice
 from workers.device.devices import Device, available_cores
 from workers.envelope.execution import Execution
@@ -34,15 +34,15 @@ from workers.envelope.inputs import InputLimits
 from workers.envelope.streams import Item, Streams
 from workers.models.sources import model_source
 from workers.node import declared_settings, presence
-from workers.node.done_notices import Notices
-from workers.node.follow_up_envelopes import MARK_EVERY_S, Following
-from workers.node.held_envelopes import Held
+from workers.node.done_notices import DoneNotices
+from workers.node.follow_up_envelopes import MARK_EVERY_S, FollowUpPublisher
+from workers.node.held_envelopes import HeldEnvelopes
 from workers.node.lanes import LOOK_EVERY_S, Lanes
-from workers.node.periodic_duties import Upkeep
+from workers.node.periodic_duties import PeriodicDuties
 from workers.node.presence import TELL_EVERY_S, NodeState
 from workers.node.reconciler import Reconciler
 from workers.node.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
-from workers.node.reloading import Reloads, Version, versions
+from workers.node.reloading import Reloader, Version, versions
 from workers.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -78,27 +78,27 @@ class Node:
         self._catalogue = settings.catalogue
         self._publisher = Publisher(broker_url)
         self._store = Store(store_url)
-        self._held = Held(self._store, worker=name, lease_s=settings.worker.lease_s)
-        self._following = Following(self._store, self._publisher)
+        self._held = HeldEnvelopes(self._store, worker=name, lease_s=settings.worker.lease_s)
+        self._following = FollowUpPublisher(self._store, self._publisher)
         self._writer = Writer(
             self._store,
             worker=name,
             lease_s=settings.worker.lease_s,
             max_attempts=settings.worker.max_attempts,
             drop_inputs=settings.worker.drop_inputs,
-            on_committed=Notices(self._publisher).announce,
+            on_committed=DoneNotices(self._publisher).announce,
             follow=follow,
             on_followed=self._following.publish,
         )
         self._on_out_of_service = on_out_of_service
         self.lanes = Lanes(self._store, self.models)
         self._batcher: Batcher | None = None
-        self._costs: KeptCosts | None = None
-        self._footprints = KeptFootprints(model_source.cache_folder() / "footprints" / f"{_file_name(device)}.json")
+        self._costs: SavedCosts | None = None
+        self._footprints = SavedFootprints(model_source.cache_folder() / "footprints" / f"{_file_name(device)}.json")
         self._streams = Streams(self._publisher, self._drop_deserted)
         self._execution: Execution | None = None
-        self._reloads: Reloads | None = None
-        self._upkeep = Upkeep()
+        self._reloads: Reloader | None = None
+        self._upkeep = PeriodicDuties()
         self._blobs = Blobs(settings.blobs)
         self._store_url = store_url
         self._files: ResultFiles | None = None
@@ -113,7 +113,7 @@ class Node:
         declarations = self._store.declarations.every()
         settings = declared_settings.established(self.settings, declarations)
         models = [version for name in self.models for version in versions(settings, name, self.device)]
-        offer = CurrentOffer(Offer(settings.catalogue, {wanted.name: served for wanted, served in models}))
+        offer = CurrentVersions(OfferedVersions(settings.catalogue, {wanted.name: served for wanted, served in models}))
         self.lanes.look()
         self._writer.start()
         self._costs = costs = self._kept_costs(offer.now.models)
@@ -170,11 +170,11 @@ class Node:
                 raise ConfigurationError(f"task {needy[0]!r}: {error}") from error
             return None
 
-    def _kept_costs(self, served: Mapping[str, ServedModel]) -> KeptCosts:
+    def _kept_costs(self, served: Mapping[str, ServedModel]) -> SavedCosts:
         file = model_source.cache_folder() / "costs" / f"{_file_name(self.device)}.json"
         threads = self.settings.worker.threads or available_cores()
         revisions = {name: model.revision for name, model in served.items()}
-        return KeptCosts(file, revisions, f"{self.device.description}, {threads} threads")
+        return SavedCosts(file, revisions, f"{self.device.description}, {threads} threads")
 
     def _residence(self, models: Sequence[Version]) -> Residence:
         residence = Residence(self.settings.worker.memory_budget_bytes)
@@ -183,7 +183,7 @@ class Node:
             residence.add(served.key, takes)
         return residence
 
-    def _new_batcher(self, models: Sequence[Version], costs: KeptCosts) -> Batcher:
+    def _new_batcher(self, models: Sequence[Version], costs: SavedCosts) -> Batcher:
         worker = self.settings.worker
         return Batcher(
             {wanted.name: served for wanted, served in models},
@@ -207,7 +207,7 @@ class Node:
         to_load = [wanted for wanted, _ in models]
         return ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads, measuring=measuring)
 
-    def _new_execution(self, batcher: Batcher, offer: CurrentOffer) -> Execution:
+    def _new_execution(self, batcher: Batcher, offer: CurrentVersions) -> Execution:
         return Execution(
             offer=offer,
             limits=InputLimits(**self.settings.limits.of_inputs, blobs=self._blobs),
@@ -223,10 +223,10 @@ class Node:
         settings: Settings,
         declarations: Mapping[str, Declaration],
         batcher: Batcher,
-        costs: KeptCosts,
-        offer: CurrentOffer,
-    ) -> Reloads:
-        return Reloads(
+        costs: SavedCosts,
+        offer: CurrentVersions,
+    ) -> Reloader:
+        return Reloader(
             settings,
             declarations,
             file=self.settings,
@@ -240,7 +240,7 @@ class Node:
             makes_files=self._files is not None,
         )
 
-    def _duties(self, batcher: Batcher, reloads: Reloads) -> dict[str, tuple[float, Callable[[], object]]]:
+    def _duties(self, batcher: Batcher, reloads: Reloader) -> dict[str, tuple[float, Callable[[], object]]]:
         """Return the periodic duties by name: (seconds between runs, function)."""
         worker = self.settings.worker
         reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)

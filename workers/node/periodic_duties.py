@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 logger = logging.getLogger(__name__)
 
 
-class Upkeep:
+class PeriodicDuties:
     """Runs duties periodically until stopped. A duty that fails is logged and tried again next time."""
 
     def __init__(self) -> None:

@@ -21,9 +21,9 @@ from results_store.records import Declaration
 from results_store.store import Store
 from workers.batching.batcher import Batcher
 from workers.batching.roster import ServedModel
-from workers.batching.saved_costs import KeptCosts, KeptFootprints
+from workers.batching.saved_costs import SavedCosts, SavedFootprints
 from workers.batching.serving import served_explainers, served_models
-from workers.batching.serving.offered_versions import CurrentOffer, Offer
+from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
 from workers.node import declared_settings
@@ -45,7 +45,7 @@ def versions(settings: Settings, name: str, device: Device, generation: int = 0)
     return [(wanted, replace(served, generation=generation)) for wanted, served in ([model, side] if side else [model])]
 
 
-class Reloads:
+class Reloader:
     """Reloads the models of a node. Call `look` from a single thread.
 
     `settings` are those that the node started with, by the declarations `started`; `file` are the settings of its file.
@@ -60,9 +60,9 @@ class Reloads:
         device: Device,
         store: Store,
         batcher: Batcher,
-        costs: KeptCosts,
-        footprints: KeptFootprints,
-        offer: CurrentOffer,
+        costs: SavedCosts,
+        footprints: SavedFootprints,
+        offer: CurrentVersions,
         on_change: Callable[[], object],
         makes_files: bool,
     ) -> None:
@@ -149,7 +149,7 @@ class Reloads:
         for _, served in new:
             self._costs.follow(served.key, served.name, served.revision)
         models = {own: served for own, served in before.items() if own not in old}
-        self._offer.now = Offer(self._settings.catalogue, models | {served.name: served for _, served in new})
+        self._offer.now = OfferedVersions(self._settings.catalogue, models | {served.name: served for _, served in new})
         for retired in [self._batcher.retire(served.key) for served in old.values()]:
             retired.result()
 

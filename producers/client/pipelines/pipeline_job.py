@@ -16,14 +16,14 @@ from producers.wire.pipelines.plan import Plan
 from results_store.records import JobStatus
 
 if TYPE_CHECKING:
-    from producers.client.fleet_link import Link
+    from producers.client.fleet_link import FleetLink
     from results_store.store import Store
 
 
 class AsyncPipelineJob(AsyncWatched):
     """The submission of a pipeline. Its progress counts results; `total` grows as steps become due."""
 
-    def __init__(self, link: Link, id: str, plan: Plan, *, taken: Taken | None = None) -> None:  # noqa: A002
+    def __init__(self, link: FleetLink, id: str, plan: Plan, *, taken: Taken | None = None) -> None:  # noqa: A002
         super().__init__(link, id, taken=taken)
         self.plan = plan
 

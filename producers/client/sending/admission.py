@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from producers.client.group_commit import Gathering
+from producers.client.group_commit import GroupCommit
 from producers.client.sending.intake import CHUNK_ITEMS
 from producers.wire.errors import ArgosyError, Overloaded, RateLimited
 from producers.wire.messages import Priority
@@ -26,7 +26,7 @@ from results_store.records import QueuedWork, Tenant
 if TYPE_CHECKING:
     from redis import Redis
 
-    from producers.client.fleet_link import Link
+    from producers.client.fleet_link import FleetLink
     from producers.client.sending.orders import Order
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ return {taken, string.format('%.6f', math.max(0, level - now - ARGV[2]))}
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class QueueSnapshot:
     """The state of the store at a moment (monotonic)."""
 
     at: float = float("-inf")
@@ -93,13 +93,13 @@ class Look:
 class Admission:
     """Judge orders for a client, in its sending threads. A priority without `max_queued_s` has no limit."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: FleetLink) -> None:
         self._link = link
-        self._look = Look()
+        self._look = QueueSnapshot()
         self._seen: set[str] = set()  # the tenants that this client submits for
         self._added: Counter[str] = Counter()  # items accepted since the last look
         self._lock = threading.Lock()
-        self._looking: Gathering[Look] = Gathering("argosy admission", lambda _: self.look(), limit=64)
+        self._looking: GroupCommit[QueueSnapshot] = GroupCommit("argosy admission", lambda _: self.look(), limit=64)
 
     def close(self) -> None:
         self._looking.close()
@@ -144,13 +144,13 @@ class Admission:
                 return
             self._added.subtract(added)
 
-    def _taken(self) -> Look:
+    def _taken(self) -> QueueSnapshot:
         store = self._link.store
         at = time.monotonic()
         tenants = {tenant.name: tenant for tenant in store.tenants.every()}
         limited = [name for name in self._seen if name in tenants and tenants[name].max_in_flight is not None]
         in_flight = {name: store.tenants.in_flight(name) for name in limited}
-        return Look(at, tenants, in_flight, store.flight.queued_work() if self._link.max_queued_s else ())
+        return QueueSnapshot(at, tenants, in_flight, store.flight.queued_work() if self._link.max_queued_s else ())
 
     def _refusal(self, order: Order) -> Overloaded | None:
         tenant = self._look.tenants.get(order.tenant, Tenant(name=order.tenant, lane=0))

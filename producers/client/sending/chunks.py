@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from producers.client.group_commit import Promise
 from producers.client.runtimes import Runtime
-from producers.client.sending.full_fleet import Patience
+from producers.client.sending.full_fleet import OverloadWait
 from producers.client.sending.intake import Chunk, Intake
 from producers.client.sending.outbox import Outbox
 from producers.client.sending.submission import Submission
@@ -19,16 +19,16 @@ PACE = 128
 
 
 @dataclass(slots=True)
-class Sent:
+class SentChunk:
     """Items under way: the promise that they are accepted, and the patience with which they are sent again."""
 
     items: Sequence[Item]
-    patience: Patience
+    patience: OverloadWait
     promise: Promise
 
 
 @dataclass(slots=True)
-class Sending:
+class ChunkSender:
     """Send the items of a submission. Each chunk waits at most `limit_s` for a full fleet."""
 
     runtime: Runtime
@@ -37,7 +37,7 @@ class Sending:
     intake: Intake
     limit_s: float
     _chunk: Chunk = field(default_factory=Chunk)
-    _sent: Sent | None = None
+    _sent: SentChunk | None = None
 
     async def all_of(self, inputs: Iterable[object] | AsyncIterable[object]) -> None:
         """Return once all items are accepted. Raises the errors of `submit_many`."""
@@ -73,7 +73,7 @@ class Sending:
         for start in range(0, len(chunk), portion):
             await self._settle()
             items = chunk[start : start + portion]
-            self._sent = Sent(items, Patience(self.limit_s), self._put(items))
+            self._sent = SentChunk(items, OverloadWait(self.limit_s), self._put(items))
 
     def _put(self, items: Sequence[Item]) -> Promise:
         promise = self.runtime.promise()

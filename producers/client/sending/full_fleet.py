@@ -14,7 +14,7 @@ FIRST_S, LONGEST_S = 0.25, 15.0
 
 
 @dataclass(slots=True)
-class Patience:
+class OverloadWait:
     """The waits of a chunk. `limit_s` limits their sum; with 0 the first refusal is final."""
 
     limit_s: float = math.inf

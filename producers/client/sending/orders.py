@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from producers.client.group_commit import Promise
-from producers.client.pending_results import Pending
+from producers.client.pending_results import PendingResult
 from producers.client.request import Request
 from producers.wire.messages import VERSION, Envelope, Item, Priority, new_id
 from producers.wire.packing import pack
@@ -37,7 +37,7 @@ class Order:
     durable: bool = True
     tenant: str = ""
     pipeline: bool = False
-    pending: Pending | None = None
+    pending: PendingResult | None = None
     size: int = 0
     new_job: NewJob | None = None
     expected_rows: int | None = None

@@ -14,8 +14,8 @@ from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING
 
-from producers.client.group_commit import Deliver, Gathering, settle
-from producers.client.pending_results import Carrier, Pending
+from producers.client.group_commit import Deliver, GroupCommit, settle
+from producers.client.pending_results import Carrier, PendingResult
 from producers.client.sending.admission import Admission
 from producers.client.sending.orders import Order, envelopes_of
 from producers.wire.errors import BrokerUnavailable, Overloaded
@@ -26,7 +26,7 @@ from results_store.errors import StoreError, StoreUnavailable, UnknownJob
 from results_store.records import NewEnvelope
 
 if TYPE_CHECKING:
-    from producers.client.fleet_link import Link
+    from producers.client.fleet_link import FleetLink
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +53,11 @@ class Outbox:
     SubmissionConflict or Overloaded; then nothing of the order was accepted.
     """
 
-    def __init__(self, link: Link, deliver: Deliver) -> None:
+    def __init__(self, link: FleetLink, deliver: Deliver) -> None:
         self._link = link
         self._deliver = deliver
-        self._durable = Gathering("argosy outbox", self._send_durable, limit=GROUP)
-        self._direct = Gathering("argosy direct", self._send_direct, limit=GROUP)
+        self._durable = GroupCommit("argosy outbox", self._send_durable, limit=GROUP)
+        self._direct = GroupCommit("argosy direct", self._send_direct, limit=GROUP)
         self.admission = Admission(link)
         self._waiting = Waiting()
         self._marks = Marks(link)
@@ -165,7 +165,7 @@ class Outbox:
                 self._answer([order], refusal)
         return [order for order, refusal in zip(orders, refusals, strict=True) if refusal is None]
 
-    def _open_streams(self, orders: Iterable[Order], *, again: bool = False) -> dict[tuple[str, int], Pending]:
+    def _open_streams(self, orders: Iterable[Order], *, again: bool = False) -> dict[tuple[str, int], PendingResult]:
         """Create the jobs of lone items; return the lone items."""
         lone = [order for order in orders if order.pending is not None]
         for tenant in {order.tenant for order in lone}:
@@ -180,7 +180,9 @@ class Outbox:
             (envelope, outbox_row(envelope, lanes[envelope.tenant])) for envelope in envelopes_of(orders, time.time())
         ]
 
-    def _expect(self, packed: Iterable[tuple[Envelope, NewEnvelope]], lone: Mapping[tuple[str, int], Pending]) -> None:
+    def _expect(
+        self, packed: Iterable[tuple[Envelope, NewEnvelope]], lone: Mapping[tuple[str, int], PendingResult]
+    ) -> None:
         """Register the awaited items, before a worker can have them."""
         if not lone:
             return
@@ -233,7 +235,7 @@ class Waiting:
 class Marks:
     """The published envelopes that are not marked as published yet."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: FleetLink) -> None:
         self._link = link
         self._unmarked: list[str] = []
         self._oldest_at = 0.0

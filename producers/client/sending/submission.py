@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from producers.client.group_commit import Promise
-from producers.client.pending_results import Pending
+from producers.client.pending_results import PendingResult
 from producers.client.request import NewItem, Request
 from producers.client.sending.orders import Order, shared_deadline
 from producers.wire.errors import ArgosyError, InvalidInput
@@ -19,26 +19,26 @@ from producers.wire.packing import weight
 from results_store.records import JobStatus, NewJob
 
 if TYPE_CHECKING:
-    from producers.client.fleet_link import Link
+    from producers.client.fleet_link import FleetLink
 
 
 def lone_order(
     request: Request,
     input: object,  # noqa: A002 - the word for it everywhere else
-    link: Link,
+    link: FleetLink,
     promise: Promise,
     *,
     key: str | None,
     durable: bool,
     tenant: str,
-) -> tuple[Order, Pending]:
+) -> tuple[Order, PendingResult]:
     """Return the order for one input, in the tenant's stream, and its awaited results. Raises InvalidInput."""
     item = request.item(0, NewItem(input, key), field="input")
     stream = link.stream(tenant)
     # numbered after the check: a refused input leaves no gap
     item = msgspec.structs.replace(item, seq=next(stream.seq))
     deadline_at = shared_deadline(request, time.time())
-    pending = Pending(stream.job.id, item.seq, item.tasks, key=key, durable=durable)
+    pending = PendingResult(stream.job.id, item.seq, item.tasks, key=key, durable=durable)
     order = Order(request, [item], stream.job.id, promise, deadline_at, durable, tenant, pending=pending)
     order.size = weight(item.input)
     return order, pending

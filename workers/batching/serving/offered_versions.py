@@ -10,15 +10,15 @@ from workers.batching.roster import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class OfferedVersions:
     """Matching tasks and models; `models` by name."""
 
     catalogue: Catalogue
     models: Mapping[str, ServedModel]
 
 
-class CurrentOffer:
+class CurrentVersions:
     """Holds the current offer. A preparation reads it once, so that its tasks and its model match."""
 
-    def __init__(self, offer: Offer) -> None:
+    def __init__(self, offer: OfferedVersions) -> None:
         self.now = offer

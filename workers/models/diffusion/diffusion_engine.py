@@ -18,7 +18,7 @@ import torch
 from workers.models.diffusion.diffusion_networks import DiffusionNetworks
 from workers.models.diffusion.image_request import Drawn, Wanted
 from workers.models.interface import step_rota
-from workers.models.interface.stepwise import Stepped
+from workers.models.interface.stepwise import StepResult
 
 
 @dataclass(eq=False, slots=True)
@@ -84,7 +84,7 @@ class DiffusionEngine:
         self._pictures.clear()
 
     @torch.inference_mode()
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepResult]:
         """Take a step and return the finished pictures."""
         chosen = step_rota.choose(list(self._pictures.values()), self._rows)
         started = time.perf_counter()
@@ -100,10 +100,10 @@ class DiffusionEngine:
             picture.forward_s += each_s
         return [self._stepped(picture, one) for picture, one in drawn]
 
-    def _stepped(self, picture: Picture, drawn: Drawn) -> Stepped:
+    def _stepped(self, picture: Picture, drawn: Drawn) -> StepResult:
         self.leave(picture.key)
         output = {name: getattr(drawn, name) for name in drawn.__struct_fields__}
-        return Stepped(picture.key, output=output, forward_s=picture.forward_s)
+        return StepResult(picture.key, output=output, forward_s=picture.forward_s)
 
     def _begin(self, new: Sequence[Picture]) -> None:
         """Draw the pictures' noise, and encode all their prompts at once."""

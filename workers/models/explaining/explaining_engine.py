@@ -18,7 +18,7 @@ from workers.models.explaining.explanation_request import Answer, Carried, Expla
 from workers.models.explaining.gradients import quadrature
 from workers.models.explaining.subject import IntegrationPath, Points, Subject
 from workers.models.interface.model import Array, Prepared
-from workers.models.interface.stepwise import Stepped
+from workers.models.interface.stepwise import StepResult
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ class ExplainingEngine:
     def clear(self) -> None:
         self._asked.clear()
 
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepResult]:
         """Compute the model's answers of new requests; if there are none, take a step of the explanations."""
         started = time.perf_counter()
         fresh = [one for one in self._asked.values() if one.output is None]
@@ -171,7 +171,7 @@ class ExplainingEngine:
 
     # --- the end ---
 
-    def _left(self, one: RunningExplanation) -> Stepped:
+    def _left(self, one: RunningExplanation) -> StepResult:
         del self._asked[one.key]
         assert one.output is not None, "an explanation begins after the answer"
         answer = Answer(Carried.of(one.output))
@@ -180,7 +180,7 @@ class ExplainingEngine:
             contributions = self._subject.condensed(one.sums * (line.x - line.baseline)).float().cpu().numpy()
             base, value = one.ends
             answer = Answer(answer.output, one.target, Carried.of(contributions), value, base)
-        return Stepped(one.key, output=msgspec.to_builtins(answer, builtin_types=(bytes,)), forward_s=one.forward_s)
+        return StepResult(one.key, output=msgspec.to_builtins(answer, builtin_types=(bytes,)), forward_s=one.forward_s)
 
 
 def _line(one: RunningExplanation) -> IntegrationPath:

@@ -20,7 +20,7 @@ from workers.models.explaining.subject import Attribution, Subject
 from workers.models.interface import class_lookup, ragged
 from workers.models.interface.model import Array, LoadingFailed, Model, ModelSpec, Prepared, digest
 from workers.models.interface.options import Options
-from workers.models.interface.stepwise import EngineModel, Stepped
+from workers.models.interface.stepwise import EngineModel, StepResult
 
 #: The passes of a point: forward and backward.
 _POINT = 2
@@ -153,7 +153,7 @@ class ExplainingModel(EngineModel[ExplainingEngine]):
     def join(self, key: Hashable, task: str, request: Array, *, urgency: int) -> None:
         self.engine.join(key, task, explanation_request.unpack(request), urgency=urgency)
 
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepResult]:
         return super().step() if self._is_loaded() else []
 
     def _is_loaded(self) -> bool:

@@ -20,7 +20,7 @@ from workers.models.generation.sampling import Sampler
 from workers.models.generation.sequence import GeneratedSequence
 from workers.models.generation.writing import TextWriter
 from workers.models.interface import step_rota
-from workers.models.interface.stepwise import Stepped
+from workers.models.interface.stepwise import StepResult
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -90,7 +90,7 @@ class DecodingEngine:
         self._block = Block(self._network.shape)
         self._prefixes.clear()
 
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepResult]:
         """Take a step and return its outputs."""
         chosen = step_rota.choose(list(self._lines.values()), self._rows)
         inside = set(map(id, chosen))
@@ -112,13 +112,13 @@ class DecodingEngine:
         for line in lines:
             line.forward_s += each_s
 
-    def _stepped(self, line: GeneratedSequence) -> Stepped:
+    def _stepped(self, line: GeneratedSequence) -> StepResult:
         text, at = line.writer.piece() if line.request.stream else ("", 0)
         if line.outcome is None:
-            return Stepped(line.key, text, at)
+            return StepResult(line.key, text, at)
         self._cache_prefix(line)
         self.leave(line.key)
-        return Stepped(line.key, text, at, line.outcome, line.forward_s)
+        return StepResult(line.key, text, at, line.outcome, line.forward_s)
 
     # --- writing ---
 

@@ -16,7 +16,7 @@ from workers.models.generation import vllm_requests
 from workers.models.generation.generation_request import GenerationRequest
 from workers.models.generation.vllm_requests import Ask, VllmRequest
 from workers.models.generation.writing import TextWriter
-from workers.models.interface.stepwise import Stepped
+from workers.models.interface.stepwise import StepResult
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -86,7 +86,7 @@ class VllmEngine:
         for key in list(self._asked):
             self.leave(key)
 
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepResult]:
         """Take a step and return its outputs."""
         started = time.perf_counter()
         outputs = self._llm.step()
@@ -115,12 +115,12 @@ class VllmEngine:
         if output.finished:
             asked.waiting.pop(output.request_id, None)  # it is finished in vLLM, so there is nothing to abort
 
-    def _stepped(self, asked: VllmRequest) -> Stepped:
+    def _stepped(self, asked: VllmRequest) -> StepResult:
         text, at = asked.writer.piece() if asked.request.stream else ("", 0)
         if asked.outcome is None:
-            return Stepped(asked.key, text, at)
+            return StepResult(asked.key, text, at)
         self.leave(asked.key)
-        return Stepped(asked.key, text, at, asked.outcome, asked.forward_s)
+        return StepResult(asked.key, text, at, asked.outcome, asked.forward_s)
 
 
 class _Calls:

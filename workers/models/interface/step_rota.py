@@ -19,7 +19,7 @@ TURN_STEPS = 32
 PATIENCE_STEPS = 64
 
 
-class Stands(Protocol):
+class Steppable(Protocol):
     """A request with the number of `steps` it was in and the number it has `waited` since.
 
     It holds the kept place while `steps` is under `kept_until`.
@@ -32,7 +32,7 @@ class Stands(Protocol):
     kept_until: int
 
 
-S = TypeVar("S", bound=Stands)
+S = TypeVar("S", bound=Steppable)
 
 
 def choose(line: Sequence[S], places: int) -> list[S]:

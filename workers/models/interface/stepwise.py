@@ -12,7 +12,7 @@ from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prep
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class StepResult:
     """The result of a step for a request: a piece of `text` for listeners, or its final `output`.
 
     `at` is the position of `text`, in characters, in the whole answer. `forward_s` is the request's share of the
@@ -56,7 +56,7 @@ class StepwiseModel(Model):
         """Drop a request that is no longer needed."""
 
     @abstractmethod
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepResult]:
         """Advance the requests by a step. A step takes as long as a pass, so that others can join in between."""
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Engine(Protocol):
     """The holder of a model's requests; `StepwiseModel` documents the methods."""
 
     def leave(self, key: Hashable) -> None: ...
-    def step(self) -> list[Stepped]: ...
+    def step(self) -> list[StepResult]: ...
     def clear(self) -> None: ...
     def __len__(self) -> int: ...
 
@@ -109,7 +109,7 @@ class EngineModel(StepwiseModel, Generic[E]):
     def leave(self, key: Hashable) -> None:
         self.engine.leave(key)
 
-    def step(self) -> list[Stepped]:
+    def step(self) -> list[StepResult]:
         return self.engine.step()
 
     def clear(self) -> None:
