@@ -302,7 +302,9 @@ def test_a_cancelled_submission_is_not_gone_on_with(tmp_path: Path) -> None:
     argosy("cancel", job)
     result = argosy("submit", tmp_path / "a.txt", "-t", "topic")
     assert result.exit_code == 1
-    assert f"belongs to the job {job}, which was cancelled; choose another key (`argosy submit --again`)" in result.stderr
+    assert (
+        f"belongs to the job {job}, which was cancelled; choose another key (`argosy submit --again`)" in result.stderr
+    )
     assert submitted(tmp_path / "a.txt", "-t", "topic", "--again") != job
 
 
