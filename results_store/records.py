@@ -53,6 +53,22 @@ class Claim(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Claimed(NamedTuple):
+    """The answer to a claim. `now` is the time of the claim by the store's clock, in Unix seconds.
+
+    Of an envelope with work to do, cancelled or dead, `payload` is the stored envelope, of `content_type`: a worker
+    computes this one, whatever the message holds. `deadline_at` is by the store's clock. An envelope whose workers died
+    several times without an explanation is to be run `alone` in its worker.
+    """
+
+    verdict: Claim
+    payload: bytes | None = None
+    content_type: str = ""
+    deadline_at: float | None = None
+    now: float = 0.0
+    alone: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job to create. `idempotency_key`, if given, is unique: creating the job again returns the first job.
@@ -300,7 +316,7 @@ class Committed:
     (job, envelope) pairs. `followed` are envelopes of pipelines that were derived: accepted, and to be published.
     """
 
-    claims: Mapping[str, Claim] = field(default_factory=dict)
+    claims: Mapping[str, Claimed] = field(default_factory=dict)
     inserted: int = 0
     done: tuple[tuple[str, str], ...] = ()
     followed: tuple[NewEnvelope, ...] = ()

@@ -17,7 +17,7 @@ from results_store.gateway.gateway_files import GatewayFiles
 from results_store.records import (
     MAX_ATTEMPTS,
     Batch,
-    Claim,
+    Claimed,
     Committed,
     Depth,
     JobStatus,
@@ -187,7 +187,7 @@ class Store:
         leased_until: float,
         now: float | None = None,
         max_attempts: int = MAX_ATTEMPTS,
-    ) -> dict[str, Claim]:
+    ) -> dict[str, Claimed]:
         """Return the claim of each envelope. A worker's own envelopes are leased to it and count an attempt."""
         lease = Transaction(claims=ids, worker=worker, leased_until=leased_until, at=now, max_attempts=max_attempts)
         return dict(self.transact(lease).claims)

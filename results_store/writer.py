@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from results_store.errors import StoreError, StoreUnavailable
-from results_store.records import MAX_ATTEMPTS, Batch, Claim, Committed, NewEnvelope, Result, Transaction
+from results_store.records import MAX_ATTEMPTS, Batch, Claimed, Committed, NewEnvelope, Result, Transaction
 from results_store.sql.pipelines import Follow
 from results_store.store import Store
 
@@ -37,7 +37,7 @@ class _Request:
     """A caller's part of a transaction, and its outcome."""
 
     part: Transaction
-    claims: Mapping[str, Claim] = field(default_factory=dict)
+    claims: Mapping[str, Claimed] = field(default_factory=dict)
     error: BaseException | None = None
     settled: threading.Event = field(default_factory=threading.Event)
 
@@ -107,7 +107,7 @@ class Writer:
         """
         self._settle(_Request(part))
 
-    def claim(self, envelope: str) -> Claim:
+    def claim(self, envelope: str) -> Claimed:
         """Return the claim of an envelope. An envelope with work to do is leased to this worker for `lease_s`."""
         return self._settle(_Request(Transaction(claims=(envelope,)))).claims[envelope]
 

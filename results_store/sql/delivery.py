@@ -32,6 +32,7 @@ from sqlalchemy import (
 
 from results_store.records import (
     Claim,
+    Claimed,
     Committed,
     Line,
     NewEnvelope,
@@ -104,7 +105,7 @@ def lock(connection: Connection, ids: Collection[str]) -> None:
         connection.execute(wanted.order_by(envelopes.c.id).with_for_update(key_share=True))
 
 
-class _Claimed(NamedTuple):
+class _Row(NamedTuple):
     id: str
     state: str
     worker: str | None
@@ -116,7 +117,7 @@ class _Claimed(NamedTuple):
 @cache
 def _claimable(dialect: str) -> Select[Any]:
     return (
-        select(*(envelopes.c[name] for name in _Claimed._fields[:-1]), jobs.c.cancelled_at)
+        select(*(envelopes.c[name] for name in _Row._fields[:-1]), jobs.c.cancelled_at)
         .join(jobs, jobs.c.id == envelopes.c.job)
         .where(listed(dialect, envelopes.c.id, "_ids"))
     )
@@ -137,20 +138,20 @@ def _taking(dialect: str) -> Update:
     )
 
 
-def _claim(connection: Connection, transaction: Transaction, now: float) -> dict[str, Claim]:
+def _claim(connection: Connection, transaction: Transaction, now: float) -> dict[str, Claimed]:
     dialect = connection.dialect.name
     found = driver_statements.run(connection, _claimable(dialect), {"_ids": as_list(connection, transaction.claims)})
-    claims = {row[0]: _verdict(_Claimed(*row), transaction.worker, now, transaction.max_attempts) for row in found}
+    claims = {row[0]: _verdict(_Row(*row), transaction.worker, now, transaction.max_attempts) for row in found}
     # A dead envelope gets no lease: if two workers commit it as dead, the second has no effect.
     taken = [id_ for id_, verdict in claims.items() if verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
         # A worker may claim an envelope before its producer has marked it as published.
         lease = {"_now": now, "_worker": transaction.worker, "_leased_until": transaction.leased_until}
         driver_statements.run(connection, _taking(dialect), {"_ids": as_list(connection, taken), **lease})
-    return {id_: claims.get(id_, Claim.UNKNOWN) for id_ in transaction.claims}
+    return {id_: Claimed(claims.get(id_, Claim.UNKNOWN), now=now) for id_ in transaction.claims}
 
 
-def _verdict(row: _Claimed, worker: str, now: float, max_attempts: int) -> Claim:
+def _verdict(row: _Row, worker: str, now: float, max_attempts: int) -> Claim:
     if row.state in ("done", "dead"):
         return Claim.DONE
     if row.leased_until is not None and row.leased_until > now and row.worker != worker:

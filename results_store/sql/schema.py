@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0010"
+REVISION = "0011"
 
 metadata = MetaData()
 
@@ -95,7 +95,12 @@ purged_jobs = Table(
 
 # `accepted_at` is the time at which the envelope last entered the outbox: at first its creation, later the time it was
 # taken as overdue; 0, which is overdue at once, after a replay. `worker` claimed it last, and still holds it if there
-# is a lease. `error` is the error of the last failed attempt.
+# is a lease, of at most `lease_s` from now. `error` is the error of the last failed attempt.
+#
+# `results` are owed and `stored` are there, so that an envelope is done only when it is covered; a `stored` of null was
+# written by an older version, and the rows are counted once. `deaths` counts the leases that ran out without a word
+# from their worker. Of an envelope that is run alone, `suspect` is the item at work (-1 for all of them together), and
+# `tries` counts the starts with this suspect.
 envelopes = Table(
     "envelopes",
     metadata,
@@ -116,6 +121,11 @@ envelopes = Table(
     Column("finished_at", Double),
     Column("error", Json),
     Column("lane", SmallInteger, nullable=False, server_default="0"),
+    Column("stored", BigInteger),
+    Column("lease_s", Double),
+    Column("deaths", SmallInteger, nullable=False, server_default="0"),
+    Column("suspect", BigInteger),
+    Column("tries", SmallInteger, nullable=False, server_default="0"),
     CheckConstraint("state IN ('accepted', 'published', 'done', 'dead')", name="envelopes_state"),
     Index("envelopes_job", "job"),
 )

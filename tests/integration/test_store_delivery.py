@@ -18,7 +18,7 @@ LATER = NOW + 60
 
 def claim(store: Store, *ids: str, worker: str = "w1", now: float = NOW) -> list[Claim]:
     claims = store.claim(ids, worker=worker, now=now, leased_until=now + 60)
-    return [claims[id_] for id_ in ids]
+    return [claims[id_].verdict for id_ in ids]
 
 
 # --- results ---
@@ -283,7 +283,7 @@ def test_only_one_of_many_claimants_gets_it(store: Store, store_url: str) -> Non
     def work(number: int) -> None:
         with Store(store_url) as own:
             claims = own.claim(ids, worker=f"w{number}", now=NOW, leased_until=LATER)
-            won.extend(id_ for id_, verdict in claims.items() if verdict is Claim.WORK)
+            won.extend(id_ for id_, claimed in claims.items() if claimed.verdict is Claim.WORK)
 
     run_together(work, 4)
 

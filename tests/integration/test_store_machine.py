@@ -162,10 +162,11 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.store.claim(
             ids, worker=worker, now=self.now, leased_until=self.now + LEASE_S, max_attempts=MAX_ATTEMPTS
         )
-        assert found == {id_: self.verdict(id_, worker) for id_ in ids}
+        verdicts = {id_: claimed.verdict for id_, claimed in found.items()}
+        assert verdicts == {id_: self.verdict(id_, worker) for id_ in ids}
         for id_ in ids:
             envelope = self.envelopes.get(id_)
-            if envelope is not None and found[id_] in (Claim.WORK, Claim.CANCELLED):
+            if envelope is not None and verdicts[id_] in (Claim.WORK, Claim.CANCELLED):
                 envelope.state, envelope.worker, envelope.leased_until = "published", worker, self.now + LEASE_S
                 envelope.attempts += 1
                 if envelope.published_at is None:

@@ -21,7 +21,7 @@ def failed(seq: int, **changes: object) -> Result:
 
 
 def attempt(store: Store, id_: str, at: float, worker: str = "w1", **options: int) -> Claim:
-    return store.claim([id_], worker=worker, now=at, leased_until=at + 1, **options)[id_]
+    return store.claim([id_], worker=worker, now=at, leased_until=at + 1, **options)[id_].verdict
 
 
 def give_up(store: Store, id_: str = "e0", seq: int = 0) -> None:
@@ -124,7 +124,7 @@ def test_the_writer_has_the_limit(store: Store) -> None:
     submit(store)
     attempt(store, "e0", NOW)
     with Writer(store, worker="w2", lease_s=60, max_attempts=1) as committer:
-        assert committer.claim("e0") is Claim.DEAD
+        assert committer.claim("e0").verdict is Claim.DEAD
         committer.commit(Transaction(results=[failed(0, error=None)], dead=["e0"]))
 
     assert store.job("job").failed == 1

@@ -136,12 +136,12 @@ def test_a_commit_is_stored_when_it_returns(store: Store) -> None:
     """The worker acknowledges next; whatever it acknowledges must be there."""
     submit(store)
     with writer(store) as committer:
-        assert committer.claim("e0") is Claim.WORK
+        assert committer.claim("e0").verdict is Claim.WORK
         committer.commit(Transaction(results=[result(0)], done=["e0"], batches=[batch("b0")]))
 
         assert store.job("job").finished
-        assert committer.claim("e0") is Claim.DONE
-        assert committer.claim("forged") is Claim.UNKNOWN
+        assert committer.claim("e0").verdict is Claim.DONE
+        assert committer.claim("forged").verdict is Claim.UNKNOWN
     assert store.flight.recent() == [batch("b0")]
 
 
@@ -333,7 +333,7 @@ def test_threads_in_plenty_share_one_writer(store: Store) -> None:
     submit(store, items=4, ids=ids)
 
     def work(number: int) -> None:
-        assert committer.claim(ids[number]) is Claim.WORK
+        assert committer.claim(ids[number]).verdict is Claim.WORK
         committer.commit(
             Transaction(results=[result(4 * number + i, envelope=ids[number]) for i in range(4)], done=[ids[number]])
         )

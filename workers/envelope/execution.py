@@ -69,7 +69,7 @@ class Execution(Preparation):
 
         An envelope that is not durable has no row to lease.
         """
-        return self.writer.claim(envelope.id) if envelope.durable else Claim.UNKNOWN
+        return self.writer.claim(envelope.id).verdict if envelope.durable else Claim.UNKNOWN
 
     def batch(self, envelope: Envelope, items: Sequence[PreparedItem], inputs: Derivation) -> list[PreparedItem]:
         """Wait for the items' outcomes. Items whose model has a new version are prepared again and wait again."""
