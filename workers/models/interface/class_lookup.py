@@ -41,8 +41,14 @@ def find(name: str) -> Any:
     if colon:
         return getattr(importlib.import_module(module), attribute)
     offered = entry_points(group=GROUP)
-    if name not in offered.names:
-        known = ", ".join(sorted(offered.names)) or "none"
-        problem = f"{name!r} is neither module:Class nor a model class of an installed package (installed: {known})"
-        raise ImportError(problem)
-    return offered[name].load()
+    found = {point.value: point for point in offered if point.name == name}
+    if len(found) > 1:
+        classes = ", ".join(sorted(found))
+        raise ImportError(f"several installed packages offer a model class {name!r}: write one of {classes}")
+    for point in found.values():
+        return point.load()
+    known = ", ".join(sorted(offered.names)) or "none"
+    problem = f"{name!r} is neither module:Class nor a model class of an installed package (installed: {known})"
+    if name in _OLD_NAMES.values():
+        problem += "; a built-in class is missing, so this installation is older than its source: install argosy again"
+    raise ImportError(problem)
