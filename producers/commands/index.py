@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from producers.wire.command_line import say
 from producers.wire.kinds.retrieval import PIECES
 
 
@@ -45,4 +46,4 @@ def index(
     with Client() as client:
         documents = read_documents(where, input_column=input_column, key_column=id_column)
         built = write_index(client, documents, out, task=task, pieces=pieces, again=again)
-    click.echo(f"{built.file}: {built.passages:,} passages of {built.documents:,} documents, edition {built.edition}")
+    say(f"{built.file}: {built.passages:,} passages of {built.documents:,} documents, edition {built.edition}")

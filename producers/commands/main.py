@@ -18,7 +18,7 @@ from producers.commands.operate import COMMANDS
 from producers.commands.submit import submit
 from producers.commands.tenants import tenants
 from producers.wire.atomic_files import atomically
-from producers.wire.command_line import CommandLine
+from producers.wire.command_line import CommandLine, say
 
 if TYPE_CHECKING:
     from results_store.store import Store
@@ -70,7 +70,7 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
         show_jobs(jobs)
         show_queued(waiting)
     else:
-        click.echo("no jobs yet; submit one with `argosy submit`", err=True)
+        say("no jobs yet; submit one with `argosy submit`", err=True)
 
 
 @main.command()
@@ -105,7 +105,7 @@ def results(job: str, *, format_: str | None, output: Path | None) -> None:
         with _writing(output) as out:
             write(store, job, out)
     if not progress.finished:
-        click.echo(f"argosy: the job is not finished: {progress.done:,} of {progress.total:,} results", err=True)
+        say(f"argosy: the job is not finished: {progress.done:,} of {progress.total:,} results", err=True)
 
 
 @main.command()
@@ -120,9 +120,9 @@ def cancel(job: str) -> None:
     with Client() as client:
         progress = client.job(job).cancel()
     if progress.finished:
-        click.echo(f"job {job} was already finished", err=True)
+        say(f"job {job} was already finished", err=True)
     else:
-        click.echo(f"job {job}: cancelled after {progress.done:,} of {progress.total:,} results", err=True)
+        say(f"job {job}: cancelled after {progress.done:,} of {progress.total:,} results", err=True)
 
 
 @main.command()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from producers.wire.command_line import say
+
 if TYPE_CHECKING:
     from producers.wire.connection import Connection
     from results_store.records import DeadLetter
@@ -58,11 +60,11 @@ def dead(job: str | None, *, limit: int, as_json: bool) -> None:
         else:
             why = letter.error["message"] if letter.error else "its worker reported no error"
             items = f"{len(letter.failures)} failed result{'' if len(letter.failures) == 1 else 's'}"
-            click.echo(f"{letter.id}  job {letter.job}  {letter.attempts} attempts  {items}  {why}")
+            say(f"{letter.id}  job {letter.job}  {letter.attempts} attempts  {items}  {why}")
     if not letters:
-        click.echo("argosy: no dead letters", err=True)
+        say("argosy: no dead letters", err=True)
     elif not as_json:
-        click.echo("argosy: queue them again with `argosy replay --error TooManyAttempts`", err=True)
+        say("argosy: queue them again with `argosy replay --error TooManyAttempts`", err=True)
 
 
 @click.command()
@@ -94,7 +96,7 @@ def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, every
         while (portion := store.dead_letters.replay(job=job, error_kind=error_kind, failed_before=began_at)).envelopes:
             envelopes += portion.envelopes
             results += portion.results
-    click.echo(f"{results:,} failed results of {envelopes:,} envelopes queued again")
+    say(f"{results:,} failed results of {envelopes:,} envelopes queued again")
 
 
 @click.command()
@@ -123,7 +125,7 @@ def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
         files = _sweep_files(connection, store)
     removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads + blobs, "batches": gone.batches}
     removed |= {"files": files} if files else {}
-    click.echo(f"removed {', '.join(f'{count:,} {name}' for name, count in removed.items())}")
+    say(f"removed {', '.join(f'{count:,} {name}' for name, count in removed.items())}")
 
 
 def _sweep_files(connection: Connection, store: Store) -> int:

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from producers.commands.submit_progress import counting, rejecting, tell, watch
+from producers.wire.command_line import say
 from producers.wire.errors import ArgosyError, InvalidInput
 from producers.wire.messages import Priority
 
@@ -152,14 +153,14 @@ def submit(**given: Any) -> None:
                     f"{option}: {path} is one of the sources and would be overwritten; name another file"
                 )
         job = _submitted(client, source, options)
-        click.echo(job.id)
+        say(job.id)
         if options.watch or options.output is not None:
             code = watch(job)
             if options.output is not None:
                 _write(client, job, source, options, options.output)
             click.get_current_context().exit(code)
         if sys.stdout.isatty():
-            click.echo(f"follow it with `argosy status {job.id}`", err=True)
+            say(f"follow it with `argosy status {job.id}`", err=True)
 
 
 def _source(client: Client, options: Options) -> Source:
@@ -238,4 +239,4 @@ def _write(client: Client, job: Job, source: Source, options: Options, output: P
     except ArgosyError as error:
         error.add_note(f"the results are safe: `argosy results {job.id}`")
         raise
-    click.echo(f"argosy: {rows:,} rows in {output}", err=True)
+    say(f"argosy: {rows:,} rows in {output}", err=True)

@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 import msgspec
 
 from producers.commands.operate import open_store
+from producers.wire.command_line import say
 from producers.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def counting(source: Source) -> Iterator[Count]:
             yield count
         except KeyboardInterrupt:
             if count.items:
-                click.echo(
+                say(
                     f"\nargosy: stopped; job {count.job} keeps at least {count.items:,} items; "
                     f"run the command again to resume, or cancel the items with `argosy cancel {count.job}`",
                     err=True,
@@ -89,11 +89,11 @@ def tell(job: Job, submitted: int, errors: Path | None) -> None:
             raise InvalidInput("input", f"no row could be submitted: {job.rejected[0].error}")
         all_of_them = f"; all of them: {errors}" if errors is not None else ""
         count = "1 row" if job.rejected_count == 1 else f"{job.rejected_count:,} rows"
-        click.echo(f"argosy: {count} left out; the first: {job.rejected[0].error}{all_of_them}", err=True)
+        say(f"argosy: {count} left out; the first: {job.rejected[0].error}{all_of_them}", err=True)
     if job.found and not submitted:
-        click.echo("argosy: all of it was submitted before; `--again` submits it anew", err=True)
+        say("argosy: all of it was submitted before; `--again` submits it anew", err=True)
     elif job.found:
-        click.echo(f"argosy: resumed after the {job.found:,} items that were submitted before", err=True)
+        say(f"argosy: resumed after the {job.found:,} items that were submitted before", err=True)
 
 
 def watch(job: Job) -> int:
@@ -104,9 +104,9 @@ def watch(job: Job) -> int:
         with progress_bar() as show:
             finished = job.wait(on_progress=show)
     except KeyboardInterrupt:
-        click.echo(f"argosy: the job goes on; see `argosy status {job.id}`", err=True)
+        say(f"argosy: the job goes on; see `argosy status {job.id}`", err=True)
         raise
-    click.echo(summary(finished), err=True)
+    say(summary(finished), err=True)
     if finished.failed:
         _tell_why(job.id)
     return 0 if finished.succeeded == finished.total else 1
@@ -118,4 +118,4 @@ def _tell_why(job: str) -> None:
         for row in store.recent_failures(job=job, limit=1):
             why = row.error["message"] if row.error else "no error was recorded"
             item = f"item {row.key}" if row.key else f"item {row.seq}"
-            click.echo(f"argosy: {row.task} of {item} failed: {why}; `argosy results {job}` has all results", err=True)
+            say(f"argosy: {row.task} of {item} failed: {why}; `argosy results {job}` has all results", err=True)

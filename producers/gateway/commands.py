@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from producers.commands.operate import Duration
-from producers.wire.command_line import Finite
+from producers.wire.command_line import Finite, say
 
 if TYPE_CHECKING:
     from results_store.gateway.api_keys import ApiKey
@@ -111,7 +111,7 @@ def add(name: str, *, tenant: str, operator: bool, expires_s: float | None, rate
     with _store() as store:
         if not store.keys.add(key):
             raise click.UsageError(f"there is already a key {name!r}; remove it first, or choose another name")
-    click.echo(text)
+    say(text)
 
 
 @keys.command("list")
@@ -120,9 +120,9 @@ def list_() -> None:
     with _store() as store:
         found = store.keys.all()
     for key in found:
-        click.echo(_line(key))
+        say(_line(key))
     if not found:
-        click.echo("argosy: no keys yet; make one with `argosy gateway keys add NAME --tenant TENANT`", err=True)
+        say("argosy: no keys yet; make one with `argosy gateway keys add NAME --tenant TENANT`", err=True)
 
 
 @keys.command()
@@ -132,7 +132,7 @@ def remove(name: str) -> None:
     with _store() as store:
         if not store.keys.remove(name):
             raise click.UsageError(f"no key {name!r}; `argosy gateway keys list` lists them")
-    click.echo(f"key {name} removed", err=True)
+    say(f"key {name} removed", err=True)
 
 
 def _line(key: ApiKey) -> str:

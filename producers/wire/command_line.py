@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import unicodedata
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,17 +34,54 @@ _NOT_INSTALLED = (
 def log_to_stderr() -> None:
     """Log a service's events to stderr, each line with its time."""
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=line, stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(OneLine(line))
     # httpx logs whole URLs, which are inputs; alembic logs each migration of a new database
     for chatty in ("httpx", "httpx2", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def console() -> Console:
-    """Return a console that cuts no text when the output is not a terminal."""
-    from rich.console import Console
+def visible(text: str) -> str:
+    """Return a text with its control characters, also those of the writing direction, escaped: for terminals and logs.
 
-    shown = Console()
+    Names of jobs, keys and files are data of strangers: they must neither move the cursor nor forge a line.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if _is_control(character) else character for character in text
+    )
+
+
+def _is_control(character: str) -> bool:
+    turns = unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+class OneLine(logging.Formatter):
+    """A formatter whose messages are a line each; a traceback follows in lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = visible(record.message)
+        return super().formatMessage(record)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line for people. Use click.echo for JSON, which programs read."""
+    click.echo(visible(text), err=err)
+
+
+def console() -> Console:
+    """Return a console that shows every text as it is, and cuts none when the output is not a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    class Plain(Console):
+        def render_str(self, text: str, **_: Any) -> Text:
+            return Text(visible(text))
+
+    shown = Plain(markup=False, highlight=False, emoji=False)
     if not shown.is_terminal:
         shown.width = PLAIN_WIDTH
     return shown
@@ -88,7 +126,7 @@ class CommandLine(click.Group):
         try:
             code = super().main(args, prog_name or "argosy", complete_var, standalone_mode=False, **extra)
         except NoArgsIsHelpError as error:
-            click.echo(error.format_message(), err=True)
+            click.echo(error.format_message(), err=True)  # the help, in lines
             sys.exit(MISUSED)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "argosy"
@@ -125,5 +163,5 @@ def _about_file(error: OSError) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"argosy: {' '.join(message.split())}", err=True)
+    say(f"argosy: {' '.join(message.split())}", err=True)
     sys.exit(code)

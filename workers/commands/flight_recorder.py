@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from producers.wire.command_line import Finite, console
+from producers.wire.command_line import Finite, console, say
 from producers.wire.messages import Priority
 from workers.commands.shared_options import FLEET_FILE
 
@@ -58,12 +58,10 @@ def rerun(config: Path | None, batch: str, device: str | None) -> None:
     with Store(chosen.connection.store_url) as store:
         found = again.rerun(store, chosen, _device(chosen, device), batch)
     before = found.batch
-    click.echo(
-        f"batch {before.id}: {before.items:,} items of {before.model}, {before.rows:,} rows ({found.rows:,} now)"
-    )
-    click.echo(f"then {1000 * before.forward_s:,.1f} ms on {before.device}, now {1000 * found.forward_s:,.1f} ms")
+    say(f"batch {before.id}: {before.items:,} items of {before.model}, {before.rows:,} rows ({found.rows:,} now)")
+    say(f"then {1000 * before.forward_s:,.1f} ms on {before.device}, now {1000 * found.forward_s:,.1f} ms")
     if before.model_revision != found.revision:
-        click.echo(f"revisions differ: then {before.model_revision}, now {found.revision}")
+        say(f"revisions differ: then {before.model_revision}, now {found.revision}")
     table = Table("task", "results", "largest difference", box=None, pad_edge=False)
     for task, count in found.compared.items():
         largest = found.differences[task]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from producers.wire.command_line import console, log_to_stderr
+from producers.wire.command_line import console, log_to_stderr, say
 from workers.commands import flight_recorder, models
 from workers.commands.shared_options import FLEET_FILE
 
@@ -52,12 +52,12 @@ def up(config: Path | None, flower: bool) -> None:
         signal.signal(number, lambda *_: local.request_stop())
     try:
         for line in local.whereabouts():
-            click.echo(line)
+            say(line)
         local.watch()
     finally:
         with console.status("stopping: running envelopes are finished or go back to their queue …"):
             local.stop()
-    click.echo("stopped; unfinished work stays in the store and goes on with the next `argosy up`")
+    say("stopped; unfinished work stays in the store and goes on with the next `argosy up`")
 
 
 @click.command()
@@ -108,7 +108,7 @@ def migrate() -> None:
 
     url = Connection().store_url
     Store(url).migrate()
-    click.echo(f"{masked(url)}: the schema is up to date")
+    say(f"{masked(url)}: the schema is up to date")
 
 
 @click.command()
@@ -137,7 +137,7 @@ def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick:
     for name in names or chosen.served:
         wanted = served_models.model_to_load(chosen, name)
         if not served_models.build(wanted).tunable:
-            click.echo(f"{name}: has only one backend")
+            say(f"{name}: has only one backend")
             continue
         with Console(stderr=True).status(f"measuring {name} on {where.name} …"):
             decision = tuned_backend.decide(wanted, where, labelled=not quick, threads=chosen.worker.threads)
@@ -157,9 +157,9 @@ def doctor(config: Path | None) -> None:
     width = max(len(finding.about) for finding in findings)
     for finding in findings:
         mark = click.style("ok     ", fg="green") if finding.ok else click.style("missing", fg="red")
-        click.echo(f"{mark}  {finding.about:<{width}}  {finding.found}")
+        say(f"{mark}  {finding.about:<{width}}  {finding.found}")
         if not finding.ok:
-            click.echo(f"         {'':<{width}}  → {finding.remedy}")
+            say(f"         {'':<{width}}  → {finding.remedy}")
     if not all(finding.ok for finding in findings):
         sys.exit(1)
 

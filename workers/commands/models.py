@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from producers.wire.command_line import Finite
+from producers.wire.command_line import Finite, say
 from workers.commands.shared_options import FLEET_FILE
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def list_(config: Path | None) -> None:
             model_source.parse(model.source, where=f"models.{name}.source"), model_source.cache_folder()
         )
         tasks = ", ".join(task.name for task in chosen.catalogue.tasks.values() if task.model == name)
-        click.echo(
+        say(
             f"{name}: {found.revision if found else 'not pulled; argosy models pull ' + name}: "
             f"{tasks or 'not served, because it has no tasks'}"
         )
         for node in nodes:
             if name in node.models:
-                click.echo(f"    {node.name}: {node.served(name)}")
+                say(f"    {node.name}: {node.served(name)}")
 
 
 @models.command("reload")
@@ -107,11 +107,11 @@ def reload(config: Path | None, name: str, revision: str | None, source: str | N
     try:
         with Store(where.store_url) as store:
             own = file.models[name]
-            redeclaring.reload(store, publisher, name, chosen, file=own, timeout_s=timeout_s, say=click.echo)
+            redeclaring.reload(store, publisher, name, chosen, file=own, timeout_s=timeout_s, say=say)
     finally:
         publisher.close()
     if declared_settings.digest(chosen) != declared_settings.digest(own):
-        click.echo(f"the settings still name the old version: change [models.{name}] too")
+        say(f"the settings still name the old version: change [models.{name}] too")
 
 
 def _pull(chosen: Mapping[str, ModelSettings]) -> None:
@@ -122,7 +122,7 @@ def _pull(chosen: Mapping[str, ModelSettings]) -> None:
         for name, model in chosen.items():
             source = model_source.parse(model.source, where=f"models.{name}.source")
             pulled = model_source.pull(source, model_source.cache_folder(), progress)
-            click.echo(f"{name}: {pulled.revision} in {pulled.folder}")
+            say(f"{name}: {pulled.revision} in {pulled.folder}")
 
 
 def _nodes(where: Connection) -> list[NodeState]:

@@ -1,0 +1,59 @@
+"""Names of jobs, keys and files are data of strangers, wherever a person reads them: W12, W17 and W20 of the cases."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from producers.commands.tables import show_job, show_jobs
+from producers.wire import command_line
+from results_store.records import JobStatus
+
+#: A name, and how a terminal and a log show it.
+NAMES = [
+    ("[/x]", "[/x]"),
+    ("[link=https://example.org]here[/link]", "[link=https://example.org]here[/link]"),
+    (":boom:", ":boom:"),
+    ("\x1b[2Jgone", "\\x1b[2Jgone"),
+    ("\x9b2Jgone", "\\x9b2Jgone"),
+    ("safe\u202egpj.exe", "safe\\u202egpj.exe"),
+    ("one\ntwo\r\u2028three", "one\\ntwo\\r\\u2028three"),
+    ("lone \ud800", "lone \\ud800"),
+    ("né 日本 👨‍👩‍👧 עברית", "né 日本 👨‍👩‍👧 עברית"),
+]
+
+
+@pytest.mark.parametrize(("name", "shown"), NAMES)
+def test_a_name_is_text_in_the_terminal(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    job = JobStatus(
+        id="j", name=name, priority=3, created_at=0.0, finished_at=None, cancelled_at=None,
+        items=1, total=1, succeeded=0, failed=0, cancelled=0, expired=0,
+    )  # fmt: skip
+    show_jobs([job])
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 2
+    assert shown in table[1]
+    show_job(job)
+    assert f"name      {shown}\n" in capsys.readouterr().out
+    command_line.say(f"job {name}", err=True)
+    assert capsys.readouterr().err == f"job {shown}\n"
+
+
+@pytest.mark.parametrize(("name", "shown"), NAMES)
+def test_a_name_is_one_line_in_a_log(name: str, shown: str) -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(command_line.OneLine("%(levelname)s %(message)s"))
+    record = logging.LogRecord("argosy", logging.WARNING, __file__, 1, "dropped %s", (name,), None)
+    handler.emit(record)
+    assert written.getvalue() == f"WARNING dropped {shown}\n"
+
+
+def test_a_traceback_keeps_its_lines() -> None:
+    try:
+        raise ValueError("a\nb")
+    except ValueError as error:
+        record = logging.LogRecord("argosy", logging.ERROR, __file__, 1, "failed", (), (ValueError, error, None))
+    assert command_line.OneLine("%(message)s").format(record) == "failed\nValueError: a\nb"
