@@ -171,7 +171,7 @@ def test_any_other_is_not(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1",
         "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254",
-        "64:ff9b::7f00:1", "2002:7f00:1::",
+        "64:ff9b::7f00:1", "2002:7f00:1::", "::127.0.0.1", "64:ff9b:1::7f00:1", "2001:0:7f00:1::80ff:fffe",
     ],
 )  # fmt: skip
 def test_a_listed_name_may_not_lead_inside(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,25 +211,45 @@ def test_a_compressed_answer_is_refused() -> None:
         inputs.read(UrlInput(f"http://{host}/"), own_network(host))
 
 
-def test_a_host_that_drips_is_given_up() -> None:
+ENDLESS = {
+    "body": (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"x"),
+    "header lines": (b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n"),
+    "early hints": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+    "a chunk's extension": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x"),
+    "trailers": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"x"),
+    "nothing": (b"", b""),
+}
+
+
+@pytest.mark.parametrize("part", ENDLESS)
+def test_a_host_that_drips_is_given_up(part: str) -> None:
     """Each byte in time, the whole never: the limit is on the whole."""
+    begin, more = ENDLESS[part]
     given_up = threading.Event()
 
     def drip(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.end_headers()
-        while not given_up.wait(0.01):
-            try:
-                request.wfile.write(b"x")
-            except ConnectionError:
-                return
+        with contextlib.suppress(ConnectionError):
+            request.wfile.write(begin)
+            while not given_up.wait(0.01):
+                request.wfile.write(more)
 
     with web(drip) as (host, _):
         try:
-            with pytest.raises(InputUnavailable, match="takes longer than"):
+            with pytest.raises(InputUnavailable, match="takes longer than|cannot be fetched"):
                 inputs.read(UrlInput(f"http://{host}/"), own_network(host, fetch_timeout_s=0.2))
         finally:
             given_up.set()
+
+
+@pytest.mark.parametrize("path", ["x" * 200_000, "a b\tc", "caf\u00e9?q=\u65e5", "%zz", "\ud800"])
+def test_any_path_is_asked_for_or_refused(path: str) -> None:
+    """An error of the HTTP client would look like a fault of the model."""
+    with web(sends(b"image")) as (host, _):
+        expected = pytest.raises(InvalidInput) if path[0] in "x\ud800" else contextlib.nullcontext()
+        with expected:
+            assert inputs.read(UrlInput(f"http://{host}/{path}"), own_network(host)) == b"image"
 
 
 @pytest.mark.parametrize("status", [404, 500])
