@@ -237,7 +237,7 @@ def test_a_host_that_drips_is_given_up(part: str) -> None:
 
     with web(drip) as (host, _):
         try:
-            with pytest.raises(InputUnavailable, match="takes longer than|cannot be fetched"):
+            with pytest.raises(InputUnavailable, match=r"takes longer than|cannot be fetched"):
                 inputs.read(UrlInput(f"http://{host}/"), own_network(host, fetch_timeout_s=0.2))
         finally:
             given_up.set()
