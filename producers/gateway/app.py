@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from producers.client.async_client import AsyncClient
@@ -61,6 +62,13 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
         app.include_router(router, responses=problems.RESPONSES)
     problems.install(app)
     app.add_middleware(_Guarded)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
     return app
 
 

@@ -41,12 +41,27 @@ MIB = 2**20
     "--rate", "rate_per_s", type=Finite(0, min_open=True), default=100, show_default=True, envvar="ARGOSY_GATEWAY_RATE",
     help="Requests per second for each key without its own rate; a burst may have twice as many.",
 )  # fmt: skip
+@click.option(
+    "--health-port", type=click.IntRange(0, 65535), envvar="ARGOSY_GATEWAY_HEALTH_PORT",
+    help="Answer /healthz and /readyz at this port too, where no other request competes with them.",
+)  # fmt: skip
+@click.option(
+    "--allow-host", "allowed_hosts", multiple=True, metavar="NAME",
+    help="With --no-auth: answer under this name too. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--allow-origin", "allowed_origins", multiple=True, metavar="ORIGIN", envvar="ARGOSY_GATEWAY_ALLOW_ORIGIN",
+    help="Let pages of this site, such as https://app.example, use the API (CORS). May be repeated.",
+)  # fmt: skip
 @click.pass_context
 def gateway(
     ctx: click.Context,
     *,
     host: str,
     port: int,
+    health_port: int | None,
+    allowed_hosts: tuple[str, ...],
+    allowed_origins: tuple[str, ...],
     no_auth: bool,
     max_body_mib: float,
     max_file_mib: float,
@@ -77,8 +92,10 @@ def gateway(
         max_file_bytes=int(max_file_mib * MIB),
         max_items=max_items,
         rate_per_s=rate_per_s,
+        allowed_hosts=tuple(name.lower() for name in allowed_hosts),
+        allowed_origins=allowed_origins,
     )
-    serve(settings, host, port)
+    serve(settings, host, port, health_port)
 
 
 @gateway.group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable
 from typing import Annotated, TypeVar
 
@@ -35,7 +36,7 @@ class Gateway:
         self.keyring = Keyring(lambda id_: client.ask(lambda store: store.keys.find(id_)))
         self.rates = Rates()
         self.activity = Activity(client.ask)
-        self.serving = 0
+        self.serving: Counter[str] = Counter()  # requests by key
         self._handles: LRUCache[tuple[str, int], AsyncHandle] = LRUCache(HANDLES)
 
     def keep(self, handle: AsyncHandle) -> None:

@@ -7,9 +7,10 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from producers.gateway import browsers
 from producers.gateway.keys import Caller, Refused
 from producers.gateway.problems import Problem, answer, problem
 from results_store.errors import StoreError
@@ -19,9 +20,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: The health checks need neither a key nor a slot.
+HEALTH = frozenset({"/healthz", "/readyz"})
+
 #: Paths without a key. The page itself asks with a key for its content.
-PUBLIC = frozenset({"/", "/healthz", "/readyz", "/openapi.json"})
+PUBLIC = frozenset({"/", "/openapi.json"})
 PUBLIC_PREFIX = "/static/"
+
+#: The files of the page share slots of their own, under this name instead of a key's.
+PAGE, PAGE_REQUESTS = "the page", 100
+
+#: Answers under these paths are somebody's own.
+PRIVATE = ("/api/", "/v1/")
 
 #: The caller if no key is required.
 ANYBODY = Caller(tenant="", operator=True)
@@ -43,31 +53,45 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path: str = scope["path"]
+        if path in HEALTH:
+            scope.setdefault("state", {})["caller"] = Caller(tenant="")
+            await self._app(scope, receive, self._sending(path, send))
+            return
         try:
-            caller = await self._admit(path, Headers(scope=scope))
+            caller = await self._admit(scope, path)
         except Problem as refused:
             await answer(refused, path)(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
         body = GuardedBody(receive, self._limit(path), self._gateway.settings.stall_s)
-        self._gateway.serving += 1
+        serving, key = self._gateway.serving, PAGE if _is_public(path) else caller.key
+        serving[key] += 1
         try:
             body.check(Headers(scope=scope))
-            await self._app(scope, body.receive, self._sending(send))
+            await self._app(scope, body.receive, self._sending(path, send))
         except Problem as refused:  # raised before a route ran
             await answer(refused, path)(scope, receive, send)
         except Stalled:
             log.info("%s: cut off: the caller read nothing for %s s", path, self._gateway.settings.stall_s)
         finally:
-            self._gateway.serving -= 1
+            serving[key] -= 1
+            if not serving[key]:
+                del serving[key]
 
-    async def _admit(self, path: str, headers: Headers) -> Caller:
-        gateway = self._gateway
-        if gateway.serving >= gateway.settings.max_requests:
-            raise Problem(503, "Overloaded", "the gateway is at its limit of requests", retry_after_s=1)
-        if path in PUBLIC or path.startswith(PUBLIC_PREFIX):
+    async def _admit(self, scope: Scope, path: str) -> Caller:
+        gateway, headers = self._gateway, Headers(scope=scope)
+        browsers.check(scope["method"], headers, gateway.settings)
+        _check_length(headers)
+        if _is_public(path):
+            if gateway.serving[PAGE] >= PAGE_REQUESTS:
+                raise Problem(503, "Overloaded", "too many ask for the page at once", retry_after_s=1)
             return Caller(tenant="")
         caller = await self._caller(headers)
+        free = gateway.settings.max_requests - gateway.serving.total() + gateway.serving[PAGE]
+        if gateway.serving[caller.key] >= free:
+            detail = "the key holds its share of the requests that the gateway serves at once"
+            remedy = "wait for answers before more requests; send many items in one request"
+            raise Problem(429, "TooManyRequests", detail, remedy=remedy, retry_after_s=1)
         wait_s = gateway.rates.take(caller.key, caller.rate_per_s or gateway.settings.rate_per_s, time.monotonic())
         if wait_s and gateway.settings.auth:
             raise Problem(
@@ -97,8 +121,12 @@ class Guard:
             return settings.max_file_bytes + 2**16  # plus the form around the file
         return settings.max_body_bytes
 
-    def _sending(self, send: Send) -> Send:
+    def _sending(self, path: str, send: Send) -> Send:
         async def bounded(message: Message) -> None:
+            if message["type"] == "http.response.start" and path.startswith(PRIVATE):
+                headers = MutableHeaders(raw=message["headers"])
+                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("X-Content-Type-Options", "nosniff")
             try:
                 async with asyncio.timeout(self._gateway.settings.stall_s):
                     await send(message)
@@ -106,6 +134,18 @@ class Guard:
                 raise Stalled from None
 
         return bounded
+
+
+def _is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith(PUBLIC_PREFIX)
+
+
+def _check_length(headers: Headers) -> None:
+    """Raise Problem for a body of two lengths: a proxy in front may have read the other one."""
+    lengths = headers.getlist("content-length")
+    if len(lengths) > 1 or (lengths and "transfer-encoding" in headers):
+        close = {"Connection": "close"}
+        raise Problem(400, "AmbiguousLength", "the request gives its length more than once", headers=close)
 
 
 class GuardedBody:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from producers.client.async_client import AsyncClient
+from producers.gateway import connections
 from producers.gateway.app import create_app
+from producers.gateway.browsers import is_loopback
+from producers.gateway.guard import HEALTH
 from producers.gateway.settings import GatewaySettings
 from producers.wire.command_line import log_to_stderr
 from producers.wire.errors import ConfigurationError
@@ -17,9 +24,12 @@ from producers.wire.errors import ConfigurationError
 GRACE_S = 10
 
 
-def serve(settings: GatewaySettings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigurationError if `--no-auth` would open the gateway to the network."""
-    if not settings.auth and not _is_loopback(host):
+def serve(settings: GatewaySettings, host: str, port: int, health_port: int | None = None) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ConfigurationError if `--no-auth` would open the gateway to the network.
+
+    The health checks answer at `health_port` too, where no other request competes with them.
+    """
+    if not settings.auth and not is_loopback(host):
         raise ConfigurationError(
             f"--no-auth: refused on {host}: other machines could reach it; listen on 127.0.0.1, or use keys"
         )
@@ -28,13 +38,54 @@ def serve(settings: GatewaySettings, host: str, port: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn handles these signals, and raises them again after a clean shutdown
         signal.signal(number, lambda *_: None)
-    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=GRACE_S, log_config=None, server_header=False)
+    with suppress(OSError, ValueError):  # a container may forbid it; the limit stays as it is
+        connections.raise_limit()
+    main = uvicorn.Server(config(app, host, port))
+    beside = [] if health_port is None else [_Beside(config(_only_health(app), host, health_port, lifespan="off"))]
+    with asyncio.Runner(loop_factory=main.config.get_loop_factory()) as runner:
+        runner.run(_both(main, beside))
+    if not main.started:
+        sys.exit(3)
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def config(app: ASGIApp, host: str, port: int, *, lifespan: str = "on") -> uvicorn.Config:
+    """Return uvicorn's settings for a gateway."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        lifespan=lifespan,  # type: ignore[arg-type] # one of its literals
+        http=connections.Connection,
+        timeout_graceful_shutdown=GRACE_S,
+        log_config=None,
+        server_header=False,
+    )
+
+
+async def _both(main: uvicorn.Server, beside: list[_Beside]) -> None:
+    tasks = [asyncio.create_task(server.serve()) for server in beside]
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        await main.serve()
+    finally:
+        for server in beside:
+            server.should_exit = True
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Beside(uvicorn.Server):
+    """A server that ends with another one, which receives the signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _only_health(app: ASGIApp) -> ASGIApp:
+    async def health(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in HEALTH:
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    return health

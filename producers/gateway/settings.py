@@ -14,7 +14,8 @@ class GatewaySettings:
     second, and a burst of twice as many after a pause.
 
     A request waits for results for at most `max_wait_s`; under /v1 it answers with an error after `openai_wait_s`. A
-    caller that sends or reads nothing for `stall_s` during a transfer is cut off. `max_requests` are served at once.
+    caller that sends or reads nothing for `stall_s` during a transfer is cut off. `max_requests` are served at once; a
+    key may hold as many of them as are free, so that there is always room for another key.
 
     While the fleet is full, the items of a body wait up to `patience_s`, those of a stream up to `max_wait_s`.
     `batch_window_s` is the time limit of an OpenAI batch; every `batch_look_s` the gateway looks for open batches.
@@ -34,3 +35,8 @@ class GatewaySettings:
     batch_window_s: float = 24 * 3600.0
     batch_look_s: float = 5.0
     store_timeout_s: float = 10.0
+
+    #: Names under which a gateway without keys answers, besides those of this machine.
+    allowed_hosts: tuple[str, ...] = ()
+    #: Other sites whose pages may use the API, as ``https://host``.
+    allowed_origins: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from producers import AsyncClient
 from producers.gateway.app import create_app
 from producers.gateway.gateway import Gateway
 from producers.gateway.keys import new_key
+from producers.gateway.server import config as server_config
 from producers.gateway.settings import GatewaySettings
 from results_store.store import Store
 from tests.conftest import free_port
@@ -42,7 +43,7 @@ class Served:
     def serving(self) -> int:
         """How many requests are being served."""
         gateway: Gateway = self.app.state.gateway
-        return gateway.serving
+        return gateway.serving.total()
 
     def key(
         self, tenant: str, *, operator: bool = False, expires_at: float | None = None, rate_per_s: float | None = None
@@ -66,10 +67,7 @@ class Served:
 def served(app: FastAPI) -> Iterator[str]:
     """Serve an application by uvicorn, in a thread; gives its address, and ends with the block."""
     port = free_port()
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_config=None, timeout_graceful_shutdown=5, lifespan="on"
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(app, "127.0.0.1", port))
     thread = threading.Thread(target=server.run, name="uvicorn")
     thread.start()
     try:

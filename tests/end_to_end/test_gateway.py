@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import zlib
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from producers.gateway import connections
 from producers.gateway.server import serve
 from producers.wire.errors import ConfigurationError
 from tests.conftest import free_port
@@ -255,10 +257,10 @@ def strict(shared_fleet: LocalFleet) -> Iterator[Served]:
         yield found
 
 
-def asked(served: Served, request: str, *headers: str) -> socket.socket:
+def asked(served: Served, request: str, *headers: str, key: str | None = None) -> socket.socket:
     """Send the head of a request, and leave the rest to the test."""
     connection = socket.create_connection(served.address, timeout=60)
-    key = served.key("ours")
+    key = key or served.key("ours")
     lines = [f"{request} HTTP/1.1", "Host: gateway", f"Authorization: Bearer {key}", *headers, "", ""]
     connection.sendall("\r\n".join(lines).encode())
     return connection
@@ -355,3 +357,128 @@ def test_without_keys_everybody_is_the_operator(shared_fleet: LocalFleet) -> Non
         assert client.get("/api/fleet").status_code == 200
     with pytest.raises(ConfigurationError, match="--no-auth"):
         serve(replace(SETTINGS, auth=False), "0.0.0.0", 0)
+
+
+# --- shares, browsers, connections ---
+
+
+@pytest.fixture(scope="module")
+def crowded(shared_fleet: LocalFleet) -> Iterator[Served]:
+    """Eight requests at once."""
+    with serving(shared_fleet.broker_url, shared_fleet.store_url, max_requests=8) as served:
+        yield served
+
+
+def test_a_key_leaves_room_for_others(crowded: Served) -> None:
+    """A key that begins many streams holds half of the slots; the other key, the page and health checks are served."""
+    greedy, other = crowded.key("greedy"), crowded.key("other")
+    stream = ("POST /api/jobs/lines?task=echo", "Content-Type: application/jsonl", "Transfer-Encoding: chunked")
+    with contextlib.ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(asked(crowded, *stream, key=greedy))
+        until(lambda: crowded.serving == 4)
+        with crowded.client(greedy) as client:
+            refused = client.get("/api/tasks")
+            assert (refused.status_code, refused.json()["type"]) == (429, "urn:argosy:problem:TooManyRequests")
+        with crowded.client(other) as client:
+            assert client.get("/api/tasks").status_code == 200
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/").status_code == 200
+    until(lambda: crowded.serving == 0)
+
+
+def test_half_a_header_is_cut_off_and_others_are_served(crowded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many connections as there are descriptors: whoever waits longest goes, and a whole request is answered."""
+    monkeypatch.setattr(connections, "most_connections", lambda: 20)
+    with contextlib.ExitStack() as held:
+        begun = [held.enter_context(socket.create_connection(crowded.address)) for _ in range(60)]
+        for connection in begun:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        with crowded.client() as client:
+            assert client.get("/healthz").status_code == 200
+        begun[0].settimeout(30)
+        with contextlib.suppress(ConnectionError):
+            assert begun[0].recv(1) == b""
+
+
+def test_headers_have_a_time(crowded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADERS_S", 0.2)
+    with socket.create_connection(crowded.address, timeout=30) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        assert connection.recv(1) == b""
+
+
+def test_two_lengths_are_refused_and_the_connection_ends(crowded: Served) -> None:
+    """A proxy in front may read the other one, and take the rest for somebody else's request."""
+    both = ("Content-Type: application/json", "Content-Length: 4", "Transfer-Encoding: chunked")
+    with asked(crowded, "POST /api/jobs", *both) as connection:
+        connection.sendall(b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        answers = b"".join(iter(lambda: connection.recv(2**16), b""))
+    assert answers.startswith(b"HTTP/1.1 400 ")
+    assert answers.count(b"HTTP/1.1 ") == 1
+
+
+def test_private_answers_are_not_kept(crowded: Served) -> None:
+    with crowded.client(crowded.key("ours")) as client:
+        for path in ("/api/tasks", "/v1/models", "/api/jobs/nothing"):
+            headers = client.get(path).headers
+            assert (headers["cache-control"], headers["x-content-type-options"]) == ("no-store", "nosniff")
+
+
+FOREIGN = [
+    {"Origin": "https://elsewhere.example"},
+    {"Origin": "null"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+@pytest.mark.parametrize("auth", [True, False])
+def test_a_page_of_another_site_changes_nothing(shared_fleet: LocalFleet, headers: dict[str, str], auth: bool) -> None:
+    """By a form, by text/plain, by multipart: a browser sends these without asking."""
+    with (
+        serving(shared_fleet.broker_url, shared_fleet.store_url, auth=auth) as served,
+        served.client(served.key("ours", operator=True)) as client,
+    ):
+        job = client.post("/api/jobs", json={"task": "echo", "inputs": ["x"]}).json()["id"]
+        for path, sent in (
+            (f"/api/jobs/{job}/cancel", {}),
+            ("/api/jobs/lines?task=echo", {"content": b'"x"', "headers": {"Content-Type": "text/plain"}}),
+            ("/v1/files", {"files": {"file": ("a", b"{}")}, "data": {"purpose": "batch"}}),
+        ):
+            refused = client.post(path, **{**sent, "headers": {**sent.get("headers", {}), **headers}})
+            assert refused.status_code == 403
+            assert "another site" in refused.text
+        own = {"Origin": served.url, "Sec-Fetch-Site": "same-origin"}
+        assert client.post(f"/api/jobs/{job}/cancel", headers=own).status_code == 200
+
+
+def test_a_site_that_is_allowed(shared_fleet: LocalFleet) -> None:
+    site = "https://app.example"
+    with serving(shared_fleet.broker_url, shared_fleet.store_url, allowed_origins=(site,)) as served:
+        asks = {
+            "Origin": site,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization",
+        }
+        with served.client(served.key("ours")) as client:
+            assert client.options("/api/jobs", headers=asks).headers["access-control-allow-origin"] == site
+            made = client.post("/api/jobs", json={"task": "echo", "inputs": ["x"]}, headers={"Origin": site})
+            assert (made.status_code, made.headers["access-control-allow-origin"]) == (202, site)
+
+
+def test_without_keys_a_foreign_name_is_refused(shared_fleet: LocalFleet) -> None:
+    """A name that another site makes resolve to this machine."""
+    with (
+        serving(
+            shared_fleet.broker_url, shared_fleet.store_url, auth=False, allowed_hosts=("fleet.example",)
+        ) as served,
+        served.client() as client,
+    ):
+        for name, status in (
+            ("rebound.example", 403), ("127.0.0.1.rebound.example", 403), ("[::1]:80", 200), ("localhost", 200),
+            ("127.0.0.1:9", 200), ("fleet.example:8080", 200), ("[", 403), ("", 403),
+        ):  # fmt: skip
+            assert client.get("/api/tasks", headers={"Host": name}).status_code == status, name
+        assert client.get("/healthz", headers={"Host": "rebound.example"}).status_code == 200

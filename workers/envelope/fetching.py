@@ -10,7 +10,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
@@ -159,9 +159,17 @@ class _Until(httpcore2.NetworkBackend):
         self._until = until
         self._network = httpcore2.SyncBackend()
 
-    def connect_tcp(self, host: str, port: int, timeout: float | None = None, **options: Any) -> _StreamUntil:
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> _StreamUntil:
         """Connect within the time that is left."""
-        return _StreamUntil(self._network.connect_tcp(host, port, _left_s(self._until), **options), self._until)
+        stream = self._network.connect_tcp(host, port, _left_s(self._until), local_address, socket_options)
+        return _StreamUntil(stream, self._until)
 
 
 class _StreamUntil(httpcore2.NetworkStream):
