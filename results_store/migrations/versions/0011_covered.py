@@ -8,20 +8,15 @@ down_revision = "0010"
 branch_labels = None
 depends_on = None
 
-_NEW = (
-    sa.Column("stored", sa.BigInteger),
-    sa.Column("lease_s", sa.Double),
-    sa.Column("deaths", sa.SmallInteger, nullable=False, server_default="0"),
-    sa.Column("suspect", sa.BigInteger),
-    sa.Column("tries", sa.SmallInteger, nullable=False, server_default="0"),
-)
-
 
 def upgrade() -> None:
-    for column in _NEW:
-        op.add_column("envelopes", column.copy())
+    op.add_column("envelopes", sa.Column("stored", sa.BigInteger))
+    op.add_column("envelopes", sa.Column("lease_s", sa.Double))
+    op.add_column("envelopes", sa.Column("deaths", sa.SmallInteger, nullable=False, server_default="0"))
+    op.add_column("envelopes", sa.Column("suspect", sa.BigInteger))
+    op.add_column("envelopes", sa.Column("tries", sa.SmallInteger, nullable=False, server_default="0"))
 
 
 def downgrade() -> None:
-    for column in _NEW:
-        op.drop_column("envelopes", column.name)
+    for name in ("tries", "suspect", "deaths", "lease_s", "stored"):
+        op.drop_column("envelopes", name)
