@@ -53,15 +53,19 @@ def test_keys_are_made_listed_and_removed(store: Store) -> None:
 
 
 def test_it_serves_until_it_is_told_to_stop() -> None:
-    """And ends well then."""
-    port = free_port()
+    """And ends well then. The health checks have a port of their own, and nothing else is there."""
+    port, health = free_port(), f"http://127.0.0.1:{free_port()}"
     key = argosy("keys", "add", "laptop", "--tenant", "ours").stdout.strip()
     command = [sys.executable, "-m", "producers.commands.main", "gateway", "--port", str(port)]
+    command += ["--health-port", health.rpartition(":")[2]]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         try:
             until(lambda: answers(f"http://127.0.0.1:{port}/readyz"))
             tasks = httpx.get(f"http://127.0.0.1:{port}/api/tasks", headers={"Authorization": f"Bearer {key}"})
             assert "sentiment" in [task["name"] for task in tasks.json()["tasks"]]
+            assert answers(f"{health}/healthz")
+            assert answers(f"{health}/readyz")
+            assert httpx.get(f"{health}/api/tasks").status_code == 404
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
