@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -14,8 +15,12 @@ from producers.wire.errors import InputTooLarge, InvalidInput
 
 _Made = TypeVar("_Made")
 
-#: Images with more pixels are refused before they are decoded; this many take 150 MB when decoded.
+#: Images with more pixels are refused before they are decoded; this many take 200 MB when decoded, and for a moment
+#: twice as much if they are not RGB.
 MAX_PIXELS = 50_000_000
+
+#: The number of rows that are converted together.
+STRIP_ROWS = 256
 
 #: The formats that are read. Not EPS, PDF and the like: Pillow would start other programs for them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -91,31 +96,49 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()  # reports a truncated file here, which would otherwise pass for broken EXIF
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 (broken EXIF says nothing about the picture)
-        return image
+    with suppress(Exception):  # broken EXIF says nothing about the picture
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_eight_bits(image)
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    return image.convert("RGB")
+    """Convert in strips: Pillow holds four bytes a pixel of any of these modes, and needs several copies on the way."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    eight_bits = _to_eight_bits(image) if image.mode.startswith("I") or image.mode == "F" else lambda strip: strip
+    made = Image.new("RGB", image.size)
+    for number, strip in enumerate(map(eight_bits, _strips(image))):
+        if strip.has_transparency_data:
+            over = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)  # noqa: PLW2901
+        made.paste(strip.convert("RGB"), (0, number * STRIP_ROWS))
+    return made
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert to 8 bits; Pillow would clip the values to 255.
+def _to_eight_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return a conversion of parts of an image to 8 bits; Pillow would clip the values to 255.
 
-    16 bits lose their lower half. Wider values have no fixed white, and are stretched to the full range.
+    16 bits lose their lower half. Wider values have no fixed white, and are stretched to the image's full range.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((values / 257).round().astype(np.uint8))
-    low, high = float(values.min()), float(values.max())
-    return Image.fromarray(((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8))
+    low, scale = 0.0, 1 / 257
+    if not image.mode.startswith("I;16"):
+        spans = [(float(values.min()), float(values.max())) for values in map(_values, _strips(image))]
+        low, high = min(span[0] for span in spans), max(span[1] for span in spans)
+        scale = 255 / max(high - low, 1e-12)
+
+    def converted(part: Image.Image) -> Image.Image:
+        return Image.fromarray(((_values(part) - low) * scale).round().astype(np.uint8))
+
+    return converted
+
+
+def _values(part: Image.Image) -> NDArray[np.float32]:
+    return np.nan_to_num(np.asarray(part).astype(np.float32), posinf=0, neginf=0)
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    for top in range(0, image.height, STRIP_ROWS):
+        yield image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height)))
 
 
 def _centre(image: Image.Image) -> NDArray[np.uint8]:
