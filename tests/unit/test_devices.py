@@ -38,6 +38,21 @@ def test_the_cpu_s_process_sees_no_gpu():
     assert (pinned["CUDA_VISIBLE_DEVICES"], pinned["OMP_NUM_THREADS"], pinned["HOME"]) == ("", "3", "/h")
 
 
+def test_a_process_that_runs_models_gets_no_secrets():
+    """A model's folder or class may be a stranger's. All other variables stay, for the class."""
+    secrets = {
+        "ARGOSY_BROKER_URL",
+        "ARGOSY_STORE_URL",
+        "ARGOSY_STORE_PASSWORD_FILE",
+        "ARGOSY_BLOB_URL",
+        "CELERY_BROKER_URL",
+    }
+    given = dict.fromkeys({*secrets, "ARGOSY_FLEET", "AWS_REGION", "PATH"}, "x")
+    pinned = devices.pinned_environment(devices.cpu(), given)
+    assert secrets.isdisjoint(pinned)
+    assert {"ARGOSY_FLEET", "AWS_REGION", "PATH"} <= set(pinned)
+
+
 def test_profiles(monkeypatch):
     """`auto` prefers GPUs, `cpu` ignores them, a missing device is named with what there is."""
     gpu = Device("cuda:0", "x")

@@ -43,6 +43,7 @@ def up(config: Path | None, flower: bool) -> None:
         problem = "ARGOSY_BROKER_URL: is set, so clients would not find this fleet, which has its own broker"
         raise ConfigurationError(f"{problem}; unset it, or run `argosy worker` for that broker")
     log_to_stderr()
+    os.umask(0o077)  # store and logs hold inputs; the home folder may be open to others
     console = Console(stderr=True)
     local = fleet.LocalFleet(settings.load(config), connection.home(), config=config, flower=flower)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # during the start, either signal undoes the steps so far

@@ -69,13 +69,17 @@ def _named(name: str, found: Mapping[str, Device]) -> Device:
     return found[name]
 
 
+_SECRETS = ("ARGOSY_BROKER_", "ARGOSY_STORE_", "ARGOSY_BLOB_", "ARGOSY_GATEWAY_", "CELERY_BROKER_", "CELERY_RESULT_")
+
+
 def pinned_environment(device: Device, environment: Mapping[str, str], *, threads: int = 0) -> dict[str, str]:
     """Return `environment` with the variables that pin a process to `device`, to be set before its Python starts.
 
     A pinned GPU is the only one visible to its process, as ``cuda:0``. `threads` bounds the CPU
-    threads of the numeric libraries; 0 leaves all available cores to them.
+    threads of the numeric libraries; 0 leaves all available cores to them. The process gets no address and no password
+    of broker, store or blob storage: it runs models, and reaches none of these.
     """
-    pinned = dict(environment)
+    pinned = {name: value for name, value in environment.items() if not name.startswith(_SECRETS)}
     pinned["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if device.is_cuda:
         visible = environment.get("CUDA_VISIBLE_DEVICES")
