@@ -12,7 +12,8 @@ import pytest
 
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
-from workers.envelope.inputs import InputLimits, read
+from workers.envelope.input_limits import InputLimits
+from workers.envelope.inputs import read
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.huggingface import model_for
 from workers.models.interface.model import Model, ModelSpec

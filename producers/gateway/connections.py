@@ -21,11 +21,11 @@ HEADERS_S = 10.0
 OWN_DESCRIPTORS = 128
 
 
-class Connection(H11Protocol):
+class BoundedConnection(H11Protocol):
     """A connection whose headers must arrive in time. At the limit of connections, the one that waits longest goes."""
 
     #: Connections whose next request has not arrived, the longest waiting first.
-    waiting: dict[Connection, asyncio.TimerHandle] = {}  # noqa: RUF012 - of the process, like its descriptors
+    waiting: dict[BoundedConnection, asyncio.TimerHandle] = {}  # noqa: RUF012 - of the process, like its descriptors
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -20,7 +20,8 @@ from producers.wire.messages import BlobInput, InlineBytes, new_id
 from results_store.store import Store
 from tests.integration.stand_in import StandIn
 from workers import settings
-from workers.envelope.inputs import InputLimits, carried, read
+from workers.envelope.input_limits import InputLimits
+from workers.envelope.inputs import carried, read
 
 LONG, SHORT = "a long text " * 20, "short"
 

@@ -32,7 +32,8 @@ from producers.wire.messages import (
 )
 from tests.serving import Served, assert_alike
 from workers import settings
-from workers.envelope.inputs import InputLimits, read
+from workers.envelope.input_limits import InputLimits
+from workers.envelope.inputs import read
 from workers.models.built_in.fused.fused_model import FusedModel
 from workers.models.interface.model import ModelSpec
 from workers.models.sources import model_source

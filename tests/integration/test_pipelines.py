@@ -38,7 +38,7 @@ from results_store.sql.schema import envelopes, payloads
 from results_store.store import Store
 from tests.integration.rows import run_together
 from workers.envelope.derivation import Derivation
-from workers.envelope.inputs import InputLimits
+from workers.envelope.input_limits import InputLimits
 
 TASKS = {
     "sentiment": "text-classification",

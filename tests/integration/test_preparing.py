@@ -23,7 +23,7 @@ from workers.batching.planning.policy import Budget
 from workers.batching.roster import ServedModel
 from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
 from workers.batching.work import Computed
-from workers.envelope.inputs import InputLimits
+from workers.envelope.input_limits import InputLimits
 from workers.envelope.preparation import Preparation, PreparedItem
 from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Params, Prepared
 

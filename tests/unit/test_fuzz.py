@@ -15,7 +15,8 @@ from PIL import Image
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import InvalidInput, InvalidMessage
 from producers.wire.messages import JSON, MSGPACK, VERSION, BadItem, Envelope, decode, decode_bytes
-from workers.envelope.inputs import InputLimits, read
+from workers.envelope.input_limits import InputLimits
+from workers.envelope.inputs import read
 from workers.models.pictures import pixels
 
 INPUTS = 10_000

@@ -17,7 +17,7 @@ import pytest
 from producers.wire.errors import InputTooLarge, InputUnavailable, InvalidInput
 from producers.wire.messages import InlineBytes, PathInput, UrlInput
 from workers.envelope import inputs
-from workers.envelope.inputs import InputLimits
+from workers.envelope.input_limits import InputLimits
 
 
 def test_text_and_bytes_are_taken_as_they_are() -> None:

@@ -24,7 +24,7 @@ from workers.batching.serving import served_explainers, served_models
 from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
 from workers.device.device_client import DeviceEvent, ProcessDevice
 from workers.device.devices import Device
-from workers.envelope.inputs import InputLimits
+from workers.envelope.input_limits import InputLimits
 from workers.envelope.preparation import Preparation, PreparedItem
 from workers.settings import Settings
 

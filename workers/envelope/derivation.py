@@ -18,7 +18,8 @@ from producers.wire.messages import DerivedInput, InlineBytes, Input, Item, deco
 from producers.wire.pipelines.selectors import SELECTORS, CropOptions, PromptOptions, derived, prompted
 from results_store.records import Result
 from results_store.store import Store
-from workers.envelope.inputs import InputLimits, carried, read
+from workers.envelope.input_limits import InputLimits
+from workers.envelope.inputs import carried, read
 from workers.envelope.preparation_turns import PreparationTurn
 
 if TYPE_CHECKING:

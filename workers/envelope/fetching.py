@@ -12,20 +12,17 @@ import ssl
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import httpcore2
 import truststore
 
 from producers.wire.errors import InputUnavailable, InvalidInput
-
-if TYPE_CHECKING:
-    from workers.envelope.inputs import InputLimits
+from workers.envelope.input_limits import FIELD, InputLimits
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_FIELD = "input"
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -56,12 +53,12 @@ def fetch(url: str, limits: InputLimits) -> bytes:
         except _FAILURES as error:
             if time.monotonic() > until:
                 problem = f"takes longer than {limits.fetch_timeout_s:g} s to fetch"
-                raise InputUnavailable(_FIELD, problem, "try again") from error
+                raise InputUnavailable(FIELD, problem, "try again") from error
             reason = str(error) or type(error).__name__
-            raise InputUnavailable(_FIELD, f"cannot be fetched from {parts.hostname}: {reason}", "try again") from error
+            raise InputUnavailable(FIELD, f"cannot be fetched from {parts.hostname}: {reason}", "try again") from error
         except UnicodeError as error:  # a name or a redirect that is no text
-            raise InvalidInput(_FIELD, f"is not a URL: {error}") from error
-    raise InvalidInput(_FIELD, f"redirects more than {limits.max_redirects} times", "send the final URL")
+            raise InvalidInput(FIELD, f"is not a URL: {error}") from error
+    raise InvalidInput(FIELD, f"redirects more than {limits.max_redirects} times", "send the final URL")
 
 
 def _allowed(url: str, limits: InputLimits) -> SplitResult:
@@ -69,17 +66,17 @@ def _allowed(url: str, limits: InputLimits) -> SplitResult:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InvalidInput(_FIELD, f"is not a URL: {error}") from error
+        raise InvalidInput(FIELD, f"is not a URL: {error}") from error
     if parts.scheme not in _PORTS:
-        raise InvalidInput(_FIELD, f"has the scheme {parts.scheme!r}", "send an https URL")
+        raise InvalidInput(FIELD, f"has the scheme {parts.scheme!r}", "send an https URL")
     if parts.username is not None or parts.password is not None:
-        raise InvalidInput(_FIELD, "carries a name or password", "send a URL without them")
+        raise InvalidInput(FIELD, "carries a name or password", "send a URL without them")
     host = (parts.hostname or "").rstrip(".").lower()
     named = host if port in (None, _PORTS[parts.scheme]) else f"{host}:{port}"
     if not host or not any(_matches(parts.scheme, named, allowed.lower()) for allowed in limits.allowed_hosts):
         hosts = ", ".join(limits.allowed_hosts) or "none"
         remedy = f"it fetches from these hosts: {hosts} (limits.allowed_hosts in fleet.toml); or send the bytes"
-        raise InvalidInput(_FIELD, f"is on {parts.scheme}://{named}, from which the worker does not fetch", remedy)
+        raise InvalidInput(FIELD, f"is on {parts.scheme}://{named}, from which the worker does not fetch", remedy)
     return parts
 
 
@@ -98,7 +95,7 @@ def _address(parts: SplitResult, limits: InputLimits) -> str:
     for address in addresses:
         if not limits.allow_private_addresses and not _is_public(address):
             remedy = "limits.allow_private_addresses in fleet.toml allows it"
-            raise InvalidInput(_FIELD, f"is on {parts.hostname}, whose address is not public", remedy)
+            raise InvalidInput(FIELD, f"is on {parts.hostname}, whose address is not public", remedy)
     return str(addresses[0])
 
 
@@ -140,9 +137,9 @@ def _answer(parts: SplitResult, limits: InputLimits, until: float) -> Iterator[h
 
 def _body(answer: httpcore2.Response, headers: dict[bytes, str], limits: InputLimits) -> bytes:
     if not 200 <= answer.status < 300:
-        raise InputUnavailable(_FIELD, f"cannot be fetched: the host answers {answer.status}", "check the URL")
+        raise InputUnavailable(FIELD, f"cannot be fetched: the host answers {answer.status}", "check the URL")
     if headers.get(b"content-encoding", "identity") != "identity":
-        raise InvalidInput(_FIELD, "is compressed, though the worker did not request that", "send the bytes")
+        raise InvalidInput(FIELD, "is compressed, though the worker did not request that", "send the bytes")
     length = headers.get(b"content-length", "0")
     limits.check_size(int(length) if length.isdecimal() and len(length) < 20 else 0)
     content = bytearray()

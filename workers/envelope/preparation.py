@@ -26,7 +26,8 @@ from workers.batching.work import Entry
 from workers.device.devices import available_cores
 from workers.envelope import outcomes
 from workers.envelope.derivation import Derivation
-from workers.envelope.inputs import Content, InputLimits, carried, read
+from workers.envelope.input_limits import InputLimits
+from workers.envelope.inputs import Content, carried, read
 from workers.envelope.outcomes import Params
 from workers.envelope.preparation_turns import PreparationTurn
 from workers.envelope.streams import Streams

@@ -30,7 +30,7 @@ from workers.batching.serving.offered_versions import CurrentVersions, OfferedVe
 from workers.device.device_client import ProcessDevice
 from workers.device.devices import Device, available_cores
 from workers.envelope.execution import Execution
-from workers.envelope.inputs import InputLimits
+from workers.envelope.input_limits import InputLimits
 from workers.envelope.streams import Item, Streams
 from workers.models.sources import model_source
 from workers.node import declared_settings, presence
