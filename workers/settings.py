@@ -113,8 +113,9 @@ def _bytes(text: str) -> int:
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of inputs, checked at the worker: the fields of `workers.envelope.input_limits.InputLimits`, which explains
-    them. `redact` is for clients alone.
+    """Limits of inputs, checked at the worker: the fields of `workers.envelope.input_limits.InputLimits`, explained there.
+
+    `redact` is for clients alone.
     """
 
     max_text_chars: int = DEFAULT_LIMITS.max_text_chars
