@@ -113,7 +113,7 @@ def _bytes(text: str) -> int:
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of inputs, checked at the worker: the fields of `workers.envelope.input_limits.InputLimits`, explained there.
+    """Limits of inputs, checked at the worker: the fields of `workers.envelope.input_limits.InputLimits`.
 
     `redact` is for clients alone.
     """
