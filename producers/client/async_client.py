@@ -42,6 +42,7 @@ from producers.wire.errors import ArgosyError, ResultTimeout
 from producers.wire.messages import Priority
 from producers.wire.pipelines.plan import Plan
 from results_store.records import JobStatus, QueuedWork, Result
+from results_store.sql.engines.forks import at_fork
 from results_store.sql.item_numbering import TREE_SPAN
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ class AsyncClient:
         self._runtime = self._runtime_type()
         self._link = FleetLink(self._connection, self._runtime, store_timeout_s=store_timeout_s)
         self._outbox = Outbox(self._link, self._runtime.deliver)
+        at_fork("child", self._start_anew)
+
+    def _start_anew(self) -> None:
+        self._runtime.start_anew()
+        self._link.start_anew()
+        self._outbox = Outbox(self._link, self._runtime.deliver)  # the parent sends the orders that wait
 
     async def __aenter__(self) -> Self:
         return self

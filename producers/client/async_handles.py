@@ -42,6 +42,7 @@ class AsyncHandle:
         self.seq = pending.seq
         self.tasks = pending.tasks
         self._link = link
+        self._process = link.process
         self._pending = pending
         self._single = single
 
@@ -89,10 +90,12 @@ class AsyncHandle:
         The first terminal state wins: a later output is dropped. Computation is avoided only if no worker has begun it
         and the item is alone in its envelope.
         """
+        self._refuse_in_child()
         return await self._link.runtime.call(self._cancel)
 
     def tell(self, promise: Promise) -> None:
         """Set a promise to the item's rows, in the order of the tasks: now, or once all rows are there."""
+        self._refuse_in_child()
         self._pending.tell(promise)
         if self._link.closing:
             self._pending.fail(notices.closed())
@@ -100,6 +103,9 @@ class AsyncHandle:
     def forget(self, promise: Promise) -> None:
         """Withdraw a promise that was given to `tell`."""
         self._pending.forget(promise)
+
+    def _refuse_in_child(self) -> None:
+        self._link.refuse_in_child(self._process, "handle", "`results()` reads the stored rows also here")
 
     def _cancel(self) -> bool:
         """Store `cancelled` for tasks without a result. An envelope that holds nothing else is not computed."""

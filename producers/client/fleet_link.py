@@ -48,17 +48,22 @@ class FleetLink:
         self.runtime = runtime
         self._connection = connection
         self._store_timeout_s = store_timeout_s
-        self._lock = threading.RLock()
         self.closing = False
         self._closed = False
         self._store: Store | None = None
         self._publisher: Publisher | None = None
-        self._listener: Listener | None = None
-        self._streams: dict[str, Stream] = {}
         self._tenants = {"": Tenant(name="", lane=0)}
+        self._max_queued_s: Mapping[Priority, float] | None = None
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget everything that belongs to the parent, in a forked child. Store and publisher do so themselves."""
+        self.process = os.getpid()
+        self._lock = threading.RLock()
+        self._listener: Listener | None = None
+        self._streams: dict[str, Stream] = {}  # two processes must not number the items of one stream
         self._blobs: Blobs | None = None
         self._files: ResultFiles | None = None
-        self._max_queued_s: Mapping[Priority, float] | None = None
 
     @property
     def store(self) -> Store:
@@ -157,6 +162,13 @@ class FleetLink:
         for part in (publisher, store):
             if part is not None:
                 part.close()
+
+    def refuse_in_child(self, process: int, kind: str, remedy: str) -> None:
+        """Raise ConfigurationError if the `process` that made something was the parent of this forked child."""
+        if process != self.process:
+            raise ConfigurationError(
+                f"this {kind} belongs to process {process}, from which this one was forked; {remedy}"
+            )
 
     def refuse_if_closed(self) -> None:
         if self._closed:

@@ -48,6 +48,10 @@ LOOK_EVERY_S = 0.02
 #: Awaited items that one statement looks up.
 LOOK_UP = 1000
 
+#: A subscription is silent if Redis leaves more pings unanswered. They are sent each FALLBACK_S, after eight silent
+#: seconds.
+UNANSWERED = 8
+
 
 class Listener:
     """Hear the notices of every job that the client waits for, on one subscription, and look up the announced results.
@@ -243,6 +247,8 @@ class Listener:
         wait_s = max(0.0, min(FALLBACK_S, self._next_look - time.monotonic()))
         notices = []
         notice = subscription.get_message(timeout=wait_s)
+        if subscription.health_check_response_counter > UNANSWERED:
+            raise TimeoutError("no ping of the subscription is answered")
         self._live = True
         while notice is not None:
             notices.append(notice)

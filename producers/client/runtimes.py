@@ -107,6 +107,9 @@ class Runtime:
         """Call `end`, which closes the client. No further calls are accepted."""
         end()
 
+    def start_anew(self) -> None:
+        """Forget the threads and the loop of the parent, in a forked child."""
+
 
 class LoopRuntime(Runtime):
     """Wait in the event loop that first uses it.
@@ -118,6 +121,9 @@ class LoopRuntime(Runtime):
     series = (Iterable, AsyncIterable)
 
     def __init__(self) -> None:
+        self.start_anew()
+
+    def start_anew(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._turnstile = ConcurrencyLimit(SUBMITS)

@@ -70,6 +70,7 @@ class AsyncTextStream:
     def __init__(self, link: FleetLink) -> None:
         self.result: Mapping[str, Any] | None = None
         self._link = link
+        self._process = link.process
         self._events = link.runtime.queue()
         self._pieces = TextPieces()
         self._handle: AsyncHandle | None = None
@@ -104,6 +105,7 @@ class AsyncTextStream:
         assert self._handle is not None, "followed where it was made"
         if self.result is not None:
             return
+        self._link.refuse_in_child(self._process, "text stream", "read it there")
         try:
             while (data := await self._link.runtime.take(self._events)) is not None:
                 if piece := self._pieces.take(data):

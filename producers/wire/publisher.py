@@ -22,6 +22,8 @@ from producers.wire.connection import masked
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from producers.wire.messages import JSON, MSGPACK, Priority, new_id
 from producers.wire.queues import TASK, queue_name, redis_key
+from producers.wire.sockets import KEEPALIVE
+from results_store.sql.engines.forks import at_fork
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -42,6 +44,10 @@ _CONTENT_ENCODINGS = {JSON: "utf-8", MSGPACK: "binary"}
 #: Seconds for a socket to connect, and for a command to be answered, before the broker counts as unreachable.
 TIMEOUT_S = 5.0
 SUBSCRIBE_TIMEOUT_S = 1.0
+
+#: A connection that was silent for longer is asked for a sign of life: before its next command, or while it listens.
+HEALTH_CHECK_S = 30
+SUBSCRIPTION_CHECK_S = 8
 
 
 class Publishable(Protocol):
@@ -121,13 +127,18 @@ def _origin() -> str:
 
 
 class Publisher:
-    """Pushes messages in a Redis pipeline. Thread-safe; connects on first use."""
+    """Pushes messages in a Redis pipeline. Thread-safe; connects on first use, and again in a forked child."""
 
     def __init__(self, broker_url: str) -> None:
         self._broker_url = broker_url
         self._redis: Redis | None = None
         self._lock = threading.Lock()
         self._doubtful = True
+        at_fork("child", self._start_anew)
+
+    def _start_anew(self) -> None:
+        # redis-py neither uses nor ends a connection of another process
+        self._lock, self._redis, self._doubtful = threading.Lock(), None, True
 
     @property
     def redis(self) -> Redis:
@@ -139,7 +150,9 @@ class Publisher:
 
     def subscriber(self) -> Redis:
         """Return a separate Redis client for subscriptions. Its timeout is short: a listener then polls the store."""
-        return connect(self._broker_url, timeout_s=min(TIMEOUT_S, SUBSCRIBE_TIMEOUT_S))
+        return connect(
+            self._broker_url, timeout_s=min(TIMEOUT_S, SUBSCRIBE_TIMEOUT_S), health_check_s=SUBSCRIPTION_CHECK_S
+        )
 
     def check(self) -> None:
         """Check that Redis answers before anything is accepted. Costs nothing while publishing works.
@@ -176,7 +189,7 @@ class Publisher:
             client.close()
 
 
-def connect(broker_url: str, *, timeout_s: float | None = None) -> Redis:
+def connect(broker_url: str, *, timeout_s: float | None = None, health_check_s: int = HEALTH_CHECK_S) -> Redis:
     """Return a Redis client with bounded waits (default: TIMEOUT_S), not yet connected. Raises ConfigurationError."""
     from redis import Redis
     from redis.backoff import ExponentialBackoff
@@ -189,7 +202,8 @@ def connect(broker_url: str, *, timeout_s: float | None = None) -> Redis:
             broker_url,
             socket_connect_timeout=timeout_s,
             socket_timeout=timeout_s,
-            health_check_interval=30,
+            health_check_interval=health_check_s,
+            **KEEPALIVE,
             # enough for a connection that a restarted server dropped; a server that is down is reported, not waited for
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2, supported_errors=(NotConnected,)),
         )
@@ -201,6 +215,7 @@ def connect(broker_url: str, *, timeout_s: float | None = None) -> Redis:
 def as_unavailable(redis: Redis) -> Iterator[None]:
     """Turn redis-py's errors into BrokerUnavailable, or Overloaded if memory is full; the message names the address."""
     from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
+    from redis.exceptions import TimeoutError as Silent
 
     try:
         yield
@@ -211,6 +226,8 @@ def as_unavailable(redis: Redis) -> Iterator[None]:
             f"{_where(redis)} is full: {error}; wait for the fleet to catch up, or give Redis more memory"
         ) from error
     except (RedisError, OSError) as error:
+        if isinstance(error, Silent):
+            redis.connection_pool.disconnect(inuse_connections=False)  # the idle ones may be as silent
         raise BrokerUnavailable(f"{_where(redis)}: {error}; check that it runs and can be reached") from error
 
 

@@ -7,44 +7,41 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, select, table
+from sqlalchemy import URL, Connection, Engine, exc, make_url, select, table
 from sqlalchemy.sql import column
 
 from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
+from results_store.sql.engines.forks import at_fork
+from results_store.sql.engines.sqlite import SqliteFile, close_for_fork, open_sqlite
+from results_store.sql.engines.weight import Weight
 from results_store.sql.schema import REVISION
+
+__all__ = ["MIGRATE", "Database", "Weight", "open_current", "parse_url", "translate"]
 
 MIGRATE = "run `argosy migrate`"
 
-
-class Weight(Enum):
-    """How durable a commit is against a power cut. A killed process never undoes a commit.
-
-    ``ACCEPTED``: a power cut undoes nothing, because only the store has the submitted items. ``RESULTS``: on PostgreSQL
-    it undoes nothing, unless the server is configured otherwise. On SQLite it may undo the last moments: results
-    together with their envelopes' `done` marks, so these envelopes are delivered and computed again (measured: 40,000
-    rows/s, not 22,000, an envelope per transaction). ``NOTE``: claims, leases and publication marks may be undone on
-    both.
-    """
-
-    ACCEPTED = auto()
-    RESULTS = auto()
-    NOTE = auto()
+_INHERITED: list[Engine] = []  # by a forked child: collecting an engine would close connections of the parent
 
 
 class Database:
-    """The connections of a process to a database, for any number of threads."""
+    """The connections of a process to a database, for any number of threads. A forked child opens its own."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         self.url = parse_url(url)
         self.timeout_s = timeout_s
         self._engine: Engine | None = None
         self._engines: dict[tuple[Weight, bool], Engine] = {}  # the same engine with options per kind of transaction
+        self._file: SqliteFile | None = None
         # SQLite has one writer at a time and makes the others poll; threads of one process wait for this lock instead.
         self._turn = threading.Lock()
+        self._forking = self._torn = False
+        at_fork("before", self._before_fork)
+        at_fork("parent", self._go_on)
+        at_fork("child", self._start_anew)
 
     def __str__(self) -> str:
         return self.url.render_as_string(hide_password=True)
@@ -60,14 +57,41 @@ class Database:
 
     def open(self) -> None:
         """Create the engine. The first use opens the first connection."""
-        if self._engine is None:
-            self._engine = _sqlite(self.url, self.timeout_s) if self.sqlite else _postgresql(self.url, self.timeout_s)
+        if self._engine is not None:
+            return
+        if self.sqlite:
+            self._engine, self._file = open_sqlite(self.url, self.timeout_s)
+            return
+        try:
+            from results_store.sql.engines.postgresql import open_postgresql
+
+            self._engine = open_postgresql(self.url, self.timeout_s)
+        except ImportError as error:
+            raise StoreError("PostgreSQL needs its driver; pip install 'argosy[postgresql]'") from error
 
     def close(self) -> None:
         engine, self._engine = self._engine, None
         self._engines.clear()
         if engine is not None:
             engine.dispose()
+
+    def _before_fork(self) -> None:
+        if self._engine is not None and self._file is not None:
+            self._torn = not close_for_fork(self._engine, self._file)
+            self._forking = True
+
+    def _go_on(self) -> None:
+        if self._forking and self._file is not None:
+            self._forking = self._torn = False
+            self._file.opening.release()
+
+    def _start_anew(self) -> None:
+        self._forking, self._turn = False, threading.Lock()
+        if self._engine is not None:
+            _INHERITED.append(self._engine)
+            self._engine, self._engines = None, {}
+            if not self._torn:
+                self.open()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -99,6 +123,11 @@ class Database:
 
     def _opened(self) -> Engine:
         if self._engine is None:
+            if self._torn:
+                raise StoreError(
+                    f"{self}: a thread used the store while this process was forked, so the child must not; fork "
+                    "earlier, or start the child with multiprocessing's spawn"
+                )
             raise StoreError(f"the store {self} is not open; call open() first")
         return self._engine
 
@@ -119,6 +148,8 @@ class Database:
         try:
             yield
         except _errors() as error:
+            if self._file is not None:
+                self._file.note(error)
             raise translate(error, str(self)) from error
 
 
@@ -162,87 +193,17 @@ def parse_url(url: str) -> URL:
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise StoreError(f"no store of the kind {backend!r}; write sqlite:///path or postgresql://user@host/name")
-    if parsed.database in (None, "", ":memory:"):
+    # A question mark is a sign of the path unless parameters follow it.
+    _, mark, query = url.partition("?")
+    path = parsed.database if not mark or parse_qsl(query) else f"{parsed.database or ''}?{unquote(query)}"
+    if path in (None, "", ":memory:"):
         raise StoreError("a store in memory is lost between connections; write sqlite:///path")
-    return parsed.set(drivername="sqlite+pysqlite")
-
-
-def _sqlite(url: URL, timeout_s: float) -> Engine:
-    # The driver starts no transaction by itself (isolation_level None); `_begin` does, with the right kind.
-    engine = create_engine(
-        url,
-        connect_args={"timeout": timeout_s, "isolation_level": None},
-        pool_size=4,
-        max_overflow=28,
-        pool_timeout=timeout_s,
-        hide_parameters=True,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA journal_size_limit = 67108864")  # lets a large WAL shrink again
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        weight = options.get("argosy_write")
-        if weight is None:
-            return  # a single statement reads its own snapshot
-        cursor = connection.connection.cursor()
-        _pragma(connection, cursor, "foreign_keys", "OFF" if options.get("argosy_rebuilding") else "ON")
-        # In WAL mode FULL adds an fsync per commit, NORMAL none. Both leave the file whole after a power cut.
-        _pragma(connection, cursor, "synchronous", "FULL" if weight is Weight.ACCEPTED else "NORMAL")
-        # IMMEDIATE waits for the write lock now. A transaction that starts by reading could not wait later, only fail.
-        cursor.execute("BEGIN IMMEDIATE")
-        cursor.close()
-
-    return engine
-
-
-def _pragma(connection: Connection, cursor: Any, name: str, value: str) -> None:
-    """Set a pragma of this connection unless it has this value already."""
-    if connection.info.get(name) != value:
-        cursor.execute(f"PRAGMA {name} = {value}")
-        connection.info[name] = value
-
-
-def _postgresql(url: URL, timeout_s: float) -> Engine:
-    timeout_ms = int(timeout_s * 1000)
-    defaults = {
-        "application_name": "argosy",
-        "connect_timeout": max(2, int(timeout_s)),
-        "tcp_user_timeout": timeout_ms,  # detects a vanished host, also in the middle of a statement
-    }
-    try:
-        engine = create_engine(
-            url,
-            connect_args={name: value for name, value in defaults.items() if name not in url.query},
-            pool_size=4,
-            max_overflow=12,  # of the server's 100, by default
-            pool_timeout=timeout_s,
-            pool_pre_ping=True,  # after a restart of the server, old connections are replaced silently
-            hide_parameters=True,
-        )
-    except ImportError as error:
-        raise StoreError("PostgreSQL needs its driver; pip install 'argosy[postgresql]'") from error
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: object) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(f"SET statement_timeout = {timeout_ms}")
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {timeout_ms}")
-        connection.commit()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("argosy_write") is Weight.NOTE:
-            connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
-
-    return engine
+    return parsed.set(drivername="sqlite+pysqlite", database=path)
 
 
 _UNDEFINED = ("42P01", "42703")  # undefined_table, undefined_column
-_PASSING = ("40", "53", "55", "57", "08", "25006")  # conflict, resources, locked, stopped, connection, read-only
+#: Conflict, resources, locked, stopped, system, connection, read-only, and a session that was idle for too long.
+_PASSING = ("40", "53", "55", "57", "58", "08", "25006", "25P03")
 _UNSTORABLE = "22"  # data exception
 
 
@@ -262,7 +223,8 @@ def translate(error: Exception, store: str) -> StoreError:
 
 def _is_outage(driver: BaseException) -> bool:
     """Return whether an error without SQLSTATE is an outage: locked, disk full, a missing or broken connection."""
-    return type(driver).__name__ in ("OperationalError", "InterfaceError")
+    # By name, because psycopg is imported for PostgreSQL only. Its timeouts are subclasses.
+    return any(kind.__name__ in ("OperationalError", "InterfaceError") for kind in type(driver).__mro__)
 
 
 def _remedy(text: str) -> str:

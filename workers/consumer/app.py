@@ -9,6 +9,7 @@ from celery import Celery, bootsteps
 from kombu import Queue
 
 from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
+from producers.wire.sockets import CONSUMER
 from workers.consumer import tasks
 from workers.node.lanes import LaneTurnsFactory
 
@@ -93,10 +94,8 @@ def _settings(broker_url: str, queues: Iterable[str], concurrency: int, result_b
             "sep": PRIORITY_SEPARATOR,
             # kombu's own redelivery is the last resort: leases and the reconciler act long before it
             "visibility_timeout": 6 * 3600,
-            # notice a silent network in seconds instead of the kernel's minutes
-            "socket_connect_timeout": 5,
-            "socket_keepalive": True,
-            "health_check_interval": 25,
+            # notice a silent network in seconds instead of the kernel's hours
+            **CONSUMER,
         },
         **({"broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED}} if broker_url.startswith("rediss://") else {}),
         # the worker's log belongs to the operator; Celery leaves the root logger alone

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty
 from time import monotonic
 from typing import Any
@@ -66,8 +67,12 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         """Close the channel, and then the connection that kombu opens meanwhile.
 
         After closing the connections, kombu puts unacknowledged messages back over a new connection, which it forgets.
+        Before, it waits for the last answer, which never comes over a silent connection.
         """
         try:
+            if self._in_poll:
+                with suppress(Empty, *self.connection_errors):
+                    self._brpop_read()
             super().close()
         finally:
             self._disconnect_pools()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Self
+from urllib.parse import quote
 
 import msgspec
 import psutil
@@ -78,7 +79,7 @@ class LocalFleet:
     def store_url(self) -> str:
         """The SQLite database in the home folder, unless the environment or the settings name another store."""
         configured = os.environ.get("ARGOSY_STORE_URL") or self.settings.store.url
-        return configured or f"sqlite:///{(self.home / 'store.db').resolve()}"
+        return configured or f"sqlite:///{quote(str((self.home / 'store.db').resolve()))}"
 
     @property
     def pids(self) -> list[int]:
@@ -234,7 +235,11 @@ class LocalFleet:
         self.flower_url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}"]
         # in the environment, since every user of this machine can read a command line
-        own = {**environment, "CELERY_BROKER_URL": self.broker_url}
+        own = {
+            **environment,
+            "CELERY_BROKER_URL": self.broker_url,
+            "CELERY_CONFIG_MODULE": "workers.consumer.monitoring",
+        }
         return Service("flower", command, own, self.home / "logs" / "flower.log")
 
     def _await_workers(self) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from producers.client.sending.intake import CHUNK_ITEMS
 from producers.wire.errors import ArgosyError, Overloaded, RateLimited
 from producers.wire.messages import Priority
 from producers.wire.publisher import as_unavailable
+from results_store.errors import StoreUnavailable
 from results_store.records import QueuedWork, Tenant
 
 if TYPE_CHECKING:
@@ -99,7 +101,8 @@ class Admission:
         self._seen: set[str] = set()  # the tenants that this client submits for
         self._added: Counter[str] = Counter()  # items accepted since the last look
         self._lock = threading.Lock()
-        self._looking: GroupCommit[QueueSnapshot] = GroupCommit("argosy admission", lambda _: self.look(), limit=64)
+        self._away, self._away_at = "", float("-inf")  # the last time that the store was away
+        self._looking: GroupCommit[QueueSnapshot] = GroupCommit("argosy admission", self._look_later, limit=64)
 
     def close(self) -> None:
         self._looking.close()
@@ -118,27 +121,44 @@ class Admission:
         return max(1, min(most))
 
     def judge(self, orders: Sequence[Order]) -> list[Overloaded | None]:
-        """Return the refusal of each order; None admits the order and counts it. Raises BrokerUnavailable."""
+        """Return the refusal of each order; None admits the order and counts it.
+
+        Raises BrokerUnavailable, and for durable orders StoreUnavailable: the commit would only wait as long again.
+        """
         self._seen.update(order.tenant for order in orders)
         if time.monotonic() - self._look.at > LOOK_EVERY_S:
             if all(order.request.priority is Priority.INTERACTIVE for order in orders):
                 self._looking.put(self._look)
             else:
-                self.look()
+                with nullcontext() if orders[0].durable else suppress(StoreUnavailable):
+                    self.look()
         verdicts = [self._refusal(order) for order in orders]
         self._apply_rates(orders, verdicts)
         return verdicts
 
+    def _look_later(self, _: object) -> None:
+        with suppress(StoreUnavailable):
+            self.look()
+
     def look(self, tenant: str | None = None) -> None:
-        """Look at the store, also for a tenant that is new here. If the store is away, the last look stays valid."""
+        """Look at the store, also for a tenant that is new here. After an error, the last look stays valid.
+
+        Raises StoreUnavailable.
+        """
         if tenant is not None:
             self._seen.add(tenant)
+        began = time.monotonic()
         with self._lock:
             if tenant is None and time.monotonic() - self._look.at <= LOOK_EVERY_S:
                 return
+            if self._away_at >= began:  # another thread has waited for the store meanwhile
+                raise StoreUnavailable(self._away)
             added = dict(self._added)
             try:
                 self._look = self._taken()
+            except StoreUnavailable as error:
+                self._away, self._away_at = str(error), time.monotonic()
+                raise
             except ArgosyError as error:
                 log.debug("admission uses an older look at the store: %s", error)
                 return

@@ -1,0 +1,39 @@
+"""Calls at a fork, for objects with connections, threads or locks, which belong to the process that made them.
+
+A forked child (multiprocessing's "fork", gunicorn's --preload) inherits sockets and open files that its parent still
+uses, locks that no thread of the child will release, and none of its parent's threads.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, TypeAlias
+
+When: TypeAlias = Literal["before", "parent", "child"]
+Call: TypeAlias = Callable[[], None]
+
+_calls: dict[When, set[weakref.WeakMethod[Call]]] = {"before": set(), "parent": set(), "child": set()}
+
+
+def at_fork(when: When, method: Call) -> None:
+    """Call a method of an object at each fork, as long as the object exists.
+
+    `before` and after it in the `parent`: in the thread that forks. In the `child`: to start anew, with new locks, and
+    without closing anything inherited.
+    """
+    calls = _calls[when]
+    calls.add(weakref.WeakMethod(method, calls.discard))
+
+
+def _run(when: When) -> None:
+    for ref in list(_calls[when]):
+        if (method := ref()) is not None:
+            method()
+
+
+os.register_at_fork(
+    before=partial(_run, "before"), after_in_parent=partial(_run, "parent"), after_in_child=partial(_run, "child")
+)

@@ -1,0 +1,110 @@
+"""PostgreSQL: connections on which silence is bounded."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+from results_store.sql.engines.weight import Weight
+
+#: The kernel notices a host that has vanished within about 25 s, whether the connection is idle, waits for an answer,
+#: or has sent data that nobody acknowledges.
+KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+#: The server ends a statement after the store's timeout. The client waits a little longer for the server to say so.
+GRACE_S = 1.0
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that closes itself if the server does not answer in time.
+
+    The server ends a statement that takes too long, and the kernel a connection to a vanished host. Neither notices a
+    server that is stopped, or a link that takes data and loses it.
+    """
+
+    #: Seconds for an answer, and for the first answer after the connection has come from the pool.
+    answer_s = first_s = math.inf
+    answered = False
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """Run an operation of psycopg. Raises OperationalError, and closes the connection, if no answer comes."""
+        result = super().wait(_bounded(gen, self, self.answer_s if self.answered else self.first_s), *args, **options)
+        self.answered = True
+        return result
+
+
+def _bounded(
+    operation: Generator[Any, Any, Any], connection: BoundedConnection, bound_s: float
+) -> Generator[Any, Any, Any]:
+    """Pass an operation on. psycopg sends 0 ("not ready") ten times a second while it waits."""
+    until = time.monotonic() + bound_s
+    try:
+        state = next(operation)
+        while True:
+            ready = yield state
+            if not ready and time.monotonic() > until:
+                connection.pgconn.finish()
+                raise psycopg.OperationalError(f"no answer from the server for {bound_s:g} s")
+            state = operation.send(ready)
+    except StopIteration as end:
+        return end.value
+
+
+def open_postgresql(url: URL, timeout_s: float) -> Engine:
+    """Return the engine. Its first use opens the first connection. Parameters in the URL win over the defaults here.
+
+    A silent connection from the pool costs a third of the timeout. The rest is left to replace it.
+    """
+    timeout_ms = int(timeout_s * 1000)
+    defaults = {
+        "application_name": "argosy",
+        "connect_timeout": max(2, int(timeout_s * 2 / 3)),
+        **KEEPALIVE,
+    }
+    engine = create_engine(
+        url,
+        connect_args={name: value for name, value in defaults.items() if name not in url.query},
+        pool_size=4,
+        max_overflow=12,  # of the server's 100, by default
+        pool_timeout=timeout_s,
+        pool_pre_ping=True,  # after a restart of the server, old connections are replaced silently
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _open(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> BoundedConnection:
+        connection = BoundedConnection.connect(*arguments, **options)
+        connection.first_s, connection.answer_s = timeout_s / 3, timeout_s + GRACE_S
+        return connection
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET statement_timeout = {timeout_ms}")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {timeout_ms}")
+        connection.commit()
+
+    @event.listens_for(engine, "checkin")
+    def _checkin(connection: BoundedConnection | None, _record: object) -> None:
+        if connection is not None:  # it is None after a loss
+            connection.answered, connection.answer_s = False, timeout_s + GRACE_S
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get("argosy_write") is Weight.NOTE:
+            connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
+        if options.get("argosy_rebuilding"):  # a migration may take hours, and waits for others
+            connection.connection.driver_connection.answer_s = math.inf  # type: ignore[union-attr]
+
+    return engine
