@@ -23,10 +23,10 @@ KEEPALIVE: dict[str, Any] = {
 }
 
 #: For kombu. It reads an answer once there is some, so `socket_timeout` does not limit BRPOP, which waits a second at a
-#: time. Each 8 s it drops a connection whose answer is 8 s late, and a subscription that has left two pings unanswered.
+#: time. Each 6 s it drops a connection whose answer is 6 s late, and a subscription that has left two pings unanswered.
 CONSUMER: dict[str, Any] = {
     "socket_connect_timeout": 5,
-    "socket_timeout": 10,
-    "health_check_interval": 8,
+    "socket_timeout": 5,
+    "health_check_interval": 6,
     **KEEPALIVE,
 }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Generator
 from typing import Any
 
 import psycopg
@@ -33,31 +30,20 @@ class BoundedConnection(psycopg.Connection[Any]):
     """
 
     #: Seconds for an answer, and for the first answer after the connection has come from the pool.
-    answer_s = first_s = math.inf
+    answer_s: float | None = None
+    first_s: float | None = None
     answered = False
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Run an operation of psycopg. Raises OperationalError, and closes the connection, if no answer comes."""
-        result = super().wait(_bounded(gen, self, self.answer_s if self.answered else self.first_s), *args, **options)
+        bound_s = self.answer_s if self.answered else self.first_s
+        try:
+            result = super().wait(gen, *args, **{"timeout": bound_s, **options})
+        except psycopg.errors._WaitTimeout:  # noqa: SLF001 - it has no public name
+            self.pgconn.finish()
+            raise psycopg.OperationalError(f"no answer from the server for {bound_s:g} s") from None
         self.answered = True
         return result
-
-
-def _bounded(
-    operation: Generator[Any, Any, Any], connection: BoundedConnection, bound_s: float
-) -> Generator[Any, Any, Any]:
-    """Pass an operation on. psycopg sends 0 ("not ready") ten times a second while it waits."""
-    until = time.monotonic() + bound_s
-    try:
-        state = next(operation)
-        while True:
-            ready = yield state
-            if not ready and time.monotonic() > until:
-                connection.pgconn.finish()
-                raise psycopg.OperationalError(f"no answer from the server for {bound_s:g} s")
-            state = operation.send(ready)
-    except StopIteration as end:
-        return end.value
 
 
 def open_postgresql(url: URL, timeout_s: float) -> Engine:
@@ -105,6 +91,6 @@ def open_postgresql(url: URL, timeout_s: float) -> Engine:
         if options.get("argosy_write") is Weight.NOTE:
             connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
         if options.get("argosy_rebuilding"):  # a migration may take hours, and waits for others
-            connection.connection.driver_connection.answer_s = math.inf  # type: ignore[union-attr]
+            connection.connection.driver_connection.answer_s = None  # type: ignore[union-attr]
 
     return engine
