@@ -57,6 +57,11 @@ class SilentLink:
         for end in self._sockets:
             end.close()
 
+    @property
+    def connections(self) -> int:
+        """How many were made so far."""
+        return len(self._sockets) // 2
+
     def hush(self, *, new: bool = False) -> int:
         """Forward nothing any more on the connections that are there; return how many. `new`: nor on new ones."""
         self._mute = new

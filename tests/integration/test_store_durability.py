@@ -38,6 +38,7 @@ def test_a_killed_process_takes_nothing_with_it(store: Store, store_url: str) ->
     ("weight", "sqlite", "postgresql"),
     [(Weight.ACCEPTED, 2, "on"), (Weight.RESULTS, 1, "on"), (Weight.NOTE, 1, "off")],
 )
+@pytest.mark.usefixtures("store")
 def test_the_disk_is_waited_for_where_it_matters(store_url: str, weight: Weight, sqlite: int, postgresql: str) -> None:
     """Accepting waits for the disk on both databases; a lease does on neither (2 is FULL, 1 is NORMAL)."""
     database = Database(store_url, timeout_s=30)

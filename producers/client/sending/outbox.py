@@ -61,6 +61,7 @@ class Outbox:
         self.admission = Admission(link)
         self._waiting = Waiting()
         self._marks = Marks(link)
+        self._store_away = False  # at the last attempt of the thread of durable orders
 
     def put(self, order: Order) -> None:
         """Send an order. Raises Overloaded if too many items wait already."""
@@ -77,6 +78,7 @@ class Outbox:
     # --- the thread of durable orders ---
 
     def _send_durable(self, group: list[Order]) -> None:
+        self._store_away = False
         orders = self._wanted(group)
         # The orders of a continued job are committed one at a time: each is checked by the job's number of rows.
         together = [order for order in orders if order.expected_rows is None]
@@ -84,7 +86,8 @@ class Outbox:
             for accepted, messages in self._accept(some):
                 self._publish(messages)
                 self._answer(accepted, None)
-        self._marks.settle_if_due()
+        if not self._store_away:  # or the next orders would wait for it twice
+            self._marks.settle_if_due()
 
     def _accept(self, orders: Sequence[Order]) -> Iterator[tuple[Sequence[Order], dict[str, Message]]]:
         """Commit orders, together if possible. Yield the accepted orders with their messages, and answer the others."""
@@ -97,7 +100,7 @@ class Outbox:
                 for order in orders:  # one order caused the error: the others are committed alone
                     yield from self._accept([order])
             else:
-                self._answer(orders, error)
+                self._fail(orders, error)
             return
         yield orders, messages
 
@@ -158,7 +161,7 @@ class Outbox:
         try:
             refusals = self.admission.judge(orders)
         except Exception as error:  # noqa: BLE001 - a caller waits for any error
-            self._answer(orders, error)
+            self._fail(orders, error)
             return []
         for order, refusal in zip(orders, refusals, strict=True):
             if refusal is not None:
@@ -192,6 +195,10 @@ class Outbox:
                     carrier = Carrier(envelope.id, envelope.model, item.tasks, alone=len(envelope.items) == 1)
                     pending.carriers += (carrier,)
         self._link.listener.expect(lone.values())
+
+    def _fail(self, orders: Sequence[Order], error: Exception) -> None:
+        self._store_away = isinstance(error, StoreUnavailable)
+        self._answer(orders, error)
 
     def _answer(self, orders: Sequence[Order], outcome: Exception | None) -> None:
         self._deliver([partial(settle, order.promise, _own(outcome) if outcome else None) for order in orders])
