@@ -6,7 +6,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -15,14 +15,17 @@ from sqlalchemy import URL, Connection, Engine, exc, make_url, select, table
 from sqlalchemy.sql import column
 
 from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
-from results_store.sql.engines.forks import at_fork
-from results_store.sql.engines.sqlite import SqliteFile, close_for_fork, open_sqlite
+from results_store.sql.engines.forks import ForkGate, at_fork
+from results_store.sql.engines.sqlite import SqliteFile, open_sqlite
 from results_store.sql.engines.weight import Weight
 from results_store.sql.schema import REVISION
 
 __all__ = ["MIGRATE", "Database", "Weight", "open_current", "parse_url", "translate"]
 
 MIGRATE = "run `argosy migrate`"
+
+#: The wait of a fork for the transactions of other threads on an SQLite file.
+FORK_S = 5.0
 
 _INHERITED: list[Engine] = []  # by a forked child: collecting an engine would close connections of the parent
 
@@ -38,7 +41,10 @@ class Database:
         self._file: SqliteFile | None = None
         # SQLite has one writer at a time and makes the others poll; threads of one process wait for this lock instead.
         self._turn = threading.Lock()
-        self._forking = self._torn = False
+        # SQLite remembers in memory which locks its process holds. A child that inherits an open file believes that it
+        # holds its parent's, even for connections of its own. So at a fork the file is closed, and this gate.
+        self._gate = ForkGate()
+        self._torn = False
         at_fork("before", self._before_fork)
         at_fork("parent", self._go_on)
         at_fork("child", self._start_anew)
@@ -76,17 +82,17 @@ class Database:
             engine.dispose()
 
     def _before_fork(self) -> None:
-        if self._engine is not None and self._file is not None:
-            self._torn = not close_for_fork(self._engine, self._file)
-            self._forking = True
+        if self.sqlite and self._engine is not None:
+            self._torn = not self._gate.close(FORK_S)
+            self._engine.dispose()
 
     def _go_on(self) -> None:
-        if self._forking and self._file is not None:
-            self._forking = self._torn = False
-            self._file.opening.release()
+        if self._gate.closed:
+            self._torn = False
+            self._gate.open()
 
     def _start_anew(self) -> None:
-        self._forking, self._turn = False, threading.Lock()
+        self._gate, self._turn = ForkGate(), threading.Lock()
         if self._engine is not None:
             _INHERITED.append(self._engine)
             self._engine, self._engines = None, {}
@@ -96,13 +102,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a connection for reading, each statement on its own. Raises StoreUnavailable."""
-        with self._translated(), self._opened().connect() as connection:
+        with self._translated(), self._shut_at_fork(), self._opened().connect() as connection:
             yield connection if self.sqlite else connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def cursor(self) -> Iterator[Any]:
         """Open a bare cursor of SQLite's driver, to read a single row. Raises StoreUnavailable."""
-        with self._translated(), closing(self._opened().raw_connection()) as connection:
+        with self._translated(), self._gate, closing(self._opened().raw_connection()) as connection:
             yield connection.cursor()
 
     @contextmanager
@@ -111,8 +117,16 @@ class Database:
 
         `rebuilding`, for migrations, lets SQLite drop a table without cascading to the tables that refer to it.
         """
-        with self._translated(), self._my_turn(), self._engine_for(weight, rebuilding).begin() as connection:
+        with (
+            self._translated(),
+            self._my_turn(),
+            self._shut_at_fork(),
+            self._engine_for(weight, rebuilding).begin() as connection,
+        ):
             yield connection
+
+    def _shut_at_fork(self) -> AbstractContextManager[None]:
+        return self._gate if self.sqlite else nullcontext()
 
     def _engine_for(self, weight: Weight, rebuilding: bool) -> Engine:
         engine = self._opened()

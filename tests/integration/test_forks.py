@@ -19,7 +19,7 @@ from producers.client.client import Client
 from producers.wire.errors import ConfigurationError
 from results_store.errors import StoreError
 from results_store.records import Claim
-from results_store.sql.engines import sqlite
+from results_store.sql import database
 from results_store.store import Store
 from tests.integration.rows import submit
 from tests.integration.stand_in import StandIn
@@ -174,7 +174,7 @@ def test_a_child_inherits_no_open_sqlite_file(lite: Store) -> None:
 
 def test_a_child_of_a_fork_within_a_transaction_is_refused(lite: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would believe that it holds its parent's locks."""
-    monkeypatch.setattr(sqlite, "FORK_S", 0.05)
+    monkeypatch.setattr(database, "FORK_S", 0.05)
 
     def work() -> None:
         with pytest.raises(StoreError, match="while this process was forked"):

@@ -7,6 +7,7 @@ uses, locks that no thread of the child will release, and none of its parent's t
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -37,3 +38,37 @@ def _run(when: When) -> None:
 os.register_at_fork(
     before=partial(_run, "before"), after_in_parent=partial(_run, "parent"), after_in_child=partial(_run, "child")
 )
+
+
+class ForkGate:
+    """A context that a fork waits for. No thread enters it while the gate is closed."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._inside = 0
+        self.closed = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self.closed:
+                self._changed.wait()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self.closed:
+                self._changed.notify_all()
+
+    def close(self, timeout_s: float) -> bool:
+        """Let no thread enter, and wait until all have left; return whether they have."""
+        with self._changed:
+            while self.closed:  # another thread forks
+                self._changed.wait()
+            self.closed = True
+            return self._changed.wait_for(lambda: not self._inside, timeout_s)
+
+    def open(self) -> None:
+        with self._changed:
+            self.closed = False
+            self._changed.notify_all()

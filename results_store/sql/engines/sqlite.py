@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,9 +11,6 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 
 from results_store.sql.engines.weight import Weight
-
-#: The wait of a fork for the transactions of other threads.
-FORK_S = 5.0
 
 
 class SqliteFile:
@@ -30,7 +25,6 @@ class SqliteFile:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._replaced = 0
-        self.opening = threading.Lock()  # held during a fork: no connection may be open then
 
     def uri(self) -> str:
         assert self.path is not None
@@ -69,9 +63,8 @@ def open_sqlite(url: URL, timeout_s: float) -> tuple[Engine, SqliteFile]:
     def _connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
         if file.path is not None:
             arguments[0], options["uri"] = file.uri(), True
-        with file.opening:
-            record.info["file"] = file.identity()
-            connection = dialect.connect(*arguments, **options)
+        record.info["file"] = file.identity()
+        connection = dialect.connect(*arguments, **options)
         record.info["once"] = file.path is not None and not os.access(file.path, os.W_OK)
         connection.execute("PRAGMA journal_size_limit = 67108864")  # lets a large WAL shrink again
         return connection
@@ -105,19 +98,3 @@ def _pragma(connection: Connection, cursor: Any, name: str, value: str) -> None:
     if connection.info.get(name) != value:
         cursor.execute(f"PRAGMA {name} = {value}")
         connection.info[name] = value
-
-
-def close_for_fork(engine: Engine, file: SqliteFile) -> bool:
-    """Close all connections, and open none until `file.opening` is released. Return whether all are closed.
-
-    SQLite's locks belong to a process. Its library remembers in memory which of them it holds, so a child that
-    inherits an open file believes that it holds its parent's locks, even for connections of its own.
-    """
-    file.opening.acquire()
-    pool = engine.pool
-    engine.dispose(close=False)  # from now on a thread must open its connection first, and waits
-    until = time.monotonic() + FORK_S
-    while (used := pool.checkedout()) and time.monotonic() < until:  # type: ignore[attr-defined] # a QueuePool's
-        time.sleep(0.001)
-    pool.dispose()
-    return not used
