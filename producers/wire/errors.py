@@ -60,7 +60,7 @@ class ConfigurationError(ArgosyError):
 
 
 class BrokerUnavailable(ArgosyError, ConnectionError):
-    """The Redis broker cannot be reached. Work accepted earlier is safe in the store."""
+    """The Redis broker cannot be reached, or refuses commands. Work accepted earlier is safe in the store."""
 
 
 class BlobsUnavailable(ArgosyError, ConnectionError):

@@ -41,6 +41,22 @@ _FRAMES = {
 }
 _CONTENT_ENCODINGS = {JSON: "utf-8", MSGPACK: "binary"}
 
+#: The header of a message whose envelope has a row in the store. Its worker's lease replaces kombu's notes about
+#: unacknowledged messages.
+DURABLE = "argosy_durable"
+
+#: The remedy for each refusal of Redis, by the code of its answer.
+_REMEDIES = {
+    "OOM": "wait for the fleet to catch up, or give Redis more memory",
+    "READONLY": "it became a replica; set the broker's URL to the primary, or promote this replica",
+    "UNBLOCKED": "it became a replica; set the broker's URL to the primary, or promote this replica",
+    "MISCONF": "it cannot write to its disk; free space on that disk, and read Redis's log",
+    "NOPERM": "give its user all commands on all keys and channels (ACL SETUSER)",
+    "LOADING": "it still reads its data; wait",
+    "BUSY": "a script of another program blocks it; wait, or end the script with SCRIPT KILL",
+    "NOREPLICAS": "too few of its replicas answer; check them and `min-replicas-to-write`",
+}
+
 #: Seconds for a socket to connect, and for a command to be answered, before the broker counts as unreachable.
 TIMEOUT_S = 5.0
 SUBSCRIBE_TIMEOUT_S = 1.0
@@ -69,8 +85,8 @@ class Publishable(Protocol):
     def content_type(self) -> str: ...
 
 
-def message(envelope: Publishable, *, about: str = "") -> Message:
-    """Return an envelope's Redis list and the message to push there.
+def message(envelope: Publishable, *, about: str = "", durable: bool = True) -> Message:
+    """Return an envelope's Redis list and the message to push there. A `durable` envelope has a row in the store.
 
     Flower shows `about` (``64 items, sentiment+topic``) beside the envelope's model, priority and job. The inputs are
     never shown.
@@ -83,7 +99,7 @@ def message(envelope: Publishable, *, about: str = "") -> Message:
         "body": before + envelope.payload + after,  # msgspec writes bytes as base64, as kombu expects here
         "content-encoding": _CONTENT_ENCODINGS[envelope.content_type],
         "content-type": envelope.content_type,
-        "headers": _headers(envelope.id, repr((shown,))),
+        "headers": _headers(envelope.id, repr((shown,)), durable=durable),
         "properties": {
             "correlation_id": envelope.id,
             "reply_to": "",
@@ -97,7 +113,7 @@ def message(envelope: Publishable, *, about: str = "") -> Message:
     return redis_key(envelope.model, priority, envelope.lane), msgspec.json.encode(wire)
 
 
-def _headers(task_id: str, argsrepr: str) -> dict[str, Any]:
+def _headers(task_id: str, argsrepr: str, *, durable: bool) -> dict[str, Any]:
     return {
         "lang": "py",
         "task": TASK,
@@ -118,6 +134,7 @@ def _headers(task_id: str, argsrepr: str) -> dict[str, Any]:
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
+        DURABLE: durable,
     }
 
 
@@ -163,6 +180,14 @@ class Publisher:
             with as_unavailable(self.redis):
                 self.redis.ping()
             self._doubtful = False
+
+    def check_writes(self) -> None:
+        """Check that Redis takes messages: a full or read-only Redis answers `check` too.
+
+        Raises BrokerUnavailable or Overloaded.
+        """
+        with as_unavailable(self.redis):
+            self.redis.set("argosy.probe", b"", px=1)
 
     def publish(self, messages: Sequence[Message]) -> None:
         """Push all messages in one round trip. Raises BrokerUnavailable or Overloaded; some may have been pushed."""
@@ -214,7 +239,7 @@ def connect(broker_url: str, *, timeout_s: float | None = None, health_check_s: 
 @contextmanager
 def as_unavailable(redis: Redis) -> Iterator[None]:
     """Turn redis-py's errors into BrokerUnavailable, or Overloaded if memory is full; the message names the address."""
-    from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
+    from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
     from redis.exceptions import TimeoutError as Silent
 
     try:
@@ -222,13 +247,33 @@ def as_unavailable(redis: Redis) -> Iterator[None]:
     except AuthenticationError as error:
         raise BrokerUnavailable(f"{_where(redis)} refuses the login: {error}; check user and password") from error
     except OutOfMemoryError as error:
-        raise Overloaded(
-            f"{_where(redis)} is full: {error}; wait for the fleet to catch up, or give Redis more memory"
-        ) from error
+        raise Overloaded(f"{_where(redis)} is full: {_said(error)}; {remedy(error)}") from error
+    except ResponseError as error:
+        raise BrokerUnavailable(f"{_where(redis)} refuses: {_said(error)}; {remedy(error)}") from error
     except (RedisError, OSError) as error:
         if isinstance(error, Silent):
             redis.connection_pool.disconnect(inuse_connections=False)  # the idle ones may be as silent
-        raise BrokerUnavailable(f"{_where(redis)}: {error}; check that it runs and can be reached") from error
+        raise BrokerUnavailable(f"{_where(redis)}: {error}; {remedy(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return str(error).rstrip(".")
+
+
+def remedy(error: Exception) -> str:
+    """Return the advice for an error of redis-py."""
+    from redis.exceptions import BusyLoadingError, NoPermissionError, OutOfMemoryError, ReadOnlyError
+
+    codes: dict[type[Exception], str] = {
+        OutOfMemoryError: "OOM",
+        ReadOnlyError: "READONLY",
+        NoPermissionError: "NOPERM",
+        BusyLoadingError: "LOADING",
+    }
+    # redis-py puts the number of a pipeline's command before Redis's answer
+    answer = str(error).rpartition("caused error: ")[2]
+    code = codes.get(type(error)) or answer.partition(" ")[0]
+    return _REMEDIES.get(code, "check that it runs and can be reached")
 
 
 def _where(redis: Redis) -> str:

@@ -15,7 +15,7 @@ from celery.contrib.testing.worker import start_worker
 from redis import Redis
 
 from producers.wire.messages import VERSION, Envelope, InlineBytes, Input, Item, Priority, decode, encode, new_id
-from producers.wire.publisher import Publisher, message
+from producers.wire.publisher import DURABLE, Publisher, message
 from producers.wire.queues import PRIORITY_STEPS, TASK, queue_name, redis_key
 from results_store.records import PendingEnvelope
 
@@ -87,6 +87,7 @@ def test_our_message_has_field_for_field_what_celery_sends(app: Celery, broker_u
         )
         theirs = pop(redis, redis_key("text", priority))
     ours = json.loads(data)
+    assert ours["headers"].pop(DURABLE) is True, "for Argosy's workers; everybody else passes over it"
     assert key == redis_key("text", priority)
     assert body(ours) == body(theirs)
     for wire in (ours, theirs):

@@ -1,4 +1,5 @@
-"""Celery's Redis transport and task strategy, guarded against invalid messages and broken connections.
+"""Celery's Redis transport and task strategy, guarded against invalid messages, broken connections and a Redis that
+refuses commands.
 
 Any client of the broker can put anything on a queue. Stock kombu and Celery let some messages (no JSON, no properties,
 an empty body) raise in the consumer's loop: the worker ends and returns the message, and the next worker ends too. Here
@@ -17,23 +18,31 @@ from typing import Any
 
 from celery.worker import strategy
 from kombu.transport import redis
-from redis.exceptions import ConnectionError  # noqa: A004 - the class that kombu expects
+from redis import Redis
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004 - the class that kombu expects
+    ResponseError,
+)
 
+from workers.consumer.refusals import Refusals
+from workers.consumer.unacknowledged import QoS
 from workers.node.lanes import may_take
 
 logger = logging.getLogger(__name__)
 
 
-class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
-    """Close a channel whose broker is away, although its unacknowledged messages cannot be put back."""
+#: The errors of kombu's transport, and every refusal of Redis.
+CONNECTION_ERRORS = (*redis.Transport.connection_errors, ResponseError)
 
-    def restore_unacked(self, client: Any = None) -> None:
+
+class Client(Redis):
+    """A client to which a refused PING is an answer: MISCONF and BUSY refuse PING, too."""
+
+    def ping(self, **options: Any) -> Any:
         try:
-            super().restore_unacked(client)
-        except Exception as error:  # noqa: BLE001 - the channel must be closed in any case
-            # Envelopes that run here continue and are committed; the others come back when their leases expire.
-            logger.warning("messages were not put back: %s: %s", type(error).__name__, error)
-            self._delivered.clear()
+            return super().ping(**options)
+        except ResponseError:
+            return True
 
 
 #: The interval at which Redis is asked again for a list that had its part of the slots.
@@ -43,12 +52,24 @@ POLL_S = 0.02
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     """Read on after a message that is not kombu's, and raise ConnectionError if the connection is closed.
 
+    If Redis refuses a command, the channel stays: it takes no messages for a while and then asks again. Refused events
+    and replies to remote control are dropped.
+
     From each list (a queue's messages of one priority) it takes no more than `may_take` allows of the prefetch count.
     """
 
     QoS = QoS
 
     _kept_client: tuple[Any, Any] | None = None  # the pool, and its client
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._taking = Refusals("taking envelopes")
+        self._hearing = Refusals("hearing remote control")
+        self._telling = Refusals("sending events and replies to Flower")
+        super().__init__(*arguments, **options)
+
+    def _get_client(self) -> Any:
+        return super()._get_client() if self.global_keyprefix else Client
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         """Return the same client as long as its pool lasts.
@@ -78,6 +99,15 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             self._disconnect_pools()
 
     def _brpop_start(self, timeout: float | None = None) -> None:
+        if self._taking.waiting:
+            return
+        try:
+            self._send_brpop(timeout)
+        except ResponseError as error:  # of the PING that redis-py sends over an idle connection
+            self._in_poll = None
+            self._taking.refused(error)
+
+    def _send_brpop(self, timeout: float | None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         lists = [(queue, priority) for priority in self.priority_steps for queue in queues]
         held = self._held()
@@ -116,17 +146,71 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            taken = super()._brpop_read(**options)
+        except Empty:
+            self._taking.accepted()
+            raise
+        except ResponseError as error:
+            self._taking.refused(error)
+            raise Empty from error
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             # the message is popped and not among the unacknowledged: it is gone, as intended
             logger.warning("dropped an entry of a queue that is not a message: %s: %s", type(error).__name__, error)
             raise Empty from error
+        self._taking.accepted()
+        return taken
+
+    def _subscribe(self) -> None:
+        if not self._hearing.waiting:
+            super()._subscribe()
+
+    def _receive(self) -> Any:
+        try:
+            received = super()._receive()
+        except ResponseError as error:
+            self._hearing.refused(error)
+            raise Empty from error
+        self._hearing.accepted()
+        return received
+
+    def _put_fanout(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super()._put_fanout(*arguments, **options)
+        except ResponseError as error:
+            self._telling.refused(error)
+        else:
+            self._telling.accepted()
+
+    def _put(self, queue: str, message: Any, **options: Any) -> None:
+        try:
+            super()._put(queue, message, **options)
+        except ResponseError as error:
+            if not queue.endswith(".pidbox"):  # the replies' queues
+                raise
+            self._telling.refused(error)
+
+    def _queue_bind(self, *arguments: Any) -> None:
+        # Only a sender that names an exchange needs the binding, and it makes one itself.
+        with suppress(ResponseError):
+            super()._queue_bind(*arguments)
+
+    def _delete(self, *arguments: Any, **options: Any) -> None:
+        with suppress(ResponseError):  # the queue of a closed channel's remote control expires by itself
+            super()._delete(*arguments, **options)
+
+    def _size(self, queue: str) -> int:
+        try:
+            size: int = super()._size(queue)
+        except ResponseError:  # asked for when a queue is declared, and not used
+            return 0
+        return size
 
 
 class Transport(redis.Transport):  # type: ignore[misc] # kombu is untyped
-    """kombu's Redis transport with the guarded channel."""
+    """kombu's Redis transport with the guarded channel. An unexpected refusal of Redis is like a lost connection."""
 
     Channel = Channel
+    connection_errors = CONNECTION_ERRORS
 
 
 def guarded(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., None]:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def run(
         _consume(node, broker_url, f"argosy+{store_url}", ready_file)
     finally:
         if ready_file:
-            ready_file.unlink(missing_ok=True)
+            with suppress(OSError):
+                ready_file.unlink(missing_ok=True)
         node.stop()
     if faults:
         raise ConfigurationError(faults[0])
@@ -76,7 +78,7 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
         gc.collect()
         gc.freeze()
         if ready_file:
-            ready_file.touch()
+            _touch(ready_file)
 
     def shutting_down(**_: Any) -> None:
         # a signal handler must not wait; Celery's pool waits for the threads that `drain` ends
@@ -93,6 +95,17 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
         logging.getLogger(chatty).setLevel(logging.WARNING)  # these log two lines per envelope; Flower shows the same
     node.lanes.follow(partial(_take_from, worker, node.lanes))
     worker.start()
+
+
+def _touch(file: Path) -> None:
+    """Make the ready file, as soon as disk space and descriptors allow."""
+    try:
+        file.touch()
+    except OSError as error:
+        logger.warning("the ready file cannot be made: %s; it is tried again", error)
+        again = threading.Timer(1.0, _touch, (file,))
+        again.daemon = True
+        again.start()
 
 
 def _take_from(worker: Any, lanes: Lanes) -> None:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from producers.wire.errors import BrokerUnavailable
+from producers.wire.errors import BrokerUnavailable, Overloaded
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import text_channel
 
@@ -67,7 +67,7 @@ class Streams:
                 for (job, seq), at, text in pieces:
                     pipeline.publish(text_channel(job, seq), msgspec.json.encode((at, text)))
                 listeners = pipeline.execute()
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, Overloaded) as error:
             logger.warning(
                 "%s; %d pieces of text were not sent; their readers get them with the result", error, len(pieces)
             )

@@ -46,7 +46,11 @@ def examine(config: Path | None) -> list[Finding]:
     findings.append(
         _looked_at("store", lambda: _store(where), "start a fleet with `argosy up`, or set ARGOSY_STORE_URL")
     )
-    if all(finding.ok for finding in findings[-2:]):
+    if findings[-2].ok:
+        findings.append(
+            _looked_at("messages", lambda: _messages(where), "until then accepted items wait safely in the store")
+        )
+    if all(finding.ok for finding in findings if finding.about in ("broker", "store")):
         findings += [*_nodes(where), *_declared(where, chosen)]
     return findings
 
@@ -101,6 +105,15 @@ def _broker(where: Connection) -> str:
         return f"{masked(where.broker_url)}: {info.get('server_name', 'redis')} {info['redis_version']}"
     finally:
         publisher.close()
+
+
+def _messages(where: Connection) -> str:
+    publisher = Publisher(where.broker_url)
+    try:
+        publisher.check_writes()
+    finally:
+        publisher.close()
+    return "the broker takes them"
 
 
 def _store(where: Connection) -> str:

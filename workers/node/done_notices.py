@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from producers.wire.errors import BrokerUnavailable
+from producers.wire.errors import BrokerUnavailable, Overloaded
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import done_channel
 from results_store.records import Result
@@ -37,7 +37,7 @@ class DoneNotices:
                 for job, envelope in done:
                     pipeline.publish(done_channel(job), _notice(envelope, results))
                 pipeline.execute()
-        except BrokerUnavailable as error:
+        except (BrokerUnavailable, Overloaded) as error:
             logger.warning("%s; %d notices were not sent", error, len(done))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from producers.wire.blobs import Blobs
-from producers.wire.errors import BrokerUnavailable, ConfigurationError
+from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
@@ -149,7 +149,7 @@ class Node:
             self._batcher.stop()  # first: a model that is loading must not delay the periodic duties' end
         self._upkeep.stop()
         self._keep_costs()
-        with suppress(BrokerUnavailable):
+        with suppress(BrokerUnavailable, Overloaded):
             presence.leave(self._publisher, self.name)
         self._streams.stop()
         self._writer.close()
@@ -283,7 +283,7 @@ class Node:
     def _tell(self) -> None:
         """Publish the served models. They only inform people, so the next announcement makes up for a lost one."""
         if state := self.state():
-            with suppress(BrokerUnavailable):
+            with suppress(BrokerUnavailable, Overloaded):
                 presence.tell(self._publisher, state)
 
     def _drop_deserted(self, item: Item) -> None:

@@ -56,15 +56,16 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tell(publisher: Publisher, state: NodeState) -> None:
-    """Announce a node's models. Raises BrokerUnavailable."""
+    """Announce a node's models. Raises BrokerUnavailable or Overloaded."""
     with as_unavailable(publisher.redis), publisher.redis.pipeline(transaction=False) as pipeline:
+        pipeline.expire(_key(state.name), GONE_AFTER_S)  # a full Redis refuses the others, and keeps the earlier state
         pipeline.sadd(_NODES, state.name)
         pipeline.set(_key(state.name), msgspec.json.encode(state), ex=GONE_AFTER_S)
         pipeline.execute()
 
 
 def leave(publisher: Publisher, name: str) -> None:
-    """Remove a node. Raises BrokerUnavailable."""
+    """Remove a node. Raises BrokerUnavailable or Overloaded."""
     with as_unavailable(publisher.redis), publisher.redis.pipeline(transaction=False) as pipeline:
         pipeline.srem(_NODES, name)
         pipeline.delete(_key(name))

@@ -36,8 +36,11 @@ class Reconciler:
         self._looked_at = -math.inf  # monotonic
 
     def run(self) -> int:
-        """Publish the overdue envelopes and return their number. Raises BrokerUnavailable or StoreUnavailable."""
-        self._publisher.check()  # take no envelope that cannot be published
+        """Publish the overdue envelopes and return their number.
+
+        Raises BrokerUnavailable, Overloaded or StoreUnavailable.
+        """
+        self._publisher.check_writes()  # take no envelope that cannot be published
         gone_before = self._gone_before()
         total = 0
         while published := self._publish_overdue(gone_before):

@@ -206,7 +206,7 @@ class Outbox:
 
 def _messages(packed: Iterable[tuple[Envelope, NewEnvelope]]) -> dict[str, Message]:
     """Return the message that carries each envelope, by its id."""
-    return {row.id: message(row, about=envelope.about) for envelope, row in packed}
+    return {row.id: message(row, about=envelope.about, durable=envelope.durable) for envelope, row in packed}
 
 
 class Waiting:

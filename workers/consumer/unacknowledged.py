@@ -1,0 +1,130 @@
+"""The messages that a channel has taken and not acknowledged yet.
+
+A durable envelope's lease is in the store, so Redis keeps no note of its message: taking and acknowledging it costs no
+command, and a full Redis can be emptied. Redis notes all other messages, as kombu does, and delivers them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from kombu.transport import redis, virtual
+from kombu.utils.json import dumps
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+
+from producers.wire.publisher import DURABLE
+from workers.consumer.refusals import Refusals
+
+logger = logging.getLogger(__name__)
+
+#: Note a message although memory is full: the pop of the message has freed more. Needs Redis 7 or Valkey.
+_NOTE_IN_FULL_REDIS = """#!lua flags=allow-oom
+redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+"""
+
+
+class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
+    """kombu's bookkeeping, without Redis for durable envelopes, and for others as far as Redis allows."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._noted: set[str] = set()  # tags that Redis has notes of
+        self._settled: set[str] = set()  # tags whose notes are to be deleted
+        self._notes = Refusals("noting messages that are not durable (they are computed nevertheless)")
+        super().__init__(*arguments, **options)
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Add a taken message. It is computed even if Redis refuses the note about it."""
+        if not message.headers.get(DURABLE):
+            try:
+                self._note(message, delivery_tag)
+            except ResponseError as error:
+                self._notes.refused(error)
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Free the message's slot, and delete the note about it, now or as soon as Redis accepts that."""
+        try:
+            if delivery_tag in self._noted:
+                self._noted.discard(delivery_tag)
+                self._settled.add(delivery_tag)
+                self._forget()
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Free the message's slot. If `requeue`, put the message back into its list.
+
+        A durable envelope that Redis does not take back is published again by a reconciler.
+        """
+        if not requeue:
+            self.ack(delivery_tag)
+            return
+        try:
+            if delivery_tag in self._noted:
+                self.restore_by_tag(delivery_tag, leftmost=True)
+                self._noted.discard(delivery_tag)
+            elif (message := self._delivered.get(delivery_tag)) is not None:
+                self._put_back(message)
+        except (RedisError, OSError) as error:
+            logger.warning("a message was not put back, and comes again later: %s", error)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Put the noted messages back when the channel closes, if Redis takes them; the others have leases."""
+        try:
+            with self.channel.conn_or_acquire(client) as connected:
+                for tag in tuple(self._noted):
+                    self.restore_by_tag(tag, client=connected)
+        except Exception as error:  # noqa: BLE001 - the channel must be closed in any case
+            logger.warning("messages were not put back: %s: %s", type(error).__name__, error)
+        self._delivered.clear()
+
+    def restore_visible(self, *arguments: Any, **options: Any) -> None:
+        """Put back the messages of dead workers whose time is over, and delete notes that Redis kept. Periodic."""
+        try:
+            super().restore_visible(*arguments, **options)
+        except ResponseError as error:
+            logger.debug("messages of dead workers are put back later: %s", error)
+        if self._settled:
+            self._forget()
+
+    def _note(self, message: Any, delivery_tag: str) -> None:
+        info = message.delivery_info
+        noted_at = time.time()
+        note = dumps([message._raw, info["exchange"], info["routing_key"]])  # noqa: SLF001 - like kombu's own code
+        with self.channel.conn_or_acquire() as client:
+            try:
+                with client.pipeline() as pipe:
+                    pipe.zadd(self.unacked_index_key, {delivery_tag: noted_at})
+                    pipe.hset(self.unacked_key, delivery_tag, note)
+                    pipe.execute()
+            except OutOfMemoryError:
+                keys = [self.unacked_index_key, self.unacked_key]
+                client.eval(_NOTE_IN_FULL_REDIS, len(keys), *keys, noted_at, delivery_tag, note)
+        self._noted.add(delivery_tag)
+        self._notes.accepted()
+
+    def _forget(self) -> None:
+        tags = tuple(self._settled)
+        try:
+            with self.pipe_or_acquire() as pipe:
+                pipe.zrem(self.unacked_index_key, *tags).hdel(self.unacked_key, *tags).execute()
+        except ResponseError as error:
+            logger.debug("notes about acknowledged messages are deleted later: %s", error)
+        else:
+            self._settled.difference_update(tags)
+
+    def _put_back(self, message: Any) -> None:
+        info = message.delivery_info
+        with self.channel.conn_or_acquire() as client:
+            self.channel._do_restore_message(  # noqa: SLF001 - like kombu's own code
+                message._raw,  # noqa: SLF001
+                info["exchange"],
+                info["routing_key"],
+                client,
+                leftmost=True,
+            )
