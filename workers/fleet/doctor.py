@@ -10,7 +10,7 @@ from pathlib import Path
 
 from producers.wire.connection import Connection, masked
 from producers.wire.errors import ArgosyError
-from producers.wire.publisher import Publisher
+from producers.wire.publisher import Publisher, as_unavailable
 from results_store.store import Store
 from workers import settings
 from workers.device import devices
@@ -101,7 +101,8 @@ def _broker(where: Connection) -> str:
     publisher = Publisher(where.broker_url)
     try:
         publisher.check()
-        info = publisher.redis.info("server")
+        with as_unavailable(publisher.redis):
+            info = publisher.redis.info("server")
         return f"{masked(where.broker_url)}: {info.get('server_name', 'redis')} {info['redis_version']}"
     finally:
         publisher.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import msgspec
 
+from producers.wire.errors import BrokerUnavailable
 from producers.wire.publisher import Publisher, as_unavailable
 
 #: Seconds between a node's announcements, and seconds of silence after which it counts as gone.
@@ -78,7 +80,8 @@ def nodes(publisher: Publisher) -> list[NodeState]:
     with as_unavailable(redis):
         names = sorted(name.decode() if isinstance(name, bytes) else name for name in redis.smembers(_NODES))
         found = redis.mget([_key(name) for name in names]) if names else []
-        if gone := [name for name, said in zip(names, found, strict=True) if said is None]:
+    if gone := [name for name, said in zip(names, found, strict=True) if said is None]:
+        with suppress(BrokerUnavailable), as_unavailable(redis):  # a read-only Redis can be looked at all the same
             redis.srem(_NODES, *gone)
     return [msgspec.json.decode(said, type=NodeState) for said in found if said is not None]
 
