@@ -18,32 +18,40 @@ Refusing = Callable[[Redis], AbstractContextManager[None]]
 def full(redis: Redis) -> Iterator[None]:
     """Nothing that needs memory: LPUSH, SET, SADD, ZADD, HSET. Taking, deleting and PUBLISH go on."""
     redis.config_set("maxmemory", "1")
-    yield
-    redis.config_set("maxmemory", "0")
+    try:
+        yield
+    finally:
+        redis.config_set("maxmemory", "0")
 
 
 @contextmanager
 def read_only(redis: Redis) -> Iterator[None]:
     """A replica whose primary is away: no writes, and its data stay."""
     redis.replicaof("127.0.0.1", "1")
-    yield
-    redis.replicaof("no", "one")
+    try:
+        yield
+    finally:
+        redis.replicaof("no", "one")
 
 
 @contextmanager
 def not_permitted(redis: Redis) -> Iterator[None]:
     """An operator took the rights away: no writes, no PUBLISH, no SUBSCRIBE."""
     redis.execute_command("ACL", "SETUSER", "default", "-@write", "-@pubsub")
-    yield
-    redis.execute_command("ACL", "SETUSER", "default", "+@all")
+    try:
+        yield
+    finally:
+        redis.execute_command("ACL", "SETUSER", "default", "+@all")
 
 
 @contextmanager
 def without_replicas(redis: Redis) -> Iterator[None]:
     """A primary that must not write alone."""
     redis.config_set("min-replicas-to-write", "1")
-    yield
-    redis.config_set("min-replicas-to-write", "0")
+    try:
+        yield
+    finally:
+        redis.config_set("min-replicas-to-write", "0")
 
 
 @contextmanager
@@ -55,9 +63,11 @@ def unable_to_save(redis: Redis) -> Iterator[None]:
     redis.bgsave()
     while redis.info("persistence")["rdb_last_bgsave_status"] == "ok":
         pass
-    yield
-    folder.mkdir()
-    redis.config_set("save", "")
+    try:
+        yield
+    finally:
+        folder.mkdir()
+        redis.config_set("save", "")
 
 
 @contextmanager
@@ -78,9 +88,11 @@ def busy(redis: Redis) -> Iterator[None]:
                 redis.ping()
                 continue
             break
-        yield
-        redis.script_kill()
-        running.join()
+        try:
+            yield
+        finally:
+            redis.script_kill()
+            running.join()
 
 
 #: Each way, and whether messages are taken nevertheless.
