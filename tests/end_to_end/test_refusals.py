@@ -15,7 +15,7 @@ from producers import BrokerUnavailable, Client, Overloaded
 from producers.client.handles import Handle
 from tests.end_to_end.processes import device_process, until
 from tests.end_to_end.test_faults import assert_each_once_and_right, gated, texts, wait_until_some_are_done
-from tests.refusing import WAYS, full
+from tests.refusing import WAYS
 from workers.fleet.local import LocalFleet
 
 TIMEOUT_S = 90
@@ -65,23 +65,26 @@ def test_a_redis_that_refuses_is_waited_for(shared_fleet: LocalFleet, way: str, 
     assert "Unrecoverable" not in said
 
 
-def test_workers_stop_and_start_while_redis_is_full(fleet: LocalFleet, client: Client) -> None:
-    """An operator's stop gives envelopes back that a full Redis does not take: they come again when there is room. The
-    started worker empties Redis meanwhile.
+@pytest.mark.parametrize("way", ["full", "read-only", "not permitted", "unable to save"])
+def test_workers_stop_and_start_while_redis_refuses(fleet: LocalFleet, client: Client, way: str) -> None:
+    """An operator's stop gives envelopes back that Redis does not take: they come again when it does. The started
+    worker empties a full Redis meanwhile.
     """
+    refusing, taken_nevertheless = WAYS[way]
     expected = ["sleep 1.5 a", *texts(3000), "sleep 1.5 b"]
     job = client.submit_many(["echo", "shout"], expected)
     wait_until_some_are_done(job)
     service = fleet.workers[0]
     with Redis.from_url(fleet.broker_url) as redis:
-        with full(redis):
+        with refusing(redis):
             service.stop()
             assert service.process is not None
             assert service.process.returncode == 0
             service.start()
             assert service.ready_file is not None
             until(service.ready_file.exists)
-            until(lambda: not any(redis.llen(key) for key in redis.scan_iter("argosy.scripted*", _type="list")))
+            if taken_nevertheless:
+                until(lambda: not any(redis.llen(key) for key in redis.scan_iter("argosy.scripted*", _type="list")))
             assert service.process.poll() is None
         assert_each_once_and_right(job, expected)
 
