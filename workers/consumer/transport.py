@@ -31,10 +31,6 @@ from workers.node.lanes import may_take
 logger = logging.getLogger(__name__)
 
 
-#: The errors of kombu's transport, and every refusal of Redis.
-CONNECTION_ERRORS = (*redis.Transport.connection_errors, ResponseError)
-
-
 class Client(Redis):
     """A client to which a refused PING is an answer: MISCONF and BUSY refuse PING, too."""
 
@@ -210,7 +206,7 @@ class Transport(redis.Transport):  # type: ignore[misc] # kombu is untyped
     """kombu's Redis transport with the guarded channel. An unexpected refusal of Redis is like a lost connection."""
 
     Channel = Channel
-    connection_errors = CONNECTION_ERRORS
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
 
 def guarded(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., None]:
