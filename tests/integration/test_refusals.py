@@ -19,6 +19,7 @@ from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS, redis_key
 from results_store.store import Store
 from tests.integration.rows import new_envelope, submit
 from tests.refusing import WAYS, full, read_only
+from workers.fleet import doctor
 from workers.node.reconciler import Reconciler
 
 QUEUE = redis_key("text", Priority.INTERACTIVE)
@@ -217,3 +218,21 @@ def test_an_overdue_envelope_is_published_as_soon_as_redis_accepts(
         reconciler.run()
     assert reconciler.run() == 1
     publisher.close()
+
+
+def test_doctor_says_that_redis_refuses_and_what_to_do(
+    redis: Redis, url: str, store_url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full Redis answers a ping: that alone would look healthy."""
+    monkeypatch.setenv("ARGOSY_BROKER_URL", url)
+    monkeypatch.setenv("ARGOSY_STORE_URL", store_url)
+
+    def found() -> tuple[bool, str]:
+        (finding,) = [finding for finding in doctor.examine(None) if finding.about == "messages"]
+        return finding.ok, finding.found
+
+    assert found() == (True, "the broker takes them")
+    with full(redis):
+        ok, said = found()
+    assert not ok
+    assert "give Redis more memory" in said
