@@ -73,14 +73,15 @@ class Claimed(NamedTuple):
 class NewJob:
     """A job to create. `idempotency_key`, if given, is unique: creating the job again returns the first job.
 
-    `ttl_s` is the time for which the finished job is kept. With None, callers of `Store.purge` decide.
+    The store's clock sets `created_at` if that is None. `ttl_s` is the time for which the finished job is kept. With
+    None, callers of `Store.purge` decide.
     """
 
     id: str
     priority: int
     name: str | None = None
     idempotency_key: str | None = None
-    created_at: float
+    created_at: float | None = None
     ttl_s: float | None = None
     tenant: str = ""
     pipeline: dict[str, Any] | None = None
@@ -88,7 +89,11 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewEnvelope:
-    """An envelope for the outbox. `payload` is its encoded message, opaque to the store, of `content_type`."""
+    """An envelope for the outbox. `payload` is its encoded message, opaque to the store, of `content_type`.
+
+    The store's clock sets `created_at` if that is None. `deadline_at` is by the store's clock; with `deadline_s`, it is
+    that long after `created_at`.
+    """
 
     id: str
     job: str
@@ -98,8 +103,9 @@ class NewEnvelope:
     results: int
     payload: bytes
     content_type: str
-    created_at: float
+    created_at: float | None = None
     deadline_at: float | None = None
+    deadline_s: float | None = None
     lane: int = 0
 
 
@@ -276,6 +282,7 @@ class PendingEnvelope:
     payload: bytes
     content_type: str
     created_at: float
+    accepted_at: float
     attempts: int
     lane: int = 0
 
@@ -287,9 +294,9 @@ class Transaction(NamedTuple):
     without an error get an error that counts the attempts. Envelopes in `unlisted` were never in the outbox: their new
     results add to the size of their job. Envelopes in `stepped` belong to pipelines: their results may lead to more.
 
-    Envelopes in `claims` are leased to `worker` until `leased_until`, unless they were begun `max_attempts` times. With
-    `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. `at` defaults to
-    now.
+    Envelopes in `claims` are leased to `worker` for `lease_s`, unless they were begun `max_attempts` times. With
+    `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. A time in `at`
+    replaces the store's clock.
     """
 
     # a named tuple is made in a quarter of the time of a frozen dataclass, and a lone item makes four
@@ -302,7 +309,7 @@ class Transaction(NamedTuple):
     stepped: Collection[str] = ()
     claims: Collection[str] = ()
     worker: str = ""
-    leased_until: float = 0.0
+    lease_s: float = 0.0
     max_attempts: int = MAX_ATTEMPTS
     drop_inputs: bool = False
     at: float | None = None
@@ -314,12 +321,14 @@ class Committed:
 
     `claims` has the answer for each claimed envelope, `inserted` the number of new results, `done` the finished
     (job, envelope) pairs. `followed` are envelopes of pipelines that were derived: accepted, and to be published.
+    `stored_at` is the time of new results of `unlisted` envelopes.
     """
 
     claims: Mapping[str, Claimed] = field(default_factory=dict)
     inserted: int = 0
     done: tuple[tuple[str, str], ...] = ()
     followed: tuple[NewEnvelope, ...] = ()
+    stored_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

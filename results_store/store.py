@@ -6,7 +6,6 @@ Other tables have their own objects, which are attributes of `Store`: `tenants`,
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +27,7 @@ from results_store.records import (
     Result,
     Transaction,
 )
-from results_store.sql import delivery, reading, submission
+from results_store.sql import delivery, driver_statements, reading, submission
 from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.dead_letters import DeadLetters
 from results_store.sql.declarations import Declarations
@@ -44,6 +43,9 @@ class Store:
     Any number of threads may share a Store, and any number of processes a database. `timeout_s` limits every wait: for
     a connection, a lock or a statement. Every method except `close` raises StoreUnavailable if the database cannot be
     reached in that time; the same call may then be repeated.
+
+    Its clock judges all times that machines share, such as leases: PostgreSQL's, or with SQLite its machine's. A time
+    given as `now` or `at` replaces it.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
@@ -97,29 +99,34 @@ class Store:
         *,
         jobs: Sequence[NewJob] = (),
         expected_items: int | None = None,
-    ) -> None:
+    ) -> float | None:
         """Put envelopes into the outbox, all or none, and count them in their jobs.
 
-        They are accepted once this returns.
+        They are accepted once this returns. Returns the time by the store's clock, or None without envelopes.
 
         `jobs` are created in the same transaction, which saves a lone item a wait for the disk. With `expected_items`,
         each job must hold exactly that many items before: this protects a submission that continues an interrupted run.
         Raises UnknownJob or SubmissionConflict.
         """
         with self._database.write(Weight.ACCEPTED) as connection:
-            submission.add_envelopes(connection, envelopes, jobs, expected_items)
+            return submission.add_envelopes(connection, envelopes, jobs, expected_items)
 
-    def mark_published(self, ids: Collection[str], at: float) -> None:
+    def mark_published(self, ids: Collection[str], at: float | None = None) -> None:
         """Record that envelopes are in Redis, so that the reconciler leaves them alone."""
         with self._database.write(Weight.NOTE) as connection:
             delivery.mark_published(connection, ids, at)
 
-    def cancel_job(self, job: str, at: float) -> JobStatus:
+    def cancel_job(self, job: str, at: float | None = None) -> JobStatus:
         """Cancel the uncomputed items: claims of their envelopes return CANCELLED from now on. Raises UnknownJob."""
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at)
 
     # --- reading ---
+
+    def now(self) -> float:
+        """Return the time by the store's clock (Unix seconds), by which times of several machines are compared."""
+        with self._database.read() as connection:
+            return driver_statements.store_time(connection)
 
     def job(self, job: str) -> JobStatus:
         """Return a job with its progress, which is a single row whatever the job's size. Raises UnknownJob."""
@@ -184,12 +191,12 @@ class Store:
         ids: Collection[str],
         *,
         worker: str,
-        leased_until: float,
+        lease_s: float,
         now: float | None = None,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> dict[str, Claimed]:
         """Return the claim of each envelope. A worker's own envelopes are leased to it and count an attempt."""
-        lease = Transaction(claims=ids, worker=worker, leased_until=leased_until, at=now, max_attempts=max_attempts)
+        lease = Transaction(claims=ids, worker=worker, lease_s=lease_s, at=now, max_attempts=max_attempts)
         return dict(self.transact(lease).claims)
 
     def commit(
@@ -223,14 +230,12 @@ class Store:
         """
         stores = transaction.results or transaction.done or transaction.dead
         with self._database.write(Weight.RESULTS if stores else Weight.NOTE) as connection:
-            return delivery.transact(
-                connection, transaction, time.time() if transaction.at is None else transaction.at, follow
-            )
+            return delivery.transact(connection, transaction, follow)
 
-    def renew(self, ids: Collection[str], *, worker: str, leased_until: float) -> int:
-        """Renew the worker's leases on envelopes; return the number that it still has."""
+    def renew(self, ids: Collection[str], *, worker: str, lease_s: float, now: float | None = None) -> int:
+        """Renew the worker's leases on envelopes, for `lease_s` from now; return the number that it still has."""
         with self._database.write(Weight.NOTE) as connection:
-            return delivery.renew(connection, ids, worker=worker, leased_until=leased_until)
+            return delivery.renew(connection, ids, worker=worker, lease_s=lease_s, now=now)
 
     def release(self, ids: Collection[str], *, worker: str) -> int:
         """Give envelopes back uncomputed, when an operator stops a worker. The lease ends; the attempt is not
@@ -246,26 +251,26 @@ class Store:
         has used all its attempts.
         """
         with self._database.write(Weight.NOTE) as connection:
-            now = time.time() if at is None else at
-            return delivery.note_failure(connection, envelope, worker=worker, error=error, at=now) > 0
+            return delivery.note_failure(connection, envelope, worker=worker, error=error, at=at) > 0
 
     # --- the reconciler ---
 
     def take_overdue(
         self,
-        now: float,
         *,
-        accepted_before: float,
-        published_before: Mapping[Line, float] | float | None = None,
+        overdue_s: float,
+        oldest: Mapping[Line, float | None] | None = None,
         limit: int = 1000,
+        now: float | None = None,
     ) -> list[PendingEnvelope]:
-        """Take envelopes that were accepted long ago and not published, or whose lease has expired.
+        """Take envelopes that were accepted `overdue_s` ago and not published, or whose lease has expired.
 
-        With `published_before` (a time, or a time for each model, priority and lane), also take envelopes that were
-        published before it and never claimed, because Redis has lost them. They return to the outbox as accepted `now`,
-        so that no other reconciler takes them. Publish them, then call `mark_published`.
+        A lease has also expired if it ends later than a lease that begins now: its worker's clock was wrong.
+
+        `oldest` has the time at which the oldest message of a model, priority and lane was pushed, or None for an empty
+        list. Also taken are the envelopes of these lists that were published `overdue_s` before it and never claimed,
+        because Redis has lost them. All return to the outbox as accepted now, so that no other reconciler takes them.
+        Publish them, then call `mark_published`.
         """
         with self._database.write(Weight.NOTE) as connection:
-            return delivery.take_overdue(
-                connection, now, accepted_before=accepted_before, published_before=published_before, limit=limit
-            )
+            return delivery.take_overdue(connection, overdue_s=overdue_s, oldest=oldest or {}, limit=limit, now=now)

@@ -207,12 +207,12 @@ class Writer:
 
     def _store_group(self, group: list[_Request]) -> None:
         try:
-            at, committed = self._persist(group)
+            committed = self._persist(group)
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
             self._refuse(group, error)
             return
         self._publish(committed)
-        self._announce(group, at, committed)
+        self._announce(group, committed)
         for request in group:
             request.settled.set()
 
@@ -227,16 +227,15 @@ class Writer:
         self._store_group(group[:middle])
         self._store_group(group[middle:])
 
-    def _persist(self, group: list[_Request]) -> tuple[float, Committed]:
-        """Store the group, however long the database is away; return the time of the commit.
+    def _persist(self, group: list[_Request]) -> Committed:
+        """Store the group, however long the database is away.
 
         Raises StoreUnavailable only after `close` gave up.
         """
         delay_s = self._first_retry_s
         while True:
-            at = time.time()
             try:
-                committed = self._transact(group, at)
+                committed = self._transact(group)
             except StoreUnavailable as error:
                 if self._unavailable_since is None:
                     self._unavailable_since = time.time()
@@ -248,9 +247,9 @@ class Writer:
                 if self._unavailable_since is not None:
                     logger.warning("the database is back after %.0f s", time.time() - self._unavailable_since)
                     self._unavailable_since = None
-                return at, committed
+                return committed
 
-    def _transact(self, group: list[_Request], now: float) -> Committed:
+    def _transact(self, group: list[_Request]) -> Committed:
         parts = [request.part for request in group]
         whole = Transaction(
             results=[result for part in parts for result in part.results],
@@ -261,10 +260,9 @@ class Writer:
             stepped=frozenset(id_ for part in parts for id_ in part.stepped),
             claims=[id_ for part in parts for id_ in part.claims],
             worker=self._worker,
-            leased_until=now + self._lease_s,
+            lease_s=self._lease_s,
             max_attempts=self._max_attempts,
             drop_inputs=self._drop_inputs,
-            at=now,
         )
         committed = self._store.transact(whole, self._follow)
         for request in group:
@@ -283,17 +281,17 @@ class Writer:
                 error,
             )
 
-    def _announce(self, group: list[_Request], at: float, committed: Committed) -> None:
+    def _announce(self, group: list[_Request], committed: Committed) -> None:
         """Announce the finished envelopes. A lost notice costs its reader a poll, so no commit fails because of it."""
         if self._on_committed is None or not committed.done:
             return
         try:
-            self._on_committed(committed.done, _few(group, at, committed))
+            self._on_committed(committed.done, _few(group, committed))
         except Exception as error:  # noqa: BLE001 - see above
             logger.warning("the notices of %d finished envelopes were not sent: %s", len(committed.done), error)
 
 
-def _few(group: list[_Request], at: float, committed: Committed) -> dict[str, list[Result]]:
+def _few(group: list[_Request], committed: Committed) -> dict[str, list[Result]]:
     """Return the few results of the group's envelopes without a row in the outbox, as they are stored.
 
     Empty if any result of the group was stored before, because the stored row then differs.
@@ -302,4 +300,5 @@ def _few(group: list[_Request], at: float, committed: Committed) -> dict[str, li
     if sum(len(part.results) for part in parts) != committed.inserted:
         return {}
     few = [part for part in parts if part.unlisted and 0 < len(part.results) <= FEW_RESULTS]
+    at = committed.stored_at
     return {part.results[0].envelope: [replace(result, stored_at=at) for result in part.results] for part in few}

@@ -212,7 +212,7 @@ class AsyncWatched:
 
     async def cancel(self) -> JobStatus:
         """Cancel the items that are not computed yet. They end as ``cancelled`` when their turn comes."""
-        return await self._link.ask(lambda store: store.cancel_job(self.id, time.time()))
+        return await self._link.ask(lambda store: store.cancel_job(self.id))
 
     async def pages(self) -> AsyncIterator[list[Result]]:
         """Yield the stored results, a page at a time. Raises UnknownJob."""

@@ -86,7 +86,7 @@ class Client:
 
         With ``durable=False`` the item goes straight to Redis, which saves the write to the store and the wait for it.
         Its result is stored like any other. But if Redis or the worker loses the item, it is not sent again and never
-        gets a result.
+        gets a result. Its deadline is judged by the clocks of this machine and of the worker's, not by the store's.
 
         Raises InvalidInput, Overloaded, RateLimited, BrokerUnavailable, StoreUnavailable, BlobsUnavailable,
         ConfigurationError or SchemaMismatch. Nothing was accepted then, with one exception: if the connection to Redis

@@ -6,7 +6,6 @@ import itertools
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,7 +34,6 @@ class Stream:
             id=new_id(),
             priority=int(Priority.STANDARD),
             name=f"stream of {socket.gethostname()}:{os.getpid()}",
-            created_at=time.time(),
             tenant=tenant,
         )
         self.seq = itertools.count()

@@ -87,7 +87,7 @@ class Request:
         return replace(self, params={task.name: {**self.params.get(task.name, {}), "stream": True}})
 
     def deadline_at(self, now: float) -> float | None:
-        """Return the time (Unix) after which items are not computed any more, for a submission made `now`."""
+        """Return the time after which items are not computed any more, by the clock of `now`, the submission's time."""
         return None if self.deadline_s is None else now + self.deadline_s
 
     def item(self, seq: int, value: object, *, field: str) -> Item:

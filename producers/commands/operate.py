@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +88,8 @@ def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, every
     if job is None and error_kind is None and not everything:
         raise click.UsageError("name a job, an error with --error, or --all", ctx)
     envelopes = results = 0
-    began_at = time.time()
     with open_store() as store:
+        began_at = store.now()
         if job is not None:
             store.job(job)  # a misspelt id raises, instead of replaying nothing
         while (portion := store.dead_letters.replay(job=job, error_kind=error_kind, failed_before=began_at)).envelopes:
@@ -117,10 +116,10 @@ def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
     from producers.wire.blobs import Blobs
     from producers.wire.connection import Connection
 
-    now, connection = time.time(), Connection()
-    before = None if older_than_s is None else now - older_than_s
+    connection = Connection()
     with open_store() as store:
-        gone = store.retention.purge(finished_before=before, keep_results=inputs_only, now=now)
+        before = None if older_than_s is None else store.now() - older_than_s
+        gone = store.retention.purge(finished_before=before, keep_results=inputs_only)
         blobs = Blobs(connection.blobs).sweep(store.retention.with_inputs)
         files = _sweep_files(connection, store)
     removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads + blobs, "batches": gone.batches}

@@ -107,6 +107,7 @@ class Guard:
         if not self._gateway.settings.auth:
             return ANYBODY
         try:
+            # keys expire by this gateway's clock, like certificates: a look at the store's would cost each request one
             return await self._gateway.keyring.holder(headers.get("authorization"), time.time())
         except Refused as error:
             raise Problem(401, "Unauthorized", str(error), headers={"WWW-Authenticate": "Bearer"}) from None

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 #: Threads that write blobs at the same time.
 WRITERS = 8
 
-#: A sweep never deletes a blob younger than this.
-YOUNG_S = 3600.0
+#: A sweep never deletes a blob younger than this. The age is by the producer's and the sweeper's clocks: of the three
+#: hours, one is for the submission, and each clock may be wrong by another.
+YOUNG_S = 3 * 3600.0
 
 #: Jobs per query to the store.
 _JOBS = 500

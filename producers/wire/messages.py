@@ -161,8 +161,9 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The unit of delivery: a Celery message with items of the same model and priority.
 
-    Times are Unix seconds. An item is not computed after `deadline_at`. An envelope that is not `durable` has no row in
-    the outbox: only Redis carries it. An empty `tenant` means no tenant. Results of a `pipeline` envelope may lead to
+    Times are Unix seconds, by the sender's clock. An item is not computed after `deadline_at`, or after the deadline in
+    the envelope's row, which is by the store's clock. An envelope that is not `durable` has no row in the outbox: only
+    Redis carries it. An empty `tenant` means no tenant. Results of a `pipeline` envelope may lead to
     more envelopes.
     """
 
@@ -235,9 +236,10 @@ ID = f"[{_CROCKFORD}]{{26}}"
 _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
-def new_id() -> str:
-    """Return a new identifier: 26 characters that sort by time (the ULID layout, lower case)."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+def new_id(at: float | None = None) -> str:
+    """Return a new identifier: 26 characters that sort by time (the ULID layout, lower case); default: now."""
+    made_ms = time.time_ns() // 1_000_000 if at is None else int(at * 1000)
+    value = made_ms << 80 | int.from_bytes(os.urandom(10), "big")
     return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
 
 

@@ -44,7 +44,10 @@ def pack(items: Iterable[Item]) -> Iterator[tuple[Item, ...]]:
 
 
 def outbox_row(envelope: Envelope, lane: int) -> NewEnvelope:
-    """Return an envelope encoded as its row in the outbox, for a lane of its model's queues."""
+    """Return an envelope encoded as its row in the outbox, for a lane of its model's queues.
+
+    The store sets its times. Its deadline is as long after that as it is after `queued_at`.
+    """
     payload, content_type = encode(envelope)
     return NewEnvelope(
         id=envelope.id,
@@ -55,7 +58,6 @@ def outbox_row(envelope: Envelope, lane: int) -> NewEnvelope:
         results=envelope.results,
         payload=payload,
         content_type=content_type,
-        created_at=envelope.queued_at,
-        deadline_at=envelope.deadline_at,
+        deadline_s=None if envelope.deadline_at is None else envelope.deadline_at - envelope.queued_at,
         lane=lane,
     )

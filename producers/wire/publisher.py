@@ -85,9 +85,10 @@ class Publishable(Protocol):
     def content_type(self) -> str: ...
 
 
-def message(envelope: Publishable, *, about: str = "", durable: bool = True) -> Message:
+def message(envelope: Publishable, *, about: str = "", durable: bool = True, at: float | None = None) -> Message:
     """Return an envelope's Redis list and the message to push there. A `durable` envelope has a row in the store.
 
+    The reconciler reads the time `at` from the message, by the store's clock; by default it is the sender's time now.
     Flower shows `about` (``64 items, sentiment+topic``) beside the envelope's model, priority and job. The inputs are
     never shown.
     """
@@ -107,7 +108,7 @@ def message(envelope: Publishable, *, about: str = "", durable: bool = True) -> 
             "delivery_info": {"exchange": "", "routing_key": queue_name(envelope.model, envelope.lane)},
             "priority": int(priority),
             "body_encoding": "base64",
-            "delivery_tag": new_id(),  # not the envelope's id: a message may be published twice, each is acknowledged
+            "delivery_tag": new_id(at),  # not the envelope's id: a message may be published twice, each is acknowledged
         },
     }
     return redis_key(envelope.model, priority, envelope.lane), msgspec.json.encode(wire)

@@ -270,13 +270,10 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
         """Delete rows older than `result_expires`. `celery beat` runs this once a day (``celery.backend_cleanup``)."""
         if not self.expires:
             return
-        now = time.time()
         kept_s = self.expires.total_seconds()
         chords = maybe_timedelta(self.app.conf.get("result_chord_expires"))
         chords_kept_s = chords.total_seconds() if chords else kept_s
-        self._ensure_retryable(
-            self._results.clean_up, done_before=now - kept_s, chords_before=now - max(chords_kept_s, kept_s)
-        )
+        self._ensure_retryable(self._results.clean_up, kept_s=kept_s, chords_kept_s=max(chords_kept_s, kept_s))
 
     def __reduce__(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         return super().__reduce__(args, {"url": self.url, "expires": self.expires, **(kwargs or {})})

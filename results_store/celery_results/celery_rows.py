@@ -1,4 +1,7 @@
-"""The tables of the Celery result backend. Each function runs in the caller's transaction; none knows Celery."""
+"""The tables of the Celery result backend. Each function runs in the caller's transaction; none knows Celery.
+
+Times are by the store's clock, except `done_at`, Celery's own time of a task's end, which only cleaning up compares.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import BigInteger, Connection, Table, delete, func, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from results_store.sql.columns import among, text
+from results_store.sql.columns import among, clock, text
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import celery_chord_parts, celery_chords, celery_groups, celery_tasks
 
@@ -66,9 +69,10 @@ def forget_task(connection: Connection, id_: str) -> None:
 # --- groups ---
 
 
-def put_group(connection: Connection, id_: str, members: str, at: float) -> None:
-    insert = _insert(connection, celery_groups).values(id=id_, members=members, saved_at=at)
-    connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_={"members": members, "saved_at": at}))
+def put_group(connection: Connection, id_: str, members: str) -> None:
+    insert = _insert(connection, celery_groups).values(id=id_, members=members, saved_at=clock())
+    changes = {"members": members, "saved_at": clock()}
+    connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=changes))
 
 
 def group(connection: Connection, id_: str) -> tuple[str, float] | None:
@@ -83,31 +87,30 @@ def forget_group(connection: Connection, id_: str) -> None:
 # --- chords ---
 
 
-def set_chord_size(connection: Connection, id_: str, size: int, at: float) -> None:
+def set_chord_size(connection: Connection, id_: str, size: int) -> None:
     """Set the number of a chord's parts. A finished chord starts over, because its id may be used again."""
-    _open_chords(connection, [id_], at)
+    _open_chords(connection, [id_])
     mine = celery_chords.c.id == id_
     connection.execute(
         update(celery_chords)
         .where(mine, celery_chords.c.done_at.is_not(None))
         .values(returned=0, added=0, claimed_until=None, done_at=None)
     )
-    connection.execute(update(celery_chords).where(mine).values(size=size, updated_at=at))
+    connection.execute(update(celery_chords).where(mine).values(size=size, updated_at=clock()))
 
 
-def add_to_chord(connection: Connection, id_: str, at: float) -> None:
-    _open_chords(connection, [id_], at)
-    connection.execute(
-        update(celery_chords).where(celery_chords.c.id == id_).values(added=celery_chords.c.added + 1, updated_at=at)
-    )
+def add_to_chord(connection: Connection, id_: str) -> None:
+    _open_chords(connection, [id_])
+    added = update(celery_chords).where(celery_chords.c.id == id_)
+    connection.execute(added.values(added=celery_chords.c.added + 1, updated_at=clock()))
 
 
-def return_parts(connection: Connection, parts: Sequence[ChordPart], at: float, claim_s: float) -> set[tuple[str, str]]:
+def return_parts(connection: Connection, parts: Sequence[ChordPart], claim_s: float) -> set[tuple[str, str]]:
     """Count the new parts; return the (chord, task) pairs that find their chord complete and claim it."""
     if not parts:
         return set()
     chords = sorted({part.chord for part in parts})
-    open_ = _open_chords(connection, chords, at)
+    open_ = _open_chords(connection, chords)
     rows = [asdict(part) for part in parts if part.chord in open_]
     for row in rows:
         del row["size"]
@@ -117,18 +120,19 @@ def return_parts(connection: Connection, parts: Sequence[ChordPart], at: float, 
         new.update(connection.execute(inserted, rows).scalars())
     for chord, count in sorted(new.items()):
         counted = update(celery_chords).where(celery_chords.c.id == chord)
-        connection.execute(counted.values(returned=celery_chords.c.returned + count, updated_at=at))
+        connection.execute(counted.values(returned=celery_chords.c.returned + count, updated_at=clock()))
     last = {part.chord: part for part in parts}
-    claimed = [chord for chord in open_ if _claim(connection, last[chord], at, claim_s)]
+    claimed = [chord for chord in open_ if _claim(connection, last[chord], claim_s)]
     return {(chord, last[chord].task) for chord in claimed}
 
 
-def _claim(connection: Connection, part: ChordPart, at: float, claim_s: float) -> bool:
+def _claim(connection: Connection, part: ChordPart, claim_s: float) -> bool:
     size = func.coalesce(celery_chords.c.size, literal(part.size, BigInteger))
-    free = or_(celery_chords.c.claimed_until.is_(None), celery_chords.c.claimed_until < at)
+    until = celery_chords.c.claimed_until
+    free = or_(until.is_(None), until < clock(), until > clock() + claim_s)  # the last if a clock was wrong
     complete = celery_chords.c.returned >= size + celery_chords.c.added
     mine = (celery_chords.c.id == part.chord, celery_chords.c.done_at.is_(None), free, complete)
-    return connection.execute(update(celery_chords).where(*mine).values(claimed_until=at + claim_s)).rowcount > 0
+    return connection.execute(update(celery_chords).where(*mine).values(claimed_until=clock() + claim_s)).rowcount > 0
 
 
 def chord_parts(connection: Connection, id_: str) -> list[tuple[str, str, str]]:
@@ -139,17 +143,17 @@ def chord_parts(connection: Connection, id_: str) -> list[tuple[str, str, str]]:
     return [(task, state, result) for task, state, result in connection.execute(ordered)]
 
 
-def finish_chord(connection: Connection, id_: str, at: float) -> None:
+def finish_chord(connection: Connection, id_: str) -> None:
     """Close a chord whose body was sent or failed: a late copy of a part then changes nothing."""
-    connection.execute(
-        update(celery_chords).where(celery_chords.c.id == id_).values(done_at=at, claimed_until=None, updated_at=at)
-    )
+    done = update(celery_chords).where(celery_chords.c.id == id_)
+    connection.execute(done.values(done_at=clock(), claimed_until=None, updated_at=clock()))
     connection.execute(delete(celery_chord_parts).where(celery_chord_parts.c.chord == id_))
 
 
-def _open_chords(connection: Connection, ids: Sequence[str], at: float) -> set[str]:
+def _open_chords(connection: Connection, ids: Sequence[str]) -> set[str]:
     """Insert missing chords, lock all in order, and return the ids of the unfinished ones."""
-    connection.execute(insert_new(connection, celery_chords), [{"id": id_, "updated_at": at} for id_ in ids])
+    new = insert_new(connection, celery_chords).values(updated_at=clock())
+    connection.execute(new, [{"id": id_} for id_ in ids])
     wanted = select(celery_chords.c.id, celery_chords.c.done_at).where(among(connection, celery_chords.c.id, ids))
     locked = connection.execute(wanted.order_by(celery_chords.c.id).with_for_update())
     return {id_ for id_, done_at in locked if done_at is None}

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from results_store.celery_results import celery_rows
 from results_store.celery_results.celery_rows import ChordPart, TaskRow
 from results_store.errors import StoreError, StoreUnavailable
+from results_store.sql.columns import clock
 from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.retention import in_portions
 from results_store.sql.schema import celery_chords, celery_groups, celery_tasks
@@ -74,7 +74,7 @@ class CeleryResults:
 
     def save_group(self, id_: str, members: str) -> None:
         with self._database.write(Weight.RESULTS) as connection:
-            celery_rows.put_group(connection, id_, members, time.time())
+            celery_rows.put_group(connection, id_, members)
 
     def group(self, id_: str) -> tuple[str, float] | None:
         """Return a saved group's members and the time it was saved."""
@@ -89,11 +89,11 @@ class CeleryResults:
 
     def set_chord_size(self, id_: str, size: int) -> None:
         with self._database.write(Weight.RESULTS) as connection:
-            celery_rows.set_chord_size(connection, id_, size, time.time())
+            celery_rows.set_chord_size(connection, id_, size)
 
     def add_to_chord(self, id_: str) -> None:
         with self._database.write(Weight.RESULTS) as connection:
-            celery_rows.add_to_chord(connection, id_, time.time())
+            celery_rows.add_to_chord(connection, id_)
 
     def return_part(self, part: ChordPart) -> bool:
         """Count a part once; return whether the chord is complete and the caller must send its body.
@@ -109,15 +109,16 @@ class CeleryResults:
 
     def finish_chord(self, id_: str) -> None:
         with self._database.write(Weight.RESULTS) as connection:
-            celery_rows.finish_chord(connection, id_, time.time())
+            celery_rows.finish_chord(connection, id_)
 
     # --- expiry ---
 
-    def clean_up(self, *, done_before: float, chords_before: float) -> int:
+    def clean_up(self, *, kept_s: float, chords_kept_s: float) -> int:
         """Delete older finished tasks and groups, and older chords; return the number of rows."""
-        tasks = in_portions(self._database, celery_tasks, lambda _: celery_tasks.c.done_at < done_before)
-        groups = in_portions(self._database, celery_groups, lambda _: celery_groups.c.saved_at < done_before)
-        chords = in_portions(self._database, celery_chords, lambda _: celery_chords.c.updated_at < chords_before)
+        tasks = in_portions(self._database, celery_tasks, lambda _: celery_tasks.c.done_at < clock() - kept_s)
+        groups = in_portions(self._database, celery_groups, lambda _: celery_groups.c.saved_at < clock() - kept_s)
+        old = celery_chords.c.updated_at < clock() - chords_kept_s
+        chords = in_portions(self._database, celery_chords, lambda _: old)
         return tasks + groups + chords
 
     # --- the common transaction ---
@@ -153,7 +154,7 @@ class CeleryResults:
         with self._database.write(Weight.RESULTS) as connection:
             celery_rows.put_tasks(connection, [write.row for write in group if write.row is not None])
             parts = [write.part for write in group if write.part is not None]
-            return celery_rows.return_parts(connection, parts, time.time(), self._claim_s)
+            return celery_rows.return_parts(connection, parts, self._claim_s)
 
 
 _shared: dict[tuple[int, str], CeleryResults] = {}

@@ -8,8 +8,10 @@ from array import array
 from collections.abc import Collection
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, ColumnElement, Connection, Text, any_, bindparam, func, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, Double, ScalarSelect, Text, any_, bindparam, func, select
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import KeyedColumnElement
+from sqlalchemy.sql.functions import FunctionElement
 
 from results_store.errors import InvalidRow
 
@@ -17,6 +19,34 @@ from results_store.errors import InvalidRow
 compact_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 #: The same; raises ValueError for NaN and infinity.
 strict_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+#: The store's clock in Unix seconds, by dialect. All machines share it, unlike their own clocks. On SQLite it is the
+#: clock of the machine.
+CLOCK: Final = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS float8)",
+}
+
+
+class _Clock(FunctionElement[float]):
+    name = "store_clock"
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(_Clock)
+def _clock(_element: _Clock, compiler: Any, **_: Any) -> str:
+    return CLOCK[compiler.dialect.name]
+
+
+def clock() -> ScalarSelect[float]:
+    """Return the store's time, once for all rows of a statement. Otherwise PostgreSQL would use no index for it."""
+    return select(_Clock()).scalar_subquery()
+
+
+def given_or_clock(name: str = "_now") -> ScalarSelect[float]:
+    """Return the time in the parameter `name`, or the store's time if that is None."""
+    return select(func.coalesce(bindparam(name, type_=Double()), _Clock())).scalar_subquery()
 
 
 def among(connection: Connection, column: KeyedColumnElement[Any], values: Collection[Any]) -> ColumnElement[bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
 
 from results_store.records import DeadLetter, EnvelopeState, Replayed, Result, ResultState
-from results_store.sql.columns import among
+from results_store.sql.columns import among, clock
 from results_store.sql.database import Database, Weight
 from results_store.sql.reading import result as result_in
 from results_store.sql.schema import DEAD, FAILED, FINISHED, envelopes, jobs, payloads, results
@@ -86,17 +85,16 @@ class DeadLetters:
         count from 0. Envelopes that could only fail in another way are skipped: dropped inputs, a passed deadline, a
         cancelled job.
 
-        To replay everything, call again until nothing is replayed, with the same `failed_before` (default: now), so
-        that items which fail again in the meantime do not repeat forever.
+        To replay everything, call again until nothing is replayed, with the same `failed_before` (default: now, see
+        `Store.now`), so that items which fail again in the meantime do not repeat forever.
         """
-        now = time.time()
-        failed = [FAILED, results.c.stored_at < (now if failed_before is None else failed_before)]
+        failed = [FAILED, results.c.stored_at <= (clock() if failed_before is None else failed_before)]
         if job is not None:
             failed.append(results.c.job == job)
         if error_kind is not None:
             failed.append(results.c.error["kind"].as_string() == error_kind)
         with self._database.write(Weight.ACCEPTED) as connection:
-            return _replay(connection, and_(*failed), limit, now)
+            return _replay(connection, and_(*failed), limit)
 
 
 def _letter(row: dict[str, Any], failures: Sequence[Result]) -> DeadLetter:
@@ -111,9 +109,9 @@ def _failures(connection: Connection, ids: Collection[str]) -> list[Result]:
     return [result_in(row) for row in connection.execute(ordered).mappings()]
 
 
-def _replay(connection: Connection, failed: ColumnElement[bool], limit: int, now: float) -> Replayed:
+def _replay(connection: Connection, failed: ColumnElement[bool], limit: int) -> Replayed:
     """Delete failed results and put their envelopes back into the outbox, immediately overdue."""
-    chosen = _lock_replayable(connection, failed, limit, now)
+    chosen = _lock_replayable(connection, failed, limit)
     deleted = _delete(connection, failed, chosen)
     again = {envelope for _, envelope in deleted}
     connection.execute(
@@ -126,6 +124,7 @@ def _replay(connection: Connection, failed: ColumnElement[bool], limit: int, now
             attempts=0,
             worker=None,
             leased_until=None,
+            lease_s=None,
             finished_at=None,
             error=None,
         )
@@ -134,10 +133,10 @@ def _replay(connection: Connection, failed: ColumnElement[bool], limit: int, now
     return Replayed(envelopes=len(again), results=deleted.total())
 
 
-def _lock_replayable(connection: Connection, failed: ColumnElement[bool], limit: int, now: float) -> dict[str, str]:
+def _lock_replayable(connection: Connection, failed: ColumnElement[bool], limit: int) -> dict[str, str]:
     """Lock finished envelopes that have a failed result and can be computed again; return their jobs by envelope."""
     of_failed = select(results.c.envelope).where(failed)
-    in_time = or_(envelopes.c.deadline_at.is_(None), envelopes.c.deadline_at > now)
+    in_time = or_(envelopes.c.deadline_at.is_(None), envelopes.c.deadline_at > clock())
     wanted = (
         select(envelopes.c.id, envelopes.c.job)
         .join(jobs, jobs.c.id == envelopes.c.job)

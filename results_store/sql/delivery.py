@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Double,
     Select,
     Text,
     Update,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal,
     or_,
     select,
     update,
@@ -41,7 +43,7 @@ from results_store.records import (
     Transaction,
 )
 from results_store.sql import dead_letters, driver_statements, flight, pipelines, retention
-from results_store.sql.columns import among, as_list, cleaned, listed
+from results_store.sql.columns import among, as_list, cleaned, clock, given_or_clock, listed
 from results_store.sql.result_rows import (
     Accepted,
     Inserted,
@@ -52,15 +54,18 @@ from results_store.sql.result_rows import (
 )
 from results_store.sql.schema import ACCEPTED, PUBLISHED, UNFINISHED, envelopes, jobs, payloads, tenants
 
+#: A lease without its length, of a worker older than this column, may end at most this long from now.
+LONGEST_LEASE_S = 24 * 3600.0
 
-def transact(
-    connection: Connection, transaction: Transaction, now: float, follow: pipelines.Follow | None = None
-) -> Committed:
+
+def transact(connection: Connection, transaction: Transaction, follow: pipelines.Follow | None = None) -> Committed:
     """Insert results and batches, finish `done` and `dead`, decide `claims`, and count the new results in their jobs.
 
     `follow` may derive more envelopes from new results of envelopes in `stepped`.
     """
-    results, done, dead = transaction.results, transaction.done, transaction.dead
+    results, done, dead, now = transaction.results, transaction.done, transaction.dead, transaction.at
+    if now is None and connection.dialect.name == "sqlite":
+        now = driver_statements.store_time(connection)  # elsewhere each statement asks by itself
     unlisted, stepped = transaction.unlisted, transaction.stepped
     unbooked = [result for result in results if result.envelope in unlisted] if unlisted else ()
     booked = [result for result in results if result.envelope not in unlisted] if unlisted else results
@@ -69,7 +74,7 @@ def transact(
     rows = [id_ for id_ in done if id_ not in unlisted] if unlisted else done
     lock(connection, {*rows, *dead, *transaction.claims, *(result.envelope for result in (*booked, *steps))})
     inserted = insert_results(connection, dead_letters.explained(connection, booked, dead) if dead else booked, now)
-    more, accepted = insert_unlisted(connection, unbooked, now)
+    more, accepted, stored_at = insert_unlisted(connection, unbooked, now)
     fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
     for batch in transaction.batches:
         flight.record(connection, batch)
@@ -83,7 +88,9 @@ def transact(
         accepted[job] = Accepted(0, results_owed)
     _count(connection, new, accepted, now)
     over = sorted({(result.job, result.envelope) for result in unbooked if result.envelope in done})
-    return Committed(claims=claims, inserted=new.total(), done=(*finished, *over), followed=tuple(followed))
+    return Committed(
+        claims=claims, inserted=new.total(), done=(*finished, *over), followed=tuple(followed), stored_at=stored_at
+    )
 
 
 def _advance(
@@ -91,7 +98,7 @@ def _advance(
     fresh: Sequence[Inserted],
     counted_jobs: Collection[str],
     follow: pipelines.Follow | None,
-    now: float,
+    now: float | None,
 ) -> list[NewEnvelope]:
     if not fresh or follow is None:
         return []
@@ -110,14 +117,17 @@ class _Row(NamedTuple):
     state: str
     worker: str | None
     leased_until: float | None
+    lease_s: float | None
     attempts: int
+    deadline_at: float | None
     cancelled_at: float | None
+    now: float
 
 
 @cache
 def _claimable(dialect: str) -> Select[Any]:
     return (
-        select(*(envelopes.c[name] for name in _Row._fields[:-1]), jobs.c.cancelled_at)
+        select(*(envelopes.c[name] for name in _Row._fields[:-2]), jobs.c.cancelled_at, given_or_clock())
         .join(jobs, jobs.c.id == envelopes.c.job)
         .where(listed(dialect, envelopes.c.id, "_ids"))
     )
@@ -134,27 +144,34 @@ def _taking(dialect: str) -> Update:
             attempts=envelopes.c.attempts + 1,
             worker=bindparam("_worker"),
             leased_until=bindparam("_leased_until"),
+            lease_s=bindparam("_lease_s"),
         )
     )
 
 
-def _claim(connection: Connection, transaction: Transaction, now: float) -> dict[str, Claimed]:
-    dialect = connection.dialect.name
-    found = driver_statements.run(connection, _claimable(dialect), {"_ids": as_list(connection, transaction.claims)})
-    claims = {row[0]: _verdict(_Row(*row), transaction.worker, now, transaction.max_attempts) for row in found}
+def _claim(connection: Connection, transaction: Transaction, at: float | None) -> dict[str, Claimed]:
+    dialect, worker, lease_s = connection.dialect.name, transaction.worker, transaction.lease_s
+    wanted = {"_ids": as_list(connection, transaction.claims), "_now": at}
+    rows = [_Row(*row) for row in driver_statements.run(connection, _claimable(dialect), wanted)]
+    claims = {
+        row.id: Claimed(_verdict(row, worker, transaction.max_attempts), deadline_at=row.deadline_at, now=row.now)
+        for row in rows
+    }
     # A dead envelope gets no lease: if two workers commit it as dead, the second has no effect.
-    taken = [id_ for id_, verdict in claims.items() if verdict in (Claim.WORK, Claim.CANCELLED)]
+    taken = [id_ for id_, claimed in claims.items() if claimed.verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
         # A worker may claim an envelope before its producer has marked it as published.
-        lease = {"_now": now, "_worker": transaction.worker, "_leased_until": transaction.leased_until}
+        now = rows[0].now
+        lease = {"_now": now, "_worker": worker, "_leased_until": now + lease_s, "_lease_s": lease_s}
         driver_statements.run(connection, _taking(dialect), {"_ids": as_list(connection, taken), **lease})
-    return {id_: Claimed(claims.get(id_, Claim.UNKNOWN), now=now) for id_ in transaction.claims}
+    return {id_: claims.get(id_) or Claimed(Claim.UNKNOWN) for id_ in transaction.claims}
 
 
-def _verdict(row: _Row, worker: str, now: float, max_attempts: int) -> Claim:
+def _verdict(row: _Row, worker: str, max_attempts: int) -> Claim:
     if row.state in ("done", "dead"):
         return Claim.DONE
-    if row.leased_until is not None and row.leased_until > now and row.worker != worker:
+    longest_s = LONGEST_LEASE_S if row.lease_s is None else row.lease_s
+    if row.leased_until is not None and row.now < row.leased_until <= row.now + longest_s and row.worker != worker:
         return Claim.HELD
     if row.cancelled_at is not None:
         return Claim.CANCELLED
@@ -169,14 +186,14 @@ def _finishing(dialect: str) -> Any:
         .values(
             # the first terminal state wins here too
             state=case((UNFINISHED, bindparam("_state", type_=Text)), else_=envelopes.c.state),
-            finished_at=func.coalesce(envelopes.c.finished_at, bindparam("_now")),
+            finished_at=func.coalesce(envelopes.c.finished_at, given_or_clock()),
             leased_until=None,
         )
         .returning(envelopes.c.job, envelopes.c.id)
     )
 
 
-def _finish(connection: Connection, ids: Collection[str], state: str, now: float) -> tuple[tuple[str, str], ...]:
+def _finish(connection: Connection, ids: Collection[str], state: str, now: float | None) -> tuple[tuple[str, str], ...]:
     if not ids:
         return ()
     parameters = {"_ids": as_list(connection, ids), "_state": state, "_now": now}
@@ -196,7 +213,7 @@ _counted = (
         total=jobs.c.total + bindparam("_total"),
         # a job that grows by unlisted results was not finished before
         finished_at=case(
-            (and_(or_(jobs.c.finished_at.is_(None), bindparam("_total") > 0), _all_done), bindparam("_at")),
+            (and_(or_(jobs.c.finished_at.is_(None), bindparam("_total") > 0), _all_done), given_or_clock()),
             else_=jobs.c.finished_at,
         ),
     )
@@ -204,20 +221,24 @@ _counted = (
 
 
 def _count(
-    connection: Connection, inserted: Counter[tuple[str, ResultState]], accepted: Mapping[str, Accepted], at: float
+    connection: Connection,
+    inserted: Counter[tuple[str, ResultState]],
+    accepted: Mapping[str, Accepted],
+    now: float | None,
 ) -> None:
     for job in sorted({job for job, _ in inserted}):
         new = {f"_{state.value}": inserted[job, state] for state in ResultState}
         more = accepted.get(job, Accepted(0, 0))
         sizes = {"_items": more.items, "_total": more.total, "_new": sum(new.values())}
-        driver_statements.run(connection, _counted, {"_job": job, "_at": at, **sizes, **new})
+        driver_statements.run(connection, _counted, {"_job": job, "_now": now, **sizes, **new})
 
 
-def renew(connection: Connection, ids: Collection[str], *, worker: str, leased_until: float) -> int:
+def renew(connection: Connection, ids: Collection[str], *, worker: str, lease_s: float, now: float | None) -> int:
     """Renew the leases that this worker still has; return their number."""
     lock(connection, ids)
-    mine = _held(connection, ids, worker)
-    return connection.execute(update(envelopes).where(mine).values(leased_until=leased_until)).rowcount
+    renewed = update(envelopes).where(_held(connection, ids, worker))
+    renewed = renewed.values(leased_until=given_or_clock() + lease_s, lease_s=lease_s)
+    return connection.execute(renewed, {"_now": now}).rowcount
 
 
 def release(connection: Connection, ids: Collection[str], *, worker: str) -> int:
@@ -225,14 +246,16 @@ def release(connection: Connection, ids: Collection[str], *, worker: str) -> int
     lock(connection, ids)
     less = case((envelopes.c.attempts > 0, envelopes.c.attempts - 1), else_=0)
     return connection.execute(
-        update(envelopes).where(_held(connection, ids, worker)).values(worker=None, leased_until=None, attempts=less)
+        update(envelopes)
+        .where(_held(connection, ids, worker))
+        .values(worker=None, leased_until=None, lease_s=None, attempts=less)
     ).rowcount
 
 
-def note_failure(connection: Connection, id_: str, *, worker: str, error: dict[str, Any], at: float) -> int:
+def note_failure(connection: Connection, id_: str, *, worker: str, error: dict[str, Any], at: float | None) -> int:
     """Store the error of this attempt, and end its lease, so that the next attempt need not wait for it."""
-    mine = _held(connection, [id_], worker)
-    return connection.execute(update(envelopes).where(mine).values(error=cleaned(error), leased_until=at)).rowcount
+    failed = update(envelopes).where(_held(connection, [id_], worker))
+    return connection.execute(failed.values(error=cleaned(error), leased_until=given_or_clock()), {"_now": at}).rowcount
 
 
 def _held(connection: Connection, ids: Collection[str], worker: str) -> ColumnElement[bool]:
@@ -240,49 +263,67 @@ def _held(connection: Connection, ids: Collection[str], worker: str) -> ColumnEl
     return and_(among(connection, envelopes.c.id, ids), PUBLISHED, envelopes.c.worker == worker, leased)
 
 
-def mark_published(connection: Connection, ids: Collection[str], at: float) -> None:
+def mark_published(connection: Connection, ids: Collection[str], at: float | None) -> None:
     """Record that the envelopes were sent to Redis. An envelope that a worker has already claimed is left as it is."""
     lock(connection, ids)
     waiting = (among(connection, envelopes.c.id, ids), ACCEPTED)
-    connection.execute(update(envelopes).where(*waiting).values(state="published", published_at=at))
+    marked = update(envelopes).where(*waiting).values(state="published", published_at=given_or_clock())
+    connection.execute(marked, {"_now": at})
 
 
 def take_overdue(
     connection: Connection,
-    now: float,
     *,
-    accepted_before: float,
-    published_before: Mapping[Line, float] | float | None,
+    overdue_s: float,
+    oldest: Mapping[Line, float | None],
     limit: int,
+    now: float | None,
 ) -> list[PendingEnvelope]:
     """Put overdue envelopes back into the outbox as accepted now, and return them to be published.
 
     Every lane gets its part of `limit`, so that a tenant with many envelopes does not delay a tenant with few. The
     caller publishes them and calls `mark_published`, like their first producer. If it dies before that, they are
-    overdue again `now - accepted_before` later.
+    overdue again `overdue_s` later.
     """
-    lanes = list(connection.execute(select(tenants.c.lane).distinct().order_by(tenants.c.lane)).scalars())
-    due: list[ColumnElement[bool]] = [
-        and_(condition, envelopes.c.lane == lane)
-        for condition in (
-            and_(ACCEPTED, envelopes.c.accepted_at < accepted_before),
-            and_(PUBLISHED, envelopes.c.leased_until < now),
-        )
-        for lane in lanes
-    ]
-    unclaimed = and_(PUBLISHED, envelopes.c.leased_until.is_(None))
-    if isinstance(published_before, Mapping):
-        for (model, priority, lane), before in sorted(published_before.items()):
-            line = and_(envelopes.c.model == model, envelopes.c.priority == priority, envelopes.c.lane == lane)
-            due.append(and_(unclaimed, line, envelopes.c.published_at < before))
-    elif published_before is not None:
-        due.append(and_(unclaimed, envelopes.c.published_at < published_before))
+    known = select(tenants.c.lane, given_or_clock().label("now")).distinct().order_by(tenants.c.lane)
+    lanes: dict[int, float] = {row.lane: row.now for row in connection.execute(known, {"_now": now})}
+    at = max(lanes.values())  # as a parameter: with SQL's clock in its place, PostgreSQL cannot plan
+    unpublished = and_(ACCEPTED, _is_past(envelopes.c.accepted_at, at - overdue_s, at + overdue_s))
+    ended = and_(PUBLISHED, envelopes.c.leased_until < at)
+    due = [and_(condition, envelopes.c.lane == lane) for condition in (unpublished, ended) for lane in lanes]
+    due.append(_leased_too_long(now))
+    for line, pushed_at in sorted(oldest.items()):
+        # a list says nothing while its oldest message comes from a sender whose clock is ahead
+        said = at if pushed_at is None else min(at, pushed_at) if pushed_at < at + overdue_s else 0.0
+        due.append(_is_lost(line, said - overdue_s, at + overdue_s))
     taken: list[str] = []
     portion = max(1, limit // len(lanes))
     for condition in due:  # separately: each condition has its own index
         if len(taken) < limit:
-            taken += _take(connection, condition, now, min(portion, limit - len(taken)))
+            taken += _take(connection, condition, at, min(portion, limit - len(taken)))
     return _pending(connection, taken) if taken else []
+
+
+def _is_past(time: ColumnElement[float], before: float, after: float) -> ColumnElement[bool]:
+    """Return whether a time is before `before`, or so far ahead that a clock was wrong."""
+    return or_(time < before, time > after)
+
+
+def _leased_too_long(now: float | None) -> ColumnElement[bool]:
+    """Return whether a lease ends later than a lease that begins now: a clock was wrong.
+
+    It is now when the statement runs: leases may have begun since the lanes were read. The range of the index holds the
+    running leases, as many as the workers hold envelopes.
+    """
+    until, at = envelopes.c.leased_until, clock() if now is None else literal(now, Double())
+    return and_(PUBLISHED, until > at, until > at + func.coalesce(envelopes.c.lease_s, LONGEST_LEASE_S))
+
+
+def _is_lost(line: Line, before: float, after: float) -> ColumnElement[bool]:
+    model, priority, lane = line
+    own = and_(envelopes.c.model == model, envelopes.c.priority == priority, envelopes.c.lane == lane)
+    past = _is_past(envelopes.c.published_at, before, after)
+    return and_(PUBLISHED, envelopes.c.leased_until.is_(None), own, past)
 
 
 def _take(connection: Connection, condition: ColumnElement[bool], now: float, limit: int) -> list[str]:
@@ -298,14 +339,14 @@ def _take(connection: Connection, condition: ColumnElement[bool], now: float, li
     taken = connection.execute(
         update(envelopes)
         .where(envelopes.c.id.in_(select(chosen.c.id)))
-        .values(state="accepted", accepted_at=now, published_at=None, leased_until=None)
+        .values(state="accepted", accepted_at=now, published_at=None, leased_until=None, lease_s=None)
         .returning(envelopes.c.id)
     )
     return list(taken.scalars())
 
 
 def _pending(connection: Connection, ids: Collection[str]) -> list[PendingEnvelope]:
-    columns = ("id", "job", "model", "priority", "created_at", "attempts", "lane")
+    columns = ("id", "job", "model", "priority", "created_at", "accepted_at", "attempts", "lane")
     rows = connection.execute(
         select(*(envelopes.c[name] for name in columns), payloads.c.payload, payloads.c.content_type)
         .join(payloads, payloads.c.envelope == envelopes.c.id)

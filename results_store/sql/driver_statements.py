@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.sql.base import Executable
 
+from results_store.sql.columns import clock
+
 Rows = Sequence[Sequence[Any]]
+
+_CLOCK = select(clock())
 
 
 def run(connection: Connection, statement: Executable, parameters: Mapping[str, Any]) -> Rows:
@@ -29,6 +33,11 @@ def run(connection: Connection, statement: Executable, parameters: Mapping[str, 
         return cursor.fetchall()
     finally:
         cursor.close()
+
+
+def store_time(connection: Connection) -> float:
+    """Return the time by the store's clock: a round trip to PostgreSQL, so not for what runs often."""
+    return float(run(connection, _CLOCK, {})[0][0])
 
 
 @cache

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, select
 from results_store.errors import UnknownBatch
 from results_store.records import Batch, QueuedWork
 from results_store.sql import driver_statements
-from results_store.sql.columns import compact_json
+from results_store.sql.columns import clock, compact_json
 from results_store.sql.database import Database
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import UNFINISHED, batches, envelopes
@@ -75,8 +75,10 @@ class FlightRecorder:
 
 def _seconds_per_item(connection: Connection) -> Mapping[str, float]:
     """Return the device time per item of each model, divided by the number of devices that share the work."""
-    since = select(func.max(batches.c.started_at) - _RECENT_S).scalar_subquery()
-    newest = select(batches).where(batches.c.started_at > since).order_by(batches.c.started_at.desc())
+    # times are by the workers' clocks: a worker whose clock is ahead must not hide the other workers' batches
+    known = batches.c.started_at < clock() + _RECENT_S
+    since = select(func.max(batches.c.started_at) - _RECENT_S).where(known).scalar_subquery()
+    newest = select(batches).where(batches.c.started_at > since, known).order_by(batches.c.started_at.desc())
     ran = newest.limit(_RECENT).subquery().c
     sums = (func.sum(ran.forward_s), func.sum(ran["items"]), func.count(ran.worker.distinct()))
     found = connection.execute(select(ran.model, *sums).group_by(ran.model))

@@ -51,7 +51,7 @@ class Progress:
     """The change that a transaction makes to the job of a pipeline.
 
     `rows` are all current results of the affected inputs, without vectors. `fresh` are the new ones, as (seq, task)
-    with their envelope, which is among `carriers`.
+    with their envelope, which is among `carriers`. `at` is the store's time.
     """
 
     job: str

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from sqlalchemy import Connection, RowMapping, select, text
 
 from results_store.records import NewEnvelope, Result, ResultState
-from results_store.sql.columns import among, as_list
+from results_store.sql.columns import among, as_list, given_or_clock
 from results_store.sql.item_numbering import TREE_SPAN, Carrier, Progress, root_of
 from results_store.sql.result_rows import Inserted
 from results_store.sql.schema import envelopes, jobs, results
@@ -27,7 +27,7 @@ _COLUMNS = ("job", "seq", "task", "envelope", "state", "key", "output", "error")
 
 
 def advance(
-    connection: Connection, inserted: Sequence[Inserted], also: Collection[str], follow: Follow, now: float
+    connection: Connection, inserted: Sequence[Inserted], also: Collection[str], follow: Follow, now: float | None
 ) -> list[NewEnvelope]:
     """Put the envelopes that follow from newly `inserted` results into the outbox and return them.
 
@@ -37,9 +37,9 @@ def advance(
         return []
     # lock all jobs of this transaction at once, in the order in which their counters are written later
     ids = {row.job for row in inserted}
-    locked = select(jobs.c.id, jobs.c.tenant, jobs.c.pipeline, jobs.c.cancelled_at)
+    locked = select(jobs.c.id, jobs.c.tenant, jobs.c.pipeline, jobs.c.cancelled_at, given_or_clock().label("now"))
     locked = locked.where(among(connection, jobs.c.id, {*ids, *also})).order_by(jobs.c.id)
-    found = connection.execute(locked.with_for_update(key_share=True)).mappings().all()
+    found = connection.execute(locked.with_for_update(key_share=True), {"_now": now}).mappings().all()
     wanted = [job for job in found if job["id"] in ids and job["pipeline"] and job["cancelled_at"] is None]
     if not wanted:
         return []
@@ -47,9 +47,9 @@ def advance(
     new: list[NewEnvelope] = []
     for job in wanted:
         own = [row for row in inserted if row.job == job["id"]]
-        new += follow(_progress(connection, job, own, carriers, now))
+        new += follow(_progress(connection, job, own, carriers))
     if new:
-        insert_envelopes(connection, new)
+        insert_envelopes(connection, new, wanted[0]["now"])
     return new
 
 
@@ -71,7 +71,7 @@ def _carriers(connection: Connection, ids: Collection[str]) -> dict[str, Carrier
 
 
 def _progress(
-    connection: Connection, job: RowMapping, new: Sequence[Inserted], carriers: Mapping[str, Carrier], now: float
+    connection: Connection, job: RowMapping, new: Sequence[Inserted], carriers: Mapping[str, Carrier]
 ) -> Progress:
     roots = sorted({root_of(row.seq) for row in new})
     return Progress(
@@ -81,7 +81,7 @@ def _progress(
         rows=_trees(connection, job["id"], roots),
         fresh={(row.seq, row.task): row.envelope for row in new if row.envelope in carriers},
         carriers=carriers,
-        at=now,
+        at=job["now"],
     )
 
 

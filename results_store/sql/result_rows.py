@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
 from results_store.records import Result, ResultState
-from results_store.sql.columns import json_text, text
+from results_store.sql.columns import CLOCK, json_text, text
 
 _COLUMNS = (
     ("job", "text"),
@@ -52,16 +52,17 @@ _INCOMING = "CREATE TEMPORARY TABLE IF NOT EXISTS incoming_results ({}) ON COMMI
 )
 _COPY = f"COPY incoming_results ({_NAMES}) FROM STDIN (FORMAT BINARY)"
 _ARRAYS = ", ".join("%t::text[]" if kind == "jsonb" else f"%b::{kind}[]" for _, kind in _COLUMNS)
-_VALUES = ", ".join(f"{name}::jsonb" if kind == "jsonb" else name for name, kind in _COLUMNS)
+_VALUES = ", ".join(f"{name}::jsonb" if kind == "jsonb" else name for name, kind in _COLUMNS[:-1])
+_VALUES += f", coalesce(stored_at, (SELECT {CLOCK['postgresql']}))"
 _GIVEN = f"unnest({_ARRAYS}) AS given ({_NAMES})"
 _INSERTED = f"""
 WITH new AS (
   INSERT INTO results ({_NAMES}) SELECT {_VALUES} FROM %s
-  ON CONFLICT DO NOTHING RETURNING job, envelope, seq, task, state
+  ON CONFLICT DO NOTHING RETURNING job, envelope, seq, task, state, stored_at
 )
 """  # noqa: S608 - constants
 _COUNTED = "SELECT job, state, count(*) FROM new GROUP BY job, state"
-_LISTED = "SELECT job, envelope, seq, task, state FROM new"
+_LISTED = "SELECT job, envelope, seq, task, state, stored_at FROM new"
 
 
 class Inserted(NamedTuple):
@@ -72,6 +73,7 @@ class Inserted(NamedTuple):
     seq: int
     task: str
     state: ResultState
+    stored_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,11 @@ def _insert_new(dialect: str, table: Table) -> Insert:
     return postgresql.insert(table).on_conflict_do_nothing()
 
 
-def insert_results(connection: Connection, new: Sequence[Result], at: float) -> Counter[tuple[str, ResultState]]:
+def insert_results(connection: Connection, new: Sequence[Result], at: float | None) -> Counter[tuple[str, ResultState]]:
     """Insert results that do not exist yet; return their number by job and state. Raises InvalidRow.
 
-    Rows go in key order, so that two transactions with the same results wait for each other without a deadlock.
+    They are stored `at` this time; on PostgreSQL, None is the store's time. Rows go in key order, so that two
+    transactions with the same results wait for each other without a deadlock.
     """
     rows = _rows(new, at)
     if not rows:
@@ -109,24 +112,28 @@ def insert_results(connection: Connection, new: Sequence[Result], at: float) -> 
 
 
 def insert_unlisted(
-    connection: Connection, new: Sequence[Result], at: float
-) -> tuple[Counter[tuple[str, ResultState]], dict[str, Accepted]]:
-    """Do `insert_results` for envelopes without a row; return also the growth of each job."""
+    connection: Connection, new: Sequence[Result], at: float | None
+) -> tuple[Counter[tuple[str, ResultState]], dict[str, Accepted], float | None]:
+    """Do `insert_results` for envelopes without a row; return also the growth of each job, and the rows' time."""
     inserted = insert_listed(connection, new, at)
     total = Counter(row.job for row in inserted)
     items = Counter(job for job, _, _ in {row[:3] for row in inserted})
-    return counted(inserted), {job: Accepted(items[job], total[job]) for job in total}
+    stored_at = inserted[0].stored_at if inserted else None
+    return counted(inserted), {job: Accepted(items[job], total[job]) for job in total}, stored_at
 
 
-def insert_listed(connection: Connection, new: Sequence[Result], at: float) -> list[Inserted]:
+def insert_listed(connection: Connection, new: Sequence[Result], at: float | None) -> list[Inserted]:
     """Do `insert_results`, and return the new results instead of their number."""
     rows = _rows(new, at)
     if not rows:
         return []
     if connection.dialect.name == "sqlite":
-        return [Inserted(row[0], row[3], row[1], row[2], row[4]) for row in _into_sqlite(connection, rows)]
+        return [Inserted(row[0], row[3], row[1], row[2], row[4], row[-1]) for row in _into_sqlite(connection, rows)]
     found = _into_postgresql(connection, rows, _LISTED)
-    return [Inserted(job, envelope, seq, task, ResultState(state)) for job, envelope, seq, task, state in found]
+    return [
+        Inserted(job, envelope, seq, task, ResultState(state), stored_at)
+        for job, envelope, seq, task, state, stored_at in found
+    ]
 
 
 def counted(inserted: Sequence[Inserted]) -> Counter[tuple[str, ResultState]]:
@@ -134,7 +141,7 @@ def counted(inserted: Sequence[Inserted]) -> Counter[tuple[str, ResultState]]:
     return Counter((row.job, row.state) for row in inserted)
 
 
-def _rows(new: Sequence[Result], at: float) -> list[tuple[Any, ...]]:
+def _rows(new: Sequence[Result], at: float | None) -> list[tuple[Any, ...]]:
     return sorted((_row(result, at) for result in new), key=lambda row: row[:3])
 
 
@@ -168,7 +175,7 @@ def _into_sqlite(connection: Connection, rows: list[tuple[Any, ...]]) -> list[tu
     return inserted
 
 
-def _row(result: Result, at: float) -> tuple[Any, ...]:
+def _row(result: Result, at: float | None) -> tuple[Any, ...]:
     where = f"results[{result.seq}, {result.task}]"
     return (
         result.job,

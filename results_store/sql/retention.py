@@ -6,7 +6,6 @@ results are deleted, in portions of a transaction each. So the next purge comple
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, i
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from results_store.records import Purged
+from results_store.sql import driver_statements
 from results_store.sql.columns import among
 from results_store.sql.database import Database, Weight
 from results_store.sql.schema import FAILED, HAS_TTL, batches, envelopes, jobs, payloads, purged_jobs, results
@@ -53,10 +53,13 @@ class Retention:
         with their job. With `finished_before`, older batches are deleted too, and older results of no job. With
         `keep_results` only the inputs are deleted, and these jobs can no longer be replayed. Unfinished jobs stay;
         cancel them first. The purge takes many short transactions; the next purge completes an interrupted one.
+        Times are by the store's clock, except those of batches, which are by their workers' clocks.
         """
-        at = time.time() if now is None else now
+        if now is None:
+            with self._database.read() as connection:
+                now = driver_statements.store_time(connection)
         purge = self._purge_inputs if keep_results else self._purge_jobs
-        return purge(finished_before=finished_before, now=at)
+        return purge(finished_before=finished_before, now=now)
 
     def drop_inputs_of_pipelines(self) -> int:
         """Delete the payloads of finished pipelines, except of envelopes with a failed result; return their number.

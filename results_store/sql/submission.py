@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Insert, bindparam, insert, or_, select, update
 
 from results_store.errors import SubmissionConflict, UnknownJob
 from results_store.records import JobStatus, NewEnvelope, NewJob
-from results_store.sql.columns import text
+from results_store.sql.columns import clock, given_or_clock, text
 from results_store.sql.reading import job_status
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import envelopes, jobs, payloads
@@ -19,7 +19,7 @@ from results_store.sql.schema import envelopes, jobs, payloads
 def create_job(connection: Connection, job: NewJob) -> JobStatus:
     """Insert the job, or return the existing job with its id or idempotency key."""
     row = _job_row(job)
-    connection.execute(insert_new(connection, jobs), [row])
+    connection.execute(_timed(insert_new(connection, jobs)), [row])
     mine = jobs.c.id == job.id
     if row["idempotency_key"] is not None:
         mine = or_(mine, jobs.c.idempotency_key == row["idempotency_key"])
@@ -28,33 +28,39 @@ def create_job(connection: Connection, job: NewJob) -> JobStatus:
 
 def add_envelopes(
     connection: Connection, new: Sequence[NewEnvelope], created: Sequence[NewJob], expected_items: int | None
-) -> None:
-    """Insert the jobs in `created`, put the envelopes into the outbox, and count them in their jobs."""
+) -> float | None:
+    """Insert the jobs in `created`, put the envelopes into the outbox, and count them in their jobs.
+
+    Returns the store's time, or None without envelopes.
+    """
     if created:
-        connection.execute(insert(jobs), [_job_row(job) for job in created])
+        connection.execute(_timed(insert(jobs)), [_job_row(job) for job in created])
     if not new:
-        return
+        return None
     # The counting comes first: it detects an unknown job, and its row lock makes `expected_items` safe.
-    for job, (items, total) in sorted(_totals(new).items()):
-        _count(connection, job, items, total, expected_items)
-    insert_envelopes(connection, new)
+    times = [
+        _count(connection, job, items, total, expected_items) for job, (items, total) in sorted(_totals(new).items())
+    ]
+    insert_envelopes(connection, new, max(times))
+    return max(times)
 
 
-def insert_envelopes(connection: Connection, new: Sequence[NewEnvelope]) -> None:
-    """Insert envelopes with their payloads. Their job must have counted them."""
-    connection.execute(insert(envelopes), [_envelope_row(envelope) for envelope in new])
+def insert_envelopes(connection: Connection, new: Sequence[NewEnvelope], now: float) -> None:
+    """Insert envelopes with their payloads. Their job must have counted them. `now` is the store's time."""
+    connection.execute(insert(envelopes), [_envelope_row(envelope, now) for envelope in new])
     connection.execute(
         insert(payloads),
         [{"envelope": e.id, "payload": e.payload, "content_type": e.content_type} for e in new],
     )
 
 
-def cancel_job(connection: Connection, job: str, at: float) -> JobStatus:
+def cancel_job(connection: Connection, job: str, at: float | None) -> JobStatus:
     """Set `cancelled_at` of a job that is neither finished nor cancelled."""
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job, jobs.c.cancelled_at.is_(None), jobs.c.finished_at.is_(None))
-        .values(cancelled_at=at)
+        .values(cancelled_at=given_or_clock()),
+        {"_now": at},
     )
     row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
     if row is None:
@@ -67,18 +73,20 @@ _counted = (
     update(jobs)
     .where(jobs.c.id == bindparam("_job"))
     .values(items=jobs.c["items"] + bindparam("_items"), total=jobs.c.total + bindparam("_total"), finished_at=None)
+    .returning(clock())
 )
 _counted_if_expected = _counted.where(jobs.c["items"] == bindparam("_expected"))
 
 
-def _count(connection: Connection, job: str, items: int, total: int, expected_items: int | None) -> None:
+def _count(connection: Connection, job: str, items: int, total: int, expected_items: int | None) -> float:
+    """Count the envelopes of a job; return the store's time."""
     given = {"_job": job, "_items": items, "_total": total}
     if expected_items is None:
-        changed = connection.execute(_counted, given).rowcount
+        now = connection.execute(_counted, given).scalar()
     else:
-        changed = connection.execute(_counted_if_expected, {**given, "_expected": expected_items}).rowcount
-    if changed:
-        return
+        now = connection.execute(_counted_if_expected, {**given, "_expected": expected_items}).scalar()
+    if now is not None:
+        return float(now)
     if connection.execute(select(jobs.c.id).where(jobs.c.id == job)).first() is None:
         raise UnknownJob(f"no job {job!r}; create it before adding to it")
     raise SubmissionConflict(f"job {job!r} no longer has {expected_items} items; read it again before adding to it")
@@ -93,13 +101,18 @@ def _totals(new: Sequence[NewEnvelope]) -> dict[str, tuple[int, int]]:
     return {job: (items[job], results[job]) for job in items}
 
 
+def _timed(statement: Insert) -> Insert:
+    """Return an INSERT of jobs whose time of creation may be the store's."""
+    return statement.values(created_at=given_or_clock("_created_at"))
+
+
 def _job_row(job: NewJob) -> dict[str, Any]:
     return {
         "id": job.id,
         "name": text(job.name),
         "priority": job.priority,
         "idempotency_key": _own_key(job),
-        "created_at": job.created_at,
+        "_created_at": job.created_at,
         "ttl_s": job.ttl_s,
         "tenant": job.tenant,
         "pipeline": job.pipeline,
@@ -113,7 +126,8 @@ def _own_key(job: NewJob) -> str | None:
     return text(f"{job.tenant}\x1f{job.idempotency_key}")
 
 
-def _envelope_row(envelope: NewEnvelope) -> dict[str, Any]:
+def _envelope_row(envelope: NewEnvelope, now: float) -> dict[str, Any]:
+    created_at = now if envelope.created_at is None else envelope.created_at
     return {
         "id": envelope.id,
         "job": envelope.job,
@@ -121,9 +135,9 @@ def _envelope_row(envelope: NewEnvelope) -> dict[str, Any]:
         "priority": envelope.priority,
         "items": envelope.items,
         "results": envelope.results,
-        "created_at": envelope.created_at,
-        "accepted_at": envelope.created_at,
-        "deadline_at": envelope.deadline_at,
+        "created_at": created_at,
+        "accepted_at": created_at,
+        "deadline_at": envelope.deadline_at if envelope.deadline_s is None else created_at + envelope.deadline_s,
         "lane": envelope.lane,
         "state": "accepted",
     }

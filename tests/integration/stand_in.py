@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from typing import Any
 
 from redis import Redis
@@ -57,9 +56,7 @@ class StandIn:
     def commit(self, envelope: Envelope) -> None:
         claim = Claim.UNKNOWN
         if envelope.durable:
-            claim = self._store.claim([envelope.id], worker="stand-in", leased_until=time.time() + 60)[
-                envelope.id
-            ].verdict
+            claim = self._store.claim([envelope.id], worker="stand-in", lease_s=60)[envelope.id].verdict
         if claim is Claim.DONE:
             return
         state = ResultState.CANCELLED if claim is Claim.CANCELLED else ResultState.SUCCEEDED

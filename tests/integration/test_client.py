@@ -418,7 +418,7 @@ def test_the_outbox_comes_before_the_broker(
     monkeypatch.undo()
     assert states(store) == {EnvelopeState.ACCEPTED: 1}
     assert stand_in.waiting() == []
-    (overdue,) = store.take_overdue(now=4e9, accepted_before=4e9)
+    (overdue,) = store.take_overdue(now=4e9, overdue_s=60)
     with Redis.from_url(stand_in._broker_url) as redis:
         redis.lpush(*message(overdue))
     assert stand_in.waiting()[0].items[0].input == "a"

@@ -36,7 +36,7 @@ def given_up(store: Store) -> None:
     store.add_envelopes([new_envelope("a0", job="a", payload=payload)], jobs=[new_job("a")])
     store.add_envelopes([new_envelope("b0", job="b")], jobs=[new_job("b")])
     failed = {"state": ResultState.FAILED, "output": None}
-    store.claim(["a0"], worker="w1", leased_until=0)
+    store.claim(["a0"], worker="w1", lease_s=0)
     an_hour_ago = time.time() - 3600
     store.commit([result(0, job="a", envelope="a0", **failed)], dead=["a0"], at=an_hour_ago)
     error = {"kind": "ModelError", "message": "broke"}

@@ -5,7 +5,6 @@ stores it how often.
 from __future__ import annotations
 
 import io
-import time
 from concurrent.futures import Future
 from typing import Any
 
@@ -79,7 +78,7 @@ class Work:
         order = Order(request, items, JOB, Future(), deadline_at=deadline_at, tenant="acme", pipeline=True)
         job = NewJob(id=JOB, priority=3, created_at=1.0, tenant="acme", pipeline=self.plan.as_json(), **more)
         lane = store.tenants.enrol("acme").lane
-        self.sent = [outbox_row(envelope, lane) for envelope in envelopes_of([order], 1.0)]
+        self.sent = [outbox_row(envelope, lane) for envelope in envelopes_of([order], 1.0, 1.0)]
         store.add_envelopes(self.sent, jobs=[job])
 
     def store_results(self, envelope: NewEnvelope, **changes: Any) -> Committed:
@@ -99,7 +98,7 @@ class Work:
         """Every envelope of the job, by its id."""
         with self.store._database.read() as connection:
             joined = select(envelopes, payloads).join(payloads).where(envelopes.c.job == JOB)
-            names = NewEnvelope.__slots__
+            names = set(NewEnvelope.__slots__) - {"deadline_s"}
             rows = connection.execute(joined).mappings()
             return {row["id"]: NewEnvelope(**{name: row[name] for name in names}) for row in rows}
 
@@ -112,10 +111,13 @@ def read(envelope: NewEnvelope) -> Envelope:
 
 def test_what_follows_is_accepted_with_what_it_follows_from(store: Store) -> None:
     """It has the priority, the lane, the tenant, the deadline and the key of what it is made of; the job owes more."""
-    work = Work(store, JOINED, ["one", "two"], deadline_at=1e12)
+    work = Work(store, JOINED, ["one", "two"], deadline_at=61.0)
+    source = work.outbox()[work.sent[0].id]
+    assert (source.created_at, source.deadline_at) == (pytest.approx(store.now(), abs=600), source.created_at + 60)
     [new] = work.store_results(work.sent[0], key="k").followed
     assert work.outbox()[new.id] == new
-    assert (new.priority, new.lane, new.deadline_at, new.model) == (3, store.tenants.enrol("acme").lane, 1e12, "m")
+    lane = store.tenants.enrol("acme").lane
+    assert (new.priority, new.lane, new.deadline_at, new.model) == (3, lane, source.deadline_at, "m")
     envelope = read(new)
     assert (envelope.pipeline, envelope.tenant, envelope.job) == (True, "acme", JOB)
     assert [(item.seq, item.tasks, item.key) for item in envelope.items] == [
@@ -182,7 +184,7 @@ def test_a_failure_holds_up_its_own_tree_until_it_is_replayed(store: Store) -> N
 def test_a_cancelled_job_goes_no_further(store: Store) -> None:
     """What is computed already is stored, and what would follow is not begun: the job is over when the rest is."""
     work = Work(store, JOINED, ["one"])
-    store.cancel_job(JOB, time.time())
+    store.cancel_job(JOB)
     assert work.store_results(work.sent[0]).followed == ()
     assert store.job(JOB).finished
 
@@ -201,11 +203,11 @@ def test_a_dead_envelope_is_not_followed(store: Store) -> None:
 def test_what_was_not_published_is_overdue_like_anything_else(store: Store) -> None:
     """A worker that dies between its commit and the push leaves the rest to the reconciler."""
     work = Work(store, JOINED, ["one"])
-    store.mark_published([work.sent[0].id], time.time())
+    store.mark_published([work.sent[0].id])
     [new] = work.store_results(work.sent[0]).followed
-    [overdue] = store.take_overdue(time.time() + 100, accepted_before=time.time() + 50)
+    [overdue] = store.take_overdue(now=store.now() + 100, overdue_s=50)
     assert (overdue.id, overdue.payload, overdue.lane) == (new.id, new.payload, new.lane)
-    claims = store.claim([new.id], worker="w", leased_until=time.time() + 60)
+    claims = store.claim([new.id], worker="w", lease_s=60)
     assert claims[new.id].verdict is Claim.WORK
 
 

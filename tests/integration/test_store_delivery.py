@@ -5,19 +5,22 @@ from __future__ import annotations
 import random
 
 import pytest
+from sqlalchemy import update
 
 from results_store.errors import InvalidRow
 from results_store.records import Claim, EnvelopeState, Result, ResultState, Transaction
 from results_store.sql.columns import pack_vector, unpack_vector
+from results_store.sql.database import Database, Weight
+from results_store.sql.schema import envelopes
 from results_store.store import Store
 from tests.integration.rows import batch, new_envelope, new_job, result, run_together, submit
 
 NOW = 1_000.0
-LATER = NOW + 60
+LINE = ("text", 9, 0)
 
 
 def claim(store: Store, *ids: str, worker: str = "w1", now: float = NOW) -> list[Claim]:
-    claims = store.claim(ids, worker=worker, now=now, leased_until=now + 60)
+    claims = store.claim(ids, worker=worker, now=now, lease_s=60)
     return [claims[id_].verdict for id_ in ids]
 
 
@@ -219,9 +222,7 @@ def test_many_writers_with_the_same_results_store_each_once(store: Store, store_
                 others = random.Random(number).sample(envelopes, 4)
                 rows = [row for each in (id_, *others) for row in owed[each]]
                 committed = own.transact(
-                    Transaction(
-                        results=rows, done=[id_], claims=others, worker=f"w{number}", leased_until=LATER, at=NOW
-                    )
+                    Transaction(results=rows, done=[id_], claims=others, worker=f"w{number}", lease_s=60, at=NOW)
                 )
                 inserted.append(committed.inserted)
 
@@ -270,7 +271,7 @@ def test_a_claim_may_be_faster_than_the_publisher(store: Store) -> None:
     store.mark_published(["e0"], NOW)
 
     assert [d.state for d in store.depth()] == [EnvelopeState.PUBLISHED]
-    assert store.take_overdue(NOW + 1, accepted_before=NOW + 1) == []
+    assert store.take_overdue(now=NOW + 1, overdue_s=0) == []
     assert claim(store, "e0", worker="w2") == [Claim.HELD]
 
 
@@ -282,7 +283,7 @@ def test_only_one_of_many_claimants_gets_it(store: Store, store_url: str) -> Non
 
     def work(number: int) -> None:
         with Store(store_url) as own:
-            claims = own.claim(ids, worker=f"w{number}", now=NOW, leased_until=LATER)
+            claims = own.claim(ids, worker=f"w{number}", now=NOW, lease_s=60)
             won.extend(id_ for id_, claimed in claims.items() if claimed.verdict is Claim.WORK)
 
     run_together(work, 4)
@@ -296,7 +297,7 @@ def test_renewing_keeps_a_lease_that_is_still_held(store: Store) -> None:
     claim(store, "e0", "e1", worker="w1")
     claim(store, "e1", worker="w2", now=NOW + 61)
 
-    assert store.renew(["e0", "e1"], worker="w1", leased_until=NOW + 120) == 1
+    assert store.renew(["e0", "e1"], worker="w1", lease_s=60, now=NOW + 60) == 1
     assert claim(store, "e0", worker="w3", now=NOW + 119) == [Claim.HELD]
 
 
@@ -308,7 +309,7 @@ def test_releasing_gives_back_without_counting_the_attempt(store: Store) -> None
     assert store.release(["e0"], worker="w2") == 0
     assert store.release(["e0"], worker="w1") == 1
     assert claim(store, "e0", worker="w2") == [Claim.WORK]
-    (taken,) = store.take_overdue(NOW + 61, accepted_before=NOW)
+    (taken,) = store.take_overdue(now=NOW + 61, overdue_s=61)
     assert taken.attempts == 1
 
 
@@ -321,19 +322,19 @@ def test_an_accepted_envelope_that_nobody_published_is_taken_once(store: Store) 
         [new_envelope("e0", payload=b"\x00\xff", content_type="application/x-msgpack")], jobs=[new_job()]
     )
 
-    (taken,) = store.take_overdue(NOW, accepted_before=NOW - 30)
+    (taken,) = store.take_overdue(now=NOW, overdue_s=30)
 
     assert (taken.id, taken.job, taken.model, taken.priority) == ("e0", "job", "text", 9)
     assert (taken.payload, taken.content_type, taken.attempts) == (b"\x00\xff", "application/x-msgpack", 0)
-    assert store.take_overdue(NOW + 1, accepted_before=NOW - 29) == []
+    assert store.take_overdue(now=NOW + 1, overdue_s=30) == []
 
 
 def test_what_was_taken_is_overdue_again_if_its_taker_died(store: Store) -> None:
     """A reconciler can be killed before it publishes; the envelope must not be lost with it."""
     submit(store)
-    store.take_overdue(NOW, accepted_before=NOW - 30)
+    store.take_overdue(now=NOW, overdue_s=30)
 
-    assert [e.id for e in store.take_overdue(NOW + 31, accepted_before=NOW + 1)] == ["e0"]
+    assert [e.id for e in store.take_overdue(now=NOW + 31, overdue_s=30)] == ["e0"]
 
 
 def test_a_fresh_or_published_or_done_envelope_is_not_overdue(store: Store) -> None:
@@ -344,19 +345,70 @@ def test_a_fresh_or_published_or_done_envelope_is_not_overdue(store: Store) -> N
     claim(store, "e1")
     store.commit([], done=["e2"])
 
-    assert store.take_overdue(NOW, accepted_before=NOW - 30) == []
+    assert store.take_overdue(now=NOW, overdue_s=30) == []
 
 
 def test_a_lease_that_ran_out_is_overdue(store: Store) -> None:
     """The worker was killed; its attempt stays counted, so that a poison envelope shows itself."""
     submit(store)
     claim(store, "e0")
-    assert store.take_overdue(NOW + 60, accepted_before=NOW) == []
+    assert store.take_overdue(now=NOW + 60, overdue_s=60) == []
 
-    (taken,) = store.take_overdue(NOW + 61, accepted_before=NOW)
+    (taken,) = store.take_overdue(now=NOW + 61, overdue_s=61)
 
     assert taken.attempts == 1
     assert claim(store, "e0", worker="w2", now=NOW + 62) == [Claim.WORK]
+
+
+def test_a_lease_of_a_clock_that_was_ahead_holds_nothing_back(store: Store) -> None:
+    """The store's clock was set back by ten minutes: a lease that then ends in eleven is over for all other workers."""
+    submit(store, 2)
+    claim(store, "e0", "e1", worker="w1", now=NOW + 600)
+
+    assert claim(store, "e0", worker="w1") == [Claim.WORK]
+    assert claim(store, "e0", worker="w2") == [Claim.HELD]
+    assert [e.id for e in store.take_overdue(now=NOW, overdue_s=60, limit=100)] == ["e1"]
+    assert claim(store, "e1", worker="w2", now=NOW + 1) == [Claim.WORK]
+
+
+def test_a_lease_without_a_length_may_be_long(store: Store, store_url: str) -> None:
+    """Workers of version 1.0 write their own time and no length: a clock that is an hour ahead costs no copies."""
+    submit(store, 2)
+    claim(store, "e0", "e1", worker="w1")
+    database = Database(store_url, timeout_s=30)
+    database.open()
+    with database.write(Weight.NOTE) as connection:
+        for id_, ends_at in (("e0", NOW + 3660), ("e1", NOW + 1e6)):
+            older = update(envelopes).where(envelopes.c.id == id_)
+            connection.execute(older.values(leased_until=ends_at, lease_s=None))
+    database.close()
+
+    assert claim(store, "e0", worker="w2") == [Claim.HELD]
+    assert [e.id for e in store.take_overdue(now=NOW, overdue_s=60, limit=100)] == ["e1"]
+
+
+def test_an_envelope_that_was_accepted_in_the_future_is_overdue(store: Store) -> None:
+    """Its producer died before it could publish it, and the clock was wrong: it need not wait for that time."""
+    submit(store)
+
+    assert store.take_overdue(now=90, overdue_s=30) == []
+    assert [e.id for e in store.take_overdue(now=60, overdue_s=30)] == ["e0"]
+
+
+def test_the_store_sets_all_times(store: Store) -> None:
+    """No time of a job, envelope, lease or result that machines compare comes from one of them."""
+    began_at = store.now()
+    store.create_job(new_job(created_at=None))
+    accepted_at = store.add_envelopes([new_envelope("e0", created_at=None, deadline_s=60.0)])
+    claimed = store.claim(["e0"], worker="w1", lease_s=10)["e0"]
+    store.commit([result(0), result(7, envelope="u")], done=["e0", "u"], unlisted=["u"])
+    ended_at = store.now()
+
+    assert accepted_at is not None
+    job, (row, other) = store.job("job"), store.results("job")
+    times = [job.created_at, accepted_at, claimed.now, row.stored_at, other.stored_at, job.finished_at]
+    assert all(time is not None and began_at <= time <= ended_at for time in times)
+    assert claimed.deadline_at == accepted_at + 60
 
 
 def test_what_redis_has_lost_can_be_taken_back(store: Store) -> None:
@@ -366,7 +418,7 @@ def test_what_redis_has_lost_can_be_taken_back(store: Store) -> None:
     store.mark_published(["e2"], NOW - 1)
     claim(store, "e1")
 
-    taken = store.take_overdue(NOW, accepted_before=NOW - 50, published_before=NOW - 50)
+    taken = store.take_overdue(now=NOW, overdue_s=50, oldest={LINE: None})
 
     assert [e.id for e in taken] == ["e0"]
 
@@ -376,8 +428,8 @@ def test_urgent_envelopes_are_returned_first_and_the_limit_holds(store: Store) -
     store.create_job(new_job())
     store.add_envelopes([new_envelope(f"e{n}", priority=(9, 3, 0)[n % 3]) for n in range(9)])
 
-    first = store.take_overdue(NOW, accepted_before=NOW, limit=6)
-    second = store.take_overdue(NOW, accepted_before=NOW, limit=6)
+    first = store.take_overdue(now=NOW, overdue_s=0, limit=6)
+    second = store.take_overdue(now=NOW, overdue_s=0, limit=6)
 
     assert len(first) == 6
     assert len(second) == 3
@@ -393,7 +445,7 @@ def test_reconcilers_never_take_the_same_envelope(store: Store, store_url: str) 
 
     def reconcile(_: int) -> None:
         with Store(store_url) as own:
-            while portion := own.take_overdue(NOW + 61, accepted_before=NOW, limit=3):
+            while portion := own.take_overdue(now=NOW + 61, overdue_s=61, limit=3):
                 taken.extend(envelope.id for envelope in portion)
 
     run_together(reconcile, 4)

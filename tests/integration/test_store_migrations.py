@@ -102,7 +102,7 @@ def test_a_database_in_use_gains_dead_letters_and_loses_nothing(store_url: str) 
 
     with Store(store_url) as store:
         assert [(d.state.value, d.envelopes) for d in store.depth()] == [("accepted", 1), ("published", 1)]
-        taken = store.take_overdue(1e9, accepted_before=1e9, published_before=1e9)
+        taken = store.take_overdue(now=1e9, overdue_s=0)
         assert [(envelope.id, envelope.payload, envelope.attempts) for envelope in taken] == [("e0", b"input", 0)]
         failed = result(0, envelope="e1", state=ResultState.FAILED, output=None)
         store.commit([failed], dead=["e1"])

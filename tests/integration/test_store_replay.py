@@ -21,7 +21,7 @@ def failed(seq: int, **changes: object) -> Result:
 
 
 def attempt(store: Store, id_: str, at: float, worker: str = "w1", **options: int) -> Claim:
-    return store.claim([id_], worker=worker, now=at, leased_until=at + 1, **options)[id_].verdict
+    return store.claim([id_], worker=worker, now=at, lease_s=1, **options)[id_].verdict
 
 
 def give_up(store: Store, id_: str = "e0", seq: int = 0) -> None:
@@ -53,7 +53,7 @@ def test_an_envelope_is_given_up_after_the_limit(store: Store) -> None:
     assert store.job("job").finished
     assert unfinished(store) == []
     assert attempt(store, "e0", NOW + 40) is Claim.DONE
-    assert store.take_overdue(NOW + 999, accepted_before=NOW + 999, published_before=NOW + 999) == []
+    assert store.take_overdue(now=NOW + 999, overdue_s=0, oldest={("text", 9, 0): None}) == []
 
 
 def test_a_dead_letter_has_all_that_is_needed_to_understand_it(store: Store) -> None:
@@ -81,12 +81,12 @@ def test_a_dead_letter_has_all_that_is_needed_to_understand_it(store: Store) -> 
 def test_a_noted_failure_lets_the_next_attempt_begin_at_once(store: Store) -> None:
     """A worker that is alive to say so need not be waited for like a dead one."""
     submit(store)
-    store.claim(["e0"], worker="w1", now=NOW, leased_until=NOW + 600)
+    store.claim(["e0"], worker="w1", now=NOW, lease_s=600)
 
     assert not store.note_failure("e0", worker="w2", error=ERROR, at=NOW + 1)
     assert store.note_failure("e0", worker="w1", error={"kind": "X\0", "message": "\ud800"}, at=NOW + 1)
 
-    (taken,) = store.take_overdue(NOW + 2, accepted_before=0)
+    (taken,) = store.take_overdue(now=NOW + 2, overdue_s=NOW + 2)
     assert (taken.id, taken.attempts) == ("e0", 1)
 
 
@@ -144,7 +144,7 @@ def test_a_replay_puts_dead_letters_back(store: Store) -> None:
     assert (status.failed, status.finished, status.finished_at) == (0, False, None)
     assert store.results("job") == []
     assert store.dead_letters.newest() == []
-    (taken,) = store.take_overdue(NOW, accepted_before=NOW - 30)
+    (taken,) = store.take_overdue(now=NOW, overdue_s=30)
     assert (taken.id, taken.attempts, taken.payload) == ("e0", 0, b"{}")
     assert attempt(store, "e0", NOW) is Claim.WORK
     store.commit([result(0)], done=["e0"])

@@ -52,7 +52,8 @@ def order(request: Request, items: Sequence[Item], **more: Any) -> Order:
 def envelopes(
     request: Request, items: Sequence[Item], *, now: float = 1.0, deadline_at: float | None = None
 ) -> list[NewEnvelope]:
-    return [outbox_row(envelope, 0) for envelope in envelopes_of([order(request, items, deadline_at=deadline_at)], now)]
+    sent = envelopes_of([order(request, items, deadline_at=deadline_at)], now, now)
+    return [outbox_row(envelope, 0) for envelope in sent]
 
 
 def test_small_items_fill_envelopes_by_number() -> None:
@@ -178,7 +179,7 @@ def test_lone_items_of_one_kind_share_an_envelope() -> None:
     urgent = Request.check(Catalogue.builtin(), "topic", priority="interactive")
     orders.append(order(urgent, [urgent.item(3, "c", field="input")]))
     orders.append(order(requests[0], [requests[0].item(4, "d", field="input")], durable=False))
-    packed = list(envelopes_of(orders, now=1.0))
+    packed = list(envelopes_of(orders, now=1.0, steady=1.0))
     assert [[item.seq for item in one.items] for one in packed] == [[0, 1], [2], [3], [4]]
     assert packed[0].about == "2 items, topic+spam"
     assert packed[0].results == 3

@@ -20,6 +20,7 @@ from workers.batching.joining_requests import together
 from workers.batching.microbatch import BatchRun, MicroBatch
 from workers.batching.planning.cost_model import CostModel
 from workers.batching.roster import Roster
+from workers.batching.steady_clock import machine_time, steady_time
 from workers.batching.work import Cancelled, Entry, Interrupted, Superseded
 from workers.batching.workload import Workload
 from workers.device.device_client import DeviceClient
@@ -79,7 +80,7 @@ class Feeder:
             return
         if self._ready:
             self._move_models()
-        while self._ready and (batch := self.work.next(time.time(), time.monotonic() - self._running_since)):
+        while self._ready and (batch := self.work.next(steady_time(), time.monotonic() - self._running_since)):
             self._send(batch)
 
     def patience_s(self) -> float | None:
@@ -192,7 +193,7 @@ class Feeder:
         served = self.models[batch.model]
         record = batch.record(ran, model=served.name, revision=served.revision, **where)
         self.on_batch(replace(record, loads=self.models.loads_since_last()))
-        batch.deliver(arrays, ran.ended_at)
+        batch.deliver(arrays, machine_time(batch.formed_at), ran.ended_at)
 
     def _on_failed(self, header: Header) -> None:
         batches = [one for id_ in header.get("batches") or [header["batch"]] if (one := self._ended(id_))]

@@ -33,7 +33,7 @@ class BatchRun:
 class MicroBatch:
     """Entries that share a pass of the backbone. `rows` are their unique contents, in order of appearance.
 
-    `chosen` is the decision of the policy; groups of suspects have none.
+    `formed_at` is by the steady clock. `chosen` is the decision of the policy; groups of suspects have none.
     """
 
     entries: Sequence[Entry]
@@ -86,12 +86,12 @@ class MicroBatch:
             arrays[CONTENTS] = digests.reshape(len(self.rows), -1)
         return arrays
 
-    def deliver(self, outputs: Arrays, computed_at: float) -> None:
+    def deliver(self, outputs: Arrays, batched_at: float, computed_at: float) -> None:
         """Give each entry its rows of `outputs`, whose leading axes follow `wanted`."""
         places = {task: {int(row): at for at, row in enumerate(rows)} for task, rows in self.wanted.items()}
         for entry, row in zip(self.entries, self.row_of, strict=True):
             own = {task: outputs[task][places[task][row]] for task in entry.tasks}
-            entry.finish(Computed(own, self.id, self.formed_at, computed_at))
+            entry.finish(Computed(own, self.id, batched_at, computed_at))
 
     def tell(self, task: str, row: int, at: int, text: str) -> None:
         """Pass a piece of a row's text to the entries that listen; the piece begins at character `at`."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from producers.wire.errors import ConfigurationError
 from workers.batching.planning.policy import Budget
 from workers.batching.planning.residence import Footprint, Load, Need, Residence, Unload
+from workers.batching.steady_clock import steady_time
 from workers.device.device_client import DeviceClient
 from workers.device.device_process import ModelToLoad
 from workers.device.transfer import Header
@@ -154,7 +155,7 @@ class Roster:
 
     def move(self, needs: Mapping[str, Need], busy: Collection[str]) -> None:
         """Load and unload models as needed now."""
-        move = self.residence.next(needs, busy, time.monotonic(), time.time())
+        move = self.residence.next(needs, busy, time.monotonic(), steady_time())
         if isinstance(move, Load):
             self.loading_since = time.monotonic()
             self._device.load(move.key)

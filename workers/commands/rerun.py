@@ -71,7 +71,7 @@ def rerun(store: Store, settings: Settings, device: Device, id_: str) -> Rerun:
         done = _expect("done", events)
     finally:
         loaded.close()
-    again.deliver(done.arrays, 0.0)
+    again.deliver(done.arrays, 0.0, 0.0)
     results = [result for envelope, step in steps for result in preparation.finish_items(envelope, [step])]
     compared, differences = _compare(stored, results)
     return Rerun(

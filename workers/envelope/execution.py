@@ -6,17 +6,21 @@ raised.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import BadItem, Envelope, decode
 from results_store.export.text_export import plain
-from results_store.records import Claim, Result, Transaction
+from results_store.records import Claim, Claimed, Result, Transaction
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher
+from workers.batching.steady_clock import steady_time
 from workers.batching.work import Interrupted, Superseded
 from workers.envelope import outcomes
 from workers.envelope.derivation import Derivation
@@ -40,7 +44,8 @@ class Execution(Preparation):
         Raises InvalidMessage if the envelope cannot be read, EnvelopeInterrupted if this worker stops meanwhile.
         """
         envelope, bad_items = self.decode(raw)
-        claim = self.claim(envelope)
+        claimed = self.claim(envelope)
+        claim, envelope = claimed.verdict, timed(envelope, claimed)
         items: list[PreparedItem] = []
         results = outcomes.malformed(envelope, bad_items)
         if claim in (Claim.DONE, Claim.HELD):
@@ -64,12 +69,12 @@ class Execution(Preparation):
             raise InvalidMessage(f"model {envelope.model!r} is not served here; this worker serves {served}")
         return envelope, bad_items
 
-    def claim(self, envelope: Envelope) -> Claim:
+    def claim(self, envelope: Envelope) -> Claimed:
         """Lease the envelope to this worker, unless its work is done or held elsewhere.
 
         An envelope that is not durable has no row to lease.
         """
-        return self.writer.claim(envelope.id).verdict if envelope.durable else Claim.UNKNOWN
+        return self.writer.claim(envelope.id) if envelope.durable else Claimed(Claim.UNKNOWN)
 
     def batch(self, envelope: Envelope, items: Sequence[PreparedItem], inputs: Derivation) -> list[PreparedItem]:
         """Wait for the items' outcomes. Items whose model has a new version are prepared again and wait again."""
@@ -111,3 +116,15 @@ class Execution(Preparation):
             return summary | {"dead": len(results)}
         summary |= Counter(row.state.value for row in results)
         return summary | {"results": [plain(row) for row in results]} if reply else summary
+
+
+def timed(envelope: Envelope, claimed: Claimed) -> Envelope:
+    """Return the envelope with its deadline by this worker's steady clock.
+
+    The store's clock says how much time is left. An envelope without a row is judged by its sender's clock and this
+    machine's.
+    """
+    listed = claimed.verdict is not Claim.UNKNOWN
+    deadline_at, now = (claimed.deadline_at, claimed.now) if listed else (envelope.deadline_at, time.time())
+    local = None if deadline_at is None else steady_time() + (deadline_at - now)
+    return envelope if local == envelope.deadline_at else msgspec.structs.replace(envelope, deadline_at=local)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from workers.batching.planning.waiting_pool import Waiting
 from workers.batching.roster import ServedModel
 from workers.batching.serving import served_explainers
 from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
+from workers.batching.steady_clock import steady_time
 from workers.batching.work import Entry
 from workers.device.devices import available_cores
 from workers.envelope import outcomes
@@ -107,7 +107,7 @@ class Preparation:
 
     def _ready(self, envelope: Envelope, item: Item, derivation: Derivation) -> _Ready | PreparedItem:
         """Check and read an item. Returns a PreparedItem if it has ended already: failed or expired."""
-        if envelope.deadline_at is not None and envelope.deadline_at <= time.time():
+        if envelope.deadline_at is not None and envelope.deadline_at <= steady_time():
             return PreparedItem(item, outcomes.ended(envelope, item, ResultState.EXPIRED))
         offer = self.offer.now
         try:
@@ -147,7 +147,7 @@ class Preparation:
             ready.served.key,
             int(envelope.priority),
             ready.served.model.cost(row),
-            time.time(),
+            steady_time(),
             envelope.deadline_at,
             row.content,
             len(params),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 
 from producers.wire.publisher import Publisher, message
@@ -26,7 +25,9 @@ class FollowUpPublisher:
 
     def publish(self, envelopes: Sequence[NewEnvelope]) -> None:
         """Push envelopes. Raises BrokerUnavailable or Overloaded."""
-        self._publisher.publish([message(envelope, about="next step") for envelope in envelopes])
+        self._publisher.publish(
+            [message(envelope, about="next step", at=envelope.created_at) for envelope in envelopes]
+        )
         with self._lock:
             self._unmarked += [envelope.id for envelope in envelopes]
 
@@ -37,7 +38,7 @@ class FollowUpPublisher:
         if not ids:
             return
         try:
-            self._store.mark_published(ids, time.time())
+            self._store.mark_published(ids)
         except BaseException:
             with self._lock:
                 self._unmarked += ids

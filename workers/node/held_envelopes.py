@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +61,7 @@ class HeldEnvelopes:
         with self._idle:
             held = list(self._jobs)
         if held:
-            self._store.renew(held, worker=self._worker, leased_until=time.time() + self._lease_s)
+            self._store.renew(held, worker=self._worker, lease_s=self._lease_s)
 
     def drop_cancelled(self, batcher: Batcher) -> None:
         """Make the batcher drop newly cancelled jobs, and cancelled items among those computed in steps."""

@@ -41,30 +41,31 @@ class Reconciler:
         Raises BrokerUnavailable, Overloaded or StoreUnavailable.
         """
         self._publisher.check_writes()  # take no envelope that cannot be published
-        gone_before = self._gone_before()
+        began, oldest = time.monotonic(), self._oldest()
         total = 0
-        while published := self._publish_overdue(gone_before):
+        while published := self._publish_overdue(began, oldest):
             total += published
         if total:
             logger.info("published %d overdue envelopes again", total)
         return total
 
-    def _publish_overdue(self, gone_before: Mapping[Line, float]) -> int:
-        now = time.time()
-        overdue = self._store.take_overdue(
-            now, accepted_before=now - self._overdue_s, published_before=gone_before, limit=LIMIT
-        )
+    def _publish_overdue(self, began: float, oldest: Mapping[Line, float | None]) -> int:
+        # as old as at the start of the run: so a run publishes no envelope twice
+        overdue_s = self._overdue_s + time.monotonic() - began
+        overdue = self._store.take_overdue(overdue_s=overdue_s, oldest=oldest, limit=LIMIT)
         if overdue:
-            self._publisher.publish([message(envelope, about="published again") for envelope in overdue])
-            self._store.mark_published([envelope.id for envelope in overdue], time.time())
+            about = "published again"
+            self._publisher.publish([message(envelope, about=about, at=envelope.accepted_at) for envelope in overdue])
+            self._store.mark_published([envelope.id for envelope in overdue])
         return len(overdue)
 
-    def _gone_before(self) -> dict[Line, float]:
-        """Return for each list the time before which all published, unclaimed envelopes are gone from Redis.
+    def _oldest(self) -> dict[Line, float | None]:
+        """Return for each list the time at which its oldest message was pushed; None if the list is empty.
 
-        A list is first in, first out: an envelope pushed before the oldest message was taken or is lost. A list whose
-        oldest message has no time is left out until that message is gone. `overdue_s` is an allowance for current
-        claims and for clocks that differ. The look reads whole messages, so not every run does it.
+        A list is first in, first out: an unclaimed envelope that was published before this message was taken or is
+        lost. A list whose oldest message has no time is left out until that message is gone. `overdue_s` is an
+        allowance for current claims. The times are by the store's clock, except of messages that are not durable, or
+        from older versions. The look reads whole messages, so not every run does it.
         """
         if time.monotonic() - self._looked_at < self._overdue_s / 2:
             return {}
@@ -75,9 +76,8 @@ class Reconciler:
             for model, priority, lane in lines:
                 pipeline.lindex(redis_key(model, priority, lane), -1)
             oldest: list[bytes | None] = pipeline.execute()
-        now = time.time()
-        pushed_at = {line: now if data is None else _pushed_at(data) for line, data in zip(lines, oldest, strict=True)}
-        return {line: at - self._overdue_s for line, at in pushed_at.items() if at is not None}
+        found = {line: None if data is None else _pushed_at(data) for line, data in zip(lines, oldest, strict=True)}
+        return {line: at for (line, at), data in zip(found.items(), oldest, strict=True) if at or data is None}
 
     def _lines(self) -> list[tuple[str, Priority, int]]:
         """Return every Redis list for envelopes of these models. A tenant has its lane before it has envelopes."""

@@ -25,8 +25,9 @@ DEADLINE_GRAIN = 1 / 64
 class Order:
     """Items of a request for a job, and the promise that they are accepted.
 
-    A lone item has `pending`, which awaits its results, and `size`, its approximate bytes while it waits. The outbox
-    creates `new_job` in the same transaction. `expected_rows` is the number of rows that the job must have before.
+    `deadline_at` is monotonic. A lone item has `pending`, which awaits its results, and `size`, its approximate bytes
+    while it waits. The outbox creates `new_job` in the same transaction. `expected_rows` is the number of rows that the
+    job must have before.
     """
 
     request: Request
@@ -44,15 +45,15 @@ class Order:
 
 
 def shared_deadline(request: Request, now: float) -> float | None:
-    """Return the deadline of a lone item: never early, and late by at most `DEADLINE_GRAIN` of its time."""
+    """Return a lone item's deadline, by the clock of `now`: never early, late by `DEADLINE_GRAIN` of its time."""
     if request.deadline_s is None:
         return None
     grain_s = request.deadline_s * DEADLINE_GRAIN
     return math.ceil((now + request.deadline_s) / grain_s) * grain_s
 
 
-def envelopes_of(orders: Iterable[Order], now: float) -> Iterator[Envelope]:
-    """Yield the envelopes that carry all items of `orders`.
+def envelopes_of(orders: Iterable[Order], now: float, steady: float) -> Iterator[Envelope]:
+    """Yield the envelopes that carry all items of `orders`. It is `now` (Unix), and `steady` on the monotonic clock.
 
     Items with the same tenant, model, priority, deadline and job share envelopes, whichever call submitted them. An
     item is in one envelope for every model that its tasks need, under the same `seq`.
@@ -74,7 +75,7 @@ def envelopes_of(orders: Iterable[Order], now: float) -> Iterator[Envelope]:
                 priority=priority,
                 queued_at=now,
                 items=items,
-                deadline_at=deadline_at,
+                deadline_at=None if deadline_at is None else now + (deadline_at - steady),
                 durable=durable,
                 tenant=tenant,
                 pipeline=pipeline,

@@ -113,17 +113,16 @@ class Outbox:
         lone = self._open_streams(orders)
         packed = self._pack(orders)
         rows = [row for _, row in packed]
-        messages = _messages(packed)
         jobs = [order.new_job for order in orders if order.new_job is not None]
         try:
-            store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
+            at = store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
         except UnknownJob:
             if not lone:
                 raise
             self._open_streams(orders, again=True)  # purged while this client was silent
-            store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
+            at = store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
         self._expect(packed, lone)
-        return messages
+        return _messages(packed, at)
 
     def _publish(self, messages: Mapping[str, Message]) -> None:
         try:
@@ -144,7 +143,7 @@ class Outbox:
         try:
             lone = self._open_streams(orders)
             packed = self._pack(orders)
-            messages = _messages(packed)
+            messages = _messages(packed, None)
             self._expect(packed, lone)
             self._link.publisher.publish(list(messages.values()))
         except Exception as error:  # noqa: BLE001 - a caller waits for any error
@@ -179,9 +178,8 @@ class Outbox:
         """Return the orders' envelopes, each with its row."""
         lanes = {order.tenant: self._link.lane(order.tenant) for order in orders}
         # each envelope is encoded while its items, which were just weighed, are in the processor's cache
-        return [
-            (envelope, outbox_row(envelope, lanes[envelope.tenant])) for envelope in envelopes_of(orders, time.time())
-        ]
+        envelopes = envelopes_of(orders, time.time(), time.monotonic())
+        return [(envelope, outbox_row(envelope, lanes[envelope.tenant])) for envelope in envelopes]
 
     def _expect(
         self, packed: Iterable[tuple[Envelope, NewEnvelope]], lone: Mapping[tuple[str, int], PendingResult]
@@ -204,9 +202,9 @@ class Outbox:
         self._deliver([partial(settle, order.promise, _own(outcome) if outcome else None) for order in orders])
 
 
-def _messages(packed: Iterable[tuple[Envelope, NewEnvelope]]) -> dict[str, Message]:
-    """Return the message that carries each envelope, by its id."""
-    return {row.id: message(row, about=envelope.about, durable=envelope.durable) for envelope, row in packed}
+def _messages(packed: Iterable[tuple[Envelope, NewEnvelope]], at: float | None) -> dict[str, Message]:
+    """Return the message that carries each envelope, by its id. `at` is the store's time, if known."""
+    return {row.id: message(row, about=envelope.about, durable=envelope.durable, at=at) for envelope, row in packed}
 
 
 class Waiting:
@@ -262,7 +260,7 @@ class Marks:
         if not ids:
             return
         try:
-            self._link.store.mark_published(ids, time.time())
+            self._link.store.mark_published(ids)
         except StoreError as error:
             log.warning(
                 "%d published envelopes cannot be marked as published and may be sent twice, which is harmless: %s",

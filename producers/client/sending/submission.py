@@ -37,7 +37,7 @@ def lone_order(
     stream = link.stream(tenant)
     # numbered after the check: a refused input leaves no gap
     item = msgspec.structs.replace(item, seq=next(stream.seq))
-    deadline_at = shared_deadline(request, time.time())
+    deadline_at = shared_deadline(request, time.monotonic())
     pending = PendingResult(stream.job.id, item.seq, item.tasks, key=key, durable=durable)
     order = Order(request, [item], stream.job.id, promise, deadline_at, durable, tenant, pending=pending)
     order.size = weight(item.input)
@@ -57,7 +57,7 @@ class Submission:
         self._request = request
         self._pipeline = job.pipeline
         self._on_accepted = on_accepted
-        self._deadline_at = request.deadline_at(time.time())
+        self._deadline_at = request.deadline_at(time.monotonic())
         self._expected_rows: int | None = None
         self._accepted = 0
 
@@ -136,7 +136,6 @@ def new_job(
         priority=int(priority),
         name=name,
         idempotency_key=idempotency_key,
-        created_at=time.time(),
         ttl_s=ttl_s,
         tenant=tenant,
         pipeline=pipeline,

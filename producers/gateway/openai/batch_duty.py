@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 #: The number of batches that a gateway advances at the same time.
 AT_ONCE = 8
 
-#: An upload that is incomplete after this time was interrupted.
+#: An upload that is incomplete after this time was interrupted. A day is longer than gateways' clocks differ.
 ABANDONED_S = 24 * 3600.0
 
 

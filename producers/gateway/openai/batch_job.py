@@ -61,8 +61,8 @@ class BatchJob:
                 await self._submit()
             job = await self._job()
             if self._noted("cancelling_at") and job.cancelled_at is None:
-                job = await self.gateway.client.ask(lambda store: store.cancel_job(job.id, time.time()))
-            if job.finished or time.time() > self.batch.detail["expires_at"] + LATE_S:
+                job = await self.gateway.client.ask(lambda store: store.cancel_job(job.id))
+            if job.finished or await self._left_s() < -LATE_S:
                 await self._finish(job)
         except UnknownJob:
             await self.fail("job_not_found", "the job was purged")
@@ -91,6 +91,10 @@ class BatchJob:
         if noted is None:
             raise Ended
         self.batch = noted
+
+    async def _left_s(self) -> float:
+        """Return the seconds until the end of the batch's window, by the store's clock, which gateways share."""
+        return float(self.batch.detail["expires_at"]) - await self.gateway.client.ask(lambda store: store.now())
 
     async def _job(self) -> JobStatus:
         return await self.gateway.client.status(self.batch.detail["job"])
@@ -131,12 +135,12 @@ class BatchJob:
                 self.batch.detail["task"],
                 _items(reading),
                 idempotency_key=self.batch.id,
-                deadline_s=max(self.batch.detail["expires_at"] - time.time(), 0.001),
+                deadline_s=max(await self._left_s(), 0.001),
                 on_error="skip",
                 tenant=self.batch.tenant,
             )
             if reading.total < self.batch.detail["counts"]["total"]:
-                await self.gateway.client.ask(lambda store: store.cancel_job(job.id, time.time()))
+                await self.gateway.client.ask(lambda store: store.cancel_job(job.id))
                 raise _file_gone()
         await self._note({"submitted_at": time.time()})
 

@@ -71,7 +71,7 @@ async def create(request: Request, body: NewBatch, gateway: Here, caller: Who) -
             400, "invalid_endpoint", f"no batches for {body.endpoint!r}", field="endpoint", remedy=f"one of {known}"
         )
     file = await uploads.find(gateway, caller, body.input_file_id)
-    now = time.time()
+    now = await gateway.client.ask(lambda store: store.now())
     batch = FileBatch(
         id=f"batch_{new_id()}",
         tenant=file.tenant,
@@ -121,7 +121,7 @@ async def cancel(request: Request, batch: str, gateway: Here, caller: Who) -> Re
         raise Problem(409, "batch_finished", f"the batch is {status_of(await _find(gateway, caller, batch))} already")
     job = await _job(gateway, cancelled)
     if job is not None:
-        await gateway.client.ask(lambda store: store.cancel_job(job.id, now))
+        await gateway.client.ask(lambda store: store.cancel_job(job.id))
     request.app.state.batches.wake()
     return Json(view(cancelled))
 

@@ -86,7 +86,7 @@ async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
         await gateway.job(body.job, caller)
     elif not caller.operator:
         raise InvalidInput("job", "is missing", "name the job; only operators can replay all jobs")
-    began_at = time.time()
+    began_at = await gateway.client.ask(lambda store: store.now())
     envelopes = results = 0
     while True:
         portion: Replayed = await gateway.client.ask(

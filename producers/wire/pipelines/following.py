@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import msgspec
@@ -65,4 +66,7 @@ def _envelope(progress: Progress, model: str, carrier: Carrier, items: Sequence[
         tenant=progress.tenant,
         pipeline=True,
     )
-    return outbox_row(envelope, carrier.lane)
+    # the deadline stays the same time of the store's clock
+    return replace(
+        outbox_row(envelope, carrier.lane), created_at=progress.at, deadline_at=carrier.deadline_at, deadline_s=None
+    )
