@@ -293,9 +293,10 @@ def take_overdue(
     due = [and_(condition, envelopes.c.lane == lane) for condition in (unpublished, ended) for lane in lanes]
     due.append(_leased_too_long(now))
     for line, pushed_at in sorted(oldest.items()):
-        # a list says nothing while its oldest message comes from a sender whose clock is ahead
-        said = at if pushed_at is None else min(at, pushed_at) if pushed_at < at + overdue_s else 0.0
-        due.append(_is_lost(line, said - overdue_s, at + overdue_s))
+        # a list says nothing while its oldest message is from the future: a clock was set back, or a sender's is wrong
+        if pushed_at is None or pushed_at < at + overdue_s:
+            before = at if pushed_at is None else min(at, pushed_at)
+            due.append(_is_lost(line, before - overdue_s, at + overdue_s))
     taken: list[str] = []
     portion = max(1, limit // len(lanes))
     for condition in due:  # separately: each condition has its own index
