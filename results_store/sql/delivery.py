@@ -64,8 +64,8 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     `follow` may derive more envelopes from new results of envelopes in `stepped`.
     """
     results, done, dead, now = transaction.results, transaction.done, transaction.dead, transaction.at
-    if now is None and connection.dialect.name == "sqlite":
-        now = driver_statements.store_time(connection)  # elsewhere each statement asks by itself
+    if now is None and results and connection.dialect.name == "sqlite":  # elsewhere each statement asks by itself
+        now = driver_statements.store_time(connection)
     unlisted, stepped = transaction.unlisted, transaction.stepped
     unbooked = [result for result in results if result.envelope in unlisted] if unlisted else ()
     booked = [result for result in results if result.envelope not in unlisted] if unlisted else results

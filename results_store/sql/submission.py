@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Insert, bindparam, insert, or_, select, updat
 
 from results_store.errors import SubmissionConflict, UnknownJob
 from results_store.records import JobStatus, NewEnvelope, NewJob
+from results_store.sql import driver_statements
 from results_store.sql.columns import clock, given_or_clock, text
 from results_store.sql.reading import job_status
 from results_store.sql.result_rows import insert_new
@@ -80,13 +81,11 @@ _counted_if_expected = _counted.where(jobs.c["items"] == bindparam("_expected"))
 
 def _count(connection: Connection, job: str, items: int, total: int, expected_items: int | None) -> float:
     """Count the envelopes of a job; return the store's time."""
-    given = {"_job": job, "_items": items, "_total": total}
-    if expected_items is None:
-        now = connection.execute(_counted, given).scalar()
-    else:
-        now = connection.execute(_counted_if_expected, {**given, "_expected": expected_items}).scalar()
-    if now is not None:
-        return float(now)
+    given, counted = {"_job": job, "_items": items, "_total": total}, _counted
+    if expected_items is not None:
+        given, counted = {**given, "_expected": expected_items}, _counted_if_expected
+    if found := driver_statements.run(connection, counted, given):
+        return float(found[0][0])
     if connection.execute(select(jobs.c.id).where(jobs.c.id == job)).first() is None:
         raise UnknownJob(f"no job {job!r}; create it before adding to it")
     raise SubmissionConflict(f"job {job!r} no longer has {expected_items} items; read it again before adding to it")
