@@ -9,7 +9,7 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check prose bench plots test-stack test-gpu install clean
+.PHONY: demo test check prose mutation bench plots test-stack test-gpu install clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,10 @@ check: $(INSTALLED)
 # How the prose reads, in a few numbers: docstrings and Markdown.
 prose: $(INSTALLED)
 	$(BIN)/python -m tools.prose
+
+# Would a test notice? 300 small changes, each against the tests that reach it: hours, resumable; `power` is the share.
+mutation: $(INSTALLED)
+	$(BIN)/python -m tools.mutation --seed $(or $(SEED),1)
 
 # One benchmark: make bench NAME=bulk; see benchmarks/README.md.
 bench: $(INSTALLED)
