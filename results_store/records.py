@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias
 
-#: The number of attempts after which an envelope is given up.
+#: The number of attempts that ended with an error, after which an envelope is given up.
 MAX_ATTEMPTS = 20
+
+#: The number of deaths after which an envelope is run alone in its worker.
+ALONE_AFTER_DEATHS = 3
+
+#: The suspect of an envelope that is run alone with all its items together.
+ALL_ITEMS = -1
 
 
 class ResultState(StrEnum):
@@ -23,7 +29,7 @@ class ResultState(StrEnum):
 class EnvelopeState(StrEnum):
     """The states of an envelope: ``accepted`` (in the outbox) → ``published`` → ``done``, or ``dead``.
 
-    A ``dead`` envelope was given up after too many attempts. Its items failed; its payload is kept, for `replay`.
+    A ``dead`` envelope was given up after too many attempts failed. Its items failed; its payload is kept for `replay`.
     """
 
     ACCEPTED = "accepted"
@@ -58,7 +64,7 @@ class Claimed(NamedTuple):
 
     Of an envelope with work to do, cancelled or dead, `payload` is the stored envelope, of `content_type`: a worker
     computes this one, whatever the message holds. `deadline_at` is by the store's clock. An envelope whose workers died
-    several times without an explanation is to be run `alone` in its worker.
+    several times without an explanation is to be run `alone` in its worker, and `one_by_one` if a worker died of that.
     """
 
     verdict: Claim
@@ -67,6 +73,7 @@ class Claimed(NamedTuple):
     deadline_at: float | None = None
     now: float = 0.0
     alone: bool = False
+    one_by_one: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +301,7 @@ class Transaction(NamedTuple):
     without an error get an error that counts the attempts. Envelopes in `unlisted` were never in the outbox: their new
     results add to the size of their job. Envelopes in `stepped` belong to pipelines: their results may lead to more.
 
-    Envelopes in `claims` are leased to `worker` for `lease_s`, unless they were begun `max_attempts` times. With
+    Envelopes in `claims` are leased to `worker` for `lease_s`, unless `max_attempts` attempts failed. With
     `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. A time in `at`
     replaces the store's clock.
     """

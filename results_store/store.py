@@ -179,6 +179,11 @@ class Store:
         with self._database.read() as connection:
             return reading.depth(connection)
 
+    def running_alone(self) -> tuple[int, str | None]:
+        """Return the number of unfinished envelopes that run alone after deaths of workers, and one of their jobs."""
+        with self._database.read() as connection:
+            return reading.running_alone(connection)
+
     def recent_failures(self, *, limit: int = 20, job: str | None = None, tenant: str | None = None) -> list[Result]:
         """Return the newest failed results: of all jobs, or of a job or tenant."""
         with self._database.read() as connection:
@@ -244,14 +249,23 @@ class Store:
         with self._database.write(Weight.NOTE) as connection:
             return delivery.release(connection, ids, worker=worker)
 
-    def note_failure(self, envelope: str, *, worker: str, error: dict[str, Any], at: float | None = None) -> bool:
+    def note_failure(self, envelope: str, *, worker: str, error: dict[str, Any]) -> bool:
         """Store the error that ended the worker's attempt, and end its lease. Return whether it still had a lease.
 
         For errors of the attempt, not of the items: the envelope is overdue at once, and is attempted again unless it
         has used all its attempts.
         """
         with self._database.write(Weight.NOTE) as connection:
-            return delivery.note_failure(connection, envelope, worker=worker, error=error, at=at) > 0
+            return delivery.note_failure(connection, envelope, worker=worker, error=error) > 0
+
+    def note_suspect(self, envelope: str, suspect: int) -> int:
+        """Store the item (its `seq`, or ALL_ITEMS) with which the envelope runs alone next.
+
+        Return the number of starts with this suspect in a row, including this one. Starts after which the worker
+        released the envelope or noted a failure do not count.
+        """
+        with self._database.write(Weight.NOTE) as connection:
+            return delivery.note_suspect(connection, envelope, suspect)
 
     # --- the reconciler ---
 

@@ -49,10 +49,10 @@ class Writer:
     and tries again until the database is back or `close` gives up. The callers wait meanwhile, so nothing is
     acknowledged before it is stored. Each thread waits for its own request, so the number of threads limits the queue.
 
-    An envelope that was begun `max_attempts` times is claimed as dead. `drop_inputs`, for privacy, deletes inputs once
-    their results are stored without a failure; they can no longer be replayed. The envelopes that `follow` derives from
-    results of pipelines are accepted with the results and passed to `on_followed`, which publishes them. If that fails,
-    the reconciler publishes them.
+    An envelope of which `max_attempts` attempts ended with an error is claimed as dead. `drop_inputs`, for privacy,
+    deletes inputs once their results are stored without a failure; they can no longer be replayed. The envelopes that
+    `follow` derives from results of pipelines are accepted with the results and passed to `on_followed`, which
+    publishes them. If that fails, the reconciler publishes them.
     """
 
     def __init__(

@@ -45,7 +45,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     make room; without it all models are loaded at the start. `bulk_share` is the share of device time that bulk work
     keeps under interactive load. `interactive_wait_s` and `standard_wait_s` are the longest wait of such an item behind
     less urgent batches: while such items arrive, these batches are kept short enough. `max_attempts` is the number of
-    times that an envelope may be started before its items fail. `tune_at_start` lets a worker measure backends before
+    attempts of an envelope that may end with an error before its items fail; deaths of workers do not count.
+    `tune_at_start` lets a worker measure backends before
     its first start on a machine (`argosy tune` does it better). `drop_inputs` deletes inputs from the store once all
     their results have succeeded.
     """

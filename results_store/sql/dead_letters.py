@@ -127,6 +127,9 @@ def _replay(connection: Connection, failed: ColumnElement[bool], limit: int) -> 
             lease_s=None,
             finished_at=None,
             error=None,
+            deaths=0,
+            suspect=None,
+            tries=0,
         )
     )
     _uncount(connection, deleted)

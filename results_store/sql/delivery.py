@@ -33,6 +33,8 @@ from sqlalchemy import (
 )
 
 from results_store.records import (
+    ALL_ITEMS,
+    ALONE_AFTER_DEATHS,
     Claim,
     Claimed,
     Committed,
@@ -120,8 +122,15 @@ class _Row(NamedTuple):
     lease_s: float | None
     attempts: int
     deadline_at: float | None
+    deaths: int
+    suspect: int | None
     cancelled_at: float | None
     now: float
+
+
+# An attempt that ended with a recorded error has a lease until 0. A lease that is there and was not ended has run out
+# without a word from its worker, when the envelope is taken from it.
+_deaths = envelopes.c.deaths + case((envelopes.c.leased_until > 0, 1), else_=0)
 
 
 @cache
@@ -142,6 +151,7 @@ def _taking(dialect: str) -> Update:
             state="published",
             published_at=func.coalesce(envelopes.c.published_at, bindparam("_now")),
             attempts=envelopes.c.attempts + 1,
+            deaths=_deaths,
             worker=bindparam("_worker"),
             leased_until=bindparam("_leased_until"),
             lease_s=bindparam("_lease_s"),
@@ -153,10 +163,7 @@ def _claim(connection: Connection, transaction: Transaction, at: float | None) -
     dialect, worker, lease_s = connection.dialect.name, transaction.worker, transaction.lease_s
     wanted = {"_ids": as_list(connection, transaction.claims), "_now": at}
     rows = [_Row(*row) for row in driver_statements.run(connection, _claimable(dialect), wanted)]
-    claims = {
-        row.id: Claimed(_verdict(row, worker, transaction.max_attempts), deadline_at=row.deadline_at, now=row.now)
-        for row in rows
-    }
+    claims = {row.id: _answer(row, worker, transaction.max_attempts) for row in rows}
     # A dead envelope gets no lease: if two workers commit it as dead, the second has no effect.
     taken = [id_ for id_, claimed in claims.items() if claimed.verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
@@ -167,7 +174,15 @@ def _claim(connection: Connection, transaction: Transaction, at: float | None) -
     return {id_: claims.get(id_) or Claimed(Claim.UNKNOWN) for id_ in transaction.claims}
 
 
-def _verdict(row: _Row, worker: str, max_attempts: int) -> Claim:
+def _answer(row: _Row, worker: str, max_attempts: int) -> Claimed:
+    deaths = row.deaths + bool(row.leased_until)
+    verdict = _verdict(row, worker, may_try=row.attempts - deaths < max_attempts)
+    alone = verdict is Claim.WORK and deaths >= ALONE_AFTER_DEATHS
+    one_by_one = alone and row.suspect is not None
+    return Claimed(verdict, deadline_at=row.deadline_at, now=row.now, alone=alone, one_by_one=one_by_one)
+
+
+def _verdict(row: _Row, worker: str, *, may_try: bool) -> Claim:
     if row.state in ("done", "dead"):
         return Claim.DONE
     longest_s = LONGEST_LEASE_S if row.lease_s is None else row.lease_s
@@ -175,7 +190,7 @@ def _verdict(row: _Row, worker: str, max_attempts: int) -> Claim:
         return Claim.HELD
     if row.cancelled_at is not None:
         return Claim.CANCELLED
-    return Claim.WORK if row.attempts < max_attempts else Claim.DEAD
+    return Claim.WORK if may_try else Claim.DEAD
 
 
 @cache
@@ -244,22 +259,39 @@ def renew(connection: Connection, ids: Collection[str], *, worker: str, lease_s:
 def release(connection: Connection, ids: Collection[str], *, worker: str) -> int:
     """Give this worker's unfinished envelopes back: the attempt is not counted; any worker may claim them at once."""
     lock(connection, ids)
-    less = case((envelopes.c.attempts > 0, envelopes.c.attempts - 1), else_=0)
-    return connection.execute(
-        update(envelopes)
-        .where(_held(connection, ids, worker))
-        .values(worker=None, leased_until=None, lease_s=None, attempts=less)
-    ).rowcount
+    given_back = {
+        "worker": None,
+        "leased_until": None,
+        "lease_s": None,
+        "attempts": _less(envelopes.c.attempts),
+        **_UNSUSPECTED,
+    }
+    return connection.execute(update(envelopes).where(_held(connection, ids, worker)).values(given_back)).rowcount
 
 
-def note_failure(connection: Connection, id_: str, *, worker: str, error: dict[str, Any], at: float | None) -> int:
+def note_failure(connection: Connection, id_: str, *, worker: str, error: dict[str, Any]) -> int:
     """Store the error of this attempt, and end its lease, so that the next attempt need not wait for it."""
-    failed = update(envelopes).where(_held(connection, [id_], worker))
-    return connection.execute(failed.values(error=cleaned(error), leased_until=given_or_clock()), {"_now": at}).rowcount
+    ended = {"error": cleaned(error), "leased_until": 0, "lease_s": None, **_UNSUSPECTED}
+    return connection.execute(update(envelopes).where(_held(connection, [id_], worker)).values(ended)).rowcount
+
+
+def note_suspect(connection: Connection, id_: str, suspect: int) -> int:
+    """Store the item that runs alone next; return the number of starts with this suspect, including this one."""
+    tries = case((envelopes.c.suspect == suspect, envelopes.c.tries + 1), else_=1)
+    noted = update(envelopes).where(envelopes.c.id == id_).values(suspect=suspect, tries=tries)
+    return int(connection.execute(noted.returning(envelopes.c.tries)).scalar_one_or_none() or 0)
+
+
+def _less(column: ColumnElement[int]) -> ColumnElement[int]:
+    return case((column > 0, column - 1), else_=0)
+
+
+# The worker lives: its last start with the suspect does not count.
+_UNSUSPECTED = {"suspect": func.nullif(envelopes.c.suspect, ALL_ITEMS), "tries": _less(envelopes.c.tries)}
 
 
 def _held(connection: Connection, ids: Collection[str], worker: str) -> ColumnElement[bool]:
-    leased = envelopes.c.leased_until.is_not(None)
+    leased = envelopes.c.leased_until > 0
     return and_(among(connection, envelopes.c.id, ids), PUBLISHED, envelopes.c.worker == worker, leased)
 
 
@@ -340,7 +372,7 @@ def _take(connection: Connection, condition: ColumnElement[bool], now: float, li
     taken = connection.execute(
         update(envelopes)
         .where(envelopes.c.id.in_(select(chosen.c.id)))
-        .values(state="accepted", accepted_at=now, published_at=None, leased_until=None, lease_s=None)
+        .values(state="accepted", accepted_at=now, published_at=None, leased_until=None, lease_s=None, deaths=_deaths)
         .returning(envelopes.c.id)
     )
     return list(taken.scalars())

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
 
 from results_store.errors import UnknownJob
-from results_store.records import Depth, EnvelopeState, JobStatus, Result, ResultState
+from results_store.records import ALONE_AFTER_DEATHS, Depth, EnvelopeState, JobStatus, Result, ResultState
 from results_store.sql.columns import among
 from results_store.sql.schema import FAILED, UNFINISHED, envelopes, jobs, payloads, results
 
@@ -48,6 +48,12 @@ def page_of_results(connection: Connection, id_: str, after: tuple[int, str] | N
     if after is not None:
         wanted = wanted.where(tuple_(results.c.seq, results.c.task) > after)
     return [result(row) for row in connection.execute(wanted).mappings()]
+
+
+def running_alone(connection: Connection) -> tuple[int, str | None]:
+    wanted = select(func.count(), func.min(envelopes.c.job))
+    number, job = connection.execute(wanted.where(UNFINISHED, envelopes.c.deaths >= ALONE_AFTER_DEATHS)).one()
+    return number, job
 
 
 def results_of(connection: Connection, id_: str, seqs: Collection[int]) -> list[Result]:

@@ -95,7 +95,8 @@ purged_jobs = Table(
 
 # `accepted_at` is the time at which the envelope last entered the outbox: at first its creation, later the time it was
 # taken as overdue; 0, which is overdue at once, after a replay. `worker` claimed it last, and still holds it if there
-# is a lease, of at most `lease_s` from now. `error` is the error of the last failed attempt.
+# is a lease, of at most `lease_s` from now; a lease until 0 was ended by the error of its attempt. `error` is the error
+# of the last failed attempt.
 #
 # `results` are owed and `stored` are there, so that an envelope is done only when it is covered; a `stored` of null was
 # written by an older version, and the rows are counted once. `deaths` counts the leases that ran out without a word
@@ -123,7 +124,7 @@ envelopes = Table(
     Column("lane", SmallInteger, nullable=False, server_default="0"),
     Column("stored", BigInteger),
     Column("lease_s", Double),
-    Column("deaths", SmallInteger, nullable=False, server_default="0"),
+    Column("deaths", BigInteger, nullable=False, server_default="0"),
     Column("suspect", BigInteger),
     Column("tries", SmallInteger, nullable=False, server_default="0"),
     CheckConstraint("state IN ('accepted', 'published', 'done', 'dead')", name="envelopes_state"),

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from producers.commands.main import main
-from results_store.records import ResultState
+from results_store.records import ALONE_AFTER_DEATHS, ResultState
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, result
 
@@ -62,6 +62,22 @@ def test_a_replay_says_what_it_put_back(store: Store) -> None:
     assert argosy("replay", "b").stdout == "1 failed results of 1 envelopes queued again\n"
     assert argosy("replay", "--all").stdout == "0 failed results of 0 envelopes queued again\n"
     assert store.depth()[0].envelopes == 2
+
+
+def test_doctor_names_envelopes_under_which_workers_die(
+    store: Store, broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else says so while the workers are started again and again."""
+    monkeypatch.setenv("ARGOSY_BROKER_URL", broker_url)
+    store.add_envelopes([new_envelope("a0", job="a")], jobs=[new_job("a")])
+    for n in range(ALONE_AFTER_DEATHS):
+        assert "run alone" not in argosy("doctor").output
+        store.claim(["a0"], worker=f"w{n}", leased_until=1.0)
+    store.take_overdue(2.0, accepted_before=0)
+
+    examined = argosy("doctor").output
+    assert "1 run alone, for instance one of job a: workers died under them without an error" in examined
+    assert "an item at fault fails as WorkerLost" in examined
 
 
 def test_a_replay_of_everything_must_be_meant() -> None:

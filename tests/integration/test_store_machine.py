@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from results_store.errors import UnknownJob
-from results_store.records import Claim, ResultState
+from results_store.records import ALL_ITEMS, ALONE_AFTER_DEATHS, Claim, ResultState
 from results_store.sql.database import Database, Weight
 from results_store.sql.schema import metadata
 from results_store.store import Store
@@ -59,12 +59,19 @@ class ModelEnvelope:
     state: str = "accepted"
     published_at: float | None = None
     attempts: int = 0
+    deaths: int = 0
+    suspect: int | None = None
+    tries: int = 0
     worker: str | None = None
     leased_until: float | None = None
     payload: bool = True
 
     def held_by(self, worker: str) -> bool:
-        return self.state == "published" and self.worker == worker and self.leased_until is not None
+        return self.state == "published" and self.worker == worker and bool(self.leased_until)
+
+    def unsuspected(self) -> None:
+        self.suspect = None if self.suspect == ALL_ITEMS else self.suspect
+        self.tries = max(0, self.tries - 1)
 
     @property
     def over(self) -> bool:
@@ -164,9 +171,12 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.store.claim(ids, worker=worker, now=self.now, lease_s=LEASE_S, max_attempts=MAX_ATTEMPTS)
         verdicts = {id_: claimed.verdict for id_, claimed in found.items()}
         assert verdicts == {id_: self.verdict(id_, worker) for id_ in ids}
+        alone = {id_: (claimed.alone, claimed.one_by_one) for id_, claimed in found.items()}
+        assert alone == {id_: self.runs_alone(id_, worker) for id_ in ids}
         for id_ in ids:
             envelope = self.envelopes.get(id_)
             if envelope is not None and verdicts[id_] in (Claim.WORK, Claim.CANCELLED):
+                envelope.deaths += bool(envelope.leased_until)
                 envelope.state, envelope.worker, envelope.leased_until = "published", worker, self.now + LEASE_S
                 envelope.attempts += 1
                 if envelope.published_at is None:
@@ -182,7 +192,15 @@ class StoreMachine(RuleBasedStateMachine):
             return Claim.HELD
         if self.jobs[envelope.job].cancelled:
             return Claim.CANCELLED
-        return Claim.WORK if envelope.attempts < MAX_ATTEMPTS else Claim.DEAD
+        failed_attempts = envelope.attempts - envelope.deaths - bool(envelope.leased_until)
+        return Claim.WORK if failed_attempts < MAX_ATTEMPTS else Claim.DEAD
+
+    def runs_alone(self, id_: str, worker: str) -> tuple[bool, bool]:
+        if self.verdict(id_, worker) is not Claim.WORK:
+            return False, False
+        envelope = self.envelopes[id_]
+        alone = envelope.deaths + bool(envelope.leased_until) >= ALONE_AFTER_DEATHS
+        return alone, alone and envelope.suspect is not None
 
     @rule(
         which=SOME,
@@ -244,14 +262,33 @@ class StoreMachine(RuleBasedStateMachine):
         for envelope in held:
             envelope.worker = envelope.leased_until = None
             envelope.attempts -= 1
+            envelope.unsuspected()
 
     @rule(which=PICK, worker=WORKERS)
     def note_failure(self, which: int, worker: str) -> None:
         (id_,) = self.ids([which])
         held = [envelope for envelope in self.known([id_]) if envelope.held_by(worker)]
-        assert self.store.note_failure(id_, worker=worker, error={"message": "x"}, at=self.now) == bool(held)
+        assert self.store.note_failure(id_, worker=worker, error={"message": "x"}) == bool(held)
         for envelope in held:
-            envelope.leased_until = self.now
+            envelope.leased_until = 0
+            envelope.unsuspected()
+
+    @rule(which=PICK, suspect=st.sampled_from([ALL_ITEMS, 0, 1]))
+    def note_suspect(self, which: int, suspect: int) -> None:
+        (id_,) = self.ids([which])
+        tries = 0
+        for envelope in self.known([id_]):
+            tries = envelope.tries = envelope.tries + 1 if envelope.suspect == suspect else 1
+            envelope.suspect = suspect
+        assert self.store.note_suspect(id_, suspect) == tries
+
+    @rule(which=PICK, worker=WORKERS)
+    @precondition(lambda self: any(envelope.state == "published" for envelope in self.envelopes.values()))
+    def workers_die(self, which: int, worker: str) -> None:
+        """Often enough that the envelope runs alone."""
+        for _ in range(ALONE_AFTER_DEATHS):
+            self.claim([which], worker)
+            self.now += LEASE_S + 1
 
     # --- the reconciler and the operator ---
 
@@ -272,6 +309,7 @@ class StoreMachine(RuleBasedStateMachine):
             envelope = self.envelopes[found.id]
             assert found.attempts == envelope.attempts
             envelope.state, envelope.accepted_at = "accepted", self.now
+            envelope.deaths += bool(envelope.leased_until)
             envelope.published_at = envelope.leased_until = None
 
     def runs(self, leased_until: float) -> bool:

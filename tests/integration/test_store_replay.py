@@ -7,7 +7,19 @@ import threading
 import psycopg
 import pytest
 
-from results_store.records import Claim, Depth, EnvelopeState, Replayed, Result, ResultState, Transaction
+from results_store.records import (
+    ALL_ITEMS,
+    ALONE_AFTER_DEATHS,
+    MAX_ATTEMPTS,
+    Claim,
+    Claimed,
+    Depth,
+    EnvelopeState,
+    Replayed,
+    Result,
+    ResultState,
+    Transaction,
+)
 from results_store.store import Store
 from results_store.writer import Writer
 from tests.integration.rows import new_envelope, new_job, result, run_together, submit
@@ -25,9 +37,17 @@ def attempt(store: Store, id_: str, at: float, worker: str = "w1", **options: in
 
 
 def give_up(store: Store, id_: str = "e0", seq: int = 0) -> None:
-    """Two attempts that leave no word, then the verdict, then its burial."""
-    assert [attempt(store, id_, NOW + n * 10, max_attempts=2) for n in range(3)] == [Claim.WORK, Claim.WORK, Claim.DEAD]
+    """Two attempts that end with an error, then the verdict, then its burial."""
+    for n in range(2):
+        assert attempt(store, id_, NOW + n * 10, max_attempts=2) is Claim.WORK
+        assert store.note_failure(id_, worker="w1", error=ERROR)
+    assert attempt(store, id_, NOW + 20, max_attempts=2) is Claim.DEAD
     store.commit([failed(seq, envelope=id_, error=None)], dead=[id_], at=NOW + 30)
+
+
+def die(store: Store, id_: str, at: float, worker: str = "w1", **options: int) -> Claimed:
+    """Return the claim of an attempt whose worker dies: its lease has run out at `at` + 2."""
+    return store.claim([id_], worker=worker, now=at, leased_until=at + 1, **options)[id_]
 
 
 def unfinished(store: Store) -> list[tuple[EnvelopeState, int]]:
@@ -38,7 +58,7 @@ def unfinished(store: Store) -> list[tuple[EnvelopeState, int]]:
 
 
 def test_an_envelope_is_given_up_after_the_limit(store: Store) -> None:
-    """One that kills its worker would otherwise kill every worker in turn, for ever."""
+    """One that cannot be run at all would otherwise be tried for ever."""
     submit(store)
 
     give_up(store)
@@ -46,9 +66,10 @@ def test_an_envelope_is_given_up_after_the_limit(store: Store) -> None:
     (row,) = store.results("job")
     assert row.error == {
         "kind": "TooManyAttempts",
-        "message": "given up after 2 attempts, the last by w1; the worker died or lost its lease without reporting an error",
+        "message": "given up after 2 attempts, the last by w1: broke",
         "attempts": 2,
         "worker": "w1",
+        "cause": ERROR,
     }
     assert store.job("job").finished
     assert unfinished(store) == []
@@ -61,7 +82,7 @@ def test_a_dead_letter_has_all_that_is_needed_to_understand_it(store: Store) -> 
     store.create_job(new_job())
     store.add_envelopes([new_envelope("e0", items=2, results=2, payload=b"both inputs")])
     attempt(store, "e0", NOW)
-    store.note_failure("e0", worker="w1", error=ERROR, at=NOW + 1)
+    store.note_failure("e0", worker="w1", error=ERROR)
     attempt(store, "e0", NOW + 10, max_attempts=1)
     malformed = failed(1, error={"kind": "InvalidMessage", "message": "no input"})
     store.commit([failed(0, error=None), malformed], dead=["e0"], at=NOW + 10)
@@ -83,11 +104,89 @@ def test_a_noted_failure_lets_the_next_attempt_begin_at_once(store: Store) -> No
     submit(store)
     store.claim(["e0"], worker="w1", now=NOW, lease_s=600)
 
-    assert not store.note_failure("e0", worker="w2", error=ERROR, at=NOW + 1)
-    assert store.note_failure("e0", worker="w1", error={"kind": "X\0", "message": "\ud800"}, at=NOW + 1)
+    assert not store.note_failure("e0", worker="w2", error=ERROR)
+    assert store.note_failure("e0", worker="w1", error={"kind": "X\0", "message": "\ud800"})
+    assert store.renew(["e0"], worker="w1", leased_until=NOW + 600) == 0
 
     (taken,) = store.take_overdue(now=NOW + 2, overdue_s=NOW + 2)
     assert (taken.id, taken.attempts) == ("e0", 1)
+
+
+# --- deaths ---
+
+
+def test_deaths_alone_never_give_an_envelope_up(store: Store) -> None:
+    """A crash loop is the machine's fault: a claim over the lease that ran out counts it, and so does a reconciler."""
+    submit(store)
+
+    for n in range(MAX_ATTEMPTS + 10):
+        assert die(store, "e0", NOW + n * 10) == Claimed(Claim.WORK, now=NOW + n * 10, alone=n >= ALONE_AFTER_DEATHS)
+        if n % 2:
+            (taken,) = store.take_overdue(NOW + n * 10 + 5, accepted_before=0)
+            assert taken.attempts == n + 1
+    assert store.running_alone() == (1, "job")
+
+    for _ in range(MAX_ATTEMPTS):
+        assert attempt(store, "e0", NOW + 999) is Claim.WORK
+        store.note_failure("e0", worker="w1", error=ERROR)
+    assert attempt(store, "e0", NOW + 999) is Claim.DEAD
+    store.commit([failed(0, error=None)], dead=["e0"])
+    assert store.running_alone() == (0, None)
+
+
+def test_attempts_that_an_older_version_counted_still_end(store: Store) -> None:
+    """It counted no deaths, and left no word either."""
+    submit(store)
+    for n in range(2):
+        store.claim(["e0"], worker="w1", now=NOW + n, leased_until=0)
+
+    assert attempt(store, "e0", NOW + 20, max_attempts=2) is Claim.DEAD
+    store.commit([failed(0, error=None)], dead=["e0"])
+
+    (row,) = store.results("job")
+    assert row.error is not None
+    assert row.error["message"] == (
+        "given up after 2 attempts, the last by w1; the worker died or lost its lease without reporting an error"
+    )
+
+
+def test_a_worker_that_speaks_has_not_died(store: Store) -> None:
+    """A stop and a failure have their word; neither leads to a run alone, nor leaves a suspicion behind."""
+    submit(store, items=2)
+    for n in range(5):
+        assert not die(store, "e0", NOW + n).alone
+        store.note_suspect("e0", ALL_ITEMS)
+        if n % 2:
+            store.release(["e0"], worker="w1")
+        else:
+            store.note_failure("e0", worker="w1", error=ERROR)
+            store.take_overdue(NOW + n, accepted_before=0)
+    for n in range(3):
+        die(store, "e0", NOW + 10 + 10 * n)
+    claimed = die(store, "e0", NOW + 50)
+    assert (claimed.alone, claimed.one_by_one) == (True, False)
+
+
+def test_only_starts_that_ended_in_silence_count_for_a_suspect(store: Store) -> None:
+    """The items that are run alone are told apart, and an operator's stop accuses none of them."""
+    submit(store, items=2)
+    for n in range(3):
+        die(store, "e0", NOW + 10 * n)
+    assert store.note_suspect("e0", ALL_ITEMS) == 1
+    assert die(store, "e0", NOW + 30).one_by_one
+
+    assert [store.note_suspect("e0", seq) for seq in (0, 1)] == [1, 1]
+    assert die(store, "e0", NOW + 40).one_by_one
+    assert store.note_suspect("e0", 1) == 2
+    store.release(["e0"], worker="w1")
+    assert die(store, "e0", NOW + 50).one_by_one
+    assert store.note_suspect("e0", 1) == 2
+    store.note_failure("e0", worker="w1", error=ERROR)
+    assert die(store, "e0", NOW + 60).one_by_one
+    assert store.note_suspect("e0", 1) == 2
+    assert die(store, "e0", NOW + 70).one_by_one
+    assert store.note_suspect("e0", 1) == 3
+    assert store.note_suspect("gone", 1) == 0
 
 
 def test_a_stop_does_not_bring_the_limit_nearer(store: Store) -> None:
@@ -123,6 +222,7 @@ def test_the_writer_has_the_limit(store: Store) -> None:
     """It is a setting of the worker."""
     submit(store)
     attempt(store, "e0", NOW)
+    store.note_failure("e0", worker="w1", error=ERROR)
     with Writer(store, worker="w2", lease_s=60, max_attempts=1) as committer:
         assert committer.claim("e0").verdict is Claim.DEAD
         committer.commit(Transaction(results=[failed(0, error=None)], dead=["e0"]))
@@ -149,6 +249,20 @@ def test_a_replay_puts_dead_letters_back(store: Store) -> None:
     assert attempt(store, "e0", NOW) is Claim.WORK
     store.commit([result(0)], done=["e0"])
     assert (store.job("job").succeeded, store.job("job").finished) == (1, True)
+
+
+def test_a_replay_forgets_deaths_and_suspects(store: Store) -> None:
+    """The fault is mended, says the operator: the envelope runs among others again."""
+    submit(store)
+    for n in range(4):
+        die(store, "e0", NOW + 10 * n)
+        store.note_suspect("e0", 0)
+    store.commit([failed(0, error={"kind": "WorkerLost", "message": "the worker died"})], done=["e0"])
+
+    assert store.dead_letters.replay(error_kind="WorkerLost") == Replayed(envelopes=1, results=1)
+
+    assert die(store, "e0", NOW) == Claimed(Claim.WORK, now=NOW)
+    assert store.note_suspect("e0", 0) == 1
 
 
 def test_a_replay_takes_failures_and_leaves_successes(store: Store) -> None:

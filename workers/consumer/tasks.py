@@ -11,7 +11,7 @@ from celery.exceptions import Reject
 
 from producers.wire.messages import VERSION, Priority
 from producers.wire.queues import TASK
-from workers.envelope.execution import EnvelopeInterrupted
+from workers.envelope.gate import EnvelopeInterrupted
 
 if TYPE_CHECKING:
     from workers.node.node import Node

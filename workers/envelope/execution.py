@@ -1,4 +1,6 @@
-"""The life of an envelope in a worker: decode → claim → fetch inputs → prepare → batch → finish → store → tell.
+"""The life of an envelope in a worker.
+
+decode → claim → divide, then for each portion: fetch inputs → prepare → batch → finish → store, in the end: tell.
 
 docs/lifecycle.md describes these steps. The failure of an item is its result; the failure of a whole envelope is
 raised.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +26,11 @@ from workers.batching.steady_clock import steady_time
 from workers.batching.work import Interrupted, Superseded
 from workers.envelope import outcomes
 from workers.envelope.derivation import Derivation
+from workers.envelope.gate import EnvelopeInterrupted, Gate
+from workers.envelope.portions import Portion, portions, reduced
 from workers.envelope.preparation import Preparation, PreparedItem
 
-
-class EnvelopeInterrupted(Exception):
-    """The worker stops before the envelope is finished; the envelope returns to its queue."""
+_UNKNOWN = Claimed(Claim.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,7 @@ class Execution(Preparation):
 
     batcher: Batcher
     writer: Writer
+    gate: Gate
 
     def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
         """Run an envelope and return a summary once its results are committed; with `reply`, also the results.
@@ -45,20 +48,19 @@ class Execution(Preparation):
         """
         envelope, bad_items = self.decode(raw)
         claimed = self.claim(envelope)
-        claim, envelope = claimed.verdict, timed(envelope, claimed)
-        items: list[PreparedItem] = []
-        results = outcomes.malformed(envelope, bad_items)
-        if claim in (Claim.DONE, Claim.HELD):
-            return self.tell(envelope, claim, results)
-        if claim in (Claim.CANCELLED, Claim.DEAD):
-            results += outcomes.given_up(envelope, claim)
-        else:
-            inputs = self.fetch_inputs(envelope)
-            items = self.prepare(envelope, inputs)
-            items = self.batch(envelope, items, inputs)
-            results += self.finish(envelope, items, inputs.turn)
-        self.store(envelope, claim, items, results)
-        return self.tell(envelope, claim, results, reply=reply)
+        envelope = timed(envelope, claimed)
+        results: list[Result] = []
+        if claimed.verdict in (Claim.DONE, Claim.HELD):
+            return self.tell(envelope, claimed.verdict, results)
+        with self.gate.passing(alone=claimed.alone):
+            for portion in self.divide(envelope, claimed, outcomes.malformed(envelope, bad_items)):
+                inputs = self.fetch_inputs(portion.envelope)
+                items = self.prepare(portion.envelope, inputs)
+                items = self.batch(portion.envelope, items, inputs)
+                portion.results.extend(self.finish(portion.envelope, items, inputs.turn))
+                self.store(portion, claimed.verdict, items)
+                results += portion.results
+        return self.tell(envelope, claimed.verdict, results, reply=reply)
 
     def decode(self, raw: object) -> tuple[Envelope, list[BadItem]]:
         """Return the envelope and its unreadable items. Raises InvalidMessage."""
@@ -74,7 +76,18 @@ class Execution(Preparation):
 
         An envelope that is not durable has no row to lease.
         """
-        return self.writer.claim(envelope.id) if envelope.durable else Claimed(Claim.UNKNOWN)
+        return self.writer.claim(envelope.id) if envelope.durable else _UNKNOWN
+
+    def divide(self, envelope: Envelope, claimed: Claimed, results: list[Result]) -> Iterable[Portion]:
+        """Return the envelope's portions: a single one, unless the envelope runs alone. Raises StoreUnavailable.
+
+        `results` are those of items that could not be decoded. A portion without items is not computed.
+        """
+        if claimed.alone:
+            return portions(envelope, claimed, results, self.database)
+        if claimed.verdict in (Claim.CANCELLED, Claim.DEAD):
+            return (Portion(reduced(envelope), [*results, *outcomes.given_up(envelope, claimed.verdict)]),)
+        return (Portion(envelope, results),)
 
     def batch(self, envelope: Envelope, items: Sequence[PreparedItem], inputs: Derivation) -> list[PreparedItem]:
         """Wait for the items' outcomes. Items whose model has a new version are prepared again and wait again."""
@@ -88,13 +101,17 @@ class Execution(Preparation):
                 items[n] = item
         return items
 
-    def store(self, envelope: Envelope, claim: Claim, items: Sequence[PreparedItem], results: Sequence[Result]) -> None:
-        """Commit the results and the envelope's end. Raises EnvelopeInterrupted if the worker did not finish it."""
+    def store(self, portion: Portion, claim: Claim, items: Sequence[PreparedItem]) -> None:
+        """Commit the portion's results, and with the last portion the envelope's end.
+
+        Raises EnvelopeInterrupted if the worker did not finish the portion.
+        """
+        envelope = portion.envelope
         interrupted = any(item.entry and isinstance(item.entry.outcome, Interrupted) for item in items)
-        ended = () if interrupted else (envelope.id,)
+        ended = (envelope.id,) if portion.last and not interrupted else ()
         self.writer.commit(
             Transaction(
-                results=results,
+                results=portion.results,
                 done=() if claim is Claim.DEAD else ended,
                 dead=ended if claim is Claim.DEAD else (),
                 unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),

@@ -51,7 +51,7 @@ def examine(config: Path | None) -> list[Finding]:
             _looked_at("messages", lambda: _messages(where), "until then accepted items wait safely in the store")
         )
     if all(finding.ok for finding in findings if finding.about in ("broker", "store")):
-        findings += [*_nodes(where), *_declared(where, chosen)]
+        findings += [*_nodes(where), *_declared(where, chosen), *_running_alone(where)]
     return findings
 
 
@@ -147,3 +147,13 @@ def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]
         if declared_settings.digest(held) != declared_settings.digest(chosen.models[name]):
             found = "workers have other settings, declared by `argosy models reload`"
             yield Finding(f"model {name}", False, found, f"copy them to fleet.toml, or `argosy models reload {name}`")
+
+
+def _running_alone(where: Connection) -> Iterator[Finding]:
+    """Report envelopes under which workers died again and again."""
+    with Store(where.store_url) as store:
+        number, job = store.running_alone()
+    if number:
+        found = f"{number} run alone, for instance one of job {job}: workers died under them without an error"
+        remedy = "look for the cause in the logs of the workers and of the kernel; an item at fault fails as WorkerLost"
+        yield Finding("envelopes", False, found, remedy)

@@ -12,7 +12,7 @@ from results_store.errors import StoreError
 from results_store.records import ResultState
 from results_store.store import Store
 from workers.batching.batcher import Batcher
-from workers.envelope.execution import EnvelopeInterrupted
+from workers.envelope.gate import EnvelopeInterrupted
 
 logger = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ from workers.batching.serving.offered_versions import CurrentVersions, OfferedVe
 from workers.device.device_client import ProcessDevice
 from workers.device.devices import Device, available_cores
 from workers.envelope.execution import Execution
+from workers.envelope.gate import Gate
 from workers.envelope.input_limits import InputLimits
 from workers.envelope.streams import Item, Streams
 from workers.models.sources import model_source
@@ -79,6 +80,7 @@ class Node:
         self._publisher = Publisher(broker_url)
         self._store = Store(store_url)
         self._held = HeldEnvelopes(self._store, worker=name, lease_s=settings.worker.lease_s)
+        self._gate = Gate()
         self._following = FollowUpPublisher(self._store, self._publisher)
         self._writer = Writer(
             self._store,
@@ -140,13 +142,11 @@ class Node:
     def drain(self, grace_s: float) -> None:
         """Wait until no envelope is held, or for `grace_s`; then interrupt the rest without counting an attempt."""
         self._held.wait_until_none(grace_s)
-        if self._batcher:
-            self._batcher.stop()
+        self._interrupt()
 
     def stop(self) -> None:
         """Stop everything. Envelopes that are still held are interrupted and go back to their queue."""
-        if self._batcher:
-            self._batcher.stop()  # first: a model that is loading must not delay the periodic duties' end
+        self._interrupt()  # first: a model that is loading must not delay the periodic duties' end
         self._upkeep.stop()
         self._keep_costs()
         with suppress(BrokerUnavailable, Overloaded):
@@ -157,6 +157,11 @@ class Node:
             self._following.mark()
         self._store.close()
         self._publisher.close()
+
+    def _interrupt(self) -> None:
+        self._gate.close()
+        if self._batcher:
+            self._batcher.stop()
 
     # --- its parts ---
 
@@ -213,6 +218,7 @@ class Node:
             limits=InputLimits(**self.settings.limits.of_inputs, blobs=self._blobs),
             batcher=batcher,
             writer=self._writer,
+            gate=self._gate,
             database=self._store,
             streams=self._streams,
             files=self._files,

@@ -12,7 +12,7 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("envelopes", sa.Column("stored", sa.BigInteger))
     op.add_column("envelopes", sa.Column("lease_s", sa.Double))
-    op.add_column("envelopes", sa.Column("deaths", sa.SmallInteger, nullable=False, server_default="0"))
+    op.add_column("envelopes", sa.Column("deaths", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("envelopes", sa.Column("suspect", sa.BigInteger))
     op.add_column("envelopes", sa.Column("tries", sa.SmallInteger, nullable=False, server_default="0"))
 
