@@ -166,10 +166,10 @@ def test_a_child_inherits_no_open_sqlite_file(lite: Store) -> None:
 
     def work() -> None:
         assert not [file for file in psutil.Process().open_files() if "lite.db" in file.path]
-        assert lite.claim(["e1"], worker="child", leased_until=1e12)["e1"].verdict is Claim.WORK
+        assert lite.claim(["e1"], worker="child", lease_s=1e12)["e1"].verdict is Claim.WORK
 
     in_child(work)
-    assert lite.claim(["e1"], worker="parent", leased_until=1e12)["e1"].verdict is Claim.HELD
+    assert lite.claim(["e1"], worker="parent", lease_s=1e12)["e1"].verdict is Claim.HELD
 
 
 def test_a_child_of_a_fork_within_a_transaction_is_refused(lite: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,8 +72,8 @@ def test_doctor_names_envelopes_under_which_workers_die(
     store.add_envelopes([new_envelope("a0", job="a")], jobs=[new_job("a")])
     for n in range(ALONE_AFTER_DEATHS):
         assert "run alone" not in argosy("doctor").output
-        store.claim(["a0"], worker=f"w{n}", leased_until=1.0)
-    store.take_overdue(2.0, accepted_before=0)
+        store.claim(["a0"], worker=f"w{n}", lease_s=-1.0)
+    store.take_overdue(overdue_s=1e9)
 
     examined = argosy("doctor").output
     assert "1 run alone, for instance one of job a: workers died under them without an error" in examined

@@ -39,7 +39,7 @@ class Workers:
 
     def run(self) -> list[int]:
         """Return the sizes of the portions that a worker ran until it finished the envelope. Raises Died."""
-        claimed = self._store.claim(["e0"], worker="w", now=self._now, leased_until=self._now + 1)["e0"]
+        claimed = self._store.claim(["e0"], worker="w", now=self._now, lease_s=1)["e0"]
         self._now += 2
         assert claimed.verdict is Claim.WORK
         sizes = []

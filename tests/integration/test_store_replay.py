@@ -47,7 +47,7 @@ def give_up(store: Store, id_: str = "e0", seq: int = 0) -> None:
 
 def die(store: Store, id_: str, at: float, worker: str = "w1", **options: int) -> Claimed:
     """Return the claim of an attempt whose worker dies: its lease has run out at `at` + 2."""
-    return store.claim([id_], worker=worker, now=at, leased_until=at + 1, **options)[id_]
+    return store.claim([id_], worker=worker, now=at, lease_s=1, **options)[id_]
 
 
 def unfinished(store: Store) -> list[tuple[EnvelopeState, int]]:
@@ -106,7 +106,7 @@ def test_a_noted_failure_lets_the_next_attempt_begin_at_once(store: Store) -> No
 
     assert not store.note_failure("e0", worker="w2", error=ERROR)
     assert store.note_failure("e0", worker="w1", error={"kind": "X\0", "message": "\ud800"})
-    assert store.renew(["e0"], worker="w1", leased_until=NOW + 600) == 0
+    assert store.renew(["e0"], worker="w1", lease_s=600, now=NOW) == 0
 
     (taken,) = store.take_overdue(now=NOW + 2, overdue_s=NOW + 2)
     assert (taken.id, taken.attempts) == ("e0", 1)
@@ -122,7 +122,7 @@ def test_deaths_alone_never_give_an_envelope_up(store: Store) -> None:
     for n in range(MAX_ATTEMPTS + 10):
         assert die(store, "e0", NOW + n * 10) == Claimed(Claim.WORK, now=NOW + n * 10, alone=n >= ALONE_AFTER_DEATHS)
         if n % 2:
-            (taken,) = store.take_overdue(NOW + n * 10 + 5, accepted_before=0)
+            (taken,) = store.take_overdue(now=NOW + n * 10 + 5, overdue_s=NOW * 2)
             assert taken.attempts == n + 1
     assert store.running_alone() == (1, "job")
 
@@ -138,7 +138,7 @@ def test_attempts_that_an_older_version_counted_still_end(store: Store) -> None:
     """It counted no deaths, and left no word either."""
     submit(store)
     for n in range(2):
-        store.claim(["e0"], worker="w1", now=NOW + n, leased_until=0)
+        store.claim(["e0"], worker="w1", now=NOW + n, lease_s=-NOW - n)
 
     assert attempt(store, "e0", NOW + 20, max_attempts=2) is Claim.DEAD
     store.commit([failed(0, error=None)], dead=["e0"])
@@ -160,7 +160,7 @@ def test_a_worker_that_speaks_has_not_died(store: Store) -> None:
             store.release(["e0"], worker="w1")
         else:
             store.note_failure("e0", worker="w1", error=ERROR)
-            store.take_overdue(NOW + n, accepted_before=0)
+            store.take_overdue(now=NOW + n, overdue_s=NOW * 2)
     for n in range(3):
         die(store, "e0", NOW + 10 + 10 * n)
     claimed = die(store, "e0", NOW + 50)
