@@ -280,7 +280,10 @@ Line: TypeAlias = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingEnvelope:
-    """An envelope that the store still waits for, with the data needed to publish it again."""
+    """An envelope that the store still waits for, with the data needed to publish it again.
+
+    Its payload is empty if its inputs were deleted. It is published nevertheless, so that its attempts come to an end.
+    """
 
     id: str
     job: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Any, ClassVar, TypeAlias
 
@@ -15,6 +15,9 @@ from producers.wire.errors import InvalidMessage
 
 #: Version of the envelope format. A worker reads this version and the older ones in `_UPGRADES`.
 VERSION = 1
+
+#: Version of a message that only names its envelope.
+REFERENCE = 2
 
 #: The largest seed that both JSON readers and torch hold exactly.
 MOST_SEED = 2**53 - 1
@@ -203,6 +206,25 @@ def _file(value: Input) -> Input:
     return value.image if isinstance(value, TextAndImageInput) else value
 
 
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """The message of a durable envelope: it names the envelope, and the store has it."""
+
+    version: int = REFERENCE
+    id: str
+    job: str
+    model: str
+    priority: int
+
+
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a message of any version by which a worker finds the envelope. `items` is null in a reference."""
+
+    id: str
+    job: str = ""
+    durable: bool = True
+    items: Any = None
+
+
 class _Header(msgspec.Struct, frozen=True, kw_only=True):
     """The envelope with its items not yet decoded, so that a malformed item costs only itself."""
 
@@ -217,6 +239,18 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     durable: bool = True
     tenant: str = ""
     pipeline: bool = False
+
+
+class _ItemOutline(msgspec.Struct, frozen=True):
+    seq: int
+    tasks: tuple[str, ...]
+    key: str | None = None
+
+
+class _Outline(_Header, frozen=True, kw_only=True):
+    """The part of an envelope that its results need. Every version has it."""
+
+    items: list[_ItemOutline]
 
 
 class BadItem(msgspec.Struct, frozen=True):
@@ -300,22 +334,45 @@ def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
             items.append(msgspec.convert(value, Item))
         except msgspec.ValidationError as error:
             bad.append(_bad_item(value, position, str(error)))
-    return (
-        Envelope(
-            version=header.version,
-            id=header.id,
-            job=header.job,
-            model=header.model,
-            priority=header.priority,
-            queued_at=header.queued_at,
-            items=tuple(items),
-            deadline_at=header.deadline_at,
-            durable=header.durable,
-            tenant=header.tenant,
-            pipeline=header.pipeline,
-        ),
-        bad,
+    return _envelope(header, items), bad
+
+
+def _envelope(header: _Header, items: Iterable[Item]) -> Envelope:
+    return Envelope(
+        version=VERSION,
+        id=header.id,
+        job=header.job,
+        model=header.model,
+        priority=header.priority,
+        queued_at=header.queued_at,
+        items=tuple(items),
+        deadline_at=header.deadline_at,
+        durable=header.durable,
+        tenant=header.tenant,
+        pipeline=header.pipeline,
     )
+
+
+def named(raw: object) -> Named:
+    """Return the envelope that a message names. Raises InvalidMessage."""
+    if not isinstance(raw, dict):
+        raise InvalidMessage(f"an envelope is a mapping, not {type(raw).__name__}")
+    try:
+        return msgspec.convert(raw, Named)
+    except msgspec.ValidationError as error:
+        raise InvalidMessage(f"envelope: {error}") from error
+
+
+def outline(id_: str, payload: bytes | None, content_type: str) -> Envelope:
+    """Return an envelope of any version, or a damaged one, without its inputs, for results that are not computed.
+
+    It has the items that can be read: none if the payload is gone or not in the form of an envelope.
+    """
+    try:
+        seen = msgspec.convert(decode_bytes(payload or b"", content_type), _Outline)
+    except (InvalidMessage, msgspec.ValidationError):
+        return Envelope(version=VERSION, id=id_, job="", model="", priority=Priority.STANDARD, queued_at=0.0, items=())
+    return _envelope(seen, [Item(item.seq, "", item.tasks, key=item.key) for item in seen.items])
 
 
 def _upgrade(raw: object) -> dict[str, Any]:

@@ -20,7 +20,8 @@ import msgspec
 
 from producers.wire.connection import masked
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
-from producers.wire.messages import JSON, MSGPACK, Priority, new_id
+from producers.wire.live_nodes import LiveNodes
+from producers.wire.messages import JSON, MSGPACK, REFERENCE, Priority, Reference, new_id
 from producers.wire.queues import TASK, queue_name, redis_key
 from producers.wire.sockets import KEEPALIVE
 from results_store.sql.engines.forks import at_fork
@@ -85,21 +86,27 @@ class Publishable(Protocol):
     def content_type(self) -> str: ...
 
 
-def message(envelope: Publishable, *, about: str = "", durable: bool = True, at: float | None = None) -> Message:
-    """Return an envelope's Redis list and the message to push there. A `durable` envelope has a row in the store.
+def message(
+    envelope: Publishable, *, about: str = "", durable: bool = True, reference: bool = False, at: float | None = None
+) -> Message:
+    """Return an envelope's Redis list and the message to push there: with its body, or only a reference to the store.
 
-    The reconciler reads the time `at` from the message, by the store's clock; by default it is the sender's time now.
+    A `durable` envelope has a row in the store. An envelope without a body is always a reference. The reconciler reads
+    the time `at` from the message, by the store's clock; by default it is the sender's time now.
+
     Flower shows `about` (``64 items, sentiment+topic``) beside the envelope's model, priority and job. The inputs are
     never shown.
     """
-    before, after = _FRAMES[envelope.content_type]
+    by_name = reference or not envelope.payload
+    payload, content_type = _reference(envelope) if by_name else (envelope.payload, envelope.content_type)
+    before, after = _FRAMES[content_type]
     priority = Priority(envelope.priority)
     parts = [about] if about else []
     shown = f"{envelope.model}: {', '.join([*parts, priority.name.lower(), f'job {envelope.job}'])}"
     wire = {
-        "body": before + envelope.payload + after,  # msgspec writes bytes as base64, as kombu expects here
-        "content-encoding": _CONTENT_ENCODINGS[envelope.content_type],
-        "content-type": envelope.content_type,
+        "body": before + payload + after,  # msgspec writes bytes as base64, as kombu expects here
+        "content-encoding": _CONTENT_ENCODINGS[content_type],
+        "content-type": content_type,
         "headers": _headers(envelope.id, repr((shown,)), durable=durable),
         "properties": {
             "correlation_id": envelope.id,
@@ -112,6 +119,16 @@ def message(envelope: Publishable, *, about: str = "", durable: bool = True, at:
         },
     }
     return redis_key(envelope.model, priority, envelope.lane), msgspec.json.encode(wire)
+
+
+def _reference(envelope: Publishable) -> tuple[bytes, str]:
+    reference = Reference(
+        id=envelope.id,
+        job=envelope.job,
+        model=envelope.model,
+        priority=envelope.priority,
+    )
+    return msgspec.json.encode(reference), JSON
 
 
 def _headers(task_id: str, argsrepr: str, *, durable: bool) -> dict[str, Any]:
@@ -152,11 +169,20 @@ class Publisher:
         self._redis: Redis | None = None
         self._lock = threading.Lock()
         self._doubtful = True
+        self._nodes = LiveNodes()
         at_fork("child", self._start_anew)
 
     def _start_anew(self) -> None:
         # redis-py neither uses nor ends a connection of another process
-        self._lock, self._redis, self._doubtful = threading.Lock(), None, True
+        self._lock, self._redis, self._doubtful, self._nodes = threading.Lock(), None, True, LiveNodes()
+
+    @property
+    def by_reference(self) -> bool:
+        """Whether every live node reads references: then durable envelopes are published without their bodies.
+
+        The knowledge is as old as the last look: of the last `publish`, but for two seconds, or of `check`.
+        """
+        return self._nodes.read >= REFERENCE
 
     @property
     def redis(self) -> Redis:
@@ -178,9 +204,13 @@ class Publisher:
         Raises BrokerUnavailable.
         """
         if self._doubtful:
-            with as_unavailable(self.redis):
-                self.redis.ping()
-            self._doubtful = False
+            self.look()
+
+    def look(self) -> None:
+        """Look which nodes are alive. Raises BrokerUnavailable."""
+        with as_unavailable(self.redis):
+            self._nodes.look(self.redis)
+        self._doubtful = False
 
     def check_writes(self) -> None:
         """Check that Redis takes messages: a full or read-only Redis answers `check` too.
@@ -191,17 +221,23 @@ class Publisher:
             self.redis.set("argosy.probe", b"", px=1)
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Push all messages in one round trip. Raises BrokerUnavailable or Overloaded; some may have been pushed."""
-        redis = self.redis
+        """Push all messages in one round trip, which also looks at the live nodes if that is due.
+
+        Raises BrokerUnavailable or Overloaded; some may have been pushed.
+        """
+        redis, look = self.redis, self._nodes.due
         try:
-            if len(messages) == 1:  # a lone interactive item: no pipeline to set up
+            if len(messages) == 1 and not look:  # a lone interactive item: no pipeline to set up
                 with as_unavailable(redis):
                     redis.lpush(*messages[0])
                 return
             with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
                 for key, data in messages:
                     pipeline.lpush(key, data)
-                pipeline.execute()
+                asked = self._nodes.ask(pipeline) if look else []
+                answers = pipeline.execute()
+            if look:
+                self._nodes.hear(asked, answers[len(messages) :])
         except (BrokerUnavailable, Overloaded):
             self._doubtful = True
             raise

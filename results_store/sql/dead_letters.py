@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, or_, select, update
 
 from results_store.records import DeadLetter, EnvelopeState, Replayed, Result, ResultState
 from results_store.sql.columns import among, clock
@@ -113,27 +113,29 @@ def _replay(connection: Connection, failed: ColumnElement[bool], limit: int) -> 
     """Delete failed results and put their envelopes back into the outbox, immediately overdue."""
     chosen = _lock_replayable(connection, failed, limit)
     deleted = _delete(connection, failed, chosen)
-    again = {envelope for _, envelope in deleted}
-    connection.execute(
-        update(envelopes)
-        .where(among(connection, envelopes.c.id, again))
-        .values(
-            state="accepted",
-            accepted_at=0,
-            published_at=None,
-            attempts=0,
-            worker=None,
-            leased_until=None,
-            lease_s=None,
-            finished_at=None,
-            error=None,
-            deaths=0,
-            suspect=None,
-            tries=0,
+    if deleted:
+        connection.execute(
+            update(envelopes)
+            .where(envelopes.c.id == bindparam("_id"))
+            .values(
+                state="accepted",
+                accepted_at=0,
+                published_at=None,
+                attempts=0,
+                worker=None,
+                leased_until=None,
+                lease_s=None,
+                finished_at=None,
+                error=None,
+                stored=envelopes.c.stored - bindparam("_deleted"),
+                deaths=0,
+                suspect=None,
+                tries=0,
+            ),
+            [{"_id": envelope, "_deleted": count} for (_, envelope), count in deleted.items()],
         )
-    )
     _uncount(connection, deleted)
-    return Replayed(envelopes=len(again), results=deleted.total())
+    return Replayed(envelopes=len(deleted), results=deleted.total())
 
 
 def _lock_replayable(connection: Connection, failed: ColumnElement[bool], limit: int) -> dict[str, str]:

@@ -10,8 +10,10 @@ would skip a result that is then deleted, and mark its envelope as done.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,7 +22,6 @@ from sqlalchemy import (
     Connection,
     Double,
     Select,
-    Text,
     Update,
     and_,
     bindparam,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     update,
 )
 
@@ -41,13 +43,15 @@ from results_store.records import (
     Line,
     NewEnvelope,
     PendingEnvelope,
+    Result,
     ResultState,
     Transaction,
 )
 from results_store.sql import dead_letters, driver_statements, flight, pipelines, retention
-from results_store.sql.columns import among, as_list, cleaned, clock, given_or_clock, listed
+from results_store.sql.columns import CLOCK, among, as_list, cleaned, clock, given_or_clock, listed
 from results_store.sql.result_rows import (
     Accepted,
+    Counts,
     Inserted,
     counted,
     insert_listed,
@@ -56,13 +60,19 @@ from results_store.sql.result_rows import (
 )
 from results_store.sql.schema import ACCEPTED, PUBLISHED, UNFINISHED, envelopes, jobs, payloads, tenants
 
+logger = logging.getLogger(__name__)
+
 #: A lease without its length, of a worker older than this column, may end at most this long from now.
 LONGEST_LEASE_S = 24 * 3600.0
+
+#: Error kind of an envelope whose attempt ended with fewer results in the store than it owes.
+NOT_COVERED = "NotCovered"
 
 
 def transact(connection: Connection, transaction: Transaction, follow: pipelines.Follow | None = None) -> Committed:
     """Insert results and batches, finish `done` and `dead`, decide `claims`, and count the new results in their jobs.
 
+    The new results also count in their envelopes: an envelope in `done` is finished only if all that it owes is stored.
     `follow` may derive more envelopes from new results of envelopes in `stepped`.
     """
     results, done, dead, now = transaction.results, transaction.done, transaction.dead, transaction.at
@@ -80,18 +90,21 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
     for batch in transaction.batches:
         flight.record(connection, batch)
-    finished = (*_finish(connection, rows, "done", now), *_finish(connection, dead, "dead", now))
-    if transaction.drop_inputs and done:  # except of pipelines, whose later steps may need them
-        retention.drop_inputs(connection, [id_ for id_ in done if id_ not in stepped] if stepped else done)
+    listed_new = inserted + counted(fresh) if fresh else inserted
+    ends = dict.fromkeys(dead, "dead") | dict.fromkeys(rows, "done")
+    finished = _finish(connection, ends, (*booked, *steps), listed_new, now) if ends or listed_new else ()
+    if transaction.drop_inputs and finished:  # except of pipelines, whose later steps may need them
+        over = [id_ for _, id_ in finished if ends[id_] == "done" and id_ not in stepped]
+        retention.drop_inputs(connection, over)
     claims = _claim(connection, transaction, now) if transaction.claims else {}
-    new = inserted + more + counted(fresh)
-    followed = _advance(connection, fresh, {job for job, _ in new}, follow, now)
+    new = listed_new + more if more else listed_new
+    followed = _advance(connection, fresh, {job for job, _, _ in new}, follow, now)
     for job, results_owed in pipelines.owed(followed).items():
         accepted[job] = Accepted(0, results_owed)
     _count(connection, new, accepted, now)
-    over = sorted({(result.job, result.envelope) for result in unbooked if result.envelope in done})
+    direct = sorted({(result.job, result.envelope) for result in unbooked if result.envelope in done})
     return Committed(
-        claims=claims, inserted=new.total(), done=(*finished, *over), followed=tuple(followed), stored_at=stored_at
+        claims=claims, inserted=new.total(), done=(*finished, *direct), followed=tuple(followed), stored_at=stored_at
     )
 
 
@@ -126,6 +139,8 @@ class _Row(NamedTuple):
     suspect: int | None
     cancelled_at: float | None
     now: float
+    payload: bytes | None
+    content_type: str | None
 
 
 # An attempt that ended with a recorded error has a lease until 0. A lease that is there and was not ended has run out
@@ -136,8 +151,15 @@ _deaths = envelopes.c.deaths + case((envelopes.c.leased_until > 0, 1), else_=0)
 @cache
 def _claimable(dialect: str) -> Select[Any]:
     return (
-        select(*(envelopes.c[name] for name in _Row._fields[:-2]), jobs.c.cancelled_at, given_or_clock())
+        select(
+            *(envelopes.c[name] for name in _Row._fields[:-4]),
+            jobs.c.cancelled_at,
+            given_or_clock(),
+            payloads.c.payload,
+            payloads.c.content_type,
+        )
         .join(jobs, jobs.c.id == envelopes.c.job)
+        .outerjoin(payloads, payloads.c.envelope == envelopes.c.id)
         .where(listed(dialect, envelopes.c.id, "_ids"))
     )
 
@@ -179,7 +201,16 @@ def _answer(row: _Row, worker: str, max_attempts: int) -> Claimed:
     verdict = _verdict(row, worker, may_try=row.attempts - deaths < max_attempts)
     alone = verdict is Claim.WORK and deaths >= ALONE_AFTER_DEATHS
     one_by_one = alone and row.suspect is not None
-    return Claimed(verdict, deadline_at=row.deadline_at, now=row.now, alone=alone, one_by_one=one_by_one)
+    payload = row.payload if verdict in (Claim.WORK, Claim.CANCELLED, Claim.DEAD) else None
+    return Claimed(
+        verdict,
+        payload,
+        row.content_type or "",
+        deadline_at=row.deadline_at,
+        now=row.now,
+        alone=alone,
+        one_by_one=one_by_one,
+    )
 
 
 def _verdict(row: _Row, worker: str, *, may_try: bool) -> Claim:
@@ -193,28 +224,65 @@ def _verdict(row: _Row, worker: str, *, may_try: bool) -> Claim:
     return Claim.WORK if may_try else Claim.DEAD
 
 
-@cache
-def _finishing(dialect: str) -> Any:
-    return (
-        update(envelopes)
-        .where(listed(dialect, envelopes.c.id, "_ids"))
-        .values(
-            # the first terminal state wins here too
-            state=case((UNFINISHED, bindparam("_state", type_=Text)), else_=envelopes.c.state),
-            finished_at=func.coalesce(envelopes.c.finished_at, given_or_clock()),
-            leased_until=None,
-        )
-        .returning(envelopes.c.job, envelopes.c.id)
-    )
+_STORED = "coalesce(envelopes.stored, 0) + given.new"
+_COVERED = f"CASE WHEN {_STORED} > given.there THEN {_STORED} ELSE given.there END"
+_ENDS = f"(given.ends = 'dead' OR given.ends = 'done' AND {_COVERED} >= envelopes.results)"
+_FIELDS = ", ".join(f"json_extract(value, '$.{name}') AS {name}" for name in ("id", "new", "there", "ends"))
+_GIVEN = {
+    "sqlite": f"(SELECT {_FIELDS} FROM json_each(:_given)) AS given",  # noqa: S608 - constants
+    "postgresql": "json_to_recordset(CAST(:_given AS json)) AS given (id text, new bigint, there bigint, ends text)",
+}
+# the first terminal state wins here too
+_FINISHING = {
+    dialect: text(f"""
+UPDATE envelopes SET
+  stored = {_COVERED},
+  state = CASE WHEN {_ENDS} AND envelopes.state IN ('accepted', 'published') THEN given.ends ELSE envelopes.state END,
+  finished_at = CASE WHEN {_ENDS} THEN coalesce(envelopes.finished_at, :_now, {CLOCK[dialect]})
+    ELSE envelopes.finished_at END,
+  leased_until = CASE WHEN {_ENDS} THEN NULL ELSE envelopes.leased_until END,
+  lease_s = CASE WHEN {_ENDS} THEN NULL ELSE envelopes.lease_s END
+FROM {given} WHERE envelopes.id = given.id
+RETURNING envelopes.job, envelopes.id, envelopes.state, envelopes.stored, envelopes.results
+""")  # noqa: S608 - constants
+    for dialect, given in _GIVEN.items()
+}
 
 
-def _finish(connection: Connection, ids: Collection[str], state: str, now: float | None) -> tuple[tuple[str, str], ...]:
-    if not ids:
-        return ()
-    parameters = {"_ids": as_list(connection, ids), "_state": state, "_now": now}
-    return tuple(
-        (job, id_) for job, id_ in driver_statements.run(connection, _finishing(connection.dialect.name), parameters)
-    )
+def _finish(
+    connection: Connection, ends: Mapping[str, str], given: Sequence[Result], inserted: Counts, now: float | None
+) -> tuple[tuple[str, str], ...]:
+    """Count new results in their envelopes, and finish the envelopes in `ends`; return the (job, id) of the finished.
+
+    After its INSERT, every result of a transaction is in the store. So their number covers an envelope as well, whose
+    counter an older version left empty, or whose results were stored by others.
+    """
+    new: Counter[str] = Counter()
+    for (_, envelope, _), count in inserted.items():
+        new[envelope] += count
+    there = new if new.total() == len(given) else _distinct(given)
+    changed = [
+        {"id": id_, "new": new[id_], "there": there[id_], "ends": ends.get(id_)} for id_ in sorted({*new, *ends})
+    ]
+    parameters = {"_given": json.dumps(changed), "_now": now}
+    found = driver_statements.run(connection, _FINISHING[connection.dialect.name], parameters)
+    wanted = [row for row in found if row[1] in ends]
+    for _, id_, state, stored, owed in wanted:
+        if state not in ("done", "dead"):
+            _note_shortfall(connection, id_, f"the attempt covered {stored} of {owed} results")
+    return tuple((job, id_) for job, id_, state, _, _ in wanted if state in ("done", "dead"))
+
+
+def _distinct(given: Iterable[Result]) -> Counter[str]:
+    """Return the number of different results by envelope."""
+    return Counter(envelope for envelope, _, _ in {(row.envelope, row.seq, row.task) for row in given})
+
+
+def _note_shortfall(connection: Connection, id_: str, message: str) -> None:
+    """Store the error of an attempt that did not cover its envelope, and end the lease: the envelope is overdue."""
+    logger.error("envelope %s: %s; it is attempted again", id_, message)
+    ended = {"error": {"kind": NOT_COVERED, "message": message}, "leased_until": case((PUBLISHED, 0)), "lease_s": None}
+    connection.execute(update(envelopes).where(envelopes.c.id == id_).values(ended))
 
 
 _done = jobs.c.succeeded + jobs.c.failed + jobs.c.cancelled + jobs.c.expired
@@ -235,14 +303,12 @@ _counted = (
 )
 
 
-def _count(
-    connection: Connection,
-    inserted: Counter[tuple[str, ResultState]],
-    accepted: Mapping[str, Accepted],
-    now: float | None,
-) -> None:
-    for job in sorted({job for job, _ in inserted}):
-        new = {f"_{state.value}": inserted[job, state] for state in ResultState}
+def _count(connection: Connection, inserted: Counts, accepted: Mapping[str, Accepted], now: float | None) -> None:
+    by_job: dict[str, Counter[ResultState]] = {}
+    for (job, _, state), count in inserted.items():
+        by_job.setdefault(job, Counter())[state] += count
+    for job, states in sorted(by_job.items()):
+        new = {f"_{state.value}": states[state] for state in ResultState}
         more = accepted.get(job, Accepted(0, 0))
         sizes = {"_items": more.items, "_total": more.total, "_new": sum(new.values())}
         driver_statements.run(connection, _counted, {"_job": job, "_now": now, **sizes, **new})
@@ -381,8 +447,12 @@ def _take(connection: Connection, condition: ColumnElement[bool], now: float, li
 def _pending(connection: Connection, ids: Collection[str]) -> list[PendingEnvelope]:
     columns = ("id", "job", "model", "priority", "created_at", "accepted_at", "attempts", "lane")
     rows = connection.execute(
-        select(*(envelopes.c[name] for name in columns), payloads.c.payload, payloads.c.content_type)
-        .join(payloads, payloads.c.envelope == envelopes.c.id)
+        select(
+            *(envelopes.c[name] for name in columns),
+            func.coalesce(payloads.c.payload, b"").label("payload"),
+            func.coalesce(payloads.c.content_type, "").label("content_type"),
+        )
+        .outerjoin(payloads, payloads.c.envelope == envelopes.c.id)
         .where(among(connection, envelopes.c.id, ids), UNFINISHED)
         .order_by(envelopes.c.priority, envelopes.c.id)
     ).mappings()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
@@ -61,8 +61,12 @@ WITH new AS (
   ON CONFLICT DO NOTHING RETURNING job, envelope, seq, task, state, stored_at
 )
 """  # noqa: S608 - constants
-_COUNTED = "SELECT job, state, count(*) FROM new GROUP BY job, state"
+_COUNTED = "SELECT job, envelope, state, count(*) FROM new GROUP BY job, envelope, state"
 _LISTED = "SELECT job, envelope, seq, task, state, stored_at FROM new"
+
+
+#: The number of new results by job, envelope and state.
+Counts: TypeAlias = Counter[tuple[str, str, ResultState]]
 
 
 class Inserted(NamedTuple):
@@ -96,8 +100,8 @@ def _insert_new(dialect: str, table: Table) -> Insert:
     return postgresql.insert(table).on_conflict_do_nothing()
 
 
-def insert_results(connection: Connection, new: Sequence[Result], at: float | None) -> Counter[tuple[str, ResultState]]:
-    """Insert results that do not exist yet; return their number by job and state. Raises InvalidRow.
+def insert_results(connection: Connection, new: Sequence[Result], at: float | None) -> Counts:
+    """Insert results that do not exist yet; return their number by job, envelope and state. Raises InvalidRow.
 
     They are stored `at` this time; on PostgreSQL, None is the store's time. Rows go in key order, so that two
     transactions with the same results wait for each other without a deadlock.
@@ -106,14 +110,14 @@ def insert_results(connection: Connection, new: Sequence[Result], at: float | No
     if not rows:
         return Counter()
     if connection.dialect.name == "sqlite":
-        return Counter((row[0], row[4]) for row in _into_sqlite(connection, rows))
-    counted = _into_postgresql(connection, rows, _COUNTED)
-    return Counter({(job, ResultState(state)): count for job, state, count in counted})
+        return Counter((row[0], row[3], row[4]) for row in _into_sqlite(connection, rows))
+    found = _into_postgresql(connection, rows, _COUNTED)
+    return Counter({(job, envelope, ResultState(state)): count for job, envelope, state, count in found})
 
 
 def insert_unlisted(
     connection: Connection, new: Sequence[Result], at: float | None
-) -> tuple[Counter[tuple[str, ResultState]], dict[str, Accepted], float | None]:
+) -> tuple[Counts, dict[str, Accepted], float | None]:
     """Do `insert_results` for envelopes without a row; return also the growth of each job, and the rows' time."""
     inserted = insert_listed(connection, new, at)
     total = Counter(row.job for row in inserted)
@@ -136,9 +140,9 @@ def insert_listed(connection: Connection, new: Sequence[Result], at: float | Non
     ]
 
 
-def counted(inserted: Sequence[Inserted]) -> Counter[tuple[str, ResultState]]:
-    """Return the number of new results by job and state."""
-    return Counter((row.job, row.state) for row in inserted)
+def counted(inserted: Sequence[Inserted]) -> Counts:
+    """Return the number of new results by job, envelope and state."""
+    return Counter((row.job, row.envelope, row.state) for row in inserted)
 
 
 def _rows(new: Sequence[Result], at: float | None) -> list[tuple[Any, ...]]:

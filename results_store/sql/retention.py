@@ -27,6 +27,9 @@ JOBS, ROWS = 500, 5000
 #: For this time a job without items may still wait for its first, from a slow source or for a full fleet.
 FIRST_ITEM_S = 3600.0
 
+#: Results of no job, as of a foreign message, are kept for this time: as long as Celery keeps results by default.
+STRAY_S = 86400.0
+
 
 def drop_inputs(connection: Connection, done: Collection[str]) -> None:
     """Delete the payloads of finished envelopes without a failed result. A replay needs only the other payloads."""
@@ -50,10 +53,11 @@ class Retention:
         """Delete finished jobs after their `ttl_s`; without a `ttl_s`, if they finished before `finished_before`.
 
         A job that never got an item is deleted an hour after its `ttl_s`. Envelopes, inputs and results are deleted
-        with their job. With `finished_before`, older batches are deleted too, and older results of no job. With
-        `keep_results` only the inputs are deleted, and these jobs can no longer be replayed. Unfinished jobs stay;
-        cancel them first. The purge takes many short transactions; the next purge completes an interrupted one.
-        Times are by the store's clock, except those of batches, which are by their workers' clocks.
+        with their job, and results of no job after a day, or if they are older than `finished_before`. With
+        `finished_before`, older batches are deleted too. With `keep_results` only the inputs are deleted, and these
+        jobs can no longer be replayed. Unfinished jobs stay; cancel them first. The purge takes many short
+        transactions; the next purge completes an interrupted one. Times are by the store's clock, except those of
+        batches, which are by their workers' clocks.
         """
         if now is None:
             with self._database.read() as connection:
@@ -94,11 +98,12 @@ class Retention:
         """Remove the finished jobs that are due, with envelopes, inputs and results, and older batches."""
         gone = self._hide(_due(finished_before, now), now)
         swept = self._sweep()
+        stored_before = now - STRAY_S if finished_before is None else finished_before
+        strays = sum(self._remove_strays(owners, stored_before) for owners in self._owners_of_results())
+        found = replace(swept, jobs=gone, results=swept.results + strays)
         if finished_before is None:
-            return replace(swept, jobs=gone)
-        strays = sum(self._remove_strays(owners, finished_before) for owners in self._owners_of_results())
-        old = self._remove(batches, lambda _: batches.c.started_at < finished_before)
-        return replace(swept, jobs=gone, results=swept.results + strays, batches=old)
+            return found
+        return replace(found, batches=self._remove(batches, lambda _: batches.c.started_at < finished_before))
 
     def _purge_inputs(self, *, finished_before: float | None, now: float) -> Purged:
         """Remove the inputs of the finished jobs that are due. The jobs and their results stay."""

@@ -139,4 +139,5 @@ def _envelope_row(envelope: NewEnvelope, now: float) -> dict[str, Any]:
         "deadline_at": envelope.deadline_at if envelope.deadline_s is None else created_at + envelope.deadline_s,
         "lane": envelope.lane,
         "state": "accepted",
+        "stored": 0,
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from redis import Redis
 
-from producers.wire.messages import Envelope, Priority, decode
+from producers.wire.messages import REFERENCE, Envelope, Priority, decode, decode_bytes
 from producers.wire.queues import done_channel, redis_key
 from results_store.records import Claim, Result, ResultState
 from results_store.sql.columns import pack_vector
@@ -29,7 +29,7 @@ class StandIn:
     def waiting(self) -> list[Envelope]:
         """Return the envelopes on Redis, the most urgent first, leaving them there."""
         with Redis.from_url(self._broker_url) as redis:
-            return [read(data) for key in _keys() for data in reversed(list_of(redis, key))]
+            return [self._read(data) for key in _keys() for data in reversed(list_of(redis, key))]
 
     def work(self, envelopes: int) -> None:
         """Take this many envelopes, waiting for each, and commit, notify."""
@@ -48,9 +48,18 @@ class StandIn:
 
     def _work_one(self, redis: Redis) -> Envelope:
         popped: Any = redis.brpop(_keys(), timeout=60)
-        envelope = read(popped[1])
+        envelope = self._read(popped[1])
         self.commit(envelope)
         redis.publish(done_channel(envelope.job), envelope.id)
+        return envelope
+
+    def _read(self, data: bytes) -> Envelope:
+        """Return the envelope of a message on Redis: the stored one, if the message only names it."""
+        (raw,), _, _ = json.loads(base64.b64decode(json.loads(data)["body"]))
+        if raw["version"] == REFERENCE:
+            raw = decode_bytes(*self._store.inputs([raw["id"]])[raw["id"]])
+        envelope, bad = decode(raw)
+        assert not bad
         return envelope
 
     def commit(self, envelope: Envelope) -> None:
@@ -82,14 +91,6 @@ def _result(envelope: Envelope, seq: int, task: str, value: object, key: str | N
         vector=pack_vector([0.5, -1.25]) if succeeded and task == "embedding" else None,
         error={"kind": "InvalidInput", "message": "input: is not to its liking"} if failed else None,
     )
-
-
-def read(data: bytes) -> Envelope:
-    """Return the envelope in a message on Redis."""
-    (raw,), _, _ = json.loads(base64.b64decode(json.loads(data)["body"]))
-    envelope, bad = decode(raw)
-    assert not bad
-    return envelope
 
 
 def list_of(redis: Redis, key: str) -> list[bytes]:

@@ -14,7 +14,18 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from redis import Redis
 
-from producers.wire.messages import VERSION, Envelope, InlineBytes, Input, Item, Priority, decode, encode, new_id
+from producers.wire.messages import (
+    VERSION,
+    Envelope,
+    InlineBytes,
+    Input,
+    Item,
+    Priority,
+    Reference,
+    decode,
+    encode,
+    new_id,
+)
 from producers.wire.publisher import DURABLE, Publisher, message
 from producers.wire.queues import PRIORITY_STEPS, TASK, queue_name, redis_key
 from results_store.records import PendingEnvelope
@@ -40,6 +51,7 @@ def pending(value: Input, priority: Priority) -> tuple[Envelope, PendingEnvelope
         payload=payload,
         content_type=content_type,
         created_at=1.5,
+        accepted_at=1.5,
         attempts=0,
     )
     return envelope, kept
@@ -69,15 +81,19 @@ def body(wire: dict[str, Any]) -> Any:
     return json.loads(base64.b64decode(wire["body"]))
 
 
+@pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("priority", list(Priority))
-def test_our_message_has_field_for_field_what_celery_sends(app: Celery, broker_url: str, priority: Priority) -> None:
+def test_our_message_has_field_for_field_what_celery_sends(
+    app: Celery, broker_url: str, priority: Priority, *, reference: bool
+) -> None:
     """Whatever reads Celery's messages (workers, Flower, monitors) must find in ours what it expects, where it does."""
     envelope, kept = pending("a fine film", priority)
-    key, data = message(kept)
+    key, data = message(kept, reference=reference)
+    named = Reference(id=envelope.id, job=envelope.job, model="text", priority=int(priority))
     with Redis.from_url(broker_url) as redis:
         app.send_task(
             TASK,
-            args=[msgspec.to_builtins(envelope)],
+            args=[msgspec.to_builtins(named if reference else envelope)],
             task_id=envelope.id,
             queue=queue_name("text"),
             priority=int(priority),

@@ -343,7 +343,7 @@ def test_a_fresh_or_published_or_done_envelope_is_not_overdue(store: Store) -> N
     store.add_envelopes([new_envelope("fresh", created_at=NOW - 1)])
     store.mark_published(["e0", "e1"], NOW - 5000)
     claim(store, "e1")
-    store.commit([], done=["e2"])
+    store.commit([result(2, envelope="e2")], done=["e2"])
 
     assert store.take_overdue(now=NOW, overdue_s=30) == []
 

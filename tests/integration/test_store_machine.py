@@ -206,15 +206,17 @@ class StoreMachine(RuleBasedStateMachine):
         which=SOME,
         states=STATES,
         kind=st.sampled_from(KINDS),
-        how=st.sampled_from(["done", "done", "done", "dead", "partly"]),
+        how=st.sampled_from(["done", "done", "done", "dead", "partly", "short"]),
         drop_inputs=RARELY,
     )
     def commit(self, which: list[int], states: list[ResultState], kind: str, how: str, drop_inputs: bool) -> None:
-        """Also of envelopes that are over, held by nobody, or known no longer: late copies do that."""
+        """Also of envelopes that are over, held by nobody, or known no longer: late copies do that. A `short` commit
+        leaves the last item out, and is no end unless that item has its result already.
+        """
         ids, rows, chosen = self.ids(which), [], iter(states)
         for id_ in ids:
             envelope = self.envelopes.get(id_)
-            for item in (envelope.items if envelope else ())[: 1 if how == "partly" else None]:
+            for item in (envelope.items if envelope else ())[: {"partly": 1, "short": -1}.get(how)]:
                 state = next(chosen)
                 if how == "dead":
                     state = ResultState.FAILED
@@ -227,15 +229,18 @@ class StoreMachine(RuleBasedStateMachine):
         over = ids if how != "partly" else []
         self.store.commit(
             rows,
-            done=over if how == "done" else (),
+            done=over if how in ("done", "short") else (),
             dead=over if how == "dead" else (),
             drop_inputs=drop_inputs,
             at=self.now,
         )
         for envelope in self.known(over):
-            envelope.state = envelope.state if envelope.over else how
+            if not envelope.over and not set(envelope.items) <= self.jobs[envelope.job].results.keys():
+                envelope.leased_until = self.now if envelope.state == "published" else None
+                continue
+            envelope.state = envelope.state if envelope.over else "dead" if how == "dead" else "done"
             envelope.leased_until = None
-            if drop_inputs and how == "done" and not self.failed(envelope):
+            if drop_inputs and how != "dead" and not self.failed(envelope):
                 envelope.payload = False
         self.settle()
 
@@ -294,11 +299,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(redis_is_empty=st.booleans(), limit=st.sampled_from([1, 100]))
     def take_overdue(self, redis_is_empty: bool, limit: int) -> None:
-        due = {
-            id_
-            for id_, envelope in self.envelopes.items()
-            if envelope.payload and self.overdue(envelope, redis_is_empty)
-        }
+        due = {id_ for id_, envelope in self.envelopes.items() if self.overdue(envelope, redis_is_empty)}
         taken = self.store.take_overdue(
             now=self.now, overdue_s=OVERDUE_S, oldest={LINE: None} if redis_is_empty else {}, limit=limit
         )

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from results_store.errors import UnknownJob
 from results_store.records import Purged, ResultState, Transaction
 from results_store.sql.database import Database, Weight
-from results_store.sql.retention import FIRST_ITEM_S, Retention
+from results_store.sql.retention import FIRST_ITEM_S, STRAY_S, Retention
 from results_store.sql.schema import batches, envelopes, jobs, payloads, purged_jobs, results
 from results_store.store import Store
 from results_store.writer import Writer
@@ -144,6 +144,16 @@ def test_results_of_no_job_go_when_they_are_old(store: Store) -> None:
     assert store.retention.purge(finished_before=NOW + 1, keep_results=True).results == 0
     assert store.retention.purge(finished_before=NOW + 0.5, now=NOW).results == 4
     assert [row.seq for row in store.results("gone")] == [1]
+
+
+def test_results_of_no_job_go_by_themselves_after_a_day(store: Store) -> None:
+    """Of a message of another Celery application; whoever wants to keep results longer submits them as a job."""
+    finished(store, "kept", at=NOW)
+    store.commit([result(0, job="foreign", envelope="u")], unlisted=["u"], at=NOW)
+
+    assert store.retention.purge(now=NOW + STRAY_S).results == 0
+    assert store.retention.purge(now=NOW + STRAY_S + 1) == Purged(results=1)
+    assert len(store.results("kept")) == 2
 
 
 def test_purges_at_the_same_time_share_the_work(store: Store, store_url: str) -> None:

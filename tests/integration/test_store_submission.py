@@ -128,7 +128,7 @@ def test_depth_counts_what_is_not_done(store: Store) -> None:
     submit(store, 3, items=10)
     store.add_envelopes([new_envelope(f"v{at}", model="vision", priority=0, created_at=at) for at in (95.0, 90.0)])
     store.mark_published(["e0", "e1"], 101.0)
-    store.commit([], done=["e1"])
+    store.commit([result(seq, envelope="e1") for seq in range(10)], done=["e1"])
 
     found = {(d.model, d.priority, d.state): (d.envelopes, d.items, d.results, d.oldest_at) for d in store.depth()}
 

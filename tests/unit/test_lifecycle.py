@@ -65,7 +65,7 @@ def test_the_steps_of_an_execution_are_those_of_the_document() -> None:
     last = {name: line for line, name in sorted(calls)}
     code = [name.replace("_", " ") for name in sorted(last, key=lambda name: last[name])]
     document = steps(tables()[1])
-    assert document[document.index("decode") : document.index("tell") + 1] == code
+    assert document[document.index("name") : document.index("tell") + 1] == code
 
 
 def test_an_execution_reads_at_one_glance() -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Reject
 
+from producers.wire.errors import InvalidMessage
 from producers.wire.messages import VERSION, Priority
 from producers.wire.queues import TASK
 from workers.envelope.gate import EnvelopeInterrupted
 
 if TYPE_CHECKING:
     from workers.node.node import Node
+
+logger = logging.getLogger(__name__)
 
 
 def register(app: Celery, node: Node) -> None:
@@ -26,7 +31,12 @@ def register(app: Celery, node: Node) -> None:
     """
 
     @app.task(  # type: ignore[untyped-decorator] # Celery is untyped
-        name=TASK, bind=True, typing=False, ignore_result=False, Strategy="workers.consumer.transport:guarded"
+        name=TASK,
+        bind=True,
+        typing=False,
+        ignore_result=False,
+        throws=(InvalidMessage,),
+        Strategy="workers.consumer.transport:guarded",
     )
     def run_envelope(self: Any, envelope: Any) -> dict[str, Any]:
         reply = not get_actual_ignore_result(self, self.request)
@@ -35,6 +45,15 @@ def register(app: Celery, node: Node) -> None:
         except EnvelopeInterrupted as interrupted:
             # a stop by the operator is no failure: the message returns to its queue, for another worker
             raise Reject(str(interrupted), requeue=True) from interrupted
+        except InvalidMessage as error:
+            _say_once(str(error))
+            raise
+
+
+@lru_cache(maxsize=256)
+def _say_once(reason: str) -> None:
+    """Log a reason at its first time: a stored envelope that cannot be read comes again until it has no attempts."""
+    logger.warning("an envelope cannot be read: %s", reason)
 
 
 def _completed(envelope: Any, task: str) -> Any:

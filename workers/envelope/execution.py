@@ -1,6 +1,6 @@
 """The life of an envelope in a worker.
 
-decode → claim → divide, then for each portion: fetch inputs → prepare → batch → finish → store, in the end: tell.
+name → claim → decode → divide; for each portion fetch inputs → prepare → batch → finish → store; in the end tell.
 
 docs/lifecycle.md describes these steps. The failure of an item is its result; the failure of a whole envelope is
 raised.
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import BadItem, Envelope, decode
+from producers.wire.messages import BadItem, Envelope, Named, decode, decode_bytes, named, outline
 from results_store.export.text_export import plain
 from results_store.records import Claim, Claimed, Result, Transaction
 from results_store.writer import Writer
@@ -33,6 +33,10 @@ from workers.envelope.preparation import Preparation, PreparedItem
 _UNKNOWN = Claimed(Claim.UNKNOWN)
 
 
+class InputsGone(Exception):
+    """The store has the envelope without its inputs: a purge deleted them before the envelope was done."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution(Preparation):
     """Run envelopes of the models served here. Thread-safe: a thread per envelope."""
@@ -44,14 +48,16 @@ class Execution(Preparation):
     def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
         """Run an envelope and return a summary once its results are committed; with `reply`, also the results.
 
-        Raises InvalidMessage if the envelope cannot be read, EnvelopeInterrupted if this worker stops meanwhile.
+        Raises InvalidMessage if the envelope cannot be read, InputsGone if the store no longer has its inputs,
+        EnvelopeInterrupted if this worker stops meanwhile.
         """
-        envelope, bad_items = self.decode(raw)
-        claimed = self.claim(envelope)
+        message = self.name(raw)
+        claimed = self.claim(message)
+        if claimed.verdict in (Claim.DONE, Claim.HELD):
+            return {"skipped": claimed.verdict.value}
+        envelope, bad_items = self.decode(raw, message, claimed)
         envelope = timed(envelope, claimed)
         results: list[Result] = []
-        if claimed.verdict in (Claim.DONE, Claim.HELD):
-            return self.tell(envelope, claimed.verdict, results)
         with self.gate.passing(alone=claimed.alone):
             for portion in self.divide(envelope, claimed, outcomes.malformed(envelope, bad_items)):
                 inputs = self.fetch_inputs(portion.envelope)
@@ -62,21 +68,47 @@ class Execution(Preparation):
                 results += portion.results
         return self.tell(envelope, claimed.verdict, results, reply=reply)
 
-    def decode(self, raw: object) -> tuple[Envelope, list[BadItem]]:
-        """Return the envelope and its unreadable items. Raises InvalidMessage."""
+    def name(self, raw: object) -> Named:
+        """Return the envelope that the message names. Raises InvalidMessage."""
+        return named(raw)
+
+    def claim(self, message: Named) -> Claimed:
+        """Lease the envelope to this worker, unless its work is done or held elsewhere.
+
+        An envelope that is not durable has no row to lease.
+        """
+        return self.writer.claim(message.id) if message.durable else _UNKNOWN
+
+    def decode(self, raw: object, message: Named, claimed: Claimed) -> tuple[Envelope, list[BadItem]]:
+        """Return the stored envelope and its unreadable items; the message's, if the store does not know it.
+
+        An envelope that is not to be computed needs no more than its items' numbers and tasks. Raises InvalidMessage or
+        InputsGone.
+        """
+        try:
+            return self._decoded(self._body(raw, message, claimed))
+        except (InvalidMessage, InputsGone):
+            if claimed.verdict in (Claim.CANCELLED, Claim.DEAD):
+                return outline(message.id, claimed.payload, claimed.content_type), []
+            raise
+
+    def _body(self, raw: object, message: Named, claimed: Claimed) -> object:
+        if claimed.verdict is not Claim.UNKNOWN:
+            if claimed.payload is None:
+                raise InputsGone(f"envelope {message.id}: its inputs are no longer stored; submit its items again")
+            return decode_bytes(claimed.payload, claimed.content_type)
+        if message.durable and (message.items is None or self.database.retention.existing([message.job])):
+            # an altered message: the reconciler publishes the real one again
+            raise InvalidMessage(f"envelope {message.id} is not in the store: altered, or its job was purged")
+        return raw
+
+    def _decoded(self, raw: object) -> tuple[Envelope, list[BadItem]]:
         envelope, bad_items = decode(raw)
         models = self.offer.now.models
         if envelope.model not in models:
             served = ", ".join(models)
             raise InvalidMessage(f"model {envelope.model!r} is not served here; this worker serves {served}")
         return envelope, bad_items
-
-    def claim(self, envelope: Envelope) -> Claimed:
-        """Lease the envelope to this worker, unless its work is done or held elsewhere.
-
-        An envelope that is not durable has no row to lease.
-        """
-        return self.writer.claim(envelope.id) if envelope.durable else _UNKNOWN
 
     def divide(self, envelope: Envelope, claimed: Claimed, results: list[Result]) -> Iterable[Portion]:
         """Return the envelope's portions: a single one, unless the envelope runs alone. Raises StoreUnavailable.
@@ -109,11 +141,13 @@ class Execution(Preparation):
         envelope = portion.envelope
         interrupted = any(item.entry and isinstance(item.entry.outcome, Interrupted) for item in items)
         ended = (envelope.id,) if portion.last and not interrupted else ()
+        # without results, not even the items of a cancelled envelope can be named
+        dead = claim is Claim.DEAD or (claim is Claim.CANCELLED and not portion.results)
         self.writer.commit(
             Transaction(
                 results=portion.results,
-                done=() if claim is Claim.DEAD else ended,
-                dead=ended if claim is Claim.DEAD else (),
+                done=() if dead else ended,
+                dead=ended if dead else (),
                 unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),
                 stepped=(envelope.id,) if envelope.pipeline else (),
             )
@@ -127,8 +161,6 @@ class Execution(Preparation):
     ) -> dict[str, Any]:
         """Return the summary for Celery. The writer has already announced the commit to the producers."""
         summary: dict[str, Any] = {"items": len(envelope.items)}
-        if claim in (Claim.DONE, Claim.HELD):
-            return summary | {"skipped": claim.name.lower()}
         if claim is Claim.DEAD:
             return summary | {"dead": len(results)}
         summary |= Counter(row.state.value for row in results)

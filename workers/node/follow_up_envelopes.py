@@ -25,8 +25,12 @@ class FollowUpPublisher:
 
     def publish(self, envelopes: Sequence[NewEnvelope]) -> None:
         """Push envelopes. Raises BrokerUnavailable or Overloaded."""
+        reference = self._publisher.by_reference
         self._publisher.publish(
-            [message(envelope, about="next step", at=envelope.created_at) for envelope in envelopes]
+            [
+                message(envelope, about="next step", reference=reference, at=envelope.created_at)
+                for envelope in envelopes
+            ]
         )
         with self._lock:
             self._unmarked += [envelope.id for envelope in envelopes]

@@ -15,6 +15,7 @@ from typing import Any
 
 from producers.wire.blobs import Blobs
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
+from producers.wire.messages import REFERENCE
 from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
@@ -284,6 +285,7 @@ class Node:
             budget_bytes=residence.budget_bytes,
             loads=residence.loads,
             unloads=residence.unloads,
+            reads=REFERENCE,
         )
 
     def _tell(self) -> None:

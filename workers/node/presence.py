@@ -8,13 +8,13 @@ from typing import Any, Literal
 import msgspec
 
 from producers.wire.errors import BrokerUnavailable
+from producers.wire.live_nodes import NODES, announcements, node_key
+from producers.wire.messages import VERSION
 from producers.wire.publisher import Publisher, as_unavailable
 
 #: Seconds between a node's announcements, and seconds of silence after which it counts as gone.
 TELL_EVERY_S = 2.0
 GONE_AFTER_S = 10
-
-_NODES = "argosy.nodes"
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +27,10 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
-    """A node: its models by name, the loaded ones, their memory, and the number of loads and unloads."""
+    """A node: its models by name, the loaded ones, their memory, and the number of loads and unloads.
+
+    It reads messages up to the version `reads`: see `producers.wire.live_nodes`.
+    """
 
     name: str
     device: str
@@ -37,6 +40,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     budget_bytes: int = 0
     loads: int = 0
     unloads: int = 0
+    reads: int = VERSION
 
     def served(self, model: str) -> str:
         """Return a model's revision and its state in a line."""
@@ -60,17 +64,18 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
 def tell(publisher: Publisher, state: NodeState) -> None:
     """Announce a node's models. Raises BrokerUnavailable or Overloaded."""
     with as_unavailable(publisher.redis), publisher.redis.pipeline(transaction=False) as pipeline:
-        pipeline.expire(_key(state.name), GONE_AFTER_S)  # a full Redis refuses the others, and keeps the earlier state
-        pipeline.sadd(_NODES, state.name)
-        pipeline.set(_key(state.name), msgspec.json.encode(state), ex=GONE_AFTER_S)
+        # a full Redis refuses the others, and keeps the earlier state
+        pipeline.expire(node_key(state.name), GONE_AFTER_S)
+        pipeline.sadd(NODES, state.name)
+        pipeline.set(node_key(state.name), msgspec.json.encode(state), ex=GONE_AFTER_S)
         pipeline.execute()
 
 
 def leave(publisher: Publisher, name: str) -> None:
     """Remove a node. Raises BrokerUnavailable or Overloaded."""
     with as_unavailable(publisher.redis), publisher.redis.pipeline(transaction=False) as pipeline:
-        pipeline.srem(_NODES, name)
-        pipeline.delete(_key(name))
+        pipeline.srem(NODES, name)
+        pipeline.delete(node_key(name))
         pipeline.execute()
 
 
@@ -78,13 +83,8 @@ def nodes(publisher: Publisher) -> list[NodeState]:
     """Return the live nodes, by name. Raises BrokerUnavailable."""
     redis = publisher.redis
     with as_unavailable(redis):
-        names = sorted(name.decode() if isinstance(name, bytes) else name for name in redis.smembers(_NODES))
-        found = redis.mget([_key(name) for name in names]) if names else []
-    if gone := [name for name, said in zip(names, found, strict=True) if said is None]:
+        found = announcements(redis)
+    if gone := [name for name, said in found.items() if said is None]:
         with suppress(BrokerUnavailable), as_unavailable(redis):  # a read-only Redis can be looked at all the same
-            redis.srem(_NODES, *gone)
-    return [msgspec.json.decode(said, type=NodeState) for said in found if said is not None]
-
-
-def _key(name: str) -> str:
-    return f"argosy.node.{name}"
+            redis.srem(NODES, *gone)
+    return [msgspec.json.decode(said, type=NodeState) for said in found.values() if said is not None]

@@ -41,6 +41,7 @@ class Reconciler:
         Raises BrokerUnavailable, Overloaded or StoreUnavailable.
         """
         self._publisher.check_writes()  # take no envelope that cannot be published
+        self._publisher.look()  # nor one that a live node cannot read
         began, oldest = time.monotonic(), self._oldest()
         total = 0
         while published := self._publish_overdue(began, oldest):
@@ -54,8 +55,10 @@ class Reconciler:
         overdue_s = self._overdue_s + time.monotonic() - began
         overdue = self._store.take_overdue(overdue_s=overdue_s, oldest=oldest, limit=LIMIT)
         if overdue:
-            about = "published again"
-            self._publisher.publish([message(envelope, about=about, at=envelope.accepted_at) for envelope in overdue])
+            about, reference = "published again", self._publisher.by_reference
+            self._publisher.publish(
+                [message(envelope, about=about, reference=reference, at=envelope.accepted_at) for envelope in overdue]
+            )
             self._store.mark_published([envelope.id for envelope in overdue])
         return len(overdue)
 

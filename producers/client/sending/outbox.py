@@ -122,7 +122,7 @@ class Outbox:
             self._open_streams(orders, again=True)  # purged while this client was silent
             at = store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
         self._expect(packed, lone)
-        return _messages(packed, at)
+        return _messages(packed, at, reference=self._link.publisher.by_reference)
 
     def _publish(self, messages: Mapping[str, Message]) -> None:
         try:
@@ -143,7 +143,7 @@ class Outbox:
         try:
             lone = self._open_streams(orders)
             packed = self._pack(orders)
-            messages = _messages(packed, None)
+            messages = _messages(packed, None, reference=False)
             self._expect(packed, lone)
             self._link.publisher.publish(list(messages.values()))
         except Exception as error:  # noqa: BLE001 - a caller waits for any error
@@ -202,9 +202,17 @@ class Outbox:
         self._deliver([partial(settle, order.promise, _own(outcome) if outcome else None) for order in orders])
 
 
-def _messages(packed: Iterable[tuple[Envelope, NewEnvelope]], at: float | None) -> dict[str, Message]:
-    """Return the message that carries each envelope, by its id. `at` is the store's time, if known."""
-    return {row.id: message(row, about=envelope.about, durable=envelope.durable, at=at) for envelope, row in packed}
+def _messages(
+    packed: Iterable[tuple[Envelope, NewEnvelope]], at: float | None, *, reference: bool
+) -> dict[str, Message]:
+    """Return the message of each envelope, by its id: a reference to the store, or the envelope itself.
+
+    `at` is the store's time, if known.
+    """
+    return {
+        row.id: message(row, about=envelope.about, durable=envelope.durable, reference=reference, at=at)
+        for envelope, row in packed
+    }
 
 
 class Waiting:
