@@ -7,7 +7,7 @@ the load, without a timer.
 from __future__ import annotations
 
 import logging
-import queue
+import math
 import threading
 import time
 from collections import deque
@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from results_store.errors import StoreError, StoreUnavailable
+from results_store.loops.inbox import Inbox
+from results_store.loops.loop import TICK_S, Loop, doing
 from results_store.records import MAX_ATTEMPTS, Batch, Claimed, Committed, NewEnvelope, Result, Transaction
 from results_store.sql.pipelines import Follow
 from results_store.store import Store
@@ -30,6 +32,9 @@ OnCommitted = Callable[[Sequence[Done], Mapping[str, Sequence[Result]]], None]
 
 #: The results of an envelope with more results than this are read from the store.
 FEW_RESULTS = 8
+
+#: The most seconds for which a transaction may wait: some waits of the store's `timeout_s` (30 s) one after another.
+TRANSACTION_LIMIT_S = 90.0
 
 
 @dataclass(slots=True, eq=False)
@@ -81,11 +86,10 @@ class Writer:
         self._max_group_results = max_group_results
         self._first_retry_s = first_retry_s
         self._last_retry_s = last_retry_s
-        self._queue: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._inbox: Inbox[_Request] = Inbox()
         self._batches: deque[Batch] = deque()
-        self._thread = threading.Thread(target=self._run, name="argosy-writer", daemon=True)
+        self.loop = Loop("argosy-writer", self._take_turn, failed=self._failed)
         self._turn = threading.Lock()  # held while a thread uses the database
-        self._called = False  # the thread has taken a request and waits for the lock
         self._entrance = threading.Lock()  # no request may follow the end mark of `close`
         self._running = False
         self._give_up = threading.Event()
@@ -95,7 +99,7 @@ class Writer:
 
     def start(self) -> Self:
         """Start the thread. A writer runs once; make another writer after `close`."""
-        self._thread.start()
+        self.loop.start()
         self._running = True
         return self
 
@@ -131,19 +135,18 @@ class Writer:
     @property
     def waiting(self) -> int:
         """The number of requests that wait for the next transaction."""
-        return self._queue.qsize() + self._called
+        return len(self._inbox)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Store the waiting requests, for at most `timeout_s`. The others then fail with StoreUnavailable."""
         with self._entrance:
-            if self._running:
-                self._queue.put(None)
             self._running = False
-        if self._thread.ident is None:  # never started
+            self._inbox.close()
+        if not self.loop.started:
             return
-        self._thread.join(timeout_s)
+        self.loop.join(timeout_s)
         self._give_up.set()
-        self._thread.join()
+        self.loop.join()
         with self._turn:  # a thread that stores its own request has ended by then
             pass
 
@@ -158,52 +161,48 @@ class Writer:
             if not self._running:
                 raise StoreError("the writer is not running; call start(), or make a new writer after close()")
             # a lone request is stored by its own thread, which saves two changes of thread
-            alone = not self._called and self._queue.empty() and self._turn.acquire(blocking=False)
+            alone = not self._inbox and self._turn.acquire(blocking=False)
             if not alone:
-                self._queue.put(request)
-        if alone:
-            try:
-                self._store_group(self._with_batches([request]))
-            finally:
-                self._turn.release()
-        else:
-            request.settled.wait()
+                self._inbox.put(request)
+        with doing("storing, which has its own progress", math.inf):
+            if alone:
+                try:
+                    self._store_group(self._with_batches([request]))
+                finally:
+                    self._turn.release()
+            else:
+                request.settled.wait()
         if request.error is not None:
             raise request.error
         return request
 
     # --- the thread ---
 
-    def _run(self) -> None:
-        while (request := self._queue.get()) is not None:
-            self._called = True
-            with self._turn:
-                self._called = False
-                self._store_group(self._with_batches(self._with_others(request)))
-        with self._turn:
-            if rest := self._with_batches([]):
+    def _take_turn(self) -> bool:
+        waiting = self._inbox.wait(TICK_S)
+        with self._turn:  # also without a request: a caller that is stuck with the lock must not look like progress
+            self.loop.progress.note()
+            if waiting:
+                group = self._inbox.take(self._max_group_results, lambda request: len(request.part.results))
+                self._store_group(self._with_batches(group))
+                self._inbox.done()
+                return True
+            over = self._inbox.closed and not self._inbox
+            if over and (rest := self._with_batches([])):
                 self._store_group(rest)
+            return not over
+
+    def _failed(self, error: BaseException) -> None:
+        """Fail the requests that were being stored: whether they are stored is uncertain."""
+        for request in self._inbox.failed():
+            if not request.settled.is_set():
+                request.error = StoreError(f"the writer failed: {type(error).__name__}: {error}")
+                request.settled.set()
 
     def _with_batches(self, group: list[_Request]) -> list[_Request]:
         """Add the recorded batches in front: no result is stored before its batch."""
         recorded = [self._batches.popleft() for _ in range(len(self._batches))]
         return [_Request(Transaction(batches=recorded)), *group] if recorded else group
-
-    def _with_others(self, request: _Request) -> list[_Request]:
-        """Return a request and the requests waiting behind it, up to the limit."""
-        group = [request]
-        waiting = len(request.part.results)
-        while waiting < self._max_group_results:
-            try:
-                other = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if other is None:
-                self._queue.put(None)  # the end mark is read again after this group
-                break
-            group.append(other)
-            waiting += len(other.part.results)
-        return group
 
     def _store_group(self, group: list[_Request]) -> None:
         try:
@@ -234,12 +233,14 @@ class Writer:
         """
         delay_s = self._first_retry_s
         while True:
+            self.loop.progress.note("a transaction", TRANSACTION_LIMIT_S)
             try:
                 committed = self._transact(group)
             except StoreUnavailable as error:
                 if self._unavailable_since is None:
                     self._unavailable_since = time.time()
                     logger.warning("the database is away; %d requests wait and are tried again: %s", len(group), error)
+                self.loop.progress.note("the pause before the next try", TRANSACTION_LIMIT_S)
                 if self._give_up.wait(delay_s):
                     raise
                 delay_s = min(delay_s * 2, self._last_retry_s)
@@ -247,6 +248,7 @@ class Writer:
                 if self._unavailable_since is not None:
                     logger.warning("the database is back after %.0f s", time.time() - self._unavailable_since)
                     self._unavailable_since = None
+                self.loop.progress.note()
                 return committed
 
     def _transact(self, group: list[_Request]) -> Committed:

@@ -5,12 +5,15 @@ Items that arrive while a group is processed form the next group. So groups grow
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
-from producers.wire.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError, Overloaded
+from results_store.loops.inbox import Inbox
+from results_store.loops.loop import TICK_S, Loop
 
 T = TypeVar("T")
 
@@ -34,62 +37,61 @@ def settle(promise: Promise, outcome: object) -> None:
     """Set a promise's outcome, a value or an error, unless its caller gave up."""
     if promise.done():
         return
-    if isinstance(outcome, BaseException):
-        promise.set_exception(outcome)
-    else:
-        promise.set_result(outcome)
+    with suppress(InvalidStateError):  # its caller gives up at this moment
+        if isinstance(outcome, BaseException):
+            promise.set_exception(outcome)
+        else:
+            promise.set_result(outcome)
 
 
 class GroupCommit(Generic[T]):
     """Run `work` on groups of items, in the order of `put`, in a thread that the first `put` starts.
 
-    `work` must not raise. A group has at most `limit` items.
+    A group has at most `limit` items. `failed` is called with a group whose `work` raised, and with the error.
     """
 
-    def __init__(self, name: str, work: Callable[[list[T]], None], *, limit: int) -> None:
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[list[T]], None],
+        *,
+        limit: int,
+        failed: Callable[[list[T], Exception], object] = lambda _, __: None,
+    ) -> None:
         self._work = work
         self._limit = limit
-        self._queue: queue.SimpleQueue[T | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._group_failed = failed
+        self._inbox: Inbox[T] = Inbox()
+        self._loop = Loop(name, self._turn, failed=self._failed)
+        self._name = name
         self._entrance = threading.Lock()  # no item may follow the end mark of `close`
 
     def put(self, item: T) -> None:
-        """Add an item to the next group. Raises ConfigurationError after `close`."""
+        """Add an item to the next group. Raises ConfigurationError after `close`, Overloaded if there is no thread."""
         with self._entrance:
-            if self._closed:
+            if self._inbox.closed:
                 raise ConfigurationError("this client is closed; make a new client")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-            self._queue.put(item)
+            try:
+                self._loop.start()
+            except RuntimeError as error:
+                raise Overloaded(f"this process gets no more threads ({error}); try again") from error
+            self._inbox.put(item)
 
     def close(self) -> None:
         """Process the waiting items, and end the thread."""
         with self._entrance:
-            if not self._closed:
-                self._queue.put(None)
-            self._closed = True
-        if self._thread is not None:
-            self._thread.join()
+            self._inbox.close()
+        self._loop.join()
 
-    def _run(self) -> None:
-        while group := self._next():
-            self._work(group)
+    def _turn(self) -> bool:
+        if self._inbox.wait(TICK_S):
+            self._work(self._inbox.take(self._limit))
+            self._inbox.done()
+            return True
+        return bool(self._inbox) or not self._inbox.closed
 
-    def _next(self) -> list[T]:
-        """Wait for an item, and return it with the waiting items behind it, up to the limit; empty at the end mark."""
-        item = self._queue.get()
-        group: list[T] = []
-        while item is not None:
-            group.append(item)
-            if len(group) == self._limit:
-                return group
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return group
-        if group:
-            self._queue.put(None)  # the end mark is read again after this group
-        return group
+    def _failed(self, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            error = RuntimeError(f"the thread {self._name} failed: {error!r}")
+        if group := self._inbox.failed():
+            self._group_failed(group, error)

@@ -25,7 +25,7 @@ from producers.wire.errors import BrokerUnavailable, ConfigurationError
 from producers.wire.messages import new_id
 from producers.wire.publisher import as_unavailable
 from producers.wire.queues import done_channel
-from results_store.errors import StoreError
+from results_store.loops.loop import Loop
 from results_store.records import Result
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Listener:
         self._stopping = threading.Event()
         self._live = False
         self._streams: set[str] = set()  # channels with a permanent subscription
-        self._thread: threading.Thread | None = None
+        self._loop = Loop("argosy notices", self._turn, failed=lambda _: self._look_around())
         self._next_look = 0.0
 
     def start(self, job: str) -> None:
@@ -85,18 +85,17 @@ class Listener:
 
     def _begin(self) -> None:
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="argosy notices", daemon=True)
-                self._thread.start()
+            if not self._loop.alive:
+                self._loop.start()
                 return
         self._wake()
 
     def close(self) -> None:
         """Stop the thread, at once while Redis answers. Waiting callers get a ConfigurationError."""
         self._stopping.set()
-        if self._thread is not None:
+        if self._loop.alive:
             self._wake()
-            self._thread.join()
+            self._loop.join()
         if self._redis is not None:
             self._redis.close()
         self._deliver([partial(item.fail, closed()) for item in self._held()])
@@ -151,18 +150,18 @@ class Listener:
         try:
             for row in self._store().results_of(job, list(items)):
                 rows[row.seq].append(row)
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - a caller waits for any error
             log.warning("%d awaited items cannot be looked up in the store: %s", len(items), error)
             self._deliver([partial(item.fail, error) for item in items.values()])
             return
         self._arrive([(item, rows[seq]) for seq, item in items.items() if item.is_whole(rows[seq])])
 
     def _arrive(self, whole: Sequence[tuple[PendingResult, Sequence[Result]]]) -> None:
-        with self._lock:
+        self._deliver([partial(item.arrive, rows) for item, rows in whole])
+        with self._lock:  # afterwards: an item whose delivery fails is looked up again
             for item, _ in whole:
                 for carrier in item.carriers:
                     self._drop(carrier.envelope, item.seq)
-        self._deliver([partial(item.arrive, rows) for item, rows in whole])
 
     def _told(self, awaited: Sequence[PendingResult], announced: Mapping[str, Sequence[Result]]) -> list[PendingResult]:
         """Settle the items whose results came with their notices; return the others."""
@@ -208,20 +207,19 @@ class Listener:
         except BrokerUnavailable:
             pass
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                if self._redis is not None:
-                    self._hear(self._redis)
-            except BrokerUnavailable as error:
-                log.warning(
-                    "done notices cannot be received; the store is read every %s s instead: %s", FALLBACK_S, error
-                )
-            except Exception:
-                log.exception("the listener for notices failed and starts again")
+    def _turn(self) -> bool:
+        """Hear notices until Redis is away, or look without it; an error makes a new subscription."""
+        if self._stopping.is_set():
+            return False
+        try:
+            if self._redis is not None:
+                self._hear(self._redis)
+        except BrokerUnavailable as error:
+            log.warning("done notices cannot be received; the store is read every %s s instead: %s", FALLBACK_S, error)
+        finally:
             self._live = False
-            self._look_around()
-            self._stopping.wait(FALLBACK_S)
+        self._look_around()
+        return not self._stopping.wait(FALLBACK_S)
 
     def _hear(self, redis: Redis) -> None:
         with as_unavailable(redis), redis.pubsub() as subscription:  # type: ignore[no-untyped-call]  # redis-py's

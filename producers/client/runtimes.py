@@ -28,7 +28,8 @@ from typing import Any, TypeAlias, TypeVar
 
 from producers.client.concurrency_limit import ConcurrencyLimit
 from producers.client.group_commit import Promise, settle
-from producers.wire.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError, Overloaded
+from results_store.loops.loop import TICK_S
 
 T = TypeVar("T")
 
@@ -173,13 +174,35 @@ class LoopRuntime(Runtime):
             return await queue_.get()
 
     async def call(self, call: Callable[[], T]) -> T:
-        """Make the call in a thread. Cancelling it only ends the wait."""
+        """Make the call in a thread. Cancelling it only ends the wait. Raises Overloaded if there is no thread."""
         loop = self._here()
         if self._closing is not None:
             raise ConfigurationError("this client is closed; make a new client")
         if self._executor is None:
             self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="argosy call")
-        return await loop.run_in_executor(self._executor, call)
+        executor = self._executor
+        try:
+            asked = executor.submit(call)
+        except RuntimeError as error:
+            raise Overloaded(f"this process gets no more threads ({error}); try again") from error
+        answer = asyncio.wrap_future(asked, loop=loop)
+        try:
+            while not (await asyncio.wait([answer], timeout=TICK_S))[0]:
+                self._replace_if_broken(executor, asked)
+        except BaseException:
+            answer.cancel()
+            raise
+        return answer.result()
+
+    def _replace_if_broken(self, executor: ThreadPoolExecutor, asked: Future[Any]) -> None:
+        """Replace an executor of which a thread has ended. Raises Overloaded if the call may have gone with it."""
+        if all(thread.is_alive() for thread in executor._threads):  # noqa: SLF001 - it has no other way to ask
+            return
+        if self._executor is executor:
+            self._executor = None
+            executor.shutdown(wait=False)
+        if not asked.running() and not asked.done():
+            raise Overloaded("a thread of this client ended, and this call was not made; try again")
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds))
@@ -204,18 +227,23 @@ class LoopRuntime(Runtime):
         loop = self._here()
         if self._closing is not None:
             return
-        closed = loop.create_future()
+        closed, executor = loop.create_future(), self._executor
 
         def close() -> None:
-            end()
-            if self._executor is not None:
-                self._executor.shutdown()  # waits for the calls under way
-            self.deliver([partial(settle, closed, None)])
+            outcome = None
+            try:
+                end()
+                if executor is not None:
+                    executor.shutdown()  # waits for the calls under way
+            except BaseException as error:  # noqa: BLE001 - the caller of `close` waits for any error
+                outcome = error if isinstance(error, Exception) else RuntimeError(f"closing failed: {error!r}")
+            self.deliver([partial(settle, closed, outcome)])
 
-        self._closing = threading.Thread(target=close, name="argosy close", daemon=True)
-        self._closing.start()
+        closing = threading.Thread(target=close, name="argosy close", daemon=True)
+        closing.start()
+        self._closing = closing
         await closed
-        self._closing.join()
+        closing.join()
 
     def _here(self) -> asyncio.AbstractEventLoop:
         """Return the running loop. Raises ConfigurationError if the client was first used in another loop."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from results_store.celery_results import celery_rows
 from results_store.celery_results.celery_rows import ChordPart, TaskRow
-from results_store.errors import StoreError, StoreUnavailable
+from results_store.errors import StoreUnavailable
 from results_store.sql.columns import clock
 from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.retention import in_portions
@@ -32,7 +32,7 @@ class _Write:
     part: ChordPart | None = None
     settled: bool = False
     completes: bool = False
-    error: StoreError | None = None
+    error: Exception | None = None
 
 
 class CeleryResults:
@@ -138,7 +138,7 @@ class CeleryResults:
     def _write(self, group: Sequence[_Write]) -> None:
         try:
             completed = self._commit(group)
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - the other callers of the group wait for any error
             if len(group) > 1 and not isinstance(error, StoreUnavailable):
                 for write in group:  # an invalid write must not fail the other ones
                     self._write([write])

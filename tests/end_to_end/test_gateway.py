@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -14,6 +15,7 @@ import httpx2 as httpx
 import pytest
 
 from producers.gateway import connections
+from producers.gateway.openai.batch_duty import BatchDuty
 from producers.gateway.server import serve
 from producers.wire.errors import ConfigurationError
 from tests.conftest import free_port
@@ -349,6 +351,33 @@ def test_a_gateway_without_a_broker_says_so(shared_fleet: LocalFleet) -> None:
     assert (refused.status_code, refused.json()["type"]) == (503, "urn:argosy:problem:BrokerUnavailable")
     assert refused.headers["retry-after"]
     assert (lost.status_code, lost.json()["error"]["type"]) == (503, "server_error")
+
+
+def test_the_task_that_advances_batches_outlives_everything(
+    shared_fleet: LocalFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception of any kind is followed by the next look, an ended task by another; a stuck task is not ready."""
+    with serving(shared_fleet.broker_url, shared_fleet.store_url) as served, served.client() as client:
+        duty: BatchDuty = served.app.state.batches
+        looks: list[str] = []
+
+        async def look() -> None:
+            looks.append("look")
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(duty, "_look", look)
+        until(lambda: len(looks) > 1)
+        first = duty._task
+        assert first is not None
+        first.get_loop().call_soon_threadsafe(first.cancel)
+        until(lambda: duty._task is not first)
+        seen = len(looks)
+        until(lambda: len(looks) > seen)
+        assert client.get("/readyz").status_code == 200
+        monkeypatch.setattr(duty, "_look", asyncio.Event().wait)
+        monkeypatch.setattr("producers.gateway.openai.batch_duty.LOOK_LIMIT_S", 0.0)
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert "made no progress" in client.get("/readyz").json()["detail"]
 
 
 def test_without_keys_everybody_is_the_operator(shared_fleet: LocalFleet) -> None:

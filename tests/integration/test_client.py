@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 import threading
@@ -521,6 +522,35 @@ def test_a_database_without_a_schema_names_the_command(broker_url: str, tmp_path
         pytest.raises(SchemaMismatch, match="argosy migrate"),
     ):
         client.submit("topic", "a")
+
+
+def raise_in(name: str, error: type[BaseException]) -> None:
+    """Raise in a thread of this process, once it runs Python code again: after its current wait."""
+    thread = next(one for one in threading.enumerate() if one.name == name)
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
+
+
+@pytest.mark.parametrize("error", [MemoryError, SystemExit])
+@pytest.mark.parametrize(
+    ("thread", "durable"), [("argosy outbox", True), ("argosy direct", False), ("argosy notices", True)]
+)
+def test_an_exception_in_a_thread_of_the_client_keeps_nobody_waiting(
+    client: Client, stand_in: StandIn, thread: str, durable: bool, error: type[BaseException]
+) -> None:
+    """The call under way returns or raises; what was accepted gets its result, and so do later calls."""
+    client.submit("topic", "first", durable=durable)
+    raise_in(thread, error)
+    try:
+        handle = client.submit("topic", "second", durable=durable)
+    except (MemoryError, RuntimeError):
+        handle = None
+    later = client.submit("topic", "third", durable=durable)
+    while not later.done():
+        stand_in.work(1)
+    assert later.result(timeout_s=60) == [{"label": "topic of third", "score": 0.5}]
+    if handle is not None:
+        assert handle.result(timeout_s=60) == [{"label": "topic of second", "score": 0.5}]
 
 
 def test_a_closed_client_leaves_nothing_running(broker_url: str, store_url: str, store: Store) -> None:

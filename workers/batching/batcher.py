@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from results_store.loops.loop import TICK_S, Loop
 from results_store.records import Batch
 from workers.batching.feeder import Feeder
 from workers.batching.inbox import Admit, Cancel, Message, Retire, Weigh
@@ -25,6 +28,10 @@ from workers.batching.work import Entry, Group, Interrupted
 from workers.batching.workload import Workload
 from workers.device.device_client import DeviceClient, DeviceEvent
 from workers.device.device_process import ModelToLoad
+
+#: A device that was silent for too long gets this much longer: if the worker was stopped and continued meanwhile, the
+#: answer is there but not yet read.
+GRACE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +87,12 @@ class Batcher:
             on_batch=on_batch,
             on_out_of_service=on_out_of_service,
         )
-        self._device: DeviceClient
+        self._device: DeviceClient | None = None
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._admission = threading.Lock()  # no entry may reach the inbox behind the end mark of `stop`
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, name="batcher")
+        self._groups: weakref.WeakSet[Group] = weakref.WeakSet()  # all groups on which an envelope waits
+        self.loop = Loop("batcher", self._turn, failed=self._failed)
 
     # --- for other threads ---
 
@@ -92,7 +100,7 @@ class Batcher:
         """Start the device and the thread. `device` must report its events to `tell`."""
         self._device = device
         self._feeder.start(device)
-        self._thread.start()
+        self.loop.start()
 
     def tell(self, event: DeviceEvent) -> None:
         """Accept an event of the device."""
@@ -103,6 +111,7 @@ class Batcher:
         group = Group(entries)
         with self._admission:
             if not self._closed:
+                self._groups.add(group)
                 self._inbox.put(list(entries))
                 return group
         for entry in entries:
@@ -164,25 +173,42 @@ class Batcher:
         with self._admission:
             self._closed = True
             self._inbox.put(None)
-        if self._thread.ident is not None:
-            self._thread.join()
+        self.loop.join()
+        if self._device is not None:
             self._device.close()
+
+    def kill(self) -> None:
+        """Kill the device process. This process then ends at once."""
+        if self._device is not None:
+            self._device.kill()
 
     # --- the batcher's own thread ---
 
-    def _loop(self) -> None:
-        while True:
-            try:
-                message = self._inbox.get(timeout=self._feeder.patience_s())
-            except queue.Empty:
+    def _turn(self) -> bool:
+        patience_s = self._feeder.patience_s()
+        try:
+            message = self._inbox.get(timeout=min(patience_s, TICK_S) or GRACE_S)
+        except queue.Empty:
+            if not patience_s:
                 self._feeder.give_up_waiting()
-                continue
-            while message is not None:
-                self._feeder.take(message)
-                if self._inbox.empty():
-                    break
-                message = self._inbox.get()  # take all messages, so that one decision covers them
-            if message is None:
-                self._feeder.end()
-                return
-            self._feeder.feed()
+            return True
+        while message is not None:
+            self._feeder.take(message)
+            if self._inbox.empty():
+                break
+            message = self._inbox.get()  # take all messages, so that one decision covers them
+        if message is None:
+            self._feeder.end()
+            return False
+        self._feeder.feed()
+        return True
+
+    def _failed(self, error: BaseException) -> None:
+        """Interrupt all items and end the service: nothing is known for certain about the waiting items any more."""
+        with suppress(Exception):
+            self._feeder.work.take_all()
+        with self._admission:
+            groups = list(self._groups)
+        for group in groups:
+            group.interrupt()
+        self._feeder.leave_service(f"the batcher failed: {type(error).__name__}: {error}")

@@ -9,11 +9,13 @@ nothing is locked. The only time limits are those after which a loading or a run
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from results_store.loops.loop import doing
 from results_store.records import Batch
 from workers.batching.inbox import Admit, Cancel, Message, Retire, Weigh
 from workers.batching.joining_requests import together
@@ -31,6 +33,13 @@ logger = logging.getLogger(__name__)
 
 #: A device that fails to start this many times in a row is out of service.
 MAX_FAILED_STARTS = 3
+
+#: The pause after a start that failed in this process, for each such start in a row: descriptors or memory may be free
+#: again by then.
+START_AGAIN_S = 2.0
+
+#: The most seconds for which a process starts or ends, before its models are loaded.
+PROCESS_LIMIT_S = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +60,7 @@ class Feeder:
     _device: DeviceClient = field(init=False)
     _ready: bool = False
     _failed_starts: int = 0
+    _start_at: float | None = None  # monotonic time of the next start, after a start that failed in this process
     _running_since: float = 0.0  # monotonic time at which the running batch, or the start of the device, began
 
     def start(self, device: DeviceClient) -> None:
@@ -83,18 +93,22 @@ class Feeder:
         while self._ready and (batch := self.work.next(steady_time(), time.monotonic() - self._running_since)):
             self._send(batch)
 
-    def patience_s(self) -> float | None:
-        """The seconds for which the device may stay silent from now on; None while no answer is expected."""
+    def patience_s(self) -> float:
+        """The seconds for which the device may stay silent from now on; infinite while no answer is expected."""
         if self.out_of_service:
-            return None
+            return math.inf
         ends_at = [since + limit_s for since, limit_s in self._expected()]
-        return max(0.0, min(ends_at) - time.monotonic()) if ends_at else None
+        return max(0.0, min(ends_at, default=math.inf) - time.monotonic())
 
     def give_up_waiting(self) -> None:
-        """Restart the device, which was silent for too long."""
+        """Restart the device, which was silent for too long, or whose pause before the next start is over."""
+        if self._start_at is not None:
+            self._start_device()
+            return
         _, limit_s = min(self._expected(), key=sum)
         # the device's death would come as an event; handling it here keeps the reason with the batch
-        self._device.close()
+        with doing("the end of the device process", PROCESS_LIMIT_S):
+            self._device.close()
         self._on_lost("DeviceHung", f"the device process was silent for {limit_s:g} s and was killed")
         self.feed()
 
@@ -132,7 +146,8 @@ class Feeder:
 
     def _interrupt_all(self) -> None:
         for entry in self.work.take_all():
-            entry.finish(Interrupted())
+            if entry.outcome is None:  # an entry may be interrupted with its group
+                entry.finish(Interrupted())
 
     # --- events of the device ---
 
@@ -152,7 +167,7 @@ class Feeder:
             logger.error(
                 "the device cannot load its models: %s: %s\n%s", *map(header.get, ("kind", "message", "traceback"))
             )
-            self._leave_service(f"{header['kind']}: {header['message']}")
+            self.leave_service(f"{header['kind']}: {header['message']}")
         elif event == "lost":
             self._on_lost("DeviceLost", header["message"])
 
@@ -170,7 +185,7 @@ class Feeder:
     def _serve_unless(self, problem: str | None) -> None:
         """Go out of service for a problem; without a problem the device is up once every model has been tried."""
         if problem:
-            self._leave_service(problem)
+            self.leave_service(problem)
         elif not self.models.residence.untried:
             self.came_up.set()
 
@@ -237,13 +252,30 @@ class Feeder:
         if not self.work.running:
             self._running_since = now
         self.work.began(batch)
-        self._device.run(batch.id, batch.model, arrays, batch.wanted, urgency=batch.priority)
+        with doing("sending a batch to the device process", 2 * self.batch_timeout_s):
+            self._device.run(batch.id, batch.model, arrays, batch.wanted, urgency=batch.priority)
 
     # --- its life ---
 
     def _start_device(self) -> None:
+        """Start the device. If this process cannot start it, for want of descriptors or memory, try again later."""
         self._running_since = time.monotonic()
-        self.models.start(self._device)
+        self._start_at = None
+        try:
+            with doing("the start of the device process", PROCESS_LIMIT_S):
+                self.models.start(self._device)
+        except Exception as error:  # noqa: BLE001 - OSError, RuntimeError or MemoryError: a failed start like any other
+            self._failed_starts += 1
+            problem = f"{type(error).__name__}: {error}"
+            logger.warning("%s: cannot be started (%d): %s", self.device_name, self._failed_starts, problem)
+            self._start_at = self._running_since + START_AGAIN_S * self._failed_starts
+            self._leave_after_failed_starts(problem)
+
+    def _leave_after_failed_starts(self, message: str) -> bool:
+        if self._failed_starts < MAX_FAILED_STARTS:
+            return False
+        self.leave_service(f"it did not come up {self._failed_starts} times in a row: {message}")
+        return True
 
     def _on_lost(self, kind: str, message: str) -> None:
         logger.warning("%s: %s; restarting it", self.device_name, message)
@@ -257,13 +289,14 @@ class Feeder:
             else:
                 self._add(batch.entries)
         if problem:
-            self._leave_service(problem)
-        elif self._failed_starts >= MAX_FAILED_STARTS:
-            self._leave_service(f"it did not come up {self._failed_starts} times in a row: {message}")
-        else:
+            self.leave_service(problem)
+        elif not self._leave_after_failed_starts(message):
             self._start_device()
 
-    def _leave_service(self, reason: str) -> None:
+    def leave_service(self, reason: str) -> None:
+        """Give the device up, for good."""
+        if self.out_of_service:
+            return
         self.out_of_service = reason
         self._device.kill()
         self.came_up.set()
@@ -271,6 +304,8 @@ class Feeder:
 
     def _expected(self) -> list[tuple[float, float]]:
         """The start and the time limit of the expected answer."""
+        if self._start_at is not None:
+            return [(self._start_at, 0.0)]
         if not self._ready:
             return [(self._running_since, self.load_timeout_s)]
         found = []

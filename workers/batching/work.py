@@ -77,6 +77,12 @@ class Group:
         if self._left == 0:
             self._done.set()
 
+    def interrupt(self) -> None:
+        """Give every entry without an outcome the outcome Interrupted, and end the wait, whatever was counted."""
+        for entry in self.entries:
+            entry.outcome = entry.outcome or Interrupted()
+        self._done.set()
+
 
 class Entry:
     """A prepared item of a job (`seq` is its number there), waiting for its micro-batch; `finish` sets `outcome`,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from producers.wire.errors import ConfigurationError
+from results_store.loops.loop import TICK_S, Loop, ThreadProgress, doing, watch_here
 from workers.device.devices import Device
 from workers.node.lanes import Lanes
 from workers.node.node import Node
 from workers.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+#: The most seconds for the start of the consumer, and for the end of a worker without its device, after `grace_s`.
+END_LIMIT_S = 60.0
 
 
 def default_name(device: Device) -> str:
@@ -42,8 +48,16 @@ def run(
     """
     faults: list[str] = []
 
+    def not_ready() -> None:
+        if ready_file:
+            with suppress(OSError):
+                ready_file.unlink(missing_ok=True)
+
     def give_up(reason: str) -> None:
         faults.append(reason)
+        ending = ThreadProgress("main")
+        ending.note("the end without a device", settings.worker.grace_s + END_LIMIT_S)
+        node.watchdog.watch(ending)
         # Celery's own way to stop: no new envelopes, and the held ones return to their queues
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -54,14 +68,13 @@ def run(
         broker_url=broker_url,
         store_url=store_url,
         on_out_of_service=give_up,
+        on_end=not_ready,
     )
     try:
         node.start()
         _consume(node, broker_url, f"argosy+{store_url}", ready_file)
     finally:
-        if ready_file:
-            with suppress(OSError):
-                ready_file.unlink(missing_ok=True)
+        not_ready()
         node.stop()
     if faults:
         raise ConfigurationError(faults[0])
@@ -80,10 +93,22 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
         if ready_file:
             _touch(ready_file)
 
+    stopping = threading.Event()
+    consumer, slots = ThreadProgress("consumer"), ThreadProgress("slots")
+    slots.note("waiting for envelopes", math.inf)
+
     def shutting_down(**_: Any) -> None:
         # a signal handler must not wait; Celery's pool waits for the threads that `drain` ends
+        node.watchdog.leave(consumer)
+        stopping.set()
+
+    def drain() -> bool:
         grace_s = node.settings.worker.grace_s
-        threading.Thread(target=node.drain, args=(grace_s,), name="drain").start()
+        if not stopping.wait(TICK_S):
+            return True
+        with doing("waiting for the held envelopes", grace_s + TICK_S):
+            node.drain(grace_s)
+        return False
 
     worker_ready.connect(ready, weak=False)
     worker_shutting_down.connect(shutting_down, weak=False)
@@ -94,7 +119,28 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)  # these log two lines per envelope; Flower shows the same
     node.lanes.follow(partial(_take_from, worker, node.lanes))
-    worker.start()
+    draining = Loop("drain", drain)
+    draining.start()
+    node.watchdog.watch_loop(draining)
+    node.watchdog.watch(slots, lambda: _has_lost_a_slot(worker))
+    consumer.note("starting", END_LIMIT_S)
+    watch_here(consumer)  # the consumer notes its turns
+    node.watchdog.watch(consumer)
+    try:
+        worker.start()
+    finally:
+        node.watchdog.leave(consumer)
+        node.watchdog.leave(slots)
+        stopping.set()
+        draining.join()
+
+
+def _has_lost_a_slot(worker: Any) -> bool:
+    """Return whether a thread of Celery's pool has ended; the pool would not replace it."""
+    executor = getattr(worker.pool, "executor", None)
+    if executor is None or executor._shutdown:  # noqa: SLF001 - it has no other way to ask
+        return False
+    return any(not thread.is_alive() for thread in list(executor._threads))  # noqa: SLF001
 
 
 def _touch(file: Path) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
+import select
 import socket
+import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
+from results_store.loops.loop import TICK_S, Loop, note
 from workers.device import transfer
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device, available_cores, pinned_environment
@@ -57,7 +59,8 @@ class ProcessDevice:
     """A device process, and the thread that reads from it. That thread calls `on_event`.
 
     Models have keys of the caller's choice; the models of the start have their names. With `measuring`, the process
-    reports the memory of each.
+    reports the memory of each. A process that takes longer than `frame_timeout_s` to receive or to send a frame is
+    killed. `on_reader` is called with the loop of each new thread.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class ProcessDevice:
         *,
         threads: int = 0,
         measuring: bool = False,
+        frame_timeout_s: float = 120.0,
+        on_reader: Callable[[Loop], object] = lambda _: None,
     ) -> None:
         self.device = device
         self.life = 0
@@ -77,7 +82,9 @@ class ProcessDevice:
         self._threads = threads or available_cores()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._reader: threading.Thread | None = None
+        self._reader: Loop | None = None
+        self._frame_timeout_s = frame_timeout_s
+        self._on_reader = on_reader
 
     @property
     def pid(self) -> int | None:
@@ -95,23 +102,16 @@ class ProcessDevice:
     def start(self, keys: Collection[str] | None = None) -> None:
         """Start a new process and let it load the models (all, unless `keys` name some); a ``ready``, ``unloadable`` or
         ``lost`` event follows.
+
+        If the system gives no process, descriptor, memory or thread, its error is raised, and nothing is left behind.
         """
         self.close()
         self.life += 1
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "workers.device.device_process", str(theirs.fileno())],
-                env=pinned_environment(self.device, os.environ, threads=self._threads),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the parent
-            )
-        self._socket = ours
-        self._reader = threading.Thread(
-            target=self._read, args=(ours, self._process, self.life), name=f"device-{self.device.name}"
-        )
-        self._reader.start()
+        try:
+            self._start_process()
+        except BaseException:
+            self.close()
+            raise
         load: Header = {
             "device": "cuda:0" if self.device.is_cuda else self.device.name,  # the process sees only its own GPU
             "models": {
@@ -119,8 +119,29 @@ class ProcessDevice:
             },
             "measuring": self._measuring,
         }
-        with contextlib.suppress(OSError):  # the process has died already; the reader reports it
-            transfer.send(ours, load)
+        self._send(load)
+
+    def _start_process(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        limit = struct.pack("ll", max(1, int(self._frame_timeout_s)), 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        with theirs:
+            process = self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", "workers.device.device_process", str(theirs.fileno())],
+                env=pinned_environment(self.device, os.environ, threads=self._threads),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the parent
+            )
+        readable = select.poll()
+        readable.register(self._socket, select.POLLIN)
+        self._reader = Loop(
+            f"device-{self.device.name}",
+            partial(self._read, self._socket, readable, process, self.life),
+            failed=partial(self._reader_failed, process, self.life),
+        )
+        self._reader.start()
+        self._on_reader(self._reader)
 
     def load(self, key: str) -> None:
         """Load a model while others run; a ``loaded`` or ``unloadable`` event follows."""
@@ -152,22 +173,41 @@ class ProcessDevice:
         if self._process:
             self._process.kill()
             self._process.wait()
-        if self._reader and self._reader is not threading.current_thread():
+        if self._reader:
             self._reader.join()
         if self._socket:
             self._socket.close()
         self._process = self._socket = self._reader = None
 
     def _send(self, header: Header, arrays: Arrays | None = None) -> None:
-        with contextlib.suppress(OSError):  # the process has ended: a ``lost`` event follows
+        try:
             if self._socket:
                 transfer.send(self._socket, header, arrays)
+        except OSError:  # the process has ended, or does not read: a ``lost`` event follows
+            self.kill()
 
-    def _read(self, sock: socket.socket, process: subprocess.Popen[bytes], life: int) -> None:
-        while (frame := transfer.receive(sock)) is not None:
-            self._on_event(DeviceEvent(life, *frame))
-        code = process.wait()
-        self._on_event(DeviceEvent(life, {"event": "lost", "message": f"the device process ended with {_exit(code)}"}))
+    # --- the reading thread ---
+
+    def _read(self, sock: socket.socket, readable: select.poll, process: subprocess.Popen[bytes], life: int) -> bool:
+        if not readable.poll(TICK_S * 1000):
+            return True
+        note("receiving a frame of the device process", 2 * self._frame_timeout_s)
+        frame = transfer.receive(sock)
+        if frame is None:
+            return self._lost(process, life, "the device process ended")
+        self._on_event(DeviceEvent(life, *frame))
+        return True
+
+    def _lost(self, process: subprocess.Popen[bytes], life: int, message: str) -> bool:
+        """Report the end of the process, and end the loop."""
+        message += f" with {_exit(process.wait())}"
+        self._on_event(DeviceEvent(life, {"event": "lost", "message": message}))
+        return False
+
+    def _reader_failed(self, process: subprocess.Popen[bytes], life: int, error: BaseException) -> bool:
+        """End the process: a part of a frame may be lost."""
+        process.kill()
+        return self._lost(process, life, f"reading from it failed ({type(error).__name__}: {error}), and it ended")
 
 
 def _exit(code: int) -> str:

@@ -80,7 +80,7 @@ def main() -> None:
     frames: Frames = queue.PriorityQueue()
     numbers = itertools.count()
     # reading goes on during computation, so that the next batch is already here when this one is done
-    threading.Thread(target=_read_frames, args=(sock, frames, numbers), daemon=True).start()
+    threading.Thread(target=_read_frames, args=(sock, frames, numbers), name="argosy frames", daemon=True).start()
     _, _, header, _ = frames.get()
     device = header["device"]
     if device == "cpu":
@@ -143,13 +143,17 @@ def _next(frames: Frames, *, wait: bool) -> tuple[Header, Arrays] | None:
 
 
 def _read_frames(sock: socket.socket, frames: Frames, numbers: Iterator[int]) -> None:
-    while True:
-        frame = transfer.receive(sock)
-        if frame is None:
-            # the parent has ended or closed the socket; a running forward pass would not notice an exception
-            os._exit(0)
-        header, arrays = frame
-        frames.put((header.get("urgency", 0), next(numbers), header, arrays))
+    code = 1
+    try:
+        while (frame := transfer.receive(sock)) is not None:
+            header, arrays = frame
+            frames.put((header.get("urgency", 0), next(numbers), header, arrays))
+        code = 0
+    except BaseException:
+        logger.exception("the frames of the parent cannot be read")
+    finally:
+        # the parent has ended or closed the socket; a running forward pass would not notice an exception
+        os._exit(code)
 
 
 def _run(model: Model, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:

@@ -58,14 +58,21 @@ class LoadedModels:
     def take(self, header: Header) -> Header | None:
         """Handle a frame; return the answer for the parent, if there is one yet."""
         if _LOAD in header:
-            threading.Thread(target=self._load_beside, args=(header[_LOAD], header["model"]), daemon=True).start()
-            return None
+            return self._begin(header[_LOAD], header["model"])
         if _UNLOAD in header:
             return self._unload(header[_UNLOAD])
         key, said = header[_CAME], header["said"]
         if key in self._arrived:
             self.models[key] = self._arrived.pop(key)
         return {**said, "resident_bytes": device_memory.resident_bytes(self.device)}
+
+    def _begin(self, key: str, raw: Any) -> Header | None:
+        loading = threading.Thread(target=self._load_beside, args=(key, raw), name=f"argosy load {key}", daemon=True)
+        try:
+            loading.start()
+        except RuntimeError as error:  # the system gives no thread
+            return {"event": "unloadable", "model": key, **self.described(error)}
+        return None
 
     def _load_beside(self, key: str, raw: Any) -> None:
         try:

@@ -8,6 +8,7 @@ raised.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ import msgspec
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import BadItem, Envelope, Named, decode, decode_bytes, named, outline
 from results_store.export.text_export import plain
+from results_store.loops.loop import doing
 from results_store.records import Claim, Claimed, Result, Transaction
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher
@@ -125,7 +127,8 @@ class Execution(Preparation):
         """Wait for the items' outcomes. Items whose model has a new version are prepared again and wait again."""
         items, outdated = list(items), list(range(len(items)))
         while outdated:
-            self.batcher.submit([entry for n in outdated if (entry := items[n].entry)]).wait()
+            with doing("waiting for its batches", math.inf):
+                self.batcher.submit([entry for n in outdated if (entry := items[n].entry)]).wait()
             outdated = [n for n in outdated if (entry := items[n].entry) and isinstance(entry.outcome, Superseded)]
             with inputs.turn:
                 again = self.prepare_items(envelope, [items[n].item for n in outdated], inputs)

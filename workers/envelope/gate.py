@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from results_store.loops.loop import doing
 
 
 class EnvelopeInterrupted(Exception):
@@ -28,8 +31,8 @@ class Gate:
         """Hold the gate while an envelope runs. Raises EnvelopeInterrupted if the gate is closed before its turn."""
         with self._changed:
             self._alone += alone
-            while not self._closed and (self._inside if alone else self._alone):
-                self._changed.wait()
+            with doing("waiting for other envelopes of its worker", math.inf):
+                self._changed.wait_for(lambda: self._closed or not (self._inside if alone else self._alone))
             if self._closed:
                 self._alone -= alone
                 raise EnvelopeInterrupted("this worker stops; the envelope returns to its queue")

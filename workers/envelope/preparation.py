@@ -15,6 +15,7 @@ from producers.wire.errors import InvalidInput
 from producers.wire.messages import Envelope, InlineBytes, Input, Item, Priority, TextAndImageInput
 from producers.wire.result_files import ResultFiles
 from results_store.errors import StoreUnavailable
+from results_store.loops.loop import note
 from results_store.records import Result, ResultState
 from results_store.store import Store
 from workers.batching.planning.waiting_pool import Waiting
@@ -34,6 +35,12 @@ from workers.envelope.streams import Streams
 from workers.models.interface.model import Model, Prepared
 
 logger = logging.getLogger(__name__)
+
+#: The most seconds to prepare a portion of the items, or to finish the outputs of an envelope; and to read an input or
+#: to write a result's file, since its storage has long timeouts. An envelope that takes longer ends its worker, like an
+#: envelope that crashes it.
+STEP_LIMIT_S = 120.0
+STORAGE_LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,7 @@ class Preparation:
         portion: dict[int, _Ready] = {}
         held_bytes = 0
         for place, item in enumerate(items):
+            note("reading an input", STORAGE_LIMIT_S)
             ready = self._ready(envelope, item, derivation)
             if isinstance(ready, PreparedItem):
                 prepared[place] = ready
@@ -124,6 +132,7 @@ class Preparation:
 
     def _prepared(self, envelope: Envelope, portion: Mapping[int, _Ready]) -> dict[int, PreparedItem]:
         """Return the prepared items by their places. Each model prepares its own items together."""
+        note("preparing items", STEP_LIMIT_S)
         prepared: dict[int, PreparedItem] = {}
         by_model: dict[str, dict[int, _Ready]] = {}
         for place, ready in portion.items():
@@ -177,10 +186,12 @@ class Preparation:
 
     def finish_items(self, envelope: Envelope, prepared: Sequence[PreparedItem]) -> list[Result]:
         """Return the results of all items: from their preparation and from their entries' outcomes."""
+        note("finishing outputs", STEP_LIMIT_S)
         waiting = [(item, item.entry, item.model) for item in prepared if item.entry and item.model]
         answers = outcomes.answered([(entry, model, item.params) for item, entry, model in waiting])
         results: dict[int, list[Result]] = {}
         for (item, entry, model), own in zip(waiting, answers, strict=True):
+            note("finishing an item", STORAGE_LIMIT_S)
             results[id(item)] = [*outcomes.finished(envelope, item.item, entry, model, item.params, own, self.files)]
         return [row for item in prepared for row in (*item.results, *results.get(id(item), ()))]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from producers.wire.messages import Input
+from results_store.loops.loop import doing
 from workers.envelope.inputs import may_wait
 
 
@@ -22,7 +24,9 @@ class PreparationTurn:
 
     def __enter__(self) -> None:
         if self._turns is not None:
-            self._turns.acquire()
+            if not self._turns.acquire(blocking=False):
+                with doing("waiting for others to prepare", math.inf):
+                    self._turns.acquire()
             self._held = True
 
     def __exit__(self, *_: object) -> None:

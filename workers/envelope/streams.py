@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -14,6 +13,7 @@ import msgspec
 from producers.wire.errors import BrokerUnavailable, Overloaded
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import text_channel
+from results_store.loops.loop import TICK_S, Loop
 
 logger = logging.getLogger(__name__)
 
@@ -34,31 +34,34 @@ class Streams:
         self._on_deserted = on_deserted
         self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._alone_since: dict[Item, float] = {}
-        self._thread = threading.Thread(target=self._run, name="streams")
+        self.loop = Loop("streams", self._turn)
 
     def start(self) -> None:
-        self._thread.start()
+        self.loop.start()
 
     def stop(self) -> None:
         """Publish the waiting pieces, and return when the thread has ended."""
-        if self._thread.ident is not None:
-            self._pieces.put(None)
-            self._thread.join()
+        self._pieces.put(None)
+        self.loop.join()
 
     def teller(self, job: str, seq: int) -> Callable[[int, str], object]:
         """Return a function that publishes pieces of an item's text."""
         return lambda at, text: self._pieces.put(((job, seq), at, text))
 
-    def _run(self) -> None:
-        while (piece := self._pieces.get()) is not None:
-            pieces = [piece]
-            while not self._pieces.empty() and len(pieces) < 256:
-                more = self._pieces.get()
-                if more is None:
-                    self._pieces.put(None)
-                    break
-                pieces.append(more)
-            self._publish(pieces)
+    def _turn(self) -> bool:
+        try:
+            piece = self._pieces.get(timeout=TICK_S)
+        except queue.Empty:
+            return True
+        pieces = []
+        while piece is not None:
+            pieces.append(piece)
+            if self._pieces.empty() or len(pieces) == 256:
+                self._publish(pieces)
+                return True
+            piece = self._pieces.get()
+        self._publish(pieces)
+        return False
 
     def _publish(self, pieces: Sequence[_Piece]) -> None:
         redis = self._publisher.redis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,12 +129,17 @@ def _nodes(where: Connection) -> Iterator[Finding]:
     publisher = Publisher(where.broker_url)
     try:
         nodes = presence.nodes(publisher)
+        ends = presence.ends(publisher, time.time() - presence.ENDED_FOR_S)
     finally:
         publisher.close()
     for node in nodes:
         failed = [name for name, state in node.models.items() if state.state == "failed"]
         served = "; ".join(f"{name} {node.served(name)}" for name in node.models)
         yield Finding(f"worker {node.name}", not failed, served, f"argosy models reload {failed[0]}" if failed else "")
+    for end in ends:
+        found = f"ended itself {max(0.0, time.time() - end.at):.0f} s ago: {end.reason}"
+        remedy = "its log shows where each thread was; its supervisor has started it again if it is listed above"
+        yield Finding(f"worker {end.name}", False, found, remedy)
 
 
 def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]:

@@ -58,10 +58,16 @@ class HeldEnvelopes:
             self._idle.wait_for(lambda: not self._jobs, timeout=timeout_s)
 
     def renew_leases(self) -> None:
-        with self._idle:
-            held = list(self._jobs)
+        self._lease(self._lease_s)
+
+    def give_up_leases(self) -> None:
+        """Let all leases run out now. The envelopes are overdue at once, and this counts as a death of their worker."""
+        self._lease(0.0)
+
+    def _lease(self, seconds: float) -> None:
+        held = list(self._jobs.copy())  # without the lock: of a process that ends, any thread may hold it
         if held:
-            self._store.renew(held, worker=self._worker, lease_s=self._lease_s)
+            self._store.renew(held, worker=self._worker, lease_s=seconds)
 
     def drop_cancelled(self, batcher: Batcher) -> None:
         """Make the batcher drop newly cancelled jobs, and cancelled items among those computed in steps."""

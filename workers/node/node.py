@@ -8,6 +8,8 @@ period; the rest goes back to its queue.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
 from results_store.errors import StoreError
+from results_store.loops.loop import ThreadProgress, note, watch_here
 from results_store.records import Declaration
 from results_store.store import Store
 from results_store.writer import Writer
@@ -33,6 +36,7 @@ from workers.device.devices import Device, available_cores
 from workers.envelope.execution import Execution
 from workers.envelope.gate import Gate
 from workers.envelope.input_limits import InputLimits
+from workers.envelope.preparation import STEP_LIMIT_S
 from workers.envelope.streams import Item, Streams
 from workers.models.sources import model_source
 from workers.node import declared_settings, presence
@@ -45,6 +49,7 @@ from workers.node.presence import TELL_EVERY_S, NodeState
 from workers.node.reconciler import Reconciler
 from workers.node.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
 from workers.node.reloading import Reloader, Version, versions
+from workers.node.watchdog import Watchdog, end_process, limit_for
 from workers.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -55,13 +60,19 @@ KEEP_COSTS_EVERY_S = 60.0
 #: Seconds between purges of jobs whose time to live is over.
 PURGE_EVERY_S = 600.0
 
+#: The most seconds for a purge; its transactions are short.
+PURGE_LIMIT_S = 3600.0
+
 
 class DeviceOutOfService(ConfigurationError):
     """The device does not start; `str()` has its message."""
 
 
 class Node:
-    """The worker of a device. `on_out_of_service` is called once, if the device is given up while the node runs."""
+    """The worker of a device. `on_out_of_service` is called once, if the device is given up while the node runs.
+
+    `on_end` is called just before the watchdog ends the process.
+    """
 
     def __init__(
         self,
@@ -72,6 +83,7 @@ class Node:
         broker_url: str,
         store_url: str,
         on_out_of_service: Callable[[str], None] = logger.error,
+        on_end: Callable[[], object] = lambda: None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -94,6 +106,8 @@ class Node:
             on_followed=self._following.publish,
         )
         self._on_out_of_service = on_out_of_service
+        self._on_end = on_end
+        self.watchdog = Watchdog(limit_for(settings.worker.lease_s), self.end)
         self.lanes = Lanes(self._store, self.models)
         self._batcher: Batcher | None = None
         self._costs: SavedCosts | None = None
@@ -111,6 +125,7 @@ class Node:
 
         Raises ConfigurationError (models not pulled, no device), StoreUnavailable, SchemaMismatch.
         """
+        self.watchdog.start()
         self._files = self._place_of_files()
         self._store.open()
         declarations = self._store.declarations.every()
@@ -119,11 +134,14 @@ class Node:
         offer = CurrentVersions(OfferedVersions(settings.catalogue, {wanted.name: served for wanted, served in models}))
         self.lanes.look()
         self._writer.start()
+        self.watchdog.watch_loop(self._writer.loop)
         self._costs = costs = self._kept_costs(offer.now.models)
         self._batcher = batcher = self._new_batcher(models, costs)
         batcher.start(self._new_device(batcher, models))  # the device loads its models during the next steps
+        self.watchdog.watch_loop(batcher.loop)
         self._execution = self._new_execution(batcher, offer)
         self._streams.start()
+        self.watchdog.watch_loop(self._streams.loop)
         batcher.came_up.wait()
         if batcher.out_of_service:
             raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
@@ -132,13 +150,30 @@ class Node:
         self._reloads = self._new_reloads(settings, declarations, batcher, costs, offer)
         self._tell()  # a reload right after the start must wait for this node as well
         self._upkeep.start(self._duties(batcher, self._reloads))
+        for loop in self._upkeep.loops:
+            self.watchdog.watch_loop(loop)
 
     def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
         """Run an envelope: the whole work of the Celery task. See `Execution.run`."""
         assert self._execution is not None, "the consumer starts after the node"
         envelope, job = (str(raw.get("id")), str(raw.get("job"))) if isinstance(raw, Mapping) else ("", "")
-        with self._held.taking(envelope, job) as taken:
-            return self._execution.run(raw, reply=reply) if taken else {"skipped": "held"}
+        progress = ThreadProgress(threading.current_thread().name)
+        progress.note(f"envelope {envelope}", STEP_LIMIT_S)
+        watch_here(progress)
+        self.watchdog.watch(progress)
+        try:
+            with self._held.taking(envelope, job) as taken:
+                return self._execution.run(raw, reply=reply) if taken else {"skipped": "held"}
+        finally:
+            self.watchdog.leave(progress)
+            watch_here(None)
+
+    def end(self, reason: str) -> None:
+        """Give all leases up and end this process at once, whatever state its threads are in."""
+        end = presence.NodeEnd(self.name, reason, time.time())
+        steps: list[Callable[[], object]] = [self._on_end, lambda: presence.tell_end(self._publisher, end)]
+        steps.append(self._held.give_up_leases)
+        end_process(f"{self.name}: {reason}", [*([self._batcher.kill] if self._batcher else []), *steps])
 
     def drain(self, grace_s: float) -> None:
         """Wait until no envelope is held, or for `grace_s`; then interrupt the rest without counting an attempt."""
@@ -156,6 +191,7 @@ class Node:
         self._writer.close()
         with suppress(StoreError):  # unmarked envelopes may be sent twice, which does no harm
             self._following.mark()
+        self.watchdog.stop()
         self._store.close()
         self._publisher.close()
 
@@ -210,8 +246,15 @@ class Node:
     def _new_device(self, batcher: Batcher, models: Sequence[Version]) -> ProcessDevice:
         worker = self.settings.worker
         measuring = bool(worker.memory_budget_bytes)
-        to_load = [wanted for wanted, _ in models]
-        return ProcessDevice(self.device, to_load, batcher.tell, threads=worker.threads, measuring=measuring)
+        return ProcessDevice(
+            self.device,
+            [wanted for wanted, _ in models],
+            batcher.tell,
+            threads=worker.threads,
+            measuring=measuring,
+            frame_timeout_s=worker.batch_timeout_s,
+            on_reader=self.watchdog.watch_loop,
+        )
 
     def _new_execution(self, batcher: Batcher, offer: CurrentVersions) -> Execution:
         return Execution(
@@ -300,6 +343,7 @@ class Node:
             self._batcher.cancel(items=[item])
 
     def _purge(self) -> None:
+        note("purging", PURGE_LIMIT_S)
         self._store.retention.purge()
         if self.settings.worker.drop_inputs:
             self._store.retention.drop_inputs_of_pipelines()

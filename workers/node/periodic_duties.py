@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
+
+from results_store.loops.loop import TICK_S, Loop, doing, note
 
 logger = logging.getLogger(__name__)
+
+#: The most seconds for which a run may wait for the store and the broker, unless it says otherwise.
+RUN_LIMIT_S = 120.0
 
 
 class PeriodicDuties:
@@ -14,24 +21,30 @@ class PeriodicDuties:
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self.loops: list[Loop] = []
 
     def start(self, duties: Mapping[str, tuple[float, Callable[[], object]]]) -> None:
         """Start the duties: name → (seconds between runs, function)."""
         for name, (every_s, duty) in duties.items():
-            thread = threading.Thread(target=self._repeat, args=(name, every_s, duty), name=name)
-            self._threads.append(thread)
-            thread.start()
+            loop = Loop(name, partial(self._turn, name, every_s, duty))
+            self.loops.append(loop)
+            loop.start()
 
     def stop(self) -> None:
         """Stop after the current runs."""
         self._stopping.set()
-        for thread in self._threads:
-            thread.join()
+        for loop in self.loops:
+            loop.join()
 
-    def _repeat(self, name: str, every_s: float, duty: Callable[[], object]) -> None:
-        while not self._stopping.wait(every_s):
-            try:
+    def _turn(self, name: str, every_s: float, duty: Callable[[], object]) -> bool:
+        due_at = time.monotonic() + every_s
+        while (left_s := due_at - time.monotonic()) > 0:
+            note()
+            if self._stopping.wait(min(left_s, TICK_S)):
+                return False
+        try:
+            with doing("its run", RUN_LIMIT_S):
                 duty()
-            except Exception as error:  # noqa: BLE001 - the broker or the store may be back next time
-                logger.warning("%s: %s: %s", name, type(error).__name__, error)
+        except Exception as error:  # noqa: BLE001 - the broker or the store may be back next time
+            logger.warning("%s: %s: %s", name, type(error).__name__, error)
+        return True

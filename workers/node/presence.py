@@ -16,6 +16,11 @@ from producers.wire.publisher import Publisher, as_unavailable
 TELL_EVERY_S = 2.0
 GONE_AFTER_S = 10
 
+#: Seconds for which operators see the reason for which a node ended itself.
+ENDED_FOR_S = 600
+
+_ENDED = "argosy.ended"
+
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """A model at a node. `generation` counts its declarations (0: none). After `failed`, `revision` is still served."""
@@ -88,3 +93,29 @@ def nodes(publisher: Publisher) -> list[NodeState]:
         with suppress(BrokerUnavailable), as_unavailable(redis):  # a read-only Redis can be looked at all the same
             redis.srem(NODES, *gone)
     return [msgspec.json.decode(said, type=NodeState) for said in found.values() if said is not None]
+
+
+class NodeEnd(msgspec.Struct, frozen=True):
+    """The end of a node's process that its watchdog ended; `at` is Unix time."""
+
+    name: str
+    reason: str
+    at: float
+
+
+def tell_end(publisher: Publisher, end: NodeEnd) -> None:
+    """Announce that a node ends itself. Raises BrokerUnavailable."""
+    with as_unavailable(publisher.redis), publisher.redis.pipeline(transaction=False) as pipeline:
+        pipeline.zadd(_ENDED, {msgspec.json.encode(end): end.at})
+        pipeline.zremrangebyscore(_ENDED, "-inf", end.at - ENDED_FOR_S)
+        pipeline.expire(_ENDED, ENDED_FOR_S)
+        pipeline.execute()
+    leave(publisher, end.name)
+
+
+def ends(publisher: Publisher, since: float) -> list[NodeEnd]:
+    """Return the nodes that ended themselves since then, by time. Raises BrokerUnavailable."""
+    found: Any
+    with as_unavailable(publisher.redis):
+        found = publisher.redis.zrangebyscore(_ENDED, since, "+inf")
+    return [msgspec.json.decode(said, type=NodeEnd) for said in found]

@@ -16,8 +16,10 @@ import msgspec
 from producers.wire.messages import Priority, made_at
 from producers.wire.publisher import Publisher, as_unavailable, message
 from producers.wire.queues import redis_key
+from results_store.loops.loop import note
 from results_store.records import Line
 from results_store.store import Store
+from workers.node.periodic_duties import RUN_LIMIT_S
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Reconciler:
         total = 0
         while published := self._publish_overdue(began, oldest):
             total += published
+            note("publishing overdue envelopes", RUN_LIMIT_S)
         if total:
             logger.info("published %d overdue envelopes again", total)
         return total

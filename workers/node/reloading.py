@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -17,10 +18,11 @@ from typing import TypeAlias
 import msgspec
 
 from producers.wire.errors import ConfigurationError
+from results_store.loops.loop import TICK_S, note
 from results_store.records import Declaration
 from results_store.store import Store
 from workers.batching.batcher import Batcher
-from workers.batching.roster import ServedModel
+from workers.batching.roster import CannotLoad, ServedModel
 from workers.batching.saved_costs import SavedCosts, SavedFootprints
 from workers.batching.serving import served_explainers, served_models
 from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
@@ -34,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks for declarations.
 LOOK_EVERY_S = 1.0
+
+#: The most seconds for reading a new version's files and, for `backend` ``auto``, measuring its backends.
+CHOICE_LIMIT_S = 3600.0
 
 Version: TypeAlias = tuple[ModelToLoad, ServedModel]
 
@@ -121,6 +126,7 @@ class Reloader:
         base = self._settings if declaration.settings is not None else self._settings_of_file(name)
         settings = declared_settings.with_model(base, name, declaration.settings)
         self._check(settings, name)
+        note(f"preparing a new version of {name}", CHOICE_LIMIT_S)
         self._switches += 1  # a new key each time: one of a failed switch may not be unloaded yet
         new = versions(settings, name, self._device, self._switches)
         if self._is_served(new, settings.models[name]):
@@ -151,7 +157,7 @@ class Reloader:
         models = {own: served for own, served in before.items() if own not in old}
         self._offer.now = OfferedVersions(self._settings.catalogue, models | {served.name: served for _, served in new})
         for retired in [self._batcher.retire(served.key) for served in old.values()]:
-            retired.result()
+            self._await(retired)
 
     def _is_served(self, new: Sequence[Version], chosen: ModelSettings) -> bool:
         """Return whether the new version is the same: equal settings and unchanged files."""
@@ -178,12 +184,20 @@ class Reloader:
         try:
             for wanted, served in new:
                 takes = self._footprints.of(served.key, served.name, served.revision, Path(wanted.folder))
-                self._batcher.admit(served, wanted, takes).result()
+                self._await(self._batcher.admit(served, wanted, takes))
                 admitted.append(served)
         except Exception:
             for served in admitted:
                 self._batcher.retire(served.key)
             raise
+
+    def _await(self, done: Future[None]) -> None:
+        """Wait for the batcher, which has its own progress. Raises CannotLoad."""
+        while not wait([done], TICK_S).done:
+            note()
+            if self._batcher.out_of_service:
+                raise CannotLoad(self._batcher.out_of_service)
+        done.result()
 
     def _note(self, name: str, **changes: object) -> None:
         self.states[name] = msgspec.structs.replace(self.states[name], **changes)

@@ -56,17 +56,21 @@ class Outbox:
     def __init__(self, link: FleetLink, deliver: Deliver) -> None:
         self._link = link
         self._deliver = deliver
-        self._durable = GroupCommit("argosy outbox", self._send_durable, limit=GROUP)
-        self._direct = GroupCommit("argosy direct", self._send_direct, limit=GROUP)
+        self._durable = GroupCommit("argosy outbox", self._send_durable, limit=GROUP, failed=self._answer)
+        self._direct = GroupCommit("argosy direct", self._send_direct, limit=GROUP, failed=self._answer)
         self.admission = Admission(link)
         self._waiting = Waiting()
         self._marks = Marks(link)
         self._store_away = False  # at the last attempt of the thread of durable orders
 
     def put(self, order: Order) -> None:
-        """Send an order. Raises Overloaded if too many items wait already."""
+        """Send an order. Raises Overloaded if too many items wait already, or if there is no thread."""
         self._waiting.add(order)
-        (self._durable if order.durable else self._direct).put(order)
+        try:
+            (self._durable if order.durable else self._direct).put(order)
+        except BaseException:
+            self._waiting.remove([order])
+            raise
 
     def close(self) -> None:
         """Send the waiting orders, mark published envelopes, and end the threads. `put` must not be called any more."""

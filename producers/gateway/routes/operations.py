@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
@@ -37,9 +37,11 @@ async def healthz() -> Response:
     return Json({"status": "ok"})
 
 
-@router.get("/readyz", responses={503: {"description": "Broker or store do not answer."}})
-async def readyz(gateway: Here) -> Response:
-    """Ask broker and store, and answer if both answered."""
+@router.get("/readyz", responses={503: {"description": "Broker or store do not answer, or batches do not advance."}})
+async def readyz(request: Request, gateway: Here) -> Response:
+    """Ask broker and store, and answer if both answered and the gateway's own task makes progress."""
+    if stuck := request.app.state.batches.problem():
+        raise Problem(503, "NotReady", stuck, retry_after_s=5)
     try:
         async with asyncio.timeout(READY_S):
             await gateway.client.check()
