@@ -2,11 +2,12 @@
 
 from alembic import context
 
-from results_store.sql.schema import metadata
+from results_store.sql.schema import VERSION_TABLE, metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
+    version_table=VERSION_TABLE,
     transactional_ddl=True,  # also on SQLite, because its transactions are begun by hand
     render_as_batch=True,  # SQLite alters a table by copying it
 )

@@ -10,12 +10,25 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, delete, insert, inspect, select
 
 from results_store.errors import StoreError, StoreUnavailable
 from results_store.sql.database import Database, Weight
+from results_store.sql.schema import COMPATIBLE, VERSION_TABLE, compatible
 
 # Any constant that no other program uses in the same database.
 _ADVISORY_LOCK = int.from_bytes(b"argosy", "big")
+
+#: The longest wait, in seconds, for a table that others use: a running fleet waits behind it. The next try comes after
+#: as many seconds.
+LOCK_WAIT_S = 2
+
+#: The time for which a migration tries again.
+PATIENCE_S = 120.0
+
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
@@ -40,19 +53,63 @@ def configuration() -> Config:
 
 
 def _run(database: Database, direction: Callable[[Config, str], None], revision: str) -> None:
+    """Raises StoreUnavailable if others use a table for `PATIENCE_S` without a pause."""
     database.open()
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return _try(database, direction, revision)
+        except StoreUnavailable as error:
+            if _sqlstate(error) != _LOCK_NOT_AVAILABLE or time.monotonic() > until:
+                raise
+            time.sleep(LOCK_WAIT_S)
+
+
+def _try(database: Database, direction: Callable[[Config, str], None], revision: str) -> None:
     config = configuration()
     with database.write(Weight.ACCEPTED, rebuilding=True) as connection:
         # SQLite's transaction is already the only writer. PostgreSQL's waits here, without limit.
         if not database.sqlite:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+            # whoever wants a table waits behind the migration, and the migration behind any open transaction
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'")
         config.attributes["connection"] = connection
+        _read_earlier_table(connection, config)
         direction(config, revision)
+        _note_compatible(connection)
         if database.sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()):
             raise StoreError(
                 f"{database}: not migrated: {len(broken)} rows of {broken[0][0]} would break a foreign key"
             )
+
+
+def _sqlstate(error: StoreUnavailable) -> str | None:
+    return getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)
+
+
+def _read_earlier_table(connection: Connection, config: Config) -> None:
+    """Copy the revision of a database from before 0010 to Alembic's present table."""
+    tables = inspect(connection).get_table_names()
+    if compatible.name in tables and VERSION_TABLE not in tables:
+        found = connection.execute(select(compatible.c.version_num)).scalar()
+        if found is not None:
+            _alembic(connection).stamp(ScriptDirectory.from_config(config), found)
+
+
+def _note_compatible(connection: Connection) -> None:
+    """Note the oldest revision whose code works with the database: after a downgrade, only its own."""
+    revision = _alembic(connection).get_current_revision()
+    oldest = None if revision is None else min(revision, COMPATIBLE)
+    compatible.create(connection, checkfirst=True)
+    if connection.execute(select(compatible.c.version_num)).scalar() != oldest:
+        connection.execute(delete(compatible))
+        if oldest is not None:
+            connection.execute(insert(compatible).values(version_num=oldest))
+
+
+def _alembic(connection: Connection) -> MigrationContext:
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
 
 
 def _use_wal(database: Database) -> None:

@@ -13,12 +13,13 @@ from urllib.parse import parse_qsl, unquote
 
 from sqlalchemy import URL, Connection, Engine, exc, make_url, select, table
 from sqlalchemy.sql import column
+from sqlalchemy.sql.selectable import ScalarSelect
 
 from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
 from results_store.sql.engines.forks import ForkGate, at_fork
 from results_store.sql.engines.sqlite import SqliteFile, open_sqlite
 from results_store.sql.engines.weight import Weight
-from results_store.sql.schema import REVISION
+from results_store.sql.schema import REVISION, VERSION_TABLE, compatible
 
 __all__ = ["MIGRATE", "Database", "Weight", "open_current", "parse_url", "translate"]
 
@@ -180,12 +181,18 @@ def open_current(database: Database) -> None:
 def _check_revision(database: Database) -> None:
     if database.sqlite and not database.path.exists():
         raise SchemaMismatch(f"{database}: there is no database yet; {MIGRATE}")
+    found_and_oldest = select(*map(_version_in, (VERSION_TABLE, compatible.name)))
     with database.read() as connection:
-        found = connection.execute(select(column("version_num")).select_from(table("alembic_version"))).scalar()
-    if found != REVISION:
-        newer = found is not None and found > REVISION
-        remedy = "upgrade argosy here: the database is newer" if newer else MIGRATE
+        found, oldest = connection.execute(found_and_oldest).one()
+    if found is None or found < REVISION:
+        raise SchemaMismatch(f"{database}: the schema is {found}, this version needs {REVISION}; {MIGRATE}")
+    if oldest is None or oldest > REVISION:
+        remedy = "upgrade argosy here: the database is newer"
         raise SchemaMismatch(f"{database}: the schema is {found}, this version needs {REVISION}; {remedy}")
+
+
+def _version_in(name: str) -> ScalarSelect[Any]:
+    return select(column("version_num")).select_from(table(name)).scalar_subquery()
 
 
 def _errors() -> tuple[type[Exception], ...]:

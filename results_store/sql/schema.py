@@ -29,6 +29,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     SmallInteger,
+    String,
     Table,
     Text,
     literal_column,
@@ -38,7 +39,17 @@ from sqlalchemy.dialects.postgresql import JSONB
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
 REVISION = "0011"
 
+#: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
+COMPATIBLE = "0009"
+
+#: Alembic's table: the database's revision.
+VERSION_TABLE = "argosy_revision"
+
 metadata = MetaData()
+
+# The oldest revision whose code works with the database, `COMPATIBLE` of the code that migrated it. Up to 0009 this was
+# Alembic's own table, and code of 0009 still expects its own revision here.
+compatible = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
@@ -316,17 +327,23 @@ gateway_file_parts = Table(
 )
 
 # OpenAI's batches. The work is a job's; `detail` holds endpoint, input file, metadata, window and the final counts.
+# Gateways of revision 0009 work on batches under leases, and read `status` and `cancelled_at`. They never take a batch
+# of a newer gateway: its lease lasts until `NEVER`.
 gateway_batches = Table(
     "gateway_batches",
     metadata,
     Column("id", Text, primary_key=True),
     Column("tenant", Text, nullable=False),
+    Column("status", Text, nullable=False),
     Column("detail", Json, nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("cancelled_at", Double),
     Column("finished_at", Double),
+    Column("worker", Text),
+    Column("leased_until", Double),
     Index("gateway_batches_of", "tenant", "id"),
 )
 
 _OPEN = gateway_batches.c.finished_at == None  # noqa: E711 - SQL
 
-Index("gateway_batches_open", gateway_batches.c.id, sqlite_where=_OPEN, postgresql_where=_OPEN)
+Index("gateway_batches_open", gateway_batches.c.leased_until, sqlite_where=_OPEN, postgresql_where=_OPEN)

@@ -40,3 +40,27 @@ def insert_job(connection: sa.Connection, id_: str, batch: str) -> None:
     """Insert the job that a gateway had begun for a batch, with two items to compute."""
     row = {"id": id_, "name": batch, "priority": 9, "idempotency_key": f"ours\x1f{batch}", "created_at": 100.0}
     connection.execute(sa.insert(jobs).values({**row, "tenant": "ours", "items": 2, "total": 2}))
+
+
+def take(connection: sa.Connection, worker: str, *, now: float, leased_until: float) -> list[str]:
+    """Lease all free open batches, by the statements of that version; return their ids."""
+    batches = _BATCHES.c
+    free = sa.or_(batches.leased_until.is_(None), batches.leased_until < now)
+    chosen = sa.select(batches.id).where(batches.finished_at.is_(None), free).with_for_update(skip_locked=True)
+    ids = list(connection.execute(chosen).scalars())
+    taken = sa.update(_BATCHES).where(batches.id.in_(ids)).values(worker=worker, leased_until=leased_until)
+    connection.execute(taken)
+    return ids
+
+
+def cancel(connection: sa.Connection, id_: str, at: float) -> None:
+    """Ask for the end of a batch, by the statement of that version."""
+    mine = sa.update(_BATCHES).where(_BATCHES.c.id == id_, _BATCHES.c.finished_at.is_(None))
+    connection.execute(mine.values(cancelled_at=at, status="cancelling"))
+
+
+def seen(connection: sa.Connection, id_: str) -> tuple[str, float | None]:
+    """Return a batch's status and the time of its cancellation, as that version reads them."""
+    wanted = sa.select(_BATCHES.c.status, _BATCHES.c.cancelled_at).where(_BATCHES.c.id == id_)
+    status, cancelled_at = connection.execute(wanted).one()
+    return status, cancelled_at

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from results_store.gateway.api_keys import ApiKey
 from results_store.gateway.gateway_batches import FileBatch
 from results_store.gateway.gateway_files import StoredFile
+from results_store.sql.database import Database, Weight
 from results_store.store import Store
+from tests.integration import batches_before
 
 KEY = ApiKey(id="k1", name="laptop", tenant="ours", operator=False, secret_hash="ab", created_at=1.0)
 FILE = StoredFile(id="f1", tenant="ours", name="in.jsonl", purpose="batch", created_at=1.0)
@@ -97,3 +100,32 @@ def test_what_several_note_of_a_batch_at_once_is_all_kept(store: Store) -> None:
     assert None not in noted
     found = store.file_batches.find("b1", tenant=None)
     assert found == replace(BATCH, detail={"n": 1, **{name: name for name in names}})
+
+
+def test_gateways_of_two_versions_leave_each_others_batches_alone(store: Store, store_url: str) -> None:
+    """During an upgrade either version shows and cancels the batches of the other, and works on its own."""
+    now = time.time()
+    found = Database(store_url, timeout_s=30)
+    found.open()
+    store.file_batches.add(BATCH)
+    with found.write(Weight.ACCEPTED) as connection:
+        batches_before.insert_batch(connection, "batch_2", "validating", {"counts": {"total": 0}})
+        assert batches_before.take(connection, "older", now=now, leased_until=now + 30) == ["batch_2"]
+        batches_before.cancel(connection, "b1", 5.0)
+        assert batches_before.seen(connection, "b1") == ("cancelling", 5.0)
+
+    assert store.file_batches.adopt(now=now) == 0
+    (mine,) = store.file_batches.unfinished()
+    assert (mine.id, mine.detail["cancelling_at"], mine.status) == ("b1", 5.0, "cancelling")
+    ended = store.file_batches.note("b1", {"job": "j"}, finished_at=6.0)
+    assert ended is not None
+    assert ended.status == "cancelled"
+    store.file_batches.note("batch_2", {"cancelling_at": 7.0})
+    with found.write(Weight.ACCEPTED) as connection:
+        assert batches_before.seen(connection, "b1") == ("cancelled", 5.0)
+        assert batches_before.seen(connection, "batch_2") == ("cancelling", 7.0)
+
+    assert store.file_batches.adopt(now=now + 31) == 1
+    (left,) = store.file_batches.unfinished()
+    assert (left.id, left.status) == ("batch_2", "cancelling")
+    found.close()

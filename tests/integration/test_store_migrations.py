@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +16,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from producers.gateway.openai.openai_batches import status_of
 from results_store.errors import SchemaMismatch
 from results_store.gateway.gateway_files import StoredFile
 from results_store.migrations.run import configuration, downgrade, upgrade
 from results_store.records import ResultState
 from results_store.sql.columns import pack_vector
 from results_store.sql.database import Database, Weight
-from results_store.sql.schema import REVISION, metadata
+from results_store.sql.schema import COMPATIBLE, REVISION, VERSION_TABLE, metadata
 from results_store.store import Store
+from tests.end_to_end.processes import until
 from tests.integration import batches_before
 from tests.integration.rows import batch, new_envelope, new_job, result, submit
 
@@ -37,7 +38,8 @@ def test_the_migrations_build_exactly_the_tables_that_the_code_uses(store: Store
     found = database(store_url)
     found.open()
     with found.read() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        options = {"compare_type": True, "compare_server_default": True, "version_table": VERSION_TABLE}
+        context = MigrationContext.configure(connection, opts=options)
         differences: Any = compare_metadata(context, metadata)
     found.close()
 
@@ -72,7 +74,7 @@ def test_down_and_up_again_with_data_in_it(store_url: str) -> None:
     found = database(store_url)
     downgrade(found, "base")
     with found.read() as connection:
-        assert inspect(connection).get_table_names() == ["alembic_version"]
+        assert sorted(inspect(connection).get_table_names()) == ["alembic_version", "argosy_revision"]
     upgrade(found)
     found.close()
 
@@ -165,8 +167,11 @@ def test_open_batches_begin_anew_as_jobs_and_finished_ones_stay(store_url: str) 
     began_at = time.time()
 
     with Store(store_url) as store:
+        assert store.file_batches.unfinished() == []
+        assert store.file_batches.adopt(now=began_at) == 2
+        assert store.file_batches.adopt(now=began_at) == 0
         batches = {batch.id: batch for batch in store.file_batches.page(tenant="ours", after=None, limit=9)}
-        assert {id_: status_of(batch) for id_, batch in batches.items()} == {
+        assert {id_: batch.status for id_, batch in batches.items()} == {
             "batch_1": "completed",
             "batch_2": "expired",
             "batch_3": "cancelled",
@@ -193,6 +198,7 @@ def test_batches_that_are_jobs_can_be_gone_back_from(store_url: str) -> None:
     at_the_revision_before_batches_were_jobs(found)
     upgrade(found)
     with Store(store_url) as store:
+        store.file_batches.adopt(now=time.time())
         output = StoredFile(
             id="file-4-output", tenant="ours", name="o", purpose="batch_output", created_at=9.0, bytes=3, stored_at=9.0
         )
@@ -232,16 +238,80 @@ def test_a_database_without_tables_is_refused_with_the_remedy(store_url: str) ->
         Store(store_url).open()
 
 
+def note_revision(found: Database, table: str, revision: str) -> None:
+    with found.write(Weight.ACCEPTED) as connection:
+        connection.execute(text(f"UPDATE {table} SET version_num = :revision"), {"revision": revision})
+
+
 def test_an_older_and_a_newer_schema_are_told_apart(store: Store, store_url: str) -> None:
     """Migrating would not help an old program before a new database."""
     found = database(store_url)
     found.open()
-    for revision, remedy in (("0000", "run `argosy migrate`"), ("0999", "upgrade argosy here")):
-        with found.write(Weight.ACCEPTED) as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
-        with pytest.raises(SchemaMismatch, match=f"the schema is {revision}.*{remedy}"):
-            Store(store_url).open()
+    note_revision(found, VERSION_TABLE, "0000")
+    with pytest.raises(SchemaMismatch, match=r"the schema is 0000.*run `argosy migrate`"):
+        Store(store_url).open()
+    note_revision(found, VERSION_TABLE, "0999")
+    with Store(store_url) as newer:
+        assert newer.jobs() == []  # a later version has added to the schema, and says that this one may go on
+    note_revision(found, "alembic_version", "0999")
+    with pytest.raises(SchemaMismatch, match=r"the schema is 0999.*upgrade argosy here"):
+        Store(store_url).open()
     found.close()
+
+
+def test_code_of_an_older_revision_finds_its_own(store_url: str) -> None:
+    """Processes of 0009 restart during an upgrade: they compare the first row of `alembic_version` with their own."""
+    found = database(store_url)
+    upgrade(found, "0009")
+    assert revisions(found) == ("0009", "0009")
+    upgrade(found)
+    assert revisions(found) == (COMPATIBLE, REVISION) == ("0009", REVISION)
+    downgrade(found, "0008")
+    assert revisions(found) == ("0008", "0008")
+    upgrade(found)
+    found.close()
+
+
+def test_the_revision_of_a_database_of_an_older_version_is_known(store_url: str) -> None:
+    """Up to 0009 it stood in the table that now has the oldest code which may run."""
+    found = database(store_url)
+    upgrade(found, "0009")
+    with found.write(Weight.ACCEPTED) as connection:
+        connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
+    with pytest.raises(SchemaMismatch, match="run `argosy migrate`"):
+        Store(store_url).open()
+    upgrade(found)
+    assert revisions(found) == (COMPATIBLE, REVISION)
+    with Store(store_url) as store:
+        submit(store)
+    found.close()
+
+
+def test_a_migration_that_waits_for_a_table_holds_nobody_up(postgresql_url: str) -> None:
+    """Somebody's open transaction holds up the migration, and not the fleet, which would wait behind it."""
+    found, reader, fleet = database(postgresql_url), database(postgresql_url), database(postgresql_url)
+    upgrade(found, "0009")
+    reader.open()
+    fleet.open()
+    with ThreadPoolExecutor(1) as pool:
+        with reader.write(Weight.NOTE) as forgotten:
+            forgotten.execute(text("SELECT count(*) FROM envelopes"))
+            migrated = pool.submit(upgrade, found)
+            with fleet.read() as connection:
+                until(lambda: connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar())
+            with fleet.write(Weight.NOTE) as connection:
+                connection.execute(text("UPDATE envelopes SET attempts = 1"))
+            assert not migrated.done()
+        migrated.result()
+    assert revisions(found) == (COMPATIBLE, REVISION)
+    for one in (found, reader, fleet):
+        one.close()
+
+
+def revisions(found: Database) -> tuple[str, str]:
+    with found.read() as connection:
+        oldest = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+        return oldest, connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar_one()
 
 
 def test_the_folder_of_an_sqlite_file_is_made(tmp_path: Any) -> None:

@@ -102,6 +102,7 @@ class BatchDuty:
             log.exception("the remains of interrupted uploads cannot be removed")
 
     async def _look(self) -> None:
+        await self._gateway.client.ask(lambda store: store.file_batches.adopt(now=time.time()))
         for batch in await self._gateway.client.ask(lambda store: store.file_batches.unfinished()):
             work = BatchJob(self._gateway, batch)
             if batch.id not in self._under_way:

@@ -118,7 +118,7 @@ async def cancel(request: Request, batch: str, gateway: Here, caller: Who) -> Re
     changes = {} if found.detail.get("cancelling_at") else {"cancelling_at": now}
     cancelled = await gateway.client.ask(lambda store: store.file_batches.note(found.id, changes))
     if cancelled is None:
-        raise Problem(409, "batch_finished", f"the batch is {status_of(await _find(gateway, caller, batch))} already")
+        raise Problem(409, "batch_finished", f"the batch is {(await _find(gateway, caller, batch)).status} already")
     job = await _job(gateway, cancelled)
     if job is not None:
         await gateway.client.ask(lambda store: store.cancel_job(job.id))
@@ -144,17 +144,6 @@ async def _job(gateway: Gateway, batch: FileBatch) -> JobStatus | None:
         return None
 
 
-def status_of(batch: FileBatch) -> str:
-    """Return OpenAI's name for the state of a batch."""
-    detail = batch.detail
-    if batch.finished_at is None:
-        passed = ("cancelling", "finalizing", "in_progress")
-        return next((state for state in passed if detail.get(f"{state}_at") is not None), "validating")
-    if detail.get("cancelling_at") is not None:
-        return "cancelled"
-    return "failed" if detail.get("errors") else "expired" if detail.get("expired") else "completed"
-
-
 def _counts(batch: FileBatch, job: JobStatus | None) -> dict[str, int]:
     """Return the counts of a batch's requests.
 
@@ -170,7 +159,7 @@ def _counts(batch: FileBatch, job: JobStatus | None) -> dict[str, int]:
 
 def view(batch: FileBatch, job: JobStatus | None = None) -> dict[str, Any]:
     """Return a batch in the format of OpenAI's API. An open batch has the progress of its job."""
-    detail, status = batch.detail, status_of(batch)
+    detail, status = batch.detail, batch.status
     times = {**detail, "created_at": batch.created_at}
     if batch.finished_at is not None:
         times[f"{status}_at"] = batch.finished_at

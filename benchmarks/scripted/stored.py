@@ -1,0 +1,44 @@
+"""The rows of a job, counted and compared by SQL. A wrong pass raises, and gives no figure."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+
+class Wrong(AssertionError):
+    """A pass stored a row that is not right, or not every row."""
+
+
+def verify(store_url: str, job: str, expected: Mapping[str, Sequence[Any]]) -> None:
+    """Compare all rows of a job with the expected outputs, in the order of the items, by task. Raises Wrong."""
+    rows = _rows(
+        store_url, "SELECT seq, task, state, output, error FROM results WHERE job = ? ORDER BY seq, task", [job]
+    )
+    owed = sum(map(len, expected.values()))
+    if len(rows) != owed:
+        raise Wrong(f"{len(rows):,} rows are stored, {owed:,} are owed")
+    for seq, task, state, output, error in rows:
+        if state != "succeeded" or json.loads(output)[:1] != expected[task][seq]:  # the best label is the checksum
+            raise Wrong(f"item {seq}, {task}: {state} {output} {error}, not {expected[task][seq]}")
+    (counted,) = _rows(store_url, "SELECT total, succeeded FROM jobs WHERE id = ?", [job])
+    if counted != (owed, owed):
+        raise Wrong(f"the job counts {counted}, {owed:,} are owed")
+
+
+def batches(store_url: str, since: float) -> list[tuple[int, int, float]]:
+    """Return rows, padded tokens and seconds of each micro-batch since a time."""
+    return _rows(store_url, "SELECT rows, padded_tokens, forward_s FROM batches WHERE started_at > ?", [since])
+
+
+def first_batch_at(store_url: str, since: float) -> float:
+    ((found,),) = _rows(store_url, "SELECT min(started_at) FROM batches WHERE started_at > ?", [since])
+    return float(found)
+
+
+def _rows(store_url: str, statement: str, values: list[Any]) -> list[Any]:
+    with closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as connection:
+        return connection.execute(statement, values).fetchall()
