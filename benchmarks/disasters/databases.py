@@ -7,10 +7,11 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import psutil
 
@@ -24,6 +25,11 @@ class PostgreSql:
     @property
     def url(self) -> str:
         return str(self._server.get_uri())
+
+    @property
+    def socket(self) -> str:
+        """The path of the Unix socket, which is the only place where the server listens."""
+        return parse_qs(urlsplit(self.url).query)["host"][0] + "/.s.PGSQL.5432"
 
     def crash(self) -> None:
         """Stop it at once, as a power cut would: no goodbye to its clients, recovery from the log at the next start."""
@@ -39,10 +45,36 @@ class PostgreSql:
         """SIGKILL one of its processes that serve a client: the server then ends all sessions and recovers by
         itself.
         """
-        children = psutil.Process(self._server.get_pid()).children()
-        sessions = [child for child in children if "postgres: postgres" in " ".join(child.cmdline())]
+        sessions = [process for process in self._processes() if _serves_a_client(process)]
         if sessions:
-            random.choice(sessions).send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):
+                random.choice(sessions).kill()
+
+    def stand_still(self) -> None:
+        """Stop all its processes without a word to its clients, whose connections stay."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _processes(self) -> list[psutil.Process]:
+        try:
+            server = psutil.Process(self._server.get_pid())
+            return [server, *server.children()]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _signal(self, number: int) -> None:
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+
+def _serves_a_client(process: psutil.Process) -> bool:
+    try:
+        return "postgres: postgres" in " ".join(process.cmdline())
+    except psutil.Error:  # it has ended, or is a zombie
+        return False
 
 
 @contextmanager

@@ -10,25 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
+import httpx2 as httpx
 import msgspec
 
+from benchmarks.disasters.agent import ERRORS
 from benchmarks.disasters.producer import Ledger, Plan, ledger_of
-from producers import Client, ResultTimeout
-from producers.wire.errors import ArgosyError
+from producers import Client, ItemFailed, ResultTimeout
+from producers.wire.errors import ArgosyError, BrokerUnavailable
 from results_store.errors import StoreError
 
 #: So many producers submit at a time.
 ACTIVE = 3
 
-#: Device seconds that a scripted text takes, at random between these: enough that kills meet work under way.
-DEVICE_S = (0.002, 0.012)
+#: Seconds that the gateway may take for an answer, and that any call may take to return.
+HTTP_TIMEOUT_S = 30.0
+CALL_LIMIT_S = 90.0
 
 
-def scripted_plan(key: str, count: int, random: Random, texts_per_s: float) -> Plan:
-    """A plan of `count` texts for the scripted model, no two alike, each with both tasks."""
-    texts = [f"sleep {random.uniform(*DEVICE_S):.4f} {key} text {n}" for n in range(count)]
+def scripted_plan(key: str, count: int, random: Random, texts_per_s: float, device_s: float) -> Plan:
+    """A plan of `count` texts for the scripted model, no two alike, each with both tasks.
+
+    Each takes some time of the device, `device_s` on average.
+    """
+    texts = [f"sleep {random.uniform(0.2, 1.8) * device_s:.4f} {key} text {n}" for n in range(count)]
     return Plan(key, ["echo", "shout"], texts, texts_per_s)
 
 
@@ -97,59 +103,136 @@ class Producers:
             self._running[plan.key] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
+class Door(Protocol):
+    """A way into the fleet. A submission that raises may or may not have been accepted."""
+
+    def submit(self, task: str, text: str) -> Answer: ...
+
+
+class Answer(Protocol):
+    """An accepted question: its job, its place, and its output once it is there."""
+
+    @property
+    def job(self) -> str: ...
+
+    @property
+    def seq(self) -> int: ...
+
+    def result(self, *, timeout_s: float) -> Any:
+        """Return the output. Raises ResultTimeout or StoreError while it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientDoor:
+    """The Python client."""
+
+    client: Client
+
+    def submit(self, task: str, text: str) -> Answer:
+        return self.client.submit(task, text, priority="interactive")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayDoor:
+    """The gateway's HTTP API at `url`."""
+
+    url: str
+
+    def submit(self, task: str, text: str) -> Answer:
+        return GatewayAnswer(self, self.request("POST", "/api/items", json={"task": task, "input": text})["id"])
+
+    def request(self, method: str, path: str, **options: Any) -> Any:
+        """Return the answer to a request. Raises BrokerUnavailable for every failure, which may pass."""
+        try:
+            answer = httpx.request(method, self.url + path, timeout=HTTP_TIMEOUT_S, **options)
+            return answer.raise_for_status().json()
+        except httpx.HTTPError as error:
+            raise BrokerUnavailable(f"the gateway: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAnswer:
+    """An item that the gateway accepted; its id is JOB.SEQ.COUNT."""
+
+    door: GatewayDoor
+    item: str
+
+    @property
+    def job(self) -> str:
+        return self.item.split(".")[0]
+
+    @property
+    def seq(self) -> int:
+        return int(self.item.split(".")[1])
+
+    def result(self, *, timeout_s: float) -> Any:
+        try:
+            found = self.door.request("GET", f"/api/items/{self.item}?wait_s={timeout_s}")
+        except BrokerUnavailable as error:
+            raise ResultTimeout(str(error)) from error
+        if not found["done"]:
+            raise ResultTimeout(f"{self.item} has no result yet")
+        return found["results"][0]["output"]
+
+
 @dataclass(slots=True)
 class Asker:
     """Submits single interactive texts and waits for each answer, as a web service would.
 
-    `asked` holds what was accepted: (job, seq) → text. `refused` counts submissions that raised, `wait_s` how long each
-    answer took, and `answers` counts wrong ones.
+    `asked` holds the accepted questions: (job, seq) → text. `refused` counts submissions that raised, `waits_s` are the
+    seconds to each answer, and `wrong` counts wrong answers. An asker is `stuck` if a call does not return after `stop`.
     """
 
-    client: Client
+    door: Door
+    name: str = "question"
     asked: dict[tuple[str, int], str] = field(default_factory=dict)
     refused: int = 0
     wrong: int = 0
+    stuck: bool = False
     waits_s: list[float] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._ask, name="asker")
+        self._thread = threading.Thread(target=self._ask, name=f"asker of {self.name}s", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
         if self._thread:
-            self._thread.join()
+            self._thread.join(CALL_LIMIT_S)
+            self.stuck = self._thread.is_alive()
 
     def _ask(self) -> None:
         number = 0
         while not self._stopping.wait(0.2):
             number += 1
-            text = f"question {number}"
+            text = f"{self.name} {number}"
             started = time.monotonic()
             try:
-                handle = self.client.submit("echo", text, priority="interactive")
-            except ArgosyError:
+                answer = self.door.submit("echo", text)
+            except (ArgosyError, *ERRORS.values()):  # or what the agent raised in the client
                 self.refused += 1
                 continue
-            self.asked[handle.job, handle.seq] = text
-            answer = self._answer(handle)
-            if answer is not None:
+            self.asked[answer.job, answer.seq] = text
+            output = self._output(answer)
+            if output is not None:
                 self.waits_s.append(time.monotonic() - started)
-                self.wrong += answer != scripted_output(text, "echo")
+                self.wrong += output != scripted_output(text, "echo")
 
-    def _answer(self, handle: Any) -> Any:
+    def _output(self, answer: Answer) -> Any:
         while not self._stopping.is_set():
             try:
-                return handle.result(timeout_s=1)
-            except (ResultTimeout, StoreError):
+                return answer.result(timeout_s=1)
+            except (ResultTimeout, StoreError, *ERRORS.values()):
                 self._stopping.wait(0.05)
+            except ItemFailed:  # the verdict finds the row
+                return None
         return None
 
 
 def scripted_output(text: str, task: str) -> dict[str, Any]:
-    """What the scripted model answers."""
+    """Return the scripted model's answer."""
     import zlib
 
     return {"crc": zlib.crc32(text.encode()), "task": task}

@@ -113,6 +113,23 @@ def fairness(axes: Axes, found: Figures) -> str:
     return f"Fairness: bulk has {found['bulk_share']:.0%}, guaranteed are {found['guaranteed']:.0%}"
 
 
+def soak(axes: Axes, found: Figures) -> str:
+    """Each process's memory and the interactive p99, over those of the points that the bounds compare with."""
+    points = found["points"]
+    minutes = [point["minute"] for point in points]
+    for name in found["memory_ratio"]:
+        series = [point["memory_mib"].get(name) for point in points]
+        start = next((mib for mib in series[2:] if mib), None)
+        axes.plot(minutes, [mib / start if mib and start else None for mib in series], linewidth=1, label=name)
+    waits_ms = [point["p99_ms"] for point in points]
+    if first := found["p99_first_ms"]:
+        axes.plot(minutes, [ms / first if ms else None for ms in waits_ms], "o-", color=LIMIT, label="interactive p99")
+    axes.legend(frameon=False, fontsize=7, ncols=2)
+    axes.set_xlabel("minutes")
+    axes.set_ylabel("times the start")
+    return f"Soak: memory at most {max(found['memory_ratio'].values()):.2f} times, p99 {found['p99_ratio']} times the start"
+
+
 DRAWINGS: Mapping[str, Callable[[Axes, Figures], str]] = {
-    draw.__name__: draw for draw in (bulk, heads, interactive, padding, overhead, backends, fairness)
+    draw.__name__: draw for draw in (bulk, heads, interactive, padding, overhead, backends, fairness, soak)
 }

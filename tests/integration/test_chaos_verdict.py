@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy import text as sql
 
 from benchmarks.disasters.faults import Blow
 from benchmarks.disasters.load import scripted_output
 from benchmarks.disasters.producer import Entry, Ledger, Plan
-from benchmarks.disasters.verdict import Judge, drains_s, recoveries_s
+from benchmarks.disasters.verdict import Judge, alike, drains_s, recoveries_s, stalls_s, tolerance, unshifted
+from results_store.export.text_export import stream
 from results_store.records import NewEnvelope, NewJob, Result, ResultState
 from results_store.store import Store
 
@@ -80,3 +83,84 @@ def test_recovery_is_that_of_the_work_which_a_blow_met():
     blows = [Blow("worker", 5.0), Blow("worker", 20.0)]
     assert recoveries_s(blows, spans) == {"worker": [4.0]}
     assert drains_s(blows, spans) == [7.0]
+
+
+def test_recovery_from_a_lasting_fault_counts_from_its_end():
+    assert recoveries_s([Blow("redis_full", 5.0, 8.0)], [(1.0, 6.0), (1.0, 9.0)]) == {"redis_full": [1.0]}
+
+
+def test_a_stall_is_the_longest_time_without_a_result_that_was_waited_for():
+    """Nothing was waited for between 6 and 30, and what comes after the next blow is its own."""
+    spans = [(1.0, 6.0), (30.0, 31.0), (30.0, 34.0), (30.0, 60.0)]
+    blows = [Blow("silent_all", 2.0, 5.0), Blow("worker", 40.0)]
+    assert stalls_s(blows, spans) == [6.0, 20.0]
+    assert stalls_s([Blow("silent_new", 2.0, 61.0)], spans) == [0.0]
+
+
+def test_the_times_of_a_clock_that_was_hours_off_are_known_again():
+    began = 1_000_000.5
+    assert [unshifted(began + 30 + hours * 3600, began) for hours in (-1, 0, 1)] == [began + 30] * 3
+
+
+@pytest.mark.parametrize(
+    ("revision", "allowed"),
+    [
+        (None, 1e-4),
+        ("0123abcd", 1e-4),
+        ("0123abcd+openvino-bf16", 5e-3),
+        ("0123abcd+heads.4567+torch-bf16-compiled", 5e-3),
+        ("0123abcd+onnxruntime-int8", 1e-2),
+    ],
+)
+def test_scores_may_differ_by_what_the_backend_of_their_row_rounds(revision, allowed):
+    assert tolerance(revision) == allowed
+
+
+def test_rounding_may_change_scores_but_no_label():
+    one = [{"label": "good", "score": 0.501}, {"label": "bad", "score": 0.499}]
+    assert alike(one, [{"label": "good", "score": 0.503}, {"label": "bad", "score": 0.497}], 5e-3)
+    assert not alike(one, [{"label": "good", "score": 0.503}, {"label": "bad", "score": 0.497}], 1e-4)
+    assert not alike(one, [{"label": "bad", "score": 0.501}, {"label": "good", "score": 0.499}], 5e-3)
+    assert not alike(one, [{"label": "good", "score": 0.501}], 5e-3)
+
+
+def test_a_miscount_is_told_with_both_numbers(sqlite_url):
+    """A row that goes without its counter: further looks find the same."""
+    Store(sqlite_url).migrate()
+    with Store(sqlite_url) as store:
+        envelope = NewEnvelope(
+            id="e", job="job", model="scripted", priority=9, items=3, results=3, payload=b"",
+            content_type="application/json", created_at=0,
+        )  # fmt: skip
+        store.add_envelopes([envelope], jobs=[NewJob(id="job", name="plan", priority=9, created_at=0)])
+        store.commit([row(seq, said) for seq, said in RIGHT.items()], done=["e"])
+        engine = create_engine(sqlite_url)
+        with engine.begin() as connection:
+            connection.execute(sql("DELETE FROM results WHERE seq = 1"))
+        engine.dispose()
+        judge = Judge(store, {})
+        judge.submission(PLAN, Ledger(Path("/nowhere")))
+    assert judge.verdict.miscounted == 1
+    assert any("3 results, 2 rows" in note for note in judge.verdict.notes)
+
+
+def test_a_row_that_comes_between_two_looks_is_no_miscount(sqlite_url, monkeypatch):
+    """The rows are read, then another is stored, then the counters are read."""
+    Store(sqlite_url).migrate()
+    with Store(sqlite_url) as store:
+        envelope = NewEnvelope(
+            id="e", job="job", model="scripted", priority=9, items=3, results=3, payload=b"",
+            content_type="application/json", created_at=0,
+        )  # fmt: skip
+        store.add_envelopes([envelope], jobs=[NewJob(id="job", name="plan", priority=9, created_at=0)])
+        store.commit([row(seq, RIGHT[seq]) for seq in (0, 1)])
+
+        def read_too_early(store: Store, job: str):
+            found = list(stream(store, job))
+            store.commit([row(2, RIGHT[2])], done=["e"])
+            return found
+
+        monkeypatch.setattr("benchmarks.disasters.verdict.stream", read_too_early)
+        judge = Judge(store, {})
+        judge.submission(PLAN, Ledger(Path("/nowhere")))
+    assert (judge.verdict.miscounted, judge.verdict.looked_again, judge.verdict.lost) == (0, 1, 0)

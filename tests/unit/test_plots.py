@@ -31,6 +31,12 @@ FIGURES: dict[str, dict[str, Any]] = {
     "padding": {"waste": 0.03, "waste_in_order_of_arrival": 0.45, "waste_sorted_offline": 0.01},
     "overhead": {"items_per_s": 15000, "celery_tasks_per_s": 850, "over_celery": 17.6},
     "backends": {"best": "fast", "best_over_eager": 1.6, "items_per_s": {"torch-fp32": 100.0, "fast": 160.0}},
+    "soak": {
+        "memory_ratio": {"worker-cpu": 1.02},
+        "p99_first_ms": 40.0,
+        "p99_ratio": 1.1,
+        "points": [{"minute": 5.0 * n, "memory_mib": {"worker-cpu": 100.0 + n}, "p99_ms": 40.0} for n in range(1, 13)],
+    },
     "fairness": {"bulk_share": 0.22, "guaranteed": 0.2, "share_by_tenth": [0.2] * 10},
 }
 
