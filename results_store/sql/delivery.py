@@ -205,7 +205,7 @@ def _answer(row: _Row, worker: str, max_attempts: int) -> Claimed:
     return Claimed(
         verdict,
         payload,
-        row.content_type or "",
+        "" if payload is None else row.content_type or "",
         deadline_at=row.deadline_at,
         now=row.now,
         alone=alone,

@@ -376,8 +376,8 @@ def test_the_task_that_advances_batches_outlives_everything(
         assert client.get("/readyz").status_code == 200
         monkeypatch.setattr(duty, "_look", asyncio.Event().wait)
         monkeypatch.setattr("producers.gateway.openai.batch_duty.LOOK_LIMIT_S", 0.0)
-        until(lambda: client.get("/readyz").status_code == 503)
-        assert "made no progress" in client.get("/readyz").json()["detail"]
+        refused = until(lambda: (found := client.get("/readyz")).status_code == 503 and found)
+        assert "made no progress" in refused.json()["detail"]
 
 
 def test_without_keys_everybody_is_the_operator(shared_fleet: LocalFleet) -> None:

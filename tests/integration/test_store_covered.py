@@ -31,7 +31,7 @@ def forget(store: Store, id_: str = "e0") -> None:
 
 
 def claim(store: Store, *ids: str, worker: str = "w1", now: float = NOW, **options: int) -> list[Claim]:
-    claims = store.claim(ids, worker=worker, now=now, leased_until=now + 60, **options)
+    claims = store.claim(ids, worker=worker, now=now, lease_s=60, **options)
     return [claims[id_].verdict for id_ in ids]
 
 
@@ -50,7 +50,7 @@ def test_a_claim_returns_the_stored_body_of_work_to_do(store: Store) -> None:
     store.commit([result(2, envelope="e2")], done=["e2"])
 
     ids = ["e0", "e1", "e2", "e3", "off", "forged"]
-    claims = store.claim(ids, worker="w2", now=NOW + 30, leased_until=NOW + 90)
+    claims = store.claim(ids, worker="w2", now=NOW + 30, lease_s=60)
     assert [(claims[id_].verdict, claims[id_].payload, claims[id_].content_type) for id_ in ids] == [
         (Claim.WORK, b"\x00\xff", "type 0"),
         (Claim.HELD, None, ""),
@@ -59,7 +59,8 @@ def test_a_claim_returns_the_stored_body_of_work_to_do(store: Store) -> None:
         (Claim.CANCELLED, b"off", "application/json"),
         (Claim.UNKNOWN, None, ""),
     ]
-    dead = store.claim(["e3"], worker="w2", now=NOW + 70, leased_until=NOW + 90, max_attempts=1)["e3"]
+    store.note_failure("e3", worker="w1", error={"kind": "X", "message": "broke"})
+    dead = store.claim(["e3"], worker="w2", now=NOW + 70, lease_s=20, max_attempts=1)["e3"]
     assert (dead.verdict, dead.payload) == (Claim.DEAD, b"\x03\xff")
 
 
@@ -68,7 +69,7 @@ def test_a_claim_of_deleted_inputs_says_so(store: Store) -> None:
     submit(store)
     store.commit([result(0)])  # the job is finished, though nobody ended the envelope
     store.retention.purge(finished_before=NOW * 1e9, keep_results=True)
-    claimed = store.claim(["e0"], worker="w1", leased_until=NOW * 1e9)["e0"]
+    claimed = store.claim(["e0"], worker="w1", lease_s=NOW * 1e9)["e0"]
     assert (claimed.verdict, claimed.payload) == (Claim.WORK, None)
 
 
@@ -97,7 +98,7 @@ def test_a_commit_that_does_not_cover_its_envelope_leaves_it_overdue(store: Stor
     assert (committed.inserted, committed.done) == (2, ())
     error = {"kind": "NotCovered", "message": "the attempt covered 2 of 3 results"}
     assert row_of(store) == ("published", 2, error)
-    [taken] = store.take_overdue(NOW + 2, accepted_before=NOW)
+    [taken] = store.take_overdue(now=NOW + 2, overdue_s=NOW)
     assert (taken.id, taken.attempts, taken.payload) == ("e0", 1, b"{}")
     assert claim(store, "e0", worker="w2", now=NOW + 2) == [Claim.WORK]
     assert store.commit([result(n) for n in range(3)], done=["e0"]).done == (("job", "e0"),)
