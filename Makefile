@@ -9,7 +9,7 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check prose mutation bench plots test-stack test-upgrade test-gpu install clean
+.PHONY: demo test check prose mutation bench plots test-faults test-stack test-upgrade test-gpu install clean
 
 install: $(INSTALLED)
 
@@ -52,6 +52,10 @@ plots: $(INSTALLED)
 # The composed stack in a real Docker engine (started here if none is up; Debian and root).
 test-stack: $(INSTALLED)
 	ARGOSY_TEST_STACK=1 $(BIN)/python -m pytest tests/stack -s
+
+# Threads that hang, links that go silent, processes that die again and again: three minutes.
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m faults
 
 # A fleet of an older version, upgraded under load on each store: for changes of messages or of the schema.
 test-upgrade: $(INSTALLED)

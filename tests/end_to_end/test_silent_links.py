@@ -32,6 +32,7 @@ def link(fleet: LocalFleet) -> Iterator[SilentLink]:
         service.stop()
 
 
+@pytest.mark.faults
 def test_a_worker_notices_silence_and_works_on(link: SilentLink, client: Client) -> None:
     """Whether it works or waits for work at that moment."""
     client.submit("echo", "before").result(TIMEOUT_S)
@@ -43,6 +44,7 @@ def test_a_worker_notices_silence_and_works_on(link: SilentLink, client: Client)
     assert job.wait(TIMEOUT_S).succeeded == 400
 
 
+@pytest.mark.faults
 def test_a_worker_stops_while_its_broker_is_silent(link: SilentLink, client: Client, fleet: LocalFleet) -> None:
     """No answer, no new connection: it ends by itself on SIGTERM."""
     client.submit("echo", "before").result(TIMEOUT_S)

@@ -97,7 +97,7 @@ def worker_pid(fleet: LocalFleet) -> int:
     return process.pid
 
 
-@pytest.mark.parametrize("how", ["raise", "exit"])
+@pytest.mark.parametrize("how", ["raise", pytest.param("exit", marks=pytest.mark.faults)])
 def test_an_exception_in_any_thread_costs_nothing(watched: LocalFleet, client: Client, faults: Path, how: str):
     """MemoryError or SystemExit in each thread in turn: it goes on, or the process ends and is started again."""
     for thread in THREADS:
@@ -108,6 +108,7 @@ def test_an_exception_in_any_thread_costs_nothing(watched: LocalFleet, client: C
         assert_right(client.submit_many("echo", expected), expected)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("thread", ["batcher", "argosy-writer", "device-cpu", "watchdog"])
 def test_a_thread_that_hangs_ends_the_process(
     watched: LocalFleet, client: Client, faults: Path, monkeypatch: pytest.MonkeyPatch, thread: str
@@ -128,6 +129,7 @@ def test_a_thread_that_hangs_ends_the_process(
     ]
 
 
+@pytest.mark.faults
 def test_the_ready_file_is_gone_before_the_process(watched: LocalFleet, faults: Path):
     """Whoever asks by the ready file does not take a process that ends for one that works."""
     service = watched.workers[0]
@@ -138,6 +140,7 @@ def test_the_ready_file_is_gone_before_the_process(watched: LocalFleet, faults: 
     until(lambda: worker_pid(watched) != pid and service.ready_file.exists())
 
 
+@pytest.mark.faults
 def test_a_worker_that_was_stopped_goes_on(watched: LocalFleet, client: Client):
     """SIGSTOP for longer than the watchdog's limit, then SIGCONT: the process stays, and its threads have their turn."""
     pid = worker_pid(watched)
@@ -172,6 +175,7 @@ def test_a_device_that_cannot_be_started_now_is_started_later(watched: LocalFlee
     assert worker.is_running()
 
 
+@pytest.mark.faults
 def test_a_worker_whose_device_never_starts_ends(watched: LocalFleet, client: Client):
     """No descriptor for good: the device is out of service, the envelopes go back, and another process does them."""
     worker = psutil.Process(worker_pid(watched))

@@ -74,6 +74,7 @@ def test_an_item_that_kills_every_worker_fails_alone_and_can_be_replayed(
     assert failures(job, texts) == {}
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_a_crash_loop_fails_nobody(mortal_fleet: LocalFleet, mortal_client: Client, tmp_path: Path) -> None:
     """A worker is killed as soon as it holds envelopes, more often than an envelope may be attempted."""

@@ -183,6 +183,7 @@ def stopped(server: Any) -> Iterator[None]:
                 process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("priority", ["interactive", "standard"])
 def test_a_stopped_store_is_unavailable_to_submissions(
     postgresql_servers: PostgresqlServers, broker_url: str, priority: str
@@ -247,6 +248,7 @@ def test_a_publisher_notices_a_silent_broker(broker_link: SilentLink, broker_url
     publisher.close()
 
 
+@pytest.mark.faults
 def test_a_listener_subscribes_again_after_silence(
     broker_link: SilentLink, broker_url: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
