@@ -85,13 +85,13 @@ PRODUCERS = 25
 #: Seconds between the end of a blow and the next, on average, and the part of that time in which the devices work. The
 #: producers are paced by the first and the texts' lengths by the second: blows meet work from the first to the last.
 BETWEEN_S = 2.0
-BUSY = 0.5
+BUSY = 0.8
 
 #: Blows that come at once after the last, without waiting for its recovery: one in so many.
 HASTE = 4
 
 #: Results that must be unfinished when a blow falls, but for the last ones.
-LEAST_WORK = 40
+LEAST_WORK = 10
 
 #: Seconds within which each living worker must take work once all blows are over, and questions of a round for that.
 ROLL_CALL_S = 60.0
