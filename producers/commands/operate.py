@@ -1,9 +1,10 @@
-"""Commands for failed and finished work: `argosy dead`, `replay`, `purge`. They need only the store."""
+"""Commands for failed and finished work: `argosy dead`, `replay`, `purge`. They need the store, `dead` also Redis."""
 
 from __future__ import annotations
 
 import re
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from producers.wire.command_line import say
 
 if TYPE_CHECKING:
     from producers.wire.connection import Connection
+    from producers.wire.queues import RefusedMessage
     from results_store.records import DeadLetter
     from results_store.store import Store
 
@@ -39,9 +41,10 @@ class Duration(click.ParamType[float]):
     "--json", "as_json", is_flag=True, help="Print one JSON object per envelope, with its inputs and tracebacks."
 )
 def dead(job: str | None, *, limit: int, as_json: bool) -> None:
-    """List the envelopes that failed after too many attempts, newest first.
+    """List the envelopes that failed after too many attempts, and the refused messages, newest first.
 
-    An envelope holds several items. Only `--json` shows the inputs, because they may be private.
+    An envelope holds several items. Only `--json` shows the inputs, because they may be private. Workers refuse
+    messages that cannot be run; only the cause and the digest of such a message are kept.
 
     \b
     argosy dead
@@ -60,6 +63,13 @@ def dead(job: str | None, *, limit: int, as_json: bool) -> None:
             why = letter.error["message"] if letter.error else "its worker reported no error"
             items = f"{len(letter.failures)} failed result{'' if len(letter.failures) == 1 else 's'}"
             say(f"{letter.id}  job {letter.job}  {letter.attempts} attempts  {items}  {why}")
+    refused = _refused(limit) if job is None else []
+    for message in refused:
+        if as_json:
+            click.echo(msgspec.json.encode({"refused": message}).decode())
+        else:
+            when = datetime.fromtimestamp(message.at, UTC).isoformat(timespec="seconds")
+            say(f"refused {when}  {message.queue}  {message.cause}  {message.bytes} bytes, sha256 {message.sha256}")
     if not letters:
         say("argosy: no dead letters", err=True)
     elif not as_json:
@@ -143,6 +153,21 @@ def open_store() -> Store:
     from results_store.store import Store
 
     return Store(Connection().store_url)
+
+
+def _refused(limit: int) -> list[RefusedMessage]:
+    """Return the newest messages that workers refused. If Redis cannot be asked, say so."""
+    from producers.wire.connection import Connection
+    from producers.wire.errors import ArgosyError
+    from producers.wire.publisher import as_unavailable, connect
+    from producers.wire.queues import refused_messages
+
+    try:
+        with connect(Connection().broker_url) as redis, as_unavailable(redis):
+            return refused_messages(redis, limit)
+    except ArgosyError as error:
+        say(f"argosy: refused messages are not listed: {error}", err=True)
+        return []
 
 
 def _whole(letter: DeadLetter) -> dict[str, Any]:

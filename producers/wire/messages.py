@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar, TypeAlias
+from itertools import count
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import msgspec
 
@@ -146,6 +147,9 @@ Input: TypeAlias = (
 )
 Params: TypeAlias = dict[str, Any]
 
+#: An item's number in its job, as both databases can hold it.
+Seq: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """An input with the tasks wanted on it.
@@ -154,7 +158,7 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     task name. `key` is the submitter's own identifier, kept with the result.
     """
 
-    seq: int
+    seq: Seq
     input: Input
     tasks: tuple[str, ...]
     params: dict[str, Params] = {}
@@ -242,7 +246,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _ItemOutline(msgspec.Struct, frozen=True):
-    seq: int
+    seq: Seq
     tasks: tuple[str, ...]
     key: str | None = None
 
@@ -266,6 +270,9 @@ _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 #: The form of an identifier made by `new_id`, as a regular expression.
 ID = f"[{_CROCKFORD}]{{26}}"
 
+#: The most characters of an identifier.
+MOST_NAME = 255
+
 #: For each older version, the function that lifts a raw message to the next version. Empty at version 1.
 _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -280,6 +287,11 @@ def new_id(at: float | None = None) -> str:
 def is_id(name: str) -> bool:
     """Return whether a name has the form of an id from `new_id`."""
     return re.fullmatch(ID, name) is not None
+
+
+def is_name(name: object) -> bool:
+    """Return whether a foreign identifier is a text of printable characters, which both databases can hold."""
+    return isinstance(name, str) and len(name) <= MOST_NAME and name.isprintable()
 
 
 def made_at(id_: str) -> float:
@@ -326,15 +338,16 @@ def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
         header = msgspec.convert(raw, _Header)
     except msgspec.ValidationError as error:
         raise InvalidMessage(f"envelope: {error}") from error
+    _check_names(id=header.id, job=header.job, tenant=header.tenant)
     items: list[Item] = []
-    bad: list[BadItem] = []
+    malformed: dict[int, str] = {}
     for position, value in enumerate(header.items):
         try:
             # strict JSON carries bytes as base64 text, MessagePack carries real bytes: both are accepted
             items.append(msgspec.convert(value, Item))
         except msgspec.ValidationError as error:
-            bad.append(_bad_item(value, position, str(error)))
-    return _envelope(header, items), bad
+            malformed[position] = str(error)
+    return _envelope(header, items), _bad_items(header.items, malformed) if malformed else []
 
 
 def _envelope(header: _Header, items: Iterable[Item]) -> Envelope:
@@ -358,9 +371,18 @@ def named(raw: object) -> Named:
     if not isinstance(raw, dict):
         raise InvalidMessage(f"an envelope is a mapping, not {type(raw).__name__}")
     try:
-        return msgspec.convert(raw, Named)
+        message = msgspec.convert(raw, Named)
     except msgspec.ValidationError as error:
         raise InvalidMessage(f"envelope: {error}") from error
+    _check_names(id=message.id, job=message.job)
+    return message
+
+
+def _check_names(**names: str) -> None:
+    """Raise InvalidMessage for a name that no database can hold."""
+    for field, name in names.items():
+        if not is_name(name):
+            raise InvalidMessage(f"envelope: `{field}` has over {MOST_NAME} characters, or unprintable ones")
 
 
 def outline(id_: str, payload: bytes | None, content_type: str) -> Envelope:
@@ -391,8 +413,23 @@ def _upgrade(raw: object) -> dict[str, Any]:
     return raw
 
 
-def _bad_item(value: object, position: int, error: str) -> BadItem:
-    seq = value.get("seq") if isinstance(value, dict) else None
-    tasks = value.get("tasks") if isinstance(value, dict) else None
-    named = tuple(t for t in tasks if isinstance(t, str)) if isinstance(tasks, list | tuple) else ()
-    return BadItem(seq if isinstance(seq, int) else position, named or ("unknown",), f"items[{position}]: {error}")
+def _bad_items(items: Sequence[object], malformed: Mapping[int, str]) -> list[BadItem]:
+    """Return the malformed items. An item without a readable `seq` gets a number that no other item has."""
+    taken = {_seq(value) for value in items}
+    free = (number for number in count(len(items)) if number not in taken)
+    bad = []
+    for position, error in malformed.items():
+        value = items[position]
+        tasks = value.get("tasks") if isinstance(value, dict) else None
+        named = tuple(t for t in tasks if isinstance(t, str)) if isinstance(tasks, list | tuple) else ()
+        if (seq := _seq(value)) is None:
+            seq = next(free) if position in taken else position
+        bad.append(BadItem(seq, named or ("unknown",), f"items[{position}]: {error}"))
+    return bad
+
+
+def _seq(value: object) -> int | None:
+    try:
+        return msgspec.convert(value.get("seq") if isinstance(value, dict) else None, Seq)
+    except msgspec.ValidationError:
+        return None

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
 from producers.wire.messages import Priority
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 #: The Celery task that runs an envelope. Flower shows this name.
 TASK = "argosy.envelope"
@@ -39,3 +47,43 @@ def done_channel(job: str) -> str:
 def text_channel(job: str, seq: int) -> str:
     """Return the pub/sub channel that carries the text of an item piece by piece, while the model writes it."""
     return f"argosy.text.{job}.{seq}"
+
+
+#: The Redis list of the newest refused messages, newest first; the most that it holds, and the seconds it is kept.
+REFUSED = "argosy.refused"
+MOST_REFUSED = 1000
+REFUSED_KEPT_S = 7 * 86400
+
+
+class RefusedMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that a worker acknowledged and did not run, with the cause. Of its content only the digest is kept.
+
+    `at` is Unix time. `task` and `id` are empty if they could not be read.
+    """
+
+    at: float
+    queue: str
+    cause: str
+    sha256: str
+    bytes: int
+    task: str = ""
+    id: str = ""
+
+
+def note_refused(redis: Redis, message: RefusedMessage) -> None:
+    """Add a message to the list. Raises RedisError."""
+    with redis.pipeline(transaction=False) as pipeline:
+        pipeline.lpush(REFUSED, msgspec.json.encode(message))
+        pipeline.ltrim(REFUSED, 0, MOST_REFUSED - 1)
+        pipeline.expire(REFUSED, REFUSED_KEPT_S)
+        pipeline.execute()
+
+
+def refused_messages(redis: Redis, limit: int = MOST_REFUSED) -> list[RefusedMessage]:
+    """Return the newest refused messages. Raises RedisError."""
+    listed: Any = redis.lrange(REFUSED, 0, limit - 1)
+    found = []
+    for noted in listed:
+        with suppress(ValueError):  # anybody who reaches Redis can write to the list
+            found.append(msgspec.json.decode(noted, type=RefusedMessage))
+    return found

@@ -6,6 +6,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, bootsteps
+from celery.app.amqp import Queues as CelerysQueues
 from kombu import Queue
 
 from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from workers.node.node import Node
+
+
+class Queues(CelerysQueues):  # type: ignore[misc] # Celery is untyped
+    """The queues that the worker consumes. It may send to any other: callbacks go to queues of other applications."""
+
+    def __missing__(self, name: str) -> Queue:
+        return Queue(name)  # not kept: strangers choose the names
 
 
 def create_app(
@@ -33,6 +41,7 @@ def create_app(
     """
     app = Celery("argosy", broker=broker_url, set_as_current=False)
     app.conf.update(_settings(broker_url, queues, concurrency, result_backend))
+    app.amqp.queues_cls = Queues
     if node is not None:
         # within a priority, lanes and models take turns; more urgent messages come first across all of them
         app.conf.broker_transport_options["queue_order_strategy"] = LaneTurnsFactory(node.lanes)
@@ -57,10 +66,8 @@ def _showing(node: Node) -> type[bootsteps.StartStopStep]:
 
 def _settings(broker_url: str, queues: Iterable[str], concurrency: int, result_backend: str | None) -> dict[str, Any]:
     return {
-        # a queue per model and lane; without `task_create_missing_queues` a misspelt queue is an error, not a silent
-        # list
+        # a queue per model and lane
         "task_queues": [Queue(queue) for queue in queues],
-        "task_create_missing_queues": False,
         # acknowledged only when the task has returned, after its results are committed
         "task_acks_late": True,
         # a failure is a decoded, recorded outcome (or an unreadable message): redelivery would not help
@@ -74,7 +81,7 @@ def _settings(broker_url: str, queues: Iterable[str], concurrency: int, result_b
         "task_track_started": True,
         "worker_consumer": "workers.consumer.batched_events:Consumer",
         # an envelope's thread mostly waits for its micro-batches, so there are many threads
-        "worker_pool": "threads",
+        "worker_pool": "workers.consumer.slots:TaskPool",
         "worker_concurrency": concurrency,
         # the slots are the prefetch: any further envelope held here could run in another worker
         "worker_prefetch_multiplier": 1,

@@ -1,4 +1,4 @@
-"""Celery's consumer, which notes its progress, and sends the events for Flower a few times a second.
+"""Celery's consumer, which checks messages, notes its progress, and sends the events for Flower a few times a second.
 
 An envelope makes three events. Sending one costs the consumer's thread as much Python as all other handling of a lone
 interactive item, so that events and items would wait for each other.
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from time import time
+from typing import Any, NoReturn
 
+from celery.exceptions import NotRegistered
 from celery.worker.consumer import Consumer as CelerysConsumer
 
+from producers.wire.errors import InvalidMessage
 from results_store.loops.loop import TICK_S, note
+from workers.consumer.foreign_messages import check
 
 #: The interval between sends. Celery sends sooner if there are many events (`EventDispatcher.buffer_limit`).
 EVENTS_EVERY_S = 0.1
@@ -20,15 +24,56 @@ EVENTS_EVERY_S = 0.1
 #: The most seconds for which the consumer may wait for an answer of the broker, or for a connection.
 BROKER_LIMIT_S = 60.0
 
+#: The interval at which messages are looked for whose time has come.
+DUE_EVERY_S = 1.0
+
+#: Celery's task that asks every second for the end of a chord. Chords in the result backend of Argosy need none.
+UNLOCK = "celery.chord_unlock"
+
 
 class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
-    """The consumer for ``worker_consumer``. Its progress is that of the thread that runs it."""
+    """The consumer for ``worker_consumer``. Its progress is that of the thread that runs it.
+
+    A message that cannot be run raises, and the channel refuses it.
+    """
+
+    def update_strategies(self) -> None:
+        super().update_strategies()
+        self.strategies.pop(UNLOCK, None)
+
+    def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
+        handle = super().create_task_handler(*arguments, **options)
+
+        def check_and_handle(message: Any) -> None:
+            due = check(message)
+            if due is None:
+                handle(message)
+            elif due > time():
+                message.channel.qos.put_off(message, due)
+            else:
+                message.headers["eta"] = None  # or Celery would take it for later once more
+                handle(message)
+
+        return check_and_handle
+
+    def on_decode_error(self, message: Any, exc: Exception) -> NoReturn:
+        raise exc
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> NoReturn:
+        raise exc
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> NoReturn:
+        """Store the failure for the caller, and raise."""
+        name = message.headers["task"]
+        self.app.backend.mark_as_failure(message.headers["id"], NotRegistered(name))
+        raise InvalidMessage(f"this worker has no task {name[:100]!r}; send it to the queue of another application")
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Send events at intervals. Called for each new connection; Celery ends the timers of the old one."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(EVENTS_EVERY_S, self._flush_events)
         hub.call_repeatedly(TICK_S, _note_turn)
+        hub.call_repeatedly(DUE_EVERY_S, self._restore_due)
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, however long the broker is away; each try is a turn."""
@@ -49,6 +94,10 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         """Note a turn: the broker went away, and the consumer starts anew."""
         _note_turn()
         super().on_close()
+
+    def _restore_due(self) -> None:
+        if self.task_consumer is not None:
+            self.task_consumer.channel.qos.restore_due()
 
     def on_send_event_buffered(self) -> None:
         """Leave a new event in the buffer."""

@@ -36,7 +36,6 @@ def register(app: Celery, node: Node) -> None:
         typing=False,
         ignore_result=False,
         throws=(InvalidMessage,),
-        Strategy="workers.consumer.transport:guarded",
     )
     def run_envelope(self: Any, envelope: Any) -> dict[str, Any]:
         reply = not get_actual_ignore_result(self, self.request)

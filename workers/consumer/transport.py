@@ -2,28 +2,35 @@
 refuses commands.
 
 Any client of the broker can put anything on a queue. Stock kombu and Celery let some messages (no JSON, no properties,
-an empty body) raise in the consumer's loop: the worker ends and returns the message, and the next worker ends too. Here
-such a message is logged and acknowledged. It names no envelope, so there is no row to fail.
+an odd header) raise in the consumer's loop: the worker ends and returns the message, and the next worker ends too; or
+the message is never acknowledged and keeps a slot. Here a message that raises anything before its task runs is refused:
+acknowledged, logged, and noted with its cause and digest in a list in Redis, for `argosy dead`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Container
 from contextlib import suppress
 from queue import Empty
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
-from celery.worker import strategy
 from kombu.transport import redis
+from kombu.utils.json import dumps, loads
 from redis import Redis
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - the class that kombu expects
+    RedisError,
     ResponseError,
+    TimeoutError,  # noqa: A004 - redis-py's, not Python's
 )
 
+from producers.wire.errors import InvalidMessage
+from producers.wire.messages import new_id
+from producers.wire.queues import RefusedMessage, note_refused
 from workers.consumer.refusals import Refusals
 from workers.consumer.unacknowledged import QoS
 from workers.node.lanes import may_take
@@ -41,12 +48,18 @@ class Client(Redis):
             return True
 
 
+#: A lost connection, which is no fault of the message.
+LOST = (ConnectionError, TimeoutError, ResponseError)
+
+#: The most characters of a cause, a task's name and an id of a refused message that are kept.
+KEPT_CHARACTERS = 200
+
 #: The interval at which Redis is asked again for a list that had its part of the slots.
 POLL_S = 0.02
 
 
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
-    """Read on after a message that is not kombu's, and raise ConnectionError if the connection is closed.
+    """Refuse messages that raise, and raise ConnectionError if the connection is closed.
 
     If Redis refuses a command, the channel stays: it takes no messages for a while and then asks again. Refused events
     and replies to remote control are dropped.
@@ -128,10 +141,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         return Counter(self._list_of(message) for message in held)
 
     def _list_of(self, message: Any) -> tuple[str, int]:
-        try:
-            return message.delivery_info["routing_key"], self.priority(int(message.properties.get("priority") or 0))
-        except (AttributeError, LookupError, TypeError, ValueError):  # a hand-made message
-            return "", 0
+        return message.delivery_info["routing_key"], self.priority(message.properties.get("priority") or 0)
 
     def _connparams(self, *args: Any, **options: Any) -> Any:
         # A thread acknowledges on the channel of its message. If kombu has closed the channel meanwhile, an
@@ -140,21 +150,74 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             raise ConnectionError("the connection to the broker was lost, and this channel with it")
         return super()._connparams(*args, **options)
 
-    def _brpop_read(self, **options: Any) -> Any:
+    def _brpop_read(self, **options: Any) -> bool:
+        # kombu's own, but for `_deliver`
         try:
-            taken = super()._brpop_read(**options)
-        except Empty:
-            self._taking.accepted()
-            raise
-        except ResponseError as error:
+            popped = self.client.parse_response(self.client.connection, "BRPOP", **options)
+        except self.connection_errors as error:
+            self.client.connection.disconnect()
+            if not isinstance(error, ResponseError):
+                raise
             self._taking.refused(error)
             raise Empty from error
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            # the message is popped and not among the unacknowledged: it is gone, as intended
-            logger.warning("dropped an entry of a queue that is not a message: %s: %s", type(error).__name__, error)
-            raise Empty from error
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
         self._taking.accepted()
-        return taken
+        if not popped:
+            raise Empty
+        key, data = popped
+        queue = key.decode().rsplit(self.sep, 1)[0]
+        self._queue_cycle.rotate(queue)
+        self._deliver(data, queue)
+        return True
+
+    def _deliver(self, data: bytes, queue: str) -> None:
+        """Give a message to the consumer. A message that raises is refused, and the channel reads on."""
+        raw, tag, held = None, "", self.qos._delivered  # noqa: SLF001 - like kombu's own code
+        try:
+            raw = loads(data.decode())
+            tag = _with_sound_properties(raw, queue, held)
+            self.connection._deliver(raw, queue)  # noqa: SLF001 - like kombu's own code
+        except LOST:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's message raises, wherever
+            self.refuse(data, raw, queue, error)
+            if tag in held:
+                self.qos.ack(tag)
+
+    def refuse(self, data: bytes, raw: Any, queue: object, error: BaseException) -> None:
+        """Log a message that is not run, and note it for operators. Its content is not shown. Thread-safe."""
+        refused = RefusedMessage(
+            at=time(),
+            queue=_shown(queue),
+            cause=_cause(error),
+            sha256=hashlib.sha256(data).hexdigest(),
+            bytes=len(data),
+            **_named(raw),
+        )
+        logger.warning(
+            "refused a message of %s: %s (task %r, id %r, %d bytes, sha256 %s)",
+            refused.queue, refused.cause, refused.task, refused.id, refused.bytes, refused.sha256,
+        )  # fmt: skip
+        with suppress(RedisError, OSError), self.conn_or_acquire() as client:
+            note_refused(client, refused)
+
+    def _do_restore_message(
+        self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
+    ) -> None:
+        """Put a noted message back into its list. An older worker may have noted a message that has none."""
+        try:
+            _with_sound_properties(payload, routing_key, ())
+            priority, data = payload["properties"].get("priority") or 0, dumps(payload)
+            lists = [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
+        except LOST:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `_deliver`
+            self.refuse(encoded(payload), payload, routing_key, error)
+            return
+        for key in lists:
+            (pipe.lpush if leftmost else pipe.rpush)(key, data)
 
     def _subscribe(self) -> None:
         if not self._hearing.waiting:
@@ -209,29 +272,45 @@ class Transport(redis.Transport):  # type: ignore[misc] # kombu is untyped
     connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
 
-def guarded(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., None]:
-    """Celery's default strategy, for a task's `Strategy`, which checks the body first."""
-    handle = strategy.default(task, app, consumer, **options)
+def _with_sound_properties(raw: Any, queue: Any, held: Container[str]) -> str:
+    """Replace the properties by which kombu handles a message; return its tag, which no `held` message has.
 
-    def task_message_handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> None:
-        try:
-            _check_protocol_2(message)
-        except Exception as error:  # noqa: BLE001 - whatever decoding hostile bytes raises
-            logger.warning(
-                "dropped the invalid message %s: %s: %s", message.headers.get("id"), type(error).__name__, error
-            )
-            message.reject_log_error(logger, consumer.connection_errors)
-            return
-        handle(message, body, ack, reject, callbacks, **more)
+    The message goes back to the list that it came from, whatever it says. Raises if it has no properties, no queue or
+    no priority, or if it is compressed: kombu would unpack it at once, however large it becomes.
+    """
+    if (raw.get("headers") or {}).get("compression"):
+        raise InvalidMessage("compressed messages are refused; send the message without `compression`")
+    if not isinstance(queue, str) or not queue:
+        raise InvalidMessage("the message has no queue")
+    properties = raw["properties"]
+    if properties.get("priority") is not None:
+        properties["priority"] = min(max(int(properties["priority"]), 0), 9)
+    properties["delivery_info"] = {"exchange": "", "routing_key": queue}
+    tag = properties.get("delivery_tag")
+    if not isinstance(tag, str) or not tag or tag in held:
+        tag = properties["delivery_tag"] = new_id()
+    return str(tag)
 
-    return task_message_handler
+
+def encoded(message: Any) -> bytes:
+    """Return the bytes of a message that was read, for its digest."""
+    try:
+        return bytes(dumps(message), "utf-8")
+    except Exception:  # noqa: BLE001 - as deeply nested as it can be read
+        return b""
 
 
-def _check_protocol_2(message: Any) -> None:
-    """Raise unless the body is ``[args, kwargs, embed]``. The message keeps the decoded body for the request."""
-    payload = message.payload
-    if not isinstance(payload, list | tuple) or len(payload) != 3:
-        raise ValueError("the body is not [args, kwargs, embed]")
-    arguments, keywords, embed = payload
-    if not (isinstance(arguments, list | tuple) and isinstance(keywords, dict) and isinstance(embed, dict | None)):
-        raise TypeError("the body is not [list, mapping, mapping]")
+def _cause(error: BaseException) -> str:
+    # kombu's errors hold a part of the body behind their text
+    text = str(error) if isinstance(error, InvalidMessage) else next(iter(error.args), "")
+    return _shown(f"{type(error).__name__}: {text if isinstance(text, str) else ''}")
+
+
+def _named(raw: Any) -> dict[str, str]:
+    headers = raw.get("headers") if isinstance(raw, dict) else None
+    found = headers if isinstance(headers, dict) else {}
+    return {name: _shown(found.get(name, "")) for name in ("task", "id")}
+
+
+def _shown(text: object) -> str:
+    return text[:KEPT_CHARACTERS].encode("utf-8", "replace").decode() if isinstance(text, str) else ""

@@ -2,6 +2,9 @@
 
 A durable envelope's lease is in the store, so Redis keeps no note of its message: taking and acknowledging it costs no
 command, and a full Redis can be emptied. Redis notes all other messages, as kombu does, and delivers them again.
+
+The same notes hold the messages that wait for their time: such a message has no slot and no worker, and its note says
+that it was taken so long ago that it is delivered again at its time.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from producers.wire.publisher import DURABLE
 from workers.consumer.refusals import Refusals
 
 logger = logging.getLogger(__name__)
+
+#: The most messages that are put back at a time.
+RESTORED = 100
 
 #: Note a message although memory is full: the pop of the message has freed more. Needs Redis 7 or Valkey.
 _NOTE_IN_FULL_REDIS = """#!lua flags=allow-oom
@@ -39,7 +45,7 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         """Add a taken message. It is computed even if Redis refuses the note about it."""
         if not message.headers.get(DURABLE):
             try:
-                self._note(message, delivery_tag)
+                self._note(message, delivery_tag, time.time())
             except ResponseError as error:
                 self._notes.refused(error)
         virtual.QoS.append(self, message, delivery_tag)
@@ -73,6 +79,28 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         finally:
             virtual.QoS.ack(self, delivery_tag)
 
+    def put_off(self, message: Any, until: float) -> None:
+        """Free the message's slot, and deliver the message again at Unix time `until`."""
+        tag = message.delivery_tag
+        self._note(message, tag, until - self.visibility_timeout)
+        self._noted.discard(tag)
+        virtual.QoS.ack(self, tag)
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Put a noted message back. A note that cannot be read is deleted."""
+        try:
+            super().restore_by_tag(tag, client, leftmost)
+        except (RedisError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's note raises
+            with self.pipe_or_acquire(client=client) as pipe:
+                note = pipe.hget(self.unacked_key, tag).zrem(self.unacked_index_key, tag).hdel(self.unacked_key, tag)
+                self.channel.refuse(note.execute()[0] or b"", None, self.unacked_key, error)
+
+    def restore_due(self) -> None:
+        """Put back the messages whose time has come."""
+        self.restore_visible(num=RESTORED, interval=1)
+
     def restore_unacked(self, client: Any = None) -> None:
         """Put the noted messages back when the channel closes, if Redis takes them; the others have leases."""
         try:
@@ -92,9 +120,8 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         if self._settled:
             self._forget()
 
-    def _note(self, message: Any, delivery_tag: str) -> None:
+    def _note(self, message: Any, delivery_tag: str, noted_at: float) -> None:
         info = message.delivery_info
-        noted_at = time.time()
         note = dumps([message._raw, info["exchange"], info["routing_key"]])  # noqa: SLF001 - like kombu's own code
         with self.channel.conn_or_acquire() as client:
             try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from producers.wire.connection import Connection, masked
 from producers.wire.errors import ArgosyError
 from producers.wire.publisher import Publisher, as_unavailable
+from producers.wire.queues import refused_messages
 from results_store.store import Store
 from workers import settings
 from workers.device import devices
@@ -113,9 +114,15 @@ def _messages(where: Connection) -> str:
     publisher = Publisher(where.broker_url)
     try:
         publisher.check_writes()
+        with as_unavailable(publisher.redis):
+            refused = refused_messages(publisher.redis)
     finally:
         publisher.close()
-    return "the broker takes them"
+    found = "the broker takes them"
+    if refused:
+        age_s = max(0.0, time.time() - refused[0].at)
+        found += f"; workers refused {len(refused)}, the last {age_s:.0f} s ago: `argosy dead` lists them"
+    return found
 
 
 def _store(where: Connection) -> str:

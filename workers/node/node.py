@@ -17,7 +17,7 @@ from typing import Any
 
 from producers.wire.blobs import Blobs
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
-from producers.wire.messages import REFERENCE
+from producers.wire.messages import REFERENCE, named
 from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
@@ -154,15 +154,15 @@ class Node:
             self.watchdog.watch_loop(loop)
 
     def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
-        """Run an envelope: the whole work of the Celery task. See `Execution.run`."""
+        """Run an envelope: the whole work of the Celery task. See `Execution.run`. Raises InvalidMessage."""
         assert self._execution is not None, "the consumer starts after the node"
-        envelope, job = (str(raw.get("id")), str(raw.get("job"))) if isinstance(raw, Mapping) else ("", "")
+        message = named(raw)
         progress = ThreadProgress(threading.current_thread().name)
-        progress.note(f"envelope {envelope}", STEP_LIMIT_S)
+        progress.note(f"envelope {message.id}", STEP_LIMIT_S)
         watch_here(progress)
         self.watchdog.watch(progress)
         try:
-            with self._held.taking(envelope, job) as taken:
+            with self._held.taking(message.id, message.job) as taken:
                 return self._execution.run(raw, reply=reply) if taken else {"skipped": "held"}
         finally:
             self.watchdog.leave(progress)

@@ -1,0 +1,120 @@
+"""The checks of a Celery message before its task runs: types of its headers, and the tasks that it wants sent.
+
+Celery checks little: a header of the wrong type raises somewhere between the consumer and the end of the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from producers.wire.errors import InvalidMessage
+from producers.wire.messages import JSON, MSGPACK, is_name
+from producers.wire.queues import TASK
+
+#: The most tasks that a message may have its worker send: callbacks, error callbacks, and those of chains and chords.
+MOST_SENT = 1000
+
+#: Keys of Redis that are kombu's own, so that no task is sent to a queue of such a name.
+_KOMBUS = ("_kombu", "unacked")
+
+
+class _Headers(msgspec.Struct, frozen=True):
+    """The headers that Celery reads. Other headers are the sender's own."""
+
+    task: str
+    id: str
+    root_id: str | None = None
+    parent_id: str | None = None
+    group: str | None = None
+    group_index: int | None = None
+    shadow: str | None = None
+    eta: str | None = None
+    expires: str | None = None
+    retries: int | None = None
+    timelimit: tuple[float | None, float | None] | None = None
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    origin: str | None = None
+    lang: str | None = None
+    ignore_result: bool | None = None
+    replaced_task_nesting: int | None = None
+    stamped_headers: list[str] | None = None
+    stamps: dict[str, Any] | None = None
+    # Celery reads these from the body, and as headers would take them, too
+    callbacks: None = None
+    errbacks: None = None
+    chain: None = None
+    chord: None = None
+
+
+class _Embedded(msgspec.Struct, frozen=True):
+    """The last part of a message's body: the signatures of the tasks to send after this task."""
+
+    callbacks: list[dict[str, Any]] | None = None
+    errbacks: list[dict[str, Any]] | None = None
+    chain: list[dict[str, Any]] | None = None
+    chord: dict[str, Any] | None = None
+
+
+def check(message: Any) -> float | None:
+    """Return the time (Unix) that a message waits for, if it has one. Raises for a message that cannot be run."""
+    try:
+        headers = msgspec.convert(message.headers, _Headers)
+    except msgspec.ValidationError as error:
+        raise InvalidMessage(f"headers: {error}; send a Celery message of protocol 2") from error
+    for name in (headers.id, headers.root_id, headers.parent_id, headers.group):
+        if name is not None and not is_name(name):
+            raise InvalidMessage("headers: an id is too long, or has unprintable characters")
+    if message.content_type not in (JSON, MSGPACK):
+        raise InvalidMessage(f"the content type is refused; send {JSON} or {MSGPACK}")
+    _check_body(message.payload, headers.task)
+    if headers.eta is None:
+        return None
+    due = datetime.fromisoformat(headers.eta)
+    return (due if due.tzinfo else due.replace(tzinfo=UTC)).timestamp()
+
+
+def _check_body(body: Any, task: str) -> None:
+    """Raise unless the body is ``[args, kwargs, embedded]``."""
+    if not isinstance(body, list | tuple) or len(body) != 3:
+        raise InvalidMessage("the body is not [args, kwargs, embed]")
+    arguments, keywords, embedded = body
+    if not (isinstance(arguments, list | tuple) and isinstance(keywords, dict) and isinstance(embedded, dict | None)):
+        raise InvalidMessage("the body is not [list, mapping, mapping]")
+    if embedded and any(embedded.values()):
+        try:
+            msgspec.convert(embedded, _Embedded)
+        except msgspec.ValidationError as error:
+            raise InvalidMessage(f"the body's last part: {error}") from error
+        _check_signatures(embedded)
+    if task != TASK:  # Celery's own tasks send signatures from their arguments
+        _check_signatures([arguments, keywords])
+
+
+def _check_signatures(value: Any) -> None:
+    for count, signature in enumerate(_signatures(value), 1):
+        if count > MOST_SENT:
+            raise InvalidMessage(
+                f"the message would have over {MOST_SENT:,} tasks sent; send fewer, or several messages"
+            )
+        for option in ("queue", "exchange", "routing_key"):
+            name = signature["options"].get(option)
+            if name is not None and (not is_name(name) or name.startswith(_KOMBUS)):
+                raise InvalidMessage(f"a signature's {option} is not a queue's name")
+
+
+def _signatures(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the signatures in a JSON value, at any depth."""
+    waiting = [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, dict):
+            if "task" in inner and isinstance(inner.get("options"), dict):
+                yield inner
+            waiting.extend(inner.values())
+        elif isinstance(inner, list | tuple):
+            waiting.extend(inner)

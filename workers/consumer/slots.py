@@ -1,0 +1,59 @@
+"""Celery's pool of threads. A message whose run ends in an error outside its task is refused and frees its slot.
+
+Celery's tracer may raise around the task, as when it cannot send an error callback. In a pool of threads nobody would
+hear of it, and the message would never be acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from celery.concurrency.thread import ApplyResult
+from celery.concurrency.thread import TaskPool as CelerysTaskPool
+
+from producers.wire.errors import InvalidMessage
+from producers.wire.publisher import DURABLE
+from workers.consumer.transport import encoded
+
+
+class TaskPool(CelerysTaskPool):  # type: ignore[misc] # Celery is untyped
+    """The pool for ``worker_pool``."""
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: Any = None,
+        kwargs: Any = None,
+        callback: Any = None,
+        accept_callback: Any = None,
+        **_: Any,
+    ) -> ApplyResult:
+        request = callback.__self__
+
+        def ended(answer: Any) -> None:
+            callback(answer)
+            failed, result, _ = answer
+            # the stored envelope of a durable message ends in its own row
+            if failed and not request.message.headers.get(DURABLE):
+                error = getattr(result.exception, "exc", result.exception)
+                if isinstance(error, InvalidMessage):
+                    _refuse(request.message, error)
+
+        result = super().on_apply(target, args, kwargs, ended, accept_callback)
+        result.f.add_done_callback(partial(_settle, request))
+        return result
+
+
+def _settle(request: Any, run: Future[Any]) -> None:
+    if run.cancelled() or (error := run.exception()) is None:
+        return
+    _refuse(request.message, error)
+    request.acknowledge()
+
+
+def _refuse(message: Any, error: BaseException) -> None:
+    raw = message._raw  # noqa: SLF001 - kombu keeps it for its own notes
+    message.channel.refuse(encoded(raw), raw, message.delivery_info["routing_key"], error)
