@@ -290,8 +290,10 @@ def is_id(name: str) -> bool:
 
 
 def is_name(name: object) -> bool:
-    """Return whether a foreign identifier is a text of printable characters, which both databases can hold."""
-    return isinstance(name, str) and len(name) <= MOST_NAME and name.isprintable()
+    """Return whether a foreign identifier is a text that both databases can hold and index."""
+    if not isinstance(name, str) or len(name) > MOST_NAME or "\0" in name:
+        return False
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def made_at(id_: str) -> float:
@@ -382,7 +384,7 @@ def _check_names(**names: str) -> None:
     """Raise InvalidMessage for a name that no database can hold."""
     for field, name in names.items():
         if not is_name(name):
-            raise InvalidMessage(f"envelope: `{field}` has over {MOST_NAME} characters, or unprintable ones")
+            raise InvalidMessage(f"envelope: `{field}` has over {MOST_NAME} characters, NUL or a lone surrogate")
 
 
 def outline(id_: str, payload: bytes | None, content_type: str) -> Envelope:

@@ -68,7 +68,7 @@ def check(message: Any) -> float | None:
         raise InvalidMessage(f"headers: {error}; send a Celery message of protocol 2") from error
     for name in (headers.id, headers.root_id, headers.parent_id, headers.group):
         if name is not None and not is_name(name):
-            raise InvalidMessage("headers: an id is too long, or has unprintable characters")
+            raise InvalidMessage("headers: an id is too long, or has NUL or a lone surrogate")
     if message.content_type not in (JSON, MSGPACK):
         raise InvalidMessage(f"the content type is refused; send {JSON} or {MSGPACK}")
     _check_body(message.payload, headers.task)
@@ -103,7 +103,7 @@ def _check_signatures(value: Any) -> None:
             )
         for option in ("queue", "exchange", "routing_key"):
             name = signature["options"].get(option)
-            if name is not None and (not is_name(name) or name.startswith(_KOMBUS)):
+            if name is not None and not (is_name(name) and name.isprintable() and not name.startswith(_KOMBUS)):
                 raise InvalidMessage(f"a signature's {option} is not a queue's name")
 
 
