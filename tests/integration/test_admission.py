@@ -93,6 +93,18 @@ def test_a_tenant_has_no_more_in_flight_than_it_may(store: Store, client: Client
     client.submit("topic", "c", tenant="small")
 
 
+def test_a_tenants_limits_hold_for_its_first_items_in_a_client(
+    store: Store, client: Client, broker_url: str, store_url: str
+) -> None:
+    """The client has just looked at the store, for another tenant: it looks again for a tenant that is new here."""
+    limit(store, "small", max_in_flight=8)
+    client.submit_many("topic", ["a"] * 8, tenant="small", patience_s=0)
+    with Client(broker_url, store_url) as second:
+        second.submit_many("topic", ["b"], tenant="other", patience_s=0)
+        with pytest.raises(RateLimited, match="may have 8"):
+            second.submit_many("topic", ["c"], tenant="small", patience_s=0)
+
+
 @pytest.mark.usefixtures("fleet_toml", "always_looking")
 def test_too_many_seconds_of_work_are_refused(store: Store, client: Client) -> None:
     """Ten items of a second each, five allowed: standard work is refused for as long, more urgent and other work is

@@ -163,10 +163,11 @@ def test_an_item_can_be_cancelled(client: Client, stand_in: StandIn, store: Stor
     """At once, for whoever waits; alone in its envelope, it is not computed any more; once it is over, nothing
     changes.
     """
-    handle = client.submit("topic", "a")
+    handle = client.submit("topic", "a", key="row-1")
     assert handle.cancel()
     with pytest.raises(ItemCancelled):
         handle.result(timeout_s=60)
+    assert [(row.key, row.model) for row in store.results(handle.job)] == [("row-1", "text")]
     assert store.depth() == []
     assert not handle.cancel()
     done = client.submit("topic", "b")

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 import pytest
+from celery import Celery
+from celery.exceptions import Reject
 from sqlalchemy import select
 
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import Envelope, InlineBytes, Item, Priority, Reference, new_id
 from producers.wire.packing import outbox_row
-from results_store.records import Claim, NewJob, Result, ResultState
+from producers.wire.queues import TASK
+from results_store.records import Batch, Claim, NewJob, Result, ResultState
 from results_store.sql.reading import result
 from results_store.sql.schema import envelopes, results
 from results_store.store import Store
 from results_store.writer import Writer
+from tests.counting_model import CountingModel
+from tests.end_to_end.processes import until
 from tests.scripted_model import ScriptedModel
 from workers.batching.batcher import Batcher, BatcherSettings
 from workers.batching.planning.policy import Budget
 from workers.batching.roster import ServedModel
 from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
+from workers.consumer import tasks
 from workers.device.device_client import ProcessDevice
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import cpu
 from workers.envelope.execution import Execution, InputsGone
-from workers.envelope.gate import Gate
+from workers.envelope.gate import EnvelopeInterrupted, Gate
 from workers.envelope.input_limits import InputLimits
 from workers.models.interface.model import ModelSpec
 from workers.node.held_envelopes import HeldEnvelopes
@@ -41,23 +50,38 @@ FAR = 1e12
 
 
 class Rig:
-    """A worker's execution on a real store and a real device process, without Celery and without a broker."""
+    """A worker's execution on a real store and a real device process, without Celery and without a broker.
 
-    def __init__(self, store: Store) -> None:
+    A batch of the scripted model has at most `rows` rows.
+    """
+
+    def __init__(self, store: Store, rows: int = 64) -> None:
         catalogue = Catalogue({}).with_models(
-            {"scripted": {"tasks": {"echo": "text-classification"}}}, where="fleet.toml"
+            {
+                "scripted": {"tasks": {"echo": "text-classification"}},
+                "counting": {"tasks": {"count": "text-classification"}},
+            },
+            where="fleet.toml",
         )
         spec = ModelSpec("scripted", Path(), "1", {"echo": catalogue.tasks["echo"]})
-        served = {"scripted": ServedModel(ScriptedModel(spec), "1", Budget(cost=100_000, rows=64))}
+        stepwise = ModelSpec("counting", Path(), "1", {"count": catalogue.tasks["count"]})
+        served = {
+            "scripted": ServedModel(ScriptedModel(spec), "1", Budget(cost=100_000, rows=rows)),
+            "counting": ServedModel(CountingModel(stepwise), "1", Budget(cost=100, rows=64)),
+        }
         self.store = store
         self.writer = Writer(store, worker="w", lease_s=60, max_attempts=ATTEMPTS)
         self.batcher = Batcher(
             served,
             BatcherSettings(worker="w", device="cpu", load_timeout_s=60, batch_timeout_s=30, guaranteed_shares={}),
-            on_batch=self.writer.record,
+            on_batch=self._record,
             on_out_of_service=pytest.fail,
         )
-        to_load = [ModelToLoad.from_spec("tests.scripted_model:ScriptedModel", spec)]
+        self.batches: list[Batch] = []
+        to_load = [
+            ModelToLoad.from_spec("tests.scripted_model:ScriptedModel", spec),
+            ModelToLoad.from_spec("tests.counting_model:CountingModel", stepwise),
+        ]
         self.device = ProcessDevice(cpu(), to_load, self.batcher.tell, threads=1)
         self.held = HeldEnvelopes(store, worker="w", lease_s=60)
         self.execution = Execution(
@@ -86,11 +110,33 @@ class Rig:
         self.store.add_envelopes([outbox_row(envelope, 0)], jobs=[job])
         return envelope
 
-    def run(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _record(self, batch: Batch) -> None:
+        self.writer.record(batch)
+        self.batches.append(batch)
+
+    def run(self, message: Mapping[str, Any], *, reply: bool = False) -> dict[str, Any]:
         """Run a message as a node does."""
         with self.held.taking(str(message.get("id")), str(message.get("job"))) as taken:
-            assert taken
-            return self.execution.run(dict(message))
+            return self.execution.run(dict(message), reply=reply) if taken else {"skipped": "held"}
+
+    def begin(self, message: Mapping[str, Any]) -> Future[dict[str, Any]]:
+        """Run a message in a thread of its own, as in a slot."""
+        outcome: Future[dict[str, Any]] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(self.run(message))
+            except Exception as error:  # noqa: BLE001 - raised by `result`
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return outcome
+
+    def drain(self, grace_s: float) -> None:
+        """Stop as a node does."""
+        self.held.wait_until_none(grace_s)
+        self.execution.gate.close()
+        self.batcher.stop()
 
     def row(self, envelope: Envelope) -> Any:
         with self.store._database.read() as connection:
@@ -307,3 +353,201 @@ def test_a_cancelled_envelope_is_cancelled_as_it_is_stored(rig: Rig) -> None:
     assert rig.run(whole(envelope, items=items((0, "one")))) == {"items": 3, "cancelled": 3}
     assert rig.row(envelope)["state"] == "done"
     assert rig.store.job(envelope.job).state == "cancelled"
+
+
+# --- outcomes of items ---
+
+
+def texts(*given: str) -> tuple[Item, ...]:
+    return tuple(Item(seq, text, ("echo",), key=f"row-{seq}") for seq, text in enumerate(given))
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_each_item_ends_in_its_own_way(rig: Rig) -> None:
+    """A refused input, a bug of the model's code, and a failed pass fail their own item, each by its name."""
+    envelope = rig.accept(items=texts("one", "refuse", "bug", "raise", "two"))
+    assert rig.run(reference(envelope)) == {"items": 5, "succeeded": 2, "failed": 3}
+    first, refused, bug, raised, last = rig.store.results(envelope.job)
+    kinds = [(row.error or {}).get("kind") for row in (first, refused, bug, raised, last)]
+    assert kinds == [None, "InvalidInput", "ModelError", "ModelError", None]
+    assert "scripted to raise" in raised.error["traceback"]  # type: ignore[index]
+    assert [first.output["crc"], last.output["crc"]] == [zlib.crc32(b"one"), zlib.crc32(b"two")]
+    for seq, row in enumerate((first, refused, bug, raised, last)):
+        assert (row.seq, row.key, row.model, row.queued_at) == (seq, f"row-{seq}", "scripted", 1.0)
+        assert (row.tokens, row.model_revision) == ((3, "1") if row.output else (None, None))
+    assert {first.batch, last.batch} <= {batch.id for batch in rig.batches}
+    assert raised.batch is not None
+    assert first.batched_at is not None
+    assert first.computed_at is not None
+    assert first.batched_at <= first.computed_at <= time.time()
+    assert rig.row(envelope)["state"] == "done"
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_caller_that_wants_a_reply_gets_the_results_with_it(rig: Rig) -> None:
+    envelope = rig.accept()
+    told = rig.run(reference(envelope), reply=True)
+    assert [(row["seq"], row["output"]["crc"]) for row in told.pop("results")] == [
+        (seq, zlib.crc32(text.encode())) for seq, text in enumerate(TEXTS)
+    ]
+    assert told == {"items": 3, "succeeded": 3}
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_deadline_that_has_passed_ends_the_items_uncomputed(rig: Rig, *, durable: bool) -> None:
+    now = time.time()
+    late, in_time = (made(durable=durable, queued_at=now, deadline_at=now + after_s) for after_s in (-1.0, 600.0))
+    for envelope, ends in ((late, "expired"), (in_time, "succeeded")):
+        job = NewJob(id=envelope.job, priority=0, created_at=1.0)
+        if durable:
+            rig.store.add_envelopes([outbox_row(envelope, 0)], jobs=[job])
+        else:
+            rig.store.create_job(job)
+        assert rig.run(whole(envelope)) == {"items": 3, ends: 3}
+        assert rig.store.job(envelope.job).finished
+    assert sum(batch.items for batch in rig.batches) == 3
+
+
+# --- cancellations ---
+
+
+def counting(*steps: int) -> tuple[Item, ...]:
+    return tuple(Item(seq, str(count), ("count",)) for seq, count in enumerate(steps))
+
+
+def cancel_item(rig: Rig, envelope: Envelope, seq: int) -> None:
+    """Cancel an item as its handle does."""
+    row = Result(job=envelope.job, seq=seq, task="count", envelope=envelope.id, state=ResultState.CANCELLED)
+    rig.store.commit([row])
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_cancelled_item_stops_stepping(rig: Rig) -> None:
+    """The device works for nobody otherwise, for as long as the item is long."""
+    envelope = rig.accept(model="counting", items=counting(10**9, 10**9 + 1, 3))
+    outcome = rig.begin(reference(envelope))
+    until(lambda: rig.batcher.stepping == [(envelope.job, 0), (envelope.job, 1)])
+    rig.held.drop_cancelled(rig.batcher)
+    cancel_item(rig, envelope, 0)
+    rig.held.drop_cancelled(rig.batcher)
+    until(lambda: rig.batcher.stepping == [(envelope.job, 1)])
+    rig.store.cancel_job(envelope.job)
+    rig.held.drop_cancelled(rig.batcher)
+    assert outcome.result(60) == {"items": 3, "cancelled": 2, "succeeded": 1}
+    assert not rig.batcher.stepping
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_items_of_a_cancelled_job_do_not_wait_for_the_device(store: Store, tmp_path: Path) -> None:
+    """The others go on."""
+    held = tmp_path / "held"
+    with Rig(store, rows=1) as rig:
+        running, others, cancelled = rig.accept(items=texts(f"hold {held}")), rig.accept(), rig.accept()
+        outcomes = [rig.begin(reference(running))]
+        until(held.exists)
+        outcomes.append(rig.begin(reference(others)))
+        until(lambda: len(rig.batcher._feeder.work._given) == 2)  # so that no batch of the other one is staged
+        outcomes.append(rig.begin(reference(cancelled)))
+        until(lambda: rig.row(cancelled)["state"] == "published")
+        rig.store.cancel_job(cancelled.job)
+        # the claimed envelope may not have reached the batcher yet
+        until(lambda: rig.held.drop_cancelled(rig.batcher) or outcomes[2].done())
+        assert outcomes[2].result(60) == {"items": 3, "cancelled": 3}
+        assert not outcomes[0].done()
+        assert not outcomes[1].done()
+        held.unlink()
+        assert [outcome.result(60)["succeeded"] for outcome in outcomes[:2]] == [1, 3]
+
+
+# --- versions ---
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_items_that_wait_for_an_older_version_are_prepared_again(store: Store, tmp_path: Path) -> None:
+    """Those that the device has already end with the version they were prepared for, and say so."""
+    held = tmp_path / "held"
+    with Rig(store, rows=1) as rig:
+        running, waiting = rig.accept(items=texts(f"hold {held}")), rig.accept()
+        outcomes = [rig.begin(reference(running))]
+        until(held.exists)
+        outcomes.append(rig.begin(reference(waiting)))
+        until(lambda: len(rig.batcher._feeder.work._given) == 2)
+        offer = rig.execution.offer
+        older = offer.now.models["scripted"]
+        spec = replace(older.model.spec, revision="2")
+        newer = replace(older, model=ScriptedModel(spec), revision="2", generation=1)
+        admitted = rig.batcher.admit(newer, ModelToLoad.from_spec("tests.scripted_model:ScriptedModel", spec))
+        offer.now = replace(offer.now, models={**offer.now.models, "scripted": newer})
+        retired = rig.batcher.retire(older.key)
+        held.unlink()
+        assert [outcome.result(60)["succeeded"] for outcome in outcomes] == [1, 3]
+        assert [row.model_revision for row in rig.store.results(running.job)] == ["1"]
+        assert [row.model_revision for row in rig.store.results(waiting.job)] == ["1", "2", "2"]
+        assert (admitted.result(60), retired.result(60)) == (None, None)
+        assert rig.run(reference(rig.accept())) == {"items": 3, "succeeded": 3}
+
+
+# --- leases and stops ---
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_an_envelope_is_leased_while_it_runs(rig: Rig, tmp_path: Path) -> None:
+    """A second copy of its message is not run, its lease is renewed, and a worker that ends at once gives it up."""
+    held = tmp_path / "held"
+    envelope = rig.accept(items=texts(f"hold {held}"))
+    outcome = rig.begin(reference(envelope))
+    until(held.exists)
+    assert rig.run(reference(envelope)) == {"skipped": "held"}
+    leased_until = rig.row(envelope)["leased_until"]
+    rig.held.renew_leases()
+    assert rig.row(envelope)["leased_until"] > leased_until
+    assert rig.store.take_overdue(overdue_s=FAR) == []
+    rig.held.give_up_leases()
+    [overdue] = until(lambda: rig.store.take_overdue(overdue_s=FAR))
+    assert (overdue.id, rig.row(envelope)["deaths"]) == (envelope.id, 1)
+    held.unlink()
+    assert outcome.result(60) == {"items": 1, "succeeded": 1}
+    rig.held.wait_until_none(60)
+    assert rig.run(reference(envelope)) == {"skipped": "done"}
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_stop_gives_the_message_back_to_its_queue(rig: Rig, *, durable: bool) -> None:
+    """Of an item that is not durable, the message is all there is; a durable one need not wait for the reconciler."""
+    envelope = rig.accept() if durable else made(durable=False)
+    app = Celery(set_as_current=False)
+    tasks.register(app, rig)  # type: ignore[arg-type]
+    rig.execution.gate.close()
+    with pytest.raises(Reject) as stopped:
+        app.tasks[TASK](whole(envelope))
+    assert stopped.value.requeue
+    assert rig.everything() == {}
+    if durable:
+        row = rig.row(envelope)
+        assert (row["worker"], row["leased_until"], row["attempts"], row["error"]) == (None, None, 0, None)
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_stop_does_not_wait_for_a_long_item(store: Store, tmp_path: Path) -> None:
+    """Finished results are kept; the rest runs in another worker, and only that attempt counts."""
+    held = tmp_path / "held"
+    with Rig(store, rows=1) as first:
+        envelope = first.accept(items=texts("one", f"hold {held}"))
+        outcome = first.begin(reference(envelope))
+        until(lambda: held.exists() and first.batches)
+        first.drain(grace_s=0.01)
+        assert isinstance(outcome.exception(60), EnvelopeInterrupted)
+        assert held.exists()
+        assert [seq for _, seq, _ in first.everything()] == [0]
+        row = first.row(envelope)
+        assert (row["state"], row["stored"], row["attempts"], row["leased_until"]) == ("published", 1, 0, None)
+    held.unlink()
+    with Rig(store) as second:
+        outcome = second.begin(reference(envelope))
+        until(held.exists)
+        held.unlink()
+        assert outcome.result(60) == {"items": 2, "succeeded": 2}
+        row = second.row(envelope)
+        assert (row["state"], row["stored"], row["attempts"]) == ("done", 2, 1)
+        assert second.store.job(envelope.job).succeeded == 2

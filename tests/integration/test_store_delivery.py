@@ -423,6 +423,21 @@ def test_what_redis_has_lost_can_be_taken_back(store: Store) -> None:
     assert [e.id for e in taken] == ["e0"]
 
 
+def test_each_lane_is_judged_by_its_own_oldest_message(store: Store) -> None:
+    """By another tenant's, the envelopes of a long list would be published a second time."""
+    lanes = [store.tenants.enrol(name).lane for name in ("few", "many")]
+    store.create_job(new_job())
+    store.add_envelopes([new_envelope(f"e{lane}", lane=lane) for lane in lanes])
+    store.mark_published([f"e{lane}" for lane in lanes], NOW - 100)
+    few, many = (("text", 9, lane) for lane in lanes)
+
+    oldest = {few: None, many: NOW - 100, ("vision", 9, lanes[1]): None, ("text", 3, lanes[1]): None}
+    taken = store.take_overdue(now=NOW, overdue_s=50, oldest=oldest)
+
+    assert [envelope.id for envelope in taken] == [f"e{lanes[0]}"]
+    assert taken[0].lane == lanes[0]
+
+
 def test_urgent_envelopes_are_returned_first_and_the_limit_holds(store: Store) -> None:
     """After an outage there may be a million; they are taken in portions, urgent ones first within each."""
     store.create_job(new_job())

@@ -99,6 +99,28 @@ def test_a_dead_letter_has_all_that_is_needed_to_understand_it(store: Store) -> 
     assert store.dead_letters.newest(job="other") == []
 
 
+def test_a_dead_letter_shows_failures_only(store: Store) -> None:
+    """Of an envelope that had some of its results when it was given up."""
+    submit(store, items=3)
+    store.commit([result(0), result(2, state=ResultState.CANCELLED, output=None)])
+    store.commit([failed(1)], dead=["e0"], at=NOW)
+
+    (letter,) = store.dead_letters.newest()
+
+    assert [row.seq for row in letter.failures] == [1]
+
+
+def test_a_replay_takes_no_more_than_its_limit(store: Store) -> None:
+    """An operator tries a few first; and a transaction over all of them would hold up every worker."""
+    ids = [f"e{number}" for number in range(3)]
+    submit(store, ids=ids)
+    store.commit([failed(n, envelope=id_) for n, id_ in enumerate(ids)], done=ids, at=NOW)
+
+    assert store.dead_letters.replay(limit=2) == Replayed(envelopes=2, results=2)
+    assert store.job("job").failed == 1
+    assert store.dead_letters.replay(limit=2) == Replayed(envelopes=1, results=1)
+
+
 def test_a_noted_failure_lets_the_next_attempt_begin_at_once(store: Store) -> None:
     """A worker that is alive to say so need not be waited for like a dead one."""
     submit(store)

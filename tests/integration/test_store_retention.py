@@ -120,6 +120,19 @@ def test_large_jobs_are_removed_in_portions(store: Store, store_url: str) -> Non
     assert set(rows_left(store_url).values()) == {0}
 
 
+def test_inputs_of_many_jobs_are_removed_page_by_page(store: Store, store_url: str) -> None:
+    """Each job once, however many are due."""
+    for number in range(5):
+        finished(store, f"job-{number}", at=NOW)
+    database = Database(store_url, timeout_s=30)
+    database.open()
+    retention = Retention(database, jobs=2, rows=7)
+    assert retention.purge(finished_before=NOW + 1, keep_results=True) == Purged(payloads=10)
+    database.close()
+    left = rows_left(store_url)
+    assert (left["jobs"], left["results"], left["payloads"]) == (5, 10, 0)
+
+
 def test_a_purge_that_was_killed_is_finished_by_the_next(store: Store, store_url: str) -> None:
     """The job is out of sight at once; what was left of it must not stay for ever."""
     finished(store, "old", at=NOW)

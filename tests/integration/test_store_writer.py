@@ -22,8 +22,8 @@ from tests.integration.rows import batch, result, run_together, submit
 class CountingStore(Store):
     """A real store that counts its transactions and can be held up before one."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, **options: float) -> None:
+        super().__init__(url, **options)
         self.groups: list[int] = []
         self.entered = threading.Event()
         self.go_on = threading.Event()
@@ -324,6 +324,37 @@ def test_closing_during_an_outage_gives_up_in_time(sqlite_url: str, warned: thre
         outage.end()
 
         assert len(failed) == 1
+        assert store.results("job") == []
+
+
+def test_closing_during_an_outage_asks_once_for_all_that_wait(sqlite_url: str, warned: threading.Event) -> None:
+    """Split like a group with a bad row, they would wait for the database again and again, beyond the grace period."""
+    outage = Locked(sqlite_url)
+    failed: list[StoreUnavailable] = []
+
+    def commit(seq: int) -> None:
+        try:
+            committer.commit(Transaction(results=[result(seq)]))
+        except StoreUnavailable as error:
+            failed.append(error)
+
+    Store(sqlite_url).migrate()
+    with CountingStore(sqlite_url, timeout_s=0.05) as store:
+        submit(store, items=8)
+        committer = writer(store).start()
+        outage.begin()
+        waiting = [in_thread(lambda: commit(0))]
+        assert warned.wait(30)
+        waiting += [in_thread(lambda seq=seq: commit(seq)) for seq in range(1, 8)]  # type: ignore[misc]
+        queued(committer, 7)
+        committer.close(timeout_s=0.0)
+        for thread in waiting:
+            thread.join()
+        outage.end()
+
+        assert len(failed) == 8
+        assert set(store.groups) == {1, 7}
+        assert store.groups.count(7) == 1
         assert store.results("job") == []
 
 

@@ -39,6 +39,16 @@ def test_a_rate_is_kept_with_room_for_a_burst() -> None:
     assert sum(rates.take("a", 2, 101 + n / 100) == 0 for n in range(1000)) == pytest.approx(21, abs=1)
 
 
+def test_a_caller_who_comes_when_it_is_told_is_let_in() -> None:
+    """And not before: the time in Retry-After is the time until there is a token."""
+    rates = Rates()
+    assert rates.take("a", 0.25, 100.0) == 0.0
+    assert rates.take("a", 0.25, 101.0) == pytest.approx(3.0)
+    assert rates.take("a", 0.25, 103.0) == pytest.approx(1.0)
+    assert rates.take("a", 0.25, 104.0) == 0.0
+    assert rates.take("a", 0.25, 104.0) == pytest.approx(4.0)
+
+
 def test_rates_forget_who_was_idle_longest() -> None:
     """However many keys are tried."""
     rates = Rates()

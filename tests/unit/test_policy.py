@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -62,6 +62,8 @@ def decide(
     policy: Policy = POLICY,
     costs: CostModel | None = None,
     seen: Sequence[int] = (),
+    starts_at: float = NOW,
+    absent: Mapping[str, float] | None = None,
 ) -> Decision[int]:
     """Decide on these items, each known by its index."""
     pool: Pool[int] = Pool(policy.window)
@@ -74,8 +76,9 @@ def decide(
             costs=costs or CostModel(),
             turns=turns or Turns(),
             now=NOW,
-            starts_at=NOW,
+            starts_at=starts_at,
             seen_at=dict.fromkeys(seen, NOW),
+            absent=absent or {},
         )
     )
 
@@ -170,6 +173,39 @@ def test_room_left_over_goes_to_bulk_that_needs_no_more_padding():
     """Bulk may ride along with interactive items, but may not widen them, nor be mostly padding."""
     waiting = [item(24, priority=9), item(30, priority=9), item(5, priority=9), item(25, priority=0)]
     assert chosen(decide(waiting)) == [3, 0]
+
+
+def test_riders_are_of_the_leaders_model():
+    """There is room left, and the other model's items are as long: on its rows they would be computed wrongly."""
+    waiting = [item(25, priority=0), *[item(25, priority=9, model="vision")] * 3, item(25, priority=9)]
+    assert chosen(decide(waiting)) == [0, 4]
+
+
+def test_an_item_is_late_if_it_would_end_too_late_alone():
+    """By the time of its own size and heads, from the moment at which the device is free and its model is there."""
+    costs = known(fixed=0.002, rate=1e-2)
+
+    def late(cost: int, deadline_at: float, starts_at: float = NOW, **absent: float) -> bool:
+        waiting = [item(cost, deadline_at=deadline_at), item(10), item(200)]
+        decision = decide(waiting, costs=costs, starts_at=starts_at, absent=absent)
+        return [ticket.item for ticket in decision.expired] == [0]
+
+    took = {cost: costs.seconds("text", BatchShape(cost, 1, 1)) or 0.0 for cost in (10, 200)}
+    assert took[10] < took[200]
+    for cost, seconds in took.items():
+        for begins_at, absent in ((NOW, {}), (NOW + 1.0, {}), (NOW + 5.0, {"text": 5.0})):
+            starts_at = NOW if absent else begins_at
+            assert late(cost, begins_at + seconds - 1e-6, starts_at, **absent)
+            assert not late(cost, begins_at + seconds + 1e-6, starts_at, **absent)
+
+
+def test_the_prediction_counts_padding_rows_and_heads():
+    costs = CostModel()
+    for padded, rows, heads in product((10, 50, 100, 200), (1, 3, 7), (1, 4, 8)):
+        costs.observe("text", BatchShape(padded, rows, heads), 0.01 + 1e-4 * padded + 0.02 * rows + 0.003 * heads)
+    decision = decide([item(10), item(20)], costs=costs, policy=replace(POLICY, least_real_share=0.5))
+    assert decision.shape == BatchShape(40, 2, 2)
+    assert decision.predicted_s == pytest.approx(0.01 + 0.004 + 0.04 + 0.006, rel=0.02)
 
 
 def test_riders_do_not_slow_the_urgent():

@@ -158,3 +158,13 @@ def test_budgets_are_sizes_with_a_unit() -> None:
     for wrong in ("6", "six GB", "6 kB", "-1 GB"):
         with pytest.raises(ValueError, match="`memory_budget` must be a size"):
             WorkerSettings(memory_budget=wrong)
+
+
+def test_a_retired_version_stays_while_something_waits_for_it() -> None:
+    """Its suspects are still to run: unloaded, it would be loaded for them, and unloaded again, for ever."""
+    made = residence(0, "a", "a#1")
+    made.retire("a")
+    needs = {"a": Need(AT_ONCE, 0.0)}
+    assert made.next(needs, (), 1.0, 1.0) is None
+    assert made.absent(1.0) == {}
+    assert made.next({}, (), 2.0, 2.0) == Unload("a")

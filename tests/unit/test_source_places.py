@@ -168,6 +168,13 @@ def test_images_and_clips_come_from_folders_and_tables_elsewhere(memory: str, tm
     assert items(tmp_path / "b.csv", "image") == [("2", b"cat")]
 
 
+def test_a_table_elsewhere_may_name_urls(memory: str) -> None:
+    """A URL in a table is meant as it stands, wherever the table lies."""
+    put(f"{memory}/other/cat.jpg", b"cat")
+    put(f"{memory}/tables/a.csv", f"path\n{memory}/other/cat.jpg\n".encode())
+    assert items(f"{memory}/tables/a.csv", "image") == [("2", b"cat")]
+
+
 def test_media_within_a_table_are_sent_as_they_are(tmp_path: Path) -> None:
     """As Hugging Face's data sets hold them."""
     pq.write_table(pa.table({"image": [{"bytes": b"cat", "path": "cat.jpg"}]}), tmp_path / "a.parquet")

@@ -8,15 +8,17 @@ import pytest
 
 from producers.wire.catalogue import KINDS, Task
 from tests.scripted_model import ScriptedModel
-from workers.batching.microbatch import MicroBatch
+from tests.unit.test_stepping import Countdown
+from workers.batching.inbox import Cancel
+from workers.batching.microbatch import BatchRun, MicroBatch
 from workers.batching.planning.cost_model import CostModel
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.residence import AT_ONCE
 from workers.batching.planning.waiting_pool import Waiting
 from workers.batching.roster import ServedModel
-from workers.batching.work import Entry, Failed
+from workers.batching.work import Entry, Expired, Failed
 from workers.batching.workload import Workload
-from workers.models.interface.model import ModelSpec
+from workers.models.interface.model import ModelSpec, Prepared
 
 MODEL = ScriptedModel(
     ModelSpec("scripted", Path(), "1", {"echo": Task("echo", KINDS["text-classification"], "scripted", "")}, {})
@@ -153,3 +155,72 @@ def test_the_end_takes_everything_once(fails: bool) -> None:
     taken = work.take_all()
     assert sorted(map(id, taken)) == sorted(map(id, all_of_them))
     assert work.take_all() == []
+
+
+def stepwise(rows: int) -> Workload:
+    budget = Budget(cost=1000, rows=rows)
+    return Workload({"countdown": ServedModel(Countdown(), "1", budget)}, Policy(budgets={}), CostModel())
+
+
+def request(seq: int, *, job: str = "job", deadline_at: float | None = None) -> Entry:
+    waiting = Waiting("countdown", 3, 1, 1.0, deadline_at)
+    return Entry(Prepared({}, 1, bytes([seq])), ("count",), waiting, job=job, seq=seq)
+
+
+@pytest.mark.parametrize("absent", [{}, {"countdown": 60.0}])
+def test_a_request_of_a_stepwise_model_expires_like_any_other(absent: dict[str, float]) -> None:
+    """Otherwise its envelope, its slot and its lease would be held for ever."""
+    work = stepwise(rows=4)
+    work.note_absent(absent)
+    late, in_time = request(0, deadline_at=1.5), request(1)
+    work.add([late, in_time])
+    batch = given(work)
+    assert isinstance(late.outcome, Expired)
+    assert in_time.outcome is None
+    assert (batch is None) == bool(absent)
+    assert work.take_all() == [in_time]
+
+
+def test_a_cancelled_request_stops_stepping_and_its_neighbours_go_on() -> None:
+    work = stepwise(rows=4)
+    requests = [request(0), request(1), request(0, job="other"), request(2)]
+    work.add(requests)
+    batches = [given(work) for _ in requests]
+    assert None not in batches
+    assert work.take(Cancel(items=frozenset({("job", 1)})).concerns) == ([requests[1]], [batches[1].id])  # type: ignore[union-attr]
+    assert work.stepping_items() == [("job", 0), ("other", 0), ("job", 2)]
+    assert work.take(Cancel(jobs=frozenset({"job"})).concerns)[0] == [requests[0], requests[3]]
+    assert work.stepping_items() == [("other", 0)]
+
+
+@pytest.mark.parametrize("model", ["scripted", "countdown"])
+def test_the_costs_of_a_model_are_learned_from_its_batches(model: str) -> None:
+    """Without them, deadlines, promises and shares are judged by nothing."""
+    served = {
+        "scripted": ServedModel(MODEL, "1", Budget(1000, 1)),
+        "countdown": ServedModel(Countdown(), "1", Budget(9, 1)),
+    }
+    costs = CostModel()
+    work = Workload(served, Policy(budgets={"scripted": Budget(1000, 1)}), costs)
+    for n in range(8):
+        work.add(entries("four") if model == "scripted" else [request(n)])
+        batch = given(work)
+        assert batch is not None
+        work.end(batch.id)
+        work.ran(batch, BatchRun(3.0, 0.25, 0.0, 0))
+        shape = batch.shape
+    assert costs.seconds(model, shape) == pytest.approx(0.25, rel=0.01)
+
+
+def test_rows_from_the_cache_teach_no_costs() -> None:
+    costs = CostModel()
+    work = Workload(
+        {"scripted": ServedModel(MODEL, "1", Budget(1000, 1))}, Policy(budgets={"scripted": Budget(1000, 1)}), costs
+    )
+    for _ in range(8):
+        work.add(entries("four"))
+        batch = given(work)
+        assert batch is not None
+        work.end(batch.id)
+        work.ran(batch, BatchRun(3.0, 0.25, 0.0, cached_rows=1))
+    assert costs.parts("scripted") is None

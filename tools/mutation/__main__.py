@@ -1,9 +1,10 @@
 """Sample changes, judge each by the tests that reach its line, and print `power`.
 
-    python -m tools.mutation --seed 1 --count 300 [--jobs 2] [--only PATTERN] [--show]
+    python -m tools.mutation --seed 1 --count 300 [--jobs 2] [--only PATTERN] [--tests PATTERN] [--show]
 
-The results stay in `.mutation/` (by commit of the changed file's text, so they are resumable); a change that cannot
-matter is listed in tools/mutation/equivalent.json with its reason.
+The results stay in `.mutation/`, by the text of the changed module, so a run is resumable; a change that survived is
+judged again when its tests have changed. A change that cannot matter is listed in tools/mutation/equivalent.json with
+its reason.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tools.mutation.covering import covering
+from tools.mutation.covering import Reached, covering, text_of
 from tools.mutation.judging import judge, tests_of
 from tools.mutation.mutants import Mutant, all_mutants
 
@@ -64,8 +65,9 @@ def main() -> int:
         return 0
     KEPT.mkdir(exist_ok=True)
     tests = [str(path.relative_to(ROOT)) for pattern in TESTS for path in sorted(ROOT.glob(pattern))]
-    lines = covering(ROOT, KEPT / "covering.json", tests)
-    _judge_all(chosen, lines, options.jobs, KEPT / "judged.jsonl")
+    tests = [test for test in tests if not options.tests or any(part in test for part in options.tests)]
+    runs = covering(ROOT, KEPT / "covering.json", tests)
+    _judge_all(chosen, runs, options.jobs, KEPT / "judged.jsonl")
     return _report(options.seed, len(everything), chosen)
 
 
@@ -75,14 +77,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=2, help="changes judged at a time, each in a copy of the tree")
     parser.add_argument("--only", default="", help="judge only changes of paths that contain this")
+    parser.add_argument("--tests", action="append", help="run only files of tests whose path contains this; repeatable")
     parser.add_argument("--show", action="store_true", help="print the sample and end")
     return parser.parse_args()
 
 
-def _judge_all(chosen: list[Mutant], lines: dict[str, Any], jobs: int, file: Path) -> None:
+def _judge_all(chosen: list[Mutant], runs: dict[str, Reached], jobs: int, file: Path) -> None:
     kept = _kept(file)
     lock = threading.Lock()
-    waiting = [mutant for mutant in chosen if _key(mutant) not in kept]
+    tests = {mutant.id: tests_of(mutant, text_of(ROOT / mutant.path), runs) for mutant in chosen}
+    judges = {id_: _judges(own, runs) for id_, own in tests.items()}
+    waiting = [mutant for mutant in chosen if not _is_judged(kept.get(_key(mutant)), judges[mutant.id])]
+    print(f"{len(waiting)} of {len(chosen)} changes are to be judged", flush=True)
     with tempfile.TemporaryDirectory(prefix="argosy-mutation-") as folder:
         trees = [_copied(Path(folder, str(number))) for number in range(jobs)]
 
@@ -90,16 +96,27 @@ def _judge_all(chosen: list[Mutant], lines: dict[str, Any], jobs: int, file: Pat
             with lock:
                 tree = trees.pop()
             try:
-                verdict = judge(tree, mutant, tests_of(mutant, lines))
+                verdict = judge(tree, mutant, tests[mutant.id])
             finally:
                 with lock:
                     trees.append(tree)
             with lock, file.open("a") as out:
-                out.write(json.dumps({"key": _key(mutant), "id": mutant.id, "mutant": str(mutant), **verdict}) + "\n")
+                told = {"key": _key(mutant), "id": mutant.id, "mutant": str(mutant), "judges": judges[mutant.id]}
+                out.write(json.dumps({**told, **verdict}) + "\n")
                 print(f"{verdict['verdict']:9} {verdict['seconds']:4} s {mutant}", flush=True)
 
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(work, waiting))
+
+
+def _judges(tests: list[tuple[str, int]], runs: dict[str, Reached]) -> str:
+    """Return a digest of the texts of these tests."""
+    return hashlib.sha256(" ".join(f"{test} {runs[test]['test']}" for test, _ in tests).encode()).hexdigest()[:12]
+
+
+def _is_judged(verdict: dict[str, Any] | None, judges: str) -> bool:
+    """Return whether a verdict holds: a change that survived is judged again by other tests."""
+    return verdict is not None and (verdict["verdict"] == "killed" or verdict["judges"] == judges)
 
 
 def _copied(tree: Path) -> Path:
@@ -115,8 +132,7 @@ def _copied(tree: Path) -> Path:
 
 def _key(mutant: Mutant) -> str:
     """Return the identity of a judgement: the change and the text of its module."""
-    text = (ROOT / mutant.path).read_bytes()
-    return f"{mutant.id}-{hashlib.sha256(text).hexdigest()[:12]}"
+    return f"{mutant.id}-{text_of(ROOT / mutant.path)}"
 
 
 def _kept(file: Path) -> dict[str, dict[str, Any]]:

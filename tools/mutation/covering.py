@@ -6,6 +6,7 @@ every process that the tests start, so that lines that only workers run have the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,13 +15,16 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import TypedDict
 
 _SETTINGS = """
 [run]
 source = producers,workers,results_store
 parallel = true
 context = ${ARGOSY_TEST_FILE}
-patch = subprocess
+patch =
+    subprocess
+    _exit
 concurrency = thread
 sigterm = true
 data_file = {folder}/data
@@ -30,22 +34,35 @@ data_file = {folder}/data
 _LONGEST_S = 900
 
 
-def covering(root: Path, file: Path, tests: list[str]) -> dict[str, dict[str, list[int]]]:
-    """Return, by file of tests, the lines that it reaches by path, and its seconds under "". Kept in `file`."""
-    kept: dict[str, dict[str, list[int]]] = json.loads(file.read_text()) if file.exists() else {}
+class Reached(TypedDict):
+    """A run of a file of tests without a change: its text, its outcome, and the text and lines of each module."""
+
+    test: str
+    passed: bool
+    seconds: int
+    modules: dict[str, tuple[str, list[int]]]
+
+
+def covering(root: Path, file: Path, tests: list[str]) -> dict[str, Reached]:
+    """Return the runs of these files of tests. They are kept in `file`; a file whose text has changed runs again."""
+    kept: dict[str, Reached] = json.loads(file.read_text()) if file.exists() else {}
     for test in tests:
-        if test not in kept:
-            began = time.monotonic()
-            reached = _reached(root, test)
-            kept[test] = {**reached, "": [round(time.monotonic() - began)]}
+        if test not in kept or kept[test]["test"] != text_of(root / test):
+            kept[test] = reached = _reached(root, test)
             file.write_text(json.dumps(kept))
-            print(f"{test}: {sum(map(len, reached.values()))} lines, {kept[test][''][0]} s", flush=True)
-    return kept
+            lines = sum(len(found) for _, found in reached["modules"].values())
+            outcome = "" if reached["passed"] else "; it FAILS without a change, and judges nothing"
+            print(f"{test}: {lines} lines, {reached['seconds']} s{outcome}", flush=True)
+    return {test: kept[test] for test in tests}
 
 
-def _reached(root: Path, test: str) -> dict[str, list[int]]:
-    from coverage import CoverageData
+def text_of(path: Path) -> str:
+    """Return a digest of a file's text."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
+
+def _reached(root: Path, test: str) -> Reached:
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder, "settings")
         settings.write_text(_SETTINGS.replace("{folder}", folder))
@@ -57,7 +74,7 @@ def _reached(root: Path, test: str) -> dict[str, list[int]]:
         coverage = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m"]
         command = [*coverage, "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", test]
         try:
-            subprocess.run(
+            ended = subprocess.run(
                 command,
                 cwd=root,
                 env=environment,
@@ -66,17 +83,26 @@ def _reached(root: Path, test: str) -> dict[str, list[int]]:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
+            passed = ended.returncode == 0
         except subprocess.TimeoutExpired:
-            print(f"{test}: no end after {_LONGEST_S} s")
-        lines: dict[str, set[int]] = defaultdict(set)
-        for part in Path(folder).glob("data.*"):
-            try:
-                data = CoverageData(str(part))
-                data.read()
-            except Exception as error:  # noqa: BLE001 - of a process that was killed while it wrote
-                print(f"{test}: {part.name}: {error}")
-                continue
-            for path in data.measured_files():
-                if Path(path).is_relative_to(root):
-                    lines[str(Path(path).relative_to(root))].update(data.lines(path) or ())
-        return {path: sorted(found) for path, found in sorted(lines.items())}
+            passed = False
+        seconds = round(time.monotonic() - began)
+        lines = {path: (text_of(root / path), sorted(found)) for path, found in sorted(_lines(root, folder).items())}
+        return {"test": text_of(root / test), "passed": passed, "seconds": seconds, "modules": lines}
+
+
+def _lines(root: Path, folder: str) -> dict[str, set[int]]:
+    from coverage import CoverageData
+
+    lines: dict[str, set[int]] = defaultdict(set)
+    for part in Path(folder).glob("data.*"):
+        try:
+            data = CoverageData(str(part))
+            data.read()
+        except Exception as error:  # noqa: BLE001 - of a process that was killed while it wrote
+            print(f"{part.name}: {error}")
+            continue
+        for path in data.measured_files():
+            if Path(path).is_relative_to(root):
+                lines[str(Path(path).relative_to(root))].update(data.lines(path) or ())
+    return lines

@@ -10,28 +10,43 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tools.mutation.covering import Reached
 from tools.mutation.mutants import Mutant
 
 #: The files of tests for a change take at most this many seconds when nothing is changed; at least one is run.
 BUDGET_S = 420
 
+#: pytest's exit status if a file has no tests to run.
+_NO_TESTS = 5
+
 #: A file that runs this many times longer than without the change counts as failed.
 PATIENCE = 4
 
 
-def tests_of(mutant: Mutant, lines: dict[str, dict[str, list[int]]]) -> list[tuple[str, int]]:
-    """Return the files of tests that reach the change, with their seconds: the quick ones, within the budget."""
+def tests_of(mutant: Mutant, text: str, runs: dict[str, Reached]) -> list[tuple[str, int]]:
+    """Return the files of tests that reach the change, with their seconds: within the budget, the quick ones first.
+
+    `text` is the digest of the changed module. Where it has changed since the run of a file, the lines have moved, and
+    every file that reaches the module is taken. Of files that reach a line at import, as constants, those with the most
+    lines of the module are taken.
+    """
     changed = range(mutant.line, mutant.last_line + 1)
-    reaching = [
-        (test, found[""][0]) for test, found in lines.items() if not set(found.get(mutant.path, ())).isdisjoint(changed)
-    ]
+    reaching: list[tuple[int, int, str]] = []
+    for test, run in runs.items():
+        known, lines = run["modules"].get(mutant.path, ("", []))
+        if run["passed"] and lines and (known != text or not set(lines).isdisjoint(changed)):
+            reaching.append((run["seconds"], len(lines), test))
+    if mutant.at_import:
+        reaching.sort(key=lambda found: -found[1])
+    else:
+        reaching.sort()
     chosen: list[tuple[str, int]] = []
     spent = 0
-    for test, seconds in sorted(reaching, key=lambda pair: pair[1]):
+    for seconds, _, test in reaching:
         if not chosen or spent + seconds <= BUDGET_S:
             chosen.append((test, seconds))
             spent += seconds
-    return chosen
+    return sorted(chosen, key=lambda pair: pair[1])
 
 
 def judge(tree: Path, mutant: Mutant, tests: list[tuple[str, int]]) -> dict[str, Any]:
@@ -55,7 +70,7 @@ def _fails(tree: Path, test: str, limit_s: float) -> bool:
         command, cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        return process.wait(limit_s) != 0
+        return process.wait(limit_s) not in (0, _NO_TESTS)
     except subprocess.TimeoutExpired:
         return True
     finally:

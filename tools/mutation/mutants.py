@@ -29,7 +29,11 @@ _FOR_PEOPLE = {"logger", "logging", "warnings"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of a file: the source between two offsets becomes `text`. Its `id` survives edits elsewhere."""
+    """A change of a file: the source between two offsets becomes `text`. Its `id` survives edits elsewhere.
+
+    `line` to `last_line` are the lines of the changed statement, or of the header of an `if` or a loop. A change
+    outside functions runs `at_import`.
+    """
 
     id: str
     path: str
@@ -40,6 +44,7 @@ class Mutant:
     kind: str
     old: str
     text: str
+    at_import: bool
 
     def apply(self, source: str) -> str:
         return source[: self.begin] + self.text + source[self.end :]
@@ -54,13 +59,14 @@ def mutants(root: Path, path: Path) -> list[Mutant]:
     name = str(path.relative_to(root))
     seen: Counter[tuple[str, ...]] = Counter()
     found = []
-    for kind, node, begin, end, text in _Changes(source).all():
+    changes = _Changes(source)
+    for kind, node, begin, end, text in changes.all():
         old = source[begin:end]
         key = (name, kind, node, old, text)
         seen[key] += 1
         identity = hashlib.sha256("\x1f".join((*key, str(seen[key]))).encode()).hexdigest()[:16]
-        line, last = source.count("\n", 0, begin) + 1, source.count("\n", 0, end) + 1
-        found.append(Mutant(identity, name, line, last, begin, end, kind, old, text))
+        line, last, at_import = changes.lines(source.count("\n", 0, begin) + 1, source.count("\n", 0, end) + 1)
+        found.append(Mutant(identity, name, line, last, begin, end, kind, old, text, at_import))
     return found
 
 
@@ -75,6 +81,23 @@ class _Changes:
             starts.append(starts[-1] + len(line.encode()))
         self._starts = starts
         self._bytes = source.encode()
+
+    def lines(self, first: int, last: int) -> tuple[int, int, bool]:
+        """Return the lines of the innermost statement around these lines, and whether it runs at the import.
+
+        A line of its own inside a statement may have no event of its own.
+        """
+        inside = False
+        for node in ast.walk(self._tree):  # outer nodes come first
+            if not isinstance(node, ast.stmt) or node.end_lineno is None:
+                continue
+            body = [case.pattern for case in node.cases] if isinstance(node, ast.Match) else getattr(node, "body", None)
+            end = body[0].lineno - 1 if body else node.end_lineno
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and end < first <= node.end_lineno:
+                inside = True
+            if node.lineno <= first and last <= max(end, node.lineno):
+                return node.lineno, max(last, end), not inside
+        return first, last, not inside
 
     def all(self) -> Iterator[tuple[str, str, int, int, str]]:
         """Yield (kind, name of the function, first offset, end offset, new text)."""

@@ -33,6 +33,7 @@ def register(app: Celery, node: Node) -> None:
     @app.task(  # type: ignore[untyped-decorator] # Celery is untyped
         name=TASK,
         bind=True,
+        shared=False,
         typing=False,
         ignore_result=False,
         throws=(InvalidMessage,),
