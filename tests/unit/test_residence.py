@@ -168,3 +168,17 @@ def test_a_retired_version_stays_while_something_waits_for_it() -> None:
     assert made.next(needs, (), 1.0, 1.0) is None
     assert made.absent(1.0) == {}
     assert made.next({}, (), 2.0, 2.0) == Unload("a")
+
+
+@pytest.mark.parametrize(
+    ("waits", "wanted", "first"),
+    [
+        (Need(3, 0.0), Need(9, 5.0), "asked"),  # whatever waits for it
+        (Need(AT_ONCE, 0.0), Need(9, 5.0), "other"),  # suspects go before all others
+        (Need(0, 0.0), Need(AT_ONCE, 5.0), "asked"),  # also its own
+    ],
+)
+def test_a_model_that_is_asked_for_comes_before_all_but_suspects(waits: Need, wanted: Need, first: str) -> None:
+    made = residence(1000, "other")
+    made.add("asked", Footprint(100 * MB, 1.0), asked_for=True)
+    assert made.next({"other": waits, "asked": wanted}, (), 6.0, 6.0) == Load(first)

@@ -40,6 +40,15 @@ def test_a_staged_batch_is_overtaken_once_at_most() -> None:
     assert made.overtakable == 9, "another batch is staged now"
 
 
+def test_an_overtaken_batch_is_known_after_the_other_has_ended() -> None:
+    """In whatever order their ends are heard of."""
+    made = stages(("running", 9), ("staged", 9))
+    made.give("urgent", 0, 1.0, overtaking=True)
+    made.end("urgent")
+    assert list(made) == ["running", "staged"]
+    assert made.overtakable is None
+
+
 @pytest.mark.parametrize("first", ["running", "staged"])
 def test_a_batch_behind_an_overtaking_one_is_not_overtaken(first: str) -> None:
     """The device may have run the staged batch first: the order of these two is not known here."""

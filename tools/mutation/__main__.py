@@ -59,13 +59,13 @@ def main() -> int:
     options = _options()
     everything = [mutant for mutant in all_mutants(ROOT, MODULES) if Path(mutant.path).name not in NOT]
     chosen = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
-    chosen = [mutant for mutant in chosen if options.only in mutant.path]
+    chosen = [mutant for mutant in chosen if _named(mutant.path, options.only)]
     if options.show:
         print("\n".join(f"{mutant.id} {mutant}" for mutant in chosen))
         return 0
     KEPT.mkdir(exist_ok=True)
     tests = [str(path.relative_to(ROOT)) for pattern in TESTS for path in sorted(ROOT.glob(pattern))]
-    tests = [test for test in tests if not options.tests or any(part in test for part in options.tests)]
+    tests = [test for test in tests if _named(test, options.tests)]
     runs = covering(ROOT, KEPT / "covering.json", tests)
     _judge_all(chosen, runs, options.jobs, KEPT / "judged.jsonl")
     return _report(options.seed, len(everything), chosen)
@@ -76,10 +76,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=2, help="changes judged at a time, each in a copy of the tree")
-    parser.add_argument("--only", default="", help="judge only changes of paths that contain this")
+    parser.add_argument("--only", action="append", help="judge only changes of paths that contain this; repeatable")
     parser.add_argument("--tests", action="append", help="run only files of tests whose path contains this; repeatable")
     parser.add_argument("--show", action="store_true", help="print the sample and end")
     return parser.parse_args()
+
+
+def _named(path: str, parts: list[str] | None) -> bool:
+    return not parts or any(part in path for part in parts)
 
 
 def _judge_all(chosen: list[Mutant], runs: dict[str, Reached], jobs: int, file: Path) -> None:

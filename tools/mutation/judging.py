@@ -27,15 +27,17 @@ def tests_of(mutant: Mutant, text: str, runs: dict[str, Reached]) -> list[tuple[
     """Return the files of tests that reach the change, with their seconds: within the budget, the quick ones first.
 
     `text` is the digest of the changed module. Where it has changed since the run of a file, the lines have moved, and
-    every file that reaches the module is taken. Of files that reach a line at import, as constants, those with the most
-    lines of the module are taken.
+    every file that reaches the module is taken. A line that runs at the import is reached by nearly every file: those
+    are taken of whose lines the module has the largest share.
     """
-    changed = range(mutant.line, mutant.last_line + 1)
-    reaching: list[tuple[int, int, str]] = []
+    first, last = mutant.statement
+    changed = range(first, last + 1)
+    reaching: list[tuple[int, float, str]] = []
     for test, run in runs.items():
         known, lines = run["modules"].get(mutant.path, ("", []))
         if run["passed"] and lines and (known != text or not set(lines).isdisjoint(changed)):
-            reaching.append((run["seconds"], len(lines), test))
+            share = len(lines) / sum(len(own) for _, own in run["modules"].values())
+            reaching.append((run["seconds"], share, test))
     if mutant.at_import:
         reaching.sort(key=lambda found: -found[1])
     else:

@@ -31,14 +31,14 @@ _FOR_PEOPLE = {"logger", "logging", "warnings"}
 class Mutant:
     """A change of a file: the source between two offsets becomes `text`. Its `id` survives edits elsewhere.
 
-    `line` to `last_line` are the lines of the changed statement, or of the header of an `if` or a loop. A change
+    `statement` is the first and last line of the changed statement, or of the header of an `if` or a loop. A change
     outside functions runs `at_import`.
     """
 
     id: str
     path: str
     line: int
-    last_line: int
+    statement: tuple[int, int]
     begin: int
     end: int
     kind: str
@@ -65,8 +65,9 @@ def mutants(root: Path, path: Path) -> list[Mutant]:
         key = (name, kind, node, old, text)
         seen[key] += 1
         identity = hashlib.sha256("\x1f".join((*key, str(seen[key]))).encode()).hexdigest()[:16]
-        line, last, at_import = changes.lines(source.count("\n", 0, begin) + 1, source.count("\n", 0, end) + 1)
-        found.append(Mutant(identity, name, line, last, begin, end, kind, old, text, at_import))
+        line = source.count("\n", 0, begin) + 1
+        statement, at_import = changes.statement(line, source.count("\n", 0, end) + 1)
+        found.append(Mutant(identity, name, line, statement, begin, end, kind, old, text, at_import))
     return found
 
 
@@ -82,7 +83,7 @@ class _Changes:
         self._starts = starts
         self._bytes = source.encode()
 
-    def lines(self, first: int, last: int) -> tuple[int, int, bool]:
+    def statement(self, first: int, last: int) -> tuple[tuple[int, int], bool]:
         """Return the lines of the innermost statement around these lines, and whether it runs at the import.
 
         A line of its own inside a statement may have no event of its own.
@@ -96,8 +97,8 @@ class _Changes:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and end < first <= node.end_lineno:
                 inside = True
             if node.lineno <= first and last <= max(end, node.lineno):
-                return node.lineno, max(last, end), not inside
-        return first, last, not inside
+                return (node.lineno, max(last, end)), not inside
+        return (first, last), not inside
 
     def all(self) -> Iterator[tuple[str, str, int, int, str]]:
         """Yield (kind, name of the function, first offset, end offset, new text)."""
