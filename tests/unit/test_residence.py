@@ -176,9 +176,25 @@ def test_a_retired_version_stays_while_something_waits_for_it() -> None:
         (Need(3, 0.0), Need(9, 5.0), "asked"),  # whatever waits for it
         (Need(AT_ONCE, 0.0), Need(9, 5.0), "other"),  # suspects go before all others
         (Need(0, 0.0), Need(AT_ONCE, 5.0), "asked"),  # also its own
+        (Need(0, 0.5), None, "asked"),  # though nothing waits for it
     ],
 )
-def test_a_model_that_is_asked_for_comes_before_all_but_suspects(waits: Need, wanted: Need, first: str) -> None:
+def test_a_model_that_is_asked_for_comes_before_all_but_suspects(waits: Need, wanted: Need | None, first: str) -> None:
     made = residence(1000, "other")
     made.add("asked", Footprint(100 * MB, 1.0), asked_for=True)
-    assert made.next({"other": waits, "asked": wanted}, (), 6.0, 6.0) == Load(first)
+    needs = {"other": waits} | ({"asked": wanted} if wanted else {})
+    assert made.next(needs, (), 6.0, 6.0) == Load(first)
+
+
+def test_only_deaths_in_a_row_count_against_a_model_that_loads() -> None:
+    """The roster gives a model up after two: its loading in between proves that it can be loaded."""
+    made = residence(160, "a")
+    need = {"a": Need(3, 0.0)}
+    assert made.next(need, (), 1.0, 1.0) == Load("a")
+    assert made.lost(2.0) == ("a", 1)
+    come(made, "a", 3.0)
+    assert made.lost(4.0) is None, "nothing was loading"
+    assert made.next(need, (), 5.0, 5.0) == Load("a")
+    assert made.lost(6.0) == ("a", 1)
+    assert made.next(need, (), 7.0, 7.0) == Load("a")
+    assert made.lost(8.0) == ("a", 2)

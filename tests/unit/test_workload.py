@@ -162,9 +162,9 @@ def stepwise(rows: int) -> Workload:
     return Workload({"countdown": ServedModel(Countdown(), "1", budget)}, Policy(budgets={}), CostModel())
 
 
-def request(seq: int, *, job: str = "job", deadline_at: float | None = None) -> Entry:
-    waiting = Waiting("countdown", 3, 1, 1.0, deadline_at)
-    return Entry(Prepared({}, 1, bytes([seq])), ("count",), waiting, job=job, seq=seq)
+def request(seq: int, *, job: str = "job", deadline_at: float | None = None, priority: int = 3, cost: int = 1) -> Entry:
+    waiting = Waiting("countdown", priority, cost, 1.0, deadline_at)
+    return Entry(Prepared({}, cost, bytes([seq])), ("count",), waiting, job=job, seq=seq)
 
 
 @pytest.mark.parametrize("absent", [{}, {"countdown": 60.0}])
@@ -179,6 +179,28 @@ def test_a_request_of_a_stepwise_model_expires_like_any_other(absent: dict[str, 
     assert in_time.outcome is None
     assert (batch is None) == bool(absent)
     assert work.take_all() == [in_time]
+
+
+@pytest.mark.parametrize("cost", [1, 500])
+def test_requests_step_together_within_the_bound(cost: int) -> None:
+    """Of rows, or of cost, which stands for memory; a request more urgent than all others has room once more."""
+    work = stepwise(rows=2 if cost == 1 else 9)
+    work.add([request(n, cost=cost) for n in range(3)])
+    first, second, third = given(work), given(work), given(work)
+    assert first is not None
+    assert second is not None
+    assert third is None
+    work.add([request(n, priority=0, cost=cost) for n in (7, 8)])
+    urgent = given(work)
+    assert urgent is not None
+    assert urgent.priority == 0
+    assert given(work) is None
+    for batch in (first, second):
+        assert work.end(batch.id) is batch
+    more = given(work)
+    assert more is not None
+    assert more.priority == 0
+    assert given(work) is None
 
 
 def test_a_cancelled_request_stops_stepping_and_its_neighbours_go_on() -> None:
