@@ -198,3 +198,14 @@ def test_only_deaths_in_a_row_count_against_a_model_that_loads() -> None:
     assert made.lost(6.0) == ("a", 1)
     assert made.next(need, (), 7.0, 7.0) == Load("a")
     assert made.lost(8.0) == ("a", 2)
+
+
+def test_a_model_that_made_room_waits_though_another_is_forgotten_meanwhile() -> None:
+    """Its work is older, and it would return at once."""
+    made = residence(160, "a", "b", "retired")
+    come(made, "a", 0.0)
+    needs = {"a": Need(3, 0.0), "b": Need(3, 1.0)}
+    assert made.next(needs, (), 9.0, 9.0) == Unload("a")
+    made.remove("retired")
+    made.went("a", 50 * MB, 9.1)
+    assert made.next(needs, (), 9.1, 9.1) == Load("b")

@@ -246,3 +246,13 @@ def test_rows_from_the_cache_teach_no_costs() -> None:
         work.end(batch.id)
         work.ran(batch, BatchRun(3.0, 0.25, 0.0, cached_rows=1))
     assert costs.parts("scripted") is None
+
+
+def test_requests_that_wait_for_a_retired_model_are_taken_back_and_the_stepping_go_on() -> None:
+    work = stepwise(rows=1)
+    work.add(requests := [request(0), request(1)])
+    batch = given(work)
+    assert batch is not None
+    assert work.take_waiting("countdown") == requests[1:]
+    assert work.stepping_items() == [("job", 0)]
+    assert work.take_waiting("unknown") == []
