@@ -57,15 +57,20 @@ def _valkey(folder: Path) -> ValkeyServer:
     return ValkeyServer(port=free_port(), data_dir=folder, persist=True, config={"save": "", "appendonly": "no"})
 
 
+#: Of the root logger, before any fixture of a module starts a Celery worker, which sets its own.
+_LEVEL, _DISABLED = logging.getLogger().level, logging.root.manager.disable
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """A Celery worker sets the root level, a linter switches loggers off; the next test must not go deaf by it."""
     root = logging.getLogger()
-    level, disabled = root.level, root.manager.disable
+    root.setLevel(_LEVEL)
+    logging.disable(_DISABLED)
     heard = [one for one in root.manager.loggerDict.values() if isinstance(one, logging.Logger) and not one.disabled]
     yield
-    root.setLevel(level)
-    logging.disable(disabled)
+    root.setLevel(_LEVEL)
+    logging.disable(_DISABLED)
     for one in heard:
         one.disabled = False
 
