@@ -1,5 +1,4 @@
-"""Celery's Redis transport and task strategy, guarded against invalid messages, broken connections and a Redis that
-refuses commands.
+"""Celery's Redis transport, guarded against invalid messages, broken connections and a Redis that refuses commands.
 
 Any client of the broker can put anything on a queue. Stock kombu and Celery let some messages (no JSON, no properties,
 an odd header) raise in the consumer's loop: the worker ends and returns the message, and the next worker ends too; or
