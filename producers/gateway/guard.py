@@ -1,4 +1,4 @@
-"""Checks before the routes, and before a byte of the body is read: origin, API key, rate, share, body size and speed."""
+"""Checks before the routes, before a byte of the body is read: origin, API key, rate, share, body size and speed."""
 
 from __future__ import annotations
 
