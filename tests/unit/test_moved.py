@@ -20,14 +20,16 @@ MOVED = {**producers._MOVED, **workers._MOVED, **results_store._MOVED}
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
-def test_an_old_module_has_a_new_one(old: str) -> None:
+def test_an_old_module_has_a_new_one(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, old, raising=False)  # tests come in any order: another one imports it
     with pytest.warns(FutureWarning, match=f"^{old} is now {MOVED[old]};"):
         assert importlib.util.find_spec(old) is not None
     assert importlib.util.find_spec(MOVED[old]) is not None
 
 
-def test_a_class_is_the_same_under_both_names() -> None:
+def test_a_class_is_the_same_under_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody's `except InvalidInput` would not catch the error of a copy."""
+    monkeypatch.delitem(sys.modules, "producers.errors", raising=False)
     from producers.wire import errors
 
     with pytest.warns(FutureWarning, match="producers.errors is now producers.wire.errors"):
