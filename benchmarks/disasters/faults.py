@@ -384,9 +384,8 @@ def _refusing(begin: Callable[[Stage, Any], None], end: Callable[[Stage, Any], N
     from redis.exceptions import RedisError
 
     def fault(stage: Stage) -> Iterator[str]:
-        stage.waited_for(lambda: stage.brokers)
         with Redis.from_url(stage.fleet.valkey_url, socket_timeout=5) as redis:
-            redis.ping()
+            stage.waited_for(lambda: _answering(redis))
             stage.struck()
             begin(stage, redis)
             try:
@@ -396,6 +395,16 @@ def _refusing(begin: Callable[[Stage, Any], None], end: Callable[[Stage, Any], N
                     end(stage, redis)
 
     return fault
+
+
+def _answering(redis: Any) -> list[int]:
+    """Return a Redis that an earlier blow did not leave dead or loading, as a list of one."""
+    from redis.exceptions import RedisError
+
+    with suppress(RedisError):
+        redis.ping()
+        return [1]
+    return []
 
 
 def _full(_: Stage, redis: Any) -> None:
