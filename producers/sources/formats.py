@@ -5,15 +5,27 @@ An unreadable row is yielded as an InvalidInput, and reading goes on. A file tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
+from itertools import chain
+from typing import Any, cast
 
 import msgspec
 
 from producers.sources.delimited import comma_separated, tab_separated
 from producers.sources.file_reading import Raw, Reader, Reading
 from producers.sources.lines import lines
-from producers.wire.errors import InvalidInput
+from producers.wire.errors import InputTooLarge, InvalidInput
+
+#: The largest JSON list, in bytes: it is read as a whole.
+_LIST_BYTES = 256 * 1024 * 1024
+
+#: The most blank bytes before a JSON list.
+_BLANKS = 64
+
+#: The numbers that Python's own writers put into JSON.
+_NO_JSON = re.compile(r"-?\bInfinity\b|\bNaN\b")
 
 #: Name of the only column of a source without columns.
 INPUT = "input"
@@ -30,17 +42,56 @@ def text(reading: Reading) -> Iterator[Raw]:
 
 def jsonl(reading: Reading) -> Iterator[Raw]:
     """Read JSON Lines: an object or a string per line."""
-    decode = msgspec.json.Decoder().decode
-    for number, line in lines(reading):
+    return _json_lines(lines(reading), reading)
+
+
+def json(reading: Reading) -> Iterator[Raw]:
+    """Read a JSON list of objects or strings, or JSON Lines: databases write both with this suffix."""
+    if cast(BufferedReader, reading.file).peek(_BLANKS)[:_BLANKS].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        yield from _json_list(reading)
+        return
+    each = lines(reading)
+    first = next(each, None)
+    if first is None:
+        return
+    if isinstance(first[1], str) and isinstance(_value(first[1], first[0], reading), InvalidInput):
+        raise reading.wrong(1, "is neither a JSON list nor JSON Lines", "write each item as an element or as a line")
+    yield from _json_lines(chain([first], each), reading)
+
+
+def _json_list(reading: Reading) -> Iterator[Raw]:
+    whole = reading.file.read(_LIST_BYTES + 1)
+    if len(whole) > _LIST_BYTES:
+        problem = f"is a JSON list of over {_LIST_BYTES:,} bytes"
+        raise InputTooLarge(reading.name, problem, "convert it to JSON Lines: jq -c '.[]'")
+    reading.meter.done = len(whole)
+    value = _value(whole.removeprefix(b"\xef\xbb\xbf"), 1, reading)
+    if isinstance(value, InvalidInput):
+        raise value
+    for number, element in enumerate(value, 1):
+        yield number, _columns(element, number, reading)
+
+
+def _json_lines(each: Iterable[tuple[int, str | InvalidInput]], reading: Reading) -> Iterator[Raw]:
+    for number, line in each:
         if isinstance(line, InvalidInput):
             yield number, line
         elif line.strip():
-            try:
-                value = decode(line)
-            except msgspec.DecodeError as error:
-                yield number, reading.wrong(number, f"is not JSON: {error}", "each line must be one JSON value")
-                continue
-            yield number, _columns(value, number, reading)
+            value = _value(line, number, reading)
+            yield number, value if isinstance(value, InvalidInput) else _columns(value, number, reading)
+
+
+def _value(text: str | bytes, number: int, reading: Reading) -> Any:
+    """Return the value of a JSON text, or its error."""
+    try:
+        return msgspec.json.decode(text)
+    except RecursionError:
+        return reading.wrong(number, "is JSON nested too deeply", "flatten it")
+    except msgspec.DecodeError as error:
+        found = _NO_JSON.search(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        if found:
+            return reading.wrong(number, f"has {found[0]}, which is not JSON", "write null, or leave the field out")
+        return reading.wrong(number, f"is not JSON: {error}", "each line must be one JSON value")
 
 
 def _columns(value: Any, number: int, reading: Reading) -> Mapping[str, Any] | InvalidInput:
@@ -65,24 +116,13 @@ def arrow_ipc(reading: Reading) -> Iterator[Raw]:
     return arrow.ipc(reading)
 
 
-#: The readers by the format of `--format` or of the file's suffix. Any other file is plain text.
+#: The readers by the name of their format.
 FORMATS: Mapping[str, Reader] = {
     "text": text,
+    "json": json,
     "jsonl": jsonl,
     "csv": comma_separated,
     "tsv": tab_separated,
     "parquet": parquet,
     "arrow": arrow_ipc,
-}
-
-SUFFIXES: Mapping[str, str] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".arrows": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
 }

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from producers.client.request import NewItem
-from producers.sources.places import BROKEN, LocalFile, Place, RemoteFile
+from producers.sources.detection import BROKEN
+from producers.sources.places import LocalFile, Place, RemoteFile
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import PathInput, UrlInput
@@ -17,9 +18,15 @@ Row: TypeAlias = NewItem | InvalidInput
 
 #: Suffixes of the files that are read from a folder, by medium.
 MEDIA_SUFFIXES: Mapping[str, tuple[str, ...]] = {
-    "image": (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
-    "audio": (".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav"),
-    "video": (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"),
+    "image": (".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+    "audio": (
+        *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac", ".m4a", ".mka"),
+        *(".mp3", ".mp4", ".oga", ".ogg", ".opus", ".snd", ".w64", ".wav", ".webm", ".wma", ".wv"),
+    ),
+    "video": (
+        *(".3gp", ".apng", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
+        *(".mts", ".ogv", ".ts", ".webm", ".wmv"),
+    ),
 }
 
 #: The only column of a folder.
@@ -79,12 +86,20 @@ class Media:
         if self.send_paths and isinstance(file, LocalFile):
             return NewItem(PathInput(str(file.path.absolute())), key, origin=origin)
         try:
+            if isinstance(file, LocalFile) and file.path.exists() and not file.path.is_file():
+                return InvalidInput(origin, f"{file.name} is not a file", "check the path")
+            most = self.limits.max_input_bytes
             size = file.size()
-            if size > self.limits.max_input_bytes:  # checked before reading: the file may be a film
-                problem = f"{Path(file.name).name} has {size:,} bytes, over {self.limits.max_input_bytes:,}"
-                return InputTooLarge(origin, problem, "make it smaller, or send its path with --paths")
-            with file.open() as opened:
-                return NewItem(opened.read(), key, origin=origin)
+            if size <= most:  # else it may be a film, and is not read
+                with file.open() as opened:
+                    content = opened.read(most + 1)
+                if len(content) <= most:
+                    return NewItem(content, key, origin=origin)
+                size = most + 1
         except (OSError, *BROKEN) as error:
             what = getattr(error, "strerror", None) or str(error)
             return InvalidInput(origin, f"{file.name} cannot be read: {what}", "check the path")
+        except Exception as error:  # noqa: BLE001 - each remote file system has errors of its own
+            return InvalidInput(origin, f"{file.name} cannot be read: {error}", "check the path")
+        problem = f"{Path(file.name).name} has {size:,} bytes, over {most:,}"
+        return InputTooLarge(origin, problem, "make it smaller, or send its path with --paths")

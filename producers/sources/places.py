@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import io
 import os
 import shutil
 import sys
 import tempfile
 import weakref
-import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+from urllib.parse import urlsplit
 
+from producers.sources.detection import suffix_of, unpacked
 from producers.wire.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -23,15 +24,12 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 
-#: Errors of a gzip file that is cut off, damaged, or not gzip at all.
-BROKEN = (EOFError, gzip.BadGzipFile, zlib.error)
-
 #: Read buffer for remote files, in bytes.
 BUFFER_BYTES = 1024 * 1024
 
 
 class Place(Protocol):
-    """A file. `name` is its name in messages and keys; `suffix` gives its format and ignores a final ``.gz``."""
+    """A file. `name` is its name in messages and keys; `suffix` gives its format, without that of a compression."""
 
     @property
     def name(self) -> str: ...
@@ -92,10 +90,11 @@ class RemoteFile:
 
     @property
     def suffix(self) -> str:
-        return suffix_of(self.path)
+        return suffix_of(without_query(self.path))
 
     def open(self) -> BinaryIO:
-        return unpacked(io.BufferedReader(self.fs.open(self.path, "rb"), BUFFER_BYTES), self.path)
+        opened = io.BufferedReader(self.fs.open(self.path, "rb"), BUFFER_BYTES)
+        return unpacked(opened, without_query(self.path))
 
     def size(self) -> int:
         return int(self.fs.size(self.path) or 0)
@@ -111,8 +110,8 @@ class RemoteFile:
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class StandardInput:
-    """Standard input, which can be read once; if `seekable`, any number of times, from a copy in a temporary file."""
+class Stream:
+    """Standard input or a pipe, which can be read once; if `seekable`, any number of times, from a temporary copy."""
 
     suffix: str
     name: str = STDIN
@@ -121,15 +120,18 @@ class StandardInput:
 
     def open(self) -> BinaryIO:
         if not self.seekable:
-            return sys.stdin.buffer
+            return unpacked(self._opened(), "")
         if self._copy is None:
             self._copy = self._copied()
         os.lseek(self._copy, 0, os.SEEK_SET)
-        return open(self._copy, "rb", closefd=False)
+        return unpacked(open(self._copy, "rb", closefd=False), "")
+
+    def _opened(self) -> BinaryIO:
+        return sys.stdin.buffer if self.name == STDIN else Path(self.name).open("rb")
 
     def _copied(self) -> int:
         with tempfile.TemporaryFile(prefix="argosy-") as copy:
-            shutil.copyfileobj(sys.stdin.buffer, copy)
+            shutil.copyfileobj(self._opened(), copy)
             copy.flush()
             descriptor = os.dup(copy.fileno())
         weakref.finalize(self, os.close, descriptor)
@@ -145,30 +147,17 @@ class StandardInput:
         return _remote_file(path) if "://" in path else LocalFile(Path(path), path)
 
 
-class _Unpacked(gzip.GzipFile):
-    """A gzip file that also closes the file below it."""
-
-    def __init__(self, packed: Any) -> None:
-        super().__init__(fileobj=packed)
-        self._packed = packed
-
-    def close(self) -> None:
-        super().close()
-        self._packed.close()
+def without_query(url: str) -> str:
+    """Return a web address without password, query and fragment, which may hold a signature; else the path itself."""
+    if not url.startswith(("http://", "https://")):
+        return url
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def readable(name: str | Path) -> str:
     """Return a file name as text, whatever its bytes."""
     return os.fsencode(name).decode("utf-8", "replace")
-
-
-def suffix_of(name: str) -> str:
-    """Return a name's suffix in lower case, without a final ``.gz``."""
-    return Path(name.lower().removesuffix(".gz")).suffix
-
-
-def unpacked(file: Any, name: str) -> BinaryIO:
-    return cast(BinaryIO, _Unpacked(file) if name.lower().endswith(".gz") else file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,27 +168,40 @@ class Folder:
     name: str
     fs: AbstractFileSystem | None = None
 
-    def files(self, suffixes: Collection[str]) -> Iterator[Place]:
+    def files(self, suffixes: Collection[str], left_out: Counter[str]) -> Iterator[Place]:
         """Yield the files with these suffixes in the folder and below, sorted. Names are paths within the folder.
 
-        A local folder is listed level by level; a remote file system lists all files at once.
+        Hidden files and folders are passed over; other files are counted in `left_out` by their suffix. A local folder
+        is listed level by level; a remote file system lists all files at once.
         """
-        if self.fs is None:
-            yield from _below(Path(self.path), Path(self.path), suffixes)
-            return
-        for path in sorted(self.fs.find(self.path)):
-            if suffix_of(path) in suffixes:
-                yield RemoteFile(self.fs, path, path.removeprefix(self.path).lstrip("/"))
+        for file in _below(Path(self.path), Path(self.path)) if self.fs is None else self._elsewhere(self.fs):
+            if file.suffix in suffixes:
+                yield file
+            else:
+                left_out[file.suffix or "no suffix"] += 1
+
+    def _elsewhere(self, fs: AbstractFileSystem) -> Iterator[Place]:
+        for path in sorted(fs.find(self.path)):
+            name = path.removeprefix(self.path).lstrip("/")
+            if not any(map(_is_hidden, name.split("/"))):
+                yield RemoteFile(fs, path, name)
 
 
-def _below(folder: Path, root: Path, suffixes: Collection[str]) -> Iterator[LocalFile]:
+def _below(folder: Path, root: Path) -> Iterator[Place]:
     with os.scandir(folder) as found:
         entries = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in found)
     for name, is_folder, is_file in entries:
+        if _is_hidden(name):
+            continue
         if is_folder:
-            yield from _below(folder / name, root, suffixes)
-        elif is_file and Path(name).suffix.lower() in suffixes:
+            yield from _below(folder / name, root)
+        elif is_file:
             yield LocalFile(folder / name, readable((folder / name).relative_to(root)))
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a name is hidden, or the folder in which a Mac's archives keep the files' attributes."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def find(where: str) -> list[Place | Folder]:
@@ -209,6 +211,8 @@ def find(where: str) -> list[Place | Folder]:
     if Path(where).is_dir():
         return [Folder(where, readable(where))]
     if Path(where).exists():
+        if not Path(where).is_file():
+            return [Stream(suffix_of(where), where)]
         return [LocalFile(Path(where), readable(where))]
     if not glob.has_magic(where):
         raise InvalidInput(where, "does not exist", "check the path")
@@ -220,33 +224,37 @@ def find(where: str) -> list[Place | Folder]:
 
 def _found_elsewhere(url: str) -> list[Place | Folder]:
     fs, path, scheme = _filesystem(url)
+    name = without_query(url)
     try:
         if fs.isdir(path):
-            return [Folder(path, url, fs)]
+            return [Folder(path, name, fs)]
         pattern = glob.has_magic(path) and scheme not in ("http", "https")  # whose question mark begins a query
+        pattern = pattern and not fs.exists(path)
         paths = sorted(fs.glob(path)) if pattern else [path] if fs.exists(path) else []
     except Exception as error:  # each file system has errors of its own
-        raise InvalidInput(url, f"cannot be listed: {error}", "check the URL and the credentials") from error
+        raise InvalidInput(name, f"cannot be listed: {error}", "check the URL and the credentials") from error
     if not paths:
-        raise InvalidInput(url, "does not exist", "check the URL; a pattern must be quoted")
+        raise InvalidInput(name, "does not exist", "check the URL; a pattern must be quoted")
     if not pattern:
-        return [RemoteFile(fs, path, url)]
+        return [RemoteFile(fs, path, name)]
     return [RemoteFile(fs, one, f"{scheme}://{one.lstrip('/')}") for one in paths]
 
 
 def _remote_file(url: str) -> RemoteFile:
     fs, path, _ = _filesystem(url)
-    return RemoteFile(fs, path, url)
+    return RemoteFile(fs, path, without_query(url))
 
 
 def _filesystem(url: str) -> tuple[AbstractFileSystem, str, str]:
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
-        raise InvalidInput(url, "needs fsspec", "pip install 'argosy[fsspec]'") from error
+        raise InvalidInput(without_query(url), "needs fsspec", "pip install 'argosy[fsspec]'") from error
     scheme = url.partition("://")[0]
     try:
         fs, path = url_to_fs(url)
-    except (ImportError, ValueError) as error:  # a missing package for the scheme, or an unknown scheme
-        raise InvalidInput(url, f"cannot be opened: {error}", "check the scheme, and install its package") from error
+    except Exception as error:  # a missing package, an unknown scheme, or a server that cannot be reached
+        raise InvalidInput(
+            without_query(url), f"cannot be opened: {error}", "check the scheme, and install its package"
+        ) from error
     return fs, path, scheme

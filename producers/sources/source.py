@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from producers.sources.columns import Chooser
+from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table, is_unpacked
 from producers.sources.file_reading import LINE_BYTES, Meter, Reader, Reading
-from producers.sources.formats import FORMATS, SUFFIXES
+from producers.sources.formats import FORMATS
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
-from producers.sources.places import BROKEN, STDIN, Folder, LocalFile, Place, StandardInput, find
+from producers.sources.places import STDIN, Folder, LocalFile, Place, Stream, find, without_query
 from producers.sources.unique import Unique
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InvalidInput
@@ -28,7 +31,8 @@ class Source:
     A line of over `line_bytes` is a bad row.
 
     Image and audio files are read here and sent as bytes, because a worker on another machine cannot read them.
-    `send_paths` sends their paths instead, for a shared folder that the workers can read.
+    `send_paths` sends their paths instead, for a shared folder that the workers can read. `left_out` counts the other
+    files of a folder, by suffix, while `rows` or `records` runs.
     """
 
     where: str | Path | Sequence[str | Path]
@@ -41,7 +45,8 @@ class Source:
     reread: bool = False
     line_bytes: int = LINE_BYTES
     meters: list[Meter] = field(default_factory=list, repr=False, compare=False)
-    _stdin: list[StandardInput] = field(default_factory=list, repr=False, compare=False)
+    left_out: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
+    _streams: dict[str, Stream] = field(default_factory=dict, repr=False, compare=False)
 
     # --- items and records ---
 
@@ -59,6 +64,7 @@ class Source:
         """Yield every row with its columns, in the same order as `rows`, without reading images and clips."""
         places = self._places()
         self.meters[:] = [Meter() for _ in places]
+        self.left_out.clear()
         unique = Unique()
         empty = True
         try:
@@ -74,7 +80,7 @@ class Source:
     @property
     def name(self) -> str:
         """The source's name for people."""
-        names = self._names()
+        names = [without_query(name) for name in self._names()]
         return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
     @property
@@ -94,7 +100,7 @@ class Source:
         how = (self.modality, self.input_column, self.key_column, self.send_paths, self.format)
         digest = hashlib.sha256(repr(how).encode())
         for place in self._places():
-            for file in self._media_in(place) if isinstance(place, Folder) else [place]:
+            for file in self._media_in(place, Counter()) if isinstance(place, Folder) else [place]:
                 stamp = file.stamp()
                 if stamp is None:
                     return None
@@ -109,12 +115,12 @@ class Source:
     def arrow_schema(self) -> Any:
         """Return the Arrow schema of the files if all are Parquet or Arrow, else None. Raises InvalidInput."""
         places = [place for place in self._places() if not isinstance(place, Folder)]
-        formats = {self.format or SUFFIXES.get(place.suffix, "text") for place in places}
-        if not places or len(places) < len(self._places()) or not formats <= {"parquet", "arrow"}:
+        formats = [self._format_of(place) for place in places]
+        if not places or len(places) < len(self._places()) or not set(formats) <= {"parquet", "arrow"}:
             return None
         from producers.sources import arrow
 
-        return arrow.common_schema((place, self.format or SUFFIXES[place.suffix]) for place in places)
+        return arrow.common_schema(zip(places, formats, strict=True))
 
     # --- files ---
 
@@ -122,43 +128,72 @@ class Source:
         where = [self.where] if isinstance(self.where, str | Path) else self.where
         return [str(one) for one in where]
 
+    def _format_of(self, place: Place) -> str:
+        """Return the format of a file. Raises InvalidInput if it is none of the known formats."""
+        if self.format is not None:
+            return self.format
+        with _opened(place) as file:
+            return self._format(place, file)
+
+    def _format(self, place: Place, file: BinaryIO) -> str:
+        if self.format is None:
+            known = ", ".join(FORMATS)
+            found = format_by(_head(file), place.suffix, place.name, known)
+            if found == "parquet" and isinstance(place, Stream) and not place.seekable:
+                raise InvalidInput(place.name, "is Parquet, which cannot be read from a pipe", "add --format parquet")
+            return found
+        if self.format not in FORMATS:
+            raise InvalidInput("format", f"must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        return self.format
+
     def _places(self) -> list[Place | Folder]:
         return [place for name in self._names() for place in self._found(name)]
 
     def _found(self, name: str) -> Sequence[Place | Folder]:
-        if name != STDIN:
-            return find(name)
-        if not self._stdin:  # always the same object, because its copy must be
-            seekable = self.reread or self.format == "parquet"
-            self._stdin.append(StandardInput(f".{self.format or 'txt'}", seekable=seekable))
-        return self._stdin
+        if name not in self._streams:
+            found = [Stream(f".{self.format or 'txt'}")] if name == STDIN else find(name)
+            if not (len(found) == 1 and isinstance(found[0], Stream)):
+                return found
+            self._streams[name] = found[0]  # always the same object, because its copy must be
+            found[0].seekable = self.reread or self.format == "parquet"
+        return [self._streams[name]]
 
     def _records(self, place: Place | Folder, meter: Meter, *, many: bool) -> Iterator[Record]:
         if isinstance(place, Folder):
-            for file in self._media_in(place):
+            for file in self._media_in(place, self.left_out):
                 meter.done += 1
                 yield _of_file(file)
-        elif place.suffix in MEDIA_SUFFIXES.get(self.modality, ()) and self.format is None:
+        elif self.format is None and self._is_media(place):
             yield replace(_of_file(place), key=Path(place.name).name)
         else:
             yield from self._table(place, meter, many=many)
 
-    def _media_in(self, folder: Folder) -> Iterator[Place]:
+    def _media_in(self, folder: Folder, left_out: Counter[str]) -> Iterator[Place]:
         if self.modality not in MEDIA_SUFFIXES:
             problem = f"is a folder, but the task takes {self.modality} input"
             raise InvalidInput(folder.name, problem, "name a file, or a pattern such as 'folder/*.jsonl'")
-        return folder.files(MEDIA_SUFFIXES[self.modality])
+        return folder.files(MEDIA_SUFFIXES[self.modality], left_out)
+
+    def _is_media(self, place: Place) -> bool:
+        """Return whether a file is an input of a task for media, not a table of inputs."""
+        suffixes = MEDIA_SUFFIXES.get(self.modality)
+        if suffixes is None or isinstance(place, Stream):
+            return False
+        if place.suffix in suffixes:
+            return True
+        with _opened(place) as file:
+            return not is_table(_head(file), place.suffix)
 
     # --- rows ---
 
     def _table(self, place: Place, meter: Meter, *, many: bool) -> Iterator[Record]:
         choose = Chooser(self.modality, self._input_columns(), self.key_column)
         with _opened(place) as file:
-            meter.total = place.size() if not place.name.endswith(".gz") else 0
+            meter.total = 0 if is_unpacked(file) else place.size()
             reading = Reading(
                 place.name, file, meter, lambda names: _accept(choose, names, place.name), self.line_bytes
             )
-            for number, columns in self._reader(place)(reading):
+            for number, columns in self._reader(place, file)(reading):
                 origin = f"{place.name}:{number}"
                 if isinstance(columns, InvalidInput):
                     yield Record(place, origin, {}, error=columns)
@@ -172,11 +207,8 @@ class Source:
                 key = str(named) if named is not None else origin if many else str(number)
                 yield Record(place, origin, columns, key, choice.value(columns))
 
-    def _reader(self, place: Place) -> Reader:
-        name = self.format or SUFFIXES.get(place.suffix, "text")
-        if name not in FORMATS:
-            raise InvalidInput("format", f"must be one of {', '.join(FORMATS)}, not {name!r}")
-        return FORMATS[name]
+    def _reader(self, place: Place, file: BinaryIO) -> Reader:
+        return FORMATS[self._format(place, file)]
 
     def _input_columns(self) -> Sequence[str]:
         if self.input_column is None:
@@ -205,6 +237,10 @@ def _of_file(file: Place) -> Record:
     return Record(file, file.name, {PATH: file.name}, file.name, file)
 
 
+def _head(file: BinaryIO) -> bytes:
+    return cast(BufferedReader, file).peek(HEAD_BYTES)[:HEAD_BYTES]
+
+
 @contextmanager
 def _opened(place: Place) -> Iterator[BinaryIO]:
     try:
@@ -216,8 +252,8 @@ def _opened(place: Place) -> Iterator[BinaryIO]:
         yield file
     except BROKEN as error:
         raise InvalidInput(
-            place.name, f"cannot be unpacked: {error}", "check that it is a complete gzip file"
+            place.name, f"cannot be unpacked: {error}", "check that it is a complete compressed file"
         ) from error
     finally:
-        if not isinstance(place, StandardInput):
+        if not isinstance(place, Stream):
             file.close()

@@ -73,7 +73,7 @@ def test_a_packed_file_that_is_damaged_is_named(tmp_path: Path, damage: str) -> 
     damaged = {"cut off": whole[:-30], "changed": whole[:5000] + bytes(100) + whole[5100:], "not packed": b"plain"}
     (tmp_path / "a.txt.gz").write_bytes(damaged[damage])
     with pytest.raises(
-        InvalidInput, match=r"a\.txt\.gz: cannot be unpacked: .*; check that it is a complete gzip file"
+        InvalidInput, match=r"a\.txt\.gz: cannot be unpacked: .*; check that it is a complete compressed file"
     ):
         items(tmp_path / "a.txt.gz")
 
