@@ -140,7 +140,7 @@ def submit(**given: Any) -> None:
     argosy submit photos/ --task image-classification
     """
     from producers.client.client import Client
-    from producers.joining import check_output
+    from producers.joining import check_columns, check_output
 
     options = Options(**{**given, "params": _json(given["params"])})
     if options.output is not None:
@@ -152,6 +152,8 @@ def submit(**given: Any) -> None:
                 raise click.UsageError(
                     f"{option}: {path} is one of the sources and would be overwritten; name another file"
                 )
+        if options.output is not None:
+            check_columns(source, options.output)
         job = _submitted(client, source, options)
         say(job.id)
         if options.watch or options.output is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers.client.request import Request
 from producers.joining.rows import Columns, Joined, Layout, Reasons, as_json, format_of, join, output_of, plain_value
+from producers.sources.cells import Cell
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import InvalidInput
 from results_store.export.text_export import write_lines, write_table
@@ -42,6 +43,15 @@ def write_joined(source: Source, request: Request, results: Iterable[Result], pa
             return write_lines(text, (_line(row, layout) for row in rows))
 
 
+def check_columns(source: Source, path: Path) -> None:
+    """Raise InvalidInput now if the source's columns could not be written later."""
+    schema = source.arrow_schema() if format_of(path) == "parquet" else None
+    if schema is not None:
+        from producers.joining.joined_parquet import check_schema
+
+        check_schema(schema)
+
+
 def check_output(path: Path) -> None:
     """Raise InvalidInput or ConfigurationError now if the output could not be written later."""
     if format_of(path) == "parquet":
@@ -70,6 +80,6 @@ def _cells(row: Joined, layout: Layout) -> list[Any]:
 
 
 def _cell(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return plain_value(value)
-    return as_json(value) if isinstance(value, dict | list | bool) else value
+    if isinstance(value, bytes | Cell):
+        value = plain_value(value)
+    return as_json(value) if isinstance(value, dict | list | tuple | bool) else value

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import groupby
 from typing import IO, Any
 
 from producers.joining.rows import Joined, Layout, as_json, output_of
+from producers.sources.cells import Cell
+from producers.wire.errors import InvalidInput
 from results_store.export.parquet_export import GROUP_ROWS, vectors_of, write_groups  # without pyarrow it says so
 
 # isort: split
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 #: A row group ends at `GROUP_ROWS`, or at about this many bytes of text and media.
 GROUP_BYTES = 32 * 1024 * 1024
@@ -46,6 +50,16 @@ def write_parquet(
     return write_groups(file, whole, _groups(rows), columns)
 
 
+def check_schema(schema: Any) -> None:
+    """Raise InvalidInput, which names the column, if Parquet does not have its type."""
+    for field in schema:
+        try:
+            pq.write_table(pa.schema([field]).empty_table(), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            problem = f"is {field.type}, which Parquet does not have"
+            raise InvalidInput(f"column {field.name}", problem, "cast the column, or write .jsonl") from error
+
+
 def _groups(rows: Iterable[Joined]) -> Iterator[list[Joined]]:
     group: list[Joined] = []
     size = 0
@@ -63,7 +77,23 @@ def _given(group: Sequence[Joined], field: Any, type_: str | None) -> Any:
     values = [row.columns.get(field.name) for row in group]
     if type_ == "json":
         values = [value if value is None or isinstance(value, str) else as_json(value) for value in values]
+    if any(isinstance(value, Cell) for value in values):
+        return _taken_over(values, field.type)
     return pa.array(values, field.type)
+
+
+def _taken_over(values: Sequence[Any], type_: Any) -> Any:
+    """Return an array of cells and nulls, without a way through Python's values."""
+    parts = []
+    for column, cells in groupby(values, lambda value: value.column if isinstance(value, Cell) else None):
+        if column is None:
+            parts.append(pa.nulls(len(list(cells)), type_))
+            continue
+        taken = column.take(pa.array([cell.place for cell in cells]))
+        if pa.types.is_dictionary(taken.type) and taken.type != type_:
+            taken = taken.dictionary_decode()
+        parts.append(taken if taken.type == type_ else taken.cast(type_))
+    return pa.chunked_array(parts, type_)
 
 
 def _made(group: Sequence[Joined], task: str, type_: Any) -> Any:

@@ -14,6 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from producers.sources.cells import Cell
 from producers.sources.media import Record
 from producers.wire.errors import InvalidInput
 from results_store.records import Result, ResultState
@@ -119,7 +120,9 @@ def format_of(path: Path) -> str:
 
 
 def plain_value(value: Any) -> Any:
-    """Return a value that JSON does not have: bytes as base64, anything else as text."""
+    """Return a value that JSON does not have: bytes as base64, a cell of Arrow's, anything else as text."""
+    if isinstance(value, Cell):
+        return value.plain()
     return b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 

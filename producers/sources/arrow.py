@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any, cast
 
+from producers.sources.cells import Cell
 from producers.sources.file_reading import Meter, Raw, Reading
 from producers.sources.places import Place
 from producers.wire.errors import ConfigurationError, InvalidInput
@@ -52,8 +53,30 @@ def common_schema(places: Iterable[tuple[Place, str]]) -> Any:
             reading = Reading(place.name, file, Meter(), lambda names: None)
             with _translated(reading):
                 schema = (pq.read_schema(file) if format_ == "parquet" else _opened(reading).schema).remove_metadata()
-                common = schema if common is None else pa.unify_schemas([common, schema], promote_options="permissive")
+        schema = pa.schema([field.with_type(_stored(field.type)) for field in schema])
+        common = schema if common is None else _unified(common, schema, place.name)
     return common
+
+
+def _unified(common: Any, schema: Any, name: str) -> Any:
+    for one, other in ((common, schema), (_decoded(common), _decoded(schema))):
+        try:
+            return pa.unify_schemas([one, other], promote_options="permissive")
+        except pa.ArrowException as error:
+            problem = " ".join(str(error).split())
+    raise InvalidInput(name, f"does not fit the files before it: {problem}", "give each column one type in all files")
+
+
+def _stored(type_: Any) -> Any:
+    """Return a type that Parquet has, for Polars' categories."""
+    views = pa.types.is_dictionary(type_) and pa.types.is_string_view(type_.value_type)
+    return pa.string() if views else type_
+
+
+def _decoded(schema: Any) -> Any:
+    """Return the schema with the values' types in place of dictionaries."""
+    types = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in schema]
+    return pa.schema([field.with_type(type_) for field, type_ in zip(schema, types, strict=True)])
 
 
 def _opened(reading: Reading) -> Any:
@@ -81,19 +104,45 @@ def _rows(reading: Reading, batches: Iterator[Any]) -> Iterator[Raw]:
         if batch is None:
             return
         names = batch.schema.names
-        columns = [_values(column) for column in batch.columns]
-        for cells in zip(*columns, strict=True):
+        bad: dict[int, InvalidInput] = {}
+        columns = [
+            _values(column, name, bad, reading, number) for name, column in zip(names, batch.columns, strict=True)
+        ]
+        for place, cells in enumerate(zip(*columns, strict=True)):
             number += 1
             reading.meter.done = number
-            yield number, dict(zip(names, cells, strict=True))
+            yield number, bad.get(place) or dict(zip(names, cells, strict=True))
 
 
-def _values(column: Any) -> list[Any]:
-    # Python has no type for a time in nanoseconds; an Arrow scalar keeps it unchanged
-    if pa.types.is_temporal(column.type):
-        return [value if value.is_valid else None for value in column]
-    values: list[Any] = column.to_pylist()
+def _values(column: Any, name: str, bad: dict[int, InvalidInput], reading: Reading, before: int) -> list[Any]:
+    """Return a column's values, and add the errors of its texts that are not UTF-8 to `bad`, by their place."""
+    if not _is_plain(column.type):
+        return [Cell(column, place) if value.is_valid else None for place, value in enumerate(column)]
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = []
+        for place, value in enumerate(column):
+            try:
+                values.append(value.as_py())
+            except UnicodeDecodeError as error:
+                values.append(None)
+                problem = f"is not UTF-8 in the column {name!r} ({error.reason})"
+                bad[place] = reading.wrong(before + place + 1, problem, "write the column as UTF-8")
     return values
+
+
+_PLAIN = ("bool", "null", "string", "large_string", "binary", "large_binary", "float", "double", "halffloat")
+
+
+def _is_plain(type_: Any) -> bool:
+    """Return whether Python's values carry a type's values there and back."""
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        return _is_plain(type_.value_type)
+    if pa.types.is_struct(type_):
+        names = [field.name for field in type_]
+        return 0 < len(set(names)) == len(names) and all(_is_plain(field.type) for field in type_)
+    return pa.types.is_integer(type_) or str(type_) in _PLAIN
 
 
 @contextmanager
@@ -104,6 +153,6 @@ def _translated(reading: Reading, after: int = 0) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         behind = f" after row {after:,}" if after else ""
         what = " ".join(str(error).split())
-        raise InvalidInput(
-            reading.name, f"cannot be read{behind}: {what}", "check that the file is complete"
-        ) from error
+        unknown = isinstance(error, pa.ArrowNotImplementedError)
+        remedy = "cast or leave out the column of that type" if unknown else "check that the file is complete"
+        raise InvalidInput(reading.name, f"cannot be read{behind}: {what}", remedy) from error

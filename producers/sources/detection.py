@@ -101,13 +101,15 @@ def is_unpacked(file: BinaryIO) -> bool:
 
 def format_by(head: bytes, suffix: str, name: str, known: str) -> str:
     """Return the format of a file that begins with `head`. Raises InvalidInput if it is none of the known formats."""
-    for magic, format_ in _TABLES.items():
+    for magic, table in _TABLES.items():
         if head.startswith(magic):
-            return format_
-    check_rows(head, name)
-    if suffix not in SUFFIXES:
+            return table
+    format_ = SUFFIXES.get(suffix)
+    if format_ not in _TABLES.values():
+        check_rows(head, name)
+    if format_ is None:
         raise InvalidInput(name, f"has the unknown suffix {suffix}", f"name its format with --format: {known}")
-    return SUFFIXES[suffix]
+    return format_
 
 
 def is_table(head: bytes, suffix: str) -> bool:
@@ -139,4 +141,9 @@ def _opener(packing: str, name: str) -> Callable[[Any], Any]:
         except ImportError as error:
             raise InvalidInput(name, "is packed with zstd", "pip install 'argosy[parquet]', or unpack it") from error
         return lambda file: pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
-    return {"gzip": lambda file: gzip.GzipFile(fileobj=file), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}[packing]
+    openers: Mapping[str, Callable[[Any], Any]] = {
+        "gzip": lambda file: gzip.GzipFile(fileobj=file),
+        "bzip2": bz2.BZ2File,
+        "xz": lzma.LZMAFile,
+    }
+    return openers[packing]

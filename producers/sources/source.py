@@ -11,6 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from producers.sources.cells import input_of
 from producers.sources.columns import Chooser
 from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table, is_unpacked
 from producers.sources.file_reading import LINE_BYTES, Meter, Reader, Reading
@@ -200,12 +201,13 @@ class Source:
                     continue
                 try:
                     choice = choose(list(columns), origin, origin)
+                    value = input_of(choice.value(columns), origin)
                 except InvalidInput as error:
                     yield Record(place, origin, columns, error=error)
                     continue
                 named = None if choice.key is None else columns[choice.key]
                 key = str(named) if named is not None else origin if many else str(number)
-                yield Record(place, origin, columns, key, choice.value(columns))
+                yield Record(place, origin, columns, key, value)
 
     def _reader(self, place: Place, file: BinaryIO) -> Reader:
         return FORMATS[self._format(place, file)]
