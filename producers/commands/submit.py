@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import msgspec
 
-from producers.commands.submit_progress import counting, rejecting, tell, watch
+from producers.commands.submit_progress import counting, rejecting, tell, tell_left_out, watch
 from producers.wire.command_line import say
 from producers.wire.errors import ArgosyError, InvalidInput
 from producers.wire.messages import Priority
@@ -107,15 +107,15 @@ def submit(**given: Any) -> None:
     """Submit files or a folder of images or clips, and print the job's id.
 
     \b
-    .jsonl .ndjson         a JSON object or string per line
+    .jsonl .ndjson .json   a JSON object or string per line, or a list of them
     .csv .tsv              with a header line
     .parquet .arrow        an item per row (argosy[parquet])
-    images, clips, folders every file in the folder and below
+    images, clips, folders every file in the folder and below that is not hidden
+    .txt .log, no suffix   plain text, an item per line
     -                      standard input: text, or as --format says
-    anything else          plain text, an item per line
 
     SOURCE can be several paths, a quoted pattern ('logs/*.jsonl.gz'), or a URL (s3://bucket/a.parquet, with
-    argosy[fsspec] and the package for that store). Files that end in .gz are unpacked.
+    argosy[fsspec] and the package for that store). gzip, bzip2, xz and zstd files are unpacked.
 
     The input column is `--input-column`, or the first of these that exists: input, text, sentence, review, content (for
     images and clips: input, image or audio, path, file, url). A result's key comes from the id column (`--id-column`,
@@ -205,6 +205,7 @@ def _submitted(client: Client, source: Source, options: Options) -> Job:
                 error.add_note(f"once it is corrected, add `--idempotency-key {key}` to resume from there")
             raise
     tell(job, count.items, options.errors)
+    tell_left_out(source)
     return job
 
 

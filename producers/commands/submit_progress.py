@@ -96,6 +96,13 @@ def tell(job: Job, submitted: int, errors: Path | None) -> None:
         say(f"argosy: resumed after the {job.found:,} items that were submitted before", err=True)
 
 
+def tell_left_out(source: Source) -> None:
+    """Report the files of a folder that were passed over."""
+    if source.left_out:
+        suffixes = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(source.left_out.items()))
+        say(f"argosy: files left out, which the task does not read: {suffixes}", err=True)
+
+
 def watch(job: Job) -> int:
     """Show the progress until the job is finished; return the exit code."""
     try:

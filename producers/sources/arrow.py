@@ -116,6 +116,8 @@ def _rows(reading: Reading, batches: Iterator[Any]) -> Iterator[Raw]:
 
 def _values(column: Any, name: str, bad: dict[int, InvalidInput], reading: Reading, before: int) -> list[Any]:
     """Return a column's values, and add the errors of its texts that are not UTF-8 to `bad`, by their place."""
+    if _stored(column.type) != column.type:  # Arrow computes nothing on views of texts
+        column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.string()))
     if not _is_plain(column.type):
         return [Cell(column, place) if value.is_valid else None for place, value in enumerate(column)]
     try:

@@ -194,13 +194,11 @@ def _quoted_records(lines: _Lines, separator: str, reading: Reading) -> Iterator
 
 def _damaged(lines: _Lines, error: csv.Error, fits: re.Pattern[str], reading: Reading) -> InvalidInput:
     if str(error) == "unexpected end of data":
-        count = lines.last - lines.first
-        return reading.wrong(
-            lines.first, f"opens a quotation mark that is never closed; {count:,} lines after it belong to it", _MARKS
-        )
+        problem = f"opens a quotation mark that is never closed; lines up to {lines.last:,} belong to it"
+        return reading.wrong(lines.first, problem, _MARKS)
     lines.leave_damage(fits)
-    count = lines.last - lines.first
-    with_it = f"; {count:,} lines after it may belong to it, and are left out" if count else ""
+    more = lines.last > lines.first
+    with_it = f"; lines up to {lines.last:,} may belong to it, and are left out" if more else ""
     return reading.wrong(lines.first, f"is not CSV: {error}{with_it}", _MARKS)
 
 

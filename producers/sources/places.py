@@ -11,6 +11,7 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -110,7 +111,7 @@ class RemoteFile:
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class Stream:
+class Pipe:
     """Standard input or a pipe, which can be read once; if `seekable`, any number of times, from a temporary copy."""
 
     suffix: str
@@ -131,7 +132,8 @@ class Stream:
 
     def _copied(self) -> int:
         with tempfile.TemporaryFile(prefix="argosy-") as copy:
-            shutil.copyfileobj(self._opened(), copy)
+            with self._opened() if self.name != STDIN else nullcontext(sys.stdin.buffer) as opened:
+                shutil.copyfileobj(opened, copy)
             copy.flush()
             descriptor = os.dup(copy.fileno())
         weakref.finalize(self, os.close, descriptor)
@@ -212,7 +214,7 @@ def find(where: str) -> list[Place | Folder]:
         return [Folder(where, readable(where))]
     if Path(where).exists():
         if not Path(where).is_file():
-            return [Stream(suffix_of(where), where)]
+            return [Pipe(suffix_of(where), where)]
         return [LocalFile(Path(where), readable(where))]
     if not glob.has_magic(where):
         raise InvalidInput(where, "does not exist", "check the path")

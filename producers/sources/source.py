@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table,
 from producers.sources.file_reading import LINE_BYTES, Meter, Reader, Reading
 from producers.sources.formats import FORMATS
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
-from producers.sources.places import STDIN, Folder, LocalFile, Place, Stream, find, without_query
+from producers.sources.places import STDIN, Folder, LocalFile, Pipe, Place, find, without_query
 from producers.sources.unique import Unique
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InvalidInput
@@ -47,7 +48,7 @@ class Source:
     line_bytes: int = LINE_BYTES
     meters: list[Meter] = field(default_factory=list, repr=False, compare=False)
     left_out: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
-    _streams: dict[str, Stream] = field(default_factory=dict, repr=False, compare=False)
+    _pipes: dict[str, Pipe] = field(default_factory=dict, repr=False, compare=False)
 
     # --- items and records ---
 
@@ -140,7 +141,7 @@ class Source:
         if self.format is None:
             known = ", ".join(FORMATS)
             found = format_by(_head(file), place.suffix, place.name, known)
-            if found == "parquet" and isinstance(place, Stream) and not place.seekable:
+            if found == "parquet" and isinstance(place, Pipe) and not place.seekable:
                 raise InvalidInput(place.name, "is Parquet, which cannot be read from a pipe", "add --format parquet")
             return found
         if self.format not in FORMATS:
@@ -151,13 +152,13 @@ class Source:
         return [place for name in self._names() for place in self._found(name)]
 
     def _found(self, name: str) -> Sequence[Place | Folder]:
-        if name not in self._streams:
-            found = [Stream(f".{self.format or 'txt'}")] if name == STDIN else find(name)
-            if not (len(found) == 1 and isinstance(found[0], Stream)):
+        if name not in self._pipes:
+            found = [Pipe(f".{self.format or 'txt'}")] if name == STDIN else find(name)
+            if not (len(found) == 1 and isinstance(found[0], Pipe)):
                 return found
-            self._streams[name] = found[0]  # always the same object, because its copy must be
+            self._pipes[name] = found[0]  # always the same object, because its copy must be
             found[0].seekable = self.reread or self.format == "parquet"
-        return [self._streams[name]]
+        return [self._pipes[name]]
 
     def _records(self, place: Place | Folder, meter: Meter, *, many: bool) -> Iterator[Record]:
         if isinstance(place, Folder):
@@ -178,7 +179,7 @@ class Source:
     def _is_media(self, place: Place) -> bool:
         """Return whether a file is an input of a task for media, not a table of inputs."""
         suffixes = MEDIA_SUFFIXES.get(self.modality)
-        if suffixes is None or isinstance(place, Stream):
+        if suffixes is None or isinstance(place, Pipe):
             return False
         if place.suffix in suffixes:
             return True
@@ -257,5 +258,5 @@ def _opened(place: Place) -> Iterator[BinaryIO]:
             place.name, f"cannot be unpacked: {error}", "check that it is a complete compressed file"
         ) from error
     finally:
-        if not isinstance(place, Stream):
+        if file is not sys.stdin.buffer:
             file.close()

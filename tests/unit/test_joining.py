@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from producers.client.request import Request
-from producers.joining import write_joined
+from producers.joining import check_columns, write_joined
 from producers.sources import Source
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import InvalidInput
@@ -48,3 +51,45 @@ def test_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
         joined(tmp_path, [{"id": "b", "text": "one"}], [result(0, "a")])
     with pytest.raises(InvalidInput, match="ends before row 1"):
         joined(tmp_path, [{"id": "a", "text": "one"}], [result(0, "a"), result(1, "b")])
+
+
+UNCHANGED = {
+    "nanoseconds": pa.array([1], pa.timestamp("ns")),
+    "time": pa.array([5], pa.time64("ns")),
+    "infinity": pa.array([2**63 - 1], pa.timestamp("us")),
+    "list": pa.array([[1_700_000_000_000_000_001]], pa.list_(pa.timestamp("ns"))),
+    "dictionary": pa.array([5], pa.timestamp("us")).dictionary_encode(),
+    "uuid": pa.ListArray.from_arrays([0, 1], pa.array([bytes(16)], pa.uuid())),
+    "decimal": pa.array([Decimal("1.50")]),
+}
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_a_column_that_is_not_read_comes_back(tmp_path: Path, name: str, suffix: str) -> None:
+    """Python has no value like it; the job is computed, and its rows are not lost for a column of no concern."""
+    table = pa.table({"text": ["a"], "other": UNCHANGED[name]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    out = tmp_path / f"out.{suffix}"
+    assert write_joined(Source(tmp_path / "in.parquet", "text"), REQUEST, [result(0, "1")], out) == 1
+    if suffix == "parquet":
+        assert pq.read_table(out)["other"].equals(pq.read_table(tmp_path / "in.parquet")["other"])
+
+
+def test_the_categories_of_polars_come_back_as_texts(tmp_path: Path) -> None:
+    categories = pa.DictionaryArray.from_arrays(pa.array([0], pa.uint32()), pa.array(["x"], pa.string_view()))
+    table = pa.table({"text": ["a"], "other": categories})
+    with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    source = Source(tmp_path / "in.arrow", "text")
+    assert write_joined(source, REQUEST, [result(0, "1")], tmp_path / "out.parquet") == 1
+    assert pq.read_table(tmp_path / "out.parquet")["other"].to_pylist() == ["x"]
+
+
+def test_a_type_that_parquet_does_not_have_is_said_before_the_job(tmp_path: Path) -> None:
+    union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])
+    table = pa.table({"text": ["a"], "other": union})
+    with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InvalidInput, match=r"column other: is .*union.*, which Parquet does not have; cast the column"):
+        check_columns(Source(tmp_path / "in.arrow", "text"), tmp_path / "out.parquet")

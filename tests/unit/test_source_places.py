@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import sys
 from collections.abc import Iterator
@@ -17,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from producers.client.request import NewItem, Request
-from producers.sources import Source, arrow
+from producers.joining import check_columns
+from producers.sources import Source, arrow, places
 from producers.sources.unique import Unique
-from producers.wire.catalogue import Catalogue
+from producers.wire.catalogue import Catalogue, Limits
 from producers.wire.errors import InvalidInput
 
 
@@ -250,3 +253,139 @@ def test_how_much_was_read_is_known(tmp_path: Path) -> None:
     source = Source([tmp_path / "a.txt", tmp_path / "b.parquet"], "text")
     assert source.share_read is None
     assert [source.share_read for _ in source.rows()] == [0.25, 0.5, *(pytest.approx(0.5 + n / 6) for n in (1, 2, 3))]
+
+
+PACKERS = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda b: pa.compress(b, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("packed", PACKERS)
+def test_a_packed_file_is_known_by_its_first_bytes(tmp_path: Path, packed: str) -> None:
+    """Also where its name does not say so: a server unpacks some names, and a browser others."""
+    content = PACKERS[packed](b"id,text\nx,one\n")
+    for name in (f"a.csv.{packed}", "a.csv"):
+        (tmp_path / name).write_bytes(content)
+        assert items(tmp_path / name) == [("x", "one")]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('[{"id": "x", "text": "one"}, "two"]', [("x", "one"), ("2", "two")]),
+        ('{"id": "x", "text": "one"}\n"two"\n', [("x", "one"), ("2", "two")]),
+    ],
+)
+def test_json_is_a_list_or_lines(tmp_path: Path, content: str, expected: list[tuple[str, str]]) -> None:
+    """Databases write both with this suffix."""
+    (tmp_path / "a.json").write_text(content)
+    assert items(tmp_path / "a.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'{\n"text": "one"\n}', "a.json:1: is neither a JSON list nor JSON Lines"),
+        ("a.xlsx", b"PK\x03\x04...", "is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV"),
+        ("a.csv", b"PK\x03\x04...", "is a zip archive or a spreadsheet"),
+        ("a.tar.gz", gzip.compress(bytes(257) + b"ustar" + bytes(250)), "is a tar archive; unpack it"),
+        ("a.pdf", b"%PDF-1.7 ...", "is a PDF document; extract its text"),
+        ("a.txt", b"one\0two", "is not text"),
+        ("a.csv", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the file itself"),
+        ("a.dat", b"one\n", "has the unknown suffix .dat; name its format with --format: text, json,"),
+    ],
+)
+def test_a_file_without_rows_is_refused_by_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    """Its bytes would be computed as texts."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidInput) as caught:
+        items(tmp_path / name)
+    assert message in str(caught.value)
+
+
+def test_tables_are_known_by_their_first_bytes(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "download")
+    assert items(tmp_path / "download")[0] == ("a", "one")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "score": NaN}', "has NaN, which is not JSON; write null"),
+        ('{"text": "a", "score": -Infinity}', "has -Infinity, which is not JSON"),
+        ('{"text": "a", "tree": ' + "[" * 5000 + "]" * 5000 + "}", "is JSON nested too deeply"),
+    ],
+)
+def test_json_that_is_none_costs_its_row(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{line}\n{{"text": "b"}}\n')
+    bad, good = items(tmp_path / "a.jsonl")
+    assert message in str(bad[1])
+    assert good == ("2", "b")
+
+
+def test_a_signature_in_a_url_is_in_no_name() -> None:
+    """Names stand in the page, in keys and in errors."""
+    url = "https://user:password@example.org/a/r.csv.gz?X-Amz-Signature=SECRET#x"
+    assert places.without_query(url) == "https://example.org/a/r.csv.gz"
+    file = places.RemoteFile(None, url, places.without_query(url))  # type: ignore[arg-type]
+    assert file.suffix == ".csv"
+    assert Source(url, "text").name == "https://example.org/a/r.csv.gz"
+
+
+def test_hidden_files_are_passed_over_and_others_are_told(tmp_path: Path) -> None:
+    """A phone and a Mac fill a folder with more than pictures."""
+    for name in ("a.jfif", "._a.jpg", ".thumbnails/a.jpg", "__MACOSX/a.jpg", "b.heic", "c.heic", "notes"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = Source(tmp_path, "image")
+    assert [row.key for row in source.rows() if isinstance(row, NewItem)] == ["a.jfif"]
+    assert source.left_out == {".heic": 2, "no suffix": 1}
+
+
+def test_a_row_that_names_no_file_costs_itself(tmp_path: Path) -> None:
+    """A device is endless, and a server may be away."""
+    (tmp_path / "good.jpg").write_bytes(b"cat")
+    (tmp_path / "a.csv").write_text("image\n/dev/zero\nftp://127.0.0.1:1/x.jpg\ngood.jpg\n")
+    device, server, good = items(tmp_path / "a.csv", "image")
+    assert "/dev/zero is not a file" in str(device[1])
+    assert "ftp://127.0.0.1:1/x.jpg cannot be opened" in str(server[1])
+    assert good == ("4", b"cat")
+
+
+def test_a_packed_picture_is_measured_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "a.png.gz").write_bytes(gzip.compress(bytes(1_000_000)))
+    ((_, error),) = items(tmp_path / "a.png.gz", "image", limits=Limits(max_input_bytes=10_000))
+    assert "over 10,000" in str(error)
+
+
+def test_a_pipe_is_read_again_from_a_copy(tmp_path: Path) -> None:
+    """`<(zcat a.gz)` is a pipe, and a join reads the source twice."""
+    reading, writing = os.pipe()
+    os.write(writing, b"id,text\nx,one\n")
+    os.close(writing)
+    source = Source(f"/dev/fd/{reading}", "text", format="csv", reread=True)
+    assert [[record.key for record in source.records()] for _ in range(2)] == [["x"], ["x"]]
+    os.close(reading)
+
+
+def test_a_text_that_is_not_utf_8_costs_its_row(tmp_path: Path) -> None:
+    broken = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\x02\0\0\0\x04\0\0\0"), pa.py_buffer(b"ok\xc3\x28"))
+    pq.write_table(pa.table({"text": ["one", "two"], "note": broken}), tmp_path / "a.parquet")
+    first, second = items(tmp_path / "a.parquet")
+    assert first == ("1", "one")
+    assert "a.parquet:2: is not UTF-8 in the column 'note'" in str(second[1])
+
+
+def test_files_of_different_types_are_refused_before_the_job(tmp_path: Path) -> None:
+    """A join would find it after all was computed."""
+    pq.write_table(pa.table({"text": ["a"], "n": ["x"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["a"], "n": pa.array(["x"]).dictionary_encode()}), tmp_path / "b.parquet")
+    check_columns(Source(f"{tmp_path}/*.parquet", "text"), tmp_path / "out.parquet")
+    pq.write_table(pa.table({"text": ["a"], "n": pa.array([1], pa.timestamp("us"))}), tmp_path / "c.parquet")
+    with pytest.raises(
+        InvalidInput, match=r"c\.parquet: does not fit the files before it: .* give each column one type"
+    ):
+        check_columns(Source(f"{tmp_path}/*.parquet", "text"), tmp_path / "out.parquet")

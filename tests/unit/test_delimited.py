@@ -1,0 +1,124 @@
+"""Tables as spreadsheets, databases and corpora write them: each row is right, or an error that names its line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from producers.sources import Source
+from tests.unit.test_sources import pairs, read
+
+CELLS = st.lists(
+    st.sampled_from(["a", "b c", '"', '""', '"q"', ",", ";", "|", "\t", "\n", "\r\n", "é", "'"]), max_size=6
+).map("".join)
+
+
+def written(rows: list[tuple[str, str]], **dialect: Any) -> bytes:
+    made = io.StringIO(newline="")
+    writer = csv.writer(made, **dialect)
+    writer.writerow(("id", "text"))
+    writer.writerows(rows)
+    return made.getvalue().encode()
+
+
+@given(
+    st.lists(CELLS, min_size=1, max_size=8),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    st.sampled_from(",;|\t"),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_whatever_writes_csv_its_rows_come_back(cells: list[str], quoting: int, separator: str, end: str) -> None:
+    """No row is lost, joined with another or changed, down to the line ends within a cell."""
+    rows = [(str(number), cell) for number, cell in enumerate(cells)]
+    with tempfile.TemporaryDirectory() as folder:
+        table = written(rows, quoting=quoting, delimiter=separator, lineterminator=end)
+        assert pairs(read(Path(folder, "a.csv"), table)) == rows
+
+
+@given(
+    st.lists(CELLS.filter(lambda cell: not ("\t" in cell and "\n" in cell)), min_size=1, max_size=8),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_whatever_writes_tab_separated_values_its_rows_come_back(cells: list[str], quoting: int) -> None:
+    rows = [(str(number), cell) for number, cell in enumerate(cells)]
+    with tempfile.TemporaryDirectory() as folder:
+        table = written(rows, quoting=quoting, delimiter="\t")
+        assert pairs(read(Path(folder, "a.tsv"), table)) == rows
+
+
+@given(st.lists(st.sampled_from(['"one', 'two"', 'a "b" c', '"', "plain", '"quoted"']), min_size=1, max_size=8))
+def test_a_corpus_without_quoting_keeps_its_marks(cells: list[str]) -> None:
+    """The registered type of tab-separated values has no quoting; most corpora are written so."""
+    rows = [(str(number), cell) for number, cell in enumerate(cells)]
+    with tempfile.TemporaryDirectory() as folder:
+        table = "id\ttext\n" + "".join(f"{key}\t{cell}\n" for key, cell in rows)
+        assert pairs(read(Path(folder, "a.tsv"), table)) == rows
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["id;text\n1;one\n", "id|text\n1|one\n", "id\ttext\n1\tone\n", "sep=;\nid;text\n1;one\n", "\n \nid,text\n1,one\n"],
+)
+def test_the_header_tells_the_separator(tmp_path: Path, table: str) -> None:
+    """A whole line is never computed as a text. Blank lines before the header are no header."""
+    assert pairs(read(tmp_path / "a.csv", table)) == [("1", "one")]
+
+
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        (
+            'id,text\n1,"he said "hi" and\nmore, of it"\n2,ok\n',
+            "a.csv:2: is not CSV: ',' expected after '\"'; lines up to 3 may belong to it, and are left out; double the",
+        ),
+        (b'id,text\n1,"caf\xe9\nmore, of it"\n2,ok\n', "a.csv:2: is not UTF-8 (byte 0xe9 at place 7); convert"),
+        (b'id,text\n1,"cafe\nm\xe9re, of it"\n2,ok\n', "a.csv:3: is not UTF-8 (byte 0xe9 at place 2); convert"),
+        ('id,text\n1,"x" y\n2,ok\n', "a.csv:2: is not CSV: ',' expected after '\"'; double the"),
+    ],
+)
+def test_no_row_comes_out_of_the_middle_of_a_cell(tmp_path: Path, table: bytes | str, error: str) -> None:
+    """After an error reading goes on behind the whole record."""
+    (_, found), last = pairs(read(tmp_path / "a.csv", table))
+    assert str(found).removeprefix(f"{tmp_path}/").startswith(error)
+    assert last == ("2", "ok")
+
+
+def test_a_mark_that_is_never_closed_names_the_line_where_it_opens(tmp_path: Path) -> None:
+    """Its last line would be of no use to somebody who looks for it."""
+    table = 'id,text\n1,fine\n2,"never closed\n' + "".join(f"{n},row {n}\n" for n in range(3, 60))
+    first, (_, error) = pairs(read(tmp_path / "a.csv", table))
+    assert first == ("1", "fine")
+    assert "a.csv:3: opens a quotation mark that is never closed; lines up to 60 belong to it" in str(error)
+    with pytest.raises(ValueError, match=r"a\.csv:3: opens a quotation mark that is not closed within 100 bytes"):
+        read(tmp_path / "a.csv", table, line_bytes=100)
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    """The csv module's own limit is that of 1995."""
+    assert pairs(read(tmp_path / "a.csv", f"id,text\n1,{'x' * 200_000}\n")) == [("1", "x" * 200_000)]
+
+
+def test_a_record_of_several_lines_is_numbered_by_its_first(tmp_path: Path) -> None:
+    table = 'text\n"one\ntwo"\nthree\n'
+    assert pairs(read(tmp_path / "a.csv", table)) == [("2", "one\ntwo"), ("4", "three")]
+
+
+def test_line_ends_of_cr_alone_are_refused(tmp_path: Path) -> None:
+    """A whole file would be one item."""
+    for name in ("a.csv", "a.txt"):
+        with pytest.raises(ValueError, match="has line ends of CR alone; convert the file: tr"):
+            read(tmp_path / name, "text\rone\rtwo\r")
+
+
+def test_a_part_without_a_header_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\none\n")
+    (tmp_path / "b.csv").touch()
+    found = pairs(list(Source([tmp_path / "a.csv", tmp_path / "b.csv"], "text").rows()))
+    assert "b.csv:1: has no header" in str(found[1][1])
