@@ -31,13 +31,17 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         return self.read("config.json")
 
-    def read(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the folder. Raises ConfigurationError if it is missing or is not a JSON object."""
+    def read_json(self, name: str) -> Any:
+        """Return a JSON file of the folder. Raises ConfigurationError if it is missing or is not JSON."""
         try:
-            value = json.loads((self.folder / name).read_text("utf-8"))
+            return json.loads((self.folder / name).read_text("utf-8"))
         except (OSError, ValueError) as error:
             remedy = "pull it (argosy models pull), or correct the source"
             raise ConfigurationError(f"{self.where}: {error}; {remedy}") from error
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the folder. Raises ConfigurationError if it is missing or is not a JSON object."""
+        value = self.read_json(name)
         if not isinstance(value, dict):
             raise ConfigurationError(f"{self.where}: {self.folder / name} is not a JSON object")
         return value
@@ -71,7 +75,8 @@ class Checkpoint:
     @cached_property
     def max_tokens(self) -> int:
         """The longest input in tokens, including the special tokens."""
-        found = [float(self.read_if_there("tokenizer_config.json").get("model_max_length") or math.inf)]
+        found = [float(self.read_if_there("sentence_bert_config.json").get("max_seq_length") or math.inf)]
+        found += [float(self.read_if_there("tokenizer_config.json").get("model_max_length") or math.inf)]
         positions = self.config.get("max_position_embeddings")
         if isinstance(positions, int) and positions > 0:
             shifted = self.config.get("model_type") in _COUNT_AFTER_PADDING

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 
 class EncoderOptions(HeadOptions, frozen=True):
-    """`max_tokens` is by default the checkpoint's own limit. `adapters` gives a task its LoRA folder. `pooling`
-    ("mean", "cls" or "max") makes a text's vector from its tokens' vectors, by default as the checkpoint says.
+    """`max_tokens` is by default the checkpoint's own limit. `adapters` gives a task its LoRA folder. `pooling` makes a
+    text's vector from its tokens' vectors, and `prompt` names the text put before it, by default as the folder says.
     """
 
     max_tokens: Count | None = None
     adapters: Table = field(default_factory=dict)
     pooling: Text | None = None
+    prompt: Text | None = None
 
 
 @dataclass(frozen=True)

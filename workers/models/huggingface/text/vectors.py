@@ -12,50 +12,77 @@ from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.text import FeatureExtractionParams, SentenceSimilarityParams, ZeroShotClassificationParams
 from producers.wire.messages import SentencesInput
 from workers.models.huggingface.checkpoint_networks import BACKBONE
-from workers.models.huggingface.text import likeness
+from workers.models.huggingface.text import likeness, sentence_modules
+from workers.models.huggingface.text.sentence_modules import POOLINGS, SentenceModules, pooled
 from workers.models.huggingface.text_head import TextHead, best_labels, rounded
-from workers.models.huggingface.token_sequences import Reading
+from workers.models.huggingface.token_sequences import Reading, TokenSequence
+from workers.models.huggingface.tokenizing import Cut
 from workers.models.interface.model import Array
 
 if TYPE_CHECKING:
     import torch
 
-#: The option `pooling`: the function from the tokens' vectors to the text's vector.
-POOLINGS = ("mean", "cls", "max")
-
 
 class Vectors(TextHead):
-    """The base of heads on the backbone's output: a vector per sequence."""
+    """The base of heads on the backbone's output: a vector per sequence, made as the folder's modules say."""
 
     auto = BACKBONE
 
     @cached_property
-    def _pooling(self) -> str:
-        if self.options.pooling:
-            return self.options.pooling
-        pooling = self.checkpoint.read_if_there("1_Pooling/config.json")
-        modes = {"cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens", "mean": "pooling_mode_mean_tokens"}
-        return next((name for name, key in modes.items() if pooling.get(key)), "mean")
+    def modules(self) -> SentenceModules:
+        return sentence_modules.read(self.checkpoint)
+
+    @cached_property
+    def _poolings(self) -> tuple[str, ...]:
+        return (self.options.pooling,) if self.options.pooling else self.modules.poolings
+
+    @cached_property
+    def _layers(self) -> list[Any]:
+        return [layer.load(self.checkpoint.where) for layer in self.modules.layers]
 
     def check(self) -> None:
         super().check()
-        if self._pooling not in POOLINGS:
-            where = f"{self.checkpoint.where}.options.pooling"
-            raise ConfigurationError(f"{where}: must be one of {', '.join(POOLINGS)}, not {self._pooling!r}")
+        where = f"{self.checkpoint.where}.options"
+        if unknown := [pooling for pooling in self._poolings if pooling not in POOLINGS]:
+            raise ConfigurationError(f"{where}.pooling: must be one of {', '.join(POOLINGS)}, not {unknown[0]!r}")
+        name = self._prompt_name
+        if name is not None and name not in self.modules.prompts:
+            names = ", ".join(sorted(self.modules.prompts)) or "none"
+            raise ConfigurationError(f"{where}.prompt: the folder has no prompt {name!r}; it has {names}")
+        if self._prompt and not self.modules.pools_prompt:
+            problem = "the folder's pooling leaves the prompt out, which is not served"
+            raise ConfigurationError(f"{self.checkpoint.where}: {problem}; use sentence-transformers itself")
+
+    def one(self, text: Any, params: Any, pair: str | None = None, cut: Cut = "longest_first") -> TokenSequence:
+        if isinstance(text, str) and text.strip():  # an empty text is refused, with a prompt too
+            text = self._prompt + text
+            text = text.lower() if self.modules.lower_case else text
+        return super().one(text, params, pair, cut)
+
+    def adapt(self, network: Any) -> None:
+        """Load the layers, so that a missing file is found before the first pass."""
+        self._layers  # noqa: B018
 
     def compute(self, output: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        hidden: torch.Tensor = output.last_hidden_state
-        mask = inputs["attention_mask"].unsqueeze(-1)
-        if self._pooling == "cls":
-            return hidden[:, 0]
-        if self._pooling == "max":
-            return hidden.masked_fill(mask == 0, float("-inf")).amax(1)
-        weights = mask.to(hidden.dtype)
-        return (hidden * weights).sum(1) / weights.sum(1)
+        vectors = pooled(output.last_hidden_state, inputs["attention_mask"], self._poolings)
+        if self._layers:
+            vectors = vectors.float()
+        for layer in self._layers:
+            vectors = (layer.to(vectors.device) if hasattr(layer, "to") else layer)(vectors)
+        return vectors
+
+    @property
+    def _prompt_name(self) -> str | None:
+        return self.options.prompt or self.modules.default_prompt
+
+    @cached_property
+    def _prompt(self) -> str:
+        name = self._prompt_name
+        return "" if name is None else self.modules.prompts.get(name, "")
 
 
 class FeatureExtraction(Vectors):
-    """The text's vector: the mean, first token or maximum over its tokens, by the option `pooling` or ``1_Pooling``."""
+    """The text's vector."""
 
     def read(self, content: Any, params: FeatureExtractionParams) -> Reading:
         return Reading((self.one(content, params),))

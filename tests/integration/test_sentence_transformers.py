@@ -1,0 +1,141 @@
+"""Folders that sentence-transformers has saved give its own vectors, or are refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+
+from producers.wire.errors import ConfigurationError
+from tests import tiny_checkpoints as tiny
+from tests.serving import TOLERANCE, Served
+
+TEXTS = ["the film was dull", "shares fell", "a moving film about the final of the cup in Paris", "good"]
+
+MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., Path]:
+    """Save a tiny network with these modules behind it, as sentence-transformers itself does."""
+
+    def save(*modules: Any, pooling: Any = "mean", **settings: Any) -> Path:
+        torch.manual_seed(0)
+        network = Transformer(str(tiny.bert(tmp_path / "network", "BertModel")))
+        model = SentenceTransformer(
+            modules=[network, Pooling(network.get_embedding_dimension(), pooling), *modules], device="cpu", **settings
+        )
+        model.save(str(tmp_path / "saved"))
+        return tmp_path / "saved"
+
+    return save
+
+
+def expected(folder: Path, texts: list[str] = TEXTS) -> Any:
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True).encode(texts)
+
+
+def served(folder: Path, texts: list[str] = TEXTS, **options: Any) -> Any:
+    model = Served(folder, {"vector": "feature-extraction"}, **options).load()
+    return model.ask("vector", texts, normalize=False)
+
+
+@pytest.mark.parametrize("pooling", [*MODES, ("max", "mean"), ("cls", "lasttoken", "weightedmean")])
+def test_each_pooling(saved: Callable[..., Path], pooling: Any) -> None:
+    """Alone or several, one after another."""
+    folder = saved(pooling=pooling)
+    np.testing.assert_allclose(served(folder), expected(folder), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("pooling", MODES)
+def test_a_pooling_by_its_earlier_name(saved: Callable[..., Path], pooling: str) -> None:
+    """As folders say it that were saved before version 5.4."""
+    folder = saved()
+    names = {"cls": "cls_token", "lasttoken": "lasttoken"}
+    earlier = {
+        f"pooling_mode_{names.get(mode, f'{mode}_tokens'.replace('tokens_tokens', 'tokens'))}": mode == pooling
+        for mode in MODES
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32} | earlier))
+    np.testing.assert_allclose(served(folder), expected(folder), atol=TOLERANCE)
+    np.testing.assert_allclose(served(folder, pooling=pooling), expected(folder), atol=TOLERANCE)
+
+
+def test_further_layers(saved: Callable[..., Path]) -> None:
+    """A narrower vector, without and with a bias; two layers; unit length."""
+    folder = saved(
+        Dense(32, 24, bias=False, activation_function=torch.nn.Identity()), Dense(24, 8), LayerNorm(8), Normalize()
+    )
+    found = served(folder)
+    assert found[0].shape == (8,)
+    np.testing.assert_allclose(found, expected(folder), atol=TOLERANCE)
+
+
+def test_prompts_and_limits(saved: Callable[..., Path]) -> None:
+    """The default prompt is put before each text; another one is chosen by its name."""
+    folder = saved(prompts={"query": "what film: ", "document": "a film: "}, default_prompt_name="document")
+    theirs = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    np.testing.assert_allclose(served(folder), theirs.encode(TEXTS), atol=TOLERANCE)
+    np.testing.assert_allclose(
+        served(folder, prompt="query"), theirs.encode(TEXTS, prompt_name="query"), atol=TOLERANCE
+    )
+    with pytest.raises(ConfigurationError, match="the folder has no prompt 'passage'; it has document, query"):
+        served(folder, prompt="passage")
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 6, "do_lower_case": true}')
+    model = Served(folder, {"vector": "feature-extraction"}).load()
+    assert "over 6" in str(model.refusal("vector", TEXTS[2]))
+    cut = model.ask("vector", TEXTS, truncation=True, normalize=False)
+    np.testing.assert_allclose(cut, expected(folder), atol=TOLERANCE)
+
+
+def test_sentences_are_compared_by_the_folders_vectors(saved: Callable[..., Path]) -> None:
+    folder = saved(Dense(32, 8), pooling="max")
+    model = Served(folder, {"alike": "sentence-similarity"}).load()
+    [found] = model.ask("alike", [{"source_sentence": TEXTS[0], "sentences": TEXTS[1:]}])
+    vectors = expected(folder)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, vectors[1:] @ vectors[0], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "problem"),
+    [
+        ("modules.json", {1: {"type": "sentence_transformers.sparse_encoder.models.SpladePooling"}}, "SpladePooling"),
+        ("modules.json", {0: {"type": "sentence_transformers.models.WordEmbeddings"}}, "WordEmbeddings"),
+        ("modules.json", {0: {"path": "0_Transformer"}}, r"Transformer \(0_Transformer\) of modules.json"),
+        ("modules.json", {2: {"type": "sentence_transformers.models.CNN"}}, "the module CNN"),
+        ("1_Pooling/config.json", {"pooling_mode": "attention"}, "pooling 'attention' is not served"),
+        ("2_Dense/config.json", {"activation_function": "os.system"}, "activation_function os.system is none of"),
+        ("2_Dense/config.json", {"use_residual": True}, "use_residual = True is not served"),
+        ("2_Dense/config.json", {"out_features": 9}, "has no weights for the layer: .*size mismatch"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "no prompt 'q'; it has document, query"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(
+    saved: Callable[..., Path], file: str, change: Any, problem: str
+) -> None:
+    """The mean of the tokens would be an answer, and a wrong one."""
+    folder = saved(Dense(32, 8))
+    content = json.loads((folder / file).read_text())
+    for name, value in change.items():
+        content[name] = content[name] | value if isinstance(name, int) else value
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(ConfigurationError, match=problem):
+        served(folder)
+
+
+def test_a_prompt_that_is_not_pooled_is_refused(saved: Callable[..., Path]) -> None:
+    folder = saved(prompts={"query": "what film: "})
+    config = folder / "1_Pooling" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"include_prompt": False}))
+    np.testing.assert_allclose(served(folder), expected(folder), atol=TOLERANCE)
+    with pytest.raises(ConfigurationError, match="pooling leaves the prompt out, which is not served"):
+        served(folder, prompt="query")
