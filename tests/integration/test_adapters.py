@@ -149,6 +149,10 @@ def test_an_adapter_is_part_of_the_revision(base: Path, merged: dict[str, Any], 
         ({"peft_type": "IA3"}, "is a IA3 adapter; only LORA is served"),
         ({"use_dora": True}, "use_dora is not served; merge the adapter"),
         ({"bias": "all"}, "the adapter changes biases"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens is not served"),
+        ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication is not served"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' has changed the model's own weights"),
+        ({"init_lora_weights": "olora"}, "'olora' has changed the model's own weights, which rows share; convert it"),
     ],
 )
 def test_what_is_not_served_is_refused_when_the_worker_starts(

@@ -7,6 +7,8 @@ what padding and another order of sums may change of a score.
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -359,6 +361,68 @@ def test_a_text_over_the_limit_is_cut_only_where_it_may_be(made: Made) -> None:
     assert "over 128" in str(Served(roberta, {"mood": "text-classification"}).refusal("mood", LONG))
 
 
+def without_safetensors(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
+def cut(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def configured(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (without_safetensors, r"no model\.safetensors, only pytorch_model\.bin .* save it again"),
+        (pointer, "is a Git LFS pointer; fetch the file"),
+        (cut, "transformers cannot load .*: SafetensorError"),
+        (configured(quantization_config={"quant_method": "gptq"}), r"are quantised \(gptq\), which is not served"),
+        (configured(id2label=["good", "bad"]), "id2label in .* is not a table of numbers and names"),
+        (configured(id2label={"0": "a", "1": "b"}, label2id=None), "transformers cannot load .*mismatch"),
+        (configured(model_type="unheard"), "transformers cannot load .*unheard"),
+        (configured(model_type="unheard", auto_map={"AutoModel": "code.Own"}), "transformers cannot load"),
+    ],
+)
+def test_a_folder_that_cannot_be_loaded_is_refused_by_name(
+    made: Made, tmp_path: Path, spoil: Callable[[Path], None], problem: str
+) -> None:
+    """With the table of fleet.toml, the cause and a remedy; no traceback of somebody else's library."""
+    folder = tmp_path / "spoiled"
+    shutil.copytree(made(tiny.bert, "BertForSequenceClassification", num_labels=3), folder)
+    spoil(folder)
+    with pytest.raises(ConfigurationError, match=f"^models.own: .*{problem}"):
+        Served(folder, {"mood": "text-classification"}).load()
+
+
+def test_a_decoder_without_a_padding_token_classifies_in_batches(made: Made) -> None:
+    """transformers refuses its batches; its rows end where their padding begins."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    def gpt2(folder: Path) -> Path:
+        size = tiny.byte_level(folder)
+        config = GPT2Config(vocab_size=size, n_positions=64, n_embd=32, n_layer=2, n_head=2, num_labels=3)
+        tiny._spread(GPT2ForSequenceClassification(config)).save_pretrained(folder)
+        changed = json.loads((folder / "config.json").read_text()) | {"pad_token_id": None, "eos_token_id": size - 1}
+        (folder / "config.json").write_text(json.dumps(changed))
+        return folder
+
+    served = Served(made(gpt2), {"mood": "text-classification"}).load()
+    alone = [served.ask("mood", [text], top_k=None)[0] for text in TEXTS]
+    assert_alike(served.ask("mood", TEXTS, top_k=None), alone)
+
+
 @pytest.mark.parametrize(
     ("tasks", "options", "problem"),
     [
@@ -366,7 +430,7 @@ def test_a_text_over_the_limit_is_cut_only_where_it_may_be(made: Made) -> None:
         ({"a": "image-segmentation", "b": "text-classification"}, {}, "cannot share a pass"),
         ({"a": "text-classification"}, {"precison": "float32"}, r"options\.precison: not an option"),
         ({"a": "text-classification"}, {"function_to_apply": {"a": "tanh"}}, "must be one of sigmoid"),
-        ({"a": "feature-extraction"}, {"pooling": "sum"}, "must be one of mean"),
+        ({"a": "feature-extraction"}, {"pooling": "sum"}, "must be one of cls, max, mean"),
         ({"a": "text-classification"}, {"heads": {"b": "folder"}}, "no such task"),
         ({"a": "token-classification"}, {}, "no weights for classifier.*not trained for this kind"),
         ({"a": "question-answering"}, {}, "no weights for qa_outputs"),

@@ -21,7 +21,14 @@ WRAPPED = "base_model.model."
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 #: Options of LoRA variants with other weights or other arithmetic, which are refused.
-_UNSUPPORTED = ("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias", "megatron_config", "trainable_token_indices")
+_UNSUPPORTED = (
+    *("use_dora", "fan_in_fan_out", "use_qalora", "lora_bias", "megatron_config", "trainable_token_indices"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
+    *("target_parameters", "use_bdlora", "velora_config"),
+)
+
+#: The initialisations that also change the model's own weights, by their beginnings.
+_OTHER_WEIGHTS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 #: The tensors, among those saved whole, with a row for each label.
 _LABELS = re.compile(r"(^|\.)(classifier|score|qa_outputs)(\.out_proj)?\.weight$")
@@ -42,6 +49,11 @@ class Adapter:
             raise ConfigurationError(f"{self.where}: {self.folder} is a {kind} adapter; only LORA is served")
         if used := [name for name in _UNSUPPORTED if config.get(name)]:
             raise ConfigurationError(f"{self.where}: {used[0]} is not served; merge the adapter into its model instead")
+        initialised = str(config.get("init_lora_weights")).lower()
+        if initialised.startswith(_OTHER_WEIGHTS):
+            problem = f"init_lora_weights {initialised!r} has changed the model's own weights, which rows share"
+            remedy = "convert it by peft's path_initial_model_for_weight_conversion, or merge it into its model"
+            raise ConfigurationError(f"{self.where}: {problem}; {remedy}")
         if config.get("bias", "none") != "none":
             problem = "the adapter changes biases, which rows of other adapters would share"
             raise ConfigurationError(f"{self.where}: {problem}")

@@ -16,6 +16,7 @@ from workers.models.adapters.low_rank import AdapterRows
 from workers.models.backends.choice import DTYPES
 from workers.models.generation import key_value_memory
 from workers.models.generation.key_value_memory import Block, CacheShape
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,16 @@ class DecoderNetwork:
         AttentionInterface.register(key_value_memory.ATTENTION, key_value_memory.attend)
         AttentionMaskInterface.register(key_value_memory.ATTENTION, sdpa_mask)
         self._device = device
-        model = AutoModelForCausalLM.from_pretrained(
-            self._folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=getattr(torch, DTYPES[self._precision]),
-            attn_implementation=key_value_memory.ATTENTION,
-        )
+        Checkpoint(self._folder, self._where).check_weights()
+        with loading(self._folder, self._where):
+            model = AutoModelForCausalLM.from_pretrained(
+                self._folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=getattr(torch, DTYPES[self._precision]),
+                attn_implementation=key_value_memory.ATTENTION,
+            )
         self._check_layers(model.config)
         self._model = model.eval().to(device)
         if self._adapters:

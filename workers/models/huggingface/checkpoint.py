@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +18,44 @@ from workers.models.adapters.lora_folder import Adapter
 #: config says.
 _COUNT_AFTER_PADDING = ("camembert", "data2vec-text", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")
 
+#: The most characters of a reason that transformers gives.
+_LONGEST_REASON = 400
+
 #: The longest input of a text model whose folder gives no limit.
 _MAX_TOKENS = 512
+
+
+_WEIGHTS = "model.safetensors"
+
+#: Other weights that a folder may have, by their files.
+_OTHER_WEIGHTS = (
+    ("pytorch_model.bin (pickle, which is never read)", "pytorch_model*.bin"),
+    ("an ONNX model", "*.onnx"),
+    ("an adapter (name it in options.adapters)", "adapter_model.*"),
+    ("TensorFlow weights", "tf_model.h5"),
+    ("Flax weights", "flax_model.msgpack"),
+    ("a GGUF file", "*.gguf"),
+)
+
+#: The first bytes of a file that Git LFS has not fetched.
+_POINTER = b"version https://git-lfs"
+
+
+@contextmanager
+def loading(folder: Path, where: str) -> Iterator[None]:
+    """Turn the errors of transformers' loading into ConfigurationError, which names the setting and the folder."""
+    try:
+        yield
+    except (ConfigurationError, MemoryError):
+        raise
+    except Exception as error:  # transformers and the libraries below it raise errors of every type
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        problem = f"transformers cannot load {folder}: {type(error).__name__}: {said[:_LONGEST_REASON]}"
+        raise ConfigurationError(f"{where}: {problem}") from error
 
 
 @dataclass(frozen=True)
@@ -50,12 +88,31 @@ class Checkpoint:
         """Return a JSON file of the folder, or an empty dict if it is missing."""
         return self.read(name) if (self.folder / name).is_file() else {}
 
+    def check_weights(self) -> None:
+        """Raise ConfigurationError if the folder has no weights as safetensors: with what it has, and the remedy."""
+        if method := (self.config.get("quantization_config") or {}).get("quant_method"):
+            problem = f"the weights in {self.folder} are quantised ({method}), which is not served"
+            raise ConfigurationError(f"{self.where}: {problem}; name the folder of the model before its quantisation")
+        files = [self.folder / name for name in (_WEIGHTS, f"{_WEIGHTS}.index.json")]
+        there = next((file for file in files if file.is_file()), None)
+        if there is None:
+            found = [name for name, pattern in _OTHER_WEIGHTS if any(self.folder.glob(pattern))]
+            problem = f"{self.folder} has no {_WEIGHTS}" + (f", only {' and '.join(found)}" if found else "")
+            remedy = "load it with transformers and save it again (save_pretrained), which writes safetensors"
+            raise ConfigurationError(f"{self.where}: {problem}; {remedy}")
+        with there.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise ConfigurationError(f"{self.where}: {there} is a Git LFS pointer; fetch the file: git lfs pull")
+
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The labels' names in the order of the scores: ``id2label``, or LABEL_0 … like transformers."""
         names = self.config.get("id2label")
         if not names:
             return tuple(f"LABEL_{number}" for number in range(int(self.config.get("num_labels", 2))))
+        if not isinstance(names, dict) or not all(str(number).isdecimal() for number in names):
+            problem = f"id2label in {self.folder / 'config.json'} is not a table of numbers and names"
+            raise ConfigurationError(f'{self.where}: {problem}; write {{"0": "name", …}}')
         return tuple(str(name) for _, name in sorted(names.items(), key=lambda pair: int(pair[0])))
 
     @cached_property
@@ -70,14 +127,17 @@ class Checkpoint:
 
     @cached_property
     def pad_id(self) -> int:
-        return int(self.config.get("pad_token_id") or 0)
+        """The padding token. A decoder without one is padded with its end token, which no text has at its end."""
+        pad, end = self.config.get("pad_token_id"), self.config.get("eos_token_id")
+        end = end[0] if isinstance(end, list) and end else end
+        return next((int(one) for one in (pad, end) if isinstance(one, int)), 0)
 
     @cached_property
     def max_tokens(self) -> int:
         """The longest input in tokens, including the special tokens."""
         found = [float(self.read_if_there("sentence_bert_config.json").get("max_seq_length") or math.inf)]
         found += [float(self.read_if_there("tokenizer_config.json").get("model_max_length") or math.inf)]
-        positions = self.config.get("max_position_embeddings")
+        positions = self.config.get("max_position_embeddings", self.config.get("n_positions"))
         if isinstance(positions, int) and positions > 0:
             shifted = self.config.get("model_type") in _COUNT_AFTER_PADDING
             found.append(positions - (self.pad_id + 1) * shifted)

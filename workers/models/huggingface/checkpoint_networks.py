@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.backends.choice import DTYPES, Backend
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.huggingface.network_calls import call, rows_of
 
 if TYPE_CHECKING:
@@ -159,15 +160,18 @@ class CheckpointNetworks:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # a worker's log is not a terminal
-        loaded, report = getattr(transformers, network.auto).from_pretrained(
-            network.folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=self.dtype,
-            output_loading_info=True,
-            **_as_adapted(network.adapter),
-        )
+        with loading(network.folder, self._where):
+            loaded, report = getattr(transformers, network.auto).from_pretrained(
+                network.folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=self.dtype,
+                output_loading_info=True,
+                **_as_adapted(network.adapter),
+            )
+        if getattr(loaded.config, "pad_token_id", 0) is None:  # a decoder that classifies counts tokens before padding
+            loaded.config.pad_token_id = Checkpoint(network.folder, self._where).pad_id
         # transformers only warns about missing weights and fills them with random numbers
         missing = sorted(set(report["missing_keys"]) - _complete(loaded, network.adapter))
         if missing and network.auto == BACKBONE and all(name.startswith("pooler.") for name in missing):

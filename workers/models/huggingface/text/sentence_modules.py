@@ -40,7 +40,7 @@ _SERVED = {"module_input_name": "sentence_embedding", "module_output_name": "sen
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class PooledLayer:
     """A layer on the pooled vectors: its kind, its folder and its settings."""
 
     kind: str
@@ -70,7 +70,7 @@ class SentenceModules:
     """The folder's own way from the tokens' vectors to the text's vector. `prompts` are the texts put before a text."""
 
     poolings: tuple[str, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[PooledLayer, ...]
     prompts: Mapping[str, str]
     default_prompt: str | None
     lower_case: bool
@@ -187,7 +187,7 @@ def _poolings(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
     return poolings
 
 
-def _layer(checkpoint: Checkpoint, kind: str, path: str) -> Layer:
+def _layer(checkpoint: Checkpoint, kind: str, path: str) -> PooledLayer:
     settings = checkpoint.read_if_there(f"{path}/config.json")
     for name, served in _SERVED.items():
         if settings.get(name) not in (None, served):
@@ -197,7 +197,7 @@ def _layer(checkpoint: Checkpoint, kind: str, path: str) -> Layer:
     if kind == "Dense" and not activation.startswith(_ACTIVATIONS):
         problem = f"{path}/config.json: activation_function {activation} is none of torch's, and is not run"
         raise ConfigurationError(f"{checkpoint.where}: {problem}")
-    return Layer(kind, checkpoint.folder / path, settings)
+    return PooledLayer(kind, checkpoint.folder / path, settings)
 
 
 def _filled(module: Any, prefix: str, folder: Path, where: str) -> Any:

@@ -28,9 +28,6 @@ from workers.models.interface import ragged
 from workers.models.interface.model import Array, Arrays, Prepared, digest
 from workers.models.interface.options import Count, Options, Table
 
-#: The maximum length in transformers of a checkpoint that sets no length.
-_UNSET_LENGTH = 20
-
 
 class Seq2SeqOptions(Options, frozen=True):
     """Inputs have up to `max_tokens`, by default the checkpoint's own limit. Outputs have up to `max_new_tokens`, which
@@ -107,8 +104,7 @@ class Writing(TextReader):
             asked["forced_bos_token_id"] = self._language(target, "params.tgt_lang")
         settings = {name: value for name, value in asked.items() if value is not None}
         own = self.checkpoint.read_if_there("generation_config.json")
-        lengths = (settings.get("max_new_tokens"), own.get("max_new_tokens"), own.get("max_length", _UNSET_LENGTH))
-        if lengths in ((None, None, _UNSET_LENGTH), (None, None, None)):
+        if not any((settings.get("max_new_tokens"), own.get("max_new_tokens"), own.get("max_length"))):
             settings["max_new_tokens"] = self.options.max_new_tokens
         return settings
 
