@@ -412,7 +412,7 @@ def test_a_decoder_without_a_padding_token_classifies_in_batches(made: Made) -> 
 
     def gpt2(folder: Path) -> Path:
         size = tiny.byte_level(folder)
-        config = GPT2Config(vocab_size=size, n_positions=64, n_embd=32, n_layer=2, n_head=2, num_labels=3)
+        config = GPT2Config(vocab_size=size, n_positions=128, n_embd=32, n_layer=2, n_head=2, num_labels=3)
         tiny._spread(GPT2ForSequenceClassification(config)).save_pretrained(folder)
         changed = json.loads((folder / "config.json").read_text()) | {"pad_token_id": None, "eos_token_id": size - 1}
         (folder / "config.json").write_text(json.dumps(changed))
