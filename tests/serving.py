@@ -35,6 +35,7 @@ class Served:
     def load(self) -> Served:
         _ = self.model.revision  # what a worker asks for when it starts
         self.model.load(DEVICE)
+        self.model.try_out()
         return self
 
     def task(self, name: str) -> Task:

@@ -89,6 +89,7 @@ class LoadedModels:
         before, started = device_memory.resident_bytes(self.device), time.perf_counter()
         model = self.build(raw)
         model.load(self.device)
+        model.try_out()
         load_s = time.perf_counter() - started
         if self.measuring:
             device_memory.give_back(self.device)

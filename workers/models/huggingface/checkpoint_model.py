@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 import msgspec
 from msgspec import field
 
+from producers.wire.atomic_files import atomically
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.adapters.lora_folder import Adapter
+from workers.models.huggingface import trial
 from workers.models.huggingface.checkpoint import AdaptedCheckpoint, Checkpoint
 from workers.models.huggingface.checkpoint_networks import CheckpointNetwork, CheckpointNetworks
 from workers.models.interface.model import Array, Model, ModelSpec, Prepared
@@ -24,6 +27,9 @@ from workers.models.sources import model_source
 
 if TYPE_CHECKING:
     from workers.models.huggingface.exported import Inputs
+
+
+logger = logging.getLogger(__name__)
 
 
 class HeadOptions(Options, frozen=True):
@@ -58,6 +64,7 @@ class FolderModel(Model, Generic[H]):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._loaded: CheckpointNetworks | None = None
+        self.equal_lengths = False
         self._device = "cpu"
 
     @abstractmethod
@@ -171,6 +178,31 @@ class FolderModel(Model, Generic[H]):
             example, other = self._examples()
             self._loaded.export(example, other, self._cache_file(example))
 
+    def try_out(self) -> None:
+        """Try samples once for these weights, this code and this backend (`trial`).
+
+        If padding changes the answers, as in networks without a mask, only inputs of equal length share a pass.
+        """
+        kept = self._kept("trials", str(self.spec.backend))
+        if kept.is_file():
+            self.equal_lengths = bool(kept.read_text())
+            return
+        try:
+            self._try()
+        except trial.DependsOnNeighbours:
+            self.equal_lengths = True
+            self._try()
+            logger.warning("%s: padding changes its answers, so only inputs of equal length share a pass", self.where)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomically(kept) as part:
+            part.write_text("equal lengths" if self.equal_lengths else "")
+
+    def _try(self) -> None:
+        trial.run(self, self.where, compared=self.COMPARED, fp32=self.spec.backend.precision == "fp32")
+
+    #: Whether the outputs of equal inputs are equal, so that a trial compares them.
+    COMPARED: ClassVar[bool] = True
+
     #: Whether tracing or capturing takes the backbone without its head even if the model has only one head.
     SPLIT: ClassVar[bool] = False
 
@@ -186,19 +218,17 @@ class FolderModel(Model, Generic[H]):
 
     def _cache_file(self, example: Inputs) -> Path:
         """The cache file of the network for this backend. Other weights, code or library versions give another file."""
-        code = [
-            Path(__file__).with_name(name).read_bytes()
-            for name in ("exported.py", "checkpoint_networks.py", "network_calls.py")
-        ]
+        return self._kept("networks", repr({name: tuple(tensor.shape) for name, tensor in example.items()}))
+
+    def _kept(self, folder: str, further: str) -> Path:
+        """Return a file in the cache that belongs to these weights, this code, these versions and `further`."""
         made_by = [importlib.metadata.version(package) for package in ("torch", "transformers")]
         autos = sorted({(str(head.checkpoint.folder), head.auto) for head in self.heads.values()})
-        shapes = {name: tuple(tensor.shape) for name, tensor in example.items()}
-        digest = hashlib.blake2b(
-            repr((self._weights, str(self.spec.folder), autos, made_by, shapes)).encode(), digest_size=8
-        )
-        for text in code:
-            digest.update(text)
-        return model_source.cache_folder() / "networks" / f"{self.spec.name}-{digest.hexdigest()}"
+        told = repr((self._weights, str(self.spec.folder), autos, made_by, further))
+        digest = hashlib.blake2b(told.encode(), digest_size=8)
+        for code in sorted(Path(__file__).parent.rglob("*.py")):
+            digest.update(code.read_bytes())
+        return model_source.cache_folder() / folder / f"{self.spec.name}-{digest.hexdigest()}"
 
 
 def read_for_each(

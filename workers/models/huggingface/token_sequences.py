@@ -113,9 +113,9 @@ class Batch:
         starts = ends - self._arrays[f"count/{task}"]
         return [self._arrays[f"of/{task}"][starts[row] : ends[row]] for row in rows]
 
-    def passes(self, wanted: set[Row]) -> list[list[Row]]:
-        """Group the wanted rows into passes, longest sequence first, so that no pass is mostly padding."""
-        return plan([(row, len(self.sequences[row.place].ids)) for row in sorted(wanted)])
+    def passes(self, wanted: set[Row], *, equal_lengths: bool = False) -> list[list[Row]]:
+        """Group the wanted rows into passes, longest sequence first, so that no pass is mostly padding, or has any."""
+        return plan([(row, len(self.sequences[row.place].ids)) for row in sorted(wanted)], equal_lengths=equal_lengths)
 
     @property
     def longest(self) -> int:
@@ -136,13 +136,19 @@ class Batch:
         return {"ids": ids, "types": types, "mask": mask}
 
 
-def plan(sizes: Sequence[tuple[_T, int]]) -> list[list[_T]]:
-    """Group (key, length) pairs, longest first. A new group starts where the padding would grow too large."""
+def plan(sizes: Sequence[tuple[_T, int]], *, equal_lengths: bool = False) -> list[list[_T]]:
+    """Group (key, length) pairs, longest first. A new group starts where the padding would grow too large.
+
+    With `equal_lengths` no group has padding.
+    """
     groups: list[list[_T]] = []
     longest = padding = 0
     for place, length in sorted(sizes, key=lambda pair: -pair[1]):
         more = padding + longest - length
-        if not groups or more > max(_FEW_TOKENS, _MOST_PADDING * longest * (len(groups[-1]) + 1)):
+        most = (
+            0 if equal_lengths else max(_FEW_TOKENS, _MOST_PADDING * longest * (len(groups[-1]) + 1 if groups else 1))
+        )
+        if not groups or more > most:
             groups.append([])
             longest, more = length, 0
         groups[-1].append(place)

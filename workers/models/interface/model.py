@@ -222,6 +222,13 @@ class Model(PreviousForm, ABC):
         `forward`.
         """
 
+    def try_out(self) -> None:
+        """Try the loaded model on sample inputs. Called once after `load`, in the same thread.
+
+        The default does nothing. Raises ConfigurationError, like `load`, if the model cannot answer or if its answers
+        depend on the other inputs of a batch.
+        """
+
     @abstractmethod
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         """Run the backbone once over a batch from `collate`, then run each wanted head on its rows.

@@ -129,15 +129,15 @@ def videos(count: int) -> list[bytes]:
 
 
 def recordings(count: int) -> list[bytes]:
-    """Return `count` WAV files of two seconds at 16 kHz, a single tone each."""
-    return [_tone(220 + 20 * number) for number in range(count)]
+    """Return `count` WAV files of two or one and a half seconds at 16 kHz, a single tone each."""
+    return [_tone(220 + 20 * number, 32_000 - 8_000 * (number % 2)) for number in range(count)]
 
 
-def _tone(hertz: int) -> bytes:
+def _tone(hertz: int, frames: int) -> bytes:
     made = io.BytesIO()
     with wave.open(made, "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
-        file.writeframes(array("h", (int(9_000 * sin(2 * pi * hertz * n / 16_000)) for n in range(32_000))).tobytes())
+        file.writeframes(array("h", (int(9_000 * sin(2 * pi * hertz * n / 16_000)) for n in range(frames))).tobytes())
     return made.getvalue()
 
 

@@ -134,7 +134,8 @@ class AudioModel(FolderModel[AudioClassification]):
     def _together(self, sounds: Sequence[Array]) -> list[list[int]]:
         if not isinstance(self._extractor, Raw):
             return [list(range(len(sounds)))]
-        return waves.together([sound.shape[1] for sound in sounds], self.checkpoint.config)
+        lengths = [sound.shape[1] for sound in sounds]
+        return waves.together(lengths, self.checkpoint.config, equal_lengths=self.equal_lengths)
 
     def _inputs(self, sounds: Sequence[Array]) -> dict[str, Any]:
         import torch

@@ -36,18 +36,16 @@ def check_length(samples: int, config: Mapping[str, Any]) -> None:
         raise InvalidInput("input", f"has {samples:,} samples, too few to hear anything", "send a longer recording")
 
 
-def together(lengths: Sequence[int], config: Mapping[str, Any]) -> list[list[int]]:
+def together(lengths: Sequence[int], config: Mapping[str, Any], *, equal_lengths: bool = False) -> list[list[int]]:
     """Group recordings by length, so that padding does not change a result.
 
-    Two kinds of network are sensitive to padding, so only equal lengths share a pass: networks that normalise over the
-    whole recording ("group"), and networks with an adapter, whose convolutions reach beyond the end. Others mask it.
+    Some networks are sensitive to padding, so only equal lengths share a pass: networks that normalise over the whole
+    recording ("group"), and networks with an adapter and Conformers, whose convolutions reach beyond the end. Others
+    mask it. `equal_lengths` says it of any network.
     """
-    if config.get("feat_extract_norm") == "layer" and not config.get("add_adapter"):
-        return token_sequences.plan(list(enumerate(lengths)))
-    alike: dict[int, list[int]] = {}
-    for place, length in enumerate(lengths):
-        alike.setdefault(length, []).append(place)
-    return list(alike.values())
+    masked = config.get("feat_extract_norm") == "layer" and not config.get("add_adapter")
+    conformer = "conformer" in str(config.get("model_type"))
+    return token_sequences.plan(list(enumerate(lengths)), equal_lengths=equal_lengths or conformer or not masked)
 
 
 def tensors(sounds: Sequence[Array], device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:

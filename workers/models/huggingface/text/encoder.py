@@ -110,7 +110,7 @@ class EncoderModel(FolderModel[TextHead]):
         }
         found: dict[str, dict[int, Array]] = {task: {} for task in wanted}
         with torch.inference_mode():
-            for group in batch.passes(set().union(*by_task.values())):
+            for group in batch.passes(set().union(*by_task.values()), equal_lengths=self.equal_lengths):
                 chosen = {task: [n for n, row in enumerate(group) if row in rows] for task, rows in by_task.items()}
                 self._run(batch, group, {task: rows for task, rows in chosen.items() if rows}, found)
         return {task: token_sequences.stacked(found[task].__getitem__, own) for task, own in needs.items()}

@@ -118,6 +118,8 @@ class Seq2SeqModel(FolderModel[Writing]):
     options_class = Seq2SeqOptions
     options: Seq2SeqOptions
 
+    COMPARED = False  # a token that is nearly as likely as another may change with the order of sums
+
     # --- in the parent process ---
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:

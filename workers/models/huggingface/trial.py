@@ -1,0 +1,74 @@
+"""A trial of a loaded checkpoint: sample inputs alone and together.
+
+A network whose passes fail, or whose answers depend on the neighbours in a batch, is refused when the worker starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from producers.wire.errors import ConfigurationError, InvalidInput
+
+if TYPE_CHECKING:
+    from workers.models.interface.model import Array, Arrays, Model, Prepared
+
+#: Sample inputs of a trial.
+_SAMPLES = 4
+
+#: The largest mean difference between an output alone and with neighbours, as a share of the output's mean size, by
+#: whether the backend computes in fp32. Padding and another order of sums change less.
+_MARGINS = {True: 1e-3, False: 5e-2}
+
+
+class DependsOnNeighbours(ConfigurationError):
+    """The outputs of an input depend on the other inputs of a batch."""
+
+
+def run(model: Model, where: str, *, compared: bool, fp32: bool) -> None:
+    """Run sample inputs alone and together; `compared` says whether the outputs must be equal.
+
+    Raises ConfigurationError if a pass fails, DependsOnNeighbours if an output depends on its neighbours.
+    """
+    rows = _rows(model)
+    try:
+        together = _outputs(model, rows)
+        for place, row in enumerate(rows if compared else ()):
+            for task, alone in _outputs(model, [row]).items():
+                difference = _difference(alone[0], together[task][place])
+                if difference > _MARGINS[fp32]:
+                    problem = f"the answers of {task!r} depend on the other inputs of a batch (by {difference:.2g})"
+                    raise DependsOnNeighbours(f"{where}: {problem}, which is not served; use another checkpoint")
+    except (ConfigurationError, MemoryError):
+        raise
+    except Exception as error:  # transformers' networks raise errors of every type
+        said = " ".join(str(error).split())[:400]
+        problem = f"the network cannot compute a sample input: {type(error).__name__}: {said}"
+        raise ConfigurationError(f"{where}: {problem}; the checkpoint is of a kind that is not served") from error
+
+
+def _rows(model: Model) -> list[Prepared]:
+    """Return prepared samples that have all tasks of the first one."""
+    rows: list[tuple[Prepared, Mapping[str, Any]]] = []
+    for content, params in model.samples(2 * _SAMPLES):
+        try:
+            rows.append((model.prepare(content, params), params))
+        except InvalidInput:  # a sample that this checkpoint does not read
+            continue
+    return [row for row, params in rows if params.keys() == rows[0][1].keys() and not row.refused][:_SAMPLES]
+
+
+def _outputs(model: Model, rows: Sequence[Prepared]) -> Arrays:
+    tasks = rows[0].aside if rows else {}
+    return model.forward(model.collate(rows), {task: np.arange(len(rows)) for task in tasks}) if rows else {}
+
+
+def _difference(alone: Array, together: Array) -> float:
+    """Return the mean difference as a share of the mean size, over what both have."""
+    if alone.dtype.kind != "f":
+        return 0.0
+    there = together[tuple(slice(size) for size in alone.shape)]
+    size = max(float(np.abs(alone).mean()), 1e-6) if alone.size else 1.0
+    return float(np.abs(alone - there).mean()) / size if alone.size else 0.0
