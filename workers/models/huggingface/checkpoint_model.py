@@ -199,6 +199,7 @@ class FolderModel(Model, Generic[H]):
 
     def _try(self) -> None:
         trial.run(self, self.where, compared=self.COMPARED, fp32=self.spec.backend.precision == "fp32")
+        self.networks.passes = 0
 
     #: Whether the outputs of equal inputs are equal, so that a trial compares them.
     COMPARED: ClassVar[bool] = True

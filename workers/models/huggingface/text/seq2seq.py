@@ -56,7 +56,7 @@ class Writing(TextReader):
             )
 
     def read(self, content: Any, params: GenerationParams) -> Reading:
-        most = self.options.max_new_tokens
+        most = self._most_new_tokens
         for name in ("max_new_tokens", "min_new_tokens"):
             if (getattr(params, name) or 0) > most:
                 raise InvalidInput(f"params.{name}", f"is over {most}, the model's maximum", "ask for fewer tokens")
@@ -69,6 +69,13 @@ class Writing(TextReader):
         if language := getattr(params, "src_lang", None):
             sequence = sequence._replace(ids=self._from_language(sequence.ids, language))
         return Reading((sequence,))
+
+    @cached_property
+    def _most_new_tokens(self) -> int:
+        """The option, or fewer if the decoder has a table of positions: its first one is that of the start token."""
+        positions = self.checkpoint.config.get("max_position_embeddings")
+        most = self.options.max_new_tokens
+        return min(most, positions - 1) if isinstance(positions, int) else most
 
     def _language(self, name: str, field: str) -> int:
         """Return the token of a language. Raises InvalidInput."""
@@ -105,7 +112,7 @@ class Writing(TextReader):
         settings = {name: value for name, value in asked.items() if value is not None}
         own = self.checkpoint.read_if_there("generation_config.json")
         if not any((settings.get("max_new_tokens"), own.get("max_new_tokens"), own.get("max_length"))):
-            settings["max_new_tokens"] = self.options.max_new_tokens
+            settings["max_new_tokens"] = self._most_new_tokens
         return settings
 
     def finish(self, output: Array, params: GenerationParams, aside: Any) -> Any:
