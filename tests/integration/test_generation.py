@@ -278,6 +278,50 @@ def test_wrong_options_are_named(folder: Path, options: dict[str, Any], problem:
         _ = Served(folder, TASKS, **options).model.revision
 
 
+def tiny_decoder(folder: Path, name: str, **config: Any) -> Path:
+    import transformers
+
+    size = tiny_checkpoints.byte_level(folder)
+    settings = getattr(transformers, f"{name}Config")(vocab_size=size, **config)
+    head = getattr(transformers, f"{name}ForCausalLM", None) or getattr(transformers, f"{name}LMHeadModel")
+    tiny_checkpoints._spread(head(settings)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "problem"),
+    [
+        ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}, "its attention does not work in steps"),
+        ("GPTJ", {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8}, "has no replaceable attention for it"),
+        (
+            "DeepseekV3",
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+            | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+            | {"intermediate_size": 48, "moe_intermediate_size": 16, "n_routed_experts": 8, "first_k_dense_replace": 2},
+            "its attention does not work in steps",
+        ),
+    ],
+)
+def test_an_architecture_that_is_not_served_is_refused_at_the_start(
+    tmp_path: Path, name: str, config: dict[str, Any], problem: str
+) -> None:
+    """Its worker was ready, and every item failed."""
+    folder = tiny_decoder(tmp_path / name, name, **config)
+    with pytest.raises(ConfigurationError, match=rf"^models\.own: .*{problem}.*; use a checkpoint of another"):
+        Served(folder, {"chat": "text-generation"}).load()
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
+        ("StableLm", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}),
+    ],
+)
+def test_an_architecture_that_is_served_starts(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    Served(tiny_decoder(tmp_path / name, name, **config), {"chat": "text-generation"}).load()
+
+
 def test_smollm2_answers(pulled_chat: Pulled) -> None:
     """Real weights: eight questions together, each answered as transformers answers it alone."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -18,6 +18,15 @@ from workers.models.generation import key_value_memory
 from workers.models.generation.key_value_memory import Block, CacheShape
 from workers.models.huggingface.checkpoint import Checkpoint, loading
 
+#: The tokens of the rows that are tried when a network is loaded.
+_TRIED_TOKENS = (4, 9)
+
+#: The largest mean difference of logits, as a share of their mean size, in fp32 and in lower precision.
+_MARGIN, _ROUGH_MARGIN = 1e-3, 1e-1
+
+#: The most characters of an error of transformers.
+_LONGEST_REASON = 400
+
 
 @dataclass(frozen=True, slots=True)
 class Feed:
@@ -58,17 +67,23 @@ class DecoderNetwork:
         AttentionMaskInterface.register(key_value_memory.ATTENTION, sdpa_mask)
         self._device = device
         Checkpoint(self._folder, self._where).check_weights()
-        with loading(self._folder, self._where):
-            model = AutoModelForCausalLM.from_pretrained(
-                self._folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=getattr(torch, DTYPES[self._precision]),
-                attn_implementation=key_value_memory.ATTENTION,
-            )
+        try:
+            with loading(self._folder, self._where):
+                model = AutoModelForCausalLM.from_pretrained(
+                    self._folder,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    dtype=getattr(torch, DTYPES[self._precision]),
+                    attn_implementation=key_value_memory.ATTENTION,
+                )
+        except ConfigurationError as error:
+            if repr(error.__cause__) == f"KeyError({key_value_memory.ATTENTION!r})":
+                raise self._unserved("transformers has no replaceable attention for it") from error
+            raise
         self._check_layers(model.config)
         self._model = model.eval().to(device)
+        self._try_out()
         if self._adapters:
             self._adapter_rows = low_rank.attach(self._model, self._adapters)
 
@@ -77,6 +92,35 @@ class DecoderNetwork:
         if other := sorted(layers - {"full_attention"}):
             problem = f"layers of the type {other[0]} are not supported"
             raise ConfigurationError(f"{self._where}: {problem}; use a model whose layers all have full attention")
+
+    def _try_out(self) -> None:
+        """Compare the logits of two rows, in two steps, with those of plain transformers.
+
+        Raises ConfigurationError if the network's attention does not work with the rows' memory (latent attention,
+        biases by position).
+        """
+        rows = [[token % self.vocabulary for token in range(3, 3 + count)] for count in _TRIED_TOKENS]
+        try:
+            block = Block(self.shape)
+            for _ in rows:
+                block.add(self.shape.empty())
+            self.run(block, [Feed(row[:-1], (0,)) for row in rows])
+            own = torch.cat(self.run(block, [Feed(row[-1:], (0,)) for row in rows]))
+            self._model.set_attn_implementation("sdpa")
+            with torch.inference_mode():
+                plain = [self._model(input_ids=torch.tensor([row], device=self._device)).logits[:, -1] for row in rows]
+            self._model.set_attn_implementation(key_value_memory.ATTENTION)
+        except Exception as error:  # transformers' networks raise errors of every type
+            said = " ".join(str(error).split())[:_LONGEST_REASON]
+            raise self._unserved(f"its attention does not work in steps ({type(error).__name__}: {said})") from error
+        right = torch.cat(plain).float().cpu()
+        difference = float((own - right).abs().mean() / right.abs().mean().clamp(min=1e-6))
+        if difference > (_MARGIN if self._precision == "fp32" else _ROUGH_MARGIN):
+            raise self._unserved(f"its answers in steps differ from those of transformers (by {difference:.2g})")
+        self.tokens_read = 0
+
+    def _unserved(self, problem: str) -> ConfigurationError:
+        return ConfigurationError(f"{self._where}: {problem}; use a checkpoint of another architecture")
 
     @property
     def shape(self) -> CacheShape:
