@@ -6,11 +6,13 @@ The environment names the broker and the store, or else the file, or else the ru
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -25,8 +27,17 @@ from producers.wire.fleet_file import known, read_toml, typed
 from producers.wire.forms import Redactable
 from producers.wire.messages import Priority
 from results_store.records import MAX_ATTEMPTS
+from workers.models.interface import class_lookup
+
+logger = logging.getLogger(__name__)
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+#: The options of built-in classes that are paths, or tables of paths.
+_PATHS = ("adapters", "heads", "indexes", "voice")
+
+#: The class of models that name none.
+_CHECKPOINT = "workers.models.huggingface:model_for"
 
 #: A model's name is part of its queues' names, in which a slash separates the lanes.
 _NAME = re.compile(r"[\w.@+-]+")
@@ -145,6 +156,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     options.
 
     Without a class it is a Hugging Face checkpoint, served by the kinds of its tasks (`workers.models.huggingface`).
+    Only a class of your own can do without a source; a relative `path` counts from the file's folder.
     `batch_cost` is in the model's unit of cost (tokens for text), `batch_rows` in rows. A cost of 0 means the measured
     optimum, or the model's own default: on a GPU it may be many times a CPU's, and `batch_rows` is then multiplied by
     the same factor. `backend` ``auto`` is the fastest backend that was measured to answer like torch in fp32, at its
@@ -154,8 +166,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     catalogue.
     """
 
-    class_: str = msgspec.field(name="class", default="workers.models.huggingface:model_for")
-    source: dict[str, Any]
+    class_: str = msgspec.field(name="class", default=_CHECKPOINT)
+    source: dict[str, Any] = {}
     batch_cost: int = 0
     batch_rows: int = 64
     backend: Literal["auto", "torch", "onnxruntime", "openvino", "vllm"] = "auto"
@@ -232,13 +244,46 @@ def load(path: str | Path | None = None, *, environment: Mapping[str, str] = os.
     """
     built_in = built_in_tables()
     chosen = path or environment.get("ARGOSY_FLEET")
-    merged = _merge(built_in, read_toml(chosen)) if chosen else built_in
+    merged = _merge(built_in, _with_paths(read_toml(chosen), Path(chosen))) if chosen else built_in
     return _typed(_with_blob_url(merged, environment), str(chosen or "builtin.toml"))
 
 
 def built_in_tables() -> dict[str, Any]:
     """Return the tables of ``models/builtin.toml``."""
     return tomllib.loads(resources.files("workers.models").joinpath("builtin.toml").read_text("utf-8"))
+
+
+def _with_paths(raw: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Let the paths of sources, and of options that are paths, count from the folder of the file that names them."""
+    base = file.absolute().parent
+    for kind in ("models", "data"):
+        tables = raw.get(kind)
+        for table in tables.values() if isinstance(tables, dict) else ():
+            if isinstance(table, dict):
+                _let_count_from(base, table.get("source"), ("path",))
+                if class_lookup.is_built_in(table.get("class", _CHECKPOINT)):
+                    _let_count_from(base, table.get("options"), _PATHS)
+    return raw
+
+
+def _let_count_from(base: Path, table: object, names: Iterable[str]) -> None:
+    if not isinstance(table, dict):
+        return
+    for name in names:
+        value = table.get(name)
+        if isinstance(value, str) and value.strip():
+            table[name] = str(_found(Path(value).expanduser(), base))
+        elif isinstance(value, dict):
+            _let_count_from(base, value, [*value])
+
+
+def _found(path: Path, base: Path) -> Path:
+    """Return a path of a file's; a path that only the working directory has is accepted for one release."""
+    if not (base / path).exists() and path.exists():
+        text = f"the path {path} is taken from the working directory; the next release takes it from {base}"
+        warnings.warn(text, FutureWarning, stacklevel=2)
+        return path.absolute()
+    return base / path
 
 
 def _with_blob_url(raw: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -277,11 +322,24 @@ def _typed(raw: dict[str, Any], where: str) -> Settings:
 def _check(settings: Settings, where: str) -> None:
     """Check one table against another: at the start, not at the first item. Raises ConfigurationError."""
     named: dict[str, Sequence[str]] = {"worker.models": settings.worker.models}
+    builtin = Catalogue.builtin().tasks
     for name, model in settings.models.items():
         if not _NAME.fullmatch(name):
             raise ConfigurationError(f"{where}: models.{name}: use letters, digits and . _ - for a model's name")
+        if not model.source and model.class_ == _CHECKPOINT:
+            raise ConfigurationError(f"{where}: models.{name}.source: is missing")
         named[f"models.{name}.uses"] = settings.used_by(name)
-        Catalogue({}).with_models({name: {"tasks": model.tasks}}, where=where)
+        own = Catalogue({}).with_models({name: {"tasks": model.tasks}}, where=where)
+        for task in own.tasks.keys() & builtin.keys():
+            if builtin[task].model != name:
+                logger.warning(
+                    "%s: models.%s.tasks.%s replaces the task of this name of the built-in model %s; "
+                    "give it another name unless you mean that",
+                    where,
+                    name,
+                    task,
+                    builtin[task].model,
+                )
     for setting, names in named.items():
         if unknown := [name for name in names if name not in settings.models]:
             raise ConfigurationError(

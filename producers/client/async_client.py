@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Seconds for which a client checks inputs of custom tasks by the schemas that it has read.
+SCHEMAS_FOR_S = 10.0
+
 
 class AsyncClient:
     """Submit work and await results, for one event loop.
@@ -79,6 +82,7 @@ class AsyncClient:
     ) -> None:
         self._connection = Connection(broker_url, store_url)
         self._catalogue = catalogue
+        self._schemas_until = 0.0  # monotonic
         self._tenant = self._connection.tenant if tenant is None else checked_tenant(tenant)
         self._runtime = self._runtime_type()
         self._link = FleetLink(self._connection, self._runtime, store_timeout_s=store_timeout_s)
@@ -112,6 +116,16 @@ class AsyncClient:
         if self._catalogue is None:
             self._catalogue = await self._runtime.call(lambda: self._connection.catalogue)
         return self._catalogue
+
+    async def _catalogue_for(self, tasks: str | Sequence[str]) -> Catalogue:
+        """Return the catalogue, with the schemas of custom tasks if one of `tasks` is custom."""
+        catalogue = await self.catalogue()
+        names = (tasks,) if isinstance(tasks, str) else tasks
+        if catalogue.custom and time.monotonic() > self._schemas_until and catalogue.custom.intersection(names):
+            schemas = await self.ask(lambda store: store.declarations.schemas())
+            self._schemas_until = time.monotonic() + SCHEMAS_FOR_S
+            self._catalogue = catalogue = catalogue.with_schemas(schemas)
+        return catalogue
 
     # --- one item ---
 
@@ -151,7 +165,7 @@ class AsyncClient:
         """
         promise = self._runtime.promise()
         await self._runtime.turn()
-        request, order, pending = self._ordered(await self.catalogue(), promise, task, input, **options)
+        request, order, pending = self._ordered(await self._catalogue_for(task), promise, task, input, **options)
         await self._send(order, promise)
         return AsyncHandle(self._link, pending, single=request.single)
 
@@ -245,7 +259,7 @@ class AsyncClient:
         Arguments and errors are those of `Client.submit_many`. A plain iterable is iterated in the event loop, with
         pauses for other work. If it blocks, like a database cursor, wrap it in an async iterable.
         """
-        catalogue = await self.catalogue()
+        catalogue = await self._catalogue_for(task)
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
         job, taken = await self._accept(request, inputs, **options)
         return AsyncJob(self._link, job, taken=taken)

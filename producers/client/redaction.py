@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 from msgspec.structs import replace
 
@@ -20,6 +20,7 @@ from producers.wire.messages import (
     DerivedInput,
     InlineBytes,
     Input,
+    JsonInput,
     MessagesInput,
     PathInput,
     QuestionInput,
@@ -97,10 +98,23 @@ def redacted(value: Input, names: Collection[Redactable]) -> Input:
         case RowInput():
             cells = value.values.items()
             value = RowInput({name: changed(cell) if isinstance(cell, str) else cell for name, cell in cells})
+        case JsonInput():
+            value = JsonInput(_in_json(value.value, changed))
         case TextAndImageInput():
             value = replace(value, text=changed(value.text))
         case InlineBytes() | PathInput() | UrlInput() | BlobInput() | SeriesInput() | SeedInput() | DerivedInput():
             pass
         case _:
             assert_never(value)
+    return value
+
+
+def _in_json(value: Any, changed: Callable[[str], str]) -> Any:
+    """Return JSON with its texts changed. The names of fields stay."""
+    if isinstance(value, str):
+        return changed(value)
+    if isinstance(value, dict):
+        return {name: _in_json(own, changed) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_in_json(own, changed) for own in value]
     return value

@@ -137,6 +137,14 @@ def tasks() -> None:
     show_tasks(Connection().catalogue)
 
 
+@main.command()
+def kinds() -> None:
+    """List the kinds of tasks: the input, the argument of a class's `prepare`, the parameters, the answer."""
+    from producers.commands.tables import show_kinds
+
+    show_kinds()
+
+
 def _writer(format_: str) -> Callable[[Store, str, TextIO], object]:
     if format_ == "parquet":
         from results_store.export.parquet_export import write_parquet

@@ -98,6 +98,19 @@ def show_tasks(catalogue: Catalogue) -> None:
     console().print(table)
 
 
+def show_kinds() -> None:
+    """Print the kinds of tasks, for people who write a model's class."""
+    from rich.table import Table
+
+    from producers.wire.kinds.described import described
+
+    table = Table("kind", "input", "prepare gets", "parameters", "answer", box=None, pad_edge=False)
+    for row in described():
+        table.add_row(*row)
+    table.columns[0].no_wrap = True
+    console().print(table, markup=False)
+
+
 @contextmanager
 def submission_bar() -> Iterator[Callable[[int, float | None], None]]:
     """Show the submitted items, their rate and the remaining time; yield a function to call with items and share.

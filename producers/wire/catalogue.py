@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from producers.wire.errors import ConfigurationError, InvalidInput, UnknownTask
 from producers.wire.fleet_file import known, read_toml, typed
 from producers.wire.forms import Limits, Modality
 from producers.wire.kinds import KINDS, Kind
-from producers.wire.messages import Input, Params
+from producers.wire.kinds.custom import CUSTOM
+from producers.wire.messages import Input, JsonInput, Params
+from producers.wire.validation import json_schema
 
 __all__ = ["KINDS", "Catalogue", "Kind", "Limits", "Modality", "Task"]
 
@@ -24,7 +27,8 @@ __all__ = ["KINDS", "Catalogue", "Kind", "Limits", "Modality", "Task"]
 class Task:
     """A task by the user's name for it, with its kind and the model whose backbone serves it.
 
-    `params` are the task's own defaults, such as candidate labels; they override the kind's.
+    `params` are the task's own defaults, such as candidate labels; they override the kind's. `schemas` are those of the
+    kind `custom`, as far as they are known: JSON Schemas of the `input` and of the `output`.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Task:
     model: str
     summary: str
     params: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    schemas: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def lacks(self, params: Params) -> tuple[str, ...]:
         """Return the required parameters that neither the task nor `params` gives."""
@@ -56,6 +61,11 @@ class Catalogue:
 
     tasks: Mapping[str, Task]
     limits: Limits = field(default_factory=Limits)
+
+    @cached_property
+    def custom(self) -> frozenset[str]:
+        """The tasks of the kind `custom`."""
+        return frozenset(name for name, task in self.tasks.items() if task.kind is CUSTOM)
 
     @classmethod
     def builtin(cls) -> Catalogue:
@@ -83,11 +93,14 @@ class Catalogue:
 
         Raises ConfigurationError, naming the setting.
         """
-        tasks = dict(self.tasks)
+        tasks, named = dict(self.tasks), dict[str, str]()
         for model, settings in typed(models, dict[str, Any], f"{where}: models").items():
             table = typed(settings, dict[str, Any], f"{where}: models.{model}")
             own = typed(table.get("tasks", {}), dict[str, Any], f"{where}: models.{model}.tasks")
             for name, task in own.items():
+                if named.setdefault(name, model) != model:
+                    problem = f"is a task of models.{named[name]}, too; give it another name"
+                    raise ConfigurationError(f"{where}: models.{model}.tasks.{name}: {problem}")
                 tasks[name] = _task(name, model, task, f"{where}: models.{model}.tasks.{name}")
         return Catalogue(tasks, self.limits)
 
@@ -116,7 +129,17 @@ class Catalogue:
 
     def check_input(self, task: Task, value: object, *, field: str) -> Input:
         """Return `value` as a task's input, or raise InvalidInput or InputTooLarge naming `field`."""
-        return forms.check(task.kind.modality, value, self.limits, field)
+        checked = forms.check(task.kind.modality, value, self.limits, field)
+        if task.schemas and isinstance(checked, JsonInput):
+            for place, problem in json_schema.mismatches(task.schemas["input"], checked.value):
+                raise InvalidInput(json_schema.within(field, place), problem)
+        return checked
+
+    def with_schemas(self, schemas: Mapping[str, Mapping[str, Any]]) -> Catalogue:
+        """Return this catalogue with the schemas of its tasks of the kind `custom`, by model."""
+        custom = {name: self.tasks[name] for name in self.custom}
+        known = {name: replace(task, schemas=schemas.get(task.model, {})) for name, task in custom.items()}
+        return Catalogue({**self.tasks, **known}, self.limits)
 
 
 def _task(name: str, model: str, table: object, setting: str) -> Task:

@@ -13,10 +13,13 @@ from results_store.errors import ArgosyError as ArgosyError  # noqa: PLC0414 - e
 class InvalidInput(ArgosyError, ValueError):
     """A field of a submission is invalid.
 
-    `field` is its dotted path (``items[3].input``), `problem` says why it is wrong, `remedy` how to correct it.
+    `field` is its dotted path (``items[3].input``), `problem` says why it is wrong, `remedy` how to correct it. A lone
+    argument is the problem of the ``input``.
     """
 
-    def __init__(self, field: str, problem: str, remedy: str = "") -> None:
+    def __init__(self, field: str, problem: str = "", remedy: str = "") -> None:
+        if not problem:
+            field, problem = "input", field
         super().__init__(field, problem, remedy)
         self.field = field
         self.problem = problem

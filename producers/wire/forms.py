@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from producers.wire.messages import (
     MOST_SEED,
     InlineBytes,
     Input,
+    JsonInput,
     MessagesInput,
     PathInput,
     QuestionInput,
@@ -26,13 +28,25 @@ from producers.wire.messages import (
     TextAndImageInput,
     UrlInput,
 )
+from producers.wire.validation import json_schema
 
 T = TypeVar("T")
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
 #: The form of an input. Each source of items (a file, a folder) is read as one form.
 Modality = Literal[
-    "text", "prompt", "image", "audio", "video", "question", "sentences", "row", "series", "seed", "text-and-image"
+    "text",
+    "prompt",
+    "image",
+    "audio",
+    "video",
+    "question",
+    "sentences",
+    "row",
+    "series",
+    "seed",
+    "text-and-image",
+    "json",
 ]
 
 #: The forms that are objects, with their fields. A file may hold these fields as columns instead of one column of
@@ -61,7 +75,7 @@ def check(modality: Modality, value: object, limits: Limits, field: str) -> Inpu
     """Return `value` as an input of this form, or raise InvalidInput or InputTooLarge naming `field`."""
     checked = _CHECKS[modality](value, limits, field)
     # texts and files were checked above; the names and numbers in these objects were not
-    objects = MessagesInput | RowInput | SeriesInput
+    objects = MessagesInput | RowInput | SeriesInput | JsonInput
     return sendable(checked, field) if isinstance(checked, objects) else checked
 
 
@@ -77,7 +91,8 @@ def sendable(value: T, field: str) -> T:
 def check_text(value: object, limits: Limits, field: str) -> str:
     """Return a text if it is valid Unicode, within the limit, and not only white space."""
     if not isinstance(value, str):
-        raise InvalidInput(field, f"must be text, not {type(value).__name__}", "decode bytes to str first")
+        remedy = "leave the item out, or give it a text" if value is None else "decode bytes to str first"
+        raise InvalidInput(field, f"must be text, not {_name(value)}", remedy)
     if not value or value.isspace():
         raise InvalidInput(field, "is empty", "leave the item out, or give it a text")
     if len(value) > limits.max_text_chars:
@@ -153,12 +168,20 @@ def _check_sentences(value: object, limits: Limits, field: str) -> Input:
 
 
 def _check_row(value: object, limits: Limits, field: str) -> Input:
-    """Return a row of a table: an object of columns and values, all numbers finite."""
+    """Return a row of a table: an object of columns and values, all numbers finite.
+
+    The columns of a list are named by their places: ``"0"``, ``"1"`` ….
+    """
     values = value.values if isinstance(value, RowInput) else value
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(listed, list | tuple):
+        values = value = {str(place): one for place, one in enumerate(listed)}
     if not isinstance(values, Mapping) or not values:
         raise InvalidInput(field, "must be an object of columns and values", 'for example {"age": 44, "smoker": "no"}')
     for column, one in values.items():
         where = f"{field}.{column}"
+        if not isinstance(column, str):
+            raise InvalidInput(where, f"has a column named by {_name(column)}", "name it by a text")
         if one is not None and (isinstance(one, bool) or not isinstance(one, int | float | str)):
             raise InvalidInput(where, f"must be a number or text, not {type(one).__name__}", "or null if unknown")
         if isinstance(one, float) and not math.isfinite(one):
@@ -166,6 +189,36 @@ def _check_row(value: object, limits: Limits, field: str) -> Input:
     if sum(len(str(column)) + len(str(one)) for column, one in values.items()) > limits.max_text_chars:
         raise InputTooLarge(field, f"has over {limits.max_text_chars:,} characters in all", "send fewer columns")
     return value if isinstance(value, RowInput) else RowInput(dict(values))
+
+
+def _check_json(value: object, limits: Limits, field: str) -> Input:
+    """Return JSON of any form. Arrays are converted with their `tolist`."""
+    given = _as_json(value.value if isinstance(value, JsonInput) else value)
+    try:
+        for place, problem in json_schema.not_json(given):
+            raise InvalidInput(json_schema.within(field, place), problem, "give it JSON")
+        size = len(msgspec.json.encode(given))
+    except RecursionError as error:
+        raise InvalidInput(field, "is nested too deeply", "send a flatter object") from error
+    except (TypeError, OverflowError, UnicodeError) as error:
+        raise InvalidInput(field, f"is not JSON: {error}", "give texts, numbers, lists and objects") from error
+    if size > limits.max_text_chars:
+        raise InputTooLarge(field, f"has {size:,} bytes, over {limits.max_text_chars:,}", "send it in parts")
+    return JsonInput(msgspec.to_builtins(given))
+
+
+def _as_json(value: object) -> object:
+    """Return JSON as it was given: the gateway reads some objects as files, before it knows the task's form."""
+    match value:
+        case InlineBytes(data):
+            return {"bytes": base64.b64encode(data).decode()}
+        case PathInput(path):
+            return {"path": path}
+        case UrlInput(url):
+            return {"url": url}
+        case {"text": text, "image": image, **others} if not others:
+            return {"text": text, "image": _as_json(image)}
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _check_series(value: object, limits: Limits, field: str) -> Input:
@@ -240,6 +293,10 @@ def _check_text_and_image(value: object, limits: Limits, field: str) -> Input:
     return TextAndImageInput(text, image)
 
 
+def _name(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
 def _typed(value: object, form: type[_Form], field: str) -> _Form:
     if isinstance(value, form):
         return value
@@ -265,4 +322,5 @@ _CHECKS: Mapping[Modality, Callable[[object, Limits, str], Input]] = {
     "series": _check_series,
     "seed": _check_seed,
     "text-and-image": _check_text_and_image,
+    "json": _check_json,
 }

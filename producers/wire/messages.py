@@ -104,6 +104,12 @@ class SeriesInput(msgspec.Struct, frozen=True, omit_defaults=True, tag="series")
     names: tuple[str, ...] = ()
 
 
+class JsonInput(msgspec.Struct, frozen=True, tag="json"):
+    """JSON of any form, for a model's class that declares it."""
+
+    value: Any
+
+
 class TextAndImageInput(msgspec.Struct, frozen=True, tag="text-and-image"):
     """An image with a text or question about it."""
 
@@ -141,6 +147,7 @@ Input: TypeAlias = (
     | MessagesInput
     | RowInput
     | SeriesInput
+    | JsonInput
     | TextAndImageInput
     | SeedInput
     | DerivedInput

@@ -11,12 +11,13 @@ import time
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from results_store.records import Declaration
 from results_store.sql.database import Database, Weight
 from results_store.sql.schema import declarations
 
-_COLUMNS = tuple(declarations.c)
+_COLUMNS = declarations.c
 
 
 class Declarations:
@@ -28,7 +29,7 @@ class Declarations:
     def every(self) -> dict[str, Declaration]:
         """Return the declarations by model."""
         with self._database.read() as connection:
-            rows = connection.execute(select(*_COLUMNS)).mappings()
+            rows = connection.execute(select(declarations)).mappings()
             return {row["model"]: Declaration(**row) for row in rows}
 
     def declare(
@@ -49,7 +50,21 @@ class Declarations:
                 connection.execute(insert(declarations).values(model=model, **values))
             else:
                 connection.execute(update(declarations).where(declarations.c.model == model).values(**values))
-        return Declaration(model=model, **values)
+        return Declaration(model=model, schemas=before.schemas if before else None, **values)
+
+    def schemas(self) -> dict[str, dict[str, Any]]:
+        """Return the schemas of custom tasks by model."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(_COLUMNS.model, _COLUMNS.schemas).where(_COLUMNS.schemas.is_not(None)))
+            return {row.model: row.schemas for row in rows}
+
+    def describe(self, model: str, schemas: dict[str, Any]) -> None:
+        """Set the schemas of a model's custom tasks. Its settings stay as they are."""
+        new = {"generation": 0, "proven": True, "file_digest": "", "declared_at": time.time()}
+        with self._database.write(Weight.NOTE) as connection:
+            insert_ = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+            values = insert_(declarations).values(model=model, schemas=schemas, **new)
+            connection.execute(values.on_conflict_do_update(index_elements=["model"], set_={"schemas": schemas}))
 
     def prove(self, declaration: Declaration) -> None:
         """Record that a worker serves by a declaration, unless there is a newer one."""
@@ -59,6 +74,6 @@ class Declarations:
 
 
 def _locked(connection: Connection, model: str) -> Declaration | None:
-    wanted = select(*_COLUMNS).where(declarations.c.model == model).with_for_update()
+    wanted = select(declarations).where(declarations.c.model == model).with_for_update()
     row = connection.execute(wanted).mappings().one_or_none()
     return None if row is None else Declaration(**row)

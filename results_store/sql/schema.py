@@ -235,6 +235,7 @@ declarations = Table(
     Column("proven", Boolean, nullable=False),
     Column("file_digest", Text, nullable=False),
     Column("declared_at", Double, nullable=False),
+    Column("schemas", Json),
 )
 
 # Results of users' own Celery tasks, for `celery_backend`. The JSON is text, as Celery encodes it, because JSONB cannot

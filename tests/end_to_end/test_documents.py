@@ -62,6 +62,19 @@ def test_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_the_page_on_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
+    """docs/own-model.md ends with the numbers of a regressor, and with JSON that the client has checked."""
+    reader.follow(ROOT / "docs" / "own-model.md")
+    _, checks, answers = reader.said
+    assert checks.count("the same answers alone and together") == 2
+    assert answers.splitlines() == [
+        "{'price': 277.0, 'rent': 2.0}",
+        "{'total': 22.5, 'items': 2}",
+        "input.prices[0]: must be number, not string",
+    ]
+
+
+@pytest.mark.timeout(300)
 def test_the_screening_recipe_ends_with_reasons(reader: Reader) -> None:
     """Trained, served and asked as described: five biopsies, each with a label, a probability and what spoke for it."""
     reader.follow(ROOT / "docs" / "recipes" / "screening.md")

@@ -35,3 +35,16 @@ def test_an_old_proof_proves_nothing_new(store: Store) -> None:
     store.declarations.prove(slow)
     assert not store.declarations.every()["text"].proven
     assert store.declarations.every()["text"].file_digest == ""
+
+
+def test_schemas_are_kept_beside_declarations(store: Store) -> None:
+    """A worker that describes a model declares nothing; a declaration keeps the description."""
+    store.declarations.describe("own", {"input": {"type": "integer"}, "output": {}})
+    [described] = store.declarations.every().values()
+    assert (described.generation, described.settings, described.established) == (0, None, None)
+    declared = store.declarations.declare("own", ONE)
+    assert (declared.generation, declared.established) == (1, None)
+    store.declarations.describe("own", {"input": {"type": "string"}, "output": {}})
+    assert store.declarations.every()["own"].settings == ONE
+    store.declarations.declare("other", TWO)
+    assert store.declarations.schemas() == {"own": {"input": {"type": "string"}, "output": {}}}

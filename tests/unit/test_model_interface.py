@@ -96,7 +96,14 @@ def test_rows_are_stacked_and_shorter_ones_filled_with_zeros() -> None:
 # --- samples and kinds ----------------------------------------------------------------------------
 
 #: Kinds whose inputs only the model knows, and those whose prompt stands in the task's own settings.
-_OWN = {"tabular-classification", "time-series-classification", "prompted-classification", "prompted-json"}
+_OWN = {
+    "tabular-classification",
+    "regression",
+    "custom",
+    "time-series-classification",
+    "prompted-classification",
+    "prompted-json",
+}
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - _OWN))

@@ -17,6 +17,7 @@ from producers.wire.forms import Redactable
 from producers.wire.messages import (
     InlineBytes,
     Input,
+    JsonInput,
     Message,
     MessagesInput,
     PathInput,
@@ -85,6 +86,7 @@ def test_only_what_is_named_is_replaced(name: Redactable) -> None:
         (SentencesInput("a@b.de", ("a@b.de", "other")), SentencesInput("[e-mail]", ("[e-mail]", "other"))),
         (MessagesInput((Message("user", "I am a@b.de"),)), MessagesInput((Message("user", "I am [e-mail]"),))),
         (RowInput({"a@b.de": "a@b.de", "age": 4, "none": None}), RowInput({"a@b.de": "[e-mail]", "age": 4, "none": None})),
+        (JsonInput({"a@b.de": ["a@b.de", 1, None]}), JsonInput({"a@b.de": ["[e-mail]", 1, None]})),
         (TextAndImageInput("a@b.de", InlineBytes(b"a@b.de")), TextAndImageInput("[e-mail]", InlineBytes(b"a@b.de"))),
         *((same, same) for same in (
             InlineBytes(b"a@b.de"), PathInput("/a@b.de"), UrlInput("https://a@b.de/x"), SeriesInput(((1.0,),), ("a@b.de",)),

@@ -13,10 +13,16 @@ from collections.abc import Sequence
 
 from workers.batching.microbatch import MicroBatch
 from workers.batching.work import Entry, Failed
+from workers.models.interface.class_calls import ClassHung
 from workers.models.interface.model import LoadingFailed
+from workers.models.interface.returned import WrongReturn
 
 #: These faults need no text of an exception; any other kind is the model's own exception.
 _KNOWN = ("OutOfMemory", "WrongOutput", LoadingFailed.__name__)
+
+
+#: Errors of a model's class whose text is a sentence, too.
+_SENTENCES = (WrongReturn.__name__, ClassHung.__name__)
 
 
 class Suspects:
@@ -50,7 +56,7 @@ class Suspects:
             self._halve(batch)
             return
         known = kind in _KNOWN
-        text = message if known else f"{kind}: {message}"
+        text = message if known or kind in _SENTENCES else f"{kind}: {message}"
         for entry in batch.entries:
             entry.finish(Failed(kind if known else "ModelError", text, traceback, batch.id))
 

@@ -27,7 +27,9 @@ from workers.batching.work import Cancelled, Entry, Interrupted, Superseded
 from workers.batching.workload import Workload
 from workers.device.device_client import DeviceClient
 from workers.device.transfer import Header
-from workers.models.interface.model import Arrays
+from workers.models.interface import returned
+from workers.models.interface.class_calls import ClassCalls
+from workers.models.interface.model import Arrays, Model, tried
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Feeder:
     batch_timeout_s: float
     on_batch: Callable[[Batch], None]
     on_out_of_service: Callable[[str], None]
+    calls: ClassCalls = field(init=False)
     came_up: threading.Event = field(default_factory=threading.Event)  # ready for the first time, or out of service
     out_of_service: str | None = None
     _device: DeviceClient = field(init=False)
@@ -62,6 +65,9 @@ class Feeder:
     _failed_starts: int = 0
     _start_at: float | None = None  # monotonic time of the next start, after a start that failed in this process
     _running_since: float = 0.0  # monotonic time at which the running batch, or the start of the device, began
+
+    def __post_init__(self) -> None:
+        self.calls = ClassCalls(self.batch_timeout_s)
 
     def start(self, device: DeviceClient) -> None:
         """Start the device."""
@@ -164,10 +170,9 @@ class Feeder:
         elif event == "stepping":
             self._on_stepping(header["pieces"])
         elif event == "unloadable":
-            logger.error(
-                "the device cannot load its models: %s: %s\n%s", *map(header.get, ("kind", "message", "traceback"))
-            )
-            self.leave_service(f"{header['kind']}: {header['message']}")
+            problem = f"model {header['loads']} cannot be loaded: {header['kind']}: {header['message']}"
+            logger.error("%s\n%s", problem, header["traceback"])
+            self.leave_service(problem)
         elif event == "lost":
             self._on_lost("DeviceLost", header["message"])
 
@@ -242,12 +247,13 @@ class Feeder:
         self.work.note_absent(absent)
 
     def _send(self, batch: MicroBatch) -> None:
-        try:
-            arrays = batch.collated(self.models[batch.model].model)
-        except Exception as error:  # noqa: BLE001 - a model's own code; its batch is bisected like any other
-            self._raised(batch, type(error).__name__, str(error), "")
-            return
         now = time.monotonic()
+        model = self.models[batch.model].model
+        usual = type(model).collate is Model.collate  # which does not hang
+        arrays = tried(batch.collated, model) if usual else self.calls.call(model, "collate", batch.collated, model)
+        if isinstance(arrays, Exception):  # of a model's own code; its batch is bisected like any other
+            self._raised(batch, type(arrays).__name__, returned.text(arrays), "")
+            return
         self.models.residence.used(batch.model, now)
         if not self.work.running:
             self._running_since = now

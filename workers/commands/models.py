@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def models() -> None:
-    """List, pull and reload the models of the fleet."""
+    """List, pull, check and reload the models of the fleet."""
 
 
 @models.command("pull")
@@ -58,9 +59,7 @@ def list_(config: Path | None) -> None:
     chosen = settings.load(config)
     nodes = _nodes(chosen.connection)
     for name, model in chosen.models.items():
-        found = model_source.locate(
-            model_source.parse(model.source, where=f"models.{name}.source"), model_source.cache_folder()
-        )
+        found = model_source.locate(model_source.of_model(model.source, name), model_source.cache_folder())
         tasks = ", ".join(task.name for task in chosen.catalogue.tasks.values() if task.model == name)
         say(
             f"{name}: {found.revision if found else 'not pulled; argosy models pull ' + name}: "
@@ -114,13 +113,49 @@ def reload(config: Path | None, name: str, revision: str | None, source: str | N
         say(f"the settings still name the old version: change [models.{name}] too")
 
 
+@models.command("check")
+@FLEET_FILE
+@click.argument("what", metavar="CLASS_OR_TABLE")
+@click.option("--kind", help="The kind of its task, for a CLASS that names none (see `argosy kinds`).")
+@click.option("--source", type=click.Path(path_type=Path), help="The folder of its files, for a CLASS.")
+def check(config: Path | None, what: str, kind: str | None, source: Path | None) -> None:
+    """Try a class of your own, module:Class or the name of a table of fleet.toml, before a worker starts.
+
+    \b
+    The class is imported and loaded; its `samples` are prepared, run and finished, alone and
+    together, in a device process as in a worker. Exit code 1 if anything is wrong.
+
+    \b
+        argosy models check price:Price --kind regression
+        argosy models check price
+    """
+    from producers.wire.errors import ConfigurationError
+    from workers import settings
+    from workers.device import devices
+    from workers.fleet import class_check
+
+    chosen = settings.load(config)
+    name = what
+    if ":" in what:
+        chosen, name = class_check.settings_for(chosen, what, kind, source)
+    elif kind or source:
+        raise ConfigurationError(f"{what}: --kind and --source are for a class, module:Class")
+    device = devices.select(chosen.worker.profile, chosen.worker.devices[:1])[0]
+    problems = class_check.check(chosen, name, device)
+    for problem in problems:
+        say(problem)
+    if problems:
+        sys.exit(1)
+    say(f"{what}: its samples have the same answers alone and together")
+
+
 def _pull(chosen: Mapping[str, ModelSettings]) -> None:
     from workers.models.sources import model_source
     from workers.models.sources.download_progress import shown
 
     with shown() as progress:
         for name, model in chosen.items():
-            source = model_source.parse(model.source, where=f"models.{name}.source")
+            source = model_source.of_model(model.source, name)
             pulled = model_source.pull(source, model_source.cache_folder(), progress)
             say(f"{name}: {pulled.revision} in {pulled.folder}")
 

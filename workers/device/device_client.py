@@ -85,6 +85,7 @@ class ProcessDevice:
         self._reader: Loop | None = None
         self._frame_timeout_s = frame_timeout_s
         self._on_reader = on_reader
+        self._loading = ""  # the model that the starting process loads
 
     @property
     def pid(self) -> int | None:
@@ -195,12 +196,19 @@ class ProcessDevice:
         frame = transfer.receive(sock)
         if frame is None:
             return self._lost(process, life, "the device process ended")
+        if frame[0]["event"] == "loading":
+            self._loading = frame[0]["loads"]
+            return True
+        self._loading = ""
         self._on_event(DeviceEvent(life, *frame))
         return True
 
     def _lost(self, process: subprocess.Popen[bytes], life: int, message: str) -> bool:
         """Report the end of the process, and end the loop."""
         message += f" with {_exit(process.wait())}"
+        if self._loading:
+            message, self._loading = f"while model {self._loading} was loaded, {message}", ""
+            logger.warning("%s: %s", self.device.name, message)
         self._on_event(DeviceEvent(life, {"event": "lost", "message": message}))
         return False
 

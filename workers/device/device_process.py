@@ -1,10 +1,10 @@
 """The process that owns a device: it loads the models and runs one micro-batch after another.
 
 `workers.device.device_client` starts it as ``python -m workers.device.device_process FD``; FD is its end of a socket
-pair. Models import torch here, and nowhere else in a worker. Its life: *load* → *ready*, then *run* → *done* or
-*failed*. Stepping requests report in between, and *drop* ends them. Meanwhile *load* → *loaded* or *unloadable*, and
-*unload* → *unloaded* (`workers.device.loaded_models`), until the socket closes. The process dies with its parent: a
-closed socket ends it at once, even in the middle of a computation.
+pair. Models import torch here, and nowhere else in a worker. Its life: *load* → *loading*, for each model, → *ready*,
+then *run* → *done* or *failed*. Stepping requests report in between, and *drop* ends them. Meanwhile *load* → *loaded*
+or *unloadable*, and *unload* → *unloaded* (`workers.device.loaded_models`), until the socket closes. The process dies
+with its parent: a closed socket ends it at once, even in the middle of a computation.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
-import numpy as np
 
 from producers.wire.catalogue import KINDS, Task
 from workers.device import accelerator, device_memory, transfer
-from workers.device.loaded_models import LoadedModels
+from workers.device.loaded_models import LoadedModels, LoadFailed
+from workers.device.shared_state import restored
 from workers.device.stepping import Answer, SteppingRequests
 from workers.device.transfer import Header
 from workers.models.backends.choice import REFERENCE, Backend
-from workers.models.interface import class_lookup
+from workers.models.interface import class_lookup, returned
 from workers.models.interface.model import Arrays, Model, ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -92,9 +92,10 @@ def main() -> None:
 
     loaded = LoadedModels(device, _build, _described, tell, measuring=header["measuring"])
     try:
-        loaded.load_all(header["models"])
-    except Exception as error:  # noqa: BLE001 - whatever a model's loading raises is reported by name
-        transfer.send(sock, {"event": "unloadable", **_described(error)})
+        loaded.load_all(header["models"], lambda key: transfer.send(sock, {"event": "loading", "loads": key}))
+    except LoadFailed as failed:
+        why = _described(failed.__cause__ or failed)
+        transfer.send(sock, {"event": "unloadable", **why, "loads": str(failed)})
         return
     transfer.send(sock, {"event": "ready", "resident_bytes": device_memory.resident_bytes(device)})
     _serve(sock, frames, loaded, device)
@@ -161,32 +162,27 @@ def _run(model: Model, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     wanted = {task: arrays.pop(f"wanted/{task}") for task in header["tasks"]}
     started = time.perf_counter()
     try:
-        outputs = model.forward(arrays, wanted)
-        problem = _mismatch(outputs, wanted)
-    except Exception as error:  # noqa: BLE001 - the parent bisects the batch and names the item that raised
+        with restored(model, "forward"):
+            outputs = model.forward(arrays, wanted)
+        problem = returned.outputs_problem(model, outputs, wanted)
+        cached_rows = int(model.cached_rows)
+    except BaseException as error:  # noqa: BLE001 - the parent bisects the batch and names the item that raised
         return {"event": "failed", "batch": header["batch"], **_described(error)}, {}
     if problem:
         return {"event": "failed", "batch": header["batch"], "kind": WRONG_OUTPUT, "message": problem}, {}
     took_s = time.perf_counter() - started
-    return {"event": "done", "batch": header["batch"], "forward_s": took_s, "cached_rows": model.cached_rows}, outputs
-
-
-def _mismatch(outputs: Arrays, wanted: Arrays) -> str:
-    """Return the fault in the outputs' number or shape, or nothing: results must never shift between items."""
-    if set(outputs) != set(wanted):
-        return f"outputs for {sorted(outputs)} where {sorted(wanted)} were wanted"
-    for task, rows in wanted.items():
-        output = outputs[task]
-        if not isinstance(output, np.ndarray) or output.ndim < 1 or len(output) != len(rows):
-            return f"{task}: output of shape {getattr(output, 'shape', None)} for {len(rows)} rows"
-    return ""
+    return {"event": "done", "batch": header["batch"], "forward_s": took_s, "cached_rows": cached_rows}, outputs
 
 
 def _described(error: BaseException) -> Header:
     kind = type(error).__name__
     if kind in ("MemoryError", "OutOfMemoryError"):  # Python's and torch's errors; the name avoids an import of torch
         kind = "OutOfMemory"
-    return {"kind": kind, "message": str(error)[:2000], "traceback": traceback.format_exc(limit=20)[-8000:]}
+    return {
+        "kind": kind,
+        "message": returned.text(error)[:2000],
+        "traceback": "".join(traceback.format_exception(error, limit=20))[-8000:],
+    }
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workers.device import device_memory
+from workers.device.shared_state import restored
 from workers.device.transfer import Header
 from workers.models.interface.model import Model
 
@@ -22,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 #: The frames for this module: requests of the parent, and reports of a loading thread.
 _LOAD, _UNLOAD, _CAME = "load", "unload", "came"
+
+
+class LoadFailed(Exception):
+    """The model of this key cannot be loaded; the cause says why."""
 
 
 @dataclass(slots=True)
@@ -41,12 +46,16 @@ class LoadedModels:
     models: dict[str, Model] = field(default_factory=dict)
     _arrived: dict[str, Model] = field(default_factory=dict)
 
-    def load_all(self, wanted: Mapping[str, Any]) -> None:
-        """Load the models of the start, one by one. Raises any error of a model's loading."""
+    def load_all(self, wanted: Mapping[str, Any], on_begin: Callable[[str], object]) -> None:
+        """Load the models of the start, one by one. Raises LoadFailed from any error of a model's loading."""
         if self.measuring:
             device_memory.import_libraries()
         for key, raw in wanted.items():
-            self.models[key], _ = self._load(key, raw)
+            on_begin(key)
+            try:
+                self.models[key], _ = self._load(key, raw)
+            except BaseException as error:  # SystemExit, too
+                raise LoadFailed(key) from error
 
     def held(self) -> Header:
         """The bytes held by the process now, where they are measured."""
@@ -88,8 +97,9 @@ class LoadedModels:
             device_memory.give_back(self.device)
         before, started = device_memory.resident_bytes(self.device), time.perf_counter()
         model = self.build(raw)
-        model.load(self.device)
-        model.try_out()
+        with restored(model, "load"):
+            model.load(self.device)
+            model.try_out()
         load_s = time.perf_counter() - started
         if self.measuring:
             device_memory.give_back(self.device)

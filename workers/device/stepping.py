@@ -86,14 +86,12 @@ class SteppingRequests:
     def step(self) -> Iterator[Answer]:
         """Take a step of each model that has requests."""
         for name, model in self._models.items():
-            if not model.busy:
-                continue
             try:
-                stepped = model.step()
-            except Exception as error:  # noqa: BLE001 - the parent finds out whose fault it was
+                told = [*self._told(model.step())] if model.busy else []
+            except BaseException as error:  # noqa: BLE001 - the parent finds out whose fault it was
                 yield {"event": "failed", "batches": self._clear(name), **self._described(error)}, {}
                 continue
-            yield from self._told(stepped)
+            yield from told
         if time.monotonic() - self._told_at >= HEARTBEAT_S:
             self._told_at = time.monotonic()
             yield {"event": "stepping", "pieces": []}, {}

@@ -16,6 +16,7 @@ from producers.wire.messages import (
     DerivedInput,
     InlineBytes,
     Input,
+    JsonInput,
     MessagesInput,
     PathInput,
     QuestionInput,
@@ -37,6 +38,7 @@ Content: TypeAlias = (
     | RowInput
     | SentencesInput
     | SeriesInput
+    | JsonInput
     | SeedInput
     | TextAndImageInput
 )

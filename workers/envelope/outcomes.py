@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -17,8 +17,10 @@ from producers.wire.errors import BlobsUnavailable, InvalidInput
 from producers.wire.messages import BadItem, Envelope, Item
 from producers.wire.result_files import ResultFiles
 from results_store.records import Claim, Result, ResultState
+from workers.batching.roster import ServedModel
 from workers.batching.work import Cancelled, Computed, Entry, Expired, Failed
-from workers.models.interface import output_files
+from workers.models.interface import output_files, returned
+from workers.models.interface.class_calls import ClassCalls
 from workers.models.interface.model import Model, Prepared
 
 logger = logging.getLogger(__name__)
@@ -26,8 +28,6 @@ logger = logging.getLogger(__name__)
 Error: TypeAlias = dict[str, Any]
 
 Params: TypeAlias = Mapping[Task, msgspec.Struct]
-
-Made = TypeVar("Made")
 
 #: The waits between attempts to store a file.
 _FILES_AGAIN_S = (0.2, 1.0, 3.0)
@@ -75,7 +75,7 @@ def result(envelope: Envelope, item: Item, task: str, state: ResultState, error:
     )
 
 
-def answered(waited: Sequence[tuple[Entry, Model, Params]]) -> list[dict[str, Any]]:
+def answered(waited: Sequence[tuple[Entry, Model, Params]], calls: ClassCalls) -> list[dict[str, Any]]:
     """Return for each entry its finished answers by task, or the exceptions raised instead.
 
     The answers of a task are finished together. Answers that hold files are left out: `finished` makes them one at a
@@ -90,38 +90,28 @@ def answered(waited: Sequence[tuple[Entry, Model, Params]]) -> list[dict[str, An
     for rows in together.values():
         entries = [waited[place][0] for place, _, _ in rows]
         place, task, _ = rows[0]
-        made = _finished(waited[place][1], task, entries, [own for _, _, own in rows])
+        made = _finished(calls, waited[place][1], task, entries, [own for _, _, own in rows])
         for (place, _, _), answer in zip(rows, made, strict=True):
             found[place][task.name] = answer
     return found
 
 
-def _finished(model: Model, task: Task, entries: Sequence[Entry], params: Sequence[msgspec.Struct]) -> Sequence[Any]:
+def _finished(
+    calls: ClassCalls, model: Model, task: Task, entries: Sequence[Entry], params: Sequence[msgspec.Struct]
+) -> list[Any]:
     outputs = [entry.outcome.outputs[task.name] for entry in entries if isinstance(entry.outcome, Computed)]
-    try:
-        made = model.finish_many(task, outputs, params, [entry.prepared for entry in entries])
-        return as_many(made, len(entries), f"{type(model).__name__}.finish_many")
-    except Exception as error:  # noqa: BLE001 - a bug in a model's own code fails these results only
-        return [error] * len(entries)
-
-
-def as_many(made: Sequence[Made], count: int, method: str) -> Sequence[Made]:
-    """Return the list that a model's method returned for `count` items.
-
-    Raises ValueError if its length differs: no result may move to a neighbour.
-    """
-    if len(made) != count:
-        raise ValueError(f"{method} returned {len(made)} for {count}")
-    return made
+    prepared = [entry.prepared for entry in entries]
+    return calls.for_many(model, "finish_many", outputs, params, prepared, fixed=(task,))
 
 
 def finished(
     envelope: Envelope,
     item: Item,
     entry: Entry,
-    model: Model,
+    served: ServedModel,
     params: Params,
     answers: Mapping[str, Any],
+    calls: ClassCalls,
     files: ResultFiles | None = None,
 ) -> Iterator[Result]:
     """Yield the results of the entry's outcome for the tasks in `params`; none if the item was interrupted.
@@ -132,8 +122,11 @@ def finished(
     for task, own in params.items():
         match outcome:
             case Computed():
-                [answer] = [answers[task.name]] if task.name in answers else _finished(model, task, [entry], [own])
-                row = _computed(envelope, item, outcome, entry.prepared, model.revision, task, answer)
+                if task.name in answers:
+                    answer = answers[task.name]
+                else:
+                    [answer] = _finished(calls, served.model, task, [entry], [own])
+                row = _computed(envelope, item, outcome, entry.prepared, served, task, answer)
                 yield _without_files(row, files) if task.kind.makes_files else row
             case Failed():
                 error = {"kind": outcome.kind, "message": outcome.message}
@@ -151,13 +144,13 @@ def _computed(
     item: Item,
     computed: Computed,
     prepared: Prepared,
-    revision: str,
+    served: ServedModel,
     task: Task,
     answer: Any,
 ) -> Result:
     row = replace(
         result(envelope, item, task.name, ResultState.SUCCEEDED),
-        model_revision=revision,
+        model_revision=served.revision,
         tokens=prepared.size,
         batch=computed.batch,
         batched_at=computed.batched_at,
@@ -166,12 +159,11 @@ def _computed(
     try:
         if isinstance(answer, Exception):
             raise answer
-        if isinstance(answer, np.ndarray):
-            return replace(row, vector=np.ascontiguousarray(answer, dtype="<f4").tobytes())
-        return replace(row, output=answer if task.kind.makes_files else msgspec.to_builtins(answer))
+        kept = returned.answer(served.model, task, answer)
+        return replace(row, vector=kept.tobytes()) if isinstance(kept, np.ndarray) else replace(row, output=kept)
     except Exception as error:  # a bug in a model's own code fails this result only
         logger.exception("envelope %s, item %s, task %s: finishing failed", envelope.id, item.seq, task.name)
-        detail = {"kind": "ModelError", "message": f"finishing failed: {type(error).__name__}: {error}"}
+        detail = {"kind": "ModelError", "message": returned.said(error, "finishing failed")}
         return replace(row, state=ResultState.FAILED, error=detail)
 
 

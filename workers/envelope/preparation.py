@@ -7,12 +7,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import InvalidInput
-from producers.wire.messages import Envelope, InlineBytes, Input, Item, Priority, TextAndImageInput
+from producers.wire.messages import Envelope, InlineBytes, Input, Item, JsonInput, Priority, TextAndImageInput
 from producers.wire.result_files import ResultFiles
 from results_store.errors import StoreUnavailable
 from results_store.loops.loop import note
@@ -32,7 +33,9 @@ from workers.envelope.inputs import Content, carried, read
 from workers.envelope.outcomes import Params
 from workers.envelope.preparation_turns import PreparationTurn
 from workers.envelope.streams import Streams
-from workers.models.interface.model import Model, Prepared
+from workers.models.interface import returned
+from workers.models.interface.class_calls import ClassCalls
+from workers.models.interface.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ STORAGE_LIMIT_S = 600.0
 class PreparedItem:
     """An item after preparation.
 
-    `results` are the results that it already has. `entry` waits for the other tasks; `model` is the version of the
+    `results` are the results that it already has. `entry` waits for the other tasks; `served` is the version of the
     model that prepared it.
     """
 
@@ -55,7 +58,7 @@ class PreparedItem:
     results: list[Result]
     entry: Entry | None = None
     params: Params = field(default_factory=dict)
-    model: Model | None = None
+    served: ServedModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class _Ready:
 
     item: Item
     served: ServedModel
-    content: Content
+    content: Content | Any
     params: Params
     refused: Mapping[str, InvalidInput]
 
@@ -82,6 +85,7 @@ class Preparation:
     database: Store
     streams: Streams | None = None
     files: ResultFiles | None = None
+    calls: ClassCalls = field(default_factory=lambda: ClassCalls(STEP_LIMIT_S))
     portion_bytes: int = 8 * 2**20
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(max(1, available_cores() // 2)))
 
@@ -108,9 +112,9 @@ class Preparation:
             portion[place] = ready
             held_bytes += _size_bytes(ready.content)
             if held_bytes > self.portion_bytes:
-                prepared |= self._prepared(envelope, portion)
+                prepared |= self._prepared(envelope, portion, derivation.turn)
                 portion, held_bytes = {}, 0
-        prepared |= self._prepared(envelope, portion)
+        prepared |= self._prepared(envelope, portion, derivation.turn)
         return [prepared[place] for place in range(len(items))]
 
     def _ready(self, envelope: Envelope, item: Item, derivation: Derivation) -> _Ready | PreparedItem:
@@ -124,13 +128,17 @@ class Preparation:
                 return PreparedItem(item, _refusals(envelope, item, refused))
             served = offer.models[served_explainers.way(offer.models, envelope.model, params.values())]
             content = self._read(offer, next(iter(params)), derivation.input(item.input), derivation.turn)
+            if isinstance(content, JsonInput):
+                content = _typed(content, served.model)
             return _Ready(item, served, content, params, refused)
         except StoreUnavailable:  # no fault of the item: the envelope is attempted again
             raise
         except Exception as error:  # noqa: BLE001 - a bug in a model fails this item only
             return _failed(envelope, item, error)
 
-    def _prepared(self, envelope: Envelope, portion: Mapping[int, _Ready]) -> dict[int, PreparedItem]:
+    def _prepared(
+        self, envelope: Envelope, portion: Mapping[int, _Ready], turn: PreparationTurn
+    ) -> dict[int, PreparedItem]:
         """Return the prepared items by their places. Each model prepares its own items together."""
         note("preparing items", STEP_LIMIT_S)
         prepared: dict[int, PreparedItem] = {}
@@ -138,7 +146,7 @@ class Preparation:
         for place, ready in portion.items():
             by_model.setdefault(ready.served.key, {})[place] = ready
         for own in by_model.values():
-            for (place, ready), row in zip(own.items(), _rows([*own.values()]), strict=True):
+            for (place, ready), row in zip(own.items(), self._rows([*own.values()], turn), strict=True):
                 try:
                     made = row if isinstance(row, Exception) else self._waiting(envelope, ready, row)
                 except Exception as error:  # noqa: BLE001 - a bug in a model fails this item only
@@ -146,7 +154,15 @@ class Preparation:
                 prepared[place] = _failed(envelope, ready.item, made) if isinstance(made, Exception) else made
         return prepared
 
-    def _waiting(self, envelope: Envelope, ready: _Ready, row: Prepared) -> PreparedItem:
+    def _rows(self, together: Sequence[_Ready], turn: PreparationTurn) -> list[Any]:
+        """Return the model's prepared rows, or the exception of each item. Slow items give the turn to others."""
+        params = [{task.name: own for task, own in ready.params.items()} for ready in together]
+        contents = [ready.content for ready in together]
+        model = together[0].served.model
+        return self.calls.for_many(model, "prepare_many", contents, params, meanwhile=turn.given_back)
+
+    def _waiting(self, envelope: Envelope, ready: _Ready, prepared: object) -> PreparedItem:
+        row = returned.row(ready.served.model, prepared, [task.name for task in ready.params])
         refused = {**ready.refused, **row.refused}
         results = _refusals(envelope, ready.item, refused)
         params = {task: own for task, own in ready.params.items() if task.name not in refused}
@@ -155,7 +171,7 @@ class Preparation:
         waiting = Waiting(
             ready.served.key,
             int(envelope.priority),
-            ready.served.model.cost(row),
+            returned.cost(ready.served.model, row),
             steady_time(),
             envelope.deadline_at,
             row.content,
@@ -165,7 +181,7 @@ class Preparation:
         entry = Entry(row, tuple(task.name for task in params), waiting, job=envelope.job, seq=ready.item.seq)
         if self.streams and any(getattr(own, "stream", False) for own in params.values()):
             entry.on_text = self.streams.teller(envelope.job, ready.item.seq)
-        return PreparedItem(ready.item, results, entry, params, ready.served.model)
+        return PreparedItem(ready.item, results, entry, params, ready.served)
 
     def _read(self, offer: OfferedVersions, task: Task, value: Input, turn: PreparationTurn) -> Content:
         """Return the content of an input, checked for the task. The turn is given back during waits."""
@@ -187,12 +203,14 @@ class Preparation:
     def finish_items(self, envelope: Envelope, prepared: Sequence[PreparedItem]) -> list[Result]:
         """Return the results of all items: from their preparation and from their entries' outcomes."""
         note("finishing outputs", STEP_LIMIT_S)
-        waiting = [(item, item.entry, item.model) for item in prepared if item.entry and item.model]
-        answers = outcomes.answered([(entry, model, item.params) for item, entry, model in waiting])
+        waiting = [(item, item.entry, item.served) for item in prepared if item.entry and item.served]
+        asked = [(entry, served.model, item.params) for item, entry, served in waiting]
+        answers = outcomes.answered(asked, self.calls)
         results: dict[int, list[Result]] = {}
-        for (item, entry, model), own in zip(waiting, answers, strict=True):
+        for (item, entry, served), own in zip(waiting, answers, strict=True):
             note("finishing an item", STORAGE_LIMIT_S)
-            results[id(item)] = [*outcomes.finished(envelope, item.item, entry, model, item.params, own, self.files)]
+            rows = outcomes.finished(envelope, item.item, entry, served, item.params, own, self.calls, self.files)
+            results[id(item)] = [*rows]
         return [row for item in prepared for row in (*item.results, *results.get(id(item), ()))]
 
     def turn(self, envelope: Envelope) -> PreparationTurn:
@@ -212,15 +230,12 @@ class Preparation:
         return any(task.kind.makes_files for task in tasks if task)
 
 
-def _rows(together: Sequence[_Ready]) -> Sequence[Prepared | Exception]:
-    """Return the model's prepared rows, or the exception of each item."""
-    params = [{task.name: own for task, own in ready.params.items()} for ready in together]
+def _typed(content: JsonInput, model: Model) -> Any:
+    """Return the input of a task of the kind `custom` as the type that the class declares. Raises InvalidInput."""
     try:
-        model = together[0].served.model
-        rows = model.prepare_many([ready.content for ready in together], params)
-        return outcomes.as_many(rows, len(together), f"{type(model).__name__}.prepare_many")
-    except Exception as error:  # noqa: BLE001 - a bug in a model's own code fails these items only
-        return [error] * len(together)
+        return msgspec.convert(content.value, model.input_type)
+    except (msgspec.ValidationError, ValueError, TypeError) as error:  # also of a type's own `__post_init__`
+        raise InvalidInput("input", str(error), f"{type(model).__name__} declares its form: input_type") from error
 
 
 def _refusals(envelope: Envelope, item: Item, refused: Mapping[str, InvalidInput]) -> list[Result]:
@@ -235,11 +250,11 @@ def _failed(envelope: Envelope, item: Item, error: Exception) -> PreparedItem:
     if isinstance(error, InvalidInput):
         return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
     logger.error("envelope %s, item %s: preparation failed", envelope.id, item.seq, exc_info=error)
-    detail = {"kind": "ModelError", "message": f"preparation failed: {type(error).__name__}: {error}"}
+    detail = {"kind": "ModelError", "message": returned.said(error, "preparation failed")}
     return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, detail))
 
 
-def _size_bytes(content: Content) -> int:
+def _size_bytes(content: object) -> int:
     """Return the bytes of memory that a content takes, for texts and files."""
     if isinstance(content, TextAndImageInput):
         return _size_bytes(content.image.data) if isinstance(content.image, InlineBytes) else 0

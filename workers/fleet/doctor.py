@@ -16,6 +16,8 @@ from producers.wire.queues import refused_messages
 from results_store.store import Store
 from workers import settings
 from workers.device import devices
+from workers.fleet import class_check
+from workers.models.interface import class_lookup
 from workers.models.sources import model_source
 from workers.node import declared_settings, presence
 
@@ -80,16 +82,29 @@ def _models(chosen: settings.Settings) -> Iterator[Finding]:
     for name in chosen.served:
         model = chosen.models[name]
         try:
-            found = model_source.locate(
-                model_source.parse(model.source, where=f"models.{name}.source"), model_source.cache_folder()
-            )
+            source = model_source.of_model(model.source, name)
+            found = model_source.locate(source, model_source.cache_folder())
         except ArgosyError as error:
             yield Finding(f"model {name}", False, str(error), "correct the settings")
             continue
         if found:
             yield Finding(f"model {name}", True, f"{found.revision} in {found.folder}")
+            yield from _own_class(chosen, name)
+        elif isinstance(source, model_source.FolderSource):
+            yield Finding(f"model {name}", False, str(model_source.missing_folder(source)), "correct the settings")
         else:
             yield Finding(f"model {name}", False, "not pulled", f"argosy models pull {name}")
+
+
+def _own_class(chosen: settings.Settings, name: str) -> Iterator[Finding]:
+    """Try a model whose class is the user's own on its samples."""
+    class_ = chosen.models[name].class_
+    if class_lookup.is_built_in(class_):
+        return
+    device = devices.select(chosen.worker.profile, chosen.worker.devices[:1])[0]
+    problems = class_check.check(chosen, name, device)
+    found = "; ".join(problems) or "its samples have the same answers alone and together"
+    yield Finding(f"class {class_}", not problems, found, f"mend it; argosy models check {name}" if problems else "")
 
 
 def _looked_at(about: str, look: Callable[[], str], remedy: str) -> Finding:

@@ -38,6 +38,7 @@ from workers.envelope.gate import Gate
 from workers.envelope.input_limits import InputLimits
 from workers.envelope.preparation import STEP_LIMIT_S
 from workers.envelope.streams import Item, Streams
+from workers.models.interface.class_calls import ClassCalls
 from workers.models.sources import model_source
 from workers.node import declared_settings, presence
 from workers.node.done_notices import DoneNotices
@@ -119,6 +120,7 @@ class Node:
         self._blobs = Blobs(settings.blobs)
         self._store_url = store_url
         self._files: ResultFiles | None = None
+        self._schemas: dict[str, dict[str, Any]] = {}  # those of custom tasks that the store has
 
     def start(self) -> None:
         """Start everything and return when the device is ready. `stop` ends all started parts, also if this fails.
@@ -148,6 +150,7 @@ class Node:
         batcher.weigh(self.lanes.tenants)
         self.lanes.follow(lambda: batcher.weigh(self.lanes.tenants))
         self._reloads = self._new_reloads(settings, declarations, batcher, costs, offer)
+        self._describe()
         self._tell()  # a reload right after the start must wait for this node as well
         self._upkeep.start(self._duties(batcher, self._reloads))
         for loop in self._upkeep.loops:
@@ -266,6 +269,7 @@ class Node:
             database=self._store,
             streams=self._streams,
             files=self._files,
+            calls=ClassCalls(self.settings.worker.batch_timeout_s),
         )
 
     def _new_reloads(
@@ -286,7 +290,7 @@ class Node:
             costs=costs,
             footprints=self._footprints,
             offer=offer,
-            on_change=self._tell,
+            on_change=self._on_reload,
             makes_files=self._files is not None,
         )
 
@@ -330,6 +334,21 @@ class Node:
             unloads=residence.unloads,
             reads=REFERENCE,
         )
+
+    def _on_reload(self) -> None:
+        with suppress(StoreError):  # the next reload or start describes the models again
+            self._describe()
+        self._tell()
+
+    def _describe(self) -> None:
+        """Keep the schemas of custom tasks in the store, where clients read them. Raises StoreUnavailable."""
+        assert self._execution is not None, "made before"
+        offer = self._execution.offer.now
+        for name in {offer.catalogue.tasks[task].model for task in offer.catalogue.custom} & set(self.models):
+            schemas = offer.models[name].model.schemas()
+            if self._schemas.get(name) != schemas:
+                self._store.declarations.describe(name, schemas)
+                self._schemas[name] = schemas
 
     def _tell(self) -> None:
         """Publish the served models. They only inform people, so the next announcement makes up for a lost one."""

@@ -28,6 +28,7 @@ from workers.batching.serving import served_explainers, served_models
 from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
+from workers.models.interface import class_code
 from workers.node import declared_settings
 from workers.node.presence import ModelState
 from workers.settings import ModelSettings, Settings
@@ -48,6 +49,14 @@ def versions(settings: Settings, name: str, device: Device, generation: int = 0)
     model = served_models.serve(settings, name, device)
     side = served_explainers.side(settings, *model)
     return [(wanted, replace(served, generation=generation)) for wanted, served in ([model, side] if side else [model])]
+
+
+def _check_code(new: Sequence[Version]) -> None:
+    """Raise ConfigurationError if a class's code has changed since this process imported it."""
+    for wanted, served in new:
+        if class_code.changed(type(served.model)):
+            problem = "has other code now than when this worker imported it, and a reload takes only settings and files"
+            raise ConfigurationError(f"models.{served.name}.class: {wanted.class_} {problem}; restart the worker")
 
 
 class Reloader:
@@ -129,6 +138,7 @@ class Reloader:
         note(f"preparing a new version of {name}", CHOICE_LIMIT_S)
         self._switches += 1  # a new key each time: one of a failed switch may not be unloaded yet
         new = versions(settings, name, self._device, self._switches)
+        _check_code(new)
         if self._is_served(new, settings.models[name]):
             self._settings = settings
             return

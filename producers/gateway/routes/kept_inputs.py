@@ -103,7 +103,7 @@ def _bytes_shown(data: bytes) -> dict[str, Any]:
 
 
 def _short(value: Any, limit: int | None) -> Any:
-    if isinstance(value, dict) and value.get("type") == "bytes":  # a file in the object, as base64
+    if isinstance(value, dict) and value.get("type") == "bytes" and value.keys() == {"type", "data"}:  # as base64
         return f"{len(value['data']) * 3 // 4:,} bytes"
     if isinstance(value, str):
         return value[:limit]

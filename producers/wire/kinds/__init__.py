@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from producers.wire.kinds.audio import AUDIO_KINDS
+from producers.wire.kinds.custom import CUSTOM_KINDS
 from producers.wire.kinds.generation import GENERATION_KINDS
 from producers.wire.kinds.kind import Kind
 from producers.wire.kinds.multimodal import MULTIMODAL_KINDS
@@ -29,6 +30,7 @@ KINDS: Mapping[str, Kind] = {
         *TABULAR_KINDS,
         *SERIES_KINDS,
         *MULTIMODAL_KINDS,
+        *CUSTOM_KINDS,
     )
 }
 

@@ -14,7 +14,8 @@ from producers.wire.forms import Modality
 class Kind:
     """A kind by its Hugging Face pipeline name: the form of its input, its parameters and its output.
 
-    `makes_files`: the output refers to files (``producers.wire.result_files``).
+    `makes_files`: the output refers to files (``producers.wire.result_files``). `strict`: the answer of a user's own
+    class must have the form `output`; for kinds that are older than this check, another form is only logged.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Kind:
     output: Any
     summary: str
     makes_files: bool = False
+    strict: bool = False
 
 
 class LabelScore(msgspec.Struct, frozen=True):
@@ -30,6 +32,10 @@ class LabelScore(msgspec.Struct, frozen=True):
 
     label: str
     score: float
+
+
+class NoParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """There are no parameters."""
 
 
 Labels = list[LabelScore]

@@ -1,11 +1,11 @@
-"""The kind whose input is a row of a table: parameters and outputs."""
+"""The kinds whose input is a row of a table: parameters and outputs."""
 
 from __future__ import annotations
 
 import msgspec
 
 from producers.wire.kinds.explanation import ExplainedLabels
-from producers.wire.kinds.kind import Kind, at_least
+from producers.wire.kinds.kind import Kind, NoParams, at_least
 
 
 class TabularClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -18,6 +18,10 @@ class TabularClassificationParams(msgspec.Struct, frozen=True, forbid_unknown_fi
         at_least("top_k", self.top_k)
 
 
+#: A number, or several by name.
+Numbers = float | dict[str, float]
+
+
 TABULAR_KINDS = (
     Kind(
         "tabular-classification",
@@ -26,4 +30,5 @@ TABULAR_KINDS = (
         ExplainedLabels,
         "labels for a row of a table, with calibrated probabilities, explained on demand",
     ),
+    Kind("regression", "row", NoParams, Numbers, "a number for a row of a table, or several by name", strict=True),
 )

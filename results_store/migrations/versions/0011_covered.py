@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0011"
 down_revision = "0010"
@@ -15,8 +16,10 @@ def upgrade() -> None:
     op.add_column("envelopes", sa.Column("deaths", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("envelopes", sa.Column("suspect", sa.BigInteger))
     op.add_column("envelopes", sa.Column("tries", sa.SmallInteger, nullable=False, server_default="0"))
+    op.add_column("declarations", sa.Column("schemas", sa.JSON().with_variant(JSONB(), "postgresql")))
 
 
 def downgrade() -> None:
+    op.drop_column("declarations", "schemas")
     for name in ("tries", "suspect", "deaths", "lease_s", "stored"):
         op.drop_column("envelopes", name)

@@ -12,6 +12,7 @@ from workers.batching.serving import tuned_backend
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
 from workers.models.backends.choice import Backend
+from workers.models.interface import class_code, returned
 from workers.models.interface.model import Model, ModelSpec
 from workers.models.sources import model_source
 from workers.settings import ModelSettings, Settings
@@ -24,8 +25,10 @@ def model_to_load(settings: Settings, name: str) -> ModelToLoad:
     if name not in settings.models:
         raise ConfigurationError(f"no model {name!r} in the settings; {known(name, settings.models)}")
     chosen = settings.models[name]
-    source = model_source.parse(chosen.source, where=f"models.{name}.source")
+    source = model_source.of_model(chosen.source, name)
     pulled = model_source.locate(source, model_source.cache_folder())
+    if pulled is None and isinstance(source, model_source.FolderSource):
+        raise ConfigurationError(f"models.{name}.source.path: {model_source.missing_folder(source)}")
     if pulled is None:
         raise ConfigurationError(f"models.{name}: not pulled yet; run `argosy models pull {name}`")
     tasks = {task.name: task for task in settings.catalogue.tasks.values() if task.model == name}
@@ -37,7 +40,10 @@ def model_to_load(settings: Settings, name: str) -> ModelToLoad:
         options["uses"] = {role: other.folder for role, other in used.items()}
         revision = "+".join([pulled.revision, *(other.revision for other in used.values())])
         pulled = model_source.Pulled(pulled.folder, revision)
-    return ModelToLoad.from_spec(chosen.class_, ModelSpec(name, pulled.folder, pulled.revision, tasks, options))
+    wanted = ModelToLoad.from_spec(chosen.class_, ModelSpec(name, pulled.folder, pulled.revision, tasks, options))
+    if isinstance(source, model_source.NoSource):  # the code is the model
+        return msgspec.structs.replace(wanted, revision=f"{name}@{class_code.digest(type(build(wanted)))}")
+    return wanted
 
 
 def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, ServedModel]:
@@ -60,15 +66,34 @@ def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, S
     cost = chosen.batch_cost or (decision.batch_cost if decision else model.default_cost)
     # on a GPU the best batch may exceed the largest budget for CPUs; then this many times the rows are kept ready
     times = max(1, cost // model.budgets[-1]) if model.budgets and not chosen.batch_cost else 1
-    return wanted, ServedModel(model, model.revision, Budget(cost, chosen.batch_rows * times))
+    return wanted, ServedModel(model, _revision(model), Budget(cost, chosen.batch_rows * times))
+
+
+def _revision(model: Model) -> str:
+    """Return a model's revision. Raises ConfigurationError, also for an exception of a class's own."""
+    try:
+        return model.revision
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {returned.text(error)}"
+        raise ConfigurationError(f"models.{model.spec.name}: {type(model).__name__}.revision: {problem}") from error
 
 
 def build(wanted: ModelToLoad) -> Model:
-    """Return the parent's side of a model. Raises ConfigurationError if its class cannot be imported."""
+    """Return the parent's side of a model. Raises ConfigurationError if its class cannot be imported or made."""
     try:
-        return wanted.build()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigurationError(f"models.{wanted.name}.class: {wanted.class_}: {error}") from error
+        model = wanted.build()
+    except ConfigurationError:
+        raise
+    except BaseException as error:  # a module of the user's own may raise anything, also SystemExit
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        problem = f"{type(error).__name__}: {returned.text(error)}"
+        raise ConfigurationError(f"models.{wanted.name}.class: {wanted.class_}: {problem}") from error
+    if returned.is_own(model):
+        class_code.note(type(model))
+    return model
 
 
 def _backend(name: str, chosen: ModelSettings, decision: tuned_backend.BackendDecision | None) -> Backend:

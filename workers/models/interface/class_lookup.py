@@ -24,6 +24,11 @@ _OLD_NAMES = {
 }
 
 
+def is_built_in(name: object) -> bool:
+    """Return whether a class is Argosy's own, by its name in the settings."""
+    return isinstance(name, str) and (name in _OLD_NAMES.values() or name.startswith("workers."))
+
+
 def find(name: str) -> Any:
     """Return the class that `name` refers to; call it with a `ModelSpec`.
 

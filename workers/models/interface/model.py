@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 import numpy as np
+from msgspec import json
 from numpy.typing import NDArray
 
 from producers.wire.catalogue import Task
@@ -86,8 +87,13 @@ class LoadingFailed(ArgosyError):
 
 
 def padded(rows: Sequence[Array]) -> Array:
-    """Stack arrays with equally many axes into `(rows, …)`, padded with zeros at the end of each axis."""
+    """Stack arrays with equally many axes into `(rows, …)`, padded with zeros at the end of each axis.
+
+    Raises ValueError for different types: a neighbour's type would change a row's values.
+    """
     shapes = {row.shape for row in rows}
+    if any(row.dtype != rows[0].dtype for row in rows):
+        raise ValueError(f"the rows of a batch have different types: {sorted({str(row.dtype) for row in rows})}")
     if len(shapes) == 1:
         return np.stack(rows)
     batch = np.zeros((len(rows), *map(max, zip(*shapes, strict=True))), dtype=rows[0].dtype)
@@ -108,6 +114,11 @@ class Model(PreviousForm, ABC):
 
     #: The only kind of task that the model serves; other kinds are refused. None: it serves every kind.
     kind: ClassVar[Kind | None] = None
+
+    #: For tasks of the kind `custom`: the types of the input and of the answer, any that msgspec knows. `prepare` gets
+    #: the input as its type. Clients check inputs by the JSON Schema of it, which workers keep in the store.
+    input_type: ClassVar[Any] = Any
+    output_type: ClassVar[Any] = Any
 
     #: Whether the model runs on several backends, so that `argosy tune` can choose.
     tunable: ClassVar[bool] = False
@@ -137,6 +148,18 @@ class Model(PreviousForm, ABC):
                 problem = f"is of the kind {task.kind.name}, but {type(self).__name__} serves only {self.kind.name}"
                 raise ConfigurationError(f"{where}.tasks.{task.name}: {problem}")
 
+    @classmethod
+    def schemas(cls) -> dict[str, Any]:
+        """Return the JSON Schemas of the `input` and the `output` of tasks of the kind `custom`.
+
+        Raises ConfigurationError for a type without a schema.
+        """
+        try:
+            return {"input": json.schema(cls.input_type), "output": json.schema(cls.output_type)}
+        except (TypeError, RuntimeError) as error:
+            problem = f"`input_type` and `output_type` must be types that msgspec knows: {error}"
+            raise ConfigurationError(f"{cls.__module__}.{cls.__qualname__}: {problem}") from error
+
     # --- in the parent process, from many threads ---
 
     @property
@@ -156,10 +179,11 @@ class Model(PreviousForm, ABC):
     def prepare(self, content: Any, params: Params) -> Prepared:
         """Turn an input into a row for the tasks in `params`.
 
-        `content` is a text, the bytes of a file, or, for kinds with structured inputs, an object
-        (`producers.wire.messages.QuestionInput` …). Raises InvalidInput or InputTooLarge if no task can use the input;
-        if some tasks can, put the errors of the others in `Prepared.refused`. Any other exception fails the item as the
-        model's fault.
+        `content` is a text, the bytes of a file, an object (`producers.wire.messages.RowInput` …), or for the kind
+        `custom` an `input_type`; `argosy kinds` lists them. Files that it needs it reads at its first call, from
+        `self.spec.folder`, and keeps; calls come from many threads at once. Raises InvalidInput or InputTooLarge if no
+        task can use the input; if some tasks can, put the errors of the others in `Prepared.refused`. Any other
+        exception fails the item as the model's fault.
         """
 
     def prepare_many(self, contents: Sequence[Any], params: Sequence[Params]) -> list[Prepared | Exception]:
@@ -168,7 +192,7 @@ class Model(PreviousForm, ABC):
         Returns an entry for each input, in order: its row, or the exception that `prepare` raises for this input, so
         that an input never fails its neighbours. An exception that is raised instead of returned fails all of them.
         """
-        return [_tried(self.prepare, *each) for each in zip(contents, params, strict=True)]
+        return [tried(self.prepare, *each) for each in zip(contents, params, strict=True)]
 
     def cost(self, prepared: Prepared) -> int:
         """Return the row's cost in the unit of the batch budget. The default is its size."""
@@ -179,7 +203,11 @@ class Model(PreviousForm, ABC):
 
         If zeros could be values, add the length of each row as another array in `prepare`, or override `collate`.
         """
-        return {name: padded([row.arrays[name] for row in rows]) for name in rows[0].arrays}
+        names = rows[0].arrays.keys()
+        if any(row.arrays.keys() != names for row in rows):
+            # the rows are then run in smaller groups, in which they are alike
+            raise ValueError("the rows of a batch have arrays of different names; override `collate`")
+        return {name: padded([row.arrays[name] for row in rows]) for name in names}
 
     @abstractmethod
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
@@ -201,7 +229,7 @@ class Model(PreviousForm, ABC):
         Returns an entry for each row, in order: its output, or the exception that `finish` raises for this row. An
         exception that is raised instead of returned fails all rows.
         """
-        return [_tried(self.finish, task, *each) for each in zip(outputs, params, prepared, strict=True)]
+        return [tried(self.finish, task, *each) for each in zip(outputs, params, prepared, strict=True)]
 
     def samples(self, count: int) -> Sequence[Item]:
         """Return about `count` inputs of usual sizes to test and measure the model, each with its tasks' parameters.
@@ -239,9 +267,11 @@ class Model(PreviousForm, ABC):
         """
 
 
-def _tried(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result of a call, or the exception that it raises."""
+def tried(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a call of a model's own code, or the exception that it raises."""
     try:
         return call(*arguments)
-    except Exception as error:  # noqa: BLE001 - a model's own code: whatever it raises is this item's
+    except Exception as error:  # noqa: BLE001 - whatever it raises is this item's
         return error
+    except BaseException as error:  # noqa: BLE001 - SystemExit, which would end the thread
+        return RuntimeError(f"{type(error).__name__}: {error}")

@@ -48,6 +48,6 @@ def put_away(output: Any, put: Callable[[bytes, str], Mapping[str, Any]]) -> Any
             return {**put(output.data, output.media_type), **output.about}
         case dict():
             return {name: put_away(value, put) for name, value in output.items()}
-        case list():
+        case list() | tuple():
             return [put_away(value, put) for value in output]
     return output

