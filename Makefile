@@ -9,7 +9,7 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check prose mutation bench plots test-faults test-stack test-upgrade test-gpu install clean
+.PHONY: demo test check prose mutation bench plots test-faults test-quiet test-stack test-upgrade test-gpu install clean
 
 install: $(INSTALLED)
 
@@ -56,6 +56,10 @@ test-stack: $(INSTALLED)
 # Threads that hang, links that go silent, processes that die again and again: three minutes.
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m faults
+
+# Every network call of a fleet, read by strace, while each built-in model answers (an hour: benchmarks/quiet.py).
+test-quiet: $(INSTALLED)
+	$(BIN)/python -m benchmarks.quiet --minutes 3
 
 # A fleet of an older version, upgraded under load on each store: for changes of messages or of the schema.
 test-upgrade: $(INSTALLED)

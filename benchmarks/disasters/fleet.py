@@ -19,10 +19,10 @@ from workers.settings import Settings
 
 
 class GatewayFleet(LocalFleet):
-    """A local fleet without Flower, and with a gateway from `start_gateway` on."""
+    """A local fleet, usually without Flower, and with a gateway from `start_gateway` on."""
 
-    def __init__(self, settings: Settings, home: Path, **options: Any) -> None:
-        super().__init__(settings, home, flower=False, **options)
+    def __init__(self, settings: Settings, home: Path, *, flower: bool = False, **options: Any) -> None:
+        super().__init__(settings, home, flower=flower, **options)
         port = free_port()
         self.gateway_url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "producers.commands.main", "gateway", "--no-auth", "--rate", "10000"]

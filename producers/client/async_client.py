@@ -41,6 +41,7 @@ from producers.wire.connection import Connection, checked_tenant
 from producers.wire.errors import ArgosyError, ResultTimeout
 from producers.wire.messages import Priority
 from producers.wire.pipelines.plan import Plan
+from producers.wire.queues import MOST_REFUSED, RefusedMessage
 from results_store.records import JobStatus, QueuedWork, Result
 from results_store.sql.engines.forks import at_fork
 from results_store.sql.item_numbering import TREE_SPAN
@@ -327,6 +328,10 @@ class AsyncClient:
     async def queued_work(self) -> list[QueuedWork]:
         """Return the waiting work by model and priority, with an estimate of the time that it takes."""
         return await self.ask(lambda store: store.flight.queued_work())
+
+    async def refused_messages(self, limit: int = MOST_REFUSED) -> list[RefusedMessage]:
+        """Return the newest messages that workers refused, each with its cause. Raises BrokerUnavailable."""
+        return await self._runtime.call(lambda: self._link.refused_messages(limit))
 
     async def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return a job's progress. Raises UnknownJob."""

@@ -14,6 +14,7 @@ from producers.client.pipelines.pipeline_job import PipelineJob
 from producers.client.runtimes import Runtime, iterate, run
 from producers.client.text_streams import TextStream
 from producers.wire.catalogue import Catalogue
+from producers.wire.queues import MOST_REFUSED, RefusedMessage
 from results_store.records import JobStatus, QueuedWork, Result
 
 if TYPE_CHECKING:
@@ -167,6 +168,10 @@ class Client:
     def queued_work(self) -> list[QueuedWork]:
         """Return the waiting work by model and priority, with an estimate of the time that it takes."""
         return run(self._awaited.queued_work())
+
+    def refused_messages(self, limit: int = MOST_REFUSED) -> list[RefusedMessage]:
+        """Return the newest messages that workers refused, each with its cause. Raises BrokerUnavailable."""
+        return run(self._awaited.refused_messages(limit))
 
     def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return a job's progress. Raises UnknownJob."""

@@ -16,6 +16,7 @@ from producers.wire.connection import Connection
 from producers.wire.errors import ConfigurationError
 from producers.wire.messages import Priority, new_id
 from producers.wire.publisher import Publisher, as_unavailable
+from producers.wire.queues import RefusedMessage, refused_messages
 from producers.wire.result_files import ResultFiles
 from results_store.errors import StoreUnavailable
 from results_store.records import NewJob, Tenant
@@ -160,6 +161,11 @@ class FleetLink:
         with as_unavailable(self.publisher.redis):
             self.publisher.redis.ping()
         self.store.jobs(limit=1)
+
+    def refused_messages(self, limit: int) -> list[RefusedMessage]:
+        """Return the newest messages that workers refused. Raises BrokerUnavailable."""
+        with as_unavailable(self.publisher.redis):
+            return refused_messages(self.publisher.redis, limit)
 
     def close(self) -> None:
         """Close all connections. Accepted items are still computed."""

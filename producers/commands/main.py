@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,6 +14,7 @@ import click
 import msgspec
 
 from producers.commands.batch_figures import batches
+from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.index import index
 from producers.commands.operate import COMMANDS
 from producers.commands.submit import submit
@@ -21,6 +23,7 @@ from producers.wire.atomic_files import atomically
 from producers.wire.command_line import CommandLine, say
 
 if TYPE_CHECKING:
+    from results_store.export.spreadsheet import Cells
     from results_store.store import Store
 
 
@@ -83,7 +86,8 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
     help="[default: by --output's name, else jsonl]",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: standard output]")
-def results(job: str, *, format_: str | None, output: Path | None) -> None:
+@SPREADSHEET
+def results(job: str, *, format_: str | None, output: Path | None, spreadsheet: bool) -> None:
     """Write a job's results, a line for each item and task, in the order of the items.
 
     Results are streamed, so memory does not grow with their number. FILE gets its name only once it is complete. If
@@ -99,11 +103,14 @@ def results(job: str, *, format_: str | None, output: Path | None) -> None:
     from results_store.store import Store
 
     named = "" if output is None else output.suffix.lower().lstrip(".")
-    write = _writer(format_ or (named if named in ("csv", "parquet") else "jsonl"))
+    format_ = format_ or (named if named in ("csv", "parquet") else "jsonl")
+    cells = csv_cells(format_, escaped=spreadsheet)
+    write = _writer(format_, cells)
     with Store(Connection().store_url) as store:
         progress = store.job(job)
         with _writing(output) as out:
             write(store, job, out)
+    tell_formulas(cells)
     if not progress.finished:
         say(f"argosy: the job is not finished: {progress.done:,} of {progress.total:,} results", err=True)
 
@@ -145,7 +152,7 @@ def kinds() -> None:
     show_kinds()
 
 
-def _writer(format_: str) -> Callable[[Store, str, TextIO], object]:
+def _writer(format_: str, cells: Cells) -> Callable[[Store, str, TextIO], object]:
     if format_ == "parquet":
         from results_store.export.parquet_export import write_parquet
 
@@ -156,7 +163,7 @@ def _writer(format_: str) -> Callable[[Store, str, TextIO], object]:
         return write_trees
     from results_store.export import text_export
 
-    return text_export.write_csv if format_ == "csv" else text_export.write_jsonl
+    return partial(text_export.write_csv, cells=cells) if format_ == "csv" else text_export.write_jsonl
 
 
 @contextmanager

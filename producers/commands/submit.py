@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import msgspec
 
+from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.submit_progress import counting, rejecting, tell, tell_left_out, watch
 from producers.wire.command_line import say
 from producers.wire.errors import ArgosyError, InvalidInput
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from producers.client.client import Client
     from producers.client.handles import Job
     from producers.sources import Source
+    from results_store.export.spreadsheet import Cells
 
 PRIORITIES = [priority.name.lower() for priority in Priority]
 FORMATS = ["text", "jsonl", "csv", "tsv", "parquet", "arrow"]
@@ -45,6 +47,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None
     watch: bool
     output: Path | None
+    spreadsheet: bool
 
 
 @click.command()
@@ -103,6 +106,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     type=click.Path(path_type=Path, dir_okay=False),
     help="Wait, then write the rows with their results: .parquet, .csv or .jsonl.",
 )
+@SPREADSHEET
 def submit(**given: Any) -> None:
     """Submit files or a folder of images or clips, and print the job's id.
 
@@ -143,6 +147,8 @@ def submit(**given: Any) -> None:
     from producers.joining import check_columns, check_output
 
     options = Options(**{**given, "params": _json(given["params"])})
+    named = options.output.suffix.lower().lstrip(".") if options.output is not None else ""
+    cells = csv_cells(named, escaped=options.spreadsheet)
     if options.output is not None:
         check_output(options.output)
     with Client() as client:
@@ -159,7 +165,7 @@ def submit(**given: Any) -> None:
         if options.watch or options.output is not None:
             code = watch(job)
             if options.output is not None:
-                _write(client, job, source, options, options.output)
+                _write(client, job, source, options, options.output, cells)
             click.get_current_context().exit(code)
         if sys.stdout.isatty():
             say(f"follow it with `argosy status {job.id}`", err=True)
@@ -232,14 +238,15 @@ def _derived_key(source: Source, options: Options) -> str | None:
     return f"submit {hashlib.sha256(repr((fingerprint, settings)).encode()).hexdigest()[:32]}".replace(" ", "-")
 
 
-def _write(client: Client, job: Job, source: Source, options: Options, output: Path) -> None:
+def _write(client: Client, job: Job, source: Source, options: Options, output: Path, cells: Cells) -> None:
     from producers.client.request import Request
     from producers.joining import write_joined
 
     request = Request.check(client.catalogue, _task(options), priority=options.priority, params=options.params)
     try:
-        rows = write_joined(source, request, job.results(), output)
+        rows = write_joined(source, request, job.results(), output, cells)
     except ArgosyError as error:
         error.add_note(f"the results are safe: `argosy results {job.id}`")
         raise
     say(f"argosy: {rows:,} rows in {output}", err=True)
+    tell_formulas(cells)

@@ -27,6 +27,7 @@ from producers.wire.errors import (
     Overloaded,
     RateLimited,
     ResultTimeout,
+    without_text,
 )
 from results_store.errors import InvalidRow, SchemaMismatch, StoreUnavailable, SubmissionConflict, UnknownJob
 
@@ -199,7 +200,7 @@ def install(app: FastAPI) -> None:
         if found.field == "body" and not sent.startswith("application/json"):
             found = Problem(415, "UnsupportedMediaType", f"the body must be application/json, not {sent}")
         if found.status_code == 500:
-            log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            log.error("%s %s failed: %s", request.method, request.url.path, without_text(error))
         return answer(found, request.url.path)
 
     async def nobody_there(_: Request, __: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from producers.gateway.app import create_app
 from producers.gateway.browsers import is_loopback
 from producers.gateway.guard import HEALTH
 from producers.gateway.settings import GatewaySettings
-from producers.wire.command_line import log_to_stderr
+from producers.wire.command_line import LeaveTextOut, log_to_stderr
 from producers.wire.errors import ConfigurationError
 
 #: Seconds for open requests to end after a stop signal. Their submitted items are computed anyway.
@@ -34,6 +35,7 @@ def serve(settings: GatewaySettings, host: str, port: int, health_port: int | No
             f"--no-auth: refused on {host}: other machines could reach it; listen on 127.0.0.1, or use keys"
         )
     log_to_stderr()
+    logging.getLogger("uvicorn.error").addFilter(LeaveTextOut())
     app = create_app(settings, lambda: AsyncClient(store_timeout_s=settings.store_timeout_s))
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn handles these signals, and raises them again after a clean shutdown

@@ -12,6 +12,7 @@ from producers.joining.rows import Columns, Joined, Layout, Reasons, as_json, fo
 from producers.sources.cells import Cell
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import InvalidInput
+from results_store.export.spreadsheet import Cells
 from results_store.export.text_export import write_lines, write_table
 
 if TYPE_CHECKING:
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from results_store.records import Result
 
 
-def write_joined(source: Source, request: Request, results: Iterable[Result], path: Path) -> int:
+def write_joined(
+    source: Source, request: Request, results: Iterable[Result], path: Path, cells: Cells | None = None
+) -> int:
     """Write each row of the source with a column per task and a column for errors; return the number of rows.
 
     The format is that of the file's name: ``.parquet``, ``.csv`` or ``.jsonl``. In CSV and Parquet an output is JSON
-    text, except that a vector in Parquet is a list of numbers. Raises InvalidInput if results and source do not match.
+    text, except that a vector in Parquet is a list of numbers. `cells` counts or escapes formulas in CSV. Raises
+    InvalidInput if results and source do not match.
     """
     kind = format_of(path)
     tasks = [task.name for task in request.tasks]
@@ -39,7 +43,7 @@ def write_joined(source: Source, request: Request, results: Iterable[Result], pa
             return write_parquet(rows, layout, schema, types, vectors, file)
         with io.TextIOWrapper(file, "utf-8", errors="replace", newline="") as text:
             if kind == "csv":
-                return write_table(text, layout.names, (_cells(row, layout) for row in rows))
+                return write_table(text, layout.names, (_cells(row, layout) for row in rows), cells)
             return write_lines(text, (_line(row, layout) for row in rows))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from producers.wire.errors import ArgosyError
+from producers.wire.errors import ArgosyError, without_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,6 +65,19 @@ class OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = visible(record.message)
         return super().formatMessage(record)
+
+
+class LeaveTextOut(logging.Filter):
+    """A filter for loggers of libraries that names an error by class and place: its text may hold an input."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            # Celery's message contains the error's text; its arguments have the task's id
+            task = record.args.get("id") if isinstance(record.args, dict) else None
+            about = record.getMessage().strip() if task is None else f"task {task!r} failed"
+            record.msg, record.args, record.exc_info = "%s: %s", (about, without_text(error)), None
+        return True
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -42,6 +42,14 @@ _TENANT = re.compile(r"[A-Za-z0-9._@:+-]{0,64}")
 _USER_AND_PASSWORD = re.compile(r"^([^:/]+://[^:/@]*):.*@", re.DOTALL)
 _PASSWORD_IN_QUERY = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 
+#: The beginnings of the variables that hold an address or a password of broker, store, blob storage, gateway or Flower:
+#: those of Argosy and Celery, and those that PostgreSQL's and the clouds' libraries read by themselves.
+_SECRETS = (
+    "ARGOSY_BROKER_", "ARGOSY_STORE_", "ARGOSY_BLOB_", "ARGOSY_GATEWAY_", "CELERY_BROKER_", "CELERY_RESULT_", "FLOWER_",
+    "PGPASS", "PGSERVICE", "AWS_ACCESS_KEY", "AWS_SECRET_", "AWS_SESSION_", "AWS_SHARED_CREDENTIALS_",
+    "AWS_WEB_IDENTITY_", "AZURE_CLIENT_", "AZURE_STORAGE_", "GOOGLE_APPLICATION_CREDENTIALS", "FSSPEC_",
+)  # fmt: skip
+
 
 class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The limit for new work: clients refuse it over so many seconds of queued work, by priority. Default: no limit."""
@@ -195,6 +203,16 @@ def home(environment: Mapping[str, str] = os.environ) -> Path:
         return Path(environment["ARGOSY_HOME"])
     data = environment.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "argosy"
+
+
+def without_secrets(environment: Mapping[str, str] = os.environ, *, keep: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the environment of a child process that reaches neither broker nor store.
+
+    `keep` are the beginnings of variables that it needs nevertheless.
+    """
+    return {
+        name: value for name, value in environment.items() if name.startswith(keep) or not name.startswith(_SECRETS)
+    }
 
 
 def checked_tenant(name: object, field: str = "tenant") -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from results_store.errors import ArgosyError as ArgosyError  # noqa: PLC0414 - exported from here
+
+
+def without_text(error: BaseException) -> str:
+    """Return an error's class and the places that it came through, for logs: its text may hold an input."""
+    frames = traceback.extract_tb(error.__traceback__)[-5:]
+    places = " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+    return f"{type(error).__name__} at {places or 'no place'}"
+
 
 # --- The caller's errors: nothing was sent; correct the call and repeat it. --------------------
 

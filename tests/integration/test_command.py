@@ -93,6 +93,28 @@ def test_results_are_written_as_the_files_name_says(tmp_path: Path, stand_in: St
     assert [path.name for path in tmp_path.glob("*.part")] == []
 
 
+def test_formulas_in_csv_are_exact_and_said_or_escaped(tmp_path: Path, stand_in: StandIn) -> None:
+    """A key of a stranger: a program reads it as it is, and a spreadsheet does not run it."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,text\n=1+1,good\n-5,bad\n")
+    job = submitted(rows, "--task", "topic")
+    stand_in.work(1)
+    exact = argosy("results", job, "--output", tmp_path / "exact.csv")
+    assert "1 cells begin like a formula" in exact.stderr
+    assert "--spreadsheet" in exact.stderr
+    escaped = argosy("results", job, "--output", tmp_path / "escaped.csv", "--spreadsheet")
+    assert escaped.stderr == ""
+    for name, key in (("exact", "=1+1"), ("escaped", "'=1+1")):
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            assert [row["key"] for row in csv.DictReader(file)] == [key, "-5"]
+    other = argosy("results", job, "--spreadsheet")
+    assert (other.exit_code, other.stdout) == (2, "")
+    assert "--spreadsheet is for CSV" in other.stderr
+    joined = argosy("submit", rows, "--task", "topic", "--output", tmp_path / "joined.csv", "--spreadsheet")
+    assert joined.exit_code == 0
+    assert (tmp_path / "joined.csv").read_text().splitlines()[1].startswith('"\'=1+1","good"')
+
+
 def test_parquet_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is too large to come with every client."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)

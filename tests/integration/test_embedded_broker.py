@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 
 from producers import ConfigurationError
+from workers.fleet import embedded_broker
 from workers.fleet.embedded_broker import EmbeddedValkey
 
 
@@ -103,3 +104,18 @@ def test_sound_data_stay_if_something_else_is_wrong(folder: Path) -> None:
         assert length(server) == 1000
     finally:
         server.stop()
+
+
+def test_it_gets_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes its title over its environment, so a script in its place notes the environment and becomes it."""
+    noting = tmp_path / "valkey-server"
+    noting.write_text(f'#!/bin/sh\nenv > {tmp_path}/environment\nexec {embedded_broker._binary()} "$@"\n')
+    noting.chmod(0o755)
+    monkeypatch.setattr(embedded_broker, "_binary", lambda: noting)
+    monkeypatch.setenv("PGPASSWORD", "swordfish")
+    server = EmbeddedValkey(tmp_path / "valkey")
+    server.start()
+    server.stop()
+    noted = (tmp_path / "environment").read_text()
+    assert "PATH=" in noted
+    assert "swordfish" not in noted

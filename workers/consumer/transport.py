@@ -27,10 +27,11 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004 - redis-py's, not Python's
 )
 
-from producers.wire.errors import InvalidMessage
+from producers.wire.errors import InvalidMessage, without_text
 from producers.wire.messages import new_id
 from producers.wire.queues import RefusedMessage, note_refused
 from workers.consumer.refusals import Refusals
+from workers.consumer.remote_control import dropped
 from workers.consumer.unacknowledged import QoS
 from workers.node.lanes import may_take
 
@@ -231,6 +232,29 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         self._hearing.accepted()
         return received
 
+    def _receive_one(self, c: Any) -> bool | None:
+        # kombu's own, which logs a message that it cannot read, but lets the others raise
+        try:
+            response = c.parse_response()
+        except self.connection_errors:
+            self._in_listen = None
+            raise
+        if not isinstance(response, list | tuple):
+            return None
+        received = self._handle_message(c, response)
+        if received["type"] not in (b"message", b"pmessage") or not received["data"]:
+            return None
+        exchange = received["channel"].decode().partition(".")[2].partition("/")[0]
+        try:
+            message = loads(received["data"].decode())
+            _with_sound_properties(message, exchange, ())
+            self._deliver_fanout_message(message, exchange)
+        except LOST:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `_deliver`
+            dropped(_cause(error))
+        return True
+
     def _put_fanout(self, *arguments: Any, **options: Any) -> None:
         try:
             super()._put_fanout(*arguments, **options)
@@ -299,10 +323,12 @@ def encoded(message: Any) -> bytes:
         return b""
 
 
+#: Errors whose texts name fields and types. The texts of others may hold a part of the message.
+_NAMING = (InvalidMessage, AttributeError, TypeError)
+
+
 def _cause(error: BaseException) -> str:
-    # kombu's errors hold a part of the body behind their text
-    text = str(error) if isinstance(error, InvalidMessage) else next(iter(error.args), "")
-    return _shown(f"{type(error).__name__}: {text if isinstance(text, str) else ''}")
+    return _shown(f"{type(error).__name__}: {error}" if isinstance(error, _NAMING) else without_text(error))
 
 
 def _named(raw: Any) -> dict[str, str]:

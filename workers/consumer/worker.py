@@ -9,11 +9,13 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from producers.wire.command_line import LeaveTextOut
 from producers.wire.errors import ConfigurationError
 from results_store.loops.loop import TICK_S, Loop, ThreadProgress, doing, watch_here
 from workers.device.devices import Device
@@ -118,6 +120,8 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
     worker = app.Worker(hostname=node.name, loglevel="INFO", quiet=True, without_gossip=True, without_mingle=True)
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)  # these log two lines per envelope; Flower shows the same
+    logging.getLogger("celery.app.trace").addFilter(LeaveTextOut())
+    warnings.filterwarnings("ignore", "Exception raised outside body", RuntimeWarning)  # refused, by name
     node.lanes.follow(partial(_take_from, worker, node.lanes))
     draining = Loop("drain", drain)
     draining.start()

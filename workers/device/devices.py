@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
 
 
@@ -69,9 +70,6 @@ def _named(name: str, found: Mapping[str, Device]) -> Device:
     return found[name]
 
 
-_SECRETS = ("ARGOSY_BROKER_", "ARGOSY_STORE_", "ARGOSY_BLOB_", "ARGOSY_GATEWAY_", "CELERY_BROKER_", "CELERY_RESULT_")
-
-
 def pinned_environment(device: Device, environment: Mapping[str, str], *, threads: int = 0) -> dict[str, str]:
     """Return `environment` with the variables that pin a process to `device`, to be set before its Python starts.
 
@@ -79,7 +77,7 @@ def pinned_environment(device: Device, environment: Mapping[str, str], *, thread
     threads of the numeric libraries; 0 leaves all available cores to them. The process gets no address and no password
     of broker, store or blob storage: it runs models, and reaches none of these.
     """
-    pinned = {name: value for name, value in environment.items() if not name.startswith(_SECRETS)}
+    pinned = without_secrets(environment)
     pinned["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if device.is_cuda:
         visible = environment.get("CUDA_VISIBLE_DEVICES")

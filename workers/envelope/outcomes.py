@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from producers.wire.catalogue import Task
-from producers.wire.errors import BlobsUnavailable, InvalidInput
+from producers.wire.errors import BlobsUnavailable, InvalidInput, without_text
 from producers.wire.messages import BadItem, Envelope, Item
 from producers.wire.result_files import ResultFiles
 from results_store.records import Claim, Result, ResultState
@@ -161,8 +161,9 @@ def _computed(
             raise answer
         kept = returned.answer(served.model, task, answer)
         return replace(row, vector=kept.tobytes()) if isinstance(kept, np.ndarray) else replace(row, output=kept)
-    except Exception as error:  # a bug in a model's own code fails this result only
-        logger.exception("envelope %s, item %s, task %s: finishing failed", envelope.id, item.seq, task.name)
+    except Exception as error:  # noqa: BLE001 - a bug in a model's own code fails this result only
+        where = without_text(error)  # the text is in the row
+        logger.error("envelope %s, item %s, task %s: finishing failed: %s", envelope.id, item.seq, task.name, where)  # noqa: TRY400
         detail = {"kind": "ModelError", "message": returned.said(error, "finishing failed")}
         return replace(row, state=ResultState.FAILED, error=detail)
 

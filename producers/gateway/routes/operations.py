@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Here, Who
+from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem, problem
 from producers.gateway.schemas import Replay
@@ -72,13 +72,20 @@ async def failures(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter
 
 @router.get("/api/dead")
 async def dead(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = None) -> Response:
-    """List the envelopes that failed after too many attempts, with their inputs and errors."""
+    """List the envelopes that failed after too many attempts, with their inputs and errors.
+
+    For operators without `job`, `refused` lists the messages that workers refused, and is null if the broker does not
+    answer.
+    """
     if job is not None:
         await gateway.job(job, caller)
     letters = await gateway.client.ask(
         lambda store: store.dead_letters.newest(job=job, limit=limit, tenant=caller.scope)
     )
-    return Json({"dead": [_letter(letter) for letter in letters]})
+    found: dict[str, Any] = {"dead": [_letter(letter) for letter in letters]}
+    if caller.operator and job is None:
+        found["refused"] = await _refused(gateway, limit)
+    return Json(found)
 
 
 @router.post("/api/replay")
@@ -116,6 +123,13 @@ async def activity(gateway: Here, caller: Who) -> Response:
     """
     _operators_only(caller)
     return Json(await gateway.activity.now())
+
+
+async def _refused(gateway: Gateway, limit: int) -> list[dict[str, Any]] | None:
+    try:
+        return [msgspec.structs.asdict(message) for message in await gateway.client.refused_messages(limit)]
+    except ArgosyError:  # the store's part of the answer is known; `/readyz` and the callers' own items tell the cause
+        return None
 
 
 def _operators_only(caller: Caller) -> None:

@@ -2,7 +2,7 @@
 
 import { post } from "./api.js";
 import { doing, report, sure } from "./dialogs.js";
-import { el } from "./dom.js";
+import { call, el } from "./dom.js";
 import { plural } from "./words.js";
 
 const named = (job) => job.name || job.id;
@@ -22,7 +22,7 @@ export function cancelButton(after = () => {}) {
     update(found) {
       job = found;
       node.hidden = job.finished || job.cancelled_at !== null;
-      node.setAttribute("aria-label", `Cancel ${named(job)}`);
+      call(node, `Cancel ${named(job)}`);
     },
   };
 }
@@ -44,7 +44,7 @@ export function replayButton(text, kind = null, after = () => {}) {
     update(found) {
       job = found;
       node.hidden = job.failed === 0 || job.cancelled_at !== null;
-      node.setAttribute("aria-label", `${text}: ${kind ?? "failed items"} of ${named(job)}`);
+      call(node, `${text}: ${kind ?? "failed items"} of ${named(job)}`);
     },
   };
 }

@@ -1,7 +1,7 @@
 // Small charts: bars of shares, histograms, and sparklines of the last minute. Sizes are set by attributes and
 // properties, because the page's policy allows no styles in attributes.
 
-import { el, svg } from "./dom.js";
+import { call, el, svg } from "./dom.js";
 import { count } from "./words.js";
 
 /** A sparkline of values from old to new, each between 0 and `most`. */
@@ -56,7 +56,7 @@ export function progress() {
     node,
     update(job) {
       for (const end of ENDS) parts[end].style.width = `${job.total ? (100 * job[end]) / job.total : 0}%`;
-      node.setAttribute("aria-label", `Progress of ${job.name ?? job.id}`);
+      call(node, `Progress of ${job.name ?? job.id}`);
       node.setAttribute("aria-valuemax", Math.max(job.total, 1));
       node.setAttribute("aria-valuenow", job.done);
       node.setAttribute("aria-valuetext", `${count(job.done)} of ${count(job.total)} results, ${count(job.failed)} failed`);

@@ -11,7 +11,7 @@ let fading = 0;
 export function report(text, wrong = false) {
   const toast = by("toast");
   toast.dataset.wrong = wrong;
-  toast.textContent = text;
+  say(toast, text);
   clearTimeout(fading);
   fading = setTimeout(() => (toast.textContent = ""), 8000);
 }

@@ -1,5 +1,7 @@
 // Make and update nodes. Data from the API is only ever inserted as text: no code of the page parses HTML.
 
+import { visible } from "./words.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** Make an element. An attribute that is a function is an event listener; null and false leave an attribute out. */
@@ -14,16 +16,21 @@ export function svg(name, attributes = {}, ...children) {
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") node.addEventListener(name, value);
-    else if (value !== null && value !== false && value !== undefined) node.setAttribute(name, value === true ? "" : String(value));
+    else if (value !== null && value !== false && value !== undefined) node.setAttribute(name, value === true ? "" : visible(String(value)));
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  const shown = children.flat().filter((child) => child !== null && child !== undefined && child !== false);
+  node.append(...shown.map((child) => (child instanceof Node ? child : visible(String(child)))));
   return node;
 }
 
 /** Set a node's text only if it differs: an unchanged node keeps its selection. */
 export function say(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+  const shown = visible(String(text));
+  if (node.textContent !== shown) node.textContent = shown;
 }
+
+/** Set a node's name for screen readers. */
+export const call = (node, name) => node.setAttribute("aria-label", visible(name));
 
 /** Whether the keyboard focus is lost: browsers take it off a disabled button, or leave it there without use. */
 export const placeLost = () => document.activeElement === document.body || document.activeElement?.disabled === true;
@@ -78,4 +85,20 @@ export function columns(...names) {
 /** A cell with its column's name, for screens too narrow for columns. */
 export function cell(label, attributes, ...children) {
   return el("td", { "data-label": label, ...attributes }, ...children);
+}
+
+/** A section with a table, and a sentence instead while it has no rows. `show(rows, about)` updates both. */
+export function tableOf(title, names, keyOf, make, nothing) {
+  const aside = el("span", { class: "muted" });
+  const table = el("table", {}, columns(...names));
+  const rows = new Rows(table.appendChild(el("tbody")), keyOf, make);
+  const empty = el("p", { class: "empty" }, nothing);
+  const node = section(title, aside, empty, table);
+  const show = (found, about) => {
+    rows.show(found);
+    table.hidden = found.length === 0;
+    empty.hidden = found.length > 0;
+    say(aside, about);
+  };
+  return { node, show };
 }

@@ -2,9 +2,9 @@
 
 import { cancelButton, replayButton } from "./actions.js";
 import { get, now, poll } from "./api.js";
-import { Rows, el, say, section } from "./dom.js";
+import { Rows, cell, el, say, section, tableOf } from "./dom.js";
 import { itemButton } from "./item.js";
-import { ago, moment, plural } from "./words.js";
+import { ago, bytes, moment, plural } from "./words.js";
 
 const NEWEST = 200;
 const LISTED = 20;
@@ -13,11 +13,12 @@ const EVERY_S = 4;
 /** Number of jobs whose state is requested with each look. */
 const JOBS = 12;
 
-export function failures(root, { signal }) {
+export function failures(root, { signal, caller }) {
   const list = el("div", { class: "groups" });
   const groups = new Rows(list, (group) => `${group.job} ${group.kind}`, (group) => card(group, look));
   const total = el("span", { class: "muted" });
   const empty = el("p", { class: "empty", hidden: true }, "Nothing has failed.");
+  const refused = caller.operator ? refusedMessages(signal) : null;
 
   async function look() {
     const found = grouped((await get(`/api/failures?limit=${NEWEST}`, { signal })).failures);
@@ -27,10 +28,37 @@ export function failures(root, { signal }) {
     empty.hidden = found.length > 0;
     const results = found.reduce((sum, group) => sum + group.rows.length, 0);
     say(total, results ? `the newest ${plural(results, "failed result")}` : "");
+    await refused?.look();
   }
 
-  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Failures"), section("Recent failures", total, empty, list));
+  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Failures"), section("Recent failures", total, empty, list), refused?.node ?? "");
   poll(look, EVERY_S, signal);
+}
+
+/** Messages that workers refused: of each the cause, the size and the digest, because nothing else is kept. */
+function refusedMessages(signal) {
+  const names = ["When", "Queue", "Cause", "Size", "SHA-256"];
+  const table = tableOf("Refused messages", names, (row) => `${row.at} ${row.sha256}`, refusedLine, "None.");
+  return {
+    node: table.node,
+    async look() {
+      const { refused } = await get(`/api/dead?limit=${LISTED}`, { signal });
+      table.show(refused ?? [], refused ? `the newest ${LISTED}, without their content` : "the broker does not answer");
+    },
+  };
+}
+
+function refusedLine({ at, queue, cause, bytes: size, sha256 }) {
+  const node = el(
+    "tr",
+    {},
+    cell("When", {}, moment(at)),
+    cell("Queue", { class: "wraps" }, queue),
+    cell("Cause", { class: "wraps" }, cause),
+    cell("Size", { class: "numbers" }, bytes(size)),
+    cell("SHA-256", { title: sha256 }, sha256.slice(0, 16)),
+  );
+  return { node };
 }
 
 async function known(id, signal) {

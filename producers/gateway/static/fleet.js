@@ -2,7 +2,7 @@
 
 import { get, poll } from "./api.js";
 import { bar, histogram, spark } from "./charts.js";
-import { Rows, cell, columns, el, say, section } from "./dom.js";
+import { Rows, cell, el, say, tableOf } from "./dom.js";
 import { brief, count, duration, plural, share } from "./words.js";
 
 const EVERY_S = 2;
@@ -120,24 +120,9 @@ export function fleet(root, { signal }) {
   }, EVERY_S, signal);
 }
 
-function tableOf(title, names, keyOf, make, nothing) {
-  const aside = el("span", { class: "muted" });
-  const table = el("table", {}, columns(...names));
-  const rows = new Rows(table.appendChild(el("tbody")), keyOf, make);
-  const empty = el("p", { class: "empty" }, nothing);
-  const node = section(title, aside, empty, table);
-  const show = (found, about) => {
-    rows.show(found);
-    table.hidden = found.length === 0;
-    empty.hidden = found.length > 0;
-    say(aside, about);
-  };
-  return { node, show };
-}
-
 /** Cells by their names, and a function that sets their texts. */
 function texts(names, numbers = 0) {
-  const cells = names.map((name, place) => cell(name, { class: place >= numbers ? "numbers" : "" }));
+  const cells = names.map((name, place) => cell(name, { class: place >= numbers ? "numbers" : "wraps" }));
   return { cells, set: (values) => values.forEach((value, place) => say(cells[place], value)) };
 }
 
@@ -156,7 +141,7 @@ function deviceTable() {
   const table = tableOf("Devices", ["Device", "The last minute", ...names], (device) => device.name, (first) => {
     const course = spark(`How busy ${first.name} was in the last minute`);
     const { cells, set } = texts(names);
-    const node = el("tr", {}, cell("Device", {}, first.name), cell("The last minute", { class: "course" }, course.node), cells);
+    const node = el("tr", {}, cell("Device", { class: "wraps" }, first.name), cell("The last minute", { class: "course" }, course.node), cells);
     return {
       node,
       update(device) {

@@ -9,7 +9,7 @@ import { excerpt } from "./inputs.js";
 import { itemButton } from "./item.js";
 import { outcome } from "./outputs.js";
 import { Pace } from "./pace.js";
-import { ago, brief, count, duration, moment } from "./words.js";
+import { ago, brief, count, duration, moment, visible } from "./words.js";
 
 const PAGE = 25;
 const EVERY_S = 2;
@@ -31,7 +31,7 @@ export function job(root, { id, signal, caller }) {
   function update(found) {
     const before = known;
     known = found;
-    document.title = `${found.name || found.id} · Argosy`;
+    document.title = `${visible(found.name || found.id)} · Argosy`;
     say(title, found.name || "unnamed job");
     badge.className = `badge ${found.state}`;
     say(badge, found.state);

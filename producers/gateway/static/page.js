@@ -8,6 +8,7 @@ import { failures } from "./failures.js";
 import { fleet } from "./fleet.js";
 import { job } from "./job.js";
 import { jobs } from "./jobs.js";
+import { visible } from "./words.js";
 
 const by = (id) => document.getElementById(id);
 const THEMES = ["system", "light", "dark"];
@@ -73,7 +74,7 @@ function link({ state, detail }) {
   const node = by("link");
   node.dataset.state = state;
   say(node, state === "live" ? "live" : state === "stopped" ? "stopped" : "reconnecting");
-  node.title = detail;
+  node.title = visible(detail);
 }
 
 function askForKey(wrong) {

@@ -9,6 +9,12 @@ export const brief = (value) => (value < 10_000 ? whole.format(Math.round(value 
 
 export const share = (value) => `${(100 * value).toFixed(value >= 0.0005 && value < 0.0995 ? 1 : 0)}%`;
 
+/** Characters without a sign of their own, but for tab and line end, and those that turn the direction of writing. */
+const hidden = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g;
+
+/** A text of strangers with such characters as escapes, as `argosy` shows them in a terminal. */
+export const visible = (text) => text.replace(hidden, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 /** A duration in its two largest units. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from producers.wire.atomic_files import atomically
+from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.sources import model_source
@@ -66,7 +67,7 @@ def _cached(checkpoint: Checkpoint) -> Path:
 def _make(checkpoint: Checkpoint, target: Path) -> None:
     with atomically(target) as part:
         command = [sys.executable, "-m", __spec__.name, str(checkpoint.folder), str(part)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
+        ran = subprocess.run(command, env=without_secrets(), capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
         if ran.returncode:
             last = (ran.stderr.strip() or f"exit status {ran.returncode}").splitlines()[-1]
             problem = (

