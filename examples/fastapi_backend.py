@@ -14,17 +14,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from producers import (
+    ArgosyError,
     AsyncClient,
-    BrokerUnavailable,
     InvalidInput,
+    ItemCancelled,
+    ItemExpired,
     ItemFailed,
-    Overloaded,
     ResultTimeout,
-    StoreUnavailable,
+    SubmissionConflict,
     UnknownJob,
 )
 
@@ -32,6 +34,17 @@ TASK = os.environ.get("TASK", "sentiment")
 
 #: Longer than this nobody waits in front of a page.
 PATIENCE_S = 10.0
+
+
+#: All others are the fleet's: it is full or away, or not started yet. They pass, so the answer is 503.
+STATUS: dict[type[ArgosyError], int] = {
+    InvalidInput: 422,
+    UnknownJob: 404,
+    SubmissionConflict: 409,
+    ItemExpired: 504,
+    ResultTimeout: 504,
+    ItemCancelled: 410,
+}
 
 
 class Review(BaseModel):
@@ -59,20 +72,20 @@ Fleet = Annotated[AsyncClient, Depends(fleet_of)]
 app = FastAPI(lifespan=life)
 
 
+@app.exception_handler(ArgosyError)
+async def refused(_: Request, error: ArgosyError) -> JSONResponse:
+    """Answer with the status of HTTP for each error, in every route. What passes by itself says when to come again."""
+    if isinstance(error, ItemFailed):
+        return JSONResponse({"detail": error.message}, 422 if "Input" in error.kind else 502)
+    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 503)
+    return JSONResponse({"detail": str(error)}, status, {"Retry-After": "2"} if status == 503 else None)
+
+
 @app.post("/rate")
 async def rate(review: Review, fleet: Fleet) -> Any:
     """Await one answer. What a thousand requests ask at the same time travels together."""
-    try:
-        handle = await fleet.submit(TASK, review.text, priority="interactive", deadline_s=PATIENCE_S)
-        return {"answer": await handle.result(timeout_s=PATIENCE_S)}
-    except InvalidInput as error:
-        raise HTTPException(422, str(error)) from error
-    except ItemFailed as error:
-        raise HTTPException(422 if "Input" in error.kind else 502, error.message) from error
-    except (Overloaded, BrokerUnavailable, StoreUnavailable) as error:
-        raise HTTPException(503, str(error), {"Retry-After": "2"}) from error
-    except ResultTimeout as error:
-        raise HTTPException(504, str(error)) from error
+    handle = await fleet.submit(TASK, review.text, priority="interactive", deadline_s=PATIENCE_S)
+    return {"answer": await handle.result(timeout_s=PATIENCE_S)}
 
 
 @app.post("/nightly", status_code=202)
@@ -85,9 +98,6 @@ async def nightly(reviews: Reviews, fleet: Fleet) -> dict[str, str]:
 @app.get("/nightly/{job}")
 async def progress(job: str, fleet: Fleet) -> dict[str, Any]:
     """How far a job is, and its results once it is finished."""
-    try:
-        status = await fleet.status(job)
-    except UnknownJob as error:
-        raise HTTPException(404, str(error)) from error
+    status = await fleet.status(job)
     answers = [row.output async for row in fleet.results(job)] if status.finished else None
     return {"done": status.done, "total": status.total, "answers": answers}

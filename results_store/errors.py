@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound="ArgosyError")
+
 
 class ArgosyError(Exception):
     """Base of every error that Argosy raises on purpose.
@@ -10,6 +14,16 @@ class ArgosyError(Exception):
     """
 
     job: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle or copy the error as it is, whatever its class takes to be made: pools of processes return errors."""
+        return _remade, (type(self), self.args, dict(self.__dict__))
+
+
+def _remade(kind: type[E], args: tuple[Any, ...], attributes: dict[str, Any]) -> E:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class StoreError(ArgosyError):

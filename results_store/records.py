@@ -81,7 +81,8 @@ class NewJob:
     """A job to create. `idempotency_key`, if given, is unique: creating the job again returns the first job.
 
     The store's clock sets `created_at` if that is None. `ttl_s` is the time for which the finished job is kept. With
-    None, callers of `Store.purge` decide.
+    None, callers of `Store.purge` decide. `request` is the producer's text of the tasks and parameters that belong
+    to the idempotency key.
     """
 
     id: str
@@ -92,6 +93,7 @@ class NewJob:
     ttl_s: float | None = None
     tenant: str = ""
     pipeline: dict[str, Any] | None = None
+    request: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +239,17 @@ class JobStatus:
         return "running" if self.done else "waiting"
 
 
+class FoundJob(NamedTuple):
+    """A job as a submission finds it: with the marks of the submission that created it, if they are known.
+
+    `fingerprint` is the producer's text of the rows; older versions add rows without it.
+    """
+
+    status: JobStatus
+    request: str | None = None
+    fingerprint: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """A tenant: its share against other tenants (`weight`), and its limits (None for no limit).
@@ -377,6 +390,16 @@ class DeadLetter:
     worker: str | None
     error: dict[str, Any] | None
     failures: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureCount:
+    """The number of failed results of a task with a kind of error, and one of their messages."""
+
+    task: str
+    kind: str
+    count: int
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

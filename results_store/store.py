@@ -19,6 +19,8 @@ from results_store.records import (
     Claimed,
     Committed,
     Depth,
+    FailureCount,
+    FoundJob,
     JobStatus,
     Line,
     NewEnvelope,
@@ -86,10 +88,18 @@ class Store:
 
         upgrade(self._database)
 
+    def is_pooled(self) -> bool:
+        """Return whether a pooler, such as PgBouncer, is between this process and PostgreSQL."""
+        return self._database.is_pooled()
+
     # --- producers ---
 
     def create_job(self, job: NewJob) -> JobStatus:
         """Create the job, or return the existing job with its id or its idempotency key."""
+        return self.find_or_create_job(job).status
+
+    def find_or_create_job(self, job: NewJob) -> FoundJob:
+        """Do the same, and return the job with the marks of its submission."""
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.create_job(connection, job)
 
@@ -99,6 +109,7 @@ class Store:
         *,
         jobs: Sequence[NewJob] = (),
         expected_items: int | None = None,
+        fingerprint: str | None = None,
     ) -> float | None:
         """Put envelopes into the outbox, all or none, and count them in their jobs.
 
@@ -106,10 +117,11 @@ class Store:
 
         `jobs` are created in the same transaction, which saves a lone item a wait for the disk. With `expected_items`,
         each job must hold exactly that many items before: this protects a submission that continues an interrupted run.
+        `fingerprint` is then kept with the job, for the next run.
         Raises UnknownJob or SubmissionConflict.
         """
         with self._database.write(Weight.ACCEPTED) as connection:
-            return submission.add_envelopes(connection, envelopes, jobs, expected_items)
+            return submission.add_envelopes(connection, envelopes, jobs, expected_items, fingerprint)
 
     def mark_published(self, ids: Collection[str], at: float | None = None) -> None:
         """Record that envelopes are in Redis, so that the reconciler leaves them alone."""
@@ -188,6 +200,16 @@ class Store:
         """Return the newest failed results: of all jobs, or of a job or tenant."""
         with self._database.read() as connection:
             return reading.recent_failures(connection, limit, job, tenant)
+
+    def count_failures(self, *, job: str | None = None) -> list[FailureCount]:
+        """Return the number of failed results by task and kind of error, the most frequent first."""
+        with self._database.read() as connection:
+            return reading.count_failures(connection, job)
+
+    def unfinished_models(self, job: str) -> list[str]:
+        """Return the models that have envelopes of a job to compute."""
+        with self._database.read() as connection:
+            return reading.unfinished_models(connection, job)
 
     # --- workers ---
 

@@ -16,12 +16,13 @@ timeouts; other work in the loop continues meanwhile.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack
 
 from producers.client.async_handles import AsyncHandle, AsyncJob, Taken
-from producers.client.fleet_link import FleetLink
+from producers.client.fleet_link import FleetLink, Life, OfThisProcess
 from producers.client.group_commit import Promise
 from producers.client.options import ItemOptions, JobOptions, keywords_of
 from producers.client.pending_results import PendingResult
@@ -30,19 +31,20 @@ from producers.client.pipelines.pipeline_job import AsyncPipelineJob, plan_of_jo
 from producers.client.request import Request
 from producers.client.runtimes import LoopRuntime, Runtime
 from producers.client.sending.chunks import ChunkSender
+from producers.client.sending.fingerprint import request_text
 from producers.client.sending.full_fleet import checked
 from producers.client.sending.intake import Intake, OnError, Rejected
 from producers.client.sending.orders import Order
-from producers.client.sending.outbox import Outbox
+from producers.client.sending.outbox import Outbox, end_abandoned
 from producers.client.sending.submission import Submission, check_many, lone_order, new_job
 from producers.client.text_streams import AsyncTextStream
 from producers.wire.catalogue import Catalogue
 from producers.wire.connection import Connection, checked_tenant
-from producers.wire.errors import ArgosyError, ResultTimeout
+from producers.wire.errors import ResultTimeout
 from producers.wire.messages import Priority
 from producers.wire.pipelines.plan import Plan
 from producers.wire.queues import MOST_REFUSED, RefusedMessage
-from results_store.records import JobStatus, QueuedWork, Result
+from results_store.records import FoundJob, JobStatus, QueuedWork, Result
 from results_store.sql.engines.forks import at_fork
 from results_store.sql.item_numbering import TREE_SPAN
 
@@ -55,7 +57,7 @@ T = TypeVar("T")
 SCHEMAS_FOR_S = 10.0
 
 
-class AsyncClient:
+class AsyncClient(OfThisProcess):
     """Submit work and await results, for one event loop.
 
         async with AsyncClient() as client:
@@ -86,14 +88,24 @@ class AsyncClient:
         self._schemas_until = 0.0  # monotonic
         self._tenant = self._connection.tenant if tenant is None else checked_tenant(tenant)
         self._runtime = self._runtime_type()
-        self._link = FleetLink(self._connection, self._runtime, store_timeout_s=store_timeout_s)
+        self._life = Life()
+        self._link = FleetLink(self._connection, self._runtime, self._life, store_timeout_s=store_timeout_s)
         self._outbox = Outbox(self._link, self._runtime.deliver)
+        self._abandoned = self._when_abandoned()
         at_fork("child", self._start_anew)
 
+    def _when_abandoned(self) -> weakref.finalize[..., Life]:
+        """Close the connections and threads once neither the client nor a handle of it exists."""
+        finalizer = weakref.finalize(self._life, end_abandoned, self._outbox, self._link)
+        finalizer.atexit = False  # accepted items are in the store, and the fleet publishes them
+        return finalizer
+
     def _start_anew(self) -> None:
+        self._abandoned.detach()
         self._runtime.start_anew()
         self._link.start_anew()
         self._outbox = Outbox(self._link, self._runtime.deliver)  # the parent sends the orders that wait
+        self._abandoned = self._when_abandoned()
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,6 +117,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close all connections. Accepted items are still computed, but handles can no longer be awaited."""
+
+        self._abandoned.detach()
 
         def end() -> None:
             self._outbox.close()
@@ -221,7 +235,15 @@ class AsyncClient:
         """
         check_many(inputs, on_error, *self._runtime.series)
         steps = None if plan is None else plan.as_json()
-        job = new_job(request.priority, name, idempotency_key, ttl_s, tenant=self._whose(tenant), pipeline=steps)
+        job = new_job(
+            request.priority,
+            name,
+            idempotency_key,
+            ttl_s,
+            tenant=self._whose(tenant),
+            pipeline=steps,
+            request=None if idempotency_key is None else request_text(request),
+        )
         intake = Intake(request, on_error, on_rejected=on_rejected, span=1 if plan is None else TREE_SPAN)
         submission = Submission(request, job, on_accepted)
         sending = ChunkSender(self._runtime, self._outbox, submission, intake, checked(patience_s))
@@ -229,17 +251,19 @@ class AsyncClient:
         try:
             if idempotency_key is not None:
                 intake.skip = submission.resume(await self._create_job(submission))
+                intake.on_skipped = submission.recognise
             found = intake.skip
             await sending.all_of(inputs)
+            submission.refuse_if_fewer()
             if submission.new_job is not None:  # without any items: an empty job, finished from the start
                 await self._create_job(submission)
-        except ArgosyError as error:
+        except BaseException as error:
             submission.failed(error)
             raise
         return submission.job, Taken(found, intake.rejected, intake.rejected_count)
 
-    async def _create_job(self, submission: Submission) -> JobStatus:
-        return await self.ask(lambda store: store.create_job(submission.created))
+    async def _create_job(self, submission: Submission) -> FoundJob:
+        return await self.ask(lambda store: store.find_or_create_job(submission.created))
 
     def _whose(self, tenant: str | None) -> str:
         return self._tenant if tenant is None else checked_tenant(tenant)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from producers.client import notices
+from producers.client.fleet_link import FleetLink, OfThisProcess
 from producers.client.group_commit import Promise
 from producers.client.pending_results import PendingResult, value
 from producers.client.runtimes import Event
@@ -21,7 +22,6 @@ from results_store.errors import StoreUnavailable
 from results_store.records import JobStatus, Result
 
 if TYPE_CHECKING:
-    from producers.client.fleet_link import FleetLink
     from producers.client.sending.intake import Rejected
 
 #: A wait for a job tolerates a store that is away for this long: databases are restarted.
@@ -31,7 +31,7 @@ OUTAGE_S = 60.0
 LOOK_SHARE = 0.2
 
 
-class AsyncHandle:
+class AsyncHandle(OfThisProcess):
     """One submitted item. Any number of tasks may await it; ``await handle`` is short for ``await handle.result()``.
 
     Cancelling a task that awaits the handle only ends the wait. `cancel` ends the item.
@@ -41,7 +41,7 @@ class AsyncHandle:
         self.job = pending.job
         self.seq = pending.seq
         self.tasks = pending.tasks
-        self._link = link
+        self._link, self._life = link, link.life
         self._process = link.process
         self._pending = pending
         self._single = single
@@ -152,7 +152,7 @@ class Outage:
         self._until = None
 
 
-class AsyncWatched:
+class AsyncWatched(OfThisProcess):
     """A submission of many items that can be followed and cancelled.
 
     `rejected` holds the first 1,000 rejected inputs, and `rejected_count` counts all. `found` is the number of items
@@ -171,7 +171,7 @@ class AsyncWatched:
         self.found = taken.found
         self.rejected = tuple(taken.rejected)
         self.rejected_count = taken.rejected_count
-        self._link = link
+        self._link, self._life = link, link.life
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r})"

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from producers.client.async_client import AsyncClient
+from producers.client.fleet_link import OfThisProcess
 from producers.client.handles import Handle, Job
 from producers.client.options import ItemOptions, ManyOptions, PipelineOptions, keywords_of
 from producers.client.pipelines.pipeline import Pipeline
@@ -29,7 +30,7 @@ class _ThreadClient(AsyncClient):
     _runtime_type = Runtime
 
 
-class Client:
+class Client(OfThisProcess):
     """Submit work and read results. Thread-safe. A forked child may use it too, but not the handles of its parent.
 
     The client connects when first used. Close it, or use a ``with`` statement. Without arguments it finds the broker
@@ -118,16 +119,17 @@ class Client:
         `on_accepted` is called with the job's id and the number of items that this call has submitted. `on_rejected` is
         called with each rejected input, including an input that ends the call.
 
-        If the call fails midway, the earlier chunks stay accepted and are computed. The error's `job` and its note say
-        so. Call it again with the same `idempotency_key`, inputs and tasks to continue there; nothing is added twice.
-        Two such calls must not run at the same time.
+        If the call fails midway or is interrupted, the earlier chunks stay accepted and are computed. The error's note
+        says so, and an ArgosyError has their `job`. Call it again with the same `idempotency_key`, inputs and tasks to
+        continue there; nothing is added twice. Two such calls must not run at the same time. The key is refused for
+        other tasks, parameters or inputs.
 
         `ttl_s` seconds after the job has finished, workers purge it with its results.
 
         The call waits while the fleet is full. `patience_s` limits this wait for each chunk; 0 does not wait at all.
 
-        Raises the errors of `submit` (Overloaded only after `patience_s`), and SubmissionConflict if another call with
-        the same `idempotency_key` has added items meanwhile.
+        Raises the errors of `submit` (Overloaded only after `patience_s`), KeyConflict if the `idempotency_key` belongs
+        to another submission, and SubmissionConflict if another call with it has added items meanwhile.
         """
         return Job(run(self._awaited.submit_many(task, inputs, **options)))
 

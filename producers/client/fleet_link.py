@@ -7,8 +7,9 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from producers.client.notices import Listener
 from producers.wire.blobs import Blobs
@@ -28,6 +29,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+#: The ways to the same thing in another process.
+_ELSEWHERE = {
+    "Handle": "send its `job` and `seq`, and read the rows with `client.ask` and `Store.results_of`",
+    "Job": "send its `id`, and make it there with `client.job(id)`",
+    "PipelineJob": "send its `id`, and make it there with `client.pipeline(id)`",
+    "TextStream": "read it here, and send its pieces or its `result`",
+}
+
+
+class Life:
+    """An object that a client and its handles share, and no thread: it ends when the last of them does."""
+
+
+class OfThisProcess:
+    """A base of objects with connections, threads or locks. They are neither pickled nor copied."""
+
+    def __reduce__(self) -> NoReturn:
+        kind = type(self).__name__
+        remedy = _ELSEWHERE.get(kind.removeprefix("Async"), "make one in each process")
+        raise ConfigurationError(f"this {kind} belongs to its process and cannot be sent to another; {remedy}")
+
+
 class Stream:
     """The job that holds a client's lone items of one tenant, and the counter of their numbers."""
 
@@ -45,8 +68,9 @@ class Stream:
 class FleetLink:
     """The connections of a client, for threads or asyncio. Thread-safe; opening may wait for the network."""
 
-    def __init__(self, connection: Connection, runtime: Runtime, *, store_timeout_s: float) -> None:
+    def __init__(self, connection: Connection, runtime: Runtime, life: Life, *, store_timeout_s: float) -> None:
         self.runtime = runtime
+        self._life = weakref.ref(life)  # the threads hold this link
         self._connection = connection
         self._store_timeout_s = store_timeout_s
         self.closing = False
@@ -66,6 +90,16 @@ class FleetLink:
         self._streams: dict[str, Stream] = {}  # two processes must not number the items of one stream
         self._blobs: Blobs | None = None
         self._files: ResultFiles | None = None
+
+    @property
+    def life(self) -> Life | None:
+        """The life of the client, for its handles."""
+        return self._life()
+
+    @property
+    def opened(self) -> bool:
+        """Whether there are connections to close."""
+        return not self._closed and any((self._store, self._publisher, self._listener))
 
     @property
     def store(self) -> Store:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from producers.client.async_handles import AsyncHandle, AsyncJob, AsyncWatched
+from producers.client.fleet_link import OfThisProcess
 from producers.client.group_commit import Promise
 from producers.client.pending_results import value
 from producers.client.runtimes import iterate, run
@@ -17,7 +18,7 @@ from results_store.records import JobStatus, Result
 __all__ = ["Handle", "Job", "Watched", "value"]
 
 
-class Handle:
+class Handle(OfThisProcess):
     """One submitted item. Any number of threads may wait for it."""
 
     def __init__(self, handle: AsyncHandle) -> None:
@@ -63,7 +64,7 @@ class Handle:
 J = TypeVar("J", bound=AsyncWatched)
 
 
-class Watched(Generic[J]):
+class Watched(OfThisProcess, Generic[J]):
     """`AsyncWatched` for threads."""
 
     def __init__(self, job: J) -> None:

@@ -74,6 +74,7 @@ class Listener:
         self._streams: set[str] = set()  # channels with a permanent subscription
         self._loop = Loop("argosy notices", self._turn, failed=lambda _: self._look_around())
         self._next_look = 0.0
+        self._said = dict[str, str]()  # the last warning of each kind, so that an outage is said once
 
     def start(self, job: str) -> None:
         """Subscribe to the notices of the client's own stream, before any of its items is submitted."""
@@ -151,9 +152,10 @@ class Listener:
             for row in self._store().results_of(job, list(items)):
                 rows[row.seq].append(row)
         except Exception as error:  # noqa: BLE001 - a caller waits for any error
-            log.warning("%d awaited items cannot be looked up in the store: %s", len(items), error)
+            self._warn(f"the store cannot be asked for awaited items: {error}", of="store")
             self._deliver([partial(item.fail, error) for item in items.values()])
             return
+        self._over("store", "the store can be asked for awaited items again")
         self._arrive([(item, rows[seq]) for seq, item in items.items() if item.is_whole(rows[seq])])
 
     def _arrive(self, whole: Sequence[tuple[PendingResult, Sequence[Result]]]) -> None:
@@ -196,6 +198,16 @@ class Listener:
                         found[id(item)] = item
         return list(found.values())
 
+    def _warn(self, told: str, *, of: str) -> None:
+        """Log a warning, unless it is the last one of its kind."""
+        if self._said.get(of) != told:
+            self._said[of] = told
+            log.warning("%s", told)
+
+    def _over(self, of: str, told: str) -> None:
+        if self._said.pop(of, None) is not None:
+            log.warning("%s", told)
+
     # --- the thread ---
 
     def _wake(self) -> None:
@@ -215,7 +227,8 @@ class Listener:
             if self._redis is not None:
                 self._hear(self._redis)
         except BrokerUnavailable as error:
-            log.warning("done notices cannot be received; the store is read every %s s instead: %s", FALLBACK_S, error)
+            told = f"done notices cannot be received; the store is read every {FALLBACK_S} s instead: {error}"
+            self._warn(told, of="redis")
         finally:
             self._live = False
         self._look_around()
@@ -224,6 +237,7 @@ class Listener:
     def _hear(self, redis: Redis) -> None:
         with as_unavailable(redis), redis.pubsub() as subscription:  # type: ignore[no-untyped-call]  # redis-py's
             subscription.subscribe(self._control)
+            self._over("redis", "done notices are received again")
             self._subscribed = set()
             while not self._stopping.is_set():
                 self._align(subscription)

@@ -11,7 +11,7 @@ from typing import Any
 from producers.client.redaction import redacted
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
-from producers.wire.forms import sendable
+from producers.wire.forms import plain, sendable
 from producers.wire.messages import Input, Item, Params, Priority
 
 
@@ -97,6 +97,8 @@ class Request:
             key, params, value = value.key, value.params, value.input
             if key is not None and not isinstance(key, str):
                 raise InvalidInput(f"{field}.key", f"must be text, not {type(key).__name__}", "convert it with str()")
+            if key is not None and type(key) is not str:
+                key = plain(key)
             if key is not None and not key.isascii():
                 sendable(key, f"{field}.key")
         # positional arguments: this runs for each of millions of items
@@ -174,13 +176,14 @@ def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str
         if not isinstance(values, Mapping):
             raise InvalidInput(where, f"must be a mapping of parameters, not {type(values).__name__}")
         if values:
-            checked[name] = sendable(dict(values), where)
+            checked[name] = sendable(plain(values), where)
     return checked
 
 
 def _deadline(deadline_s: object) -> float | None:
     if deadline_s is None:
         return None
+    deadline_s = plain(deadline_s)
     if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
         raise InvalidInput("deadline_s", f"must be a number of seconds, not {type(deadline_s).__name__}")
     if not math.isfinite(deadline_s) or deadline_s <= 0:

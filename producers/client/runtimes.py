@@ -71,16 +71,16 @@ class Runtime:
 
     async def outcome(self, promise: Any, timeout_s: float | None = None) -> Any:
         """Wait for a promise; return its result or raise its error."""
-        return promise.result(timeout_s)
+        return promise.result(_bearable(timeout_s))
 
     async def happened(self, event: Any, timeout_s: float) -> bool:
         """Wait until an event is set; return False if it is not set within `timeout_s`."""
-        return bool(event.wait(max(0.0, timeout_s)))
+        return bool(event.wait(_bearable(timeout_s)))
 
     async def take(self, queue_: Any, timeout_s: float | None = None) -> Any:
         """Wait for the next entry of a queue, and return it."""
         try:
-            return queue_.get(timeout=None if timeout_s is None else max(0.0, timeout_s))
+            return queue_.get(timeout=_bearable(timeout_s))
         except queue.Empty:
             raise TimeoutError from None
 
@@ -110,6 +110,11 @@ class Runtime:
 
     def start_anew(self) -> None:
         """Forget the threads and the loop of the parent, in a forked child."""
+
+
+def _bearable(timeout_s: float | None) -> float | None:
+    """Return a timeout for Python's locks, which take neither negative nor very long ones."""
+    return None if timeout_s is None or timeout_s > threading.TIMEOUT_MAX else max(0.0, timeout_s)
 
 
 class LoopRuntime(Runtime):
@@ -224,6 +229,8 @@ class LoopRuntime(Runtime):
             raise
 
     async def close(self, end: Callable[[], object]) -> None:
+        if self._loop is not None and self._loop.is_closed():
+            self._loop = None  # nobody waits there any more
         loop = self._here()
         if self._closing is not None:
             return

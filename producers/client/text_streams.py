@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from producers.client.fleet_link import FleetLink, OfThisProcess
 from producers.client.group_commit import Promise
 from producers.client.pending_results import PendingResult
 from producers.client.runtimes import iterate, run
@@ -20,7 +21,6 @@ from producers.wire.queues import text_channel
 
 if TYPE_CHECKING:
     from producers.client.async_handles import AsyncHandle
-    from producers.client.fleet_link import FleetLink
 
 #: The greatest wait of a submission for its subscription. Without a subscription the whole text arrives at the end.
 SUBSCRIBED_S = 2.0
@@ -64,12 +64,12 @@ class Subscription:
         self._link.listener.unhear(self._channel)
 
 
-class AsyncTextStream:
+class AsyncTextStream(OfThisProcess):
     """`TextStream` for asyncio: iterate with ``async for``; end it with `aclose` or ``async with``."""
 
     def __init__(self, link: FleetLink) -> None:
         self.result: Mapping[str, Any] | None = None
-        self._link = link
+        self._link, self._life = link, link.life
         self._process = link.process
         self._events = link.runtime.queue()
         self._pieces = TextPieces()
@@ -126,7 +126,7 @@ class AsyncTextStream:
             await self._handle.cancel()
 
 
-class TextStream:
+class TextStream(OfThisProcess):
     """The pieces of an answer. Iterate over them once; then `result` is the whole answer.
 
     Leaving the iteration early cancels the item. Iterating raises the errors of `Handle.result`.

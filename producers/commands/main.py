@@ -59,11 +59,15 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
     argosy status --json | jq 'select(.failed > 0) | .id'
     """
     from producers.client.client import Client
+    from producers.commands.serving import unserved
     from producers.commands.tables import show_job, show_jobs, show_queued
 
     with Client() as client:
         jobs = client.jobs(limit) if job is None else [client.status(job)]
         waiting = client.queued_work() if job is None and not as_json else []
+        models = [work.model for work in waiting]
+        if job is not None and not jobs[0].finished:
+            models = client.ask(lambda store: store.unfinished_models(job))
     if as_json:
         for one in jobs:
             click.echo(msgspec.json.encode(one).decode())
@@ -74,6 +78,8 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
         show_queued(waiting)
     else:
         say("no jobs yet; submit one with `argosy submit`", err=True)
+    if models and (told := unserved(models)):
+        say(f"argosy: {told}", err=True)
 
 
 @main.command()

@@ -1,4 +1,7 @@
-"""Commands for failed and finished work: `argosy dead`, `replay`, `purge`. They need the store, `dead` also Redis."""
+"""Commands for failed and finished work: `argosy failures`, `dead`, `replay`, `purge`.
+
+They need the store, `dead` also Redis.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,35 @@ def dead(job: str | None, *, limit: int, as_json: bool) -> None:
         say("argosy: no dead letters", err=True)
     elif not as_json:
         say("argosy: queue them again with `argosy replay --error TooManyAttempts`", err=True)
+
+
+@click.command()
+@click.argument("job", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per task and error, for programs.")
+def failures(job: str | None, *, as_json: bool) -> None:
+    """Count the failed results by task and error, of all jobs or of one, with a message of each as an example.
+
+    \b
+    argosy failures
+    argosy failures JOB
+    argosy replay JOB --error ModelError    # queue those with this error again
+    """
+    import msgspec
+
+    with open_store() as store:
+        if job is not None:
+            store.job(job)  # a misspelt id raises, instead of counting as a job without failures
+        counts = store.count_failures(job=job)
+    for found in counts:
+        if as_json:
+            click.echo(msgspec.json.encode(found).decode())
+        else:
+            say(f"{found.count:>9,}  {found.task}  {found.kind}  {' '.join(found.message.split())}")
+    if not counts:
+        say("argosy: no failed results", err=True)
+    elif not as_json:
+        again = " ".join(["argosy replay", *([job] if job else []), "--error", counts[0].kind])
+        say(f"argosy: queue failed items again with `{again}`; a faulty input fails again", err=True)
 
 
 @click.command()
@@ -183,4 +215,4 @@ def _whole(letter: DeadLetter) -> dict[str, Any]:
     return row
 
 
-COMMANDS = (dead, replay, purge)
+COMMANDS = (failures, dead, replay, purge)

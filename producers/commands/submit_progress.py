@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from producers.commands.operate import open_store
+from producers.commands.serving import LOOKED_AT, changed, unserved
 from producers.wire.command_line import say
 from producers.wire.errors import InvalidInput
+from results_store.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from producers.client.handles import Job
     from producers.client.sending.intake import Rejected
     from producers.sources import Source
+    from results_store.records import JobStatus
+
+#: Seconds between looks at the workers while a watched job makes no progress.
+LOOK_EVERY_S = 10.0
 
 
 class Count:
@@ -28,6 +35,16 @@ class Count:
         self.items = 0
         self._source = source
         self._show = show
+
+    @property
+    def told(self) -> str:
+        """The accepted items of this run, and the way to go on."""
+        if not self.items:
+            return "this run has submitted no items, or those that were just under way; run the command again"
+        return (
+            f"this run has added at least {self.items:,} items to job {self.job}; run the command again to resume, or "
+            f"cancel the items with `argosy cancel {self.job}`"
+        )
 
     def __call__(self, job: str, items: int) -> None:
         self.job, self.items = job, items
@@ -46,12 +63,7 @@ def counting(source: Source) -> Iterator[Count]:
         try:
             yield count
         except KeyboardInterrupt:
-            if count.items:
-                say(
-                    f"\nargosy: stopped; job {count.job} keeps at least {count.items:,} items; "
-                    f"run the command again to resume, or cancel the items with `argosy cancel {count.job}`",
-                    err=True,
-                )
+            say(f"\nargosy: stopped; {count.told}", err=True)
             raise
 
 
@@ -91,7 +103,13 @@ def tell(job: Job, submitted: int, errors: Path | None) -> None:
         count = "1 row" if job.rejected_count == 1 else f"{job.rejected_count:,} rows"
         say(f"argosy: {count} left out; the first: {job.rejected[0].error}{all_of_them}", err=True)
     if job.found and not submitted:
-        say("argosy: all of it was submitted before; `--again` submits it anew", err=True)
+        with open_store() as store:
+            differs = changed(store.results(job.id, limit=LOOKED_AT))
+        say(
+            f"argosy: all of it was submitted before{'' if differs is None else f'; {differs}'}; "
+            "`--again` submits it anew",
+            err=True,
+        )
     elif job.found:
         say(f"argosy: resumed after the {job.found:,} items that were submitted before", err=True)
 
@@ -109,7 +127,7 @@ def watch(job: Job) -> int:
         from producers.commands.tables import progress_bar, summary
 
         with progress_bar() as show:
-            finished = job.wait(on_progress=show)
+            finished = job.wait(on_progress=_Watch(show))
     except KeyboardInterrupt:
         say(f"argosy: the job goes on; see `argosy status {job.id}`", err=True)
         raise
@@ -117,6 +135,31 @@ def watch(job: Job) -> int:
     if finished.failed:
         _tell_why(job.id)
     return 0 if finished.succeeded == finished.total else 1
+
+
+class _Watch:
+    """Show the progress of a job. While there is none, say so if no running worker serves the models that it needs."""
+
+    def __init__(self, show: Callable[[JobStatus], object]) -> None:
+        self._show = show
+        self._done, self._looked_at = 0, time.monotonic()
+        self._said: str | None = None
+
+    def __call__(self, status: JobStatus) -> None:
+        self._show(status)
+        now = time.monotonic()
+        if status.done != self._done:
+            self._done, self._looked_at = status.done, now
+        elif now - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = now
+            self._look(status.id)
+
+    def _look(self, job: str) -> None:
+        with suppress(StoreUnavailable), open_store() as store:
+            told = unserved(store.unfinished_models(job))
+            if told is not None and told != self._said:
+                say(f"argosy: {told}", err=True)
+            self._said = told
 
 
 def _tell_why(job: str) -> None:

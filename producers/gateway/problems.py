@@ -24,6 +24,7 @@ from producers.wire.errors import (
     InvalidInput,
     ItemExpired,
     ItemFailed,
+    KeyConflict,
     Overloaded,
     RateLimited,
     ResultTimeout,
@@ -105,6 +106,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 #: HTTP status of the errors of client and store. Subclasses stand before their bases.
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (KeyConflict, 409),
     (InputTooLarge, 413),
     (InvalidInput, 422),
     (InvalidRow, 422),

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 Part = Literal["broker", "store"]
 
-_SCHEMES: Mapping[Part, tuple[str, ...]] = {"broker": ("redis", "rediss"), "store": ("sqlite", "postgresql")}
+_SCHEMES: Mapping[Part, tuple[str, ...]] = {
+    "broker": ("redis", "rediss"),
+    "store": ("sqlite", "postgresql", "postgres"),
+}
 _EXAMPLES: Mapping[Part, str] = {
     "broker": "redis://localhost:6379/0",
     "store": "sqlite:////var/lib/argosy/store.db or postgresql://user@host/argosy",
@@ -221,7 +224,7 @@ def checked_tenant(name: object, field: str = "tenant") -> str:
         raise InvalidInput(
             field, f"{name!r} is not a valid tenant name", "use up to 64 letters, digits and . _ @ : + - signs"
         )
-    return name
+    return str.__str__(name)
 
 
 def masked(url: str) -> str:
@@ -246,4 +249,18 @@ def checked_url(url: str, part: Part, where: str) -> str:
     scheme = url.partition("://")[0].partition("+")[0]
     if "://" not in url or scheme not in _SCHEMES[part]:
         raise ConfigurationError(f"{where}: must look like {_EXAMPLES[part]}, not {masked(url)!r}")
+    if part == "broker" and _is_cut(url):
+        raise ConfigurationError(
+            f"{where}: a sign in the user or the password ends them for readers of URLs; write # as %23, / as %2F, "
+            "? as %3F, [ as %5B, @ as %40 and % as %25"
+        )
     return url
+
+
+def _is_cut(url: str) -> bool:
+    """Return whether a URL's host is a part of its password, because the password has a sign that ends it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return True
+    return "@" in parts.path + parts.fragment or ("@" in parts.query and not parts.path)

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from results_store.errors import ArgosyError as ArgosyError  # noqa: PLC0414 - exported from here
+from results_store.errors import SubmissionConflict
 
 
 def without_text(error: BaseException) -> str:
@@ -42,6 +43,10 @@ class InvalidInput(ArgosyError, ValueError):
     def __str__(self) -> str:
         text = f"{self.field}: {self.problem}"
         return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class KeyConflict(SubmissionConflict, InvalidInput):
+    """An idempotency key that belongs to another submission. `job` is None: nothing was accepted."""
 
 
 class UnknownTask(InvalidInput):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -88,11 +89,26 @@ def sendable(value: T, field: str) -> T:
     return value
 
 
+def plain(value: Any) -> Any:
+    """Return a value with its subclasses of text and its numbers of NumPy as Python's own, also in lists and mappings.
+
+    Messages carry no other types.
+    """
+    if isinstance(value, Mapping):
+        return {plain(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, str):
+        return str.__str__(value)  # `str` of an enum's member would be its name
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def check_text(value: object, limits: Limits, field: str) -> str:
     """Return a text if it is valid Unicode, within the limit, and not only white space."""
-    if not isinstance(value, str):
-        remedy = "leave the item out, or give it a text" if value is None else "decode bytes to str first"
-        raise InvalidInput(field, f"must be text, not {_name(value)}", remedy)
+    if type(value) is not str:
+        value = _as_text(value, field)
     if not value or value.isspace():
         raise InvalidInput(field, "is empty", "leave the item out, or give it a text")
     if len(value) > limits.max_text_chars:
@@ -109,6 +125,24 @@ def check_text(value: object, limits: Limits, field: str) -> str:
     return value
 
 
+#: The types of pandas' own missing values. A missing text is often NaN.
+_MISSING = frozenset(("NAType", "NaTType"))
+
+
+def _as_text(value: object, field: str) -> str:
+    if isinstance(value, str):
+        return str.__str__(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in _MISSING:
+        missing = "null" if value is None else "NaN"
+        raise InvalidInput(field, f"is {missing}, a missing text", "leave the item out, or give it a text")
+    remedy = (
+        "decode it to str first"
+        if isinstance(value, bytes | bytearray | memoryview)
+        else "make it a text, in Python with str()"
+    )
+    raise InvalidInput(field, f"must be text, not {type(value).__name__}", remedy)
+
+
 def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
     """Return a file's bytes as an input, or the path or URL of the file."""
     if isinstance(value, Path):
@@ -123,7 +157,8 @@ def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
             raise InputTooLarge(field, f"has {size:,} bytes, over {limit:,}", "send a smaller file, or a path or URL")
         return value
     if isinstance(value, str):
-        value = UrlInput(value) if value.startswith(("http://", "https://")) else PathInput(value)
+        text = str.__str__(value)
+        value = UrlInput(text) if text.startswith(("http://", "https://")) else PathInput(text)
     if isinstance(value, PathInput | UrlInput):
         if not (value.path if isinstance(value, PathInput) else value.url):
             raise InvalidInput(field, "is empty", "send bytes, a path or a URL")
@@ -140,7 +175,7 @@ def _check_question(value: object, limits: Limits, field: str) -> Input:
 
 def _check_prompt(value: object, limits: Limits, field: str) -> Input:
     """Return a text, or the messages of a dialogue: a list, or an object with `messages` as in OpenAI's requests."""
-    if isinstance(value, str):
+    if isinstance(value, str) or value is None:
         return check_text(value, limits, field)
     if isinstance(value, list | tuple):
         value = {"messages": value}
@@ -167,6 +202,9 @@ def _check_sentences(value: object, limits: Limits, field: str) -> Input:
     return given
 
 
+_PLAIN = frozenset((str, int, float, bool, type(None)))
+
+
 def _check_row(value: object, limits: Limits, field: str) -> Input:
     """Return a row of a table: an object of columns and values, all numbers finite.
 
@@ -178,6 +216,8 @@ def _check_row(value: object, limits: Limits, field: str) -> Input:
         values = value = {str(place): one for place, one in enumerate(listed)}
     if not isinstance(values, Mapping) or not values:
         raise InvalidInput(field, "must be an object of columns and values", 'for example {"age": 44, "smoker": "no"}')
+    if not _PLAIN.issuperset(map(type, (*values, *values.values()))):
+        values, value = plain(values), None
     for column, one in values.items():
         where = f"{field}.{column}"
         if not isinstance(column, str):
@@ -275,6 +315,7 @@ def _check_seed(value: object, limits: Limits, field: str) -> Input:
         given = given.seed
     if isinstance(given, str) and given.strip().isascii() and given.strip().isdecimal():
         given = int(given.strip()[:20])
+    given = plain(given)
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MOST_SEED:
         raise InvalidInput(field, f"must be an integer from 0 to {MOST_SEED}, the seed of a picture", "for example 7")
     return SeedInput(given)
@@ -305,7 +346,7 @@ def _typed(value: object, form: type[_Form], field: str) -> _Form:
         raise InvalidInput(field, f"must be an object with {names}, not {type(value).__name__}")
     tag: Any = form.__struct_config__.tag
     try:
-        return msgspec.convert({"type": tag, **value}, form)
+        return msgspec.convert({"type": tag, **plain(value)}, form)
     except msgspec.ValidationError as error:
         raise InvalidInput(field, str(error), f"give it an object with {names}") from error
 

@@ -21,10 +21,17 @@ NODES = "argosy.nodes"
 LOOK_EVERY_S = 2.0
 
 
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that a node serves."""
+
+    revision: str = ""
+
+
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a node's announcement that producers read. The node `reads` messages up to this version."""
 
     reads: int = VERSION
+    models: dict[str, ServedModel] = {}
 
 
 def node_key(name: str) -> str:
@@ -39,6 +46,15 @@ def announcements(redis: Redis) -> dict[str, bytes | None]:
     return dict(zip(names, found, strict=True))
 
 
+def served_models(redis: Redis) -> dict[str, set[str]]:
+    """Return the revisions of each model that live nodes serve; empty if there is no node. Raises RedisError."""
+    found: dict[str, set[str]] = {}
+    nodes = [_read(said) for said in announcements(redis).values() if said is not None]
+    for name, model in (served for node in nodes for served in node.models.items()):
+        found.setdefault(name, set()).add(model.revision)
+    return found
+
+
 class LiveNodes:
     """A publisher's knowledge of the live nodes, which it renews in the round trips of its messages. Thread-safe."""
 
@@ -47,6 +63,8 @@ class LiveNodes:
         self._due_at = -math.inf  # monotonic
         #: The latest version that every live node reads. Before the first look, the version that any node reads.
         self.read = VERSION
+        #: The models that live nodes serve. None: a node has not announced them yet, or there is no node.
+        self.models: frozenset[str] | None = None
 
     @property
     def due(self) -> bool:
@@ -73,16 +91,19 @@ class LiveNodes:
             self._due_at = -math.inf
 
     def _note(self, found: Mapping[str, bytes | None]) -> None:
-        self.read = min((_reads(said) for said in found.values() if said is not None), default=REFERENCE)
+        nodes = [_read(said) for said in found.values() if said is not None]
+        self.read = min((node.reads for node in nodes), default=REFERENCE)
+        known = all(node.models for node in nodes) and nodes
+        self.models = frozenset(name for node in nodes for name in node.models) if known else None
         self._names = list(found)
         self._due_at = time.monotonic() + LOOK_EVERY_S
 
 
-def _reads(said: bytes) -> int:
+def _read(said: bytes) -> Announcement:
     try:
-        return msgspec.json.decode(said, type=Announcement).reads
+        return msgspec.json.decode(said, type=Announcement)
     except ValueError:  # msgspec's errors are ValueErrors too; nothing is known of this node
-        return VERSION
+        return Announcement()
 
 
 def _names(known: Any) -> list[str]:

@@ -185,6 +185,11 @@ class Publisher:
         return self._nodes.read >= REFERENCE
 
     @property
+    def served(self) -> frozenset[str] | None:
+        """The models that live nodes serve, as of the last look, or None if that is unknown."""
+        return self._nodes.models
+
+    @property
     def redis(self) -> Redis:
         """The Redis client, for subscriptions. Creating it opens no connection."""
         with self._lock:
@@ -269,8 +274,11 @@ def connect(broker_url: str, *, timeout_s: float | None = None, health_check_s: 
             # enough for a connection that a restarted server dropped; a server that is down is reported, not waited for
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2, supported_errors=(NotConnected,)),
         )
-    except ValueError as error:
-        raise ConfigurationError(f"broker: {masked(broker_url)!r} is not a Redis URL: {error}") from None
+    except ValueError:  # its text may hold a part of the password
+        raise ConfigurationError(
+            f"broker: {masked(broker_url)!r} is not a Redis URL; write redis://user:password@host:6379/0, and signs "
+            "like # / ? @ % of the password as %23 %2F %3F %40 %25"
+        ) from None
 
 
 @contextmanager

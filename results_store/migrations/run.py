@@ -14,9 +14,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, delete, insert, inspect, select
 
-from results_store.errors import StoreError, StoreUnavailable
+from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
 from results_store.sql.database import Database, Weight
-from results_store.sql.schema import COMPATIBLE, VERSION_TABLE, compatible
+from results_store.sql.schema import COMPATIBLE, REVISION, VERSION_TABLE, compatible, is_own
 
 # Any constant that no other program uses in the same database.
 _ADVISORY_LOCK = int.from_bytes(b"argosy", "big")
@@ -75,7 +75,8 @@ def _try(database: Database, direction: Callable[[Config, str], None], revision:
             # whoever wants a table waits behind the migration, and the migration behind any open transaction
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'")
         config.attributes["connection"] = connection
-        _read_earlier_table(connection, config)
+        _read_earlier_table(database, connection, config)
+        _refuse_newer(database, connection, config)
         direction(config, revision)
         _note_compatible(connection)
         if database.sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()):
@@ -88,21 +89,44 @@ def _sqlstate(error: StoreUnavailable) -> str | None:
     return getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)
 
 
-def _read_earlier_table(connection: Connection, config: Config) -> None:
-    """Copy the revision of a database from before 0010 to Alembic's present table."""
+def _read_earlier_table(database: Database, connection: Connection, config: Config) -> None:
+    """Copy the revision of a database from before 0010 to Alembic's present table. Raises StoreError."""
     tables = inspect(connection).get_table_names()
     if compatible.name in tables and VERSION_TABLE not in tables:
         found = connection.execute(select(compatible.c.version_num)).scalar()
+        if found is not None and found not in _known(config):
+            own = "another file" if database.sqlite else "a schema of its own: ?options=-csearch_path%3Dargosy"
+            raise StoreError(
+                f"{database}: another program keeps its revision ({found}) in the table {compatible.name}; "
+                f"name {own} in the store's URL"
+            )
         if found is not None:
             _alembic(connection).stamp(ScriptDirectory.from_config(config), found)
 
 
+def _refuse_newer(database: Database, connection: Connection, config: Config) -> None:
+    """Raise SchemaMismatch if a newer version has migrated the database."""
+    found = _alembic(connection).get_current_revision()
+    if found is not None and found not in _known(config):
+        raise SchemaMismatch(
+            f"{database}: the schema is {found}, newer than this version's {REVISION}; upgrade argosy here"
+        )
+
+
+def _known(config: Config) -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+
+
 def _note_compatible(connection: Connection) -> None:
-    """Note the oldest revision whose code works with the database: after a downgrade, only its own."""
+    """Note the oldest revision whose code works with the database: after a downgrade, only its own.
+
+    A revision of another program, which came later, is left alone.
+    """
     revision = _alembic(connection).get_current_revision()
     oldest = None if revision is None else min(revision, COMPATIBLE)
     compatible.create(connection, checkfirst=True)
-    if connection.execute(select(compatible.c.version_num)).scalar() != oldest:
+    noted = connection.execute(select(compatible.c.version_num)).scalar()
+    if noted != oldest and (noted is None or is_own(noted)):
         connection.execute(delete(compatible))
         if oldest is not None:
             connection.execute(insert(compatible).values(version_num=oldest))

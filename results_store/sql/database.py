@@ -19,7 +19,7 @@ from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
 from results_store.sql.engines.forks import ForkGate, at_fork
 from results_store.sql.engines.sqlite import SqliteFile, open_sqlite
 from results_store.sql.engines.weight import Weight
-from results_store.sql.schema import REVISION, VERSION_TABLE, compatible
+from results_store.sql.schema import REVISION, VERSION_TABLE, compatible, is_own
 
 __all__ = ["MIGRATE", "Database", "Weight", "open_current", "parse_url", "translate"]
 
@@ -56,6 +56,11 @@ class Database:
     @property
     def sqlite(self) -> bool:
         return self.url.get_backend_name() == "sqlite"
+
+    def is_pooled(self) -> bool:
+        """Return whether a pooler, such as PgBouncer, is between this process and PostgreSQL."""
+        with self.read() as connection:
+            return bool(connection.info.get("pooled"))
 
     @property
     def path(self) -> Path:
@@ -186,6 +191,8 @@ def _check_revision(database: Database) -> None:
         found, oldest = connection.execute(found_and_oldest).one()
     if found is None or found < REVISION:
         raise SchemaMismatch(f"{database}: the schema is {found}, this version needs {REVISION}; {MIGRATE}")
+    if oldest is not None and not is_own(oldest):
+        oldest = found
     if oldest is None or oldest > REVISION:
         remedy = "upgrade argosy here: the database is newer"
         raise SchemaMismatch(f"{database}: the schema is {found}, this version needs {REVISION}; {remedy}")
@@ -223,8 +230,16 @@ def parse_url(url: str) -> URL:
 
 
 _UNDEFINED = ("42P01", "42703")  # undefined_table, undefined_column
+_NO_RIGHT = "42501"
 #: Conflict, resources, locked, stopped, system, connection, read-only, and a session that was idle for too long.
 _PASSING = ("40", "53", "55", "57", "58", "08", "25006", "25P03")
+#: Signs of a pooler that does not fit, in the server's or the pooler's words. A pooler gives all its errors the same
+#: SQLSTATE (08P01), which otherwise counts as an outage.
+_POOLER = {
+    "prepared statement": "a pooler shares sessions here: add ?prepare_threshold=none to the store's URL",
+    "statement pooling mode": "set the pooler's pool_mode to transaction",
+    "unsupported startup parameter": "name it in the pooler's ignore_startup_parameters, or take it out of the URL",
+}
 _UNSTORABLE = "22"  # data exception
 
 
@@ -233,12 +248,18 @@ def translate(error: Exception, store: str) -> StoreError:
     driver = getattr(error, "orig", None) or error
     text = _one_line(driver)
     sqlstate = getattr(driver, "sqlstate", None) or ""
+    for sign, remedy in _POOLER.items():
+        if sign in text:
+            return StoreError(f"{store}: {text}; {remedy}")
     if sqlstate in _UNDEFINED or "no such table" in text or "no such column" in text:
         return SchemaMismatch(f"{store}: {text}; {MIGRATE}")
     if isinstance(error, exc.TimeoutError):
         return StoreUnavailable(f"{store}: all connections are in use; try again")
     if sqlstate.startswith(_PASSING) or (not sqlstate and _is_outage(driver)):
         return StoreUnavailable(f"{store}: {text}; {_remedy(text)}")
+    if sqlstate == _NO_RIGHT:
+        own = "or name a schema of its own in the store's URL: ?options=-csearch_path%3Dargosy"
+        return StoreError(f"{store}: {text}; grant the user this right, {own}")
     return StoreError(f"{store}: {text}")
 
 

@@ -10,14 +10,30 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
 
 from results_store.errors import UnknownJob
-from results_store.records import ALONE_AFTER_DEATHS, Depth, EnvelopeState, JobStatus, Result, ResultState
+from results_store.records import (
+    ALONE_AFTER_DEATHS,
+    Depth,
+    EnvelopeState,
+    FailureCount,
+    FoundJob,
+    JobStatus,
+    Result,
+    ResultState,
+)
 from results_store.sql.columns import among
 from results_store.sql.schema import FAILED, UNFINISHED, envelopes, jobs, payloads, results
+
+_OF_SUBMISSION = frozenset(("idempotency_key", "request", "fingerprint"))
 
 
 def job_status(row: RowMapping) -> JobStatus:
     """Return the job in a row of `jobs`."""
-    return JobStatus(**{name: value for name, value in row.items() if name != "idempotency_key"})
+    return JobStatus(**{name: value for name, value in row.items() if name not in _OF_SUBMISSION})
+
+
+def found_job(row: RowMapping) -> FoundJob:
+    """Return the job in a row of `jobs`, for a submission that continues it."""
+    return FoundJob(job_status(row), row["request"], row["fingerprint"])
 
 
 def job(connection: Connection, id_: str) -> JobStatus:
@@ -99,6 +115,22 @@ def recent_failures(connection: Connection, limit: int, job_: str | None, tenant
     if tenant is not None:
         wanted = wanted.where(results.c.job.in_(select(jobs.c.id).where(jobs.c.tenant == tenant)))
     return [result(row) for row in connection.execute(wanted).mappings()]
+
+
+def count_failures(connection: Connection, job_: str | None) -> list[FailureCount]:
+    kind = results.c.error["kind"].as_string().label("kind")
+    message = func.min(results.c.error["message"].as_string())
+    number = func.count().label("number")
+    wanted = select(results.c.task, kind, number, message).where(FAILED)
+    if job_ is not None:
+        wanted = wanted.where(results.c.job == job_)
+    rows = connection.execute(wanted.group_by(results.c.task, "kind").order_by(number.desc(), results.c.task, "kind"))
+    return [FailureCount(task, kind or "", count, message or "") for task, kind, count, message in rows]
+
+
+def unfinished_models(connection: Connection, job_: str) -> list[str]:
+    wanted = select(envelopes.c.model).where(UNFINISHED, envelopes.c.job == job_).distinct()
+    return list(connection.execute(wanted).scalars())
 
 
 def depth(connection: Connection) -> list[Depth]:

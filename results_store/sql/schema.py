@@ -17,6 +17,8 @@ The reasons for this schema:
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -37,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0011"
+REVISION = "0012"
 
 #: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
 COMPATIBLE = "0009"
@@ -50,6 +52,12 @@ metadata = MetaData()
 # The oldest revision whose code works with the database, `COMPATIBLE` of the code that migrated it. Up to 0009 this was
 # Alembic's own table, and code of 0009 still expects its own revision here.
 compatible = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
+
+
+def is_own(revision: str) -> bool:
+    """Return whether a revision in `compatible` is Argosy's: the table has the name that all programs' Alembic uses."""
+    return re.fullmatch(r"\d{4}", revision) is not None
+
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
@@ -85,6 +93,9 @@ jobs = Table(
     Column("ttl_s", Double),
     Column("tenant", Text, nullable=False, server_default=literal_column("''")),
     Column("pipeline", Json),  # its steps, for `Follow`; null for most jobs
+    # with an idempotency key only, both texts of the producer: its tasks and parameters, and "rows:digest" of its rows
+    Column("request", Text),
+    Column("fingerprint", Text),
     Index("jobs_newest", "created_at", "id"),
     Index("jobs_of_tenant", "tenant", "created_at", "id"),
 )

@@ -9,26 +9,30 @@ from typing import Any
 from sqlalchemy import Connection, Insert, bindparam, insert, or_, select, update
 
 from results_store.errors import SubmissionConflict, UnknownJob
-from results_store.records import JobStatus, NewEnvelope, NewJob
+from results_store.records import FoundJob, JobStatus, NewEnvelope, NewJob
 from results_store.sql import driver_statements
 from results_store.sql.columns import clock, given_or_clock, text
-from results_store.sql.reading import job_status
+from results_store.sql.reading import found_job, job_status
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import envelopes, jobs, payloads
 
 
-def create_job(connection: Connection, job: NewJob) -> JobStatus:
+def create_job(connection: Connection, job: NewJob) -> FoundJob:
     """Insert the job, or return the existing job with its id or idempotency key."""
     row = _job_row(job)
     connection.execute(_timed(insert_new(connection, jobs)), [row])
     mine = jobs.c.id == job.id
     if row["idempotency_key"] is not None:
         mine = or_(mine, jobs.c.idempotency_key == row["idempotency_key"])
-    return job_status(connection.execute(select(jobs).where(mine).limit(1)).mappings().one())
+    return found_job(connection.execute(select(jobs).where(mine).limit(1)).mappings().one())
 
 
 def add_envelopes(
-    connection: Connection, new: Sequence[NewEnvelope], created: Sequence[NewJob], expected_items: int | None
+    connection: Connection,
+    new: Sequence[NewEnvelope],
+    created: Sequence[NewJob],
+    expected_items: int | None,
+    fingerprint: str | None,
 ) -> float | None:
     """Insert the jobs in `created`, put the envelopes into the outbox, and count them in their jobs.
 
@@ -40,7 +44,8 @@ def add_envelopes(
         return None
     # The counting comes first: it detects an unknown job, and its row lock makes `expected_items` safe.
     times = [
-        _count(connection, job, items, total, expected_items) for job, (items, total) in sorted(_totals(new).items())
+        _count(connection, job, items, total, expected_items, fingerprint)
+        for job, (items, total) in sorted(_totals(new).items())
     ]
     insert_envelopes(connection, new, max(times))
     return max(times)
@@ -76,14 +81,18 @@ _counted = (
     .values(items=jobs.c["items"] + bindparam("_items"), total=jobs.c.total + bindparam("_total"), finished_at=None)
     .returning(clock())
 )
-_counted_if_expected = _counted.where(jobs.c["items"] == bindparam("_expected"))
+_counted_if_expected = _counted.where(jobs.c["items"] == bindparam("_expected")).values(
+    fingerprint=bindparam("_fingerprint")
+)
 
 
-def _count(connection: Connection, job: str, items: int, total: int, expected_items: int | None) -> float:
+def _count(
+    connection: Connection, job: str, items: int, total: int, expected_items: int | None, fingerprint: str | None
+) -> float:
     """Count the envelopes of a job; return the store's time."""
     given, counted = {"_job": job, "_items": items, "_total": total}, _counted
     if expected_items is not None:
-        given, counted = {**given, "_expected": expected_items}, _counted_if_expected
+        given, counted = {**given, "_expected": expected_items, "_fingerprint": fingerprint}, _counted_if_expected
     if found := driver_statements.run(connection, counted, given):
         return float(found[0][0])
     if connection.execute(select(jobs.c.id).where(jobs.c.id == job)).first() is None:
@@ -115,6 +124,7 @@ def _job_row(job: NewJob) -> dict[str, Any]:
         "ttl_s": job.ttl_s,
         "tenant": job.tenant,
         "pipeline": job.pipeline,
+        "request": job.request,
     }
 
 

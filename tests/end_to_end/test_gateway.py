@@ -104,12 +104,14 @@ def test_many_are_one_job(ours: httpx.Client, theirs: httpx.Client) -> None:
 
 
 def test_lines_are_accepted_while_they_come(ours: httpx.Client) -> None:
-    """A stream of any length needs no memory for it; sent again with its key, it adds nothing twice."""
+    """A stream of any length needs no memory for it; sent again with its key, it adds nothing twice. The key is refused
+    for other lines.
+    """
 
-    def lines(count: int) -> Iterator[bytes]:
-        for number in range(count):
-            yield json.dumps({"input": f"line {number}", "key": f"k{number}"}).encode() + b"\n"
-        yield b'"the last, without an end"'
+    def lines(count: int, word: str = "line") -> Iterator[bytes]:
+        rows = [json.dumps({"input": f"{word} {number}", "key": f"k{number}"}).encode() for number in range(count + 1)]
+        yield from (row + b"\n" for row in rows[:-1])
+        yield rows[-1]  # the last, without an end
 
     query = {"task": "echo", "idempotency_key": "stream", "name": "stream"}
     first = ours.post("/api/jobs/lines", params=query, content=lines(300))
@@ -117,6 +119,9 @@ def test_lines_are_accepted_while_they_come(ours: httpx.Client) -> None:
     assert (first.status_code, again.status_code) == (202, 202)
     assert (first.json()["items"], again.json()["items"]) == (301, 501)
     assert first.json()["id"] == again.json()["id"]
+    other = ours.post("/api/jobs/lines", params=query, content=lines(500, "other"))
+    assert (other.status_code, other.json()["field"]) == (409, "idempotency_key")
+    assert first.json()["id"] in other.json()["detail"]
 
     followed = ours.get(f"/api/jobs/{first.json()['id']}/results", params={"follow": "true"}).text.splitlines()
     assert sorted(json.loads(line)["seq"] for line in followed) == list(range(501))

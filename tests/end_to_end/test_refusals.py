@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
 
 from producers import BrokerUnavailable, Client, Overloaded
 from producers.client.handles import Handle
+from producers.wire.connection import Connection
 from tests.end_to_end.processes import device_process, until
 from tests.end_to_end.test_faults import assert_each_once_and_right, gated, texts, wait_until_some_are_done
 from tests.refusing import WAYS
+from workers.fleet import doctor
 from workers.fleet.local import LocalFleet
 
 TIMEOUT_S = 90
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 def processes(fleet: LocalFleet) -> list[int]:
@@ -87,6 +92,37 @@ def test_workers_stop_and_start_while_redis_refuses(fleet: LocalFleet, client: C
                 until(lambda: not any(redis.llen(key) for key in redis.scan_iter("argosy.scripted*", _type="list")))
             assert service.process.poll() is None
         assert_each_once_and_right(job, expected)
+
+
+def test_the_documented_rights_are_enough(shared_fleet: LocalFleet) -> None:
+    """A worker starts and computes, clients submit, and doctor sees the broker, with these rights and no others."""
+    (rights,) = re.findall(r"^ACL SETUSER argosy on >PASSWORD (.*)$", OPERATIONS.read_text("utf-8"), re.MULTILINE)
+    service = shared_fleet.workers[0]
+    seen = service.log.stat().st_size
+    with Redis.from_url(shared_fleet.broker_url) as redis:
+        redis.execute_command("ACL", "SETUSER", "admin", "on", ">admin", "~*", "&*", "+@all")
+    address = urlsplit(shared_fleet.broker_url)
+    with Redis(host=address.hostname or "", port=address.port or 0, username="admin", password="admin") as admin:
+        admin.execute_command("ACL", "SETUSER", "default", "resetkeys", "resetchannels", *rights.split())
+        try:
+            service.stop()
+            service.start()
+            assert service.ready_file is not None
+            until(service.ready_file.exists)
+            with Client(shared_fleet.broker_url, shared_fleet.store_url) as client:
+                client.check()
+                handles = [client.submit("echo", f"text {durable}", durable=durable) for durable in (True, False)]
+                job = client.submit_many("echo", texts(200))
+                assert all(handle.result(timeout_s=TIMEOUT_S) for handle in handles)
+                assert job.wait(timeout_s=TIMEOUT_S).succeeded == 200
+            where = Connection(shared_fleet.broker_url, shared_fleet.store_url, {})
+            assert "tell its version" not in doctor._broker(where)
+            assert doctor._messages(where).startswith("the broker takes them")
+            admin.execute_command("ACL", "SETUSER", "default", "-info")
+            assert "it answers, but does not tell its version" in doctor._broker(where)
+        finally:
+            admin.execute_command("ACL", "SETUSER", "default", "~*", "&*", "+@all")
+    assert b"NOPERM" not in service.log.read_bytes()[seen:]
 
 
 def test_a_fleet_without_descriptors_starts_its_worker_later(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import psutil
@@ -9,7 +10,7 @@ import pytest
 
 from producers import Client
 from tests.end_to_end.conftest import SCRIPTED
-from tests.end_to_end.processes import device_process, fleet_in
+from tests.end_to_end.processes import device_process, fleet_in, until
 from workers.fleet.local import LocalFleet
 
 
@@ -34,3 +35,20 @@ def test_the_device_process_leaves_its_cpu_to_whoever_wakes_up(fleet: LocalFleet
     assert worker is not None
     mine, its = psutil.Process(worker.pid).nice(), device_process(worker.pid).nice()
     assert its == min(mine + 10, 19), "19 is the most that there is"
+
+
+def test_the_ready_file_of_a_killed_worker_is_gone_while_the_next_one_loads(fleet: LocalFleet) -> None:
+    """A supervisor that only starts the command, as a container does, would see a worker that is ready."""
+    service = fleet.workers[0]
+    assert service.process is not None
+    ready = service.ready_file
+    assert ready is not None
+    service.process.kill()
+    service.process.wait()
+    assert ready.exists()
+    with service.log.open("ab") as log:
+        service.process = subprocess.Popen(
+            service.command, env=dict(service.environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    until(lambda: not ready.exists())
+    until(ready.exists)

@@ -17,11 +17,17 @@ import click
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import update
 
+from producers.commands import submit_progress
 from producers.commands.main import main
 from producers.wire import command_line
+from producers.wire.publisher import Publisher
+from results_store.sql.database import Weight
+from results_store.sql.schema import results
 from results_store.store import Store
 from tests.integration.stand_in import FAILS, StandIn
+from workers.node import presence
 
 JOB = re.compile(r"^[0-9a-z]{26}$")
 
@@ -161,7 +167,7 @@ def test_a_bad_row_stops_with_file_and_line(tmp_path: Path, stand_in: StandIn) -
     path.write_text('{"text": "good"}\n{"text": 7}\n')
     result = argosy("submit", path, "--task", "topic")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"argosy: {path}:2: must be text, not int; decode bytes to str first\n"
+    assert result.stderr == f"argosy: {path}:2: must be text, not int; make it a text, in Python with str()\n"
     assert stand_in.waiting() == []
 
 
@@ -317,7 +323,9 @@ def test_tasks_are_listed_with_their_parameters(tmp_path: Path, monkeypatch: pyt
     assert "text-classification  mine " in re.sub(r"  +", "  ", lines["mood"])
 
 
-@pytest.mark.parametrize("command", ["submit", "status", "results", "cancel", "tasks", "dead", "replay", "purge"])
+@pytest.mark.parametrize(
+    "command", ["submit", "status", "results", "cancel", "tasks", "failures", "dead", "replay", "purge"]
+)
 def test_every_help_is_there(command: str) -> None:
     """Each is a small manual."""
     result = argosy(command, "--help")
@@ -396,3 +404,50 @@ def test_ctrl_c_while_watching_says_that_the_job_goes_on(tmp_path: Path) -> None
     assert "Traceback" not in errors
     # the signal may also come between the job's id and the watching; then there is nothing to add
     assert errors.strip() in ("", f"argosy: the job goes on; see `argosy status {job}`")
+
+
+def announce(broker_url: str, **revisions: str) -> None:
+    """Announce the only worker, which serves these revisions of models."""
+    publisher = Publisher(broker_url)
+    models = {name: presence.ModelState(revision=revision) for name, revision in revisions.items()}
+    presence.tell(publisher, presence.NodeState(name="n1", device="cpu", models=models))
+    publisher.close()
+
+
+def test_work_that_no_running_worker_serves_is_said(
+    tmp_path: Path, broker_url: str, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It waits, perhaps for ever: the status says so, and a watched job does while it makes no progress."""
+    rows = tmp_path / "lines.txt"
+    rows.write_text("good\n")
+    job = submitted(rows, "--task", "topic")
+    for status in (argosy("status"), argosy("status", job)):
+        assert status.stderr.startswith("argosy: no worker is running; the items wait until one is started")
+    announce(broker_url, vision="r1")
+    told = (
+        "argosy: no running worker serves text; the items wait until one does: name it in `models` of its fleet.toml\n"
+    )
+    assert argosy("status").stderr == argosy("status", job).stderr == told
+    monkeypatch.setattr(submit_progress, "LOOK_EVERY_S", 0.0)
+    watching = submit_progress._Watch(lambda _: None)
+    for _ in range(3):
+        watching(store.job(job))
+    assert capsys.readouterr().err == told
+    announce(broker_url, text="r1")
+    assert argosy("status", job).stderr == ""
+
+
+def test_answers_of_another_revision_than_the_served_one_are_said(
+    tmp_path: Path, broker_url: str, store: Store, stand_in: StandIn
+) -> None:
+    """The same command after the model has changed: without a word, the old answers pass for new ones."""
+    rows = tmp_path / "lines.txt"
+    rows.write_text("good\n")
+    submitted(rows, "--task", "topic")
+    stand_in.work(1)
+    with store._database.write(Weight.ACCEPTED) as connection:
+        connection.execute(update(results).values(model="text", model_revision="r1"))
+    again = "argosy: all of it was submitted before"
+    for served, said in (("r1", ""), ("r2", "; its results are of text r1, and workers now serve r2")):
+        announce(broker_url, text=served)
+        assert argosy("submit", rows, "--task", "topic").stderr == f"{again}{said}; `--again` submits it anew\n"

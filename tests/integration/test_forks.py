@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import pickle
 import shutil
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -102,6 +104,45 @@ def test_children_and_their_parent_submit_at_the_same_time(client: Client, store
         thread.join()
     assert len(jobs) == 1
     assert sum(job.total for job in store.jobs() if job.id not in jobs) == 5 * 20
+
+
+_shared: list[Client] = []  # by a program that makes its client first and then its pool
+
+
+def ask(text: str) -> str:
+    (client,) = _shared
+    answers = [client.submit("topic", text, durable=durable).result(HANGS_S) for durable in (True, False)]
+    (label,) = {answer[0]["label"] for answer in answers}
+    return str(label)
+
+
+def test_a_forked_pool_and_its_parent_hear_their_own_answers(client: Client, broker_url: str, store: Store) -> None:
+    """Each asks at the same time as the others, through the client that the parent had used before."""
+    _shared[:] = [client]
+    texts, own = [f"child {number}" for number in range(12)], [f"parent {number}" for number in range(4)]
+    worker = threading.Thread(target=StandIn(broker_url, store).work_off, args=(2 * len(texts + own),))
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
+        asked = [pool.submit(ask, text) for text in texts]
+        worker.start()
+        answers = [ask(text) for text in own]
+        answers += [future.result(HANGS_S) for future in asked]
+    worker.join()
+    assert answers == [f"topic of {text}" for text in own + texts]
+    assert all(job.finished for job in store.jobs())
+
+
+def test_what_belongs_to_a_process_is_refused_as_an_argument_of_a_pool(client: Client) -> None:
+    """With a sentence that says what to send instead."""
+    handle, job = client.submit("topic", "a"), client.submit_many("topic", ["a"])
+    for thing, remedy in (
+        (client, "this Client belongs to its process and cannot be sent to another; make one in each process"),
+        (client._awaited, "make one in each process"),
+        (handle, "this Handle .* send its `job` and `seq`"),
+        (handle.awaited, "this AsyncHandle .* send its `job` and `seq`"),
+        (job, "this Job .* send its `id`, and make it there with `client.job"),
+    ):
+        with pytest.raises(ConfigurationError, match=remedy):
+            pickle.dumps(thing)
 
 
 def test_an_asyncio_client_works_in_a_child(broker_url: str, store: Store, store_url: str) -> None:

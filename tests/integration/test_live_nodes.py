@@ -176,3 +176,22 @@ def test_an_older_program_reads_a_new_announcement(publisher: Publisher) -> None
     announce(publisher, "new", REFERENCE)
     said: Any = publisher.redis.get("argosy.node.new")
     assert msgspec.json.decode(said, type=Before).name == "new"
+
+
+def test_a_model_that_no_worker_serves_is_said_once(
+    publisher: Publisher, broker_url: str, store: Store, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its items wait for ever otherwise, and nobody says why. Without any worker there is nothing to compare with."""
+    with Client(broker_url, store_url) as client:
+        client.submit("topic", "a")
+        assert not caplog.records
+        serving = {"vision": presence.ModelState(revision="r1")}
+        presence.tell(publisher, NodeState(name="n1", device="cpu", models=serving, reads=REFERENCE))
+        client._awaited._link.publisher.look()
+        for _ in range(2):
+            client.submit_many(["topic", "sentiment"], ["a"])
+            client.submit("image-embedding", b"picture")
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said.startswith("no running worker serves the model 'text' of topic, sentiment: its items are accepted")
+    with Redis.from_url(broker_url) as redis:
+        assert live_nodes.served_models(redis) == {"vision": {"r1"}}

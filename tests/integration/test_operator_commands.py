@@ -117,3 +117,48 @@ def test_tenants_are_set_listed_and_reset(store: Store) -> None:
     assert store.tenants.enrol("acme").max_in_flight is None
     assert "'acne'; known tenants: '', 'acme'" in argosy("tenants", "remove", "acne").stderr
     assert "is not a valid tenant name" in argosy("tenants", "set", "a b").stderr
+
+
+@pytest.mark.usefixtures("given_up")
+def test_failures_are_counted_by_task_and_error(store: Store) -> None:
+    """Which items failed, and why: not only those of envelopes that were given up."""
+    error = {"kind": "ModelError", "message": "broke\ntwice"}
+    more = [
+        result(seq, job="c", task="price", envelope="c0", state=ResultState.FAILED, output=None, error=error)
+        for seq in range(3)
+    ]
+    store.add_envelopes([new_envelope("c0", job="c", items=3, results=3)], jobs=[new_job("c")])
+    store.commit(more, done=["c0"])
+    listed = argosy("failures")
+    lines = [line.split(maxsplit=3) for line in listed.stdout.splitlines()]
+    assert [(count, kind) for count, _, kind, _ in lines] == [
+        ("3", "ModelError"),
+        ("1", "ModelError"),
+        ("1", "TooManyAttempts"),
+    ]
+    assert lines[0][1:] == ["price", "ModelError", "broke twice"]
+    assert "`argosy replay --error ModelError`" in listed.stderr
+    of_one = argosy("failures", "c")
+    assert of_one.stdout.split() == ["3", "price", "ModelError", "broke", "twice"]
+    assert "`argosy replay c --error ModelError`" in of_one.stderr
+    assert json.loads(argosy("failures", "c", "--json").stdout) == {
+        "task": "price",
+        "kind": "ModelError",
+        "count": 3,
+        "message": "broke\ntwice",
+    }
+    assert argosy("replay", "c", "--error", "ModelError").stdout == "3 failed results of 1 envelopes queued again\n"
+    assert argosy("failures", "c").stderr == "argosy: no failed results\n"
+    assert argosy("failures", "nothing").exit_code == 1
+
+
+def test_failures_are_counted_on_both_databases(postgresql_url: str) -> None:
+    other = Store(postgresql_url)
+    other.migrate()
+    with other:
+        other.add_envelopes([new_envelope("c0", job="c")], jobs=[new_job("c")])
+        error = {"kind": "ModelError", "message": "broke"}
+        other.commit([result(0, job="c", envelope="c0", state=ResultState.FAILED, output=None, error=error)])
+        (found,) = other.count_failures(job="c")
+        assert (found.kind, found.count, found.message) == ("ModelError", 1, "broke")
+        assert other.unfinished_models("c") == ["text"]

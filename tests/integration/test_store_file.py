@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from results_store.errors import SchemaMismatch, StoreUnavailable
+from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
 from results_store.sql.database import Database, Weight
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, submit
@@ -136,3 +136,16 @@ def test_parameters_in_the_url_win(path: Path) -> None:
             with pytest.raises(StoreUnavailable, match="readonly"), database.write(Weight.NOTE) as connection:
                 connection.exec_driver_sql("DELETE FROM jobs")
         database.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("prepare_threshold=0", "the parameter 'prepare_threshold', which SQLite does not know"),
+        ("timeout=soon", "soon"),
+    ],
+)
+def test_a_wrong_option_in_the_url_is_a_sentence(sqlite_url: str, query: str, said: str) -> None:
+    """As that of another database, or without its unit."""
+    with pytest.raises(StoreError, match=said), Store(f"{sqlite_url}?{query}"):
+        pass

@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from results_store.errors import SchemaMismatch
+from results_store.errors import SchemaMismatch, StoreError
 from results_store.gateway.gateway_files import StoredFile
 from results_store.migrations.run import configuration, downgrade, upgrade
 from results_store.records import ResultState
@@ -285,6 +285,71 @@ def test_the_revision_of_a_database_of_an_older_version_is_known(store_url: str)
     with Store(store_url) as store:
         submit(store)
     found.close()
+
+
+def test_a_database_of_a_newer_version_is_not_migrated(store_url: str) -> None:
+    """A sentence, and not Alembic's search for a revision that this version does not have."""
+    found = database(store_url)
+    upgrade(found)
+    note_revision(found, VERSION_TABLE, "0999")
+    with pytest.raises(SchemaMismatch, match=rf"the schema is 0999, newer than this version's {REVISION}; upgrade"):
+        upgrade(found)
+    found.close()
+
+
+def test_the_revision_of_another_program_is_left_alone(store_url: str) -> None:
+    """Alembic's own name for its table is everybody's: a schema of its own is the way out on PostgreSQL."""
+    found = database(store_url)
+    if found.sqlite:
+        found.path.touch()
+    found.open()
+    with found.write(Weight.ACCEPTED) as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('d41d8cd98f00')"))
+    with pytest.raises(StoreError, match=r"another program keeps its revision .d41d8cd98f00. in the table") as caught:
+        upgrade(found)
+    with found.read() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["d41d8cd98f00"]
+        assert inspect(connection).get_table_names() == ["alembic_version"]
+        if not found.sqlite:
+            connection.execute(text("CREATE SCHEMA argosy"))
+    if not found.sqlite:
+        assert "?options=-csearch_path%3Dargosy" in str(caught.value)
+        own = Store(f"{store_url}{'&' if '?' in store_url else '?'}options=-csearch_path%3Dargosy")
+        own.migrate()
+        with own:
+            submit(own)
+    found.close()
+
+
+def test_a_revision_that_another_program_wrote_over_ours_changes_nothing(store: Store, store_url: str) -> None:
+    """As its `alembic stamp` does: our own revision is in a table of its own."""
+    found = database(store_url)
+    found.open()
+    note_revision(found, "alembic_version", "d41d8cd98f00")
+    with Store(store_url) as again:
+        assert again.jobs() == []
+    upgrade(found)
+    assert revisions(found) == ("d41d8cd98f00", REVISION)
+    found.close()
+
+
+def test_a_user_without_rights_in_the_schema_is_told_the_ways_out(postgresql_url: str) -> None:
+    """PostgreSQL 15 and later give no right in `public` to others than its owner."""
+    owner = database(postgresql_url)
+    owner.open()
+    with owner.write(Weight.ACCEPTED) as connection:
+        connection.execute(text("CREATE ROLE guest LOGIN"))
+    try:
+        guest = str(owner.url.set(username="guest", drivername="postgresql").render_as_string(hide_password=False))
+        store = Store(guest)
+        with pytest.raises(StoreError, match=r"permission denied for schema public; grant .*csearch_path%3Dargosy"):
+            store.migrate()
+        store.close()
+    finally:
+        with owner.write(Weight.ACCEPTED) as connection:
+            connection.execute(text("DROP ROLE guest"))
+        owner.close()
 
 
 def test_a_migration_that_waits_for_a_table_holds_nobody_up(postgresql_url: str) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from producers.wire.connection import Connection, home, masked, with_password
 from producers.wire.errors import ConfigurationError
+from producers.wire.publisher import connect
 
 BROKER = "redis://localhost:6379/0"
 STORE = "sqlite:////tmp/store.db"
@@ -183,3 +186,24 @@ def test_a_mistake_in_the_fleets_file_is_named(tmp_path: Path, text: str, messag
     found = Connection(environment={"ARGOSY_FLEET": str(fleet)})
     with pytest.raises(ConfigurationError, match=f"fleet.toml: {message}"):
         _ = found.catalogue, found.admission, found.blobs
+
+
+@pytest.mark.parametrize("sign", ["#", "/", "?", "["])
+@pytest.mark.parametrize("url", ["redis://:pa{}ss@host:6379/0", "redis://user:12{}ss@host:6379/0"])
+def test_a_password_that_ends_early_is_refused_and_nothing_of_it_is_shown(url: str, sign: str) -> None:
+    """Its beginning would be taken for a host or a port."""
+    with pytest.raises(ConfigurationError) as caught:
+        connect(Connection(url.format(sign), STORE, {}).broker_url)
+    assert "%23" in str(caught.value)
+    assert not re.search(r"pa|ss@|12", str(caught.value).replace("password", "").replace("pass", ""))
+
+
+@pytest.mark.parametrize("sign", ["@", "%", ":", "%23", "%2F", "ü"])
+def test_other_signs_of_a_password_are_fine(sign: str) -> None:
+    redis = connect(Connection(f"redis://user:pa{sign}ss@host:6379/0", STORE, {}).broker_url)
+    settings = redis.get_connection_kwargs()
+    assert (settings["host"], settings["port"], settings["password"]) == ("host", 6379, f"pa{unquote(sign)}ss")
+
+
+def test_the_shorter_name_of_postgresql_is_a_store() -> None:
+    assert Connection(BROKER, "postgres://user@host/argosy", {}).store_url.startswith("postgres://")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from producers.client.request import NewItem, Request, parse_priority
+from producers.client.sending.full_fleet import checked
+from producers.client.sending.orders import shared_deadline
+from producers.client.sending.submission import new_job
+from producers.wire import forms
 from producers.wire.catalogue import Catalogue
+from producers.wire.connection import checked_tenant
 from producers.wire.errors import InputTooLarge, InvalidInput, UnknownTask
-from producers.wire.messages import PathInput, Priority
+from producers.wire.messages import Envelope, PathInput, Priority, QuestionInput, RowInput, encode
 
 #: Half of a character, as JSON can spell it and file names can hold it: nothing that can be sent.
 HALF = "\ud800"
@@ -111,3 +118,60 @@ def test_a_deadline_counts_from_the_submission() -> None:
     """It travels as a point in time, since an envelope may wait for hours."""
     assert check(deadline_s=30).deadline_at(100.0) == 130.0
     assert check().deadline_at(100.0) is None
+
+
+class Colour(str, enum.Enum):  # noqa: UP042 - as many programs have it, and its `str` is another
+    RED = "red"
+
+
+class Own(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("text", [np.str_("red"), Colour.RED, Own("red"), np.array(["red"])[0]])
+def test_texts_of_other_types_are_sent_as_texts(text: str) -> None:
+    """As they come from arrays, enumerations and template engines; also in keys, names and objects."""
+    item = check(np.str_("topic")).item(0, NewItem(text, key=text), field="input")
+    assert (type(item.input), item.input, type(item.key), item.key) == (str, "red", str, "red")
+    asked = forms.check("question", {"question": text, "context": text}, forms.Limits(), "input")
+    assert asked == QuestionInput("red", "red")
+    row = forms.check("row", {text: text, "n": np.int64(3), "x": np.float32(0.5)}, forms.Limits(), "input")
+    assert row == RowInput({"red": "red", "n": 3, "x": 0.5})
+    path = check("image-classification").item(0, text, field="input").input
+    assert path == PathInput("red")
+    assert checked_tenant(text) == "red"
+    made = new_job(Priority.BULK, text, text)
+    assert (type(made.name), type(made.idempotency_key)) == (str, str)
+    encode(Envelope(version=1, id="e", job="j", model="m", priority=Priority.BULK, queued_at=0.0, items=(item,)))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    request = check(params={"top_k": np.int64(2)}, deadline_s=np.float32(2))
+    assert (request.params, request.deadline_s) == ({"topic": {"top_k": 2}}, 2.0)
+    assert new_job(Priority.BULK, None, ttl_s=np.int64(3600)).ttl_s == 3600
+    assert checked(np.int64(3)) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "input: is null, a missing text; leave the item out, or give it a text"),
+        (float("nan"), "input: is NaN, a missing text; leave the item out"),
+        (np.float64("nan"), "input: is NaN, a missing text"),
+        (7, "input: must be text, not int; make it a text, in Python with str()"),
+        (np.array(["a", "b"]), "input: must be text, not ndarray; make it a text"),
+        (b"text", "input: must be text, not bytes; decode it to str first"),
+        (type("NAType", (), {})(), "input: is NaN, a missing text"),
+    ],
+)
+def test_a_value_that_is_no_text_is_named_with_a_remedy_that_fits(value: object, said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check().item(0, value, field="input")
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize("deadline_s", [5e-324, 1e-300, 1e-9, 1e9, 1e300])
+def test_any_positive_deadline_can_be_sent(deadline_s: float) -> None:
+    deadline_at = shared_deadline(check(deadline_s=deadline_s), 1000.0)
+    assert deadline_at is not None
+    assert deadline_at >= 1000.0 + deadline_s

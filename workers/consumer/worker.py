@@ -72,6 +72,7 @@ def run(
         on_out_of_service=give_up,
         on_end=not_ready,
     )
+    not_ready()  # a worker that was killed has left its file
     try:
         node.start()
         _consume(node, broker_url, f"argosy+{store_url}", ready_file)

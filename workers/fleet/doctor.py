@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from producers.wire.connection import Connection, masked
-from producers.wire.errors import ArgosyError
+from producers.wire.errors import ArgosyError, BrokerUnavailable
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import refused_messages
 from results_store.store import Store
@@ -118,11 +118,18 @@ def _broker(where: Connection) -> str:
     publisher = Publisher(where.broker_url)
     try:
         publisher.check()
-        with as_unavailable(publisher.redis):
-            info = publisher.redis.info("server")
-        return f"{masked(where.broker_url)}: {info.get('server_name', 'redis')} {info['redis_version']}"
+        return f"{masked(where.broker_url)}: {_version(publisher)}"
     finally:
         publisher.close()
+
+
+def _version(publisher: Publisher) -> str:
+    try:
+        with as_unavailable(publisher.redis):
+            info = publisher.redis.info("server")
+    except BrokerUnavailable as error:  # INFO is among the commands that a user with few rights may lack
+        return f"it answers, but does not tell its version: {error}"
+    return f"{info.get('server_name', 'redis')} {info['redis_version']}"
 
 
 def _messages(where: Connection) -> str:
@@ -143,7 +150,10 @@ def _messages(where: Connection) -> str:
 def _store(where: Connection) -> str:
     with Store(where.store_url) as store:
         jobs = store.jobs(limit=1)
-        return f"{masked(where.store_url)}: " + (f"newest job {jobs[0].id}" if jobs else "no jobs yet")
+        store.mark_published([])  # a transaction that changes nothing
+        found = f"newest job {jobs[0].id}" if jobs else "no jobs yet"
+        through = ", through a pooler, where no statement is prepared" if store.is_pooled() else ""
+        return f"{masked(where.store_url)}: {found}{through}"
 
 
 def _nodes(where: Connection) -> Iterator[Finding]:

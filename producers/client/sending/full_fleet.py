@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from producers.wire.errors import InvalidInput, Overloaded
+from producers.wire.forms import plain
 
 FIRST_S, LONGEST_S = 0.25, 15.0
 
@@ -40,6 +41,7 @@ def checked(patience_s: object) -> float:
     """Return `patience_s` as a number. Raises InvalidInput."""
     if patience_s is None:
         return math.inf
+    patience_s = plain(patience_s)
     if isinstance(patience_s, bool) or not isinstance(patience_s, int | float) or not patience_s >= 0:
         raise InvalidInput(
             "patience_s", f"must be 0 or more seconds, not {patience_s!r}", "leave it out to wait without limit"

@@ -49,6 +49,7 @@ class Intake:
     rejected: list[Rejected] = field(default_factory=list)
     rejected_count: int = 0
     on_rejected: Callable[[Rejected], object] | None = None
+    on_skipped: Callable[[Item], object] | None = None
     span: int = 1
 
     def take(self, value: object) -> Item | None:
@@ -67,6 +68,8 @@ class Intake:
             return None
         if self.skip:
             self.skip -= 1
+            if self.on_skipped is not None:
+                self.on_skipped(item)
             return None
         return item
 

@@ -20,6 +20,9 @@ from results_store.records import NewJob
 #: deadlines are rounded up to multiples of this part of `deadline_s`.
 DEADLINE_GRAIN = 1 / 64
 
+#: The least multiple: clocks are no finer.
+FINEST_S = 1e-6
+
 
 @dataclass(slots=True, eq=False)
 class Order:
@@ -27,7 +30,7 @@ class Order:
 
     `deadline_at` is monotonic. A lone item has `pending`, which awaits its results, and `size`, its approximate bytes
     while it waits. The outbox creates `new_job` in the same transaction. `expected_rows` is the number of rows that the
-    job must have before.
+    job must have before, and `fingerprint` that of all rows with these.
     """
 
     request: Request
@@ -42,13 +45,14 @@ class Order:
     size: int = 0
     new_job: NewJob | None = None
     expected_rows: int | None = None
+    fingerprint: str | None = None
 
 
 def shared_deadline(request: Request, now: float) -> float | None:
     """Return a lone item's deadline, by the clock of `now`: never early, late by `DEADLINE_GRAIN` of its time."""
     if request.deadline_s is None:
         return None
-    grain_s = request.deadline_s * DEADLINE_GRAIN
+    grain_s = max(request.deadline_s * DEADLINE_GRAIN, FINEST_S)
     return math.ceil((now + request.deadline_s) / grain_s) * grain_s
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING
@@ -61,6 +63,7 @@ class Outbox:
         self.admission = Admission(link)
         self._waiting = Waiting()
         self._marks = Marks(link)
+        self._unserved: set[str] = set()  # models of which a warning was logged
         self._store_away = False  # at the last attempt of the thread of durable orders
 
     def put(self, order: Order) -> None:
@@ -118,15 +121,38 @@ class Outbox:
         packed = self._pack(orders)
         rows = [row for _, row in packed]
         jobs = [order.new_job for order in orders if order.new_job is not None]
+        add = partial(
+            store.add_envelopes,
+            rows,
+            jobs=jobs,
+            expected_items=orders[0].expected_rows,
+            fingerprint=orders[0].fingerprint,
+        )
         try:
-            at = store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
+            at = add()
         except UnknownJob:
             if not lone:
                 raise
             self._open_streams(orders, again=True)  # purged while this client was silent
-            at = store.add_envelopes(rows, jobs=jobs, expected_items=orders[0].expected_rows)
+            at = add()
+        self._warn_of_unserved(packed)
         self._expect(packed, lone)
         return _messages(packed, at, reference=self._link.publisher.by_reference)
+
+    def _warn_of_unserved(self, packed: Sequence[tuple[Envelope, NewEnvelope]]) -> None:
+        """Log once for each model that workers run, but none of them serves it: its items wait."""
+        served = self._link.publisher.served
+        if served is None:
+            return
+        for envelope, _ in packed:
+            if envelope.model not in served and envelope.model not in self._unserved:
+                self._unserved.add(envelope.model)
+                log.warning(
+                    "no running worker serves the model %r of %s: its items are accepted and wait until one does; name "
+                    "it in `models` of a worker's fleet.toml",
+                    envelope.model,
+                    ", ".join(envelope.items[0].tasks),
+                )
 
     def _publish(self, messages: Mapping[str, Message]) -> None:
         try:
@@ -204,6 +230,19 @@ class Outbox:
 
     def _answer(self, orders: Sequence[Order], outcome: Exception | None) -> None:
         self._deliver([partial(settle, order.promise, _own(outcome) if outcome else None) for order in orders])
+
+
+def end_abandoned(outbox: Outbox, link: FleetLink) -> None:
+    """End the connections and threads of a client that was not closed, in a thread, because this may be any place."""
+
+    def end() -> None:
+        outbox.close()
+        link.close()
+
+    if link.opened:
+        with suppress(RuntimeError):  # the interpreter ends
+            threading.Thread(target=end, name="argosy close", daemon=True).start()
+        warnings.warn("a client was not closed; close it, or use a `with` statement", ResourceWarning, stacklevel=2)
 
 
 def _messages(

@@ -12,11 +12,13 @@ import msgspec
 from producers.client.group_commit import Promise
 from producers.client.pending_results import PendingResult
 from producers.client.request import NewItem, Request
+from producers.client.sending.fingerprint import Fingerprint, request_difference
 from producers.client.sending.orders import Order, shared_deadline
-from producers.wire.errors import ArgosyError, InvalidInput
+from producers.wire.errors import ArgosyError, InvalidInput, KeyConflict
+from producers.wire.forms import plain
 from producers.wire.messages import Item, Priority, new_id
 from producers.wire.packing import weight
-from results_store.records import JobStatus, NewJob
+from results_store.records import FoundJob, NewJob
 
 if TYPE_CHECKING:
     from producers.client.fleet_link import FleetLink
@@ -60,6 +62,9 @@ class Submission:
         self._deadline_at = request.deadline_at(time.monotonic())
         self._expected_rows: int | None = None
         self._accepted = 0
+        self._found: FoundJob | None = None
+        self._unrecognised = 0  # items that the job has and that did not come yet
+        self._fingerprint = self._fingerprint_then = Fingerprint()  # of the accepted items, and with the chunk sent
 
     @property
     def created(self) -> NewJob:
@@ -67,25 +72,60 @@ class Submission:
         assert self.new_job is not None
         return self.new_job
 
-    def resume(self, found: JobStatus) -> int:
+    def resume(self, found: FoundJob) -> int:
         """Continue the job that has the idempotency key; return the number of its items.
 
-        Raises InvalidInput if the job was cancelled (further items would never be computed), or has other steps.
+        Raises KeyConflict if the job was cancelled (further items would never be computed), or has other steps, tasks
+        or parameters. `recognise` compares the rows.
         """
-        if found.cancelled_at is not None:
-            problem = f"belongs to the job {found.id}, which was cancelled"
-            raise InvalidInput("idempotency_key", problem, "choose another key (`argosy submit --again`)")
-        if found.pipeline != self._pipeline:
-            raise InvalidInput(
-                "idempotency_key", f"belongs to the job {found.id}, which has other steps", "choose another key"
-            )
-        self.job, self.new_job = found.id, None
+        if found.status.cancelled_at is not None:
+            raise _conflict(found.status.id, "which was cancelled")
+        if found.status.pipeline != self._pipeline:
+            raise _conflict(found.status.id, "which has other steps")
+        if found.request is not None and (difference := request_difference(found.request, self.created.request or "")):
+            raise _conflict(found.status.id, f"which differs: {difference}")
+        self.job, self.new_job = found.status.id, None
         # each chunk names the rows that it expects in the job, so that two runs cannot mix
-        self._expected_rows = found.items
-        return found.items // len(self._request.models)  # an item has a row for every model
+        self._expected_rows = found.status.items
+        self._found = found
+        self._unrecognised = found.status.items // len(self._request.models)  # an item has a row for every model
+        return self._unrecognised
+
+    def recognise(self, item: Item) -> None:
+        """Take the next item of those that the job has. Raises KeyConflict after the last, if the job has others."""
+        self._fingerprint.add([item])
+        self._unrecognised -= 1
+        if not self._unrecognised:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Compare the rows, unless an older version added some of them."""
+        found = self._found
+        assert found is not None
+        kept, here = found.fingerprint, self._fingerprint.text(found.status.items)
+        known = found.request is not None and kept is not None and kept.startswith(f"{found.status.items}:")
+        if known and kept != here:
+            raise _conflict(
+                found.status.id, f"whose tasks are the same ({self._tasks}), but whose rows differ from these"
+            )
+
+    def refuse_if_fewer(self) -> None:
+        """Raise KeyConflict if the inputs ended before the items that the job has."""
+        if self._unrecognised and self._found is not None and self._found.request is not None:
+            more = f"which has {self._unrecognised:,} more rows than these"
+            raise _conflict(self._found.status.id, f"whose tasks are the same ({self._tasks}), but {more}")
+
+    @property
+    def _tasks(self) -> str:
+        return ", ".join(self._request.names)
 
     def order(self, chunk: Sequence[Item], promise: Promise) -> Order:
         """Return the order for the next chunk. The chunk before must have been accepted."""
+        fingerprint = None
+        if self._expected_rows is not None:
+            self._fingerprint_then = self._fingerprint.copy()
+            self._fingerprint_then.add(chunk)
+            fingerprint = self._fingerprint_then.text(self._expected_rows + len(chunk) * len(self._request.models))
         return Order(
             self._request,
             chunk,
@@ -96,6 +136,7 @@ class Submission:
             pipeline=self._pipeline is not None,
             new_job=self.new_job,
             expected_rows=self._expected_rows,
+            fingerprint=fingerprint,
         )
 
     def accepted(self, chunk: Sequence[Item]) -> None:
@@ -103,15 +144,18 @@ class Submission:
         self.new_job = None
         if self._expected_rows is not None:
             self._expected_rows += len(chunk) * len(self._request.models)
+            self._fingerprint = self._fingerprint_then
         self._accepted += len(chunk)
         if self._on_accepted is not None:
             self._on_accepted(self.job, self._accepted)
 
-    def failed(self, error: ArgosyError) -> None:
-        """Name the accepted items in the error's note, and their job as the error's `job`."""
+    def failed(self, error: BaseException) -> None:
+        """Name the accepted items in the error's note, and their job as the `job` of an ArgosyError."""
         if self._accepted:
-            error.add_note(f"job {self.job} keeps the {self._accepted:,} items accepted before this")
-            error.job = self.job
+            least = "" if isinstance(error, Exception) else "at least "  # an interrupt leaves a chunk under way
+            error.add_note(f"job {self.job} keeps {least}the {self._accepted:,} items accepted before this")
+            if isinstance(error, ArgosyError):
+                error.job = self.job
 
 
 def new_job(
@@ -122,6 +166,7 @@ def new_job(
     *,
     tenant: str = "",
     pipeline: dict[str, Any] | None = None,
+    request: str | None = None,
 ) -> NewJob:
     """Return a job to create, with a new id. Raises InvalidInput for an invalid name, key or `ttl_s`."""
     for field, given in {"name": name, "idempotency_key": idempotency_key}.items():
@@ -129,6 +174,7 @@ def new_job(
             raise InvalidInput(field, f"must be text, not {type(given).__name__}", "convert it with str()")
     if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
         raise InvalidInput("idempotency_key", "is empty", "leave it out, or give a text that identifies the submission")
+    name, idempotency_key, ttl_s = plain(name), plain(idempotency_key), plain(ttl_s)
     if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
         raise InvalidInput("ttl_s", f"must be a number of seconds over 0, not {ttl_s!r}")
     return NewJob(
@@ -139,6 +185,15 @@ def new_job(
         ttl_s=ttl_s,
         tenant=tenant,
         pipeline=pipeline,
+        request=request,
+    )
+
+
+def _conflict(job: str, difference: str) -> KeyConflict:
+    return KeyConflict(
+        "idempotency_key",
+        f"belongs to the job {job}, {difference}",
+        "choose another key (`argosy submit --again`), or submit the same again",
     )
 
 

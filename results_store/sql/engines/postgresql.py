@@ -1,12 +1,19 @@
-"""PostgreSQL: connections on which silence is bounded."""
+"""PostgreSQL: connections on which silence is bounded, also through a pooler like PgBouncer.
+
+A pooler in transaction mode gives each transaction another session of the server. So a statement that was prepared in
+one transaction may be missing in the next, or be the statement of another process, and a session's settings would reach
+the other programs that use the pooler. Behind a pooler no statement is prepared, and settings end with the transaction.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import psycopg
+from psycopg.pq import Conninfo
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
+from results_store.errors import StoreError
 from results_store.sql.engines.weight import Weight
 
 #: The kernel notices a host that has vanished within about 25 s, whether the connection is idle, waits for an answer,
@@ -17,6 +24,9 @@ KEEPALIVE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+
+#: The option of psycopg itself that a URL may have: the uses of a statement before it is prepared, or "none".
+THRESHOLD = "prepare_threshold"
 
 #: The server ends a statement after this part of the timeout, so that its answer arrives within the whole.
 SERVER_SHARE = 0.95
@@ -46,10 +56,39 @@ class BoundedConnection(psycopg.Connection[Any]):
         return result
 
 
+def _timeouts(server_ms: int, local: str) -> str:
+    """Return an expression that sets the server's timeouts: for the session, or locally for the transaction."""
+    names = ("statement_timeout", "idle_in_transaction_session_timeout")
+    return " || ".join(f"set_config('{name}', '{server_ms}', {local})" for name in names)
+
+
+def _checked(url: URL) -> dict[str, Any]:
+    """Return the parameters in the URL that are psycopg's own. Raises StoreError for unknown or wrong ones."""
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    for name in url.query:
+        if name not in {*known, THRESHOLD}:
+            raise StoreError(
+                f"the store's URL has the parameter {name!r}, which PostgreSQL does not know; take it out, or write "
+                f"{THRESHOLD} or a parameter of libpq"
+            )
+    value = url.query.get(THRESHOLD)
+    if value is None:
+        return {}
+    if value == "none":
+        return {THRESHOLD: None}
+    if not isinstance(value, str) or not (value.isascii() and value.isdecimal()):
+        raise StoreError(
+            f"the store's URL has {THRESHOLD}={value!r}; write a number (statements are prepared after so many uses), "
+            "or none"
+        )
+    return {THRESHOLD: int(value)}
+
+
 def open_postgresql(url: URL, timeout_s: float) -> Engine:
     """Return the engine. Its first use opens the first connection. Parameters in the URL win over the defaults here.
 
-    A silent connection from the pool costs a third of the timeout. The rest is left to replace it.
+    A silent connection from the pool costs a third of the timeout. The rest is left to replace it. Raises StoreError
+    for a parameter that is none of libpq's.
     """
     server_ms = int(timeout_s * SERVER_SHARE * 1000)
     defaults = {
@@ -57,9 +96,10 @@ def open_postgresql(url: URL, timeout_s: float) -> Engine:
         "connect_timeout": max(2, int(timeout_s * 2 / 3)),
         **KEEPALIVE,
     }
+    given = _checked(url)
     engine = create_engine(
-        url,
-        connect_args={name: value for name, value in defaults.items() if name not in url.query},
+        url.difference_update_query([THRESHOLD]),
+        connect_args={name: value for name, value in defaults.items() if name not in url.query} | given,
         pool_size=4,
         max_overflow=12,  # of the server's 100, by default
         pool_timeout=timeout_s,
@@ -74,11 +114,15 @@ def open_postgresql(url: URL, timeout_s: float) -> Engine:
         return connection
 
     @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: object) -> None:
+    def _connect(connection: BoundedConnection, record: Any) -> None:
+        # A pooler invents the process number that it announces to its client.
+        own = f"CASE WHEN pg_backend_pid() = {connection.info.backend_pid} THEN {_timeouts(server_ms, 'false')} END"
         with connection.cursor() as cursor:
-            cursor.execute(f"SET statement_timeout = {server_ms}")
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {server_ms}")
+            (found,) = cursor.execute(f"SELECT {own}").fetchone() or (None,)
         connection.commit()
+        record.info["pooled"] = found is None
+        if found is None and THRESHOLD not in given:
+            connection.prepare_threshold = None
 
     @event.listens_for(engine, "checkin")
     def _checkin(connection: BoundedConnection | None, _record: object) -> None:
@@ -88,6 +132,8 @@ def open_postgresql(url: URL, timeout_s: float) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         options = connection.get_execution_options()
+        if connection.info["pooled"] and "argosy_write" in options:
+            connection.exec_driver_sql(f"SELECT {_timeouts(server_ms, 'true')}")
         if options.get("argosy_write") is Weight.NOTE:
             connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
         if options.get("argosy_rebuilding"):  # a migration may take hours, and waits for others

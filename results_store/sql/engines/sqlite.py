@@ -10,7 +10,11 @@ from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 
+from results_store.errors import StoreError
 from results_store.sql.engines.weight import Weight
+
+#: The driver's parameters that a URL may have.
+_OPTIONS = frozenset(("cached_statements", "check_same_thread", "detect_types", "isolation_level", "timeout", "uri"))
 
 
 class SqliteFile:
@@ -47,17 +51,25 @@ class SqliteFile:
 
 
 def open_sqlite(url: URL, timeout_s: float) -> tuple[Engine, SqliteFile]:
-    """Return the engine of a database file and the file. Its first use opens the first connection."""
+    """Return the engine of a database file and the file. Its first use opens the first connection.
+
+    Raises StoreError for a parameter in the URL that the driver does not take.
+    """
+    if "uri" not in url.query and (unknown := url.query.keys() - _OPTIONS):
+        raise StoreError(f"the store's URL has the parameter {min(unknown)!r}, which SQLite does not know; take it out")
     file = SqliteFile(None if "uri" in url.query else Path(url.database or "").absolute())
     # The driver starts no transaction by itself (isolation_level None); `_begin` does, with the right kind.
-    engine = create_engine(
-        url,
-        connect_args={"isolation_level": None, **({} if "timeout" in url.query else {"timeout": timeout_s})},
-        pool_size=4,
-        max_overflow=28,
-        pool_timeout=timeout_s,
-        hide_parameters=True,
-    )
+    try:
+        engine = create_engine(
+            url,
+            connect_args={"isolation_level": None, **({} if "timeout" in url.query else {"timeout": timeout_s})},
+            pool_size=4,
+            max_overflow=28,
+            pool_timeout=timeout_s,
+            hide_parameters=True,
+        )
+    except ValueError as error:
+        raise StoreError(f"a parameter in the store's URL is wrong: {error}") from None
 
     @event.listens_for(engine, "do_connect")
     def _connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:

@@ -1,0 +1,49 @@
+"""The state of the fleet beside a job: models that no running worker serves, and revisions that have changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from producers.wire.errors import ArgosyError
+
+if TYPE_CHECKING:
+    from results_store.records import Result
+
+#: The results of a job that are looked at for their models' revisions.
+LOOKED_AT = 100
+
+
+def unserved(models: Iterable[str]) -> str | None:
+    """Return a sentence if no running worker serves some of these models, or None, also if Redis cannot be asked."""
+    served, wanted = _served(), set(models)
+    if served is None or not wanted - served.keys():
+        return None
+    if not served:
+        return "no worker is running; the items wait until one is started (`argosy up`, `argosy worker`)"
+    names = ", ".join(sorted(wanted - served.keys()))
+    return f"no running worker serves {names}; the items wait until one does: name it in `models` of its fleet.toml"
+
+
+def changed(results: Iterable[Result]) -> str | None:
+    """Return a sentence if workers now serve another revision than that of these results, or None."""
+    served = _served() or {}
+    for row in results:
+        now = served.get(row.model or "", set())
+        if now and row.model_revision and row.model_revision not in now:
+            return (
+                f"its results are of {row.model} {row.model_revision}, and workers now serve {', '.join(sorted(now))}"
+            )
+    return None
+
+
+def _served() -> Mapping[str, set[str]] | None:
+    from producers.wire.connection import Connection
+    from producers.wire.live_nodes import served_models
+    from producers.wire.publisher import as_unavailable, connect
+
+    try:
+        with connect(Connection().broker_url) as redis, as_unavailable(redis):
+            return served_models(redis)
+    except ArgosyError:
+        return None
