@@ -260,7 +260,8 @@ def look_at_memory(fleet: GatewayFleet, others: dict[str, int | None], samples: 
             samples.memory.append((samples.now, name, process.memory_info().rss / 2**20))
             if name.startswith("worker"):
                 for child in process.children():
-                    samples.memory.append((samples.now, f"{name}'s device", child.memory_info().rss / 2**20))
+                    role = child.cmdline()[2].rpartition(".")[2]  # python -m workers.device.device_process
+                    samples.memory.append((samples.now, f"{name}'s {role}", child.memory_info().rss / 2**20))
 
 
 def look_at_rows(url: str, store: Store, samples: Samples) -> None:

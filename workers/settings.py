@@ -27,6 +27,7 @@ from producers.wire.fleet_file import known, read_toml, typed
 from producers.wire.forms import Redactable
 from producers.wire.messages import Priority
 from results_store.records import MAX_ATTEMPTS
+from workers.models.decoding.decoding_limits import LEAST_MEMORY_BYTES, LEAST_PROCESSES, DecodingLimits
 from workers.models.interface import class_lookup
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ _NAME = re.compile(r"[\w.@+-]+")
 
 #: The producers' limits, which are the workers' defaults.
 DEFAULT_LIMITS = Limits()
+
+DEFAULT_DECODING = DecodingLimits()
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,7 +128,8 @@ def _bytes(text: str) -> int:
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of inputs, checked at the worker: the fields of `workers.envelope.input_limits.InputLimits`.
+    """Limits of inputs, checked at the worker: the fields of `workers.envelope.input_limits.InputLimits`, and those of
+    `workers.models.decoding.decoding_limits.DecodingLimits`.
 
     `redact` is for clients alone.
     """
@@ -138,17 +142,29 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     allow_private_addresses: bool = False
     fetch_timeout_s: float = 20.0
     max_redirects: int = 3
+    decode_s: float = DEFAULT_DECODING.decode_s
+    decode_memory_bytes: int = DEFAULT_DECODING.decode_memory_bytes
+    decode_processes: int = DEFAULT_DECODING.decode_processes
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_text_chars", "max_input_bytes")
         _at_least(self, 0, "max_redirects")
-        if not 0 < self.fetch_timeout_s < math.inf:
-            raise ValueError("`fetch_timeout_s` must be over 0")
+        _at_least(self, LEAST_MEMORY_BYTES, "decode_memory_bytes")
+        for name in ("fetch_timeout_s", "decode_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be over 0")
+        if self.decode_processes != 0 and self.decode_processes < LEAST_PROCESSES:
+            raise ValueError(f"`decode_processes` must be {LEAST_PROCESSES} or more, or 0 for one more than cores")
 
     @property
     def of_inputs(self) -> dict[str, Any]:
         """The arguments of `InputLimits`."""
-        return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "redact"}
+        mine = msgspec.structs.asdict(self)
+        return {name: value for name, value in mine.items() if name != "redact" and not name.startswith("decode_")}
+
+    @property
+    def of_decoding(self) -> DecodingLimits:
+        return DecodingLimits(self.decode_s, self.decode_memory_bytes, self.decode_processes)
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -89,7 +89,8 @@ class Stage:
         found: list[int] = []
         for worker in self.workers:
             with suppress(psutil.NoSuchProcess):
-                found += [child.pid for child in psutil.Process(worker).children()]
+                children = psutil.Process(worker).children()
+                found += [child.pid for child in children if "workers.device.device_process" in child.cmdline()]
         return found
 
     @property

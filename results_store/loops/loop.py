@@ -46,9 +46,14 @@ def watch_here(progress: ThreadProgress | None) -> None:
     _here.progress = progress
 
 
+def watched_here() -> ThreadProgress | None:
+    """Return the progress of the calling thread, if it has one."""
+    return getattr(_here, "progress", None)
+
+
 def note(doing: str = "", limit_s: float | None = None) -> None:
     """Note a turn of the calling thread, if it has a progress."""
-    if (progress := getattr(_here, "progress", None)) is not None:
+    if (progress := watched_here()) is not None:
         progress.note(doing, limit_s)
 
 
@@ -62,7 +67,7 @@ class doing:  # noqa: N801 - used like a function, and a class costs half of a g
         self._limit_s = limit_s
 
     def __enter__(self) -> None:
-        self._progress: ThreadProgress | None = getattr(_here, "progress", None)
+        self._progress = watched_here()
         if self._progress is not None:
             self._before = self._progress.state
             self._progress.note(self._name, self._limit_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,4 +53,13 @@ def family(fleet: LocalFleet) -> list[psutil.Process]:
 
 def device_process(worker: int) -> psutil.Process:
     """The device process of a worker, once there is one: a worker whose device died is starting the next."""
-    return until(lambda: psutil.Process(worker).children())[0]
+    return until(lambda: children(worker, "device_process"))[0]
+
+
+def children(worker: int, module: str) -> list[psutil.Process]:
+    """The processes of a worker that run a module."""
+    found = []
+    for child in psutil.Process(worker).children():
+        with suppress(psutil.NoSuchProcess):
+            found += [child] if any(module in word for word in child.cmdline()) else []
+    return found

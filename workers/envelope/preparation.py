@@ -28,21 +28,21 @@ from workers.batching.work import Entry
 from workers.device.devices import available_cores
 from workers.envelope import outcomes
 from workers.envelope.derivation import Derivation
+from workers.envelope.gate import EnvelopeInterrupted
 from workers.envelope.input_limits import InputLimits
 from workers.envelope.inputs import Content, carried, read
 from workers.envelope.outcomes import Params
-from workers.envelope.preparation_turns import PreparationTurn
+from workers.envelope.preparation_turns import STEP_LIMIT_S, PreparationTurn
 from workers.envelope.streams import Streams
+from workers.models.decoding.decoder_pool import DecoderPool
+from workers.models.decoding.isolation import DecodingInterrupted, DecodingPlace, decoding_at
 from workers.models.interface import returned
 from workers.models.interface.class_calls import ClassCalls
 from workers.models.interface.model import Model
 
 logger = logging.getLogger(__name__)
 
-#: The most seconds to prepare a portion of the items, or to finish the outputs of an envelope; and to read an input or
-#: to write a result's file, since its storage has long timeouts. An envelope that takes longer ends its worker, like an
-#: envelope that crashes it.
-STEP_LIMIT_S = 120.0
+#: The most seconds to read an input or to write a result's file, since its storage has long timeouts.
 STORAGE_LIMIT_S = 600.0
 
 
@@ -77,7 +77,7 @@ class Preparation:
     """The parent process's side of the models served here. Thread-safe.
 
     Items of an envelope are prepared together until their contents hold `portion_bytes`, so that the files read for
-    them are not all in memory at once.
+    them are not all in memory at once. Without `decoders`, files are decoded in this process.
     """
 
     offer: CurrentVersions
@@ -86,6 +86,7 @@ class Preparation:
     streams: Streams | None = None
     files: ResultFiles | None = None
     calls: ClassCalls = field(default_factory=lambda: ClassCalls(STEP_LIMIT_S))
+    decoders: DecoderPool | None = None
     portion_bytes: int = 8 * 2**20
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(max(1, available_cores() // 2)))
 
@@ -99,7 +100,23 @@ class Preparation:
             return self.prepare_items(envelope, envelope.items, inputs)
 
     def prepare_items(self, envelope: Envelope, items: Sequence[Item], derivation: Derivation) -> list[PreparedItem]:
-        """Check and prepare items. The error of an item is in its results. Raises StoreUnavailable."""
+        """Check and prepare items. The error of an item is in its results.
+
+        Raises StoreUnavailable, and EnvelopeInterrupted if the worker stops while a file is decoded.
+        """
+        try:
+            with decoding_at(self._place(envelope, derivation.turn)):
+                return self._prepared_items(envelope, items, derivation)
+        except DecodingInterrupted as error:
+            raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops while a file is decoded") from error
+
+    def _place(self, envelope: Envelope, turn: PreparationTurn) -> DecodingPlace | None:
+        """Return the place at which the envelope's files are decoded; None for this process."""
+        if self.decoders is None:
+            return None
+        return DecodingPlace(self.decoders, (int(envelope.priority), envelope.tenant), turn)
+
+    def _prepared_items(self, envelope: Envelope, items: Sequence[Item], derivation: Derivation) -> list[PreparedItem]:
         prepared: dict[int, PreparedItem] = {}
         portion: dict[int, _Ready] = {}
         held_bytes = 0

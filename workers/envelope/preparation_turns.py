@@ -1,4 +1,4 @@
-"""An envelope's turn to compute in the worker's own process. Their number is limited, whatever the inputs' origin."""
+"""A thread's turn to compute in the worker's own process. Their number is limited, whatever the inputs' origin."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from producers.wire.messages import Input
-from results_store.loops.loop import doing
+from results_store.loops.loop import doing, note
 from workers.envelope.inputs import may_wait
+
+#: The most seconds to prepare a portion of the items, or to finish the outputs of an envelope. An envelope that takes
+#: longer ends its worker, like an envelope that crashes it.
+STEP_LIMIT_S = 120.0
 
 
 class PreparationTurn:
-    """A turn out of `turns`, taken by ``with`` and given back during waits for a file or a network.
+    """A turn out of `turns`, taken by ``with`` and given back during waits for a file, a network or a decoding process.
 
     Used by one thread. Without `turns` it has no effect.
     """
@@ -49,3 +53,15 @@ class PreparationTurn:
     def reading(self, value: Input) -> AbstractContextManager[None]:
         """Give the turn back, like `given_back`, if reading the input may wait. An inline input keeps its turn."""
         return self.given_back() if may_wait(value) else nullcontext()
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Give the turn back, like `given_back`, while files are decoded in other processes, which have limits."""
+        note("decoding", math.inf)
+        with self.given_back():
+            yield
+        note("preparing items", STEP_LIMIT_S)
+
+    def another(self) -> PreparationTurn:
+        """Return a turn for another thread of the same envelope."""
+        return PreparationTurn(self._turns)

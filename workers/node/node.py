@@ -1,13 +1,14 @@
 """A worker node: everything that a device's worker holds, started and stopped in order.
 
-Start: models located → store → device process and batcher → periodic duties. The Celery consumer starts only after
-these, so that no envelope is taken before it can run. On a stop, `drain` lets running envelopes finish within the grace
-period; the rest goes back to its queue.
+Start: models located → store → decoding processes → device process and batcher → periodic duties. The Celery consumer
+starts only after these, so that no envelope is taken before it can run. On a stop, `drain` lets running envelopes
+finish within the grace period; the rest goes back to its queue.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +33,13 @@ from workers.batching.roster import ServedModel
 from workers.batching.saved_costs import SavedCosts, SavedFootprints
 from workers.batching.serving.offered_versions import CurrentVersions, OfferedVersions
 from workers.device.device_client import ProcessDevice
-from workers.device.devices import Device, available_cores
+from workers.device.devices import Device, available_cores, cpu, pinned_environment
 from workers.envelope.execution import Execution
 from workers.envelope.gate import Gate
 from workers.envelope.input_limits import InputLimits
-from workers.envelope.preparation import STEP_LIMIT_S
+from workers.envelope.preparation_turns import STEP_LIMIT_S
 from workers.envelope.streams import Item, Streams
+from workers.models.decoding.decoder_pool import DecoderPool
 from workers.models.interface.class_calls import ClassCalls
 from workers.models.sources import model_source
 from workers.node import declared_settings, presence
@@ -63,6 +65,10 @@ PURGE_EVERY_S = 600.0
 
 #: The most seconds for a purge; its transactions are short.
 PURGE_LIMIT_S = 3600.0
+
+
+#: The inputs that are decoded. A model that is added later starts the decoding processes with its first item.
+FILE_MODALITIES = ("image", "audio", "video", "text-and-image")
 
 
 class DeviceOutOfService(ConfigurationError):
@@ -121,6 +127,8 @@ class Node:
         self._store_url = store_url
         self._files: ResultFiles | None = None
         self._schemas: dict[str, dict[str, Any]] = {}  # those of custom tasks that the store has
+        environment = pinned_environment(cpu(), os.environ, threads=1)
+        self.decoders = DecoderPool(settings.limits.of_decoding, environment, cores=available_cores())
 
     def start(self) -> None:
         """Start everything and return when the device is ready. `stop` ends all started parts, also if this fails.
@@ -134,6 +142,8 @@ class Node:
         settings = declared_settings.established(self.settings, declarations)
         models = [version for name in self.models for version in versions(settings, name, self.device)]
         offer = CurrentVersions(OfferedVersions(settings.catalogue, {wanted.name: served for wanted, served in models}))
+        if self._reads_files():
+            self.decoders.start()  # they import their readers during the next steps
         self.lanes.look()
         self._writer.start()
         self.watchdog.watch_loop(self._writer.loop)
@@ -147,6 +157,7 @@ class Node:
         batcher.came_up.wait()
         if batcher.out_of_service:
             raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
+        self.decoders.wait_until_started()
         batcher.weigh(self.lanes.tenants)
         self.lanes.follow(lambda: batcher.weigh(self.lanes.tenants))
         self._reloads = self._new_reloads(settings, declarations, batcher, costs, offer)
@@ -200,10 +211,18 @@ class Node:
 
     def _interrupt(self) -> None:
         self._gate.close()
+        self.decoders.close()
         if self._batcher:
             self._batcher.stop()
 
     # --- its parts ---
+
+    def _reads_files(self) -> bool:
+        """Return whether a served model has a task whose inputs are files."""
+        return any(
+            task.model in self.models and task.kind.modality in FILE_MODALITIES
+            for task in self._catalogue.tasks.values()
+        )
 
     def _place_of_files(self) -> ResultFiles | None:
         """Return the place of result files; None if there is no place and no task that needs it."""
@@ -270,6 +289,7 @@ class Node:
             streams=self._streams,
             files=self._files,
             calls=ClassCalls(self.settings.worker.batch_timeout_s),
+            decoders=self.decoders,
         )
 
     def _new_reloads(

@@ -11,10 +11,12 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
 from results_store.loops.loop import doing
+from workers.models.decoding.isolation import DecodingInterrupted
 from workers.models.interface.model import Model, tried
 from workers.models.interface.returned import WrongReturn, is_own, wrong
 
@@ -46,11 +48,15 @@ class _Companion:
         self._thread.start()
 
     def begin(self, call: Callable[..., Any], *arguments: Any) -> None:
-        self._tasks.put((call, arguments))
+        """Begin a call in the caller's context: files are decoded at the caller's place."""
+        self._tasks.put((copy_context().run, (tried, call, *arguments)))
 
     def result(self, timeout_s: float) -> Any:
         """Return the result or the exception of the call. Raises queue.Empty if it goes on."""
-        return self._results.get(timeout=timeout_s)
+        result = self._results.get(timeout=timeout_s)
+        if isinstance(result, DecodingInterrupted):  # no fault of the class
+            raise result
+        return result
 
     def give_up(self) -> threading.Thread:
         """End the thread, which is returned, at its next line of Python; a wait in C, such as a sleep, ends first."""
@@ -65,7 +71,10 @@ class _Companion:
 def _work(tasks: queue.SimpleQueue[_Task | None], results: queue.SimpleQueue[Any]) -> None:
     while (task := tasks.get()) is not None:
         call, arguments = task
-        results.put(tried(call, *arguments))
+        try:
+            results.put(call(*arguments))
+        except DecodingInterrupted as interrupted:
+            results.put(interrupted)
         del task, call, arguments
 
 

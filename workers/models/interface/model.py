@@ -11,6 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 from producers.wire.catalogue import Task
 from producers.wire.errors import ArgosyError, ConfigurationError, InvalidInput
 from producers.wire.kinds import Kind
+from producers.wire.messages import TextAndImageInput
 from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.decoding.isolation import DecodingInterrupted, each
 from workers.models.interface import options, sample_inputs
 from workers.models.interface.previous_form import PreviousForm
 from workers.models.interface.sample_inputs import Item
@@ -187,12 +190,15 @@ class Model(PreviousForm, ABC):
         """
 
     def prepare_many(self, contents: Sequence[Any], params: Sequence[Params]) -> list[Prepared | Exception]:
-        """Prepare several inputs, each with its own `params`. The default calls `prepare` for each.
+        """Prepare several inputs, each with its own `params`. The default calls `prepare` for each, and for files that
+        are decoded in other processes it does so from several threads.
 
         Returns an entry for each input, in order: its row, or the exception that `prepare` raises for this input, so
         that an input never fails its neighbours. An exception that is raised instead of returned fails all of them.
         """
-        return [tried(self.prepare, *each) for each in zip(contents, params, strict=True)]
+        prepare, rows = partial(tried, self.prepare), [*zip(contents, params, strict=True)]
+        files = any(isinstance(content, bytes | TextAndImageInput) for content in contents)
+        return each(prepare, rows) if files else [prepare(*row) for row in rows]
 
     def cost(self, prepared: Prepared) -> int:
         """Return the row's cost in the unit of the batch budget. The default is its size."""
@@ -268,9 +274,14 @@ class Model(PreviousForm, ABC):
 
 
 def tried(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Return the result of a call of a model's own code, or the exception that it raises."""
+    """Return the result of a call of a model's own code, or the exception that it raises.
+
+    Raises DecodingInterrupted if the worker stops meanwhile.
+    """
     try:
         return call(*arguments)
+    except DecodingInterrupted:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it raises is this item's
         return error
     except BaseException as error:  # noqa: BLE001 - SystemExit, which would end the thread

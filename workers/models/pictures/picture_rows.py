@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from producers.wire.errors import InputTooLarge, InvalidInput
+from producers.wire.errors import InvalidInput
 from workers.models.interface import ragged
 from workers.models.interface.model import Array, Arrays, Prepared
 from workers.models.pictures import pixels
@@ -29,17 +29,8 @@ def read(content: Any, *, most_pixels: int, longest_side: int | None = None) -> 
     if not isinstance(content, bytes):
         raise InvalidInput("input", f"must be the bytes of an image file, not {type(content).__name__}")
 
-    def made(image: Image.Image) -> Pixels:
-        longest = max(image.size)
-        if longest_side and longest > longest_side:
-            width, height = (max(1, round(side * longest_side / longest)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-        elif not longest_side and image.width * image.height > most_pixels:
-            problem = f"is an image of {image.width} x {image.height} pixels, over {most_pixels:,} in all"
-            raise InputTooLarge("input", problem, "scale it down, or raise the option `max_image_pixels`")
-        return np.asarray(image, dtype=np.uint8)
-
-    return pixels.rgb(content, made, max_pixels=pixels.MAX_PIXELS if longest_side else most_pixels)
+    made = partial(pixels.scaled_down, most_pixels=most_pixels, longest_side=longest_side)
+    return pixels.read(content, made, max_pixels=pixels.MAX_PIXELS if longest_side else most_pixels)
 
 
 def squares(pixels: Array) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from producers.wire.errors import InputTooLarge, InvalidInput
+from workers.models.decoding import isolation
 
 _Made = TypeVar("_Made")
 
@@ -40,11 +41,16 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     Decodes like `rgb`, with the same errors.
     """
     # a large JPEG is decoded at a fraction of its size
-    return rgb(data, _centre, max_pixels=max_pixels, about=(2 * _SHORT_SIDE, 2 * _SHORT_SIDE))
+    return read(data, _centre, max_pixels=max_pixels, about=(2 * _SHORT_SIDE, 2 * _SHORT_SIDE))
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
     """Return the width and height of an image accepted by `rgb`, upright by its EXIF orientation."""
+    width, height = isolation.decode(_upright_size, data)
+    return width, height
+
+
+def _upright_size(data: bytes) -> tuple[int, int]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         turned = image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
         return (image.height, image.width) if turned else (image.width, image.height)
@@ -66,15 +72,45 @@ def rgb(
 
     With `about`, a JPEG may be decoded at a fraction of its size, but not smaller than `about`. Raises InputTooLarge
     over `max_pixels`, InvalidInput if it is not a complete image of a known format.
+
+    If files are decoded in other processes, `then` gets the whole image in this process. `read` returns less.
     """
+    if not isolation.is_apart():
+        return _opened(data, then, max_pixels, about)
+    image = Image.fromarray(read(data, _whole, max_pixels=max_pixels, about=about))
+    with _faults_of_image(max_pixels):
+        return then(image)
+
+
+def read(
+    data: bytes,
+    then: Callable[[Image.Image], _Made],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    about: tuple[int, int] | None = None,
+) -> _Made:
+    """Return `then(image)` like `rgb`, called where the image is decoded.
+
+    `then` must be importable, and return an array or plain values (`workers.models.decoding.isolation.decode`).
+    """
+    made: _Made = isolation.decode(_opened, data, then, max_pixels, about)
+    return made
+
+
+def _opened(data: bytes, then: Callable[[Image.Image], _Made], max_pixels: int, about: tuple[int, int] | None) -> _Made:
     if not data:
         raise InvalidInput("input", "is empty", "send the bytes of an image file")
+    with _faults_of_image(max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(image, max_pixels)
+        if about:
+            image.draft("RGB", about)
+        return then(_to_rgb(_upright(image)))
+
+
+@contextmanager
+def _faults_of_image(max_pixels: int) -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, max_pixels)
-            if about:
-                image.draft("RGB", about)
-            return then(_to_rgb(_upright(image)))
+        yield
     except InvalidInput:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -82,7 +118,7 @@ def rgb(
     except UnidentifiedImageError as error:
         raise InvalidInput("input", "is not a readable image", f"send one of {', '.join(FORMATS)}") from error
     except MemoryError:
-        raise  # the machine's fault, not the image's
+        raise  # the limit's or the machine's fault
     except Exception as error:  # malformed bytes cause errors of every type in Pillow's decoders
         raise InvalidInput("input", f"is a broken image: {error}", "save the complete file again") from error
 
@@ -139,6 +175,27 @@ def _values(part: Image.Image) -> NDArray[np.float32]:
 def _strips(image: Image.Image) -> Iterator[Image.Image]:
     for top in range(0, image.height, STRIP_ROWS):
         yield image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height)))
+
+
+def _whole(image: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(image, dtype=np.uint8)
+
+
+def scaled_down(image: Image.Image, *, most_pixels: int, longest_side: int | None) -> NDArray[np.uint8]:
+    """Return an image scaled down to `longest_side`, if set. Else raise InputTooLarge over `most_pixels`."""
+    longest = max(image.size)
+    if longest_side and longest > longest_side:
+        width, height = (max(1, round(side * longest_side / longest)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    elif not longest_side and image.width * image.height > most_pixels:
+        problem = f"is an image of {image.width} x {image.height} pixels, over {most_pixels:,} in all"
+        raise InputTooLarge("input", problem, "scale it down, or raise the option `max_image_pixels`")
+    return np.asarray(image, dtype=np.uint8)
+
+
+def squeezed(image: Image.Image, side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Return the whole image resized to a square, and its original width and height."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.uint8), image.size
 
 
 def _centre(image: Image.Image) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
+from workers.models.decoding import isolation
 
 Samples = NDArray[np.float32]
 
@@ -63,12 +64,16 @@ def decode(data: bytes, *, rate: int, max_s: float) -> Samples:
     """
     if not data:
         raise InvalidInput("input", "is empty", "send the bytes of an audio file")
+    return isolation.decode(_decoded, data, rate, max_s)
+
+
+def _decoded(data: bytes, rate: int, max_s: float) -> Samples:
     try:
         blocks = list(_resampled(_sound(data), rate, max_s))
     except (InvalidInput, ConfigurationError):
         raise
     except MemoryError:
-        raise  # a fault of the machine, not of the recording
+        raise  # the limit's or the machine's fault
     except Exception as error:  # decoders raise errors of every type on malformed bytes
         raise InvalidInput("input", f"is a broken audio file: {error}", "save it again completely") from error
     samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)

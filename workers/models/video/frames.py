@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
+from workers.models.decoding import isolation
 from workers.models.interface.options import Count, Options, Positive
 from workers.models.video.frame_sampling import FrameSampling
 
@@ -64,7 +65,34 @@ def read(data: bytes, sampling: FrameSampling, limits: VideoLimits, then: Callab
     """Return `then(frame)` for each wanted frame.
 
     Raises InvalidInput if the bytes are no complete video, InputTooLarge if the video is over a limit.
+
+    If files are decoded in other processes, `then` gets whole upright frames in this process. `made` returns less.
     """
+    if not isolation.is_apart():
+        return _opened(data, sampling, limits, then)
+    from av import VideoFrame
+
+    whole = made(data, sampling, limits, _whole)
+    return [then(VideoFrame.from_ndarray(pixels, format="rgb24")) for pixels in whole]
+
+
+def made(data: bytes, sampling: FrameSampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]) -> list[_Made]:
+    """Return `then(frame)` for each wanted frame like `read`, called where the video is decoded.
+
+    `then` must be importable, and return an array or plain values (`workers.models.decoding.isolation.decode`).
+    """
+    # a subclass's module and its other options stay here
+    own = VideoLimits(**{name: getattr(limits, name) for name in VideoLimits.__struct_fields__})
+    return isolation.decode(_opened, data, sampling, own, then)
+
+
+def _whole(frame: VideoFrame) -> Pixels:
+    return np.asarray(image(frame), dtype=np.uint8)
+
+
+def _opened(
+    data: bytes, sampling: FrameSampling, limits: VideoLimits, then: Callable[[VideoFrame], _Made]
+) -> list[_Made]:
     import av
 
     if not data:
@@ -262,6 +290,11 @@ def image(frame: VideoFrame) -> Image.Image:
     made: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
     turned = _TURNED[_quarter_turns(frame)]
     return made if turned is None else made.transpose(turned)
+
+
+def of_image(frame: VideoFrame, then: Callable[[Image.Image], _Made]) -> _Made:
+    """Return `then` of a frame's upright RGB image."""
+    return then(image(frame))
 
 
 def centre(frame: VideoFrame, side: int, short_side: int) -> Pixels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,10 @@ def centre(frame: VideoFrame) -> Pixels:
     return frames.centre(frame, FRAME_SIDE, _SHORT_SIDE)
 
 
+#: `centre` for a decoding process, which imports nothing but the reader.
+_CENTRE = partial(frames.centre, side=FRAME_SIDE, short_side=_SHORT_SIDE)
+
+
 class VideoOptions(VideoLimits, frozen=True):
     """Options of the video model. `heads` is a folder with a folder for each task."""
 
@@ -70,7 +74,7 @@ class VideoModel(MultiTaskModel):
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of a video file, not {type(content).__name__}")
         sampling, refused = sampled_alike(params, _sampling)
-        arrays = {"pixels": np.stack(frames.read(content, sampling, self.options, centre))}
+        arrays = {"pixels": np.stack(frames.made(content, sampling, self.options, _CENTRE))}
         return Prepared(arrays, sampling.num_frames, digest(arrays), refused)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from PIL import Image
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import InvalidInput
@@ -49,7 +48,7 @@ class DetectorModel(MultiTaskModel):
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of an image file, not {type(content).__name__}")
         limit = self.options.max_image_pixels
-        squeezed, size = pixels.rgb(content, lambda image: (_squeezed(image), image.size), max_pixels=limit)
+        squeezed, size = pixels.read(content, partial(pixels.squeezed, side=SIDE), max_pixels=limit)
         row: Arrays = {"pixels": squeezed}
         return Prepared(row, 1, digest(row), aside=size)
 
@@ -92,10 +91,6 @@ class DetectorModel(MultiTaskModel):
 
     def _head(self, task: Task, features: Features, rows: torch.Tensor) -> torch.Tensor:
         return features["found"].index_select(0, rows)
-
-
-def _squeezed(image: Image.Image) -> Array:
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
 def _without_duplicates(found: Array) -> list[int]:

@@ -47,9 +47,15 @@ class ImageReader:
         """Return an image's pixels `(height, width, 3)` and its original height and width. Raises InvalidInput,
         InputTooLarge.
         """
-        return pixels.rgb(
-            data, lambda image: (self.scaled(image), (image.height, image.width)), max_pixels=self.max_pixels
-        )
+        scaled, (height, width) = pixels.read(data, self._scaled_with_size, max_pixels=self.max_pixels)
+        return scaled, (height, width)
+
+    def _scaled_with_size(self, image: Image.Image) -> tuple[_Pixels, tuple[int, int]]:
+        return self.scaled(image), (image.height, image.width)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Take only the image settings along to a decoding process, not the checkpoint's labels."""
+        return _reader, (type(self), self.checkpoint.folder, self.checkpoint.where, self._config)
 
     def scaled(self, image: Image.Image) -> _Pixels:
         """Return an RGB image scaled and cropped."""
@@ -144,6 +150,12 @@ class ImageReader:
             if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
                 problem = f"images are not prepared as by {type(processor).__name__}"
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
+
+
+def _reader(class_: type[ImageReader], folder: Path, where: str, config: Mapping[str, Any]) -> ImageReader:
+    reader = class_(Checkpoint(folder, where))
+    reader.__dict__["_config"] = config  # read already
+    return reader
 
 
 def processor(folder: Path) -> Any:

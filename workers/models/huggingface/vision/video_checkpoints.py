@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -89,7 +89,7 @@ class VideoCheckpoint(PixelModel):
         if not isinstance(content, bytes):
             raise InvalidInput("input", f"must be the bytes of a video file, not {type(content).__name__}")
         sampling, refused = sampled_alike(params, self._sampling)
-        read = frames.read(content, sampling, self.options, lambda frame: self.reader.scaled(frames.image(frame)))
+        read = frames.made(content, sampling, self.options, partial(frames.of_image, then=self.reader.scaled))
         arrays: Arrays = {"pixels": np.stack(read)}
         size = picture_rows.squares(arrays["pixels"])
         return Prepared(arrays, size, digest(arrays), refused, aside=dict.fromkeys(params))
