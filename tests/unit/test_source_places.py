@@ -291,7 +291,7 @@ def test_json_is_a_list_or_lines(tmp_path: Path, content: str, expected: list[tu
         ("a.json", b'{\n"text": "one"\n}', "a.json:1: is neither a JSON list nor JSON Lines"),
         ("a.xlsx", b"PK\x03\x04...", "is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV"),
         ("a.csv", b"PK\x03\x04...", "is a zip archive or a spreadsheet"),
-        ("a.tar.gz", gzip.compress(bytes(257) + b"ustar" + bytes(250)), "is a tar archive; unpack it"),
+        ("a.tar.gz", gzip.compress(bytes(257) + b"ustar" + bytes(250), mtime=0), "is a tar archive; unpack it"),
         ("a.pdf", b"%PDF-1.7 ...", "is a PDF document; extract its text"),
         ("a.txt", b"one\0two", "is not text"),
         ("a.csv", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the file itself"),
