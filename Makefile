@@ -9,7 +9,7 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check prose mutation bench plots test-faults test-quiet test-stack test-upgrade test-gpu install clean
+.PHONY: demo test check prose mutation bench plots test-celery test-faults test-quiet test-stack test-upgrade test-gpu install clean
 
 install: $(INSTALLED)
 
@@ -64,6 +64,11 @@ test-quiet: $(INSTALLED)
 # A fleet of an older version, upgraded under load on each store: for changes of messages or of the schema.
 test-upgrade: $(INSTALLED)
 	ARGOSY_TEST_UPGRADE=1 $(BIN)/python -m pytest tests/upgrade
+
+# Celery's own integration tests with our result backend, three runs: BACKEND=sqlite or postgresql. They must pass where
+# they pass with Celery's Redis backend, whose outcome is kept (BACKEND=redis renews it). Resumable; pip downloads them.
+test-celery: $(INSTALLED)
+	$(BIN)/python -m tools.celery_tests $(or $(BACKEND),sqlite)
 
 # On a machine with a GPU: what only a GPU can show, and all tests of models on it instead of the CPU.
 test-gpu: $(INSTALLED)

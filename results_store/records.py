@@ -419,3 +419,4 @@ class Purged:
     payloads: int = 0
     results: int = 0
     batches: int = 0
+    celery_results: int = 0

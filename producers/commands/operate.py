@@ -149,7 +149,8 @@ def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
     """Delete finished jobs with their inputs and results.
 
     A job with its own time to live is deleted once that has passed. Other jobs are deleted only by `--older-than`.
-    Unfinished jobs always stay. If a purge is interrupted, the next one completes it.
+    Unfinished jobs always stay. `--older-than` also deletes older results of your own Celery tasks in this database.
+    If a purge is interrupted, the next one completes it.
 
     \b
     argosy purge --older-than 30d
@@ -166,6 +167,7 @@ def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
         files = _sweep_files(connection, store)
     removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads + blobs, "batches": gone.batches}
     removed |= {"files": files} if files else {}
+    removed |= {"Celery results": gone.celery_results} if gone.celery_results else {}
     say(f"removed {', '.join(f'{count:,} {name}' for name, count in removed.items())}")
 
 

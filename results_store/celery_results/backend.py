@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
+from weakref import WeakValueDictionary
 
 from celery import states
 from celery.backends.base import BaseBackend
@@ -19,6 +20,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError, ImproperlyConfigured
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import GroupResult, allow_join_result, result_from_tuple
+from celery.utils.functional import _regen
 from celery.utils.time import maybe_timedelta
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import safe_repr
@@ -59,6 +61,11 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
                 f"result_serializer: the Argosy backend stores JSON only, not {self.serializer}; set it to 'json'"
             )
         self.url = url
+        # while `on_interval` runs: the states of the last look, and the other tasks whose states it asks for
+        self._looked_up: Mapping[str, Meta] = {}
+        self._asked: set[str] | None = None
+        # by group id; Celery holds a header while it sends its tasks
+        self._lazy_headers: WeakValueDictionary[str, _regen] = WeakValueDictionary()
         if not app.conf.value_set_for("result_backend_always_retry"):
             self.always_retry = True
         if not app.conf.value_set_for("result_backend_max_retries"):
@@ -104,8 +111,12 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
             return str(self.encode({**extended, **shown}))
 
     def _get_task_meta_for(self, task_id: str) -> Meta:
+        if task_id in self._looked_up:
+            return self._looked_up[task_id]
+        if self._asked is not None:
+            self._asked.add(task_id)
         found = self._results.tasks([task_id])
-        return self._meta(found[0]) if found else {"task_id": task_id, "status": states.PENDING, "result": None}
+        return self._meta(found[0]) if found else _pending(task_id)
 
     def _meta(self, row: TaskRow) -> Meta:
         meta = {
@@ -153,13 +164,21 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
         on_interval: Callable[[], object] | None = None,
         max_iterations: int | None = None,
     ) -> Iterator[tuple[str, Meta]]:
-        """Yield (id, state) as tasks become ready. Each look is a single query for all missing tasks."""
+        """Yield (id, state) as tasks become ready. Each look is a single query for all missing tasks.
+
+        `on_interval` is called at each look before its states are yielded: it raises the error of a task's parent,
+        which goes before the task's own. The parents that it asked for are part of the next look's query.
+        """
         self._ensure_not_eager()
         waiting = set(task_ids)
         until = None if timeout is None else time.monotonic() + timeout
         pause_s, looks = FIRST_LOOK_S, 0
+        parents: set[str] = set()
         while waiting:
-            for meta in self._ready(waiting):
+            ready = self._look(waiting, parents)
+            if on_interval is not None:
+                parents = self._call(on_interval)
+            for meta in ready:
                 waiting.discard(meta["task_id"])
                 if on_message is not None:
                     on_message(meta)
@@ -170,20 +189,31 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
             left_s = pause_s if until is None else until - time.monotonic()
             if left_s <= 0:
                 raise CeleryTimeoutError(f"Operation timed out ({timeout})")
-            if on_interval is not None:
-                on_interval()
             self._sleep(min(pause_s, left_s))
             pause_s = min(pause_s * 1.5, 0.5 if interval is None else max(interval, FIRST_LOOK_S))
 
-    def _ready(self, ids: Collection[str]) -> list[Meta]:
-        cached = [self._cache[id_] for id_ in ids if id_ in self._cache]
-        missing = set(ids) - {meta["task_id"] for meta in cached}
+    def _look(self, waiting: Collection[str], parents: Collection[str]) -> list[Meta]:
+        """Return the ready states of `waiting`, and keep those of `parents` for `_get_task_meta_for`."""
+        cached = [self._cache[id_] for id_ in waiting if id_ in self._cache]
+        missing = {*waiting, *parents} - {meta["task_id"] for meta in cached}
         rows = self._ensure_retryable(self._results.tasks, missing) if missing else []
-        found = [self._meta(row) for row in rows if row.state in states.READY_STATES]
-        for meta in found:
+        found = {row.id: self._meta(row) for row in rows}
+        self._looked_up = {id_: found.get(id_) or _pending(id_) for id_ in parents}
+        ready = [meta for id_, meta in found.items() if id_ in waiting and meta["status"] in states.READY_STATES]
+        for meta in ready:
             if meta["status"] == states.SUCCESS:
                 self._cache[meta["task_id"]] = meta
-        return [*(meta for meta in cached if meta["status"] in states.READY_STATES), *found]
+        return [*(meta for meta in cached if meta["status"] in states.READY_STATES), *ready]
+
+    def _call(self, on_interval: Callable[[], object]) -> set[str]:
+        """Call `on_interval` and return the tasks that it asked for and that are not ready."""
+        self._asked = set()
+        try:
+            on_interval()
+            pending = {id_ for id_, meta in self._looked_up.items() if meta["status"] not in states.READY_STATES}
+            return pending | self._asked
+        finally:
+            self._looked_up, self._asked = {}, None
 
     # --- groups ---
 
@@ -208,13 +238,26 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
     # --- chords ---
 
     def apply_chord(self, header_result_args: tuple[Any, ...], body: Any, **_: Any) -> None:
-        """Store the header's structure if it contains groups. The parts of a plain header are enough by themselves."""
+        """Store the header's structure if it contains groups. The parts of a plain header are enough by themselves.
+
+        A header from a generator is not unrolled before its tasks are sent, unless it begins with a group.
+        """
         self.ensure_chords_allowed()
+        id_, parts = header_result_args
+        if isinstance(parts, _regen) and not (parts and isinstance(parts[0], GroupResult)):
+            self._lazy_headers[id_] = parts
+            return
         header = self.app.GroupResult(*header_result_args)
         if any(isinstance(part, GroupResult) for part in header.results):
             self.save_group(header.id, header)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Store the number of parts. The last part is not sent yet.
+
+        Raises ValueError for a group in a lazy header: its ids are not known, so its results would come in any order.
+        """
+        if any(isinstance(part, GroupResult) for part in self._lazy_headers.pop(group_id, ())):
+            raise ValueError("chord: a header from a generator begins with a task and contains a group; pass a list")
         self._ensure_retryable(self._results.set_chord_size, group_id, chord_size)
 
     def add_to_chord(self, chord_id: str, result: Any) -> None:
@@ -277,6 +320,10 @@ class ArgosyBackend(BaseBackend):  # type: ignore[misc] # Celery is untyped
 
     def __reduce__(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         return super().__reduce__(args, {"url": self.url, "expires": self.expires, **(kwargs or {})})
+
+
+def _pending(task_id: str) -> Meta:
+    return {"task_id": task_id, "status": states.PENDING, "result": None}
 
 
 def _chord_error(message: str, cause: BaseException) -> ChordError:

@@ -17,8 +17,7 @@ from results_store.celery_results.celery_rows import ChordPart, TaskRow
 from results_store.errors import StoreUnavailable
 from results_store.sql.columns import clock
 from results_store.sql.database import Database, Weight, open_current
-from results_store.sql.retention import in_portions
-from results_store.sql.schema import celery_chords, celery_groups, celery_tasks
+from results_store.sql.retention import remove_celery_results
 
 #: Writes per transaction.
 GROUP = 1000
@@ -115,11 +114,7 @@ class CeleryResults:
 
     def clean_up(self, *, kept_s: float, chords_kept_s: float) -> int:
         """Delete older finished tasks and groups, and older chords; return the number of rows."""
-        tasks = in_portions(self._database, celery_tasks, lambda _: celery_tasks.c.done_at < clock() - kept_s)
-        groups = in_portions(self._database, celery_groups, lambda _: celery_groups.c.saved_at < clock() - kept_s)
-        old = celery_chords.c.updated_at < clock() - chords_kept_s
-        chords = in_portions(self._database, celery_chords, lambda _: old)
-        return tasks + groups + chords
+        return remove_celery_results(self._database, clock() - kept_s, clock() - chords_kept_s)
 
     # --- the common transaction ---
 

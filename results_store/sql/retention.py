@@ -17,7 +17,19 @@ from results_store.records import Purged
 from results_store.sql import driver_statements
 from results_store.sql.columns import among
 from results_store.sql.database import Database, Weight
-from results_store.sql.schema import FAILED, HAS_TTL, batches, envelopes, jobs, payloads, purged_jobs, results
+from results_store.sql.schema import (
+    FAILED,
+    HAS_TTL,
+    batches,
+    celery_chords,
+    celery_groups,
+    celery_tasks,
+    envelopes,
+    jobs,
+    payloads,
+    purged_jobs,
+    results,
+)
 
 Condition: TypeAlias = Callable[[Connection], ColumnElement[bool]]
 
@@ -54,10 +66,10 @@ class Retention:
 
         A job that never got an item is deleted an hour after its `ttl_s`. Envelopes, inputs and results are deleted
         with their job, and results of no job after a day, or if they are older than `finished_before`. With
-        `finished_before`, older batches are deleted too. With `keep_results` only the inputs are deleted, and these
-        jobs can no longer be replayed. Unfinished jobs stay; cancel them first. The purge takes many short
-        transactions; the next purge completes an interrupted one. Times are by the store's clock, except those of
-        batches, which are by their workers' clocks.
+        `finished_before`, older batches and results in Celery's backend are deleted too. With `keep_results` only the
+        inputs are deleted, and these jobs can no longer be replayed. Unfinished jobs stay; cancel them first. The purge
+        takes many short transactions; the next purge completes an interrupted one. Times are by the store's clock,
+        except those of batches and Celery's tasks, which are by their workers' clocks.
         """
         if now is None:
             with self._database.read() as connection:
@@ -103,7 +115,11 @@ class Retention:
         found = replace(swept, jobs=gone, results=swept.results + strays)
         if finished_before is None:
             return found
-        return replace(found, batches=self._remove(batches, lambda _: batches.c.started_at < finished_before))
+        return replace(
+            found,
+            batches=self._remove(batches, lambda _: batches.c.started_at < finished_before),
+            celery_results=remove_celery_results(self._database, finished_before, finished_before),
+        )
 
     def _purge_inputs(self, *, finished_before: float | None, now: float) -> Purged:
         """Remove the inputs of the finished jobs that are due. The jobs and their results stay."""
@@ -219,6 +235,16 @@ def _inputs_of(owners: Collection[str]) -> Condition:
         return payloads.c.envelope.in_(theirs)
 
     return condition
+
+
+def remove_celery_results(
+    database: Database, before: ColumnElement[float] | float, chords_before: ColumnElement[float] | float
+) -> int:
+    """Delete the finished tasks and the groups from before a time, and chords; return the number of rows."""
+    tasks = in_portions(database, celery_tasks, lambda _: celery_tasks.c.done_at < before)
+    groups = in_portions(database, celery_groups, lambda _: celery_groups.c.saved_at < before)
+    chords = in_portions(database, celery_chords, lambda _: celery_chords.c.updated_at < chords_before)
+    return tasks + groups + chords
 
 
 def in_portions(database: Database, rows: Table, condition: Condition, most: int = ROWS) -> int:

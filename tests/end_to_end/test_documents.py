@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,13 @@ def test_the_screening_recipe_ends_with_reasons(reader: Reader) -> None:
     assert len(answers) == 5
     assert all(re.match(r"(benign|malignant) [01]\.\d{3} \((benign|malignant)\): \w+ [+-]\d", line) for line in answers)
     assert sum(line.split()[0] == line.split("(")[1].split(")")[0] for line in answers) >= 4
+
+
+def test_a_celery_application_tests_itself_with_the_stub(tmp_path: Path) -> None:
+    """It needs no fleet, no broker and none of our code."""
+    (stub,) = [block.text for block in blocks(ROOT / "docs" / "operations.md") if block.file == "stub.py"]
+    ran = subprocess.run([sys.executable, "-c", stub], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "['positive']\n"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

@@ -9,8 +9,11 @@ from collections import Counter
 import pytest
 from celery import Celery, chain, chord, group
 from celery.contrib.testing.worker import start_worker
+from celery.exceptions import NotRegistered
 from redis import Redis
 
+from producers import Client
+from results_store.store import Store
 from tests.end_to_end.processes import until
 from workers.fleet.local import LocalFleet
 
@@ -152,6 +155,88 @@ def test_a_message_that_waits_for_its_time_holds_no_slot(app, fleet):
     with Redis.from_url(fleet.broker_url) as redis:
         until(lambda: redis.hlen("unacked") == len(later))
         redis.delete("unacked", "unacked_index")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"serializer": "pickle"}, "content type is refused; send application/json"),
+        ({"serializer": "yaml"}, "content type is refused"),
+        ({"compression": "zlib"}, "send the message without `compression`"),
+        ({"headers": {"timelimit": "soon"}}, "headers: "),
+    ],
+)
+def test_a_sender_hears_of_a_refusal(app, change, reason):
+    """Nobody waits for ever for a message that workers do not read."""
+    refused = app.send_task("argosy.envelope", [{}], queue="argosy.scripted", **change)
+    with pytest.raises(Exception, match=reason):
+        refused.get(timeout=30)
+
+
+def test_a_sender_of_an_older_protocol_or_of_an_unknown_task_hears_of_it(app):
+    """Celery's protocol 1, and the class of error that Celery has for a name."""
+    app.conf.task_protocol = 1
+    app.amqp.__dict__.pop("create_task_message", None)  # made once
+    try:
+        old = app.send_task("argosy.envelope", [{}], queue="argosy.scripted")
+    finally:
+        app.conf.task_protocol = 2
+        app.amqp.__dict__.pop("create_task_message", None)
+    with pytest.raises(Exception, match="protocol 2"):
+        old.get(timeout=30)
+    with pytest.raises(NotRegistered, match=r"argosy\.letter"):
+        app.send_task("argosy.letter", [{}], queue="argosy.scripted").get(timeout=30)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"priority_steps": list(range(10))}, {"priority_steps": list(range(10)), "sep": ":"}]
+)
+def test_a_message_of_any_priority_is_run(fleet, options):
+    """By the steps of Celery, by ten, and by the separator of Celery's documentation; also when they come again."""
+    own = Celery("prioritised", broker=fleet.broker_url, backend=f"argosy+{fleet.store_url}", set_as_current=False)
+    own.conf.broker_transport_options = options
+    for _ in range(2):
+        sent = [signature(own, f"item {n}").set(priority=n).apply_async() for n in range(10)]
+        assert [crcs(one.get(timeout=30)) for one in sent] == [[zlib.crc32(f"item {n}".encode())] for n in range(10)]
+    own.close()
+
+
+@pytest.mark.usefixtures("heard")
+def test_a_successor_goes_to_a_list_that_its_application_reads(app):
+    """An application with Celery's own steps has no lists for the priorities between them."""
+    for priority in range(10):
+        count = app.signature("my.count", queue="mine", priority=priority)
+        assert chain(signature(app, "a"), count, app=app).apply_async().get(timeout=30) == 1
+
+
+def test_a_revoke_leaves_no_job_unfinished(app, fleet, tmp_path):
+    """Before, while and after its envelopes run, with `terminate`, and from a worker that starts beside; nor does it
+    when the job is replayed.
+    """
+    held = tmp_path / "held"
+    with Client(fleet.broker_url, fleet.store_url) as client, Store(fleet.store_url) as store:
+        client.submit("echo", f"hold {held}")
+        until(held.exists)
+        job = client.submit_many(["echo"], ["refuse this", *(f"text {n}" for n in range(6000))])
+        with sqlite3.connect(fleet.home / "store.db") as database:
+            ids = [id_ for (id_,) in database.execute("SELECT id FROM envelopes WHERE job = ?", (job.id,))]
+        database.close()
+        assert len(ids) > 64, "more than the worker has slots"
+        _revoke(app, ids)
+        held.unlink()
+        job.wait(timeout_s=60)
+        assert store.dead_letters.replay(job=job.id).results == 1
+        _revoke(app, ids)
+        job.wait(timeout_s=60)
+        progress = job.progress()
+        assert (progress.succeeded, progress.failed, progress.total) == (6000, 1, 6001)
+
+
+def _revoke(app, ids):
+    """Revoke the ids as Celery and Flower do, and as a worker does that starts, and wait until the worker has heard."""
+    names = [name for reply in app.control.ping(timeout=1) for name in reply if name.startswith("argosy")]
+    app.control.revoke(ids, destination=names, terminate=True, reply=True, limit=1, timeout=5)
+    app.control.inspect(names, timeout=5, limit=1).hello("another@host", revoked=ids)
 
 
 def test_what_a_message_may_have_sent_is_bounded(app, fleet):

@@ -17,7 +17,7 @@ from celery import Celery, chain, chord, group, states
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import ChordError, ImproperlyConfigured, TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import AsyncResult, GroupResult, allow_join_result
+from celery.result import AsyncResult, GroupResult, allow_join_result, result_from_tuple
 from celery.worker import state as worker_state
 
 from results_store.celery_results import celery_rows
@@ -27,6 +27,8 @@ from results_store.errors import SchemaMismatch
 from results_store.store import Store
 
 TIMEOUT_S = 60
+
+FAILED = '{"exc_type": "ValueError", "exc_message": ["of task 7"], "exc_module": "builtins"}'
 
 
 @pytest.fixture
@@ -64,6 +66,13 @@ def make_app(broker_url: str, store_url: str, **settings: Any) -> Celery:
     def keep(numbers: list[int]) -> int:
         app.kept.append(numbers)
         return len(numbers)
+
+    app.first_ran = threading.Event()
+
+    @app.task(shared=False)
+    def first() -> int:
+        app.first_ran.set()
+        return 1
 
     @app.task(shared=False)
     def waits() -> int:
@@ -262,6 +271,67 @@ def test_a_chord_with_a_failing_header_tells_its_body(app: Celery) -> None:
         result.get(timeout=TIMEOUT_S)
 
 
+def test_the_parents_error_is_raised_also_if_the_body_is_told_first(app: Celery) -> None:
+    """Both are stored when a wait looks for the first time: the task's own exception is raised, not the chord's."""
+    result = chord([task(app, "fail").s("a part")])(task(app, "total").s())
+    with pytest.raises(ChordError):
+        result.get(timeout=TIMEOUT_S, follow_parents=False)
+
+    again = result_from_tuple(result.as_tuple(), app=app)
+
+    with pytest.raises(ValueError, match="a part"):  # as `get` waits after its own look at the parents
+        app.backend.wait_for(again.id, on_interval=again._maybe_reraise_parent_error)
+
+
+def test_a_wait_asks_for_many_parents_in_one_query(
+    broker_url: str, store: Store, store_url: str, results: CeleryResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chord's body has as many as its header has tasks; they are read one by one at the first look only."""
+    app, asked = make_app(broker_url, store_url), []
+    tasks = CeleryResults.tasks
+    monkeypatch.setattr(CeleryResults, "tasks", lambda self, ids: asked.append(len(ids)) or tasks(self, ids))
+    body = AsyncResult("body", app=app, parent=GroupResult("g", [AsyncResult(f"t{n}", app=app) for n in range(50)]))
+
+    parents = body._maybe_reraise_parent_error
+    assert list(app.backend.get_many(["body"], on_interval=parents, max_iterations=3)) == []
+    assert asked == [1] * 51 + [51] * 2
+
+    results.store(TaskRow(id="t7", state="FAILURE", result=FAILED))
+    with pytest.raises(ValueError, match="of task 7"):
+        body.get(timeout=TIMEOUT_S)
+    app.close()
+    close_shared(store_url)
+
+
+def test_a_header_from_a_generator_is_sent_while_it_is_made(app: Celery) -> None:
+    """The first task has run before the generator ends."""
+    add = task(app, "add")
+
+    def header() -> Iterator[Any]:
+        yield task(app, "first").s()
+        yield from (add.s(n, 0) for n in range(4))
+        assert app.first_ran.wait(TIMEOUT_S)
+        yield add.s(10, 0)
+
+    assert chord(header(), app=app)(task(app, "total").s()).get(timeout=TIMEOUT_S) == 17
+
+
+def test_groups_from_a_generator_keep_their_structure_or_are_refused(app: Celery) -> None:
+    """Celery's Redis backend gives their results flat, in any order."""
+    add, keep = task(app, "add"), task(app, "keep")
+    groups = (group(add.s(n, 0), add.s(n, 1)) for n in (10, 20))
+    assert chord(groups, app=app)(keep.s()).get(timeout=TIMEOUT_S) == 2
+    assert app.kept == [[[10, 11], [20, 21]]]
+
+    first, pair = add.s(1, 0), group(add.s(2, 0), add.s(3, 0))
+    sent = [first.freeze(), *pair.freeze().results]
+    with pytest.raises(ValueError, match="contains a group; pass a list"):
+        chord((part for part in (first, pair, add.s(4, 0))), app=app)(keep.s())
+    assert [result.get(timeout=TIMEOUT_S) for result in sent] == [1, 2, 3]
+    while worker_state.reserved_requests:  # they still return their parts
+        threading.Event().wait(0.01)
+
+
 def test_chords_of_groups_and_of_chords(app: Celery) -> None:
     """A group in a header comes as a list; a chord as a step of a chain gives its body's result on."""
     add, total = task(app, "add"), task(app, "total")
@@ -417,6 +487,18 @@ def test_old_results_expire(broker_url: str, store: Store, store_url: str, resul
     assert sorted(row.id for row in results.tasks(["old", "new", "running"])) == ["new", "running"]
     app.close()
     close_shared(store_url)
+
+
+def test_a_purge_deletes_old_results_too(results: CeleryResults, store: Store) -> None:
+    """By the same age as jobs, if an operator gives one; nodes leave them to `result_expires`."""
+    now = time.time()
+    for name, age_s in (("old", 7200), ("new", 60)):
+        results.store(TaskRow(id=name, state="SUCCESS", result="1", done_at=now - age_s))
+
+    assert store.retention.purge().celery_results == 0
+    assert store.retention.purge(finished_before=now - 3600).celery_results == 1
+
+    assert [row.id for row in results.tasks(["old", "new"])] == ["new"]
 
 
 def test_only_json_is_stored(broker_url: str, store_url: str) -> None:

@@ -15,6 +15,8 @@ from celery.exceptions import NotRegistered
 from celery.worker.consumer import Consumer as CelerysConsumer
 
 from producers.wire.errors import InvalidMessage
+from producers.wire.messages import is_name
+from producers.wire.publisher import DURABLE
 from results_store.loops.loop import TICK_S, note
 from workers.consumer.foreign_messages import check
 
@@ -24,8 +26,8 @@ EVENTS_EVERY_S = 0.1
 #: The most seconds for which the consumer may wait for an answer of the broker, or for a connection.
 BROKER_LIMIT_S = 60.0
 
-#: The interval at which messages are looked for whose time has come.
-DUE_EVERY_S = 1.0
+#: The interval at which messages are looked for whose time has come, or which are in lists of other applications.
+LOOK_EVERY_S = 1.0
 
 #: Celery's task that asks every second for the end of a chord. Chords in the result backend of Argosy need none.
 UNLOCK = "celery.chord_unlock"
@@ -43,6 +45,8 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*arguments, **options)
+        self.task_consumer.channel.on_refused = self._tell_sender
+        self.app.backend.always_retry = False  # this thread's own: it must not wait for a database that is away
 
         def check_and_handle(message: Any) -> None:
             due = check(message)
@@ -63,17 +67,26 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         raise exc
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> NoReturn:
-        """Store the failure for the caller, and raise."""
         name = message.headers["task"]
-        self.app.backend.mark_as_failure(message.headers["id"], NotRegistered(name))
-        raise InvalidMessage(f"this worker has no task {name[:100]!r}; send it to the queue of another application")
+        problem = f"this worker has no task {name[:100]!r}; send it to the queue of another application"
+        raise InvalidMessage(problem) from NotRegistered(name)
+
+    def _tell_sender(self, message: dict[str, Any], error: Exception) -> None:
+        """Store a refusal as the failure of its task, for a sender with Argosy's result backend that waits for it."""
+        with suppress(Exception):  # whatever the message holds, its refusal is logged
+            headers, id_ = message.get("headers") or {}, message["properties"]["correlation_id"]
+            if is_name(id_) and not headers.get(DURABLE) and not headers.get("ignore_result"):
+                reason = error.__cause__ if isinstance(error.__cause__, NotRegistered) else error
+                if not isinstance(reason, NotRegistered | InvalidMessage):
+                    reason = InvalidMessage(type(error).__name__)  # its arguments may hold a part of the message
+                self.app.backend.mark_as_failure(id_, reason)
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Send events at intervals. Called for each new connection; Celery ends the timers of the old one."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(EVENTS_EVERY_S, self._flush_events)
         hub.call_repeatedly(TICK_S, _note_turn)
-        hub.call_repeatedly(DUE_EVERY_S, self._restore_due)
+        hub.call_repeatedly(LOOK_EVERY_S, self._look)
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, however long the broker is away; each try is a turn."""
@@ -95,9 +108,10 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         _note_turn()
         super().on_close()
 
-    def _restore_due(self) -> None:
+    def _look(self) -> None:
         if self.task_consumer is not None:
             self.task_consumer.channel.qos.restore_due()
+            self.task_consumer.channel.look_at_others()
 
     def on_send_event_buffered(self) -> None:
         """Leave a new event in the buffer."""

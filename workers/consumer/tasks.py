@@ -14,6 +14,7 @@ from celery.exceptions import Reject
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import VERSION, Priority
 from producers.wire.queues import TASK
+from workers.consumer.requests import EnvelopeRequest
 from workers.envelope.gate import EnvelopeInterrupted
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def register(app: Celery, node: Node) -> None:
         typing=False,
         ignore_result=False,
         throws=(InvalidMessage,),
+        Request=EnvelopeRequest,
     )
     def run_envelope(self: Any, envelope: Any) -> dict[str, Any]:
         reply = not get_actual_ignore_result(self, self.request)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
+from operator import itemgetter
 from queue import Empty
 from time import monotonic, time
 from typing import Any
@@ -29,7 +31,7 @@ from redis.exceptions import (
 
 from producers.wire.errors import InvalidMessage, without_text
 from producers.wire.messages import new_id
-from producers.wire.queues import RefusedMessage, note_refused
+from producers.wire.queues import PRIORITY_SEPARATOR, RefusedMessage, note_refused
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
 from workers.consumer.unacknowledged import QoS
@@ -57,6 +59,11 @@ KEPT_CHARACTERS = 200
 #: The interval at which Redis is asked again for a list that had its part of the slots.
 POLL_S = 0.02
 
+#: The ends of the names of lists to which other applications may send: kombu's priorities, of which an application's
+#: `priority_steps` are a choice, after kombu's separator or that of Celery's documentation. Priority 0 has no end.
+_ENDS = [(priority, f"{separator}{priority}") for priority in range(1, 10) for separator in (PRIORITY_SEPARATOR, ":")]
+_END = re.compile(rf"({PRIORITY_SEPARATOR}|:)\d$")
+
 
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     """Refuse messages that raise, and raise ConnectionError if the connection is closed.
@@ -65,11 +72,17 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     and replies to remote control are dropped.
 
     From each list (a queue's messages of one priority) it takes no more than `may_take` allows of the prefetch count.
+    Its own lists are those of `priority_steps`, to which it also sends. It reads other applications' lists while they
+    have messages.
     """
 
     QoS = QoS
 
     _kept_client: tuple[Any, Any] | None = None  # the pool, and its client
+    #: Called with a message that is refused before its task runs, and the error.
+    on_refused: Callable[[dict[str, Any], Exception], object] = staticmethod(lambda message, error: None)
+
+    _others: Mapping[str, tuple[str, int]] = {}  # other applications' lists with messages: queue and priority
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._taking = Refusals("taking envelopes")
@@ -122,16 +135,39 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         held = self._held()
         free = self.qos.prefetch_count - held.total()
         wanted = [key for key in lists if may_take(held[key], free)]
-        if not self.qos.prefetch_count or len(wanted) in (0, len(lists)):
+        everything = not self.qos.prefetch_count or len(wanted) in (0, len(lists))
+        if everything and not self._others:
             super()._brpop_start(timeout)
             return
-        keys = [self._q_for_pri(*key) for key in wanted]
-        arguments = ["BRPOP", *keys, POLL_S]
+        keys = [(priority, self._q_for_pri(queue, priority)) for queue, priority in (lists if everything else wanted)]
+        for name, (queue, priority) in self._others.items():
+            if everything or may_take(held[queue, self.priority(priority)], free):
+                keys.append((priority, name))
+        wait_s = (timeout or self.brpop_timeout) if everything else POLL_S
+        arguments = ["BRPOP", *(name for _, name in sorted(keys, key=itemgetter(0))), wait_s]
         if self.global_keyprefix:
             arguments = self.client._prefix_args(arguments)  # noqa: SLF001 - like kombu's own code
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         self.client.connection.send_command(*arguments)
+
+    def look_at_others(self) -> None:
+        """Look which lists of other applications have messages. These lists are read until the next look."""
+        queues = self.active_queues
+        lists = {queue + end: (queue, priority) for queue in queues for priority, end in _ENDS}
+        for queue in queues:
+            for step in self.priority_steps:
+                lists.pop(self._q_for_pri(queue, step), None)
+        self._others = {}
+        if not lists:
+            return
+        with suppress(ResponseError), self.conn_or_acquire() as client:
+            if client.exists(*lists):
+                with client.pipeline(transaction=False) as pipe:
+                    for name in lists:
+                        pipe.llen(name)
+                    found = zip(lists.items(), pipe.execute(), strict=True)
+                self._others = {name: list_ for (name, list_), length in found if length}
 
     def _held(self) -> Counter[tuple[str, int]]:
         """Return the number of unacknowledged messages here, by list."""
@@ -167,7 +203,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         if not popped:
             raise Empty
         key, data = popped
-        queue = key.decode().rsplit(self.sep, 1)[0]
+        queue = _END.sub("", key.decode())
         self._queue_cycle.rotate(queue)
         self._deliver(data, queue)
         return True
@@ -185,6 +221,8 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             self.refuse(data, raw, queue, error)
             if tag in held:
                 self.qos.ack(tag)
+            if isinstance(raw, dict):
+                self.on_refused(raw, error)
 
     def refuse(self, data: bytes, raw: Any, queue: object, error: BaseException) -> None:
         """Log a message that is not run, and note it for operators. Its content is not shown. Thread-safe."""
