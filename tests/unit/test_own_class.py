@@ -182,6 +182,7 @@ def test_numbers_of_numpy_are_numbers(kind: str, given_: object, kept: object) -
         ("feature-extraction", np.array([1j]), "type complex128"),
         ("feature-extraction", np.array([1, 1e39]), r"a vector whose number 1 is 1e\+39, not finite in float32"),
         ("feature-extraction", np.array(["a"]), "type <U1"),
+        ("feature-extraction", np.array([1, np.nan], dtype=np.float32), "a vector whose number 1 is nan, not finite"),
         ("object-detection", [{"score": 0.5, "label": "a", "box": {"xmin": np.inf}}], r"\[0\]\.box\.xmin is inf"),
         ("image-to-image", {"image": output_files.MadeFile(b"", "image/png")}, "a MadeFile of a bytes and a str"),
         ("image-to-image", {"image": output_files.MadeFile(1, "x")}, "a MadeFile of an int"),  # type: ignore[arg-type]
