@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from producers import ItemExpired, ItemFailed
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.gateway_server import served
 from tests.end_to_end.processes import fleet_in, until
@@ -89,3 +91,20 @@ def test_the_fastapi_backend_answers_while_its_callers_wait(monkeypatch: pytest.
         rated = until(lambda: found if (found := client.get(f"/nightly/{job}").json())["answers"] else None)
         assert [answer["crc"] for answer in rated["answers"]] == [zlib.crc32(b"one"), zlib.crc32(b"two")]
         assert client.get("/nightly/nothing").status_code == 404
+
+
+def test_the_fastapi_backend_without_a_fleet_says_when_to_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No error of the fleet is a fault of the application."""
+    for name in ("ARGOSY_BROKER_URL", "ARGOSY_STORE_URL", "ARGOSY_FLEET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ARGOSY_HOME", str(tmp_path))
+    backend = importlib.import_module("examples.fastapi_backend")
+    monkeypatch.setattr(backend, "TASK", "sentiment")
+    with served(backend.app) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for answer in (client.post("/rate", json={"text": "one"}), client.get("/nightly/any")):
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+            assert "argosy up" in answer.json()["detail"]
+    for error, status in ((ItemExpired("late"), 504), (ItemFailed("echo", "ModelError", "broke"), 502)):
+        assert asyncio.run(backend.refused(None, error)).status_code == status
