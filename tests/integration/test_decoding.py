@@ -262,6 +262,23 @@ def test_many_bombs_at_once_leave_a_way_for_everybody(pool: DecoderPool) -> None
     assert {type(found) for _, found in bombs.ended} == {DecodingInterrupted}
 
 
+def test_the_last_free_process_is_for_an_owner_without_one(pool: DecoderPool) -> None:
+    """So an interactive picture, or another tenant's, does not even wait until a file is found to be slow."""
+    runs = Runs(pool)
+    for _ in range(3):
+        runs.start("bulk", BULK, partial(decode, decoding_functions.sleeps, b""))
+    until(lambda: len(pool._running) + len(pool._waiting) == 3)
+    with pool._lock:
+        pool._grant()
+        assert (len(pool._running), len(pool._waiting)) == (2, 1)
+    for owner in ((int(Priority.INTERACTIVE), ""), (int(Priority.BULK), "another")):
+        with at(pool, owner):
+            assert decode(decoding_functions.length, b"abc") == 3
+    assert not runs.ended
+    pool.close()
+    runs.wait()
+
+
 def test_slow_files_are_decoded_to_their_end(pool: DecoderPool) -> None:
     """A file that gave way is decoded again, although others come all the time."""
     data = media_bombs.scans(100)
