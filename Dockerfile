@@ -32,9 +32,9 @@ COPY workers workers
 COPY results_store results_store
 RUN pip install --no-deps .
 
-# An own user; its folder is where the models' volume is mounted, which takes over the ownership.
+# An own user; the volumes of the models and of Flower are mounted in its folders, and take over the ownership.
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/argosy argosy \
-    && install -d -o argosy -g argosy /var/lib/argosy/cache
+    && install -d -o argosy -g argosy /var/lib/argosy/cache /var/lib/argosy/flower
 USER argosy
 WORKDIR /var/lib/argosy
 ENV ARGOSY_CACHE=/var/lib/argosy/cache \

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 #: The number of attempts that ended with an error, after which an envelope is given up.
 MAX_ATTEMPTS = 20
@@ -202,7 +202,10 @@ class QueuedWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStatus:
-    """A job and its progress. The counts are of results (one per item and task), except `items`."""
+    """A job and its progress. The counts are of results (one per item and task), except `items`.
+
+    `progressed_at` is the time of its newest result, if a worker of this version stored it.
+    """
 
     id: str
     name: str | None
@@ -219,6 +222,7 @@ class JobStatus:
     ttl_s: float | None = None
     tenant: str = ""
     pipeline: dict[str, Any] | None = None
+    progressed_at: float | None = None
 
     @property
     def done(self) -> int:
@@ -248,6 +252,10 @@ class FoundJob(NamedTuple):
     status: JobStatus
     request: str | None = None
     fingerprint: str | None = None
+
+
+#: The jobs that a list of jobs can be limited to: those with unfinished results, or with results in a state.
+JobFilter: TypeAlias = Literal["unfinished", "succeeded", "failed", "cancelled", "expired"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,6 +375,17 @@ class Depth:
     items: int
     results: int
     oldest_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """The unfinished envelopes of a model and priority: held by workers, and waiting since `oldest_at` at most."""
+
+    model: str
+    priority: int
+    held: int
+    waiting: int
+    oldest_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,12 +15,14 @@ from results_store.gateway.gateway_batches import GatewayBatches
 from results_store.gateway.gateway_files import GatewayFiles
 from results_store.records import (
     MAX_ATTEMPTS,
+    Backlog,
     Batch,
     Claimed,
     Committed,
     Depth,
     FailureCount,
     FoundJob,
+    JobFilter,
     JobStatus,
     Line,
     NewEnvelope,
@@ -146,14 +148,21 @@ class Store:
             return reading.job(connection, job)
 
     def jobs(
-        self, *, limit: int = 20, before: tuple[float, str] | None = None, tenant: str | None = None
+        self,
+        *,
+        limit: int = 20,
+        before: tuple[float, str] | None = None,
+        tenant: str | None = None,
+        text: str = "",
+        having: JobFilter | None = None,
     ) -> list[JobStatus]:
         """Return jobs, newest first. `before` is the (created_at, id) of the last job on the page before.
 
-        `tenant` limits them to a tenant's jobs.
+        `tenant` limits them to a tenant's jobs, `text` to jobs with this text in their name, tenant or id, and `having`
+        to unfinished jobs or to jobs with results in a state.
         """
         with self._database.read() as connection:
-            return reading.newest_jobs(connection, limit, before, tenant)
+            return reading.newest_jobs(connection, limit, before, tenant, text, having)
 
     def cancelled_among(self, jobs: Collection[str]) -> set[str]:
         """Return the cancelled jobs among these. Workers then drop the waiting items of these jobs."""
@@ -195,6 +204,21 @@ class Store:
         """Return the number of unfinished envelopes that run alone after deaths of workers, and one of their jobs."""
         with self._database.read() as connection:
             return reading.running_alone(connection)
+
+    def backlog(self) -> list[Backlog]:
+        """Return the unfinished envelopes by model and priority: those held by workers, and the waiting ones."""
+        with self._database.read() as connection:
+            return reading.backlog(connection)
+
+    def unowed(self, *, older_than_s: float) -> list[str]:
+        """Return the unfinished jobs, of that age, of which no envelope is unfinished: they would never finish."""
+        with self._database.read() as connection:
+            return reading.unowed(connection, older_than_s)
+
+    def given_up(self) -> tuple[int, float | None]:
+        """Return the number of dead letters, and the time of the last."""
+        with self._database.read() as connection:
+            return reading.given_up(connection)
 
     def recent_failures(self, *, limit: int = 20, job: str | None = None, tenant: str | None = None) -> list[Result]:
         """Return the newest failed results: of all jobs, or of a job or tenant."""

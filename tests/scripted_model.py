@@ -30,7 +30,8 @@ class ScriptedModel(Model):
 
     ``sleep 0.2`` makes its batch take that many seconds; ``hold PATH`` makes that file, and its batch takes until it is
     gone; so does ``wait while PATH``, which does not make it; ``kill while PATH`` kills the worker itself that prepares
-    it, as long as there is such a file. Options: `fail_to_load` ends `load` (``raise`` or ``die``).
+    it, as long as there is such a file. Options: `fail_to_load` ends `load` (``raise`` or ``die``; of a file it takes a
+    letter and raises, until there is none left).
     """
 
     def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
@@ -59,6 +60,9 @@ class ScriptedModel(Model):
             raise RuntimeError("scripted not to load")
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how and (left := Path(str(how)).read_text(encoding="utf-8")):
+            Path(str(how)).write_text(left[1:], encoding="utf-8")
+            raise RuntimeError(f"scripted not to load {len(left)} times")
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         texts = [bytes(row).rstrip(b"\0").decode() for row in arrays["text"]]

@@ -41,6 +41,7 @@ from producers.client.text_streams import AsyncTextStream
 from producers.wire.catalogue import Catalogue
 from producers.wire.connection import Connection, checked_tenant
 from producers.wire.errors import ResultTimeout
+from producers.wire.live_nodes import LiveNode
 from producers.wire.messages import Priority
 from producers.wire.pipelines.plan import Plan
 from producers.wire.queues import MOST_REFUSED, RefusedMessage
@@ -376,6 +377,10 @@ class AsyncClient(OfThisProcess):
     async def ask(self, question: Callable[[Store], T]) -> T:
         """Return `question(store)`, called with the client's store in a thread, for queries without a method here."""
         return await self._link.ask(question)
+
+    async def live_nodes(self) -> list[LiveNode]:
+        """Return the workers that are alive, with their models. Raises BrokerUnavailable."""
+        return await self._runtime.call(self._link.live_nodes)
 
     async def check(self) -> None:
         """Check that broker and store answer. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""

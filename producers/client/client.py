@@ -15,6 +15,7 @@ from producers.client.pipelines.pipeline_job import PipelineJob
 from producers.client.runtimes import Runtime, iterate, run
 from producers.client.text_streams import TextStream
 from producers.wire.catalogue import Catalogue
+from producers.wire.live_nodes import LiveNode
 from producers.wire.queues import MOST_REFUSED, RefusedMessage
 from results_store.records import JobStatus, QueuedWork, Result
 
@@ -193,6 +194,10 @@ class Client(OfThisProcess):
     def ask(self, question: Callable[[Store], T]) -> T:
         """Return `question(store)`, called with the client's store, for queries without a method here."""
         return run(self._awaited.ask(question))
+
+    def live_nodes(self) -> list[LiveNode]:
+        """Return the workers that are alive, with their models. Raises BrokerUnavailable."""
+        return run(self._awaited.live_nodes())
 
     def check(self) -> None:
         """Check that broker and store answer. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""

@@ -15,6 +15,7 @@ from producers.client.notices import Listener
 from producers.wire.blobs import Blobs
 from producers.wire.connection import Connection
 from producers.wire.errors import ConfigurationError
+from producers.wire.live_nodes import LiveNode, live_nodes
 from producers.wire.messages import Priority, new_id
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import RefusedMessage, refused_messages
@@ -132,7 +133,7 @@ class FleetLink:
         with self._lock:
             self.refuse_if_closed()
             if self._publisher is None:
-                self._publisher = Publisher(self._connection.broker_url)
+                self._publisher = Publisher(self._connection.broker_url, self._connection.look_up)
             return self._publisher
 
     @property
@@ -189,6 +190,11 @@ class FleetLink:
         if self._files is None:
             self._files = self._connection.files
         return self._files
+
+    def live_nodes(self) -> list[LiveNode]:
+        """Return the workers that are alive. Raises BrokerUnavailable."""
+        with as_unavailable(self.publisher.redis):
+            return live_nodes(self.publisher.redis)
 
     def check(self) -> None:
         """Check that broker and store answer. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""

@@ -7,8 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from producers.commands.batch_figures import Figures, Window, figures
 from producers.gateway.views import priority_name
+from producers.wire.errors import ArgosyError
+from producers.wire.live_nodes import LiveNode
 from producers.wire.messages import Priority
 from results_store.records import Batch, Depth, QueuedWork
 from results_store.store import Store
@@ -25,10 +29,15 @@ LISTED = 25
 
 
 class Activity:
-    """The latest figures of the fleet, for a single event loop. `ask` runs a query on the store."""
+    """The latest figures of the fleet, for a single event loop. `ask` runs a query on the store, `nodes` asks Redis."""
 
-    def __init__(self, ask: Callable[[Callable[[Store], dict[str, Any]]], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(
+        self,
+        ask: Callable[[Callable[[Store], dict[str, Any]]], Awaitable[dict[str, Any]]],
+        nodes: Callable[[], Awaitable[list[LiveNode]]],
+    ) -> None:
         self._ask = ask
+        self._nodes = nodes
         self._window = Window(WINDOW_S)
         self._one_at_a_time = asyncio.Lock()
         self._looked_at = float("-inf")
@@ -38,9 +47,16 @@ class Activity:
         """Return the figures as JSON. Raises StoreUnavailable."""
         async with self._one_at_a_time:
             if time.monotonic() - self._looked_at >= FRESH_S:
-                self._seen = await self._ask(self._look)
+                self._seen = {**await self._ask(self._look), "workers": await self._workers()}
                 self._looked_at = time.monotonic()
             return self._seen
+
+    async def _workers(self) -> list[dict[str, Any]] | None:
+        """Return the live workers; None if Redis does not say."""
+        try:
+            return [msgspec.to_builtins(node) for node in await self._nodes()]
+        except ArgosyError:
+            return None
 
     def _look(self, store: Store) -> dict[str, Any]:
         at = time.time()

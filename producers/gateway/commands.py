@@ -105,13 +105,13 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--tenant", required=True, help="Tenant that owns the key's jobs. The key sees only these.")
+@click.option("--tenant", help="Tenant that owns the key's jobs. The key sees only these. Optional with --operator.")
 @click.option("--operator", is_flag=True, help="The key sees every tenant's jobs, and the fleet.")
 @click.option(
     "--expires", "expires_s", type=Duration(), help="Lifetime of the key: 12h, 90d, 52w.  [default: unlimited]"
 )
 @click.option("--rate", "rate_per_s", type=Finite(0, min_open=True), help="The most requests per second.")
-def add(name: str, *, tenant: str, operator: bool, expires_s: float | None, rate_per_s: float | None) -> None:
+def add(name: str, *, tenant: str | None, operator: bool, expires_s: float | None, rate_per_s: float | None) -> None:
     """Make a key with the name NAME and print it. It is shown only once, because the store keeps only its hash.
 
     \b
@@ -120,10 +120,17 @@ def add(name: str, *, tenant: str, operator: bool, expires_s: float | None, rate
     from producers.gateway.keys import new_key
     from producers.wire.connection import checked_tenant
 
+    if tenant is None and not operator:
+        raise click.UsageError("--tenant: is missing; name the tenant that owns the key's jobs, or add --operator")
     now = time.time()
     expires_at = None if expires_s is None else now + expires_s
     text, key = new_key(
-        name, checked_tenant(tenant), operator=operator, expires_at=expires_at, rate_per_s=rate_per_s, created_at=now
+        name,
+        checked_tenant(tenant or ""),
+        operator=operator,
+        expires_at=expires_at,
+        rate_per_s=rate_per_s,
+        created_at=now,
     )
     with _store() as store:
         if not store.keys.add(key):

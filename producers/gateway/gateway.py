@@ -19,7 +19,7 @@ from producers.gateway.rates import Rates
 from producers.gateway.settings import GatewaySettings
 from producers.wire.messages import is_id
 from results_store.errors import UnknownJob
-from results_store.records import JobStatus
+from results_store.records import JobFilter, JobStatus
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Gateway:
         self.client = client
         self.keyring = Keyring(lambda id_: client.ask(lambda store: store.keys.find(id_)))
         self.rates = Rates()
-        self.activity = Activity(client.ask)
+        self.activity = Activity(client.ask, client.live_nodes)
         self.serving: Counter[str] = Counter()  # requests by key
         self._handles: LRUCache[tuple[str, int], AsyncHandle] = LRUCache(HANDLES)
 
@@ -58,9 +58,19 @@ class Gateway:
             raise UnknownJob(f"no job {id_!r}; GET /api/jobs lists yours")
         return status
 
-    async def jobs(self, caller: Caller, *, limit: int, before: tuple[float, str] | None = None) -> list[JobStatus]:
+    async def jobs(
+        self,
+        caller: Caller,
+        *,
+        limit: int,
+        before: tuple[float, str] | None = None,
+        text: str = "",
+        having: JobFilter | None = None,
+    ) -> list[JobStatus]:
         """Return a page of the caller's jobs, newest first."""
-        return await self.client.ask(lambda store: store.jobs(limit=limit, before=before, tenant=caller.scope))
+        return await self.client.ask(
+            lambda store: store.jobs(limit=limit, before=before, tenant=caller.scope, text=text, having=having)
+        )
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +27,9 @@ GRACE_S = 10
 
 
 def serve(settings: GatewaySettings, host: str, port: int, health_port: int | None = None) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigurationError if `--no-auth` would open the gateway to the network.
+    """Serve until SIGINT or SIGTERM.
+
+    Raises ConfigurationError if `--no-auth` would open the gateway to the network, or if a port is taken.
 
     The health checks answer at `health_port` too, where no other request competes with them.
     """
@@ -34,6 +37,9 @@ def serve(settings: GatewaySettings, host: str, port: int, health_port: int | No
         raise ConfigurationError(
             f"--no-auth: refused on {host}: other machines could reach it; listen on 127.0.0.1, or use keys"
         )
+    _check_address(host, port, "--port")
+    if health_port is not None:
+        _check_address(host, health_port, "--health-port")
     log_to_stderr()
     logging.getLogger("uvicorn.error").addFilter(LeaveTextOut())
     app = create_app(settings, lambda: AsyncClient(store_timeout_s=settings.store_timeout_s))
@@ -48,6 +54,16 @@ def serve(settings: GatewaySettings, host: str, port: int, health_port: int | No
         runner.run(_both(main, beside))
     if not main.started:
         sys.exit(3)
+
+
+def _check_address(host: str, port: int, option: str) -> None:
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise ConfigurationError(f"{option}: {host}:{port}: {error.strerror}; choose another one") from error
 
 
 def config(app: ASGIApp, host: str, port: int, *, lifespan: str = "on") -> uvicorn.Config:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +115,11 @@ class Connection:
         return fleet.broker_url
 
     @property
+    def look_up(self) -> Callable[[], str] | None:
+        """Returns the broker URL of the local fleet as it is then; None if the URL is given otherwise, and stays."""
+        return (lambda: self.broker_url) if self._set_url("broker") is None else None
+
+    @property
     def store_url(self) -> str:
         """The database URL, with its password. Raises ConfigurationError if there is none."""
         return self._set_url("store") or self._local_fleet("store").store_url
@@ -127,19 +132,19 @@ class Connection:
     @property
     def catalogue(self) -> Catalogue:
         """The tasks of ``ARGOSY_FLEET``'s ``fleet.toml``, or else of the local fleet, or else the built-in tasks."""
-        path = self._fleet_file
+        path = self.fleet_file
         return Catalogue.from_toml(path) if path else Catalogue.builtin()
 
     @property
     def admission(self) -> AdmissionSettings:
         """The ``[admission]`` table of the same file. Raises ConfigurationError."""
-        path = self._fleet_file
+        path = self.fleet_file
         return typed(read_toml(path).get("admission", {}) if path else {}, AdmissionSettings, f"{path}: admission")
 
     @property
     def blobs(self) -> BlobSettings:
         """The ``[blobs]`` table of the same file. ``ARGOSY_BLOB_URL`` overrides its URL. Raises ConfigurationError."""
-        path = self._fleet_file
+        path = self.fleet_file
         blobs = typed(read_toml(path).get("blobs", {}) if path else {}, BlobSettings, f"{path}: blobs")
         url = self.environment.get("ARGOSY_BLOB_URL")
         return msgspec.structs.replace(blobs, url=url) if url else blobs
@@ -152,7 +157,8 @@ class Connection:
         return ResultFiles(place_of_files(self.blobs, self.store_url))
 
     @property
-    def _fleet_file(self) -> str | None:
+    def fleet_file(self) -> str | None:
+        """The ``fleet.toml`` that ``ARGOSY_FLEET`` names, or else the file of the local fleet."""
         path = self.environment.get("ARGOSY_FLEET")
         if not path and self._set_url("broker") is None and self._set_url("store") is None:
             with suppress(ConfigurationError):  # no local fleet: the submission itself reports that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,6 +35,21 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, ServedModel] = {}
 
 
+class LiveModel(ServedModel, frozen=True, kw_only=True):
+    """A model at a node. `state` is serving, loading or failed; a failed reload has an `error`."""
+
+    state: str = "serving"
+    error: str = ""
+
+
+class LiveNode(Announcement, frozen=True, kw_only=True):
+    """A node that is alive, with its models by name."""
+
+    name: str = ""
+    device: str = ""
+    models: dict[str, LiveModel] = {}  # type: ignore[assignment]  # each is a ServedModel, and nobody changes it
+
+
 def node_key(name: str) -> str:
     return f"argosy.node.{name}"
 
@@ -46,11 +62,19 @@ def announcements(redis: Redis) -> dict[str, bytes | None]:
     return dict(zip(names, found, strict=True))
 
 
+def live_nodes(redis: Redis) -> list[LiveNode]:
+    """Return the live nodes whose announcement can be read, by name. Raises RedisError."""
+    found = []
+    for said in announcements(redis).values():
+        with suppress(ValueError):
+            found += [] if said is None else [msgspec.json.decode(said, type=LiveNode)]
+    return found
+
+
 def served_models(redis: Redis) -> dict[str, set[str]]:
     """Return the revisions of each model that live nodes serve; empty if there is no node. Raises RedisError."""
     found: dict[str, set[str]] = {}
-    nodes = [_read(said) for said in announcements(redis).values() if said is not None]
-    for name, model in (served for node in nodes for served in node.models.items()):
+    for name, model in (served for node in live_nodes(redis) for served in node.models.items()):
         found.setdefault(name, set()).add(model.revision)
     return found
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +28,7 @@ from results_store.sql.engines.forks import at_fork
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.connection import Connection as RedisConnection
 
 #: The Redis list, and the bytes to push there.
 Message = tuple[str, bytes]
@@ -162,10 +163,14 @@ def _origin() -> str:
 
 
 class Publisher:
-    """Pushes messages in a Redis pipeline. Thread-safe; connects on first use, and again in a forked child."""
+    """Pushes messages in a Redis pipeline. Thread-safe; connects on first use, and again in a forked child.
 
-    def __init__(self, broker_url: str) -> None:
+    `look_up`, if given, returns the URL for each new connection: a local fleet may be started again at another port.
+    """
+
+    def __init__(self, broker_url: str, look_up: Callable[[], str] | None = None) -> None:
         self._broker_url = broker_url
+        self._look_up = look_up
         self._redis: Redis | None = None
         self._lock = threading.Lock()
         self._doubtful = True
@@ -194,13 +199,16 @@ class Publisher:
         """The Redis client, for subscriptions. Creating it opens no connection."""
         with self._lock:
             if self._redis is None:
-                self._redis = connect(self._broker_url)
+                self._redis = connect(self._broker_url, look_up=self._look_up)
             return self._redis
 
     def subscriber(self) -> Redis:
         """Return a separate Redis client for subscriptions. Its timeout is short: a listener then polls the store."""
         return connect(
-            self._broker_url, timeout_s=min(TIMEOUT_S, SUBSCRIBE_TIMEOUT_S), health_check_s=SUBSCRIPTION_CHECK_S
+            self._broker_url,
+            timeout_s=min(TIMEOUT_S, SUBSCRIBE_TIMEOUT_S),
+            health_check_s=SUBSCRIPTION_CHECK_S,
+            look_up=self._look_up,
         )
 
     def check(self) -> None:
@@ -256,7 +264,13 @@ class Publisher:
             client.close()
 
 
-def connect(broker_url: str, *, timeout_s: float | None = None, health_check_s: int = HEALTH_CHECK_S) -> Redis:
+def connect(
+    broker_url: str,
+    *,
+    timeout_s: float | None = None,
+    health_check_s: int = HEALTH_CHECK_S,
+    look_up: Callable[[], str] | None = None,
+) -> Redis:
     """Return a Redis client with bounded waits (default: TIMEOUT_S), not yet connected. Raises ConfigurationError."""
     from redis import Redis
     from redis.backoff import ExponentialBackoff
@@ -265,7 +279,7 @@ def connect(broker_url: str, *, timeout_s: float | None = None, health_check_s: 
 
     timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
     try:
-        return Redis.from_url(
+        redis = Redis.from_url(
             broker_url,
             socket_connect_timeout=timeout_s,
             socket_timeout=timeout_s,
@@ -274,11 +288,28 @@ def connect(broker_url: str, *, timeout_s: float | None = None, health_check_s: 
             # enough for a connection that a restarted server dropped; a server that is down is reported, not waited for
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2, supported_errors=(NotConnected,)),
         )
+        if look_up is not None:
+            redis.connection_pool.connection_class = _looked_up(look_up)
+        return redis
     except ValueError:  # its text may hold a part of the password
         raise ConfigurationError(
             f"broker: {masked(broker_url)!r} is not a Redis URL; write redis://user:password@host:6379/0, and signs "
             "like # / ? @ % of the password as %23 %2F %3F %40 %25"
         ) from None
+
+
+def _looked_up(look_up: Callable[[], str]) -> type[RedisConnection]:
+    """Return the class of connections whose address and password are looked up each time that they connect."""
+    from redis.connection import Connection, parse_url
+
+    class LookedUp(Connection):
+        def _connect(self) -> Any:
+            with suppress(ConfigurationError):  # the fleet has stopped: the address before refuses the connection
+                found: Any = parse_url(look_up())  # type: ignore[no-untyped-call]  # redis-py's
+                self.host, self.port, self.password = found["host"], found["port"], found.get("password")
+            return super()._connect()  # type: ignore[no-untyped-call]
+
+    return LookedUp
 
 
 @contextmanager

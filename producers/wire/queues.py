@@ -39,6 +39,20 @@ def redis_key(model: str, priority: Priority, lane: int = 0) -> str:
     return f"{queue}{PRIORITY_SEPARATOR}{int(priority)}" if priority else queue
 
 
+def waiting_messages(redis: Redis) -> dict[str, int]:
+    """Return the lists in which messages of envelopes wait, each with its length. Raises RedisError."""
+    keys = {key.decode() for key in redis.scan_iter(match="argosy.*", count=1000, _type="list")} - {REFUSED}
+    with redis.pipeline(transaction=False) as pipeline:
+        for key in sorted(keys):
+            pipeline.llen(key)
+        return dict(zip(sorted(keys), pipeline.execute(), strict=True))
+
+
+def queue_of(key: str) -> str:
+    """Return the queue to which a Redis list belongs."""
+    return key.partition(PRIORITY_SEPARATOR)[0]
+
+
 def done_channel(job: str) -> str:
     """Return the pub/sub channel that announces a job's finished envelopes, after their commit."""
     return f"argosy.done.{job}"

@@ -294,6 +294,7 @@ _counted = (
         **{state.value: jobs.c[state.value] + bindparam(f"_{state.value}") for state in ResultState},
         items=jobs.c["items"] + bindparam("_items"),
         total=jobs.c.total + bindparam("_total"),
+        progressed_at=given_or_clock(),
         # a job that grows by unlisted results was not finished before
         finished_at=case(
             (and_(or_(jobs.c.finished_at.is_(None), bindparam("_total") > 0), _all_done), given_or_clock()),

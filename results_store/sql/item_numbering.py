@@ -37,6 +37,16 @@ def root_of(seq: int) -> int:
     return seq // TREE_SPAN
 
 
+def numbers_of(seq: int) -> tuple[tuple[int, ...], int]:
+    """Return the parts of an item, 0 for the missing ones, and the number of its step: see `tree_number`."""
+    rest, step = divmod(seq, 2**_STEP_BITS)
+    parts = []
+    for _ in range(MAX_DEPTH):
+        rest, part = divmod(rest, MAX_PARTS)
+        parts.append(part)
+    return tuple(reversed(parts)), step
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carrier:
     """The attributes that envelopes inherit from the envelope whose results they follow."""

@@ -7,21 +7,23 @@ from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, func, select, tuple_
+from sqlalchemy import Connection, RowMapping, Select, and_, case, exists, func, not_, or_, select, tuple_
 
 from results_store.errors import UnknownJob
 from results_store.records import (
     ALONE_AFTER_DEATHS,
+    Backlog,
     Depth,
     EnvelopeState,
     FailureCount,
     FoundJob,
+    JobFilter,
     JobStatus,
     Result,
     ResultState,
 )
-from results_store.sql.columns import among
-from results_store.sql.schema import FAILED, UNFINISHED, envelopes, jobs, payloads, results
+from results_store.sql.columns import among, clock
+from results_store.sql.schema import DEAD, FAILED, RUNNING, UNFINISHED, envelopes, jobs, payloads, results
 
 _OF_SUBMISSION = frozenset(("idempotency_key", "request", "fingerprint"))
 
@@ -48,14 +50,27 @@ def cancelled_among(connection: Connection, ids: Collection[str]) -> set[str]:
     return set(connection.execute(found).scalars())
 
 
+_DONE = jobs.c.succeeded + jobs.c.failed + jobs.c.cancelled + jobs.c.expired
+
+
 def newest_jobs(
-    connection: Connection, limit: int, before: tuple[float, str] | None, tenant: str | None
+    connection: Connection,
+    limit: int,
+    before: tuple[float, str] | None,
+    tenant: str | None,
+    text: str = "",
+    having: JobFilter | None = None,
 ) -> list[JobStatus]:
     wanted = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
     if tenant is not None:
         wanted = wanted.where(jobs.c.tenant == tenant)
     if before is not None:
         wanted = wanted.where(tuple_(jobs.c.created_at, jobs.c.id) < before)
+    if text:
+        places = (jobs.c.name, jobs.c.tenant, jobs.c.id)
+        wanted = wanted.where(or_(*(place.icontains(text, autoescape=True) for place in places)))
+    if having is not None:
+        wanted = wanted.where(jobs.c.total > _DONE if having == "unfinished" else jobs.c[having] > 0)
     return [job_status(row) for row in connection.execute(wanted).mappings()]
 
 
@@ -70,6 +85,27 @@ def running_alone(connection: Connection) -> tuple[int, str | None]:
     wanted = select(func.count(), func.min(envelopes.c.job))
     number, job = connection.execute(wanted.where(UNFINISHED, envelopes.c.deaths >= ALONE_AFTER_DEATHS)).one()
     return number, job
+
+
+def backlog(connection: Connection) -> list[Backlog]:
+    key = (envelopes.c.model, envelopes.c.priority)
+    held = and_(envelopes.c.leased_until.is_not(None), envelopes.c.leased_until > clock())
+    oldest = func.min(case((not_(held), envelopes.c.created_at)))
+    numbers = (func.count(case((held, 1))), func.count(case((not_(held), 1))), oldest)
+    rows = connection.execute(select(*key, *numbers).where(UNFINISHED).group_by(*key).order_by(*key))
+    names = ("model", "priority", "held", "waiting", "oldest_at")
+    return [Backlog(**dict(zip(names, row, strict=True))) for row in rows]
+
+
+def unowed(connection: Connection, older_than_s: float) -> list[str]:
+    owed = exists().where(envelopes.c.job == jobs.c.id, UNFINISHED)
+    wanted = select(jobs.c.id).where(RUNNING, jobs.c.total > _DONE, jobs.c.created_at < clock() - older_than_s, ~owed)
+    return list(connection.execute(wanted.order_by(jobs.c.id)).scalars())
+
+
+def given_up(connection: Connection) -> tuple[int, float | None]:
+    number, last_at = connection.execute(select(func.count(), func.max(envelopes.c.finished_at)).where(DEAD)).one()
+    return number, last_at
 
 
 def results_of(connection: Connection, id_: str, seqs: Collection[int]) -> list[Result]:

@@ -92,6 +92,7 @@ jobs = Table(
     Column("expired", BigInteger, nullable=False, server_default="0"),
     Column("ttl_s", Double),
     Column("tenant", Text, nullable=False, server_default=literal_column("''")),
+    Column("progressed_at", Double),  # of its newest result; null for a job that an older version wrote
     Column("pipeline", Json),  # its steps, for `Follow`; null for most jobs
     # with an idempotency key only, both texts of the producer: its tasks and parameters, and "rows:digest" of its rows
     Column("request", Text),

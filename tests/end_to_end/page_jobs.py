@@ -35,10 +35,12 @@ def submit(
     tenant: str = "",
     priority: Priority = Priority.BULK,
     age_s: float = 0.0,
+    numbers: Sequence[int] = (),
+    pipeline: dict[str, Any] | None = None,
 ) -> tuple[str, str]:
-    """Submit a job of one envelope; return the ids of both."""
+    """Submit a job of one envelope; return the ids of both. The items have the given numbers, or 0, 1, …"""
     at = time.time() - age_s
-    items = tuple(Item(seq, value, tasks) for seq, value in enumerate(inputs))
+    items = tuple(Item(numbers[seq] if numbers else seq, value, tasks) for seq, value in enumerate(inputs))
     envelope = Envelope(
         version=1, id=new_id(), job=new_id(), model=MODEL, priority=priority, queued_at=at, items=items, tenant=tenant
     )
@@ -54,7 +56,7 @@ def submit(
         content_type=content_type,
         created_at=at,
     )
-    job = NewJob(id=envelope.job, name=name, priority=priority, created_at=at, tenant=tenant)
+    job = NewJob(id=envelope.job, name=name, priority=priority, created_at=at, tenant=tenant, pipeline=pipeline)
     store.add_envelopes([row], jobs=[job])
     return envelope.job, envelope.id
 

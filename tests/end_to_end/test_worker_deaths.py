@@ -88,7 +88,7 @@ def test_a_crash_loop_fails_nobody(mortal_fleet: LocalFleet, mortal_client: Clie
         for _ in range(5):
             process = mortal_fleet.workers[0].process
             assert process is not None
-            until(lambda pid=process.pid: database.execute(held, [f"%-{pid}@%"]).fetchone()[0])
+            until(lambda pid=process.pid: database.execute(held, [f"%#{pid}-%"]).fetchone()[0])
             process.kill()
             until(lambda died=process: mortal_fleet.workers[0].process is not died)
     database.close()

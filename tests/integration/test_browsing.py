@@ -163,7 +163,7 @@ def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(served: Served) 
         used = {
             name
             for file in page.names()
-            for name in re.findall(r"(?:\./|/static/)([\w.]+)", nobody.get(f"/static/{file}").text)
+            for name in re.findall(r"(?:\./|static/)([\w.]+)", nobody.get(f"/static/{file}").text)
         }
         assert used | {"index.html"} == page.names()
         for path in ("%2e%2e%2fpage.py", "..%2f..%2f__init__.py", "page.py", "nothing.js"):

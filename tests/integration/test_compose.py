@@ -30,6 +30,7 @@ from tests.conftest import free_port
 from tests.end_to_end.documents import blocks
 from tests.end_to_end.processes import until
 from tests.stack.compose_file import COMPOSE, load
+from workers.fleet.local import FLOWER
 
 PASSWORDS = {"REDIS_PASSWORD": "of-redis", "POSTGRES_PASSWORD": "of-postgres", "FLOWER_PASSWORD": "of-flower"}
 
@@ -105,6 +106,14 @@ def test_each_gpu_worker_sees_one_gpu_before_python_starts() -> None:
     assert all("gpu" in device["capabilities"] for device in devices)
 
 
+def test_flower_is_set_up_as_in_a_local_fleet() -> None:
+    """Read-only, bounded, kept over restarts, with columns that tell envelopes apart."""
+    given = services()["flower"]["environment"]
+    assert {name: given[name] for name in FLOWER} == FLOWER
+    (volume,) = services()["flower"]["volumes"]
+    assert given["FLOWER_DB"].startswith(volume.partition(":")[2])
+
+
 @pytest.mark.parametrize("override", _blocks("yaml"))
 def test_the_overrides_in_the_documents_are_compose_files(override: str, tmp_path: Path) -> None:
     """They are there to be copied."""
@@ -139,6 +148,7 @@ class Local:
             ("8080", str(self.gateway_port)),
             ("dir /data", f"dir {self.folder}\nport {self.redis_port}\nbind 127.0.0.1"),
             ("/tmp/ready", f"{self.folder}/ready"),
+            ("/var/lib/argosy/flower", f"{self.folder}"),
         ):
             text = text.replace(composed, local)
         return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -72,6 +73,21 @@ def test_it_serves_until_it_is_told_to_stop() -> None:
         logged = process.stderr.read().decode()
         assert process.wait(30) == 0
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO uvicorn\.access: .*/api/tasks", logged, re.MULTILINE)
+
+
+def test_an_operators_key_needs_no_tenant() -> None:
+    """It sees all tenants' jobs; any other key belongs to one."""
+    assert argosy("keys", "add", "root", "--operator").exit_code == 0
+    assert "--tenant: is missing" in argosy("keys", "add", "x").stderr
+
+
+def test_a_taken_port_is_named() -> None:
+    """With the option that chooses another one."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert f"--port: 127.0.0.1:{port}: Address already in use" in argosy("--port", str(port)).stderr
 
 
 def test_no_keys_on_no_open_address() -> None:

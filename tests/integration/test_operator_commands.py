@@ -12,6 +12,7 @@ from producers.commands.main import main
 from results_store.records import ALONE_AFTER_DEATHS, ResultState
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, result
+from workers.fleet import running_fleet
 
 
 @pytest.fixture
@@ -69,6 +70,7 @@ def test_doctor_names_envelopes_under_which_workers_die(
 ) -> None:
     """Nobody else says so while the workers are started again and again."""
     monkeypatch.setenv("ARGOSY_BROKER_URL", broker_url)
+    monkeypatch.setattr(running_fleet, "SECOND_LOOK_S", 0.01)
     store.add_envelopes([new_envelope("a0", job="a")], jobs=[new_job("a")])
     for n in range(ALONE_AFTER_DEATHS):
         assert "run alone" not in argosy("doctor").output

@@ -142,7 +142,7 @@ def test_an_error_needs_no_field() -> None:
 
 
 def test_null_is_no_text() -> None:
-    with pytest.raises(InvalidInput, match=r"^input: must be text, not null; leave the item out, or give it a text$"):
+    with pytest.raises(InvalidInput, match=r"^input: is null, a missing text; leave the item out, or give it a text$"):
         checked("text-classification", None)
 
 

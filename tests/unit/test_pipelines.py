@@ -14,7 +14,7 @@ from producers.wire.messages import Message, MessagesInput, QuestionInput
 from producers.wire.pipelines.plan import Plan, Rows
 from producers.wire.pipelines.selectors import SELECTORS, PromptOptions, chosen, derived, prompted, reads
 from results_store.records import Result, ResultState
-from results_store.sql.item_numbering import MAX_PARTS, TREE_SPAN, root_of, tree_number
+from results_store.sql.item_numbering import MAX_DEPTH, MAX_PARTS, TREE_SPAN, numbers_of, root_of, tree_number
 
 TASKS = {
     "sentiment": "text-classification",
@@ -126,6 +126,7 @@ def test_every_item_of_every_tree_has_a_number_of_its_own() -> None:
     numbers = {tree_number(*place) for place in places}
     assert len(numbers) == len(places)
     assert all(root_of(tree_number(*place)) == place[0] for place in places)
+    assert all(numbers_of(tree_number(*place)) == ((*place[1], 0, 0)[:MAX_DEPTH], place[2]) for place in places)
     assert tree_number(2**28 - 1, (MAX_PARTS - 1, MAX_PARTS - 1), 31) == 2**53 - 1
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from workers.fleet.services import HEALTHY_S, Restarts, last_words
+import pytest
+
+from workers.fleet.services import HEALTHY_S, Restarts, ending, last_words, spawn
 
 
 class Clock:
@@ -48,3 +51,18 @@ def test_the_last_words_of_a_long_log(tmp_path: Path):
     assert last_words(log) == "out of memory"
     log.write_bytes(b"")
     assert last_words(log) == "its log is empty"
+
+
+@pytest.mark.parametrize(
+    ("script", "how"),
+    [
+        ("print('a')\nprint('b')\nprint('c')\nexit('no room')", "exit code 1; the end of its log: b | c | no room"),
+        ("import os\nos.kill(os.getpid(), 11)", "signal SIGSEGV; the end of its log: its log is empty"),
+        ("import os\nos.kill(os.getpid(), 9)", "signal SIGKILL, which the kernel sends too if memory runs out; "),
+    ],
+)
+def test_an_end_is_described(tmp_path: Path, script: str, how: str) -> None:
+    """A kill for want of memory looks like nothing at all in the log: the signal must be said."""
+    process = spawn([sys.executable, "-u", "-c", script], tmp_path / "log")
+    process.wait()
+    assert ending(process, tmp_path / "log").startswith(how)

@@ -7,19 +7,25 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from producers.wire.command_line import console, log_to_stderr, say
+from producers.wire.command_line import console, log_to_stderr, say, visible
 from workers.commands import flight_recorder, models
 from workers.commands.shared_options import FLEET_FILE
+
+#: A port that a server can be told to use.
+PORT = click.IntRange(1, 65535)
 
 
 @click.command()
 @FLEET_FILE
 @click.option("--flower/--no-flower", default=True, show_default=True, help="Start Flower beside the workers.")
-def up(config: Path | None, flower: bool) -> None:
+@click.option("--broker-port", type=PORT, help="The broker's port.  [default: the port of the last start]")
+@click.option("--flower-port", type=PORT, help="Flower's port.  [default: the port of the last start]")
+def up(*, config: Path | None, flower: bool, broker_port: int | None, flower_port: int | None) -> None:
     """Start a whole fleet on this machine and run it until Ctrl-C.
 
     \b
@@ -45,12 +51,18 @@ def up(config: Path | None, flower: bool) -> None:
     log_to_stderr()
     os.umask(0o077)  # store and logs hold inputs; the home folder may be open to others
     console = Console(stderr=True)
-    local = fleet.LocalFleet(settings.load(config), connection.home(), config=config, flower=flower)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # during the start, either signal undoes the steps so far
+    local = fleet.LocalFleet(
+        settings.load(config),
+        connection.home(),
+        config=config,
+        flower=flower,
+        broker_port=broker_port,
+        flower_port=flower_port,
+    )
+    _on_stop_signals(lambda number: signal.default_int_handler(number, None))  # it undoes the steps so far
     with console.status("starting: broker, store, workers (loading models) …"):
         local.start()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: local.request_stop())
+    _on_stop_signals(lambda _: local.request_stop())
     try:
         for line in local.whereabouts():
             say(line)
@@ -61,10 +73,25 @@ def up(config: Path | None, flower: bool) -> None:
     say("stopped; unfinished work stays in the store and goes on with the next `argosy up`")
 
 
+def _on_stop_signals(stop: Callable[[int], object]) -> None:
+    """Call `stop` at SIGINT and SIGTERM, and at the SIGHUP of a closed terminal unless it is ignored (nohup)."""
+
+    def hung_up(number: int, _: object) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):  # writing to a terminal that is gone would fail in the middle of the stop
+            os.dup2(nowhere, stream)
+        stop(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stop(number))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hung_up)
+
+
 @click.command()
 @FLEET_FILE
 @click.option("--device", help="cpu, cuda:0 …  [default: the first device of the profile]")
-@click.option("--name", help="The node's name in Flower.  [default: from device, process and host]")
+@click.option("--name", help="The node's name in Flower.  [default: from device and host]")
 @click.option(
     "--ready-file", type=click.Path(path_type=Path), help="A file that exists while the worker takes envelopes."
 )
@@ -148,9 +175,11 @@ def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick:
 @click.command()
 @FLEET_FILE
 def doctor(config: Path | None) -> None:
-    """Check this machine: devices, settings, models, broker, store; print a remedy for each thing missing.
+    """Check this machine and the running fleet; print a remedy for each problem. Exit code 1 if there is a problem.
 
-    Exit code 1 if anything is missing.
+    \b
+    It looks at devices, settings, models, broker and store; at workers, queues that nobody
+    reads, work that makes no progress, dead letters, and clocks.
     """
     from workers.fleet.doctor import examine
 
@@ -158,7 +187,7 @@ def doctor(config: Path | None) -> None:
     width = max(len(finding.about) for finding in findings)
     for finding in findings:
         mark = click.style("ok     ", fg="green") if finding.ok else click.style("missing", fg="red")
-        say(f"{mark}  {finding.about:<{width}}  {finding.found}")
+        click.echo(f"{mark}  {visible(f'{finding.about:<{width}}  {finding.found}')}")
         if not finding.ok:
             say(f"         {'':<{width}}  → {finding.remedy}")
     if not all(finding.ok for finding in findings):

@@ -5,3 +5,4 @@ from __future__ import annotations
 from producers.wire.sockets import CONSUMER
 
 broker_transport_options = CONSUMER
+imports = ["workers.consumer.flower_queues"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import hashlib
+import itertools
 import logging
 import math
 import os
 import signal
 import socket
+import tempfile
 import threading
 import warnings
 from contextlib import suppress
@@ -29,10 +33,34 @@ logger = logging.getLogger(__name__)
 #: The most seconds for the start of the consumer, and for the end of a worker without its device, after `grace_s`.
 END_LIMIT_S = 60.0
 
+#: The most nodes of one device on a host that are counted; a further one has its process id in its name.
+MOST_NODES = 64
 
-def default_name(device: Device) -> str:
-    """Return a unique name for a node: two nodes on one device have two names."""
+
+def default_name(device: Device, broker_url: str) -> str:
+    """Return the name of a node, the same at each start: from the device and the host.
+
+    Two nodes on one device have two names: a process keeps its name locked until it ends, however it ends.
+    """
+    for number in itertools.count(1):
+        name = f"argosy-{device.name.replace(':', '')}{'' if number == 1 else f'-{number}'}@{socket.gethostname()}"
+        digest = hashlib.sha256(f"{broker_url}\n{name}".encode()).hexdigest()[:20]
+        with suppress(OSError):  # the lock, or the file of another user
+            _lock(Path(tempfile.gettempdir()) / f"argosy-{digest}.lock")
+            return name
+        if number > MOST_NODES:
+            break
     return f"argosy-{device.name.replace(':', '')}-{os.getpid()}@{socket.gethostname()}"
+
+
+def _lock(file: Path) -> None:
+    """Lock a file for the life of this process. Raises OSError."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
 
 
 def run(
@@ -66,13 +94,13 @@ def run(
     node = Node(
         settings,
         device,
-        name=name or default_name(device),
+        name=name or default_name(device, broker_url),
         broker_url=broker_url,
         store_url=store_url,
         on_out_of_service=give_up,
         on_end=not_ready,
     )
-    not_ready()  # a worker that was killed has left its file
+    not_ready()  # the file of a process that was killed
     try:
         node.start()
         _consume(node, broker_url, f"argosy+{store_url}", ready_file)

@@ -1,12 +1,12 @@
-"""Checks this machine for everything that a fleet needs, with a remedy for each thing missing."""
+"""Checks this machine and the running fleet for everything that a fleet needs, with a remedy for each problem."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from producers.wire.connection import Connection, masked
@@ -16,51 +16,52 @@ from producers.wire.queues import refused_messages
 from results_store.store import Store
 from workers import settings
 from workers.device import devices
-from workers.fleet import class_check
+from workers.fleet import class_check, running_fleet
+from workers.fleet.findings import Finding, checked
 from workers.models.interface import class_lookup
 from workers.models.sources import model_source
-from workers.node import declared_settings, presence
+from workers.node import declared_settings
 
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of a check: whether it is `ok`, the thing `found`, and the `remedy` otherwise."""
-
-    about: str
-    ok: bool
-    found: str
-    remedy: str = ""
+_START = "start a fleet with `argosy up`, or set {}"
 
 
 def examine(config: Path | None) -> list[Finding]:
-    """Run every check; an error in one never hides the others."""
-    findings = [_python(), *_packages(), *_devices()]
+    """Run every check of this machine and of the running fleet; an error in one never hides the others."""
+    findings = [*checked("python", _python), *checked("packages", _packages), *checked("device", _devices)]
     try:
-        chosen = settings.load(config)
+        chosen = settings.load(config or _running_fleet())
     except ArgosyError as error:
-        return [*findings, Finding("settings", False, str(error), "correct the file")]
+        return [*findings, Finding("settings", False, str(error), "correct the file"), *_fleet(Connection())]
     findings.append(
         Finding("settings", True, f"models {', '.join(chosen.served)}; {len(chosen.catalogue.tasks)} tasks")
     )
-    findings += _models(chosen)
-    where = chosen.connection
-    findings.append(
-        _looked_at("broker", lambda: _broker(where), "start a fleet with `argosy up`, or set ARGOSY_BROKER_URL")
-    )
-    findings.append(
-        _looked_at("store", lambda: _store(where), "start a fleet with `argosy up`, or set ARGOSY_STORE_URL")
-    )
-    if findings[-2].ok:
-        findings.append(
-            _looked_at("messages", lambda: _messages(where), "until then accepted items wait safely in the store")
-        )
-    if all(finding.ok for finding in findings if finding.about in ("broker", "store")):
-        findings += [*_nodes(where), *_declared(where, chosen), *_running_alone(where)]
+    findings += checked("models", lambda: _models(chosen))
+    return [*findings, *_fleet(chosen.connection, chosen)]
+
+
+def _fleet(where: Connection, chosen: settings.Settings | None = None) -> list[Finding]:
+    """Check the running fleet, and compare it with the `chosen` settings if these can be read."""
+    answers = {
+        "broker": checked("broker", lambda: _broker(where), _START.format("ARGOSY_BROKER_URL")),
+        "store": checked("store", lambda: _store(where), _START.format("ARGOSY_STORE_URL")),
+    }
+    findings = [*answers["broker"], *answers["store"]]
+    there = {name for name, found in answers.items() if all(finding.ok for finding in found)}
+    if "broker" in there:
+        findings += checked("messages", lambda: _messages(where), "until then accepted items wait safely in the store")
+    if len(there) == 2:
+        findings += checked("models", lambda: _declared(where, chosen)) if chosen else []
+        findings += running_fleet.examine(where)
     return findings
 
 
-def _python() -> Finding:
-    return Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+def _running_fleet() -> Path | None:
+    file = Connection().fleet_file
+    return Path(file) if file else None
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
 def _packages() -> Iterator[Finding]:
@@ -107,20 +108,10 @@ def _own_class(chosen: settings.Settings, name: str) -> Iterator[Finding]:
     yield Finding(f"class {class_}", not problems, found, f"mend it; argosy models check {name}" if problems else "")
 
 
-def _looked_at(about: str, look: Callable[[], str], remedy: str) -> Finding:
-    try:
-        return Finding(about, True, look())
-    except ArgosyError as error:
-        return Finding(about, False, str(error), remedy)
-
-
-def _broker(where: Connection) -> str:
-    publisher = Publisher(where.broker_url)
-    try:
+def _broker(where: Connection) -> Iterator[Finding]:
+    with closing(Publisher(where.broker_url)) as publisher:
         publisher.check()
-        return f"{masked(where.broker_url)}: {_version(publisher)}"
-    finally:
-        publisher.close()
+        yield Finding("broker", True, f"{masked(where.broker_url)}: {_version(publisher)}")
 
 
 def _version(publisher: Publisher) -> str:
@@ -132,46 +123,25 @@ def _version(publisher: Publisher) -> str:
     return f"{info.get('server_name', 'redis')} {info['redis_version']}"
 
 
-def _messages(where: Connection) -> str:
-    publisher = Publisher(where.broker_url)
-    try:
+def _messages(where: Connection) -> Iterator[Finding]:
+    with closing(Publisher(where.broker_url)) as publisher:
         publisher.check_writes()
         with as_unavailable(publisher.redis):
             refused = refused_messages(publisher.redis)
-    finally:
-        publisher.close()
     found = "the broker takes them"
     if refused:
         age_s = max(0.0, time.time() - refused[0].at)
         found += f"; workers refused {len(refused)}, the last {age_s:.0f} s ago: `argosy dead` lists them"
-    return found
+    yield Finding("messages", True, found)
 
 
-def _store(where: Connection) -> str:
+def _store(where: Connection) -> Iterator[Finding]:
     with Store(where.store_url) as store:
         jobs = store.jobs(limit=1)
         store.mark_published([])  # a transaction that changes nothing
-        found = f"newest job {jobs[0].id}" if jobs else "no jobs yet"
+        newest = f"newest job {jobs[0].id}" if jobs else "no jobs yet"
         through = ", through a pooler, where no statement is prepared" if store.is_pooled() else ""
-        return f"{masked(where.store_url)}: {found}{through}"
-
-
-def _nodes(where: Connection) -> Iterator[Finding]:
-    """Check the workers' models; a worker that could not load a declared model is a fault."""
-    publisher = Publisher(where.broker_url)
-    try:
-        nodes = presence.nodes(publisher)
-        ends = presence.ends(publisher, time.time() - presence.ENDED_FOR_S)
-    finally:
-        publisher.close()
-    for node in nodes:
-        failed = [name for name, state in node.models.items() if state.state == "failed"]
-        served = "; ".join(f"{name} {node.served(name)}" for name in node.models)
-        yield Finding(f"worker {node.name}", not failed, served, f"argosy models reload {failed[0]}" if failed else "")
-    for end in ends:
-        found = f"ended itself {max(0.0, time.time() - end.at):.0f} s ago: {end.reason}"
-        remedy = "its log shows where each thread was; its supervisor has started it again if it is listed above"
-        yield Finding(f"worker {end.name}", False, found, remedy)
+    yield Finding("store", True, f"{masked(where.store_url)}: {newest}{through}")
 
 
 def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]:
@@ -185,13 +155,3 @@ def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]
         if declared_settings.digest(held) != declared_settings.digest(chosen.models[name]):
             found = "workers have other settings, declared by `argosy models reload`"
             yield Finding(f"model {name}", False, found, f"copy them to fleet.toml, or `argosy models reload {name}`")
-
-
-def _running_alone(where: Connection) -> Iterator[Finding]:
-    """Report envelopes under which workers died again and again."""
-    with Store(where.store_url) as store:
-        number, job = store.running_alone()
-    if number:
-        found = f"{number} run alone, for instance one of job {job}: workers died under them without an error"
-        remedy = "look for the cause in the logs of the workers and of the kernel; an item at fault fails as WorkerLost"
-        yield Finding("envelopes", False, found, remedy)

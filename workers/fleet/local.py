@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 import psutil
@@ -30,16 +30,27 @@ from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from results_store.store import Store
 from workers.device import devices
-from workers.fleet.embedded_broker import EmbeddedValkey, free_port
-from workers.fleet.services import Restarts, Service
+from workers.fleet.embedded_broker import EmbeddedValkey, is_free, kept_port
+from workers.fleet.services import Restarts, Service, bound_log
 from workers.node import declared_settings
 from workers.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-#: Flower keeps its tasks in memory: these take about 60 MB, and its own limit of 100,000 takes 600 MB.
-FLOWER_TASKS = "--max_tasks=10000"
+#: Flower's settings, unless the environment has others. It keeps its tasks in memory: 10,000 take about 60 MB. It has
+#: no buttons that change something. The column `args` tells envelopes apart: all have the same name.
+FLOWER = {
+    "FLOWER_MAX_TASKS": "10000",
+    "FLOWER_READ_ONLY": "true",
+    "FLOWER_PERSISTENT": "true",
+    "FLOWER_STATE_SAVE_INTERVAL": "60000",
+    "FLOWER_TASKS_COLUMNS": "uuid,args,state,result,received,runtime,worker",
+}
+
+
+#: The starts of a worker, one after the other, before the start of the fleet fails.
+WORKER_STARTS = 3
 
 
 class AlreadyRunning(ConfigurationError):
@@ -50,7 +61,7 @@ class LocalFleet:
     """A fleet in `home`. Use it as a context manager, or call `start`, `watch` and `stop`.
 
     `config` is the ``fleet.toml`` that `settings` were loaded from (default: ``$ARGOSY_FLEET``); workers and clients
-    read it too.
+    read it too. The broker and Flower have the ports given here, or else the ports of the start before in this home.
     """
 
     def __init__(
@@ -61,6 +72,8 @@ class LocalFleet:
         config: Path | None = None,
         flower: bool = True,
         workers_per_device: int = 1,
+        broker_port: int | None = None,
+        flower_port: int | None = None,
     ) -> None:
         self.settings = settings
         chosen = config or os.environ.get("ARGOSY_FLEET")
@@ -70,7 +83,8 @@ class LocalFleet:
         self.flower_url = ""
         self._with_flower = flower
         self._workers_per_device = workers_per_device
-        self._valkey = EmbeddedValkey(home / "valkey")
+        self._flower_port = flower_port
+        self._valkey = EmbeddedValkey(home / "valkey", port=broker_port)
         # nothing works without a broker, and it starts quickly
         self._broker_restarts = Restarts(longest_wait_s=2.0)
         self._lock: IO[str] | None = None
@@ -124,6 +138,10 @@ class LocalFleet:
         _warn_of_open_files(self.home)
         try:
             self._end_leftovers()
+            earlier = self._earlier()
+            if earlier:
+                self._valkey.keep_address(earlier.broker_url)
+                self.flower_url = earlier.flower_url
             self._valkey.start()
             Store(self.store_url).migrate()
             with Store(self.store_url) as store:
@@ -167,6 +185,8 @@ class LocalFleet:
                 self._try(service.name, partial(self._restart_if_ended, service))
             if not self._noted:
                 self._try("the list of processes", self._note_processes)
+            for log in (self._valkey.log, *(service.log for service in self.services)):
+                self._try(f"the log {log}", partial(bound_log, log))
 
     def _try(self, what: str, work: Callable[[], object]) -> None:
         """Run a part of `watch`. A failure ends nothing else, and is logged if it is a new one."""
@@ -207,14 +227,18 @@ class LocalFleet:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            running = ""
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                found = msgspec.json.decode((self.home / "fleet.json").read_bytes(), type=connection.LocalFleet)
-                running = f" (process {found.pid}, Flower at {found.flower_url or 'off'})"
+            found = self._earlier()
+            running = f" (process {found.pid}, Flower at {found.flower_url or 'off'})" if found else ""
             raise AlreadyRunning(
                 f"a fleet already runs in {self.home}{running}; use it, stop it, or set ARGOSY_HOME to another folder"
             ) from None
         self._lock = lock
+
+    def _earlier(self) -> connection.LocalFleet | None:
+        """The fleet that announced itself here last."""
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            return msgspec.json.decode((self.home / "fleet.json").read_bytes(), type=connection.LocalFleet)
+        return None
 
     def _release_lock(self) -> None:
         if self._lock:
@@ -253,11 +277,15 @@ class LocalFleet:
         return Service(name, command, environment, self.home / "logs" / f"{name}.log", ready, grace_s + 15.0)
 
     def _flower(self, environment: Mapping[str, str]) -> Service:
-        port = free_port()
+        if self._flower_port and not is_free(self._flower_port):
+            raise ConfigurationError(f"--flower-port: port {self._flower_port} is taken; choose another one")
+        port = self._flower_port or kept_port(urlsplit(self.flower_url).port, "Flower")
         self.flower_url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}", FLOWER_TASKS]
+        command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}"]
         # in the environment, since every user of this machine can read a command line
         own = {
+            **FLOWER,
+            "FLOWER_DB": str((self.home / "flower").resolve()),
             **connection.without_secrets(environment, keep=("FLOWER_",)),
             "CELERY_BROKER_URL": self.broker_url,
             "CELERY_CONFIG_MODULE": "workers.consumer.monitoring",
@@ -267,14 +295,23 @@ class LocalFleet:
     def _await_workers(self) -> None:
         deadline = time.monotonic() + self.settings.worker.load_timeout_s
         for service in self.workers:
-            assert service.ready_file
+            self._await_worker(service, deadline)
+
+    def _await_worker(self, service: Service, deadline: float) -> None:
+        """Wait until a worker takes envelopes. A worker that ends before is started again, but not for ever."""
+        starts = 1
+        assert service.ready_file
+        while not service.ready_file.exists():
             assert service.process
-            while not service.ready_file.exists():
-                if service.process.poll() is not None:
-                    raise ConfigurationError(f"{service.name} ended: {service.last_words()}; full log: {service.log}")
-                if time.monotonic() > deadline:
-                    raise ConfigurationError(f"{service.name} was not ready in time; see {service.log}")
-                time.sleep(0.05)
+            if service.process.poll() is not None:
+                if starts == WORKER_STARTS:
+                    raise ConfigurationError(
+                        f"{service.name} ended at each of {starts} starts: {service.ending()}; full log: {service.log}"
+                    )
+                starts += self._restart_if_ended(service)
+            if time.monotonic() > deadline:
+                raise ConfigurationError(f"{service.name} was not ready in time; see {service.log}")
+            time.sleep(0.05)
 
     def _announce(self) -> None:
         about = connection.LocalFleet(
@@ -289,17 +326,20 @@ class LocalFleet:
             part.touch(0o600)
             part.write_bytes(msgspec.json.encode(about))
 
-    def _restart_if_ended(self, service: Service) -> None:
+    def _restart_if_ended(self, service: Service) -> bool:
+        """Return whether the service was started again."""
         if service.process is None or service.process.poll() is None:
-            return
-        if service.restarts.due(service.name, service.last_words):
-            self._noted = False
-            service.start()
+            return False
+        if not service.restarts.due(service.name, service.ending):
+            return False
+        self._noted = False
+        service.start()
+        return True
 
     def _restart_broker_if_ended(self) -> None:
         if self._valkey.process is None or self._valkey.process.poll() is None:
             return
-        if not self._broker_restarts.due("the embedded Valkey", self._valkey.last_words):
+        if not self._broker_restarts.due("the embedded Valkey", self._valkey.ending):
             return
         self._broker_restarts.started()
         self._noted = False

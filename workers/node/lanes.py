@@ -38,6 +38,7 @@ class Lanes:
         self._models = tuple(models)
         self._tenants = {"": 1.0}
         self._queues = {queue_name(model): 1.0 for model in self._models}
+        self._numbers = [0]
         self._followers: list[Callable[[], object]] = []
 
     @property
@@ -49,6 +50,11 @@ class Lanes:
     def queues(self) -> list[str]:
         """Every queue that the node takes envelopes from."""
         return list(self._queues)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The lanes that the node takes envelopes from."""
+        return self._numbers
 
     def weight(self, queue: str) -> float:
         """Return the weight of a queue's lane: the sum of its tenants' weights."""
@@ -65,6 +71,7 @@ class Lanes:
         for tenant in tenants:
             weights[tenant.lane] += tenant.weight
         self._tenants = {tenant.name: tenant.weight for tenant in tenants}
+        self._numbers = sorted(weights)
         self._queues = {
             queue_name(model, lane): weight for lane, weight in sorted(weights.items()) for model in self._models
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -93,18 +94,20 @@ class Node:
         on_end: Callable[[], object] = lambda: None,
     ) -> None:
         self.name = name
+        # new at each start: a predecessor of the same name that was stalled must not release this node's leases
+        holder = f"{name}#{os.getpid()}-{secrets.token_hex(4)}"
         self.settings = settings
         self.device = device
         self.models = settings.served
         self._catalogue = settings.catalogue
         self._publisher = Publisher(broker_url)
         self._store = Store(store_url)
-        self._held = HeldEnvelopes(self._store, worker=name, lease_s=settings.worker.lease_s)
+        self._held = HeldEnvelopes(self._store, worker=holder, lease_s=settings.worker.lease_s)
         self._gate = Gate()
         self._following = FollowUpPublisher(self._store, self._publisher)
         self._writer = Writer(
             self._store,
-            worker=name,
+            worker=holder,
             lease_s=settings.worker.lease_s,
             max_attempts=settings.worker.max_attempts,
             drop_inputs=settings.worker.drop_inputs,
@@ -155,13 +158,13 @@ class Node:
         self._streams.start()
         self.watchdog.watch_loop(self._streams.loop)
         batcher.came_up.wait()
-        if batcher.out_of_service:
-            raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
+        self._check_device(batcher)
         self.decoders.wait_until_started()
         batcher.weigh(self.lanes.tenants)
         self.lanes.follow(lambda: batcher.weigh(self.lanes.tenants))
         self._reloads = self._new_reloads(settings, declarations, batcher, costs, offer)
         self._describe()
+        self._check_device(batcher)  # it may have gone since; from here on `_out_of_service` hears of it
         self._tell()  # a reload right after the start must wait for this node as well
         self._upkeep.start(self._duties(batcher, self._reloads))
         for loop in self._upkeep.loops:
@@ -216,6 +219,10 @@ class Node:
             self._batcher.stop()
 
     # --- its parts ---
+
+    def _check_device(self, batcher: Batcher) -> None:
+        if batcher.out_of_service:
+            raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
 
     def _reads_files(self) -> bool:
         """Return whether a served model has a task whose inputs are files."""
@@ -353,6 +360,8 @@ class Node:
             loads=residence.loads,
             unloads=residence.unloads,
             reads=REFERENCE,
+            lanes=self.lanes.numbers,
+            at=time.time(),
         )
 
     def _on_reload(self) -> None:
@@ -391,7 +400,7 @@ class Node:
             self._files.sweep(self._store.retention.existing)
 
     def _out_of_service(self, reason: str) -> None:
-        if self._execution is not None:
+        if self._reloads is not None:
             self._on_out_of_service(f"{self.device.name} is out of service: {reason}")
 
 

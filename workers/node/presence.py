@@ -11,6 +11,7 @@ from producers.wire.errors import BrokerUnavailable
 from producers.wire.live_nodes import NODES, announcements, node_key
 from producers.wire.messages import VERSION
 from producers.wire.publisher import Publisher, as_unavailable
+from producers.wire.queues import queue_name, queue_of, waiting_messages
 
 #: Seconds between a node's announcements, and seconds of silence after which it counts as gone.
 TELL_EVERY_S = 2.0
@@ -34,7 +35,9 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """A node: its models by name, the loaded ones, their memory, and the number of loads and unloads.
 
-    It reads messages up to the version `reads`: see `producers.wire.live_nodes`.
+    It reads messages up to the version `reads`, and takes them from the queues of its
+    models in these `lanes`: see `producers.wire.live_nodes`. `at` is the time of the announcement by the node's clock,
+    as Unix time. A node of an older version says neither lanes nor time.
     """
 
     name: str
@@ -46,6 +49,17 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     loads: int = 0
     unloads: int = 0
     reads: int = VERSION
+    lanes: list[int] = []
+    at: float = 0.0
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues that the node is known to read."""
+        return [queue_name(model, lane) for model in self.models for lane in self.lanes or [0]]
+
+    def takes(self, queue: str) -> bool:
+        """Return whether the node reads a queue. A node of an older version reads all lanes, and does not say which."""
+        return queue in self.queues or (not self.lanes and queue.partition("/")[0] in self.queues)
 
     def served(self, model: str) -> str:
         """Return a model's revision and its state in a line."""
@@ -93,6 +107,13 @@ def nodes(publisher: Publisher) -> list[NodeState]:
         with suppress(BrokerUnavailable), as_unavailable(redis):  # a read-only Redis can be looked at all the same
             redis.srem(NODES, *gone)
     return [msgspec.json.decode(said, type=NodeState) for said in found.values() if said is not None]
+
+
+def queues(publisher: Publisher) -> set[str]:
+    """Return the queues that live nodes read, and the queues in which messages wait. Raises BrokerUnavailable."""
+    read = {queue for node in nodes(publisher) for queue in node.queues}
+    with as_unavailable(publisher.redis):
+        return read | {queue_of(key) for key in waiting_messages(publisher.redis)}
 
 
 class NodeEnd(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
@@ -17,7 +18,9 @@ from producers.gateway.schemas import MAX_COUNT
 from producers.gateway.views import result_view
 from producers.wire.blobs import Blobs
 from producers.wire.connection import Connection
+from producers.wire.pipelines.plan import Plan
 from results_store.records import Result
+from results_store.sql.item_numbering import root_of
 from results_store.store import Store
 
 router = APIRouter(prefix="/api", tags=["jobs"])
@@ -58,15 +61,19 @@ async def items(
     """Return a page of a job's items with results, in order.
 
     Each item has its results, with vectors cut short, and its input if that is kept. `next`, if present, is the
-    `after_seq` of the next page.
+    `after_seq` of the next page. Of a pipeline, a page ends with the last item of an input; an item has the number of
+    its input as `root`, and its results the `step` and the `parts` of lists from which the item is made.
     """
-    await gateway.job(job, caller)
+    steps = (await gateway.job(job, caller)).pipeline
+    plan = None if steps is None else msgspec.convert(steps, Plan)
 
     def read(store: Store) -> dict[str, Any]:
         rows = store.results(job, after=(after_seq + 1, ""), limit=(limit + 1) * TASKS)
         groups, more = page_of(rows, limit, whole=len(rows) < (limit + 1) * TASKS)
+        if plan and more:
+            groups = whole_trees(groups)
         inputs = _kept(store).of([row for group in groups for row in group])
-        found = [_item(group, shown(inputs.get(group[0].seq))) for group in groups]
+        found = [_item(group, shown(inputs.get(group[0].seq)), plan) for group in groups]
         return {"items": found, "next": groups[-1][0].seq if more and groups else None}
 
     return Json(await gateway.client.ask(read))
@@ -118,12 +125,24 @@ def page_of(rows: Sequence[Result], limit: int, *, whole: bool) -> tuple[list[li
     return groups[:limit], not whole or len(groups) > limit
 
 
+def whole_trees(groups: list[list[Result]]) -> list[list[Result]]:
+    """Return the items without those of the last input, which may lack some; a single input stays."""
+    last = root_of(groups[-1][0].seq) if groups else 0
+    return [group for group in groups if root_of(group[0].seq) < last] or groups
+
+
 def _kept(store: Store) -> KeptInputs:
     return KeptInputs(store, Blobs(Connection().blobs))
 
 
-def _item(rows: Sequence[Result], given: dict[str, Any]) -> dict[str, Any]:
-    return {"seq": rows[0].seq, "key": rows[0].key, "input": given, "results": [_brief(row) for row in rows]}
+def _item(rows: Sequence[Result], given: dict[str, Any], plan: Plan | None = None) -> dict[str, Any]:
+    results = [_brief(row) for row in rows]
+    found = {"seq": rows[0].seq, "key": rows[0].key, "input": given, "results": results}
+    if plan:
+        found["root"] = root_of(rows[0].seq)
+        for row, view in zip(rows, results, strict=True):
+            view["step"], view["parts"] = plan.place(row.seq, row.task)
+    return found
 
 
 def _brief(row: Result) -> dict[str, Any]:

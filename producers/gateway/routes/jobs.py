@@ -20,7 +20,7 @@ from producers.gateway.schemas import LinesOptions, NewJobBody, SubmissionOption
 from producers.gateway.views import job_view
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import is_id
-from results_store.records import JobStatus
+from results_store.records import JobFilter, JobStatus
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
 
@@ -90,10 +90,20 @@ async def submit_lines(
 
 @router.get("")
 async def newest(
-    gateway: Here, caller: Who, limit: Annotated[int, Query(ge=1, le=1000)] = 20, before: Before = None
+    gateway: Here,
+    caller: Who,
+    *,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+    before: Before = None,
+    text: Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")] = "",
+    having: JobFilter | None = None,
 ) -> Response:
-    """List jobs, newest first. `next`, if present, asks for the next page."""
-    page = await gateway.jobs(caller, limit=limit, before=_place(before))
+    """List jobs, newest first. `next`, if present, asks for the next page.
+
+    `text` limits them to jobs with this text in their name, tenant or id, `having` to unfinished jobs or to jobs with
+    results in a state.
+    """
+    page = await gateway.jobs(caller, limit=limit, before=_place(before), text=text, having=having)
     last = page[-1] if len(page) == limit else None
     after = None if last is None else f"{last.created_at!r},{last.id}"
     return Json({"jobs": [job_view(job) for job in page], "next": after})

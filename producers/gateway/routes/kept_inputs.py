@@ -15,12 +15,24 @@ import msgspec
 from producers.gateway.routes.image_sizes import ImageSize, image_size
 from producers.wire.blobs import Blobs
 from producers.wire.errors import ArgosyError, InvalidMessage
-from producers.wire.messages import BlobInput, InlineBytes, Input, PathInput, UrlInput, decode, decode_bytes
+from producers.wire.messages import (
+    BlobInput,
+    DerivedInput,
+    InlineBytes,
+    Input,
+    PathInput,
+    UrlInput,
+    decode,
+    decode_bytes,
+)
 from results_store.records import Result
 from results_store.store import Store
 
 #: Characters of a text in a list; a request for the item returns the whole text.
 EXCERPT = 600
+
+#: Parts of an array in a list; a request for the item returns all.
+LISTED = 20
 
 #: The largest blob that is fetched, and the most pixels of an image that is served.
 MOST_BYTES = 20 * 2**20
@@ -92,7 +104,7 @@ def shown(value: Input | None, *, limit: int | None = EXCERPT) -> dict[str, Any]
         case _:
             fields: dict[str, Any] = msgspec.to_builtins(value)
             named = {name: _short(inner, limit) for name, inner in fields.items() if name != "type"}
-            return {"form": "object", "fields": named}
+            return {"form": "derived" if isinstance(value, DerivedInput) else "object", "fields": named}
 
 
 def _bytes_shown(data: bytes) -> dict[str, Any]:
@@ -107,7 +119,11 @@ def _short(value: Any, limit: int | None) -> Any:
         return f"{len(value['data']) * 3 // 4:,} bytes"
     if isinstance(value, str):
         return value[:limit]
-    return [_short(inner, limit) for inner in value[:20]] if isinstance(value, list | tuple) else value
+    if isinstance(value, dict):
+        return {name: _short(inner, limit) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(inner, limit) for inner in value[: None if limit is None else LISTED]]
+    return value
 
 
 def in_full(kept: KeptInputs, value: Input | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ async function request(path, options = {}) {
   if (sent) headers.set("Authorization", `Bearer ${sent}`);
   let answer;
   try {
-    answer = await fetch(path, { ...options, headers });
+    answer = await fetch(path.slice(1), { ...options, headers }); // relative: a proxy may serve the page under a prefix
   } catch (error) {
     if (options.signal?.aborted) throw error;
     throw new Refusal(0, "the gateway cannot be reached");

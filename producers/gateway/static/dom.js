@@ -18,7 +18,7 @@ function fill(node, attributes, children) {
     if (typeof value === "function") node.addEventListener(name, value);
     else if (value !== null && value !== false && value !== undefined) node.setAttribute(name, value === true ? "" : visible(String(value)));
   }
-  const shown = children.flat().filter((child) => child !== null && child !== undefined && child !== false);
+  const shown = children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
   node.append(...shown.map((child) => (child instanceof Node ? child : visible(String(child)))));
   return node;
 }

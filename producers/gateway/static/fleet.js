@@ -1,4 +1,4 @@
-// The fleet, for operators: queued work, device utilisation, and recent batches.
+// The fleet, for operators: workers, queued work, device utilisation, and recent batches.
 
 import { get, poll } from "./api.js";
 import { bar, histogram, spark } from "./charts.js";
@@ -6,6 +6,13 @@ import { Rows, cell, el, say, tableOf } from "./dom.js";
 import { brief, count, duration, plural, share } from "./words.js";
 
 const EVERY_S = 2;
+
+/** The fleet's figures; the page's head shows whether workers are online. */
+export async function activity(signal) {
+  const found = await get("/api/activity", { signal });
+  document.dispatchEvent(new CustomEvent("argosy:workers", { detail: found.workers }));
+  return found;
+}
 
 /** The four figures above the jobs. */
 export function overview() {
@@ -67,8 +74,10 @@ function deviceCard() {
   const rows = new Rows(list, (device) => device.name, deviceRow);
   return {
     node: cardOf("Devices busy", total, list),
-    update({ devices }) {
-      say(total, devices.length ? share(devices.reduce((sum, one) => sum + one.busy, 0) / devices.length) : "idle");
+    update({ devices, workers }) {
+      const none = workers?.length === 0;
+      total.classList.toggle("bad", none);
+      say(total, none ? "no worker" : devices.length ? share(devices.reduce((sum, one) => sum + one.busy, 0) / devices.length) : "idle");
       rows.show(devices.slice(0, 4));
     },
   };
@@ -112,10 +121,10 @@ function filled(sizes) {
 }
 
 export function fleet(root, { signal }) {
-  const parts = [waitingTable(), deviceTable(), shapes(), recentTable()];
+  const parts = [workerTable(), waitingTable(), deviceTable(), shapes(), recentTable()];
   root.append(el("h1", { tabindex: -1, class: "unseen" }, "Fleet"), ...parts.map((part) => part.node));
   poll(async () => {
-    const found = await get("/api/activity", { signal });
+    const found = await activity(signal);
     parts.forEach((part) => part.update(found));
   }, EVERY_S, signal);
 }
@@ -124,6 +133,28 @@ export function fleet(root, { signal }) {
 function texts(names, numbers = 0) {
   const cells = names.map((name, place) => cell(name, { class: place >= numbers ? "numbers" : "wraps" }));
   return { cells, set: (values) => values.forEach((value, place) => say(cells[place], value)) };
+}
+
+function workerTable() {
+  const names = ["Worker", "Device", "Models"];
+  const none = "No worker is online: nothing is computed. Start one with `argosy up` or `argosy worker`.";
+  const table = tableOf("Workers", names, (worker) => worker.name, () => {
+    const { cells, set } = texts(names, 3);
+    return { node: el("tr", {}, cells), update: (worker) => set([worker.name, worker.device, served(worker.models)]) };
+  }, none);
+  table.empty.classList.add("bad");
+  return {
+    node: table.node,
+    update({ workers }) {
+      say(table.empty, workers === null ? "The broker cannot be reached, so the workers are unknown." : none);
+      table.show(workers ?? [], workers?.length ? "online now" : "");
+    },
+  };
+}
+
+function served(models) {
+  const said = ({ revision, state, error }) => [revision, state !== "serving" && state, error].filter(Boolean).join(", ");
+  return Object.entries(models).map(([name, model]) => `${name} ${said(model)}`).join("; ");
 }
 
 function waitingTable() {
@@ -149,7 +180,7 @@ function deviceTable() {
         set([share(device.busy), count(device.batches), brief(device.items_per_s)]);
       },
     };
-  }, "No batch ran in the last minute: the devices are idle or offline.");
+  }, "No batch ran in the last minute.");
   return { node: table.node, update: ({ devices }) => table.show(devices, "time in forward passes / wall time") };
 }
 

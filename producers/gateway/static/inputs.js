@@ -1,4 +1,4 @@
-// Inputs as they were submitted: texts, objects of texts, images. An image is fetched, with the key, when it comes into
+// Inputs as they were submitted: texts, objects, dialogues, images. An image is fetched, with the key, when it comes into
 // view. A large image also shows the boxes and masks of its results.
 
 import { image } from "./api.js";
@@ -22,9 +22,7 @@ export function full(job, item, signal) {
     return el("figure", {}, picture(job, item, signal, "large"), el("figcaption", { class: "muted" }, words(input)));
   }
   if (input.form === "text") return el("p", { class: "text whole" }, input.text);
-  if (input.form === "object") {
-    return el("dl", { class: "fields" }, Object.entries(input.fields).map(([name, value]) => [el("dt", {}, name), el("dd", {}, Array.isArray(value) ? value.join("\n") : String(value))]));
-  }
+  if (input.form === "object") return whole(input.fields);
   return el("p", { class: "muted" }, words(input));
 }
 
@@ -35,12 +33,44 @@ function words(input) {
     case "bytes":
       return `${bytes(input.bytes)}, not an image`;
     case "object":
-      return Object.entries(input.fields).map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(", ") : value}`).join(" · ");
+      return pairs(input.fields).map(([name, value]) => `${name}: ${line(value)}`).join(" · ");
+    case "derived":
+      return derived(input.fields);
     case "gone":
       return input.reason ?? "not kept";
     default:
       return input.text ?? "";
   }
+}
+
+/** The named parts of an object; a turn of a dialogue has a single one, named by its role. */
+function pairs(value) {
+  const { role, content, ...others } = value;
+  const turn = typeof role === "string" && content !== undefined && Object.keys(others).length === 0;
+  return turn ? [[role, content]] : Object.entries(value);
+}
+
+/** A value of JSON in a line. */
+function line(value) {
+  if (Array.isArray(value)) return value.map(line).join(", ");
+  if (value === null || typeof value !== "object") return String(value);
+  return pairs(value).map(([name, inner]) => `${name}: ${line(inner)}`).join(", ");
+}
+
+/** A value of JSON with all its parts. */
+function whole(value) {
+  if (Array.isArray(value) && value.every((part) => part === null || typeof part !== "object")) {
+    return el("span", { class: "text" }, value.join(value.some((part) => typeof part === "string") ? "\n" : ", "));
+  }
+  if (Array.isArray(value)) return el("ol", { class: "parts" }, value.map((part) => el("li", {}, whole(part))));
+  if (value === null || typeof value !== "object") return el("span", { class: "text" }, String(value));
+  return el("dl", { class: "fields" }, pairs(value).map(([name, inner]) => [el("dt", {}, name), el("dd", {}, whole(inner))]));
+}
+
+/** The input of a later step of a pipeline. */
+function derived({ take, of, part }) {
+  const tasks = [...new Set(of.map(([, task]) => task))].join(", ");
+  return `${take} of ${tasks}${part === undefined || part === null ? "" : `, part ${count(part)}`}`;
 }
 
 function picture(job, item, signal, size) {

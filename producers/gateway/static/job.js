@@ -8,7 +8,8 @@ import { Rows, cell, columns, el, placeLost, say, section } from "./dom.js";
 import { excerpt } from "./inputs.js";
 import { itemButton } from "./item.js";
 import { outcome } from "./outputs.js";
-import { Pace } from "./pace.js";
+import { Pace, stall } from "./pace.js";
+import { stepTree } from "./steps.js";
 import { ago, brief, count, duration, moment, visible } from "./words.js";
 
 const PAGE = 25;
@@ -17,6 +18,7 @@ const EVERY_S = 2;
 export function job(root, { id, signal, caller }) {
   const title = el("h1", { tabindex: -1 }, "Job");
   const badge = el("span", { class: "badge" });
+  const stalled = el("span", { class: "warn", role: "status" });
   const facts = el("dl", { class: "facts" });
   const bar = progress();
   const counts = legend();
@@ -26,7 +28,9 @@ export function job(root, { id, signal, caller }) {
   const again = () => start(); // after a replay there is new progress to follow
   const cancel = cancelButton(update);
   const replay = replayButton("Replay failed", null, again);
-  const items = itemTable(id, signal, () => known);
+  let ready;
+  const opened = new Promise((done) => (ready = done));
+  const items = itemTable(id, signal, () => known, opened);
 
   function update(found) {
     const before = known;
@@ -35,6 +39,7 @@ export function job(root, { id, signal, caller }) {
     say(title, found.name || "unnamed job");
     badge.className = `badge ${found.state}`;
     say(badge, found.state);
+    say(stalled, stall(found, now()));
     bar.update(found);
     counts.update(found);
     facts.replaceChildren(...details(found, pace, caller).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
@@ -48,12 +53,13 @@ export function job(root, { id, signal, caller }) {
 
   async function start() {
     update(await get(`/api/jobs/${encodeURIComponent(id)}`, { signal }));
+    ready();
     if (!known.finished) await follow(id, update, signal);
   }
 
   root.append(
     el("p", { class: "crumbs" }, el("a", { href: "#/jobs" }, "Jobs"), " / ", el("code", {}, id)),
-    el("div", { class: "title" }, title, badge, el("div", { class: "aside" }, replay.node, cancel.node)),
+    el("div", { class: "title" }, title, badge, stalled, el("div", { class: "aside" }, replay.node, cancel.node)),
     el("div", { class: "card" }, bar.node, counts.node, facts),
     items.node,
   );
@@ -66,7 +72,7 @@ function details(found, pace, caller) {
     ["Submitted", `${ago(found.created_at, now())} (${moment(found.created_at)})`],
     [found.finished ? "Took" : "Runs for", duration((found.finished_at ?? now()) - found.created_at)],
     ["Results a second", perS ? brief(perS) : "–"],
-    ["Items", count(found.items)],
+    ...(found.pipeline ? [["Steps", found.pipeline.steps.map((step) => step.name).join(", ")], ["Items of all steps", count(found.items)]] : [["Items", count(found.items)]]),
     ["Priority", String(found.priority)],
     ...(caller.operator && found.tenant ? [["Tenant", found.tenant]] : []),
     ...(found.ttl_s === null ? [] : [["Kept for", duration(found.ttl_s)]]),
@@ -74,10 +80,11 @@ function details(found, pace, caller) {
 }
 
 /** The items with results. Call `stale` when there are more of them. */
-function itemTable(id, signal, job) {
+function itemTable(id, signal, job, opened) {
   const table = el("table", { class: "items" }, columns("Item", "Input", "Results"));
   const body = table.appendChild(el("tbody"));
   const rows = new Rows(body, (item) => item.seq, (item) => row(id, item, signal));
+  const trees = new Rows(body, (tree) => tree.root, (tree) => treeRow(id, job().pipeline, tree, signal));
   const empty = el("p", { class: "empty" }, "No results yet.");
   const where = el("span", { class: "muted" });
   const places = [-1];
@@ -89,6 +96,7 @@ function itemTable(id, signal, job) {
   const pager = el("div", { class: "pager" }, before, after);
 
   async function look() {
+    await opened;
     if (fresh) return;
     fresh = true;
     const place = places.at(-1);
@@ -98,17 +106,19 @@ function itemTable(id, signal, job) {
     });
     if (place !== places.at(-1)) return;
     next = page.next;
-    rows.show(page.items);
+    if (job().pipeline) trees.show(grouped(page.items));
+    else rows.show(page.items);
     table.hidden = page.items.length === 0;
     empty.hidden = page.items.length > 0;
     after.disabled = next === null;
     before.disabled = places.length === 1;
     pager.hidden = after.disabled && before.disabled;
-    span = page.items.length ? `items ${count(page.items[0].seq)} to ${count(page.items.at(-1).seq)}` : "";
+    const number = (item) => count(item.root ?? item.seq);
+    span = page.items.length ? `${job().pipeline ? "inputs" : "items"} ${number(page.items[0])} to ${number(page.items.at(-1))}` : "";
     tell();
   }
 
-  const tell = () => say(where, span && job() ? `${span} of ${count(job().items)}` : span);
+  const tell = () => say(where, span && !job().pipeline ? `${span} of ${count(job().items)}` : span);
 
   async function turn(move) {
     move();
@@ -125,6 +135,55 @@ function itemTable(id, signal, job) {
 
   poll(look, EVERY_S, signal);
   return { node: section("Results", where, empty, table, pager), stale };
+}
+
+/** The items of a pipeline by their inputs. */
+function grouped(items) {
+  const found = new Map();
+  for (const item of items) {
+    if (!found.has(item.root)) found.set(item.root, { root: item.root, items: [] });
+    found.get(item.root).items.push(item);
+  }
+  return [...found.values()];
+}
+
+/** The row of an input of a pipeline: the results of all its steps, each under the step that it follows. */
+function treeRow(job, pipeline, { root, items: [first] }, signal) {
+  const ended = new AbortController();
+  signal.addEventListener("abort", () => ended.abort(), { once: true, signal: ended.signal });
+  const tree = el("div");
+  let shown = "";
+  const node = el(
+    "tr",
+    {},
+    cell("Input", { class: "which" }, itemButton(job, first.seq, count(root), `Look at input ${root}`), first.key !== null && el("span", { class: "muted small-text" }, first.key)),
+    cell("Content", { class: "input" }, excerpt(job, first, ended.signal)),
+    el("td", { "data-label": "Results" }, tree),
+  );
+  return {
+    node,
+    gone: () => ended.abort(),
+    update({ items }) {
+      const found = items.flatMap((item) => item.results.map((one) => ({ seq: item.seq, result: one })));
+      const state = found.map((one) => `${one.seq} ${one.result.task} ${one.result.stored_at}`).join();
+      if (state === shown) return;
+      shown = state;
+      tree.replaceChildren(branch(job, stepTree(pipeline), found));
+    },
+  };
+}
+
+function branch(job, nodes, found) {
+  const results = (step) => found.filter((one) => one.result.step === step.name);
+  const said = ({ seq, result }) => {
+    const name = [result.step, ...result.parts.map((part) => `part ${count(part)}`)].join(", ");
+    return el("div", { class: "step" }, itemButton(job, seq, name, `Look at ${name}`), outcome(result));
+  };
+  const line = ({ step, children }) => {
+    const own = results(step);
+    return el("li", {}, own.length ? own.map(said) : el("span", { class: "muted" }, `${step.name}: no result`), children.length > 0 && branch(job, children, found));
+  };
+  return el("ul", { class: "tree" }, nodes.map(line));
 }
 
 function row(job, first, signal) {

@@ -4,11 +4,13 @@ import { cancelButton, replayButton } from "./actions.js";
 import { get, now, poll, query } from "./api.js";
 import { progress } from "./charts.js";
 import { Rows, cell, columns, el, placeLost, say, section } from "./dom.js";
-import { overview } from "./fleet.js";
-import { Pace } from "./pace.js";
+import { activity, overview } from "./fleet.js";
+import { Pace, stall } from "./pace.js";
 import { ago, brief, count, duration, moment, plural } from "./words.js";
 
 const PAGE = 20;
+const FILTERS = [["", "All jobs"], ["unfinished", "Unfinished"], ["failed", "With failures"], ["cancelled", "With cancelled items"], ["expired", "With expired items"]];
+const NO_JOBS = ["No jobs yet. Submit some: ", el("code", {}, "argosy submit reviews.csv --task sentiment")];
 const EVERY_S = 2;
 
 export function jobs(root, { signal, caller }) {
@@ -16,26 +18,36 @@ export function jobs(root, { signal, caller }) {
   const table = el("table", { class: "jobs" }, columns("Job", "Priority", "Progress", "State", "Submitted", ""));
   const body = table.appendChild(el("tbody"));
   const rows = new Rows(body, (job) => job.id, (job) => row(job, caller));
-  const empty = el("p", { class: "empty", hidden: true }, "No jobs yet. Submit some: ", el("code", {}, "argosy submit reviews.csv --task sentiment"));
+  const empty = el("p", { class: "empty", hidden: true });
   const total = el("span", { class: "muted" });
+  const search = el("input", { type: "search", "aria-label": "Search jobs", placeholder: "Name, tenant or id", input: later(100, again) });
+  const having = el("select", { "aria-label": "Show jobs", change: again }, FILTERS.map(([value, name]) => el("option", { value }, name)));
   const places = [null];
   let next = null;
+  let asked = "";
   const older = el("button", { type: "button", click: () => turn(() => places.push(next)) }, "Older");
   const newer = el("button", { type: "button", click: () => turn(() => places.pop()) }, "Newer");
   const pager = el("div", { class: "pager" }, newer, older);
 
   async function look() {
-    const place = places.at(-1);
-    const page = await get(`/api/jobs${query({ limit: PAGE, before: place })}`, { signal });
-    if (place !== places.at(-1)) return; // the user has turned the page in the meantime
+    const wanted = query({ limit: PAGE, before: places.at(-1), text: search.value.trim() || null, having: having.value || null });
+    asked = wanted;
+    const page = await get(`/api/jobs${wanted}`, { signal });
+    if (wanted !== asked) return; // the user has turned the page or searched in the meantime
     next = page.next;
     rows.show(page.jobs);
     empty.hidden = page.jobs.length > 0;
+    empty.replaceChildren(...(search.value.trim() || having.value ? ["No such jobs."] : NO_JOBS));
     table.hidden = page.jobs.length === 0;
     older.disabled = next === null;
     newer.disabled = places.length === 1;
     pager.hidden = older.disabled && newer.disabled;
     say(total, places.length > 1 ? `page ${places.length}` : `newest ${plural(page.jobs.length, "job")}`);
+  }
+
+  function again() {
+    places.length = 1;
+    look().catch(() => {}); // the next look reports it
   }
 
   async function turn(move) {
@@ -44,9 +56,18 @@ export function jobs(root, { signal, caller }) {
     if (placeLost()) (older.disabled ? newer : older).focus();
   }
 
-  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Jobs"), ...(fleet ? [fleet.node] : []), section("Jobs", total, empty, table, pager));
+  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Jobs"), ...(fleet ? [fleet.node] : []), section("Jobs", total, el("div", { class: "filters" }, search, having), empty, table, pager));
   poll(look, EVERY_S, signal);
-  if (fleet) poll(async () => fleet.update(await get("/api/activity", { signal })), EVERY_S, signal);
+  if (fleet) poll(async () => fleet.update(await activity(signal)), EVERY_S, signal);
+}
+
+/** Call `act` once no call has come for a while. */
+function later(ms, act) {
+  let timer = 0;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(act, ms);
+  };
 }
 
 /** The row of a job. */
@@ -63,12 +84,16 @@ function row(first, caller) {
   const replay = replayButton("Replay");
   function update(job) {
     say(name, job.name || "unnamed job");
-    say(about, [caller.operator && job.tenant, plural(job.items, "item"), job.id].filter(Boolean).join(" · "));
+    const items = job.pipeline ? `${plural(job.items, "item")} of ${plural(job.pipeline.steps.length, "step")}` : plural(job.items, "item");
+    say(about, [caller.operator && job.tenant, items, job.id].filter(Boolean).join(" · "));
     bar.update(job);
-    say(counts, `${count(job.done)} of ${count(job.total)}${job.failed ? `, ${count(job.failed)} failed` : ""}`);
+    const others = ["failed", "cancelled", "expired"].filter((end) => job[end]).map((end) => `${count(job[end])} ${end}`);
+    say(counts, [`${count(job.done)} of ${plural(job.total, "result")}`, ...others].join(", "));
     badge.className = `badge ${job.state}`;
     say(badge, job.state);
-    say(state, job.finished ? `in ${duration(Math.max(0, job.finished_at - job.created_at))}` : left(pace, job));
+    const stalled = stall(job, now());
+    state.classList.toggle("warn", Boolean(stalled));
+    say(state, stalled || (job.finished ? took(job) : left(pace, job)));
     say(when, ago(job.created_at, now()));
     when.title = moment(job.created_at);
     cancel.update(job);
@@ -86,6 +111,8 @@ function row(first, caller) {
   );
   return { node, update };
 }
+
+const took = (job) => (job.finished_at === null ? "" : `in ${duration(Math.max(0, job.finished_at - job.created_at))}`);
 
 /** A job's rate, and the remaining time at that rate. */
 function left(pace, job) {

@@ -1,6 +1,15 @@
-// The growth rate of a count, over the recent looks.
+// The growth rate of a count, over the recent looks; and the time without growth.
+
+import { duration } from "./words.js";
 
 const KEPT_S = 20;
+const PATIENCE_S = 60;
+
+/** How long an unfinished job has had no new result; empty if it is not long. */
+export function stall(job, now) {
+  const sinceS = now - (job.progressed_at ?? job.created_at);
+  return job.finished || sinceS < PATIENCE_S ? "" : `no ${job.done ? "new " : ""}result for ${duration(sinceS)}`;
+}
 
 export class Pace {
   #looks = [];

@@ -1,16 +1,17 @@
 // The page: the view for the address, the key, the colours. A view is a function that fills the content and stops when
 // its signal aborts.
 
-import { Refusal, backOffS, get, key } from "./api.js";
+import { Refusal, backOffS, get, key, poll } from "./api.js";
 import { report } from "./dialogs.js";
 import { el, say } from "./dom.js";
 import { failures } from "./failures.js";
-import { fleet } from "./fleet.js";
+import { activity, fleet } from "./fleet.js";
 import { job } from "./job.js";
 import { jobs } from "./jobs.js";
 import { visible } from "./words.js";
 
 const by = (id) => document.getElementById(id);
+const WORKERS_EVERY_S = 5;
 const THEMES = ["system", "light", "dark"];
 const VIEWS = [
   [/^#\/jobs\/([0-9A-Za-z]+)$/, job, "Job"],
@@ -45,6 +46,7 @@ async function show(focus) {
     else link.removeAttribute("aria-current");
   }
   if (view === fleet && !caller.operator) return location.replace("#/jobs");
+  if (caller.operator) poll(() => activity(own.signal), WORKERS_EVERY_S, own.signal);
   const root = el("div", { class: "view" });
   by("main").replaceChildren(root);
   try {
@@ -77,6 +79,13 @@ function link({ state, detail }) {
   node.title = visible(detail);
 }
 
+/** Say it if no worker is online: then nothing is computed, however well everything else looks. */
+function workers(found) {
+  const node = by("workers");
+  node.hidden = found !== null && found.length > 0;
+  say(node, found === null ? "broker unreachable" : "no worker online");
+}
+
 function askForKey(wrong) {
   const dialog = by("key");
   key.forget();
@@ -84,6 +93,7 @@ function askForKey(wrong) {
   shown.abort();
   by("main").replaceChildren();
   by("forget").hidden = true;
+  by("workers").hidden = true;
   say(by("whose"), "");
   say(by("key-wrong"), wrong);
   link({ state: "waiting", detail: "waiting for a key" });
@@ -113,6 +123,7 @@ function theme(step) {
 }
 
 document.addEventListener("argosy:link", ({ detail }) => link(detail));
+document.addEventListener("argosy:workers", ({ detail }) => workers(detail));
 document.addEventListener("argosy:key", ({ detail }) => askForKey(detail));
 by("key").querySelector("form").addEventListener("submit", useKey);
 by("key").addEventListener("close", () => key.get() || askForKey("")); // without a key there is no page to return to

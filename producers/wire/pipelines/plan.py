@@ -15,7 +15,7 @@ import msgspec
 from producers.wire.messages import Params
 from producers.wire.pipelines.selectors import SELECTORS, Selector, chosen
 from results_store.records import Result, ResultState
-from results_store.sql.item_numbering import MAX_PARTS, tree_number
+from results_store.sql.item_numbering import MAX_PARTS, numbers_of, tree_number
 
 #: A result of a tree, by its number in the job and its task.
 Key: TypeAlias = tuple[int, str]
@@ -100,6 +100,12 @@ class Plan(msgspec.Struct, frozen=True, dict=True):
                 before = before[:-1]
             found[step.name] = (*before, step.name) if step.of and step.selector.shape == "each" else before
         return found
+
+    def place(self, seq: int, task: str) -> tuple[str, tuple[int, ...]]:
+        """Return the step of a result, and the parts from which its item is made."""
+        parts, number = numbers_of(seq)
+        step = next(step for step in self.steps if self.numbers[step.name] == number and step.task == task)
+        return step.name, parts[: len(self.spreads[step.name])]
 
     def unfold(self, root: int, rows: Rows) -> list[Node]:
         """Return all known nodes of an input's tree, in the order of the steps, from its results."""

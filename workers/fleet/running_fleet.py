@@ -1,0 +1,193 @@
+"""The checks of `argosy doctor` for a running fleet: workers, queues, clocks, and work that makes no progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+from producers.wire.connection import Connection
+from producers.wire.live_nodes import node_key
+from producers.wire.messages import Priority
+from producers.wire.publisher import Publisher, as_unavailable
+from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS, waiting_messages
+from results_store.records import Backlog, Batch
+from results_store.store import Store
+from workers.fleet.findings import Finding, checked
+from workers.node import presence
+from workers.node.presence import NodeState
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+#: Work that waits for longer, beside a fleet that does something else or nothing, makes no progress.
+PATIENCE_S = 60.0
+
+#: Clocks that differ by less are not worth a remedy.
+CLOCKS_APART_S = 5.0
+
+#: A problem that may pass by itself is looked at again after this time. A node sees a new tenant's lane within 2 s.
+SECOND_LOOK_S = 5.0
+
+
+def examine(where: Connection) -> list[Finding]:
+    """Run all checks; an error in one never hides the others."""
+    with closing(Publisher(where.broker_url)) as publisher, Store(where.store_url) as store:
+        checks = {
+            "worker": partial(_workers, publisher),
+            "queues": partial(_unread, publisher),
+            "work": partial(_stuck, publisher, store),
+            "jobs": partial(_unowed, store),
+            "envelopes": partial(_running_alone, store),
+            "dead letters": partial(_dead, store),
+            "clock": partial(_clocks, publisher, store),
+        }
+        return [finding for about, check in checks.items() for finding in checked(about, check)]
+
+
+def _workers(publisher: Publisher) -> Iterator[Finding]:
+    """Check the workers' models; a worker that could not load a declared model is a fault."""
+    nodes = presence.nodes(publisher)
+    if not nodes:
+        remedy = "start a fleet with `argosy up`, or `argosy worker`; a worker that loads its models is not online yet"
+        yield Finding("worker", False, "none online", remedy)
+    for node in nodes:
+        failed = [name for name, state in node.models.items() if state.state == "failed"]
+        served = "; ".join(f"{name} {node.served(name)}" for name in node.models)
+        yield Finding(f"worker {node.name}", not failed, served, f"argosy models reload {failed[0]}" if failed else "")
+    for end in presence.ends(publisher, time.time() - presence.ENDED_FOR_S):
+        found = f"ended itself {max(0.0, time.time() - end.at):.0f} s ago: {end.reason}"
+        remedy = "its log shows where each thread was; its supervisor has started it again if it is listed above"
+        yield Finding(f"worker {end.name}", False, found, remedy)
+
+
+def _unread(publisher: Publisher) -> Iterator[Finding]:
+    """Report messages in lists that no live worker reads."""
+    for key, (number, remedy) in _twice(lambda: dict(_unread_lists(publisher))).items():
+        queue, _, priority = key.partition(PRIORITY_SEPARATOR)
+        found = f"{number} messages wait{f' (priority {priority})' if priority else ''}, and no worker reads them"
+        yield Finding(f"queue {queue}", False, found, remedy)
+
+
+def _unread_lists(publisher: Publisher) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Yield these lists, each with the number of messages and the remedy."""
+    nodes = presence.nodes(publisher)
+    with as_unavailable(publisher.redis):
+        lists = waiting_messages(publisher.redis)
+    for key, number in lists.items():
+        queue, _, priority = key.partition(PRIORITY_SEPARATOR)
+        model = queue.removeprefix("argosy.").partition("/")[0]
+        if not any(model in node.models for node in nodes):
+            yield key, (number, f"start a worker that serves {model!r}, or cancel their jobs")
+        elif not any(node.takes(queue) for node in nodes):
+            yield key, (number, f"no tenant has this lane: let the application send to `argosy.{model}`")
+        elif priority not in ("", *map(str, PRIORITY_STEPS)):
+            steps = ", ".join(map(str, PRIORITY_STEPS))
+            yield key, (number, f"workers read the priorities {steps}: let the application send one of these")
+
+
+def _stuck(publisher: Publisher, store: Store) -> Iterator[Finding]:
+    """Report work that waits beside a worker that does nothing, or only less urgent work."""
+    for (model, priority), finding in _twice(lambda: dict(_waiting_in_vain(publisher, store))).items():
+        yield Finding(f"work of {model}, {_named(priority)}", False, *finding)
+
+
+def _waiting_in_vain(publisher: Publisher, store: Store) -> Iterator[tuple[tuple[str, int], tuple[str, str]]]:
+    """Yield the models and priorities of this work, each with the problem and the remedy."""
+    now, backlog, nodes = store.now(), store.backlog(), presence.nodes(publisher)
+    batches = store.flight.recent(limit=1000, since=now - PATIENCE_S)
+    for work in backlog:
+        if work.oldest_at is None:
+            continue
+        waits = f"{work.waiting} envelopes wait, the oldest for {_age(now - work.oldest_at)}"
+        if not any(work.model in node.models for node in nodes):
+            remedy = f"start a worker whose fleet.toml has the model {work.model!r}, or cancel their jobs"
+            yield (work.model, work.priority), (f"{waits}, and no worker serves this model", remedy)
+        elif now - work.oldest_at > PATIENCE_S and (problem := _passed_over(work, backlog, batches)):
+            remedy = "look at the worker's log; if it says nothing, restart the worker: its work goes on"
+            yield (work.model, work.priority), (f"{waits}, and {problem}", remedy)
+
+
+def _passed_over(work: Backlog, backlog: Sequence[Backlog], batches: Sequence[Batch]) -> str:
+    """Return why this work should have progressed; empty if it may have to wait."""
+    own = [batch for batch in batches if batch.model == work.model]
+    if not own and not any(other.held for other in backlog if other.model == work.model):
+        return f"its workers have computed nothing for {PATIENCE_S:.0f} s"
+    ran = {int(priority) for batch in own for priority in batch.priorities}
+    if not work.held and work.priority not in ran and any(priority > work.priority for priority in ran):
+        return "its workers take less urgent work only"
+    return ""
+
+
+def _twice(look: Callable[[], dict[K, V]]) -> dict[K, V]:
+    """Return what two looks both see. The second look is only taken if the first sees something."""
+    first = look()
+    if not first:
+        return {}
+    time.sleep(SECOND_LOOK_S)
+    return {key: value for key, value in look().items() if key in first}
+
+
+def _unowed(store: Store) -> Iterator[Finding]:
+    if jobs := store.unowed(older_than_s=PATIENCE_S):
+        found = f"{len(jobs)} lack results that no envelope owes, for instance {jobs[0]}: they would never finish"
+        yield Finding("jobs", False, found, "submit the missing items again, `argosy purge` the job, and report this")
+
+
+def _running_alone(store: Store) -> Iterator[Finding]:
+    """Report envelopes under which workers died again and again."""
+    number, job = store.running_alone()
+    if number:
+        found = f"{number} run alone, for instance one of job {job}: workers died under them without an error"
+        remedy = "look for the cause in the logs of the workers and of the kernel; an item at fault fails as WorkerLost"
+        yield Finding("envelopes", False, found, remedy)
+
+
+def _dead(store: Store) -> Iterator[Finding]:
+    number, last_at = store.given_up()
+    if last_at is not None:
+        found = f"{number} envelopes were given up, the last {_age(store.now() - last_at)} ago"
+        remedy = "`argosy dead` shows their errors; `argosy replay` queues them again"
+        yield Finding("dead letters", False, found, remedy)
+
+
+def _clocks(publisher: Publisher, store: Store) -> Iterator[Finding]:
+    """Compare the clocks of this machine, the broker and the workers with the store's clock, which judges."""
+    ahead = time.time() - store.now()
+    clocks = {"this machine": ahead, "the broker": _broker_ahead(publisher) + ahead}
+    for node in presence.nodes(publisher):
+        if node.at:
+            clocks[f"worker {node.name}"] = _node_ahead(publisher, node) + ahead
+    for name, seconds in clocks.items():
+        if abs(seconds) > CLOCKS_APART_S:
+            found = f"the clock of {name} is {_age(abs(seconds))} {'ahead of' if seconds > 0 else 'behind'} the store's"
+            remedy = "set it by a time service (NTP): times in results, batches and `durable=False` deadlines are wrong"
+            yield Finding("clock", False, found, remedy)
+
+
+def _broker_ahead(publisher: Publisher) -> float:
+    """Return by how many seconds the broker's clock is ahead of this machine's."""
+    found: Any
+    with as_unavailable(publisher.redis):
+        found = publisher.redis.time()
+    return float(found[0] + found[1] / 1e6 - time.time())
+
+
+def _node_ahead(publisher: Publisher, node: NodeState) -> float:
+    """Return by how many seconds a node's clock is ahead of this machine's: its announcement expires in known time."""
+    left_ms: Any
+    with as_unavailable(publisher.redis):
+        left_ms = publisher.redis.pttl(node_key(node.name))
+    age_s = presence.GONE_AFTER_S - max(0, left_ms) / 1000
+    return float(node.at + age_s - time.time())
+
+
+def _named(priority: int) -> str:
+    return Priority(priority).name.lower() if priority in list(Priority) else f"priority {priority}"
+
+
+def _age(seconds: float) -> str:
+    return str(timedelta(seconds=round(max(0.0, seconds))))
