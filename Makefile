@@ -9,7 +9,8 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check prose mutation bench plots test-celery test-faults test-quiet test-stack test-upgrade test-gpu install clean
+.PHONY: demo test check prose mutation bench plots test-celery test-faults test-hostile test-quiet test-stack test-upgrade test-gpu \
+	install clean
 
 install: $(INSTALLED)
 
@@ -60,6 +61,10 @@ test-faults: $(INSTALLED)
 # Every network call of a fleet, read by strace, while each built-in model answers (an hour: benchmarks/quiet.py).
 test-quiet: $(INSTALLED)
 	$(BIN)/python -m benchmarks.quiet --minutes 3
+
+# A hundred thousand hostile Celery messages, on one and two workers and on each store: ten minutes.
+test-hostile: $(INSTALLED)
+	$(BIN)/python -m benchmarks.hostile --seed $(or $(SEED),1)
 
 # A fleet of an older version, upgraded under load on each store: for changes of messages or of the schema.
 test-upgrade: $(INSTALLED)

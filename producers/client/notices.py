@@ -17,14 +17,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from producers.client.group_commit import Deliver
 from producers.client.pending_results import PendingResult
 from producers.wire.errors import BrokerUnavailable, ConfigurationError
 from producers.wire.messages import new_id
 from producers.wire.publisher import as_unavailable
-from producers.wire.queues import done_channel
+from producers.wire.queues import done_channel, read
 from results_store.loops.loop import Loop
 from results_store.records import Result
 
@@ -320,12 +318,10 @@ class Listener:
 def _read(notice: bytes) -> tuple[str, Sequence[Result]]:
     """Return the envelope that a notice names, and the results that it carries."""
     envelope, _, results = notice.partition(b" ")
-    try:
-        rows = msgspec.json.decode(results, type=list[Result]) if results else []
-    except msgspec.MsgspecError as error:
-        log.warning("a notice carries invalid results, which are read from the store instead: %s", error)
-        rows = []
-    return envelope.decode("ascii", "replace"), rows
+    rows = read(results, list[Result]) if results else []
+    if rows is None:
+        log.warning("a notice carries invalid results; they are read from the store instead")
+    return envelope.decode("ascii", "replace"), rows or []
 
 
 def closed() -> ConfigurationError:

@@ -11,13 +11,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
-
 from producers.client.fleet_link import FleetLink, OfThisProcess
 from producers.client.group_commit import Promise
 from producers.client.pending_results import PendingResult
 from producers.client.runtimes import iterate, run
-from producers.wire.queues import text_channel
+from producers.wire.queues import read, text_channel
 
 if TYPE_CHECKING:
     from producers.client.async_handles import AsyncHandle
@@ -33,9 +31,9 @@ class TextPieces:
         self.text = ""
 
     def take(self, data: bytes) -> str:
-        """Return the new text of a piece; empty while a piece before it is missing."""
-        at, text = msgspec.json.decode(data, type=tuple[int, str])
-        if at > len(self.text):
+        """Return the new text of a piece; empty while a piece before it is missing, or if the piece is unreadable."""
+        at, text = read(data, tuple[int, str]) or (-1, "")
+        if not 0 <= at <= len(self.text):
             return ""
         new = text[len(self.text) - at :]
         self.text += new

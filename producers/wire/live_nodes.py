@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from producers.wire.messages import REFERENCE, VERSION
+from producers.wire.queues import read
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -64,11 +64,8 @@ def announcements(redis: Redis) -> dict[str, bytes | None]:
 
 def live_nodes(redis: Redis) -> list[LiveNode]:
     """Return the live nodes whose announcement can be read, by name. Raises RedisError."""
-    found = []
-    for said in announcements(redis).values():
-        with suppress(ValueError):
-            found += [] if said is None else [msgspec.json.decode(said, type=LiveNode)]
-    return found
+    nodes = [read(said, LiveNode) for said in announcements(redis).values() if said is not None]
+    return [node for node in nodes if node is not None]
 
 
 def served_models(redis: Redis) -> dict[str, set[str]]:
@@ -124,11 +121,8 @@ class LiveNodes:
 
 
 def _read(said: bytes) -> Announcement:
-    try:
-        return msgspec.json.decode(said, type=Announcement)
-    except ValueError:  # msgspec's errors are ValueErrors too; nothing is known of this node
-        return Announcement()
+    return read(said, Announcement) or Announcement()  # nothing is known of a node that says nonsense
 
 
 def _names(known: Any) -> list[str]:
-    return sorted(name.decode() if isinstance(name, bytes) else name for name in known)
+    return sorted(name.decode(errors="replace") if isinstance(name, bytes) else name for name in known)

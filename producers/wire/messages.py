@@ -280,6 +280,9 @@ ID = f"[{_CROCKFORD}]{{26}}"
 #: The most characters of an identifier.
 MOST_NAME = 255
 
+#: The errors of msgspec for a value of another form, with a lone surrogate, or nested too deeply.
+UNREADABLE = (ValueError, RecursionError)
+
 #: For each older version, the function that lifts a raw message to the next version. Empty at version 1.
 _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
@@ -330,7 +333,7 @@ def decode_bytes(payload: bytes, content_type: str) -> dict[str, Any]:
         raise InvalidMessage(f"content type {content_type!r} is refused; send {JSON} or {MSGPACK}")
     try:
         raw = decoders[content_type](payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise InvalidMessage(f"not readable as {content_type}: {error}") from error
     if not isinstance(raw, dict):
         raise InvalidMessage(f"an envelope is a mapping, not {type(raw).__name__}")
@@ -345,7 +348,7 @@ def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
     raw = _upgrade(raw)
     try:
         header = msgspec.convert(raw, _Header)
-    except msgspec.ValidationError as error:
+    except UNREADABLE as error:
         raise InvalidMessage(f"envelope: {error}") from error
     _check_names(id=header.id, job=header.job, tenant=header.tenant)
     items: list[Item] = []
@@ -354,7 +357,7 @@ def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
         try:
             # strict JSON carries bytes as base64 text, MessagePack carries real bytes: both are accepted
             items.append(msgspec.convert(value, Item))
-        except msgspec.ValidationError as error:
+        except UNREADABLE as error:
             malformed[position] = str(error)
     return _envelope(header, items), _bad_items(header.items, malformed) if malformed else []
 
@@ -381,7 +384,7 @@ def named(raw: object) -> Named:
         raise InvalidMessage(f"an envelope is a mapping, not {type(raw).__name__}")
     try:
         message = msgspec.convert(raw, Named)
-    except msgspec.ValidationError as error:
+    except UNREADABLE as error:
         raise InvalidMessage(f"envelope: {error}") from error
     _check_names(id=message.id, job=message.job)
     return message
@@ -401,7 +404,7 @@ def outline(id_: str, payload: bytes | None, content_type: str) -> Envelope:
     """
     try:
         seen = msgspec.convert(decode_bytes(payload or b"", content_type), _Outline)
-    except (InvalidMessage, msgspec.ValidationError):
+    except (InvalidMessage, *UNREADABLE):
         return Envelope(version=VERSION, id=id_, job="", model="", priority=Priority.STANDARD, queued_at=0.0, items=())
     return _envelope(seen, [Item(item.seq, "", item.tasks, key=item.key) for item in seen.items])
 
@@ -440,5 +443,5 @@ def _bad_items(items: Sequence[object], malformed: Mapping[int, str]) -> list[Ba
 def _seq(value: object) -> int | None:
     try:
         return msgspec.convert(value.get("seq") if isinstance(value, dict) else None, Seq)
-    except msgspec.ValidationError:
+    except UNREADABLE:
         return None

@@ -56,6 +56,7 @@ _REMEDIES = {
     "NOPERM": "give its user all commands on all keys and channels (ACL SETUSER)",
     "LOADING": "it still reads its data; wait",
     "BUSY": "a script of another program blocks it; wait, or end the script with SCRIPT KILL",
+    "WRONGTYPE": "another program wrote to a key of Argosy; a worker renames such keys, so try again",
     "NOREPLICAS": "too few of its replicas answer; check them and `min-replicas-to-write`",
 }
 

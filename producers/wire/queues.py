@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from producers.wire.messages import Priority
+from producers.wire.messages import UNREADABLE, Priority
 
 if TYPE_CHECKING:
     from redis import Redis
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 #: The Celery task that runs an envelope. Flower shows this name.
 TASK = "argosy.envelope"
@@ -96,8 +102,46 @@ def note_refused(redis: Redis, message: RefusedMessage) -> None:
 def refused_messages(redis: Redis, limit: int = MOST_REFUSED) -> list[RefusedMessage]:
     """Return the newest refused messages. Raises RedisError."""
     listed: Any = redis.lrange(REFUSED, 0, limit - 1)
-    found = []
-    for noted in listed:
-        with suppress(ValueError):  # anybody who reaches Redis can write to the list
-            found.append(msgspec.json.decode(noted, type=RefusedMessage))
-    return found
+    return [message for noted in listed if (message := read(noted, RefusedMessage)) is not None]
+
+
+def read(data: bytes, form: type[T]) -> T | None:
+    """Return a JSON value from Redis, or None if another program wrote a value of another form."""
+    try:
+        return msgspec.json.decode(data, type=form)
+    except UNREADABLE:
+        return None
+
+
+#: The beginning of the names of keys that were renamed.
+ASIDE = "argosy.aside."
+
+# KEYS and, from the third on, ARGV: keys and their types. A string must expire: the only string is a lock. Returns each
+# renamed key with its type.
+_PUT_ASIDE = """
+local renamed = {}
+for place, key in ipairs(KEYS) do
+    local wanted, kind = ARGV[place + 2], redis.call('TYPE', key).ok
+    if kind ~= 'none' and (kind ~= wanted or (kind == 'string' and redis.call('PTTL', key) == -1)) then
+        redis.call('RENAME', key, ARGV[1] .. key)
+        redis.call('EXPIRE', ARGV[1] .. key, ARGV[2])
+        table.insert(renamed, {key, kind})
+    end
+end
+return renamed
+"""
+
+
+def put_aside(redis: Redis, types: Mapping[str, str]) -> None:
+    """Rename keys that do not have these types, so that their names can be used again; log and note each.
+
+    Every command on a key of another type is refused, so a key that another program wrote would stop all work that
+    needs its name. Raises RedisError.
+    """
+    types = {REFUSED: "list", **types}  # the others are noted there
+    renamed = redis.eval(_PUT_ASIDE, len(types), *types, ASIDE, REFUSED_KEPT_S, *types.values())
+    for name, kind in renamed:
+        key = name.decode(errors="replace")
+        cause = f"the key was a {kind.decode()}, made by another program; it was renamed to {ASIDE}{key}"
+        logger.warning("the key %r of Redis: %s", key, cause)
+        note_refused(redis, RefusedMessage(at=time.time(), queue=key, cause=cause, sha256="", bytes=0))

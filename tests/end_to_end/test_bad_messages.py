@@ -262,6 +262,9 @@ HOSTILE = [
     {"body": base64.b64encode(b'[[1], {}, {"errbacks": [{}]}]').decode()},
     {"body": base64.b64encode(b'[[1], {}, {"chain": [{"task": []}]}]').decode()},
     {"body": base64.b64encode(b'[[1], {}, {"chord": {"task": 1}}]').decode()},
+    {"body": base64.b64encode(b'[[1], {}, {"id": []}]').decode()},
+    {"body": base64.b64encode(b'[[1], {}, {"delivery_info": 5}]').decode()},
+    {"body": base64.b64encode(b'[[1, 2], {"x": 3}, {}]').decode()},
     {"body": base64.b64encode(DEEP.encode()).decode()},
 ]
 
@@ -281,7 +284,7 @@ def test_deep_headers_end_no_worker(fleet, still_serves):
 
 def test_a_refused_message_is_found_by_its_digest(fleet, still_serves):
     """In the list that `argosy dead` shows, and in the log; its body is in neither."""
-    message = json.dumps(whole(headers__timelimit="a", body="c2VjcmV0"))
+    message = json.dumps(whole(headers__timelimit="a", headers__id="x\nforged", body="c2VjcmV0"))
     digest = hashlib.sha256(message.encode()).hexdigest()
     push(fleet, message)
     nothing_is_held(fleet)
@@ -292,9 +295,22 @@ def test_a_refused_message_is_found_by_its_digest(fleet, still_serves):
     log = (fleet.home / "logs" / "worker-cpu.log").read_text()
     assert log.count(digest) == 1
     assert "c2VjcmV0" not in log
+    assert "\nforged" not in log
     listed = CliRunner().invoke(main, ["dead"])
     assert digest in listed.stdout
     assert any(finding.about == "messages" and "refused" in finding.found for finding in doctor.examine(None))
+
+
+def test_a_compressed_message_is_refused_unopened(fleet, still_serves):
+    """64 kB of it would be 64 MB, and kombu would unpack it before anybody may say no."""
+    body = base64.b64encode(zlib.compress(bytes(64 * 2**20))).decode()
+    message = json.dumps(whole(headers__compression="zlib", body=body))
+    push(fleet, message)
+    nothing_is_held(fleet)
+    with Redis.from_url(fleet.broker_url) as redis:
+        digest = hashlib.sha256(message.encode()).hexdigest()
+        (found,) = until(lambda: [one for one in refused_messages(redis) if one.sha256 == digest])
+    assert "compressed" in found.cause
 
 
 def test_what_an_older_worker_left_does_not_stall(fleet, still_serves):
@@ -315,6 +331,43 @@ def test_a_number_that_no_database_holds_costs_only_its_item(fleet, still_serves
     assert {seq: row.state.value for seq, row in rows.items()} == {
         0: "succeeded", 1: "succeeded", 2: "succeeded", 5: "failed", 3: "failed",
     }  # fmt: skip
+
+
+def nested(levels: int) -> Any:
+    value: Any = 0
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+ODD_ITEMS = [
+    {"input": {"type": "\ud800"}},
+    {"input": {"type": "row", "values": {"\ud800": 1}}},
+    {"input": "\ud800"},
+    {"input": nested(900)},
+    {"tasks": ["\ud800"]},
+    {"tasks": ["\0"]},
+    {"tasks": ["x" * 100_000]},
+    {"tasks": [f"t{n}" for n in range(200)]},
+    {"tasks": []},
+    {"key": "\ud800"},
+    {"key": "\0"},
+    {"params": {"echo": {"\ud800": "\ud800"}}},
+    {"params": {"\ud800": {}}},
+    {"params": {"echo": {"x": nested(900)}}},
+    {"\ud800": 1},
+    {"seq": "\ud800"},
+    {"seq": 1e300},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_ITEMS, ids=range(len(ODD_ITEMS)))
+def test_an_odd_item_costs_only_itself(fleet, still_serves, odd):
+    """Whatever it holds that no row can hold, or no decoder reads: its neighbours have their results."""
+    items = [{"seq": seq, "input": f"item {seq}", "tasks": ["echo"]} for seq in range(3)]
+    items[1] |= odd
+    rows = results_of(fleet, envelope(items=items))
+    assert (rows[0].state, rows[2].state) == ("succeeded", "succeeded")
 
 
 @pytest.mark.parametrize("changes", [{"id": "\ud800"}, {"job": "x\ud800"}, {"tenant": "\0"}, {"job": "x" * 300}])

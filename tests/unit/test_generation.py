@@ -108,6 +108,13 @@ def test_the_rest_comes_with_the_result() -> None:
     assert pieces.rest("Once upon a time") == " a time"
 
 
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"5", b'["x", 1]', b'[-5, "forged"]', b"[" * 100_000])
+def test_a_piece_that_somebody_else_wrote_is_ignored(data: bytes) -> None:
+    pieces = TextPieces()
+    assert pieces.take(data) == ""
+    assert pieces.take(b'[0, "Once"]') == "Once"
+
+
 def kept(tokens: int) -> torch.Tensor:
     return torch.arange(tokens, dtype=torch.float32).reshape(1, 1, 1, tokens, 1)
 

@@ -6,9 +6,11 @@ import bz2
 import hashlib
 import io
 import lzma
+import random
 import shutil
 import tarfile
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +156,71 @@ def test_links_in_an_archive_are_left_out(tmp_path: Path) -> None:
     archive.write_bytes(tarball(("a.txt", b"a", tarfile.REGTYPE), ("link.txt", b"", tarfile.SYMTYPE)))
     unpacking.unpack(archive, tmp_path / "in")
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.txt"]
+
+
+def packed(*entries: tuple[str, bytes]) -> bytes:
+    made = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore")  # a name twice
+        for name, content in entries:
+            archive.writestr(name, content)
+    return made.getvalue()
+
+
+def damaged(data: bytes) -> bytes:
+    return data[:60] + bytes(20) + data[80:]
+
+
+NOISE = random.Random(1).randbytes(5000)
+ODD = {
+    "a file that is a folder": packed(("a", b"x"), ("a/b", b"y")),
+    "a folder that is a file": packed(("a/b", b"y"), ("a", b"x")),
+    "a name twice": packed(("a", b"x"), ("a", b"y")),
+    "a deep folder": packed(("a/" * 5000 + "b", b"x")),
+    "a long name": packed(("a" * 5000, b"x")),
+    "a bomb": packed(("a", bytes(400 * 2**20))),
+    "a damaged zip": damaged(packed(("a", NOISE))),
+    "an encrypted zip": packed(("a", b"x")).replace(
+        b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
+    ),
+    "an unknown method": packed(("a", b"x")).replace(b"\x08\x00", b"\x63\x00"),
+    "the end of a zip": packed(("a", b"x"))[-22:],
+    "nothing": b"",
+    "noise": NOISE,
+    "a tar's file that is a folder": tarball(("a", b"x", tarfile.REGTYPE), ("a/b", b"y", tarfile.REGTYPE)),
+    "a tar's name twice": tarball(("a", b"x", tarfile.REGTYPE), ("a", b"y", tarfile.REGTYPE)),
+    "half a tar": tarball(("a", NOISE, tarfile.REGTYPE))[:3000],
+    "a damaged tar": damaged(tarball(("a", NOISE, tarfile.REGTYPE))),
+    "a tar that is a bomb": tarball(("a", bytes(400 * 2**20), tarfile.REGTYPE)),
+}
+
+
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
+def test_an_odd_archive_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
+    """Whatever the modules for archives raise; a bomb ends at a hundred times its size."""
+    archive = tmp_path / "odd.zip"
+    archive.write_bytes(data)
+    with pytest.raises(PullFailed, match=r"^odd\.zip: "):
+        unpacking.unpack(archive, tmp_path / "in")
+    assert sum(path.stat().st_size for path in (tmp_path / "in").rglob("*") if path.is_file()) < 200 * 2**20
+
+
+def test_a_member_too_many_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "MOST_MEMBERS", 10)
+    archive = tmp_path / "many.zip"
+    archive.write_bytes(packed(*((f"{number}.txt", b"x") for number in range(11))))
+    with pytest.raises(PullFailed, match="over 10 members"):
+        unpacking.unpack(archive, tmp_path / "in")
+
+
+@pytest.mark.parametrize("name", ["big.bz2", "big.xz"])
+def test_a_compressed_file_that_is_a_bomb_is_refused(tmp_path: Path, name: str) -> None:
+    content = bytes(200 * 2**20)
+    (tmp_path / name).write_bytes(
+        bz2.compress(content, 1) if name.endswith("bz2") else lzma.compress(content, preset=0)
+    )
+    with pytest.raises(PullFailed, match="100 times its size"):
+        unpacking.expand(tmp_path / name, tmp_path / "in" / name)
 
 
 def test_a_missing_member_is_named(server: Registry, tmp_path: Path) -> None:

@@ -51,13 +51,19 @@ class _Headers(msgspec.Struct, frozen=True):
     chord: None = None
 
 
-class _Embedded(msgspec.Struct, frozen=True):
-    """The last part of a message's body: the signatures of the tasks to send after this task."""
+class _Embedded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last part of a message's body: the signatures of the tasks to send after this task.
+
+    Celery would take any other field for an attribute of the task's request, such as its id.
+    """
 
     callbacks: list[dict[str, Any]] | None = None
     errbacks: list[dict[str, Any]] | None = None
     chain: list[dict[str, Any]] | None = None
     chord: dict[str, Any] | None = None
+
+
+_EMBEDDED = frozenset(_Embedded.__struct_fields__)
 
 
 def check(message: Any) -> float | None:
@@ -85,7 +91,7 @@ def _check_body(body: Any, task: str) -> None:
     arguments, keywords, embedded = body
     if not (isinstance(arguments, list | tuple) and isinstance(keywords, dict) and isinstance(embedded, dict | None)):
         raise InvalidMessage("the body is not [list, mapping, mapping]")
-    if embedded and any(embedded.values()):
+    if embedded and (any(embedded.values()) or not embedded.keys() <= _EMBEDDED):
         try:
             msgspec.convert(embedded, _Embedded)
         except msgspec.ValidationError as error:

@@ -40,10 +40,10 @@ def register(app: Celery, node: Node) -> None:
         throws=(InvalidMessage,),
         Request=EnvelopeRequest,
     )
-    def run_envelope(self: Any, envelope: Any) -> dict[str, Any]:
+    def run_envelope(self: Any, *arguments: Any, **named: Any) -> dict[str, Any]:
         reply = not get_actual_ignore_result(self, self.request)
         try:
-            return node.run(_completed(envelope, self.request.id), reply=reply)
+            return node.run(_completed(_envelope(arguments, named), self.request.id), reply=reply)
         except EnvelopeInterrupted as interrupted:
             # a stop by the operator is no failure: the message returns to its queue, for another worker
             raise Reject(str(interrupted), requeue=True) from interrupted
@@ -56,6 +56,12 @@ def register(app: Celery, node: Node) -> None:
 def _say_once(reason: str) -> None:
     """Log a reason at its first time: a stored envelope that cannot be read comes again until it has no attempts."""
     logger.warning("an envelope cannot be read: %s", reason)
+
+
+def _envelope(arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    if len(arguments) + len(named) != 1 or named.keys() - {"envelope"}:
+        raise InvalidMessage("the task takes one argument, the envelope")
+    return arguments[0] if arguments else named["envelope"]
 
 
 def _completed(envelope: Any, task: str) -> Any:

@@ -31,7 +31,7 @@ from redis.exceptions import (
 
 from producers.wire.errors import InvalidMessage, without_text
 from producers.wire.messages import new_id
-from producers.wire.queues import PRIORITY_SEPARATOR, RefusedMessage, note_refused
+from producers.wire.queues import PRIORITY_SEPARATOR, RefusedMessage, note_refused, put_aside
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
 from workers.consumer.unacknowledged import QoS
@@ -195,6 +195,8 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             if not isinstance(error, ResponseError):
                 raise
             self._taking.refused(error)
+            if str(error).startswith("WRONGTYPE"):
+                self._put_aside_lists()
             raise Empty from error
         finally:
             self._in_poll = None
@@ -223,6 +225,12 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
                 self.qos.ack(tag)
             if isinstance(raw, dict):
                 self.on_refused(raw, error)
+
+    def _put_aside_lists(self) -> None:
+        """Rename keys of other types among the lists: a single one has Redis refuse to pop from any."""
+        keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in self.active_queues]
+        with suppress(RedisError, OSError), self.conn_or_acquire() as client:
+            put_aside(client, dict.fromkeys(keys, "list"))
 
     def refuse(self, data: bytes, raw: Any, queue: object, error: BaseException) -> None:
         """Log a message that is not run, and note it for operators. Its content is not shown. Thread-safe."""

@@ -143,7 +143,8 @@ class LocalFleet:
                 self._valkey.keep_address(earlier.broker_url)
                 self.flower_url = earlier.flower_url
             self._valkey.start()
-            Store(self.store_url).migrate()
+            with contextlib.closing(Store(self.store_url)) as store:
+                store.migrate()
             with Store(self.store_url) as store:
                 declared_settings.forget_outdated(self.settings, store)
             self._start_services()

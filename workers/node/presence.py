@@ -11,7 +11,7 @@ from producers.wire.errors import BrokerUnavailable
 from producers.wire.live_nodes import NODES, announcements, node_key
 from producers.wire.messages import VERSION
 from producers.wire.publisher import Publisher, as_unavailable
-from producers.wire.queues import queue_name, queue_of, waiting_messages
+from producers.wire.queues import queue_name, queue_of, read, waiting_messages
 
 #: Seconds between a node's announcements, and seconds of silence after which it counts as gone.
 TELL_EVERY_S = 2.0
@@ -20,7 +20,7 @@ GONE_AFTER_S = 10
 #: Seconds for which operators see the reason for which a node ended itself.
 ENDED_FOR_S = 600
 
-_ENDED = "argosy.ended"
+ENDED = "argosy.ended"
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,14 +106,15 @@ def nodes(publisher: Publisher) -> list[NodeState]:
     if gone := [name for name, said in found.items() if said is None]:
         with suppress(BrokerUnavailable), as_unavailable(redis):  # a read-only Redis can be looked at all the same
             redis.srem(NODES, *gone)
-    return [msgspec.json.decode(said, type=NodeState) for said in found.values() if said is not None]
+    said = [read(announced, NodeState) for announced in found.values() if announced is not None]
+    return [state for state in said if state is not None]
 
 
 def queues(publisher: Publisher) -> set[str]:
     """Return the queues that live nodes read, and the queues in which messages wait. Raises BrokerUnavailable."""
-    read = {queue for node in nodes(publisher) for queue in node.queues}
+    own = {queue for node in nodes(publisher) for queue in node.queues}
     with as_unavailable(publisher.redis):
-        return read | {queue_of(key) for key in waiting_messages(publisher.redis)}
+        return own | {queue_of(key) for key in waiting_messages(publisher.redis)}
 
 
 class NodeEnd(msgspec.Struct, frozen=True):
@@ -127,9 +128,9 @@ class NodeEnd(msgspec.Struct, frozen=True):
 def tell_end(publisher: Publisher, end: NodeEnd) -> None:
     """Announce that a node ends itself. Raises BrokerUnavailable."""
     with as_unavailable(publisher.redis), publisher.redis.pipeline(transaction=False) as pipeline:
-        pipeline.zadd(_ENDED, {msgspec.json.encode(end): end.at})
-        pipeline.zremrangebyscore(_ENDED, "-inf", end.at - ENDED_FOR_S)
-        pipeline.expire(_ENDED, ENDED_FOR_S)
+        pipeline.zadd(ENDED, {msgspec.json.encode(end): end.at})
+        pipeline.zremrangebyscore(ENDED, "-inf", end.at - ENDED_FOR_S)
+        pipeline.expire(ENDED, ENDED_FOR_S)
         pipeline.execute()
     leave(publisher, end.name)
 
@@ -138,5 +139,5 @@ def ends(publisher: Publisher, since: float) -> list[NodeEnd]:
     """Return the nodes that ended themselves since then, by time. Raises BrokerUnavailable."""
     found: Any
     with as_unavailable(publisher.redis):
-        found = publisher.redis.zrangebyscore(_ENDED, since, "+inf")
-    return [msgspec.json.decode(said, type=NodeEnd) for said in found]
+        found = publisher.redis.zrangebyscore(ENDED, since, "+inf")
+    return [end for said in found if (end := read(said, NodeEnd)) is not None]

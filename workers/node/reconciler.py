@@ -13,18 +13,33 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from producers.wire.live_nodes import NODES
 from producers.wire.messages import Priority, made_at
 from producers.wire.publisher import Publisher, as_unavailable, message
-from producers.wire.queues import redis_key
+from producers.wire.queues import put_aside, queue_name, read, redis_key
 from results_store.loops.loop import note
 from results_store.records import Line
 from results_store.store import Store
 from workers.node.periodic_duties import RUN_LIMIT_S
+from workers.node.presence import ENDED
 
 logger = logging.getLogger(__name__)
 
 #: Envelopes per round.
 LIMIT = 256
+
+#: The prefix of kombu's sets of the queues of an exchange. A sender of Celery adds to the set of its queue.
+_BINDINGS = "_kombu.binding."
+
+#: The type of each key of Redis that belongs to no queue of a model. All but the first two are kombu's.
+_TYPES = {
+    NODES: "set",
+    ENDED: "zset",
+    "unacked": "hash",
+    "unacked_index": "zset",
+    "unacked_mutex": "string",
+    **dict.fromkeys((_BINDINGS + name for name in ("celery.pidbox", "reply.celery.pidbox", "celeryev")), "set"),
+}
 
 
 class Reconciler:
@@ -43,6 +58,7 @@ class Reconciler:
         Raises BrokerUnavailable, Overloaded or StoreUnavailable.
         """
         self._publisher.check_writes()  # take no envelope that cannot be published
+        self._put_aside(_TYPES)
         self._publisher.look()  # nor one that a live node cannot read
         began, oldest = time.monotonic(), self._oldest()
         total = 0
@@ -78,12 +94,19 @@ class Reconciler:
         self._looked_at = time.monotonic()
         redis = self._publisher.redis
         lines = self._lines()
+        bindings = {_BINDINGS + queue_name(model, lane) for model, _, lane in lines}
+        self._put_aside({redis_key(*line): "list" for line in lines} | dict.fromkeys(bindings, "set"))
         with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
-            for model, priority, lane in lines:
-                pipeline.lindex(redis_key(model, priority, lane), -1)
+            for line in lines:
+                pipeline.lindex(redis_key(*line), -1)
             oldest: list[bytes | None] = pipeline.execute()
         found = {line: None if data is None else _pushed_at(data) for line, data in zip(lines, oldest, strict=True)}
         return {line: at for (line, at), data in zip(found.items(), oldest, strict=True) if at or data is None}
+
+    def _put_aside(self, types: Mapping[str, str]) -> None:
+        redis = self._publisher.redis
+        with as_unavailable(redis):
+            put_aside(redis, types)
 
     def _lines(self) -> list[tuple[str, Priority, int]]:
         """Return every Redis list for envelopes of these models. A tenant has its lane before it has envelopes."""
@@ -101,7 +124,8 @@ class _Pushed(msgspec.Struct):
 
 def _pushed_at(data: bytes) -> float | None:
     """Return the time a message was pushed, from its delivery tag; None for a message of another program."""
+    pushed = read(data, _Pushed)
     try:
-        return made_at(msgspec.json.decode(data, type=_Pushed).properties.delivery_tag)
-    except ValueError:  # msgspec's errors are ValueErrors too
+        return None if pushed is None else made_at(pushed.properties.delivery_tag)
+    except ValueError:
         return None

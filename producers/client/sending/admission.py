@@ -46,7 +46,11 @@ BURST_S = 1.0
 _RATE = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1000000
-local level = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
+local kept = redis.pcall('GET', KEYS[1])  -- a table (an error) if the key is of another type
+local level = now
+if type(kept) == 'string' and redis.call('PTTL', KEYS[1]) > 0 then  -- or another program wrote it
+    level = math.max(tonumber(kept) or 0, now)
+end
 local taken = 0
 for place = 3, #ARGV do
     if level - now > ARGV[2] + 0 then break end

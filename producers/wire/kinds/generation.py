@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -16,6 +17,18 @@ MOST_LABELS = 100
 
 _MOST_STOPS = 16
 _LONGEST_STOP_CHARS = 200
+_LONGEST_PROMPT_CHARS = 100_000
+_LONGEST_LABEL_CHARS = 2000
+
+#: The most bytes and levels of a JSON schema.
+_MOST_SCHEMA_BYTES = 65_536
+_MOST_SCHEMA_LEVELS = 64
+
+#: The most patterns of a schema that combines parts: the time for patterns of the same text doubles with each.
+_MOST_COMBINED_PATTERNS = 8
+
+#: The largest whole number of a parameter.
+_MOST = 2**31 - 1
 
 
 class TextGenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +55,8 @@ class TextGenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
         at_least("max_new_tokens", self.max_new_tokens)
         at_least("top_k", self.top_k, 0)
         at_least("seed", self.seed, 0)
+        if self.top_k > _MOST or (self.max_new_tokens or 0) > _MOST:
+            raise ValueError(f"`top_k` and `max_new_tokens` must be {_MOST} at most")
         if not 0 <= self.temperature <= 100:
             raise ValueError("`temperature` must be between 0 and 100")
         if not 0 < self.top_p <= 1:
@@ -67,8 +82,10 @@ class PromptedClassificationParams(msgspec.Struct, frozen=True, kw_only=True, fo
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
         at_least("top_k", self.top_k)
-        if not 2 <= len(self.labels) <= MOST_LABELS or any(not label.strip() for label in self.labels):
-            raise ValueError(f"`labels` must be 2 to {MOST_LABELS} texts")
+        if not 2 <= len(self.labels) <= MOST_LABELS or any(
+            not label.strip() or len(label) > _LONGEST_LABEL_CHARS for label in self.labels
+        ):
+            raise ValueError(f"`labels` must be 2 to {MOST_LABELS} texts of up to {_LONGEST_LABEL_CHARS:,} characters")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("`labels` must not name a label twice")
 
@@ -86,6 +103,7 @@ class PromptedJsonParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
+        _check_schema(self.schema)
         at_least("max_new_tokens", self.max_new_tokens)
 
 
@@ -106,6 +124,27 @@ class GeneratedText(msgspec.Struct, frozen=True):
 def _check_prompt(prompt: str) -> None:
     if prompt.count(PLACE) != 1:
         raise ValueError(f"`prompt` must contain {PLACE} once, in the place of the text")
+    if len(prompt) > _LONGEST_PROMPT_CHARS:
+        raise ValueError(f"`prompt` must have at most {_LONGEST_PROMPT_CHARS:,} characters")
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    level: list[Any] = [schema]
+    patterns, combined = 0, False
+    for _ in range(_MOST_SCHEMA_LEVELS):
+        parts = [part for part in level if isinstance(part, dict)]
+        patterns += sum("pattern" in part for part in parts)
+        patterns += sum(len(own) for part in parts if isinstance(own := part.get("patternProperties"), dict))
+        combined |= any("allOf" in part or "$ref" in part for part in parts)
+        level = [inner for value in level if isinstance(value, dict | list) for inner in _inner(value)]
+    if level or len(msgspec.json.encode(schema)) > _MOST_SCHEMA_BYTES:
+        raise ValueError(f"`schema` must have at most {_MOST_SCHEMA_BYTES:,} bytes and {_MOST_SCHEMA_LEVELS} levels")
+    if combined and patterns > _MOST_COMBINED_PATTERNS:
+        raise ValueError(f"`schema` with `allOf` or `$ref` must have at most {_MOST_COMBINED_PATTERNS} patterns")
+
+
+def _inner(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 GENERATION_KINDS = (

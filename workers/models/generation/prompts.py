@@ -5,12 +5,10 @@ Neither transformers nor torch is imported.
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from producers.wire.kinds.generation import PLACE
@@ -35,10 +33,6 @@ DIALOGUES: tuple[tuple[tuple[str, str], ...], ...] = (
 )
 
 
-class TemplateError(Exception):
-    """A chat template refuses the messages."""
-
-
 @dataclass(frozen=True)
 class Prompts:
     """The tokenizer and the chat template of a folder. Thread-safe."""
@@ -52,13 +46,16 @@ class Prompts:
         return self.tokenizing.encode(text).ids
 
     def messages(self, given: MessagesInput) -> list[int]:
-        """Return the tokens of a dialogue, up to the start of the answer. Raises InvalidInput."""
-        return self._encoded(self._rendered([(message.role, message.content) for message in given.messages]))
+        """Return the tokens of a dialogue, up to the start of the answer. Raises InvalidInput.
+
+        The template itself writes the special tokens.
+        """
+        return self.bare(self._rendered([(message.role, message.content) for message in given.messages]))
 
     def templated(self, prompt: str, text: str) -> list[int]:
         """Return the tokens of a task's prompt filled with a text, as a user's message. Raises InvalidInput."""
         said = prompt.replace(PLACE, text)
-        return self._encoded(self._rendered([("user", said)])) if self.chats else self.text(said)
+        return self.bare(self._rendered([("user", said)])) if self.chats else self.text(said)
 
     def shared(self, prompt: str) -> int:
         """Return the number of tokens that all prompts of a task begin with."""
@@ -66,7 +63,7 @@ class Prompts:
 
     def bare(self, text: str) -> list[int]:
         """Return a text's tokens without special tokens."""
-        return self.tokenizing.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.tokenizing.bare(text)
 
     def room(self, tokens: Sequence[int], wanted: int | None) -> int:
         """Return the number of tokens that may follow a prompt: `wanted`, by default up to `MOST_UNASKED`.
@@ -86,13 +83,7 @@ class Prompts:
 
     def chats_here(self) -> None:
         """Raise ConfigurationError if the folder's chat template is invalid, or jinja2 is not installed."""
-        environment()
-        from jinja2 import TemplateError as JinjaError
-
-        try:
-            _ = self._template
-        except JinjaError as error:
-            raise ConfigurationError(f"{self.checkpoint.where}: the chat template is invalid: {error}") from error
+        _ = self._template
 
     @cached_property
     def eos(self) -> list[int]:
@@ -109,17 +100,24 @@ class Prompts:
             return
         from transformers import AutoTokenizer
 
-        folder = self.checkpoint.folder
+        folder, refusals = self.checkpoint.folder, []
         theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         for dialogue in DIALOGUES:
             turns = [{"role": role, "content": content} for role, content in dialogue]
             try:
-                wanted = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except Exception:  # noqa: BLE001, S112 - a refusal, such as of system messages, is no difference
+                ours = self._rendered(dialogue)  # first: transformers renders without a bound
+            except InvalidInput as refusal:  # such as of system messages
+                refusals.append(refusal)
                 continue
-            if self._rendered(dialogue) != wanted:
+            try:
+                wanted = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            except Exception:  # noqa: BLE001, S112 - a refusal is no difference
+                continue
+            if ours != wanted:
                 problem = f"the chat template of {folder} renders differently than in transformers"
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}")
+        if len(refusals) == len(DIALOGUES):
+            raise ConfigurationError(f"{self.checkpoint.where}: the chat template serves no dialogue: {refusals[0]}")
 
     @cached_property
     def _shared(self) -> Callable[[str], int]:
@@ -145,8 +143,14 @@ class Prompts:
 
     @cached_property
     def _template(self) -> Template:
-        made: Template = environment().from_string(self._source or "")
-        return made
+        try:
+            from workers.models.generation import chat_templates
+        except ImportError as error:
+            raise ConfigurationError("chat templates need jinja2: pip install 'argosy[generation]'") from error
+        try:
+            return chat_templates.compiled(self._source or "")
+        except chat_templates.TemplateError as error:
+            raise ConfigurationError(f"{self.checkpoint.where}: the chat template is invalid: {error}") from error
 
     @cached_property
     def _special(self) -> Mapping[str, str]:
@@ -158,40 +162,10 @@ class Prompts:
     def _rendered(self, turns: Sequence[tuple[str, str]]) -> str:
         if not self.chats:
             raise InvalidInput("input", "has messages, but the model has no chat template", "send text")
-        from jinja2 import TemplateError as JinjaError
+        from workers.models.generation import chat_templates
 
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
-        except (JinjaError, TemplateError, TypeError) as error:
+            return chat_templates.rendered(self._template, messages, self._special)
+        except chat_templates.TemplateError as error:
             raise InvalidInput("input.messages", f"do not fit the model's chat template: {error}") from error
-
-    def _encoded(self, text: str) -> list[int]:
-        try:
-            return self.bare(text)  # the template itself writes the special tokens
-        except (UnicodeEncodeError, TypeError) as error:
-            raise InvalidInput("input", "is not valid Unicode", "decode it with the right encoding") from error
-
-
-def environment() -> Any:
-    """Return the sandboxed Jinja environment of chat templates, with the extensions that transformers provides."""
-    try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise ConfigurationError("chat templates need jinja2: pip install 'argosy[generation]'") from error
-
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False
-    )
-    made.filters["tojson"] = _to_json
-    made.globals["raise_exception"] = _refuse
-    made.globals["strftime_now"] = lambda form: datetime.datetime.now().astimezone().strftime(form)
-    return made
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)

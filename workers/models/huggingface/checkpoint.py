@@ -24,6 +24,11 @@ _LONGEST_REASON = 400
 #: The longest input of a text model whose folder gives no limit.
 _MAX_TOKENS = 512
 
+#: The most bytes of a settings file, and the most labels and layers of a model.
+_MOST_BYTES = 64 * 2**20
+_MOST_LABELS = 100_000
+_MOST_LAYERS = 2000
+
 
 _WEIGHTS = "model.safetensors"
 
@@ -70,18 +75,26 @@ class Checkpoint:
         return self.read("config.json")
 
     def read_json(self, name: str) -> Any:
-        """Return a JSON file of the folder. Raises ConfigurationError if it is missing or is not JSON."""
+        """Return a JSON file of the folder. Raises ConfigurationError if it is missing, no JSON, or too large."""
+        path = self.folder / name
         try:
-            return json.loads((self.folder / name).read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            if path.stat().st_size > _MOST_BYTES:
+                raise ValueError(f"{path} has over {_MOST_BYTES >> 20} MiB")
+            return json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             remedy = "pull it (argosy models pull), or correct the source"
-            raise ConfigurationError(f"{self.where}: {error}; {remedy}") from error
+            raise ConfigurationError(f"{self.where}: {path.name}: {error}; {remedy}") from error
 
     def read(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the folder. Raises ConfigurationError if it is missing or is not a JSON object."""
-        value = self.read_json(name)
+        """Return a JSON object of the folder.
+
+        Raises ConfigurationError if it is missing, is no object, or asks for more than any model has.
+        """
+        value, path = self.read_json(name), self.folder / name
         if not isinstance(value, dict):
-            raise ConfigurationError(f"{self.where}: {self.folder / name} is not a JSON object")
+            raise ConfigurationError(f"{self.where}: {path} is not a JSON object")
+        if problem := _excess(value):
+            raise ConfigurationError(f"{self.where}: {path}: {problem}; do not trust this folder")
         return value
 
     def read_if_there(self, name: str) -> dict[str, Any]:
@@ -143,6 +156,23 @@ class Checkpoint:
             found.append(positions - (self.pad_id + 1) * shifted)
         longest = min(found)
         return int(longest) if longest < 1e9 else _MAX_TOKENS
+
+
+def _excess(settings: dict[str, Any]) -> str:
+    """Return the setting that asks for too many labels or layers, also within settings of a part of the model."""
+    for name, value in settings.items():
+        if name in ("id2label", "label2id", "num_labels"):
+            count = len(value) if isinstance(value, dict) else value
+            most = _MOST_LABELS
+        elif "layer" in name or "depth" in name:
+            count, most = value, _MOST_LAYERS
+        elif isinstance(value, dict) and (problem := _excess(value)):
+            return f"{name}.{problem}"
+        else:
+            continue
+        if isinstance(count, int | float) and count > most:
+            return f"{name} is over {most:,}"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from workers.models.sources import model_source
 
 NAME = "tokenizer.json"
 
+_MAKING_LIMIT_S = 240
+
 
 def locate(checkpoint: Checkpoint) -> Path:
     """Return the cached file, the folder's own, or a new file. Raises ConfigurationError if none can be made."""
@@ -67,7 +69,14 @@ def _cached(checkpoint: Checkpoint) -> Path:
 def _make(checkpoint: Checkpoint, target: Path) -> None:
     with atomically(target) as part:
         command = [sys.executable, "-m", __spec__.name, str(checkpoint.folder), str(part)]
-        ran = subprocess.run(command, env=without_secrets(), capture_output=True, text=True, check=False)  # noqa: S603 (our own module)
+        try:
+            ran = subprocess.run(  # noqa: S603 (our own module)
+                command, env=without_secrets(), capture_output=True, text=True, check=False, timeout=_MAKING_LIMIT_S
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ConfigurationError(
+                f"{checkpoint.where}: no {NAME} within {_MAKING_LIMIT_S} s; save a fast tokenizer in the folder"
+            ) from error
         if ran.returncode:
             last = (ran.stderr.strip() or f"exit status {ran.returncode}").splitlines()[-1]
             problem = (

@@ -25,6 +25,11 @@ PROBES = (
     "<s> [MASK] </s> don't-stop",
 )
 
+#: Texts that take for ever with a regular expression that can match them in very many ways.
+LONG_PROBES = tuple(
+    f"{unit * (2000 // len(unit))}!" for unit in ("a", "A", " ", "1", "-", "\n", "é", "東", "aA1 ", "a'")
+)
+
 
 @dataclass(frozen=True)
 class Tokenizing:
@@ -46,6 +51,10 @@ class Tokenizing:
     def encode(self, text: str, pair: str | None = None) -> Encoding:
         """Return all tokens of a text or a pair. Raises InvalidInput if it is not valid Unicode."""
         return _encode(self.tokenizer, text, pair)
+
+    def bare(self, text: str) -> list[int]:
+        """Return a text's tokens without special tokens. Raises InvalidInput like `encode`."""
+        return _encode(self.tokenizer, text, special=False).ids
 
     def cut(self, text: str, pair: str | None, max_tokens: int, strategy: Cut = "longest_first") -> Encoding:
         """Return the first `max_tokens` tokens of a text or a pair."""
@@ -87,7 +96,7 @@ class Tokenizing:
 
         If the tokens differ, transformers' tokenizer is cached and used instead. The parent process uses it too,
         because it reads its tokenizer only with the first text, after the device has started. Raises ConfigurationError
-        if the tokens differ even then.
+        if the tokens differ even then, or if the tokenizer gives up on a long text.
         """
         from transformers import AutoTokenizer
 
@@ -99,6 +108,13 @@ class Tokenizing:
             problem = f"{tokenizer_file.locate(self.checkpoint)} and transformers give different tokens for {probe!r}"
             raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
 
+        ours = self._read()
+        for probe in LONG_PROBES:
+            try:
+                _encode(ours, probe)
+            except InvalidInput as error:
+                raise ConfigurationError(f"{self.checkpoint.where}: the tokenizer of {folder}: {error}") from error
+
     def _difference(self, theirs: Any) -> str:
         """Return a probe for which the file's tokens differ from those of `theirs`, or an empty string."""
         ours = self._read()
@@ -107,14 +123,22 @@ class Tokenizing:
     def _read(self) -> Tokenizer:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(tokenizer_file.locate(self.checkpoint)))
+        file = tokenizer_file.locate(self.checkpoint)
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises no narrower class
+            raise ConfigurationError(f"{self.checkpoint.where}: {file} cannot be read: {error}") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
         return tokenizer
 
 
-def _encode(tokenizer: Tokenizer, text: str, pair: str | None) -> Encoding:
+def _encode(tokenizer: Tokenizer, text: str, pair: str | None = None, *, special: bool = True) -> Encoding:
     try:
-        return tokenizer.encode(text, pair)
+        return tokenizer.encode(text, pair, add_special_tokens=special)
     except (UnicodeEncodeError, TypeError) as error:  # half a surrogate pair
         raise InvalidInput("input", "is not valid Unicode", "decode it with the right encoding") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust: a regular expression took too many steps
+            raise
+        raise InvalidInput("input", f"cannot be tokenised: {str(error)[:200]}", "use a model you trust") from error
