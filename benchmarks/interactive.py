@@ -76,9 +76,16 @@ def ms(seconds: float) -> float:
     return round(1000 * seconds, 1)
 
 
+class Unfinished(AssertionError):
+    """The bulk jobs of a load did not end."""
+
+
 @contextmanager
 def load(broker_url: str, store_url: str, texts: list[str]) -> Iterator[None]:
-    """Have another process keep bulk jobs queued until left; what is not done by then is cancelled."""
+    """Have another process keep bulk jobs queued until left; what is not done by then is cancelled.
+
+    Raises Unfinished.
+    """
     context = multiprocessing.get_context("spawn")
     begun, over = context.Event(), context.Event()
     pipeline = context.Process(target=_pipeline, args=(broker_url, store_url, texts, begun, over))
@@ -89,7 +96,8 @@ def load(broker_url: str, store_url: str, texts: list[str]) -> Iterator[None]:
     finally:
         over.set()
         pipeline.join()
-    assert pipeline.exitcode == 0
+    if pipeline.exitcode:
+        raise Unfinished("the cancelled jobs of the load did not end, see above")
 
 
 def _pipeline(broker_url: str, store_url: str, texts: list[str], begun: Event, over: Event) -> None:

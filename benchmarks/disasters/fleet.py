@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,19 @@ from workers.settings import Settings
 class GatewayFleet(LocalFleet):
     """A local fleet, usually without Flower, and with a gateway from `start_gateway` on."""
 
-    def __init__(self, settings: Settings, home: Path, *, flower: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        home: Path,
+        *,
+        flower: bool = False,
+        gateway: Sequence[str] = ("--no-auth", "--rate", "10000"),
+        **options: Any,
+    ) -> None:
         super().__init__(settings, home, flower=flower, **options)
         port = free_port()
         self.gateway_url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "producers.commands.main", "gateway", "--no-auth", "--rate", "10000"]
+        command = [sys.executable, "-m", "producers.commands.main", "gateway", *gateway]
         self.gateway = Service("gateway", [*command, "--port", str(port)], {}, home / "logs" / "gateway.log")
 
     def start_gateway(self) -> None:

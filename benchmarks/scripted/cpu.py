@@ -32,7 +32,7 @@ class CpuSeconds:
             {process.pid: _seconds(process) for process in processes},
             _seconds(psutil.Process(fleet.broker_process.pid)),
             time.process_time(),
-            sum(spent for name, spent in psutil.cpu_times()._asdict().items() if name not in _NOT_BUSY),
+            machine(),
         )
 
     def since(self, before: CpuSeconds) -> CpuSeconds:
@@ -58,6 +58,17 @@ class CpuSeconds:
             "largest_gil": max(self.workers.values()),
         }
         return {name: 1e6 * spent / items for name, spent in seconds.items()}
+
+
+def machine() -> float:
+    """Return the CPU seconds of all programs of the machine."""
+    return sum(spent for name, spent in psutil.cpu_times()._asdict().items() if name not in _NOT_BUSY)
+
+
+def own() -> float:
+    """Return the CPU seconds of this process and of all that it started, directly or not."""
+    this = psutil.Process()
+    return sum(map(_seconds, (this, *this.children(recursive=True))))
 
 
 def _seconds(process: psutil.Process) -> float:

@@ -21,5 +21,7 @@ class ScriptedDevice:
 
 
 def named(name: str) -> ScriptedDevice:
-    """Return a device of devices.toml. Raises KeyError."""
+    """Return a device of devices.toml, or that of a number of tokens a second. Raises KeyError."""
+    if name.isdecimal():
+        return ScriptedDevice(about=f"{name} tokens/s", base_s=0.25e-3, per_token_s=1 / int(name))
     return ScriptedDevice(**tomllib.loads(Path(__file__).with_name("devices.toml").read_text("utf-8"))[name])

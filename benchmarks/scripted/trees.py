@@ -21,7 +21,7 @@ def environment(tree: Path, folder: Path) -> dict[str, str]:
     _write_metadata(tree, site)
     (site / NAME).symlink_to(Path(__file__).parent.resolve())
     (site / "sitecustomize.py").symlink_to(Path(__file__).with_name("wakes.py").resolve())
-    _link_cache(cache)
+    link_cache(cache)
     own = {
         "PYTHONPATH": f"{site}:{tree.resolve()}",
         "PYTHONSAFEPATH": "1",
@@ -45,7 +45,8 @@ def _write_metadata(tree: Path, site: Path) -> None:
     (metadata / "METADATA").write_text(about, encoding="utf-8")
 
 
-def _link_cache(cache: Path) -> None:
+def link_cache(cache: Path) -> None:
+    """Make a cache of its own for learned costs, beside links to all that was pulled."""
     base = os.environ.get("ARGOSY_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "argosy"
     cache.mkdir()
     for pulled in Path(base).expanduser().iterdir():

@@ -194,6 +194,7 @@ class AsyncWatched(OfThisProcess):
         async with self._link.runtime.limit(deadline, unfinished), self._following() as changed:
             while True:
                 changed.clear()
+                started = time.monotonic()
                 try:
                     status = await self.progress()
                 except StoreUnavailable:
@@ -202,13 +203,14 @@ class AsyncWatched(OfThisProcess):
                     await self._pause(changed, notices.FALLBACK_S, deadline)
                     continue
                 outage.ended()
+                looked_s = time.monotonic() - started
                 if on_progress is not None:
                     on_progress(status)
                 if status.finished:
                     return status
                 if time.monotonic() >= deadline:
                     raise unfinished
-                await self._pause(changed, notices.LOOK_EVERY_S, deadline)
+                await self._pause(changed, notices.LOOK_EVERY_S, deadline, looked_s)
 
     async def cancel(self) -> JobStatus:
         """Cancel the items that are not computed yet. They end as ``cancelled`` when their turn comes."""
@@ -233,10 +235,13 @@ class AsyncWatched(OfThisProcess):
         finally:
             listener.unfollow(self.id, changed.set)
 
-    async def _pause(self, changed: Event, pause_s: float, deadline: float = float("inf")) -> None:
-        """Wait for a notice, at most FALLBACK_S, and until `pause_s` have passed."""
+    async def _pause(
+        self, changed: Event, pause_s: float, deadline: float = float("inf"), looked_s: float = 0.0
+    ) -> None:
+        """Wait for a notice, or until a look of `looked_s` is due without one, and until `pause_s` have passed."""
         runtime, started = self._link.runtime, time.monotonic()
-        if await runtime.happened(changed, min(max(notices.FALLBACK_S, pause_s), deadline - started)):
+        quiet_s = max(self._link.listener.quiet_s(looked_s), pause_s)
+        if await runtime.happened(changed, min(quiet_s, deadline - started)):
             await runtime.sleep(min(started + pause_s, deadline) - time.monotonic())
 
 
@@ -267,7 +272,7 @@ class AsyncJob(AsyncWatched):
                     yield row
                 if status.finished:
                     return
-                await self._pause(changed, max(notices.LOOK_EVERY_S, looked_s / LOOK_SHARE))
+                await self._pause(changed, max(notices.LOOK_EVERY_S, looked_s / LOOK_SHARE), looked_s=looked_s)
 
     async def _fresh(self, unseen: UnseenResults) -> list[Result]:
         counts = await self._link.ask(lambda store: store.spread(self.id, BLOCK))

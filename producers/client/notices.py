@@ -37,8 +37,12 @@ log = logging.getLogger(__name__)
 #: The interval of looks at the store without a notice; also the wait before a lost subscription is made again.
 FALLBACK_S = 1.0
 
-#: The part of the time that looks without a notice may take, so that ten thousand awaited items do not load the store.
+#: The part of the time that looks without a notice may take, so that ten thousand awaited items or followed jobs do not
+#: load the store.
 FALLBACK_SHARE = 0.05
+
+#: The most seconds between looks of a followed job without a notice, however many are followed.
+QUIET_S = 10.0
 
 #: A job's notices arrive by the hundred. A wait for the job looks at the store no more often than this.
 LOOK_EVERY_S = 0.02
@@ -113,6 +117,12 @@ class Listener:
         with self._lock:
             self._followers.setdefault(done_channel(job), []).append(changed)
         self._begin()
+
+    def quiet_s(self, looked_s: float) -> float:
+        """Return the seconds after which a follower looks without a notice, if a look takes `looked_s`."""
+        with self._lock:
+            followers = sum(map(len, self._followers.values()))
+        return min(max(FALLBACK_S, followers * looked_s / FALLBACK_SHARE), QUIET_S)
 
     def unfollow(self, job: str, changed: Callable[[], object]) -> None:
         channel = done_channel(job)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
+from asyncio.trsock import TransportSocket
+from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -17,8 +20,18 @@ log = logging.getLogger(__name__)
 #: Seconds for the headers of a request to arrive.
 HEADERS_S = 10.0
 
-#: Descriptors that are left for the store, the broker and files.
-OWN_DESCRIPTORS = 128
+#: The most bytes that are read at a time. Each connection may hold as many that nothing has asked for yet.
+READ_BYTES = 2**16
+
+#: The most connections that are accepted in a turn of the event loop. A dropped connection keeps its descriptor for
+#: three turns more.
+ACCEPTED = 32
+
+#: Descriptors that are left for the store, the broker, files and connections that are being dropped.
+OWN_DESCRIPTORS = 128 + 4 * ACCEPTED
+
+#: Connections that wait in the kernel to be accepted.
+BACKLOG = 2048
 
 
 class BoundedConnection(H11Protocol):
@@ -29,6 +42,7 @@ class BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined] # asyncio's own is 256 KiB
         if len(self.connections) > most_connections():
             next(iter(self.waiting), self).drop("there are too many connections")
         self._wait()
@@ -57,6 +71,13 @@ class BoundedConnection(H11Protocol):
     def _arrived(self) -> None:
         if timer := self.waiting.pop(self, None):
             timer.cancel()
+
+
+def lengthen_backlog(listening: Iterable[socket.socket | TransportSocket]) -> None:
+    """Let `BACKLOG` connections wait: asyncio would accept so many at once and run out of descriptors."""
+    for one in listening:
+        with socket.fromfd(one.fileno(), one.family, one.type) as same:
+            same.listen(BACKLOG)
 
 
 def most_connections() -> int:

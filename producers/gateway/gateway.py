@@ -15,7 +15,7 @@ from producers.client.async_handles import AsyncHandle
 from producers.gateway.activity import Activity
 from producers.gateway.keys import Caller, Keyring
 from producers.gateway.problems import Gone
-from producers.gateway.rates import Rates
+from producers.gateway.rates import HeldBytes, Rates
 from producers.gateway.settings import GatewaySettings
 from producers.wire.messages import is_id
 from results_store.errors import UnknownJob
@@ -35,6 +35,7 @@ class Gateway:
         self.client = client
         self.keyring = Keyring(lambda id_: client.ask(lambda store: store.keys.find(id_)))
         self.rates = Rates()
+        self.bodies = HeldBytes(settings.max_held_bytes)
         self.activity = Activity(client.ask, client.live_nodes)
         self.serving: Counter[str] = Counter()  # requests by key
         self._handles: LRUCache[tuple[str, int], AsyncHandle] = LRUCache(HANDLES)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from producers.gateway import browsers
+from producers.gateway import browsers, connections
 from producers.gateway.keys import Caller, Refused
 from producers.gateway.problems import Problem, answer, problem
 from results_store.errors import StoreError
@@ -27,11 +29,17 @@ HEALTH = frozenset({"/healthz", "/readyz"})
 PUBLIC = frozenset({"/", "/openapi.json"})
 PUBLIC_PREFIX = "/static/"
 
+#: The path whose body is read line by line.
+STREAM = "/api/jobs/lines"
+
 #: The files of the page share slots of their own, under this name instead of a key's.
 PAGE, PAGE_REQUESTS = "the page", 100
 
 #: Answers under these paths are somebody's own.
 PRIVATE = ("/api/", "/v1/")
+
+#: The interval at which a body looks again for room.
+ROOM_S = 0.25
 
 #: The caller if no key is required.
 ANYBODY = Caller(tenant="", operator=True)
@@ -62,18 +70,25 @@ class Guard:
         except Problem as refused:
             await answer(refused, path)(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
-        body = GuardedBody(receive, self._limit(path), self._gateway.settings.stall_s)
-        serving, key = self._gateway.serving, PAGE if _is_public(path) else caller.key
+        settings, serving, key = self._gateway.settings, self._gateway.serving, PAGE if _is_public(path) else caller.key
+        body = GuardedBody(
+            receive,
+            self._limit(path),
+            settings.stall_s,
+            partial(self._gateway.bodies.hold, key),
+            0 if path == STREAM or _is_public(path) else settings.max_body_bytes,
+        )
+        scope.setdefault("state", {}).update(caller=caller, body=body)
         serving[key] += 1
         try:
-            body.check(Headers(scope=scope))
+            await body.check(Headers(scope=scope), settings.patience_s)
             await self._app(scope, body.receive, self._sending(path, send))
         except Problem as refused:  # raised before a route ran
             await answer(refused, path)(scope, receive, send)
         except Stalled:
             log.info("%s: cut off: the caller read nothing for %s s", path, self._gateway.settings.stall_s)
         finally:
+            body.keep(0)
             serving[key] -= 1
             if not serving[key]:
                 del serving[key]
@@ -87,7 +102,8 @@ class Guard:
                 raise Problem(503, "Overloaded", "too many ask for the page at once", retry_after_s=1)
             return Caller(tenant="")
         caller = await self._caller(headers)
-        free = gateway.settings.max_requests - gateway.serving.total() + gateway.serving[PAGE]
+        most = min(gateway.settings.max_requests, connections.most_connections())  # each request has a connection
+        free = most - gateway.serving.total() + gateway.serving[PAGE]
         if gateway.serving[caller.key] >= free:
             detail = "the key holds its share of the requests that the gateway serves at once"
             remedy = "wait for answers before more requests; send many items in one request"
@@ -116,7 +132,7 @@ class Guard:
 
     def _limit(self, path: str) -> int:
         settings = self._gateway.settings
-        if path == "/api/jobs/lines":
+        if path == STREAM:
             return settings.max_stream_bytes
         if path.startswith(("/v1/files", "/v1/audio")):
             return settings.max_file_bytes + 2**16  # plus the form around the file
@@ -150,20 +166,45 @@ def _check_length(headers: Headers) -> None:
 
 
 class GuardedBody:
-    """A request's body: counted while it arrives, refused if it stops arriving."""
+    """A request's body: counted while it arrives, refused if it stops arriving or if there is no room for it in memory.
 
-    def __init__(self, receive: Receive, limit: int, stall_s: float) -> None:
+    `hold` counts bytes in memory. Of the body, the first `held_most` count; a route that keeps other parts says so with
+    `keep`.
+    """
+
+    def __init__(
+        self,
+        receive: Receive,
+        limit: int,
+        stall_s: float,
+        hold: Callable[[int], bool] = lambda _: True,
+        held_most: int = 0,
+    ) -> None:
         self._receive = receive
         self._limit = limit
         self._stall_s = stall_s
+        self._hold = hold
+        self._held_most = held_most
+        self._held = 0
         self._seen = 0
         self._whole = False
 
-    def check(self, headers: Headers) -> None:
-        """Refuse a body whose declared length is over the limit. Raises Problem."""
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length[:19]) > self._limit:
+    async def check(self, headers: Headers, patience_s: float) -> None:
+        """Refuse a body whose declared length is over the limit, and wait for room for any other. Raises Problem."""
+        declared = headers.get("content-length", "")
+        length = int(declared[:19]) if declared.isdecimal() else 0
+        if length > self._limit:
             raise self._too_large()
+        until = time.monotonic() + patience_s
+        while not self._holds(min(length, self._held_most)):
+            if time.monotonic() > until:
+                raise _no_room()
+            await asyncio.sleep(ROOM_S)
+
+    def keep(self, held: int) -> None:
+        """Hold so many bytes in memory from now on. Raises Problem (429) if there is no room for them."""
+        if not self._holds(held):
+            raise _no_room()
 
     async def receive(self) -> Message:
         """Return the next message. Raises Problem: 413 over the limit, 408 if nothing arrives in time."""
@@ -178,7 +219,15 @@ class GuardedBody:
         self._whole = not message.get("more_body", False)
         if self._seen > self._limit:
             raise self._too_large()
+        self.keep(max(self._held, min(self._seen, self._held_most)))
         return message
+
+    def _holds(self, held: int) -> bool:
+        if held != self._held:
+            if not self._hold(held - self._held):
+                return False
+            self._held = held
+        return True
 
     def _too_large(self) -> Problem:
         return Problem(
@@ -188,3 +237,14 @@ class GuardedBody:
             remedy="send less at once; send many items as JSON Lines to /api/jobs/lines",
             headers={"Connection": "close"},
         )
+
+
+def _no_room() -> Problem:
+    return Problem(
+        429,
+        "TooManyBytes",
+        "the key's requests hold their share of the gateway's memory for bodies",
+        remedy="wait for answers before more requests; send large inputs by URL",
+        headers={"Connection": "close"},
+        retry_after_s=1,
+    )

@@ -1,7 +1,8 @@
-"""Request rates: a token bucket per key, filled at its rate. Pure: the caller gives the time."""
+"""What a key may use: requests per second (a token bucket), memory for bodies. Pure: the caller gives the time."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from cachetools import LRUCache
@@ -36,3 +37,24 @@ class Rates:
             bucket.tokens -= 1.0
             return 0.0
         return (1.0 - bucket.tokens) / rate_per_s
+
+
+class HeldBytes:
+    """The bytes that requests hold in memory, by key: at most `most` together.
+
+    A key may hold as many as are free, so that there is always room for another key.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: Counter[str] = Counter()
+
+    def hold(self, key: str, more: int) -> bool:
+        """Count more bytes (or fewer, if negative) and return True; return False if there is no room for them."""
+        mine, free = self._held[key] + more, self._most - self._held.total() - more
+        if more > 0 and mine > free:
+            return False
+        self._held[key] = mine
+        if not mine:
+            del self._held[key]
+        return True

@@ -48,7 +48,7 @@ def serve(settings: GatewaySettings, host: str, port: int, health_port: int | No
         signal.signal(number, lambda *_: None)
     with suppress(OSError, ValueError):  # a container may forbid it; the limit stays as it is
         connections.raise_limit()
-    main = uvicorn.Server(config(app, host, port))
+    main = _Server(config(app, host, port))
     beside = [] if health_port is None else [_Beside(config(_only_health(app), host, health_port, lifespan="off"))]
     with asyncio.Runner(loop_factory=main.config.get_loop_factory()) as runner:
         runner.run(_both(main, beside))
@@ -74,6 +74,7 @@ def config(app: ASGIApp, host: str, port: int, *, lifespan: str = "on") -> uvico
         port=port,
         lifespan=lifespan,  # type: ignore[arg-type] # one of its literals
         http=connections.BoundedConnection,
+        backlog=connections.ACCEPTED,
         timeout_graceful_shutdown=GRACE_S,
         log_config=None,
         server_header=False,
@@ -90,7 +91,16 @@ async def _both(main: uvicorn.Server, beside: list[_Beside]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Beside(uvicorn.Server):
+class _Server(uvicorn.Server):
+    """uvicorn's server, with a long queue of connections of which few are accepted at once."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            connections.lengthen_backlog(server.sockets)
+
+
+class _Beside(_Server):
     """A server that ends with another one, which receives the signals."""
 
     @contextmanager

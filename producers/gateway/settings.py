@@ -15,7 +15,8 @@ class GatewaySettings:
 
     A request waits for results for at most `max_wait_s`; under /v1 it answers with an error after `openai_wait_s`. A
     caller that sends or reads nothing for `stall_s` during a transfer is cut off. `max_requests` are served at once; a
-    key may hold as many of them as are free, so that there is always room for another key.
+    key may hold as many of them as are free, so that there is always room for another key. They are fewer if the
+    process may not open as many connections.
 
     While the fleet is full, the items of a body wait up to `patience_s`, those of a stream up to `max_wait_s`.
     `batch_window_s` is the time limit of an OpenAI batch; every `batch_look_s` the gateway looks for open batches.
@@ -40,3 +41,8 @@ class GatewaySettings:
     allowed_hosts: tuple[str, ...] = ()
     #: Other sites whose pages may use the API, as ``https://host``.
     allowed_origins: tuple[str, ...] = ()
+
+    @property
+    def max_held_bytes(self) -> int:
+        """The most bytes of bodies in memory. A key alone may hold half of them, and so two of the largest bodies."""
+        return 4 * self.max_body_bytes

@@ -421,6 +421,23 @@ def test_a_key_leaves_room_for_others(crowded: Served) -> None:
     until(lambda: crowded.serving == 0)
 
 
+def test_waiting_requests_leave_connections_for_others(crowded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few descriptors a key's requests would take every connection long before they take every slot."""
+    monkeypatch.setattr(connections, "most_connections", lambda: 6)
+    greedy, other = crowded.key("greedy"), crowded.key("other")
+    stream = ("POST /api/jobs/lines?task=echo", "Content-Type: application/jsonl", "Transfer-Encoding: chunked")
+    with contextlib.ExitStack() as held:
+        for count in range(1, 4):
+            held.enter_context(asked(crowded, *stream, key=greedy))
+            until(lambda: crowded.serving == count)  # noqa: B023 - at once
+        for _ in range(10):
+            with asked(crowded, *stream, key=greedy) as refused:
+                assert refused.recv(2**16).startswith(b"HTTP/1.1 429 ")
+        with crowded.client(other) as client:
+            assert client.get("/api/tasks").status_code == 200
+    until(lambda: crowded.serving == 0)
+
+
 def test_half_a_header_is_cut_off_and_others_are_served(crowded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many connections as there are descriptors: whoever waits longest goes, and a whole request is answered."""
     monkeypatch.setattr(connections, "most_connections", lambda: 20)

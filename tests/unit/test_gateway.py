@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
+from starlette.datastructures import Headers
 
 from producers.gateway import problems
 from producers.gateway.answers import encoded
@@ -19,7 +21,7 @@ from producers.gateway.openai.batch_requests import LineError, RequestReader, re
 from producers.gateway.openai.embeddings import plan
 from producers.gateway.openai.transcriptions import segments_of, subtitles
 from producers.gateway.problems import Problem
-from producers.gateway.rates import KEYS, Rates
+from producers.gateway.rates import KEYS, HeldBytes, Rates
 from producers.gateway.routes.streams import Newest
 from producers.gateway.schemas import item_of
 from producers.wire.catalogue import Catalogue, Kind, Task
@@ -151,6 +153,46 @@ def test_a_body_is_refused_as_it_passes_the_limit() -> None:
     with pytest.raises(Problem) as stalled:
         asyncio.run(read_all(GuardedBody(received(part(60)), 100, 0.001)))
     assert stalled.value.status_code == 408
+
+
+def test_bodies_leave_memory_for_others() -> None:
+    """A key holds as many bytes as are free; the other key has room, and gets all of it back in the end."""
+    bodies = HeldBytes(100)
+    assert bodies.hold("greedy", 40)
+    assert not bodies.hold("greedy", 20)
+    assert bodies.hold("other", 30)
+    assert not bodies.hold("other", 1)
+    assert bodies.hold("greedy", -40)
+    assert bodies.hold("other", 20)
+
+
+def test_a_body_waits_for_room_or_is_refused() -> None:
+    """By its declared length before a byte is read; without one, when it has grown too large."""
+
+    async def check(hold: Callable[[int], bool], length: str) -> None:
+        body = GuardedBody(received(part(60), part(60)), 200, 5, hold, 100)
+        await body.check(Headers({"content-length": length} if length else {}), 0.0)
+        await body.receive()
+        await body.receive()
+
+    held = HeldBytes(200)
+    asyncio.run(check(partial(held.hold, "first"), ""))  # 100 of its 120 bytes count
+    for length in ("100", ""):
+        with pytest.raises(Problem) as refused:
+            asyncio.run(check(partial(held.hold, "second"), length))
+        assert (refused.value.status_code, refused.value.kind) == (429, "TooManyBytes")
+    held.hold("first", -100)
+
+    async def wait() -> None:
+        assert held.hold("third", 100)
+        body = GuardedBody(received(part(60, more=False)), 200, 5, partial(held.hold, "third"), 100)
+        waiting = asyncio.ensure_future(body.check(Headers({"content-length": "60"}), 60.0))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        held.hold("third", -100)
+        await waiting
+
+    asyncio.run(wait())
 
 
 def test_the_end_of_a_connection_is_waited_for_without_a_limit() -> None:

@@ -64,6 +64,9 @@ POLL_S = 0.02
 _ENDS = [(priority, f"{separator}{priority}") for priority in range(1, 10) for separator in (PRIORITY_SEPARATOR, ":")]
 _END = re.compile(rf"({PRIORITY_SEPARATOR}|:)\d$")
 
+#: One poll in so many asks for the least urgent lists first, so that no flood of urgent messages keeps them waiting.
+LEAST_URGENT_FIRST = 8
+
 
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     """Refuse messages that raise, and raise ConnectionError if the connection is closed.
@@ -73,7 +76,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
 
     From each list (a queue's messages of one priority) it takes no more than `may_take` allows of the prefetch count.
     Its own lists are those of `priority_steps`, to which it also sends. It reads other applications' lists while they
-    have messages.
+    have messages. More urgent lists come first, but for one poll in `LEAST_URGENT_FIRST`.
     """
 
     QoS = QoS
@@ -83,6 +86,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     on_refused: Callable[[dict[str, Any], Exception], object] = staticmethod(lambda message, error: None)
 
     _others: Mapping[str, tuple[str, int]] = {}  # other applications' lists with messages: queue and priority
+    _polls = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._taking = Refusals("taking envelopes")
@@ -131,20 +135,21 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
 
     def _send_brpop(self, timeout: float | None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        self._polls += 1
         lists = [(queue, priority) for priority in self.priority_steps for queue in queues]
         held = self._held()
         free = self.qos.prefetch_count - held.total()
         wanted = [key for key in lists if may_take(held[key], free)]
         everything = not self.qos.prefetch_count or len(wanted) in (0, len(lists))
-        if everything and not self._others:
-            super()._brpop_start(timeout)
-            return
         keys = [(priority, self._q_for_pri(queue, priority)) for queue, priority in (lists if everything else wanted)]
         for name, (queue, priority) in self._others.items():
             if everything or may_take(held[queue, self.priority(priority)], free):
                 keys.append((priority, name))
-        wait_s = (timeout or self.brpop_timeout) if everything else POLL_S
-        arguments = ["BRPOP", *(name for _, name in sorted(keys, key=itemgetter(0))), wait_s]
+        keys.sort(key=itemgetter(0), reverse=not self._polls % LEAST_URGENT_FIRST)
+        wait_s = (self.brpop_timeout if timeout is None else timeout) if everything else POLL_S
+        arguments = ["BRPOP", *(name for _, name in keys), wait_s]
         if self.global_keyprefix:
             arguments = self.client._prefix_args(arguments)  # noqa: SLF001 - like kombu's own code
         self._in_poll = self.client.connection

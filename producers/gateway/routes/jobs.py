@@ -181,6 +181,7 @@ async def _lines(request: Request, limit: int) -> AsyncIterator[bytes]:
             rest = bytearray(line)
         if len(rest) > limit:
             raise InputTooLarge(f"line {count + 1}", f"is longer than {limit:,} bytes", "send large inputs by URL")
+        request.state.body.keep(len(rest))
     if rest:
         yield bytes(rest)
 
