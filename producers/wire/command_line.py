@@ -35,6 +35,7 @@ def log_to_stderr() -> None:
     """Log a service's events to stderr, each line with its time."""
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    logging.captureWarnings(capture=True)  # a log has lines with a time
     for handler in logging.getLogger().handlers:
         handler.setFormatter(OneLine(line))
     # httpx logs whole URLs, which are inputs; alembic logs each migration of a new database

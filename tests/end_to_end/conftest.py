@@ -29,7 +29,7 @@ batch_rows = 32
 kind = "text-classification"
 [models.scripted.tasks.shout]
 kind = "text-classification"
-"""
+""".replace('"tests"', f'"{Path(__file__).parents[1]}"')
 
 Fleets = Callable[..., LocalFleet]
 

@@ -44,7 +44,7 @@ source = { path = "tests" }
 kind = "text-classification"
 [models.language.tasks.tongue]
 kind = "language-identification"
-"""
+""".replace('"tests"', f'"{ROOT / "tests"}"')
 
 #: Stands in each secret variable of the fleet's environment.
 PASSWORD = "only-the-worker-may-have-this"

@@ -27,14 +27,16 @@ FILES = """
 decode_s = {decode_s}
 [models.files]
 class = "tests.file_model:FileModel"
-source = {{ path = "tests" }}
+source = {{ path = "{tests}" }}
 [models.files.tasks.see]
 kind = "image-classification"
 """
 
 
 def text(decode_s: float) -> str:
-    return SCRIPTED.replace('models = ["scripted"]', 'models = ["scripted", "files"]') + FILES.format(decode_s=decode_s)
+    return SCRIPTED.replace('models = ["scripted"]', 'models = ["scripted", "files"]') + FILES.format(
+        decode_s=decode_s, tests=Path(__file__).parents[1]
+    )
 
 
 def worker(fleet: LocalFleet) -> psutil.Process:

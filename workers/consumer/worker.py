@@ -11,7 +11,6 @@ import math
 import os
 import signal
 import socket
-import tempfile
 import threading
 import warnings
 from contextlib import suppress
@@ -23,6 +22,7 @@ from producers.wire.command_line import LeaveTextOut
 from producers.wire.errors import ConfigurationError
 from results_store.loops.loop import TICK_S, Loop, ThreadProgress, doing, watch_here
 from workers.device.devices import Device
+from workers.models.sources.model_source import cache_folder
 from workers.node.lanes import Lanes
 from workers.node.node import Node
 from workers.settings import Settings
@@ -46,7 +46,7 @@ def default_name(device: Device, broker_url: str) -> str:
         name = f"argosy-{device.name.replace(':', '')}{'' if number == 1 else f'-{number}'}@{socket.gethostname()}"
         digest = hashlib.sha256(f"{broker_url}\n{name}".encode()).hexdigest()[:20]
         with suppress(OSError):  # the lock, or the file of another user
-            _lock(Path(tempfile.gettempdir()) / f"argosy-{digest}.lock")
+            _lock(cache_folder() / "nodes" / f"{digest}.lock")
             return name
         if number > MOST_NODES:
             break
@@ -55,6 +55,7 @@ def default_name(device: Device, broker_url: str) -> str:
 
 def _lock(file: Path) -> None:
     """Lock a file for the life of this process. Raises OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
