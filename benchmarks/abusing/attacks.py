@@ -110,7 +110,7 @@ def _odd() -> Iterator[str]:
     places = [("headers", name) for name in headers]
     places += [("properties", name) for name in ("delivery_info", "delivery_tag", "body_encoding", "priority")]
     for (part, name), value in itertools.cycle(itertools.product(places, values)):
-        yield _message(**{part: {name: value}})
+        yield _message({name: value}) if part == "headers" else _message(properties={name: value})
 
 
 def _countdown() -> Iterator[str]:
@@ -137,31 +137,36 @@ def main() -> None:
 
 
 async def _run(attack: Attack, target: Target) -> None:
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # type: ignore[union-attr]
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     sent = 0
     held: set[asyncio.Task[None]] = set()
     messages = attack.messages() if attack.messages else iter(())
     print(f"{attack.about}: {attack.per_s * target.share:g} a second", flush=True)
-    with suppress(asyncio.CancelledError):
-        async with Redis.from_url(target.broker_url) as redis:
-            async for number in _paced(attack.per_s * target.share):
-                if attack.hold:
-                    task = asyncio.ensure_future(attack.hold(target, number))
-                    held.add(task)
-                    task.add_done_callback(held.discard)
-                else:
-                    await redis.lpush(redis_key("text", Priority.INTERACTIVE), next(messages))
-                sent += 1
+    async with Redis.from_url(target.broker_url) as redis:
+        async for number in _paced(attack.per_s * target.share, stopping):
+            if attack.hold:
+                task = asyncio.ensure_future(attack.hold(target, number))
+                held.add(task)
+                task.add_done_callback(held.discard)
+            else:
+                await redis.lpush(redis_key("text", Priority.INTERACTIVE), next(messages))
+            sent += 1
     print(sent, flush=True)
     for task in held:
         task.cancel()
 
 
-async def _paced(per_s: float) -> AsyncIterator[int]:
+async def _paced(per_s: float, stopping: asyncio.Event) -> AsyncIterator[int]:
+    """Yield numbers at a rate until `stopping` is set."""
     began = time.monotonic()
     for number in itertools.count():
         yield number
-        await asyncio.sleep(max(0.0, began + (number + 1) / per_s - time.monotonic()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, began + (number + 1) / per_s - time.monotonic())):
+                await stopping.wait()
+        if stopping.is_set():
+            return
 
 
 # --- HTTP, by hand: a client library would hold back ---

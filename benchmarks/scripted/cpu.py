@@ -62,7 +62,7 @@ class CpuSeconds:
 
 def machine() -> float:
     """Return the CPU seconds of all programs of the machine."""
-    return sum(spent for name, spent in psutil.cpu_times()._asdict().items() if name not in _NOT_BUSY)
+    return float(sum(spent for name, spent in psutil.cpu_times()._asdict().items() if name not in _NOT_BUSY))
 
 
 def own() -> float:
