@@ -107,7 +107,7 @@ class Writer:
         """Return once the results and batches are stored, and the envelopes in `done` and `dead` are finished.
 
         The writer sets worker, lease and attempts. Raises InvalidRow if this call's own rows cannot be stored,
-        StoreUnavailable if `close` gave up.
+        StoreUnavailable after `give_up`.
         """
         self._settle(_Request(part))
 
@@ -137,6 +137,10 @@ class Writer:
         """The number of requests that wait for the next transaction."""
         return len(self._inbox)
 
+    def give_up(self) -> None:
+        """Wait no longer for a database that is away: its requests fail with StoreUnavailable."""
+        self._give_up.set()
+
     def close(self, timeout_s: float = 10.0) -> None:
         """Store the waiting requests, for at most `timeout_s`. The others then fail with StoreUnavailable."""
         with self._entrance:
@@ -145,7 +149,7 @@ class Writer:
         if not self.loop.started:
             return
         self.loop.join(timeout_s)
-        self._give_up.set()
+        self.give_up()
         self.loop.join()
         with self._turn:  # a thread that stores its own request has ended by then
             pass
@@ -229,7 +233,7 @@ class Writer:
     def _persist(self, group: list[_Request]) -> Committed:
         """Store the group, however long the database is away.
 
-        Raises StoreUnavailable only after `close` gave up.
+        Raises StoreUnavailable only after `give_up`.
         """
         delay_s = self._first_retry_s
         while True:

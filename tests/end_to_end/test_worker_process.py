@@ -52,3 +52,22 @@ def test_the_ready_file_of_a_killed_worker_is_gone_while_the_next_one_loads(flee
         )
     until(lambda: not ready.exists())
     until(ready.exists)
+
+
+def test_a_worker_stops_while_its_database_is_away(fleet: LocalFleet, client: Client) -> None:
+    """It holds results that it cannot store: after its grace they are left to be computed again."""
+    service = fleet.workers[0]
+    assert service.process is not None
+    store = fleet.home / "store.db"
+    handle = client.submit("echo", "hold " + str(fleet.home / "held"), priority="bulk")
+    until((fleet.home / "held").exists)
+    store.rename(fleet.home / "away.db")
+    (fleet.home / "held").unlink()
+    until(lambda: "the database is away" in service.log.read_text(encoding="utf-8"))
+    service.process.terminate()
+    assert service.process.wait(60) == 0
+    (fleet.home / "away.db").rename(store)
+    service.start()
+    until((fleet.home / "held").exists)
+    (fleet.home / "held").unlink()
+    assert handle.result(timeout_s=60)["crc"]

@@ -193,9 +193,13 @@ class Node:
         end_process(f"{self.name}: {reason}", [*([self._batcher.kill] if self._batcher else []), *steps])
 
     def drain(self, grace_s: float) -> None:
-        """Wait until no envelope is held, or for `grace_s`; then interrupt the rest without counting an attempt."""
+        """Wait until no envelope is held, or for `grace_s`; then interrupt the rest without counting an attempt.
+
+        A database that is away is then no longer waited for: results that it lacks are computed again.
+        """
         self._held.wait_until_none(grace_s)
         self._interrupt()
+        self._writer.give_up()
 
     def stop(self) -> None:
         """Stop everything. Envelopes that are still held are interrupted and go back to their queue."""
