@@ -243,9 +243,9 @@ def _idle(store: Store, stage: Stage) -> int:
                     client.submit("echo", f"sleep 0.01 roll call {began} {number}", durable=False)
             time.sleep(2)
             at_work = {batch.worker for batch in store.flight.recent(limit=1000, since=began)}
-            idle = [pid for pid in stage.workers if not any(f"-{pid}@" in name for name in at_work)]
+            idle = max(0, len(stage.workers) - len(at_work))
             if not idle or time.monotonic() > deadline:
-                return len(idle)
+                return idle
 
 
 def _answers(gateway: GatewayDoor) -> bool:

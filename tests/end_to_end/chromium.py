@@ -63,7 +63,7 @@ def tab(browser: Browser, url: str, key: str | None = None, **options: object) -
         yield page
     finally:
         context.close()
-    assert wrong == []
+    assert wrong == [], wrong
 
 
 REFUSED = "Failed to load resource"

@@ -66,7 +66,7 @@ def test_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
 def test_the_page_on_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
     """docs/own-model.md ends with the numbers of a regressor, and with JSON that the client has checked."""
     reader.follow(ROOT / "docs" / "own-model.md")
-    _, checks, answers = reader.said
+    checks, answers = reader.said
     assert checks.count("the same answers alone and together") == 2
     assert answers.splitlines() == [
         "{'price': 277.0, 'rent': 2.0}",

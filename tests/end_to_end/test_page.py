@@ -211,8 +211,22 @@ OUTSIDE = """() => {
 
 
 @pytest.fixture(scope="module")
-def named(served: Served, store: Store, valkey: ValkeyServer) -> str:
+def strange(valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A gateway with a store and a broker of its own, for hostile names."""
+    store_url = f"sqlite:///{tmp_path_factory.mktemp('strange') / 'argosy.db'}"
+    Store(store_url).migrate()
+    with serving(f"redis://127.0.0.1:{valkey.port}/1", store_url) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def named(strange: Served, valkey: ValkeyServer) -> str:
     """Hostile names wherever the page shows one; the job with most of them."""
+    with Store(strange.store_url) as store:
+        return name_all(store, valkey.port)
+
+
+def name_all(store: Store, port: int) -> str:
     whole: dict[int, object] = {}
     for place, name in enumerate(NAMES.values()):
         class_ = type(name[:100], (Exception,), {})
@@ -231,7 +245,7 @@ def named(served: Served, store: Store, valkey: ValkeyServer) -> str:
             for place, name in enumerate(NAMES.values())
         ],
     )  # fmt: skip
-    with Redis(port=valkey.port) as redis:
+    with Redis(port=port, db=1) as redis:
         for place, name in enumerate(NAMES.values()):
             note_refused(
                 redis, RefusedMessage(at=now, queue=name[:200], cause=name[:200], sha256=f"{place:064}", bytes=7)
@@ -241,11 +255,14 @@ def named(served: Served, store: Store, valkey: ValkeyServer) -> str:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_hostile_names_run_nothing_and_stay_in_the_layout(
-    browser: Browser, served: Served, store: Store, key: str, named: str, width: int
+    browser: Browser, strange: Served, named: str, width: int
 ) -> None:
     """Every view and dialog, wide and on a phone: no script, no dialog, no request elsewhere, nothing out of its box."""
-    done = [job.id for job in store.jobs(limit=50) if job.name in NAMES.values() and job.finished]
-    with tab(browser, served.url, key, viewport={"width": width, "height": 844}) as page:
+    with Store(strange.store_url) as store:
+        done = [job.id for job in store.jobs(limit=50) if job.name in NAMES.values() and job.finished]
+    with tab(
+        browser, strange.url, strange.key("operators", operator=True), viewport={"width": width, "height": 844}
+    ) as page:
         asked: list[str] = []
         outside: dict[str, list[str]] = {}
         page.on("request", lambda request: asked.append(request.url))
@@ -273,18 +290,19 @@ def test_hostile_names_run_nothing_and_stay_in_the_layout(
         expect(page.get_by_role("link", name="photo\\u202egnp.exe").first).to_be_visible()
         assert page.evaluate("window.hacked") is None
         assert page.locator("main :is(img[src=x], script, a[href^=javascript])").count() == 0
-        assert [url for url in asked if not url.startswith((served.url, f"blob:{served.url}"))] == []
+        assert [url for url in asked if not url.startswith((strange.url, f"blob:{strange.url}"))] == []
 
 
-def test_refused_messages_are_for_operators(served: Served, key: str, named: str) -> None:
+def test_refused_messages_are_for_operators(strange: Served, named: str) -> None:
     """With cause, size and digest. Without the broker the rest of the answer is there, and says so."""
-    with served.client(key) as operator, served.client(served.key("acme")) as member:
+    key = strange.key("operators", operator=True)
+    with strange.client(key) as operator, strange.client(strange.key("acme")) as member:
         found = operator.get("/api/dead?limit=3").json()["refused"]
         assert [one["sha256"][-1] for one in found] == ["9", "8", "7"]
         assert (found[1]["cause"], found[1]["bytes"]) == ("W" * 200, 7)
         assert operator.get(f"/api/dead?job={named}").json() == {"dead": []}
         assert member.get("/api/dead").json() == {"dead": []}
-    with serving(f"redis://127.0.0.1:{free_port()}/0", served.store_url) as away, away.client(key) as operator:
+    with serving(f"redis://127.0.0.1:{free_port()}/0", strange.store_url) as away, away.client(key) as operator:
         assert operator.get("/api/dead").json() == {"dead": [], "refused": None}
 
 

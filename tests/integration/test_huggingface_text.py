@@ -389,7 +389,7 @@ def configured(**changes: Any) -> Callable[[Path], None]:
         (pointer, "is a Git LFS pointer; fetch the file"),
         (cut, "transformers cannot load .*: SafetensorError"),
         (configured(quantization_config={"quant_method": "gptq"}), r"are quantised \(gptq\), which is not served"),
-        (configured(id2label=["good", "bad"]), "id2label in .* is not a table of numbers and names"),
+        (configured(id2label=["good", "bad"]), "the labels have no numbers"),
         (configured(id2label={"0": "a", "1": "b"}, label2id=None), "transformers cannot load .*mismatch"),
         (configured(model_type="unheard"), "transformers cannot load .*unheard"),
         (configured(model_type="unheard", auto_map={"AutoModel": "code.Own"}), "transformers cannot load"),

@@ -100,5 +100,5 @@ export function tableOf(title, names, keyOf, make, nothing) {
     empty.hidden = found.length > 0;
     say(aside, about);
   };
-  return { node, show };
+  return { node, show, empty };
 }

@@ -121,12 +121,12 @@ class Checkpoint:
     def labels(self) -> tuple[str, ...]:
         """The labels' names in the order of the scores: ``id2label``, or LABEL_0 … like transformers."""
         names = self.config.get("id2label")
-        if not names:
-            return tuple(f"LABEL_{number}" for number in range(int(self.config.get("num_labels", 2))))
-        if not isinstance(names, dict) or not all(str(number).isdecimal() for number in names):
-            problem = f"id2label in {self.folder / 'config.json'} is not a table of numbers and names"
-            raise ConfigurationError(f'{self.where}: {problem}; write {{"0": "name", …}}')
-        return tuple(str(name) for _, name in sorted(names.items(), key=lambda pair: int(pair[0])))
+        try:
+            if not names:
+                return tuple(f"LABEL_{number}" for number in range(int(self.config.get("num_labels", 2))))
+            return tuple(str(name) for _, name in sorted(names.items(), key=lambda pair: int(pair[0])))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(f"{self.where}: config.json: the labels have no numbers: {error}") from error
 
     @cached_property
     def function_to_apply(self) -> str:

@@ -76,8 +76,8 @@ class FolderModel(Model, Generic[H]):
     @cached_property
     def revision(self) -> str:
         for head in self.heads.values():
-            head.checkpoint.check_weights()
             head.check()  # report a wrong setting when the worker starts
+            head.checkpoint.check_weights()
         self._refuse_compiling()
         return self._weights if self.spec.backend.is_reference else f"{self._weights}+{self.spec.backend}"
 

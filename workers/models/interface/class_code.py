@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,13 +48,13 @@ def files(class_: type) -> set[Path]:
     top = class_.__module__.partition(".")[0]
     installed = {"site-packages", "dist-packages"} & set(Path(own).parts)
     within = Path(own).resolve().parents[class_.__module__.count(".")]
-    found: set[Path] = set()
+    found = {Path(own).resolve()}
     waiting = [class_.__module__]
     seen = set(waiting)
     while waiting:
-        file = _file(waiting[-1])
         name = waiting.pop()
-        if file is None or not file.is_relative_to(within) or (installed and name.partition(".")[0] != top):
+        file = _file(name, within)
+        if file is None or (installed and name.partition(".")[0] != top):
             continue
         found.add(file)
         new = set(_imported(file, name)) - seen
@@ -64,12 +63,10 @@ def files(class_: type) -> set[Path]:
     return found
 
 
-def _file(module: str) -> Path | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, AttributeError):  # no such module, or a name within a module
-        return None
-    return Path(spec.origin).resolve() if spec and spec.has_location and spec.origin else None
+def _file(module: str, within: Path) -> Path | None:
+    """Return a module's source file in a folder. Nothing is imported: a look-up of a module would run its package."""
+    place = within.joinpath(*module.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
 def _imported(file: Path, module: str) -> Iterator[str]:
