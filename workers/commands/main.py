@@ -4,6 +4,7 @@ packages itself.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -111,6 +112,7 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
     from workers.device import devices
 
     log_to_stderr()
+    faulthandler.enable()  # a crash in a library's C code is then in the log, with each thread's place
     chosen = settings.load(config)
     where = chosen.connection
     wanted = (device,) if device else chosen.worker.devices[:1]

@@ -11,10 +11,10 @@ import fcntl
 import json
 import logging
 import os
+import queue
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -90,7 +90,7 @@ class LocalFleet:
         self._lock: IO[str] | None = None
         self._noted = False  # whether processes.json is up to date
         self._failures: dict[str, str] = {}
-        self._stopping = threading.Event()
+        self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may put into it at any time
 
     @property
     def broker_url(self) -> str:
@@ -180,7 +180,7 @@ class LocalFleet:
         """Restart every service that ends, until `request_stop`. A service that ends again and again waits longer
         each time, and so does a service that cannot be started: no descriptor, memory or disk space is left.
         """
-        while not self._stopping.wait(0.5):
+        while not self._is_to_stop(0.5):
             self._try("the embedded Valkey", self._restart_broker_if_ended)
             for service in self.services:
                 self._try(service.name, partial(self._restart_if_ended, service))
@@ -188,6 +188,12 @@ class LocalFleet:
                 self._try("the list of processes", self._note_processes)
             for log in (self._valkey.log, *(service.log for service in self.services)):
                 self._try(f"the log {log}", partial(bound_log, log))
+
+    def _is_to_stop(self, timeout_s: float) -> bool:
+        with contextlib.suppress(queue.Empty):
+            self._stops.get(timeout=timeout_s)
+            return True
+        return False
 
     def _try(self, what: str, work: Callable[[], object]) -> None:
         """Run a part of `watch`. A failure ends nothing else, and is logged if it is a new one."""
@@ -203,7 +209,7 @@ class LocalFleet:
 
     def request_stop(self) -> None:
         """Make `watch` return. For signal handlers."""
-        self._stopping.set()
+        self._stops.put(None)
 
     def stop(self) -> None:
         """Stop everything, workers first, and leave nothing running. Unfinished work stays in the store.
