@@ -463,8 +463,11 @@ def test_two_lengths_are_refused_and_the_connection_ends(crowded: Served) -> Non
     """A proxy in front may read the other one, and take the rest for somebody else's request."""
     both = ("Content-Type: application/json", "Content-Length: 4", "Transfer-Encoding: chunked")
     with asked(crowded, "POST /api/jobs", *both) as connection:
-        connection.sendall(b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        answers = b"".join(iter(lambda: connection.recv(2**16), b""))
+        answers = b""
+        with contextlib.suppress(ConnectionError):  # it may be closed before it has read all of this
+            connection.sendall(b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            while part := connection.recv(2**16):
+                answers += part
     assert answers.startswith(b"HTTP/1.1 400 ")
     assert answers.count(b"HTTP/1.1 ") == 1
 

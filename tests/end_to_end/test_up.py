@@ -117,6 +117,7 @@ def _take_terminal() -> None:
     import fcntl
     import termios
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
