@@ -176,7 +176,9 @@ class Preparation:
         params = [{task.name: own for task, own in ready.params.items()} for ready in together]
         contents = [ready.content for ready in together]
         model = together[0].served.model
-        return self.calls.for_many(model, "prepare_many", contents, params, meanwhile=turn.given_back)
+        # the decoding of files uses this thread's turn, and waits for others: a call that hangs is the watchdog's
+        files = any(isinstance(content, bytes | TextAndImageInput) for content in contents)
+        return self.calls.for_many(model, "prepare_many", contents, params, meanwhile=turn.given_back, here=files)
 
     def _waiting(self, envelope: Envelope, ready: _Ready, prepared: object) -> PreparedItem:
         row = returned.row(ready.served.model, prepared, [task.name for task in ready.params])

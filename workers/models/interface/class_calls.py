@@ -11,12 +11,10 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
 from results_store.loops.loop import doing
-from workers.models.decoding.isolation import DecodingInterrupted
 from workers.models.interface.model import Model, tried
 from workers.models.interface.returned import WrongReturn, is_own, wrong
 
@@ -48,15 +46,11 @@ class _Companion:
         self._thread.start()
 
     def begin(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Begin a call in the caller's context: files are decoded at the caller's place."""
-        self._tasks.put((copy_context().run, (tried, call, *arguments)))
+        self._tasks.put((call, arguments))
 
     def result(self, timeout_s: float) -> Any:
         """Return the result or the exception of the call. Raises queue.Empty if it goes on."""
-        result = self._results.get(timeout=timeout_s)
-        if isinstance(result, DecodingInterrupted):  # no fault of the class
-            raise result
-        return result
+        return self._results.get(timeout=timeout_s)
 
     def give_up(self) -> threading.Thread:
         """End the thread, which is returned, at its next line of Python; a wait in C, such as a sleep, ends first."""
@@ -71,10 +65,7 @@ class _Companion:
 def _work(tasks: queue.SimpleQueue[_Task | None], results: queue.SimpleQueue[Any]) -> None:
     while (task := tasks.get()) is not None:
         call, arguments = task
-        try:
-            results.put(call(*arguments))
-        except DecodingInterrupted as interrupted:
-            results.put(interrupted)
+        results.put(tried(call, *arguments))
         del task, call, arguments
 
 
@@ -93,12 +84,13 @@ class ClassCalls:
         call: Callable[..., Any],
         *arguments: Any,
         meanwhile: Callable[[], AbstractContextManager[object]] = nullcontext,
+        here: bool = False,
     ) -> Any:
         """Return the result of a call of `method`, or its exception, which is ClassHung after the limit.
 
-        A slow call is awaited in the context `meanwhile`.
+        A slow call is awaited in the context `meanwhile`. A call `here` has no limit.
         """
-        if not is_own(model):
+        if here or not is_own(model):
             return tried(call, *arguments)
         hung = self._hung.get(type(model), [])
         if len(hung) >= MOST_HUNG and sum(thread.is_alive() for thread in hung) >= MOST_HUNG:
@@ -128,6 +120,7 @@ class ClassCalls:
         *columns: Any,
         fixed: tuple[Any, ...] = (),
         meanwhile: Callable[[], AbstractContextManager[object]] = nullcontext,
+        here: bool = False,
     ) -> list[Any]:
         """Return the entries that a method returns for several items, an exception for each entry that it lacks.
 
@@ -135,7 +128,7 @@ class ClassCalls:
         each item is tried alone. A list of another length fails all items: no result may move to a neighbour.
         """
         count = len(columns[0])
-        made = self.call(model, method, getattr(model, method), *fixed, *columns, meanwhile=meanwhile)
+        made = self.call(model, method, getattr(model, method), *fixed, *columns, meanwhile=meanwhile, here=here)
         if isinstance(made, ClassHung) and count > 1:
             alone = ([column[number : number + 1] for column in columns] for number in range(count))
             return [self.for_many(model, method, *own, fixed=fixed, meanwhile=meanwhile)[0] for own in alone]
