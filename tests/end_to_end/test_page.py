@@ -417,7 +417,7 @@ def test_a_fleet_without_workers_and_a_job_without_progress_are_said(
     page: Page, store: Store, valkey: ValkeyServer
 ) -> None:
     """In red, in sight of every view: else all looks well while nothing is computed."""
-    job, _ = submit(store, ["x"], name="forgotten", age_s=600)
+    job, _ = submit(store, ["x"], name="forgotten", age_s=605)
     page.goto("/#/jobs")
     expect(page.locator("#workers")).to_have_text("no worker online")
     expect(page.get_by_role("region", name="The fleet now")).to_contain_text("no worker")

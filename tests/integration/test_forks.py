@@ -201,12 +201,12 @@ def lite(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def test_a_child_inherits_no_open_sqlite_file(lite: Store) -> None:
+def test_a_child_inherits_no_open_sqlite_file(lite: Store, tmp_path: Path) -> None:
     """SQLite remembers in memory which locks it holds, and a child would believe that it holds its parent's."""
     submit(lite, 2)
 
     def work() -> None:
-        assert not [file for file in psutil.Process().open_files() if "lite.db" in file.path]
+        assert not [file for file in psutil.Process().open_files() if file.path.startswith(str(tmp_path / "lite.db"))]
         assert lite.claim(["e1"], worker="child", lease_s=1e12)["e1"].verdict is Claim.WORK
 
     in_child(work)
