@@ -206,7 +206,7 @@ class Store:
             return reading.running_alone(connection)
 
     def backlog(self) -> list[Backlog]:
-        """Return the unfinished envelopes by model and priority: those held by workers, and the waiting ones."""
+        """Return the held and the waiting envelopes, by model and priority."""
         with self._database.read() as connection:
             return reading.backlog(connection)
 

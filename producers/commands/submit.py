@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from results_store.export.spreadsheet import Cells
 
 PRIORITIES = [priority.name.lower() for priority in Priority]
-FORMATS = ["text", "jsonl", "csv", "tsv", "parquet", "arrow"]
+FORMATS = ["text", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

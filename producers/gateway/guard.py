@@ -168,8 +168,8 @@ def _check_length(headers: Headers) -> None:
 class GuardedBody:
     """A request's body: counted while it arrives, refused if it stops arriving or if there is no room for it in memory.
 
-    `hold` counts bytes in memory. Of the body, the first `held_most` count; a route that keeps other parts says so with
-    `keep`.
+    `hold` counts bytes in memory. The first `held_most` bytes of the body count; a route that keeps other parts says so
+    with `keep`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a key may use: requests per second (a token bucket), memory for bodies. Pure: the caller gives the time."""
+"""The limits of a key: requests per second (a token bucket), memory for bodies. Pure: the caller gives the time."""
 
 from __future__ import annotations
 

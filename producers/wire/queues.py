@@ -76,7 +76,7 @@ REFUSED_KEPT_S = 7 * 86400
 
 
 class RefusedMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that a worker acknowledged and did not run, with the cause. Of its content only the digest is kept.
+    """A message that a worker acknowledged and did not run, with the cause and the digest of its content.
 
     `at` is Unix time. `task` and `id` are empty if they could not be read.
     """

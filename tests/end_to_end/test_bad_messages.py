@@ -37,23 +37,10 @@ def test_the_log_tells_the_time(shared_fleet: LocalFleet) -> None:
 
 def put(fleet: LocalFleet, body: bytes, content_type: str, encoding: str = "utf-8") -> str:
     """LPUSH a Celery message with this body, as anybody could who reaches the broker."""
-    task = new_id()
-    message = {
-        "body": base64.b64encode(body).decode(),
-        "content-encoding": encoding,
-        "content-type": content_type,
-        "headers": {"task": "argosy.envelope", "id": task, "lang": "py", "argsrepr": "by hand", "kwargsrepr": "{}"},
-        "properties": {
-            "correlation_id": task,
-            "delivery_info": {"exchange": "", "routing_key": "argosy.scripted"},
-            "delivery_tag": new_id(),
-            "body_encoding": "base64",
-            "priority": 0,
-        },
-    }
-    with Redis.from_url(fleet.broker_url) as redis:
-        redis.lpush(redis_key("scripted", Priority.INTERACTIVE), json.dumps(message))
-    return task
+    changes = {"body": base64.b64encode(body).decode(), "content-type": content_type, "content-encoding": encoding}
+    message = whole(**changes)
+    push(fleet, json.dumps(message))
+    return str(message["headers"]["id"])
 
 
 def envelope(**changes: Any) -> dict[str, Any]:

@@ -406,7 +406,7 @@ def test_a_folder_that_cannot_be_loaded_is_refused_by_name(
         Served(folder, {"mood": "text-classification"}).load()
 
 
-def test_a_decoder_without_a_padding_token_classifies_in_batches(made: Made) -> None:
+def test_a_decoder_without_a_padding_token_classifies_in_batches(made: Made, tmp_path: Path) -> None:
     """transformers refuses its batches; its rows end where their padding begins."""
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -421,6 +421,23 @@ def test_a_decoder_without_a_padding_token_classifies_in_batches(made: Made) -> 
     served = Served(made(gpt2), {"mood": "text-classification"}).load()
     alone = [served.ask("mood", [text], top_k=None)[0] for text in TEXTS]
     assert_alike(served.ask("mood", TEXTS, top_k=None), alone)
+    # where the tokenizer ends each text with that token, the network would read the token before it
+    ending = tmp_path / "ending"
+    shutil.copytree(made(gpt2), ending)
+    tokenizer = json.loads((ending / "tokenizer.json").read_text())
+    token = next(
+        name for name, number in tokenizer["model"]["vocab"].items() if number == served.model.checkpoint.pad_id
+    )
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {token: {"id": token, "ids": [served.model.checkpoint.pad_id], "tokens": [token]}},
+    }
+    (ending / "tokenizer.json").write_text(json.dumps(tokenizer))
+    ended = Served(ending, {"mood": "text-classification"}).load()
+    expected = pipeline("text-classification", ending)(TEXTS[0], top_k=None)
+    assert_alike(ended.ask("mood", TEXTS[:1], top_k=None), [expected])
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from producers.client.request import NewItem, Request
+from producers.commands import submit as submit_module
 from producers.joining import check_columns
 from producers.sources import Source, arrow, places
+from producers.sources.formats import FORMATS
 from producers.sources.unique import Unique
 from producers.wire.catalogue import Catalogue, Limits
 from producers.wire.errors import InvalidInput
@@ -389,3 +391,8 @@ def test_files_of_different_types_are_refused_before_the_job(tmp_path: Path) -> 
         InvalidInput, match=r"c\.parquet: does not fit the files before it: .* give each column one type"
     ):
         check_columns(Source(f"{tmp_path}/*.parquet", "text"), tmp_path / "out.parquet")
+
+
+def test_the_command_knows_all_formats() -> None:
+    """It lists them without importing their readers."""
+    assert sorted(submit_module.FORMATS) == sorted(FORMATS)

@@ -61,7 +61,7 @@ async def items(
     """Return a page of a job's items with results, in order.
 
     Each item has its results, with vectors cut short, and its input if that is kept. `next`, if present, is the
-    `after_seq` of the next page. Of a pipeline, a page ends with the last item of an input; an item has the number of
+    `after_seq` of the next page. A page of a pipeline ends with the last item of an input; an item has the number of
     its input as `root`, and its results the `step` and the `parts` of lists from which the item is made.
     """
     steps = (await gateway.job(job, caller)).pipeline

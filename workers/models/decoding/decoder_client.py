@@ -114,7 +114,7 @@ class DecoderProcess:
         self._process.kill()
 
     def close(self) -> int:
-        """End the process, and return its exit code; of a signal, the negative number."""
+        """End the process, and return its exit code: after a signal, the negative number of the signal."""
         self._process.kill()  # changes nothing about a process that is about to end by itself
         code = self._process.wait()
         self._files.close()

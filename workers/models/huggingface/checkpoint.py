@@ -140,7 +140,7 @@ class Checkpoint:
 
     @cached_property
     def pad_id(self) -> int:
-        """The padding token. A decoder without one is padded with its end token, which no text has at its end."""
+        """The padding token. A checkpoint without one is padded with its end token."""
         pad, end = self.config.get("pad_token_id"), self.config.get("eos_token_id")
         end = end[0] if isinstance(end, list) and end else end
         return next((int(one) for one in (pad, end) if isinstance(one, int)), 0)

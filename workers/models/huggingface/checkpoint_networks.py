@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.backends.choice import DTYPES, Backend
-from workers.models.huggingface.checkpoint import Checkpoint, loading
+from workers.models.huggingface.checkpoint import loading
 from workers.models.huggingface.network_calls import call, rows_of
 
 if TYPE_CHECKING:
@@ -41,14 +41,24 @@ class CheckpointNetworks:
     """The loaded network of each task. Tasks with equal `CheckpointNetwork` share it."""
 
     def __init__(
-        self, wanted: Mapping[str, CheckpointNetwork], *, where: str, device: str, backend: Backend, split: bool = False
+        self,
+        wanted: Mapping[str, CheckpointNetwork],
+        *,
+        where: str,
+        device: str,
+        backend: Backend,
+        split: bool = False,
+        pad_id: int | None = None,
     ) -> None:
-        """`split` separates the backbone from its head even if the model has a single head."""
+        """`split` separates the backbone from its head even if the model has a single head. `pad_id` is the padding
+        token for networks that name none.
+        """
         self._wanted = wanted
         self._where = where
         self._device = device
         self._backend = backend
         self._split = split
+        self._pad_id = pad_id
         self._heads: dict[CheckpointNetwork, Any] = {}
         self._backbone: Any = None
         self._adapters = list(dict.fromkeys(network.adapter for network in wanted.values() if network.adapter))
@@ -170,8 +180,8 @@ class CheckpointNetworks:
                 output_loading_info=True,
                 **_as_adapted(network.adapter),
             )
-        if getattr(loaded.config, "pad_token_id", 0) is None:  # a decoder that classifies counts tokens before padding
-            loaded.config.pad_token_id = Checkpoint(network.folder, self._where).pad_id
+        if getattr(loaded.config, "pad_token_id", 0) is None:  # a decoder that classifies looks for it
+            loaded.config.pad_token_id = self._pad_id
         # transformers only warns about missing weights and fills them with random numbers
         missing = sorted(set(report["missing_keys"]) - _complete(loaded, network.adapter))
         if missing and network.auto == BACKBONE and all(name.startswith("pooler.") for name in missing):

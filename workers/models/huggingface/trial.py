@@ -5,6 +5,7 @@ A network whose passes fail, or whose answers depend on the neighbours in a batc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from producers.wire.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
     from workers.models.interface.model import Array, Arrays, Model, Prepared
+
+logger = logging.getLogger(__name__)
 
 #: Sample inputs of a trial.
 _SAMPLES = 4
@@ -30,23 +33,33 @@ class DependsOnNeighbours(ConfigurationError):
 def run(model: Model, where: str, *, compared: bool, fp32: bool) -> None:
     """Run sample inputs alone and together; `compared` says whether the outputs must be equal.
 
-    Raises ConfigurationError if a pass fails, DependsOnNeighbours if an output depends on its neighbours.
+    Raises ConfigurationError if the pass of an input alone fails, DependsOnNeighbours if an output depends on others.
     """
     rows = _rows(model)
+    if not rows:
+        logger.warning("%s: it refuses all sample inputs, so it is not tried before it serves", where)
     try:
-        together = _outputs(model, rows)
-        for place, row in enumerate(rows if compared else ()):
-            for task, alone in _outputs(model, [row]).items():
-                difference = _difference(alone[0], together[task][place])
-                if difference > _MARGINS[fp32]:
-                    problem = f"the answers of {task!r} depend on the other inputs of a batch (by {difference:.2g})"
-                    raise DependsOnNeighbours(f"{where}: {problem}, which is not served; use another checkpoint")
+        alone = [_outputs(model, [row]) for row in rows]
     except (ConfigurationError, MemoryError):
         raise
     except Exception as error:  # transformers' networks raise errors of every type
-        said = " ".join(str(error).split())[:400]
-        problem = f"the network cannot compute a sample input: {type(error).__name__}: {said}"
+        problem = f"the network cannot compute a sample input: {_said(error)}"
         raise ConfigurationError(f"{where}: {problem}; the checkpoint is of a kind that is not served") from error
+    try:
+        together = _outputs(model, rows)
+    except Exception as error:  # noqa: BLE001 - the worker halves such a batch, down to single rows
+        logger.warning("%s: its batches fail, so its inputs are computed alone, which is slow: %s", where, _said(error))
+        return
+    for place, own in enumerate(alone if compared else ()):
+        for task, output in own.items():
+            difference = _difference(output[0], together[task][place])
+            if difference > _MARGINS[fp32]:
+                problem = f"the answers of {task!r} depend on the other inputs of a batch (by {difference:.2g})"
+                raise DependsOnNeighbours(f"{where}: {problem}, which is not served; use another checkpoint")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _rows(model: Model) -> list[Prepared]:

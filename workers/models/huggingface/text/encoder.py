@@ -90,6 +90,12 @@ class EncoderModel(FolderModel[TextHead]):
         for task, head in self.heads.items():
             head.adapt(self.networks.network(task))
 
+    @property
+    def _pad_id(self) -> int | None:
+        # a network would take the end token of a text for padding; without one its batches are halved to single rows
+        ends = self._tokenizing.encode("a").ids[-1:] == [self.checkpoint.pad_id]
+        return None if ends else self.checkpoint.pad_id
+
     def _examples(self) -> tuple[Inputs, Inputs]:
         rows = [self.prepare(content, params) for content, params in self.samples(6)]
         batch = Batch(self.collate(rows), self.checkpoint.pad_id)
