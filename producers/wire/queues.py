@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +27,13 @@ PRIORITY_STEPS = sorted(int(priority) for priority in Priority)
 
 #: kombu's separator between a queue's name and its priority in the Redis key.
 PRIORITY_SEPARATOR = "\x06\x16"
+
+#: The ends of the names of lists to which other applications may send: kombu's priorities, of which an application's
+#: `priority_steps` are a choice, after kombu's separator or that of Celery's documentation. Priority 0 has no end.
+PRIORITY_ENDS = [
+    (priority, f"{separator}{priority}") for priority in range(1, 10) for separator in (PRIORITY_SEPARATOR, ":")
+]
+_END = re.compile(rf"{PRIORITY_SEPARATOR}\d+$|:\d$")
 
 
 def queue_name(model: str, lane: int = 0) -> str:
@@ -56,7 +64,7 @@ def waiting_messages(redis: Redis) -> dict[str, int]:
 
 def queue_of(key: str) -> str:
     """Return the queue to which a Redis list belongs."""
-    return key.partition(PRIORITY_SEPARATOR)[0]
+    return _END.sub("", key)
 
 
 def done_channel(job: str) -> str:

@@ -119,6 +119,15 @@ def lost_results(publisher: Publisher, store: Store, redis: Redis) -> None:
         connection.exec_driver_sql("DELETE FROM envelopes")
 
 
+@pytest.mark.parametrize("end", [f"{PRIORITY_SEPARATOR}5", f"{PRIORITY_SEPARATOR}9", ":5"])
+def test_celerys_priorities_are_read(publisher: Publisher, broker_url: str, end: str) -> None:
+    """A worker takes messages of all of them, after both separators: such a list is no fault."""
+    announce(publisher)
+    with Redis.from_url(broker_url) as redis:
+        redis.lpush(f"argosy.text{end}", b"{}")
+    assert problems() == []
+
+
 @pytest.mark.parametrize(
     ("plant", "about", "found"),
     [

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
@@ -31,7 +30,7 @@ from redis.exceptions import (
 
 from producers.wire.errors import InvalidMessage, without_text
 from producers.wire.messages import new_id
-from producers.wire.queues import PRIORITY_SEPARATOR, RefusedMessage, note_refused, put_aside
+from producers.wire.queues import PRIORITY_ENDS, RefusedMessage, note_refused, put_aside, queue_of
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
 from workers.consumer.unacknowledged import QoS
@@ -58,11 +57,6 @@ KEPT_CHARACTERS = 200
 
 #: The interval at which Redis is asked again for a list that had its part of the slots.
 POLL_S = 0.02
-
-#: The ends of the names of lists to which other applications may send: kombu's priorities, of which an application's
-#: `priority_steps` are a choice, after kombu's separator or that of Celery's documentation. Priority 0 has no end.
-_ENDS = [(priority, f"{separator}{priority}") for priority in range(1, 10) for separator in (PRIORITY_SEPARATOR, ":")]
-_END = re.compile(rf"({PRIORITY_SEPARATOR}|:)\d$")
 
 #: One poll in so many asks for the least urgent lists first, so that no flood of urgent messages keeps them waiting.
 LEAST_URGENT_FIRST = 8
@@ -159,7 +153,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     def look_at_others(self) -> None:
         """Look which lists of other applications have messages. These lists are read until the next look."""
         queues = self.active_queues
-        lists = {queue + end: (queue, priority) for queue in queues for priority, end in _ENDS}
+        lists = {queue + end: (queue, priority) for queue in queues for priority, end in PRIORITY_ENDS}
         for queue in queues:
             for step in self.priority_steps:
                 lists.pop(self._q_for_pri(queue, step), None)
@@ -210,7 +204,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         if not popped:
             raise Empty
         key, data = popped
-        queue = _END.sub("", key.decode())
+        queue = queue_of(key.decode())
         self._queue_cycle.rotate(queue)
         self._deliver(data, queue)
         return True

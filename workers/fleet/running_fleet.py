@@ -13,7 +13,7 @@ from producers.wire.connection import Connection
 from producers.wire.live_nodes import node_key
 from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher, as_unavailable
-from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS, waiting_messages
+from producers.wire.queues import PRIORITY_ENDS, PRIORITY_SEPARATOR, queue_of, waiting_messages
 from results_store.records import Backlog, Batch
 from results_store.store import Store
 from workers.fleet.findings import Finding, checked
@@ -67,7 +67,8 @@ def _workers(publisher: Publisher) -> Iterator[Finding]:
 def _unread(publisher: Publisher) -> Iterator[Finding]:
     """Report messages in lists that no live worker reads."""
     for key, (number, remedy) in _twice(lambda: dict(_unread_lists(publisher))).items():
-        queue, _, priority = key.partition(PRIORITY_SEPARATOR)
+        queue = queue_of(key)
+        priority = key.removeprefix(queue).lstrip(f"{PRIORITY_SEPARATOR}:")
         found = f"{number} messages wait{f' (priority {priority})' if priority else ''}, and no worker reads them"
         yield Finding(f"queue {queue}", False, found, remedy)
 
@@ -78,15 +79,14 @@ def _unread_lists(publisher: Publisher) -> Iterator[tuple[str, tuple[int, str]]]
     with as_unavailable(publisher.redis):
         lists = waiting_messages(publisher.redis)
     for key, number in lists.items():
-        queue, _, priority = key.partition(PRIORITY_SEPARATOR)
+        queue = queue_of(key)
         model = queue.removeprefix("argosy.").partition("/")[0]
         if not any(model in node.models for node in nodes):
             yield key, (number, f"start a worker that serves {model!r}, or cancel their jobs")
         elif not any(node.takes(queue) for node in nodes):
             yield key, (number, f"no tenant has this lane: let the application send to `argosy.{model}`")
-        elif priority not in ("", *map(str, PRIORITY_STEPS)):
-            steps = ", ".join(map(str, PRIORITY_STEPS))
-            yield key, (number, f"workers read the priorities {steps}: let the application send one of these")
+        elif key.removeprefix(queue) not in ("", *(end for _, end in PRIORITY_ENDS)):
+            yield key, (number, "workers read the priorities 0 to 9: let the application send one of these")
 
 
 def _stuck(publisher: Publisher, store: Store) -> Iterator[Finding]:
