@@ -54,7 +54,7 @@ plots: $(INSTALLED)
 test-stack: $(INSTALLED)
 	ARGOSY_TEST_STACK=1 $(BIN)/python -m pytest tests/stack -s
 
-# Threads that hang, links that go silent, processes that die again and again: three minutes.
+# Threads that hang, links that go silent, processes that die again and again, and the smoke runs of the long benchmarks: minutes.
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m faults
 

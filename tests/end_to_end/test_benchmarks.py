@@ -18,8 +18,8 @@ NAMES = sorted(
     path.stem for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
 
-#: The benchmarks whose smallest run takes a minute.
-LONG = ("abuse", "hostile")
+#: The benchmarks whose smallest run takes half a minute and more: `make test-faults` runs them.
+LONG = ("abuse", "chaos", "fairness", "hostile", "soak", "training")
 
 
 def assert_is_a_result(result: dict[str, object], name: str) -> None:
