@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from workers.models.decoding import isolation
@@ -134,6 +134,8 @@ def _read_gif(
                 _check_time(until, limits)
     except (InvalidInput, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # its text names an object's address
+        raise InvalidInput("input", "is not a readable animation", _REMEDY) from error
     except Exception as error:  # malformed bytes cause errors of every type in Pillow's decoders
         raise InvalidInput("input", f"is a broken animation: {error}", "save the complete file again") from error
     return [made[place] for place in places]
