@@ -9,7 +9,7 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check prose mutation bench plots test-celery test-faults test-hostile test-quiet test-stack test-upgrade test-gpu \
+.PHONY: demo test check prose mutation bench plots test-benchmarks test-celery test-faults test-hostile test-quiet test-stack test-upgrade test-gpu \
 	install clean
 
 install: $(INSTALLED)
@@ -54,7 +54,11 @@ plots: $(INSTALLED)
 test-stack: $(INSTALLED)
 	ARGOSY_TEST_STACK=1 $(BIN)/python -m pytest tests/stack -s
 
-# Threads that hang, links that go silent, processes that die again and again, and the smoke runs of the long benchmarks: minutes.
+# The smallest runs of the benchmarks that take ten seconds and more; `make test` has the others'.
+test-benchmarks: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m benchmarks
+
+# Threads that hang, links that go silent, processes that die again and again: minutes.
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m faults
 

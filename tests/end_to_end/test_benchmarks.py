@@ -18,8 +18,9 @@ NAMES = sorted(
     path.stem for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
 
-#: The benchmarks whose smallest run takes half a minute and more: `make test-faults` runs them.
-LONG = ("abuse", "chaos", "fairness", "hostile", "soak", "training")
+#: The benchmarks whose smallest run takes less than ten seconds, and the two that most changes touch; the others are
+#: for `make test-benchmarks`.
+SHORT = ("bulk", "import_time", "interactive", "resume", "store", "submit")
 
 
 def assert_is_a_result(result: dict[str, object], name: str) -> None:
@@ -37,7 +38,7 @@ def assert_is_a_result(result: dict[str, object], name: str) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.faults) if name in LONG else name for name in NAMES]
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.benchmarks) for name in NAMES]
 )
 def test_a_smoke_run_ends_with_its_result(name: str, tmp_path: Path, pulled_models: object) -> None:
     """As a reader of the README would run it, with a home and a temp folder of its own, which it leaves as they

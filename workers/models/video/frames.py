@@ -134,10 +134,9 @@ def _read_gif(
                 _check_time(until, limits)
     except (InvalidInput, MemoryError):
         raise
-    except UnidentifiedImageError as error:  # its text names an object's address
-        raise InvalidInput("input", "is not a readable animation", _REMEDY) from error
     except Exception as error:  # malformed bytes cause errors of every type in Pillow's decoders
-        raise InvalidInput("input", f"is a broken animation: {error}", "save the complete file again") from error
+        detail = "" if isinstance(error, UnidentifiedImageError) else f": {error}"  # that one names an object's address
+        raise InvalidInput("input", f"is a broken animation{detail}", "save the complete file again") from error
     return [made[place] for place in places]
 
 
