@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,22 @@ def test_a_bomb_costs_its_own_item(shared: DecoderPool, kind: str) -> None:
     )
 
 
+def test_large_pictures_take_their_memory_one_after_another(pool: DecoderPool) -> None:
+    """Four of 90 MiB each, on two cores; a small picture does not wait for them."""
+    pool.start()
+    pool.wait_until_started()
+    runs, data, good = Runs(pool), media_bombs.scans(50), picture()
+    quiet, peak = _memory_mib(pool), 0.0
+    for owner in (BULK, BULK, (int(Priority.STANDARD), ""), (9, "another")):
+        runs.start("large", owner, partial(pixels.decode, data))
+    runs.start("small", BULK, partial(pixels.decode, good))
+    while len(runs.ended) < 5:
+        peak = max(peak, _memory_mib(pool))
+    assert runs.wait()[-1] == "large"
+    assert all(found.shape == (224, 224, 3) for _, found in runs.ended)
+    assert 60 < peak - quiet < 150
+
+
 def test_many_bombs_at_once_leave_a_way_for_everybody(pool: DecoderPool) -> None:
     """More bombs than processes, of several owners: no file waits for the end of one, not even of the same owner."""
     bombs, neighbours, data, good = Runs(pool), Runs(pool), media_bombs.scans(10_000), picture()
@@ -446,6 +463,14 @@ def test_a_turn_is_given_back_while_a_file_is_decoded(shared: DecoderPool) -> No
         assert each(row, [(number,) for number in range(4)]) == [True] * 4
     runs.wait()
     assert turns.acquire(blocking=False)
+
+
+def _memory_mib(pool: DecoderPool) -> float:
+    total = 0
+    for pid in pool.pids:
+        with suppress(psutil.NoSuchProcess):
+            total += psutil.Process(pid).memory_full_info().pss
+    return total / 2**20
 
 
 def _processes(pool: DecoderPool) -> list[Any]:

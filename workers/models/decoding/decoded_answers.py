@@ -23,7 +23,7 @@ _KINDS = "biuf"
 class DecodedAnswer(msgspec.Struct):
     """The end of a call. `outcome` says how to read `value`: a result, or the parts of an error."""
 
-    outcome: Literal["made", "refused", "memory", "misconfigured", "failed"]
+    outcome: Literal["made", "large", "refused", "memory", "misconfigured", "failed"]
     value: Any
 
 

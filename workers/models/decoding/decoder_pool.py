@@ -4,8 +4,9 @@ The thread that prepares an item decodes its file too: it waits for a process, s
 next file is the most urgent one; among equals, that of the tenant that has the fewest processes now. The last free
 process is for an owner (a priority of a tenant) that has none.
 
-A slow file never keeps others waiting for long. While it is decoded for the first time and a file needs its process, it
-gives way: its process is ended, and it is decoded again among at most half of the processes, which are for such files.
+At most half of the processes decode heavy files at once: large ones, whose memory is bounded so, and slow ones. A slow
+file never keeps others waiting for long. While it is decoded for the first time and a file needs its process, it gives
+way: its process is ended, and it is decoded again as a heavy file.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ _REMEDY = "send a smaller file, or raise `limits.{}` in fleet.toml"
 class _Waiting:
     """A file that waits for a process, or is in `process`.
 
-    `gave_way`: it did so before; `gives_way`: it does now. After a death its process must be new: somebody may have
-    killed all of them.
+    `heavy`: it is large, or gave way before; `gives_way`: it does so now. After a death its process must be new:
+    somebody may have killed all of them.
     """
 
     owner: tuple[int, str]
     number: int
-    gave_way: bool
+    heavy: bool
     deaths: int
     granted: threading.Event = field(default_factory=threading.Event)
     process: DecoderProcess | None = None
@@ -59,7 +60,7 @@ class _Waiting:
 
     @property
     def slow(self) -> bool:
-        return self.gave_way or (self.process is not None and self.process.slow)
+        return self.heavy or (self.process is not None and self.process.slow)
 
 
 class DecoderPool:
@@ -121,10 +122,10 @@ class DecoderPool:
 
     def decode(self, place: DecodingPlace, function: Callable[..., _Made], data: bytes, args: tuple[Any, ...]) -> _Made:
         """Return the result of `function(data, *args)`. Raises like `isolation.decode`, and DecodingInterrupted."""
-        call = pickle.dumps((function, args))
-        deaths, gave_way = 0, False
+        deaths, heavy = 0, False
         while True:
-            waiting = _Waiting(place.owner, next(self._numbers), gave_way, deaths)
+            call = pickle.dumps((function, args, heavy))
+            waiting = _Waiting(place.owner, next(self._numbers), heavy, deaths)
             answer, timed_out = None, False
             try:
                 with place.turn.decoding():  # the turn is there again before the result takes memory
@@ -138,12 +139,12 @@ class DecoderPool:
                 logger.warning("the answer of a decoding process cannot be read: %s", error)
             finally:
                 code = self._release(waiting, keep=answer is not None)
-            if answer:
+            if answer and answer.outcome != "large":
                 return cast(_Made, self._result(answer))
             if self._closed:
                 raise DecodingInterrupted
-            if waiting.gives_way:
-                gave_way = True
+            if answer or waiting.gives_way:
+                heavy = True
                 continue
             if timed_out or code == -signal.SIGPROF:
                 raise self._too_slow(timed_out=timed_out)
@@ -209,7 +210,7 @@ class DecoderPool:
             if free >= self._needs(owner, has)
         }
         full = sum(own.slow for own in self._running) >= self._most_slow
-        may = [own for own in self._waiting if own.owner in ranks and not (own.gave_way and full)]
+        may = [own for own in self._waiting if own.owner in ranks and not (own.heavy and full)]
         return min(may, key=lambda own: ranks[own.owner], default=None)  # among equals, the one that waits longest
 
     def _needs(self, owner: tuple[int, str], has: Mapping[tuple[int, str], int]) -> int:
@@ -243,13 +244,13 @@ class DecoderPool:
             self._make_way()
 
     def _make_way(self) -> None:
-        """End the process of the youngest slow file that has not given way before, if another file needs it."""
+        """End the process of the youngest slow file that is not heavy yet, if another file needs it."""
         has = Counter(own.owner for own in self._running)
         free = self.size - len(self._running) + sum(own.gives_way for own in self._running)
-        slow = sorted((own for own in self._running if own.slow), key=lambda own: (not own.gave_way, own.number))
+        slow = sorted((own for own in self._running if own.slow), key=lambda own: (not own.heavy, own.number))
         for victim in reversed([own for own in slow[self._most_slow :] if not own.gives_way]):
             for own in self._waiting:
-                needy = free < self._needs(own.owner, has) and not own.gave_way
+                needy = free < self._needs(own.owner, has) and not own.heavy
                 if needy and _goes_before(own.owner, victim.owner, has):
                     victim.gives_way = True
                     self._gave_way_at[victim.owner] = time.monotonic()

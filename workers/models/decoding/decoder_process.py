@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from producers.wire.errors import ConfigurationError, InvalidInput
-from workers.models.decoding import decoded_answers
+from workers.models.decoding import decoded_answers, isolation
 from workers.models.decoding.decoded_answers import DecodedAnswer
 
 #: The readers, with the libraries that they import when they are first used.
@@ -69,6 +69,8 @@ def _end_with(worker_fd: int) -> None:
 def _answered(memory: int, message: bytes) -> bytes:
     try:
         return decoded_answers.write(memory, DecodedAnswer("made", _called(memory, message)))
+    except isolation.LargeFile:
+        answer = DecodedAnswer("large", None)
     except InvalidInput as error:
         refused = (type(error).__name__, error.field, error.problem[:_MESSAGE_CHARS], error.remedy)
         answer = DecodedAnswer("refused", refused)
@@ -83,8 +85,9 @@ def _answered(memory: int, message: bytes) -> bytes:
 
 def _called(memory: int, message: bytes) -> Any:
     call_bytes, file_bytes = decoded_answers.LENGTHS.unpack(message)
-    function, args = pickle.loads(os.pread(memory, call_bytes, 0))  # noqa: S301 - from the worker
-    return function(os.pread(memory, file_bytes, call_bytes), *args)
+    function, args, large = pickle.loads(os.pread(memory, call_bytes, 0))  # noqa: S301 - from the worker
+    with isolation.large_files(large):
+        return function(os.pread(memory, file_bytes, call_bytes), *args)
 
 
 if __name__ == "__main__":

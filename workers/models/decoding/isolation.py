@@ -21,6 +21,10 @@ class DecodingInterrupted(BaseException):
     """The worker stops before a file is decoded. It is no fault of the item, so no `except Exception` may stop it."""
 
 
+class LargeFile(BaseException):
+    """A file needs much memory, and may not take it beside other large files. No `except Exception` may stop it."""
+
+
 class ThreadTurn(Protocol):
     """The turn of a thread to compute (`workers.envelope.preparation_turns`)."""
 
@@ -51,7 +55,11 @@ class DecodingPlace:
     turn: ThreadTurn
 
 
+#: Pixels from which a picture is large: decoding it may take hundreds of megabytes.
+LARGE_PIXELS = 32_000_000
+
 _place: ContextVar[DecodingPlace | None] = ContextVar("decoding_place", default=None)
+_large_files: ContextVar[bool] = ContextVar("large_files", default=True)
 
 
 @contextmanager
@@ -62,6 +70,22 @@ def decoding_at(place: DecodingPlace | None) -> Iterator[None]:
         yield
     finally:
         _place.reset(before)
+
+
+@contextmanager
+def large_files(allowed: bool) -> Iterator[None]:
+    """Let this thread decode large files, or have it raise LargeFile for them."""
+    before = _large_files.set(allowed)
+    try:
+        yield
+    finally:
+        _large_files.reset(before)
+
+
+def check_memory(pixels: int) -> None:
+    """Raise LargeFile for a picture or film of so many pixels if this thread may not decode large files."""
+    if pixels >= LARGE_PIXELS and not _large_files.get():
+        raise LargeFile
 
 
 def is_apart() -> bool:

@@ -102,6 +102,7 @@ def _opened(data: bytes, then: Callable[[Image.Image], _Made], max_pixels: int, 
         raise InvalidInput("input", "is empty", "send the bytes of an image file")
     with _faults_of_image(max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(image, max_pixels)
+        isolation.check_memory(image.width * image.height)
         if about:
             image.draft("RGB", about)
         return then(_to_rgb(_upright(image)))
