@@ -154,13 +154,14 @@ _names = itertools.count()
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server: Any) -> Iterator[str]:
-    """A fresh, empty PostgreSQL database."""
+def postgresql_url(postgresql_server: Any, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A fresh PostgreSQL database: empty, or with today's schema if the test has a `store`."""
     import psycopg
 
     name = f"test_{next(_names)}"
+    template = request.getfixturevalue("migrated_postgresql") if "store" in request.fixturenames else "template1"
     with psycopg.connect(postgresql_server.get_uri(), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield postgresql_server.get_uri(name)
     with psycopg.connect(postgresql_server.get_uri(), autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {name}")  # fails if a test left a connection open
@@ -174,7 +175,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store_url(request: pytest.FixtureRequest) -> str:
-    """An empty database without a schema: the test runs once on SQLite and once on PostgreSQL."""
+    """A database without a schema if there is no `store`: the test runs once on SQLite and once on PostgreSQL."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
 
@@ -210,14 +211,6 @@ def store(store_url: str, request: pytest.FixtureRequest) -> Iterator[Store]:
     """A migrated, open store, on each database: a copy, for migrating takes longer than most tests."""
     if store_url.startswith("sqlite"):
         shutil.copy(request.getfixturevalue("migrated_sqlite"), store_url.removeprefix("sqlite:///"))
-    else:
-        import psycopg
-        from psycopg.conninfo import conninfo_to_dict
-
-        name, template = conninfo_to_dict(store_url)["dbname"], request.getfixturevalue("migrated_postgresql")
-        with psycopg.connect(request.getfixturevalue("postgresql_server").get_uri(), autocommit=True) as admin:
-            admin.execute(f"DROP DATABASE {name}")
-            admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     with Store(store_url) as store:
         yield store
 
