@@ -61,14 +61,15 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path: str = scope["path"]
-        if path in HEALTH:
-            scope.setdefault("state", {})["caller"] = Caller(tenant="")
-            await self._app(scope, receive, self._sending(path, send))
-            return
         try:
-            caller = await self._admit(scope, path)
+            _check_length(Headers(scope=scope))
+            caller = Caller(tenant="") if path in HEALTH else await self._admit(scope, path)
         except Problem as refused:
             await answer(refused, path)(scope, receive, send)
+            return
+        if path in HEALTH:
+            scope.setdefault("state", {})["caller"] = caller
+            await self._app(scope, receive, self._sending(path, send))
             return
         settings, serving, key = self._gateway.settings, self._gateway.serving, PAGE if _is_public(path) else caller.key
         body = GuardedBody(
@@ -96,7 +97,6 @@ class Guard:
     async def _admit(self, scope: Scope, path: str) -> Caller:
         gateway, headers = self._gateway, Headers(scope=scope)
         browsers.check(scope["method"], headers, gateway.settings)
-        _check_length(headers)
         if _is_public(path):
             if gateway.serving[PAGE] >= PAGE_REQUESTS:
                 raise Problem(503, "Overloaded", "too many ask for the page at once", retry_after_s=1)
