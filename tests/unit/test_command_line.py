@@ -19,6 +19,7 @@ NAMES = [
     ("\x1b[2Jgone", "\\x1b[2Jgone"),
     ("\x9b2Jgone", "\\x9b2Jgone"),
     ("safe\u202egpj.exe", "safe\\u202egpj.exe"),
+    ("marks\u200e\u200f\u061c", "marks\\u200e\\u200f\\u061c"),
     ("one\ntwo\r\u2028three", "one\\ntwo\\r\\u2028three"),
     ("lone \ud800", "lone \\ud800"),
     ("né 日本 👨‍👩‍👧 עברית", "né 日本 👨‍👩‍👧 עברית"),
