@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
-class Origin(click.ParamType):
+class Origin(click.ParamType[str]):
     """The origin of a site, as browsers send it."""
 
     name = "origin"
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin := value.lower()):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin := str(value).lower()):
             self.fail(f"{value!r} is not an origin; write scheme and host alone, as https://app.example", param, ctx)
         return origin
 
