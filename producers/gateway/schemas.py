@@ -22,6 +22,10 @@ Listed: TypeAlias = Annotated[list[_Value], Field(fail_fast=True)]
 #: The most fields of a body, or of an object whose fields are checked one by one, for the same reason.
 MOST_FIELDS = 100
 
+#: The most lists and objects of a body or a line. Python reads a million of them in half a second, in which the gateway
+#: answers nobody.
+MOST_OPENED = 3_000_000
+
 #: A text that the store is queried for. Control characters are excluded because PostgreSQL cannot store them.
 Word = Annotated[str, Field(pattern=r"^[\w.:+@ -]*$", max_length=200)]
 
@@ -48,6 +52,11 @@ AnyInput = Annotated[
         examples=["A fine, moving film."],
     ),
 ]
+
+
+def opened(text: bytes) -> int:
+    """Return the number of lists and objects in JSON, about: texts may hold brackets too."""
+    return text.count(b"[") + text.count(b"{")
 
 
 def few_fields(given: Any) -> Any:

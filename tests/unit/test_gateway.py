@@ -25,8 +25,9 @@ from producers.gateway.openai.openai_batches import NewBatch
 from producers.gateway.openai.transcriptions import segments_of, subtitles
 from producers.gateway.problems import Problem
 from producers.gateway.rates import KEYS, HeldBytes, Rates
+from producers.gateway.routes.jobs import _parsed
 from producers.gateway.routes.streams import Newest
-from producers.gateway.schemas import NewJobBody, NewOne, item_of
+from producers.gateway.schemas import MOST_OPENED, NewJobBody, NewOne, item_of
 from producers.gateway.settings import GatewaySettings
 from producers.wire.catalogue import Catalogue, Kind, Task
 from producers.wire.errors import InvalidInput, ItemFailed, Overloaded, RateLimited
@@ -157,6 +158,22 @@ def test_a_body_is_refused_as_it_passes_the_limit() -> None:
     with pytest.raises(Problem) as stalled:
         asyncio.run(read_all(GuardedBody(received(part(60)), 100, 0.001)))
     assert stalled.value.status_code == 408
+
+
+WIDE = b"[" + b"[]," * MOST_OPENED + b"[]]"
+
+
+def test_json_of_too_many_values_is_refused_unread() -> None:
+    """A body, a line of a stream, a line of a batch: reading it would take seconds, in which nobody is answered."""
+    half = {"type": "http.request", "body": WIDE[: len(WIDE) // 2], "more_body": True}
+    body = GuardedBody(received(half, half, half), len(WIDE) * 2, 5, most_opened=MOST_OPENED)
+    asyncio.run(body.receive())
+    with pytest.raises(Problem, match="over 3,000,000 lists and objects") as refused:
+        asyncio.run(body.receive())
+    assert refused.value.status_code == 413
+    assert "lists and objects" in str(_parsed(WIDE, "line 1"))
+    with pytest.raises(LineError, match="lists and objects"):
+        read(1, WIDE, "/v1/embeddings", Catalogue({}))
 
 
 def test_bodies_leave_memory_for_others() -> None:
