@@ -61,7 +61,8 @@ class _Form:
 
 #: In this order: the digits of a card may contain a telephone number.
 _FORMS: Mapping[Redactable, _Form] = {
-    "email": _Form(re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "e-mail"),
+    # it begins where no such character is before: a long text without any would be read anew from each of them
+    "email": _Form(re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "e-mail"),
     "iban": _Form(re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), "IBAN", _is_account),
     "card": _Form(re.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?!\w)"), "card", _is_card),
     "ip": _Form(re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])"), "address"),

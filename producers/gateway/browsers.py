@@ -20,7 +20,7 @@ _READING = ("GET", "HEAD", "OPTIONS")
 def check(method: str, headers: Headers, settings: GatewaySettings) -> None:
     """Raise Problem for a foreign `Host` at a gateway without keys, and for a change that another site asks for."""
     host = headers.get("host", "")
-    name = _name(host)
+    name = name_of(host)
     if not settings.auth and not is_loopback(name) and name not in settings.allowed_hosts:
         raise Problem(
             403,
@@ -31,10 +31,11 @@ def check(method: str, headers: Headers, settings: GatewaySettings) -> None:
     if method in _READING:
         return
     origin = headers.get("origin")
-    if origin is None:
-        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-    else:
-        foreign = urlsplit(origin).netloc != host and origin not in settings.allowed_origins
+    if origin in settings.allowed_origins:
+        return
+    # by either: a page at another scheme of this host has the host's name in its origin
+    foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    foreign |= origin is not None and origin.partition("://")[2] != host
     if foreign:
         raise Problem(
             403,
@@ -44,7 +45,8 @@ def check(method: str, headers: Headers, settings: GatewaySettings) -> None:
         )
 
 
-def _name(host: str) -> str:
+def name_of(host: str) -> str:
+    """Return the name or address in a `Host`, without its port."""
     try:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".").lower()
     except ValueError:

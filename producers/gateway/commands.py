@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from results_store.store import Store
 
 MIB = 2**20
+
+
+class Origin(click.ParamType[str]):
+    """The origin of a site, as browsers send it."""
+
+    name = "origin"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin := str(value).lower()):
+            self.fail(f"{value!r} is not an origin; write scheme and host alone, as https://app.example", param, ctx)
+        return origin
 
 
 @click.group(invoke_without_command=True)
@@ -50,7 +62,8 @@ MIB = 2**20
     help="With --no-auth: answer under this name too. May be repeated.",
 )  # fmt: skip
 @click.option(
-    "--allow-origin", "allowed_origins", multiple=True, metavar="ORIGIN", envvar="ARGOSY_GATEWAY_ALLOW_ORIGIN",
+    "--allow-origin", "allowed_origins", type=Origin(), multiple=True, metavar="ORIGIN",
+    envvar="ARGOSY_GATEWAY_ALLOW_ORIGIN",
     help="Let pages of this site, such as https://app.example, use the API (CORS). May be repeated.",
 )  # fmt: skip
 @click.pass_context
@@ -82,6 +95,7 @@ def gateway(
     from producers.wire.errors import ConfigurationError
 
     try:
+        from producers.gateway.browsers import name_of
         from producers.gateway.server import serve
         from producers.gateway.settings import GatewaySettings
     except ImportError as error:
@@ -92,7 +106,7 @@ def gateway(
         max_file_bytes=int(max_file_mib * MIB),
         max_items=max_items,
         rate_per_s=rate_per_s,
-        allowed_hosts=tuple(name.lower() for name in allowed_hosts),
+        allowed_hosts=tuple(name_of(name) for name in allowed_hosts),
         allowed_origins=allowed_origins,
     )
     serve(settings, host, port, health_port)

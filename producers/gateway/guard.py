@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from producers.gateway import browsers, connections
 from producers.gateway.keys import Caller, Refused
 from producers.gateway.problems import Problem, answer, problem
+from producers.gateway.schemas import MOST_OPENED, opened
 from results_store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -61,22 +63,25 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path: str = scope["path"]
-        if path in HEALTH:
-            scope.setdefault("state", {})["caller"] = Caller(tenant="")
-            await self._app(scope, receive, self._sending(path, send))
-            return
         try:
-            caller = await self._admit(scope, path)
+            _check_length(Headers(scope=scope))
+            caller = Caller(tenant="") if path in HEALTH else await self._admit(scope, path)
         except Problem as refused:
             await answer(refused, path)(scope, receive, send)
             return
+        if path in HEALTH:
+            scope.setdefault("state", {})["caller"] = caller
+            await self._app(scope, receive, self._sending(path, send))
+            return
         settings, serving, key = self._gateway.settings, self._gateway.serving, PAGE if _is_public(path) else caller.key
+        limit = self._limit(path)
         body = GuardedBody(
             receive,
-            self._limit(path),
+            limit,
             settings.stall_s,
             partial(self._gateway.bodies.hold, key),
             0 if path == STREAM or _is_public(path) else settings.max_body_bytes,
+            MOST_OPENED if limit == settings.max_body_bytes else math.inf,  # files and streams are read in parts
         )
         scope.setdefault("state", {}).update(caller=caller, body=body)
         serving[key] += 1
@@ -96,7 +101,6 @@ class Guard:
     async def _admit(self, scope: Scope, path: str) -> Caller:
         gateway, headers = self._gateway, Headers(scope=scope)
         browsers.check(scope["method"], headers, gateway.settings)
-        _check_length(headers)
         if _is_public(path):
             if gateway.serving[PAGE] >= PAGE_REQUESTS:
                 raise Problem(503, "Overloaded", "too many ask for the page at once", retry_after_s=1)
@@ -169,7 +173,7 @@ class GuardedBody:
     """A request's body: counted while it arrives, refused if it stops arriving or if there is no room for it in memory.
 
     `hold` counts bytes in memory. The first `held_most` bytes of the body count; a route that keeps other parts says so
-    with `keep`.
+    with `keep`. A body of JSON has at most `most_opened` lists and objects.
     """
 
     def __init__(
@@ -179,14 +183,17 @@ class GuardedBody:
         stall_s: float,
         hold: Callable[[int], bool] = lambda _: True,
         held_most: int = 0,
+        most_opened: float = math.inf,
     ) -> None:
         self._receive = receive
         self._limit = limit
         self._stall_s = stall_s
         self._hold = hold
         self._held_most = held_most
+        self._most_opened = most_opened
         self._held = 0
         self._seen = 0
+        self._opened = 0
         self._whole = False
 
     async def check(self, headers: Headers, patience_s: float) -> None:
@@ -219,6 +226,10 @@ class GuardedBody:
         self._whole = not message.get("more_body", False)
         if self._seen > self._limit:
             raise self._too_large()
+        if self._most_opened < math.inf:
+            self._opened += opened(message.get("body", b""))
+            if self._opened > self._most_opened:
+                raise _too_many_values()
         self.keep(max(self._held, min(self._seen, self._held_most)))
         return message
 
@@ -237,6 +248,16 @@ class GuardedBody:
             remedy="send less at once; send many items as JSON Lines to /api/jobs/lines",
             headers={"Connection": "close"},
         )
+
+
+def _too_many_values() -> Problem:
+    return Problem(
+        413,
+        "BodyTooLarge",
+        f"the body has over {MOST_OPENED:,} lists and objects",
+        remedy="send less at once; send many items as JSON Lines to /api/jobs/lines",
+        headers={"Connection": "close"},
+    )
 
 
 def _no_room() -> Problem:

@@ -57,7 +57,8 @@ def visible(text: str) -> str:
 
 def _is_control(character: str) -> bool:
     turns = unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-    return turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    marks = character in "\u061c\u200e\u200f"
+    return turns or marks or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
 class OneLine(logging.Formatter):

@@ -18,6 +18,9 @@ def without_text(error: BaseException) -> str:
     return f"{type(error).__name__} at {places or 'no place'}"
 
 
+#: The most characters of an unknown name that are compared with others and shown.
+_LONGEST_NAME = 200
+
 # --- The caller's errors: nothing was sent; correct the call and repeat it. --------------------
 
 
@@ -53,6 +56,7 @@ class UnknownTask(InvalidInput):
     """A task that is not in the catalogue."""
 
     def __init__(self, task: str, known: Sequence[str], field: str = "task") -> None:
+        task = task if len(task) <= _LONGEST_NAME else f"{task[:_LONGEST_NAME]}…"
         near = get_close_matches(task, known, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(sorted(known))}"
         super().__init__(field, f"no task {task!r}", remedy)

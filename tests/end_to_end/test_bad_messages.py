@@ -243,6 +243,7 @@ HOSTILE = [
     {"properties__delivery_info__exchange": {}},
     {"properties__priority": float("inf")},
     {"properties__priority": []},
+    {"properties__priority": {"__type__": "decimal", "__value__": "1e99999999"}},
     {"properties__body_encoding": []},
     {"properties": None},
     {"body": base64.b64encode(b'[[1], {}, {"callbacks": 5}]').decode()},

@@ -459,10 +459,11 @@ def test_headers_have_a_time(crowded: Served, monkeypatch: pytest.MonkeyPatch) -
         assert connection.recv(1) == b""
 
 
-def test_two_lengths_are_refused_and_the_connection_ends(crowded: Served) -> None:
+@pytest.mark.parametrize("line", ["POST /api/jobs", "GET /healthz", "GET /static/page.js"])
+def test_two_lengths_are_refused_and_the_connection_ends(crowded: Served, line: str) -> None:
     """A proxy in front may read the other one, and take the rest for somebody else's request."""
     both = ("Content-Type: application/json", "Content-Length: 4", "Transfer-Encoding: chunked")
-    with asked(crowded, "POST /api/jobs", *both) as connection:
+    with asked(crowded, line, *both) as connection:
         answers = b""
         with contextlib.suppress(ConnectionError):  # it may be closed before it has read all of this
             connection.sendall(b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")

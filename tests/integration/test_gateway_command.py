@@ -56,6 +56,24 @@ def test_keys_are_made_listed_and_removed(store: Store) -> None:
     assert "no key 'laptop'" in argosy("keys", "remove", "laptop").stderr
 
 
+def test_a_key_s_name_is_text_in_the_terminal() -> None:
+    argosy("keys", "add", "\x1b[2Jnight\n", "--tenant", "ours")
+    shown = [argosy("keys", "list").stdout, argosy("keys", "remove", "\x1b[2Jnight\n").stderr]
+    shown.append(argosy("keys", "remove", "\x1b[2Jday\n").stderr)
+    for text in shown:
+        assert "\x1b" not in text
+        assert "\\x1b[2J" in text
+        assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("origin", ["https://app.example/", "app.example", "*", "null", "https://user@app.example"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    """It would allow nothing, and say nothing."""
+    refused = argosy("--allow-origin", origin)
+    assert refused.exit_code == 2
+    assert f"{origin!r} is not an origin; write scheme and host alone" in refused.stderr
+
+
 def test_it_serves_until_it_is_told_to_stop() -> None:
     """And ends well then. The health checks have a port of their own, and nothing else is there."""
     port, health = free_port(), f"http://127.0.0.1:{free_port()}"

@@ -6,9 +6,11 @@ import io
 import logging
 
 import pytest
+from click import UsageError
 
 from producers.commands.tables import show_job, show_jobs
 from producers.wire import command_line
+from producers.wire.errors import InvalidInput
 from results_store.records import JobStatus
 
 #: A name, and how a terminal and a log show it.
@@ -19,6 +21,7 @@ NAMES = [
     ("\x1b[2Jgone", "\\x1b[2Jgone"),
     ("\x9b2Jgone", "\\x9b2Jgone"),
     ("safe\u202egpj.exe", "safe\\u202egpj.exe"),
+    ("marks\u200e\u200f\u061c", "marks\\u200e\\u200f\\u061c"),
     ("one\ntwo\r\u2028three", "one\\ntwo\\r\\u2028three"),
     ("lone \ud800", "lone \\ud800"),
     ("né 日本 👨‍👩‍👧 עברית", "né 日本 👨‍👩‍👧 עברית"),
@@ -39,6 +42,23 @@ def test_a_name_is_text_in_the_terminal(name: str, shown: str, capsys: pytest.Ca
     assert f"name      {shown}\n" in capsys.readouterr().out
     command_line.say(f"job {name}", err=True)
     assert capsys.readouterr().err == f"job {shown}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidInput("job", "\x1b[2Jgone"), UsageError("\x1b[2Jgone"), OSError("\x1b[2Jgone")]
+)
+def test_a_name_in_an_error_is_text(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    group = command_line.CommandLine("argosy")
+
+    @group.command()
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit):
+        group.main(["fail"])
+    said = capsys.readouterr().err
+    assert "\\x1b[2Jgone" in said
+    assert "\x1b" not in said
 
 
 @pytest.mark.parametrize(("name", "shown"), NAMES)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.canvas import Signature, chunks, group
+from kombu.utils.json import dumps, loads
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import JSON
-from workers.consumer.foreign_messages import check
+from workers.consumer.foreign_messages import MOST_SENT, check
+from workers.consumer.transport import _with_sound_properties
 
 
 def message(embedded: object, **headers: Any) -> Any:
     body = [[{"model": "m", "items": []}], {}, embedded]
-    return SimpleNamespace(headers={"task": "argosy.envelope", "id": "x", **headers}, content_type=JSON, payload=body)
+    return SimpleNamespace(headers={"task": "argosy.envelope", "id": "x", **headers}, payload=body)
 
 
 @pytest.mark.parametrize("embedded", [None, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
@@ -28,3 +31,47 @@ def test_a_body_overrides_nothing_of_its_request(name: str, value: object) -> No
     """Celery would take the field for the request's own: a list for an id fails where the failure is stored."""
     with pytest.raises(InvalidMessage, match="last part"):
         check(message({name: value}))
+
+
+TASK = Signature("my.task", app=None)
+CHUNKS = loads(dumps(chunks(TASK, [[number] for number in range(5)], 1)))
+
+
+def test_chunks_are_sent_to_a_worker_that_makes_them() -> None:
+    """A signature of this type would have Celery send a message for each of any number of values here."""
+    assert check(message({"callbacks": [CHUNKS]})) is None
+    forged = CHUNKS | {"subtask_type": "chunks"}
+    del forged["task"]
+    for embedded in (
+        {"callbacks": [forged]},
+        {"chord": forged},
+        {"chain": [loads(dumps(group(TASK, app=None))) | {"kwargs": {"tasks": [forged]}}]},
+    ):
+        with pytest.raises(InvalidMessage, match="subtask_type"):
+            check(message(embedded))
+
+
+def test_a_group_of_too_many_is_refused() -> None:
+    with pytest.raises(InvalidMessage, match="over 1,000 tasks"):
+        check(
+            message(
+                {"chain": [{"subtask_type": "group", "kwargs": {"tasks": [dict(TASK)] * MOST_SENT}, "options": {}}]}
+            )
+        )
+    assert check(message({"chain": [dict(TASK)] * MOST_SENT})) is None
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "-1e999999999", "1e-999999999", "0e999999999", "9" * 10_000])
+def test_a_number_that_would_take_hours_is_refused(number: str) -> None:
+    """As a whole number it has a billion digits, which one call computes while no other thread of the process runs."""
+    with pytest.raises(ValueError, match="too large an exponent"):
+        loads(dumps({"__type__": "decimal", "__value__": number}))
+    assert loads(dumps(Decimal("1.50"))) == Decimal("1.50")
+
+
+@pytest.mark.parametrize("form", ["application/data", "application/text", "application/x-python-serialize", None, []])
+def test_another_content_type_is_refused_unopened(form: object) -> None:
+    """For some of them kombu takes the encoding for the name of a codec, and unpacks the body: also of a broadcast."""
+    raw = {"content-type": form, "content-encoding": "zlib", "headers": {}, "properties": {}, "body": ""}
+    with pytest.raises(InvalidMessage, match="content type"):
+        _with_sound_properties(raw, "a queue", ())

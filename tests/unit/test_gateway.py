@@ -10,20 +10,25 @@ from typing import Any
 
 import msgspec
 import pytest
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 
-from producers.gateway import problems
+from producers.gateway import browsers, problems
 from producers.gateway.answers import encoded
 from producers.gateway.guard import GuardedBody
 from producers.gateway.keys import REMEMBERED_S, Caller, Keyring, Refused, new_key
 from producers.gateway.openai import chat
 from producers.gateway.openai.batch_requests import LineError, RequestReader, read
-from producers.gateway.openai.embeddings import plan
+from producers.gateway.openai.chat import ChatBody
+from producers.gateway.openai.embeddings import EmbeddingsBody, plan
+from producers.gateway.openai.openai_batches import NewBatch
 from producers.gateway.openai.transcriptions import segments_of, subtitles
 from producers.gateway.problems import Problem
 from producers.gateway.rates import KEYS, HeldBytes, Rates
+from producers.gateway.routes.jobs import _parsed
 from producers.gateway.routes.streams import Newest
-from producers.gateway.schemas import item_of
+from producers.gateway.schemas import MOST_OPENED, NewJobBody, NewOne, item_of
+from producers.gateway.settings import GatewaySettings
 from producers.wire.catalogue import Catalogue, Kind, Task
 from producers.wire.errors import InvalidInput, ItemFailed, Overloaded, RateLimited
 from producers.wire.messages import InlineBytes, UrlInput
@@ -155,6 +160,22 @@ def test_a_body_is_refused_as_it_passes_the_limit() -> None:
     assert stalled.value.status_code == 408
 
 
+WIDE = b"[" + b"[]," * MOST_OPENED + b"[]]"
+
+
+def test_json_of_too_many_values_is_refused_unread() -> None:
+    """A body, a line of a stream, a line of a batch: reading it would take seconds, in which nobody is answered."""
+    half = {"type": "http.request", "body": WIDE[: len(WIDE) // 2], "more_body": True}
+    body = GuardedBody(received(half, half, half), len(WIDE) * 2, 5, most_opened=MOST_OPENED)
+    asyncio.run(body.receive())
+    with pytest.raises(Problem, match="over 3,000,000 lists and objects") as refused:
+        asyncio.run(body.receive())
+    assert refused.value.status_code == 413
+    assert "lists and objects" in str(_parsed(WIDE, "line 1"))
+    with pytest.raises(LineError, match="lists and objects"):
+        read(1, WIDE, "/v1/embeddings", Catalogue({}))
+
+
 def test_bodies_leave_memory_for_others() -> None:
     """A key holds as many bytes as are free; the other key has room, and gets all of it back in the end."""
     bodies = HeldBytes(100)
@@ -208,6 +229,42 @@ def test_the_end_of_a_connection_is_waited_for_without_a_limit() -> None:
         asyncio.run(wait())
 
 
+HOST = "fleet.example:8080"
+SAME = f"https://{HOST}"
+
+
+@pytest.mark.parametrize("auth", [True, False])
+@pytest.mark.parametrize(
+    ("headers", "refused"),
+    [
+        ({}, False),
+        ({"origin": SAME}, False),
+        ({"origin": SAME, "sec-fetch-site": "same-origin"}, False),
+        ({"origin": "https://app.example", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": SAME, "sec-fetch-site": "cross-site"}, True),
+        ({"origin": "https://evil.example", "sec-fetch-site": "same-origin"}, True),
+        ({"origin": "https://app.example.evil.example"}, True),
+        ({"origin": f"https://{HOST}.evil.example"}, True),
+        ({"origin": "https://fleet.example"}, True),
+        ({"origin": "null"}, True),
+        ({"origin": ""}, True),
+        ({"origin": "http://[::1"}, True),
+        ({"sec-fetch-site": "same-site"}, True),
+        ({"sec-fetch-site": "x"}, True),
+    ],
+)
+def test_a_page_of_another_site_changes_nothing(headers: dict[str, str], refused: bool, auth: bool) -> None:
+    """By its origin, or by what the browser says of it; whatever they hold, the answer is no error of the gateway."""
+    settings = GatewaySettings(auth=auth, allowed_hosts=("fleet.example",), allowed_origins=("https://app.example",))
+    for method in ("POST", "PUT", "PATCH", "DELETE", "post", "X"):
+        if refused:
+            with pytest.raises(Problem, match="another site"):
+                browsers.check(method, Headers({"host": HOST, **headers}), settings)
+        else:
+            browsers.check(method, Headers({"host": HOST, **headers}), settings)
+    browsers.check("GET", Headers({"host": HOST, **headers}), settings)
+
+
 def test_a_slow_reader_gets_the_newest_state() -> None:
     """And nothing piles up for it."""
 
@@ -228,6 +285,29 @@ def test_a_slow_reader_gets_the_newest_state() -> None:
 def test_json_holds_any_text() -> None:
     """Half a surrogate pair came in as JSON, and must not break the answer that quotes it."""
     assert json.loads(encoded({"detail": "no \ud800, but é"})) == {"detail": "no \ufffd, but é"}
+
+
+MANY = 1000
+
+
+@pytest.mark.parametrize(
+    ("form", "body"),
+    [
+        (EmbeddingsBody, {"model": "x", "input": [{}] * MANY}),
+        (EmbeddingsBody, {"model": "x", "input": [[{}] * MANY] * MANY}),
+        (ChatBody, {"model": "x", "messages": [{}] * MANY}),
+        (ChatBody, {"model": "x", "messages": [{"role": "user", "content": [5] * MANY}]}),
+        (NewJobBody, {"task": [5] * MANY, "inputs": []}),
+        (NewJobBody, {"task": "x", "inputs": [], **{str(number): 5 for number in range(MANY)}}),
+        (NewOne, {"task": "x", "input": "x", **{str(number): 5 for number in range(MANY)}}),
+        (NewBatch, {"metadata": {str(number): 5 for number in range(MANY)}}),
+    ],
+)
+def test_a_body_of_errors_has_few(form: type[BaseModel], body: dict[str, object]) -> None:
+    """A body of 32 MiB may be wrong in ten million places, each of which pydantic would describe in a kilobyte."""
+    with pytest.raises(ValidationError) as caught:
+        form.model_validate(body)
+    assert caught.value.error_count() < 10
 
 
 def test_inputs_of_many() -> None:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,15 @@ def test_redirects_end() -> None:
         assert len(asked) == 4
 
 
+@pytest.mark.parametrize("location", ["http://[::1", "//[", "http://[x]/", "http://a..b/"])
+def test_a_redirect_to_what_is_no_url_is_refused(location: str) -> None:
+    """Whoever owns the host chooses it: the error is the input's, and no fault of the model."""
+    with web(sends(b"", 302, Location=location)) as (host, _):
+        limits = replace(own_network(host), allowed_hosts=(f"http://{host}", "http://a..b"))
+        with pytest.raises(InvalidInput, match="is not a URL"):
+            inputs.read(UrlInput(f"http://{host}/"), limits)
+
+
 @pytest.mark.parametrize("headers", [{"Content_Length": "100000000"}, {}])
 def test_a_large_answer_is_cut_off(headers: dict[str, str]) -> None:
     """By what it announces, or, if it announces nothing, by what has come."""
@@ -243,6 +253,35 @@ def test_a_host_that_drips_is_given_up(part: str) -> None:
             given_up.set()
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_a_host_that_says_nothing_is_given_up(full: bool) -> None:
+    """It takes no connection, because its queue is full; or it takes it and begins no encryption."""
+    with socket.socket() as server, contextlib.ExitStack() as others:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4 * full):
+            waiting = others.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        host = f"localhost:{server.getsockname()[1]}"
+        limits = InputLimits(allowed_hosts=(host,), allow_private_addresses=True, fetch_timeout_s=0.2)
+        with pytest.raises(InputUnavailable, match=r"takes longer than 0\.2 s to fetch"):
+            inputs.read(UrlInput(f"https://{host}/"), limits)
+
+
+def test_a_look_up_has_the_time_of_the_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns the name runs its name server, which may answer late or never."""
+    given_up = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: given_up.wait())
+    try:
+        with pytest.raises(InputUnavailable, match=r"takes longer than 0\.2 s to fetch"):
+            inputs.read(
+                UrlInput("https://slow.example/"), InputLimits(allowed_hosts=("slow.example",), fetch_timeout_s=0.2)
+            )
+    finally:
+        given_up.set()
+
+
 @pytest.mark.parametrize("path", ["x" * 200_000, "a b\tc", "caf\u00e9?q=\u65e5", "%zz", "\ud800"])
 def test_any_path_is_asked_for_or_refused(path: str) -> None:
     """An error of the HTTP client would look like a fault of the model."""
@@ -257,6 +296,17 @@ def test_a_host_that_refuses_is_quoted(status: int) -> None:
     """It may answer later: that is another kind of failure than a wrong input."""
     with web(sends(b"", status)) as (host, _), pytest.raises(InputUnavailable, match=str(status)):
         inputs.read(UrlInput(f"http://{host}/"), own_network(host))
+
+
+def test_what_a_host_answers_does_not_fill_the_error() -> None:
+    """The client quotes a header that it cannot read, in the whole."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nA\x00: " + b"x" * 50_000 + b"\r\n\r\n")
+
+    with web(answer) as (host, _), pytest.raises(InputUnavailable, match="cannot be fetched") as caught:
+        inputs.read(UrlInput(f"http://{host}/"), own_network(host))
+    assert len(str(caught.value)) < 500
 
 
 def test_a_host_that_is_away_is_an_input_unavailable() -> None:

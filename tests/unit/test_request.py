@@ -33,6 +33,7 @@ def check(task: Any = "topic", **arguments: Any) -> Request:
     [
         ("sentimnt", {}, "task: no task 'sentimnt'; did you mean 'sentiment'?"),
         (["topic", "sentimnt"], {}, "task[1]: no task 'sentimnt'; did you mean 'sentiment'?"),
+        ("x" * 10**7, {}, f"task: no task '{'x' * 200}…'; known tasks: "),
         ([], {}, "task: names no task"),
         (7, {}, "task: must be a task's name or several, not int"),
         (["topic", 7], {}, "task[1]: must be a task's name, not int"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import sys
+from pathlib import Path
 
 from producers.wire.command_line import LeaveTextOut
 from producers.wire.connection import without_secrets
@@ -13,6 +15,7 @@ SECRETS = (
     "PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN",
     "AZURE_STORAGE_CONNECTION_STRING", "AZURE_CLIENT_SECRET", "GOOGLE_APPLICATION_CREDENTIALS", "FSSPEC_S3_SECRET",
 )  # fmt: skip
+ROOT = Path(__file__).parents[2]
 OTHERS = ("PATH", "HOME", "ARGOSY_FLEET", "ARGOSY_HOME", "AWS_REGION", "PGHOST", "LD_LIBRARY_PATH", "HTTPS_PROXY")
 
 
@@ -20,6 +23,20 @@ def test_a_child_gets_all_variables_but_the_secrets() -> None:
     given = dict.fromkeys((*SECRETS, *OTHERS), "x")
     assert without_secrets(given) == dict.fromkeys(OTHERS, "x")
     assert without_secrets(given, keep=("FLOWER_",)) == dict.fromkeys((*OTHERS, "FLOWER_BASIC_AUTH"), "x")
+
+
+def test_every_child_process_is_given_its_environment() -> None:
+    """Without `env` it would inherit all of it, and so the passwords of broker and store."""
+    files = [file for package in ("producers", "results_store", "workers") for file in (ROOT / package).rglob("*.py")]
+    calls = [
+        (file.name, node)
+        for file in files
+        if "subprocess" in (text := file.read_text("utf-8"))
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("subprocess.run", "subprocess.Popen", "Popen")
+    ]
+    assert len(calls) >= 8
+    assert [(name, node.lineno) for name, node in calls if "env" not in {word.arg for word in node.keywords}] == []
 
 
 def test_a_failed_task_is_logged_by_class_and_place() -> None:

@@ -29,8 +29,9 @@ BROKER_LIMIT_S = 60.0
 #: The interval at which messages are looked for whose time has come, or which are in lists of other applications.
 LOOK_EVERY_S = 1.0
 
-#: Celery's task that asks every second for the end of a chord. Chords in the result backend of Argosy need none.
-UNLOCK = "celery.chord_unlock"
+#: Celery's tasks that are refused. The first asks every second for the end of a chord, and chords in the result backend
+#: of Argosy need none. The second sends any number of messages, to the broker of Celery's default application.
+NOT_RUN = ("celery.chord_unlock", "celery.chunks")
 
 
 class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
@@ -41,7 +42,8 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
 
     def update_strategies(self) -> None:
         super().update_strategies()
-        self.strategies.pop(UNLOCK, None)
+        for task in NOT_RUN:
+            self.strategies.pop(task, None)
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*arguments, **options)

@@ -12,11 +12,15 @@ from typing import Any
 import msgspec
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import JSON, MSGPACK, is_name
+from producers.wire.messages import is_name
 from producers.wire.queues import TASK
 
 #: The most tasks that a message may have its worker send: callbacks, error callbacks, and those of chains and chords.
 MOST_SENT = 1000
+
+#: The types of signatures that Celery sends. It reads others too: for "chunks" it sends a task for each of any number
+#: of values.
+_TYPES = (None, "chain", "group", "chord")
 
 #: Keys of Redis that are kombu's own, so that no task is sent to a queue of such a name.
 _KOMBUS = ("_kombu", "unacked")
@@ -75,8 +79,6 @@ def check(message: Any) -> float | None:
     for name in (headers.id, headers.root_id, headers.parent_id, headers.group):
         if name is not None and not is_name(name):
             raise InvalidMessage("headers: an id is too long, or has NUL or a lone surrogate")
-    if message.content_type not in (JSON, MSGPACK):
-        raise InvalidMessage(f"the content type is refused; send {JSON} or {MSGPACK}")
     _check_body(message.payload, headers.task)
     if headers.eta is None:
         return None
@@ -107,6 +109,8 @@ def _check_signatures(value: Any) -> None:
             raise InvalidMessage(
                 f"the message would have over {MOST_SENT:,} tasks sent; send fewer, or several messages"
             )
+        if signature.get("subtask_type") not in _TYPES:
+            raise InvalidMessage("a signature's subtask_type is not one that Celery sends")
         for option in ("queue", "exchange", "routing_key"):
             name = signature["options"].get(option)
             if name is not None and not (is_name(name) and name.isprintable() and not name.startswith(_KOMBUS)):
@@ -119,7 +123,7 @@ def _signatures(value: Any) -> Iterator[dict[str, Any]]:
     while waiting:
         inner = waiting.pop()
         if isinstance(inner, dict):
-            if "task" in inner and isinstance(inner.get("options"), dict):
+            if isinstance(inner.get("options"), dict) and not inner.keys().isdisjoint(("task", "subtask_type")):
                 yield inner
             waiting.extend(inner.values())
         elif isinstance(inner, list | tuple):

@@ -13,13 +13,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
+from decimal import Decimal
 from operator import itemgetter
 from queue import Empty
 from time import monotonic, time
 from typing import Any
 
 from kombu.transport import redis
-from kombu.utils.json import dumps, loads
+from kombu.utils.json import dumps, loads, register_type
 from redis import Redis
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - the class that kombu expects
@@ -29,7 +30,7 @@ from redis.exceptions import (
 )
 
 from producers.wire.errors import InvalidMessage, without_text
-from producers.wire.messages import new_id
+from producers.wire.messages import JSON, MSGPACK, new_id
 from producers.wire.queues import PRIORITY_ENDS, RefusedMessage, note_refused, put_aside, queue_of
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
@@ -54,6 +55,9 @@ LOST = (ConnectionError, TimeoutError, ResponseError)
 
 #: The most characters of a cause, a task's name and an id of a refused message that are kept.
 KEPT_CHARACTERS = 200
+
+#: The largest exponent of a decimal number, as in 128 bits (IEEE 754).
+MOST_EXPONENT = 6144
 
 #: The interval at which Redis is asked again for a list that had its part of the slots.
 POLL_S = 0.02
@@ -344,10 +348,13 @@ def _with_sound_properties(raw: Any, queue: Any, held: Container[str]) -> str:
     """Replace the properties by which kombu handles a message; return its tag, which no `held` message has.
 
     The message goes back to the list that it came from, whatever it says. Raises if it has no properties, no queue or
-    no priority, or if it is compressed: kombu would unpack it at once, however large it becomes.
+    no priority. Raises if it is compressed, or of another content type, for which kombu takes the encoding's name for a
+    codec, as "zlib": kombu would unpack it at once, however large it becomes.
     """
     if (raw.get("headers") or {}).get("compression"):
         raise InvalidMessage("compressed messages are refused; send the message without `compression`")
+    if raw.get("content-type") not in (JSON, MSGPACK):
+        raise InvalidMessage(f"the content type is refused; send {JSON} or {MSGPACK}")
     if not isinstance(queue, str) or not queue:
         raise InvalidMessage("the message has no queue")
     properties = raw["properties"]
@@ -358,6 +365,17 @@ def _with_sound_properties(raw: Any, queue: Any, held: Container[str]) -> str:
     if not isinstance(tag, str) or not tag or tag in held:
         tag = properties["delivery_tag"] = new_id()
     return str(tag)
+
+
+def _decimal(value: Any) -> Decimal:
+    """Return a decimal number of a message. Its whole number could take hours to compute, and no thread runs then."""
+    number = Decimal(value)
+    if abs(number.adjusted()) > MOST_EXPONENT:
+        raise InvalidMessage("a decimal number has too large an exponent")
+    return number
+
+
+register_type(Decimal, "decimal", str, _decimal)  # for all JSON that kombu reads in this process
 
 
 def encoded(message: Any) -> bytes:

@@ -101,7 +101,9 @@ def _gpus() -> list[Device]:
         return []
     query = [command, "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603 - fixed words
+        answer = subprocess.run(  # noqa: S603 - fixed words
+            query, env=without_secrets(), capture_output=True, text=True, timeout=20, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return visible_gpus(answer, os.environ.get("CUDA_VISIBLE_DEVICES"))

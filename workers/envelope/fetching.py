@@ -1,7 +1,8 @@
 """Fetch an input from a URL: from listed hosts with public addresses, redirects included, up to a size and a time.
 
 The connection goes to the address that was checked, so that a second DNS answer cannot change it. One limit covers all
-of it: connecting, headers, interim answers, chunks and trailers. A timeout per read would let a host drip for ever.
+of it: looking the name up, connecting, headers, interim answers, chunks and trailers. A timeout per read would let a
+host drip for ever.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
@@ -29,6 +32,9 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 #: The well-known prefix by which IPv6 reaches IPv4 (RFC 6052). Such an address is judged as the IPv4 address in it.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+
+#: The most characters of a failure's reason, which may quote the host's answer.
+_LONGEST_REASON = 200
 
 _FAILURES = (
     httpcore2.NetworkError,
@@ -50,13 +56,15 @@ def fetch(url: str, limits: InputLimits) -> bytes:
                 if answer.status not in _REDIRECTS or b"location" not in headers:
                     return _body(answer, headers, limits)
                 url = urljoin(url, headers[b"location"])
+        except InvalidInput:
+            raise
         except _FAILURES as error:
             if time.monotonic() > until:
                 problem = f"takes longer than {limits.fetch_timeout_s:g} s to fetch"
                 raise InputUnavailable(FIELD, problem, "try again") from error
-            reason = str(error) or type(error).__name__
+            reason = (str(error) or type(error).__name__)[:_LONGEST_REASON]
             raise InputUnavailable(FIELD, f"cannot be fetched from {parts.hostname}: {reason}", "try again") from error
-        except UnicodeError as error:  # a name or a redirect that is no text
+        except ValueError as error:  # of a name, an address or a redirect that is none
             raise InvalidInput(FIELD, f"is not a URL: {error}") from error
     raise InvalidInput(FIELD, f"redirects more than {limits.max_redirects} times", "send the final URL")
 
@@ -87,16 +95,38 @@ def _matches(scheme: str, named: str, allowed: str) -> bool:
     return named.endswith(allowed_name[1:]) if allowed_name.startswith("*.") else named == allowed_name
 
 
-def _address(parts: SplitResult, limits: InputLimits) -> str:
+def _address(parts: SplitResult, limits: InputLimits, until: float) -> str:
     """Return an address of the host. If any of its addresses is not public, the whole host is refused."""
-    port = parts.port or _PORTS[parts.scheme]
-    found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    found = _looked_up(str(parts.hostname), parts.port or _PORTS[parts.scheme], until)
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     for address in addresses:
         if not limits.allow_private_addresses and not _is_public(address):
             remedy = "limits.allow_private_addresses in fleet.toml allows it"
             raise InvalidInput(FIELD, f"is on {parts.hostname}, whose address is not public", remedy)
     return str(addresses[0])
+
+
+def _looked_up(host: str, port: int, until: float) -> list[Any]:
+    """Return `getaddrinfo` of a host within the time that is left.
+
+    A look-up cannot be stopped, so it runs in a thread of its own, which the resolver's own timeouts end.
+    """
+    answer: SimpleQueue[list[Any] | Exception] = SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answer.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:  # noqa: BLE001 - raised by the caller
+            answer.put(error)
+
+    threading.Thread(target=look_up, name="argosy look-up", daemon=True).start()
+    try:
+        found = answer.get(timeout=_left_s(until))
+    except Empty:
+        raise httpcore2.ConnectTimeout("the look-up of its name takes too long") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _is_public(address: _Address) -> bool:
@@ -123,7 +153,7 @@ def _answer(parts: SplitResult, limits: InputLimits, until: float) -> Iterator[h
     target = parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl()
     url = httpcore2.URL(
         scheme=parts.scheme.encode(),
-        host=_address(parts, limits).encode(),
+        host=_address(parts, limits, until).encode(),
         port=parts.port,
         target=quote(target, safe="%/:=&?~#+!$,;'@()*[]").encode(),
     )

@@ -11,6 +11,7 @@ from producers.client.request import NewItem, Request
 from producers.gateway.openai.endpoint_calls import Call
 from producers.gateway.openai.endpoints import ENDPOINTS
 from producers.gateway.problems import Problem, problem
+from producers.gateway.schemas import MOST_OPENED, opened
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import ArgosyError, InvalidInput
 
@@ -61,6 +62,8 @@ class LineError(ArgosyError):
 
 def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue) -> Line:
     """Return the request of a line, with the reason if its body alone is invalid. Raises LineError."""
+    if opened(text) > MOST_OPENED:
+        raise LineError("invalid_json_line", f"has over {MOST_OPENED:,} lists and objects")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

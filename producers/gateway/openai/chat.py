@@ -20,6 +20,7 @@ from producers.gateway.gateway import Gateway, Here, Who, while_there
 from producers.gateway.keys import Caller
 from producers.gateway.openai.endpoint_calls import Call, answered, task_of
 from producers.gateway.problems import Problem, item_problem, openai_error
+from producers.gateway.schemas import Listed
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput, ItemCancelled, ItemExpired, ItemFailed
 from producers.wire.forms import sendable
@@ -59,7 +60,7 @@ class ChatMessage(BaseModel):
     """A message of a conversation. Its content is a text, or a list of text parts."""
 
     role: StrictStr
-    content: StrictStr | list[dict[str, Any]] | None = None
+    content: StrictStr | Listed[dict[str, Any]] | None = None
 
 
 class ChatBody(BaseModel):
@@ -73,7 +74,7 @@ class ChatBody(BaseModel):
     )
 
     model: StrictStr
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Listed[ChatMessage] = Field(min_length=1)
     stream: bool = False
 
 

@@ -17,6 +17,7 @@ from producers.client.request import NewItem
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Here, Who
 from producers.gateway.openai.endpoint_calls import Call, answered, task_of
+from producers.gateway.schemas import Listed
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import InvalidInput
 from results_store.records import Result
@@ -36,7 +37,7 @@ class EmbeddingsBody(BaseModel):
     )
 
     model: StrictStr
-    input: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
+    input: StrictStr | Listed[StrictStr] | Listed[StrictInt] | Listed[Listed[StrictInt]]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="The vector's first numbers, scaled to length 1.")
 

@@ -6,7 +6,7 @@ import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
@@ -15,6 +15,7 @@ from producers.gateway.keys import Caller
 from producers.gateway.openai import uploads
 from producers.gateway.openai.endpoints import ENDPOINTS
 from producers.gateway.problems import Problem
+from producers.gateway.schemas import few_fields
 from producers.wire.messages import is_id, new_id
 from results_store.errors import UnknownJob
 from results_store.gateway.gateway_batches import FileBatch
@@ -57,9 +58,10 @@ class NewBatch(BaseModel):
     input_file_id: str
     endpoint: str = Field(description=f"One of {', '.join(ENDPOINTS)}.")
     completion_window: Literal["24h"]
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
-        None, max_length=16
-    )
+    metadata: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
+        BeforeValidator(few_fields),
+    ] = Field(None, max_length=16)
 
 
 @router.post("")

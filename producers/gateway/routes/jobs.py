@@ -16,7 +16,7 @@ from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem
-from producers.gateway.schemas import LinesOptions, NewJobBody, SubmissionOptions, item_of
+from producers.gateway.schemas import MOST_OPENED, LinesOptions, NewJobBody, SubmissionOptions, item_of, opened
 from producers.gateway.views import job_view
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import is_id
@@ -161,6 +161,8 @@ def _item(value: object, place: str) -> NewItem | InvalidInput:
 
 
 def _parsed(line: bytes, place: str) -> NewItem | InvalidInput:
+    if opened(line) > MOST_OPENED:
+        return InputTooLarge(place, f"has over {MOST_OPENED:,} lists and objects", "split the input")
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import httpx2
 
+from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
 from workers.models.sources.download import Offered, PullFailed
 
@@ -132,7 +133,7 @@ def _find_apt(name: str, release: str, file: str) -> Offered:
 
 
 def _output(command: list[str], remedy: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (fixed commands)
+    done = subprocess.run(command, env=without_secrets(), capture_output=True, text=True, check=False)  # noqa: S603 (fixed commands)
     if done.returncode:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise ConfigurationError(f"{Path(command[0]).name}: {last}; {remedy}")
