@@ -116,6 +116,9 @@ def arrow_ipc(reading: Reading) -> Iterator[Raw]:
     return arrow.ipc(reading)
 
 
+#: The readers whose cells are all texts.
+TEXT_TABLES = (comma_separated, tab_separated)
+
 #: The readers by the name of their format.
 FORMATS: Mapping[str, Reader] = {
     "text": text,
