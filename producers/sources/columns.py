@@ -68,6 +68,11 @@ class Chooser:
                 self._known[names] = found
         return found
 
+    def is_guess(self, column: str) -> bool:
+        """Return whether a column is the input only because a table has no other."""
+        usual = INPUT_COLUMNS.get(self.modality, INPUT_COLUMNS["text"])
+        return column not in (*self.inputs, *self.declared, *usual)
+
     def _inputs(self, columns: Sequence[str], where: str) -> tuple[str, ...]:
         there = ", ".join(columns) or "none"
         for name in self.inputs:

@@ -37,7 +37,8 @@ class Source:
 
     Image and audio files are read here and sent as bytes, because a worker on another machine cannot read them.
     `send_paths` sends their paths instead, for a shared folder that the workers can read. `left_out` counts the other
-    files of a folder, by suffix, while `rows` or `records` runs.
+    files of a folder, by suffix, while `rows` or `records` runs; `headers` has the first line of each table whose only
+    column has an unusual name, as it may be a row.
     """
 
     where: str | Path | Sequence[str | Path]
@@ -52,6 +53,7 @@ class Source:
     declared: Mapping[str, Any] = field(default_factory=dict, compare=False)
     meters: list[Meter] = field(default_factory=list, repr=False, compare=False)
     left_out: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
+    headers: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _pipes: dict[str, Pipe] = field(default_factory=dict, repr=False, compare=False)
 
     # --- items and records ---
@@ -203,10 +205,14 @@ class Source:
         choose = Chooser(self.modality, self._input_columns(), self.key_column, tuple(columns))
         with _opened(place) as file:
             meter.total = 0 if is_unpacked(file) else place.size()
-            reading = Reading(
-                place.name, file, meter, lambda names: _accept(choose, names, place.name), self.line_bytes
-            )
             read = self._reader(place, file)
+
+            def accept(names: Sequence[str]) -> None:
+                first, *_ = choose(names, f"{place.name}:1", place.name).inputs
+                if read in TEXT_TABLES and len(names) == 1 and choose.is_guess(first):
+                    self.headers[place.name] = first
+
+            reading = Reading(place.name, file, meter, accept, self.line_bytes)
             rows, is_text = read(reading), read in TEXT_TABLES
             if self.modality == "series":
                 rows, choose = self._windows(rows, place, choose)
@@ -260,10 +266,6 @@ class Source:
             "give each row an id of its own, or leave --id-column out",
         )
         return replace(record, error=error)
-
-
-def _accept(choose: Chooser, names: Sequence[str], file: str) -> None:
-    choose(names, f"{file}:1", file)
 
 
 def _of_file(file: Place) -> Record:
