@@ -23,12 +23,9 @@ def columns_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def is_step(row: Raw, channels: Sequence[str]) -> bool:
+def is_step(row: Mapping[str, Any], channels: Sequence[str]) -> bool:
     """Return whether a row holds a value of each channel, and not a list of its values."""
-    columns = row[1]
-    return isinstance(columns, Mapping) and all(
-        name in columns and not isinstance(columns[name], list) for name in channels
-    )
+    return all(name in row and not isinstance(row[name], list) for name in channels)
 
 
 def typed_row(values: Any, declared: Mapping[str, Any], origin: str, *, text: bool) -> Any:

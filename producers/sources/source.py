@@ -236,15 +236,17 @@ class Source:
     def _windows(self, rows: Iterator[Raw], place: Place, choose: Chooser) -> tuple[Iterator[Raw], Chooser]:
         """Return the rows as windows, with the choice of their columns, if each row is a step of a series."""
         channels = choose.inputs or choose.declared
-        first: list[Raw] = []
-        while not any(isinstance(row, Mapping) for _, row in first) and (row := next(rows, None)):
-            first.append(row)
-        rows = chain(first, rows)
-        if not channels or not first or not is_step(first[-1], channels):
-            return rows, choose
-        id_column = choose(list(first[-1][1]), place.name, place.name).key
-        windows = Windows(place.name, channels, id_column, self.limits.max_text_chars)
-        return windows(rows), Chooser(self.modality, channels, id_column or PATH)
+        read: list[Raw] = []
+        for number, row in rows:
+            read.append((number, row))
+            if isinstance(row, InvalidInput):
+                continue
+            if not channels or not is_step(row, channels):
+                break
+            id_column = choose(list(row), place.name, place.name).key
+            windows = Windows(place.name, channels, id_column, self.limits.max_text_chars)
+            return windows(chain(read, rows)), Chooser(self.modality, channels, id_column or PATH)
+        return chain(read, rows), choose
 
     def _reader(self, place: Place, file: BinaryIO) -> Reader:
         return FORMATS[self._format(place, file)]

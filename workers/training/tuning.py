@@ -153,8 +153,9 @@ def _load(wanted: ModelToLoad, backend: Backend, device: str) -> _Candidate:
 
 def _not_run(backend: Backend, reason: str) -> MeasuredBackend:
     """Return a candidate that does not run here, with its reason."""
-    none = {"items_per_s": 0.0, "slowest": 0.0, "fastest": 0.0, "agreement": 0.0, "shift": 0.0, "same": 0.0}
-    return MeasuredBackend(backend=backend, **none, refused=reason)
+    return MeasuredBackend(
+        backend=backend, items_per_s=0.0, slowest=0.0, fastest=0.0, agreement=0.0, shift=0.0, same=0.0, refused=reason
+    )
 
 
 def _said(error: BaseException) -> str:
