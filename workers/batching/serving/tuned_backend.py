@@ -46,7 +46,7 @@ _RULE = 2
 LEAST_GAIN = 1.1
 
 #: The time for which a machine must be quiet before a provisional decision is measured again.
-_LOOK_S = 0.5
+_LOOK_S = 0.2
 
 
 class MeasuredBackend(msgspec.Struct, frozen=True, kw_only=True):
