@@ -88,7 +88,7 @@ class Chooser:
         for name in INPUT_COLUMNS.get(self.modality, INPUT_COLUMNS["text"]):
             if name in columns:
                 return (name,)
-        if len(columns) == 1 and not self.declared and self.modality != "row":
+        if len(columns) == 1:
             return (columns[0],)
         raise self._none(columns, where)
 

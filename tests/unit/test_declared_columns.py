@@ -61,6 +61,8 @@ def test_other_formats_keep_their_types(tmp_path: Path) -> None:
         ("1", {"age": "4", "plan": "1"}),
         ("2", {"age": 5, "plan": None}),
     ]
+    features = read(tmp_path / "b.jsonl", '{"features": {"age": 5, "plan": "1"}}\n', "row", CHURN)
+    assert pairs(features) == [("1", {"age": 5, "plan": "1"})]
     pq.write_table(pa.table({"age": [Decimal("4.5")], "plan": ["1"]}), tmp_path / "a.parquet")
     rows = list(Source(tmp_path / "a.parquet", "row", declared=CHURN).rows())
     assert pairs(rows) == [("1", {"age": 4.5, "plan": "1"})]
