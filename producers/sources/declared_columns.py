@@ -35,27 +35,32 @@ def typed_row(values: Any, declared: Mapping[str, Any], origin: str, *, text: bo
     """
     if not isinstance(values, dict):
         return values
-    return {name: _typed(value, declared.get(name), f"{origin}: {name}", text=text) for name, value in values.items()}
+    typed = {}
+    for name, value in values.items():
+        try:
+            typed[name] = _typed(value, declared.get(name), text=text)
+        except ValueError as error:
+            raise _no_number(value, f"{origin}: {name}") from error
+    return typed
 
 
-def _typed(value: Any, schema: Mapping[str, Any] | None, where: str, *, text: bool) -> Any:
+def _typed(value: Any, schema: Mapping[str, Any] | None, *, text: bool) -> Any:
+    """Return a cell's value. Raises ValueError for a word in a column of numbers."""
     if isinstance(value, Decimal):  # databases export numbers as decimals
         return float(value)
     if not text or not isinstance(value, str):
         return value
-    if schema is not None and not table_cells.is_number(schema):
-        return table_cells.word(value)
+    if schema is not None:
+        return table_cells.number(value) if table_cells.is_number(schema) else table_cells.word(value)
     try:
         return table_cells.number(value)
     except ValueError:
-        if schema is None:
-            return table_cells.word(value)
-        return _refuse(value, where)
+        return table_cells.word(value)
 
 
-def _refuse(cell: str, where: str) -> Any:
-    problem = f"is {cell[:60]!r}, in a column of numbers"
-    raise InvalidInput(where, problem, "write numbers like 0.5, and leave unknown ones empty")
+def _no_number(cell: Any, where: str) -> InvalidInput:
+    problem = f"is {str(cell)[:60]!r}, in a column of numbers"
+    return InvalidInput(where, problem, "write numbers like 0.5, and leave unknown ones empty")
 
 
 @dataclass(slots=True)
@@ -85,12 +90,13 @@ class Windows:
     def __call__(self, rows: Iterator[Raw]) -> Iterator[Raw]:
         """Yield a window's first line, and its channels with its id or its file's name, or its error."""
         window: _Window | None = None
+        bad: InvalidInput | None = None  # of which window, it does not say
         seen = Unique()
-        bad: InvalidInput | None = None
         try:
             for number, row in rows:
-                if isinstance(row, InvalidInput):
-                    bad = row  # of which window, it does not say
+                error = self._fault(number, row)
+                if error is not None or isinstance(row, InvalidInput):
+                    bad = error
                     if window is not None:
                         window.problem = window.problem or bad
                     continue
@@ -98,11 +104,9 @@ class Windows:
                 if window is None or id_ != window.id:
                     if window is not None:
                         yield self._done(window)
-                    window = _Window(number, id_, {name: [] for name in self.channels}, bad)
-                    before = None if id_ is None else seen.first(id_, f"{self.name}:{number}")
-                    if before is not None:
-                        problem = f"goes on with {self.id_column} {id_!r}, which begins at {before}"
-                        window.problem = InvalidInput(f"{self.name}:{number}", problem, "sort the rows by this column")
+                    window = _Window(
+                        number, id_, {name: [] for name in self.channels}, bad or self._again(seen, id_, number)
+                    )
                 bad = None
                 self._add(window, number, row)
             if window is not None:
@@ -111,6 +115,29 @@ class Windows:
                 yield 1, bad
         finally:
             seen.close()
+
+    def _fault(self, number: int, row: Mapping[str, Any] | InvalidInput) -> InvalidInput | None:
+        """Return the error of a row that is no step of a window."""
+        if isinstance(row, InvalidInput):
+            return row
+        if self.id_column is not None and row.get(self.id_column) in (None, ""):
+            problem, remedy = f"has no {self.id_column}", "each row needs the id of its window"
+        elif not is_step(row, self.channels):
+            problem, remedy = (
+                "is no step of a series",
+                f"each row needs a number for each of {', '.join(self.channels)}",
+            )
+        else:
+            return None
+        return InvalidInput(f"{self.name}:{number}", problem, remedy)
+
+    def _again(self, seen: Unique, id_: str | None, number: int) -> InvalidInput | None:
+        """Return the error of a window whose id has come before, with other windows in between."""
+        before = None if id_ is None else seen.first(id_, f"{self.name}:{number}")
+        if before is None:
+            return None
+        problem = f"goes on with {self.id_column} {id_!r}, which begins at {before}"
+        return InvalidInput(f"{self.name}:{number}", problem, "sort the rows by this column")
 
     def _add(self, window: _Window, number: int, row: Mapping[str, Any]) -> None:
         window.size += len(self.channels)
@@ -121,11 +148,11 @@ class Windows:
         if window.problem is not None:
             window.channels.clear()
             return
-        try:
-            for name, values in window.channels.items():
-                values.append(_typed(row[name], _NUMBERS, f"{self.name}:{number}: {name}", text=True))
-        except InvalidInput as error:
-            window.problem = error
+        for name, values in window.channels.items():
+            try:
+                values.append(_typed(row[name], _NUMBERS, text=True))
+            except ValueError:
+                window.problem = _no_number(row[name], f"{self.name}:{number}: {name}")
 
     def _done(self, window: _Window) -> Raw:
         if window.problem is not None:

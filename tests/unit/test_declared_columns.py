@@ -93,6 +93,7 @@ def test_rows_of_sensor_values_become_windows(tmp_path: Path) -> None:
         ("b,1,z,6\n", "a.csv:5: x: is 'z', in a column of numbers"),
         ("b\n", "a.csv:5: has 1 columns where the header has 4"),
         ("a,2,7,8\nb,1,5,6\n", "a.csv:5: goes on with window 'a', which begins at "),
+        (",1,5,6\n", "a.csv:5: has no window; each row needs the id of its window"),
     ],
 )
 def test_a_bad_row_costs_its_window(tmp_path: Path, bad: str, problem: str) -> None:
@@ -102,5 +103,14 @@ def test_a_bad_row_costs_its_window(tmp_path: Path, bad: str, problem: str) -> N
     assert problem in errors[0]
     assert {row.key for row in found if isinstance(row, NewItem)} <= {"a", "b", "c", "d"}
     assert [row for row in found if isinstance(row, NewItem)][-1].key == "d"
-    if "b," in bad[:2]:
-        assert "b" not in {row.key for row in found if isinstance(row, NewItem)}
+    assert "b" not in {row.key for row in found if isinstance(row, NewItem)} or bad.startswith("a,")
+
+
+def test_steps_in_json_lines_may_lack_a_channel(tmp_path: Path) -> None:
+    """Each row has columns of its own there."""
+    lines = ['{"id": "a", "x": 1, "y": 2}', '{"id": "a", "x": 1}', '{"id": "b", "x": 1, "y": 2}', '{"x": 1, "y": 2}']
+    lines += ['{"id": "c", "x": 1, "y": 2}', '{"id": "d", "x": 1, "y": null}']
+    found = pairs(read(tmp_path / "a.jsonl", "\n".join(lines), "series", MOTION))
+    assert [key for key, _ in found] == [None, None, None, "d"]
+    assert "a.jsonl:2: is no step of a series" in str(found[0][1])
+    assert "a.jsonl:4: has no id" in str(found[2][1])
