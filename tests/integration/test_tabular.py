@@ -172,6 +172,7 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
         ("a,label\n1,x\n2\n", "row 3: has 1 cells where the header has 2"),
         ("a,a,label\n1,1,x\n", "names the column 'a' twice"),
         ('a,label\n1,"x\n', "row 2: unexpected end of data; check its quotation marks"),
+        ("a;label\n1,5;x\n2;y\n", "column 'a' has numbers with commas, like '1,5'; write them with a decimal point"),
         ("\n", "has nothing in it"),
         ("label\nx\n", "has no column but the label"),
         ("a,label\n1,x\n", "needs two labels"),

@@ -15,6 +15,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -131,7 +132,9 @@ def read_csv(path: Path, label: str, *, drop: Sequence[str] = ()) -> Table:
             raise ConfigurationError(f"{path}: row {number}: {label} is empty; drop the row, or label it")
         for name, cell in zip(columns, row, strict=True):
             cells[name].append(cell)
-    values = {name: _values(own) for name, own in cells.items() if name not in (label, *drop)}
+    values = {
+        name: _values(own, f"{path}: column {name!r}") for name, own in cells.items() if name not in (label, *drop)
+    }
     if not values:
         raise ConfigurationError(f"{path}: has no column but the label")
     rows: list[Row] = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
@@ -160,12 +163,15 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     return found
 
 
-def _values(cells: Sequence[str]) -> Sequence[float | str | None]:
+def _values(cells: Sequence[str], where: str) -> Sequence[float | str | None]:
     """Return a column's numbers if all known cells are numbers, else its words as they are written."""
-    try:
+    with suppress(ValueError):
         return [table_cells.number(cell) for cell in cells]
-    except ValueError:
-        return [table_cells.word(cell) for cell in cells]
+    with suppress(ValueError):
+        _ = [table_cells.number(cell.replace(",", ".", 1)) for cell in cells]
+        example = next(cell for cell in cells if "," in cell)
+        raise ConfigurationError(f"{where} has numbers with commas, like {example!r}; write them with a decimal point")
+    return [table_cells.word(cell) for cell in cells]
 
 
 def doubtful(table: Table) -> Iterator[str]:
