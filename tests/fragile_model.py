@@ -1,7 +1,9 @@
-"""A model with backends that fail in different places: at the load, in the first pass, in a large batch, in answers."""
+"""A model with backends that fail in different places: at the load, in a pass, in a large batch, in answers."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +15,11 @@ from workers.models.interface.model import Array, Arrays, Model, Prepared, diges
 
 
 class FragileModel(Model):
-    """Answers with the length of a text. OpenVINO does not load, torch in bf16 raises, and fp16 gives NaN."""
+    """Answers with the length of a text.
+
+    OpenVINO does not load, torch in bf16 raises, and answers of ONNX Runtime cannot be finished. The option `deadly`
+    names a backend whose passes kill the process.
+    """
 
     tunable = True
     backends = ("torch", "openvino", "onnxruntime")
@@ -36,6 +42,8 @@ class FragileModel(Model):
             raise KeyError("opset")
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
+        if str(self.spec.backend) == self.spec.options.get("deadly"):
+            os.kill(os.getpid(), signal.SIGSEGV)
         if self.spec.backend.precision == "bf16":
             raise TypeError("expected Float but found BFloat16\nfor argument #2")
         rows = arrays["length"]

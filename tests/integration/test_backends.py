@@ -210,8 +210,9 @@ def test_a_machine_measures_once_and_serves_what_won(folder: Path) -> None:
     assert again == decision  # its time, too: nothing was measured again
 
 
-def fragile() -> ModelToLoad:
-    spec = ModelSpec("fragile", Path(), "1", {"size": Task("size", KINDS["feature-extraction"], "fragile", "")})
+def fragile(**options: str) -> ModelToLoad:
+    tasks = {"size": Task("size", KINDS["feature-extraction"], "fragile", "")}
+    spec = ModelSpec("fragile", Path(), "1", tasks, options)
     return ModelToLoad.from_spec("tests.fragile_model:FragileModel", spec)
 
 
@@ -242,8 +243,8 @@ def test_outputs_that_are_not_numbers_agree_with_their_like_alone() -> None:
 
 def test_a_choice_of_a_busy_machine_is_made_again_on_a_quiet_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is used meanwhile. One of a quiet machine stays, and so does one with labelled texts, which took minutes."""
-    wanted = fragile()
-    busy = tuning.tune(wanted, "cpu", labelled=False)
+    wanted = fragile(deadly="torch-bf16")
+    busy = tuning.tune(fragile(), "cpu", labelled=False)
     busy = msgspec.structs.replace(busy, others=0.5, decided_at=1.0)
 
     def decided_at(kept: tuned_backend.BackendDecision, quiet: float) -> float:
@@ -260,6 +261,12 @@ def test_a_choice_of_a_busy_machine_is_made_again_on_a_quiet_one(monkeypatch: py
     assert decided_at(msgspec.structs.replace(busy, guard="accuracy"), 1.0) == 1.0
     assert decided_at(msgspec.structs.replace(busy, others=0.01), 1.0) == 1.0
     assert decided_at(busy, 1.0) > 1.0
+    found = tuned_backend.find(wanted, devices.cpu())
+    assert found is not None
+    said = {str(one.backend): one.refused for one in found.candidates}
+    assert said["torch-bf16"] == "the measuring process was ended by SIGSEGV", "a candidate that kills it ends nothing"
+    with pytest.raises(ConfigurationError, match=r"models\.fragile: cannot be tuned: .* ended by SIGSEGV"):
+        tuned_backend.decide(fragile(deadly="torch-fp32"), devices.cpu(), labelled=False)
 
 
 def test_the_load_of_others_is_seen() -> None:

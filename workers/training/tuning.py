@@ -28,7 +28,7 @@ import torch
 
 from producers.wire.errors import ConfigurationError
 from workers.batching.serving.processor_load import ProcessorTimes, others_share
-from workers.batching.serving.tuned_backend import BackendDecision, MeasuredBackend, best_of
+from workers.batching.serving.tuned_backend import TURN_OF, BackendDecision, MeasuredBackend, best_of
 from workers.device import accelerator
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
@@ -92,12 +92,17 @@ class _Candidate:
     problem: str = ""
 
 
-def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> BackendDecision:
-    """Return the decision for a model. Raises ConfigurationError if not even the reference runs."""
+def tune(
+    wanted: ModelToLoad, device: str, *, labelled: bool, deadly: Mapping[str, str] | None = None
+) -> BackendDecision:
+    """Return the decision for a model. `deadly` are candidates that killed this process before, with the reason.
+
+    Raises ConfigurationError if not even the reference runs.
+    """
     began = ProcessorTimes.now()
     reference = _load(wanted, REFERENCE, device)
     trials = _trials(reference.model, SAMPLE if device == "cpu" else GPU_SAMPLE)
-    loaded, refused = _all_loaded(wanted, reference, device, labelled=labelled)
+    loaded, refused = _all_loaded(wanted, reference, device, labelled=labelled, deadly=deadly or {})
     budgets = _budgets(reference.model, device)
     usual = budgets[len(budgets) // 2]
     _take_turns([(candidate, _batches(trials, usual)) for candidate in loaded])
@@ -128,12 +133,15 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool) -> BackendDecision
 
 
 def _all_loaded(
-    wanted: ModelToLoad, reference: _Candidate, device: str, *, labelled: bool
+    wanted: ModelToLoad, reference: _Candidate, device: str, *, labelled: bool, deadly: Mapping[str, str]
 ) -> tuple[list[_Candidate], list[MeasuredBackend]]:
     """Return the candidates that load here, the reference first, and those that do not."""
     loaded, refused = [reference], list[MeasuredBackend]()
     for backend in candidates(device, labelled=labelled):
         if backend.is_reference or backend.name not in reference.model.backends:
+            continue
+        if str(backend) in deadly:
+            refused.append(_not_run(backend, deadly[str(backend)]))
             continue
         try:
             _check_memory(Path(wanted.folder), device, len(loaded))
@@ -147,8 +155,14 @@ def _load(wanted: ModelToLoad, backend: Backend, device: str) -> _Candidate:
     model = msgspec.structs.replace(wanted, backend=backend).build()
     if not model.tunable:
         raise ConfigurationError(f"models.{wanted.name}: {type(model).__name__} has no backends to choose from")
+    _tell(backend)
     model.load(device)
     return _Candidate(backend, model)
+
+
+def _tell(backend: Backend) -> None:
+    """Note the candidate at work, in case it kills this process."""
+    print(TURN_OF.format(backend), file=sys.stderr, flush=True)  # noqa: T201 - `decide` reads it
 
 
 def _not_run(backend: Backend, reason: str) -> MeasuredBackend:
@@ -212,6 +226,7 @@ def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]]) ->
         for candidate, batches in runs:
             if candidate.problem:
                 continue
+            _tell(candidate.backend)
             started = time.perf_counter()
             try:
                 for batch in batches:
@@ -234,6 +249,7 @@ def _judged(
 ) -> MeasuredBackend:
     if candidate.problem:
         return _not_run(candidate.backend, candidate.problem)
+    _tell(candidate.backend)
     try:
         found = agreement(answered(candidate.model, batches), expected, candidate.model.spec.tasks)
         accuracy = {task: _right(candidate.model, task, examples) for task, examples in labels.items()}
@@ -299,6 +315,7 @@ def _rates(chosen: _Candidate, trials: Sequence[Trial], budgets: Sequence[int]) 
 class _Asked(msgspec.Struct, frozen=True):
     model: ModelToLoad
     labelled: bool
+    deadly: dict[str, str]
 
 
 def main() -> None:
@@ -308,7 +325,7 @@ def main() -> None:
     pinned = "cuda:0" if device.startswith("cuda") else device
     accelerator.set_up(pinned)
     try:
-        decision = tune(asked.model, pinned, labelled=asked.labelled)
+        decision = tune(asked.model, pinned, labelled=asked.labelled, deadly=asked.deadly)
     except Exception as error:  # noqa: BLE001 - its caller reports the last line
         traceback.print_exc()
         sys.exit(_said(error).removeprefix(f"models.{asked.model.name}: "))

@@ -44,4 +44,4 @@ def others_share(since: ProcessorTimes) -> float:
     now = ProcessorTimes.now()
     passed_s = now.passed_s - since.passed_s
     others_s = (now.busy_s - since.busy_s) - (now.own_s - since.own_s)
-    return max(0.0, others_s / passed_s) if passed_s > 0 else 0.0
+    return min(max(0.0, others_s / passed_s), 1.0) if passed_s > 0 else 0.0

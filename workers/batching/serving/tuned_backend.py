@@ -13,6 +13,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +45,10 @@ _RULE = 2
 #: A less precise candidate must be this many times as fast as a more precise one: its slowest turn against the other's
 #: fastest.
 LEAST_GAIN = 1.1
+
+#: The measuring process's note of the candidate at work, on stderr.
+TURN_OF = "turn of {}"
+_TURN_OF = re.compile(rf"^{TURN_OF.format('(.+)')}$", re.MULTILINE)
 
 #: The time for which a machine must be quiet before a provisional decision is measured again.
 _LOOK_S = 0.2
@@ -118,17 +123,24 @@ def find(model: ModelToLoad, device: Device) -> BackendDecision | None:
 def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int = 0) -> BackendDecision:
     """Measure the candidates for a model and save the decision; takes half a minute, or minutes if `labelled`.
 
-    Raises ConfigurationError with the measuring process's error if it failed.
+    A candidate that kills the measuring process is left out, and the others are measured again. Raises
+    ConfigurationError with the measuring process's error if it failed.
     """
     file = _file(model, device)
     file.parent.mkdir(parents=True, exist_ok=True)
+    deadly: dict[str, str] = {}
     with atomically(file) as made:
         command = [sys.executable, "-m", "workers.training.tuning", str(made), device.name]
         environment = pinned_environment(device, os.environ, threads=threads)
-        asked = msgspec.json.encode({"model": model, "labelled": labelled})
-        ran = subprocess.run(command, input=asked, env=environment, stderr=subprocess.PIPE, check=False)  # noqa: S603
-        if ran.returncode:
-            raise ConfigurationError(f"models.{model.name}: cannot be tuned: {_reason(ran)}")
+        while True:
+            asked = msgspec.json.encode({"model": model, "labelled": labelled, "deadly": deadly})
+            ran = subprocess.run(command, input=asked, env=environment, stderr=subprocess.PIPE, check=False)  # noqa: S603
+            if not ran.returncode:
+                break
+            at_work = _TURN_OF.findall(ran.stderr.decode(errors="replace"))[-1:]
+            if ran.returncode > 0 or not at_work or at_work[0] in (str(REFERENCE), *deadly):
+                raise ConfigurationError(f"models.{model.name}: cannot be tuned: {_reason(ran)}")
+            deadly[at_work[0]] = _reason(ran)
     found = find(model, device)
     assert found is not None, "it was just made"
     return found
