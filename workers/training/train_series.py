@@ -99,9 +99,9 @@ def read_jsonl(path: Path) -> Recordings:
             read = Catalogue({}).check_input(_TASK, row["series"], field="series")
             label = str(row["label"])
         except (ValueError, KeyError, TypeError, InvalidInput) as error:
-            said = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            problem = f'{said}; each line needs {{"series": …, "label": …}}'
-            raise ConfigurationError(f"{path}: line {number}: {problem}") from error
+            says = {KeyError: f"has no {error}", json.JSONDecodeError: f"is not JSON: {error}"}.get(type(error), error)
+            form = 'each line needs {"series": …, "label": …}'
+            raise ConfigurationError(f"{path}: line {number}: {says}; {form}") from error
         assert isinstance(read, SeriesInput)
         names.add(read.names or tuple(map(str, range(len(read.channels)))))
         if len(names) > 1 or any(value is None for one in read.channels for value in one):
