@@ -123,9 +123,10 @@ class Result:
     """An item and task in its terminal state; (`job`, `seq`, `task`) is the key.
 
     A succeeded result has `output` (JSON) or `vector` (float32 bytes, little-endian). Any other has the `error`
-    ``{"kind": …, "message": …}``. `tokens` is the model's length of the input (1 for an image). The times are
-    those of being queued by the producer, put into a micro-batch, computed, and stored; None for a stage that the
-    item never reached.
+    ``{"kind": …, "message": …}``. `precision` is that of the pass (``fp32``, ``bf16`` …), None if the model's class
+    decides it, or if an older version stored the row. `tokens` is the model's length of the input (1 for an image). The
+    times are those of being queued by the producer, put into a micro-batch, computed, and stored; None for a stage that
+    the item never reached.
     """
 
     job: str
@@ -139,6 +140,7 @@ class Result:
     error: dict[str, Any] | None = None
     model: str | None = None
     model_revision: str | None = None
+    precision: str | None = None
     tokens: int | None = None
     batch: str | None = None
     queued_at: float | None = None

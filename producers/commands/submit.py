@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,6 +126,10 @@ def submit(**given: Any) -> None:
     images and clips: input, image or audio, path, file, url). A result's key comes from the id column (`--id-column`,
     or else id or key), or else is the line's number; for images it is the path within the folder.
 
+    For a table model, the input is the model's own columns: cells are numbers or words as the model has them, an empty
+    cell is unknown, and other columns are only kept for `--output`. For sensor values, a column holds a channel, and
+    consecutive rows with the same id are one series; without an id column, the whole file is one.
+
     Images and clips are read here and sent as bytes, because a worker on another machine cannot read local files.
 
     A bad row stops the submission with an error that names file and line; the rows before it stay submitted. With
@@ -141,6 +146,7 @@ def submit(**given: Any) -> None:
     argosy submit reviews.parquet -t sentiment --id-column id --on-error skip --errors bad.jsonl --output rated.parquet
     zcat logs.gz | argosy submit - -t topic --params '{"top_k": 3}' --priority standard
     argosy submit lines.txt -t topic -t spam --params '{"topic": {"top_k": 3}}'
+    argosy submit customers.csv --task churn --id-column customer --output rated.csv
     argosy submit photos/ --task image-classification
     """
     from producers.client.client import Client
@@ -174,16 +180,33 @@ def submit(**given: Any) -> None:
 def _source(client: Client, options: Options) -> Source:
     from producers.sources import Source
 
+    task = client.catalogue.task(options.tasks[0])
     return Source(
         options.where,
-        client.catalogue.task(options.tasks[0]).kind.modality,
+        task.kind.modality,
         client.catalogue.limits,
         input_column=options.input_columns or None,
         key_column=options.id_column,
         send_paths=options.send_paths,
         format=options.format,
         reread=options.output is not None,
+        declared=_declared(client, options) if task.kind.modality in ("row", "series") else {},
     )
+
+
+def _declared(client: Client, options: Options) -> Mapping[str, Any]:
+    """Return the schema of the tasks' input, as a worker has described it in the store; empty if none has.
+
+    Raises InvalidInput for tasks whose models have different columns.
+    """
+    schemas = client.ask(lambda store: store.declarations.schemas())
+    tasks = [client.catalogue.task(name) for name in options.tasks]
+    inputs: list[Mapping[str, Any]] = [schemas.get(task.model, {}).get("input", {}) for task in tasks]
+    for task, columns in zip(tasks, inputs, strict=True):
+        if task.kind.modality == tasks[0].kind.modality and columns != inputs[0]:
+            problem = f"has other columns than {tasks[0].name!r}, so a row cannot be the input of both"
+            raise InvalidInput(f"task {task.name!r}", problem, "submit the file once for each task")
+    return inputs[0]
 
 
 def _submitted(client: Client, source: Source, options: Options) -> Job:

@@ -115,7 +115,12 @@ def tell(job: Job, submitted: int, errors: Path | None) -> None:
 
 
 def tell_left_out(source: Source) -> None:
-    """Report the files of a folder that were passed over."""
+    """Report the files of a folder that were passed over, and lines that were taken for headers."""
+    for name, header in source.headers.items():
+        say(
+            f"argosy: {name}: the first line, {header[:60]!r}, names the column; if it is an item, add a header",
+            err=True,
+        )
     if source.left_out:
         suffixes = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(source.left_out.items()))
         say(f"argosy: files left out, which the task does not read: {suffixes}", err=True)

@@ -5,6 +5,7 @@ An unreadable row is yielded as an InvalidInput, and reading goes on. A file tha
 
 from __future__ import annotations
 
+import json as python_json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader
@@ -88,10 +89,21 @@ def _value(text: str | bytes, number: int, reading: Reading) -> Any:
     except RecursionError:
         return reading.wrong(number, "is JSON nested too deeply", "flatten it")
     except msgspec.DecodeError as error:
+        if _half_pair(text):
+            return reading.wrong(number, "has half of a surrogate pair (like \\ud83d)", "write the whole character")
         found = _NO_JSON.search(text if isinstance(text, str) else text.decode("utf-8", "replace"))
         if found:
             return reading.wrong(number, f"has {found[0]}, which is not JSON", "write null, or leave the field out")
         return reading.wrong(number, f"is not JSON: {error}", "each line must be one JSON value")
+
+
+def _half_pair(text: str | bytes) -> bool:
+    """Return whether a JSON text is refused only because of an escape that is no character."""
+    try:
+        whole = python_json.dumps(python_json.loads(text), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return False
+    return any("\ud800" <= sign <= "\udfff" for sign in whole)
 
 
 def _columns(value: Any, number: int, reading: Reading) -> Mapping[str, Any] | InvalidInput:
@@ -115,6 +127,9 @@ def arrow_ipc(reading: Reading) -> Iterator[Raw]:
 
     return arrow.ipc(reading)
 
+
+#: The readers whose cells are all texts.
+TEXT_TABLES = (comma_separated, tab_separated)
 
 #: The readers by the name of their format.
 FORMATS: Mapping[str, Reader] = {

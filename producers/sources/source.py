@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from producers.sources.cells import input_of
 from producers.sources.columns import Chooser
+from producers.sources.declared_columns import Windows, columns_of, is_step, typed_row
 from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table, is_unpacked
-from producers.sources.file_reading import LINE_BYTES, Meter, Reader, Reading
-from producers.sources.formats import FORMATS
+from producers.sources.file_reading import LINE_BYTES, Meter, Raw, Reader, Reading
+from producers.sources.formats import FORMATS, TEXT_TABLES
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
 from producers.sources.places import STDIN, Folder, LocalFile, Pipe, Place, find, without_query
 from producers.sources.unique import Unique
@@ -30,11 +32,13 @@ class Source:
 
     `where` are paths, patterns, URLs that fsspec knows, or ``-`` for standard input; several are read in order.
     `format` is a name in `FORMATS`; by default each file's name decides. A given `key_column` must hold each key once.
-    A line of over `line_bytes` is a bad row.
+    A line of over `line_bytes` is a bad row. `declared` is the JSON Schema of the model's input, if it declares columns
+    of tables or channels of series.
 
     Image and audio files are read here and sent as bytes, because a worker on another machine cannot read them.
     `send_paths` sends their paths instead, for a shared folder that the workers can read. `left_out` counts the other
-    files of a folder, by suffix, while `rows` or `records` runs.
+    files of a folder, by suffix, while `rows` or `records` runs; `headers` has the first line of each table whose only
+    column has an unusual name, as it may be a row.
     """
 
     where: str | Path | Sequence[str | Path]
@@ -46,8 +50,10 @@ class Source:
     format: str | None = None
     reread: bool = False
     line_bytes: int = LINE_BYTES
+    declared: Mapping[str, Any] = field(default_factory=dict, compare=False)
     meters: list[Meter] = field(default_factory=list, repr=False, compare=False)
     left_out: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
+    headers: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _pipes: dict[str, Pipe] = field(default_factory=dict, repr=False, compare=False)
 
     # --- items and records ---
@@ -99,7 +105,8 @@ class Source:
 
         Raises InvalidInput if there is no file, as `records` does.
         """
-        how = (self.modality, self.input_column, self.key_column, self.send_paths, self.format)
+        how: tuple[Any, ...] = (self.modality, self.input_column, self.key_column, self.send_paths, self.format)
+        how += (sorted(columns_of(self.declared)),) if self.declared else ()
         digest = hashlib.sha256(repr(how).encode())
         for place in self._places():
             for file in self._media_in(place, Counter()) if isinstance(place, Folder) else [place]:
@@ -115,7 +122,12 @@ class Source:
         return path.exists() and any(path.samefile(file) for file in files)
 
     def arrow_schema(self) -> Any:
-        """Return the Arrow schema of the files if all are Parquet or Arrow, else None. Raises InvalidInput."""
+        """Return the Arrow schema of the files if all are Parquet or Arrow, else None. Raises InvalidInput.
+
+        None also for series, whose records may be windows of several rows.
+        """
+        if self.modality == "series":
+            return None
         places = [place for place in self._places() if not isinstance(place, Folder)]
         formats = [self._format_of(place) for place in places]
         if not places or len(places) < len(self._places()) or not set(formats) <= {"parquet", "arrow"}:
@@ -189,26 +201,52 @@ class Source:
     # --- rows ---
 
     def _table(self, place: Place, meter: Meter, *, many: bool) -> Iterator[Record]:
-        choose = Chooser(self.modality, self._input_columns(), self.key_column)
+        columns = columns_of(self.declared)
+        choose = Chooser(self.modality, self._input_columns(), self.key_column, tuple(columns))
         with _opened(place) as file:
             meter.total = 0 if is_unpacked(file) else place.size()
-            reading = Reading(
-                place.name, file, meter, lambda names: _accept(choose, names, place.name), self.line_bytes
-            )
-            for number, columns in self._reader(place, file)(reading):
+            read = self._reader(place, file)
+
+            def accept(names: Sequence[str]) -> None:
+                first, *_ = choose(names, f"{place.name}:1", place.name).inputs
+                if read in TEXT_TABLES and len(names) == 1 and choose.is_guess(first):
+                    self.headers[place.name] = first
+
+            reading = Reading(place.name, file, meter, accept, self.line_bytes)
+            rows, is_text = read(reading), read in TEXT_TABLES
+            if self.modality == "series":
+                rows, choose = self._windows(rows, place, choose)
+            for number, row in rows:
                 origin = f"{place.name}:{number}"
-                if isinstance(columns, InvalidInput):
-                    yield Record(place, origin, {}, error=columns)
+                if isinstance(row, InvalidInput):
+                    yield Record(place, origin, {}, error=row)
                     continue
                 try:
-                    choice = choose(list(columns), origin, origin)
-                    value = input_of(choice.value(columns), origin)
+                    choice = choose(list(row), origin, origin)
+                    value = input_of(choice.value(row), origin)
+                    if self.modality == "row":
+                        value = typed_row(value, columns, origin, text=is_text)
                 except InvalidInput as error:
-                    yield Record(place, origin, columns, error=error)
+                    yield Record(place, origin, row, error=error)
                     continue
-                named = None if choice.key is None else columns[choice.key]
+                named = None if choice.key is None else row[choice.key]
                 key = str(named) if named is not None else origin if many else str(number)
-                yield Record(place, origin, columns, key, value)
+                yield Record(place, origin, row, key, value)
+
+    def _windows(self, rows: Iterator[Raw], place: Place, choose: Chooser) -> tuple[Iterator[Raw], Chooser]:
+        """Return the rows as windows, with the choice of their columns, if each row is a step of a series."""
+        channels = choose.inputs or choose.declared
+        read: list[Raw] = []
+        for number, row in rows:
+            read.append((number, row))
+            if isinstance(row, InvalidInput):
+                continue
+            if not channels or not is_step(row, channels):
+                break
+            id_column = choose(list(row), place.name, place.name).key
+            windows = Windows(place.name, channels, id_column, self.limits.max_text_chars)
+            return windows(chain(read, rows)), Chooser(self.modality, channels, id_column or PATH)
+        return chain(read, rows), choose
 
     def _reader(self, place: Place, file: BinaryIO) -> Reader:
         return FORMATS[self._format(place, file)]
@@ -230,10 +268,6 @@ class Source:
             "give each row an id of its own, or leave --id-column out",
         )
         return replace(record, error=error)
-
-
-def _accept(choose: Chooser, names: Sequence[str], file: str) -> None:
-    choose(names, f"{file}:1", file)
 
 
 def _of_file(file: Place) -> Record:

@@ -6,7 +6,8 @@ import logging
 import math
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -155,6 +156,17 @@ class CommandLine(click.Group):
         except OSError as error:
             _fail(_about_file(error), FAILED)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End a program with one line for an error of Argosy or of a file, as `CommandLine` does."""
+    try:
+        yield
+    except ArgosyError as error:
+        _fail(str(error), FAILED)
+    except OSError as error:
+        _fail(_about_file(error), FAILED)
 
 
 def _added_commands() -> tuple[dict[str, click.Command], str]:

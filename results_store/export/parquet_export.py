@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         ("error_message", pa.string()),
         ("model", pa.string()),
         ("model_revision", pa.string()),
+        ("precision", pa.string()),
         ("batch", pa.string()),
         ("queued_at", pa.float64()),
         ("batched_at", pa.float64()),

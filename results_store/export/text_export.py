@@ -24,6 +24,7 @@ CSV_COLUMNS = (
     "error_message",
     "model",
     "model_revision",
+    "precision",
     "queued_at",
     "stored_at",
 )

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, delete, insert, inspect, select
 
 from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
 from results_store.sql.database import Database, Weight
-from results_store.sql.schema import COMPATIBLE, REVISION, VERSION_TABLE, compatible, is_own
+from results_store.sql.schema import COMPATIBLE, REVISION, VERSION_TABLE, compatible, is_own, metadata
 
 # Any constant that no other program uses in the same database.
 _ADVISORY_LOCK = int.from_bytes(b"argosy", "big")
@@ -27,6 +27,9 @@ LOCK_WAIT_S = 2
 
 #: The time for which a migration tries again.
 PATIENCE_S = 120.0
+
+#: Tables that every revision has.
+_FIRST_TABLES = {"jobs", "envelopes", "payloads", "results", "batches"}
 
 _LOCK_NOT_AVAILABLE = "55P03"
 
@@ -77,6 +80,7 @@ def _try(database: Database, direction: Callable[[Config, str], None], revision:
         config.attributes["connection"] = connection
         _read_earlier_table(database, connection, config)
         _refuse_newer(database, connection, config)
+        _refuse_others_tables(database, connection)
         direction(config, revision)
         _note_compatible(connection)
         if database.sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()):
@@ -94,14 +98,26 @@ def _read_earlier_table(database: Database, connection: Connection, config: Conf
     tables = inspect(connection).get_table_names()
     if compatible.name in tables and VERSION_TABLE not in tables:
         found = connection.execute(select(compatible.c.version_num)).scalar()
-        if found is not None and found not in _known(config):
-            own = "another file" if database.sqlite else "a schema of its own: ?options=-csearch_path%3Dargosy"
-            raise StoreError(
-                f"{database}: another program keeps its revision ({found}) in the table {compatible.name}; "
-                f"name {own} in the store's URL"
-            )
+        # other programs number their revisions like ours
+        if found is not None and not (found in _known(config) and set(tables) >= _FIRST_TABLES):
+            problem = f"another program keeps its revision ({found}) in the table {compatible.name}"
+            raise StoreError(f"{database}: {problem}; {_elsewhere(database)}")
         if found is not None:
             _alembic(connection).stamp(ScriptDirectory.from_config(config), found)
+
+
+def _refuse_others_tables(database: Database, connection: Connection) -> None:
+    """Raise StoreError if a database without a revision of ours has tables with the names of ours."""
+    if _alembic(connection).get_current_revision() is None:
+        ours = {*metadata.tables} - {compatible.name}
+        if taken := sorted(ours.intersection(inspect(connection).get_table_names())):
+            problem = f"another program has a table {taken[0]} in it"
+            raise StoreError(f"{database}: {problem}; {_elsewhere(database)}")
+
+
+def _elsewhere(database: Database) -> str:
+    own = "another file" if database.sqlite else "a schema of its own: ?options=-csearch_path%3Dargosy"
+    return f"name {own} in the store's URL"
 
 
 def _refuse_newer(database: Database, connection: Connection, config: Config) -> None:

@@ -218,6 +218,8 @@ def parse_url(url: str) -> URL:
         ) from None
     backend = parsed.drivername.partition("+")[0]
     if backend in ("postgresql", "postgres"):
+        if "@" in (parsed.host or ""):  # its beginning is a part of the password
+            raise StoreError("the store's URL has two @; write an @ in the user or the password as %40")
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise StoreError(f"no store of the kind {backend!r}; write sqlite:///path or postgresql://user@host/name")

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from results_store.records import Result, ResultState
 from results_store.sql.columns import CLOCK, json_text, text
+from results_store.sql.schema import REVISION
 
 _COLUMNS = (
     ("job", "text"),
@@ -30,6 +31,7 @@ _COLUMNS = (
     ("error", "jsonb"),
     ("model", "text"),
     ("model_revision", "text"),
+    ("precision", "text"),
     ("tokens", "bigint"),
     ("batch", "text"),
     ("queued_at", "float8"),
@@ -47,10 +49,12 @@ _SQLITE = f"INSERT INTO results ({_NAMES}) VALUES ({_MARKS}) ON CONFLICT DO NOTH
 # travels as text and is cast on arrival; the rest is binary, which spares vectors the hex encoding.
 COPIED_FROM = 128
 _INCOMING_TYPES = ["text" if kind == "jsonb" else kind for _, kind in _COLUMNS]
-_INCOMING = "CREATE TEMPORARY TABLE IF NOT EXISTS incoming_results ({}) ON COMMIT DELETE ROWS".format(
-    ", ".join(f"{name} {kind}" for (name, _), kind in zip(_COLUMNS, _INCOMING_TYPES, strict=True))
+# Behind a pooler, another version's process may have made a table of other columns in the same session.
+_INCOMING_NAME = f"incoming_results_{REVISION}"
+_INCOMING = "CREATE TEMPORARY TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS".format(
+    _INCOMING_NAME, ", ".join(f"{name} {kind}" for (name, _), kind in zip(_COLUMNS, _INCOMING_TYPES, strict=True))
 )
-_COPY = f"COPY incoming_results ({_NAMES}) FROM STDIN (FORMAT BINARY)"
+_COPY = f"COPY {_INCOMING_NAME} ({_NAMES}) FROM STDIN (FORMAT BINARY)"
 _ARRAYS = ", ".join("%t::text[]" if kind == "jsonb" else f"%b::{kind}[]" for _, kind in _COLUMNS)
 _VALUES = ", ".join(f"{name}::jsonb" if kind == "jsonb" else name for name, kind in _COLUMNS[:-1])
 _VALUES += f", coalesce(stored_at, (SELECT {CLOCK['postgresql']}))"
@@ -161,7 +165,7 @@ def _into_postgresql(connection: Connection, rows: list[tuple[Any, ...]], wanted
             copy.set_types(_INCOMING_TYPES)
             for row in rows:
                 copy.write_row(row)
-    return connection.exec_driver_sql((_INSERTED % "incoming_results") + wanted).all()
+    return connection.exec_driver_sql((_INSERTED % _INCOMING_NAME) + wanted).all()
 
 
 def _into_sqlite(connection: Connection, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -193,6 +197,7 @@ def _row(result: Result, at: float | None) -> tuple[Any, ...]:
         json_text(result.error, f"{where}.error"),
         result.model,
         result.model_revision,
+        result.precision,
         result.tokens,
         result.batch,
         result.queued_at,

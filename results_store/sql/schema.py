@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0012"
+REVISION = "0013"
 
 #: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
 COMPATIBLE = "0009"
@@ -197,6 +197,7 @@ results = Table(
     Column("error", Json),
     Column("model", Text),
     Column("model_revision", Text),
+    Column("precision", Text),  # null in rows of older versions
     Column("tokens", BigInteger),
     Column("batch", Text),
     Column("queued_at", Double),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,7 +18,10 @@ from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints
 from tests.serving import DEVICE
 from workers import settings
+from workers.batching.planning.policy import Budget
+from workers.batching.roster import ServedModel
 from workers.batching.serving import served_models, tuned_backend
+from workers.batching.serving.processor_load import ProcessorTimes, others_share
 from workers.device import devices
 from workers.device.device_process import ModelToLoad
 from workers.models.backends import kept
@@ -23,9 +29,12 @@ from workers.models.backends.build import build
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.backends.compiled_network import Source
 from workers.models.backends.cuda_graphs import bucket
+from workers.models.built_in.tables.tabular import TabularModel
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface import sample_inputs
 from workers.models.interface.model import Array, ModelSpec
+from workers.training import tuning
+from workers.training.agreement import Answered, agreement
 
 TASKS = {"embedding": Task("embedding", KINDS["feature-extraction"], "text", "a vector")}
 
@@ -89,6 +98,9 @@ def test_results_say_what_computed_them(folder: Path) -> None:
     spec = ModelSpec("text", folder, "1", TASKS, {})
     other = TextModel(replace(spec, backend=Backend("openvino", "bf16")))
     assert other.revision == f"{TextModel(spec).revision}+openvino-bf16"
+    assert ServedModel(other, other.revision, Budget(64, 8)).precision == "bf16"
+    tabular = TabularModel(replace(spec, tasks={}))  # torch in fp32, without a choice
+    assert ServedModel(tabular, "1", Budget(64, 8)).precision == "fp32"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its compiler uses what it deprecates
@@ -190,13 +202,90 @@ def test_a_machine_measures_once_and_serves_what_won(folder: Path) -> None:
     decision = tuned_backend.find(served_models.model_to_load(chosen, "own"), devices.cpu())
     assert decision is not None
     assert {str(one.backend) for one in decision.candidates} >= {"torch-fp32", "torch-bf16", "openvino-fp32"}
-    best = max((one for one in decision.candidates if not one.refused), key=lambda one: one.items_per_s)
-    assert wanted.backend == decision.backend == best.backend
+    assert wanted.backend == decision.backend == tuned_backend.best_of(decision.candidates).backend
     assert served.budget.cost == decision.batch_cost
     assert decision.batch_cost in decision.rates
     served_models.serve(chosen, "own", devices.cpu())
     again = tuned_backend.find(served_models.model_to_load(chosen, "own"), devices.cpu())
     assert again == decision  # its time, too: nothing was measured again
+
+
+def fragile(**options: str) -> ModelToLoad:
+    tasks = {"size": Task("size", KINDS["feature-extraction"], "fragile", "")}
+    spec = ModelSpec("fragile", Path(), "1", tasks, options)
+    return ModelToLoad.from_spec("tests.fragile_model:FragileModel", spec)
+
+
+def test_a_candidate_that_raises_ends_nothing_but_itself() -> None:
+    """Wherever it raises, and whatever: the others are measured, and the table says why it is out."""
+    decision = tuning.tune(fragile(), "cpu", labelled=False)
+    assert {str(one.backend): one.refused for one in decision.candidates} == {
+        "torch-fp32": "",
+        "torch-bf16": "raised TypeError: expected Float but found BFloat16",
+        "openvino-fp32": "raised KeyError: 'opset'",
+        "openvino-bf16": "raised KeyError: 'opset'",
+    }
+    assert decision.backend == REFERENCE
+    assert list(decision.rates) == [16, 32]  # batches of 64 raise
+    labelled = tuning.tune(fragile(), "cpu", labelled=True)
+    refused = {str(one.backend): one.refused for one in labelled.candidates}
+    assert refused["onnxruntime-fp32"] == "raised LookupError: no such answer"
+
+
+def test_outputs_that_are_not_numbers_agree_with_their_like_alone() -> None:
+    """NaN is neither more nor less than a threshold, so it passed each of them."""
+    kinds = {"vector": Task("vector", KINDS["feature-extraction"], "text", "")}
+    masked = Answered({"vector": np.array([1.0, -np.inf], dtype=np.float32)}, {"vector": np.zeros(2)})
+    broken = Answered({"vector": np.array([np.nan, -np.inf], dtype=np.float32)}, {"vector": np.zeros(2)})
+    assert agreement([masked], [masked], kinds).cosine == 1.0
+    assert agreement([broken], [masked], kinds).cosine == 0.0
+
+
+def test_a_choice_of_a_busy_machine_is_made_again_on_a_quiet_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is used meanwhile. One of a quiet machine stays, and so does one with labelled texts, which took minutes."""
+    wanted = fragile(deadly="torch-bf16")
+    busy = tuning.tune(fragile(), "cpu", labelled=False)
+    busy = msgspec.structs.replace(busy, others=0.5, decided_at=1.0)
+
+    def decided_at(kept: tuned_backend.BackendDecision, quiet: float) -> float:
+        file = tuned_backend._file(wanted, devices.cpu())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(msgspec.json.encode(kept))
+        monkeypatch.setattr(tuned_backend, "QUIET", quiet)
+        found = tuned_backend.resolve(wanted, devices.cpu(), measure=True)
+        assert found is not None
+        return found.decided_at
+
+    assert busy.provisional
+    assert decided_at(busy, -1.0) == 1.0  # never quiet
+    assert decided_at(msgspec.structs.replace(busy, guard="accuracy"), 1.0) == 1.0
+    assert decided_at(msgspec.structs.replace(busy, others=0.01), 1.0) == 1.0
+    assert decided_at(busy, 1.0) > 1.0
+    found = tuned_backend.find(wanted, devices.cpu())
+    assert found is not None
+    said = {str(one.backend): one.refused for one in found.candidates}
+    assert said["torch-bf16"] == "the measuring process was ended by SIGSEGV", "a candidate that kills it ends nothing"
+
+
+def test_the_load_of_others_is_seen() -> None:
+    """Two busy processes take processors that a measurement wants; this process's own work is no such load."""
+    commands = [[sys.executable, "-c", "print(flush=True)\nwhile True: pass"]] * 2
+    began = ProcessorTimes.now()
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+    try:
+        for one in others:
+            assert one.stdout is not None
+            one.stdout.readline()
+            one.stdout.close()
+        while ProcessorTimes.now().passed_s - began.passed_s < 1.0:
+            pass
+        assert others_share(began) > 0.05
+    finally:
+        for one in others:
+            one.kill()
+            one.wait()
+    own = ProcessorTimes.now()
+    assert own.own_s - began.own_s > 0
 
 
 def test_a_model_that_cannot_be_measured_still_starts(tmp_path: Path) -> None:

@@ -387,12 +387,13 @@ def configured(**changes: Any) -> Callable[[Path], None]:
     [
         (without_safetensors, r"no model\.safetensors, only pytorch_model\.bin .* save it again"),
         (pointer, "is a Git LFS pointer; fetch the file"),
-        (cut, "transformers cannot load .*: SafetensorError"),
+        (cut, "transformers cannot load .*: SafetensorError.*; its weights are cut off or damaged"),
         (configured(quantization_config={"quant_method": "gptq"}), r"are quantised \(gptq\), which is not served"),
         (configured(id2label=["good", "bad"]), "the labels have no numbers"),
-        (configured(id2label={"0": "a", "1": "b"}, label2id=None), "transformers cannot load .*mismatch"),
+        (configured(id2label={"0": "a", "1": "b"}, label2id=None), r"names 2 labels where classifier\.\w+ has 3"),
+        (configured(id2label={"0": "a", "1": "b", "3": "c"}), "id2label has 3 labels, and none of the number 2"),
         (configured(model_type="unheard"), "transformers cannot load .*unheard"),
-        (configured(model_type="unheard", auto_map={"AutoModel": "code.Own"}), "transformers cannot load"),
+        (configured(model_type="unheard", auto_map={"AutoModel": "code.Own"}), "needs code of its own"),
     ],
 )
 def test_a_folder_that_cannot_be_loaded_is_refused_by_name(

@@ -39,6 +39,7 @@ def test_a_result_comes_back_as_it_went_in(store: Store) -> None:
         error={"kind": "InputTooLarge", "message": "items[7].input: too long"},
         model="text",
         model_revision="r1",
+        precision="bf16",
         batch="b1",
         queued_at=1.25,
         batched_at=2.5,

@@ -25,7 +25,9 @@ def fill(store: Store) -> None:
     failed = {"kind": "InputTooLarge", "message": 'a "long"\nstory, really'}
     store.commit(
         [
-            result(0, key="ä,1", output=[{"label": "sport", "score": 0.75}], queued_at=1.5, model="text"),
+            result(
+                0, key="ä,1", output=[{"label": "sport", "score": 0.75}], queued_at=1.5, model="text", precision="bf16"
+            ),
             result(1, "embedding", output=None, vector=pack_vector([0.1, -2.0])),
             result(2, state=ResultState.FAILED, output=None, error=failed),
         ],
@@ -48,6 +50,7 @@ def test_jsonl_has_one_object_a_result(store: Store) -> None:
     ]
     assert rows[0]["key"] == "ä,1"
     assert (rows[0]["output"], rows[0]["queued_at"]) == ([{"label": "sport", "score": 0.75}], 1.5)
+    assert [row["precision"] for row in rows] == ["bf16", None, None]
     assert pack_vector(rows[1]["output"]) == pack_vector([0.1, -2.0])
     assert rows[2]["output"] is None
     assert rows[2]["error"]["kind"] == "InputTooLarge"

@@ -322,6 +322,23 @@ def test_the_revision_of_another_program_is_left_alone(store_url: str) -> None:
     found.close()
 
 
+@pytest.mark.parametrize("made", ["alembic_version", "jobs"])
+def test_a_database_of_another_program_is_refused(store_url: str, made: str) -> None:
+    """Many projects number their revisions like ours, and have a table of jobs. Nothing of it is changed."""
+    found = database(store_url)
+    if found.sqlite:
+        found.path.touch()
+    found.open()
+    with found.write(Weight.ACCEPTED) as connection:
+        connection.execute(text(f"CREATE TABLE {made} (version_num VARCHAR(32) PRIMARY KEY)"))
+        connection.execute(text(f"INSERT INTO {made} VALUES ('0009')"))
+    with pytest.raises(StoreError, match=rf"another program .* table {made}.* in the store's URL"):
+        upgrade(found)
+    with found.read() as connection:
+        assert inspect(connection).get_table_names() == [made]
+    found.close()
+
+
 def test_a_revision_that_another_program_wrote_over_ours_changes_nothing(store: Store, store_url: str) -> None:
     """As its `alembic stamp` does: our own revision is in a table of its own."""
     found = database(store_url)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +135,46 @@ def test_a_table_of_ones_own_with_words_in_it(tmp_path: Path) -> None:
     assert "unknown to the model" in str(own.refusal("screening", {"amount": 1, "country": "FR"}))
 
 
+def test_a_table_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    """A mark in front, semicolons, an id, unknown numbers, numbers that are words because one of them is."""
+    lines = ["\ufeffcustomer;age;plan;churn"]
+    for number in range(60):
+        age, plan = "NA" if number % 7 == 0 else str(20 + number % 9), ("1", "2", "3+")[number % 3]
+        lines.append(f"{number};{age};{plan};{'yes' if plan == '3+' else 'no'}")
+    (tmp_path / "churn.csv").write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    whole = train_tabular.read_csv(tmp_path / "churn.csv", "churn")
+    assert list(train_tabular.doubtful(whole)) == [
+        "column 'customer' counts up from row to row, like an id; leave it out with --drop 'customer'",
+        "column 'plan' is read as words, as it has '3+' among numbers",
+    ]
+    table = train_tabular.read_csv(tmp_path / "churn.csv", "churn", drop=["customer"])
+    assert table.rows[0] == {"age": None, "plan": "1"}
+    assert train_tabular.train(table, tmp_path / "model").accuracy == 1.0
+    model = ServedTable(tmp_path / "model").model
+    columns = {"age": {"type": ["number", "null"]}, "plan": {"enum": ["1", "2", "3+", None]}}
+    assert model.declared_schemas()["input"]["properties"] == columns
+
+
+def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
+    """And no traceback."""
+    (tmp_path / "t.csv").write_text("a,label\n1,x\n2\n", encoding="utf-8")
+    command = [sys.executable, "-m", "workers.training.train_tabular", "out", "--csv", "t.csv", "--label", "label"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = "argosy: t.csv: row 3: has 1 cells where the header has 2; complete the row, or leave it out\n"
+    assert (ran.returncode, ran.stderr) == (1, said)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("a,b\n1,x\n", "no column 'label'"),
         ("a,label\n1,\n2,x\n", "row 2: label is empty"),
+        ("a,label\n1,x\n2\n", "row 3: has 1 cells where the header has 2"),
+        ("a,a,label\n1,1,x\n", "names the column 'a' twice"),
+        ('a,label\n1,"x\n', "row 2: unexpected end of data; check its quotation marks"),
+        ("a;label\n1,5;x\n2;y\n", "column 'a' has numbers with commas, like '1,5'; write them with a decimal point"),
+        ("\n", "has nothing in it"),
+        ("label\nx\n", "has no column but the label"),
         ("a,label\n1,x\n", "needs two labels"),
     ],
 )

@@ -64,6 +64,26 @@ def test_labels_without_numbers_are_refused(tmp_path: Path, settings: dict[str, 
         _ = Checkpoint(tmp_path, "models.x").labels
 
 
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({"adapter_config.json": "{}"}, "is an adapter without its base model; name the base as the source"),
+        ({"model_index.json": "{}"}, "is a pipeline of diffusers; give it a task of the kind"),
+        ({"model.onnx": ""}, "has no config.json, only an ONNX model; name the folder that it was exported from"),
+        ({"modules.json": '[{"path": "0_Transformer", "type": "a.Transformer"}]'}, "has its network in 0_Transformer"),
+        ({"modules.json": '[{"path": "", "type": "a.StaticEmbedding"}]'}, "begins with the module StaticEmbedding"),
+        ({"modules.json": "[]"}, "config.json: .*pull it"),
+        ({}, "config.json: .*pull it"),
+    ],
+)
+def test_a_folder_without_a_config_is_told_what_it_is(tmp_path: Path, files: dict[str, str], problem: str) -> None:
+    """A missing file's name leads nowhere."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigurationError, match=problem):
+        _ = Checkpoint(tmp_path, "models.x").config
+
+
 def test_a_huge_settings_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(65 * 2**20)

@@ -318,6 +318,7 @@ def test_tables_are_known_by_their_first_bytes(tmp_path: Path) -> None:
     [
         ('{"text": "a", "score": NaN}', "has NaN, which is not JSON; write null"),
         ('{"text": "a", "score": -Infinity}', "has -Infinity, which is not JSON"),
+        ('{"text": "a", "note": "\\ud83d"}', "has half of a surrogate pair"),
         ('{"text": "a", "tree": ' + "[" * 5000 + "]" * 5000 + "}", "is JSON nested too deeply"),
     ],
 )
@@ -326,6 +327,19 @@ def test_json_that_is_none_costs_its_row(tmp_path: Path, line: str, message: str
     bad, good = items(tmp_path / "a.jsonl")
     assert message in str(bad[1])
     assert good == ("2", "b")
+
+
+def test_a_first_line_that_may_be_a_row_is_told(tmp_path: Path) -> None:
+    """A table without a header loses its first row; only its owner knows. Usual names are beyond doubt."""
+    (tmp_path / "a.csv").write_text("a fine film\na dull film\n")
+    (tmp_path / "b.csv").write_text("review\na dull film\n")
+    (tmp_path / "c.csv").write_text("tweet\na dull film\n")
+    found = {}
+    for name, column in (("a.csv", None), ("b.csv", None), ("c.csv", "tweet")):
+        source = Source(tmp_path / name, "text", input_column=column)
+        assert [row.input for row in source.rows() if isinstance(row, NewItem)] == ["a dull film"]
+        found[name] = list(source.headers.values())
+    assert found == {"a.csv": ["a fine film"], "b.csv": [], "c.csv": []}
 
 
 def test_a_signature_in_a_url_is_in_no_name() -> None:

@@ -44,6 +44,13 @@ def test_other_urls_are_refused_with_what_to_write(url: str) -> None:
     assert "hunter2" not in str(refused.value)
 
 
+def test_an_at_sign_in_a_password_is_told_by_its_sign_alone() -> None:
+    """The rest of the password would be taken for the host, and shown."""
+    with pytest.raises(StoreError, match="write an @ in the user or the password as %40") as refused:
+        Store("postgresql://argosy:hun@ter2@127.0.0.1:1/argosy")
+    assert "ter2" not in str(refused.value)
+
+
 def test_a_password_is_never_shown() -> None:
     """Logs and tracebacks are read by more people than passwords are meant for."""
     store = Store("postgresql://argosy:hunter2@127.0.0.1:1/argosy", timeout_s=2)

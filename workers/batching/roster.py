@@ -20,6 +20,7 @@ from workers.batching.steady_clock import steady_time
 from workers.device.device_client import DeviceClient
 from workers.device.device_process import ModelToLoad
 from workers.device.transfer import Header
+from workers.models.interface import returned
 from workers.models.interface.model import Model
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,12 @@ class ServedModel:
     @property
     def name(self) -> str:
         return self.model.spec.name
+
+    @property
+    def precision(self) -> str | None:
+        """The precision of the model's passes, or None if a class of the user's own decides it."""
+        decides = not self.model.backends and returned.is_own(self.model)
+        return None if decides else self.model.spec.backend.precision
 
     @property
     def key(self) -> str:

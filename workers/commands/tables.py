@@ -17,12 +17,21 @@ def decision_table(decision: BackendDecision) -> Table:
             str(measured.backend),
             *_figures(measured, reference),
             *(f"{measured.accuracy[task]:.1%}" if task in measured.accuracy else "" for task in tasks),
-            "chosen" if measured.backend == decision.backend else measured.refused,
+            _remark(measured, decision),
         )
     rates = ", ".join(f"{cost:,}: {rate:,.0f}/s" for cost, rate in decision.rates.items())
     table.title = f"{decision.model} on {decision.device}, {decision.sample} inputs, by {decision.guard}"
     table.caption = f"batches of at most {decision.batch_cost:,} ({rates})"
+    if decision.provisional:
+        table.caption += f"; provisional: other programs took {decision.others:.0%} of the processors, so tune again"
     return table
+
+
+def _remark(measured: MeasuredBackend, decision: BackendDecision) -> str:
+    if measured.backend == decision.backend:
+        return "chosen"
+    chosen = next(one for one in decision.candidates if one.backend == decision.backend)
+    return measured.refused or ("less precise, not surely faster" if measured.fastest > chosen.items_per_s else "")
 
 
 def _figures(measured: MeasuredBackend, reference: MeasuredBackend) -> tuple[str, ...]:

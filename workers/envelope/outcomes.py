@@ -151,6 +151,7 @@ def _computed(
     row = replace(
         result(envelope, item, task.name, ResultState.SUCCEEDED),
         model_revision=served.revision,
+        precision=served.precision,
         tokens=prepared.size,
         batch=computed.batch,
         batched_at=computed.batched_at,

@@ -129,7 +129,7 @@ class Node:
         self._blobs = Blobs(settings.blobs)
         self._store_url = store_url
         self._files: ResultFiles | None = None
-        self._schemas: dict[str, dict[str, Any]] = {}  # those of custom tasks that the store has
+        self._schemas: dict[str, dict[str, Any]] = {}  # the descriptions of inputs that the store has
         environment = pinned_environment(cpu(), os.environ, threads=1)
         self.decoders = DecoderPool(settings.limits.of_decoding, environment, cores=available_cores())
 
@@ -374,12 +374,15 @@ class Node:
         self._tell()
 
     def _describe(self) -> None:
-        """Keep the schemas of custom tasks in the store, where clients read them. Raises StoreUnavailable."""
+        """Keep the models' descriptions of their inputs in the store, where clients read them.
+
+        Raises StoreUnavailable.
+        """
         assert self._execution is not None, "made before"
         offer = self._execution.offer.now
-        for name in {offer.catalogue.tasks[task].model for task in offer.catalogue.custom} & set(self.models):
-            schemas = offer.models[name].model.schemas()
-            if self._schemas.get(name) != schemas:
+        for name in self.models:
+            schemas = offer.models[name].model.declared_schemas()
+            if schemas is not None and self._schemas.get(name) != schemas:
                 self._store.declarations.describe(name, schemas)
                 self._schemas[name] = schemas
 

@@ -79,7 +79,8 @@ def agreement(found: Sequence[Answered], expected: Sequence[Answered], tasks: Ma
         compared = [compare(task.kind.name, one.answers[name], other.answers[name]) for one, other in pairs]
         if compared:
             right, shifts = zip(*compared, strict=True)
-            same, shift = min(same, float(np.mean(right))), max(shift, float(np.mean(shifts)))
+            # NumPy's maximum, unlike Python's, is NaN if a value is
+            same, shift = min(same, float(np.mean(right))), float(np.maximum(shift, np.mean(shifts)))
         numbers = [(one.outputs[name], other.outputs[name]) for one, other in pairs]
         cosines = [_cosine(one, other) for one, other in numbers if other.dtype != np.uint8]  # bytes are packed values
         cosine = min([cosine, *cosines])
@@ -188,6 +189,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _cosine(found: Array, expected: Array) -> float:
-    one, other = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    """Return the cosine of the finite values; 0 if other places than in `expected` are infinite or NaN."""
+    finite = np.isfinite(expected)
+    if not np.array_equal(np.isfinite(found), finite):
+        return 0.0
+    one, other = found[finite].astype(np.float64), expected[finite].astype(np.float64)
     lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / lengths if lengths > 0 else float(not one.any() and not other.any())
+    return float(one @ other) / lengths if lengths else float(not one.any() and not other.any())

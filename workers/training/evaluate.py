@@ -16,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from producers.wire.catalogue import Catalogue
+from producers.wire.command_line import one_line_errors
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.sources import model_source
 from workers.training import data, head_features
@@ -84,4 +85,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from producers.wire.catalogue import KINDS, Catalogue, Task
+from producers.wire.command_line import one_line_errors
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.messages import SeriesInput
 from workers.models.built_in.tables.series import SeriesChannel, SeriesDescription, save
@@ -89,13 +90,18 @@ def read_jsonl(path: Path) -> Recordings:
     """Return a file's series, a fifth of each label held out. Raises ConfigurationError naming the line."""
     names: set[tuple[str, ...]] = set()
     by_label: dict[str, list[Values]] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    # not `splitlines`, which also splits at characters that JSON texts may hold
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             read = Catalogue({}).check_input(_TASK, row["series"], field="series")
             label = str(row["label"])
         except (ValueError, KeyError, TypeError, InvalidInput) as error:
-            raise ConfigurationError(f"{path}: line {number}: {error!r}") from error
+            says = {KeyError: f"has no {error}", json.JSONDecodeError: f"is not JSON: {error}"}.get(type(error), error)
+            form = 'each line needs {"series": …, "label": …}'
+            raise ConfigurationError(f"{path}: line {number}: {says}; {form}") from error
         assert isinstance(read, SeriesInput)
         names.add(read.names or tuple(map(str, range(len(read.channels)))))
         if len(names) > 1 or any(value is None for one in read.channels for value in one):
@@ -220,4 +226,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

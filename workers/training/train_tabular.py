@@ -1,5 +1,5 @@
 """Train a calibrated, explainable model on a table:
-``python -m workers.training.train_tabular OUT [--data NAME | --csv FILE --label COLUMN]``.
+``python -m workers.training.train_tabular OUT [--data NAME | --csv FILE --label COLUMN [--drop COLUMN]]``.
 
 Without a file, the data are scikit-learn's breast cancer table (569 biopsies, 30 measurements each, benign or
 malignant), or with ``--data phishing`` 1,250 web pages. The model is a logistic regression, its strength chosen by
@@ -14,8 +14,10 @@ import csv
 import gzip
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -29,7 +31,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test_split
 
+from producers.wire.command_line import one_line_errors, say
 from producers.wire.errors import ConfigurationError, InvalidInput
+from producers.wire.validation import table_cells
 from workers.models.built_in.tables.tabular import FILE, FORMAT, Column
 from workers.models.sources import model_source
 from workers.training import data
@@ -106,27 +110,87 @@ def _split(labels: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray
     return known, held
 
 
-def read_csv(path: Path, label: str) -> Table:
-    """Return a CSV file's rows; empty cells are unknown. Raises ConfigurationError with the place of the fault."""
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if label not in (reader.fieldnames or ()):
-            raise ConfigurationError(f"{path}: no column {label!r}; there are {', '.join(reader.fieldnames or ())}")
-        read = [dict(row) for row in reader]
-    labels = [row.pop(label) for row in read]
-    if None in labels or "" in labels:
-        raise ConfigurationError(f"{path}: row {labels.index('') + 2}: {label} is empty; drop the row, or label it")
-    rows: list[Row] = [{name: _cell(value) for name, value in row.items()} for row in read]
-    return Table(path.stem, rows, labels)
+def read_csv(path: Path, label: str, *, drop: Sequence[str] = ()) -> Table:
+    """Return a CSV file's rows without the columns `drop`; empty cells are unknown.
+
+    The separator is the header's: a comma, a semicolon, a bar or a tab. Raises ConfigurationError with the place of the
+    fault.
+    """
+    header, *lines = _lines(path)
+    columns = header[1]
+    wrong = next((name for name in (label, *drop) if name not in columns), None)
+    if wrong is not None:
+        raise ConfigurationError(f"{path}: no column {wrong!r}; there are {', '.join(columns)}")
+    if label in drop:
+        raise ConfigurationError(f"{path}: the label {label!r} cannot be dropped")
+    cells: dict[str, list[str]] = {name: [] for name in columns}
+    for number, row in lines:
+        if len(row) != len(columns):
+            problem = f"has {len(row)} cells where the header has {len(columns)}"
+            raise ConfigurationError(f"{path}: row {number}: {problem}; complete the row, or leave it out")
+        if not row[columns.index(label)].strip():
+            raise ConfigurationError(f"{path}: row {number}: {label} is empty; drop the row, or label it")
+        for name, cell in zip(columns, row, strict=True):
+            cells[name].append(cell)
+    values = {
+        name: _values(own, f"{path}: column {name!r}") for name, own in cells.items() if name not in (label, *drop)
+    }
+    if not values:
+        raise ConfigurationError(f"{path}: has no column but the label")
+    rows: list[Row] = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    return Table(path.stem, rows, [one.strip() for one in cells[label]])
 
 
-def _cell(value: str | None) -> float | str | None:
-    if value is None or not value.strip():
-        return None
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the rows of a CSV file, each with the number of its last line; the header is the first."""
     try:
-        return float(value)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            separator = max(",;|\t", key=first.count)
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            found = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: is not UTF-8 ({error.reason}); save it as CSV UTF-8") from error
+    except csv.Error as error:
+        raise ConfigurationError(f"{path}: row {reader.line_num}: {error}; check its quotation marks") from error
+    if not found:
+        raise ConfigurationError(f"{path}: has nothing in it; the first line names the columns")
+    columns = found[0][1]
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigurationError(f"{path}: names the column {twice!r} twice; give each column its own name")
+    return found
+
+
+def _values(cells: Sequence[str], where: str) -> Sequence[float | str | None]:
+    """Return a column's numbers if all known cells are numbers, else its words as they are written."""
+    with suppress(ValueError):
+        return [table_cells.number(cell) for cell in cells]
+    with suppress(ValueError):
+        _ = [table_cells.number(cell.replace(",", ".", 1)) for cell in cells]
+        example = next(cell for cell in cells if "," in cell)
+        raise ConfigurationError(f"{where} has numbers with commas, like {example!r}; write them with a decimal point")
+    return [table_cells.word(cell) for cell in cells]
+
+
+def doubtful(table: Table) -> Iterator[str]:
+    """Yield a sentence for each column that may not be what it seems: an id, or numbers with some words in between."""
+    for name in table.rows[0]:
+        values = [row[name] for row in table.rows if row[name] is not None]
+        numbers = [value for value in values if isinstance(value, float) and value.is_integer()]
+        words = [value for value in values if isinstance(value, str) and not _is_number(value)]
+        if numbers and len(numbers) == len(values) and all(one < other for one, other in pairwise(numbers)):
+            yield f"column {name!r} counts up from row to row, like an id; leave it out with --drop {name!r}"
+        if 0 < 2 * len(words) < len(values):
+            yield f"column {name!r} is read as words, as it has {words[0]!r} among numbers"
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return table_cells.number(cell) is not None
     except ValueError:
-        return value.strip()
+        return False
 
 
 def train(table: Table, out: Path) -> TableScore:
@@ -199,7 +263,8 @@ def _column(name: str, values: Sequence[float | str | None]) -> Column:
         return Column(name, float(array.mean()), float(array.std()) or 1.0, float(array.min()), float(array.max()))
     categories = tuple(sorted({str(value) for value in found}))
     if not 1 <= len(categories) <= MOST_CATEGORIES:
-        raise ConfigurationError(f"column {name!r} has {len(categories)} different words; leave it out")
+        problem = f"has {len(categories)} different words" if categories else "is empty"
+        raise ConfigurationError(f"column {name!r} {problem}; leave it out with --drop {name!r}")
     return Column(name, categories=categories)
 
 
@@ -277,10 +342,15 @@ def main() -> None:
     parser.add_argument("--data", choices=list(TABLES), default="biopsies", help="a table that is there (%(default)s)")
     parser.add_argument("--csv", type=Path, help="a table of one's own, with a header")
     parser.add_argument("--label", help="the column of the CSV file that is to be predicted")
+    parser.add_argument("--drop", action="append", default=[], metavar="COLUMN", help="leave out a column, as an id")
     asked = parser.parse_args()
     if bool(asked.csv) != bool(asked.label):
         parser.error("--csv and --label go together")
-    table = read_csv(asked.csv, asked.label) if asked.csv else TABLES[asked.data]()
+    if asked.drop and not asked.csv:
+        parser.error("--drop is for --csv")
+    table = read_csv(asked.csv, asked.label, drop=asked.drop) if asked.csv else TABLES[asked.data]()
+    for sentence in doubtful(table) if asked.csv else ():
+        say(f"{asked.csv}: {sentence}", err=True)
     score = train(table, asked.out)
     auc = "" if score.auc is None else f", area under ROC {score.auc:.3f}"
     Console().print(
@@ -291,4 +361,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

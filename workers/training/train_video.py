@@ -25,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from producers.wire.command_line import one_line_errors
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers import settings
 from workers.models.backends.build import build
@@ -292,4 +293,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

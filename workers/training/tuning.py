@@ -3,19 +3,22 @@ starts.
 
 ``python -m workers.training.tuning FILE DEVICE`` reads the model from standard input and writes the decision to FILE.
 
-The fastest candidate wins among those that answer like the reference, torch in fp32: within half a point of its
-accuracy on held-out texts, if asked for; else within a small distance of its outputs on unlabelled texts. Candidates
-take turns, so that other load on the machine slows all of them.
+A candidate is admitted if it answers like the reference, torch in fp32: within half a point of its accuracy on held-out
+texts, if asked for; else within a small distance of its outputs on unlabelled texts. Candidates take turns, so that
+other load on the machine slows all of them; `best_of` compares their medians and extremes. A candidate that raises an
+exception is out, with its error as the reason, and the others go on.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import statistics
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,7 +27,8 @@ import msgspec
 import torch
 
 from producers.wire.errors import ConfigurationError
-from workers.batching.serving.tuned_backend import BackendDecision, MeasuredBackend
+from workers.batching.serving.processor_load import ProcessorTimes, others_share
+from workers.batching.serving.tuned_backend import TURN_OF, BackendDecision, MeasuredBackend, best_of
 from workers.device import accelerator
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
@@ -51,8 +55,11 @@ SAMPLE, LABELLED_TEXTS = 60, 500
 GPU_SAMPLE, GPU_DOUBLINGS = 1000, 3
 
 #: A large model is measured on fewer inputs, so that a pass over them takes about this long, but on no fewer than this
-#: many; a pass that takes longer all the same is measured once.
+#: many; passes that take longer all the same get the least number of turns.
 PASS_S, LEAST_SAMPLE = 3.0, 8
+
+#: The turns of each candidate after a first, uncounted one. Two are the least that show noise.
+TURNS, LEAST_TURNS = 5, 2
 
 
 def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
@@ -77,39 +84,38 @@ def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
 
 @dataclass(slots=True)
 class _Candidate:
+    """A loaded candidate: the seconds of its turns, and the error that ended them."""
+
     backend: Backend
     model: Model
-    fastest_s: float = float("inf")
+    turns_s: list[float] = field(default_factory=list)
+    problem: str = ""
 
 
-def tune(wanted: ModelToLoad, device: str, *, labelled: bool, rounds: int = 3) -> BackendDecision:
-    """Return the decision for a model, by the best of `rounds` measurements.
+def tune(
+    wanted: ModelToLoad, device: str, *, labelled: bool, deadly: Mapping[str, str] | None = None
+) -> BackendDecision:
+    """Return the decision for a model. `deadly` are candidates that killed this process before, with the reason.
 
     Raises ConfigurationError if not even the reference runs.
     """
+    began = ProcessorTimes.now()
     reference = _load(wanted, REFERENCE, device)
     trials = _trials(reference.model, SAMPLE if device == "cpu" else GPU_SAMPLE)
-    loaded: list[_Candidate] = [reference]
-    refused: list[MeasuredBackend] = []
-    for backend in candidates(device, labelled=labelled):
-        if backend.is_reference or backend.name not in reference.model.backends:
-            continue
-        try:
-            _check_memory(Path(wanted.folder), device, len(loaded))
-            loaded.append(_load(wanted, backend, device))
-        except (ConfigurationError, RuntimeError, NotImplementedError) as error:
-            refused.append(_not_run(wanted, backend, error))
+    loaded, refused = _all_loaded(wanted, reference, device, labelled=labelled, deadly=deadly or {})
     budgets = _budgets(reference.model, device)
     usual = budgets[len(budgets) // 2]
-    _take_turns([(candidate, _batches(trials, usual)) for candidate in loaded], rounds)
+    _take_turns([(candidate, _batches(trials, usual)) for candidate in loaded])
+    if reference.problem:
+        raise ConfigurationError(f"models.{wanted.name}: {REFERENCE} {reference.problem}")
     judged = _batches(trials[:SAMPLE], usual)
     expected = answered(reference.model, judged)
     labels = _labelled(wanted, reference.model) if labelled else {}
     right = {task: _right(reference.model, task, examples) for task, examples in labels.items()}
     measured = [_judged(candidate, len(trials), judged, expected, labels, right) for candidate in loaded]
-    best = max((m for m in measured if not m.refused), key=lambda m: m.items_per_s)
+    best = best_of(measured)
     chosen = next(candidate for candidate in loaded if candidate.backend == best.backend)
-    rates = _rates(chosen, trials, budgets, rounds)
+    rates = _rates(chosen, trials, budgets)
     good = [cost for cost, rate in rates.items() if rate >= GOOD_ENOUGH * max(rates.values())]
     return BackendDecision(
         model=wanted.name,
@@ -122,23 +128,54 @@ def tune(wanted: ModelToLoad, device: str, *, labelled: bool, rounds: int = 3) -
         backend=best.backend,
         rates={cost: round(rate, 1) for cost, rate in rates.items()},
         batch_cost=min(good),
+        others=round(others_share(began), 3),
     )
+
+
+def _all_loaded(
+    wanted: ModelToLoad, reference: _Candidate, device: str, *, labelled: bool, deadly: Mapping[str, str]
+) -> tuple[list[_Candidate], list[MeasuredBackend]]:
+    """Return the candidates that load here, the reference first, and those that do not."""
+    loaded, refused = [reference], list[MeasuredBackend]()
+    for backend in candidates(device, labelled=labelled):
+        if backend.is_reference or backend.name not in reference.model.backends:
+            continue
+        if str(backend) in deadly:
+            refused.append(_not_run(backend, deadly[str(backend)]))
+            continue
+        try:
+            _check_memory(Path(wanted.folder), device, len(loaded))
+            loaded.append(_load(wanted, backend, device))
+        except Exception as error:  # noqa: BLE001 - tracers, compilers and networks raise errors of every type
+            refused.append(_not_run(backend, _said(error).removeprefix(f"models.{wanted.name}").lstrip(":. ")))
+    return loaded, refused
 
 
 def _load(wanted: ModelToLoad, backend: Backend, device: str) -> _Candidate:
     model = msgspec.structs.replace(wanted, backend=backend).build()
     if not model.tunable:
         raise ConfigurationError(f"models.{wanted.name}: {type(model).__name__} has no backends to choose from")
+    _tell(backend)
     model.load(device)
     return _Candidate(backend, model)
 
 
-def _not_run(wanted: ModelToLoad, backend: Backend, error: Exception) -> MeasuredBackend:
+def _tell(backend: Backend) -> None:
+    """Note the candidate at work, in case it kills this process."""
+    print(TURN_OF.format(backend), file=sys.stderr, flush=True)  # noqa: T201 - `decide` reads it
+
+
+def _not_run(backend: Backend, reason: str) -> MeasuredBackend:
     """Return a candidate that does not run here, with its reason."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix(f"models.{wanted.name}")
     return MeasuredBackend(
-        backend=backend, items_per_s=0.0, agreement=0.0, shift=0.0, same=0.0, refused=reason.lstrip(":. ")
+        backend=backend, items_per_s=0.0, slowest=0.0, fastest=0.0, agreement=0.0, shift=0.0, same=0.0, refused=reason
     )
+
+
+def _said(error: BaseException) -> str:
+    """Return an error in a line, with its class unless it is a refusal of ours."""
+    line = (str(error).strip().splitlines() or [""])[0][:300]
+    return line if isinstance(error, ConfigurationError) else f"raised {type(error).__name__}: {line}"
 
 
 def _check_memory(folder: Path, device: str, loaded: int) -> None:
@@ -179,25 +216,27 @@ def _batches(trials: Sequence[Trial], cost: int) -> list[list[Trial]]:
     return [[trials[n] for n in places] for places in by_size([trial.row.size for trial in trials], cost)]
 
 
-def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]], rounds: int) -> list[float]:
-    """Run every candidate over its batches so many times after a first, uncounted one; return each one's best seconds.
+def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]]) -> None:
+    """Run every candidate over its batches in turns, and note their seconds. Where turns take long, there are fewer.
 
-    Where the first takes long, it is the one that counts: what is done but once weighs little there.
+    A candidate that raises an exception gets no further turns.
     """
-    best = [float("inf")] * len(runs)
     began = time.perf_counter()
-    for round_ in range(rounds + 1):
-        for place, (candidate, batches) in enumerate(runs):
+    for round_ in range(1 + TURNS):
+        for candidate, batches in runs:
+            if candidate.problem:
+                continue
+            _tell(candidate.backend)
             started = time.perf_counter()
-            for batch in batches:
-                run(candidate.model, batch)
-            took_s = time.perf_counter() - started
-            best[place] = min(best[place], took_s) if round_ != 1 else took_s
-        if time.perf_counter() - began > (round_ + 1) * PASS_S * len(runs):
+            try:
+                for batch in batches:
+                    run(candidate.model, batch)
+            except Exception as error:  # noqa: BLE001 - networks raise errors of every type
+                candidate.problem = _said(error)
+            else:
+                candidate.turns_s += [time.perf_counter() - started] if round_ else []
+        if round_ >= LEAST_TURNS and time.perf_counter() - began > (round_ + 1) * PASS_S * len(runs):
             break
-    for (candidate, _), seconds in zip(runs, best, strict=True):
-        candidate.fastest_s = min(candidate.fastest_s, seconds)
-    return best
 
 
 def _judged(
@@ -208,18 +247,27 @@ def _judged(
     labels: Mapping[str, Sequence[data.Example]],
     reference: Mapping[str, float],
 ) -> MeasuredBackend:
-    found = agreement(answered(candidate.model, batches), expected, candidate.model.spec.tasks)
-    accuracy = {task: _right(candidate.model, task, examples) for task, examples in labels.items()}
+    if candidate.problem:
+        return _not_run(candidate.backend, candidate.problem)
+    _tell(candidate.backend)
+    try:
+        found = agreement(answered(candidate.model, batches), expected, candidate.model.spec.tasks)
+        accuracy = {task: _right(candidate.model, task, examples) for task, examples in labels.items()}
+    except Exception as error:  # noqa: BLE001 - answers that cannot be finished have errors of every type
+        return _not_run(candidate.backend, _said(error))
     lost = {task: reference[task] - accuracy[task] for task in labels}
     refused = ""
     if lost and max(lost.values()) > MOST_LOST:
         worst = max(lost, key=lambda task: lost[task])
         refused = f"{worst}: {100 * lost[worst]:.1f} points less accurate"
-    elif not lost and (found.cosine < LEAST_AGREEMENT or found.shift > MOST_SHIFT or found.same < LEAST_SAME):
+    # negated, because NaN is neither more nor less
+    elif not lost and not (found.cosine >= LEAST_AGREEMENT and found.shift <= MOST_SHIFT and found.same >= LEAST_SAME):
         refused = "answers differ from torch's in fp32"
     return MeasuredBackend(
         backend=candidate.backend,
-        items_per_s=round(timed / candidate.fastest_s, 1),
+        items_per_s=round(timed / statistics.median(candidate.turns_s), 1),
+        slowest=round(timed / max(candidate.turns_s), 1),
+        fastest=round(timed / min(candidate.turns_s), 1),
         agreement=round(found.cosine, 6),
         shift=round(found.shift, 6),
         same=round(found.same, 4),
@@ -251,18 +299,23 @@ def _budgets(model: Model, device: str) -> list[int]:
     return [*model.budgets, *(model.budgets[-1] << doublings for doublings in more)]
 
 
-def _rates(candidate: _Candidate, trials: Sequence[Trial], budgets: Sequence[int], rounds: int) -> dict[int, float]:
-    """Return the items/s of a candidate by batch cost."""
+def _rates(chosen: _Candidate, trials: Sequence[Trial], budgets: Sequence[int]) -> dict[int, float]:
+    """Return the items/s of a candidate by batch cost, without costs at which it raises an exception."""
     cut = {cost: _batches(trials, cost) for cost in budgets}
     # what is not cut into other batches than by a smaller cost needs no measuring
     costs = [cost for n, (cost, own) in enumerate(cut.items()) if not n or len(own) < len(list(cut.values())[n - 1])]
-    seconds = _take_turns([(candidate, cut[cost]) for cost in costs], rounds)
-    return {cost: len(trials) / took for cost, took in zip(costs, seconds, strict=True)}
+    runs = {cost: _Candidate(chosen.backend, chosen.model) for cost in costs}
+    _take_turns([(runs[cost], cut[cost]) for cost in costs])
+    rates = {cost: len(trials) / statistics.median(run_.turns_s) for cost, run_ in runs.items() if not run_.problem}
+    if not rates:
+        raise ConfigurationError(f"models.{chosen.model.spec.name}: {chosen.backend} {runs[costs[0]].problem}")
+    return rates
 
 
 class _Asked(msgspec.Struct, frozen=True):
     model: ModelToLoad
     labelled: bool
+    deadly: dict[str, str]
 
 
 def main() -> None:
@@ -271,7 +324,11 @@ def main() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     pinned = "cuda:0" if device.startswith("cuda") else device
     accelerator.set_up(pinned)
-    decision = tune(asked.model, pinned, labelled=asked.labelled)
+    try:
+        decision = tune(asked.model, pinned, labelled=asked.labelled, deadly=asked.deadly)
+    except Exception as error:  # noqa: BLE001 - its caller reports the last line
+        traceback.print_exc()
+        sys.exit(_said(error).removeprefix(f"models.{asked.model.name}: "))
     file.write_bytes(msgspec.json.encode(decision))
 
 

@@ -2,7 +2,8 @@
 
 A *decision* is measured once, by `workers.training.tuning` in a process of its own (it needs torch), and saved in the
 cache, for these weights, device, processor and library versions. `argosy tune` decides again, with labelled texts; a
-worker without a decision measures one before it starts.
+worker without a decision measures one before it starts. A decision made while other programs kept the machine busy is
+*provisional*: it is used, and the next worker that starts on a quiet machine measures again.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +27,10 @@ from filelock import FileLock
 
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
+from workers.batching.serving.processor_load import BUSY, QUIET, ProcessorTimes, others_share
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device, available_cores, pinned_environment
-from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.backends.choice import BY_PRECISION, REFERENCE, Backend
 from workers.models.sources import model_source
 
 logger = logging.getLogger(__name__)
@@ -33,14 +39,32 @@ logger = logging.getLogger(__name__)
 _LIBRARIES = ("onnxruntime", "openvino", "torch", "transformers")
 
 
+#: The version of the rule of `best_of`: decisions by another rule are not used.
+_RULE = 2
+
+#: A less precise candidate must be this many times as fast as a more precise one: its slowest turn against the other's
+#: fastest.
+LEAST_GAIN = 1.1
+
+#: The measuring process's note of the candidate at work, on stderr.
+TURN_OF = "turn of {}"
+_TURN_OF = re.compile(rf"^{TURN_OF.format('(.+)')}$", re.MULTILINE)
+
+#: The time for which a machine must be quiet before a provisional decision is measured again.
+_LOOK_S = 0.2
+
+
 class MeasuredBackend(msgspec.Struct, frozen=True, kw_only=True):
-    """A candidate. `agreement` is the least cosine between its outputs and the reference's, `shift` the mean difference
-    of scores, `same` the share of equal best answers; `accuracy` is by task, where labelled data were used. A candidate
-    that was not admitted, or does not run here (no items per second), has a reason.
+    """A candidate. `items_per_s` is the median of its turns, `slowest` and `fastest` are the extremes. `agreement` is
+    the least cosine between its outputs and the reference's, `shift` the mean difference of scores, `same` the share of
+    equal best answers; `accuracy` is by task, where labelled data were used. A candidate that was not admitted, or does
+    not run here (no items per second), has a reason.
     """
 
     backend: Backend
     items_per_s: float
+    slowest: float
+    fastest: float
     agreement: float
     shift: float
     same: float = 1.0
@@ -49,7 +73,9 @@ class MeasuredBackend(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackendDecision(msgspec.Struct, frozen=True, kw_only=True):
-    """The choice for a model on a device, and the table behind it. `rates` are items/s by batch cost."""
+    """The choice for a model on a device, and the table behind it. `rates` are items/s by batch cost. `others` is the
+    share of the processors' time that other programs took meanwhile.
+    """
 
     model: str
     revision: str
@@ -61,6 +87,29 @@ class BackendDecision(msgspec.Struct, frozen=True, kw_only=True):
     backend: Backend
     rates: dict[int, float]
     batch_cost: int
+    others: float = 0.0
+
+    @property
+    def provisional(self) -> bool:
+        """Whether the machine was too busy for a measurement that holds."""
+        return self.others > BUSY
+
+
+def best_of(measured: Sequence[MeasuredBackend]) -> MeasuredBackend:
+    """Return the choice among the admitted candidates.
+
+    In each precision it is the fastest. Of two precisions the better one wins, unless the slowest turn of the other
+    candidate is faster than its fastest turn by `LEAST_GAIN`. So noise never costs precision.
+    """
+    admitted = [one for one in measured if not one.refused]
+    best: MeasuredBackend | None = None
+    for precision in BY_PRECISION:
+        of_this = [one for one in admitted if one.backend.precision == precision]
+        fastest = max(of_this, key=lambda one: one.items_per_s, default=None)
+        if fastest is not None and (best is None or fastest.slowest > LEAST_GAIN * best.fastest):
+            best = fastest
+    assert best is not None, "the reference is always admitted"
+    return best
 
 
 def find(model: ModelToLoad, device: Device) -> BackendDecision | None:
@@ -74,26 +123,40 @@ def find(model: ModelToLoad, device: Device) -> BackendDecision | None:
 def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int = 0) -> BackendDecision:
     """Measure the candidates for a model and save the decision; takes half a minute, or minutes if `labelled`.
 
-    Raises ConfigurationError with the measuring process's error if it failed.
+    A candidate that kills the measuring process is left out, and the others are measured again. Raises
+    ConfigurationError with the measuring process's error if it failed.
     """
     file = _file(model, device)
     file.parent.mkdir(parents=True, exist_ok=True)
+    deadly: dict[str, str] = {}
     with atomically(file) as made:
         command = [sys.executable, "-m", "workers.training.tuning", str(made), device.name]
         environment = pinned_environment(device, os.environ, threads=threads)
-        asked = msgspec.json.encode({"model": model, "labelled": labelled})
-        ran = subprocess.run(command, input=asked, env=environment, stderr=subprocess.PIPE, check=False)  # noqa: S603
-        if ran.returncode:
-            said = ran.stderr.decode(errors="replace").strip()
-            raise ConfigurationError(f"models.{model.name}: cannot be tuned: {said[-2000:]}")
+        while True:
+            asked = msgspec.json.encode({"model": model, "labelled": labelled, "deadly": deadly})
+            ran = subprocess.run(command, input=asked, env=environment, stderr=subprocess.PIPE, check=False)  # noqa: S603
+            if not ran.returncode:
+                break
+            at_work = _TURN_OF.findall(ran.stderr.decode(errors="replace"))[-1:]
+            if ran.returncode > 0 or not at_work or at_work[0] in (str(REFERENCE), *deadly):
+                raise ConfigurationError(f"models.{model.name}: cannot be tuned: {_reason(ran)}")
+            deadly[at_work[0]] = _reason(ran)
     found = find(model, device)
     assert found is not None, "it was just made"
     return found
 
 
+def _reason(ran: subprocess.CompletedProcess[bytes]) -> str:
+    """Return the reason for which the measuring process ended: its last line, or its signal."""
+    if ran.returncode < 0:
+        return f"the measuring process was ended by {signal.Signals(-ran.returncode).name}"
+    lines = ran.stderr.decode(errors="replace").strip().splitlines()
+    return lines[-1][:500] if lines else f"the measuring process ended with exit code {ran.returncode}"
+
+
 def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int = 0) -> BackendDecision | None:
-    """Return the decision for a model, measuring if there is none and `measure` allows it; None means the reference
-    backend.
+    """Return the decision for a model; None means the reference backend. If `measure` allows it, measures if there is
+    none, or a provisional one and the machine is quiet.
 
     Several workers that start together measure once. Without a writable cache, nothing is measured.
     """
@@ -103,12 +166,27 @@ def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int =
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            return find(model, device) or (_measured(model, device, threads) if measure else None)
+            found = find(model, device)
+            if measure and (found is None or _is_due_again(found)):
+                return _measured(model, device, threads) or found
+            return found
     except OSError as error:  # the cache belongs to another user, or is mounted read-only
         found = find(model, device)
         if found is None:
             logger.warning("no backend is measured for model %s, it runs on %s: %s", model.name, REFERENCE, error)
         return found
+
+
+def _is_due_again(found: BackendDecision) -> bool:
+    """Return whether a decision is provisional, and the machine is quiet now.
+
+    With labelled texts, `argosy tune` measures for minutes, so only its user repeats that.
+    """
+    if not found.provisional or found.guard == "accuracy":
+        return False
+    began = ProcessorTimes.now()
+    time.sleep(_LOOK_S)
+    return others_share(began) <= QUIET
 
 
 def _measured(model: ModelToLoad, device: Device, threads: int) -> BackendDecision | None:
@@ -120,12 +198,19 @@ def _measured(model: ModelToLoad, device: Device, threads: int) -> BackendDecisi
         logger.warning("%s; it runs on %s", error, REFERENCE)
         return None
     logger.info("model %s runs on %s, batches of %d", model.name, found.backend, found.batch_cost)
+    if found.provisional:
+        logger.warning(
+            "model %s: this choice is provisional, as other programs took %.0f %% of the processors; the next worker "
+            "that starts on a quiet machine measures again",
+            model.name,
+            100 * found.others,
+        )
     return found
 
 
 def _file(model: ModelToLoad, device: Device) -> Path:
     machine = (device.description, platform.machine(), _processor(), available_cores())
-    described = (model.build().revision, sorted(model.tasks), model.options, machine, _versions())
+    described = (_RULE, model.build().revision, sorted(model.tasks), model.options, machine, _versions())
     digest = hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
     return model_source.cache_folder() / "tuned" / f"{model.name}-{device.name.replace(':', '')}-{digest}.json"
 

@@ -18,6 +18,9 @@ PRECISIONS: Final[dict[Name, tuple[Precision, ...]]] = {
     "vllm": ("fp32", "bf16", "fp16"),
 }
 
+#: All precisions, the best one first.
+BY_PRECISION: Final[tuple[Precision, ...]] = ("fp32", "fp16", "bf16", "int8")
+
 #: The names of torch's dtypes for the weights, by precision.
 DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

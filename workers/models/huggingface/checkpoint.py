@@ -13,13 +13,11 @@ from typing import Any
 
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import Adapter
+from workers.models.huggingface import refused_folders
 
 #: Encoders that number positions from the padding token's number + 1, so their usable positions are fewer than the
 #: config says.
 _COUNT_AFTER_PADDING = ("camembert", "data2vec-text", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")
-
-#: The most characters of a reason that transformers gives.
-_LONGEST_REASON = 400
 
 #: The longest input of a text model whose folder gives no limit.
 _MAX_TOKENS = 512
@@ -31,16 +29,6 @@ _MOST_LAYERS = 2000
 
 
 _WEIGHTS = "model.safetensors"
-
-#: Other weights that a folder may have, by their files.
-_OTHER_WEIGHTS = (
-    ("pytorch_model.bin (pickle, which is never read)", "pytorch_model*.bin"),
-    ("an ONNX model", "*.onnx"),
-    ("an adapter (name it in options.adapters)", "adapter_model.*"),
-    ("TensorFlow weights", "tf_model.h5"),
-    ("Flax weights", "flax_model.msgpack"),
-    ("a GGUF file", "*.gguf"),
-)
 
 #: The first bytes of a file that Git LFS has not fetched.
 _POINTER = b"version https://git-lfs"
@@ -58,9 +46,8 @@ def loading(folder: Path, where: str) -> Iterator[None]:
 
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        problem = f"transformers cannot load {folder}: {type(error).__name__}: {said[:_LONGEST_REASON]}"
-        raise ConfigurationError(f"{where}: {problem}") from error
+        reason = refused_folders.reason(folder, Checkpoint(folder, where).config, error)
+        raise ConfigurationError(f"{where}: transformers cannot load {folder}: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -72,6 +59,8 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        if not (self.folder / "config.json").is_file() and (found := refused_folders.without_config(self.folder)):
+            raise ConfigurationError(f"{self.where}: {self.folder} {found[0]}; {found[1]}")
         return self.read("config.json")
 
     def read_json(self, name: str) -> Any:
@@ -109,10 +98,8 @@ class Checkpoint:
         files = [self.folder / name for name in (_WEIGHTS, f"{_WEIGHTS}.index.json")]
         there = next((file for file in files if file.is_file()), None)
         if there is None:
-            found = [name for name, pattern in _OTHER_WEIGHTS if any(self.folder.glob(pattern))]
-            problem = f"{self.folder} has no {_WEIGHTS}" + (f", only {' and '.join(found)}" if found else "")
-            remedy = "load it with transformers and save it again (save_pretrained), which writes safetensors"
-            raise ConfigurationError(f"{self.where}: {problem}; {remedy}")
+            found, remedy = refused_folders.without_weights(self.folder)
+            raise ConfigurationError(f"{self.where}: {self.folder} has no {_WEIGHTS}{found}; {remedy}")
         with there.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
                 raise ConfigurationError(f"{self.where}: {there} is a Git LFS pointer; fetch the file: git lfs pull")
@@ -124,9 +111,15 @@ class Checkpoint:
         try:
             if not names:
                 return tuple(f"LABEL_{number}" for number in range(int(self.config.get("num_labels", 2))))
-            return tuple(str(name) for _, name in sorted(names.items(), key=lambda pair: int(pair[0])))
+            by_number = {int(number): str(name) for number, name in names.items()}
         except (TypeError, ValueError, AttributeError) as error:
-            raise ConfigurationError(f"{self.where}: config.json: the labels have no numbers: {error}") from error
+            problem = 'the labels have no numbers; write id2label as {"0": "first", "1": "second"}'
+            raise ConfigurationError(f"{self.where}: config.json: {problem}") from error
+        if by_number.keys() != set(range(len(names))):
+            missing = next(number for number in range(len(names)) if number not in by_number)
+            problem = f"id2label has {len(names):,} labels, and none of the number {missing}"
+            raise ConfigurationError(f"{self.where}: config.json: {problem}; number them from 0 without gaps")
+        return tuple(by_number[number] for number in range(len(names)))
 
     @cached_property
     def function_to_apply(self) -> str:

@@ -187,7 +187,8 @@ class CheckpointNetworks:
         if missing and network.auto == BACKBONE and all(name.startswith("pooler.") for name in missing):
             loaded.pooler, missing = None, []
         if missing:
-            problem = f"{network.folder} has no weights for {missing[0]}" + ", …" * (len(missing) > 1)
+            is_a = " and ".join(getattr(loaded.config, "architectures", None) or ["model"])
+            problem = f"{network.folder}, a {is_a}, has no weights for {missing[0]}" + ", …" * (len(missing) > 1)
             raise ConfigurationError(f"{self._where}: {problem}: the checkpoint was not trained for this kind of task")
         return loaded.eval().to(self._device)
 

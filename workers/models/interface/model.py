@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from producers.wire.catalogue import Task
 from producers.wire.errors import ArgosyError, ConfigurationError, InvalidInput
 from producers.wire.kinds import Kind
+from producers.wire.kinds.custom import CUSTOM
 from producers.wire.messages import TextAndImageInput
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.decoding.isolation import DecodingInterrupted, each
@@ -162,6 +163,13 @@ class Model(PreviousForm, ABC):
         except (TypeError, RuntimeError) as error:
             problem = f"`input_type` and `output_type` must be types that msgspec knows: {error}"
             raise ConfigurationError(f"{cls.__module__}.{cls.__qualname__}: {problem}") from error
+
+    def declared_schemas(self) -> dict[str, Any] | None:
+        """Return the JSON Schema of the tasks' `input`, for the store: clients read it there. None for no schema.
+
+        Raises ConfigurationError for a type without a schema, or files that cannot be read.
+        """
+        return self.schemas() if any(task.kind is CUSTOM for task in self.spec.tasks.values()) else None
 
     # --- in the parent process, from many threads ---
 

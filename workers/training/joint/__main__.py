@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from producers.wire.catalogue import Catalogue
+from producers.wire.command_line import one_line_errors
 from workers.models.sources import model_source
 from workers.training import data, head_features
 from workers.training.data import SEED
@@ -93,4 +94,5 @@ def _show(scores: dict[str, TaskCard], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -121,6 +121,11 @@ class SeriesModel(Model):
             for place in best
         ]
 
+    def declared_schemas(self) -> dict[str, Any]:
+        values = {"type": "array", "items": {"type": ["number", "null"]}}
+        channels = {channel.name: values for channel in self.described.channels}
+        return {"input": {"type": "object", "properties": channels, "required": [*channels]}}
+
     @cached_property
     def described(self) -> SeriesDescription:
         """The metadata of the model's file. Raises ConfigurationError."""

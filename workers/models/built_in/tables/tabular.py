@@ -60,6 +60,11 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
             )
         return [(float(value) - self.mean) / self.scale]
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of the column's values."""
+        return {"enum": [*self.categories, None]} if self.categories else {"type": ["number", "null"]}
+
 
 class TabularModel(Model):
     """A model of rows (`producers.wire.messages.RowInput`). All its tasks give the same answer, explained or not."""
@@ -125,6 +130,10 @@ class TabularModel(Model):
             part = float(parts[start : start + column.width].sum())
             start += column.width
             yield ColumnPart(column.name, prepared.aside.values[column.name], round(part, SCORE_DIGITS))
+
+    def declared_schemas(self) -> dict[str, Any]:
+        columns = {column.name: column.schema for column in self.columns}
+        return {"input": {"type": "object", "properties": columns, "required": [*columns]}}
 
     @property
     def columns(self) -> Sequence[Column]:

@@ -1,0 +1,90 @@
+"""What a folder is that cannot be served: the sentences for what is missing, and for what transformers cannot load."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+#: The most characters of a reason that transformers gives.
+_LONGEST_REASON = 400
+
+#: Heads whose first axis has a value for each label.
+_LABELLED = re.compile(r"(^|\.)(classifier|score|class_labels_classifier|(classifier|classification_head)\.out_proj)\.")
+
+_SAVED_AGAIN = "load it with transformers and save it again (save_pretrained), which writes safetensors"
+
+#: Other weights than safetensors that a folder may have, by their files, with the remedy.
+OTHER_WEIGHTS = (
+    ("pytorch_model.bin (pickle, which is never read)", "pytorch_model*.bin", _SAVED_AGAIN),
+    ("an adapter", "adapter_model.*", "name it in options.adapters, and its base model as the source"),
+    ("an ONNX model", "*.onnx", "name the folder that it was exported from"),
+    ("TensorFlow weights", "tf_model.h5", "name a revision with safetensors"),
+    ("Flax weights", "flax_model.msgpack", "name a revision with safetensors"),
+    ("a GGUF file", "*.gguf", "name the folder of the model that it was made from"),
+)
+
+
+def without_weights(folder: Path) -> tuple[str, str]:
+    """Return what a folder has in place of weights as safetensors, and the remedy."""
+    found = [(name, remedy) for name, pattern, remedy in OTHER_WEIGHTS if any(folder.glob(pattern))]
+    if not found:
+        return "", "pull it (argosy models pull), or correct the source"
+    return f", only {' and '.join(name for name, _ in found)}", found[0][1]
+
+
+def without_config(folder: Path) -> tuple[str, str] | None:
+    """Return what a folder without a ``config.json`` is, and the remedy; None if its files do not tell."""
+    if (folder / "modules.json").is_file():
+        return _sentence_modules(folder)
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "is an adapter without its base model",
+            "name the base as the source, and this folder in options.adapters",
+        )
+    if (folder / "model_index.json").is_file():
+        return "is a pipeline of diffusers", "give it a task of the kind text-to-image or image-to-image"
+    weights = without_weights(folder)
+    return (f"has no config.json{weights[0]}", weights[1]) if weights[0] else None
+
+
+def _sentence_modules(folder: Path) -> tuple[str, str] | None:
+    try:
+        first = json.loads((folder / "modules.json").read_text("utf-8"))[0]
+        kind, path = str(first["type"]).rpartition(".")[2], str(first["path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if kind != "Transformer":
+        return f"begins with the module {kind} (modules.json), which is not served", "use one with a Transformer"
+    again = "save it again with sentence-transformers, which puts the network into the folder itself"
+    return f"has its network in {path}, as old versions saved it", again
+
+
+def reason(folder: Path, config: Mapping[str, Any], error: Exception) -> str:
+    """Return the reason for which transformers cannot load a folder, and the remedy if there is one."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if "does not recognize" in said and config.get("auto_map"):
+        return "it needs code of its own (auto_map in config.json), which is never run; use a model without such code"
+    if "does not recognize" in said:
+        return f"the installed transformers does not know the model type {config.get('model_type')!r}"
+    if "ignore_mismatched_sizes" in said:
+        return f"the sizes of the weights are a mismatch for config.json{_labels(folder, config)}"
+    if type(error).__name__ == "SafetensorError":
+        return f"SafetensorError: {said[:_LONGEST_REASON]}; its weights are cut off or damaged, so pull them again"
+    return f"{type(error).__name__}: {said[:_LONGEST_REASON]}"
+
+
+def _labels(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return the number of labels in both, if it is not the same."""
+    from safetensors import safe_open
+
+    named = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as opened:
+            for name in filter(_LABELLED.search, opened.keys()):
+                shape = opened.get_slice(name).get_shape()
+                if shape and shape[0] != named:
+                    return f", which names {named} labels where {name} has {shape[0]}; correct id2label"
+    return ""
