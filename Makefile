@@ -9,8 +9,8 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check prose mutation bench plots test-benchmarks test-celery test-faults test-hostile test-quiet test-stack test-upgrade test-gpu \
-	install clean
+.PHONY: demo test check prose mutation bench plots test-benchmarks test-celery test-faults test-hostile test-morning test-quiet \
+	test-stack test-upgrade test-gpu install clean
 
 install: $(INSTALLED)
 
@@ -50,9 +50,13 @@ bench: $(INSTALLED)
 plots: $(INSTALLED)
 	$(BIN)/python -m benchmarks.plots
 
-# The composed stack in a real Docker engine (started here if none is up; Debian and root).
+# The composed stack in a real Docker engine (started here if none is up; Debian and root), and a morning with the product.
 test-stack: $(INSTALLED)
 	ARGOSY_TEST_STACK=1 $(BIN)/python -m pytest tests/stack -s
+
+# A morning with the product: the part of test-stack that needs no Docker engine.
+test-morning: $(INSTALLED)
+	ARGOSY_TEST_STACK=1 $(BIN)/python -m pytest tests/stack/test_morning.py -s
 
 # The smallest runs of the benchmarks that take ten seconds and more; `make test` has the others'.
 test-benchmarks: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""``python -m examples.screenshots``: the pictures of the gateway's page in docs/images, from a real fleet at work.
+"""``python -m examples.screenshots``: the pictures of the page and of Flower in docs/images, from a real fleet at work.
 
 It needs Chromium (Debian: ``apt-get install chromium``), the packages of `make install`, and the models of ``argosy
 models pull``.
@@ -14,15 +14,16 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, FloatRect, Page, ViewportSize, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from benchmarks.workload import mixed_texts
 from examples.demo import QUESTIONS, pull
-from producers import Client, Job, NewItem
+from producers import Client, Job, NewItem, Pipeline
 from workers import settings
 from workers.fleet.local import LocalFleet
 
@@ -30,7 +31,6 @@ HOME = Path(".argosy/screenshots")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 TEXTS = 10_000
 WIDE = ViewportSize(width=1280, height=860)
-SHORT = 560  # lists that end above that
 PHONE = ViewportSize(width=390, height=844)
 
 
@@ -41,7 +41,7 @@ def main() -> int:
         return 1
     chosen = settings.load()
     photographs = pull(chosen)
-    fleet = LocalFleet(chosen, HOME, flower=False)
+    fleet = LocalFleet(chosen, HOME)
     fleet.clear()
     fleet.start()
     try:
@@ -51,7 +51,7 @@ def main() -> int:
             sync_playwright() as playwright,
         ):
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            take(browser, url, client, photographs)
+            take(Camera(browser, IMAGES), url, fleet.flower_url, client, photographs)
             browser.close()
     finally:
         fleet.stop()
@@ -90,45 +90,101 @@ def wait_for(url: str, timeout_s: float = 60.0) -> None:
             return
 
 
-def take(browser: Browser, url: str, client: Client, photographs: list[Path]) -> None:
-    """Submit what the demo submits, and take the pictures while it runs and after."""
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    light, dark = (browser.new_page(viewport=WIDE, color_scheme=scheme) for scheme in ("light", "dark"))
+class Camera:
+    """Takes pictures of pages, wide and as on a phone, into a folder. It refuses a page with wrong words."""
+
+    def __init__(
+        self, browser: Browser, folder: Path, look: Callable[[Page, str], None] = lambda page, name: None
+    ) -> None:
+        self._pages = {
+            (scheme, width): browser.new_page(viewport=size, color_scheme=scheme)
+            for scheme, width, size in (("light", "wide", WIDE), ("dark", "wide", WIDE), ("light", "phone", PHONE))
+        }
+        self._folder = folder
+        self._look = look
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def wide(self) -> Page:
+        return self._pages["light", "wide"]
+
+    def shoot(self, address: str, name: str, *, scheme: str = "light", phone: bool = True, item: str = "") -> None:
+        """Take a picture of a page, or of the dialog that the button `item` opens. On a phone too, as NAME-phone."""
+        for width in ("wide", "phone") if phone else ("wide",):
+            page = self._pages[scheme, width]
+            page.goto("about:blank")
+            page.goto(address)
+            page.wait_for_function(DRAWN)
+            if item:
+                page.get_by_role("button", name=item, exact=True).click()
+                page.locator("dialog[open] .result").first.wait_for()
+            page.wait_for_timeout(2500)  # for the second look at the fleet, which tells how fast it goes
+            file = f"{name}-phone" if width == "phone" else name
+            if wrong := page.evaluate(WRONG_WORDS):
+                raise SystemExit(f"screenshots: {file} says {wrong}")
+            self._look(page, file)
+            path = self._folder / f"{file}.png"
+            page.screenshot(path=path)
+            with Image.open(path) as picture:  # a palette makes it three times smaller
+                picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+#: Words that no page should say.
+WRONG_WORDS = r"""() => document.body.innerText.match(/\[object|undefined|\bNaN\b|Infinity|\bNone\b|Traceback/g)"""
+
+#: Every image in sight is drawn, and there is something to see. Flower's tables come later than its page.
+DRAWN = """() => document.querySelector("main td, main .column, .dataTables_wrapper tbody td, .dt-container tbody td, table tbody td")
+    && [...document.querySelectorAll(".picture")].slice(0, 4).every(frame => frame.querySelector("img")?.complete)"""
+
+
+def take(
+    camera: Camera, url: str, flower_url: str, client: Client, photographs: list[Path], texts: int = TEXTS
+) -> None:
+    """Submit what the demo submits, and a pipeline, and take the pictures while all that runs and after."""
     vision = submit_photographs(client, photographs)
+    pipeline = client.submit_pipeline(
+        PIPELINE, [NewItem(text, key=f"letter-{n}") for n, text in enumerate(LETTERS)], name="letters to the editor"
+    )
     vision.wait(300)
-    texts = mixed_texts(TEXTS)
-    client.submit_many("topic", texts[:900], priority="bulk", name="backfill, not wanted any more").cancel()
+    mixed = mixed_texts(texts)
+    client.submit_many("topic", mixed[:900], priority="bulk", name="backfill, not wanted any more").cancel()
     with asking(client):
-        bulk = submit_texts(client, texts)
-        light.goto(f"{url}/#/jobs")
-        light.wait_for_function(FAR, arg=bulk.id, timeout=300_000)
-        shoot(light, f"{url}/#/jobs", "page-jobs", SHORT)
-        shoot(dark, f"{url}/#/fleet", "page-fleet-dark")
+        bulk = submit_texts(client, mixed)
+        camera.wide.goto(f"{url}/#/jobs")
+        camera.wide.wait_for_function(FAR, arg=bulk.id, timeout=300_000)
+        camera.shoot(f"{url}/#/jobs", "page-jobs")
+        camera.shoot(f"{url}/#/fleet", "page-fleet")
+        camera.shoot(f"{url}/#/fleet", "page-fleet-dark", scheme="dark", phone=False)
+        camera.shoot(f"{flower_url}/tasks", "flower-tasks", phone=False)
+        camera.shoot(f"{flower_url}/broker", "flower-broker", phone=False)
     bulk.wait(600)
-    shoot(light, f"{url}/#/jobs/{vision.id}", "page-job")
-    shoot(light, f"{url}/#/failures", "page-failures", SHORT)
-    shoot(dark, f"{url}/#/jobs/{bulk.id}", "page-job-dark")
-    shoot(browser.new_page(viewport=PHONE, color_scheme="light"), f"{url}/#/jobs", "page-phone")
+    pipeline.wait(60)
+    camera.shoot(f"{url}/#/jobs/{vision.id}", "page-job")
+    camera.shoot(f"{url}/#/jobs/{vision.id}", "page-item", item="Look at item 0")
+    camera.shoot(f"{url}/#/jobs/{pipeline.id}", "page-pipeline")
+    camera.shoot(f"{url}/#/failures", "page-failures")
+    camera.shoot(f"{flower_url}/workers", "flower-workers", phone=False)
 
 
 #: A job's line shows that most of its results are there.
 FAR = """id => [...document.querySelectorAll("tr")].some(row => {
     const bar = row.querySelector("[role=progressbar]");
-    return row.textContent.includes(id) && bar && bar.ariaValueNow > 0.6 * bar.ariaValueMax;
+    return row.textContent.includes(id) && bar && bar.ariaValueNow > 0.4 * bar.ariaValueMax;
 })"""
 
-#: Every image in sight is drawn, and there is something to see.
-DRAWN = """() => document.querySelector("main td, main .column")
-    && [...document.querySelectorAll(".picture")].slice(0, 4).every(frame => frame.querySelector("img")?.complete)"""
+PIPELINE = (
+    Pipeline()
+    .step("mood", task="sentiment")
+    .step("names", task="entities")
+    .step("complaint", task="topic", of="mood", take="input", options={"labels": ["negative"]})
+)
 
-
-def shoot(page: Page, address: str, name: str, height: int = 0) -> None:
-    page.goto(address)
-    page.wait_for_function(DRAWN)
-    page.wait_for_timeout(2500)  # for the second look at the fleet, which tells how fast it goes
-    size = page.viewport_size or WIDE
-    clip = FloatRect(x=0, y=0, width=size["width"], height=height or size["height"])
-    page.screenshot(path=IMAGES / f"{name}.png", clip=clip)
+LETTERS = (
+    "The trains from York to Leeds were late again, and nobody at Northern answers my letters.",
+    "A fine, moving concert by the Hallé; Sir Mark Elder has rarely been better.",
+    "My new phone stopped working after two days. Samsung says that this is my fault.",
+    "Congratulations to Leicester City, who played the match of their lives.",
+)
 
 
 def submit_photographs(client: Client, photographs: list[Path]) -> Job:

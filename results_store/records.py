@@ -320,6 +320,7 @@ class PendingEnvelope:
     accepted_at: float
     attempts: int
     lane: int = 0
+    is_cancelled: bool = False
 
 
 class Transaction(NamedTuple):

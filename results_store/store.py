@@ -320,6 +320,7 @@ class Store:
         *,
         overdue_s: float,
         oldest: Mapping[Line, float | None] | None = None,
+        served: Collection[str] = (),
         limit: int = 1000,
         now: float | None = None,
     ) -> list[PendingEnvelope]:
@@ -329,8 +330,11 @@ class Store:
 
         `oldest` has the time at which the oldest message of a model, priority and lane was pushed, or None for an empty
         list. Also taken are the envelopes of these lists that were published `overdue_s` before it and never claimed,
-        because Redis has lost them. All return to the outbox as accepted now, so that no other reconciler takes them.
-        Publish them, then call `mark_published`.
+        because Redis has lost them. If the models that live workers serve are given, the envelopes of cancelled jobs
+        that wait for other models are taken as well. All return to the outbox as accepted now, so that no other
+        reconciler takes them. Publish them, then call `mark_published`.
         """
         with self._database.write(Weight.NOTE) as connection:
-            return delivery.take_overdue(connection, overdue_s=overdue_s, oldest=oldest or {}, limit=limit, now=now)
+            return delivery.take_overdue(
+                connection, overdue_s=overdue_s, oldest=oldest or {}, served=served, limit=limit, now=now
+            )

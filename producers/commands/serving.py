@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from producers.wire.errors import ArgosyError
@@ -16,12 +16,18 @@ LOOKED_AT = 100
 
 def unserved(models: Iterable[str]) -> str | None:
     """Return a sentence if no running worker serves some of these models, or None, also if Redis cannot be asked."""
-    served, wanted = _served(), set(models)
-    if served is None or not wanted - served.keys():
+    served = _served()
+    return None if served is None else unserved_sentence(models, served)
+
+
+def unserved_sentence(models: Iterable[str], served: Collection[str]) -> str | None:
+    """Return a sentence if some of these models are not among those that live workers serve, or None."""
+    missing = sorted(set(models).difference(served))
+    if not missing:
         return None
     if not served:
         return "no worker is running; the items wait until one is started (`argosy up`, `argosy worker`)"
-    names = ", ".join(sorted(wanted - served.keys()))
+    names = ", ".join(missing)
     return f"no running worker serves {names}; the items wait until one does: name it in `models` of its fleet.toml"
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from producers.commands.batch_figures import Figures, Window, figures
+from producers.commands.serving import unserved_sentence
 from producers.gateway.views import priority_name
 from producers.wire.errors import ArgosyError
 from producers.wire.live_nodes import LiveNode
@@ -47,20 +48,45 @@ class Activity:
         """Return the figures as JSON. Raises StoreUnavailable."""
         async with self._one_at_a_time:
             if time.monotonic() - self._looked_at >= FRESH_S:
-                self._seen = {**await self._ask(self._look), "workers": await self._workers()}
+                found, nodes = await self._ask(self._look), await self._live()
+                self._seen = found | served(found["models"], nodes)
                 self._looked_at = time.monotonic()
             return self._seen
 
-    async def _workers(self) -> list[dict[str, Any]] | None:
+    async def unserved(self, models: Iterable[str]) -> str | None:
+        """Return a sentence if no live worker serves some of these models; None also if Redis does not say."""
+        nodes = await self._live()
+        return None if nodes is None else unserved_sentence(models, _models(nodes))
+
+    async def _live(self) -> list[LiveNode] | None:
         """Return the live workers; None if Redis does not say."""
         try:
-            return [msgspec.to_builtins(node) for node in await self._nodes()]
+            return await self._nodes()
         except ArgosyError:
             return None
 
     def _look(self, store: Store) -> dict[str, Any]:
         at = time.time()
         return view(store.depth(), store.flight.queued_work(), self._window.look(store, at), at)
+
+
+def served(waiting: Sequence[dict[str, Any]], nodes: Sequence[LiveNode] | None) -> dict[str, Any]:
+    """Return the live workers, the waiting work with whether one of them serves its model, and a sentence if not.
+
+    Each of these is None if the workers are unknown.
+    """
+    if nodes is None:
+        return {"workers": None, "models": [line | {"served": None} for line in waiting], "unserved": None}
+    models = _models(nodes)
+    return {
+        "workers": [msgspec.to_builtins(node) for node in nodes],
+        "models": [line | {"served": line["model"] in models} for line in waiting],
+        "unserved": unserved_sentence([line["model"] for line in waiting], models),
+    }
+
+
+def _models(nodes: Sequence[LiveNode]) -> set[str]:
+    return {model for node in nodes for model in node.models}
 
 
 def view(depth: Sequence[Depth], work: Sequence[QueuedWork], batches: Sequence[Batch], at: float) -> dict[str, Any]:

@@ -58,7 +58,7 @@ from results_store.sql.result_rows import (
     insert_results,
     insert_unlisted,
 )
-from results_store.sql.schema import ACCEPTED, PUBLISHED, UNFINISHED, envelopes, jobs, payloads, tenants
+from results_store.sql.schema import ACCEPTED, PUBLISHED, RUNNING, UNFINISHED, envelopes, jobs, payloads, tenants
 
 logger = logging.getLogger(__name__)
 
@@ -375,6 +375,7 @@ def take_overdue(
     *,
     overdue_s: float,
     oldest: Mapping[Line, float | None],
+    served: Collection[str],
     limit: int,
     now: float | None,
 ) -> list[PendingEnvelope]:
@@ -396,6 +397,8 @@ def take_overdue(
         if pushed_at is None or pushed_at < at + overdue_s:
             before = at if pushed_at is None else min(at, pushed_at)
             due.append(_is_lost(line, before - overdue_s, at + overdue_s))
+    if served:
+        due.append(_is_stranded(served, _is_past(envelopes.c.published_at, at - overdue_s, at + overdue_s)))
     taken: list[str] = []
     portion = max(1, limit // len(lanes))
     for condition in due:  # separately: each condition has its own index
@@ -426,6 +429,13 @@ def _is_lost(line: Line, before: float, after: float) -> ColumnElement[bool]:
     return and_(PUBLISHED, envelopes.c.leased_until.is_(None), own, past)
 
 
+def _is_stranded(served: Collection[str], is_past: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Return whether an envelope was cancelled and waits for a model that nobody serves."""
+    cancelled = select(jobs.c.id).where(RUNNING, jobs.c.cancelled_at.is_not(None))
+    waits = and_(PUBLISHED, envelopes.c.leased_until.is_(None), is_past)
+    return and_(waits, envelopes.c.model.not_in(sorted(served)), envelopes.c.job.in_(cancelled))
+
+
 def _take(connection: Connection, condition: ColumnElement[bool], now: float, limit: int) -> list[str]:
     # A CTE, because PostgreSQL may run a locking subquery more than once and then exceed the limit.
     chosen = (
@@ -452,7 +462,9 @@ def _pending(connection: Connection, ids: Collection[str]) -> list[PendingEnvelo
             *(envelopes.c[name] for name in columns),
             func.coalesce(payloads.c.payload, b"").label("payload"),
             func.coalesce(payloads.c.content_type, "").label("content_type"),
+            jobs.c.cancelled_at.is_not(None).label("is_cancelled"),
         )
+        .join(jobs, jobs.c.id == envelopes.c.job)
         .outerjoin(payloads, payloads.c.envelope == envelopes.c.id)
         .where(among(connection, envelopes.c.id, ids), UNFINISHED)
         .order_by(envelopes.c.priority, envelopes.c.id)

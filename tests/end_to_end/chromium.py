@@ -67,3 +67,16 @@ def tab(browser: Browser, url: str, key: str | None = None, **options: object) -
 
 
 REFUSED = "Failed to load resource"
+
+#: The elements that are wider than the page, the dialog or the box that cuts them off.
+OUTSIDE = """() => {
+    const cuts = node => getComputedStyle(node).overflowX !== "visible";
+    const cut = node => node && (cuts(node) ? node : cut(node.parentElement));
+    return [...document.querySelectorAll("body, body *")].filter(node => {
+        if (!node.checkVisibility() || node.closest(".unseen, .skip, svg, thead, option")) return false;
+        const { left, right } = node.getBoundingClientRect();
+        const box = cut(node.parentElement);
+        if (!box && (left < -1 || right > innerWidth + 1)) return true;
+        return cuts(node) && getComputedStyle(node).overflowX !== "clip" && getComputedStyle(node).textOverflow !== "ellipsis" && node.scrollWidth > node.clientWidth + 1;
+    }).map(node => `${node.tagName}.${node.className} ${node.textContent.slice(0, 60)}`);
+}"""

@@ -96,7 +96,7 @@ def test_many_are_one_job(ours: httpx.Client, theirs: httpx.Client) -> None:
 
     status = ours.get(f"/api/jobs/{job}").json()
     assert (status["state"], status["succeeded"], status["failed"], status["name"]) == ("finished", 20, 1, "x")
-    for path in ("", "/results", "/events", "/page"):
+    for path in ("", "/results", "/events", "/page", "/waiting"):
         assert theirs.get(f"/api/jobs/{job}{path}").status_code == 404
     assert theirs.post(f"/api/jobs/{job}/cancel").status_code == 404
     assert job not in theirs.get("/api/jobs").text

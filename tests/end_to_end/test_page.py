@@ -19,7 +19,7 @@ from results_store.records import Batch, Result, ResultState
 from results_store.sql.item_numbering import tree_number
 from results_store.store import Store
 from tests.conftest import free_port
-from tests.end_to_end.chromium import chromium, tab
+from tests.end_to_end.chromium import OUTSIDE, chromium, tab
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.page_jobs import answer, inline, picture, submit
 from workers.node import presence
@@ -152,7 +152,8 @@ def test_jobs_and_the_fleet_are_seen_to_move(page: Page, store: Store) -> None:
     page.get_by_role("link", name="Fleet").press("Enter")
     row = page.get_by_role("row", name="nobody interactive")
     expect(row).to_contain_text("4")
-    expect(page.get_by_role("row", name="cpu (w1)")).to_contain_text("15")
+    devices = page.get_by_role("region", name="Devices")
+    expect(devices.get_by_role("row", name="cpu (w1)")).to_contain_text("15")
     expect(page.get_by_role("list", name="Batches by rows")).to_contain_text("8: 15")
     answer(store, job, envelope, {2: "three", 3: "four"})
     expect(row).to_have_count(0)
@@ -195,19 +196,6 @@ NAMES = {
     "long": "W" * 10_000,
     "stacked": "Z" + "\u0335\u0341" * 300,
 }
-
-#: The elements that are wider than the page, the dialog or the box that cuts them off.
-OUTSIDE = """() => {
-    const cuts = node => getComputedStyle(node).overflowX !== "visible";
-    const cut = node => node && (cuts(node) ? node : cut(node.parentElement));
-    return [...document.querySelectorAll("body, body *")].filter(node => {
-        if (!node.checkVisibility() || node.closest(".unseen, .skip, svg, thead, option")) return false;
-        const { left, right } = node.getBoundingClientRect();
-        const box = cut(node.parentElement);
-        if (!box && (left < -1 || right > innerWidth + 1)) return true;
-        return cuts(node) && getComputedStyle(node).overflowX !== "clip" && getComputedStyle(node).textOverflow !== "ellipsis" && node.scrollWidth > node.clientWidth + 1;
-    }).map(node => `${node.tagName}.${node.className} ${node.textContent.slice(0, 60)}`);
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -416,8 +404,8 @@ def test_a_pipeline_is_shown_as_trees(page: Page, store: Store) -> None:
 def test_a_fleet_without_workers_and_a_job_without_progress_are_said(
     page: Page, store: Store, valkey: ValkeyServer
 ) -> None:
-    """In red, in sight of every view: else all looks well while nothing is computed."""
-    job, _ = submit(store, ["x"], name="forgotten", age_s=605)
+    """In red, in sight of every view: else all looks well while nothing is computed. So is a model without a worker."""
+    job, envelope = submit(store, ["x"], name="forgotten", age_s=605)
     page.goto("/#/jobs")
     expect(page.locator("#workers")).to_have_text("no worker online")
     expect(page.get_by_role("region", name="The fleet now")).to_contain_text("no worker")
@@ -431,25 +419,35 @@ def test_a_fleet_without_workers_and_a_job_without_progress_are_said(
         presence.tell(publisher, NodeState(name="w1", device="cpu", models=models))
         try:
             page.goto("/#/fleet")
-            expect(page.locator("#workers")).to_be_hidden()
+            expect(page.locator("#workers")).to_have_text("no worker serves nobody")
             expect(page.get_by_role("row", name="w1 cpu")).to_contain_text("text r7, failed, no such file")
+            waiting = page.get_by_role("region", name="Waiting")
+            expect(waiting).to_contain_text("no running worker serves nobody; the items wait until one does")
+            expect(waiting.get_by_role("row", name="nobody bulk")).to_contain_text("no worker serves it")
+            page.goto(f"/#/jobs/{job}")
+            expect(page.locator("main")).to_contain_text("no running worker serves nobody; the items wait")
+            presence.tell(publisher, NodeState(name="w1", device="cpu", models={"nobody": ModelState(revision="r")}))
+            expect(page.locator("#workers")).to_be_hidden()
+            expect(page.locator("main")).not_to_contain_text("no running worker")
+            answer(store, job, envelope, {0: "seen"})
+            expect(page.locator(".title .badge")).to_have_text("finished")
         finally:
             presence.leave(publisher, "w1")
 
 
 def test_jobs_are_searched_and_filtered(page: Page, store: Store) -> None:
     """By name, tenant or id, and by how their items ended; all ends are counted."""
-    job, envelope = submit(store, ["a", "b"], name="Needle 50%", tenant="hay")
+    job, envelope = submit(store, ["a", "b"], name="Needle 50%", tenant="quill")
     answer(store, job, envelope, {0: ValueError("no")}, done=False)
     store.commit([Result(job=job, seq=1, task="look", envelope=envelope, state=ResultState.EXPIRED)], done=[envelope])
-    submit(store, ["c"], name="another", tenant="hay")
+    submit(store, ["c"], name="another", tenant="quill")
     page.goto("/#/jobs")
     search, names = page.get_by_label("Search jobs"), page.locator(".job-name")
-    for text, found in (("needle 50%", ["Needle 50%"]), ("hay", ["another", "Needle 50%"]), (job, ["Needle 50%"])):
-        search.fill(text)
+    for text, found in (("needle 50%", ["Needle 50%"]), ("quill", ["another", "Needle 50%"]), (job, ["Needle 50%"])):
+        search.fill(text)  # "quill" is in no id: ids lack i, l and u
         expect(names).to_have_text(found)
     expect(page.locator(".how-far .numbers")).to_have_text("2 of 2 results, 1 failed, 1 expired")
-    search.fill("hay")
+    search.fill("quill")
     for having, found in (("Unfinished", ["another"]), ("With expired items", ["Needle 50%"])):
         page.get_by_label("Show jobs").select_option(having)
         expect(names).to_have_text(found)

@@ -9,7 +9,9 @@ import psutil
 import pytest
 
 from producers import Client
+from results_store.store import Store
 from tests.end_to_end.conftest import SCRIPTED
+from tests.end_to_end.page_jobs import submit
 from tests.end_to_end.processes import device_process, fleet_in, until
 from workers.fleet.local import LocalFleet
 
@@ -35,6 +37,15 @@ def test_the_device_process_leaves_its_cpu_to_whoever_wakes_up(fleet: LocalFleet
     assert worker is not None
     mine, its = psutil.Process(worker.pid).nice(), device_process(worker.pid).nice()
     assert its == min(mine + 10, 19), "19 is the most that there is"
+
+
+def test_cancelled_work_of_a_model_that_nobody_serves_ends(fleet: LocalFleet) -> None:
+    """Any worker can end it. Else its job would be cancelling until somebody serves the model again."""
+    with Store(fleet.store_url) as store:
+        job, _ = submit(store, ["x", "y"])
+        store.cancel_job(job)
+        until(lambda: store.job(job).finished)
+        assert store.job(job).cancelled == 2
 
 
 def test_the_ready_file_of_a_killed_worker_is_gone_while_the_next_one_loads(fleet: LocalFleet) -> None:

@@ -131,7 +131,7 @@ def test_inputs_by_reference_are_fetched_one_by_one(
 
 def test_what_the_fleet_does_is_for_operators(operator: httpx.Client, served: Served, store: Store) -> None:
     """What waits, by priority, also where nothing does; and nothing of it for tenants."""
-    submit(store, ["x", "y"], age_s=60)
+    job, _ = submit(store, ["x", "y"], age_s=60)
     store.commit([], batches=[batch("old", started_at=100.0)])
     found = operator.get("/api/activity").json()
     assert [line["priority"] for line in found["queue"]] == ["interactive", "standard", "bulk"]
@@ -139,9 +139,13 @@ def test_what_the_fleet_does_is_for_operators(operator: httpx.Client, served: Se
     assert found["queue"][2]["oldest_s"] == pytest.approx(60, abs=30)
     assert found["queue"][0]["oldest_s"] is None
     assert (found["devices"], found["recent"], found["batches"]["count"]) == ([], [], 0)
+    assert ([line["served"] for line in found["models"]], found["unserved"][:20]) == ([False], "no worker is running")
+    waiting = {"models": ["nobody"], "unserved": found["unserved"]}
+    assert operator.get(f"/api/jobs/{job}/waiting").json() == waiting
     assert operator.get("/api/caller").json() == {"tenant": "operators", "operator": True, "keys": True}
     with served.client(served.key("ours")) as ours:
         assert ours.get("/api/activity").status_code == 403
+        assert ours.get(f"/api/jobs/{job}/waiting").status_code == 404
         assert ours.get("/api/caller").json() == {"tenant": "ours", "operator": False, "keys": True}
 
 

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -193,6 +195,28 @@ def test_a_child_that_exits_in_the_usual_way_ends_nothing(client: Client, broker
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     used(client, StandIn(broker_url, store), "parent")
+
+
+LIVES_ON = """
+import builtins
+from results_store.sql.engines.forks import at_fork
+
+class Owner:
+    def __init__(self):
+        self.itself = self
+        at_fork("child", self.start_anew)
+
+    def start_anew(self):
+        pass
+
+builtins.owner = Owner()
+"""
+
+
+def test_an_object_that_lives_until_the_end_of_its_process_prints_no_error() -> None:
+    """As the client of a notebook may."""
+    done = subprocess.run([sys.executable, "-c", LIVES_ON], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 @pytest.fixture

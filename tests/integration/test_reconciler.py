@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from producers.wire.messages import Envelope, Item, Priority, encode, new_id
+from producers.wire.messages import REFERENCE, Envelope, Item, Priority, encode, new_id
 from producers.wire.publisher import Publisher, message
 from producers.wire.queues import redis_key
 from results_store.records import NewEnvelope, NewJob
 from results_store.store import Store
 from tests.integration.stand_in import StandIn
+from workers.node import presence
+from workers.node.presence import ModelState, NodeState
 from workers.node.reconciler import LIMIT, Reconciler
 
 OVERDUE_S = 30.0
@@ -33,7 +35,13 @@ def reconciler(store: Store, publisher: Publisher) -> Reconciler:
 
 
 def accept(
-    store: Store, count: int, *, published_at: float, priority: Priority = Priority.BULK, job: str = "job"
+    store: Store,
+    count: int,
+    *,
+    published_at: float,
+    priority: Priority = Priority.BULK,
+    job: str = "job",
+    model: str = "text",
 ) -> list[NewEnvelope]:
     """Put envelopes into the outbox and mark them as published then; whether Redis has them is another matter."""
     accepted = []
@@ -43,7 +51,7 @@ def accept(
             version=1,
             id=new_id(),
             job=job,
-            model="text",
+            model=model,
             priority=priority,
             queued_at=published_at,
             items=(item,),
@@ -53,7 +61,7 @@ def accept(
             NewEnvelope(
                 id=made.id,
                 job=job,
-                model="text",
+                model=model,
                 priority=priority,
                 items=1,
                 results=1,
@@ -145,3 +153,23 @@ def test_an_envelope_that_was_published_in_the_future_is_sent_once(
     assert Reconciler(store, publisher, ["text"], overdue_s=OVERDUE_S).run() == len(lost)
     assert Reconciler(store, publisher, ["text"], overdue_s=OVERDUE_S).run() == 0
     assert sorted(waiting(broker_url, store)) == sorted(envelope.id for envelope in lost)
+
+
+def test_cancelled_work_of_a_model_that_nobody_serves_is_ended_here(
+    store: Store, publisher: Publisher, reconciler: Reconciler, broker_url: str
+) -> None:
+    """Its job would be cancelling for ever. Other work of the model waits where it is."""
+    presence.tell(
+        publisher, NodeState(name="w1", device="cpu", models={"text": ModelState(revision="r")}, reads=REFERENCE)
+    )
+    then = time.time() - 100
+    cancelled = accept(store, LIMIT + 3, published_at=then, model="vision", job="cancelled")
+    kept = accept(store, 3, published_at=then, model="vision", job="kept")
+    publisher.publish([message(envelope) for pair in zip(cancelled, kept, strict=False) for envelope in pair])
+    publisher.publish([message(envelope) for envelope in cancelled[3:]])
+    store.cancel_job("cancelled")
+    assert reconciler.run() == len(cancelled)
+    with Redis.from_url(broker_url) as redis:
+        assert redis.llen(redis_key("vision", Priority.BULK)) == len(kept)
+    assert sorted(waiting(broker_url, store)) == sorted(envelope.id for envelope in cancelled)
+    assert reconciler.run() == 0

@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent.name == "stack":
             item.add_marker(pytest.mark.timeout(1800))  # an engine, base images, an image with PyTorch, the models
             if not _WANTED:
-                item.add_marker(pytest.mark.skip(reason="a Docker engine and minutes: `make test-stack` runs it"))
+                item.add_marker(pytest.mark.skip(reason="minutes, and mostly Docker: `make test-stack` runs it"))
 
 
 def say(text: str) -> None:

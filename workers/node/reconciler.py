@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -43,7 +44,10 @@ _TYPES = {
 
 
 class Reconciler:
-    """Publishes overdue envelopes: accepted but never published, with an expired lease, or lost by Redis."""
+    """Publishes overdue envelopes: accepted but never published, with an expired lease, or lost by Redis.
+
+    A cancelled envelope of a model that nobody serves is published for this worker, which ends it: that needs no model.
+    """
 
     def __init__(self, store: Store, publisher: Publisher, models: Sequence[str], *, overdue_s: float) -> None:
         self._store = store
@@ -72,14 +76,43 @@ class Reconciler:
     def _publish_overdue(self, began: float, oldest: Mapping[Line, float | None]) -> int:
         # as old as at the start of the run: so a run publishes no envelope twice
         overdue_s = self._overdue_s + time.monotonic() - began
-        overdue = self._store.take_overdue(overdue_s=overdue_s, oldest=oldest, limit=LIMIT)
+        reference = self._publisher.by_reference
+        served = (self._publisher.served or frozenset()) if reference else frozenset()
+        overdue = self._store.take_overdue(overdue_s=overdue_s, oldest=oldest, served=served, limit=LIMIT)
         if overdue:
-            about, reference = "published again", self._publisher.by_reference
-            self._publisher.publish(
-                [message(envelope, about=about, reference=reference, at=envelope.accepted_at) for envelope in overdue]
-            )
+            messages = {
+                envelope.id: message(envelope, about="published again", reference=reference, at=envelope.accepted_at)
+                for envelope in overdue
+            }
+            stranded = {
+                envelope.id: messages[envelope.id][0]
+                for envelope in overdue
+                if served and envelope.is_cancelled and envelope.model not in served
+            }
+            own = redis_key(self._models[0], Priority.BULK)
+            self._publisher.publish([(own if id_ in stranded else key, data) for id_, (key, data) in messages.items()])
             self._store.mark_published([envelope.id for envelope in overdue])
+            self._remove(stranded)
         return len(overdue)
+
+    def _remove(self, stranded: Mapping[str, str]) -> None:
+        """Remove the earlier messages of these envelopes, each with its list, which nobody reads."""
+        redis = self._publisher.redis
+        for key in sorted(set(stranded.values())):
+            place = 0
+            while True:
+                with as_unavailable(redis):
+                    found: Any = redis.lrange(key, place, place + LIMIT - 1)
+                if not found:
+                    break
+                place += len(found)
+                with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
+                    for data in found:
+                        sent = read(data, _Pushed)
+                        if sent and sent.properties.correlation_id in stranded:
+                            pipeline.lrem(key, 1, data)
+                            place -= 1
+                    pipeline.execute()
 
     def _oldest(self) -> dict[Line, float | None]:
         """Return for each list the time at which its oldest message was pushed; None if the list is empty.
@@ -116,6 +149,7 @@ class Reconciler:
 
 class _Properties(msgspec.Struct):
     delivery_tag: str
+    correlation_id: str | None = None
 
 
 class _Pushed(msgspec.Struct):

@@ -50,6 +50,18 @@ async def who(gateway: Here, caller: Who) -> Response:
     return Json({"tenant": caller.tenant, "operator": caller.operator, "keys": gateway.settings.auth})
 
 
+@router.get("/jobs/{job}/waiting")
+async def waiting(job: str, gateway: Here, caller: Who) -> Response:
+    """Return the models that unfinished items of a job wait for.
+
+    `unserved` is a sentence if no live worker serves some of them; it is null otherwise, and if the broker does not
+    answer.
+    """
+    await gateway.job(job, caller)
+    models = await gateway.client.ask(lambda store: store.unfinished_models(job))
+    return Json({"models": models, "unserved": await gateway.activity.unserved(models) if models else None})
+
+
 @router.get("/jobs/{job}/items")
 async def items(
     job: str,

@@ -7,6 +7,9 @@ import { plural } from "./words.js";
 
 const named = (job) => job.name || job.id;
 
+/** Kinds of errors whose reason is the item itself. */
+const AGAIN = ["InvalidInput", "InputTooLarge"];
+
 /** A button that cancels a job; hidden if nothing can be cancelled. `after` is called with the job's new state. */
 export function cancelButton(after = () => {}) {
   let job = null;
@@ -32,8 +35,9 @@ export function replayButton(text, kind = null, after = () => {}) {
   let job = null;
   const node = el("button", { type: "button", class: "small", click: () => doing(node, replay) }, text);
   async function replay() {
-    const which = kind ? `the items of ${named(job)} that failed with ${kind}` : `the failed items of ${named(job)}`;
-    if (!(await sure("Replay?", `Computes ${which} again; their failed results are deleted.`, "Replay"))) return;
+    const which = kind ? `the items of ${named(job)} that failed with ${kind}` : `the failed items of ${named(job)} (${plural(job.failed, "result")})`;
+    const again = AGAIN.includes(kind) ? ` They will fail again, unless the model or its settings have changed.` : "";
+    if (!(await sure("Replay?", `Computes ${which} again; their failed results are deleted.${again}`, "Replay"))) return;
     const done = await post("/api/replay", { job: job.id, ...(kind ? { error_kind: kind } : {}) });
     if (done.results) report(`${plural(done.results, "result")} of ${named(job)} queued again`);
     else report("Nothing was queued: the inputs are not kept, the deadline has passed, or the job was cancelled", true);

@@ -15,7 +15,7 @@ const JOBS = 12;
 
 export function failures(root, { signal, caller }) {
   const list = el("div", { class: "groups" });
-  const groups = new Rows(list, (group) => `${group.job} ${group.kind}`, (group) => card(group, look));
+  const groups = new Rows(list, (group) => `${group.job} ${group.kind}`, (group) => card(group, look, caller));
   const total = el("span", { class: "muted" });
   const empty = el("p", { class: "empty", hidden: true }, "Nothing has failed.");
   const refused = caller.operator ? refusedMessages(signal) : null;
@@ -81,13 +81,24 @@ function grouped(rows) {
   return [...found.values()];
 }
 
-function card(group, again) {
+/** The failures of a group by items: the tasks of an item mostly fail alike. */
+function byItem(rows) {
+  const found = new Map();
+  for (const row of rows) {
+    const id = `${row.seq} ${row.error?.message}`;
+    if (!found.has(id)) found.set(id, { ...row, tasks: [] });
+    found.get(id).tasks.push(row.task);
+  }
+  return [...found.values()];
+}
+
+function card(group, again, caller) {
   const name = el("a", { class: "job-name", href: `#/jobs/${encodeURIComponent(group.job)}` });
   const about = el("span", { class: "muted small-text" });
   const cancel = cancelButton();
   const replay = replayButton("Replay", group.kind, again);
   const body = el("tbody");
-  const lines = new Rows(body, (row) => `${row.seq} ${row.task}`, line);
+  const lines = new Rows(body, (item) => `${item.seq} ${item.tasks}`, line);
   const more = el("p", { class: "muted small-text" });
   const node = el(
     "article",
@@ -100,9 +111,10 @@ function card(group, again) {
     node,
     update({ rows, status }) {
       say(name, status ? status.name || "unnamed job" : group.job);
-      say(about, `${plural(rows.length, "result")}, the last ${ago(rows[0].stored_at, now())}`);
-      lines.show(rows.slice(0, LISTED));
-      say(more, rows.length > LISTED ? `and ${plural(rows.length - LISTED, "result")} more` : "");
+      const items = byItem(rows);
+      say(about, [caller.operator && status?.tenant, `${plural(rows.length, "result")}, the last ${ago(rows[0].stored_at, now())}`].filter(Boolean).join(" · "));
+      lines.show(items.slice(0, LISTED));
+      say(more, items.length > LISTED ? `and ${plural(items.length - LISTED, "item")} more` : "");
       for (const button of [cancel, replay]) {
         if (status) button.update(status);
         else button.node.hidden = true;
@@ -114,6 +126,6 @@ function card(group, again) {
 function line(row) {
   const when = el("time", { class: "muted", title: moment(row.stored_at) });
   const message = el("td", { class: "why" }, row.error?.message ?? "no error was recorded");
-  const node = el("tr", {}, el("td", { class: "which" }, itemButton(row.job, row.seq, `item ${row.seq}`), row.key !== null && el("span", { class: "muted small-text" }, row.key)), el("td", { class: "task" }, row.task), message, el("td", { class: "when" }, when));
+  const node = el("tr", {}, el("td", { class: "which" }, itemButton(row.job, row.seq, `item ${row.seq}`), row.key !== null && el("span", { class: "muted small-text" }, row.key)), el("td", { class: "task" }, row.tasks.join(", ")), message, el("td", { class: "when" }, when));
   return { node, update: (found) => say(when, ago(found.stored_at, now())) };
 }

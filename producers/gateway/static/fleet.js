@@ -1,16 +1,17 @@
 // The fleet, for operators: workers, queued work, device utilisation, and recent batches.
 
-import { get, poll } from "./api.js";
+import { get, now, poll } from "./api.js";
 import { bar, histogram, spark } from "./charts.js";
 import { Rows, cell, el, say, tableOf } from "./dom.js";
-import { brief, count, duration, plural, share } from "./words.js";
+import { PATIENCE_S } from "./pace.js";
+import { ago, brief, count, duration, plural, share } from "./words.js";
 
 const EVERY_S = 2;
 
-/** The fleet's figures; the page's head shows whether workers are online. */
+/** The fleet's figures; the page's head shows whether workers are online and serve the waiting work. */
 export async function activity(signal) {
   const found = await get("/api/activity", { signal });
-  document.dispatchEvent(new CustomEvent("argosy:workers", { detail: found.workers }));
+  document.dispatchEvent(new CustomEvent("argosy:workers", { detail: found }));
   return found;
 }
 
@@ -39,19 +40,20 @@ function queueCard() {
     const node = el("li", {}, el("span", { class: "name" }, String(line.priority)), part.node, waiting, oldest);
     return {
       node,
-      update({ items, oldest_s: oldestS, most }) {
+      update({ items, oldest_s: oldestS, most, idle }) {
         part.update(items / most);
         say(waiting, brief(items));
         say(oldest, oldestS === null ? "" : `oldest ${duration(oldestS)}`);
+        oldest.classList.toggle("warn", idle && oldestS > PATIENCE_S); // it waits, and nothing is computed
       },
     };
   });
   return {
     node: cardOf("Waiting", total, list),
-    update({ queue }) {
+    update({ queue, batches }) {
       const most = Math.max(1, ...queue.map((line) => line.items));
       say(total, plural(queue.reduce((sum, line) => sum + line.items, 0), "item"));
-      rows.show(queue.map((line) => ({ ...line, most })));
+      rows.show(queue.map((line) => ({ ...line, most, idle: batches.count === 0 })));
     },
   };
 }
@@ -161,10 +163,22 @@ function waitingTable() {
   const names = ["Model", "Priority", "Items", "Envelopes", "Oldest", "Work"];
   const table = tableOf("Waiting", names, (line) => `${line.model} ${line.priority}`, () => {
     const { cells, set } = texts(names, 2);
-    const update = (line) => set([line.model, String(line.priority), count(line.items), count(line.envelopes), duration(line.oldest_s), line.seconds === null ? "–" : `about ${duration(line.seconds)}`]);
+    const update = (line) => {
+      set([line.model, String(line.priority), count(line.items), count(line.envelopes), duration(line.oldest_s), line.served === false ? "no worker serves it" : line.seconds === null ? "–" : `about ${duration(line.seconds)}`]);
+      cells.at(-1).classList.toggle("bad", line.served === false);
+    };
     return { node: el("tr", {}, cells), update };
   }, "Nothing waits.");
-  return { node: table.node, update: ({ models }) => table.show(models, "durable items, including those in progress") };
+  const remedy = el("p", { class: "empty bad", role: "status", hidden: true });
+  table.node.append(remedy);
+  return {
+    node: table.node,
+    update({ models, workers, unserved }) {
+      table.show(models, "durable items, including those in progress");
+      remedy.hidden = !unserved || workers.length === 0; // the list of workers says that there is none
+      say(remedy, unserved ?? "");
+    },
+  };
 }
 
 function deviceTable() {
@@ -200,9 +214,11 @@ function shapes() {
     };
   });
   const cards = [cardOf("Batches by rows", sizes.node), cardOf("Batches by padding", paddings.node), cardOf("Device time by priority", shares)];
+  const node = el("section", { class: "overview three", "aria-label": "Batches of the last minute" }, cards);
   return {
-    node: el("section", { class: "overview three", "aria-label": "Batches of the last minute" }, cards),
+    node,
     update({ batches }) {
+      node.hidden = batches.count === 0;
       sizes.update(filled(batches.sizes));
       const counts = new Map(batches.paddings);
       paddings.update([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1].map((end) => [`≤${share(end).replace(".0", "")}`, counts.get(end) ?? 0]));
@@ -212,12 +228,13 @@ function shapes() {
 }
 
 function recentTable() {
-  const names = ["Model", "Tasks", "Rows", "Items", "Padding", "Waited", "Forward"];
+  const names = ["Model", "Tasks", "Priority", "Device", "Began", "Rows", "Items", "Padding", "Waited", "Forward"];
   const table = tableOf("Newest batches", names, (batch) => batch.id, (batch) => {
-    const { cells, set } = texts(names, 2);
-    const tasks = Object.entries(batch.heads).map(([name, items]) => `${name} ${count(items)}`).join(", ");
-    set([batch.model, tasks, count(batch.rows), count(batch.items), share(batch.padding), duration(batch.queue_wait_s), duration(batch.forward_s)]);
-    return { node: el("tr", {}, cells) };
+    const { cells, set } = texts(names, 4);
+    const tasks = Object.entries(batch.heads).map(([name, items]) => (items === batch.items ? name : `${name} ${count(items)}`)).join(", ");
+    const priorities = Object.keys(batch.priorities).join(", ");
+    const update = () => set([batch.model, tasks, priorities, `${batch.device} (${batch.worker})`, ago(batch.started_at, now()), count(batch.rows), count(batch.items), share(batch.padding), duration(batch.queue_wait_s), duration(batch.forward_s)]);
+    return { node: el("tr", {}, cells), update };
   }, "None in the last minute.");
   return { node: table.node, update: ({ recent }) => table.show(recent, "") };
 }

@@ -20,14 +20,14 @@ async function open(job, seq) {
   const ended = new AbortController();
   const dialog = by("item");
   say(by("item-title"), `Item ${item.seq}${item.key ? ` · ${item.key}` : ""}`);
-  by("item-body").replaceChildren(full(job, item, ended.signal), ...item.results.map(result));
+  by("item-body").replaceChildren(full(job, item, ended.signal), ...item.results.map((row) => result(row, item.input.text)));
   by("item-close").onclick = () => dialog.close();
   dialog.addEventListener("close", () => ended.abort(), { once: true });
   dialog.showModal();
 }
 
-function result(row) {
-  return el("section", { class: "result" }, el("h3", {}, row.task), outcome(row, false), el("p", { class: "muted small-text" }, facts(row)));
+function result(row, text) {
+  return el("section", { class: "result" }, el("h3", {}, row.task), outcome(row, false, text), el("p", { class: "muted small-text" }, facts(row)));
 }
 
 function facts(row) {

@@ -14,11 +14,13 @@ import { ago, brief, count, duration, moment, visible } from "./words.js";
 
 const PAGE = 25;
 const EVERY_S = 2;
+const WAITING_EVERY_S = 5;
 
 export function job(root, { id, signal, caller }) {
   const title = el("h1", { tabindex: -1 }, "Job");
   const badge = el("span", { class: "badge" });
   const stalled = el("span", { class: "warn", role: "status" });
+  const unserved = el("p", { class: "bad", role: "status" });
   const facts = el("dl", { class: "facts" });
   const bar = progress();
   const counts = legend();
@@ -51,6 +53,11 @@ export function job(root, { id, signal, caller }) {
     if (before === null || before.done !== found.done) items.stale();
   }
 
+  async function waiting() {
+    const found = known?.finished ? null : await get(`/api/jobs/${encodeURIComponent(id)}/waiting`, { signal });
+    say(unserved, found?.unserved ?? "");
+  }
+
   async function start() {
     update(await get(`/api/jobs/${encodeURIComponent(id)}`, { signal }));
     ready();
@@ -60,9 +67,11 @@ export function job(root, { id, signal, caller }) {
   root.append(
     el("p", { class: "crumbs" }, el("a", { href: "#/jobs" }, "Jobs"), " / ", el("code", {}, id)),
     el("div", { class: "title" }, title, badge, stalled, el("div", { class: "aside" }, replay.node, cancel.node)),
+    unserved,
     el("div", { class: "card" }, bar.node, counts.node, facts),
     items.node,
   );
+  opened.then(() => poll(waiting, WAITING_EVERY_S, signal));
   return start();
 }
 
@@ -168,20 +177,20 @@ function treeRow(job, pipeline, { root, items: [first] }, signal) {
       const state = found.map((one) => `${one.seq} ${one.result.task} ${one.result.stored_at}`).join();
       if (state === shown) return;
       shown = state;
-      tree.replaceChildren(branch(job, stepTree(pipeline), found));
+      tree.replaceChildren(branch(job, stepTree(pipeline), found, first));
     },
   };
 }
 
-function branch(job, nodes, found) {
+function branch(job, nodes, found, first) {
   const results = (step) => found.filter((one) => one.result.step === step.name);
   const said = ({ seq, result }) => {
     const name = [result.step, ...result.parts.map((part) => `part ${count(part)}`)].join(", ");
-    return el("div", { class: "step" }, itemButton(job, seq, name, `Look at ${name}`), outcome(result));
+    return el("div", { class: "step" }, itemButton(job, seq, name, `Look at ${name}`), outcome(result, true, seq === first.seq ? first.input.text : ""));
   };
   const line = ({ step, children }) => {
     const own = results(step);
-    return el("li", {}, own.length ? own.map(said) : el("span", { class: "muted" }, `${step.name}: no result`), children.length > 0 && branch(job, children, found));
+    return el("li", {}, own.length ? own.map(said) : el("span", { class: "muted" }, `${step.name}: no result`), children.length > 0 && branch(job, children, found, first));
   };
   return el("ul", { class: "tree" }, nodes.map(line));
 }
@@ -207,7 +216,7 @@ function row(job, first, signal) {
       const state = item.results.map((one) => `${one.task} ${one.stored_at}`).join();
       if (state === shown) return;
       shown = state;
-      table.replaceChildren(...item.results.flatMap((one) => [el("dt", {}, one.task), el("dd", {}, outcome(one))]));
+      table.replaceChildren(...item.results.flatMap((one) => [el("dt", {}, one.task), el("dd", {}, outcome(one, true, item.input.text))]));
     },
   };
 }

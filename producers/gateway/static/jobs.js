@@ -112,7 +112,7 @@ function row(first, caller) {
   return { node, update };
 }
 
-const took = (job) => (job.finished_at === null ? "" : `in ${duration(Math.max(0, job.finished_at - job.created_at))}`);
+const took = (job) => (job.finished_at === null || job.total === 0 ? "" : `in ${duration(Math.max(0, job.finished_at - job.created_at))}`);
 
 /** A job's rate, and the remaining time at that rate. */
 function left(pace, job) {

@@ -6,19 +6,19 @@ import { count, share } from "./words.js";
 
 const LISTED = 3;
 
-/** A result in a list (`brief`), or in full. */
-export function outcome(result, briefly = true) {
-  if (result.state === "succeeded") return output(result.output, briefly);
+/** A result in a list (`brief`), or in full. `text` is the text that it is about, if it is known. */
+export function outcome(result, briefly = true, text = "") {
+  if (result.state === "succeeded") return output(result.output, briefly, text ?? "");
   const error = result.error ?? {};
   return el("div", { class: "outcome" }, el("span", { class: `badge ${result.state}` }, result.state), el("span", { class: "why" }, [error.kind, error.message].filter(Boolean).join(": ")));
 }
 
-function output(value, briefly) {
+function output(value, briefly, text) {
   if (value?.vector) return vector(value);
   if (isMade(value)) return made(value, briefly);
   const parts = Array.isArray(value) ? value : [value];
-  if (parts.length && parts.every((part) => labelOf(part) !== null && shareOf(part) !== null)) return labels(parts, briefly);
-  if (parts.length && parts.every((part) => textOf(part) !== null)) return el("p", { class: "text" }, parts.map(textOf).join("\n"));
+  if (parts.length && parts.every((part) => labelOf(part) !== null && shareOf(part) !== null)) return labels(parts, briefly, text);
+  if (parts.length && parts.every((part) => textOf(part) !== null)) return el("p", { class: "text" }, parts.map(textOf).join("\n").trim());
   if (Array.isArray(value) && !value.length) return el("span", { class: "muted" }, "nothing found");
   const json = JSON.stringify(value, null, briefly ? 0 : 2) ?? "null";
   return el(briefly ? "code" : "pre", { class: "json" }, briefly && json.length > 160 ? `${json.slice(0, 160)}…` : json);
@@ -26,10 +26,16 @@ function output(value, briefly) {
 
 const NAMES = ["label", "entity_group", "entity", "answer", "token_str"];
 
-function labelOf(part) {
+function labelOf(part, text = "") {
   const name = NAMES.find((one) => typeof part?.[one] === "string");
   if (name === undefined) return null;
-  return part.word ? `${part.word} · ${part[name]}` : part[name];
+  return part.word ? `${written(part, text)} · ${part[name]}` : part[name];
+}
+
+/** A word as it is written in the text: a model may know lower case only. */
+function written({ word, start, end }, text) {
+  const found = [...text].slice(start, end).join("");
+  return Number.isInteger(start) && found.length > 0 && [...found].length === end - start ? found : word;
 }
 
 /** A part's score; for a mask without a score, its share of the image. */
@@ -47,18 +53,18 @@ function textOf(part) {
   return texts.length === 1 ? texts[0][1] : null;
 }
 
-function labels(parts, briefly) {
+function labels(parts, briefly, text) {
   const some = briefly ? parts.slice(0, LISTED) : parts;
   const rest = parts.length - some.length;
-  return el("ul", { class: "labels" }, some.map(label), rest > 0 && el("li", { class: "muted" }, `and ${count(rest)} more`));
+  return el("ul", { class: "labels" }, some.map((part) => label(part, text)), rest > 0 && el("li", { class: "muted" }, `and ${count(rest)} more`));
 }
 
-function label(part) {
+function label(part, text) {
   const meter = el("span", { class: "meter", "aria-hidden": "true" });
   const known = Math.min(1, Math.max(0, shareOf(part)));
   meter.style.setProperty("--share", `${Math.round(100 * known)}%`);
   const score = typeof part.score === "number" ? share(known) : el("span", { title: "of the image" }, `${share(known)} area`);
-  return el("li", {}, el("span", { class: "name" }, labelOf(part)), el("span", { class: "score" }, score), meter);
+  return el("li", {}, el("span", { class: "name" }, labelOf(part, text)), el("span", { class: "score" }, score), meter);
 }
 
 /** A vector's first numbers as a strip: blue below zero, orange above, stronger for larger numbers. */

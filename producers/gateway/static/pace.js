@@ -3,7 +3,7 @@
 import { duration } from "./words.js";
 
 const KEPT_S = 20;
-const PATIENCE_S = 60;
+export const PATIENCE_S = 60;
 
 /** How long an unfinished job has had no new result; empty if it is not long. */
 export function stall(job, now) {

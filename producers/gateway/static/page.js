@@ -55,7 +55,7 @@ async function show(focus) {
     await done;
   } catch (error) {
     if (own.signal.aborted || error.status === 401) return;
-    root.replaceChildren(el("h1", { tabindex: -1 }, "This page cannot be shown"), el("p", { class: "empty" }, error.message));
+    root.replaceChildren(el("h1", { tabindex: -1 }, "This page cannot be shown"), el("p", { class: "empty" }, error.message), el("p", {}, el("a", { href: "#/jobs" }, "All jobs")));
     if (!(error instanceof Refusal)) throw error;
   }
 }
@@ -79,11 +79,14 @@ function link({ state, detail }) {
   node.title = visible(detail);
 }
 
-/** Say it if no worker is online: then nothing is computed, however well everything else looks. */
-function workers(found) {
+/** Say it if no worker is online, or none for waiting work: it is not computed, however well everything else looks. */
+function workers({ workers: online, models, unserved }) {
   const node = by("workers");
-  node.hidden = found !== null && found.length > 0;
-  say(node, found === null ? "broker unreachable" : "no worker online");
+  const without = [...new Set(models.filter((line) => line.served === false).map((line) => line.model))];
+  const wrong = online === null ? "broker unreachable" : online.length === 0 ? "no worker online" : without.length ? `no worker serves ${without.join(", ")}` : "";
+  node.hidden = wrong === "";
+  say(node, wrong);
+  node.title = visible(unserved ?? "");
 }
 
 function askForKey(wrong) {

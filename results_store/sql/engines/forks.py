@@ -6,6 +6,7 @@ uses, locks that no thread of the child will release, and none of its parent's t
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -33,6 +34,13 @@ def _run(when: When) -> None:
     for ref in list(_calls[when]):
         if (method := ref()) is not None:
             method()
+
+
+@atexit.register
+def _forget() -> None:
+    """Drop all references while everything is alive. At the interpreter's end, their callbacks would print errors."""
+    for calls in _calls.values():
+        calls.clear()
 
 
 os.register_at_fork(
