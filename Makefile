@@ -9,7 +9,7 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check prose mutation bench plots test-celery test-faults test-hostile test-quiet test-stack test-upgrade test-gpu \
+.PHONY: demo test check prose mutation bench plots test-celery test-faults test-hostile test-media test-quiet test-stack test-upgrade test-gpu \
 	install clean
 
 install: $(INSTALLED)
@@ -65,6 +65,10 @@ test-quiet: $(INSTALLED)
 # A hundred thousand hostile Celery messages, on one and two workers and on each store: ten minutes.
 test-hostile: $(INSTALLED)
 	$(BIN)/python -m benchmarks.hostile --seed $(or $(SEED),1)
+
+# Ten thousand sounds, videos and pictures each, with damaged headers, against FFmpeg and Pillow: minutes.
+test-media: $(INSTALLED)
+	ARGOSY_MEDIA_SEEDS=10000 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal --timeout 3600 tests/integration/test_damaged_media.py
 
 # A fleet of an older version, upgraded under load on each store: for changes of messages or of the schema.
 test-upgrade: $(INSTALLED)

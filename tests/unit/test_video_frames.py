@@ -151,6 +151,7 @@ def test_of_a_trimmed_video_the_shown_frames_are_read(from_s: float, length_s: f
 )
 def test_a_video_out_of_a_pipe_is_read_whole(form: str, codec: str) -> None:
     data = videos.file(MOVING, form, codec, piped=True)
+    assert len(read(data, FrameSampling(2), VideoLimits(max_video_s=2.0))) == 2  # guessed from a bit rate, it is longer
     for found, expected in zip(read(data, FrameSampling(40)), videos.plain(data), strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -224,7 +225,7 @@ def test_pictures_are_no_videos_but_animations_are() -> None:
     assert len(read(still.getvalue(), FrameSampling(3))) == 3
     with pytest.raises(InvalidInput, match="not a complete, readable video"):
         read(photo.getvalue(), FrameSampling(3))
-    with pytest.raises(InvalidInput, match="is a broken animation"):
+    with pytest.raises(InvalidInput, match="is not a readable animation"):
         read(animation.getvalue()[:30], FrameSampling(3))
     with pytest.raises(InputTooLarge, match="of 40 x 30 pixels"):
         read(animation.getvalue(), FrameSampling(3), VideoLimits(max_frame_pixels=1000))

@@ -201,11 +201,13 @@ class _Video:
 
     def _list_packets(self) -> int:
         """Note the times of the shown frames and the places to start decoding at; return the number of frames."""
-        stream, times, starts, total, cut_off = self._stream, [], [], 0, False
+        stream, times, decoding_times, starts, total, cut_off = self._stream, [], [], [], 0, False
         for packet in self._container.demux(stream):
             if not packet.size:
                 continue
             cut_off = packet.is_corrupt
+            if packet.dts is not None:
+                decoding_times.append(packet.dts)
             if not packet.is_discard:  # by an edit list: only frames that others need are decoded
                 total += 1
                 times.append(packet.pts)
@@ -222,8 +224,8 @@ class _Video:
         if indexed and None not in times and len(set(times)) == total:
             self._times, self._starts = sorted(times), sorted(starts)
             self._check_length(float((self._times[-1] - self._times[0]) * stream.time_base))
-        elif stream.duration:
-            self._check_length(float(stream.duration * stream.time_base))
+        elif decoding_times:  # the stream's own duration may be guessed from a bit rate
+            self._check_length(float((max(decoding_times) - min(decoding_times)) * stream.time_base))
         return total
 
     def _check_length(self, length_s: float) -> None:
