@@ -9,8 +9,8 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check prose mutation bench plots test-benchmarks test-celery test-faults test-hostile test-morning test-quiet \
-	test-stack test-upgrade test-gpu install clean
+.PHONY: demo test check prose mutation bench plots install clean \
+	test-benchmarks test-celery test-faults test-gpu test-hostile test-media test-morning test-quiet test-stack test-upgrade
 
 install: $(INSTALLED)
 
@@ -73,6 +73,10 @@ test-quiet: $(INSTALLED)
 # A hundred thousand hostile Celery messages, on one and two workers and on each store: ten minutes.
 test-hostile: $(INSTALLED)
 	$(BIN)/python -m benchmarks.hostile --seed $(or $(SEED),1)
+
+# Ten thousand sounds, videos and pictures each, with damaged headers, against FFmpeg and Pillow: minutes.
+test-media: $(INSTALLED)
+	ARGOSY_MEDIA_SEEDS=10000 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal --timeout 3600 tests/integration/test_damaged_media.py
 
 # A fleet of an older version, upgraded under load on each store: for changes of messages or of the schema.
 test-upgrade: $(INSTALLED)

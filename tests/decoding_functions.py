@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from producers.wire.errors import InputTooLarge
+
+if TYPE_CHECKING:
+    from av import VideoFrame
 
 
 def length(data: bytes) -> int:
@@ -67,3 +73,57 @@ def refuses(data: bytes) -> None:
 
 def fails(data: bytes) -> None:
     raise KeyError("no such thing")
+
+
+def heard(data: bytes, formats: str) -> tuple[int, Any]:
+    """Return the rate and the mono samples that FFmpeg plays, which goes on behind packets that it cannot decode."""
+    import av
+
+    from workers.models.speech import waveform
+
+    rate, blocks = 0, [np.zeros(0, np.float32)]
+    options = {"format_whitelist": formats}
+    try:
+        with av.open(io.BytesIO(data), options=options, metadata_errors="replace") as container:
+            for packet in container.demux(container.streams.audio[0]):
+                try:
+                    for frame in packet.decode():
+                        rate = rate or frame.sample_rate
+                        blocks.append(waveform._samples(frame).mean(axis=1, dtype=np.float32))
+                except av.FFmpegError:
+                    continue
+    except (av.FFmpegError, IndexError, AttributeError):
+        pass
+    return rate, np.concatenate(blocks)
+
+
+def seen(data: bytes, formats: str) -> list[int]:
+    """Return checksums of the frames that FFmpeg shows; none if it cannot decode them all."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), options={"format_whitelist": formats}, metadata_errors="replace") as container:
+            container.streams.video[0].codec_context.thread_count = 1  # else damage is concealed otherwise
+            return [checksum(frame) for frame in container.decode(video=0)]
+    except (av.FFmpegError, IndexError, ValueError, AttributeError):
+        return []
+
+
+def checksum(frame: VideoFrame) -> int:
+    return zlib.crc32(frame.to_ndarray(format="rgb24").tobytes())
+
+
+def opened(data: bytes, formats: tuple[str, ...]) -> int:
+    """Return the checksum of an opaque picture of at most 8 bits as Pillow reads it, upright; 0 if it does not."""
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            image.load()
+            if image.has_transparency_data or image.mode[0] in "IF":
+                return 0
+            return picture_checksum(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:  # noqa: BLE001 - Pillow's decoders raise errors of every type
+        return 0
+
+
+def picture_checksum(image: Image.Image) -> int:
+    return zlib.crc32(image.tobytes())

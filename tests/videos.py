@@ -13,6 +13,17 @@ import numpy as np
 _PIXELS = {"gif": "rgb8", "apng": "rgb24"}
 
 
+class Pipe:
+    """A file that its writer cannot go back in."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self.content += bytes(data)
+        return len(data)
+
+
 def moving(count: int = 40, width: int = 64, height: int = 48, seed: int = 0) -> list[Any]:
     """Frames over which a bar grows from the left; no two are alike."""
     ground = np.random.default_rng(seed).integers(0, 120, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
@@ -25,10 +36,22 @@ def moving(count: int = 40, width: int = 64, height: int = 48, seed: int = 0) ->
     return frames
 
 
-def file(frames: Sequence[Any], form: str = "mp4", codec: str = "libx264", *, gop: int = 12, rate: int = 25) -> bytes:
-    """Return a video file of these frames, RGB `(height, width, 3)`, where one can begin to decode at every `gop`th."""
-    made = io.BytesIO()
-    with av.open(made, "w", format=form) as container:
+def file(
+    frames: Sequence[Any],
+    form: str = "mp4",
+    codec: str = "libx264",
+    *,
+    gop: int = 12,
+    rate: int = 25,
+    piped: bool = False,
+    options: dict[str, str] | None = None,
+) -> bytes:
+    """Return a video file of these frames, RGB `(height, width, 3)`, where one can begin to decode at every `gop`th.
+
+    The writer of a `piped` file does not go back to put lengths in front.
+    """
+    made: Any = Pipe() if piped else io.BytesIO()
+    with av.open(made, "w", format=form, options=options or {}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height = frames[0].shape[1], frames[0].shape[0]
         stream.pix_fmt, stream.gop_size = _PIXELS.get(codec, "yuv420p"), gop
@@ -38,7 +61,7 @@ def file(frames: Sequence[Any], form: str = "mp4", codec: str = "libx264", *, go
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return made.getvalue()
+    return bytes(made.content) if piped else made.getvalue()
 
 
 def sound() -> bytes:
@@ -63,13 +86,24 @@ def without_frames() -> bytes:
     return made.getvalue()
 
 
-def turned(data: bytes) -> bytes:
-    """Return an MP4 file as a phone held upright writes it: its pixels lie, and its header says by how much to turn
-    them.
+def turned(data: bytes, matrix: Sequence[int] = (0, 1, -1, 0)) -> bytes:
+    """Return an MP4 file whose header says how to turn or mirror its pixels, by default as a phone held upright does.
+
+    The matrix (a, b, c, d) takes the point (x, y) to (ax + cy, bx + dy).
     """
     start = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8  # version and flags, times and duration, reserved, layer to volume
-    matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-    return data[:start] + matrix + data[start + len(matrix) :]
+    a, b, c, d = (factor << 16 for factor in matrix)
+    packed = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    return data[:start] + packed + data[start + len(packed) :]
+
+
+def trimmed(data: bytes, from_s: float, length_s: float) -> bytes:
+    """Return an MP4 file of which an edit list shows a part, as phones trim it without encoding it again."""
+    edits = data.index(b"elst")
+    begin = int.from_bytes(data[edits + 16 : edits + 20], "big")
+    scale = int.from_bytes(data[data.index(b"mdhd") + 16 :][:4], "big")
+    edit = struct.pack(">Ii", int(length_s * 1000), begin + int(from_s * scale))
+    return data[: edits + 12] + edit + data[edits + 20 :]
 
 
 def plain(data: bytes) -> list[Any]:

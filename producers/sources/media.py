@@ -20,8 +20,9 @@ Row: TypeAlias = NewItem | InvalidInput
 MEDIA_SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "image": (".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
     "audio": (
-        *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".flac", ".m4a", ".mka"),
-        *(".mp3", ".mp4", ".oga", ".ogg", ".opus", ".snd", ".w64", ".wav", ".webm", ".wma", ".wv"),
+        *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".bwf", ".caf", ".dts", ".eac3"),
+        *(".flac", ".m4a", ".m4b", ".mka", ".mp2", ".mp3", ".mp4", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".tta"),
+        *(".w64", ".wav", ".wave", ".weba", ".webm", ".wma", ".wv"),
     ),
     "video": (
         *(".3gp", ".apng", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),

@@ -109,6 +109,69 @@ def test_a_turned_video_is_read_upright() -> None:
     np.testing.assert_array_equal(middle, np.rot90(plain, -1))
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_a_mirrored_video_is_seen_as_by_a_player(turns: int) -> None:
+    """A front camera's, upright or not: mirrored left to right first, then turned clockwise."""
+    quarter, matrix = np.array([[0, 1], [-1, 0]]), np.array([[-1, 0], [0, 1]])  # rows: the images of (1, 0) and (0, 1)
+    for _ in range(turns):
+        matrix = matrix @ quarter
+    mirrored = videos.turned(FILE, matrix.ravel().tolist())
+    expected = np.rot90(videos.plain(FILE)[0][:, ::-1], -turns)
+    [whole] = frames.read(mirrored, FrameSampling(1), WIDE, frames.image)
+    np.testing.assert_array_equal(np.asarray(whole), expected)
+    [middle] = frames.read(mirrored, FrameSampling(1), WIDE, lambda frame: frames.centre(frame, 40, 48))
+    [plain] = frames.read(FILE, FrameSampling(1), WIDE, lambda frame: frames.centre(frame, 40, 48))
+    np.testing.assert_array_equal(middle, np.rot90(plain[:, ::-1], -turns))
+
+
+@pytest.mark.parametrize(
+    ("from_s", "length_s", "shown"),
+    [(0, 2, range(20)), (1, 2, range(10, 30)), (0.5, 2, range(5, 25)), (1.3, 1.2, range(13, 25)), (0, 3, range(30))],
+)
+def test_of_a_trimmed_video_the_shown_frames_are_read(from_s: float, length_s: float, shown: range) -> None:
+    """Hidden frames are neither sampled nor missing."""
+    whole = videos.file(videos.moving(30), gop=10, rate=10)
+    decoded, trimmed = videos.plain(whole), videos.trimmed(whole, from_s, length_s)
+    for sampling in (FrameSampling(4), FrameSampling(4, 2), FrameSampling(40)):
+        places = sampling.places(len(shown))
+        for found, place in zip(read(trimmed, sampling), places, strict=True):
+            np.testing.assert_array_equal(found, decoded[shown[place]])
+
+
+@pytest.mark.parametrize(
+    ("form", "codec"),
+    [
+        ("matroska", "libx264"),
+        ("webm", "libvpx-vp9"),
+        ("avi", "libx264"),
+        ("avi", "mpeg4"),
+        ("flv", "libx264"),
+        ("asf", "mpeg4"),
+    ],
+)
+def test_a_video_out_of_a_pipe_is_read_whole(form: str, codec: str) -> None:
+    data = videos.file(MOVING, form, codec, piped=True)
+    assert len(read(data, FrameSampling(2), VideoLimits(max_video_s=2.0))) == 2  # guessed from a bit rate, it is longer
+    for found, expected in zip(read(data, FrameSampling(40)), videos.plain(data), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "options"),
+    [
+        *(("matroska", "libx264", {}), ("webm", "libvpx-vp9", {}), ("avi", "libx264", {}), ("avi", "mpeg4", {})),
+        *(("asf", "mpeg4", {}), ("apng", "apng", {}), ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"})),
+    ],
+)
+def test_a_video_that_tells_its_length_is_refused_if_it_breaks_off(
+    form: str, codec: str, options: dict[str, str]
+) -> None:
+    data = videos.file(MOVING, form, codec, options=options)
+    assert len(read(data, FrameSampling(40))) == 40
+    with pytest.raises(InvalidInput, match="breaks off"):
+        read(data[: len(data) * 2 // 3], FrameSampling(4))
+
+
 def test_odd_sizes_and_narrow_frames() -> None:
     """Sides that are no multiple of anything; a line of pixels is not blown up to a wall."""
     data = videos.file(videos.moving(3, 35, 21), "webm", "libvpx-vp9")
@@ -137,7 +200,7 @@ def broken_mp4() -> bytes:
         (b"", "is empty"),
         (b"no video at all, but some text " * 40, "not a complete, readable video"),
         (FILE[: len(FILE) // 2], "not a complete, readable video"),
-        (broken_mp4(), "is cut off"),
+        (broken_mp4(), "breaks off after"),
         (videos.sound(), "has no moving pictures, only audio"),
         (videos.without_frames(), "without frames"),
         (b"\x00" * 5000, "not a complete, readable video"),
@@ -162,7 +225,7 @@ def test_pictures_are_no_videos_but_animations_are() -> None:
     assert len(read(still.getvalue(), FrameSampling(3))) == 3
     with pytest.raises(InvalidInput, match="not a complete, readable video"):
         read(photo.getvalue(), FrameSampling(3))
-    with pytest.raises(InvalidInput, match="is a broken animation"):
+    with pytest.raises(InvalidInput, match="is not a readable animation"):
         read(animation.getvalue()[:30], FrameSampling(3))
     with pytest.raises(InputTooLarge, match="of 40 x 30 pixels"):
         read(animation.getvalue(), FrameSampling(3), VideoLimits(max_frame_pixels=1000))

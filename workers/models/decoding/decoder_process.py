@@ -27,9 +27,8 @@ from workers.models.decoding.decoded_answers import DecodedAnswer
 #: The readers, with the libraries that they import when they are first used.
 _READERS = {
     "numpy": ("workers.models.pictures.pixels", "workers.models.huggingface.vision.image_processing"),
-    "soundfile": ("workers.models.speech.waveform", "soundfile"),
     "soxr": ("soxr",),
-    "av": ("av", "workers.models.video.frames"),
+    "av": ("av", "workers.models.speech.waveform", "workers.models.video.frames"),
 }
 
 #: An error's message is cut to this length.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from producers.wire.errors import InputTooLarge, InvalidInput
 from workers.models.decoding import isolation
@@ -19,6 +21,16 @@ _Made = TypeVar("_Made")
 #: Images with more pixels are refused before they are decoded; this many take 200 MB when decoded, and for a moment
 #: twice as much if they are not RGB.
 MAX_PIXELS = 50_000_000
+
+# a PNG's texts and profiles play no part: workflows, XMP. Pillow's own limits, 1 and 64 MiB, take such files for broken
+PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20
+PngImagePlugin.MAX_TEXT_MEMORY = 256 * 2**20
+
+#: Adam7's passes over a PNG: the first column and row, and the distance of columns and rows.
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+#: The channels of a PNG by its type of colour.
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 #: The number of rows that are converted together.
 STRIP_ROWS = 256
@@ -105,6 +117,9 @@ def _opened(data: bytes, then: Callable[[Image.Image], _Made], max_pixels: int, 
         isolation.check_memory(image.width * image.height)
         if about:
             image.draft("RGB", about)
+        image.load()  # reports a truncated file here, which would otherwise pass for broken EXIF
+        if image.format == "PNG":
+            _check_rows(image, data)
         return then(_to_rgb(_upright(image)))
 
 
@@ -121,6 +136,9 @@ def _faults_of_image(max_pixels: int) -> Iterator[None]:
     except MemoryError:
         raise  # the limit's or the machine's fault
     except Exception as error:  # malformed bytes cause errors of every type in Pillow's decoders
+        if "MAX_TEXT_" in str(error):
+            problem = "holds more text than 64 MiB in one place or 256 MiB in all"
+            raise InputTooLarge("input", problem, "save it without its metadata") from error
         raise InvalidInput("input", f"is a broken image: {error}", "save the complete file again") from error
 
 
@@ -131,8 +149,32 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise InputTooLarge("input", problem, "scale it down")
 
 
+def _check_rows(image: Image.Image, data: bytes) -> None:
+    """Raise InvalidInput if the rows of a PNG end early: Pillow leaves the others zero without a word.
+
+    The rows are counted only if the last of them are zero.
+    """
+    width, height = image.size
+    if image.crop((0, max(0, height - 2), width, height)).getbbox(alpha_only=False):
+        return
+    bits, colour, _, _, interlaced = struct.unpack_from("5B", data, 24)
+    missing = 0
+    for left, top, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        missing += rows * (1 + (columns * bits * _CHANNELS[colour] + 7) // 8) if columns > 0 else 0
+    inflater = zlib.decompressobj()
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
+        png: Any = again
+        png.load_prepare()
+        while packed := png.load_read(2**16):
+            while packed:
+                missing -= len(inflater.decompress(packed, 2**20))
+                packed = inflater.unconsumed_tail
+    if missing > len(inflater.flush()):
+        raise InvalidInput("input", "is an image whose rows end early", "save the complete file again")
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    image.load()  # reports a truncated file here, which would otherwise pass for broken EXIF
     with suppress(Exception):  # broken EXIF says nothing about the picture
         ImageOps.exif_transpose(image, in_place=True)
     return image

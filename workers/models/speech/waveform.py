@@ -1,7 +1,7 @@
 """Decode audio files to mono samples at a model's sample rate. Every decoding error is an InvalidInput.
 
-libsndfile reads WAV, FLAC, Ogg (Vorbis, Opus), MP3, AIFF and similar formats. FFmpeg's libraries read the rest (M4A,
-AAC, WebM) if the extra `video` is installed. A file is read in blocks, because its header may understate its length.
+FFmpeg's libraries (PyAV) read them all. They neither refuse a file that is cut off nor name the damage that they pass
+over, so each length that a file declares is compared with the samples heard.
 """
 
 from __future__ import annotations
@@ -11,39 +11,63 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
-from workers.models.decoding import isolation
+from workers.models.decoding import declared_size, isolation
+
+if TYPE_CHECKING:
+    from av import AudioFrame
 
 Samples = NDArray[np.float32]
 
 #: The accepted sample rates in Hz.
 _RATES = (1_000, 768_000)
 
-_BLOCK_S = 10
-
-#: The header of a stream of unknown length declares this size, a larger size or none.
-_UNKNOWN_BYTES = 2**31 - 1
-_UNKNOWN_SAMPLES = 2**62
-
 #: Containers for FFmpeg, by its names. Without playlists (ffconcat, DASH), which would open other files.
-_FORMATS = (
-    *("aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts", "eac3", "flac", "flv", "loas", "matroska"),
-    *("mov", "mp3", "mp4", "mpeg", "mpegts", "ogg", "rm", "tta", "w64", "wav", "webm", "wv"),
+FORMATS = (
+    *(
+        "aac",
+        "ac3",
+        "aiff",
+        "amr",
+        "ape",
+        "asf",
+        "au",
+        "avi",
+        "avr",
+        "caf",
+        "dts",
+        "eac3",
+        "epaf",
+        "flac",
+        "flv",
+        "iff",
+    ),
+    *("ircam", "loas", "matroska", "mov", "mp3", "mp4", "mpeg", "mpegts", "nistsphere", "ogg", "pvf", "rm", "tta"),
+    *("voc", "w64", "wav", "webm", "wv"),
 )
 
-#: Patterns of a recording's start in formats that allow concatenation. libsndfile reads only the first recording.
-_BEGINNINGS = {
-    "MP3": re.compile(rb"\xff[\xe2-\xff].{7,34}(?:Xing|Info)", re.DOTALL),
-    "Ogg": re.compile(rb"OggS\0[\x02\x06]"),
-}
+#: Formats whose decoders may begin anywhere. A packet that cannot be decoded is the rest of a tag or of a cut frame.
+_RESYNCHRONISING = ("aac", "ac3", "dts", "eac3", "loas", "mp3", "mpeg", "mpegts", "w64", "wav")
 
-#: An MP3's declared size may include a tag of up to this size that was removed from its end.
-_TAG_BYTES = 4096
+#: The beginnings of recordings in formats that may be joined. FFmpeg loses sound where the next recording begins.
+_BEGINNINGS = {b"OggS": re.compile(rb"OggS\0[\x02\x06]"), b"fLaC": re.compile(rb"fLaC[\0\x80]\0\0\x22")}
+
+#: Formats whose header or last page declares the number of samples.
+_COUNTED = ("ape", "flac", "ogg", "tta", "wv")
+
+#: An encoder's delay counts as declared in some files, and is not heard: mostly 6.5 ms of Opus, or 80.
+_SLACK_S = 0.1
+
+#: The number of frames that an MP3's first frame declares: Xing's tag (Info at a constant rate) if its flag is set, or
+#: Fraunhofer's.
+_MP3_FRAMES = re.compile(
+    rb"\xff[\xe2-\xff].{7,34}(?:(?:Xing|Info)\0\0\0[\x01\x03\x05\x07\x09\x0b\x0d\x0f]|VBRI.{10})(.{4})", re.DOTALL
+)
 
 #: Larger samples are not sound. Full scale is 1, and floating-point files may exceed it somewhat.
 _LOUDEST = 1e4
@@ -51,7 +75,7 @@ _LOUDEST = 1e4
 
 def require() -> None:
     """Raise ConfigurationError, with the remedy, if the audio libraries are not installed."""
-    missing = [name for name in ("soundfile", "soxr") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("av", "soxr") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigurationError(f"audio files need {missing[0]}; pip install 'argosy[speech]'")
 
@@ -75,7 +99,8 @@ def _decoded(data: bytes, rate: int, max_s: float) -> Samples:
     except MemoryError:
         raise  # the limit's or the machine's fault
     except Exception as error:  # decoders raise errors of every type on malformed bytes
-        raise InvalidInput("input", f"is a broken audio file: {error}", "save it again completely") from error
+        problem = f"is a broken audio file: {getattr(error, 'strerror', None) or error}"
+        raise InvalidInput("input", problem, "save it again completely") from error
     samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if not len(samples):
         raise InvalidInput("input", "is an audio file without samples", "send a recording")
@@ -86,17 +111,19 @@ def _resampled(sound: Iterator[tuple[int, Samples]], rate: int, max_s: float) ->
     """Yield mono blocks at `rate` from pairs of a sample rate and a block `(samples, channels)`."""
     import soxr
 
-    stream, length_s = None, 0.0
+    stream, stream_rate, length_s = None, rate, 0.0
     for own_rate, block in sound:
         length_s += len(block) / own_rate
         if length_s > max_s:
             problem = f"is a recording of over {max_s:,.0f} s"
             raise InputTooLarge("input", problem, "split it, or set the model's option max_audio_s")
+        if own_rate != stream_rate:  # at first, or in a file of several recordings
+            if stream is not None:
+                yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+            stream = None if own_rate == rate else soxr.ResampleStream(own_rate, rate, 1, dtype="float32")
+            stream_rate = own_rate
         mono = _mono(block)
-        if own_rate != rate:
-            stream = stream or soxr.ResampleStream(own_rate, rate, 1, dtype="float32")
-            mono = stream.resample_chunk(mono)
-        yield mono
+        yield mono if stream is None else stream.resample_chunk(mono)
     if stream is not None:
         yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
@@ -111,98 +138,36 @@ def _mono(block: Samples) -> Samples:
 def _sound(data: bytes) -> Iterator[tuple[int, Samples]]:
     """Yield a file's sample rate and samples, block by block."""
     require()
-    import soundfile
-
-    _check_whole(data)
-    if problem := _ends_early(data):
-        if b"OpusHead" in data[:128]:  # FFmpeg also reads only the first Opus recording
-            raise InvalidInput("input", problem, "send each recording separately")
-        yield from _by_ffmpeg(data, problem)
-        return
-    try:
-        opened = soundfile.SoundFile(io.BytesIO(data))
-    except soundfile.LibsndfileError:
-        yield from _by_ffmpeg(data)
-        return
-    with opened as file:
-        rate = _checked(file.samplerate)
-        while len(block := file.read(rate * _BLOCK_S, dtype="float32", always_2d=True)):
-            yield rate, block
-        promised, found = file.frames, file.tell()
-        if 0 < found < promised < _UNKNOWN_SAMPLES:
-            raise InvalidInput("input", f"breaks off after {found / rate:.1f} s", "send the whole file")
+    for recording in _recordings(data):
+        yield from _recording(declared_size.mended(recording))
 
 
-def _check_whole(data: bytes) -> None:
-    """Raise InvalidInput if a WAV, AIFF or MP3 declares more bytes than it has, which libsndfile would ignore."""
-    orders: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"FORM": "big"}
-    if data[:4] in orders:
-        promised, slack = int.from_bytes(data[4:8], orders[data[:4]]) + 8, 0
-    else:
-        promised, slack = _mp3_bytes(data) or 0, _TAG_BYTES
-    if len(data) + slack < promised < _UNKNOWN_BYTES:
-        raise InvalidInput("input", f"breaks off after {len(data):,} of {promised:,} bytes", "send the whole file")
+def _recordings(data: bytes) -> Iterator[bytes]:
+    """Yield the recordings that are joined in a file. The streams of one recording begin in adjacent pages of Ogg."""
+    starts, behind = [0], 0
+    for found in _BEGINNINGS[data[:4]].finditer(data) if data[:4] in _BEGINNINGS else ():
+        if found.start() > behind:
+            starts.append(found.start())
+        behind = declared_size.ogg_page_end(data, found.start()) if data[:4] == b"OggS" else found.end()
+    for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
+        yield data[start:end]
 
 
-def _ends_early(data: bytes) -> str:
-    """Return the reason that libsndfile would not read the file to its end, or an empty string."""
-    begins = _mp3_begins(data)
-    form = "Ogg" if data[:4] == b"OggS" else "MP3" if begins is not None else ""
-    if form and len(_BEGINNINGS[form].findall(data)) > 1:
-        return "has several recordings, one after another"
-    if form == "MP3" and _mp3_bytes(data) is None:
-        # libsndfile guesses its length from the first frame's bit rate
-        return "is an MP3 that does not declare its length"
-    return ""
-
-
-def _mp3_begins(data: bytes) -> int | None:
-    """Return the offset of an MP3's first frame after a tag, or None if the file is not an MP3."""
-    tagged = data[:3] == b"ID3"  # each byte of the size has seven bits
-    begins = 10 + sum(byte << 7 * place for place, byte in enumerate(data[9:5:-1])) if tagged else 0
-    first = data[begins : begins + 2]
-    return begins if len(first) == 2 and first[0] == 0xFF and first[1] & 0xE6 == 0xE2 else None
-
-
-def _mp3_bytes(data: bytes) -> int | None:
-    """Return the end of an MP3 by its first frame; 0 if it declares only a duration, None if it declares neither."""
-    begins = _mp3_begins(data)
-    if begins is None:
-        return None
-    head = data[begins : begins + 64]
-    if b"VBRI" in head:
-        return 0
-    at = max(head.find(b"Xing"), head.find(b"Info"))
-    told = int.from_bytes(head[at + 4 : at + 8], "big") if at >= 0 else 0  # flags: 1 for frames, 2 for bytes
-    if not told & 1:
-        return None
-    return begins + int.from_bytes(head[at + 12 : at + 16], "big") if told & 2 else 0
-
-
-def _checked(rate: int) -> int:
-    if not _RATES[0] <= rate <= _RATES[1]:
-        raise InvalidInput("input", f"has {rate:,} samples a second", f"send {_RATES[0]:,} to {_RATES[1]:,}")
-    return rate
-
-
-# --- formats that libsndfile does not read --------------------------------------------------------
-
-
-def _by_ffmpeg(data: bytes, otherwise: str = "is not an audio file that can be read") -> Iterator[tuple[int, Samples]]:
-    """Decode like `_sound`. Without FFmpeg's libraries, raise InvalidInput with the problem `otherwise`."""
-    known = "WAV, FLAC, Ogg, MP3 or AIFF"
-    if importlib.util.find_spec("av") is None:
-        remedy = f"send {known}; other formats need the extra `video` at the worker (pip install 'argosy[video]')"
-        raise InvalidInput("input", otherwise, remedy)
-    import av
-
+def _recording(data: bytes) -> Iterator[tuple[int, Samples]]:
     with _container(data) as container:
         if not container.streams.audio:
-            raise InvalidInput("input", "is a file without an audio stream", f"send {known}")
-        planes = av.AudioResampler(format="fltp")  # planar: a row of floats for each channel
-        for frame in container.decode(container.streams.audio[0]):
-            for part in planes.resample(frame):
-                yield _checked(part.sample_rate), np.asarray(part.to_ndarray().T, dtype=np.float32)
+            raise InvalidInput("input", "is a file without an audio stream", "send a recording")
+        stream = container.streams.audio[0]
+        declared_size.check_index(container, stream)
+        heard_s = 0.0
+        for frame in _frames(container, stream, data):
+            rate = _checked(frame.sample_rate)
+            heard_s += frame.samples / rate
+            yield rate, _samples(frame)
+        declared_s = _declared_s(container, stream, data)
+        if heard_s < declared_s - _SLACK_S:
+            problem = f"breaks off or has gaps: {heard_s:.1f} of {declared_s:.1f} s can be decoded"
+            raise InvalidInput("input", problem, "send the whole file")
 
 
 @contextmanager
@@ -210,11 +175,71 @@ def _container(data: bytes) -> Iterator[Any]:
     import av
 
     # allow no protocol, so that a file cannot open other files
-    options = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "none"}
+    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
     try:
-        container = av.open(io.BytesIO(data), options=options)
+        container = av.open(io.BytesIO(data), options=options, metadata_errors="replace")
     except av.FFmpegError as error:
         remedy = "send WAV, FLAC, Ogg, MP3, M4A or WebM"
         raise InvalidInput("input", "is not an audio file that can be read", remedy) from error
     with container:
         yield container
+
+
+def _frames(container: Any, stream: Any, data: bytes) -> Iterator[AudioFrame]:
+    import av
+
+    codec, name = _codec(stream, data), container.format.name
+    for packet in container.demux(stream):
+        try:
+            yield from codec.decode(packet)
+        except av.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
+            if name not in _RESYNCHRONISING:
+                problem = f"is a broken audio file: a part cannot be decoded ({error.strerror})"
+                raise InvalidInput("input", problem, "save it again completely") from error
+
+
+def _codec(stream: Any, data: bytes) -> Any:
+    """Return the decoder of a stream, set right where FFmpeg takes another than the file means."""
+    import av
+    from av.codec.context import Flags2
+
+    codec = stream.codec_context
+    if codec is None:
+        raise InvalidInput("input", "is a recording in an unknown codec", "save it as WAV, FLAC or MP3")
+    if codec.name == "g726" and data[:4] == b"RIFF" and codec.codec_tag[:1] == "@":
+        raise InvalidInput("input", "is a WAV in G.721, which is not read", "save it as PCM")
+    if data[:4] == b"caff" and codec.name == "alac":
+        codec.flags2 |= Flags2.skip_manual  # the last packet has been shortened already
+    if data[:4] == b"RIFX" and codec.name.startswith("pcm_") and codec.name.endswith("le"):
+        big_endian: Any = av.CodecContext.create(f"{codec.name[:-2]}be", "r")
+        big_endian.sample_rate, big_endian.layout = codec.sample_rate, codec.layout
+        return big_endian
+    return codec
+
+
+def _samples(frame: AudioFrame) -> Samples:
+    """Return a frame as `(samples, channels)`, full scale 1."""
+    values = frame.to_ndarray()
+    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    full_scale = np.float32(2 ** (8 * values.itemsize - 1))
+    return (values.astype(np.float32) - (full_scale if values.dtype.kind == "u" else 0)) / full_scale
+
+
+def _declared_s(container: Any, stream: Any, data: bytes) -> float:
+    """Return the length of a recording by its own account, or 0. FFmpeg's estimates from a bit rate are none."""
+    declared_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    if container.format.name == "mp3":
+        rate, found = stream.codec_context.sample_rate, _MP3_FRAMES.search(data)
+        frames = int.from_bytes(found[1], "big") if found else 0
+        return min(declared_s, frames * (1152 if rate >= 32_000 else 576) / rate)
+    return declared_s if container.format.name in _COUNTED else 0.0
+
+
+def _checked(rate: int) -> int:
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise InvalidInput("input", f"has {rate:,} samples a second", f"send {_RATES[0]:,} to {_RATES[1]:,}")
+    return rate

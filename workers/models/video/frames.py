@@ -8,6 +8,7 @@ are scaled one after another, so only one of full size is held at a time.
 from __future__ import annotations
 
 import io
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
-from workers.models.decoding import isolation
+from workers.models.decoding import declared_size, isolation
 from workers.models.interface.options import Count, Options, Positive
 from workers.models.video.frame_sampling import FrameSampling
 
@@ -36,6 +37,9 @@ FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "apng", "mpegts", "mpeg", "f
 
 #: The containers with seeking by time.
 _INDEXED = ("mov", "mp4", "matroska", "webm")
+
+#: The containers that a receiver may leave anywhere.
+_STREAMED = ("mpegts", "mpeg")
 
 _REMEDY = "send a video as MP4, WebM, Matroska, AVI, MPEG or GIF"
 
@@ -105,7 +109,8 @@ def _opened(
         "max_pixels": str(limits.max_frame_pixels),  # opening a file may decode a frame
     }
     try:
-        with av.open(io.BytesIO(data), options=options) as container:
+        data = declared_size.mended(data)
+        with av.open(io.BytesIO(data), options=options, metadata_errors="replace") as container:
             return _Video(container, limits).read(sampling, then)
     except InvalidInput:
         raise
@@ -194,28 +199,32 @@ class _Video:
         return [made[min(place, last)] for place in places]
 
     def _list_packets(self) -> int:
-        """Note the frames' times and the places to start decoding at; return the number of frames."""
-        stream, times, starts, total = self._stream, [], [], 0
+        """Note the times of the shown frames and the places to start decoding at; return the number of frames."""
+        stream, times, decoding_times, starts, total, cut_off = self._stream, [], [], [], 0, False
         for packet in self._container.demux(stream):
             if not packet.size:
                 continue
-            total += 1
-            times.append(packet.pts)
+            cut_off = packet.is_corrupt
+            if packet.dts is not None:
+                decoding_times.append(packet.dts)
+            if not packet.is_discard:  # by an edit list: only frames that others need are decoded
+                total += 1
+                times.append(packet.pts)
             if packet.is_keyframe:
                 starts.append(packet.pts)
             _check_time(self._until, self._limits)
         if not total:
             raise InvalidInput("input", "is a video without frames", "record it again")
-        if total < stream.frames:
-            problem = f"is cut off: it has {total:,} of its {stream.frames:,} frames"
-            raise InvalidInput("input", problem, "send the whole file")
+        declared_size.check_index(self._container, stream)
+        if cut_off and self._container.format.name not in _STREAMED:
+            raise InvalidInput("input", "breaks off within its last frame", "send the whole file")
         self._container.seek(0)
         indexed = set(self._container.format.name.split(",")) & set(_INDEXED)
         if indexed and None not in times and len(set(times)) == total:
             self._times, self._starts = sorted(times), sorted(starts)
             self._check_length(float((self._times[-1] - self._times[0]) * stream.time_base))
-        elif stream.duration:
-            self._check_length(float(stream.duration * stream.time_base))
+        elif decoding_times:  # the stream's own duration may be guessed from a bit rate
+            self._check_length(float((max(decoding_times) - min(decoding_times)) * stream.time_base))
         return total
 
     def _check_length(self, length_s: float) -> None:
@@ -287,9 +296,12 @@ def _picture_stream(container: Any) -> Any:
 
 
 def image(frame: VideoFrame) -> Image.Image:
-    """Return a frame as an RGB image, upright by the file's rotation."""
+    """Return a frame as an RGB image, turned and mirrored as a player shows it."""
     made: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
-    turned = _TURNED[_quarter_turns(frame)]
+    mirrored, turns = _orientation(frame)
+    if mirrored:
+        made = made.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    turned = _TURNED[turns]
     return made if turned is None else made.transpose(turned)
 
 
@@ -304,9 +316,20 @@ def centre(frame: VideoFrame, side: int, short_side: int) -> Pixels:
     width, height = (max(short_side, round(edge * scale)) for edge in (frame.width, frame.height))
     scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
     left, top = (width - side) // 2, (height - side) // 2
-    return np.ascontiguousarray(np.rot90(scaled[top : top + side, left : left + side], _quarter_turns(frame)))
+    mirrored, turns = _orientation(frame)
+    middle = scaled[top : top + side, left : left + side]
+    return np.ascontiguousarray(np.rot90(middle[:, ::-1] if mirrored else middle, turns))
 
 
-def _quarter_turns(frame: VideoFrame) -> int:
-    """Return the number of counterclockwise quarter turns that make a frame upright."""
-    return round(frame.rotation / 90) % 4
+def _orientation(frame: VideoFrame) -> tuple[bool, int]:
+    """Return whether a frame is mirrored left to right, and then the number of its counterclockwise quarter turns.
+
+    The file's matrix takes the point (x, y) to (ax + cy, bx + dy).
+    """
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+        return False, 0
+    a, b, _, c, d = np.frombuffer(matrix, np.int32, 5).tolist()
+    mirrored = a * d < b * c
+    if mirrored:
+        a, b = -a, -b
+    return mirrored, round(-math.degrees(math.atan2(b, a)) / 90) % 4
