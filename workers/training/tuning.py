@@ -130,6 +130,7 @@ def _load(wanted: ModelToLoad, backend: Backend, device: str) -> _Candidate:
     if not model.tunable:
         raise ConfigurationError(f"models.{wanted.name}: {type(model).__name__} has no backends to choose from")
     model.load(device)
+    model.try_out()
     return _Candidate(backend, model)
 
 

@@ -91,8 +91,10 @@ class Tokenizing:
                 return text
         return None
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """Compare with transformers' own tokenizer, in the device process, before the first text.
+
+        Return whether that one gives token types, which networks then get.
 
         If the tokens differ, transformers' tokenizer is cached and used instead. The parent process uses it too,
         because it reads its tokenizer only with the first text, after the device has started. Raises ConfigurationError
@@ -114,6 +116,7 @@ class Tokenizing:
                 _encode(ours, probe)
             except InvalidInput as error:
                 raise ConfigurationError(f"{self.checkpoint.where}: the tokenizer of {folder}: {error}") from error
+        return "token_type_ids" in theirs(PROBES[0])
 
     def _difference(self, theirs: Any) -> str:
         """Return a probe for which the file's tokens differ from those of `theirs`, or an empty string."""

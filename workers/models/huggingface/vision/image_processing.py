@@ -114,7 +114,7 @@ class ImageReader:
 
     @cached_property
     def _config(self) -> Mapping[str, Any]:
-        return self.checkpoint.read("preprocessor_config.json")
+        return image_settings(self.checkpoint)
 
     @property
     def _type(self) -> str:
@@ -150,6 +150,12 @@ class ImageReader:
             if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
                 problem = f"images are not prepared as by {type(processor).__name__}"
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
+
+
+def image_settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return the settings of a folder's image processor: its own file, or its part of the processor's file."""
+    found: Mapping[str, Any] = checkpoint.read_if_there("processor_config.json").get("image_processor") or {}
+    return found or checkpoint.read("preprocessor_config.json")
 
 
 def _reader(class_: type[ImageReader], folder: Path, where: str, config: Mapping[str, Any]) -> ImageReader:
