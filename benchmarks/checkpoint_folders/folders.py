@@ -49,7 +49,9 @@ def config(model_type: str, **own: Any) -> Any:
 
     class_ = CONFIG_MAPPING[model_type]
     known = class_.__dataclass_fields__
-    sizes = {name: value for name, value in SIZES.items() if name in known} | own
+    # a list has a size for each stage
+    plain = {name for name, field in known.items() if not isinstance(field.default, tuple | list)}
+    sizes = {name: value for name, value in SIZES.items() if name in plain} | own
     return class_(**{name: value for name, value in sizes.items() if value is not LEAVE_OUT})
 
 

@@ -49,12 +49,12 @@ CLASSIFIERS: tuple[Row, ...] = (
     ("vit_msn", "ViT", _SQUARE, _PATCHES),
     ("bit", "Bit", _CROPPED, _STAGES | {"embedding_size": 8, "num_groups": 2}),
     ("cvt", "ConvNext", {"size": {"shortest_edge": 48}, "crop_pct": 0.875},
-     {"embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 1, 1]}),
+     {"embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 2, 3]}),
     ("focalnet", "Bit", _CROPPED, {"embed_dim": 8, "depths": [1, 1], "focal_levels": [1, 1], "focal_windows": [3, 3],
      "hidden_sizes": [16, 16], "image_size": 32}),
     ("hiera", "Bit", _CROPPED | {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
      {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "image_size": [64, 64],
-      "masked_unit_size": [2, 2], "num_query_pool": 2}),
+      "masked_unit_size": [8, 8]}),
     ("hgnet_v2", "ViT", _LARGER, {}),
     ("pvt", "Pvt", _SQUARE, _PYRAMID | {"image_size": 32}),
     ("pvt_v2", "Pvt", _LARGER, _PYRAMID | {"image_size": 64}),
@@ -206,6 +206,8 @@ def _segmenter(row: Row, folder: Path) -> None:
 
 def _make(row: Row, auto: str, folder: Path, **own: Any) -> None:
     name, processor, prepared, settings = row
+    if (name, auto) == ("deit", "AutoModelForImageClassification"):
+        auto = "DeiTForImageClassification"  # the auto class knows two, and chooses by the folder
     save(folder, auto, config(name.removesuffix("-padded"), **(dict(settings) | own)))
     _processor(processor)(**prepared).save_pretrained(folder)
 

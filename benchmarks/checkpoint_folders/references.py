@@ -135,14 +135,13 @@ def _generation(folder: Path, params: Mapping[str, Any]) -> Answering:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
-    if tokenizer.padding_side == "right" and network.config.model_type == "bert":
-        network.config.is_decoder = True
 
     def answer(text: str) -> Any:
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             made = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **params)
-        return {"text": tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)}
+        text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        return {"text": text.replace("\0", "\ufffd")}  # the store cannot hold NUL
 
     return answer
 

@@ -121,8 +121,6 @@ def _merged(sort: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     tokenizer.train_from_iterator(texts(), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     words = [word for word, _ in sorted(model["vocab"].items(), key=lambda pair: pair[1])]
-    if sort == "metaspace":  # letters that were not seen are bytes
-        words = [*(f"<0x{byte:02X}>" for byte in range(256)), *words]
     return tuple(words), tuple(tuple(pair) for pair in model.get("merges", ()))
 
 

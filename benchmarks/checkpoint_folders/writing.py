@@ -85,7 +85,7 @@ VARIANTS: tuple[tuple[str, Row], ...] = (
     ("llama3-rope", ("llama", "GPT2", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
      "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}})),
     ("llama-linear-rope", ("llama", "Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}})),
-    ("mistral-window", ("mistral", "Llama", {"sliding_window": 16})),
+    ("mistral-window", ("mistral", "Llama", {"sliding_window": 300})),
     ("qwen2-tied", ("qwen2", "Qwen2", {"tie_word_embeddings": True})),
     ("gpt2-scaled-attention", ("gpt2", "GPT2", {"scale_attn_by_inverse_layer_idx": True})),
 )  # fmt: skip

@@ -42,6 +42,13 @@ _OTHER_WEIGHTS = (
     ("a GGUF file", "*.gguf"),
 )
 
+#: Plain reasons for errors of transformers, which name an option or a report that a user does not see.
+_REASONS = {
+    "ignore_mismatched_sizes": "sizes of weights mismatch: config.json, or the kind of the task, is of another network",
+    "Unrecognized configuration class": "transformers has no network of this architecture for the kind of the task",
+    "trust_remote_code": "it needs code of its own (auto_map), which is never run; use a class of transformers itself",
+}
+
 #: The first bytes of a file that Git LFS has not fetched.
 _POINTER = b"version https://git-lfs"
 
@@ -59,7 +66,10 @@ def loading(folder: Path, where: str) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         said = " ".join(str(error).split()) or type(error).__name__
-        problem = f"transformers cannot load {folder}: {type(error).__name__}: {said[:_LONGEST_REASON]}"
+        reason = next((ours for theirs, ours in _REASONS.items() if theirs in said), None)
+        reason = reason or f"{type(error).__name__}: {said[:_LONGEST_REASON]}"
+        names = Checkpoint(folder, where).read_if_there("config.json").get("architectures") or ["no architecture"]
+        problem = f"transformers cannot load {folder}, saved from {names[0]}: {reason}"
         raise ConfigurationError(f"{where}: {problem}") from error
 
 
