@@ -55,19 +55,19 @@ def config(model_type: str, **own: Any) -> Any:
     return class_(**{name: value for name, value in sizes.items() if value is not LEAVE_OUT})
 
 
-def network(auto: str, settings: Any) -> Any:
+def network(auto: str, settings: Any, gain: float) -> Any:
     """Return the network that an auto class, or a class by its own name, makes of a config; with random weights."""
     import torch
     import transformers
 
     torch.manual_seed(0)
     class_ = getattr(transformers, auto)
-    return spread(class_.from_config(settings) if auto.startswith("Auto") else class_(settings))
+    return spread(class_.from_config(settings) if auto.startswith("Auto") else class_(settings), gain)
 
 
-def spread(network: Any) -> Any:
+def spread(network: Any, gain: float) -> Any:
     """Draw weights at which answers differ from input to input; transformers' own give all labels nearly the same
-    score.
+    score. A layer multiplies the size of its input by about `gain`.
     """
     import torch
 
@@ -76,12 +76,12 @@ def spread(network: Any) -> Any:
             if weights.dim() > 1 and "embed" in name:
                 weights.normal_(0, 0.5)
             elif weights.dim() > 1:
-                weights.normal_(0, 1.5 / weights[0].numel() ** 0.5)
+                weights.normal_(0, gain / weights[0].numel() ** 0.5)
             elif name.endswith("bias"):
                 weights.normal_(0, 0.1)
         network.tie_weights()
     return network.eval()
 
 
-def save(folder: Path, auto: str, settings: Any) -> None:
-    network(auto, settings).save_pretrained(folder)
+def save(folder: Path, auto: str, settings: Any, gain: float = 1.5) -> None:
+    network(auto, settings, gain).save_pretrained(folder)

@@ -69,7 +69,6 @@ CLASSIFIERS: tuple[Row, ...] = (
     ("mobilevitv2", "MobileViT", {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}},
      {"image_size": 64, "n_attn_blocks": [1, 1, 1], "base_attn_unit_dims": [16, 16, 16], "width_multiplier": 0.25}),
     ("poolformer", "PoolFormer", {}, _STAGES),
-    ("dinat", "ViT", _LARGER, {}),
     ("imagegpt", "ImageGPT", {"clusters": [[-1.0, -1.0, -1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], **_SQUARE}, {}),
 )  # fmt: skip
 
@@ -86,14 +85,14 @@ _RT = {"backbone_config": _RT_RESNET, "encoder_in_channels": [8, 16, 16], "encod
        "decoder_in_channels": [32, 32, 32], "num_labels": 4}  # fmt: skip
 _SWIN_BACKBONE = _SWIN | {"model_type": "swin", "depths": [1, 1, 1, 1], "num_heads": [2, 2, 2, 2], "image_size": 64,
                           "out_features": ["stage1", "stage2", "stage3", "stage4"]}  # fmt: skip
-_HG = {"model_type": "hgnet_v2", "out_features": ["stage2", "stage3", "stage4"], "stem_channels": [3, 8, 8],
+_HG = {"model_type": "hgnet_v2", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 16], "out_features": ["stage2", "stage3", "stage4"], "stem_channels": [3, 8, 8],
        "stage_in_channels": [8, 8, 16, 16], "stage_mid_channels": [8, 8, 8, 8], "stage_out_channels": [8, 16, 16, 16],
        "stage_num_blocks": [1, 1, 1, 1], "stage_numb_of_layers": [1, 1, 1, 1]}  # fmt: skip
 
 DETECTORS: tuple[Row, ...] = (
     ("detr", "Detr", _EDGE, _DETR),
     ("conditional_detr", "ConditionalDetr", _EDGE, _DETR),
-    ("deformable_detr", "DeformableDetr", _EDGE, _DETR | {"num_feature_levels": 3}),
+    ("deformable_detr", "DeformableDetr", _EDGE, _DETR | {}),
     ("table-transformer", "Detr", _EDGE, _DETR),
     ("dab-detr", "ConditionalDetr", _EDGE, _DETR),
     ("rt_detr", "RTDetr", _LARGER, _RT),
@@ -146,7 +145,7 @@ def cases() -> Iterator[Case]:
     yield _vectors("siglip-vision", ("siglip_vision_model", "Siglip", _SQUARE, vision))
     yield _vectors("clip-vision", ("clip_vision_model", "CLIP", _CROPPED, vision))
     yield _vectors("vit_mae", ("vit_mae", "ViT", _SQUARE, _PATCHES))
-    yield _vectors("dinov3", ("dinov3_vit", "DINOv3ViT", _SQUARE, _PATCHES))
+    yield Case("dinov3-vectors", "image-feature-extraction", _dinov3, {"normalize": False})
     yield _vectors("yolos", DETECTORS[-1])
     yield Case("clip-whole-vectors", "image-feature-extraction", clip, {"normalize": False})
     yield Case("siglip-whole-vectors", "image-feature-extraction", partial(_whole, "siglip"), {"normalize": False})
@@ -196,7 +195,9 @@ def _videos() -> Iterator[Case]:
 
 
 def _classifier(row: Row, more: Mapping[str, Any], folder: Path) -> None:
-    _make(row, "AutoModelForImageClassification", folder, num_labels=5, **more)
+    labels = {f"LABEL_{number}": number for number in range(5)}
+    named = {"id2label": {number: name for name, number in labels.items()}, "label2id": labels}
+    _make(row, "AutoModelForImageClassification", folder, **named, **more)
 
 
 def _segmenter(row: Row, folder: Path) -> None:
@@ -208,7 +209,9 @@ def _make(row: Row, auto: str, folder: Path, **own: Any) -> None:
     name, processor, prepared, settings = row
     if (name, auto) == ("deit", "AutoModelForImageClassification"):
         auto = "DeiTForImageClassification"  # the auto class knows two, and chooses by the folder
-    save(folder, auto, config(name.removesuffix("-padded"), **(dict(settings) | own)))
+    # detectors choose places by the output of a layer: with large weights, the last bit of a pixel moves a box
+    gain = 0.7 if auto == "AutoModelForObjectDetection" else 1.5
+    save(folder, auto, config(name.removesuffix("-padded"), **(dict(settings) | own)), gain)
     _processor(processor)(**prepared).save_pretrained(folder)
 
 
@@ -250,6 +253,14 @@ def _strange(model_type: str, processor: str, network: str, folder: Path) -> Non
     }  # fmt: skip
     save(folder, network, config(model_type, **small.get(model_type, {})))
     _processor(processor)().save_pretrained(folder)
+
+
+def _dinov3(folder: Path) -> None:
+    import json
+
+    save(folder, "AutoModel", config("dinov3_vit", **_PATCHES))
+    told = {"image_processor_type": "DINOv3ViTImageProcessorFast", **_SQUARE}
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
 
 
 def _vitpose(folder: Path) -> None:

@@ -114,6 +114,7 @@ def _text_to_text(folder: Path, params: Mapping[str, Any]) -> Answering:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    languages = set(getattr(tokenizer, "lang_token_to_id", {}).values())  # M2M-100 shows them: they are not special
     settings = dict(params)
     if source := settings.pop("src_lang", None):
         tokenizer.src_lang = source.strip("_")
@@ -125,7 +126,8 @@ def _text_to_text(folder: Path, params: Mapping[str, Any]) -> Answering:
         encoded.pop("token_type_ids", None)
         with torch.inference_mode():
             [made] = network.generate(**encoded, do_sample=False, **settings)
-        return {"text": tokenizer.decode(made, skip_special_tokens=True)}
+        kept = [token for token in made.tolist() if token not in languages]
+        return {"text": tokenizer.decode(kept, skip_special_tokens=True)}
 
     return answer
 

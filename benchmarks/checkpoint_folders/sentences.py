@@ -45,7 +45,8 @@ def saved(
     for name, values in (files or {}).items():
         file = folder / name
         there = json.loads(file.read_text()) if file.is_file() else {}
-        file.write_text(json.dumps(values if isinstance(values, list) else there | values))
+        changed = {name: value for name, value in (there | values).items() if value is not None}
+        file.write_text(json.dumps(changed))
 
 
 def _dense(*widths: int, **settings: Any) -> Layers:
@@ -93,9 +94,11 @@ def cases() -> Iterator[Case]:
     yield _of("bert-mean+cls-legacy", files={"1_Pooling/config.json": _legacy("cls_token", "mean_tokens")})
     for network, mode in (
         ("modernbert", "cls"), ("qwen3", "lasttoken"), ("llama", "lasttoken"), ("mpnet", "mean"), ("xlm-roberta", "cls"),
-        ("distilbert", "max"), ("roberta", "weightedmean"), ("gte", "cls"), ("gpt2", "lasttoken"), ("nomic_bert", "mean"),
+        ("distilbert", "max"), ("roberta", "weightedmean"), ("gte", "cls"), ("gpt2", "lasttoken"),("nomic_bert", "mean"),
     ):  # fmt: skip
-        yield _of(f"{network}-{mode}", network=network, pooling=mode)
+        pad = {"llama": "</s>", "gpt2": "<|endoftext|>"}.get(network)
+        own = {"tokenizer": {"pad_token": pad}} if pad else {}
+        yield _of(f"{network}-{mode}", network=network, pooling=mode, own=own)
     legacy = {"1_Pooling/config.json": _legacy("lasttoken")}
     yield _of("qwen3-lasttoken-legacy", network="qwen3", pooling="lasttoken", files=legacy)
     yield _of("bert-dense", layers=_dense(24))
@@ -203,7 +206,7 @@ def _clip(folder: Path) -> None:
 def _cross_encoder(labels: int, folder: Path) -> None:
     from sentence_transformers import CrossEncoder
 
-    names = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}} if labels == 3 else {"num_labels": labels}
+    names: dict[str, Any] = texts.NLI if labels == 3 else {"num_labels": labels}
     with tempfile.TemporaryDirectory() as base:
         texts.make(Path(base), row=_ROWS["bert"], auto="AutoModelForSequenceClassification", **names)
         CrossEncoder(base, device="cpu").save_pretrained(str(folder), create_model_card=False)

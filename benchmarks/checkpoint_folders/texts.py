@@ -131,7 +131,8 @@ FILLERS = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "albert", "
 EMBEDDERS = ("bert", "roberta", "modernbert", "mpnet", "xlm-roberta", "distilbert", "electra", "deberta-v2", "qwen3",
              "t5", "bart", "funnel", "nomic_bert", "gte", "llama", "fnet", "xlnet")  # fmt: skip
 
-_NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
+NLI = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
+NLI |= {"label2id": {"contradiction": 0, "neutral": 1, "entailment": 2}}  # type: ignore[dict-item]
 _TAGS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "I-LOC"}
 _AUTO = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -148,6 +149,8 @@ _SHORT = {"text-classification": "cls", "token-classification": "ner", "question
 def make(folder: Path, *, row: Row, auto: str, tokenizer: Mapping[str, Any] | None = None, **own: Any) -> None:
     """Write an architecture's folder."""
     model_type, named, settings = row
+    if (model_type, auto) == ("funnel", "AutoModel"):
+        auto = "FunnelModel"  # the auto class knows two, and chooses by the folder
     numbers: dict[str, Any] = {"pad_token_id": None} | tokenizers.write(folder, named, **(tokenizer or {}))
     save(folder, auto, config(model_type, **known(model_type, numbers) | dict(settings) | own))
 
@@ -168,7 +171,7 @@ def of(kind: str, row: Row, *, name: str = "", params: Mapping[str, Any] | None 
     if kind == "token-classification":
         labels, usual = {"id2label": _TAGS}, {"aggregation_strategy": "simple"}  # type: ignore[dict-item]
     if kind == "zero-shot-classification":
-        labels, usual = {"id2label": _NLI}, {"candidate_labels": ["sport", "a film", "the news"]}  # type: ignore[dict-item]
+        labels, usual = NLI, {"candidate_labels": ["sport", "a film", "the news"]}  # type: ignore[dict-item]
     written = partial(make, row=row, auto=_AUTO[kind], **labels | own)
     return Case(name or f"{row[0]}-{_SHORT[kind]}", kind, written, usual | dict(params or {}))
 
@@ -200,8 +203,8 @@ def _labelled(rows: Mapping[str, Row]) -> Iterator[Case]:
     yield of("token-classification", rows["bert"], name="bert-cased-ner", tokenizer={"do_lower_case": False})
     bilou = dict(enumerate(("O", "B-PER", "I-PER", "L-PER", "U-PER")))
     yield of("token-classification", rows["electra"], name="electra-bilou-ner", id2label=bilou)
-    labels = {0: "not_entailment", 1: "entailment"}
-    yield of("zero-shot-classification", rows["roberta"], name="roberta-nli-2-labels", id2label=labels)
+    two = {"id2label": {0: "not_entailment", 1: "entailment"}, "label2id": {"not_entailment": 0, "entailment": 1}}
+    yield of("zero-shot-classification", rows["roberta"], name="roberta-nli-2-labels", **two)
 
 
 def _saved(rows: Mapping[str, Row]) -> Iterator[Case]:

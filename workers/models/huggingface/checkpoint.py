@@ -82,7 +82,23 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        if not (self.folder / "config.json").is_file() and (form := self._other_form()):
+            raise ConfigurationError(f"{self.where}: {self.folder} has no config.json: it is {form}")
         return self.read("config.json")
+
+    def _other_form(self) -> str:
+        """Return a description of a folder that is not one of transformers, or an empty string."""
+        if (self.folder / "modules.json").is_file():
+            first = next(iter(self.read_json("modules.json")), {})
+            kind, path = str(first.get("type", "")).rpartition(".")[2], first.get("path", "")
+            remedy = "save it again with sentence-transformers" if kind == "Transformer" else "which is not served"
+            return f"a folder of sentence-transformers whose first module, {kind}, is in {path!r}; {remedy}"
+        forms = {
+            "adapter_config.json": "an adapter of peft; name its base as the source, and it in options.adapters",
+            "model_index.json": "a pipeline of diffusers; its tasks are of the kinds text-to-image and"
+            " unconditional-image-generation",
+        }
+        return next((form for name, form in forms.items() if (self.folder / name).is_file()), "")
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file of the folder. Raises ConfigurationError if it is missing, no JSON, or too large."""

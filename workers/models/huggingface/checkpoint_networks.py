@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.backends.choice import DTYPES, Backend
-from workers.models.huggingface.checkpoint import loading
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.huggingface.network_calls import call, rows_of
 
 if TYPE_CHECKING:
@@ -166,8 +166,12 @@ class CheckpointNetworks:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # a worker's log is not a terminal
+        auto = network.auto
+        names = Checkpoint(network.folder, self._where).config.get("architectures") or [""]
+        if auto == BACKBONE and str(names[0]).endswith("EncoderModel"):
+            auto = "AutoModelForTextEncoding"  # the encoder alone of a network from text to text, such as T5
         with loading(network.folder, self._where):
-            loaded, report = getattr(transformers, network.auto).from_pretrained(
+            loaded, report = getattr(transformers, auto).from_pretrained(
                 network.folder,
                 local_files_only=True,
                 use_safetensors=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface import tokenizer_file
-from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -33,9 +33,10 @@ LONG_PROBES = tuple(
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """The tokenizer of a folder, read with the first text."""
+    """The tokenizer of a folder, read with the first text. `lower_case` is not for special tokens in a text."""
 
     checkpoint: Checkpoint
+    lower_case: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @cached_property
@@ -103,7 +104,8 @@ class Tokenizing:
         from transformers import AutoTokenizer
 
         folder = self.checkpoint.folder
-        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with loading(folder, self.checkpoint.where):
+            theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if self._difference(theirs) and theirs.is_fast:
             tokenizer_file.keep(self.checkpoint, theirs)
         if probe := self._difference(theirs):
@@ -124,7 +126,7 @@ class Tokenizing:
         return next((probe for probe in PROBES if list(theirs(probe)["input_ids"]) != ours.encode(probe).ids), "")
 
     def _read(self) -> Tokenizer:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer, normalizers
 
         file = tokenizer_file.locate(self.checkpoint)
         try:
@@ -133,6 +135,9 @@ class Tokenizing:
             raise ConfigurationError(f"{self.checkpoint.where}: {file} cannot be read: {error}") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        if self.lower_case:
+            before = [tokenizer.normalizer] if tokenizer.normalizer else []
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
         return tokenizer
 
 

@@ -76,11 +76,19 @@ class EncoderModel(FolderModel[TextHead]):
     def _head(self, task: Task, checkpoint: Checkpoint) -> TextHead:
         longest = self.checkpoint.max_tokens
         max_tokens = min(longest, self.options.max_tokens or longest)
-        return _head_class(task, checkpoint)(task, checkpoint, self._tokenizing, max_tokens, self.options)
+        class_ = _head_class(task, checkpoint)
+        tokenizing = self._lowering if issubclass(class_, vectors.Vectors) else self._tokenizing
+        return class_(task, checkpoint, tokenizing, max_tokens, self.options)
 
     @cached_property
     def _tokenizing(self) -> Tokenizing:
         return Tokenizing(self.checkpoint)
+
+    @cached_property
+    def _lowering(self) -> Tokenizing:
+        """The tokenizer of vectors; sentence-transformers can have it write all letters small."""
+        lowers = self.checkpoint.read_if_there("sentence_bert_config.json").get("do_lower_case")
+        return Tokenizing(self.checkpoint, lower_case=True) if lowers else self._tokenizing
 
     # --- in the device process ---
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from producers.wire.errors import ConfigurationError, InputTooLarge
-from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.pictures import pixels
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class ImageReader:
 
         for size in ((61, 43), (40, 97)):
             image = _gradient(size)
-            theirs = processor(images=[image], return_tensors="pt")["pixel_values"]
+            theirs = processor(images=[image], return_tensors="pt").get("pixel_values", torch.empty(0))
             ours = self.normalized(torch.from_numpy(self.scaled(image).copy())[None])
             if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
                 problem = f"images are not prepared as by {type(processor).__name__}"
@@ -164,11 +164,15 @@ def _reader(class_: type[ImageReader], folder: Path, where: str, config: Mapping
     return reader
 
 
-def processor(folder: Path) -> Any:
-    """Return transformers' own image processor for a folder, its PIL version. Runs in the device process."""
+def processor(folder: Path, where: str) -> Any:
+    """Return transformers' own image processor for a folder, its PIL version. Runs in the device process.
+
+    Raises ConfigurationError if it cannot be loaded.
+    """
     from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
+    with loading(folder, where):
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
 
 
 def target_size(original: tuple[int, int], size: Any, multiple: int = 1) -> tuple[int, int]:

@@ -73,7 +73,7 @@ class RestorationModel(FolderModel[Restoration]):
 
     @cached_property
     def _processor(self) -> Any:
-        return image_processing.processor(self.spec.folder)
+        return image_processing.processor(self.spec.folder, self.where)
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch
