@@ -208,15 +208,16 @@ def _video_vector(folder: Path, params: Mapping[str, Any]) -> Answering:
 
     from tests import videos
 
-    processor, (network, _) = AutoImageProcessor.from_pretrained(folder), _quiet(AutoModel, folder)
+    processor, (network, made_up) = AutoImageProcessor.from_pretrained(folder), _quiet(AutoModel, folder)
 
     def answer(data: bytes) -> Any:
         frames = videos.plain(data)
         count = network.config.num_frames
         chosen = [frames[int(place * len(frames) / count)] for place in range(count)]
         with torch.inference_mode():
-            hidden = network(**processor(chosen, return_tensors="pt")).last_hidden_state
-        vector = hidden.mean(1)[0].numpy()
+            output = network(**processor(chosen, return_tensors="pt"))
+        pooled = None if made_up else getattr(output, "pooler_output", None)
+        vector = (output.last_hidden_state.mean(1) if pooled is None else pooled)[0].numpy()
         return vector / np.linalg.norm(vector)
 
     return answer

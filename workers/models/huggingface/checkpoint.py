@@ -84,7 +84,11 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         if not (self.folder / "config.json").is_file() and (form := self._other_form()):
             raise ConfigurationError(f"{self.where}: {self.folder} has no config.json: it is {form}")
-        return self.read("config.json")
+        config = self.read("config.json")
+        if "model_type" not in config and "pretrained_cfg" in config:
+            problem = f"{self.folder} is a model of timm, which is not served"
+            raise ConfigurationError(f"{self.where}: {problem}; write a class for it (docs/models.md)")
+        return config
 
     def _other_form(self) -> str:
         """Return a description of a folder that is not one of transformers, or an empty string."""
