@@ -131,7 +131,7 @@ def sentencepiece(**settings: Any) -> bytes:
     import sentencepiece
 
     made = io.BytesIO()
-    usual = {"vocab_size": _SIZE, "hard_vocab_limit": False, "minloglevel": 2}
+    usual = {"vocab_size": _SIZE, "hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts()), model_writer=made, **usual | settings)
     return made.getvalue()
 

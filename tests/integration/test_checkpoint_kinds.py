@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
-from benchmarks.checkpoint_folders import references, writing
+from benchmarks.checkpoint_folders import references, tokenizers, writing
 from benchmarks.checkpoint_folders.folders import Case
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import ConfigurationError
@@ -20,6 +21,8 @@ from tests.integration.test_speech import CLIPS, GREEDY, MOST, SPEECH
 from tests.integration.test_speech import FILES as SOUNDS
 from tests.serving import Served, assert_alike, pipeline
 from workers.models.huggingface.network_calls import rows_of
+from workers.models.huggingface.sentencepiece_tokenizers import converted
+from workers.models.huggingface.tokenizing import PROBES
 from workers.models.speech.whisper import LANGUAGES
 
 Made = Callable[..., Path]
@@ -29,10 +32,23 @@ CASES = {case.name: case for case in writing.cases()}
 TEXTS = ["shares fell in london", "a film", "she said that it was not good and he told us where"]
 
 
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 @pytest.mark.parametrize("name", ["marian-translates", "m2m100-translates"])
 def test_a_tokenizer_of_sentencepiece_without_a_fast_version(tmp_path: Path, name: str) -> None:
     """Marian numbers the pieces of two models by one vocabulary; M2M-100 has its languages behind it."""
-    case: Case = CASES[name]
+    CASES[name].make(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = converted(theirs)
+    for text in [*PROBES, *tokenizers.texts()[:50], " one", "a </s> b", "x  y "]:
+        assert ours.encode(text).ids == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text).ids) == theirs.decode(
+            theirs(text, add_special_tokens=False)["input_ids"], skip_special_tokens=True
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+def test_marian_translates(tmp_path: Path) -> None:
+    case: Case = CASES["marian-translates"]
     case.make(tmp_path)
     expected = references.of(case, tmp_path)
     served = Served(tmp_path, {"task": "translation"}).load()
@@ -65,7 +81,8 @@ def test_a_decoder_without_a_padding_token_reads_the_last_position(tmp_path: Pat
 
 def test_token_types_are_given_where_transformers_gives_them(made: Made) -> None:
     """Its tokenizer decides: one that gives none leaves a network's second type unused, also for pairs."""
-    nli = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
+    nli: dict[str, Any] = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
+    nli["label2id"] = {label: number for number, label in nli["id2label"].items()}
     folder = made(tiny.bert, "BertForSequenceClassification", **nli)
     untyped = folder.with_name("untyped")
     tiny.bert(untyped, "BertForSequenceClassification", **nli)
