@@ -20,6 +20,8 @@ from tests.integration.test_huggingface_vision import FILES, PICTURES
 from tests.integration.test_speech import CLIPS, GREEDY, MOST, SPEECH
 from tests.integration.test_speech import FILES as SOUNDS
 from tests.serving import Served, assert_alike, pipeline
+from workers.models.huggingface import tokenizer_file
+from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.network_calls import rows_of
 from workers.models.huggingface.sentencepiece_tokenizers import converted
 from workers.models.huggingface.tokenizing import PROBES
@@ -51,6 +53,7 @@ def test_marian_translates(tmp_path: Path) -> None:
     case: Case = CASES["marian-translates"]
     case.make(tmp_path)
     expected = references.of(case, tmp_path)
+    tokenizer_file.keep(Checkpoint(tmp_path, "models.own"), transformers.AutoTokenizer.from_pretrained(tmp_path))
     served = Served(tmp_path, {"task": "translation"}).load()
     assert served.ask("task", TEXTS, **case.params) == [expected(text) for text in TEXTS]
 
