@@ -37,7 +37,6 @@ from workers.device import devices
 from workers.models.sources import model_source
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"
-BEGIN, END = "<!-- catalogue: written by benchmarks/catalogue.py -->\n", "<!-- /catalogue -->"
 
 #: The heads of `reader`'s tasks. The other models are built-in ones, or `checkpoints.MAKERS`.
 READER_HEADS = {"label": "labels", "about": "inference", "names": "entities", "answer": "answers", "fill": "masks"}
@@ -147,7 +146,7 @@ def main() -> None:
         if one.quality:
             figures[f"{entry.task}_quality"] = round(one.quality[1], 4)
     if given.keep and not given.only:
-        write_table(table(chosen, found))
+        convention.write_between(TABLE, "catalogue", table(chosen, found))
     convention.report("catalogue", figures, keep=given.keep and not given.only)
 
 
@@ -228,13 +227,6 @@ def table(entries: Sequence[Entry], found: Mapping[str, Found]) -> str:
     date = time.strftime("%Y-%m-%d", time.gmtime())
     about = f"{machine['cores']} cores of {machine['cpu']}, {date}, commit {convention.versions()['commit']}."
     return "\n".join(lines) + f"\n\n{about}\n"
-
-
-def write_table(text: str) -> None:
-    whole = TABLE.read_text(encoding="utf-8")
-    before, _, rest = whole.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    TABLE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

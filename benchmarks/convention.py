@@ -86,6 +86,14 @@ def report(name: str, figures: Mapping[str, Any], *, keep: bool = False, variant
     print(json.dumps(result), flush=True)
 
 
+def write_between(file: Path, name: str, text: str) -> None:
+    """Put a generated text between its two marks, the comments ``<!-- NAME: … -->`` and ``<!-- /NAME -->``."""
+    whole = file.read_text(encoding="utf-8")
+    before, mark, rest = whole.partition(f"<!-- {name}: written by benchmarks/{name}.py -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    file.write_text(f"{before}{mark}\n{text}\n{end}{after}", encoding="utf-8")
+
+
 def machine() -> dict[str, Any]:
     """Describe this machine: processor, cores this process may use, memory, GPUs, operating system."""
     return {

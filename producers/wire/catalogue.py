@@ -44,6 +44,16 @@ class Task:
         return tuple(f.name for f in fields if f.required and f.name not in params and f.name not in self.params)
 
 
+#: Kinds of transformers and of the hub that no model here serves.
+_UNSERVED = (
+    "any-to-any", "audio-to-audio", "decision", "depth-estimation", "document-question-answering",
+    "image-text-to-text", "image-to-3d", "image-to-text", "image-to-video", "keypoint-detection", "keypoint-matching",
+    "mask-generation", "multiple-choice", "table-question-answering", "text-ranking", "text-to-3d", "text-to-audio",
+    "text-to-speech", "text-to-video", "time-series-forecasting", "video-text-to-text", "visual-document-retrieval",
+    "voice-activity-detection", "zero-shot-audio-classification", "zero-shot-image-classification",
+    "zero-shot-object-detection",
+)  # fmt: skip
+
 _BUILTIN: tuple[tuple[str, str, str, str], ...] = (
     ("sentiment", "text-classification", "text", "negative or positive"),
     ("topic", "text-classification", "text", "business, entertainment, politics, sport or tech"),
@@ -149,6 +159,9 @@ def _task(name: str, model: str, table: object, setting: str) -> Task:
     """
     given: dict[str, Any] = table if isinstance(table, dict) else {"kind": table}
     kind, params = given.get("kind"), given.get("params", {})
+    if kind in _UNSERVED:
+        remedy = "write a class of your own with a task of the kind 'custom' (docs/own-model.md)"
+        raise ConfigurationError(f"{setting}.kind: Argosy has no models for {kind!r}; {remedy}")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigurationError(f"{setting}.kind: no kind {kind!r}; {known(str(kind), KINDS)}")
     known_here = [

@@ -96,6 +96,43 @@ def test_prompts_and_limits(saved: Callable[..., Path]) -> None:
     np.testing.assert_allclose(cut, expected(folder), atol=TOLERANCE)
 
 
+def test_a_width_that_the_folder_says(saved: Callable[..., Path]) -> None:
+    """A matryoshka model that was saved with a narrower vector than its network's."""
+    folder = saved(Normalize(), truncate_dim=16)
+    found = served(folder)
+    assert found[0].shape == (16,)
+    np.testing.assert_allclose(found, expected(folder), atol=TOLERANCE)
+
+
+def test_small_letters_are_not_those_of_special_tokens(saved: Callable[..., Path]) -> None:
+    folder = saved()
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    texts = ["A FILM [SEP] of [MASK]", *TEXTS]
+    np.testing.assert_allclose(served(folder, texts), expected(folder, texts), atol=TOLERANCE)
+
+
+def test_the_encoder_of_a_t5(tmp_path: Path) -> None:
+    """It has no decoder's weights, as sentence-t5 and gtr have none."""
+    from transformers import T5EncoderModel
+
+    folder = tiny.t5(tmp_path / "t5")
+    T5EncoderModel.from_pretrained(folder).save_pretrained(folder)
+    network = Transformer(str(folder))
+    modules = [network, Pooling(network.get_embedding_dimension(), "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "saved"))
+    np.testing.assert_allclose(served(tmp_path / "saved"), expected(tmp_path / "saved"), atol=TOLERANCE)
+
+
+def test_a_network_in_a_folder_of_its_own_is_refused_with_the_way_out(saved: Callable[..., Path]) -> None:
+    folder = saved()
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "config.json").rename(folder / "elsewhere.json")
+    with pytest.raises(ConfigurationError, match=r"first module, Transformer, is in '0_Transformer'; save it again"):
+        served(folder)
+
+
 def test_sentences_are_compared_by_the_folders_vectors(saved: Callable[..., Path]) -> None:
     folder = saved(Dense(32, 8), pooling="max")
     model = Served(folder, {"alike": "sentence-similarity"}).load()

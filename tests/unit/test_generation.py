@@ -99,6 +99,25 @@ def test_pieces_are_the_text_up_to_the_first_stop(text: str, stops: list[str]) -
     assert told == expected
 
 
+class Pieces:
+    """A tokenizer of SentencePiece: a space begins a word, but not the first one; token 0 is not shown."""
+
+    WORDS = ("", "\u2581a", "b", "\u2581")
+
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
+        text = "".join(self.WORDS[token] for token in tokens).replace("\u2581", " ")
+        return text.removeprefix(" ")
+
+
+@given(st.lists(st.integers(0, 3), max_size=8))
+def test_a_token_that_is_not_shown_takes_no_space_away(tokens: list[int]) -> None:
+    writer = TextWriter(Pieces(), ())  # type: ignore[arg-type]
+    for token in tokens:
+        writer.add(token)
+    writer.end()
+    assert writer.text == Pieces().decode(tokens, skip_special_tokens=True)
+
+
 def test_the_rest_comes_with_the_result() -> None:
     """Pieces that were lost, or came twice after a device was restarted, leave the text whole."""
     pieces = TextPieces()

@@ -157,6 +157,7 @@ def _load(wanted: ModelToLoad, backend: Backend, device: str) -> _Candidate:
         raise ConfigurationError(f"models.{wanted.name}: {type(model).__name__} has no backends to choose from")
     _tell(backend)
     model.load(device)
+    model.try_out()
     return _Candidate(backend, model)
 
 

@@ -50,9 +50,11 @@ class TextWriter:
         before = self._tokenizer.decode(self._tokens[self._from : self._read], skip_special_tokens=True)
         if shown.endswith(_HALF) and not final:
             return
-        self._text += shown[len(before) :].replace("\0", _HALF)  # the store cannot hold NUL
-        # decode a few earlier tokens again: some tokenizers write a first token differently
-        self._from, self._read = self._read, len(self._tokens)
+        new = shown[len(before) :]
+        self._text += new.replace("\0", _HALF)  # the store cannot hold NUL
+        # decode a few earlier tokens again: some tokenizers write a first token differently. Special tokens, which are
+        # not shown, are none
+        self._from, self._read = self._read if new else self._from, len(self._tokens)
         found = [at for stop in self._stop if (at := self._text.find(stop)) >= 0]
         if found:
             self._text, self._stop, self.stopped = self._text[: min(found)], (), True

@@ -46,8 +46,11 @@ def loading(folder: Path, where: str) -> Iterator[None]:
 
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = refused_folders.reason(folder, Checkpoint(folder, where).config, error)
-        raise ConfigurationError(f"{where}: transformers cannot load {folder}: {reason}") from error
+        config = Checkpoint(folder, where).read_if_there("config.json")
+        saved_as = next(iter(config.get("architectures") or ["no architecture"]))
+        reason = refused_folders.reason(folder, config, error)
+        problem = f"transformers cannot load {folder}, saved from {saved_as}: {reason}"
+        raise ConfigurationError(f"{where}: {problem}") from error
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,11 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         if not (self.folder / "config.json").is_file() and (found := refused_folders.without_config(self.folder)):
             raise ConfigurationError(f"{self.where}: {self.folder} {found[0]}; {found[1]}")
-        return self.read("config.json")
+        config = self.read("config.json")
+        if "model_type" not in config and "pretrained_cfg" in config:
+            problem = f"{self.folder} is a model of timm, which is not served"
+            raise ConfigurationError(f"{self.where}: {problem}; write a class for it (docs/models.md)")
+        return config
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file of the folder. Raises ConfigurationError if it is missing, no JSON, or too large."""

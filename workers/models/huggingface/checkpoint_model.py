@@ -167,7 +167,6 @@ class FolderModel(Model, Generic[H]):
             device=device,
             backend=backend,
             split=self.SPLIT and (backend.name != "torch" or on_gpu),
-            pad_id=self._pad_id,
         )
         self._loaded.load()
         if backend.name == "torch":
@@ -178,11 +177,6 @@ class FolderModel(Model, Generic[H]):
                 raise ConfigurationError(f"{self.where}.backend: {backend.name} runs on CPUs only; use 'torch'")
             example, other = self._examples()
             self._loaded.export(example, other, self._cache_file(example))
-
-    @property
-    def _pad_id(self) -> int | None:
-        """The padding token for networks that name none; None if it could be taken for a part of a text."""
-        return None
 
     def try_out(self) -> None:
         """Try samples once for these weights, this code and this backend (`trial`).

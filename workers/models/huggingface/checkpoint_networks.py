@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.backends.choice import DTYPES, Backend
-from workers.models.huggingface.checkpoint import loading
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.huggingface.network_calls import call, rows_of
 
 if TYPE_CHECKING:
@@ -48,17 +48,13 @@ class CheckpointNetworks:
         device: str,
         backend: Backend,
         split: bool = False,
-        pad_id: int | None = None,
     ) -> None:
-        """`split` separates the backbone from its head even if the model has a single head. `pad_id` is the padding
-        token for networks that name none.
-        """
+        """`split` separates the backbone from its head even if the model has a single head."""
         self._wanted = wanted
         self._where = where
         self._device = device
         self._backend = backend
         self._split = split
-        self._pad_id = pad_id
         self._heads: dict[CheckpointNetwork, Any] = {}
         self._backbone: Any = None
         self._adapters = list(dict.fromkeys(network.adapter for network in wanted.values() if network.adapter))
@@ -154,11 +150,11 @@ class CheckpointNetworks:
             self._adapter_rows.set(adapters, self._device)
         features = self._stand_in(inputs) if self._stand_in else call(self._first, inputs)
         if not self._shares:
-            return {task: rows_of(features, rows) for task, rows in wanted.items()}
+            return {task: rows_of(features, rows, _count(inputs)) for task, rows in wanted.items()}
         return {task: self._run_head(self._wanted[task], features, inputs, rows) for task, rows in wanted.items()}
 
     def _run_head(self, wanted: CheckpointNetwork, features: Any, inputs: Mapping[str, Any], rows: torch.Tensor) -> Any:
-        chosen = rows_of(features, rows)
+        chosen = rows_of(features, rows, _count(inputs))
         if wanted.auto == BACKBONE:
             return chosen
         head = self._heads[wanted]
@@ -170,8 +166,12 @@ class CheckpointNetworks:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # a worker's log is not a terminal
+        auto = network.auto
+        names = Checkpoint(network.folder, self._where).config.get("architectures") or [""]
+        if auto == BACKBONE and str(names[0]).endswith("EncoderModel"):
+            auto = "AutoModelForTextEncoding"  # the encoder alone of a network from text to text, such as T5
         with loading(network.folder, self._where):
-            loaded, report = getattr(transformers, network.auto).from_pretrained(
+            loaded, report = getattr(transformers, auto).from_pretrained(
                 network.folder,
                 local_files_only=True,
                 use_safetensors=True,
@@ -180,8 +180,10 @@ class CheckpointNetworks:
                 output_loading_info=True,
                 **_as_adapted(network.adapter),
             )
-        if getattr(loaded.config, "pad_token_id", 0) is None:  # a decoder that classifies looks for it
-            loaded.config.pad_token_id = self._pad_id
+        if getattr(loaded.config, "pad_token_id", 0) is None:
+            # a decoder that classifies takes no batch without a padding token, and skips it at the end of a text: with
+            # a number that no token has it reads the last position, and the trial finds that it must not be padded
+            loaded.config.pad_token_id = -1
         # transformers only warns about missing weights and fills them with random numbers
         missing = sorted(set(report["missing_keys"]) - _complete(loaded, network.adapter))
         if missing and network.auto == BACKBONE and all(name.startswith("pooler.") for name in missing):
@@ -209,6 +211,10 @@ class CheckpointNetworks:
                 raise ConfigurationError(f"{self._where}: {problem}; make it a separate model")
             setattr(head, head.base_model_prefix, _replay())
         return shared
+
+
+def _count(inputs: Mapping[str, Any]) -> int:
+    return len(next(iter(inputs.values())))
 
 
 def _as_adapted(adapter: Adapter | None) -> dict[str, Any]:

@@ -24,14 +24,17 @@ def call(network: Any, inputs: Mapping[str, Any]) -> Any:
     return network(**chosen)
 
 
-def rows_of(output: Any, rows: torch.Tensor) -> Any:
-    """Select rows of a network's output, in every tensor at any depth."""
+def rows_of(output: Any, rows: torch.Tensor, count: int) -> Any:
+    """Select rows of the output of a pass of `count` rows, in every tensor at any depth.
+
+    A tensor with another first axis, such as the layers of a detector, stays as it is.
+    """
     import torch
 
     if isinstance(output, torch.Tensor):
-        return output.index_select(0, rows)
+        return output.index_select(0, rows) if output.shape[:1] == (count,) else output
     if isinstance(output, tuple):
-        return tuple(rows_of(part, rows) for part in output)
+        return tuple(rows_of(part, rows, count) for part in output)
     if isinstance(output, dict):  # for example transformers' ModelOutput
-        return type(output)(**{name: rows_of(part, rows) for name, part in output.items()})
+        return type(output)(**{name: rows_of(part, rows, count) for name, part in output.items()})
     return output

@@ -45,7 +45,7 @@ def without_config(folder: Path) -> tuple[str, str] | None:
             "name the base as the source, and this folder in options.adapters",
         )
     if (folder / "model_index.json").is_file():
-        return "is a pipeline of diffusers", "give it a task of the kind text-to-image or image-to-image"
+        return "is a pipeline of diffusers", "give it a task of diffusers (docs/models.md)"
     weights = without_weights(folder)
     return (f"has no config.json{weights[0]}", weights[1]) if weights[0] else None
 
@@ -65,10 +65,12 @@ def _sentence_modules(folder: Path) -> tuple[str, str] | None:
 def reason(folder: Path, config: Mapping[str, Any], error: Exception) -> str:
     """Return the reason for which transformers cannot load a folder, and the remedy if there is one."""
     said = " ".join(str(error).split()) or type(error).__name__
-    if "does not recognize" in said and config.get("auto_map"):
+    if config.get("auto_map") and ("does not recognize" in said or "trust_remote_code" in said):
         return "it needs code of its own (auto_map in config.json), which is never run; use a model without such code"
     if "does not recognize" in said:
         return f"the installed transformers does not know the model type {config.get('model_type')!r}"
+    if "Unrecognized configuration class" in said:
+        return "transformers has no network of this architecture for the kind of the task"
     if "ignore_mismatched_sizes" in said:
         return f"the sizes of the weights are a mismatch for config.json{_labels(folder, config)}"
     if type(error).__name__ == "SafetensorError":

@@ -13,6 +13,7 @@ import hashlib
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from filelock import FileLock
 from producers.wire.atomic_files import atomically
 from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
+from workers.models.huggingface import sentencepiece_tokenizers
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.sources import model_source
 
@@ -53,11 +55,10 @@ def keep(checkpoint: Checkpoint, tokenizer: Any) -> None:
 
 def save(tokenizer: Any, target: Path) -> None:
     """Write a transformers tokenizer. Raises TypeError if it has no fast version, ValueError if no vocabulary."""
-    if not tokenizer.is_fast:
-        raise TypeError(f"{type(tokenizer).__name__} has no fast version")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers' tokenizer of a folder without a vocabulary
         raise ValueError("there is no vocabulary")
-    tokenizer.backend_tokenizer.save(str(target))
+    fast = tokenizer.backend_tokenizer if tokenizer.is_fast else sentencepiece_tokenizers.converted(tokenizer)
+    fast.save(str(target))
 
 
 def _cached(checkpoint: Checkpoint) -> Path:
@@ -67,6 +68,10 @@ def _cached(checkpoint: Checkpoint) -> Path:
 
 
 def _make(checkpoint: Checkpoint, target: Path) -> None:
+    pieces = next((file for form in ("*.spm", "*.model") for file in checkpoint.folder.glob(form)), None)
+    if pieces and find_spec("sentencepiece") is None:
+        problem = f"there is no {checkpoint.folder / NAME}, and {pieces.name} is a file of SentencePiece"
+        raise ConfigurationError(f"{checkpoint.where}: {problem}; install it: pip install 'argosy[sentencepiece]'")
     with atomically(target) as part:
         command = [sys.executable, "-m", __spec__.name, str(checkpoint.folder), str(part)]
         try:

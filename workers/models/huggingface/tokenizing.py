@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface import tokenizer_file
-from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -33,9 +33,10 @@ LONG_PROBES = tuple(
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """The tokenizer of a folder, read with the first text."""
+    """The tokenizer of a folder, read with the first text. `lower_case` is not for special tokens in a text."""
 
     checkpoint: Checkpoint
+    lower_case: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @cached_property
@@ -91,8 +92,10 @@ class Tokenizing:
                 return text
         return None
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """Compare with transformers' own tokenizer, in the device process, before the first text.
+
+        Return whether that one gives token types, which networks then get.
 
         If the tokens differ, transformers' tokenizer is cached and used instead. The parent process uses it too,
         because it reads its tokenizer only with the first text, after the device has started. Raises ConfigurationError
@@ -101,7 +104,8 @@ class Tokenizing:
         from transformers import AutoTokenizer
 
         folder = self.checkpoint.folder
-        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with loading(folder, self.checkpoint.where):
+            theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if self._difference(theirs) and theirs.is_fast:
             tokenizer_file.keep(self.checkpoint, theirs)
         if probe := self._difference(theirs):
@@ -114,6 +118,7 @@ class Tokenizing:
                 _encode(ours, probe)
             except InvalidInput as error:
                 raise ConfigurationError(f"{self.checkpoint.where}: the tokenizer of {folder}: {error}") from error
+        return "token_type_ids" in theirs(PROBES[0])
 
     def _difference(self, theirs: Any) -> str:
         """Return a probe for which the file's tokens differ from those of `theirs`, or an empty string."""
@@ -121,7 +126,7 @@ class Tokenizing:
         return next((probe for probe in PROBES if list(theirs(probe)["input_ids"]) != ours.encode(probe).ids), "")
 
     def _read(self) -> Tokenizer:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer, normalizers
 
         file = tokenizer_file.locate(self.checkpoint)
         try:
@@ -130,6 +135,9 @@ class Tokenizing:
             raise ConfigurationError(f"{self.checkpoint.where}: {file} cannot be read: {error}") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        if self.lower_case:
+            before = [tokenizer.normalizer] if tokenizer.normalizer else []
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
         return tokenizer
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from producers.wire.errors import ConfigurationError, InvalidInput
-from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.interface.model import Array
 
 Samples = NDArray[np.float32]
@@ -190,8 +191,12 @@ def settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return found
 
 
-def check(ours: Extractor, theirs: Any, where: str) -> None:
+def check(ours: Extractor, folder: Path, where: str) -> None:
     """Compare with transformers' own extractor on a chirp. Raises ConfigurationError if they differ."""
+    from transformers import AutoFeatureExtractor
+
+    with loading(folder, where):
+        theirs = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     at = np.arange(ours.rate, dtype=np.float32) / ours.rate
     chirp = (0.3 * np.sin(2 * np.pi * (200 + 3000 * at) * at) * at).astype(np.float32)
     expected = np.asarray(theirs(chirp, sampling_rate=ours.rate, return_tensors="np")[ours.name][0])

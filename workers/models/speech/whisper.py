@@ -20,11 +20,27 @@ from workers.models.speech.recordings import Window
 if TYPE_CHECKING:
     from workers.models.speech.whisper_decoding import Passage, WhisperDecoder
 
-#: Names of frequent languages. All other languages have only their code.
+#: Whisper's languages: the code of each name, as in transformers.
 LANGUAGES = {
-    "chinese": "zh", "dutch": "nl", "english": "en", "french": "fr", "german": "de", "hindi": "hi", "italian": "it",
-    "japanese": "ja", "korean": "ko", "polish": "pl", "portuguese": "pt", "russian": "ru", "spanish": "es",
-    "swedish": "sv", "turkish": "tr", "ukrainian": "uk",
+    "afrikaans": "af", "albanian": "sq", "amharic": "am", "arabic": "ar", "armenian": "hy", "assamese": "as",
+    "azerbaijani": "az", "bashkir": "ba", "basque": "eu", "belarusian": "be", "bengali": "bn", "bosnian": "bs",
+    "breton": "br", "bulgarian": "bg", "burmese": "my", "cantonese": "yue", "castilian": "es", "catalan": "ca",
+    "chinese": "zh", "croatian": "hr", "czech": "cs", "danish": "da", "dutch": "nl", "english": "en", "estonian": "et",
+    "faroese": "fo", "finnish": "fi", "flemish": "nl", "french": "fr", "galician": "gl", "georgian": "ka",
+    "german": "de", "greek": "el", "gujarati": "gu", "haitian": "ht", "haitian creole": "ht", "hausa": "ha",
+    "hawaiian": "haw", "hebrew": "he", "hindi": "hi", "hungarian": "hu", "icelandic": "is", "indonesian": "id",
+    "italian": "it", "japanese": "ja", "javanese": "jw", "kannada": "kn", "kazakh": "kk", "khmer": "km",
+    "korean": "ko", "lao": "lo", "latin": "la", "latvian": "lv", "letzeburgesch": "lb", "lingala": "ln",
+    "lithuanian": "lt", "luxembourgish": "lb", "macedonian": "mk", "malagasy": "mg", "malay": "ms", "malayalam": "ml",
+    "maltese": "mt", "mandarin": "zh", "maori": "mi", "marathi": "mr", "moldavian": "ro", "moldovan": "ro",
+    "mongolian": "mn", "myanmar": "my", "nepali": "ne", "norwegian": "no", "nynorsk": "nn", "occitan": "oc",
+    "panjabi": "pa", "pashto": "ps", "persian": "fa", "polish": "pl", "portuguese": "pt", "punjabi": "pa",
+    "pushto": "ps", "romanian": "ro", "russian": "ru", "sanskrit": "sa", "serbian": "sr", "shona": "sn",
+    "sindhi": "sd", "sinhala": "si", "sinhalese": "si", "slovak": "sk", "slovenian": "sl", "somali": "so",
+    "spanish": "es", "sundanese": "su", "swahili": "sw", "swedish": "sv", "tagalog": "tl", "tajik": "tg",
+    "tamil": "ta", "tatar": "tt", "telugu": "te", "thai": "th", "tibetan": "bo", "turkish": "tr", "turkmen": "tk",
+    "ukrainian": "uk", "urdu": "ur", "uzbek": "uz", "valencian": "ca", "vietnamese": "vi", "welsh": "cy",
+    "yiddish": "yi", "yoruba": "yo",
 }  # fmt: skip
 
 
@@ -67,11 +83,20 @@ class WhisperModel(RecognitionModel):
         if "lang_to_id" not in config and (foreign or params.task == "translate"):
             name = "language" if foreign else "task"
             raise InvalidInput(f"params.{name}", "is only for multilingual models", "leave it out")
+        language, task = params.language or config.get("language"), params.task or config.get("task")
+        if language is None and task is None:
+            language, task = (self._forced(names) for names in ("lang_to_id", "task_to_id"))
         return {
             "timestamps": params.return_timestamps,
-            "language": self._language(params.language or config.get("language")),
-            "task": params.task or config.get("task") or "transcribe",
+            "language": self._language(language),
+            "task": task or "transcribe",
         }
+
+    def _forced(self, names: str) -> str | None:
+        """Return the language or the task of `forced_decoder_ids`, the earlier form of both."""
+        own = self._generation.get("forced_decoder_ids") or self.checkpoint.config.get("forced_decoder_ids") or ()
+        tokens = {token for _, token in own}
+        return next((name for name, token in self._generation.get(names, {}).items() if token in tokens), None)
 
     def _language(self, given: str | None) -> str | None:
         """Return the model's token of a language, such as ``<|fr|>``, or None to detect the language."""

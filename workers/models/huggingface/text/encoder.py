@@ -76,25 +76,35 @@ class EncoderModel(FolderModel[TextHead]):
     def _head(self, task: Task, checkpoint: Checkpoint) -> TextHead:
         longest = self.checkpoint.max_tokens
         max_tokens = min(longest, self.options.max_tokens or longest)
-        return _head_class(task, checkpoint)(task, checkpoint, self._tokenizing, max_tokens, self.options)
+        class_ = _head_class(task, checkpoint)
+        tokenizing = self._lowering if issubclass(class_, vectors.Vectors) else self._tokenizing
+        return class_(task, checkpoint, tokenizing, max_tokens, self.options)
 
     @cached_property
     def _tokenizing(self) -> Tokenizing:
         return Tokenizing(self.checkpoint)
 
+    @cached_property
+    def _lowering(self) -> Tokenizing:
+        """The tokenizer of vectors; sentence-transformers can have it write all letters small."""
+        lowers = self.checkpoint.read_if_there("sentence_bert_config.json").get("do_lower_case")
+        return Tokenizing(self.checkpoint, lower_case=True) if lowers else self._tokenizing
+
     # --- in the device process ---
 
+    _gives_types = False
+
     def load(self, device: str) -> None:
-        self._tokenizing.check()
+        self._gives_types = self._tokenizing.check()
         super().load(device)
         for task, head in self.heads.items():
             head.adapt(self.networks.network(task))
 
     @property
-    def _pad_id(self) -> int | None:
-        # a network would take the end token of a text for padding; without one its batches are halved to single rows
-        ends = self._tokenizing.encode("a").ids[-1:] == [self.checkpoint.pad_id]
-        return None if ends else self.checkpoint.pad_id
+    def _counted(self) -> int | None:
+        """The end token for encoder-decoders: they classify at the last one, and want equally many in each row."""
+        config = self.networks.config
+        return config.eos_token_id if getattr(config, "is_encoder_decoder", False) else None
 
     def _examples(self) -> tuple[Inputs, Inputs]:
         rows = [self.prepare(content, params) for content, params in self.samples(6)]
@@ -116,7 +126,8 @@ class EncoderModel(FolderModel[TextHead]):
         }
         found: dict[str, dict[int, Array]] = {task: {} for task in wanted}
         with torch.inference_mode():
-            for group in batch.passes(set().union(*by_task.values()), equal_lengths=self.equal_lengths):
+            every = set().union(*by_task.values())
+            for group in batch.passes(every, equal_lengths=self.equal_lengths, counted=self._counted):
                 chosen = {task: [n for n, row in enumerate(group) if row in rows] for task, rows in by_task.items()}
                 self._run(batch, group, {task: rows for task, rows in chosen.items() if rows}, found)
         return {task: token_sequences.stacked(found[task].__getitem__, own) for task, own in needs.items()}
@@ -145,7 +156,7 @@ class EncoderModel(FolderModel[TextHead]):
         import torch
 
         inputs = {"input_ids": padded["ids"], "attention_mask": padded["mask"]}
-        if getattr(self.networks.config, "type_vocab_size", 0) > 1:
+        if self._gives_types and getattr(self.networks.config, "type_vocab_size", 2) > 1:
             inputs["token_type_ids"] = padded["types"]
         return {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from workers.models.interface.model import Array
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 #: The values of the option `function_to_apply`: functions from a classifier's raw output to scores.
 FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {"sigmoid": sigmoid, "softmax": softmax, "none": np.asarray}
 
@@ -31,6 +34,19 @@ class Classification(TextHead):
         if self.function not in FUNCTIONS:
             where = f"{self.checkpoint.where}.options.function_to_apply.{self.task.name}"
             raise ConfigurationError(f"{where}: must be one of {', '.join(FUNCTIONS)}, not {self.function!r}")
+        crossing = self._crossing
+        if crossing and crossing != self.function and self.task.name not in self.options.function_to_apply:
+            told = f'options.function_to_apply.{self.task.name} = "{crossing}"'
+            logger.warning(
+                "%s: scores are by %s, as in transformers' pipeline; the folder's CrossEncoder gives them by %s (%s)",
+                self.checkpoint.where, self.function, crossing, told,
+            )  # fmt: skip
+
+    @property
+    def _crossing(self) -> str:
+        """The function that sentence-transformers' CrossEncoder applies, or an empty string."""
+        found = (self.checkpoint.config.get("sentence_transformers") or {}).get("activation_fn")
+        return {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax"}.get(str(found).rpartition(".")[2], "")
 
     @property
     def function(self) -> str:

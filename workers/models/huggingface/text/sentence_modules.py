@@ -67,13 +67,15 @@ class PooledLayer:
 
 @dataclass(frozen=True, slots=True)
 class SentenceModules:
-    """The folder's own way from the tokens' vectors to the text's vector. `prompts` are the texts put before a text."""
+    """The folder's own way from the tokens' vectors to the text's vector. `prompts` are the texts put before a text,
+    `width` is the number of values that are kept.
+    """
 
     poolings: tuple[str, ...]
     layers: tuple[PooledLayer, ...]
     prompts: Mapping[str, str]
     default_prompt: str | None
-    lower_case: bool
+    width: int | None
     pools_prompt: bool
 
 
@@ -105,7 +107,7 @@ def read(checkpoint: Checkpoint) -> SentenceModules:
         tuple(layers),
         {name: text for name, text in (sentences.get("prompts") or {}).items() if isinstance(text, str)},
         sentences.get("default_prompt_name"),
-        bool(checkpoint.read_if_there("sentence_bert_config.json").get("do_lower_case")),
+        sentences.get("truncate_dim"),
         bool(pooling.get("include_prompt", True)),
     )
 

@@ -90,6 +90,7 @@ class Writing(TextReader):
         """The special tokens without another role. In a multilingual model these are the languages."""
         tokenizing = self.tokenizing
         others = {tokenizing.token(f"{role}_token") for role in ("bos", "eos", "unk", "pad", "mask", "sep", "cls")}
+        others |= {"<s>", "</s>", "<unk>", "<pad>"}  # a folder of Marian names none
         added = tokenizing.tokenizer.get_added_tokens_decoder()
         return {one.content: number for number, one in added.items() if one.special and one.content not in others}
 

@@ -56,7 +56,6 @@ class Vectors(TextHead):
     def one(self, text: Any, params: Any, pair: str | None = None, cut: Cut = "longest_first") -> TokenSequence:
         if isinstance(text, str) and text.strip():  # an empty text is refused, with a prompt too
             text = self._prompt + text
-            text = text.lower() if self.modules.lower_case else text
         return super().one(text, params, pair, cut)
 
     def adapt(self, network: Any) -> None:
@@ -69,7 +68,7 @@ class Vectors(TextHead):
             vectors = vectors.float()
         for layer in self._layers:
             vectors = (layer.to(vectors.device) if hasattr(layer, "to") else layer)(vectors)
-        return vectors
+        return vectors[:, : self.modules.width]
 
     @property
     def _prompt_name(self) -> str | None:

@@ -194,7 +194,7 @@ class ImageSegmentation(ImageHead):
 
         found = []
         for row, image in enumerate(images):
-            own = rows_of(output, torch.tensor([row], device=self._device(output)))
+            own = rows_of(output, torch.tensor([row], device=self._device(output)), len(images))
             params = msgspec.msgpack.decode(image.params, type=ImageSegmentationParams)
             found.append(list(_segments(own, image.size, params, processor)))
         return ragged.pack(found)

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from producers.wire.errors import ConfigurationError, InputTooLarge
-from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.pictures import pixels
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class ImageReader:
 
     checkpoint: Checkpoint
     max_pixels: int = pixels.MAX_PIXELS
+
+    PREPARED: ClassVar[str] = "images"
 
     def read(self, data: bytes) -> tuple[_Pixels, tuple[int, int]]:
         """Return an image's pixels `(height, width, 3)` and its original height and width. Raises InvalidInput,
@@ -114,7 +116,7 @@ class ImageReader:
 
     @cached_property
     def _config(self) -> Mapping[str, Any]:
-        return self.checkpoint.read("preprocessor_config.json")
+        return image_settings(self.checkpoint)
 
     @property
     def _type(self) -> str:
@@ -141,15 +143,32 @@ class ImageReader:
 
     def check(self, processor: Any) -> None:
         """Compare with transformers' own processor on two images. Raises ConfigurationError if an image differs."""
+        for size in ((61, 43), (40, 97)):
+            try:
+                same = self._agrees(processor, _gradient(size))
+            except Exception:  # noqa: BLE001 - processors of other kinds want other inputs, and lack our settings
+                same = False
+            if not same:
+                problem = f"{self.PREPARED} are not prepared as by {type(processor).__name__}"
+                raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
+
+    def _agrees(self, processor: Any, image: Image.Image) -> bool:
         import torch
 
-        for size in ((61, 43), (40, 97)):
-            image = _gradient(size)
-            theirs = processor(images=[image], return_tensors="pt")["pixel_values"]
-            ours = self.normalized(torch.from_numpy(self.scaled(image).copy())[None])
-            if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
-                problem = f"images are not prepared as by {type(processor).__name__}"
-                raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
+        theirs = self._theirs(processor, image)
+        ours = self.normalized(torch.from_numpy(self.scaled(image).copy())[None])
+        return ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-4)
+
+    def _theirs(self, processor: Any, image: Image.Image) -> torch.Tensor:
+        found: torch.Tensor = processor(images=[image], return_tensors="pt")["pixel_values"]
+        return found
+
+
+def image_settings(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return the settings of a folder's image processor: its own file, or its part of the processor's file."""
+    _ = checkpoint.config  # a folder of another form has other files
+    found: Mapping[str, Any] = checkpoint.read_if_there("processor_config.json").get("image_processor") or {}
+    return found or checkpoint.read("preprocessor_config.json")
 
 
 def _reader(class_: type[ImageReader], folder: Path, where: str, config: Mapping[str, Any]) -> ImageReader:
@@ -158,11 +177,15 @@ def _reader(class_: type[ImageReader], folder: Path, where: str, config: Mapping
     return reader
 
 
-def processor(folder: Path) -> Any:
-    """Return transformers' own image processor for a folder, its PIL version. Runs in the device process."""
+def processor(folder: Path, where: str) -> Any:
+    """Return transformers' own image processor for a folder, its PIL version. Runs in the device process.
+
+    Raises ConfigurationError if it cannot be loaded.
+    """
     from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
+    with loading(folder, where):
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
 
 
 def target_size(original: tuple[int, int], size: Any, multiple: int = 1) -> tuple[int, int]:

@@ -51,7 +51,7 @@ class PixelModel(FolderModel[ImageHead]):
 
     @cached_property
     def _processor(self) -> Any:
-        return image_processing.processor(self.spec.folder)
+        return image_processing.processor(self.spec.folder, self.where)
 
     def load(self, device: str) -> None:
         self.reader.check(self._processor)

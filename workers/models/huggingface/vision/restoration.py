@@ -43,7 +43,7 @@ class Restoration:
             raise ConfigurationError(
                 f"{self.checkpoint.where}: {names[0] or 'the model'} is not supported; {_ARCHITECTURE} is"
             )
-        self.checkpoint.read("preprocessor_config.json")
+        image_processing.image_settings(self.checkpoint)
 
     def finish(self, output: Array, params: ImageToImageParams, aside: Any) -> Any:
         return {"image": output_files.picture(picture_rows.unpacked(output), params.format)}
@@ -73,7 +73,7 @@ class RestorationModel(FolderModel[Restoration]):
 
     @cached_property
     def _processor(self) -> Any:
-        return image_processing.processor(self.spec.folder)
+        return image_processing.processor(self.spec.folder, self.where)
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch
