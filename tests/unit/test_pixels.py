@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from producers.wire.errors import InputTooLarge, InvalidInput
 from workers.models.pictures import pixels
@@ -124,6 +124,58 @@ def test_a_truncated_file_is_refused(form: str) -> None:
             pixels.decode(data[:kept])
         assert type(caught.value) is InvalidInput
         assert caught.value.field == "input"
+
+
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def png(values: NDArray[np.uint8], *, interlaced: bool = False, share: float = 1.0, text: bytes = b"") -> bytes:
+    """Return a PNG of RGB values, of whose rows only a share is there, in a stream that ends as if it were all."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    passes = [values[top::down, left::across] for left, top, across, down in PASSES] if interlaced else [values]
+    rows = [b"\0" + row.tobytes() for part in passes for row in part if row.size]
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 8, 2, 0, 0, interlaced)
+    content = zlib.compress(b"".join(rows[: round(len(rows) * share)]))
+    half = len(content) // 2
+    chunks = [(b"IHDR", header), (b"IDAT", content[:half]), (b"IDAT", content[half:])]
+    chunks += [(b"zTXt", b"workflow\0\0" + zlib.compress(text, 1)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("shape", [(60, 90), (1, 1), (3, 5), (17, 2)])
+def test_a_png_whose_rows_end_early_is_refused(interlaced: bool, shape: tuple[int, int]) -> None:
+    """Pillow leaves the missing rows black, without a word. A picture that is black itself is whole."""
+    noise = np.random.default_rng(0).integers(1, 255, (*shape, 3), dtype=np.uint8)
+    for values in (noise, np.zeros_like(noise)):
+        whole = png(values, interlaced=interlaced)
+        assert np.array_equal(pixels.rgb(whole, np.asarray), values)
+        for share in (0.75, 0.3):
+            cut = png(values, interlaced=interlaced, share=share)
+            if cut != whole:
+                with pytest.raises(InvalidInput, match=r"rows end early|is truncated"):
+                    pixels.rgb(cut, np.asarray)
+
+
+def test_large_texts_and_profiles_cost_no_picture() -> None:
+    """Workflows, XMP, profiles: no model reads them."""
+    texts = PngImagePlugin.PngInfo()
+    for number in range(3):
+        texts.add_text(f"workflow {number}", "x" * 2_000_000, zip=True)
+        texts.add_itxt("XML:com.adobe.xmp", "y" * 2_000_000, zip=True)
+    data = saved(halves(), "PNG", pnginfo=texts, icc_profile=bytes(2_000_000))
+    assert np.array_equal(pixels.decode(data), pixels.decode(saved(halves(), "PNG")))
+    behind = png(np.asarray(halves()), text=bytes(50_000_000))
+    assert np.array_equal(pixels.decode(behind), pixels.decode(saved(halves(), "PNG")))
+
+
+def test_texts_without_end_are_refused_as_too_large() -> None:
+    """A megabyte may hold a gigabyte."""
+    with pytest.raises(InputTooLarge, match="more text than 64 MiB"):
+        pixels.decode(png(np.asarray(halves()), text=bytes(70_000_000)))
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,14 @@ def test_a_video_out_of_a_pipe_is_read_whole(form: str, codec: str) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+def test_tags_in_other_encodings_cost_nothing() -> None:
+    """Latin-1, as programs on Windows write it."""
+    text = "künstler".encode("latin-1") + b"\0\0"
+    info = b"INFOIART" + len(text).to_bytes(4, "little") + text
+    data = videos.file(MOVING, "avi", "mpeg4") + b"LIST" + len(info).to_bytes(4, "little") + info
+    np.testing.assert_array_equal(read(data, FrameSampling(1))[0], videos.plain(data[: -len(info) - 8])[0])
+
+
 @pytest.mark.parametrize(
     ("form", "codec", "options"),
     [

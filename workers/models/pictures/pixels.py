@@ -152,10 +152,11 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 def _check_rows(image: Image.Image, data: bytes) -> None:
     """Raise InvalidInput if the rows of a PNG end early: Pillow leaves the others zero without a word.
 
-    The rows are counted only if the last of them are zero.
+    The rows are counted only if the last one is zero, or the last but one, which comes last if the PNG is interlaced.
     """
     width, height = image.size
-    if image.crop((0, max(0, height - 2), width, height)).getbbox(alpha_only=False):
+    last = (image.crop((0, row, width, row + 1)) for row in range(max(0, height - 2), height))
+    if all(row.getbbox(alpha_only=False) for row in last):
         return
     bits, colour, _, _, interlaced = struct.unpack_from("5B", data, 24)
     missing = 0

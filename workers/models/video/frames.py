@@ -326,7 +326,8 @@ def _orientation(frame: VideoFrame) -> tuple[bool, int]:
 
     The file's matrix takes the point (x, y) to (ax + cy, bx + dy).
     """
-    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
         return False, 0
     a, b, _, c, d = np.frombuffer(matrix, np.int32, 5).tolist()
     mirrored = a * d < b * c
