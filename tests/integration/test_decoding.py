@@ -235,7 +235,7 @@ def test_a_bomb_costs_its_own_item(shared: DecoderPool, kind: str) -> None:
     make, read = BOMBS[kind]
     data, neighbours, good = make(), Runs(shared), picture()
     neighbours.start("bomb", BULK, partial(read, data))
-    until(lambda: any(process.slow for process in _processes(shared)))
+    until(lambda: _processes(shared) or neighbours.ended)
     for owner in (BULK, (int(Priority.INTERACTIVE), ""), (int(Priority.BULK), "another")):
         neighbours.start("neighbour", owner, lambda: same(pixels.decode(good), _neighbour("picture")))
     assert sorted(neighbours.wait()) == ["bomb", *["neighbour"] * 3]

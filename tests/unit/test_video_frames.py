@@ -233,7 +233,7 @@ def test_pictures_are_no_videos_but_animations_are() -> None:
     assert len(read(still.getvalue(), FrameSampling(3))) == 3
     with pytest.raises(InvalidInput, match="not a complete, readable video"):
         read(photo.getvalue(), FrameSampling(3))
-    with pytest.raises(InvalidInput, match="is not a readable animation"):
+    with pytest.raises(InvalidInput, match="is a broken animation"):
         read(animation.getvalue()[:30], FrameSampling(3))
     with pytest.raises(InputTooLarge, match="of 40 x 30 pixels"):
         read(animation.getvalue(), FrameSampling(3), VideoLimits(max_frame_pixels=1000))

@@ -45,7 +45,10 @@ def without_config(folder: Path) -> tuple[str, str] | None:
             "name the base as the source, and this folder in options.adapters",
         )
     if (folder / "model_index.json").is_file():
-        return "is a pipeline of diffusers", "give it a task of diffusers (docs/models.md)"
+        return (
+            "is a pipeline of diffusers",
+            "give it a task of the kind text-to-image, image-to-image or unconditional-image-generation",
+        )
     weights = without_weights(folder)
     return (f"has no config.json{weights[0]}", weights[1]) if weights[0] else None
 
