@@ -227,12 +227,17 @@ def test_a_recording_that_tells_its_length_is_refused_if_it_breaks_off(form: str
         assert any(problem in str(refusal(data[:kept])) for problem in ("breaks off", "a part cannot be decoded"))
 
 
+def test_an_m4a_that_breaks_off_before_its_index_is_refused() -> None:
+    data = by_ffmpeg("ipod", "aac")
+    assert "breaks off before its index" in str(refusal(data[: len(data) * 2 // 3]))
+
+
 def test_fragments_that_break_off_are_refused() -> None:
     data = by_ffmpeg("mp4", "aac", options={"movflags": "frag_keyframe+empty_moov"})
     assert "breaks off after" in str(refusal(data[: len(data) * 2 // 3]))
 
 
-def test_an_empty_wav_with_a_chunk_behind_is_heard_to_the_end_of_its_samples_only() -> None:
+def test_a_wav_with_a_chunk_behind_is_heard_to_the_end_of_its_samples_only() -> None:
     """Whatever follows the samples is no sound."""
     data = encoded(TONES) + b"LIST" + struct.pack("<I", 4000) + bytes(range(250)) * 16
     np.testing.assert_array_equal(heard(data), heard(encoded(TONES)))

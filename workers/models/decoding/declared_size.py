@@ -83,10 +83,11 @@ def mended(data: bytes) -> bytes:
 
 
 def check_index(container: Any, stream: Any) -> None:
-    """Raise InvalidInput if the index of an open stream reaches behind the file's end: MP4 and MOV have one."""
-    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    if container.size < end:
-        raise _cut_off(container.size, end)
+    """Raise InvalidInput if the index of an open MP4 or MOV reaches behind the file's end."""
+    if container.format.name.startswith("mov,"):  # others' indices are hints
+        end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+        if container.size < end:
+            raise _cut_off(container.size, end)
 
 
 def ogg_page_end(data: bytes, at: int) -> int:

@@ -29,26 +29,9 @@ _RATES = (1_000, 768_000)
 
 #: Containers for FFmpeg, by its names. Without playlists (ffconcat, DASH), which would open other files.
 FORMATS = (
-    *(
-        "aac",
-        "ac3",
-        "aiff",
-        "amr",
-        "ape",
-        "asf",
-        "au",
-        "avi",
-        "avr",
-        "caf",
-        "dts",
-        "eac3",
-        "epaf",
-        "flac",
-        "flv",
-        "iff",
-    ),
-    *("ircam", "loas", "matroska", "mov", "mp3", "mp4", "mpeg", "mpegts", "nistsphere", "ogg", "pvf", "rm", "tta"),
-    *("voc", "w64", "wav", "webm", "wv"),
+    *("aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "avr", "caf", "dts", "eac3", "epaf", "flac"),
+    *("flv", "iff", "ircam", "loas", "matroska", "mov", "mp3", "mp4", "mpeg", "mpegts", "nistsphere", "ogg"),
+    *("pvf", "rm", "tta", "voc", "w64", "wav", "webm", "wv"),
 )
 
 #: Formats whose decoders may begin anywhere. A packet that cannot be decoded is the rest of a tag or of a cut frame.
@@ -179,8 +162,10 @@ def _container(data: bytes) -> Iterator[Any]:
     try:
         container = av.open(io.BytesIO(data), options=options, metadata_errors="replace")
     except av.FFmpegError as error:
-        remedy = "send WAV, FLAC, Ogg, MP3, M4A or WebM"
-        raise InvalidInput("input", "is not an audio file that can be read", remedy) from error
+        problem, remedy = "is not an audio file that can be read", "send WAV, FLAC, Ogg, MP3, M4A or WebM"
+        if data[4:8] == b"ftyp":
+            problem, remedy = "is an MP4 or M4A that breaks off before its index, or has none", "send the whole file"
+        raise InvalidInput("input", problem, remedy) from error
     with container:
         yield container
 
@@ -234,7 +219,7 @@ def _declared_s(container: Any, stream: Any, data: bytes) -> float:
     declared_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
     if container.format.name == "mp3":
         rate: int = stream.codec_context.sample_rate
-        found = _MP3_FRAMES.search(data)
+        found = _MP3_FRAMES.search(data, 0, 2**16)
         frames = int.from_bytes(found[1], "big") if found else 0
         return min(declared_s, frames * (1152 if rate >= 32_000 else 576) / rate)
     return declared_s if container.format.name in _COUNTED else 0.0
