@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -302,3 +305,15 @@ def test_ffmpeg_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InvalidInput):
         read(FILE[: len(FILE) // 2], FrameSampling(4))
     assert not capfd.readouterr().err
+
+
+def test_frames_are_let_go_at_once() -> None:
+    """Whole frames that wait for the collection of cycles would add up to any amount of memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        frames.read(FILE, FrameSampling(8), VideoLimits(), partial(frames.centre, side=32, short_side=36))
+        frames.read(FILE, FrameSampling(8), VideoLimits(), frames.image)
+        assert not [found for found in gc.get_objects() if isinstance(found, av.VideoFrame)]
+    finally:
+        gc.enable()

@@ -297,7 +297,7 @@ def _picture_stream(container: Any) -> Any:
 
 def image(frame: VideoFrame) -> Image.Image:
     """Return a frame as an RGB image, turned and mirrored as a player shows it."""
-    made: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
+    made: Image.Image = frame.to_image(threads=1)  # type: ignore[no-untyped-call]
     mirrored, turns = _orientation(frame)
     if mirrored:
         made = made.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -314,7 +314,7 @@ def centre(frame: VideoFrame, side: int, short_side: int) -> Pixels:
     """Return the middle of a frame as `(side, side, 3)`, upright; the short side is first scaled to `short_side`."""
     scale = short_side / min(frame.width, frame.height)
     width, height = (max(short_side, round(edge * scale)) for edge in (frame.width, frame.height))
-    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
     left, top = (width - side) // 2, (height - side) // 2
     mirrored, turns = _orientation(frame)
     middle = scaled[top : top + side, left : left + side]
@@ -326,7 +326,10 @@ def _orientation(frame: VideoFrame) -> tuple[bool, int]:
 
     The file's matrix takes the point (x, y) to (ax + cy, bx + dy).
     """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    from av.sidedata.sidedata import SideDataContainer
+
+    # `frame.side_data` would be kept by the frame, which would live until the next collection of cycles
+    matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg] # the stubs lack it
     if matrix is None:
         return False, 0
     a, b, _, c, d = np.frombuffer(matrix, np.int32, 5).tolist()
