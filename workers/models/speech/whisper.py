@@ -67,7 +67,9 @@ class WhisperModel(RecognitionModel):
         if "lang_to_id" not in config and (foreign or params.task == "translate"):
             name = "language" if foreign else "task"
             raise InvalidInput(f"params.{name}", "is only for multilingual models", "leave it out")
+        details = {"details": True} if params.return_details else {}
         return {
+            **details,
             "timestamps": params.return_timestamps,
             "language": self._language(params.language or config.get("language")),
             "task": params.task or config.get("task") or "transcribe",
