@@ -34,7 +34,7 @@ def check(method: str, headers: Headers, settings: GatewaySettings) -> None:
     if origin is None:
         foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
     else:
-        foreign = urlsplit(origin).netloc != host and origin not in settings.allowed_origins
+        foreign = urlsplit(origin).netloc != host and not {origin, "*"} & {*settings.allowed_origins}
     if foreign:
         raise Problem(
             403,

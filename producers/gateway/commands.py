@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -46,12 +48,17 @@ MIB = 2**20
     help="Answer /healthz and /readyz at this port too, where no other request competes with them.",
 )  # fmt: skip
 @click.option(
+    "--embedding-tokenizer", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="ARGOSY_GATEWAY_EMBEDDING_TOKENIZER",
+    help="A tokenizer.json: /v1/embeddings reads its token ids. Without it, token ids are refused.",
+)  # fmt: skip
+@click.option(
     "--allow-host", "allowed_hosts", multiple=True, metavar="NAME",
     help="With --no-auth: answer under this name too. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--allow-origin", "allowed_origins", multiple=True, metavar="ORIGIN", envvar="ARGOSY_GATEWAY_ALLOW_ORIGIN",
-    help="Let pages of this site, such as https://app.example, use the API (CORS). May be repeated.",
+    help="Let pages of this site, such as https://app.example, use the API (CORS); * for all. May be repeated.",
 )  # fmt: skip
 @click.pass_context
 def gateway(
@@ -62,6 +69,7 @@ def gateway(
     health_port: int | None,
     allowed_hosts: tuple[str, ...],
     allowed_origins: tuple[str, ...],
+    embedding_tokenizer: Path | None,
     no_auth: bool,
     max_body_mib: float,
     max_file_mib: float,
@@ -93,9 +101,18 @@ def gateway(
         max_items=max_items,
         rate_per_s=rate_per_s,
         allowed_hosts=tuple(name.lower() for name in allowed_hosts),
-        allowed_origins=allowed_origins,
+        allowed_origins=tuple(map(_origin, allowed_origins)),
+        embedding_tokenizer=embedding_tokenizer,
     )
     serve(settings, host, port, health_port)
+
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers write it. Raises BadParameter for any other text, which would never match."""
+    parts = urlsplit(text)
+    if text != "*" and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/")):
+        raise click.BadParameter(f"{text!r} is no origin; write https://app.example, or *", param_hint="--allow-origin")
+    return text.rstrip("/").lower()
 
 
 @gateway.group()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from producers.gateway import browsers, connections
 from producers.gateway.keys import Caller, Refused
 from producers.gateway.problems import Problem, answer, problem
+from producers.wire.messages import new_id
 from results_store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -41,12 +43,19 @@ PRIVATE = ("/api/", "/v1/")
 #: The interval at which a body looks again for room.
 ROOM_S = 0.25
 
+#: The header by which an answer can be found in the log.
+REQUEST_ID = "x-request-id"
+
 #: The caller if no key is required.
 ANYBODY = Caller(tenant="", operator=True)
 
 
 class Stalled(Exception):
     """The caller does not read the response."""
+
+
+class _HeadersSent(BaseException):
+    """The whole answer to a HEAD request was sent. No handler of exceptions takes this for an error."""
 
 
 class Guard:
@@ -60,10 +69,19 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        request_id = f"req_{new_id()}"
+        send = self._sending(scope, request_id, send)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        scope.setdefault("state", {})["request_id"] = request_id
+        with suppress(_HeadersSent):
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         if path in HEALTH:
-            scope.setdefault("state", {})["caller"] = Caller(tenant="")
-            await self._app(scope, receive, self._sending(path, send))
+            scope["state"]["caller"] = Caller(tenant="")
+            await self._app(scope, receive, send)
             return
         try:
             caller = await self._admit(scope, path)
@@ -78,11 +96,11 @@ class Guard:
             partial(self._gateway.bodies.hold, key),
             0 if path == STREAM or _is_public(path) else settings.max_body_bytes,
         )
-        scope.setdefault("state", {}).update(caller=caller, body=body)
+        scope["state"].update(caller=caller, body=body)
         serving[key] += 1
         try:
             await body.check(Headers(scope=scope), settings.patience_s)
-            await self._app(scope, body.receive, self._sending(path, send))
+            await self._app(scope, body.receive, send)
         except Problem as refused:  # raised before a route ran
             await answer(refused, path)(scope, receive, send)
         except Stalled:
@@ -96,7 +114,7 @@ class Guard:
     async def _admit(self, scope: Scope, path: str) -> Caller:
         gateway, headers = self._gateway, Headers(scope=scope)
         browsers.check(scope["method"], headers, gateway.settings)
-        _check_length(headers)
+        _check_body(headers)
         if _is_public(path):
             if gateway.serving[PAGE] >= PAGE_REQUESTS:
                 raise Problem(503, "Overloaded", "too many ask for the page at once", retry_after_s=1)
@@ -138,17 +156,25 @@ class Guard:
             return settings.max_file_bytes + 2**16  # plus the form around the file
         return settings.max_body_bytes
 
-    def _sending(self, path: str, send: Send) -> Send:
+    def _sending(self, scope: Scope, request_id: str, send: Send) -> Send:
+        is_private = scope["path"].startswith(PRIVATE)
+
         async def bounded(message: Message) -> None:
-            if message["type"] == "http.response.start" and path.startswith(PRIVATE):
+            begins = message["type"] == "http.response.start"
+            if begins:
                 headers = MutableHeaders(raw=message["headers"])
-                headers.setdefault("Cache-Control", "no-store")
-                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers[REQUEST_ID] = request_id
+                if is_private:
+                    headers.setdefault("Cache-Control", "no-store")
+                    headers.setdefault("X-Content-Type-Options", "nosniff")
             try:
                 async with asyncio.timeout(self._gateway.settings.stall_s):
                     await send(message)
             except TimeoutError:
                 raise Stalled from None
+            if begins and scope["method"] == "HEAD":
+                await send({"type": "http.response.body"})
+                raise _HeadersSent
 
         return bounded
 
@@ -157,8 +183,11 @@ def _is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith(PUBLIC_PREFIX)
 
 
-def _check_length(headers: Headers) -> None:
-    """Raise Problem for a body of two lengths: a proxy in front may have read the other one."""
+def _check_body(headers: Headers) -> None:
+    """Raise Problem for a compressed body, and for a body of two lengths: a proxy in front may have read the other."""
+    if (coding := headers.get("content-encoding", "identity")).lower() != "identity":
+        detail, send_plain = f"the body has the Content-Encoding {coding!r}", {"Accept-Encoding": "identity"}
+        raise Problem(415, "UnsupportedMediaType", detail, remedy="send it uncompressed", headers=send_plain)
     lengths = headers.getlist("content-length")
     if len(lengths) > 1 or (lengths and "transfer-encoding" in headers):
         close = {"Connection": "close"}

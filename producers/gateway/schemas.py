@@ -7,7 +7,7 @@ import binascii
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from producers.client.request import NewItem
 from producers.wire.errors import InvalidInput
@@ -42,9 +42,14 @@ AnyInput = Annotated[
 
 
 class Body(BaseModel):
-    """A request body that refuses unknown fields."""
+    """A request body that refuses unknown fields. Null is the same as a field that is left out."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class Asked(Body):
