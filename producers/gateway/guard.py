@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +73,12 @@ class Guard:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         scope.setdefault("state", {})["request_id"] = request_id
-        with suppress(_HeadersSent):
+        try:
             await self._serve(scope, receive, send)
+        except _HeadersSent:
+            pass
+        except Stalled:
+            log.info("%s: cut off: the caller read nothing for %s s", scope["path"], self._gateway.settings.stall_s)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
@@ -103,8 +106,6 @@ class Guard:
             await self._app(scope, body.receive, send)
         except Problem as refused:  # raised before a route ran
             await answer(refused, path)(scope, receive, send)
-        except Stalled:
-            log.info("%s: cut off: the caller read nothing for %s s", path, self._gateway.settings.stall_s)
         finally:
             body.keep(0)
             serving[key] -= 1

@@ -243,7 +243,7 @@ def _no_route(error: HTTPException, request: Request, routes: Sequence[Route]) -
         remedy = f"there is /v1{plain}; the base_url of OpenAI's clients is {request.base_url}v1"
     elif methods(plain):
         remedy = f"there is {plain}"
-    elif path.startswith(OPENAI_PREFIX):
+    elif f"{plain}/".startswith(OPENAI_PREFIX):
         remedy = f"there are: {', '.join(sorted({one.path for one in routes if one.path.startswith(OPENAI_PREFIX)}))}"
     else:
         remedy = "see /openapi.json"
