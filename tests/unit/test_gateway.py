@@ -386,7 +386,7 @@ def test_null_is_left_out() -> None:
     nulls = dict.fromkeys(("encoding_format", "dimensions", "user", "truncation", "unheard_of"))
     assert len(plan(Catalogue.builtin(), {"model": "embedding", "input": "x", **nulls}).items) == 1
     fields = {*ChatBody.__struct_fields__, *UNSERVED} - {"model", "messages"}
-    message = {"role": "user", "content": "Hi", "name": None, "tool_calls": None, "refusal": None}
+    message = {"role": "user", "content": "Hi", "name": None, "tool_calls": [], "refusal": None, "annotations": []}
     (item,) = chat.plan(CHAT, {"model": "chat", "messages": [message], **dict.fromkeys(fields)}).items
     assert (item.input, item.params) == ({"messages": [{"role": "user", "content": "Hi"}]}, {})
 
@@ -445,6 +445,13 @@ def test_an_empty_message_is_as_none(empty: dict[str, object]) -> None:
     with pytest.raises(InvalidInput) as error:
         chat.plan(CHAT, {"model": "chat", "messages": [*asked, {"role": "user", "content": " "}]})
     assert error.value.field == "messages[2].content"
+
+
+def test_a_batch_streams_nothing() -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    found = read(1, line(body=body, url="/v1/chat/completions"), "/v1/chat/completions", CHAT)
+    assert found.refused is not None
+    assert found.refused.field == "stream"
 
 
 def test_nothing_that_asks_for_something_is_ignored() -> None:
@@ -506,3 +513,4 @@ def test_what_a_conversation_cannot_ask(changes: dict[str, object], field: str) 
     with pytest.raises(InvalidInput) as error:
         chat.plan(CHAT, {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], **changes})
     assert error.value.field == field
+    assert "max_new_tokens" not in str(error.value), "the caller has no such parameter"
