@@ -415,8 +415,10 @@ class ChatParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_new_tokens < 2**31 or "" in self.stop:
-            raise ValueError("`max_new_tokens` must be 1 or more, and `stop` not empty")
+        if not 1 <= self.max_new_tokens < 2**31:
+            raise ValueError("`max_new_tokens` must be 1 or more")
+        if "" in self.stop:
+            raise ValueError("`stop` must not be empty")
 
 
 #: A catalogue with a task that answers.
