@@ -26,7 +26,6 @@ KIND = "automatic-speech-recognition"
 
 FORM = "multipart/form-data"
 
-NAMES: Names = {"params.language": "language", "input.params": "language", "input": "file"}
 
 #: The details of a segment of a model that has none.
 NO_DETAILS = {
@@ -57,7 +56,7 @@ class TranscriptionForm(BaseModel):
     )
     stream: bool | None = Field(None, description="Send the text as events, once it is known. For `json`.")
     temperature: Annotated[float, Field(ge=0, le=0)] | None = None
-    prompt: Literal[""] | None = Field(None, description="Not available for the models here.")
+    prompt: Literal[""] | None = Field(None, description="Not available here.")
     chunking_strategy: Literal["auto"] | None = None
 
 
@@ -84,9 +83,16 @@ async def transcriptions(
     params = [
         {"return_timestamps": times, **told, **(details if number == 0 else {})} for number, times in enumerate(wanted)
     ]
-    call = Call(task.name, [NewItem(content, params=own) for own in params], partial(_heard, wanted))
-    answer = await answered(request, gateway, caller, checked(catalogue, call, lambda _: NAMES))
+    names = names_of(granularities=bool(form.granularities))
+    call = Call(task.name, [NewItem(content, params=own) for own in params], partial(_heard, wanted, names))
+    answer = await answered(request, gateway, caller, checked(catalogue, call, lambda _: names))
     return streamed(answer["text"]) if form.stream else shown(answer, form.response_format)
+
+
+def names_of(*, granularities: bool) -> Names:
+    """Return the caller's names of an item's fields. The granularities ask for times, or else the format does."""
+    times = "timestamp_granularities[]" if granularities else "response_format"
+    return {"params.language": "language", "params.return_timestamps": times, "input": "file"}
 
 
 def check_forms(form: TranscriptionForm) -> None:
@@ -110,9 +116,9 @@ def timestamps(form: Format, granularities: Sequence[Granularity]) -> list[bool 
     return ["word" if granularity == "word" else True for granularity in sorted(set(granularities))]
 
 
-def _heard(wanted: Sequence[bool | str], rows: Sequence[Result]) -> dict[str, Any]:
+def _heard(wanted: Sequence[bool | str], names: Names, rows: Sequence[Result]) -> dict[str, Any]:
     """Return the text, with details, `segments` and `words` as requested. Raises Problem."""
-    heard = [output_of(row, NAMES) for row in rows]
+    heard = [output_of(row, names) for row in rows]
     found: dict[str, Any] = {**heard[0], "text": heard[0]["text"].strip()}
     for times, own in zip(wanted, heard, strict=True):
         if times == "word":

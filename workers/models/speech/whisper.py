@@ -61,7 +61,7 @@ class WhisperModel(RecognitionModel):
                 "params.return_timestamps", "is not supported by the model's generation_config", "leave it out"
             )
         if params.return_timestamps == "word" and not config.get("alignment_heads"):
-            remedy = "ask for true, or use a model with alignment_heads in its generation_config"
+            remedy = "ask for segments (true), or use a model with alignment_heads in its generation_config"
             raise InvalidInput("params.return_timestamps", 'is "word", which this model does not support', remedy)
         foreign = params.language and params.language.lower() not in ("en", "english")
         if "lang_to_id" not in config and (foreign or params.task == "translate"):
