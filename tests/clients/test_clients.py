@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end import generated_requests
 from tests.end_to_end.gateway_server import Served
 
 RECORDING = Path(__file__).parents[1] / "data" / "speech" / "austen-0880.flac"
@@ -40,6 +41,11 @@ def test_the_description_is_true(served: Served, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{served.url}/openapi.json"]
     command += ["--header", f"Authorization: Bearer {served.key('fuzz', operator=True)}", "--checks", CHECKS]
     command += ["--phases", "examples,coverage,fuzzing", "--max-examples", str(EXAMPLES), "--seed", "7", "--no-color"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    env = {
+        **os.environ,
+        "SCHEMATHESIS_HOOKS": generated_requests.__name__,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     print(ran.stdout)  # noqa: T201 - the figures
     assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr

@@ -17,7 +17,9 @@ assert answer.choices[0].message.content
 streamed = litellm.completion(
     model="openai/chat", messages=hello, max_tokens=8, stream=True, stream_options={"include_usage": True}, **where
 )
-assert "".join(one.choices[0].delta.content or "" for one in streamed) == answer.choices[0].message.content
+assert (
+    "".join(one.choices[0].delta.content or "" for one in streamed if one.choices) == answer.choices[0].message.content
+)
 assert litellm.completion(model="hosted_vllm/chat", messages=hello, max_tokens=4, **where).choices[0].message.content
 again = [*hello, answer.choices[0].message.model_dump(), {"role": "user", "content": "Again."}]
 assert litellm.completion(model="openai/chat", messages=again, max_tokens=4, **where).usage.completion_tokens <= 4

@@ -7,7 +7,7 @@ from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 
 where = {"api_base": os.environ["OPENAI_BASE_URL"], "api_key": os.environ["OPENAI_API_KEY"]}
-chat = OpenAILike(model="chat", is_chat_model=True, max_tokens=8, max_retries=0, **where)
+chat = OpenAILike(model="chat", is_chat_model=True, max_tokens=8, temperature=0, max_retries=0, **where)
 messages = [ChatMessage(role="system", content=""), ChatMessage(role="user", content="Say hello.")]
 said = chat.chat(messages).message.content
 assert said

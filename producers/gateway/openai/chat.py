@@ -28,7 +28,7 @@ from producers.gateway.openai.endpoint_calls import (
 )
 from producers.gateway.openai.openai_answers import ChatCompletion
 from producers.gateway.openai.request_bodies import json_body
-from producers.gateway.openapi.schema_of import answer_of
+from producers.gateway.openapi.schema_of import EVENT, answer_of
 from producers.gateway.problems import Problem, openai_error
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import InputTooLarge, ItemCancelled, ItemExpired, ItemFailed
@@ -39,7 +39,7 @@ router = APIRouter(prefix="/v1/chat/completions", tags=["openai"])
 
 KIND = "text-generation"
 
-_STREAM = {"text/event-stream": "With `stream`: chunks of the answer, then `[DONE]`."}
+_STREAM = {"text/event-stream": {**EVENT, "description": "With `stream`: chunks of the answer, then `[DONE]`."}}
 
 
 @router.post("", openapi_extra=chat_request.DESCRIBED, responses=answer_of(ChatCompletion, also=_STREAM))

@@ -15,7 +15,7 @@ from producers.gateway.answers import Events, Json, event
 from producers.gateway.gateway import Here, Who
 from producers.gateway.openai.endpoint_calls import Call, Names, answered, checked, output_of, task_of
 from producers.gateway.openai.openai_answers import TranscriptText, VerboseTranscript
-from producers.gateway.openapi.schema_of import answer_of
+from producers.gateway.openapi.schema_of import EVENT, answer_of
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import InlineBytes
 from results_store.records import Result
@@ -60,7 +60,10 @@ class TranscriptionForm(BaseModel):
     chunking_strategy: Literal["auto"] | None = None
 
 
-_OTHER_FORMS = {"text/plain": "`text`, `srt` or `vtt`.", "text/event-stream": "With `stream`."}
+_OTHER_FORMS = {
+    "text/plain": {"type": "string", "description": "`text`, `srt` or `vtt`."},
+    "text/event-stream": {**EVENT, "description": "With `stream`."},
+}
 
 
 @router.post("", responses=answer_of(TranscriptText, VerboseTranscript, also=_OTHER_FORMS))

@@ -36,13 +36,16 @@ def object_of(properties: Mapping[str, Any], optional: Mapping[str, Any] | None 
     return {"type": "object", "properties": {**properties, **(optional or {})}, "required": list(properties)}
 
 
-def answer_of(*kinds: Any, status: int = 200, also: Mapping[str, str] | None = None) -> dict[int | str, dict[str, Any]]:
+#: The JSON Schema of a server-sent event.
+EVENT = object_of({"data": {"type": "string"}}, {"event": {"type": "string"}})
+
+
+def answer_of(*kinds: Any, status: int = 200, also: Mapping[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
     """Return OpenAPI's description of a JSON answer of one of the `kinds`, which are types or JSON Schemas.
 
-    `also` has further media types, with their descriptions.
+    `also` has further media types, with their schemas.
     """
     schemas = [kind if isinstance(kind, dict) else schema_of(kind) for kind in kinds]
     content: dict[str, Any] = {"application/json": {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
-    for name, text in (also or {}).items():
-        content[name] = {"schema": {"type": "string", "description": text}}
+    content |= {name: {"schema": schema} for name, schema in (also or {}).items()}
     return {status: {"content": content}}

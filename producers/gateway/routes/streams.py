@@ -13,7 +13,7 @@ from producers.client.async_handles import AsyncJob
 from producers.gateway.answers import Events, Json, JsonLines, event
 from producers.gateway.gateway import Here, Who
 from producers.gateway.openapi import api_answers
-from producers.gateway.openapi.schema_of import answer_of
+from producers.gateway.openapi.schema_of import EVENT, answer_of
 from producers.gateway.problems import problem
 from producers.gateway.schemas import MAX_COUNT, Word
 from producers.gateway.views import job_view, result_view
@@ -56,7 +56,7 @@ async def page(
     return Json({"results": [result_view(row) for row in rows]})
 
 
-@router.get("/events", response_class=Events)
+@router.get("/events", response_class=Events, responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}})
 async def events(job: str, gateway: Here, caller: Who) -> Response:
     """Send a job's progress as server-sent events: `progress` whenever it changes, then `finished`.
 
