@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 from fastapi import Request
 
 from producers.client.handles import value
+from producers.client.redaction import redacted
 from producers.client.request import NewItem
-from producers.client.request import Request as Submission
 from producers.gateway.gateway import Detokenizer, Gateway, while_there
 from producers.gateway.keys import Caller
 from producers.gateway.problems import Problem, item_problem, problem
@@ -62,10 +62,12 @@ def task_of(catalogue: Catalogue, model: str, kind: str) -> Task:
 
 def checked(catalogue: Catalogue, call: Call, names: Callable[[int], Names]) -> Call:
     """Return a call whose items the client would accept. Raises Problem, with the `names` of the item at a place."""
-    submission = Submission.check(catalogue, call.task, priority="bulk")
+    task, replaced = catalogue.tasks[call.task], catalogue.limits.redact
     for place, item in enumerate(call.items):
         try:
-            submission.item(place, item, field="input")
+            content = catalogue.check_input(task, item.input, field="input")
+            if replaced:  # the text that is sent may be longer
+                catalogue.check_input(task, redacted(content, replaced), field="input")
         except InvalidInput as error:
             raise named_problem(error, names(place)) from error
     return call
