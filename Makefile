@@ -8,9 +8,10 @@ TESTERS ?= 3
 SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
+CLIENTS := .venv-clients
 
 .PHONY: demo test check prose mutation bench plots install clean \
-	test-benchmarks test-celery test-faults test-gpu test-hostile test-media test-morning test-quiet test-stack test-upgrade
+	test-benchmarks test-celery test-clients test-faults test-gpu test-hostile test-media test-morning test-quiet test-stack test-upgrade
 
 install: $(INSTALLED)
 
@@ -87,9 +88,19 @@ test-upgrade: $(INSTALLED)
 test-celery: $(INSTALLED)
 	$(BIN)/python -m tools.celery_tests $(or $(BACKEND),sqlite)
 
+# OpenAI's package, LangChain, litellm and llama-index in an environment of their own, and schemathesis, against a fleet with
+# a gateway: for changes of the HTTP API (six minutes). ARGOSY_TEST_EXAMPLES=200 has schemathesis make more requests.
+test-clients: $(INSTALLED) $(CLIENTS)/.installed
+	ARGOSY_TEST_CLIENTS=$(abspath $(CLIENTS))/bin/python $(BIN)/python -m pytest tests/clients -s
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
+	touch $@
+
 # On a machine with a GPU: what only a GPU can show, and all tests of models on it instead of the CPU.
 test-gpu: $(INSTALLED)
 	ARGOSY_TEST_DEVICE=cuda:0 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal tests/gpu $$(grep -l tests.serving tests/integration/*.py)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info

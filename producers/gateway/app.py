@@ -10,12 +10,14 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from producers.client.async_client import AsyncClient
 from producers.gateway import openai, problems
 from producers.gateway.gateway import Gateway
-from producers.gateway.guard import Guard
+from producers.gateway.guard import REQUEST_ID, Guard
+from producers.gateway.openai import embeddings
 from producers.gateway.openai.batch_duty import BatchDuty
 from producers.gateway.routes import browsing, items, jobs, operations, page, result_downloads, streams
 from producers.gateway.settings import GatewaySettings
@@ -31,7 +33,6 @@ ROUTERS = (
     result_downloads.router,
     streams.router,
     operations.router,
-    *openai.ROUTERS,
     page.router,
 )
 
@@ -42,11 +43,14 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         async with connect() as client:
-            gateway = Gateway(settings, client)
+            gateway = Gateway(settings, client, detokenizer)
             app.state.gateway = gateway
             async with BatchDuty(gateway) as batches:
                 app.state.batches = batches
                 yield
+
+    tokenizer = settings.embedding_tokenizer
+    detokenizer = None if tokenizer is None else embeddings.detokenizer_of(tokenizer)
 
     app = FastAPI(
         title="Argosy",
@@ -56,18 +60,24 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
         docs_url=None,  # these pages would load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
-        dependencies=[Depends(HTTPBearer(auto_error=False, description="An API key of `argosy gateway keys add`."))],
     )
+    # for OpenAPI alone: the guard checks the key
+    keys = [Depends(HTTPBearer(auto_error=False, description="An API key of `argosy gateway keys add`."))]
+    routers = (operations.public, *ROUTERS, *openai.ROUTERS)
+    app.include_router(operations.public, responses=problems.RESPONSES)
     for router in ROUTERS:
-        app.include_router(router, responses=problems.RESPONSES)
-    problems.install(app)
+        app.include_router(router, responses=problems.RESPONSES, dependencies=keys)
+    for router in openai.ROUTERS:
+        app.include_router(router, responses=problems.OPENAI_RESPONSES, dependencies=keys)
+    problems.install(app, [route for router in routers for route in router.routes if isinstance(route, Route)])
     app.add_middleware(_Guarded)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=["*"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's package in a browser sends a dozen of its own
+            expose_headers=["Location", "Retry-After", REQUEST_ID],
         )
     return app
 

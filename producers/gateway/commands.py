@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,8 +25,9 @@ class Origin(click.ParamType[str]):
     name = "origin"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin := str(value).lower()):
-            self.fail(f"{value!r} is not an origin; write scheme and host alone, as https://app.example", param, ctx)
+        origin = str(value).lower().rstrip("/")
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
+            self.fail(f"{value!r} is not an origin; write scheme and host alone, or *", param, ctx)
         return origin
 
 
@@ -58,13 +60,18 @@ class Origin(click.ParamType[str]):
     help="Answer /healthz and /readyz at this port too, where no other request competes with them.",
 )  # fmt: skip
 @click.option(
+    "--embedding-tokenizer", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="ARGOSY_GATEWAY_EMBEDDING_TOKENIZER",
+    help="A tokenizer.json: /v1/embeddings reads its token ids. Without it, token ids are refused.",
+)  # fmt: skip
+@click.option(
     "--allow-host", "allowed_hosts", multiple=True, metavar="NAME",
     help="With --no-auth: answer under this name too. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--allow-origin", "allowed_origins", type=Origin(), multiple=True, metavar="ORIGIN",
     envvar="ARGOSY_GATEWAY_ALLOW_ORIGIN",
-    help="Let pages of this site, such as https://app.example, use the API (CORS). May be repeated.",
+    help="Let pages of this site, such as https://app.example, use the API (CORS); * for all. May be repeated.",
 )  # fmt: skip
 @click.pass_context
 def gateway(
@@ -75,6 +82,7 @@ def gateway(
     health_port: int | None,
     allowed_hosts: tuple[str, ...],
     allowed_origins: tuple[str, ...],
+    embedding_tokenizer: Path | None,
     no_auth: bool,
     max_body_mib: float,
     max_file_mib: float,
@@ -108,6 +116,7 @@ def gateway(
         rate_per_s=rate_per_s,
         allowed_hosts=tuple(name_of(name) for name in allowed_hosts),
         allowed_origins=allowed_origins,
+        embedding_tokenizer=embedding_tokenizer,
     )
     serve(settings, host, port, health_port)
 

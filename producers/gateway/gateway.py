@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
-from typing import Annotated, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, TypeAlias, TypeVar
 
 from cachetools import LRUCache
 from fastapi import Depends, Request
@@ -23,6 +23,9 @@ from results_store.records import JobFilter, JobStatus
 
 T = TypeVar("T")
 
+#: Makes the text of token ids. Raises ValueError.
+Detokenizer: TypeAlias = Callable[[Sequence[int]], str]
+
 #: Recent handles that are kept for callers who come back; older items are looked up in the store.
 HANDLES = 20_000
 
@@ -30,8 +33,9 @@ HANDLES = 20_000
 class Gateway:
     """The gateway of a process. Made in its event loop."""
 
-    def __init__(self, settings: GatewaySettings, client: AsyncClient) -> None:
+    def __init__(self, settings: GatewaySettings, client: AsyncClient, detokenizer: Detokenizer | None = None) -> None:
         self.settings = settings
+        self.detokenizer = detokenizer
         self.client = client
         self.keyring = Keyring(lambda id_: client.ask(lambda store: store.keys.find(id_)))
         self.rates = Rates()

@@ -17,6 +17,7 @@ from producers.gateway import browsers, connections
 from producers.gateway.keys import Caller, Refused
 from producers.gateway.problems import Problem, answer, problem
 from producers.gateway.schemas import MOST_OPENED, opened
+from producers.wire.messages import new_id
 from results_store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -43,12 +44,19 @@ PRIVATE = ("/api/", "/v1/")
 #: The interval at which a body looks again for room.
 ROOM_S = 0.25
 
+#: The header by which an answer can be found in the log.
+REQUEST_ID = "x-request-id"
+
 #: The caller if no key is required.
 ANYBODY = Caller(tenant="", operator=True)
 
 
 class Stalled(Exception):
     """The caller does not read the response."""
+
+
+class _HeadersSent(BaseException):
+    """The whole answer to a HEAD request was sent. No handler of exceptions takes this for an error."""
 
 
 class Guard:
@@ -62,16 +70,29 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        request_id = f"req_{new_id()}"
+        send = self._sending(scope, request_id, send)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        scope.setdefault("state", {})["request_id"] = request_id
+        try:
+            await self._serve(scope, receive, send)
+        except _HeadersSent:
+            pass
+        except Stalled:
+            log.info("%s: cut off: the caller read nothing for %s s", scope["path"], self._gateway.settings.stall_s)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         try:
-            _check_length(Headers(scope=scope))
+            _check_body(Headers(scope=scope))
             caller = Caller(tenant="") if path in HEALTH else await self._admit(scope, path)
         except Problem as refused:
             await answer(refused, path)(scope, receive, send)
             return
         if path in HEALTH:
-            scope.setdefault("state", {})["caller"] = caller
-            await self._app(scope, receive, self._sending(path, send))
+            scope["state"]["caller"] = caller
+            await self._app(scope, receive, send)
             return
         settings, serving, key = self._gateway.settings, self._gateway.serving, PAGE if _is_public(path) else caller.key
         limit = self._limit(path)
@@ -83,15 +104,13 @@ class Guard:
             0 if path == STREAM or _is_public(path) else settings.max_body_bytes,
             MOST_OPENED if limit == settings.max_body_bytes else math.inf,  # files and streams are read in parts
         )
-        scope.setdefault("state", {}).update(caller=caller, body=body)
+        scope["state"].update(caller=caller, body=body)
         serving[key] += 1
         try:
             await body.check(Headers(scope=scope), settings.patience_s)
-            await self._app(scope, body.receive, self._sending(path, send))
+            await self._app(scope, body.receive, send)
         except Problem as refused:  # raised before a route ran
             await answer(refused, path)(scope, receive, send)
-        except Stalled:
-            log.info("%s: cut off: the caller read nothing for %s s", path, self._gateway.settings.stall_s)
         finally:
             body.keep(0)
             serving[key] -= 1
@@ -142,17 +161,25 @@ class Guard:
             return settings.max_file_bytes + 2**16  # plus the form around the file
         return settings.max_body_bytes
 
-    def _sending(self, path: str, send: Send) -> Send:
+    def _sending(self, scope: Scope, request_id: str, send: Send) -> Send:
+        is_private = scope["path"].startswith(PRIVATE)
+
         async def bounded(message: Message) -> None:
-            if message["type"] == "http.response.start" and path.startswith(PRIVATE):
+            begins = message["type"] == "http.response.start"
+            if begins:
                 headers = MutableHeaders(raw=message["headers"])
-                headers.setdefault("Cache-Control", "no-store")
-                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers[REQUEST_ID] = request_id
+                if is_private:
+                    headers.setdefault("Cache-Control", "no-store")
+                    headers.setdefault("X-Content-Type-Options", "nosniff")
             try:
                 async with asyncio.timeout(self._gateway.settings.stall_s):
                     await send(message)
             except TimeoutError:
                 raise Stalled from None
+            if begins and scope["method"] == "HEAD":
+                await send({"type": "http.response.body"})
+                raise _HeadersSent
 
         return bounded
 
@@ -161,8 +188,11 @@ def _is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith(PUBLIC_PREFIX)
 
 
-def _check_length(headers: Headers) -> None:
-    """Raise Problem for a body of two lengths: a proxy in front may have read the other one."""
+def _check_body(headers: Headers) -> None:
+    """Raise Problem for a compressed body, and for a body of two lengths: a proxy in front may have read the other."""
+    if (coding := headers.get("content-encoding", "identity")).lower() != "identity":
+        detail, send_plain = f"the body has the Content-Encoding {coding!r}", {"Accept-Encoding": "identity"}
+        raise Problem(415, "UnsupportedMediaType", detail, remedy="send it uncompressed", headers=send_plain)
     lengths = headers.getlist("content-length")
     if len(lengths) > 1 or (lengths and "transfer-encoding" in headers):
         close = {"Connection": "close"}

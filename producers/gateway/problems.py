@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from producers.gateway.answers import Json
+from producers.gateway.openapi.schema_of import schema_of
 from producers.wire.errors import (
     ArgosyError,
     BlobsUnavailable,
@@ -71,19 +74,34 @@ class Problem(HTTPException):
         self.job: str | None = None
 
 
-_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "field": {"type": "string"},
-        "remedy": {"type": "string"},
-        "job": {"type": "string"},
-    },
-    "required": ["type", "title", "status", "detail"],
-}
+class ProblemBody(TypedDict):
+    """The body of an error (RFC 9457): the `field` of the request at fault, and a remedy."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: NotRequired[str]
+    remedy: NotRequired[str]
+    job: NotRequired[str]
+
+
+class ErrorDetail(TypedDict):
+    """An error of OpenAI's API: `param` is the parameter at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    """The body of an error under /v1."""
+
+    error: ErrorDetail
+
+
+_SCHEMA = schema_of(ProblemBody)
 _EXAMPLE = {
     "type": "urn:argosy:problem:UnknownTask",
     "title": "Unprocessable Content",
@@ -102,6 +120,14 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The fleet cannot answer now; try again after `Retry-After`.",
         "content": {"application/problem+json": {"schema": _SCHEMA}},
     },
+}
+
+_OPENAI_ERROR = {"application/json": {"schema": schema_of(ErrorBody)}}
+
+#: The same under /v1.
+OPENAI_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request is wrong; `param` is the parameter at fault.", "content": _OPENAI_ERROR},
+    "5XX": {"description": "The fleet cannot answer now; try again after `Retry-After`.", "content": _OPENAI_ERROR},
 }
 
 #: HTTP status of the errors of client and store. Subclasses stand before their bases.
@@ -162,8 +188,8 @@ def item_problem(error: ArgosyError) -> Problem:
 def answer(found: Problem, path: str) -> Response:
     """Return the response for a problem, in the shape for callers of `path`."""
     if path.startswith(OPENAI_PREFIX):
-        return Json(openai_error(found), found.status_code, dict(found.headers or {}))
-    body = {
+        return Json(openai_error(found), openai_status(found), dict(found.headers or {}))
+    body: ProblemBody = {
         "type": f"urn:argosy:problem:{found.kind}",
         "title": HTTPStatus(found.status_code).phrase,
         "status": found.status_code,
@@ -178,7 +204,12 @@ def answer(found: Problem, path: str) -> Response:
     return Json(body, found.status_code, dict(found.headers or {}), media_type="application/problem+json")
 
 
-def openai_error(found: Problem) -> dict[str, Any]:
+def openai_status(found: Problem) -> int:
+    """Return the status of a problem under /v1: OpenAI's API has 400 for whatever is wrong with a parameter."""
+    return 400 if found.status_code == 422 else found.status_code
+
+
+def openai_error(found: Problem) -> ErrorBody:
     """Return a problem in the shape of OpenAI's errors."""
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     general = "server_error" if found.status_code >= 500 else "invalid_request_error"
@@ -193,16 +224,45 @@ def openai_error(found: Problem) -> dict[str, Any]:
     }
 
 
-def install(app: FastAPI) -> None:
-    """Make the application answer every error in this way."""
+def _no_route(error: HTTPException, request: Request, routes: Sequence[Route]) -> HTTPException:
+    """Return the error for a path or method that is not served, with all methods, or with a path that is."""
+    path = request.url.path
+
+    def methods(path: str) -> set[str]:
+        found = {**request.scope, "path": path}
+        named = [route.methods or () for route in routes if route.matches(found)[0] is not Match.NONE]
+        every = {name for names in named for name in names}
+        return every | {"HEAD"} if "GET" in every else every
+
+    if error.status_code == 405:
+        return HTTPException(405, error.detail, {"Allow": ", ".join(sorted(methods(path)))})
+    if error.status_code != 404 or error.detail != "Not Found":
+        return error
+    plain = path.rstrip("/")
+    if methods(f"/v1{plain}"):
+        remedy = f"there is /v1{plain}; the base_url of OpenAI's clients is {request.base_url}v1"
+    elif methods(plain):
+        remedy = f"there is {plain}"
+    elif f"{plain}/".startswith(OPENAI_PREFIX):
+        remedy = f"there are: {', '.join(sorted({one.path for one in routes if one.path.startswith(OPENAI_PREFIX)}))}"
+    else:
+        remedy = "see /openapi.json"
+    return Problem(404, "NotFound", str(error.detail), remedy=remedy)
+
+
+def install(app: FastAPI, routes: Sequence[Route]) -> None:
+    """Make the application, with these routes, answer every error in this way."""
 
     async def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and not isinstance(error, Problem):
+            error = _no_route(error, request, routes)
         found = problem(error)
         sent = request.headers.get("content-type", "no content-type")
         if found.field == "body" and not sent.startswith("application/json"):
             found = Problem(415, "UnsupportedMediaType", f"the body must be application/json, not {sent}")
         if found.status_code == 500:
-            log.error("%s %s failed: %s", request.method, request.url.path, without_text(error))
+            place = f"{request.method} {request.url.path}"
+            log.error("%s, request %s: failed: %s", place, request.state.request_id, without_text(error))
         return answer(found, request.url.path)
 
     async def nobody_there(_: Request, __: Exception) -> Response:

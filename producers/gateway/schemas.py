@@ -67,11 +67,15 @@ def few_fields(given: Any) -> Any:
 
 
 class Body(BaseModel):
-    """A request body that refuses unknown fields."""
+    """A request body that refuses unknown fields. Null is the same as a field that is left out."""
 
     model_config = ConfigDict(extra="forbid")
 
-    _few = model_validator(mode="before")(few_fields)
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, given: Any) -> Any:
+        given = few_fields(given)
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class Asked(Body):

@@ -37,6 +37,10 @@ def serve(settings: GatewaySettings, host: str, port: int, health_port: int | No
         raise ConfigurationError(
             f"--no-auth: refused on {host}: other machines could reach it; listen on 127.0.0.1, or use keys"
         )
+    if not settings.auth and "*" in settings.allowed_origins:
+        raise ConfigurationError(
+            "--no-auth: refused with --allow-origin '*': any site could use the fleet; name the sites"
+        )
     _check_address(host, port, "--port")
     if health_port is not None:
         _check_address(host, health_port, "--health-port")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +38,11 @@ class GatewaySettings:
     batch_look_s: float = 5.0
     store_timeout_s: float = 10.0
 
+    #: The `tokenizer.json` whose token ids /v1/embeddings reads.
+    embedding_tokenizer: Path | None = None
     #: Names under which a gateway without keys answers, besides those of this machine.
     allowed_hosts: tuple[str, ...] = ()
-    #: Other sites whose pages may use the API, as ``https://host``.
+    #: Other sites whose pages may use the API, as ``https://host``; ``*`` for all.
     allowed_origins: tuple[str, ...] = ()
 
     @property

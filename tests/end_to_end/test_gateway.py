@@ -252,6 +252,104 @@ def test_every_error_is_a_problem(
     assert problem["type"].startswith("urn:argosy:problem:")
 
 
+def test_every_answer_has_an_id(served: Served, ours: httpx.Client) -> None:
+    """To find it in the log; also a refusal before any route."""
+    with served.client() as nobody:
+        answers = [nobody.get(path) for path in ("/healthz", "/", "/api/tasks")]
+    answers += [ours.get(path) for path in ("/api/tasks", "/v1/models", "/api/nothing")]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len({*ids}) == len(ids)
+    assert all(one.startswith("req_") for one in ids)
+
+
+def test_a_head_is_a_get_without_a_body(ours: httpx.Client) -> None:
+    """Also of a stream that would not end."""
+    job = ours.post("/api/jobs", json={"task": "echo", "inputs": ["x"]}).json()["id"]
+    for path in ("/healthz", "/readyz", "/", "/openapi.json", "/v1/models", f"/api/jobs/{job}/events"):
+        whole, head = ours.get(path), ours.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        names = ("content-type", "content-length")
+        assert [head.headers.get(name) for name in names] == [whole.headers.get(name) for name in names]
+    assert ours.head("/api/nothing").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/api/jobs", "GET, HEAD, POST"),
+        ("/api/items/x", "DELETE, GET, HEAD"),
+        ("/v1/files", "GET, HEAD, POST"),
+        ("/v1/embeddings", "POST"),
+        ("/healthz", "GET, HEAD"),
+    ],
+)
+def test_allow_names_every_method(ours: httpx.Client, path: str, allowed: str) -> None:
+    refused = ours.request("PATCH", path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "/v1/chat/completions; the base_url of OpenAI's clients is http://127.0.0.1:"),
+        ("/embeddings/", "/v1/embeddings"),
+        ("/v1/models/", "there is /v1/models"),
+        ("/api/jobs/", "there is /api/jobs"),
+        ("/v1/completions", "/v1/audio/transcriptions, "),
+        ("/nothing", "see /openapi.json"),
+    ],
+)
+def test_a_path_that_is_not_served_hints_at_one_that_is(ours: httpx.Client, path: str, hint: str) -> None:
+    refused = ours.post(path, json={})
+    assert refused.status_code == 404
+    assert hint in refused.text
+
+
+def test_under_v1_a_wrong_request_is_a_bad_request(ours: httpx.Client) -> None:
+    """In OpenAI's form, by the name of the parameter; the API of our own keeps 422."""
+    for sent in (
+        {"json": {}},
+        {"json": ["x"]},
+        {"content": b"{", "headers": JSON},
+        {"json": {"model": "e", "input": 1}},
+    ):
+        refused = ours.post("/v1/embeddings", **sent)  # type: ignore[arg-type]
+        assert refused.status_code == 400
+        assert refused.json()["error"].keys() == {"message", "type", "param", "code"}
+    assert refused.json()["error"]["param"] == "input"
+    assert ours.get("/v1/files", params={"limit": 0}).json()["error"]["param"] == "limit"
+    assert ours.post("/v1/files", files={"file": b"x"}, data={"purpose": "x"}).json()["error"]["param"] == "purpose"
+    assert ours.post("/v1/embeddings", content=b"{}").status_code == 415
+    assert ours.post("/api/items", json={}).status_code == 422
+
+
+def test_a_compressed_body_is_refused(ours: httpx.Client) -> None:
+    """By name, and not as JSON that cannot be read."""
+    for path in ("/v1/embeddings", "/api/jobs/lines?task=echo"):
+        refused = ours.post(path, content=zlib.compress(b"{}"), headers={**JSON, "Content-Encoding": "gzip"})
+        assert (refused.status_code, refused.headers["accept-encoding"]) == (415, "identity")
+
+
+def test_null_is_a_field_that_is_left_out(ours: httpx.Client) -> None:
+    nulls = dict.fromkeys(("priority", "durable", "wait_s", "key", "deadline_s", "params"))
+    assert ours.post("/api/items", json={"task": "echo", "input": "x", **nulls}).status_code == 202
+    nulls = dict.fromkeys(("priority", "on_error", "name", "ttl_s", "idempotency_key"))
+    assert ours.post("/api/jobs", json={"task": "echo", "inputs": ["x"], **nulls}).status_code == 202
+
+
+def test_every_answer_is_described(ours: httpx.Client) -> None:
+    """With its type; those under /v1 have OpenAI's errors, and what needs no key says so."""
+    for path, operations in ours.get("/openapi.json").json()["paths"].items():
+        for operation in operations.values():
+            assert ("security" in operation) == (path not in ("/healthz", "/readyz"))
+            for status, answer in operation["responses"].items():
+                assert answer["content"], (path, status)
+                assert all(one["schema"] for one in answer["content"].values()), (path, status)
+                if status in ("4XX", "5XX"):
+                    kind = "application/json" if path.startswith("/v1/") else "application/problem+json"
+                    assert [*answer["content"]] == [kind]
+
+
 # --- callers that misbehave, on bare sockets ---
 
 
@@ -515,12 +613,23 @@ def test_a_site_that_is_allowed(shared_fleet: LocalFleet) -> None:
         asks = {
             "Origin": site,
             "Access-Control-Request-Method": "POST",
-            "Access-Control-Request-Headers": "authorization",
+            "Access-Control-Request-Headers": "authorization, content-type, x-stainless-lang",
         }
         with served.client(served.key("ours")) as client:
             assert client.options("/api/jobs", headers=asks).headers["access-control-allow-origin"] == site
             made = client.post("/api/jobs", json={"task": "echo", "inputs": ["x"]}, headers={"Origin": site})
             assert (made.status_code, made.headers["access-control-allow-origin"]) == (202, site)
+            assert "x-request-id" in made.headers["access-control-expose-headers"]
+    with (
+        serving(shared_fleet.broker_url, shared_fleet.store_url, allowed_origins=("*",)) as served,
+        served.client(served.key("ours")) as client,
+    ):
+        assert (
+            client.post("/api/jobs", json={"task": "echo", "inputs": ["x"]}, headers={"Origin": site}).status_code
+            == 202
+        )
+    with pytest.raises(ConfigurationError, match="any site"):
+        serve(replace(SETTINGS, auth=False, allowed_origins=("*",)), "127.0.0.1", 0)
 
 
 def test_without_keys_a_foreign_name_is_refused(shared_fleet: LocalFleet) -> None:

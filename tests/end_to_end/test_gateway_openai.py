@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -100,15 +101,20 @@ def test_what_embeddings_refuse(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="embedding") as unknown:
         client.embeddings.create(model="gpt-17", input="x")
     assert unknown.value.code == "model_not_found"
-    with pytest.raises(openai.UnprocessableEntityError, match="token ids"):
+    with pytest.raises(openai.BadRequestError, match="token ids"):
         client.embeddings.create(model="embedding", input=[1, 2, 3])
-    with pytest.raises(openai.APIStatusError, match="over 512") as long:
-        client.embeddings.create(model="embedding", input="word " * 2000)
-    assert (long.value.status_code, long.value.code) == (400, "InputTooLarge")
-    with pytest.raises(openai.UnprocessableEntityError, match="empty"):
-        client.embeddings.create(model="embedding", input="  ")
-    with pytest.raises(openai.UnprocessableEntityError, match="over the model's 384"):
+    texts = ["x", "word " * 2000, "y"]
+    with pytest.raises(openai.BadRequestError, match=r"over 512; .* set `truncation`") as long:
+        client.embeddings.create(model="embedding", input=texts)
+    assert (long.value.code, long.value.param) == ("context_length_exceeded", "input[1]")
+    assert len(client.embeddings.create(model="embedding", input=texts, extra_body={"truncation": True}).data) == 3
+    with pytest.raises(openai.BadRequestError, match="empty") as empty:
+        client.embeddings.create(model="embedding", input=["x", "  "])
+    assert empty.value.param == "input[1]"
+    with pytest.raises(openai.BadRequestError, match="over the model's 384") as wide:
         client.embeddings.create(model="embedding", input="x", dimensions=385)
+    assert wide.value.param == "dimensions"
+    assert str(wide.value.request_id).startswith("req_")
     with pytest.raises(openai.AuthenticationError, match="not known"):
         client.with_options(api_key="argosy-0-0").embeddings.create(model="embedding", input="x")
 
@@ -147,6 +153,21 @@ def test_files(client: openai.OpenAI, served: Served) -> None:
         client.files.retrieve(file.id)
 
 
+def test_files_that_would_expire_are_refused(client: openai.OpenAI) -> None:
+    """Who wants a file to be gone must not be told that it is kept as asked."""
+    expiry: Any = {"anchor": "created_at", "seconds": 3600}
+    with pytest.raises(openai.BadRequestError, match="not permitted") as error:
+        client.files.create(file=("a.jsonl", b"{}"), purpose="batch", expires_after=expiry)
+    assert str(error.value.param).startswith("expires_after")
+    asked: Any = {"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    with pytest.raises(openai.BadRequestError, match="not available") as error:
+        client.batches.create(**asked, output_expires_after=expiry)
+    assert error.value.param == "output_expires_after"
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.batches.create(**asked)
+    assert unknown.value.param == "input_file_id"
+
+
 def test_a_batch(client: openai.OpenAI) -> None:
     """Each request gets its response under its own id, the impossible one its error; alone or several texts."""
     lines = [request(f"r{n}", input=f"text number {n}") for n in range(30)]
@@ -173,10 +194,9 @@ def test_a_batch(client: openai.OpenAI) -> None:
     assert [one["custom_id"] for one in good] == [*(f"r{n}" for n in range(30)), "two"]
     assert {one["response"]["status_code"] for one in good} == {200}
     assert len(good[30]["response"]["body"]["data"]) == 2
-    assert [(one["custom_id"], one["error"]["code"]) for one in bad] == [
-        ("wrong", "InvalidInput"),
-        ("long", "InputTooLarge"),
-    ]
+    told = [(one["custom_id"], one["error"], one["response"]["status_code"]) for one in bad]
+    assert told == [("wrong", None, 400), ("long", None, 400)]
+    assert [one["response"]["body"]["error"]["code"] for one in bad] == ["InvalidInput", "context_length_exceeded"]
     alone = client.embeddings.create(model="embedding", input="text number 7").data[0].embedding
     assert good[7]["response"]["body"]["data"][0]["embedding"] == pytest.approx(alone, abs=1e-4)
     assert made.id in [one.id for one in client.batches.list(limit=1)]
@@ -332,8 +352,8 @@ def test_a_batch_ends_with_its_window(text_fleet: LocalFleet) -> None:
     counts = batch.request_counts
     assert counts is not None
     assert (batch.status, counts.total, counts.completed, counts.failed) == ("expired", 30, 0, 30)
-    assert {json.loads(row)["error"]["code"] for row in told} == {"ItemExpired"}
-    assert {json.loads(row)["response"]["status_code"] for row in told} == {504}
+    assert {json.loads(row)["error"]["code"] for row in told} == {"batch_expired"}
+    assert {json.loads(row)["response"] for row in told} == {None}
 
 
 def listens(port: int) -> bool:
@@ -369,7 +389,8 @@ def test_a_batch_is_cancelled(client: openai.OpenAI) -> None:
     assert counts.completed + counts.failed == counts.total == 600
     assert batch.error_file_id is not None
     told = client.files.content(batch.error_file_id).text.splitlines()
-    assert {json.loads(row)["error"]["code"] for row in told} == {"ItemCancelled"}
+    assert {json.loads(row)["error"]["code"] for row in told} == {"batch_cancelled"}
+    assert {json.loads(row)["response"] for row in told} == {None}
     with pytest.raises(openai.ConflictError, match="cancelled already"):
         client.batches.cancel(made.id)
 

@@ -116,8 +116,14 @@ def test_chat_completions_by_the_openai_package(fleet: LocalFleet) -> None:
         create: Any = openai_client.chat.completions.create
         whole = create(**asked)
         chunks = list(create(**asked, stream=True, stream_options={"include_usage": True}))
-        with pytest.raises(openai.BadRequestError, match="over 256"):
-            create(model="chat", messages=[{"role": "user", "content": "word " * 100}], stream=True)
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError, match="over 256") as long:
+                create(model="chat", messages=[{"role": "user", "content": "word " * 100}], stream=stream)
+            assert (long.value.code, long.value.param) == ("context_length_exceeded", "messages")
+            with pytest.raises(openai.BadRequestError, match="over 256; ask for") as long:
+                create(model="chat", messages=messages, max_completion_tokens=10_000, stream=stream)
+            assert (long.value.code, long.value.param) == ("context_length_exceeded", "max_completion_tokens")
+        assert create(**{**asked, "messages": [{"role": "system", "content": ""}, *messages]}).choices == whole.choices
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert len(chunks) > 5

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
 import pytest
 import soundfile
+from openai.types.audio import TranscriptionVerbose
 
 from producers import Client, ItemFailed
 from producers.wire.catalogue import Catalogue
@@ -143,6 +145,23 @@ def test_openais_package_gets_transcriptions(fleet: LocalFleet) -> None:
         assert plain.strip()
         assert verbose.words
         assert verbose.segments is not None
+        TranscriptionVerbose.model_validate(verbose.model_dump(exclude={"task"}), strict=True)
+        assert (verbose.language, verbose.duration, verbose.usage and verbose.usage.seconds) == ("english", 2.0, 2.0)
+        silent = ask(
+            model="noted", file=("silent.wav", encoded(np.zeros(RATE, np.float32))), response_format="verbose_json"
+        )
+        assert (silent.text, silent.duration, silent.segments, silent.language) == ("", 1.0, [], "unknown")
+        events = list(ask(model="noted", file=short, stream=True))
+        assert [one.type for one in events] == ["transcript.text.delta", "transcript.text.done"]
+        assert events[-1].to_dict()["text"] == plain.strip()
+        refused: dict[str, Any] = {
+            "prompt": "Jane", "temperature": 0.5, "include": ["logprobs"], "known_speaker_names": ["a"],
+            "timestamp_granularities": ["word"], "extra_body": {"beam_size": 5},
+        }  # fmt: skip
+        for name, value in refused.items():
+            with pytest.raises(openai.BadRequestError) as error:
+                ask(model="noted", file=short, **{name: value})
+            assert str(error.value.param).removesuffix("[]") in (name, "beam_size")
         srt = ask(model="noted", file=short, response_format="srt")
         vtt = ask(model="noted", file=short, response_format="vtt")
         assert srt.count("-->") == vtt.count("-->") == len(verbose.segments) > 0

@@ -129,7 +129,7 @@ def test_a_network_in_a_folder_of_its_own_is_refused_with_the_way_out(saved: Cal
     modules[0]["path"] = "0_Transformer"
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "config.json").rename(folder / "elsewhere.json")
-    with pytest.raises(ConfigurationError, match="has its network in 0_Transformer, .*; save it again"):
+    with pytest.raises(ConfigurationError, match=r"has its network in 0_Transformer, .*; save it again"):
         served(folder)
 
 

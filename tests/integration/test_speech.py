@@ -118,12 +118,55 @@ def test_a_long_recording_is_heard_in_windows(made: Made) -> None:
     prepared = served.model.prepare(encoded(whole), params)
     begins = [1.0, 3.5, 5.7]
     assert prepared.size == len(prepared.arrays["lengths"]) == 3
-    assert prepared.aside["said"] == pytest.approx([at - 0.2 for at in begins], abs=0.05)
+    duration, *starts_s = prepared.aside["said"]
+    assert duration == len(whole) / RATE
+    assert starts_s == pytest.approx([at - 0.2 for at in begins], abs=0.05)
     [found] = served.ask("said", [encoded(whole)], return_timestamps=True)
     assert found["text"] == "".join(chunk["text"] for chunk in found["chunks"])
     starts = [chunk["timestamp"][0] for chunk in found["chunks"] if chunk["timestamp"][0] is not None]
     assert starts == sorted(starts)
     assert starts[-1] > 5.0
+
+
+def test_details_of_segments(made: Made) -> None:
+    """They change no answer; probabilities are those of the network when it reads the same tokens at once."""
+    import torch
+
+    from workers.models.speech import whisper_steps
+
+    served = Served(made(tiny.whisper, multilingual=True), {"said": SPEECH}, max_new_tokens=MOST).load()
+    plain = served.ask("said", FILES, return_timestamps=True)
+    told = served.ask("said", FILES, return_timestamps=True, return_details=True)
+    for one, other, samples in zip(told, plain, CLIPS, strict=True):
+        assert one["duration"] == pytest.approx(len(samples) / RATE, abs=1e-3)
+        assert one["language"] in ("english", "french", "german")
+        assert [{name: chunk[name] for name in ("text", "timestamp")} for chunk in one["chunks"]] == other["chunks"]
+        for chunk in one["chunks"]:
+            assert chunk["avg_logprob"] < 0 < chunk["no_speech_prob"] < 1
+            assert chunk["seek"] == 0
+            assert served.model._writer._tokenizer.decode(chunk["tokens"]) == chunk["text"]
+
+    network = served.model.networks.only
+    config, begun = network.generation_config, 3
+    prompts = torch.tensor([[config.decoder_start_token_id, *config.lang_to_id.values()][:begun]] * 2)
+    torch.manual_seed(0)
+    encoded = torch.randn(2, network.config.max_source_positions, network.config.d_model)
+    with torch.inference_mode():
+        written = whisper_steps.greedy(network, prompts, encoded, MOST, timestamps=True, measured=True)
+        rules = whisper_steps._rules(network, begun, timestamps=True)
+        for row, one in enumerate(written):
+            ids = torch.tensor([[*prompts[row].tolist(), *one.tokens, config.eos_token_id]])
+            hidden = network.model.decoder(input_ids=ids, encoder_hidden_states=encoded[row : row + 1])
+            logits = network.proj_out(hidden.last_hidden_state).float()
+            logprob = 0.0
+            for place in range(begun, min(begun + MOST, ids.shape[1])):
+                scores = logits[:, place - 1].clone()
+                for rule in rules:
+                    scores = rule(ids[:, :place], scores)
+                logprob += float(scores.log_softmax(-1)[0, ids[0, place]])
+            assert one.logprob == pytest.approx(logprob, abs=1e-3)
+            silence = logits[0, 0].softmax(-1)[config.no_timestamps_token_id - 1]
+            assert one.no_speech_prob == pytest.approx(float(silence), abs=1e-6)
 
 
 def test_what_a_window_leaves_out_is_heard_anew(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase, CompletionCreateParamsStreaming
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from producers.gateway import browsers, problems
 from producers.gateway.answers import encoded
@@ -19,9 +22,9 @@ from producers.gateway.guard import GuardedBody
 from producers.gateway.keys import REMEMBERED_S, Caller, Keyring, Refused, new_key
 from producers.gateway.openai import chat
 from producers.gateway.openai.batch_requests import LineError, RequestReader, read
-from producers.gateway.openai.chat import ChatBody
-from producers.gateway.openai.embeddings import EmbeddingsBody, plan
-from producers.gateway.openai.openai_batches import NewBatch
+from producers.gateway.openai.chat_request import UNSERVED, ChatBody
+from producers.gateway.openai.embeddings import detokenizer_of, plan
+from producers.gateway.openai.endpoint_calls import named_problem
 from producers.gateway.openai.transcriptions import segments_of, subtitles
 from producers.gateway.problems import Problem
 from producers.gateway.rates import KEYS, HeldBytes, Rates
@@ -30,7 +33,7 @@ from producers.gateway.routes.streams import Newest
 from producers.gateway.schemas import MOST_OPENED, NewJobBody, NewOne, item_of
 from producers.gateway.settings import GatewaySettings
 from producers.wire.catalogue import Catalogue, Kind, Task
-from producers.wire.errors import InvalidInput, ItemFailed, Overloaded, RateLimited
+from producers.wire.errors import ConfigurationError, InvalidInput, ItemFailed, Overloaded, RateLimited
 from producers.wire.messages import InlineBytes, UrlInput
 from results_store.errors import StoreUnavailable
 from results_store.gateway.api_keys import ApiKey
@@ -293,14 +296,9 @@ MANY = 1000
 @pytest.mark.parametrize(
     ("form", "body"),
     [
-        (EmbeddingsBody, {"model": "x", "input": [{}] * MANY}),
-        (EmbeddingsBody, {"model": "x", "input": [[{}] * MANY] * MANY}),
-        (ChatBody, {"model": "x", "messages": [{}] * MANY}),
-        (ChatBody, {"model": "x", "messages": [{"role": "user", "content": [5] * MANY}]}),
         (NewJobBody, {"task": [5] * MANY, "inputs": []}),
         (NewJobBody, {"task": "x", "inputs": [], **{str(number): 5 for number in range(MANY)}}),
         (NewOne, {"task": "x", "input": "x", **{str(number): 5 for number in range(MANY)}}),
-        (NewBatch, {"metadata": {str(number): 5 for number in range(MANY)}}),
     ],
 )
 def test_a_body_of_errors_has_few(form: type[BaseModel], body: dict[str, object]) -> None:
@@ -380,7 +378,9 @@ def test_a_line_that_is_no_request(text: bytes, code: str) -> None:
         ({"model": "embedding", "input": ["x"] * 2049}, "InvalidInput"),
         ({"model": "embedding", "input": "x", "encoding_format": "hex"}, "InvalidInput"),
         ({"model": "embedding", "input": "x", "dimensions": True}, "InvalidInput"),
-        ({"model": "embedding", "input": "x" * 100_001}, "InputTooLarge"),
+        ({"model": "embedding", "input": "x" * 100_001}, "context_length_exceeded"),
+        ({"model": "embedding", "input": "x", "input_type": "query"}, "InvalidInput"),
+        ({"model": "embedding", "input": "x", "stream": True}, "InvalidInput"),
         ({"model": "sentiment", "input": "x"}, "model_not_found"),
         ({"input": "x"}, "InvalidInput"),
     ],
@@ -409,10 +409,59 @@ def test_a_file_of_requests_is_read_to_its_end() -> None:
     assert (reading.task, reading.total) == ("embedding", 3)
 
 
-def test_a_plan_wants_text() -> None:
-    """Token ids are of one tokenizer, and each model has its own."""
-    with pytest.raises(InvalidInput, match="send text"):
-        plan(Catalogue.builtin(), {"model": "embedding", "input": [1, 2]})
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [([1, 2], "input"), ([[1, 2], [3]], "input[0]"), (["a", [3]], "input[1]"), (["a", 1], "input[1]")],
+)
+def test_a_plan_wants_text(given: object, field: str) -> None:
+    """Token ids are of one tokenizer, and each model has its own; the switch of LangChain is named."""
+    with pytest.raises(InvalidInput, match="send text") as error:
+        plan(Catalogue.builtin(), {"model": "embedding", "input": given})
+    assert error.value.field == field
+    assert ("check_embedding_ctx_length=False" in str(error.value)) == (given != ["a", 1])
+
+
+def test_token_ids_of_a_named_tokenizer(tmp_path: Path) -> None:
+    """Become the text that they were made of, alone and among texts; ids that it does not have are refused."""
+    path = tmp_path / "tokenizer.json"
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "fine": 1, "film": 2}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
+    text_of = detokenizer_of(path)
+    asked: list[object] = [[0, 1, 2], [[0, 1, 2], [2]], ["a film", [1, 2]]]
+    found = [plan(Catalogue.builtin(), {"model": "embedding", "input": given}, text_of) for given in asked]
+    texts = [[item.input for item in call.items] for call in found]
+    assert texts == [["a fine film"], ["a fine film", "film"], ["a film", "fine film"]]
+    for wrong in (3, -1, 2**40):
+        with pytest.raises(InvalidInput, match=rf"^input\[1\]: has the token id {wrong}"):
+            plan(Catalogue.builtin(), {"model": "embedding", "input": ["a", [1, wrong]]}, text_of)
+    path.write_text("{}")
+    with pytest.raises(ConfigurationError, match="is no tokenizer"):
+        detokenizer_of(path)
+
+
+def test_a_text_at_fault_is_named_by_its_place() -> None:
+    """Before any of them is sent, with what the caller calls it; and a result by the same name."""
+    for wrong, code in (("", "InvalidInput"), ("x" * 100_001, "context_length_exceeded")):
+        with pytest.raises(Problem) as refused:
+            plan(Catalogue.builtin(), {"model": "embedding", "input": ["fine", "fine", wrong]})
+        assert (refused.value.field, refused.value.kind) == ("input[2]", code)
+    long = ItemFailed("t", "InputTooLarge", "input: has 600 tokens, over 512; split the text")
+    found = named_problem(long, {"input": "input[50]"})
+    assert (found.status_code, found.kind, found.field) == (400, "context_length_exceeded", "input[50]")
+    assert (
+        found.detail == "input[50]: is longer than the model's context length: has 600 tokens, over 512; split the text"
+    )
+
+
+def test_null_is_left_out() -> None:
+    """Wherever a parameter is not required, also one that is not served here."""
+    nulls = dict.fromkeys(("encoding_format", "dimensions", "user", "truncation", "unheard_of"))
+    assert len(plan(Catalogue.builtin(), {"model": "embedding", "input": "x", **nulls}).items) == 1
+    fields = {*ChatBody.__struct_fields__, *UNSERVED} - {"model", "messages"}
+    message = {"role": "user", "content": "Hi", "name": None, "tool_calls": [], "refusal": None, "annotations": []}
+    (item,) = chat.plan(CHAT, {"model": "chat", "messages": [message], **dict.fromkeys(fields)}).items
+    assert (item.input, item.params) == ({"messages": [{"role": "user", "content": "Hi"}]}, {})
 
 
 HEARD = {
@@ -438,11 +487,56 @@ class ChatParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_new_tokens: int = 16
     stop: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_new_tokens < 2**31:
+            raise ValueError("`max_new_tokens` must be 1 or more")
+        if "" in self.stop:
+            raise ValueError("`stop` must not be empty")
+
 
 #: A catalogue with a task that answers.
 CHAT = Catalogue(
-    {"chat": Task("chat", Kind("text-generation", "text", ChatParams, dict, "an answer"), "small", "answers")}
+    {"chat": Task("chat", Kind("text-generation", "prompt", ChatParams, dict, "an answer"), "small", "answers")}
 )
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"role": "system", "content": ""},
+        {"role": "developer", "content": " \n"},
+        {"role": "assistant", "content": None},
+        {"role": "assistant"},
+        {"role": "assistant", "content": [{"type": "text", "text": ""}]},
+        {"role": "user", "content": ""},
+    ],
+)
+def test_an_empty_message_is_as_none(empty: dict[str, object]) -> None:
+    """It says nothing; only an empty question cannot be answered."""
+    asked = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "Hi"}]
+    for place in (0, 1):
+        (item,) = chat.plan(CHAT, {"model": "chat", "messages": [*asked[:place], empty, *asked[place:]]}).items
+        assert item.input == {"messages": asked}
+    with pytest.raises(InvalidInput) as error:
+        chat.plan(CHAT, {"model": "chat", "messages": [*asked, {"role": "user", "content": " "}]})
+    assert error.value.field == "messages[2].content"
+
+
+def test_a_batch_streams_nothing() -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    found = read(1, line(body=body, url="/v1/chat/completions"), "/v1/chat/completions", CHAT)
+    assert found.refused is not None
+    assert found.refused.field == "stream"
+
+
+def test_nothing_that_asks_for_something_is_ignored() -> None:
+    """Each parameter of OpenAI's own package has an effect, is a label, asks for nothing, or is refused by name."""
+    theirs = {*CompletionCreateParamsStreaming.__annotations__, *CompletionCreateParamsBase.__annotations__}
+    assert theirs <= {*ChatBody.__struct_fields__, *UNSERVED}
+    for name in UNSERVED:
+        with pytest.raises(InvalidInput) as error:
+            chat.plan(CHAT, {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], name: {"a": 1}})
+        assert error.value.field == name
 
 
 def test_a_conversation_is_an_item() -> None:
@@ -465,7 +559,24 @@ def test_a_conversation_is_an_item() -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Bob"}]}, "messages[0].name"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "system", "content": ""}]}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_tokens": 2**40}, "max_tokens"),
+        ({"max_tokens": 4.5}, "max_tokens"),
+        ({"max_tokens": 4, "max_completion_tokens": 4}, "max_tokens"),
+        ({"stop": ["a", 1]}, "stop[1]"),
+        ({"stop": ""}, "stop"),
+        ({"stream": 0}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"n": True}, "n"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
         ({"temperature": 0.5}, "temperature"),
         ({"n": 2}, "n"),
@@ -477,3 +588,4 @@ def test_what_a_conversation_cannot_ask(changes: dict[str, object], field: str) 
     with pytest.raises(InvalidInput) as error:
         chat.plan(CHAT, {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], **changes})
     assert error.value.field == field
+    assert "max_new_tokens" not in str(error.value), "the caller has no such parameter"

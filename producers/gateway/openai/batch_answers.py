@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from producers.gateway.answers import encoded
 from producers.gateway.gateway import Gateway
 from producers.gateway.openai.endpoints import ENDPOINTS
-from producers.gateway.problems import Problem, item_problem, openai_error, problem
-from producers.wire.errors import ArgosyError, InvalidInput
+from producers.gateway.openai.openai_answers import BatchLine, BatchLineError
+from producers.gateway.problems import Problem, openai_error, openai_status, problem
+from producers.wire.errors import InvalidInput
 from results_store.errors import UnknownJob
 from results_store.gateway.gateway_batches import FileBatch
 from results_store.gateway.gateway_files import StoredFile
-from results_store.records import Result
+from results_store.records import Result, ResultState
 
 
 @dataclass(frozen=True, slots=True)
 class BatchAnswer:
-    """The response to a request: a line of the output file, or, if `error` names an error, of the error file."""
+    """The response to a request: a line of the output file, or, if `error` names an error, of the error file.
+
+    A request that was answered by an error has a `response`, one that was not computed has none.
+    """
 
     line: bytes
     error: str | None = None
@@ -69,22 +73,35 @@ def refusal(found: Problem) -> dict[str, Any]:
     return {"kind": found.kind, "message": found.detail, **told}
 
 
+#: OpenAI's codes and texts for requests that were not computed.
+_NOT_COMPUTED: Mapping[ResultState, BatchLineError] = {
+    ResultState.EXPIRED: {
+        "code": "batch_expired",
+        "message": "This request could not be executed before the completion window expired.",
+    },
+    ResultState.CANCELLED: {"code": "batch_cancelled", "message": "This request was cancelled with its batch."},
+}
+
+
 def _answer(batch: FileBatch, rows: Sequence[Result]) -> BatchAnswer:
     asked = json.loads(rows[0].key or "{}")
     id_ = f"batch_req_{batch.id.removeprefix('batch_')}_{asked['line']}"
-    response: dict[str, Any] = {"status_code": 200, "request_id": id_}
-    error = None
+    line: BatchLine = {"id": id_, "custom_id": asked["custom_id"], "response": None, "error": None}
+    ended = next((row.state for row in rows if row.state in _NOT_COMPUTED), None)
+    if ended is not None:
+        line["error"] = _NOT_COMPUTED[ended]
+        return BatchAnswer(encoded(line) + b"\n", ended)
+    failed, status = None, 200
     try:
-        response["body"] = _body(batch, rows, asked["options"])
-    except (ArgosyError, Problem) as raised:
-        found = problem(raised) if isinstance(raised, Problem | InvalidInput) else item_problem(raised)
-        response |= {"status_code": found.status_code, "body": openai_error(found)}
-        error = {"code": found.kind, "message": found.detail}
-    line = {"id": id_, "custom_id": asked["custom_id"], "response": response, "error": error}
-    return BatchAnswer(encoded(line) + b"\n", None if error is None else error["code"])
+        body = _body(batch, rows, asked["options"])
+    except (InvalidInput, Problem) as raised:
+        found = problem(raised)
+        failed, status, body = found.kind, openai_status(found), openai_error(found)
+    line["response"] = {"status_code": status, "request_id": id_, "body": body}
+    return BatchAnswer(encoded(line) + b"\n", failed)
 
 
-def _body(batch: FileBatch, rows: Sequence[Result], options: dict[str, Any]) -> dict[str, Any]:
+def _body(batch: FileBatch, rows: Sequence[Result], options: dict[str, Any]) -> Any:
     told = rows[0].error or {}
     if "status" in told:
         raise Problem(told["status"], told["kind"], told["message"], field=told["field"], remedy=told["remedy"])

@@ -15,7 +15,7 @@ from producers.client.sending.submission import new_job
 from producers.gateway.openai.batch_answers import answers, refusal
 from producers.gateway.openai.batch_requests import RequestReader
 from producers.gateway.openai.uploads import lines
-from producers.wire.errors import InvalidInput, ItemExpired
+from producers.wire.errors import InvalidInput
 from producers.wire.messages import Priority
 from results_store.errors import UnknownJob
 from results_store.gateway.gateway_batches import FileBatch
@@ -102,7 +102,7 @@ class BatchJob:
     async def _reading(self) -> RequestReader:
         catalogue = await self.gateway.client.catalogue()
         texts = lines(self.gateway, self.batch.detail["input_file_id"])
-        return RequestReader(texts, self.batch.detail["endpoint"], catalogue)
+        return RequestReader(texts, self.batch.detail["endpoint"], catalogue, self.gateway.detokenizer)
 
     # --- submitting ---
 
@@ -155,7 +155,7 @@ class BatchJob:
         async for answer in answers(self.gateway, self.batch):
             counts["completed" if answer.error is None else "failed"] += 1
             sizes["output" if answer.error is None else "error"] += len(answer.line)
-            expired = expired or answer.error == ItemExpired.__name__
+            expired = expired or answer.error == ResultState.EXPIRED
             await asyncio.sleep(0)
         now, files = time.time(), {}
         for kind, size in sizes.items():

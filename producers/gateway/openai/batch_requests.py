@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from producers.client.request import NewItem, Request
+from producers.client.request import NewItem
+from producers.gateway.gateway import Detokenizer
 from producers.gateway.openai.endpoint_calls import Call
 from producers.gateway.openai.endpoints import ENDPOINTS
 from producers.gateway.problems import Problem, problem
@@ -60,7 +61,7 @@ class LineError(ArgosyError):
         self.param = param
 
 
-def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue) -> Line:
+def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue, detokenizer: Detokenizer | None = None) -> Line:
     """Return the request of a line, with the reason if its body alone is invalid. Raises LineError."""
     if opened(text) > MOST_OPENED:
         raise LineError("invalid_json_line", f"has over {MOST_OPENED:,} lists and objects")
@@ -80,24 +81,24 @@ def read(number: int, text: bytes, endpoint: str, catalogue: Catalogue) -> Line:
     if not isinstance(body, dict):
         raise LineError("missing_required_parameter", "needs a body of type object", "body")
     try:
-        call = ENDPOINTS[endpoint].plan(catalogue, body)
-        _check(catalogue, call)
+        if body.get("stream"):
+            raise InvalidInput("stream", "is not available in a batch", "leave it out")
+        call = ENDPOINTS[endpoint].plan(catalogue, body, detokenizer)
     except (InvalidInput, Problem) as error:
         return Line(number, custom_id, None, problem(error))
     return Line(number, custom_id, call)
 
 
-def _check(catalogue: Catalogue, call: Call) -> None:
-    """Raise InvalidInput if the client would refuse the call."""
-    request = Request.check(catalogue, call.task, priority="bulk")
-    for place, item in enumerate(call.items):
-        request.item(place, item, field="input" if len(call.items) == 1 else f"input[{place}]")
-
-
 class RequestReader:
     """Read the requests of a file, and collect its errors, the number of its requests and their task."""
 
-    def __init__(self, texts: AsyncIterator[bytes], endpoint: str, catalogue: Catalogue) -> None:
+    def __init__(
+        self,
+        texts: AsyncIterator[bytes],
+        endpoint: str,
+        catalogue: Catalogue,
+        detokenizer: Detokenizer | None = None,
+    ) -> None:
         self.errors: list[dict[str, Any]] = []
         self.total = 0
         self.refused = 0
@@ -105,6 +106,7 @@ class RequestReader:
         self._texts = texts
         self._endpoint = endpoint
         self._catalogue = catalogue
+        self._detokenizer = detokenizer
         self._ids: set[str] = set()
 
     async def lines(self) -> AsyncGenerator[Line, None]:
@@ -126,7 +128,7 @@ class RequestReader:
             self._wrong(None, LineError("empty_file", "the file has no requests"))
 
     def _line(self, number: int, text: bytes) -> Line:
-        line = read(number, text, self._endpoint, self._catalogue)
+        line = read(number, text, self._endpoint, self._catalogue, self._detokenizer)
         self.total += 1
         if self.total > MAX_REQUESTS:
             raise LineError("too_many_requests", f"a batch holds at most {MAX_REQUESTS:,} requests")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from msgspec import Meta
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.openai import uploads
-from producers.gateway.openai.endpoints import ENDPOINTS
+from producers.gateway.openai.openai_answers import BatchList, BatchView, RequestCounts
+from producers.gateway.openai.request_bodies import Unserved, described_body, json_body, read_body
+from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
-from producers.gateway.schemas import few_fields
 from producers.wire.messages import is_id, new_id
 from results_store.errors import UnknownJob
 from results_store.gateway.gateway_batches import FileBatch
@@ -40,39 +42,33 @@ _TIMES = (
 )
 
 
-class NewBatch(BaseModel):
+class NewBatch(msgspec.Struct, forbid_unknown_fields=True):
     """A batch to create."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "input_file_id": "file-01jd2m3n4p5q6r7s8t9v0w1x2y",
-                    "endpoint": "/v1/embeddings",
-                    "completion_window": "24h",
-                }
-            ]
-        }
-    )
-
     input_file_id: str
-    endpoint: str = Field(description=f"One of {', '.join(ENDPOINTS)}.")
+    endpoint: Literal["/v1/embeddings", "/v1/chat/completions"]
     completion_window: Literal["24h"]
-    metadata: Annotated[
-        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
-        BeforeValidator(few_fields),
-    ] = Field(None, max_length=16)
+    metadata: (
+        Annotated[dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)]
+        | None
+    ) = None
 
 
-@router.post("")
-async def create(request: Request, body: NewBatch, gateway: Here, caller: Who) -> Response:
+_EXAMPLE = {
+    "input_file_id": "file-01jd2m3n4p5q6r7s8t9v0w1x2y",
+    "endpoint": "/v1/embeddings",
+    "completion_window": "24h",
+}
+
+#: Output files end with their job's results, which the fleet's operator purges.
+_UNSERVED: Unserved = {"output_expires_after": ()}
+
+
+@router.post("", openapi_extra=described_body(NewBatch, _EXAMPLE, _UNSERVED), responses=answer_of(BatchView))
+async def create(request: Request, gateway: Here, caller: Who) -> Response:
     """Create a batch. Errors in its file are shown in its status."""
-    if body.endpoint not in ENDPOINTS:
-        known = ", ".join(ENDPOINTS)
-        raise Problem(
-            400, "invalid_endpoint", f"no batches for {body.endpoint!r}", field="endpoint", remedy=f"one of {known}"
-        )
-    file = await uploads.find(gateway, caller, body.input_file_id)
+    body = read_body(NewBatch, await json_body(request), _UNSERVED)
+    file = await uploads.find(gateway, caller, body.input_file_id, "input_file_id")
     now = await gateway.client.ask(lambda store: store.now())
     batch = FileBatch(
         id=f"batch_{new_id()}",
@@ -91,7 +87,7 @@ async def create(request: Request, body: NewBatch, gateway: Here, caller: Who) -
     return Json(view(batch))
 
 
-@router.get("")
+@router.get("", responses=answer_of(BatchList))
 async def batches(
     gateway: Here, caller: Who, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: uploads.After = None
 ) -> Response:
@@ -102,7 +98,7 @@ async def batches(
     return Json(uploads.page([view(batch) for batch in found], limit))
 
 
-@router.get("/{batch}")
+@router.get("/{batch}", responses=answer_of(BatchView))
 async def batch(request: Request, batch: str, gateway: Here, caller: Who) -> Response:
     """Return the progress of a batch."""
     found = await _find(gateway, caller, batch)
@@ -112,7 +108,7 @@ async def batch(request: Request, batch: str, gateway: Here, caller: Who) -> Res
     return Json(view(found, job))
 
 
-@router.post("/{batch}/cancel")
+@router.post("/{batch}/cancel", responses=answer_of(BatchView))
 async def cancel(request: Request, batch: str, gateway: Here, caller: Who) -> Response:
     """Cancel the requests of a batch that are not computed yet. The output file has the others."""
     found = await _find(gateway, caller, batch)
@@ -146,12 +142,12 @@ async def _job(gateway: Gateway, batch: FileBatch) -> JobStatus | None:
         return None
 
 
-def _counts(batch: FileBatch, job: JobStatus | None) -> dict[str, int]:
+def _counts(batch: FileBatch, job: JobStatus | None) -> RequestCounts:
     """Return the counts of a batch's requests.
 
     While a batch runs, they are derived from its job's counts; several inputs of a request count in proportion.
     """
-    counts: dict[str, int] = batch.detail["counts"]
+    counts: RequestCounts = batch.detail["counts"]
     if job is None:
         return counts
     each = (job.total / counts["total"] if counts["total"] else 0) or 1.0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Here
+from producers.gateway.openai.openai_answers import ModelList, ModelView
+from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
 from producers.wire.catalogue import Task
 
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/models", tags=["openai"])
 KINDS = ("feature-extraction", "text-generation", "automatic-speech-recognition")
 
 
-@router.get("")
+@router.get("", responses=answer_of(ModelList))
 async def models(gateway: Here) -> Response:
     """List the models. Each is a task of the fleet, by its name."""
     catalogue = await gateway.client.catalogue()
@@ -25,7 +25,7 @@ async def models(gateway: Here) -> Response:
     return Json({"object": "list", "data": [_view(task) for task in able]})
 
 
-@router.get("/{model}")
+@router.get("/{model}", responses=answer_of(ModelView))
 async def model(model: str, gateway: Here) -> Response:
     """Return a model."""
     task = (await gateway.client.catalogue()).tasks.get(model)
@@ -34,6 +34,6 @@ async def model(model: str, gateway: Here) -> Response:
     return Json(_view(task))
 
 
-def _view(task: Task) -> dict[str, Any]:
+def _view(task: Task) -> ModelView:
     # the fleet does not know a model's date, but clients expect the field
     return {"id": task.name, "object": "model", "created": 0, "owned_by": task.model, "kind": task.kind.name}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, Form, Request, UploadFile
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import PlainTextResponse, Response
 
-from producers.client.handles import value
 from producers.client.request import NewItem
-from producers.gateway.answers import Json
+from producers.gateway.answers import Events, Json, event
 from producers.gateway.gateway import Here, Who
-from producers.gateway.openai.endpoint_calls import Call, answered, task_of
-from producers.wire.errors import InputTooLarge
+from producers.gateway.openai.endpoint_calls import Call, Names, answered, checked, output_of, task_of
+from producers.gateway.openai.openai_answers import TranscriptText, VerboseTranscript
+from producers.gateway.openapi.schema_of import EVENT, answer_of
+from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import InlineBytes
 from results_store.records import Result
 
@@ -22,51 +24,105 @@ router = APIRouter(prefix="/v1/audio/transcriptions", tags=["openai"])
 
 KIND = "automatic-speech-recognition"
 
+FORM = "multipart/form-data"
+
+
+#: The details of a segment of a model that has none.
+NO_DETAILS = {
+    "seek": 0,
+    "tokens": [],
+    "temperature": 0.0,
+    "avg_logprob": 0.0,
+    "compression_ratio": 0.0,
+    "no_speech_prob": 0.0,
+}
+
 Format = Literal["json", "text", "verbose_json", "srt", "vtt"]
 
 Granularity = Literal["segment", "word"]
 
 
-@router.post("")
+class TranscriptionForm(BaseModel):
+    """A recording to transcribe. Decoding is greedy, as at the temperature 0."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: UploadFile
+    model: str
+    response_format: Format = "json"
+    language: str | None = None
+    granularities: list[Granularity] | None = Field(
+        None, alias="timestamp_granularities[]", description="For `verbose_json`; by default segments."
+    )
+    stream: bool | None = Field(None, description="Send the text as events, once it is known. For `json`.")
+    temperature: Annotated[float, Field(ge=0, le=0)] | None = None
+    prompt: Literal[""] | None = Field(None, description="Not available here.")
+    chunking_strategy: Literal["auto"] | None = None
+
+
+_OTHER_FORMS = {
+    "text/plain": {"type": "string", "description": "`text`, `srt` or `vtt`."},
+    "text/event-stream": {**EVENT, "description": "With `stream`."},
+}
+
+
+@router.post("", responses=answer_of(TranscriptText, VerboseTranscript, also=_OTHER_FORMS))
 async def transcriptions(
-    request: Request,
-    gateway: Here,
-    caller: Who,
-    file: Annotated[UploadFile, File()],
-    model: Annotated[str, Form()],
-    response_format: Annotated[Format, Form()] = "json",
-    language: Annotated[str | None, Form()] = None,
-    granularities: Annotated[list[Granularity] | None, Form(alias="timestamp_granularities[]")] = None,
+    request: Request, gateway: Here, caller: Who, form: Annotated[TranscriptionForm, Form(media_type=FORM)]
 ) -> Response:
-    """Return the text of an audio file. Fields that control OpenAI's own models are ignored."""
+    """Return the text of an audio file."""
+    check_forms(form)
     catalogue = await gateway.client.catalogue()
-    task = task_of(catalogue, model, KIND)
+    task = task_of(catalogue, form.model, KIND)
     limit = catalogue.limits.max_input_bytes
-    if file.size is not None and file.size > limit:
+    if form.file.size is not None and form.file.size > limit:
         raise InputTooLarge(
-            "file", f"has {file.size:,} bytes, over {limit:,}", "send a shorter clip, or a compressed one"
+            "file", f"has {form.file.size:,} bytes, over {limit:,}", "send a shorter clip, or a compressed one"
         )
-    wanted = timestamps(response_format, granularities or ())
-    told = {"language": language} if language else {}
-    content = InlineBytes(await file.read())
-    items = [NewItem(content, params={"return_timestamps": times, **told}) for times in wanted]
-    answer = await answered(request, gateway, caller, Call(task.name, items, partial(_heard, wanted)))
-    return shown(answer, response_format)
+    wanted = timestamps(form.response_format, form.granularities or ())
+    told = {"language": form.language} if form.language else {}
+    details = {"return_details": True} if form.response_format == "verbose_json" else {}
+    content = InlineBytes(await form.file.read())
+    params = [
+        {"return_timestamps": times, **told, **(details if number == 0 else {})} for number, times in enumerate(wanted)
+    ]
+    names = names_of(granularities=bool(form.granularities))
+    call = Call(task.name, [NewItem(content, params=own) for own in params], partial(_heard, wanted, names))
+    answer = await answered(request, gateway, caller, checked(catalogue, call, lambda _: names))
+    return streamed(answer["text"]) if form.stream else shown(answer, form.response_format)
+
+
+def names_of(*, granularities: bool) -> Names:
+    """Return the caller's names of an item's fields. The granularities ask for times, or else the format does."""
+    times = "timestamp_granularities[]" if granularities else "response_format"
+    return {"params.language": "language", "params.return_timestamps": times, "input": "file"}
+
+
+def check_forms(form: TranscriptionForm) -> None:
+    """Raise InvalidInput for a field that the answer's format does not have."""
+    if form.granularities and form.response_format != "verbose_json":
+        problem, remedy = f"are not in the format {form.response_format}", "ask for response_format=verbose_json"
+        raise InvalidInput("timestamp_granularities[]", problem, remedy)
+    if form.stream and form.response_format != "json":
+        raise InvalidInput("response_format", "must be json if stream is true", "leave one of them out")
 
 
 def timestamps(form: Format, granularities: Sequence[Granularity]) -> list[bool | str]:
-    """Return the `return_timestamps` values of a format: one item each, as the model makes their times differently."""
+    """Return the `return_timestamps` values of a format: one item each, as the model makes their times differently.
+
+    Segments come first, since they have details.
+    """
     if form in ("json", "text"):
         return [False]
     if form != "verbose_json" or not granularities:
         return [True]
-    return ["word" if granularity == "word" else True for granularity in dict.fromkeys(granularities)]
+    return ["word" if granularity == "word" else True for granularity in sorted(set(granularities))]
 
 
-def _heard(wanted: Sequence[bool | str], rows: Sequence[Result]) -> dict[str, Any]:
-    """Return the text, with `segments` and `words` as requested."""
-    heard = [value(row) for row in rows]
-    found: dict[str, Any] = {"text": heard[0]["text"].strip()}
+def _heard(wanted: Sequence[bool | str], names: Names, rows: Sequence[Result]) -> dict[str, Any]:
+    """Return the text, with details, `segments` and `words` as requested. Raises Problem."""
+    heard = [output_of(row, names) for row in rows]
+    found: dict[str, Any] = {**heard[0], "text": heard[0]["text"].strip()}
     for times, own in zip(wanted, heard, strict=True):
         if times == "word":
             found["words"] = [
@@ -77,16 +133,42 @@ def _heard(wanted: Sequence[bool | str], rows: Sequence[Result]) -> dict[str, An
     return found
 
 
+def streamed(text: str) -> Response:
+    """Return a transcription as OpenAI's events: the whole text, and its end."""
+
+    async def events() -> AsyncIterator[bytes]:
+        if text:
+            yield event(None, {"type": "transcript.text.delta", "delta": text})
+        yield event(None, {"type": "transcript.text.done", "text": text})
+
+    return Events(events())
+
+
 def shown(heard: Mapping[str, Any], form: Format) -> Response:
     """Return a transcription in the requested format."""
     if form == "json":
-        return Json({"text": heard["text"]})
+        return Json(TranscriptText(text=heard["text"]))
     if form == "text":
         return PlainTextResponse(f"{heard['text']}\n")
     if form == "verbose_json":
-        parts = heard.get("segments") or heard.get("words")
-        return Json({"task": "transcribe", "duration": parts[-1]["end"] if parts else 0.0, **heard})
+        return Json(verbose(heard))
     return PlainTextResponse(subtitles(heard["segments"], form))
+
+
+def verbose(heard: Mapping[str, Any]) -> VerboseTranscript:
+    """Return a transcription with all fields of OpenAI's schema. A language that no model named is `unknown`."""
+    found: VerboseTranscript = {
+        "task": "transcribe",
+        "language": heard.get("language") or "unknown",
+        "duration": heard["duration"],
+        "text": heard["text"],
+        "usage": {"type": "duration", "seconds": heard["duration"]},
+    }
+    if "words" in heard:
+        found["words"] = heard["words"]
+    if "segments" in heard:
+        found["segments"] = [{**NO_DETAILS, **segment} for segment in heard["segments"]]  # type: ignore[typeddict-item] # together they are whole
+    return found
 
 
 def segments_of(heard: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -100,7 +182,8 @@ def segments_of(heard: Mapping[str, Any]) -> list[dict[str, Any]]:
             start = segments[-1]["end"] if segments else 0.0
         if end is None:
             end = next((after for after in starts[number + 1 :] if after is not None), start)
-        segments.append({"id": number, "start": start, "end": end, "text": chunk["text"]})
+        details = {name: chunk[name] for name in NO_DETAILS if name in chunk}
+        segments.append({"id": number, "start": start, "end": end, "text": chunk["text"], **details})
     return segments
 
 

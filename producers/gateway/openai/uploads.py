@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi import APIRouter, Form, Query, UploadFile
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response, StreamingResponse
 
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.openai import batch_answers
+from producers.gateway.openai.openai_answers import FileDeleted, FileList, FileView
+from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import Word
 from producers.wire.errors import InputTooLarge
@@ -27,29 +30,43 @@ _ID = re.compile(rf"file-{ID}(-output|-error)?")
 #: The bytes that one transaction writes and one statement reads.
 PART_BYTES = 512 * 1024
 
+_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 After = Annotated[Word | None, Query()]
 
 
-@router.post("")
+class UploadForm(BaseModel):
+    """A file to store until it is deleted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: UploadFile
+    purpose: Literal["batch"]
+
+
+@router.post("", responses=answer_of(FileView))
 async def upload(
-    gateway: Here, caller: Who, file: Annotated[UploadFile, File()], purpose: Annotated[Literal["batch"], Form()]
+    gateway: Here, caller: Who, form: Annotated[UploadForm, Form(media_type="multipart/form-data")]
 ) -> Response:
     """Store a file of requests for /v1/batches, with a JSON object on each line."""
+    file = form.file
     if file.size is not None and file.size > gateway.settings.max_file_bytes:
         raise Problem(413, "FileTooLarge", f"the file is longer than {gateway.settings.max_file_bytes:,} bytes")
     new = StoredFile(
         id=f"file-{new_id()}",
         tenant=caller.tenant,
         name=(file.filename or "upload")[:500],
-        purpose=purpose,
+        purpose=form.purpose,
         created_at=time.time(),
     )
     await _store(gateway, new, file)
     return Json(view(await find(gateway, caller, new.id)))
 
 
-@router.get("")
+@router.get("", responses=answer_of(FileList))
 async def files(
     gateway: Here,
     caller: Who,
@@ -67,13 +84,13 @@ async def files(
     return Json(page([view(file) for file in found], limit))
 
 
-@router.get("/{file}")
+@router.get("/{file}", responses=answer_of(FileView))
 async def file(file: str, gateway: Here, caller: Who) -> Response:
     """Return a file's metadata."""
     return Json(view(await find(gateway, caller, file)))
 
 
-@router.get("/{file}/content")
+@router.get("/{file}/content", response_class=Response, responses=_CONTENT)
 async def content(file: str, gateway: Here, caller: Who) -> Response:
     """Return a file's content: the upload, or a batch's responses, made from its job's results."""
     found = await find(gateway, caller, file)
@@ -83,7 +100,7 @@ async def content(file: str, gateway: Here, caller: Who) -> Response:
     return StreamingResponse(parts(gateway, found.id), media_type="application/octet-stream", headers=headers)
 
 
-@router.delete("/{file}")
+@router.delete("/{file}", responses=answer_of(FileDeleted))
 async def remove(file: str, gateway: Here, caller: Who) -> Response:
     """Remove a file. A batch that still needs it fails."""
     found = await find(gateway, caller, file)
@@ -105,12 +122,12 @@ async def _store(gateway: Gateway, new: StoredFile, file: UploadFile) -> None:
     await ask(lambda store: store.files.finish(new.id, size=size, at=time.time()))
 
 
-async def find(gateway: Gateway, caller: Caller, id_: str) -> StoredFile:
-    """Return a file of the caller's. Raises Problem."""
+async def find(gateway: Gateway, caller: Caller, id_: str, field: str = "id") -> StoredFile:
+    """Return a file of the caller's. Raises Problem, which names the field."""
     known = _ID.fullmatch(id_)
     found = await gateway.client.ask(lambda store: store.files.find(id_, tenant=caller.scope)) if known else None
     if found is None:
-        raise Problem(404, "file_not_found", f"no file {id_!r}", field="id", remedy="GET /v1/files lists yours")
+        raise Problem(404, "file_not_found", f"no file {id_!r}", field=field, remedy="GET /v1/files lists yours")
     return found
 
 
@@ -140,7 +157,7 @@ async def lines(gateway: Gateway, id_: str) -> AsyncIterator[bytes]:
         yield rest
 
 
-def view(file: StoredFile) -> dict[str, Any]:
+def view(file: StoredFile) -> FileView:
     """Return a file in the format of OpenAI's API."""
     return {
         "id": file.id,
@@ -153,7 +170,7 @@ def view(file: StoredFile) -> dict[str, Any]:
     }
 
 
-def page(views: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+def page(views: Sequence[Mapping[str, Any]], limit: int) -> dict[str, Any]:
     """Return a page in the format of OpenAI's API. `views` has one more view than `limit` if there is a next page."""
     shown = views[:limit]
     ends = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {"first_id": None, "last_id": None}

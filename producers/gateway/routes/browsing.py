@@ -12,6 +12,8 @@ from starlette.responses import Response
 
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Here, Who
+from producers.gateway.openapi import api_answers
+from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
 from producers.gateway.routes.kept_inputs import KeptInputs, in_full, shown
 from producers.gateway.schemas import MAX_COUNT
@@ -44,7 +46,7 @@ IMAGE_HEADERS = {
 Seq = Annotated[int, Path(ge=0, le=MAX_COUNT, description="The item's number in its job.")]
 
 
-@router.get("/caller", tags=["operations"])
+@router.get("/caller", tags=["operations"], responses=answer_of(api_answers.CALLER))
 async def who(gateway: Here, caller: Who) -> Response:
     """Return the key's tenant, whether it is an operator's key, and whether this gateway requires keys."""
     return Json({"tenant": caller.tenant, "operator": caller.operator, "keys": gateway.settings.auth})
@@ -62,7 +64,7 @@ async def waiting(job: str, gateway: Here, caller: Who) -> Response:
     return Json({"models": models, "unserved": await gateway.activity.unserved(models) if models else None})
 
 
-@router.get("/jobs/{job}/items")
+@router.get("/jobs/{job}/items", responses=answer_of(api_answers.KEPT_ITEMS))
 async def items(
     job: str,
     gateway: Here,
@@ -91,7 +93,7 @@ async def items(
     return Json(await gateway.client.ask(read))
 
 
-@router.get("/jobs/{job}/items/{seq}")
+@router.get("/jobs/{job}/items/{seq}", responses=answer_of(api_answers.KEPT_ITEM))
 async def item(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
     """Return an item that has results, with its whole input if that is kept."""
     await gateway.job(job, caller)

@@ -16,6 +16,8 @@ from producers.client.async_handles import AsyncHandle
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who, while_there
 from producers.gateway.keys import Caller
+from producers.gateway.openapi import api_answers
+from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import NewOne, input_of
 from producers.gateway.views import item_view
@@ -29,13 +31,16 @@ router = APIRouter(prefix="/api/items", tags=["items"])
 #: An item's id names its results and their number, so that any gateway can answer for it: JOB.SEQ.COUNT
 _ID = re.compile(rf"({ID})\.(\d{{1,15}})\.(\d{{1,3}})", re.ASCII)
 
+_MISSING = {"description": "Some results are not ready yet; `Location` is the address to ask again."}
+_ANSWERS = answer_of(api_answers.ITEM) | {202: {**answer_of(api_answers.ITEM)[200], **_MISSING}}
+
 ItemId = Annotated[
     str, Path(description="The `id` in the answer to the submission.", examples=["01jd2m3n4p5q6r7s8t9v0w1x2y.7.1"])
 ]
 WaitS = Annotated[float, Query(ge=0, le=3600, description="Time to wait for the results, in seconds; 120 at most.")]
 
 
-@router.post("", status_code=200, responses={202: {"description": "Accepted; some results are not ready yet."}})
+@router.post("", status_code=200, responses=_ANSWERS)
 async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> Response:
     """Submit an item. With `wait_s`, answer with its results if they come in time; else 202 and a `Location`."""
     handle = await gateway.client.submit(
@@ -53,7 +58,7 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> 
     return _answer(f"{handle.job}.{handle.seq}.{len(handle.tasks)}", rows, len(handle.tasks))
 
 
-@router.get("/{item}", responses={202: {"description": "Some results are not ready yet."}})
+@router.get("/{item}", responses=_ANSWERS)
 async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_s: WaitS = 0) -> Response:
     """Return an item's results, after waiting for up to `wait_s`; 202 while some are missing."""
     job, seq, expected = await _known(gateway, caller, item)
@@ -67,7 +72,7 @@ async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_
     return _answer(item, rows, expected)
 
 
-@router.delete("/{item}")
+@router.delete("/{item}", responses=_ANSWERS)
 async def cancel(item: ItemId, gateway: Here, caller: Who) -> Response:
     """Cancel an item that this gateway accepted recently. Computed results stay."""
     job, seq, expected = await _known(gateway, caller, item)

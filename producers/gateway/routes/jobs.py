@@ -15,6 +15,8 @@ from producers.client.request import NewItem
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
+from producers.gateway.openapi import api_answers
+from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import MOST_OPENED, LinesOptions, NewJobBody, SubmissionOptions, item_of, opened
 from producers.gateway.views import job_view
@@ -28,6 +30,8 @@ router = APIRouter(prefix="/api/jobs", tags=["jobs"])
 LISTED = 100
 
 Before = Annotated[str | None, Query(description="`next` of the previous page.", max_length=80)]
+_ACCEPTED = answer_of(api_answers.ACCEPTED_JOB, status=202)
+
 _LINES = {
     "requestBody": {
         "required": True,
@@ -41,7 +45,7 @@ _LINES = {
 }
 
 
-@router.post("", status_code=202)
+@router.post("", status_code=202, responses=_ACCEPTED)
 async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
     """Submit many items as one job. Answers once all items are accepted."""
     if len(body.inputs) > gateway.settings.max_items:
@@ -55,7 +59,7 @@ async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
     return await _accepted(job)
 
 
-@router.post("/lines", status_code=202, openapi_extra=_LINES)
+@router.post("/lines", status_code=202, openapi_extra=_LINES, responses=_ACCEPTED)
 async def submit_lines(
     request: Request, options: Annotated[LinesOptions, Query()], gateway: Here, caller: Who
 ) -> Response:
@@ -88,7 +92,7 @@ async def submit_lines(
     return await _accepted(job)
 
 
-@router.get("")
+@router.get("", responses=answer_of(api_answers.JOBS))
 async def newest(
     gateway: Here,
     caller: Who,
@@ -109,13 +113,13 @@ async def newest(
     return Json({"jobs": [job_view(job) for job in page], "next": after})
 
 
-@router.get("/{job}")
+@router.get("/{job}", responses=answer_of(api_answers.JOB))
 async def status(job: str, gateway: Here, caller: Who) -> Response:
     """Return a job with its progress."""
     return Json(job_view(await gateway.job(job, caller)))
 
 
-@router.post("/{job}/cancel")
+@router.post("/{job}/cancel", responses=answer_of(api_answers.JOB))
 async def cancel(job: str, gateway: Here, caller: Who) -> Response:
     """Cancel the rest of a job. Items that are not computed yet end as `cancelled` when a worker reaches them."""
     await gateway.job(job, caller)

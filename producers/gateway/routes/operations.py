@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from producers.gateway import problems
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
+from producers.gateway.openapi import api_answers
+from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem, problem
 from producers.gateway.schemas import Replay
 from producers.gateway.views import result_view
@@ -24,20 +27,33 @@ from results_store.records import DeadLetter, Replayed
 
 router = APIRouter(tags=["operations"])
 
+#: The routes without a key.
+public = APIRouter(tags=["operations"])
+
 #: Time limit for broker and store to answer before the gateway counts as not ready.
 READY_S = 5.0
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+class Health(TypedDict):
+    """The state of the gateway."""
+
+    status: Literal["ok", "ready"]
+
+
+_NOT_READY = {**problems.RESPONSES["5XX"], "description": "Broker or store do not answer, or batches do not advance."}
+
 JobFilter = Annotated[str | None, Query(description="Only results of this job.")]
 
 
-@router.get("/healthz")
+@public.get("/healthz", responses=answer_of(Health))
 async def healthz() -> Response:
     """Answer if the process and its event loop run."""
     return Json({"status": "ok"})
 
 
-@router.get("/readyz", responses={503: {"description": "Broker or store do not answer, or batches do not advance."}})
+@public.get("/readyz", responses=answer_of(Health) | {503: _NOT_READY})
 async def readyz(request: Request, gateway: Here) -> Response:
     """Ask broker and store, and answer if both answered and the gateway's own task makes progress."""
     if stuck := request.app.state.batches.problem():
@@ -54,14 +70,14 @@ async def readyz(request: Request, gateway: Here) -> Response:
     return Json({"status": "ready"})
 
 
-@router.get("/api/tasks")
+@router.get("/api/tasks", responses=answer_of(api_answers.TASKS))
 async def tasks(gateway: Here) -> Response:
     """List the tasks with their kind, the form of their inputs, and their parameters."""
     catalogue = await gateway.client.catalogue()
     return Json({"tasks": [_task(task) for task in catalogue.tasks.values()]})
 
 
-@router.get("/api/failures")
+@router.get("/api/failures", responses=answer_of(api_answers.FAILURES))
 async def failures(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = None) -> Response:
     """List the newest failed results, each with its error."""
     if job is not None:
@@ -70,7 +86,7 @@ async def failures(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter
     return Json({"failures": [result_view(row) for row in rows]})
 
 
-@router.get("/api/dead")
+@router.get("/api/dead", responses=answer_of(api_answers.DEAD))
 async def dead(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = None) -> Response:
     """List the envelopes that failed after too many attempts, with their inputs and errors.
 
@@ -88,7 +104,7 @@ async def dead(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = N
     return Json(found)
 
 
-@router.post("/api/replay")
+@router.post("/api/replay", responses=answer_of(api_answers.REPLAYED))
 async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
     """Queue failed items again: delete their failed results and compute them once more."""
     if body.job is not None:
@@ -106,7 +122,7 @@ async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
         envelopes, results = envelopes + portion.envelopes, results + portion.results
 
 
-@router.get("/api/fleet", responses={403: {"description": "Only for operators."}})
+@router.get("/api/fleet", responses=answer_of(api_answers.FLEET))
 async def fleet(gateway: Here, caller: Who, batches: Limit = 50) -> Response:
     """Return the queued work by model and priority, and the newest micro-batches. For operators."""
     _operators_only(caller)
@@ -115,7 +131,7 @@ async def fleet(gateway: Here, caller: Who, batches: Limit = 50) -> Response:
     return Json({"at": time.time(), "depth": [asdict(one) for one in depth], "batches": [asdict(one) for one in ran]})
 
 
-@router.get("/api/activity", responses={403: {"description": "Only for operators."}})
+@router.get("/api/activity", responses=answer_of(api_answers.ACTIVITY))
 async def activity(gateway: Here, caller: Who) -> Response:
     """Return the queued work by priority and model, and the last minute's devices and batches.
 

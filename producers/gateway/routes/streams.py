@@ -12,6 +12,8 @@ from starlette.responses import Response
 from producers.client.async_handles import AsyncJob
 from producers.gateway.answers import Events, Json, JsonLines, event
 from producers.gateway.gateway import Here, Who
+from producers.gateway.openapi import api_answers
+from producers.gateway.openapi.schema_of import EVENT, answer_of
 from producers.gateway.problems import problem
 from producers.gateway.schemas import MAX_COUNT, Word
 from producers.gateway.views import job_view, result_view
@@ -38,7 +40,7 @@ async def results(
     return JsonLines(_views(found, follow=follow))
 
 
-@router.get("/page")
+@router.get("/page", responses=answer_of(api_answers.RESULTS))
 async def page(
     job: str,
     gateway: Here,
@@ -54,7 +56,7 @@ async def page(
     return Json({"results": [result_view(row) for row in rows]})
 
 
-@router.get("/events", response_class=Events)
+@router.get("/events", response_class=Events, responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}})
 async def events(job: str, gateway: Here, caller: Who) -> Response:
     """Send a job's progress as server-sent events: `progress` whenever it changes, then `finished`.
 

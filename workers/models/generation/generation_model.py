@@ -115,7 +115,7 @@ class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
         tokens = self.prompts.templated(params.prompt, content)
         ending = self.prompts.eos[:1]  # without it, "low" would gain the likelihood of every "lower"
         labels = [self.prompts.bare(label) + ending for label in params.labels]
-        self.prompts.room(tokens, max(map(len, labels)))
+        self.prompts.room(tokens, max(map(len, labels)), asked=False)
         if (in_all := sum(map(len, labels))) > _MOST_LABEL_TOKENS:
             problem = f"have {in_all:,} tokens in all, over {_MOST_LABEL_TOKENS:,}"
             raise InvalidInput("params.labels", problem, "use fewer or shorter labels")

@@ -65,12 +65,16 @@ class Prompts:
         """Return a text's tokens without special tokens."""
         return self.tokenizing.bare(text)
 
-    def room(self, tokens: Sequence[int], wanted: int | None) -> int:
+    def room(self, tokens: Sequence[int], wanted: int | None, *, asked: bool = True) -> int:
         """Return the number of tokens that may follow a prompt: `wanted`, by default up to `MOST_UNASKED`.
 
-        Raises InputTooLarge if prompt and answer exceed the model's limit.
+        Raises InputTooLarge if prompt and answer exceed the model's limit. `asked` tells that `wanted` is the caller's
+        `max_new_tokens`, which is at fault if the prompt alone has room.
         """
         left = self.max_tokens - len(tokens)
+        if asked and wanted and 0 < left < wanted:
+            problem = f"is {wanted:,}; with the {len(tokens):,} tokens of the prompt that is over {self.max_tokens:,}"
+            raise InputTooLarge("params.max_new_tokens", problem, f"ask for {left:,} at most")
         if left < (wanted or 1):
             problem = f"has {len(tokens):,} tokens; with {wanted or 1:,} to generate that is over {self.max_tokens:,}"
             raise InputTooLarge("input", problem, "shorten it, or ask for fewer tokens")

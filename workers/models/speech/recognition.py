@@ -47,20 +47,31 @@ class Recognition:
         waveform.require()
 
     def finish(self, output: Array, params: SpeechRecognitionParams, aside: Sequence[float]) -> Any:
-        """Join the windows' texts. `aside` has each window's start in seconds."""
+        """Join the windows' texts. `aside` has the recording's length and each window's start, in seconds."""
         heard = ragged.unpack(output)
+        duration_s, *starts_s = aside
         found: dict[str, Any] = {"text": self.between.join(text for text, _ in heard if text)}
         if params.return_timestamps:
             found["chunks"] = [
-                {"text": text, "timestamp": [_at(start, begins_s), _at(end, begins_s)]}
-                for begins_s, (_, chunks) in zip(aside, heard, strict=True)
-                for text, start, end in chunks
+                {"text": text, "timestamp": [_at(start, begins_s), _at(end, begins_s)], **_details(more, begins_s)}
+                for begins_s, (_, chunks) in zip(starts_s, heard, strict=True)
+                for text, start, end, *more in chunks
             ]
+        if params.return_details:
+            found["duration"] = round(duration_s, 3)
+            languages = [chunk.pop("language") for chunk in found["chunks"] if "language" in chunk]
+            found |= {"language": languages[0]} if languages else {}
         return found
 
 
 def _at(time_s: float | None, begins_s: float) -> float | None:
     return None if time_s is None else round(time_s + begins_s, 3)
+
+
+def _details(more: Sequence[dict[str, Any]], begins_s: float) -> dict[str, Any]:
+    """Return the details of a chunk, if it has any. The place of its window counts from the recording's beginning."""
+    found: dict[str, Any] = dict(*more)
+    return found | {"seek": found["seek"] + round(begins_s * 100)} if "seek" in found else found
 
 
 class RecognitionModel(FolderModel[Recognition]):
@@ -110,8 +121,8 @@ class RecognitionModel(FolderModel[Recognition]):
         heard = [self.sound(samples[span.start : span.end]) for span in spans]
         lengths = [length for _, length in heard]
         arrays = recordings.pack([sound for sound, _ in heard], lengths, chosen)
-        begins_s = tuple(span.start / self._extractor.rate for span in spans)
-        return Prepared(arrays, max(1, self.size(lengths)), digest(arrays), refused, dict.fromkeys(chosen, begins_s))
+        times_s = tuple(place / self._extractor.rate for place in (len(samples), *(span.start for span in spans)))
+        return Prepared(arrays, max(1, self.size(lengths)), digest(arrays), refused, dict.fromkeys(chosen, times_s))
 
     def spans(self, samples: waveform.Samples) -> list[Span]:
         """Return the windows of a recording; none if it has no speech."""
@@ -141,7 +152,10 @@ class RecognitionModel(FolderModel[Recognition]):
 
     @abstractmethod
     def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-        """Return each window's text, and if timestamps are requested its segments, as (text, start, end) in seconds."""
+        """Return each window's text, and if timestamps are requested its segments, as (text, start, end) in seconds.
+
+        The details of a segment, if they are requested, follow as a mapping.
+        """
 
     def load(self, device: str) -> None:
         features.check(self._extractor, self.spec.folder, self.where)

@@ -77,7 +77,7 @@ class WhisperModel(RecognitionModel):
                 "params.return_timestamps", "is not supported by the model's generation_config", "leave it out"
             )
         if params.return_timestamps == "word" and not config.get("alignment_heads"):
-            remedy = "ask for true, or use a model with alignment_heads in its generation_config"
+            remedy = "ask for segments (true), or use a model with alignment_heads in its generation_config"
             raise InvalidInput("params.return_timestamps", 'is "word", which this model does not support', remedy)
         foreign = params.language and params.language.lower() not in ("en", "english")
         if "lang_to_id" not in config and (foreign or params.task == "translate"):
@@ -86,7 +86,9 @@ class WhisperModel(RecognitionModel):
         language, task = params.language or config.get("language"), params.task or config.get("task")
         if language is None and task is None:
             language, task = (self._forced(names) for names in ("lang_to_id", "task_to_id"))
+        details = {"details": True} if params.return_details else {}
         return {
+            **details,
             "timestamps": params.return_timestamps,
             "language": self._language(language),
             "task": task or "transcribe",

@@ -5,6 +5,7 @@ transformers' own code converts tokens to texts and times.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 
 from workers.models.speech.whisper_alignment import token_times
-from workers.models.speech.whisper_steps import greedy, likeliest
+from workers.models.speech.whisper_steps import WrittenTokens, greedy, likeliest
 
 #: The transcript of a window: the text, and its segments as (text, start, end).
 Said: TypeAlias = tuple[str, list[Any]]
@@ -32,7 +33,8 @@ class Passage:
     """A window `(bands, frames)`, or its rest from `frame` on, with its recording, its number in the recording, its
     frames of sound, and its settings.
 
-    `tokens` are the decoded tokens without the end; `times_s`, for word timestamps, has the time of each token.
+    `tokens` are the decoded tokens without the end; `times_s`, for word timestamps, has the time of each token;
+    `figures` are the details of the decoding, if they are requested.
     """
 
     spectrum: torch.Tensor
@@ -43,6 +45,7 @@ class Passage:
     frame: int = 0
     tokens: Sequence[int] = field(default=())
     times_s: Sequence[float] = field(default=())
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def timestamps(self) -> bool | str:
@@ -80,17 +83,28 @@ class WhisperDecoder:
         encoded = self._network.model.encoder(torch.stack([one.spectrum for one in passages])).last_hidden_state
         self._hear_languages(passages, encoded, languages)
         prompts = [self._prompt(one, languages) for one in passages]
-        alike: dict[tuple[int, bool], list[int]] = {}
+        alike: dict[tuple[int, bool, bool], list[int]] = {}
         for n, one in enumerate(passages):
-            alike.setdefault((len(prompts[n]), bool(one.timestamps)), []).append(n)
+            alike.setdefault((len(prompts[n]), bool(one.timestamps), "details" in one.settings), []).append(n)
         found = list(passages)
-        for (_, timestamps), group in alike.items():
-            own = torch.tensor([prompts[n] for n in group], device=encoded.device)
-            tokens = greedy(self._network, own, encoded[group], self._most_tokens, timestamps=timestamps)
-            for n, written in zip(group, tokens, strict=True):
-                times_s = self._times_s(passages[n], prompts[n], written, encoded[n])
-                found[n] = replace(passages[n], tokens=written, times_s=times_s)
+        for (_, timestamps, measured), group in alike.items():
+            own, most = torch.tensor([prompts[n] for n in group], device=encoded.device), self._most_tokens
+            every = greedy(self._network, own, encoded[group], most, timestamps=timestamps, measured=measured)
+            for n, written in zip(group, every, strict=True):
+                times_s = self._times_s(passages[n], prompts[n], written.tokens, encoded[n])
+                figures = self._figures(passages[n], written, languages) if measured else {}
+                found[n] = replace(passages[n], tokens=written.tokens, times_s=times_s, figures=figures)
         return found
+
+    def _figures(self, one: Passage, written: WrittenTokens, languages: Mapping[int, str]) -> dict[str, Any]:
+        """Return the details of a passage's decoding. Words have none but the language."""
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+        code = (one.settings["language"] or languages.get(one.recording, "en")).strip("<|>")
+        figures: dict[str, Any] = {"language": LANGUAGES.get(code, code)}
+        if one.timestamps != "word":
+            figures |= {"seek": one.frame, "no_speech_prob": written.no_speech_prob, "avg_logprob": written.avg_logprob}
+        return figures
 
     def _prompt(self, one: Passage, languages: Mapping[int, str]) -> list[int]:
         config = self._network.generation_config
@@ -174,6 +188,18 @@ class WhisperDecoder:
         )
         begins_s = one.frame / _FRAMES_PER_S
         return text, [
-            (chunk["text"], *(None if at is None else round(at + begins_s, 2) for at in chunk["timestamp"]))
+            (
+                chunk["text"],
+                *(None if at is None else round(at + begins_s, 2) for at in chunk["timestamp"]),
+                *self._details(one, text, chunk["text"]),
+            )
             for chunk in more.get("chunks", ())
         ]
+
+    def _details(self, one: Passage, text: str, own: str) -> list[dict[str, Any]]:
+        """Return the details of a segment with its `own` text, in a passage with this text, if they are requested."""
+        if "seek" not in one.figures:
+            return [dict(one.figures)] if one.figures else []
+        data = text.encode()
+        tokens = self._tokenizer.encode(own, add_special_tokens=False)
+        return [{**one.figures, "tokens": tokens, "compression_ratio": len(data) / len(zlib.compress(data))}]

@@ -1,0 +1,63 @@
+"""The answers of the routes under /api, as OpenAPI describes them. Rows of the store have their records' fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from producers.gateway.openapi.schema_of import object_of, schema_of
+from results_store.records import Batch, Depth, JobStatus, Result
+
+_TEXT = {"type": "string"}
+_COUNT = {"type": "integer", "minimum": 0}
+_TIME = {"type": "number", "description": "Seconds since 1970."}
+_OBJECT = {"type": "object"}
+_PRIORITY = {"anyOf": [{"enum": ["interactive", "standard", "bulk"]}, {"type": "integer"}]}
+
+
+def _list(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _row(kind: type, *without: str) -> dict[str, Any]:
+    """Return the properties of a record."""
+    found: dict[str, Any] = schema_of(kind)["properties"]
+    return {name: schema for name, schema in found.items() if name not in without}
+
+
+_STATES = {"enum": ["waiting", "running", "finished", "empty", "cancelling", "cancelled"]}
+_PROGRESS = {"priority": _PRIORITY, "done": _COUNT, "finished": {"type": "boolean"}, "state": _STATES}
+
+JOB = object_of({**_row(JobStatus), **_PROGRESS})
+REJECTED = object_of({"seq": _or_null(_COUNT), "key": _or_null(_TEXT), "error": _TEXT})
+ACCEPTED_JOB = object_of({**JOB["properties"], "rejected": _list(REJECTED), "rejected_count": _COUNT})
+JOBS = object_of({"jobs": _list(JOB), "next": _or_null(_TEXT)})
+
+RESULT = object_of(_row(Result, "vector"))
+RESULTS = object_of({"results": _list(RESULT)})
+ITEM = object_of({"id": _TEXT, "done": {"type": "boolean"}, "results": _list(RESULT)})
+
+KEPT_ITEM = object_of(
+    {"seq": _COUNT, "key": _or_null(_TEXT), "input": object_of({"form": _TEXT}), "results": _list(RESULT)}
+)
+KEPT_ITEMS = object_of({"items": _list(KEPT_ITEM), "next": _or_null(_COUNT)})
+
+CALLER = object_of({"tenant": _TEXT, "operator": {"type": "boolean"}, "keys": {"type": "boolean"}})
+TASK = object_of(dict.fromkeys(("name", "kind", "model", "input", "summary"), _TEXT) | {"params": _OBJECT})
+TASKS = object_of({"tasks": _list(TASK)})
+FAILURES = object_of({"failures": _list(RESULT)})
+LETTER = object_of(
+    dict.fromkeys(("id", "job", "model"), _TEXT)
+    | {"priority": {"type": "integer"}, "attempts": _COUNT, "worker": _or_null(_TEXT), "error": {}}
+    | {"created_at": _TIME, "finished_at": _or_null(_TIME), "items": _list(_OBJECT), "failures": _list(RESULT)}
+)
+DEAD = object_of({"dead": _list(LETTER)}, {"refused": _or_null(_list(_OBJECT))})
+REPLAYED = object_of({"envelopes": _COUNT, "results": _COUNT})
+FLEET = object_of({"at": _TIME, "depth": _list(object_of(_row(Depth))), "batches": _list(object_of(_row(Batch)))})
+ACTIVITY = object_of(
+    {"at": _TIME, "window_s": {"type": "number"}, "batches": _OBJECT, "workers": _or_null(_list(_OBJECT))}
+    | {name: _list(_OBJECT) for name in ("queue", "models", "devices", "recent")}
+)
