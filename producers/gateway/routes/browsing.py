@@ -52,7 +52,7 @@ async def who(gateway: Here, caller: Who) -> Response:
     return Json({"tenant": caller.tenant, "operator": caller.operator, "keys": gateway.settings.auth})
 
 
-@router.get("/jobs/{job}/waiting")
+@router.get("/jobs/{job}/waiting", responses=answer_of(api_answers.WAITING))
 async def waiting(job: str, gateway: Here, caller: Who) -> Response:
     """Return the models that unfinished items of a job wait for.
 
