@@ -243,8 +243,8 @@ def _revoke(app, ids):
 def test_what_a_message_may_have_sent_is_bounded(app, fleet):
     """How many tasks, and to which queues: a message that wants more is refused, and the next one is run."""
     many = [app.signature("my.count", queue="mine") for _ in range(1001)]
-    app.send_task("argosy.envelope", ["x"], queue="argosy.scripted", link=many)
-    app.send_task("argosy.envelope", ["x"], queue="argosy.scripted", link=app.signature("x", queue="unacked"))
+    app.send_task("argosy.envelope", ["x"], queue="argosy.scripted", link_error=many)  # they would be sent
+    app.send_task("argosy.envelope", ["x"], queue="argosy.scripted", link_error=app.signature("x", queue="unacked"))
     assert crcs(signature(app, "after").apply_async().get(timeout=30)) == [zlib.crc32(b"after")]
     with Redis.from_url(fleet.broker_url) as redis:
         until(lambda: not redis.hlen("unacked"))
