@@ -360,8 +360,12 @@ def test_an_odd_item_costs_only_itself(fleet, still_serves, odd):
 
 @pytest.mark.parametrize("changes", [{"id": "\ud800"}, {"job": "x\ud800"}, {"tenant": "\0"}, {"job": "x" * 300}])
 def test_an_envelope_that_no_database_can_name_is_refused(fleet, still_serves, changes):
-    push(fleet, json.dumps(whole(body=base64.b64encode(celery_body(envelope(durable=False, **changes))).decode())))
+    message = whole(body=base64.b64encode(celery_body(envelope(durable=False, **changes))).decode())
+    push(fleet, json.dumps(message))
     nothing_is_held(fleet)
+    with Redis.from_url(fleet.broker_url) as redis:
+        [found] = until(lambda: [one for one in refused_messages(redis) if one.id == message["headers"]["id"]])
+    assert f"envelope: `{next(iter(changes))}` has over" in found.cause
 
 
 JSON_VALUES = st.recursive(

@@ -147,8 +147,8 @@ def test_links_and_error_links_are_called(app, fleet, heard):
 
 
 def test_a_message_that_waits_for_its_time_holds_no_slot(app, fleet):
-    """More of them than the worker has slots; those whose time comes are run."""
-    later = [signature(app, f"later {n}").apply_async(countdown=3600) for n in range(100)]
+    """More of them than a worker takes from a list; those whose time comes are run."""
+    later = [signature(app, f"later {n}").apply_async(countdown=3600) for n in range(300)]
     soon = signature(app, "soon").apply_async(countdown=2)
     assert crcs(signature(app, "now").apply_async().get(timeout=30)) == [zlib.crc32(b"now")]
     assert crcs(soon.get(timeout=30)) == [zlib.crc32(b"soon")]

@@ -454,6 +454,7 @@ def test_waiting_requests_leave_connections_for_others(crowded: Served, monkeypa
 def test_half_a_header_is_cut_off_and_others_are_served(crowded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many connections as there are descriptors: whoever waits longest goes, and a whole request is answered."""
     monkeypatch.setattr(connections, "most_connections", lambda: 20)
+    monkeypatch.setattr(connections, "HEADERS_S", 3600.0)  # it is the number that ends them
     with contextlib.ExitStack() as held:
         begun = [held.enter_context(socket.create_connection(crowded.address)) for _ in range(60)]
         for connection in begun:
