@@ -184,7 +184,7 @@ def _check_prompt(value: object, limits: Limits, field: str) -> Input:
         raise InvalidInput(f"{field}.messages", "is empty", 'give it [{"role": "user", "content": …}]')
     for place, message in enumerate(given.messages):
         check_text(message.content, limits, f"{field}.messages[{place}].content")
-    if sum(len(message.content) for message in given.messages) > limits.max_text_chars:
+    if sum(len(message.role) + len(message.content) for message in given.messages) > limits.max_text_chars:
         raise InputTooLarge(field, f"has over {limits.max_text_chars:,} characters in all", "leave out early messages")
     return given
 

@@ -304,11 +304,23 @@ def test_a_compressed_message_is_refused_unopened(fleet, still_serves):
 def test_what_an_older_worker_left_does_not_stall(fleet, still_serves):
     """Its notes of messages that it never acknowledged, some of which are none, come back once it is gone."""
     notes = [json.dumps([whole(**changes), "", "argosy.scripted"]) for changes in HOSTILE]
-    notes += ["", "null", "[1]", DEEP, '[{"__type__": "x", "__value__": 1}, "", ""]', "[{}, {}, []]", "[[], null, 5]"]
+    known = whole(properties=None)
+    notes += [
+        json.dumps([known, "", "argosy.scripted"]),
+        "",
+        "null",
+        "[1]",
+        DEEP,
+        '[{"__type__": "x", "__value__": 1}, "", ""]',
+        "[{}, {}, []]",
+        "[[], null, 5]",
+    ]
     with Redis.from_url(fleet.broker_url) as redis:
         redis.hset("unacked", mapping={f"old-{n}": note for n, note in enumerate(notes)})
         redis.zadd("unacked_index", {f"old-{n}": 1.0 for n in range(len(notes))})
         until(lambda: not redis.zcard("unacked_index"))
+        [found] = until(lambda: [one for one in refused_messages(redis) if one.id == known["headers"]["id"]])
+    assert (found.task, found.queue) == ("argosy.envelope", "argosy.scripted")
     nothing_is_held(fleet)
 
 
@@ -360,8 +372,12 @@ def test_an_odd_item_costs_only_itself(fleet, still_serves, odd):
 
 @pytest.mark.parametrize("changes", [{"id": "\ud800"}, {"job": "x\ud800"}, {"tenant": "\0"}, {"job": "x" * 300}])
 def test_an_envelope_that_no_database_can_name_is_refused(fleet, still_serves, changes):
-    push(fleet, json.dumps(whole(body=base64.b64encode(celery_body(envelope(durable=False, **changes))).decode())))
+    message = whole(body=base64.b64encode(celery_body(envelope(durable=False, **changes))).decode())
+    push(fleet, json.dumps(message))
     nothing_is_held(fleet)
+    with Redis.from_url(fleet.broker_url) as redis:
+        [found] = until(lambda: [one for one in refused_messages(redis) if one.id == message["headers"]["id"]])
+    assert f"envelope: `{next(iter(changes))}` has over" in found.cause
 
 
 JSON_VALUES = st.recursive(

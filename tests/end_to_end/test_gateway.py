@@ -15,6 +15,7 @@ import httpx2 as httpx
 import pytest
 
 from producers.gateway import connections
+from producers.gateway.guard import PAGE, PAGE_REQUESTS
 from producers.gateway.openai.batch_duty import BatchDuty
 from producers.gateway.server import serve
 from producers.wire.errors import ConfigurationError
@@ -519,6 +520,18 @@ def test_a_key_leaves_room_for_others(crowded: Served) -> None:
     until(lambda: crowded.serving == 0)
 
 
+def test_the_page_has_slots_of_its_own(crowded: Served) -> None:
+    """Whoever asks for its files again and again keeps neither a key nor a health check waiting."""
+    serving = crowded.app.state.gateway.serving
+    serving[PAGE] = PAGE_REQUESTS
+    try:
+        with crowded.client(crowded.key("ours")) as client:
+            found = [client.get(path).status_code for path in ("/", "/static/api.js", "/api/tasks", "/healthz")]
+    finally:
+        del serving[PAGE]
+    assert found == [503, 503, 200, 200]
+
+
 def test_waiting_requests_leave_connections_for_others(crowded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """With few descriptors a key's requests would take every connection long before they take every slot."""
     monkeypatch.setattr(connections, "most_connections", lambda: 6)
@@ -539,6 +552,7 @@ def test_waiting_requests_leave_connections_for_others(crowded: Served, monkeypa
 def test_half_a_header_is_cut_off_and_others_are_served(crowded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many connections as there are descriptors: whoever waits longest goes, and a whole request is answered."""
     monkeypatch.setattr(connections, "most_connections", lambda: 20)
+    monkeypatch.setattr(connections, "HEADERS_S", 3600.0)  # it is the number that ends them
     with contextlib.ExitStack() as held:
         begun = [held.enter_context(socket.create_connection(crowded.address)) for _ in range(60)]
         for connection in begun:
@@ -557,7 +571,7 @@ def test_headers_have_a_time(crowded: Served, monkeypatch: pytest.MonkeyPatch) -
         assert connection.recv(1) == b""
 
 
-@pytest.mark.parametrize("line", ["POST /api/jobs", "GET /healthz", "GET /static/page.js"])
+@pytest.mark.parametrize("line", ["POST /api/jobs", "GET /healthz", "GET /static/api.js"])
 def test_two_lengths_are_refused_and_the_connection_ends(crowded: Served, line: str) -> None:
     """A proxy in front may read the other one, and take the rest for somebody else's request."""
     both = ("Content-Type: application/json", "Content-Length: 4", "Transfer-Encoding: chunked")

@@ -148,6 +148,8 @@ def test_tasks_beside_it_get_what_they_get_alone(text: TextModel) -> None:
 def test_a_stride_as_long_as_a_window_is_refused(text: TextModel) -> None:
     with pytest.raises(InvalidInput, match=r"params\.stride: must be under 510"):
         text.prepare(LONG, ask(stride=510))
+    with pytest.raises(InvalidInput, match=r"params\.stride: must be 382 or less"):
+        text.prepare(LONG, ask(stride=383))
 
 
 def test_features_that_are_known_label_tokens_too(pulled_models: Mapping[str, Pulled], text: TextModel) -> None:

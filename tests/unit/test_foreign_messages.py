@@ -11,6 +11,7 @@ from celery.canvas import Signature, chunks, group
 from kombu.utils.json import dumps, loads
 
 from producers.wire.errors import InvalidMessage
+from producers.wire.messages import JSON
 from workers.consumer.foreign_messages import MOST_SENT, check
 from workers.consumer.transport import _with_sound_properties
 
@@ -75,3 +76,41 @@ def test_another_content_type_is_refused_unopened(form: object) -> None:
     raw = {"content-type": form, "content-encoding": "zlib", "headers": {}, "properties": {}, "body": ""}
     with pytest.raises(InvalidMessage, match="content type"):
         _with_sound_properties(raw, "a queue", ())
+
+
+def sound(held: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
+    """Return the properties by which kombu handles a message that has these."""
+    raw = {"content-type": JSON, "headers": {}, "properties": properties}
+    tag = _with_sound_properties(raw, "a queue", held)
+    assert properties["delivery_tag"] == tag
+    return properties
+
+
+@pytest.mark.parametrize("tag", [None, "", 5, [], {}, "taken"])
+def test_a_tag_is_a_text_and_nobody_elses(tag: object) -> None:
+    """Two messages of one tag would be one note in Redis, and the first that ends would delete it."""
+    found = sound(("taken",), delivery_tag=tag)["delivery_tag"]
+    assert isinstance(found, str)
+    assert found not in ("", "taken")
+    assert sound(("taken",), delivery_tag="free")["delivery_tag"] == "free"
+
+
+def test_a_message_goes_back_where_it_came_from() -> None:
+    for info in (None, [], {"exchange": "x", "routing_key": []}, {"exchange": {}, "routing_key": "unacked"}):
+        assert sound(delivery_info=info)["delivery_info"] == {"exchange": "", "routing_key": "a queue"}
+
+
+@pytest.mark.parametrize("priority", [[], {}, "x", "", float("inf"), float("nan")])
+def test_a_priority_that_is_no_number_is_refused(priority: object) -> None:
+    """The channel counts the messages that run by their priorities: one of these would end the worker."""
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        sound(priority=priority)
+    assert [sound(priority=given)["priority"] for given in (-5, 0, "3", 9, 10**6)] == [0, 0, 3, 9, 9]
+
+
+@pytest.mark.parametrize("name", ["unacked", "unacked_index", "_kombu.binding.x", "a\nb", "a\0", "x" * 300, [], {}, 5])
+@pytest.mark.parametrize("option", ["queue", "exchange", "routing_key"])
+def test_a_task_goes_to_a_queue_only(name: object, option: str) -> None:
+    """Not to a key of Redis that is kombu's own."""
+    with pytest.raises(InvalidMessage, match=f"{option} is not a queue's name"):
+        check(message({"callbacks": [dict(TASK) | {"options": {option: name}}]}))

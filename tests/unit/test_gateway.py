@@ -168,7 +168,7 @@ WIDE = b"[" + b"[]," * MOST_OPENED + b"[]]"
 
 def test_json_of_too_many_values_is_refused_unread() -> None:
     """A body, a line of a stream, a line of a batch: reading it would take seconds, in which nobody is answered."""
-    half = {"type": "http.request", "body": WIDE[: len(WIDE) // 2], "more_body": True}
+    half: dict[str, Any] = {"type": "http.request", "body": WIDE[: len(WIDE) // 2], "more_body": True}
     body = GuardedBody(received(half, half, half), len(WIDE) * 2, 5, most_opened=MOST_OPENED)
     asyncio.run(body.receive())
     with pytest.raises(Problem, match="over 3,000,000 lists and objects") as refused:

@@ -178,3 +178,11 @@ def test_objects_travel_as_they_are() -> None:
     assert not bad
     assert [item.input for item in came.items] == inputs
     assert FIELDS["question"] == ("question", "context")
+
+
+def test_a_long_role_counts() -> None:
+    """A role is written into the prompt like a message's content."""
+    catalogue = Catalogue.builtin().with_models({"own": {"tasks": {"talk": "text-generation"}}}, where="fleet.toml")
+    for message in ({"role": "x" * 100_001, "content": "y"}, {"role": "user", "content": "y" * 100_000}):
+        with pytest.raises(InputTooLarge, match="characters in all"):
+            catalogue.check_input(catalogue.tasks["talk"], [message], field="input")

@@ -12,6 +12,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.generation import PromptedClassificationParams, PromptedJsonParams, TextGenerationParams
+from producers.wire.kinds.pictures import TextToImageParams
+from producers.wire.kinds.text import FillMaskParams, QuestionAnsweringParams
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.tokenizing import Tokenizing
 
@@ -118,6 +120,9 @@ PROMPT = "Say {input}"
         (TextGenerationParams, {"top_k": 2**63}, "top_k"),
         (TextGenerationParams, {"stop": ["x" * 1000]}, "stop"),
         (TextGenerationParams, {"stop": ["x"] * 1000}, "stop"),
+        (FillMaskParams, {"top_k": 10**6}, "top_k"),
+        (QuestionAnsweringParams, {"top_k": 10**6}, "top_k"),
+        (TextToImageParams, {"negative_prompt": "x" * 100_001}, "negative_prompt"),
     ],
 )
 def test_huge_parameters_are_refused(form: Any, given: dict[str, Any], named: str) -> None:

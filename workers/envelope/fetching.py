@@ -119,9 +119,11 @@ def _looked_up(host: str, port: int, until: float) -> list[Any]:
         except Exception as error:  # noqa: BLE001 - raised by the caller
             answer.put(error)
 
-    threading.Thread(target=look_up, name="argosy look-up", daemon=True).start()
     try:
+        threading.Thread(target=look_up, name="argosy look-up", daemon=True).start()
         found = answer.get(timeout=_left_s(until))
+    except RuntimeError as error:  # the system gives no thread
+        raise httpcore2.ConnectError(str(error)) from error
     except Empty:
         raise httpcore2.ConnectTimeout("the look-up of its name takes too long") from None
     if isinstance(found, Exception):

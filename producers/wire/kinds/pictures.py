@@ -13,6 +13,8 @@ PictureFormat: TypeAlias = Literal["png", "jpeg", "webp"]
 
 MOST_STEPS = 1000
 
+_LONGEST_PROMPT_CHARS = 100_000
+
 
 class ImageToImageParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The result is a file of this `format`."""
@@ -63,6 +65,8 @@ class TextToImageParams(DiffusionParams, frozen=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         DiffusionParams.__post_init__(self)
+        if len(self.negative_prompt) > _LONGEST_PROMPT_CHARS:
+            raise ValueError(f"`negative_prompt` must have at most {_LONGEST_PROMPT_CHARS:,} characters")
         if not 0 <= self.guidance_scale <= 100:
             raise ValueError("`guidance_scale` must be 0 to 100")
         if self.seed is not None and not 0 <= self.seed <= MOST_SEED:

@@ -12,6 +12,9 @@ from producers.wire.kinds.kind import Kind, Labels, Vector, at_least
 #: The most labels for one text: each takes a pass of its own over the text.
 MOST_CANDIDATE_LABELS = 100
 
+#: The most answers of a text, and of a mask: each is made into text by itself.
+MOST_ANSWERS = 1000
+
 #: The most beams: each takes as much memory as a text of its own.
 MOST_BEAMS = 16
 
@@ -105,7 +108,7 @@ class QuestionAnsweringParams(msgspec.Struct, frozen=True, forbid_unknown_fields
     handle_impossible_answer: bool = False
 
     def __post_init__(self) -> None:
-        at_least("top_k", self.top_k)
+        _check_answers(self.top_k)
         at_least("doc_stride", self.doc_stride)
         at_least("max_answer_len", self.max_answer_len)
 
@@ -118,7 +121,13 @@ class FillMaskParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     truncation: bool = False
 
     def __post_init__(self) -> None:
-        at_least("top_k", self.top_k)
+        _check_answers(self.top_k)
+
+
+def _check_answers(top_k: int) -> None:
+    at_least("top_k", top_k)
+    if top_k > MOST_ANSWERS:
+        raise ValueError(f"`top_k` must be {MOST_ANSWERS} or less")
 
 
 class SentenceSimilarityParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -100,6 +100,8 @@ class Entities:
         stride = room // 8 if params.stride is None else params.stride
         if stride >= room:
             raise InvalidInput("params.stride", f"must be under {room}, the text tokens of a window")
+        if stride > (most := room * 3 // 4):  # a window for each token of a long text would take an hour
+            raise InvalidInput("params.stride", f"must be {most} or less, of the {room} text tokens of a window")
         return EntityWindows(content, tuple(self.tokenizing.windows(content, None, self.max_tokens, stride)))
 
     def found(self, output: Array, params: TokenClassificationParams, aside: EntityWindows) -> list[dict[str, Any]]:
