@@ -280,7 +280,7 @@ class Declaration:
 
     A setting of None is taken from each worker's file. `generation` counts a model's declarations. `previous` are the
     settings before; a starting worker uses them until this declaration is `proven`. `file_digest` is the digest of the
-    operator's own file. `schemas` are the JSON Schemas of the `input` and the `output` of its custom tasks; for them a
+    operator's own file. `schemas` are the JSON Schemas of the `input` and the `output` of its tasks; for them a
     model that was never declared has a row of generation 0.
     """
 

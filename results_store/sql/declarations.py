@@ -53,13 +53,13 @@ class Declarations:
         return Declaration(model=model, schemas=before.schemas if before else None, **values)
 
     def schemas(self) -> dict[str, dict[str, Any]]:
-        """Return the schemas of custom tasks by model."""
+        """Return the schemas of tasks by model, where a worker has described the model."""
         with self._database.read() as connection:
             rows = connection.execute(select(_COLUMNS.model, _COLUMNS.schemas).where(_COLUMNS.schemas.is_not(None)))
             return {row.model: row.schemas for row in rows}
 
     def describe(self, model: str, schemas: dict[str, Any]) -> None:
-        """Set the schemas of a model's custom tasks. Its settings stay as they are."""
+        """Set the schemas of a model's tasks. Its settings stay as they are."""
         new = {"generation": 0, "proven": True, "file_digest": "", "declared_at": time.time()}
         with self._database.write(Weight.NOTE) as connection:
             insert_ = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert

@@ -36,7 +36,7 @@ from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface.model import Model
 from workers.models.sources import model_source
 from workers.training import data
-from workers.training.agreement import Answered, Trial, agreement, answered, run
+from workers.training.agreement import Agreement, Answered, Trial, agreement, answered, run
 from workers.training.training_batches import all_of, best_labels, by_size
 
 #: A candidate may lose this much accuracy to the reference.
@@ -257,13 +257,6 @@ def _judged(
     except Exception as error:  # noqa: BLE001 - answers that cannot be finished have errors of every type
         return _not_run(candidate.backend, _said(error))
     lost = {task: reference[task] - accuracy[task] for task in labels}
-    refused = ""
-    if lost and max(lost.values()) > MOST_LOST:
-        worst = max(lost, key=lambda task: lost[task])
-        refused = f"{worst}: {100 * lost[worst]:.1f} points less accurate"
-    # negated, because NaN is neither more nor less
-    elif not lost and not (found.cosine >= LEAST_AGREEMENT and found.shift <= MOST_SHIFT and found.same >= LEAST_SAME):
-        refused = "answers differ from torch's in fp32"
     return MeasuredBackend(
         backend=candidate.backend,
         items_per_s=round(timed / statistics.median(candidate.turns_s), 1),
@@ -273,8 +266,18 @@ def _judged(
         shift=round(found.shift, 6),
         same=round(found.same, 4),
         accuracy={task: round(value, 4) for task, value in accuracy.items()},
-        refused=refused,
+        refused="" if candidate.backend.is_reference else _refusal(found, lost),
     )
+
+
+def _refusal(found: Agreement, lost: Mapping[str, float]) -> str:
+    """Return the reason against a candidate, or "": its lost accuracy, or its answers if there are no labels."""
+    if lost:
+        worst = max(lost, key=lambda task: lost[task])
+        return f"{worst}: {100 * lost[worst]:.1f} points less accurate" if lost[worst] > MOST_LOST else ""
+    # not "less than", because NaN is neither more nor less
+    agrees = found.cosine >= LEAST_AGREEMENT and found.shift <= MOST_SHIFT and found.same >= LEAST_SAME
+    return "" if agrees else "answers differ from torch's in fp32"
 
 
 def _labelled(wanted: ModelToLoad, model: Model) -> dict[str, list[data.Example]]:
