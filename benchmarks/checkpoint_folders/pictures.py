@@ -56,7 +56,7 @@ CLASSIFIERS: tuple[Row, ...] = (
      {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "image_size": [64, 64],
       "masked_unit_size": [8, 8]}),
     ("hgnet_v2", "ViT", _LARGER, {}),
-    ("pvt", "Pvt", _SQUARE, _PYRAMID | {"image_size": 32}),
+    ("pvt", "Pvt", _SQUARE, _PYRAMID | {"image_size": 32, "num_labels": 5}),
     ("pvt_v2", "Pvt", _LARGER, _PYRAMID | {"image_size": 64}),
     ("swiftformer", "ViT", _LARGER, {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "image_size": 64}),
     ("textnet", "TextNet", {"size": {"shortest_edge": 64}}, {"image_size": [64, 64], "stem_out_channels": 8,

@@ -46,6 +46,7 @@ _OTHER_WEIGHTS = (
 _REASONS = {
     "ignore_mismatched_sizes": "sizes of weights mismatch: config.json, or the kind of the task, is of another network",
     "Unrecognized configuration class": "transformers has no network of this architecture for the kind of the task",
+    "requires the Torchvision library": "its image processor is only made for torchvision, which is not used here",
     "trust_remote_code": "it needs code of its own (auto_map), which is never run; use a class of transformers itself",
 }
 
@@ -95,7 +96,9 @@ class Checkpoint:
         if (self.folder / "modules.json").is_file():
             first = next(iter(self.read_json("modules.json")), {})
             kind, path = str(first.get("type", "")).rpartition(".")[2], first.get("path", "")
-            remedy = "save it again with sentence-transformers" if kind == "Transformer" else "which is not served"
+            if kind != "Transformer":
+                return f"a folder of sentence-transformers that begins with the module {kind}, which is not served"
+            remedy = "save it again with sentence-transformers"
             return f"a folder of sentence-transformers whose first module, {kind}, is in {path!r}; {remedy}"
         forms = {
             "adapter_config.json": "an adapter of peft; name its base as the source, and it in options.adapters",
