@@ -129,6 +129,11 @@ SEGMENTERS: tuple[Row, ...] = (
                          "decoder_ffn_dim": 48, "num_queries": 6, "backbone_config": _RESNET}}),
 )  # fmt: skip
 
+_ONE_OF_TWO = {
+    ("deit", "AutoModelForImageClassification"): "DeiTForImageClassification",
+    ("levit", "AutoModelForImageClassification"): "LevitForImageClassification",
+}
+
 _FRAMES = _PATCHES | {"num_frames": 8}
 
 
@@ -207,8 +212,8 @@ def _segmenter(row: Row, folder: Path) -> None:
 
 def _make(row: Row, auto: str, folder: Path, **own: Any) -> None:
     name, processor, prepared, settings = row
-    if (name, auto) == ("deit", "AutoModelForImageClassification"):
-        auto = "DeiTForImageClassification"  # the auto class knows two, and chooses by the folder
+    # of some architectures the auto class knows two classes, and chooses by the folder
+    auto = _ONE_OF_TWO.get((name, auto), auto)
     # detectors choose places by the output of a layer: with large weights, the last bit of a pixel moves a box
     gain = 0.7 if auto == "AutoModelForObjectDetection" else 1.5
     save(folder, auto, config(name.removesuffix("-padded"), **(dict(settings) | own)), gain)
