@@ -56,7 +56,7 @@ CLASSIFIERS: tuple[Row, ...] = (
      {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "image_size": [64, 64],
       "masked_unit_size": [8, 8]}),
     ("hgnet_v2", "ViT", _LARGER, {}),
-    ("pvt", "Pvt", _SQUARE, _PYRAMID | {"image_size": 32}),
+    ("pvt", "Pvt", _SQUARE, _PYRAMID | {"image_size": 32, "num_labels": 5}),
     ("pvt_v2", "Pvt", _LARGER, _PYRAMID | {"image_size": 64}),
     ("swiftformer", "ViT", _LARGER, {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "image_size": 64}),
     ("textnet", "TextNet", {"size": {"shortest_edge": 64}}, {"image_size": [64, 64], "stem_out_channels": 8,
@@ -128,6 +128,11 @@ SEGMENTERS: tuple[Row, ...] = (
                          "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
                          "decoder_ffn_dim": 48, "num_queries": 6, "backbone_config": _RESNET}}),
 )  # fmt: skip
+
+_ONE_OF_TWO = {
+    ("deit", "AutoModelForImageClassification"): "DeiTForImageClassification",
+    ("levit", "AutoModelForImageClassification"): "LevitForImageClassification",
+}
 
 _FRAMES = _PATCHES | {"num_frames": 8}
 
@@ -207,8 +212,8 @@ def _segmenter(row: Row, folder: Path) -> None:
 
 def _make(row: Row, auto: str, folder: Path, **own: Any) -> None:
     name, processor, prepared, settings = row
-    if (name, auto) == ("deit", "AutoModelForImageClassification"):
-        auto = "DeiTForImageClassification"  # the auto class knows two, and chooses by the folder
+    # of some architectures the auto class knows two classes, and chooses by the folder
+    auto = _ONE_OF_TWO.get((name, auto), auto)
     # detectors choose places by the output of a layer: with large weights, the last bit of a pixel moves a box
     gain = 0.7 if auto == "AutoModelForObjectDetection" else 1.5
     save(folder, auto, config(name.removesuffix("-padded"), **(dict(settings) | own)), gain)

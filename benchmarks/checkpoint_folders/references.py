@@ -55,7 +55,7 @@ def _zero_shot(folder: Path, params: Mapping[str, Any]) -> Answering:
 
 
 def _entities(folder: Path, params: Mapping[str, Any]) -> Answering:
-    return _pipeline("token-classification", folder, **params)  # type: ignore[no-any-return]
+    return _pipeline("token-classification", folder, **params)
 
 
 def _question(folder: Path, params: Mapping[str, Any]) -> Answering:

@@ -99,7 +99,7 @@ def _reader(model_type: str, auto: str, settings: Mapping[str, Any], folder: Pat
             "tdnn_kernel": [5, 3, 1],
             "tdnn_dilation": [1, 2, 1],
             "xvector_output_dim": 16,
-        }  # type: ignore[dict-item]
+        }
     own = _WAVES | {"vocab_size": len(_LETTERS), "pad_token_id": 0, **labels} | dict(settings)
     save(folder, auto, config(model_type, **own))
     layer = own.get("feat_extract_norm") == "layer"

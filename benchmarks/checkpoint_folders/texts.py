@@ -132,7 +132,7 @@ EMBEDDERS = ("bert", "roberta", "modernbert", "mpnet", "xlm-roberta", "distilber
              "t5", "bart", "funnel", "nomic_bert", "gte", "llama", "fnet", "xlnet")  # fmt: skip
 
 NLI = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
-NLI |= {"label2id": {"contradiction": 0, "neutral": 1, "entailment": 2}}  # type: ignore[dict-item]
+NLI |= {"label2id": {"contradiction": 0, "neutral": 1, "entailment": 2}}
 _TAGS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "I-LOC"}
 _AUTO = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -169,9 +169,9 @@ def of(kind: str, row: Row, *, name: str = "", params: Mapping[str, Any] | None 
     if kind == "feature-extraction":
         usual = {"normalize": False}
     if kind == "token-classification":
-        labels, usual = {"id2label": _TAGS}, {"aggregation_strategy": "simple"}  # type: ignore[dict-item]
+        labels, usual = {"id2label": _TAGS}, {"aggregation_strategy": "simple"}
     if kind == "zero-shot-classification":
-        labels, usual = NLI, {"candidate_labels": ["sport", "a film", "the news"]}  # type: ignore[dict-item]
+        labels, usual = NLI, {"candidate_labels": ["sport", "a film", "the news"]}
     written = partial(make, row=row, auto=_AUTO[kind], **labels | own)
     return Case(name or f"{row[0]}-{_SHORT[kind]}", kind, written, usual | dict(params or {}))
 

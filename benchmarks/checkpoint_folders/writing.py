@@ -209,7 +209,7 @@ def _m2m100(folder: Path) -> None:
     order = ["<s>", "<pad>", "</s>", "<unk>", *sorted(set(tokenizers.pieces(trained)) - {"<s>", "</s>", "<unk>"})]
     (folder / "vocab.json").write_text(json.dumps({piece: number for number, piece in enumerate(order)}))
     tokenizer = transformers.M2M100Tokenizer(
-        str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"), src_lang="en", model_max_length=256
+        str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"), src_lang="en", model_max_length=512
     )
     tokenizer.save_pretrained(folder)
     languages = list(tokenizer.lang_token_to_id)

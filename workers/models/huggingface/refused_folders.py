@@ -74,6 +74,8 @@ def reason(folder: Path, config: Mapping[str, Any], error: Exception) -> str:
         return f"the installed transformers does not know the model type {config.get('model_type')!r}"
     if "Unrecognized configuration class" in said:
         return "transformers has no network of this architecture for the kind of the task"
+    if "requires the Torchvision library" in said:
+        return "its image processor is only made for torchvision, which is not used here"
     if "ignore_mismatched_sizes" in said:
         return f"the sizes of the weights are a mismatch for config.json{_labels(folder, config)}"
     if type(error).__name__ == "SafetensorError":
