@@ -327,7 +327,13 @@ def _orientation(frame: VideoFrame) -> tuple[bool, int]:
 
     The file's matrix takes the point (x, y) to (ax + cy, bx + dy).
     """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    from av.sidedata import sidedata
+
+    known: Any = sidedata.SideDataContainer
+    try:
+        matrix = known(frame).get("DISPLAYMATRIX")  # `frame.side_data` would keep the frame in a cycle
+    except ValueError:  # PyAV does not know the type of other data beside this frame, and hands out none
+        return False, round(frame.rotation / 90) % 4
     if matrix is None:
         return False, 0
     a, b, _, c, d = np.frombuffer(matrix, np.int32, 5).tolist()
