@@ -211,7 +211,7 @@ class _Video:
             if not packet.is_discard:  # by an edit list: only frames that others need are decoded
                 total += 1
                 times.append(packet.pts)
-            if packet.is_keyframe:
+            if packet.is_keyframe and packet.pts is not None:
                 starts.append(packet.pts)
             _check_time(self._until, self._limits)
         if not total:
