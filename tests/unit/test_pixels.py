@@ -148,7 +148,7 @@ def png(values: NDArray[np.uint8], *, interlaced: bool = False, share: float = 1
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("shape", [(60, 90), (1, 1), (3, 5), (17, 2)])
 def test_a_png_whose_rows_end_early_is_refused(interlaced: bool, shape: tuple[int, int]) -> None:
-    """Pillow leaves the missing rows black, without a word. A picture that is black itself is whole."""
+    """Pillow leaves the missing rows black, without an error. A picture that is black itself is whole."""
     noise = np.random.default_rng(0).integers(1, 255, (*shape, 3), dtype=np.uint8)
     for values in (noise, np.zeros_like(noise)):
         whole = png(values, interlaced=interlaced)

@@ -127,6 +127,17 @@ def test_a_mirrored_video_is_seen_as_by_a_player(turns: int) -> None:
     np.testing.assert_array_equal(middle, np.rot90(plain[:, ::-1], -turns))
 
 
+def test_data_beside_a_frame_that_pyav_does_not_know_costs_no_frame() -> None:
+    """EXIF, or the view of a video for two eyes."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made, pictures = io.BytesIO(), [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime")]
+    pictures[0].save(made, "PNG", save_all=True, append_images=pictures[1:], exif=exif)
+    first, second = frames.read(made.getvalue(), FrameSampling(2), WIDE, frames.image)
+    assert first.size == (30, 40)
+    assert (first.getpixel((9, 9)), second.getpixel((9, 9))) == ((255, 0, 0), (0, 255, 0))
+
+
 @pytest.mark.parametrize(
     ("from_s", "length_s", "shown"),
     [(0, 2, range(20)), (1, 2, range(10, 30)), (0.5, 2, range(5, 25)), (1.3, 1.2, range(13, 25)), (0, 3, range(30))],

@@ -1,7 +1,7 @@
-"""Compare the size that a media file declares with its bytes; FFmpeg reads to the end of the bytes without a word.
+"""Compare the size that a media file declares with its bytes; FFmpeg reads on to the end of the bytes without an error.
 
-A file that declares bytes which it does not have is cut off, and refused. A size that its writer did not mean is
-mended: 0 or a huge one, as programs write them into a pipe, or a few bytes too many.
+A file that lacks declared bytes is cut off, and refused. A size that its writer did not mean is mended: 0 or a huge
+one, as programs write them into pipes, or a few bytes too many.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _check_rows(image: Image.Image, data: bytes) -> None:
-    """Raise InvalidInput if the rows of a PNG end early: Pillow leaves the others zero without a word.
+    """Raise InvalidInput if the rows of a PNG end early: Pillow leaves the others zero without an error.
 
     The rows are counted only if the last one is zero, or the last but one, which comes last if the PNG is interlaced.
     """

@@ -210,7 +210,7 @@ class _Video:
             if not packet.is_discard:  # by an edit list: only frames that others need are decoded
                 total += 1
                 times.append(packet.pts)
-            if packet.is_keyframe:
+            if packet.is_keyframe and packet.pts is not None:
                 starts.append(packet.pts)
             _check_time(self._until, self._limits)
         if not total:
@@ -326,10 +326,13 @@ def _orientation(frame: VideoFrame) -> tuple[bool, int]:
 
     The file's matrix takes the point (x, y) to (ax + cy, bx + dy).
     """
-    from av.sidedata.sidedata import SideDataContainer
+    from av.sidedata import sidedata
 
-    # `frame.side_data` would be kept by the frame, which would live until the next collection of cycles
-    matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg] # the stubs lack it
+    known: Any = sidedata.SideDataContainer
+    try:
+        matrix = known(frame).get("DISPLAYMATRIX")  # `frame.side_data` would keep the frame in a cycle
+    except ValueError:  # PyAV does not know the type of other data beside this frame, and hands out none
+        return False, round(frame.rotation / 90) % 4
     if matrix is None:
         return False, 0
     a, b, _, c, d = np.frombuffer(matrix, np.int32, 5).tolist()
