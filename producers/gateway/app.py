@@ -19,6 +19,7 @@ from producers.gateway.gateway import Gateway
 from producers.gateway.guard import REQUEST_ID, Guard
 from producers.gateway.openai import embeddings
 from producers.gateway.openai.batch_duty import BatchDuty
+from producers.gateway.openai.request_bodies import check_query
 from producers.gateway.routes import browsing, items, jobs, operations, page, result_downloads, streams
 from producers.gateway.settings import GatewaySettings
 
@@ -68,7 +69,7 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
     for router in ROUTERS:
         app.include_router(router, responses=problems.RESPONSES, dependencies=keys)
     for router in openai.ROUTERS:
-        app.include_router(router, responses=problems.OPENAI_RESPONSES, dependencies=keys)
+        app.include_router(router, responses=problems.OPENAI_RESPONSES, dependencies=[*keys, Depends(check_query)])
     problems.install(app, [route for router in routers for route in router.routes if isinstance(route, Route)])
     app.add_middleware(_Guarded)
     if settings.allowed_origins:

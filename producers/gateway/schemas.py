@@ -36,7 +36,10 @@ MAX_COUNT = 2**53
 
 Task = Annotated[
     str | Listed[str],
-    Field(description="A task's name, or several names; params and outputs are then by task name. See /api/tasks."),
+    Field(
+        description="A task's name, or several names; params and outputs are then by task name. See /api/tasks.",
+        json_schema_extra={"minLength": 1, "minItems": 1},
+    ),
 ]
 Params = Annotated[
     dict[str, Any] | None, Field(description="The task's parameters; by task name if there are several tasks.")

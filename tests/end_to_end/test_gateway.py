@@ -318,7 +318,9 @@ def test_under_v1_a_wrong_request_is_a_bad_request(ours: httpx.Client) -> None:
         assert refused.status_code == 400
         assert refused.json()["error"].keys() == {"message", "type", "param", "code"}
     assert refused.json()["error"]["param"] == "input"
-    assert ours.get("/v1/files", params={"limit": 0}).json()["error"]["param"] == "limit"
+    for name in ("limit", "created_after"):
+        assert ours.get("/v1/files", params={name: 0}).json()["error"]["param"] == name
+    assert ours.get("/v1/files", params={"limit": 1, "purpose": "batch", "order": "asc"}).status_code == 200
     assert ours.post("/v1/files", files={"file": b"x"}, data={"purpose": "x"}).json()["error"]["param"] == "purpose"
     assert ours.post("/v1/embeddings", content=b"{}").status_code == 415
     assert ours.post("/api/items", json={}).status_code == 422

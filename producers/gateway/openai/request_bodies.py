@@ -38,6 +38,14 @@ async def json_body(request: Request) -> dict[str, Any]:
     return value
 
 
+async def check_query(request: Request) -> None:
+    """Raise InvalidInput for a parameter of the query that the route does not have."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    if unknown := next((name for name in request.query_params if name not in known), None):
+        remedy = f"leave it out; the parameters are: {', '.join(known)}" if known else "leave it out"
+        raise InvalidInput(unknown, "is not a parameter of the query here", remedy)
+
+
 def read_body(kind: type[T], given: Mapping[str, Any], unserved: Unserved | None = None) -> T:
     """Return a body as its type. Null is the same as a parameter that is left out.
 
