@@ -17,7 +17,7 @@ from producers.gateway.openai.transcriptions import Format, Granularity, segment
         ("srt", ["word"], [True]),
         ("verbose_json", [], [True]),
         ("verbose_json", ["word"], ["word"]),
-        ("verbose_json", ["word", "segment", "word"], ["word", True]),
+        ("verbose_json", ["word", "segment", "word"], [True, "word"]),
     ],
 )
 def test_each_sort_of_times_is_an_item_of_its_own(
@@ -37,10 +37,13 @@ def test_a_time_that_the_model_did_not_tell_is_its_neighbours() -> None:
 
 def test_the_verbose_form_has_what_was_asked_for() -> None:
     words = [{"word": "yes", "start": 0.5, "end": 1.25}]
-    assert json.loads(bytes(shown({"text": "yes", "words": words}, "verbose_json").body)) == {
+    assert json.loads(bytes(shown({"text": "yes", "words": words, "duration": 1.5}, "verbose_json").body)) == {
         "task": "transcribe",
-        "duration": 1.25,
+        "language": "unknown",
+        "duration": 1.5,
         "text": "yes",
+        "usage": {"type": "duration", "seconds": 1.5},
         "words": words,
     }
-    assert json.loads(bytes(shown({"text": "", "segments": []}, "verbose_json").body))["duration"] == 0
+    nothing = {"text": "", "segments": [], "duration": 0, "language": "en"}
+    assert json.loads(bytes(shown(nothing, "verbose_json").body))["language"] == "en"

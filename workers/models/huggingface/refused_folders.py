@@ -14,6 +14,12 @@ _LONGEST_REASON = 400
 #: Heads whose first axis has a value for each label.
 _LABELLED = re.compile(r"(^|\.)(classifier|score|class_labels_classifier|(classifier|classification_head)\.out_proj)\.")
 
+#: Plain reasons for errors of transformers, by a part of their text.
+_REASONS = {
+    "Unrecognized configuration class": "transformers has no network of this architecture for the kind of the task",
+    "requires the Torchvision library": "its image processor is only made for torchvision, which is not used here",
+}
+
 _SAVED_AGAIN = "load it with transformers and save it again (save_pretrained), which writes safetensors"
 
 #: Other weights than safetensors that a folder may have, by their files, with the remedy.
@@ -72,15 +78,11 @@ def reason(folder: Path, config: Mapping[str, Any], error: Exception) -> str:
         return "it needs code of its own (auto_map in config.json), which is never run; use a model without such code"
     if "does not recognize" in said:
         return f"the installed transformers does not know the model type {config.get('model_type')!r}"
-    if "Unrecognized configuration class" in said:
-        return "transformers has no network of this architecture for the kind of the task"
-    if "requires the Torchvision library" in said:
-        return "its image processor is only made for torchvision, which is not used here"
     if "ignore_mismatched_sizes" in said:
         return f"the sizes of the weights are a mismatch for config.json{_labels(folder, config)}"
-    if type(error).__name__ == "SafetensorError":
-        return f"SafetensorError: {said[:_LONGEST_REASON]}; its weights are cut off or damaged, so pull them again"
-    return f"{type(error).__name__}: {said[:_LONGEST_REASON]}"
+    plain = next((ours for theirs, ours in _REASONS.items() if theirs in said), "")
+    damaged = "; its weights are cut off or damaged, so pull them again" * (type(error).__name__ == "SafetensorError")
+    return plain or f"{type(error).__name__}: {said[:_LONGEST_REASON]}{damaged}"
 
 
 def _labels(folder: Path, config: Mapping[str, Any]) -> str:
