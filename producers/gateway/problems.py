@@ -229,9 +229,10 @@ def _no_route(error: HTTPException, request: Request, routes: Sequence[Route]) -
     path = request.url.path
 
     def methods(path: str) -> set[str]:
-        found = {**request.scope, "path": path}
-        named = [route.methods or () for route in routes if route.matches(found)[0] is not Match.NONE]
-        every = {name for names in named for name in names}
+        scope = {**request.scope, "path": path}
+        found = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
+        exact = [route for route in found if route.path == path]  # /api/jobs/lines is no job
+        every = {name for route in exact or found for name in route.methods or ()}
         return every | {"HEAD"} if "GET" in every else every
 
     if error.status_code == 405:

@@ -7,7 +7,8 @@ import binascii
 import json
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from producers.client.request import NewItem
 from producers.wire.errors import InvalidInput
@@ -77,8 +78,19 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _given(cls, given: Any) -> Any:
-        given = few_fields(given)
-        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: value for name, value in few_fields(given).items() if value is not None or name not in optional}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        found = handler.resolve_ref_schema(handler(schema))
+        for name in {*found["properties"]} - {*found.get("required", ())}:
+            own = found["properties"][name]
+            if {"type": "null"} not in own.get("anyOf", ()):
+                found["properties"][name] = {"anyOf": [own, {"type": "null"}]}
+        return found
 
 
 class Asked(Body):

@@ -279,6 +279,7 @@ def test_a_head_is_a_get_without_a_body(ours: httpx.Client) -> None:
     [
         ("/api/jobs", "GET, HEAD, POST"),
         ("/api/items/x", "DELETE, GET, HEAD"),
+        ("/api/jobs/lines", "POST"),
         ("/v1/files", "GET, HEAD, POST"),
         ("/v1/embeddings", "POST"),
         ("/healthz", "GET, HEAD"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from openai.types.audio import TranscriptionVerbose
 
 from producers.gateway.openai.transcriptions import Format, Granularity, segments_of, shown, subtitles, timestamps
 
@@ -37,13 +38,23 @@ def test_a_time_that_the_model_did_not_tell_is_its_neighbours() -> None:
 
 def test_the_verbose_form_has_what_was_asked_for() -> None:
     words = [{"word": "yes", "start": 0.5, "end": 1.25}]
-    assert json.loads(bytes(shown({"text": "yes", "words": words, "duration": 1.5}, "verbose_json").body)) == {
+    heard = {"text": "yes", "language": "english", "duration": 1.5, "words": words}
+    assert json.loads(bytes(shown(heard, "verbose_json").body)) == {
         "task": "transcribe",
-        "language": "unknown",
+        "language": "english",
         "duration": 1.5,
         "text": "yes",
         "usage": {"type": "duration", "seconds": 1.5},
         "words": words,
     }
-    nothing = {"text": "", "segments": [], "duration": 0, "language": "en"}
-    assert json.loads(bytes(shown(nothing, "verbose_json").body))["language"] == "en"
+
+
+def test_a_segment_has_every_field_of_openais_schema() -> None:
+    """Those of a model that tells no details are 0; a language that nobody told is unknown."""
+    chunks = [{"text": " a", "timestamp": [0.0, 1.0], "tokens": [7], "avg_logprob": -0.5}]
+    found = json.loads(
+        bytes(shown({"text": "a", "duration": 2, "segments": segments_of({"chunks": chunks})}, "verbose_json").body)
+    )
+    TranscriptionVerbose.model_validate(found, strict=True)
+    (segment,) = found["segments"]
+    assert (found["language"], segment["tokens"], segment["avg_logprob"], segment["seek"]) == ("unknown", [7], -0.5, 0)

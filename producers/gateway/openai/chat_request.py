@@ -132,7 +132,7 @@ def chat_body(given: Mapping[str, Any]) -> ChatBody:
         given = {**given, "messages": checked}
     body = read_body(ChatBody, given, UNSERVED)
     if body.stream_options is not None:
-        if not body.stream:
+        if not body.stream and body.stream_options.include_usage:
             raise InvalidInput("stream_options", "is only for stream: true", "leave it out, or stream the answer")
         if body.stream_options.include_obfuscation:
             raise InvalidInput("stream_options.include_obfuscation", "is not available here", "leave it out")

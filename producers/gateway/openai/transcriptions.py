@@ -83,9 +83,7 @@ async def transcriptions(
     told = {"language": form.language} if form.language else {}
     details = {"return_details": True} if form.response_format == "verbose_json" else {}
     content = InlineBytes(await form.file.read())
-    params = [
-        {"return_timestamps": times, **told, **(details if number == 0 else {})} for number, times in enumerate(wanted)
-    ]
+    params = [{"return_timestamps": times, **told, **details} for times in wanted]
     names = names_of(granularities=bool(form.granularities))
     call = Call(task.name, [NewItem(content, params=own) for own in params], partial(_heard, wanted, names))
     answer = await answered(request, gateway, caller, checked(catalogue, call, lambda _: names))
@@ -108,15 +106,12 @@ def check_forms(form: TranscriptionForm) -> None:
 
 
 def timestamps(form: Format, granularities: Sequence[Granularity]) -> list[bool | str]:
-    """Return the `return_timestamps` values of a format: one item each, as the model makes their times differently.
-
-    Segments come first, since they have details.
-    """
+    """Return the `return_timestamps` values of a format: one item each, as the model makes their times differently."""
     if form in ("json", "text"):
         return [False]
     if form != "verbose_json" or not granularities:
         return [True]
-    return ["word" if granularity == "word" else True for granularity in sorted(set(granularities))]
+    return ["word" if granularity == "word" else True for granularity in dict.fromkeys(granularities)]
 
 
 def _heard(wanted: Sequence[bool | str], names: Names, rows: Sequence[Result]) -> dict[str, Any]:
