@@ -73,7 +73,8 @@ def _same_box(ours: Any, theirs: Any, margin: float) -> bool:
 def _values(found: Any, expected: Any, margin: float) -> str:
     if isinstance(expected, Mapping):
         names, theirs = list(expected), list(expected.values())
-        ours = [found[name] for name in names] if set(found) == set(expected) else [None]
+        same = isinstance(found, Mapping) and set(found) == set(expected)
+        ours = [found[name] for name in names] if same else []
         return _values(ours, theirs, margin)
     if isinstance(expected, np.ndarray):
         worst = float(np.abs(found - expected).max()) if found.shape == expected.shape else np.inf

@@ -84,7 +84,7 @@ def _question(folder: Path, params: Mapping[str, Any]) -> Answering:
                     scores, best = float(starts[first] * ends[last]), (first, last)
         begin = encoded.word_to_chars(0, encoded.token_to_word(best[0]), 1)[0]
         end = encoded.word_to_chars(0, encoded.token_to_word(best[1]), 1)[1]
-        return {"score": scores, "start": begin, "end": end, "answer": context[begin:end]}
+        return [{"score": scores, "start": begin, "end": end, "answer": context[begin:end]}]
 
     return answer
 

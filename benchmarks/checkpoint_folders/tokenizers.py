@@ -124,6 +124,7 @@ def _merged(sort: str) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     return tuple(words), tuple(tuple(pair) for pair in model.get("merges", ()))
 
 
+@cache
 def sentencepiece(**settings: Any) -> bytes:
     """Return a trained file of SentencePiece. Raises ImportError without that package."""
     import io
@@ -132,7 +133,9 @@ def sentencepiece(**settings: Any) -> bytes:
 
     made = io.BytesIO()
     usual = {"vocab_size": _SIZE, "hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1}
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts()), model_writer=made, **usual | settings)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts()[:100]), model_writer=made, **usual | settings
+    )
     return made.getvalue()
 
 
