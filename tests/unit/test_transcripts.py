@@ -18,7 +18,7 @@ from producers.gateway.openai.transcriptions import Format, Granularity, segment
         ("srt", ["word"], [True]),
         ("verbose_json", [], [True]),
         ("verbose_json", ["word"], ["word"]),
-        ("verbose_json", ["word", "segment", "word"], [True, "word"]),
+        ("verbose_json", ["word", "segment", "word"], ["word", True]),
     ],
 )
 def test_each_sort_of_times_is_an_item_of_its_own(
