@@ -76,25 +76,28 @@ def fails(data: bytes) -> None:
 
 
 def heard(data: bytes, formats: str) -> tuple[int, Any]:
-    """Return the rate and the mono samples that FFmpeg plays, which goes on behind packets that it cannot decode."""
+    """Return the rate and the mono samples that FFmpeg plays, which goes on behind packets that it cannot decode.
+
+    A rate that changes within a sound gives no samples.
+    """
     import av
 
     from workers.models.speech import waveform
 
-    rate, blocks = 0, [np.zeros(0, np.float32)]
+    rates, blocks = [], [np.zeros(0, np.float32)]
     options = {"format_whitelist": formats}
     try:
         with av.open(io.BytesIO(data), options=options, metadata_errors="replace") as container:
             for packet in container.demux(container.streams.audio[0]):
                 try:
                     for frame in packet.decode():
-                        rate = rate or frame.sample_rate
+                        rates.append(frame.sample_rate)
                         blocks.append(waveform._samples(frame).mean(axis=1, dtype=np.float32))
                 except av.FFmpegError:
                     continue
     except (av.FFmpegError, IndexError, AttributeError):
         pass
-    return rate, np.concatenate(blocks)
+    return (rates or [0])[0], np.concatenate(blocks if len(set(rates)) == 1 else blocks[:1])
 
 
 def seen(data: bytes, formats: str) -> list[int]:
@@ -106,6 +109,7 @@ def seen(data: bytes, formats: str) -> list[int]:
 
     try:
         with av.open(io.BytesIO(data), options={"format_whitelist": formats}, metadata_errors="replace") as container:
+            container.streams.video[0].codec_context.thread_count = 1  # as our reader
             shown = [(checksum(frame), frame.is_corrupt) for frame in container.decode(video=0)]
             return [] if any(corrupt for _, corrupt in shown) else [number for number, _ in shown]
     except (av.FFmpegError, IndexError, ValueError, AttributeError):

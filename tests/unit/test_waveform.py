@@ -270,7 +270,9 @@ def test_g721_is_refused_by_name() -> None:
     assert "G.721" in str(refusal(encoded(TONES, "WAV", "G721_32")))
 
 
-@pytest.mark.parametrize("tag", [b"", b"ID3\x04\0\0\0\0\x02\x01" + bytes(257)])
+@pytest.mark.parametrize(
+    "tag", [b"", b"ID3\x04\0\0\0\0\x02\x01" + bytes(257), b"ID3\x04\0\0\0\x06\x0d\x20" + bytes(100_000)]
+)
 @pytest.mark.parametrize("loud_first", [True, False])
 def test_an_mp3_that_does_not_say_how_long_it_is(tag: bytes, loud_first: bool) -> None:
     """It is heard to its end, whatever its first frame lets one guess; one that says it and breaks off is refused."""

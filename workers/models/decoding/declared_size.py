@@ -65,11 +65,13 @@ _FILE_SIZES = {b"FORM": _Size(4, 4, "big", 8), b"riff": _Size(16, 8, "little", 0
 
 
 def mended(data: bytes) -> bytes:
-    """Return a file with the true size of its samples or frames, and without ID3 tags in front of it.
+    """Return a file with the true size of its samples or frames, and without ID3 tags in front of a WAV.
 
     Raises InvalidInput if it is cut off by its own account: WAV, AVI, AIFF, AU, CAF, Matroska, Ogg and ASF tell.
     """
-    data = data[_untagged(data) :]
+    behind = untagged(data)
+    if data[behind : behind + 4] in _LAYOUTS:  # FFmpeg reads no WAV behind tags
+        data = data[behind:]
     if len(data) < (end := _end(data)):
         raise _cut_off(len(data), end)
     size = _samples_size(data)
@@ -101,8 +103,8 @@ def _cut_off(size: int, declared: int) -> InvalidInput:
     return InvalidInput("input", f"breaks off after {size:,} of {declared:,} bytes", "send the whole file")
 
 
-def _untagged(data: bytes) -> int:
-    """Return the place behind the ID3 tags at a file's beginning, with which FFmpeg reads no WAV."""
+def untagged(data: bytes) -> int:
+    """Return the place behind the ID3 tags at a file's beginning."""
     at = 0
     while data[at : at + 3] == b"ID3":  # each byte of the size has seven bits
         at += 10 + sum(byte << 7 * place for place, byte in enumerate(data[at + 9 : at + 5 : -1]))

@@ -219,7 +219,8 @@ def _declared_s(container: Any, stream: Any, data: bytes) -> float:
     declared_s = float(stream.duration * stream.time_base) if stream.duration else 0.0
     if container.format.name == "mp3":
         rate: int = stream.codec_context.sample_rate
-        found = _MP3_FRAMES.search(data, 0, 2**16)
+        begins = declared_size.untagged(data)
+        found = _MP3_FRAMES.search(data, begins, begins + 2**16)
         frames = int.from_bytes(found[1], "big") if found else 0
         return min(declared_s, frames * (1152 if rate >= 32_000 else 576) / rate)
     return declared_s if container.format.name in _COUNTED else 0.0
