@@ -370,6 +370,10 @@ def mark_published(connection: Connection, ids: Collection[str], at: float | Non
     connection.execute(marked, {"_now": at})
 
 
+#: The jobs that are cancelled and not finished.
+_CANCELLED = select(jobs.c.id).where(RUNNING, jobs.c.cancelled_at.is_not(None)).limit(1000)
+
+
 def take_overdue(
     connection: Connection,
     *,
@@ -397,8 +401,10 @@ def take_overdue(
         if pushed_at is None or pushed_at < at + overdue_s:
             before = at if pushed_at is None else min(at, pushed_at)
             due.append(_is_lost(line, before - overdue_s, at + overdue_s))
-    if served:
-        due.append(_is_stranded(served, _is_past(envelopes.c.published_at, at - overdue_s, at + overdue_s)))
+    if served and (cancelled := connection.execute(_CANCELLED).scalars().all()):
+        past = _is_past(envelopes.c.published_at, at - overdue_s, at + overdue_s)
+        unserved = and_(PUBLISHED, envelopes.c.leased_until.is_(None), envelopes.c.model.not_in(sorted(served)))
+        due.append(and_(among(connection, envelopes.c.job, cancelled), unserved, past))
     taken: list[str] = []
     portion = max(1, limit // len(lanes))
     for condition in due:  # separately: each condition has its own index
@@ -427,13 +433,6 @@ def _is_lost(line: Line, before: float, after: float) -> ColumnElement[bool]:
     own = and_(envelopes.c.model == model, envelopes.c.priority == priority, envelopes.c.lane == lane)
     past = _is_past(envelopes.c.published_at, before, after)
     return and_(PUBLISHED, envelopes.c.leased_until.is_(None), own, past)
-
-
-def _is_stranded(served: Collection[str], is_past: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Return whether an envelope was cancelled and waits for a model that nobody serves."""
-    cancelled = select(jobs.c.id).where(RUNNING, jobs.c.cancelled_at.is_not(None))
-    waits = and_(PUBLISHED, envelopes.c.leased_until.is_(None), is_past)
-    return and_(waits, envelopes.c.model.not_in(sorted(served)), envelopes.c.job.in_(cancelled))
 
 
 def _take(connection: Connection, condition: ColumnElement[bool], now: float, limit: int) -> list[str]:
