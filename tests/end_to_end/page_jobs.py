@@ -14,6 +14,7 @@ from PIL import Image
 
 from producers.wire.messages import Envelope, InlineBytes, Input, Item, Priority, encode, new_id
 from results_store.records import NewEnvelope, NewJob, Result, ResultState
+from results_store.sql.item_numbering import root_of
 from results_store.store import Store
 
 #: No worker serves it: what is submitted stays where it is until the test says otherwise.
@@ -50,7 +51,7 @@ def submit(
         job=envelope.job,
         model=MODEL,
         priority=priority,
-        items=len(items),
+        items=len({root_of(n) for n in numbers}) if numbers else len(items),
         results=envelope.results,
         payload=payload,
         content_type=content_type,

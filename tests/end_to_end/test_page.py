@@ -387,14 +387,14 @@ def test_a_pipeline_is_shown_as_trees(page: Page, store: Store) -> None:
     job, envelope = submit(store, inputs, name="steps", numbers=[*roots, second, part], pipeline=PIPELINE)
     answer(store, job, envelope, dict.fromkeys(roots, "calm") | {second: "sport", part: "a word"})
     page.goto("/#/jobs")
-    expect(page.get_by_role("row").filter(has_text="steps")).to_contain_text("42 items of 3 steps")
+    expect(page.get_by_role("row").filter(has_text="steps")).to_contain_text("40 inputs, 3 steps")
     page.goto(f"/#/jobs/{job}")
     first = page.locator("table.items > tbody > tr").first
     expect(first.locator(".tree .tree").first).to_have_text("subjectsportwords, part 1a word")
-    expect(page.locator("table.items > tbody > tr").nth(1)).to_contain_text("subject: no result")
-    expect(page.get_by_text("inputs 0 to 21")).to_be_visible()  # a page has 25 items, and ends with a whole input
+    expect(page.locator("table.items > tbody > tr").nth(1)).to_contain_text("subject: skipped")
+    expect(page.get_by_text("inputs 0 to 21 of 40")).to_be_visible()  # a page has 25 items, and ends with a whole input
     page.get_by_role("button", name="Next").press("Enter")
-    expect(page.get_by_text("inputs 22 to 39")).to_be_visible()
+    expect(page.get_by_text("inputs 22 to 39 of 40")).to_be_visible()
     page.get_by_role("button", name="Previous").press("Enter")
     page.get_by_role("button", name="Look at subject").press("Enter")
     expect(page.get_by_role("dialog")).to_contain_text("input of look")
@@ -420,7 +420,7 @@ def test_a_fleet_without_workers_and_a_job_without_progress_are_said(
         try:
             page.goto("/#/fleet")
             expect(page.locator("#workers")).to_have_text("no worker serves nobody")
-            expect(page.get_by_role("row", name="w1 cpu")).to_contain_text("text r7, failed, no such file")
+            expect(page.get_by_role("row", name="w1 cpu")).to_contain_text("text: r7, failed, no such file")
             waiting = page.get_by_role("region", name="Waiting")
             expect(waiting).to_contain_text("no running worker serves nobody; the items wait until one does")
             expect(waiting.get_by_role("row", name="nobody bulk")).to_contain_text("no worker serves it")

@@ -248,7 +248,7 @@ def test_a_morning(
         pictures = Path(os.environ.get("ARGOSY_PICTURES") or tmp_path / "pictures")
         camera = screenshots.Camera(browser, pictures, nothing_outside)
         photographs = demo.pull(settings.load(environment={}))
-        screenshots.take(camera, gateway, morning.addresses["flower_url"], client, photographs, texts=3000)
+        screenshots.take(camera, gateway, morning.addresses["flower_url"], client, photographs, texts=5000)
         until(lambda: not morning.sql("SELECT id FROM jobs WHERE finished_at IS NULL"))
     assert missing(morning.environment) == {}
     morning.stop()

@@ -45,7 +45,7 @@ FLOWER = {
     "FLOWER_READ_ONLY": "true",
     "FLOWER_PERSISTENT": "true",
     "FLOWER_STATE_SAVE_INTERVAL": "60000",
-    "FLOWER_TASKS_COLUMNS": "uuid,args,state,result,received,runtime,worker",
+    "FLOWER_TASKS_COLUMNS": "uuid,args,state,runtime,result,received,worker",
 }
 
 

@@ -38,12 +38,12 @@ export function failures(root, { signal, caller }) {
 /** Messages that workers refused: of each the cause, the size and the digest, because nothing else is kept. */
 function refusedMessages(signal) {
   const names = ["When", "Queue", "Cause", "Size", "SHA-256"];
-  const table = tableOf("Refused messages", names, (row) => `${row.at} ${row.sha256}`, refusedLine, "None.");
+  const table = tableOf("Refused messages", names, (row) => `${row.at} ${row.sha256}`, refusedLine, "No message was refused.");
   return {
     node: table.node,
     async look() {
       const { refused } = await get(`/api/dead?limit=${LISTED}`, { signal });
-      table.show(refused ?? [], refused ? `the newest ${LISTED}, without their content` : "the broker does not answer");
+      table.show(refused ?? [], refused === null ? "the broker does not answer" : refused.length ? `the newest ${LISTED}, without their content` : "");
     },
   };
 }

@@ -156,7 +156,7 @@ function workerTable() {
 
 function served(models) {
   const said = ({ revision, state, error }) => [revision, state !== "serving" && state, error].filter(Boolean).join(", ");
-  return Object.entries(models).map(([name, model]) => `${name} ${said(model)}`).join("; ");
+  return Object.entries(models).map(([name, model]) => `${name}: ${said(model)}`).join("; ");
 }
 
 function waitingTable() {

@@ -81,7 +81,7 @@ function details(found, pace, caller) {
     ["Submitted", `${ago(found.created_at, now())} (${moment(found.created_at)})`],
     [found.finished ? "Took" : "Runs for", duration((found.finished_at ?? now()) - found.created_at)],
     ["Results a second", perS ? brief(perS) : "–"],
-    ...(found.pipeline ? [["Steps", found.pipeline.steps.map((step) => step.name).join(", ")], ["Items of all steps", count(found.items)]] : [["Items", count(found.items)]]),
+    ...(found.pipeline ? [["Steps", found.pipeline.steps.map((step) => step.name).join(", ")], ["Inputs", count(found.items)]] : [["Items", count(found.items)]]),
     ["Priority", String(found.priority)],
     ...(caller.operator && found.tenant ? [["Tenant", found.tenant]] : []),
     ...(found.ttl_s === null ? [] : [["Kept for", duration(found.ttl_s)]]),
@@ -93,7 +93,7 @@ function itemTable(id, signal, job, opened) {
   const table = el("table", { class: "items" }, columns("Item", "Input", "Results"));
   const body = table.appendChild(el("tbody"));
   const rows = new Rows(body, (item) => item.seq, (item) => row(id, item, signal));
-  const trees = new Rows(body, (tree) => tree.root, (tree) => treeRow(id, job().pipeline, tree, signal));
+  const trees = new Rows(body, (tree) => tree.root, (tree) => treeRow(id, job, tree, signal));
   const empty = el("p", { class: "empty" }, "No results yet.");
   const where = el("span", { class: "muted" });
   const places = [-1];
@@ -115,8 +115,10 @@ function itemTable(id, signal, job, opened) {
     });
     if (place !== places.at(-1)) return;
     next = page.next;
-    if (job().pipeline) trees.show(grouped(page.items));
-    else rows.show(page.items);
+    if (job().pipeline) {
+      table.tHead.replaceWith(columns("Input", "Content", "Results"));
+      trees.show(grouped(page.items));
+    } else rows.show(page.items);
     table.hidden = page.items.length === 0;
     empty.hidden = page.items.length > 0;
     after.disabled = next === null;
@@ -127,7 +129,7 @@ function itemTable(id, signal, job, opened) {
     tell();
   }
 
-  const tell = () => say(where, span && !job().pipeline ? `${span} of ${count(job().items)}` : span);
+  const tell = () => say(where, span && `${span} of ${count(job().items)}`);
 
   async function turn(move) {
     move();
@@ -157,7 +159,7 @@ function grouped(items) {
 }
 
 /** The row of an input of a pipeline: the results of all its steps, each under the step that it follows. */
-function treeRow(job, pipeline, { root, items: [first] }, signal) {
+function treeRow(job, status, { root, items: [first] }, signal) {
   const ended = new AbortController();
   signal.addEventListener("abort", () => ended.abort(), { once: true, signal: ended.signal });
   const tree = el("div");
@@ -174,15 +176,15 @@ function treeRow(job, pipeline, { root, items: [first] }, signal) {
     gone: () => ended.abort(),
     update({ items }) {
       const found = items.flatMap((item) => item.results.map((one) => ({ seq: item.seq, result: one })));
-      const state = found.map((one) => `${one.seq} ${one.result.task} ${one.result.stored_at}`).join();
+      const state = `${status().finished} ${found.map((one) => `${one.seq} ${one.result.task} ${one.result.stored_at}`).join()}`;
       if (state === shown) return;
       shown = state;
-      tree.replaceChildren(branch(job, stepTree(pipeline), found, first));
+      tree.replaceChildren(branch(job, stepTree(status().pipeline), found, first, status().finished));
     },
   };
 }
 
-function branch(job, nodes, found, first) {
+function branch(job, nodes, found, first, finished) {
   const results = (step) => found.filter((one) => one.result.step === step.name);
   const said = ({ seq, result }) => {
     const name = [result.step, ...result.parts.map((part) => `part ${count(part)}`)].join(", ");
@@ -190,7 +192,7 @@ function branch(job, nodes, found, first) {
   };
   const line = ({ step, children }) => {
     const own = results(step);
-    return el("li", {}, own.length ? own.map(said) : el("span", { class: "muted" }, `${step.name}: no result`), children.length > 0 && branch(job, children, found, first));
+    return el("li", {}, own.length ? own.map(said) : el("span", { class: "muted" }, `${step.name}: ${finished ? "skipped" : "no result yet"}`), children.length > 0 && branch(job, children, found, first, finished));
   };
   return el("ul", { class: "tree" }, nodes.map(line));
 }

@@ -84,7 +84,7 @@ function row(first, caller) {
   const replay = replayButton("Replay");
   function update(job) {
     say(name, job.name || "unnamed job");
-    const items = job.pipeline ? `${plural(job.items, "item")} of ${plural(job.pipeline.steps.length, "step")}` : plural(job.items, "item");
+    const items = job.pipeline ? `${plural(job.items, "input")}, ${plural(job.pipeline.steps.length, "step")}` : plural(job.items, "item");
     say(about, [caller.operator && job.tenant, items, job.id].filter(Boolean).join(" · "));
     bar.update(job);
     const others = ["failed", "cancelled", "expired"].filter((end) => job[end]).map((end) => `${count(job[end])} ${end}`);
