@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 #: A row group ends at `GROUP_ROWS`, or at about this many bytes of text and media.
 GROUP_BYTES = 32 * 1024 * 1024
 
-_TYPES = {"boolean": pa.bool_(), "integer": pa.int64(), "number": pa.float64()}
+_TYPES = {"boolean": pa.bool_(), "integer": pa.int64(), "long": pa.int64(), "number": pa.float64()}
 
 
 def write_parquet(

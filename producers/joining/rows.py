@@ -172,7 +172,8 @@ def _error(mine: Mapping[str, Result], tasks: Sequence[str]) -> str | None:
     return "; ".join(errors) or None
 
 
-_NUMBERS = ("integer", "number")
+#: The type of a column with two types; "json" for all others. A "long" has digits that a "number" would lose.
+_OF_BOTH = {("integer", "number"): "number", ("integer", "long"): "long"}
 
 
 def _type(value: Any) -> str:
@@ -180,10 +181,12 @@ def _type(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "boolean"
+    if isinstance(value, int) and abs(value) > 2**53:
+        return "long" if -(2**63) <= value < 2**63 else "json"
     if isinstance(value, int):
-        return "integer" if -(2**63) <= value < 2**63 else "number"
+        return "integer"
     return {float: "number", str: "string"}.get(type(value), "json")
 
 
 def _both(one: str, other: str) -> str:
-    return "number" if one in _NUMBERS and other in _NUMBERS else "json"
+    return _OF_BOTH.get((min(one, other), max(one, other)), "json")

@@ -46,6 +46,26 @@ def test_a_source_that_is_longer_than_its_job_says_so_in_each_further_row(tmp_pa
     assert found[3]["error"] == "no result; was this row submitted?"
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([2**60 + 1, 5], [2**60 + 1, 5]),
+        ([2**53, 0.5], [2.0**53, 0.5]),
+        ([2**60 + 1, 0.5], [str(2**60 + 1), "0.5"]),
+        ([5, 2**64 + 1], ["5", str(2**64 + 1)]),
+        ([10**30, None], [str(10**30), None]),
+    ],
+)
+def test_no_digit_of_a_number_is_lost_in_parquet(tmp_path: Path, values: list[object], expected: list[object]) -> None:
+    """A column whose numbers no type of Parquet holds is text."""
+    source = tmp_path / "in.jsonl"
+    source.write_text(
+        "".join(json.dumps({"id": key, "text": "x", "n": n}) + "\n" for key, n in zip("ab", values, strict=True))
+    )
+    write_joined(Source(source, "text"), REQUEST, [result(0, "a"), result(1, "b")], tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet")["n"].to_pylist() == expected
+
+
 def test_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="changed since its submission"):
         joined(tmp_path, [{"id": "b", "text": "one"}], [result(0, "a")])
