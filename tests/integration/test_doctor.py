@@ -160,6 +160,19 @@ def test_a_planted_fault_is_found(
     assert problem.remedy
 
 
+def test_a_full_redis_is_no_wrong_clock(publisher: Publisher, broker_url: str) -> None:
+    """Workers cannot renew the time of their announcements there, but their life."""
+    with Redis.from_url(broker_url) as redis:
+        announce(publisher, ahead_s=-60)
+        (problem,) = problems()
+        assert problem.about == "clock"
+        redis.config_set("maxmemory", 1)
+        try:
+            assert problems() == []
+        finally:
+            redis.config_set("maxmemory", 0)
+
+
 def test_an_error_in_one_check_hides_no_other(publisher: Publisher, store: Store, broker_url: str) -> None:
     """Another program may have made the key of the nodes' names."""
     announce(publisher)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from producers.wire.connection import Connection
+from producers.wire.errors import BrokerUnavailable, Overloaded
 from producers.wire.live_nodes import node_key
 from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher, as_unavailable
@@ -159,13 +160,21 @@ def _clocks(publisher: Publisher, store: Store) -> Iterator[Finding]:
     ahead = time.time() - store.now()
     clocks = {"this machine": ahead, "the broker": _broker_ahead(publisher) + ahead}
     for node in presence.nodes(publisher):
-        if node.at:
+        if node.at and _takes_writes(publisher):  # a Redis that refuses keeps an old announcement alive
             clocks[f"worker {node.name}"] = _node_ahead(publisher, node) + ahead
     for name, seconds in clocks.items():
         if abs(seconds) > CLOCKS_APART_S:
             found = f"the clock of {name} is {_age(abs(seconds))} {'ahead of' if seconds > 0 else 'behind'} the store's"
             remedy = "set it by a time service (NTP): times in results, batches and `durable=False` deadlines are wrong"
             yield Finding("clock", False, found, remedy)
+
+
+def _takes_writes(publisher: Publisher) -> bool:
+    try:
+        publisher.check_writes()
+    except (BrokerUnavailable, Overloaded):
+        return False
+    return True
 
 
 def _broker_ahead(publisher: Publisher) -> float:
