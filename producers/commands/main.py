@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -70,7 +71,7 @@ def status(job: str | None, *, limit: int, as_json: bool) -> None:
             models = client.ask(lambda store: store.unfinished_models(job))
     if as_json:
         for one in jobs:
-            click.echo(msgspec.json.encode(one).decode())
+            click.echo(msgspec.json.encode(asdict(one) | {"state": one.state}).decode())
     elif job is not None:
         show_job(jobs[0])
     elif jobs:

@@ -299,7 +299,8 @@ def test_jobs_are_listed_for_people_and_for_programs(tmp_path: Path) -> None:
     listed = argosy("status").stdout
     assert job in listed
     assert "a rather long name for a job of one line" in listed
-    assert json.loads(argosy("status", "--json").stdout)["id"] == job
+    found = json.loads(argosy("status", "--json").stdout)
+    assert (found["id"], found["state"]) == (job, "waiting")
 
 
 def test_a_job_is_cancelled(tmp_path: Path, stand_in: StandIn) -> None:
