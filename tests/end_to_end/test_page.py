@@ -397,7 +397,8 @@ def test_a_pipeline_is_shown_as_trees(page: Page, store: Store) -> None:
     expect(page.get_by_text("inputs 22 to 39 of 40")).to_be_visible()
     page.get_by_role("button", name="Previous").press("Enter")
     page.get_by_role("button", name="Look at subject").press("Enter")
-    expect(page.get_by_role("dialog")).to_contain_text("input of look")
+    dialog = page.get_by_role("dialog", name="subject of input 0")
+    expect(dialog).to_contain_text("input of look")
     assert "[object" not in page.content()
 
 
@@ -422,13 +423,13 @@ def test_a_fleet_without_workers_and_a_job_without_progress_are_said(
             expect(page.locator("#workers")).to_have_text("no worker serves nobody")
             expect(page.get_by_role("row", name="w1 cpu")).to_contain_text("text: r7, failed, no such file")
             waiting = page.get_by_role("region", name="Waiting")
-            expect(waiting).to_contain_text("no running worker serves nobody; the items wait until one does")
+            expect(waiting).to_contain_text("No running worker serves nobody; the items wait until one does")
             expect(waiting.get_by_role("row", name="nobody bulk")).to_contain_text("no worker serves it")
             page.goto(f"/#/jobs/{job}")
-            expect(page.locator("main")).to_contain_text("no running worker serves nobody; the items wait")
+            expect(page.locator("main")).to_contain_text("No running worker serves nobody; the items wait")
             presence.tell(publisher, NodeState(name="w1", device="cpu", models={"nobody": ModelState(revision="r")}))
             expect(page.locator("#workers")).to_be_hidden()
-            expect(page.locator("main")).not_to_contain_text("no running worker")
+            expect(page.locator("main")).not_to_contain_text("No running worker")
             answer(store, job, envelope, {0: "seen"})
             expect(page.locator(".title .badge")).to_have_text("finished")
         finally:

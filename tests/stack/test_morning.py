@@ -362,7 +362,7 @@ def plant_unserved_work(morning: Morning, client: Client) -> Job:
 
 def see_unserved_work(browser: Browser, gateway: str, job: Job) -> None:
     """The page says it in each view."""
-    sentence = "no running worker serves dozing; the items wait until one does"
+    sentence = "No running worker serves dozing; the items wait until one does"
     with tab(browser, gateway) as page:
         page.goto("/#/jobs")
         expect(page.locator("#workers")).to_have_text("no worker serves dozing")

@@ -4,7 +4,7 @@ import { get, now, poll } from "./api.js";
 import { bar, histogram, spark } from "./charts.js";
 import { Rows, cell, el, say, tableOf } from "./dom.js";
 import { PATIENCE_S } from "./pace.js";
-import { ago, brief, count, duration, plural, share } from "./words.js";
+import { ago, brief, count, duration, plural, sentence, share } from "./words.js";
 
 const EVERY_S = 2;
 
@@ -94,7 +94,7 @@ function paceCard() {
     update({ batches }) {
       say(total, brief(batches.items_per_s));
       course.update(batches.series);
-      say(about, batches.count ? `${plural(batches.items, "item")} in the last minute; they waited ${duration(batches.wait_ms / 1000)} in the median` : "nothing in the last minute");
+      say(about, batches.count ? `${plural(batches.items, "item")} in the last minute; they waited ${duration(batches.wait_ms / 1000).replaceAll(" ", "\u00a0")} in the median` : "nothing in the last minute");
     },
   };
 }
@@ -169,14 +169,14 @@ function waitingTable() {
     };
     return { node: el("tr", {}, cells), update };
   }, "Nothing waits.");
-  const remedy = el("p", { class: "empty bad", role: "status", hidden: true });
+  const remedy = el("p", { class: "bad remedy", role: "status", hidden: true });
   table.node.append(remedy);
   return {
     node: table.node,
     update({ models, workers, unserved }) {
       table.show(models, "durable items, including those in progress");
       remedy.hidden = !unserved || workers.length === 0; // the list of workers says that there is none
-      say(remedy, unserved ?? "");
+      say(remedy, sentence(unserved ?? ""));
     },
   };
 }

@@ -5,21 +5,21 @@ import { el, say } from "./dom.js";
 import { full } from "./inputs.js";
 import { outcome } from "./outputs.js";
 import { doing } from "./dialogs.js";
-import { duration } from "./words.js";
+import { count, duration } from "./words.js";
 
 const by = (id) => document.getElementById(id);
 
-/** A button that opens an item. */
-export function itemButton(job, seq, text, label = `Look at item ${seq}`) {
-  const node = el("button", { type: "button", class: "as-link", "aria-label": label, click: () => doing(node, () => open(job, seq)) }, text);
+/** A button that opens an item; `name` is the dialog's title. */
+export function itemButton(job, seq, text, label = `Look at item ${seq}`, name = `Item ${count(seq)}`) {
+  const node = el("button", { type: "button", class: "as-link", "aria-label": label, click: () => doing(node, () => open(job, seq, name)) }, text);
   return node;
 }
 
-async function open(job, seq) {
+async function open(job, seq, name) {
   const item = await get(`/api/jobs/${encodeURIComponent(job)}/items/${seq}`);
   const ended = new AbortController();
   const dialog = by("item");
-  say(by("item-title"), `Item ${item.seq}${item.key ? ` · ${item.key}` : ""}`);
+  say(by("item-title"), `${name}${item.key ? ` · ${item.key}` : ""}`);
   by("item-body").replaceChildren(full(job, item, ended.signal), ...item.results.map((row) => result(row, item.input.text)));
   by("item-close").onclick = () => dialog.close();
   dialog.addEventListener("close", () => ended.abort(), { once: true });

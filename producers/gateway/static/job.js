@@ -10,7 +10,7 @@ import { itemButton } from "./item.js";
 import { outcome } from "./outputs.js";
 import { Pace, stall } from "./pace.js";
 import { stepTree } from "./steps.js";
-import { ago, brief, count, duration, moment, visible } from "./words.js";
+import { ago, brief, count, duration, moment, sentence, visible } from "./words.js";
 
 const PAGE = 25;
 const EVERY_S = 2;
@@ -55,7 +55,7 @@ export function job(root, { id, signal, caller }) {
 
   async function waiting() {
     const found = known?.finished ? null : await get(`/api/jobs/${encodeURIComponent(id)}/waiting`, { signal });
-    say(unserved, found?.unserved ?? "");
+    say(unserved, sentence(found?.unserved ?? ""));
   }
 
   async function start() {
@@ -79,7 +79,7 @@ function details(found, pace, caller) {
   const perS = found.finished ? found.done / Math.max(found.finished_at - found.created_at, 1e-3) : pace.at(now(), found.done);
   return [
     ["Submitted", `${ago(found.created_at, now())} (${moment(found.created_at)})`],
-    [found.finished ? "Took" : "Runs for", duration((found.finished_at ?? now()) - found.created_at)],
+    [found.finished ? "Took" : found.state === "waiting" ? "Waits for" : "Runs for", duration((found.finished_at ?? now()) - found.created_at)],
     ["Results a second", perS ? brief(perS) : "–"],
     ...(found.pipeline ? [["Steps", found.pipeline.steps.map((step) => step.name).join(", ")], ["Inputs", count(found.items)]] : [["Items", count(found.items)]]),
     ["Priority", String(found.priority)],
@@ -167,7 +167,7 @@ function treeRow(job, status, { root, items: [first] }, signal) {
   const node = el(
     "tr",
     {},
-    cell("Input", { class: "which" }, itemButton(job, first.seq, count(root), `Look at input ${root}`), first.key !== null && el("span", { class: "muted small-text" }, first.key)),
+    cell("Input", { class: "which" }, itemButton(job, first.seq, count(root), `Look at input ${root}`, `Input ${count(root)}`), first.key !== null && el("span", { class: "muted small-text" }, first.key)),
     cell("Content", { class: "input" }, excerpt(job, first, ended.signal)),
     el("td", { "data-label": "Results" }, tree),
   );
@@ -188,7 +188,7 @@ function branch(job, nodes, found, first, finished) {
   const results = (step) => found.filter((one) => one.result.step === step.name);
   const said = ({ seq, result }) => {
     const name = [result.step, ...result.parts.map((part) => `part ${count(part)}`)].join(", ");
-    return el("div", { class: "step" }, itemButton(job, seq, name, `Look at ${name}`), outcome(result, true, seq === first.seq ? first.input.text : ""));
+    return el("div", { class: "step" }, itemButton(job, seq, name, `Look at ${name}`, `${name} of input ${count(first.root)}`), outcome(result, true, seq === first.seq ? first.input.text : ""));
   };
   const line = ({ step, children }) => {
     const own = results(step);

@@ -40,4 +40,7 @@ export const moment = (at) => new Date(at * 1000).toLocaleString();
 
 export const bytes = (size) => (size < 1024 ? `${size} B` : size < 2 ** 20 ? `${(size / 1024).toFixed(0)} KB` : `${(size / 2 ** 20).toFixed(1)} MB`);
 
+/** A message of the API as a sentence. */
+export const sentence = (text) => text && `${text[0].toUpperCase()}${text.slice(1)}.`;
+
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
