@@ -89,7 +89,8 @@ class Reconciler:
                 for envelope in overdue
                 if served and envelope.is_cancelled and envelope.model not in served
             }
-            own = redis_key(self._models[0], Priority.BULK)
+            # a bulk list may take hours, and they would be published again in the meantime
+            own = redis_key(self._models[0], Priority.STANDARD)
             self._publisher.publish([(own if id_ in stranded else key, data) for id_, (key, data) in messages.items()])
             self._store.mark_published([envelope.id for envelope in overdue])
             self._remove(stranded)
