@@ -65,15 +65,17 @@ class Reconciler:
         self._put_aside(_TYPES)
         self._publisher.look()  # nor one that a live node cannot read
         began, oldest = time.monotonic(), self._oldest()
-        total = 0
-        while published := self._publish_overdue(began, oldest):
+        total, stranded = 0, dict[str, str]()
+        while published := self._publish_overdue(began, oldest, stranded):
             total += published
             note("publishing overdue envelopes", RUN_LIMIT_S)
+        self._remove(stranded)
         if total:
             logger.info("published %d overdue envelopes again", total)
         return total
 
-    def _publish_overdue(self, began: float, oldest: Mapping[Line, float | None]) -> int:
+    def _publish_overdue(self, began: float, oldest: Mapping[Line, float | None], stranded: dict[str, str]) -> int:
+        """Publish up to `LIMIT` overdue envelopes, and add the stranded ones with their lists to `stranded`."""
         # as old as at the start of the run: so a run publishes no envelope twice
         overdue_s = self._overdue_s + time.monotonic() - began
         reference = self._publisher.by_reference
@@ -84,7 +86,7 @@ class Reconciler:
                 envelope.id: message(envelope, about="published again", reference=reference, at=envelope.accepted_at)
                 for envelope in overdue
             }
-            stranded = {
+            stranded |= {
                 envelope.id: messages[envelope.id][0]
                 for envelope in overdue
                 if served and envelope.is_cancelled and envelope.model not in served
@@ -93,7 +95,6 @@ class Reconciler:
             own = redis_key(self._models[0], Priority.STANDARD)
             self._publisher.publish([(own if id_ in stranded else key, data) for id_, (key, data) in messages.items()])
             self._store.mark_published([envelope.id for envelope in overdue])
-            self._remove(stranded)
         return len(overdue)
 
     def _remove(self, stranded: Mapping[str, str]) -> None:
@@ -102,6 +103,7 @@ class Reconciler:
         for key in sorted(set(stranded.values())):
             place = 0
             while True:
+                note("publishing overdue envelopes", RUN_LIMIT_S)
                 with as_unavailable(redis):
                     found: Any = redis.lrange(key, place, place + LIMIT - 1)
                 if not found:
