@@ -27,6 +27,9 @@ _BLANKS = 64
 #: The numbers that Python's own writers put into JSON.
 _NO_JSON = re.compile(r"-?\bInfinity\b|\bNaN\b")
 
+#: The first half of a character outside Unicode's basic plane, without the second.
+_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+
 #: Name of the only column of a source without columns.
 INPUT = "input"
 
@@ -88,8 +91,10 @@ def _value(text: str | bytes, number: int, reading: Reading) -> Any:
     except RecursionError:
         return reading.wrong(number, "is JSON nested too deeply", "flatten it")
     except msgspec.DecodeError as error:
-        found = _NO_JSON.search(text if isinstance(text, str) else text.decode("utf-8", "replace"))
-        if found:
+        shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        if half := _HALF.search(shown):
+            return reading.wrong(number, f"has {half[0]}, half of a character", "write the whole character")
+        if found := _NO_JSON.search(shown):
             return reading.wrong(number, f"has {found[0]}, which is not JSON", "write null, or leave the field out")
         return reading.wrong(number, f"is not JSON: {error}", "each line must be one JSON value")
 
