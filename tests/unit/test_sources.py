@@ -56,6 +56,11 @@ def test_csv_is_read_by_its_header(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a"}\n{"text": \n{"text": "c"}\n', "a.jsonl:2: is not JSON: "),
         (
             "a.jsonl",
+            '{"text": "a"}\n{"text": "b", "x": "\\ud800"}\n{"text": "c"}\n',
+            "a.jsonl:2: has \\ud800, half of a ",
+        ),
+        (
+            "a.jsonl",
             '{"text": "a"}\n[1]\n{"text": "c"}\n',
             "a.jsonl:2: is list; each line must be an object or a string",
         ),
