@@ -94,7 +94,7 @@ class Checkpoint:
     def _other_form(self) -> str:
         """Return a description of a folder that is not one of transformers, or an empty string."""
         if (self.folder / "modules.json").is_file():
-            first = next(iter(self.read_json("modules.json")), {})
+            first: dict[str, Any] = next(iter(self.read_json("modules.json")), {})
             kind, path = str(first.get("type", "")).rpartition(".")[2], first.get("path", "")
             if kind != "Transformer":
                 return f"a folder of sentence-transformers that begins with the module {kind}, which is not served"
