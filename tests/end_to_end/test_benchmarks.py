@@ -19,7 +19,7 @@ NAMES = sorted(
 )
 
 #: The benchmarks whose smallest run takes half a minute and more: `make test-faults` runs them.
-LONG = ("abuse", "chaos", "fairness", "hostile", "soak", "training")
+LONG = ("abuse", "chaos", "checkpoints", "fairness", "hostile", "soak", "training")
 
 
 def assert_is_a_result(result: dict[str, object], name: str) -> None:
