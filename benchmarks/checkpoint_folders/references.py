@@ -27,7 +27,7 @@ def of(case: Case, folder: Path) -> Answering:
 def _pipeline(kind: str, folder: Path, **options: Any) -> Any:
     import transformers
 
-    return transformers.pipeline(kind, model=str(folder), device="cpu", **options)
+    return transformers.pipeline(kind, model=str(folder), device="cpu", dtype="float32", **options)
 
 
 def _plain(kind: str) -> Callable[[Path, Mapping[str, Any]], Answering]:
