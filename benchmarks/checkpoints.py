@@ -79,7 +79,8 @@ def main() -> None:
     merged = {name: _merged(results[name]) for name in every if name in results}
     if given.keep:
         convention.write_between(TABLE, "checkpoints", _table(every, merged))
-    convention.report("checkpoints", _figures(merged), keep=given.keep)
+    defaults = [results[name]["default"] for name in merged if "default" in results[name]]
+    convention.report("checkpoints", _figures(merged, defaults), keep=given.keep)
 
 
 def _set_up() -> None:
@@ -215,13 +216,14 @@ def _merged(by_backend: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
     return min(by_backend.values(), key=lambda result: VERDICTS.index(result["verdict"]))
 
 
-def _figures(merged: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _figures(merged: Mapping[str, Mapping[str, Any]], defaults: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how many ended how, and on which backend the answers of those with a default backend are equal."""
     built = [result for result in merged.values() if result["verdict"] != "unbuilt"]
     figures: dict[str, Any] = {"checkpoints": len(built)}
     for verdict in ("equal", "refused_at_load", "wrong", "failed_late"):
         figures[verdict] = sum(result["verdict"] == verdict for result in built)
-    chosen = [result["on"] for result in built if result["backend"] == "default" and result["verdict"] == "equal"]
-    return figures | {"on": {name: chosen.count(name) for name in sorted(set(chosen))}}
+    chosen = [result["on"] for result in defaults if result["verdict"] == "equal"]
+    return figures | {"equal_on_default_backend": {name: chosen.count(name) for name in sorted(set(chosen))}}
 
 
 def _table(every: Mapping[str, Case], merged: Mapping[str, Mapping[str, Any]]) -> str:
