@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from urllib.parse import quote, urlsplit
 
 import psutil
 import pytest
 
-from producers import Client
+from producers import BrokerUnavailable, Client
 from results_store.store import Store
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.page_jobs import submit
 from tests.end_to_end.processes import device_process, fleet_in, until
+from tests.tls import CERTIFICATE, tls_in_front_of
 from workers.fleet.local import LocalFleet
 
 
@@ -63,6 +65,29 @@ def test_the_ready_file_of_a_killed_worker_is_gone_while_the_next_one_loads(flee
         )
     until(lambda: not ready.exists())
     until(ready.exists)
+
+
+def test_a_broker_behind_tls_with_an_authority_of_its_own(fleet: LocalFleet) -> None:
+    """Worker and client trust the authority that the URL names, and no other."""
+    service, plain = fleet.workers[0], urlsplit(fleet.broker_url)
+    environment = service.environment
+    with tls_in_front_of(plain.port or 0) as port:
+        url = f"rediss://{plain.netloc.rpartition('@')[0]}@127.0.0.1:{port}{plain.path}"
+        trusting = f"{url}?ssl_ca_certs={quote(str(CERTIFICATE))}"
+        service.stop()
+        service.environment = {**environment, "ARGOSY_BROKER_URL": trusting}
+        service.start()
+        try:
+            with Client(trusting, fleet.store_url) as client:
+                job = client.submit_many("echo", ["a", "b"])
+                assert client.submit("echo", "c", durable=False).result(timeout_s=60)["crc"]
+                assert job.wait(timeout_s=60).succeeded == 2
+            with Client(url, fleet.store_url) as client, pytest.raises(BrokerUnavailable, match="certificate"):
+                client.check()
+        finally:
+            service.stop()
+            service.environment = environment
+            service.start()
 
 
 def test_a_worker_stops_while_its_database_is_away(fleet: LocalFleet, client: Client) -> None:
