@@ -57,7 +57,7 @@ def test_csv_is_read_by_its_header(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": "b", "x": "\\ud800"}\n{"text": "c"}\n',
-            "a.jsonl:2: has \\ud800, half of a ",
+            "a.jsonl:2: has half of a surrogate pair",
         ),
         (
             "a.jsonl",
