@@ -54,7 +54,7 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
             due = check(message)
             if due is None:
                 handle(message)
-            elif due > time():
+            elif message.channel.qos.is_noted_as_waiting(message.delivery_tag) or due > time():
                 message.channel.qos.put_off(message, due)
             else:
                 message.headers["eta"] = None  # or Celery would take it for later once more

@@ -80,9 +80,12 @@ def check(message: Any) -> float | None:
         if name is not None and not is_name(name):
             raise InvalidMessage("headers: an id is too long, or has NUL or a lone surrogate")
     _check_body(message.payload, headers.task)
-    if headers.eta is None:
-        return None
-    due = datetime.fromisoformat(headers.eta)
+    return None if headers.eta is None else due_at(headers.eta)
+
+
+def due_at(eta: str) -> float:
+    """Return the Unix time of a message's `eta`. Raises if it is no time."""
+    due = datetime.fromisoformat(eta)
     return (due if due.tzinfo else due.replace(tzinfo=UTC)).timestamp()
 
 

@@ -18,6 +18,7 @@ from kombu.utils.json import dumps
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
 from producers.wire.publisher import DURABLE
+from workers.consumer.foreign_messages import due_at
 from workers.consumer.refusals import Refusals
 
 logger = logging.getLogger(__name__)
@@ -38,20 +39,29 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._noted: set[str] = set()  # tags that Redis has notes of
         self._settled: set[str] = set()  # tags whose notes are to be deleted
+        self._waiting: set[str] = set()  # tags of messages whose notes say that they wait for their time
         self._notes = Refusals("noting messages that are not durable (they are computed nevertheless)")
         super().__init__(*arguments, **options)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Add a taken message. It is computed even if Redis refuses the note about it."""
-        if not message.headers.get(DURABLE):
+        due = _due(message)
+        if due is not None or not message.headers.get(DURABLE):
             try:
-                self._note(message, delivery_tag, time.time())
+                self._note(message, delivery_tag, time.time() if due is None else due - self.visibility_timeout)
+                if due is not None:
+                    self._waiting.add(delivery_tag)
             except ResponseError as error:
                 self._notes.refused(error)
         virtual.QoS.append(self, message, delivery_tag)
 
+    def is_noted_as_waiting(self, delivery_tag: str) -> bool:
+        """Return whether a message is noted to be delivered at its time."""
+        return delivery_tag in self._waiting
+
     def ack(self, delivery_tag: str) -> None:
         """Free the message's slot, and delete the note about it, now or as soon as Redis accepts that."""
+        self._waiting.discard(delivery_tag)
         try:
             if delivery_tag in self._noted:
                 self._noted.discard(delivery_tag)
@@ -68,6 +78,7 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         if not requeue:
             self.ack(delivery_tag)
             return
+        self._waiting.discard(delivery_tag)
         try:
             if delivery_tag in self._noted:
                 self.restore_by_tag(delivery_tag, leftmost=True)
@@ -82,7 +93,9 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
     def put_off(self, message: Any, until: float) -> None:
         """Free the message's slot, and deliver the message again at Unix time `until`."""
         tag = message.delivery_tag
-        self._note(message, tag, until - self.visibility_timeout)
+        if tag not in self._waiting:
+            self._note(message, tag, until - self.visibility_timeout)
+        self._waiting.discard(tag)
         self._noted.discard(tag)
         virtual.QoS.ack(self, tag)
 
@@ -155,3 +168,14 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
                 client,
                 leftmost=True,
             )
+
+
+def _due(message: Any) -> float | None:
+    """Return the time (Unix) that a message waits for, if it is in the future."""
+    if (eta := message.headers.get("eta")) is None:
+        return None
+    try:
+        due = due_at(eta)
+    except (TypeError, ValueError, OverflowError):  # it is refused later
+        return None
+    return due if due > time.time() else None
