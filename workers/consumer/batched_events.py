@@ -21,7 +21,7 @@ from results_store.loops.loop import TICK_S, note
 from workers.consumer.foreign_messages import check
 
 #: The interval between sends. Celery sends sooner if there are many events (`EventDispatcher.buffer_limit`).
-EVENTS_EVERY_S = 0.1
+EVENTS_EVERY_S = 0.5
 
 #: The most seconds for which the consumer may wait for an answer of the broker, or for a connection.
 BROKER_LIMIT_S = 60.0
