@@ -88,6 +88,8 @@ def test_a_broker_behind_tls_with_an_authority_of_its_own(fleet: LocalFleet) -> 
             service.stop()
             service.environment = environment
             service.start()
+            assert service.ready_file is not None
+            until(service.ready_file.exists)
 
 
 def test_a_worker_stops_while_its_database_is_away(fleet: LocalFleet, client: Client) -> None:
