@@ -22,7 +22,7 @@ from producers.gateway.guard import GuardedBody
 from producers.gateway.keys import REMEMBERED_S, Caller, Keyring, Refused, new_key
 from producers.gateway.openai import chat
 from producers.gateway.openai.batch_requests import LineError, RequestReader, read
-from producers.gateway.openai.chat_request import UNSERVED, ChatBody
+from producers.gateway.openai.chat_request import UNSERVED, ChatBody, chat_body
 from producers.gateway.openai.embeddings import detokenizer_of, plan
 from producers.gateway.openai.endpoint_calls import named_problem
 from producers.gateway.openai.transcriptions import segments_of, subtitles
@@ -306,6 +306,14 @@ def test_a_body_of_errors_has_few(form: type[BaseModel], body: dict[str, object]
     with pytest.raises(ValidationError) as caught:
         form.model_validate(body)
     assert caught.value.error_count() < 10
+
+
+@pytest.mark.parametrize("body", [{"x" * 100_000: 1}, {"model": "x", "messages": [{"role": "x" * 100_000}]}])
+def test_an_error_repeats_little_of_a_body(body: dict[str, object]) -> None:
+    """A caller's name or value of a megabyte would come back whole."""
+    with pytest.raises(InvalidInput) as refused:
+        chat_body(body)
+    assert len(str(refused.value)) < 2000
 
 
 def test_inputs_of_many() -> None:

@@ -19,6 +19,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 #: Values that ask for nothing, by the name of a parameter that is not served here.
 Unserved = Mapping[str, tuple[Any, ...]]
 
+#: The most characters of a name or a value that an error repeats.
+_SHOWN: Final = 200
+
 _PLACE: Final = re.compile(r"(?P<problem>.*?)(?: - at `(?:key` in `)?\$(?P<place>[^`]*)`)?", re.DOTALL)
 _FIELD: Final = re.compile(r"Object (?P<fault>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
 
@@ -97,7 +100,7 @@ def _invalid(error: msgspec.ValidationError, known: Collection[str]) -> InvalidI
     assert found is not None, "the pattern matches any text"
     place, problem = (found["place"] or "").removeprefix("."), found["problem"]
     if field := _FIELD.fullmatch(problem):
-        where = f"{place}.{field['name']}".removeprefix(".")
+        where = f"{place}.{field['name']}".removeprefix(".")[:_SHOWN]
         if field["fault"] == "missing required":
             return InvalidInput(where, "is missing")
         remedy = "leave it out" if place else f"leave it out; the parameters are: {', '.join(known)}"
@@ -105,4 +108,5 @@ def _invalid(error: msgspec.ValidationError, known: Collection[str]) -> InvalidI
     problem = (
         problem.replace("`", "").replace(" | null", "").replace("Expected", "must be", 1).replace(" got ", " not ")
     )
-    return InvalidInput(place or "body", problem.replace("Invalid enum value", "must not be"), "see /openapi.json")
+    problem = problem.replace("Invalid enum value", "must not be")[:_SHOWN]
+    return InvalidInput(place[:_SHOWN] or "body", problem, "see /openapi.json")

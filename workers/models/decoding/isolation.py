@@ -83,7 +83,7 @@ def large_files(allowed: bool) -> Iterator[None]:
 
 
 def check_memory(pixels: int) -> None:
-    """Raise LargeFile for a picture or film of so many pixels if this thread may not decode large files."""
+    """Raise LargeFile for a picture of so many pixels if this thread may not decode large files."""
     if pixels >= LARGE_PIXELS and not _large_files.get():
         raise LargeFile
 
