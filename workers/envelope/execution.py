@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import BadItem, Envelope, Named, decode, decode_bytes, named, outline
+from producers.wire.messages import BadItem, Envelope, Named, Priority, decode, decode_bytes, named, outline
 from results_store.export.text_export import plain
 from results_store.loops.loop import doing
 from results_store.records import Claim, Claimed, Result, Transaction
@@ -79,7 +79,8 @@ class Execution(Preparation):
 
         An envelope that is not durable has no row to lease.
         """
-        return self.writer.claim(message.id) if message.durable else _UNKNOWN
+        urgent = message.priority == Priority.INTERACTIVE
+        return self.writer.claim(message.id, urgent=urgent) if message.durable else _UNKNOWN
 
     def decode(self, raw: object, message: Named, claimed: Claimed) -> tuple[Envelope, list[BadItem]]:
         """Return the stored envelope and its unreadable items; the message's, if the store does not know it.
@@ -153,6 +154,7 @@ class Execution(Preparation):
                 dead=ended if dead else (),
                 unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),
                 stepped=(envelope.id,) if envelope.pipeline else (),
+                urgent=envelope.priority is Priority.INTERACTIVE,
             )
         )
         if interrupted:

@@ -19,7 +19,7 @@ from typing import Any
 
 from producers.wire.blobs import Blobs
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
-from producers.wire.messages import REFERENCE, named
+from producers.wire.messages import REFERENCE, Priority, named
 from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
@@ -53,6 +53,7 @@ from workers.node.presence import TELL_EVERY_S, NodeState
 from workers.node.reconciler import Reconciler
 from workers.node.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
 from workers.node.reloading import Reloader, Version, versions
+from workers.node.thread_turns import ThreadTurns
 from workers.node.watchdog import Watchdog, end_process, limit_for
 from workers.settings import Settings
 
@@ -104,6 +105,7 @@ class Node:
         self._store = Store(store_url)
         self._held = HeldEnvelopes(self._store, worker=holder, lease_s=settings.worker.lease_s)
         self._gate = Gate()
+        self._turns = ThreadTurns()
         self._following = FollowUpPublisher(self._store, self._publisher)
         self._writer = Writer(
             self._store,
@@ -174,6 +176,7 @@ class Node:
         """Run an envelope: the whole work of the Celery task. See `Execution.run`. Raises InvalidMessage."""
         assert self._execution is not None, "the consumer starts after the node"
         message = named(raw)
+        self._turns.begin(urgent=message.priority == Priority.INTERACTIVE)
         progress = ThreadProgress(threading.current_thread().name)
         progress.note(f"envelope {message.id}", STEP_LIMIT_S)
         watch_here(progress)
