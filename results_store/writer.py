@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -63,7 +64,7 @@ class Writer:
     An envelope of which `max_attempts` attempts ended with an error is claimed as dead. `drop_inputs`, for privacy,
     deletes inputs once their results are stored without a failure; they can no longer be replayed. The envelopes that
     `follow` derives from results of pipelines are accepted with the results and passed to `on_followed`, which
-    publishes them. If that fails, the reconciler publishes them.
+    publishes them. If that fails, the reconciler publishes them. Writers that share `batches` store each batch once.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Writer:
         max_group_results: int = GROUP_RESULTS,
         first_retry_s: float = 0.1,
         last_retry_s: float = 5.0,
+        name: str = "argosy-writer",
+        batches: deque[Batch] | None = None,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -93,8 +96,8 @@ class Writer:
         self._first_retry_s = first_retry_s
         self._last_retry_s = last_retry_s
         self._inbox: Inbox[_Request] = Inbox()
-        self._batches: deque[Batch] = deque()
-        self.loop = Loop("argosy-writer", self._take_turn, failed=self._failed)
+        self._batches: deque[Batch] = deque() if batches is None else batches
+        self.loop = Loop(name, self._take_turn, failed=self._failed)
         self._turn = threading.Lock()  # held while a thread uses the database
         self._entrance = threading.Lock()  # no request may follow the end mark of `close`
         self._running = False
@@ -211,7 +214,10 @@ class Writer:
 
     def _with_batches(self, group: list[_Request]) -> list[_Request]:
         """Add the recorded batches in front: no result is stored before its batch."""
-        recorded = [self._batches.popleft() for _ in range(len(self._batches))]
+        recorded: list[Batch] = []
+        with suppress(IndexError):  # another writer takes the last
+            while self._batches:
+                recorded.append(self._batches.popleft())
         return [_Request(Transaction(batches=recorded)), *group] if recorded else group
 
     def _store_group(self, group: list[_Request]) -> None:
