@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import io
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +24,7 @@ class Turns:
 
     def __init__(self, database: Path) -> None:
         self._path = Path(f"{database}-turns")
-        self._file: io.FileIO | None = None
+        self._file: int | None = None
 
     @contextmanager
     def next(self) -> Iterator[None]:
@@ -35,29 +35,31 @@ class Turns:
             yield
         finally:
             if file is not None and mine:
-                with suppress(ValueError):  # it was closed meanwhile
+                with suppress(OSError):  # it was closed meanwhile
                     fcntl.flock(file, fcntl.LOCK_UN)
 
     def close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            file.close()
+            os.close(file)
 
-    def _opened(self) -> io.FileIO | None:
+    __del__ = close  # as SQLite's own connections, which say nothing either
+
+    def _opened(self) -> int | None:
         if self._file is None:
             with suppress(OSError):
-                self._file = io.FileIO(self._path, "a")
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         return self._file
 
 
-def _locked(file: io.FileIO) -> bool:
+def _locked(file: int) -> bool:
     deadline = time.monotonic() + LONGEST_S
     while time.monotonic() < deadline:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(LOOK_EVERY_S)
-        except (OSError, ValueError):  # a file system without locks; it was closed meanwhile
+        except OSError:  # a file system without locks; it was closed meanwhile
             return False
         else:
             return True
