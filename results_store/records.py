@@ -332,7 +332,7 @@ class Transaction(NamedTuple):
 
     Envelopes in `claims` are leased to `worker` for `lease_s`, unless `max_attempts` attempts failed. With
     `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. A time in `at`
-    replaces the store's clock.
+    replaces the store's clock. The writer stores an `urgent` part before the others.
     """
 
     # a named tuple is made in a quarter of the time of a frozen dataclass, and a lone item makes four
@@ -349,6 +349,7 @@ class Transaction(NamedTuple):
     max_attempts: int = MAX_ATTEMPTS
     drop_inputs: bool = False
     at: float | None = None
+    urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

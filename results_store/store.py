@@ -90,6 +90,10 @@ class Store:
 
         upgrade(self._database)
 
+    @property
+    def sqlite(self) -> bool:
+        return self._database.sqlite
+
     def is_pooled(self) -> bool:
         """Return whether a pooler, such as PgBouncer, is between this process and PostgreSQL."""
         return self._database.is_pooled()

@@ -1,7 +1,7 @@
 """The group committer: a thread that stores the results of many threads, a transaction at a time.
 
 Requests that arrive during a transaction share the next one. So a lone result is stored at once, and groups grow with
-the load, without a timer.
+the load, without a timer. Urgent requests share transactions of their own, which come before the others.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -29,6 +30,12 @@ Done = tuple[str, str]
 #: The outcome of a commit: the finished (job, envelope) pairs, and by envelope the few results of envelopes without a
 #: row in the outbox, if all of their results are new.
 OnCommitted = Callable[[Sequence[Done], Mapping[str, Sequence[Result]]], None]
+
+#: The most results of a transaction: an urgent request waits for the one before it.
+GROUP_RESULTS = 1024
+
+#: A claim takes about as long as so many results.
+CLAIM_RESULTS = 16
 
 #: The results of an envelope with more results than this are read from the store.
 FEW_RESULTS = 8
@@ -57,7 +64,7 @@ class Writer:
     An envelope of which `max_attempts` attempts ended with an error is claimed as dead. `drop_inputs`, for privacy,
     deletes inputs once their results are stored without a failure; they can no longer be replayed. The envelopes that
     `follow` derives from results of pipelines are accepted with the results and passed to `on_followed`, which
-    publishes them. If that fails, the reconciler publishes them.
+    publishes them. If that fails, the reconciler publishes them. Writers that share `batches` store each batch once.
     """
 
     def __init__(
@@ -71,9 +78,11 @@ class Writer:
         on_committed: OnCommitted | None = None,
         follow: Follow | None = None,
         on_followed: Callable[[Sequence[NewEnvelope]], None] | None = None,
-        max_group_results: int = 8192,
+        max_group_results: int = GROUP_RESULTS,
         first_retry_s: float = 0.1,
         last_retry_s: float = 5.0,
+        name: str = "argosy-writer",
+        batches: deque[Batch] | None = None,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -87,8 +96,8 @@ class Writer:
         self._first_retry_s = first_retry_s
         self._last_retry_s = last_retry_s
         self._inbox: Inbox[_Request] = Inbox()
-        self._batches: deque[Batch] = deque()
-        self.loop = Loop("argosy-writer", self._take_turn, failed=self._failed)
+        self._batches: deque[Batch] = deque() if batches is None else batches
+        self.loop = Loop(name, self._take_turn, failed=self._failed)
         self._turn = threading.Lock()  # held while a thread uses the database
         self._entrance = threading.Lock()  # no request may follow the end mark of `close`
         self._running = False
@@ -111,9 +120,9 @@ class Writer:
         """
         self._settle(_Request(part))
 
-    def claim(self, envelope: str) -> Claimed:
+    def claim(self, envelope: str, *, urgent: bool = False) -> Claimed:
         """Return the claim of an envelope. An envelope with work to do is leased to this worker for `lease_s`."""
-        return self._settle(_Request(Transaction(claims=(envelope,)))).claims[envelope]
+        return self._settle(_Request(Transaction(claims=(envelope,), urgent=urgent))).claims[envelope]
 
     def record(self, batch: Batch) -> None:
         """Record a batch with the next group, or at `close`, without waiting.
@@ -167,7 +176,7 @@ class Writer:
             # a lone request is stored by its own thread, which saves two changes of thread
             alone = not self._inbox and self._turn.acquire(blocking=False)
             if not alone:
-                self._inbox.put(request)
+                self._inbox.put(request, urgent=request.part.urgent)
         with doing("storing, which has its own progress", math.inf):
             if alone:
                 try:
@@ -187,7 +196,7 @@ class Writer:
         with self._turn:  # also without a request: a caller that is stuck with the lock must not look like progress
             self.loop.progress.note()
             if waiting:
-                group = self._inbox.take(self._max_group_results, lambda request: len(request.part.results))
+                group = self._inbox.take(self._max_group_results, _weight)
                 self._store_group(self._with_batches(group))
                 self._inbox.done()
                 return True
@@ -205,7 +214,10 @@ class Writer:
 
     def _with_batches(self, group: list[_Request]) -> list[_Request]:
         """Add the recorded batches in front: no result is stored before its batch."""
-        recorded = [self._batches.popleft() for _ in range(len(self._batches))]
+        recorded: list[Batch] = []
+        with suppress(IndexError):  # another writer takes the last
+            while self._batches:
+                recorded.append(self._batches.popleft())
         return [_Request(Transaction(batches=recorded)), *group] if recorded else group
 
     def _store_group(self, group: list[_Request]) -> None:
@@ -295,6 +307,10 @@ class Writer:
             self._on_committed(committed.done, _few(group, committed))
         except Exception as error:  # noqa: BLE001 - see above
             logger.warning("the notices of %d finished envelopes were not sent: %s", len(committed.done), error)
+
+
+def _weight(request: _Request) -> int:
+    return len(request.part.results) + CLAIM_RESULTS * len(request.part.claims)
 
 
 def _few(group: list[_Request], committed: Committed) -> dict[str, list[Result]]:

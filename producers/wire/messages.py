@@ -232,6 +232,7 @@ class Named(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     job: str = ""
+    priority: Any = None
     durable: bool = True
     items: Any = None
 

@@ -86,11 +86,15 @@ class Database:
         self._engines.clear()
         if engine is not None:
             engine.dispose()
+        if self._file is not None:
+            self._file.close()
 
     def _before_fork(self) -> None:
         if self.sqlite and self._engine is not None:
             self._torn = not self._gate.close(FORK_S)
             self._engine.dispose()
+            if self._file is not None:
+                self._file.close()
 
     def _go_on(self) -> None:
         if self._gate.closed:

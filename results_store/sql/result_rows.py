@@ -6,6 +6,7 @@ exact even if workers deliver the same results twice at the same time.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +42,14 @@ _COLUMNS = (
 )
 _NAMES = ", ".join(name for name, _ in _COLUMNS)
 
-_MARKS = ", ".join("?" * len(_COLUMNS))
-_SQLITE = f"INSERT INTO results ({_NAMES}) VALUES ({_MARKS}) ON CONFLICT DO NOTHING"  # noqa: S608 - constants
+_MARKS = f"({', '.join('?' * len(_COLUMNS))})"
+# Python's driver lets go of the interpreter for each statement, and takes it back from threads that compute: up to 5 ms
+# for each. So rows go together, in few lengths, since the driver remembers statements.
+_LENGTHS = (256, 32, 4, 1)
+_SQLITE = {
+    length: f"INSERT INTO results ({_NAMES}) VALUES {', '.join([_MARKS] * length)} ON CONFLICT DO NOTHING"  # noqa: S608
+    for length in _LENGTHS
+}
 
 # Many rows go by COPY into a temporary table and from there into `results`: twice as fast as arrays, which the driver
 # writes element by element. Few rows go as arrays, one per column, without the second statement. In both cases JSON
@@ -170,17 +177,29 @@ def _into_postgresql(connection: Connection, rows: list[tuple[Any, ...]], wanted
 
 def _into_sqlite(connection: Connection, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Insert rows and return the new ones."""
-    # Without SQLAlchemy, whose overhead exceeds the insert: 200,000 rows/s instead of 30,000.
-    inserted = []
+    # Without SQLAlchemy, whose overhead exceeds the insert.
+    inserted, begin = [], 0
     cursor = connection.connection.cursor()
     try:
-        for row in rows:
-            cursor.execute(_SQLITE, row)
-            if cursor.rowcount:
-                inserted.append(row)
+        for length in _LENGTHS:
+            while begin + length <= len(rows):
+                inserted += _inserted(cursor, rows[begin : begin + length])
+                begin += length
     finally:
         cursor.close()
     return inserted
+
+
+def _inserted(cursor: Any, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Insert rows together and return the new ones. Rows that are not all new are inserted one by one."""
+    if len(rows) == 1:
+        cursor.execute(_SQLITE[1], rows[0])
+        return rows if cursor.rowcount else []
+    cursor.execute("SAVEPOINT rows")
+    cursor.execute(_SQLITE[len(rows)], list(itertools.chain.from_iterable(rows)))
+    all_new = cursor.rowcount == len(rows)
+    cursor.execute("RELEASE rows" if all_new else "ROLLBACK TO rows")
+    return rows if all_new else [row for row in rows if _inserted(cursor, [row])]
 
 
 def _row(result: Result, at: float | None) -> tuple[Any, ...]:

@@ -89,6 +89,7 @@ class Rig:
             limits=InputLimits(),
             batcher=self.batcher,
             writer=self.writer,
+            urgent_writer=self.writer,
             database=store,
             gate=Gate(),
         )

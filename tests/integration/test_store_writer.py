@@ -183,6 +183,28 @@ def test_a_group_is_bounded(counting: CountingStore) -> None:
     assert counting.groups == [1, 6, 3]
 
 
+def test_urgent_requests_are_stored_before_those_that_wait(counting: CountingStore) -> None:
+    """They share no transaction with others, whose rows they would wait for."""
+    submit(counting, 9)
+    counting.go_on.clear()
+    with writer(counting) as committer:
+
+        def commit(seqs: range, *, urgent: bool) -> threading.Thread:
+            part = Transaction(results=[result(seq) for seq in seqs], urgent=urgent)
+            return in_thread(lambda: committer.commit(part))
+
+        threads = [commit(range(1), urgent=False)]
+        assert counting.entered.wait(30)
+        threads.append(commit(range(1, 4), urgent=False))
+        queued(committer, 1)
+        threads.append(commit(range(4, 9), urgent=True))
+        queued(committer, 2)
+        counting.go_on.set()
+        for thread in threads:
+            thread.join()
+    assert counting.groups == [1, 5, 3]
+
+
 def test_one_bad_row_fails_its_own_caller_only(counting: CountingStore) -> None:
     """One error must not answer for a whole group."""
     submit(counting, items=9)

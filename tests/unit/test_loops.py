@@ -82,6 +82,24 @@ def test_an_inbox_keeps_what_was_taken() -> None:
     assert not inbox.wait(60), "closed: nothing to wait for"
 
 
+def test_urgent_items_go_first_by_themselves_and_let_the_others_have_their_turns() -> None:
+    inbox: Inbox[str] = Inbox()
+    for item in ("bulk 1", "bulk 2", "bulk 3"):
+        inbox.put(item)
+    inbox.put("urgent 1", urgent=True)
+    inbox.put("urgent 2", urgent=True)
+    assert inbox.take(2) == ["urgent 1", "urgent 2"]
+    inbox.put("urgent 3", urgent=True)
+    assert inbox.failed() == ["urgent 1", "urgent 2"]
+    assert inbox.take(2) == ["bulk 1", "bulk 2"]
+    inbox.done()
+    assert inbox.take(2) == ["urgent 3"]
+    inbox.done()
+    assert len(inbox) == 1
+    assert inbox.wait(0)
+    assert inbox.take(2) == ["bulk 3"]
+
+
 def test_a_call_that_is_lost_delays_an_item_and_does_not_lose_it() -> None:
     """An exception may hit the thread between the call and the look: the next wait finds the item."""
     inbox: Inbox[int] = Inbox()

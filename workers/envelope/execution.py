@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import BadItem, Envelope, Named, decode, decode_bytes, named, outline
+from producers.wire.messages import BadItem, Envelope, Named, Priority, decode, decode_bytes, named, outline
 from results_store.export.text_export import plain
 from results_store.loops.loop import doing
 from results_store.records import Claim, Claimed, Result, Transaction
@@ -45,6 +45,7 @@ class Execution(Preparation):
 
     batcher: Batcher
     writer: Writer
+    urgent_writer: Writer
     gate: Gate
 
     def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
@@ -79,7 +80,10 @@ class Execution(Preparation):
 
         An envelope that is not durable has no row to lease.
         """
-        return self.writer.claim(message.id) if message.durable else _UNKNOWN
+        if not message.durable:
+            return _UNKNOWN
+        urgent = message.priority == Priority.INTERACTIVE
+        return self._writer(urgent=urgent).claim(message.id, urgent=urgent)
 
     def decode(self, raw: object, message: Named, claimed: Claimed) -> tuple[Envelope, list[BadItem]]:
         """Return the stored envelope and its unreadable items; the message's, if the store does not know it.
@@ -146,18 +150,23 @@ class Execution(Preparation):
         ended = (envelope.id,) if portion.last and not interrupted else ()
         # without results, not even the items of a cancelled envelope can be named
         dead = claim is Claim.DEAD or (claim is Claim.CANCELLED and not portion.results)
-        self.writer.commit(
+        urgent = envelope.priority is Priority.INTERACTIVE
+        self._writer(urgent=urgent).commit(
             Transaction(
                 results=portion.results,
                 done=() if dead else ended,
                 dead=ended if dead else (),
                 unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),
                 stepped=(envelope.id,) if envelope.pipeline else (),
+                urgent=urgent,
             )
         )
         if interrupted:
             # the computed results are stored: the unique key prevents a second write by the next run
             raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; the envelope returns to its queue")
+
+    def _writer(self, *, urgent: bool) -> Writer:
+        return self.urgent_writer if urgent else self.writer
 
     def tell(
         self, envelope: Envelope, claim: Claim, results: Sequence[Result], *, reply: bool = False

@@ -12,6 +12,7 @@ import os
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,13 +20,13 @@ from typing import Any
 
 from producers.wire.blobs import Blobs
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
-from producers.wire.messages import REFERENCE, named
+from producers.wire.messages import REFERENCE, Priority, named
 from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
 from results_store.errors import StoreError
 from results_store.loops.loop import ThreadProgress, note, watch_here
-from results_store.records import Declaration
+from results_store.records import Batch, Declaration
 from results_store.store import Store
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher, BatcherSettings
@@ -53,6 +54,7 @@ from workers.node.presence import TELL_EVERY_S, NodeState
 from workers.node.reconciler import Reconciler
 from workers.node.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
 from workers.node.reloading import Reloader, Version, versions
+from workers.node.thread_turns import ThreadTurns
 from workers.node.watchdog import Watchdog, end_process, limit_for
 from workers.settings import Settings
 
@@ -104,17 +106,15 @@ class Node:
         self._store = Store(store_url)
         self._held = HeldEnvelopes(self._store, worker=holder, lease_s=settings.worker.lease_s)
         self._gate = Gate()
+        self._turns = ThreadTurns()
         self._following = FollowUpPublisher(self._store, self._publisher)
-        self._writer = Writer(
-            self._store,
-            worker=holder,
-            lease_s=settings.worker.lease_s,
-            max_attempts=settings.worker.max_attempts,
-            drop_inputs=settings.worker.drop_inputs,
-            on_committed=DoneNotices(self._publisher).announce,
-            follow=follow,
-            on_followed=self._following.publish,
+        batches: deque[Batch] = deque()
+        self._writer = self._new_writer("argosy-writer", holder, batches)
+        # SQLite has a single transaction at a time
+        self._urgent_writer = (
+            self._writer if self._store.sqlite else self._new_writer("argosy-urgent-writer", holder, batches)
         )
+        self._writers = tuple(dict.fromkeys((self._writer, self._urgent_writer)))
         self._on_out_of_service = on_out_of_service
         self._on_end = on_end
         self.watchdog = Watchdog(limit_for(settings.worker.lease_s), self.end)
@@ -148,8 +148,9 @@ class Node:
         if self._reads_files():
             self.decoders.start()  # they import their readers during the next steps
         self.lanes.look()
-        self._writer.start()
-        self.watchdog.watch_loop(self._writer.loop)
+        for writer in self._writers:
+            writer.start()
+            self.watchdog.watch_loop(writer.loop)
         self._costs = costs = self._kept_costs(offer.now.models)
         self._batcher = batcher = self._new_batcher(models, costs)
         batcher.start(self._new_device(batcher, models))  # the device loads its models during the next steps
@@ -174,6 +175,7 @@ class Node:
         """Run an envelope: the whole work of the Celery task. See `Execution.run`. Raises InvalidMessage."""
         assert self._execution is not None, "the consumer starts after the node"
         message = named(raw)
+        self._turns.begin(urgent=message.priority == Priority.INTERACTIVE)
         progress = ThreadProgress(threading.current_thread().name)
         progress.note(f"envelope {message.id}", STEP_LIMIT_S)
         watch_here(progress)
@@ -199,7 +201,8 @@ class Node:
         """
         self._held.wait_until_none(grace_s)
         self._interrupt()
-        self._writer.give_up()
+        for writer in self._writers:
+            writer.give_up()
 
     def stop(self) -> None:
         """Stop everything. Envelopes that are still held are interrupted and go back to their queue."""
@@ -209,7 +212,8 @@ class Node:
         with suppress(BrokerUnavailable, Overloaded):
             presence.leave(self._publisher, self.name)
         self._streams.stop()
-        self._writer.close()
+        for writer in self._writers:
+            writer.close()
         with suppress(StoreError):  # unmarked envelopes may be sent twice, which does no harm
             self._following.mark()
         self.watchdog.stop()
@@ -244,6 +248,21 @@ class Node:
             if needy := [task.name for task in tasks if task.kind.makes_files]:
                 raise ConfigurationError(f"task {needy[0]!r}: {error}") from error
             return None
+
+    def _new_writer(self, name: str, holder: str, batches: deque[Batch]) -> Writer:
+        worker = self.settings.worker
+        return Writer(
+            self._store,
+            worker=holder,
+            lease_s=worker.lease_s,
+            max_attempts=worker.max_attempts,
+            drop_inputs=worker.drop_inputs,
+            on_committed=DoneNotices(self._publisher).announce,
+            follow=follow,
+            on_followed=self._following.publish,
+            name=name,
+            batches=batches,
+        )
 
     def _kept_costs(self, served: Mapping[str, ServedModel]) -> SavedCosts:
         file = model_source.cache_folder() / "costs" / f"{_file_name(self.device)}.json"
@@ -295,6 +314,7 @@ class Node:
             limits=InputLimits(**self.settings.limits.of_inputs, blobs=self._blobs),
             batcher=batcher,
             writer=self._writer,
+            urgent_writer=self._urgent_writer,
             gate=self._gate,
             database=self._store,
             streams=self._streams,

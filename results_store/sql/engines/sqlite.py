@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +12,7 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 
 from results_store.errors import StoreError
+from results_store.sql.engines.turns import Turns
 from results_store.sql.engines.weight import Weight
 
 #: The driver's parameters that a URL may have.
@@ -29,6 +31,12 @@ class SqliteFile:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._replaced = 0
+        self.turns = Turns(path) if path else None
+
+    def close(self) -> None:
+        """Close the file of turns. The next turn opens it again."""
+        if self.turns:
+            self.turns.close()
 
     def uri(self) -> str:
         assert self.path is not None
@@ -99,7 +107,8 @@ def open_sqlite(url: URL, timeout_s: float) -> tuple[Engine, SqliteFile]:
         # In WAL mode FULL adds an fsync per commit, NORMAL none. Both leave the file whole after a power cut.
         _pragma(connection, cursor, "synchronous", "FULL" if weight is Weight.ACCEPTED else "NORMAL")
         # IMMEDIATE waits for the write lock now. A transaction that starts by reading could not wait later, only fail.
-        cursor.execute("BEGIN IMMEDIATE")
+        with file.turns.next() if file.turns else nullcontext():
+            cursor.execute("BEGIN IMMEDIATE")
         cursor.close()
 
     return engine, file
