@@ -184,9 +184,8 @@ def run(
     options: argparse.Namespace, names: Sequence[str], share: float, texts: list[str], expected: Expected
 ) -> dict[str, Any]:
     """Return the figures of attacks that come together. Raises SystemExit for a wrong answer."""
-    before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="argosy-abuse-") as folder, ExitStack() as stack:
-        stack.callback(_restore, before)
+        stack.callback(interactive.restore, dict(os.environ))
         home = Path(folder)
         trees.link_cache(home / "cache")
         (home / "fleet.toml").write_text(FLEET, encoding="utf-8")
@@ -235,11 +234,6 @@ def _passed(seconds: float) -> tuple[float, float, float]:
     time.sleep(seconds)
     end, others = time.monotonic(), cpu.machine() - cpu.own() - others
     return begin, end, max(0.0, others / (end - begin) / len(os.sched_getaffinity(0)))
-
-
-def _restore(environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def target_of(fleet: GatewayFleet, store: Store, share: float) -> Target:

@@ -2,7 +2,12 @@
 
 Short texts in bulk, by the client and the asyncio client, into SQLite and PostgreSQL: an item counts once it is
 committed and on Redis. `apply_async` sends one task a text. Medians of three, in turn; the ratios are the worse of the
-two databases'. No worker runs. `rss_growth_mib` is by how much a submission of a million items, from a generator,
+two databases'. No worker runs.
+
+`while_working_over_alone` is the rate at which texts are accepted while a worker stores the results of a backlog, with
+a device that does nothing, over that without a worker (counted as at most 60,000 a second): the lower of both databases'.
+
+`rss_growth_mib` is by how much a submission of a million items, from a generator,
 raises the memory of the process over one of 10,000.
 """
 
@@ -22,11 +27,15 @@ from redis import Redis
 
 from benchmarks import convention
 from benchmarks.disasters.databases import postgresql
-from producers import AsyncClient, Client
+from benchmarks.interactive import fast_fleet
+from producers import AsyncClient, Client, Job
 from results_store.store import Store
 from workers.fleet.embedded_broker import EmbeddedValkey
 
 Pass = Callable[[int], float]
+
+#: The rate alone, items a second, above which more is not asked for.
+MOST_ALONE = 60_000
 
 
 def main() -> None:
@@ -47,7 +56,10 @@ def main() -> None:
                 found[way].append(run(way, *how, url))
         rates = {way: statistics.median(passed) for way, passed in found.items()}
         growth_mib = memory_growth_mib(url, stores["sqlite"], few, many)
+    working = {store: while_working(store, items) for store in stores}
     figures = {
+        "while_working_over_alone": min(own["ratio"] for own in working.values()),
+        **{f"while_working_{store}": own for store, own in working.items()},
         **{f"{way}_over_celery": round(slower(rates, way) / rates["celery"], 1) for way in ("sync", "async")},
         **{f"{way}_items_per_s": round(rate) for way, rate in rates.items()},
         "rss_growth_mib": round(growth_mib, 1),
@@ -117,6 +129,29 @@ def celery_pass(broker_url: str, count: int) -> float:
     took_s = time.perf_counter() - started
     app.close()
     return took_s
+
+
+def while_working(store: str, count: int) -> dict[str, float]:
+    """Return the rates of a submission without a worker, and of the next one while that is worked at."""
+    with fast_fleet(store) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
+
+        def rate() -> float:
+            started = time.perf_counter()
+            jobs.append(client.submit_many(("sentiment", "topic"), texts(count)))
+            return count / (time.perf_counter() - started)
+
+        jobs: list[Job] = []
+        (worker,) = fleet.workers
+        worker.stop()
+        alone = rate()
+        worker.start()
+        while not jobs[0].progress().done:
+            time.sleep(0.1)
+        working = rate()
+        for job in jobs:
+            job.cancel()
+    convention.progress(f"{store}: {alone:,.0f} items/s alone, {working:,.0f} while a worker works")
+    return {"alone": round(alone), "working": round(working), "ratio": round(working / min(alone, MOST_ALONE), 2)}
 
 
 def memory_growth_mib(broker_url: str, store_url: str, few: int, many: int) -> float:
