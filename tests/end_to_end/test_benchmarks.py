@@ -20,7 +20,10 @@ NAMES = sorted(
 
 #: The benchmarks whose smallest run takes less than ten seconds, and the two that most changes touch; the others are
 #: for `make test-benchmarks`.
-SHORT = ("bulk", "import_time", "interactive", "resume", "store", "submit")
+SHORT = ("bulk", "import_time", "interactive", "resume", "store")
+
+#: Benchmarks that measure something else with an option.
+WITH_OPTIONS = ("interactive --fast",)
 
 
 def assert_is_a_result(result: dict[str, object], name: str) -> None:
@@ -38,16 +41,18 @@ def assert_is_a_result(result: dict[str, object], name: str) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.benchmarks) for name in NAMES]
+    "given",
+    [name if name in SHORT else pytest.param(name, marks=pytest.mark.benchmarks) for name in (*NAMES, *WITH_OPTIONS)],
 )
-def test_a_smoke_run_ends_with_its_result(name: str, tmp_path: Path, pulled_models: object) -> None:
+def test_a_smoke_run_ends_with_its_result(given: str, tmp_path: Path, pulled_models: object) -> None:
     """As a reader of the README would run it, with a home and a temp folder of its own, which it leaves as they
     were.
     """
     environment = {key: value for key, value in os.environ.items() if key != "ARGOSY_FLEET"}
     environment["ARGOSY_HOME"] = str(tmp_path / "home")
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "torch")  # torch's own cache, made by importing it
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
+    name, *options = given.split()
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", *options]
     with tempfile.TemporaryDirectory(prefix="argosy-") as own:  # short: PostgreSQL's socket lies in it
         environment["TMPDIR"] = own
         ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
