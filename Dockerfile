@@ -20,11 +20,12 @@ COPY constraints.txt ./
 ARG TORCH_INDEX=
 RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 
-# Then the other dependencies, by way of an empty package of the same name.
+# Then the other dependencies, by way of an empty package of the same name. EXTRAS are those of pyproject.toml.
+ARG EXTRAS=worker,gateway
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir producers workers results_store \
     && touch producers/__init__.py workers/__init__.py results_store/__init__.py \
-    && pip install --constraint constraints.txt '.[worker,gateway]' flower \
+    && pip install --constraint constraints.txt ".[${EXTRAS}]" flower \
     && pip uninstall --yes argosy
 
 COPY producers producers

@@ -104,8 +104,13 @@ class Store:
         """Create the job, or return the existing job with its id or its idempotency key."""
         return self.find_or_create_job(job).status
 
+    def find_job(self, job: NewJob) -> FoundJob | None:
+        """Return the existing job with this job's id or idempotency key, with the marks of its submission, or None."""
+        with self._database.read() as connection:
+            return submission.find_job(connection, job)
+
     def find_or_create_job(self, job: NewJob) -> FoundJob:
-        """Do the same, and return the job with the marks of its submission."""
+        """Create the job or return the existing one, like `create_job`, with the marks of its submission."""
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.create_job(connection, job)
 
@@ -124,7 +129,7 @@ class Store:
         `jobs` are created in the same transaction, which saves a lone item a wait for the disk. With `expected_items`,
         each job must hold exactly that many items before: this protects a submission that continues an interrupted run.
         `fingerprint` is then kept with the job, for the next run.
-        Raises UnknownJob or SubmissionConflict.
+        Raises UnknownJob, or SubmissionConflict, also if another job has the idempotency key of one of `jobs`.
         """
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.add_envelopes(connection, envelopes, jobs, expected_items, fingerprint)
@@ -150,6 +155,11 @@ class Store:
         """Return a job with its progress, which is a single row whatever the job's size. Raises UnknownJob."""
         with self._database.read() as connection:
             return reading.job(connection, job)
+
+    def job_id(self, prefix: str) -> str:
+        """Return the id of the only job whose id begins with `prefix`, of 4 or more characters. Raises UnknownJob."""
+        with self._database.read() as connection:
+            return reading.job_id(connection, prefix)
 
     def jobs(
         self,

@@ -30,7 +30,7 @@ class ScriptedModel(Model):
 
     ``sleep 0.2`` makes its batch take that many seconds; ``hold PATH`` makes that file, and its batch takes until it is
     gone; so does ``wait while PATH``, which does not make it; ``kill while PATH`` kills the worker itself that prepares
-    it, as long as there is such a file. Options: `fail_to_load` ends `load` (``raise`` or ``die``; of a file it takes a
+    it, as long as there is such a file; ``thread`` starts a thread there that never ends. Options: `fail_to_load` ends `load` (``raise``, ``hang`` or ``die``; of a file it takes a
     letter and raises, until there is none left).
     """
 
@@ -42,6 +42,8 @@ class ScriptedModel(Model):
             raise KeyError("a bug in preparation")
         if content.startswith("kill while ") and Path(content.removeprefix("kill while ")).exists():
             os.kill(os.getpid(), signal.SIGKILL)
+        if content.startswith("thread"):
+            threading.Thread(target=threading.Event().wait).start()
         data = np.frombuffer(content.encode(), dtype=np.uint8)
         return Prepared({"text": data}, len(data), hashlib.blake2b(content.encode(), digest_size=16).digest())
 
@@ -58,6 +60,8 @@ class ScriptedModel(Model):
         how = self.spec.options.get("fail_to_load")
         if how == "raise":
             raise RuntimeError("scripted not to load")
+        if how == "hang":
+            threading.Event().wait()
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if how and (left := Path(str(how)).read_text(encoding="utf-8")):

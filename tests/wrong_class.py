@@ -35,6 +35,15 @@ EXPECTED: Mapping[str, str | None] = {
     "prepare: hang": r"ModelError: Wrong.prepare_many returned nothing within 2 s; it hangs",
     "prepare: loop": r"ModelError: Wrong.prepare_many returned nothing within 2 s; it hangs",
     "prepare: no text": r"ModelError: preparation failed: NoText: \(an exception without a text\)",
+    "prepare: texts of any length": r"ModelError: Wrong.prepare returned for double 't' as an array of the type StringDType",
+    "prepare: masked array": r"ModelError: Wrong.prepare returned for double 'number' as a masked array, whose mask",
+    "prepare: half a character": r"ModelError: Wrong.collate returned an array with the name '.ud800'; name it",
+    "prepare: generator": r"ModelError: Wrong.prepare returned for double a generator, not a Prepared",
+    "prepare: refuses another task": r"ModelError: Wrong.prepare returned for double `refused` with 'other', for which it",
+    "prepare: refuses its task": r"InvalidInput: input: is odd",
+    "prepare: a row of 3 axes": None,
+    "prepare: size 0": None,
+    "prepare: big-endian": None,
     "prepare: equal digest": None,
     "prepare: NumPy's size": None,
     "finish: nothing": r"ModelError: Wrong.finish returned for double None; return the answer",
@@ -46,7 +55,12 @@ EXPECTED: Mapping[str, str | None] = {
     "finish: keys": r"ModelError: Wrong.finish returned for double an answer in which .* has the key \(1, 2\)",
     "finish: raise": r"ModelError: finishing failed: ZeroDivisionError: division by zero",
     "finish: exit": r"ModelError: finishing failed: RuntimeError: SystemExit: 3",
+    "finish: NaN as a key": r"ModelError: Wrong.finish returned for double an answer that is not of the kind custom: .*`key`",
+    "finish: too many digits": r"ModelError: Wrong.finish returned for double an answer that is not of the kind custom: Number",
+    "finish: half a character": r"ModelError: finishing failed: ValueError: .ud800",
     "finish: NumPy's number": None,
+    "finish: long double": None,
+    "finish: a number of its own class": None,
     "forward: bare array": r"WrongOutput: Wrong.forward returned for double a NumPy array in place of the dictionary of outputs",
     "forward: nothing": r"WrongOutput: Wrong.forward returned for double None in place of the dictionary of outputs",
     "forward: too few": r"WrongOutput: Wrong.forward returned for double an output of shape \(0, 2\) for 1 rows",
@@ -54,6 +68,11 @@ EXPECTED: Mapping[str, str | None] = {
     "forward: list": r"WrongOutput: Wrong.forward returned for double 'double' as a list, not a NumPy array",
     "forward: other task": r"WrongOutput: Wrong.forward returned for double outputs for other; give one for each task",
     "forward: raise": r"ModelError: ZeroDivisionError: division by zero",
+    "forward: half a character": r"ModelError: ValueError: .ud800",
+    "forward: a number": r"WrongOutput: Wrong.forward returned for double an output of shape \(\) for 1 rows",
+    "forward: tensor": r"WrongOutput: Wrong.forward returned for double 'double' as a Tensor, not a NumPy array; call .cpu",
+    "forward: masked array": r"WrongOutput: Wrong.forward returned for double 'double' as a masked array",
+    "forward: takes what is wanted": None,
     "forward: exit": r"ModelError: SystemExit: 4",
     "forward: shared state": None,
     "forward: death": r"DeviceLost: with this item alone, the device process ended with exit code 5",
@@ -96,6 +115,17 @@ class Wrong(Model):
             "prepare: hang": lambda: time.sleep(3600),
             "prepare: loop": _loop,
             "prepare: no text": lambda: _raise(NoText()),
+            "prepare: texts of any length": lambda: Prepared(
+                {"t": np.array(["t"], dtype=np.dtypes.StringDType())}, 1, b"7"
+            ),
+            "prepare: masked array": lambda: Prepared({"number": np.ma.masked_array(row["number"], [0, 1])}, 1, b"8"),
+            "prepare: half a character": lambda: Prepared({**row, "\ud800": row["number"]}, 1, b"10"),
+            "prepare: generator": lambda: (one for one in (Prepared(row, 1, b"11"),)),
+            "prepare: refuses another task": lambda: Prepared(row, 1, b"14", {"other": InvalidInput("is odd")}),
+            "prepare: refuses its task": lambda: Prepared(row, 1, b"15", {"double": InvalidInput("is odd")}),
+            "prepare: a row of 3 axes": lambda: Prepared({"number": row["number"].reshape(2, 1, 1)}, 1, b"12"),
+            "prepare: size 0": lambda: Prepared(row, 0, digest(row)),
+            "prepare: big-endian": lambda: Prepared({"number": row["number"].astype(">f8")}, 1, b"13"),
             "prepare: equal digest": lambda: Prepared(row, 1, b"same"),
             "prepare: NumPy's size": lambda: Prepared(row, np.int64(1), digest(row)),  # type: ignore[arg-type]
         }.get(content.fault, lambda: Prepared(row, 1, digest(row)))()
@@ -114,6 +144,11 @@ class Wrong(Model):
             "finish: keys": lambda: {(1, 2): 3.0},
             "finish: raise": lambda: 1 / 0,
             "finish: exit": lambda: sys.exit(3),
+            "finish: NaN as a key": lambda: {"twice": 1, float("nan"): 2},
+            "finish: too many digits": lambda: {"twice": 10**5000},
+            "finish: half a character": lambda: _raise(ValueError("\ud800")),
+            "finish: long double": lambda: {"twice": np.longdouble(output[0])},
+            "finish: a number of its own class": lambda: {"twice": Euros(output[0])},
             "finish: NumPy's number": lambda: {"twice": np.float32(output[0])},
         }.get(fault, lambda: right)()
 
@@ -121,9 +156,11 @@ class Wrong(Model):
         """There is nothing to load."""
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Any:
-        table = arrays["number"]
+        table = arrays["number"].reshape(len(arrays["number"]), 2)
         faults = {FAULTS[int(fault)] for fault in table[:, 1]}
         right = {task: np.column_stack([2 * table[rows, 0], table[rows, 1]]) for task, rows in wanted.items()}
+        if "forward: takes what is wanted" in faults:
+            wanted.clear()  # type: ignore[attr-defined]
         for fault, wrong in self._wrong_outputs(right).items():
             if fault in faults:
                 return wrong()
@@ -139,6 +176,10 @@ class Wrong(Model):
             "forward: list": lambda: {task: own.tolist() for task, own in right.items()},
             "forward: other task": lambda: {"other": right[first]},
             "forward: raise": lambda: 1 / 0,
+            "forward: half a character": lambda: _raise(ValueError("\ud800")),
+            "forward: a number": lambda: {task: np.array(1.0) for task in right},
+            "forward: tensor": lambda: {task: _tensor(own) for task, own in right.items()},
+            "forward: masked array": lambda: {task: np.ma.masked_array(own) for task, own in right.items()},
             "forward: exit": lambda: sys.exit(4),
             "forward: shared state": lambda: _spoil(right),
             "forward: death": lambda: os._exit(5),
@@ -150,6 +191,10 @@ class Wrong(Model):
         return [(Asked(number), params) for number in range(count)]
 
 
+class Euros(float):
+    """A number with more to it."""
+
+
 class NoText(Exception):
     def __str__(self) -> str:
         raise ValueError("has no text")
@@ -157,6 +202,12 @@ class NoText(Exception):
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def _tensor(array: Array) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def _loop() -> None:

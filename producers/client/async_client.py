@@ -45,7 +45,7 @@ from producers.wire.live_nodes import LiveNode
 from producers.wire.messages import Priority
 from producers.wire.pipelines.plan import Plan
 from producers.wire.queues import MOST_REFUSED, RefusedMessage
-from results_store.records import FoundJob, JobStatus, QueuedWork, Result
+from results_store.records import JobStatus, QueuedWork, Result
 from results_store.sql.engines.forks import at_fork
 from results_store.sql.item_numbering import TREE_SPAN
 
@@ -251,20 +251,17 @@ class AsyncClient(OfThisProcess):
         await self._runtime.call(lambda: self._outbox.admission.look(submission.tenant))
         try:
             if idempotency_key is not None:
-                intake.skip = submission.resume(await self._create_job(submission))
+                intake.skip = submission.resume(await self.ask(lambda store: store.find_job(job)))
                 intake.on_skipped = submission.recognise
             found = intake.skip
             await sending.all_of(inputs)
-            submission.refuse_if_fewer()
             if submission.new_job is not None:  # without any items: an empty job, finished from the start
-                await self._create_job(submission)
+                submission.resume(await self.ask(lambda store: store.find_or_create_job(job)))
+            submission.refuse_if_fewer()
         except BaseException as error:
             submission.failed(error)
             raise
         return submission.job, Taken(found, intake.rejected, intake.rejected_count)
-
-    async def _create_job(self, submission: Submission) -> FoundJob:
-        return await self.ask(lambda store: store.find_or_create_job(submission.created))
 
     def _whose(self, tenant: str | None) -> str:
         return self._tenant if tenant is None else checked_tenant(tenant)

@@ -6,18 +6,17 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
-import msgspec
 
 from producers.commands.batch_figures import batches
 from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.index import index
 from producers.commands.operate import COMMANDS
+from producers.commands.status import status
 from producers.commands.submit import submit
 from producers.commands.tenants import tenants
 from producers.wire.atomic_files import atomically
@@ -42,45 +41,6 @@ def main() -> None:
     runs on this machine.
     """
     logging.basicConfig(format="argosy: %(message)s", level=logging.WARNING)
-
-
-@main.command()
-@click.argument("job", required=False)
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The most jobs to list.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, for programs.")
-def status(job: str | None, *, limit: int, as_json: bool) -> None:
-    """Show the progress of a job, or list the newest jobs and the queued work.
-
-    A result is counted for each item and task. The estimate of the queued work is based on the device time of
-    recent items.
-
-    \b
-    argosy status
-    argosy status 01jd2m3n4p5q6r7s8t9v0w1x2y
-    argosy status --json | jq 'select(.failed > 0) | .id'
-    """
-    from producers.client.client import Client
-    from producers.commands.serving import unserved
-    from producers.commands.tables import show_job, show_jobs, show_queued
-
-    with Client() as client:
-        jobs = client.jobs(limit) if job is None else [client.status(job)]
-        waiting = client.queued_work() if job is None and not as_json else []
-        models = [work.model for work in waiting]
-        if job is not None and not jobs[0].finished:
-            models = client.ask(lambda store: store.unfinished_models(job))
-    if as_json:
-        for one in jobs:
-            click.echo(msgspec.json.encode(asdict(one) | {"state": one.state}).decode())
-    elif job is not None:
-        show_job(jobs[0])
-    elif jobs:
-        show_jobs(jobs)
-        show_queued(waiting)
-    else:
-        say("no jobs yet; submit one with `argosy submit`", err=True)
-    if models and (told := unserved(models)):
-        say(f"argosy: {told}", err=True)
 
 
 @main.command()
@@ -114,6 +74,7 @@ def results(job: str, *, format_: str | None, output: Path | None, spreadsheet: 
     cells = csv_cells(format_, escaped=spreadsheet)
     write = _writer(format_, cells)
     with Store(Connection().store_url) as store:
+        job = store.job_id(job)
         progress = store.job(job)
         with _writing(output) as out:
             write(store, job, out)
@@ -132,6 +93,7 @@ def cancel(job: str) -> None:
     from producers.client.client import Client
 
     with Client() as client:
+        job = client.ask(lambda store: store.job_id(job))
         progress = client.job(job).cancel()
     if progress.finished:
         say(f"job {job} was already finished", err=True)
@@ -182,7 +144,7 @@ def _writing(output: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-for _command in [submit, index, batches, *COMMANDS, tenants]:
+for _command in [submit, status, index, batches, *COMMANDS, tenants]:
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ They need the store, `dead` also Redis.
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def dead(job: str | None, *, limit: int, as_json: bool) -> None:
 
     with open_store() as store:
         if job is not None:
-            store.job(job)  # a misspelt id raises, instead of counting as a job without dead letters
+            job = store.job_id(job)  # a misspelt id raises, instead of counting as a job without dead letters
         letters = store.dead_letters.newest(job=job, limit=limit)
     for letter in letters:
         if as_json:
@@ -94,7 +95,7 @@ def failures(job: str | None, *, as_json: bool) -> None:
 
     with open_store() as store:
         if job is not None:
-            store.job(job)  # a misspelt id raises, instead of counting as a job without failures
+            job = store.job_id(job)  # a misspelt id raises, instead of counting as a job without failures
         counts = store.count_failures(job=job)
     for found in counts:
         if as_json:
@@ -133,7 +134,7 @@ def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, every
     with open_store() as store:
         began_at = store.now()
         if job is not None:
-            store.job(job)  # a misspelt id raises, instead of replaying nothing
+            job = store.job_id(job)  # a misspelt id raises, instead of replaying nothing
         while (portion := store.dead_letters.replay(job=job, error_kind=error_kind, failed_before=began_at)).envelopes:
             envelopes += portion.envelopes
             results += portion.results
@@ -145,7 +146,9 @@ def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, every
     "--older-than", "older_than_s", type=Duration(), help="Also jobs that finished longer ago than this: 12h, 30d, 8w."
 )
 @click.option("--inputs", "inputs_only", is_flag=True, help="Delete only the inputs; keep jobs and results.")
-def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
+@click.option("--vacuum", is_flag=True, help="Then make SQLite's file smaller, while all that writes waits.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, as if the command did not run in a terminal.")
+def purge(*, older_than_s: float | None, inputs_only: bool, vacuum: bool, yes: bool) -> None:
     """Delete finished jobs with their inputs and results.
 
     A job with its own time to live is deleted once that has passed. Other jobs are deleted only by `--older-than`.
@@ -162,13 +165,19 @@ def purge(*, older_than_s: float | None, inputs_only: bool) -> None:
     connection = Connection()
     with open_store() as store:
         before = None if older_than_s is None else store.now() - older_than_s
+        if not yes and sys.stdin.isatty():
+            what = "the inputs" if inputs_only else "all inputs and results"
+            click.confirm(f"Delete {what} of {store.retention.due(before):,} finished jobs?", abort=True)
         gone = store.retention.purge(finished_before=before, keep_results=inputs_only)
         blobs = Blobs(connection.blobs).sweep(store.retention.with_inputs)
         files = _sweep_files(connection, store)
+        freed = store.retention.vacuum() if vacuum else None
     removed = {"jobs": gone.jobs, "results": gone.results, "inputs": gone.payloads + blobs, "batches": gone.batches}
     removed |= {"files": files} if files else {}
     removed |= {"Celery results": gone.celery_results} if gone.celery_results else {}
     say(f"removed {', '.join(f'{count:,} {name}' for name, count in removed.items())}")
+    if freed is not None:
+        say(f"the database's file is {freed:,} bytes smaller")
 
 
 def _sweep_files(connection: Connection, store: Store) -> int:

@@ -14,7 +14,7 @@ import msgspec
 from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.submit_progress import counting, rejecting, tell, tell_left_out, watch
 from producers.wire.command_line import say
-from producers.wire.errors import ArgosyError, InvalidInput
+from producers.wire.errors import ArgosyError, InvalidInput, KeyOfCancelledJob
 from producers.wire.messages import Priority
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None
     watch: bool
     output: Path | None
+    revisions: bool
     spreadsheet: bool
 
 
@@ -106,6 +107,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Wait, then write the rows with their results: .parquet, .csv or .jsonl.",
+)
+@click.option(
+    "--revisions",
+    is_flag=True,
+    help="With --output: a further column per task with its model's revision.",
 )
 @SPREADSHEET
 def submit(**given: Any) -> None:
@@ -166,7 +172,14 @@ def submit(**given: Any) -> None:
                 )
         if options.output is not None:
             check_columns(source, options.output)
-        job = _submitted(client, source, options)
+        try:
+            job = _submitted(client, source, options)
+        except KeyOfCancelledJob as error:
+            if options.output is None:
+                error.add_note("`--output FILE` writes the rows with the results that it has")
+                raise
+            say("argosy: the job was cancelled; the rows are written with the results that it has", err=True)
+            job = client.job(error.cancelled)
         say(job.id)
         if options.watch or options.output is not None:
             code = watch(job)
@@ -213,11 +226,11 @@ def _submitted(client: Client, source: Source, options: Options) -> Job:
     key = options.idempotency_key
     if key is None and not options.again:
         key = _derived_key(source, options)
-    with counting(source) as count, rejecting(options.errors) as on_rejected:
+    with counting(source) as count, rejecting(options.errors) as rejections:
         try:
             job = client.submit_many(
                 _task(options),
-                source.rows(),
+                rejections.unless_all(source.rows()),
                 priority=options.priority,
                 name=options.name or Path(source.name).name or source.name,
                 idempotency_key=key,
@@ -225,7 +238,7 @@ def _submitted(client: Client, source: Source, options: Options) -> Job:
                 params=options.params,
                 on_error="raise" if options.on_error == "stop" else "skip",
                 on_accepted=count,
-                on_rejected=on_rejected,
+                on_rejected=rejections,
                 patience_s=options.patience_s,
                 tenant=options.tenant,
             )
@@ -267,7 +280,7 @@ def _write(client: Client, job: Job, source: Source, options: Options, output: P
 
     request = Request.check(client.catalogue, _task(options), priority=options.priority, params=options.params)
     try:
-        rows = write_joined(source, request, job.results(), output, cells)
+        rows = write_joined(source, request, job.results(), output, cells, revisions=options.revisions)
     except ArgosyError as error:
         error.add_note(f"the results are safe: `argosy results {job.id}`")
         raise

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
@@ -71,14 +71,35 @@ def _show_nothing(items: int, share: float | None) -> None:
     pass
 
 
+class Rejections:
+    """Counts the bad rows, and writes each to the errors file."""
+
+    def __init__(self, file: IO[bytes] | None) -> None:
+        self._file = file
+        self._first: Rejected | None = None
+        self._count = 0
+
+    def __call__(self, rejected: Rejected) -> None:
+        self._first = self._first or rejected
+        self._count += 1
+        if self._file is not None:
+            self._file.write(_described(rejected))
+
+    def unless_all(self, rows: Iterable[object]) -> Iterator[object]:
+        """Yield the rows. Raises InvalidInput after the last, before any job exists, if all of them were bad."""
+        seen = 0
+        for row in rows:
+            seen += 1
+            yield row
+        if self._first is not None and self._count == seen:
+            raise InvalidInput("input", f"no row could be submitted: {self._first.error}")
+
+
 @contextmanager
-def rejecting(path: Path | None) -> Iterator[Callable[[Rejected], object] | None]:
-    """Yield a function that writes a bad row to the errors file, which starts empty."""
-    if path is None:
-        yield None
-        return
-    with path.open("wb") as file:
-        yield lambda rejected: file.write(_described(rejected))
+def rejecting(path: Path | None) -> Iterator[Rejections]:
+    """Yield the `Rejections` of a submission. Its errors file starts empty."""
+    with nullcontext() if path is None else path.open("wb") as file:
+        yield Rejections(file)
 
 
 def _described(rejected: Rejected) -> bytes:
@@ -97,8 +118,6 @@ def _described(rejected: Rejected) -> bytes:
 def tell(job: Job, submitted: int, errors: Path | None) -> None:
     """Report the rows that were left out and the items that were submitted before."""
     if job.rejected_count:
-        if job.progress().items == 0:
-            raise InvalidInput("input", f"no row could be submitted: {job.rejected[0].error}")
         all_of_them = f"; all of them: {errors}" if errors is not None else ""
         count = "1 row" if job.rejected_count == 1 else f"{job.rejected_count:,} rows"
         say(f"argosy: {count} left out; the first: {job.rejected[0].error}{all_of_them}", err=True)

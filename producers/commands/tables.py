@@ -15,11 +15,13 @@ from producers.wire.messages import Priority
 from results_store.records import JobStatus, QueuedWork, Tenant
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from producers.wire.catalogue import Catalogue, Task
 
 
-def show_jobs(jobs: Sequence[JobStatus]) -> None:
-    """Print a table of jobs."""
+def jobs_table(jobs: Sequence[JobStatus]) -> Table:
+    """Return a table of jobs."""
     from rich.table import Table
 
     table = Table("job", "name", "priority", "created", "state", "done", "failed", box=None, pad_edge=False)
@@ -29,11 +31,11 @@ def show_jobs(jobs: Sequence[JobStatus]) -> None:
     for column in table.columns[-2:]:
         column.justify = "right"
     table.columns[0].no_wrap = True
-    console().print(table)
+    return table
 
 
-def show_queued(work: Sequence[QueuedWork]) -> None:
-    """Print the queued items of each model and priority, with an estimate of their time if known."""
+def queued_lines(work: Sequence[QueuedWork]) -> Iterator[str]:
+    """Yield a line for the queued items of each model and priority, with an estimate of their time if known."""
     items: Counter[tuple[str, int]] = Counter()
     seconds: dict[tuple[str, int], float | None] = {}
     for one in work:
@@ -44,8 +46,7 @@ def show_queued(work: Sequence[QueuedWork]) -> None:
     for (model, priority), count in items.items():
         took_s = seconds[model, priority]
         estimate = "no estimate yet" if took_s is None else f"about {took_s:,.0f} s of work"
-        fact = f"waiting: {model}, {Priority(priority).name.lower()}: {count:,} items, {estimate}"
-        console().print(fact, markup=False, highlight=False)
+        yield f"waiting: {model}, {Priority(priority).name.lower()}: {count:,} items, {estimate}"
 
 
 def show_job(job: JobStatus) -> None:

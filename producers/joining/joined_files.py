@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from producers.client.request import Request
-from producers.joining.rows import Columns, Joined, Layout, Reasons, as_json, format_of, join, output_of, plain_value
+from producers.joining.rows import (
+    Columns,
+    Joined,
+    Layout,
+    Reasons,
+    as_json,
+    format_of,
+    join,
+    output_of,
+    plain_value,
+    revision_of,
+)
 from producers.sources.cells import Cell
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import InvalidInput
@@ -21,9 +32,17 @@ if TYPE_CHECKING:
 
 
 def write_joined(
-    source: Source, request: Request, results: Iterable[Result], path: Path, cells: Cells | None = None
+    source: Source,
+    request: Request,
+    results: Iterable[Result],
+    path: Path,
+    cells: Cells | None = None,
+    *,
+    revisions: bool = False,
 ) -> int:
     """Write each row of the source with a column per task and a column for errors; return the number of rows.
+
+    With `revisions`, a further column per task has the revision of the model that computed the row.
 
     The format is that of the file's name: ``.parquet``, ``.csv`` or ``.jsonl``. In CSV and Parquet an output is JSON
     text, except that a vector in Parquet is a list of numbers. `cells` counts or escapes formulas in CSV. Raises
@@ -33,7 +52,7 @@ def write_joined(
     tasks = [task.name for task in request.tasks]
     schema = source.arrow_schema() if kind == "parquet" else None
     types: Mapping[str, str] = {} if schema is not None else _scanned(source)
-    layout = Layout.of(schema.names if schema is not None else types, tasks)
+    layout = Layout.of(schema.names if schema is not None else types, tasks, revisions=revisions)
     rows = join(source.records(), results, tasks, Reasons(source, request))
     with atomically(path) as part, part.open("wb") as file:
         if kind == "parquet":
@@ -73,14 +92,16 @@ def _scanned(source: Source) -> Mapping[str, str]:
 
 def _line(row: Joined, layout: Layout) -> str:
     outputs = {name: output_of(row.results.get(task)) for task, name in layout.tasks.items()}
-    return as_json({**row.columns, **outputs, layout.error: row.error})
+    revisions = {name: revision_of(row.results.get(task)) for task, name in layout.revisions.items()}
+    return as_json({**row.columns, **outputs, **revisions, layout.error: row.error})
 
 
 def _cells(row: Joined, layout: Layout) -> list[Any]:
     given = [_cell(row.columns.get(name)) for name in layout.columns]
     outputs = (output_of(row.results.get(task)) for task in layout.tasks)
     made = ["" if output is None else as_json(output) for output in outputs]
-    return [*given, *made, row.error or ""]
+    revisions = [revision_of(row.results.get(task)) or "" for task in layout.revisions]
+    return [*given, *made, *revisions, row.error or ""]
 
 
 def _cell(value: Any) -> Any:

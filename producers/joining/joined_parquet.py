@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from itertools import groupby
 from typing import IO, Any
 
-from producers.joining.rows import Joined, Layout, as_json, output_of
+from producers.joining.rows import Joined, Layout, as_json, output_of, revision_of
 from producers.sources.cells import Cell
 from producers.wire.errors import InvalidInput
 from results_store.export.parquet_export import GROUP_ROWS, vectors_of, write_groups  # without pyarrow it says so
@@ -38,12 +38,20 @@ def write_parquet(
     given = [(name, _TYPES.get(types[name], pa.string())) for name in layout.columns] if schema is None else schema
     of_task = {task: pa.list_(pa.float32()) if task in vectors else pa.string() for task in layout.tasks}
     made = [(name, of_task[task]) for task, name in layout.tasks.items()]
-    whole = pa.schema([*given, *made, (layout.error, pa.string())])
+    texts = [(name, pa.string()) for name in (*layout.revisions.values(), layout.error)]
+    whole = pa.schema([*given, *made, *texts])
+
+    def revision(group: Sequence[Joined], task: str) -> Any:
+        return pa.array([revision_of(row.results.get(task)) for row in group], pa.string())
 
     def columns(group: Sequence[Joined]) -> list[Any]:
         return [
             *(_given(group, whole.field(name), types.get(name)) for name in layout.columns),
             *(_made(group, task, of_task[task]) for task in layout.tasks),
+            *(
+                pa.array([revision_of(row.results.get(task)) for row in group], pa.string())
+                for task in layout.revisions
+            ),
             pa.array([row.error for row in group], pa.string()),
         ]
 

@@ -41,21 +41,27 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns of the output: the source's, a column per task, and the error's. All names differ."""
+    """The columns of the output: the source's, one or two per task, and the error's. All names differ.
+
+    `tasks` has the column of each task's output, `revisions` that of the model's revision, if it is wanted.
+    """
 
     columns: tuple[str, ...]
     tasks: Mapping[str, str]
+    revisions: Mapping[str, str]
     error: str
 
     @classmethod
-    def of(cls, columns: Iterable[str], tasks: Iterable[str]) -> Layout:
+    def of(cls, columns: Iterable[str], tasks: Sequence[str], *, revisions: bool = False) -> Layout:
         taken = list(columns)
         names = {task: _free(task, taken) for task in tasks}
-        return cls(tuple(taken), names, _free(ERROR, [*taken, *names.values()]))
+        taken_too = [*taken, *names.values()]
+        revised = {task: _free(f"{task}_revision", taken_too) for task in tasks if revisions}
+        return cls(tuple(taken), names, revised, _free(ERROR, [*taken_too, *revised.values()]))
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.columns, *self.tasks.values(), self.error)
+        return (*self.columns, *self.tasks.values(), *self.revisions.values(), self.error)
 
 
 def join(
@@ -139,6 +145,11 @@ def output_of(result: Result | None) -> Any:
     from results_store.export.text_export import plain
 
     return plain(result)["output"]
+
+
+def revision_of(result: Result | None) -> str | None:
+    """Return the revision of the model that computed a result."""
+    return None if result is None else result.model_revision
 
 
 def _free(name: str, taken: Sequence[str]) -> str:

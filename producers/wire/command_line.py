@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import select
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -97,6 +99,9 @@ def console() -> Console:
         def render_str(self, text: str, **_: Any) -> Text:
             return Text(visible(text))
 
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 - the error is being handled; `CommandLine` decides
+
     shown = Plain(markup=False, highlight=False, emoji=False)
     if not shown.is_terminal:
         shown.width = PLAIN_WIDTH
@@ -138,9 +143,19 @@ class CommandLine(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> NoReturn:
-        """Run the command line, and exit with 0, 1 (failure), 2 (wrong usage) or 130 (Ctrl-C)."""
+        """Run the command line, and exit with 0, 1 (failure), 2 (wrong usage) or 130 (Ctrl-C).
+
+        A reader of the output that stops early, like ``head``, is no failure.
+        """
         try:
             code = super().main(args, prog_name or "argosy", complete_var, standalone_mode=False, **extra)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except (BrokenPipeError, SystemExit) as error:  # click ends the program with 1 then
+            if getattr(error, "code", FAILED) != FAILED or not _reader_has_gone():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
         except NoArgsIsHelpError as error:
             click.echo(error.format_message(), err=True)  # the help, in lines
             sys.exit(MISUSED)
@@ -167,6 +182,13 @@ def one_line_errors() -> Iterator[None]:
         _fail(str(error), FAILED)
     except OSError as error:
         _fail(_about_file(error), FAILED)
+
+
+def _reader_has_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _added_commands() -> tuple[dict[str, click.Command], str]:

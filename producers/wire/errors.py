@@ -52,6 +52,15 @@ class KeyConflict(SubmissionConflict, InvalidInput):
     """An idempotency key that belongs to another submission. `job` is None: nothing was accepted."""
 
 
+class KeyOfCancelledJob(KeyConflict):
+    """An idempotency key of a job that was cancelled; `cancelled` is the job's id."""
+
+    def __init__(self, job: str) -> None:
+        problem = f"belongs to the job {job}, which was cancelled"
+        super().__init__("idempotency_key", problem, "choose another key (`argosy submit --again`)")
+        self.cancelled = job
+
+
 class UnknownTask(InvalidInput):
     """A task that is not in the catalogue."""
 

@@ -45,6 +45,24 @@ def job(connection: Connection, id_: str) -> JobStatus:
     return job_status(row)
 
 
+#: The fewest characters of an id that may stand for it, as in git.
+SHORTEST_PREFIX = 4
+_CANDIDATES = 5
+
+
+def job_id(connection: Connection, prefix: str) -> str:
+    found = list(connection.execute(select(jobs.c.id).where(jobs.c.id == prefix)).scalars())
+    if not found and len(prefix) >= SHORTEST_PREFIX:
+        wanted = select(jobs.c.id).where(jobs.c.id.startswith(prefix, autoescape=True)).order_by(jobs.c.id.desc())
+        found = list(connection.execute(wanted.limit(_CANDIDATES + 1)).scalars())
+    if len(found) == 1:
+        return str(found[0])
+    if found:
+        names = ", ".join(found[:_CANDIDATES]) + (", …" if len(found) > _CANDIDATES else "")
+        raise UnknownJob(f"{prefix!r} begins the ids of several jobs: {names}; write more of it")
+    raise UnknownJob(f"no job {prefix!r}; `argosy status` lists the jobs")
+
+
 def cancelled_among(connection: Connection, ids: Collection[str]) -> set[str]:
     found = select(jobs.c.id).where(among(connection, jobs.c.id, ids), jobs.c.cancelled_at.is_not(None))
     return set(connection.execute(found).scalars())

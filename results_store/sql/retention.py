@@ -10,9 +10,24 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, and_, delete, insert, null, or_, select, text, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    and_,
+    delete,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.sql.elements import KeyedColumnElement
 
+from results_store.errors import StoreError
 from results_store.records import Purged
 from results_store.sql import driver_statements
 from results_store.sql.columns import among
@@ -76,6 +91,27 @@ class Retention:
                 now = driver_statements.store_time(connection)
         purge = self._purge_inputs if keep_results else self._purge_jobs
         return purge(finished_before=finished_before, now=now)
+
+    def due(self, finished_before: float | None) -> int:
+        """Return the number of jobs that `purge` would delete now."""
+        with self._database.read() as connection:
+            due = _due(finished_before, driver_statements.store_time(connection))
+            return connection.execute(select(func.count()).select_from(jobs).where(due)).scalar_one()
+
+    def vacuum(self) -> int:
+        """Rebuild SQLite's file without its free pages, while all writers wait; return the bytes that it saves.
+
+        Raises StoreError for PostgreSQL, whose autovacuum lets later rows take the space.
+        """
+        if not self._database.sqlite:
+            raise StoreError(
+                "PostgreSQL makes room by its autovacuum, and smaller files by `VACUUM FULL`; leave out --vacuum"
+            )
+        before = self._database.path.stat().st_size
+        with self._database.cursor() as cursor:
+            cursor.execute("VACUUM")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return before - self._database.path.stat().st_size
 
     def drop_inputs_of_pipelines(self) -> int:
         """Delete the payloads of finished pipelines, except of envelopes with a failed result; return their number.

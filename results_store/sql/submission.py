@@ -19,12 +19,19 @@ from results_store.sql.schema import envelopes, jobs, payloads
 
 def create_job(connection: Connection, job: NewJob) -> FoundJob:
     """Insert the job, or return the existing job with its id or idempotency key."""
-    row = _job_row(job)
-    connection.execute(_timed(insert_new(connection, jobs)), [row])
+    connection.execute(_timed(insert_new(connection, jobs)), [_job_row(job)])
+    found = find_job(connection, job)
+    assert found is not None
+    return found
+
+
+def find_job(connection: Connection, job: NewJob) -> FoundJob | None:
+    """Return the existing job with its id or idempotency key, or None."""
     mine = jobs.c.id == job.id
-    if row["idempotency_key"] is not None:
-        mine = or_(mine, jobs.c.idempotency_key == row["idempotency_key"])
-    return found_job(connection.execute(select(jobs).where(mine).limit(1)).mappings().one())
+    if (key := _own_key(job)) is not None:
+        mine = or_(mine, jobs.c.idempotency_key == key)
+    row = connection.execute(select(jobs).where(mine).limit(1)).mappings().one_or_none()
+    return None if row is None else found_job(row)
 
 
 def add_envelopes(
@@ -36,10 +43,13 @@ def add_envelopes(
 ) -> float | None:
     """Insert the jobs in `created`, put the envelopes into the outbox, and count them in their jobs.
 
-    Returns the store's time, or None without envelopes.
+    Returns the store's time, or None without envelopes. Raises SubmissionConflict if another job has the idempotency
+    key of one of them.
     """
-    if created:
-        connection.execute(_timed(insert(jobs)), [_job_row(job) for job in created])
+    for job in created:
+        inserted = _timed(insert_new(connection, jobs)).returning(jobs.c.id)
+        if connection.execute(inserted, _job_row(job)).first() is None:
+            raise SubmissionConflict("another caller began a job with this idempotency key; submit again to go on")
     if not new:
         return None
     # The counting comes first: it detects an unknown job, and its row lock makes `expected_items` safe.

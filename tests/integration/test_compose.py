@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -53,6 +54,16 @@ def services() -> dict[str, Any]:
 def test_it_follows_the_compose_specification() -> None:
     """An editor, a linter and every version of compose read the same file."""
     assert _schema_problems(COMPOSE) == ""
+
+
+def test_the_extras_of_the_image_can_be_chosen() -> None:
+    """For models that need more; the default is the Dockerfile's."""
+    extras = tomllib.loads((COMPOSE.parent / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for given, expected in (({}, "worker,gateway"), ({"ARGOSY_EXTRAS": "worker,speech"}, "worker,speech")):
+        found = load({**PASSWORDS, **given})["services"]["worker"]["build"]["args"]["EXTRAS"]
+        assert found == expected
+        assert set(found.split(",")) <= set(extras)
+    assert "ARG EXTRAS=worker,gateway\n" in (COMPOSE.parent / "Dockerfile").read_text("utf-8")
 
 
 @pytest.mark.parametrize("missing", PASSWORDS)

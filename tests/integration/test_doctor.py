@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from redis import Redis
@@ -19,9 +20,10 @@ from results_store.records import ResultState
 from results_store.sql.engines.weight import Weight
 from results_store.store import Store
 from tests.integration.rows import batch, new_envelope, new_job, result
+from workers import settings
 from workers.fleet import doctor, running_fleet
 from workers.fleet.findings import Finding
-from workers.node import presence
+from workers.node import declared_settings, presence
 from workers.node.presence import ModelState, NodeState
 
 LONG_AGO_S = 600.0
@@ -66,6 +68,15 @@ def test_a_fleet_without_a_fault_has_no_finding(publisher: Publisher, store: Sto
     with Redis.from_url(broker_url) as redis:
         redis.lpush(f"argosy.text/1{PRIORITY_SEPARATOR}9", b"{}")
     assert problems() == []
+
+
+def test_a_reload_is_no_problem(publisher: Publisher, store: Store) -> None:
+    """The command declares settings that the file does not have; doctor says so, and finds nothing missing."""
+    chosen = settings.load(environment={}).models["text"]
+    declared = declared_settings.table(msgspec.structs.replace(chosen, batch_rows=7))
+    store.declarations.declare("text", declared, proven=True)
+    [finding] = doctor._declared(Connection(), settings.load(environment={}))
+    assert (finding.ok, "settings of the last `argosy models reload`" in finding.found) == (True, True)
 
 
 def test_no_worker_is_a_problem() -> None:

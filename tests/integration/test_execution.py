@@ -196,6 +196,19 @@ def assert_computed(rig: Rig, envelope: Envelope) -> None:
     assert (status.total, status.succeeded, status.finished) == (3, 3, True)
 
 
+def test_an_answer_that_no_database_holds_costs_only_its_item(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its neighbours would be attempted with it again and again, and given up with it."""
+    odd = {zlib.crc32(b"two"): {float("nan"): 1}, zlib.crc32(b"three"): {"digits": 10**5000}}
+    monkeypatch.setattr(ScriptedModel, "finish", lambda _, task, output, *__: odd.get(int(output[0]), "right"))
+    envelope = rig.accept()
+    assert rig.run(reference(envelope)) == {"items": 3, "succeeded": 1, "failed": 2}
+    first, *others = (rig.everything()[envelope.job, seq, "echo"] for seq in range(3))
+    assert (first.output, rig.row(envelope)["state"]) == ("right", "done")
+    for row in others:
+        assert row.error is not None
+        assert row.error["message"].startswith("cannot be stored: its answer: not a JSON value: ")
+
+
 ALTERED: dict[str, dict[str, Any]] = {
     "a text": {"items": items((0, "one"), (1, "twp"), (2, "three"))},
     "an item fewer": {"items": items((0, "one"), (2, "three"))},

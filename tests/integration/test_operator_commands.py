@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -99,7 +104,26 @@ def test_a_purge_removes_what_is_older(store: Store) -> None:
     assert argosy("purge", "--older-than", "30m", "--inputs").stdout.startswith("removed 0 jobs, 0 results, 2 inputs")
     assert argosy("purge", "--older-than", "30m").stdout.startswith("removed 2 jobs, 2 results")
     assert store.jobs() == []
+    vacuumed = argosy("purge", "--older-than", "30m", "--vacuum").stdout
+    assert re.fullmatch(r"removed 0 jobs.*\nthe database's file is [0-9,]+ bytes smaller\n", vacuumed)
     assert "write a number and a unit" in argosy("purge", "--older-than", "30").stderr
+
+
+@pytest.mark.usefixtures("given_up")
+def test_a_purge_asks_in_a_terminal(store: Store) -> None:
+    """It cannot be undone; a script is not asked, nor is whoever says --yes."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "producers.commands.main", "purge", "--older-than", "30m"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        while b"[y/N]" not in said:
+            said += os.read(ours, 65536)
+        os.write(ours, b"n\n")
+        assert process.wait() == 130
+    os.close(ours)
+    assert b"Delete all inputs and results of 2 finished jobs?" in said
+    assert len(store.jobs()) == 2
 
 
 def test_tenants_are_set_listed_and_reset(store: Store) -> None:

@@ -313,7 +313,34 @@ def test_a_cancelled_submission_is_not_gone_on_with(tmp_path: Path) -> None:
     assert (
         f"belongs to the job {job}, which was cancelled; choose another key (`argosy submit --again`)" in result.stderr
     )
+    assert "`--output FILE` writes the rows with the results that it has" in result.stderr
     assert submitted(tmp_path / "a.txt", "-t", "topic", "--again") != job
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_submission_that_was_cancelled_half_way_is_joined(tmp_path: Path, stand_in: StandIn) -> None:
+    """By the same command, with the columns of the source."""
+    rows, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    rows.write_text("id,text,mine\n" + "".join(f"{letter},text {letter},my {letter}\n" for letter in "abcd"))
+    job = submitted(rows, "-t", "topic")
+    stand_in.work(1)
+    argosy("cancel", job)
+    with working(stand_in, 2):
+        result = argosy("submit", rows, "-t", "topic", "--output", out)
+    assert (result.exit_code, result.stdout) == (1, f"{job}\n")
+    assert "the job was cancelled; the rows are written with the results that it has" in result.stderr
+    with out.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["mine"], bool(row["topic"]), row["error"]) for row in found] == [
+        ("my a", True, ""),
+        ("my b", True, ""),
+        ("my c", False, "topic: cancelled"),
+        ("my d", False, "topic: cancelled"),
+    ]
+    other = argosy("submit", rows, "-t", "spam", "--idempotency-key", "mine")
+    argosy("cancel", other.stdout.strip())
+    refused = argosy("submit", rows, "-t", "topic", "--idempotency-key", "mine", "--output", out)
+    assert "its tasks are spam, here they are topic" in refused.stderr, "another submission's rows are not these"
 
 
 def test_a_terminal_shows_how_far_it_is(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click import UsageError
 
-from producers.commands.tables import show_job, show_jobs
+from producers.commands import submit_progress
+from producers.commands.tables import jobs_table, show_job
 from producers.wire import command_line
 from producers.wire.errors import InvalidInput
 from results_store.records import JobStatus
@@ -28,13 +31,28 @@ NAMES = [
 ]
 
 
+def test_an_interrupted_submission_says_what_this_run_has_added(capsys: pytest.CaptureFixture[str]) -> None:
+    """An earlier run of the same command may have added more."""
+    source: Any = SimpleNamespace(share_read=0.5)
+
+    def interrupted() -> None:
+        with submit_progress.counting(source) as count:
+            count("j", 4096)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    said = capsys.readouterr().err
+    assert "this run has added at least 4,096 items to job j; run the command again to resume, or" in said
+
+
 @pytest.mark.parametrize(("name", "shown"), NAMES)
 def test_a_name_is_text_in_the_terminal(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     job = JobStatus(
         id="j", name=name, priority=3, created_at=0.0, finished_at=None, cancelled_at=None,
         items=1, total=1, succeeded=0, failed=0, cancelled=0, expired=0,
     )  # fmt: skip
-    show_jobs([job])
+    command_line.console().print(jobs_table([job]))
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 2
     assert shown in table[1]

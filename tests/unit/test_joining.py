@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -44,6 +45,23 @@ def test_a_source_that_is_longer_than_its_job_says_so_in_each_further_row(tmp_pa
     assert "empty" in str(found[1]["error"])
     assert found[2]["error"] == "topic: ModelError: broke"
     assert found[3]["error"] == "no result; was this row submitted?"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_the_revision_stands_beside_each_answer_if_it_is_asked_for(tmp_path: Path, suffix: str) -> None:
+    """After a change of the model, a file may hold answers of both; a source's own column keeps its name."""
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "text": "t", "topic_revision": "mine"}\n{"id": "b", "text": "t"}\n')
+    out = tmp_path / f"out.{suffix}"
+    source, results = Source(tmp_path / "in.jsonl", "text"), [result(0, "a", model_revision="m@1")]
+    write_joined(source, REQUEST, results, out, revisions=True)
+    if suffix == "parquet":
+        rows = pq.read_table(out).to_pylist()
+    elif suffix == "csv":
+        rows = list(csv.DictReader(out.read_text().splitlines()))
+    else:
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    found = [[row.get(name) or None for name in ("topic_revision", "topic_revision_")] for row in rows]
+    assert found == [["mine", "m@1"], [None, None]]
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,21 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from producers.wire.command_line import console, log_to_stderr, say, visible
+from producers.wire.command_line import FAILED, console, log_to_stderr, say, visible
 from workers.commands import flight_recorder, models
 from workers.commands.shared_options import FLEET_FILE
 
 #: A port that a server can be told to use.
 PORT = click.IntRange(1, 65535)
+
+#: A worker whose work is over waits so long for threads of its models' classes.
+THREADS_END_S = 3.0
 
 
 @click.command()
@@ -116,14 +120,26 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
     chosen = settings.load(config)
     where = chosen.connection
     wanted = (device,) if device else chosen.worker.devices[:1]
-    node.run(
-        chosen,
-        devices.select(chosen.worker.profile, wanted)[0],
-        broker_url=where.broker_url,
-        store_url=where.store_url,
-        name=name,
-        ready_file=ready_file,
-    )
+    code = FAILED
+    try:
+        node.run(
+            chosen,
+            devices.select(chosen.worker.profile, wanted)[0],
+            broker_url=where.broker_url,
+            store_url=where.store_url,
+            name=name,
+            ready_file=ready_file,
+        )
+        code = 0
+    finally:
+        _end_beside_threads(code)
+
+
+def _end_beside_threads(code: int) -> None:
+    """End the process within seconds, also if a model's class has started threads that never end."""
+    guard = threading.Timer(THREADS_END_S, os._exit, (code,))
+    guard.daemon = True
+    guard.start()
 
 
 @click.command()

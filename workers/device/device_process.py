@@ -163,7 +163,7 @@ def _run(model: Model, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     started = time.perf_counter()
     try:
         with restored(model, "forward"):
-            outputs = model.forward(arrays, wanted)
+            outputs = model.forward(arrays, dict(wanted))  # which it may change
         problem = returned.outputs_problem(model, outputs, wanted)
         cached_rows = int(model.cached_rows)
     except BaseException as error:  # noqa: BLE001 - the parent bisects the batch and names the item that raised
@@ -180,9 +180,16 @@ def _described(error: BaseException) -> Header:
         kind = "OutOfMemory"
     return {
         "kind": kind,
-        "message": returned.text(error)[:2000],
-        "traceback": "".join(traceback.format_exception(error, limit=20))[-8000:],
+        "message": returned.text(error),
+        "traceback": _traceback(error),
     }
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error, limit=20))[-8000:].encode(errors="backslashreplace").decode()
+    except Exception as bad:  # noqa: BLE001 - an error of a model's own class, which may raise when it is shown
+        return f"(no traceback: {type(bad).__name__})"
 
 
 if __name__ == "__main__":

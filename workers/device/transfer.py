@@ -26,7 +26,7 @@ _TOGETHER_BYTES = 64 * 1024
 
 def send(sock: socket.socket, header: Header, arrays: Mapping[str, Array] | None = None) -> None:
     """Send one frame. Raises OSError if the other end is closed."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
     layout = [(name, array.dtype.str, array.shape) for name, array in contiguous.items()]
     head = msgspec.msgpack.encode({**header, "arrays": layout})
     size = sum(array.nbytes for array in contiguous.values())

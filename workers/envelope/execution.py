@@ -19,6 +19,7 @@ import msgspec
 
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import BadItem, Envelope, Named, Priority, decode, decode_bytes, named, outline
+from results_store.errors import InvalidRow
 from results_store.export.text_export import plain
 from results_store.loops.loop import doing
 from results_store.records import Claim, Claimed, Result, Transaction
@@ -151,16 +152,20 @@ class Execution(Preparation):
         # without results, not even the items of a cancelled envelope can be named
         dead = claim is Claim.DEAD or (claim is Claim.CANCELLED and not portion.results)
         urgent = envelope.priority is Priority.INTERACTIVE
-        self._writer(urgent=urgent).commit(
-            Transaction(
-                results=portion.results,
-                done=() if dead else ended,
-                dead=ended if dead else (),
-                unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),
-                stepped=(envelope.id,) if envelope.pipeline else (),
-                urgent=urgent,
-            )
+        transaction = Transaction(
+            results=portion.results,
+            done=() if dead else ended,
+            dead=ended if dead else (),
+            unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),
+            stepped=(envelope.id,) if envelope.pipeline else (),
+            urgent=urgent,
         )
+        writer = self._writer(urgent=urgent)
+        try:
+            writer.commit(transaction)
+        except InvalidRow:  # an answer of a class of its own: its neighbours are right
+            portion.results[:] = [outcomes.storable(row) for row in portion.results]
+            writer.commit(transaction)
         if interrupted:
             # the computed results are stored: the unique key prevents a second write by the next run
             raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; the envelope returns to its queue")

@@ -16,7 +16,9 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import BlobsUnavailable, InvalidInput, without_text
 from producers.wire.messages import BadItem, Envelope, Item
 from producers.wire.result_files import ResultFiles
+from results_store.errors import InvalidRow
 from results_store.records import Claim, Result, ResultState
+from results_store.sql.columns import json_text
 from workers.batching.roster import ServedModel
 from workers.batching.work import Cancelled, Computed, Entry, Expired, Failed
 from workers.models.interface import output_files, returned
@@ -167,6 +169,17 @@ def _computed(
         logger.error("envelope %s, item %s, task %s: finishing failed: %s", envelope.id, item.seq, task.name, where)  # noqa: TRY400
         detail = {"kind": "ModelError", "message": returned.said(error, "finishing failed")}
         return replace(row, state=ResultState.FAILED, error=detail)
+
+
+def storable(row: Result) -> Result:
+    """Return a row, or its failure if no database can hold its answer."""
+    try:
+        json_text(row.output, "its answer")
+        json_text(row.error, "its error")
+    except InvalidRow as error:
+        detail = {"kind": "ModelError", "message": f"cannot be stored: {returned.text(error)}"}
+        return replace(row, state=ResultState.FAILED, output=None, vector=None, error=detail)
+    return row
 
 
 def _without_files(row: Result, files: ResultFiles | None) -> Result:

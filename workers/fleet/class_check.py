@@ -44,7 +44,9 @@ def check(settings: Settings, name: str, device: Device) -> list[str]:
         wanted = served_models.model_to_load(settings, name)
         model = served_models.build(wanted)
         chosen = settings.models[name]
-        served = ServedModel(model, model.revision, Budget(chosen.batch_cost or model.default_cost, chosen.batch_rows))
+        served = ServedModel(
+            model, served_models.revision_of(model), Budget(chosen.batch_cost or model.default_cost, chosen.batch_rows)
+        )
         if any(task.kind is CUSTOM for task in model.spec.tasks.values()):
             model.schemas()
         if not model.spec.tasks:

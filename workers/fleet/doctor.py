@@ -145,7 +145,7 @@ def _store(where: Connection) -> Iterator[Finding]:
 
 
 def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]:
-    """Report models whose declared settings differ from these settings."""
+    """Name the models that were reloaded with other settings than these: no problem, but good to know."""
     with Store(where.store_url) as store:
         declarations = store.declarations.every()
     for name, declaration in declarations.items():
@@ -153,5 +153,5 @@ def _declared(where: Connection, chosen: settings.Settings) -> Iterator[Finding]
             continue
         held = declared_settings.with_model(chosen, name, declaration.settings).models[name]
         if declared_settings.digest(held) != declared_settings.digest(chosen.models[name]):
-            found = "workers have other settings, declared by `argosy models reload`"
-            yield Finding(f"model {name}", False, found, f"copy them to fleet.toml, or `argosy models reload {name}`")
+            found = "served with the settings of the last `argosy models reload`, which the file does not have"
+            yield Finding(f"model {name}", True, f"{found}; `argosy models reload {name}` takes the file's")

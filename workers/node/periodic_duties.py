@@ -17,10 +17,11 @@ RUN_LIMIT_S = 120.0
 
 
 class PeriodicDuties:
-    """Runs duties periodically until stopped. A duty that fails is logged and tried again next time."""
+    """Runs duties periodically until stopped. A duty that fails is tried again next time; each error is logged once."""
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
+        self._failing: dict[str, str] = {}  # the duties that failed the last time, each with its error
         self.loops: list[Loop] = []
 
     def start(self, duties: Mapping[str, tuple[float, Callable[[], object]]]) -> None:
@@ -46,5 +47,11 @@ class PeriodicDuties:
             with doing("its run", RUN_LIMIT_S):
                 duty()
         except Exception as error:  # noqa: BLE001 - the broker or the store may be back next time
-            logger.warning("%s: %s: %s", name, type(error).__name__, error)
+            told = f"{type(error).__name__}: {error}"
+            if told != self._failing.get(name):
+                logger.warning("%s: %s; it is tried again every %g s", name, told, every_s)
+            self._failing[name] = told
+        else:
+            if self._failing.pop(name, None) is not None:
+                logger.warning("%s: works again", name)
         return True

@@ -14,7 +14,7 @@ from producers.client.pending_results import PendingResult
 from producers.client.request import NewItem, Request
 from producers.client.sending.fingerprint import Fingerprint, request_difference
 from producers.client.sending.orders import Order, shared_deadline
-from producers.wire.errors import ArgosyError, InvalidInput, KeyConflict
+from producers.wire.errors import ArgosyError, InvalidInput, KeyConflict, KeyOfCancelledJob
 from producers.wire.forms import plain
 from producers.wire.messages import Item, Priority, new_id
 from producers.wire.packing import weight
@@ -57,6 +57,7 @@ class Submission:
         self.tenant = job.tenant
         self.new_job: NewJob | None = job
         self._request = request
+        self._request_text = job.request
         self._pipeline = job.pipeline
         self._on_accepted = on_accepted
         self._deadline_at = request.deadline_at(time.monotonic())
@@ -66,27 +67,23 @@ class Submission:
         self._unrecognised = 0  # items that the job has and that did not come yet
         self._fingerprint = self._fingerprint_then = Fingerprint()  # of the accepted items, and with the chunk sent
 
-    @property
-    def created(self) -> NewJob:
-        """The job to create."""
-        assert self.new_job is not None
-        return self.new_job
+    def resume(self, found: FoundJob | None) -> int:
+        """Continue the job that has the idempotency key, if there is one; return the number of its items.
 
-    def resume(self, found: FoundJob) -> int:
-        """Continue the job that has the idempotency key; return the number of its items.
-
-        Raises KeyConflict if the job was cancelled (further items would never be computed), or has other steps, tasks
-        or parameters. `recognise` compares the rows.
+        Raises KeyConflict if the job has other steps, tasks or parameters, and KeyOfCancelledJob if it was cancelled:
+        further items would never be computed. `recognise` compares the rows.
         """
-        if found.status.cancelled_at is not None:
-            raise _conflict(found.status.id, "which was cancelled")
+        # each chunk names the rows that it expects in the job, so that two runs cannot mix
+        self._expected_rows = 0 if found is None else found.status.items
+        if found is None:
+            return 0
         if found.status.pipeline != self._pipeline:
             raise _conflict(found.status.id, "which has other steps")
-        if found.request is not None and (difference := request_difference(found.request, self.created.request or "")):
+        if found.request is not None and (difference := request_difference(found.request, self._request_text or "")):
             raise _conflict(found.status.id, f"which differs: {difference}")
+        if found.status.cancelled_at is not None:
+            raise KeyOfCancelledJob(found.status.id)
         self.job, self.new_job = found.status.id, None
-        # each chunk names the rows that it expects in the job, so that two runs cannot mix
-        self._expected_rows = found.status.items
         self._found = found
         self._unrecognised = found.status.items // len(self._request.models)  # an item has a row for every model
         return self._unrecognised

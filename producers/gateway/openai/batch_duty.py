@@ -77,13 +77,16 @@ class BatchDuty:
 
     async def _run(self) -> None:
         await self._tidy()
+        said = ""
         while True:
             self._turn_at = time.monotonic()
             self._called.clear()
             try:
                 await self._look()
+                said = ""
             except (ArgosyError, StoreError) as error:
-                log.warning("the open batches cannot be read: %s", error)
+                if said != (said := str(error)):  # once, not with each look
+                    log.warning("the open batches cannot be read: %s", error)
             except Exception:
                 log.exception("the open batches cannot be advanced now; the next look follows")
             try:

@@ -66,18 +66,21 @@ def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, S
     cost = chosen.batch_cost or (decision.batch_cost if decision else model.default_cost)
     # on a GPU the best batch may exceed the largest budget for CPUs; then this many times the rows are kept ready
     times = max(1, cost // model.budgets[-1]) if model.budgets and not chosen.batch_cost else 1
-    return wanted, ServedModel(model, _revision(model), Budget(cost, chosen.batch_rows * times))
+    return wanted, ServedModel(model, revision_of(model), Budget(cost, chosen.batch_rows * times))
 
 
-def _revision(model: Model) -> str:
+def revision_of(model: Model) -> str:
     """Return a model's revision. Raises ConfigurationError, also for an exception of a class's own."""
+    where = f"models.{model.spec.name}: {type(model).__name__}.revision"
     try:
-        return model.revision
+        found: object = model.revision
     except ConfigurationError:
         raise
     except Exception as error:
-        problem = f"{type(error).__name__}: {returned.text(error)}"
-        raise ConfigurationError(f"models.{model.spec.name}: {type(model).__name__}.revision: {problem}") from error
+        raise ConfigurationError(f"{where}: {type(error).__name__}: {returned.text(error)}") from error
+    if not isinstance(found, str) or not found.isprintable():  # a database must hold it, beside each result
+        raise ConfigurationError(f"{where} is {found!r:.80}; give it a text")
+    return found
 
 
 def build(wanted: ModelToLoad) -> Model:

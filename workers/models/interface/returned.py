@@ -22,8 +22,14 @@ from workers.models.interface.model import Array, Arrays, Model, Prepared
 
 logger = logging.getLogger(__name__)
 
+#: Kinds of arrays that hold references of this process: Python objects, structures, and NumPy's texts of any length.
+_UNSENT = "OVT"
+
 #: More than any batch can hold, and exact in JSON.
 _MOST_SIZE = 2**53
+
+#: The most characters of an exception's text that are kept.
+MOST_TEXT = 2000
 
 _FLOAT32 = np.dtype("<f4")
 
@@ -54,9 +60,9 @@ def said(error: BaseException, about: str) -> str:
 
 
 def text(error: BaseException) -> str:
-    """Return an exception's text, also if the exception is a class's own and has none."""
+    """Return an exception's text, also if the exception is a class's own and has none, a huge or an odd one."""
     try:
-        return str(error)
+        return str(error)[:MOST_TEXT].encode(errors="backslashreplace").decode()
     except Exception:  # noqa: BLE001 - its `__str__` is the model's own code
         return "(an exception without a text)"
 
@@ -80,6 +86,8 @@ def row(model: Model, prepared: object, tasks: Collection[str]) -> Prepared:
         problem = f"`refused` as {_kind(prepared.refused)}; give it a dict of errors by task"
         raise wrong(model, "prepare", problem, tasks)
     for task, error in prepared.refused.items():
+        if task not in tasks:  # its failure would count as a result of the job
+            raise wrong(model, "prepare", f"`refused` with {task!r:.80}, for which it was not asked", tasks)
         if not isinstance(error, InvalidInput):
             raise wrong(model, "prepare", f"`refused[{task!r}]` as {_kind(error)}; give it an InvalidInput", tasks)
     size = _whole(model, prepared.size, "prepare", "`size` as ", "1 if all rows have the same shape", tasks)
@@ -93,7 +101,7 @@ def _is_usual(row: Prepared) -> bool:
     if type(row.arrays) is not dict:
         return False
     for name, array in row.arrays.items():
-        if type(name) is not str or type(array) is not np.ndarray or array.dtype.kind in "OV":
+        if type(name) is not str or type(array) is not np.ndarray or array.dtype.kind in _UNSENT:
             return False
     return True
 
@@ -144,13 +152,15 @@ def _problem(arrays: object, what: str) -> str:
     if not isinstance(arrays, Mapping):
         return f"{_kind(arrays)} in place of {what}; return a dict of NumPy arrays by name"
     for name, array in arrays.items():
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name.isprintable():
             return f"an array with the name {name!r:.80}; name it by a text"
         if not isinstance(array, np.ndarray):
             remedy = "call .cpu().numpy()" if type(array).__module__.startswith("torch") else "np.asarray(…) makes one"
             return f"{name!r} as {_kind(array)}, not a NumPy array; {remedy}"
-        if array.dtype.kind in "OV":
-            found = "an array of Python objects" if array.dtype.hasobject else f"an array of the type {array.dtype}"
+        if isinstance(array, np.ma.MaskedArray):
+            return f"{name!r} as a masked array, whose mask would be lost; give .filled(…), and the mask under another"
+        if array.dtype.kind in _UNSENT:
+            found = "an array of Python objects" if array.dtype.kind == "O" else f"an array of the type {array.dtype}"
             return f"{name!r} as {found}, which no other process can read; give it numbers, such as dtype=np.float32"
     return ""
 
@@ -163,7 +173,7 @@ def answer(model: Model, task: Task, found: object) -> Any:
 
     The answers of kinds with files keep their `MadeFile`s.
     """
-    if type(found) is np.ndarray:
+    if type(found) is np.ndarray and found.ndim:
         kept: Any = _vector(model, task, found)
     elif task.kind.makes_files:
         return _with_files(model, task, found)
@@ -220,7 +230,13 @@ def _plain_json(model: Model, task: Task, found: object) -> Any:
 
 
 def _plain(value: object) -> Any:
-    """Return NumPy's numbers, texts and arrays as Python's."""
+    """Return NumPy's numbers, texts and arrays, and subclasses of texts and numbers, as Python's own."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, np.longdouble):  # Python has no number of this size
+        return float(value)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
