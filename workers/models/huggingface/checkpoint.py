@@ -99,9 +99,13 @@ class Checkpoint:
 
     def check_weights(self) -> None:
         """Raise ConfigurationError if the folder has no weights as safetensors: with what it has, and the remedy."""
-        if method := (self.config.get("quantization_config") or {}).get("quant_method"):
+        if method := refused_folders.quantised(self.folder, self.config):
             problem = f"the weights in {self.folder} are quantised ({method}), which is not served"
             raise ConfigurationError(f"{self.where}: {problem}; name the folder of the model before its quantisation")
+        if (self.folder / "adapter_config.json").is_file():
+            problem = f"{self.folder} has an adapter (adapter_config.json) beside the model's own weights"
+            remedy = "move the adapter to a folder of its own, and name that in options.adapters"
+            raise ConfigurationError(f"{self.where}: {problem}; {remedy}")
         files = [self.folder / name for name in (_WEIGHTS, f"{_WEIGHTS}.index.json")]
         there = next((file for file in files if file.is_file()), None)
         if there is None:
@@ -137,6 +141,12 @@ class Checkpoint:
         if problem == "multi_label_classification" or len(self.labels) == 1:
             return "sigmoid"
         return "softmax"
+
+    @cached_property
+    def function_of_recordings(self) -> str:
+        """The function of transformers' audio and video pipelines, in which a single label is no exception."""
+        problem = self.config.get("problem_type")
+        return {"regression": "none", "multi_label_classification": "sigmoid"}.get(str(problem), "softmax")
 
     @cached_property
     def pad_id(self) -> int:
