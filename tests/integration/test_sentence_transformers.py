@@ -264,7 +264,10 @@ def in_the_earlier_form(random: Random, folder: Path, poolings: list[str]) -> No
         module["type"] = f"sentence_transformers.models.{module['type'].rpartition('.')[2]}"
     (folder / "modules.json").write_text(json.dumps(modules))
     settings = {"max_seq_length": random.choice([None, 6, 64]), "do_lower_case": random.random() < 0.5}
-    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    (folder / "sentence_bert_config.json").unlink()
+    (folder / random.choice(["sentence_bert_config.json", "sentence_roberta_config.json"])).write_text(
+        json.dumps(settings)
+    )
     names = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens"}
     flags = {f"pooling_mode_{names.get(mode, mode)}": True for mode in poolings}
     if poolings:

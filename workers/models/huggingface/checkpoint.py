@@ -28,6 +28,12 @@ _MOST_LABELS = 100_000
 _MOST_LAYERS = 2000
 
 
+#: The files with sentence-transformers' settings of a network; old versions name them by its architecture.
+_SENTENCE_SETTINGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
 _WEIGHTS = "model.safetensors"
 
 #: The first bytes of a file that Git LFS has not fetched.
@@ -156,9 +162,14 @@ class Checkpoint:
         return next((int(one) for one in (pad, end) if isinstance(one, int)), 0)
 
     @cached_property
+    def sentence_settings(self) -> dict[str, Any]:
+        """The settings of sentence-transformers for the network and its tokenizer; empty if there are none."""
+        return next((found for name in _SENTENCE_SETTINGS if (found := self.read_if_there(name))), {})
+
+    @cached_property
     def max_tokens(self) -> int:
         """The longest input in tokens, including the special tokens."""
-        found = [float(self.read_if_there("sentence_bert_config.json").get("max_seq_length") or math.inf)]
+        found = [float(self.sentence_settings.get("max_seq_length") or math.inf)]
         found += [float(self.read_if_there("tokenizer_config.json").get("model_max_length") or math.inf)]
         positions = self.config.get("max_position_embeddings", self.config.get("n_positions"))
         if isinstance(positions, int) and positions > 0:

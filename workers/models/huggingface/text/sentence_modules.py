@@ -198,7 +198,7 @@ def _listed(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 def _check_network(checkpoint: Checkpoint) -> None:
     """Raise ConfigurationError if the folder runs its network, or its tokenizer, in a way that is not served."""
-    settings = checkpoint.read_if_there("sentence_bert_config.json")
+    settings = checkpoint.sentence_settings
     changes = [name for name, served in _NETWORK.items() if settings.get(name) not in (None, served)]
     text = (settings.get("modality_config") or {"text": {}}).get("text")
     if text is None or text.get("method", "forward") != "forward":
