@@ -99,6 +99,9 @@ def test_prompts_and_limits(saved: Callable[..., Path]) -> None:
     assert "over 6" in str(model.refusal("vector", TEXTS[2]))
     cut = model.ask("vector", TEXTS, truncation=True, normalize=False)
     np.testing.assert_allclose(cut, expected(folder), atol=TOLERANCE)
+    (folder / "sentence_bert_config.json").rename(folder / "sentence_roberta_config.json")  # as old versions named it
+    assert "over 6" in str(Served(folder, {"vector": "feature-extraction"}).refusal("vector", TEXTS[2]))
+    np.testing.assert_allclose(cut, expected(folder), atol=TOLERANCE)
 
 
 def test_a_width_that_the_folder_says(saved: Callable[..., Path]) -> None:
