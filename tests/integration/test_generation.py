@@ -146,7 +146,7 @@ def test_a_repetition_penalty_of_the_checkpoint(folder: Path, theirs: Any, tmp_p
         ({"suppress_tokens": [5, 6]}, r"sets suppress_tokens = \[5, 6\], which is not served"),
         ({"forced_eos_token_id": 0}, "sets forced_eos_token_id = 0, which is not served"),
         ({"num_beams": 4}, "sets num_beams = 4, which is not served"),
-        ({"repetition_penalty": "high"}, "repetition_penalty must be over 0, not 'high'"),
+        ({"repetition_penalty": "high"}, "repetition_penalty must be between 0.01 and 100, not 'high'"),
     ],
 )
 def test_other_settings_of_the_checkpoint_are_refused(

@@ -109,8 +109,8 @@ class Prompts:
                 remedy = "remove it from generation_config.json (without that file, from config.json)"
                 raise ConfigurationError(f"{self.checkpoint.where}: {problem}; {remedy}")
         penalty: Any = self.repetition_penalty
-        if not isinstance(penalty, int | float) or penalty <= 0:
-            problem = f"generation_config.json: repetition_penalty must be over 0, not {penalty!r}"
+        if not isinstance(penalty, int | float) or not 0.01 <= penalty <= 100:
+            problem = f"generation_config.json: repetition_penalty must be between 0.01 and 100, not {penalty!r}"
             raise ConfigurationError(f"{self.checkpoint.where}: {problem}; correct it")
 
     @cached_property

@@ -70,7 +70,7 @@ class Tokenizing:
 
     def cut(self, text: str, pair: str | None, max_tokens: int, strategy: Cut = "longest_first") -> Encoding:
         """Return the first `max_tokens` tokens of a text or a pair, or the last ones if the folder says so."""
-        return self._truncated(text, pair, max_tokens, 0, strategy, "")[0]
+        return self._truncated(text, pair, max_tokens, 0, strategy)[0]
 
     def windows(
         self, text: str, pair: str | None, max_tokens: int, stride: int, strategy: Cut = "longest_first"
@@ -79,12 +79,12 @@ class Tokenizing:
         return self._truncated(text, pair, max_tokens, stride, strategy, "right")
 
     def _truncated(
-        self, text: str, pair: str | None, max_tokens: int, stride: int, strategy: Cut, side: str
+        self, text: str, pair: str | None, max_tokens: int, stride: int, strategy: Cut, side: str = ""
     ) -> list[Encoding]:
         with self._lock:
-            side = side or self._cut_side  # before the truncation changes
+            own = self._cut_side  # before the truncation changes for the first time
             try:
-                self._cutting.enable_truncation(max_tokens, stride=stride, strategy=strategy, direction=side)
+                self._cutting.enable_truncation(max_tokens, stride=stride, strategy=strategy, direction=side or own)
                 first = _encode(self._cutting, text, pair)
             except InvalidInput:
                 raise

@@ -200,13 +200,16 @@ def _check_network(checkpoint: Checkpoint) -> None:
     """Raise ConfigurationError if the folder runs its network, or its tokenizer, in a way that is not served."""
     settings = checkpoint.sentence_settings
     changes = [name for name, served in _NETWORK.items() if settings.get(name) not in (None, served)]
-    text = (settings.get("modality_config") or {"text": {}}).get("text")
-    if text is None or text.get("method", "forward") != "forward":
+    given = settings.get("modality_config") or {"text": {}}
+    text = given.get("text") if isinstance(given, dict) else None
+    if not isinstance(text, dict) or text.get("method", "forward") != "forward":
         changes.append("modality_config")
     for name in (
         f"{part}_{form}" for part in ("model", "config", "tokenizer", "processor") for form in ("args", "kwargs")
     ):
-        changes += [f"{name}.{own}" for own in settings.get(name) or {} if own not in _HARMLESS]
+        arguments = settings.get(name) or {}
+        own = arguments if isinstance(arguments, dict) else {"": arguments}
+        changes += [f"{name}.{argument}" for argument in own if argument not in _HARMLESS]
     if changes:
         problem = f"sentence_bert_config.json: {changes[0]} is not served"
         raise ConfigurationError(f"{checkpoint.where}: {problem}; use sentence-transformers itself")
