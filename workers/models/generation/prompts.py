@@ -14,6 +14,7 @@ from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInpu
 from producers.wire.kinds.generation import PLACE
 from producers.wire.messages import MessagesInput
 from workers.models.generation.prefixes import common
+from workers.models.huggingface import generation_settings
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.tokenizing import Tokenizing
 
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
 
 #: The default of `max_new_tokens`.
 MOST_UNASKED = 256
-
-#: Settings of a checkpoint that choose another token than the likeliest, with the value at which they do not.
-_NOT_SERVED: Mapping[str, Any] = {
-    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
-    **dict.fromkeys(("num_beams", "num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
-    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), ()),
-    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), None),
-    **dict.fromkeys(("stop_strings", "watermarking_config"), None),
-    "penalty_alpha": 0,
-}
 
 #: Stand-ins for the input, to find the tokens that all prompts of a template begin with.
 _PROBES = ("0", "A", "\n")
@@ -101,29 +92,16 @@ class Prompts:
 
     def check_settings(self) -> None:
         """Raise ConfigurationError if the checkpoint's own settings of generation are not served."""
-        for name, neutral in _NOT_SERVED.items():
-            value = self._settings.get(name)
-            value = tuple(value) if isinstance(value, list) else value
-            if value is not None and value != neutral:
-                problem = f"the checkpoint sets {name} = {str(self._settings[name])[:40]}, which is not served"
-                remedy = "remove it from generation_config.json (without that file, from config.json)"
-                raise ConfigurationError(f"{self.checkpoint.where}: {problem}; {remedy}")
+        generation_settings.check(self.checkpoint, obeyed=("repetition_penalty",))
         penalty: Any = self.repetition_penalty
         if not isinstance(penalty, int | float) or not 0.01 <= penalty <= 100:
             problem = f"generation_config.json: repetition_penalty must be between 0.01 and 100, not {penalty!r}"
             raise ConfigurationError(f"{self.checkpoint.where}: {problem}; correct it")
 
     @cached_property
-    def _settings(self) -> Mapping[str, Any]:
-        """The checkpoint's own settings of generation; in the model's settings, if they have no file of their own."""
-        file = "generation_config.json"
-        there = (self.checkpoint.folder / file).is_file()
-        return self.checkpoint.read(file) if there else self.checkpoint.config
-
-    @property
     def repetition_penalty(self) -> float:
         """The repetition penalty of a request that has none."""
-        found: float | None = self._settings.get("repetition_penalty")
+        found: float | None = generation_settings.read(self.checkpoint).get("repetition_penalty")
         return 1.0 if found is None else found
 
     @cached_property
