@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.checkpoint_folders import references, tokenizers, writing
+from benchmarks.checkpoint_folders import references, texts, tokenizers, writing
 from benchmarks.checkpoint_folders.folders import Case
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import ConfigurationError
@@ -29,7 +29,7 @@ from workers.models.speech.whisper import LANGUAGES
 
 Made = Callable[..., Path]
 
-CASES = {case.name: case for case in writing.cases()}
+CASES = {case.name: case for case in (*writing.cases(), *texts.cases())}
 
 TEXTS = ["shares fell in london", "a film", "she said that it was not good and he told us where"]
 
@@ -56,6 +56,15 @@ def test_marian_translates(tmp_path: Path) -> None:
     tokenizer_file.keep(Checkpoint(tmp_path, "models.own"), transformers.AutoTokenizer.from_pretrained(tmp_path))
     served = Served(tmp_path, {"task": "translation"}).load()
     assert served.ask("task", TEXTS, **case.params) == [expected(text) for text in TEXTS]
+
+
+def test_masks_where_the_network_does_not_call_its_projection(tmp_path: Path) -> None:
+    """MobileBERT multiplies by the weights themselves."""
+    case = CASES["mobilebert-mlm"]
+    case.make(tmp_path)
+    expected, served = references.of(case, tmp_path), Served(tmp_path, {"task": "fill-mask"}).load()
+    for text in ("the [MASK] was not good", "he told us that she said it is not [MASK] in london"):
+        assert_alike(served.ask("task", [text])[0], expected(text).ranked[:5])
 
 
 def test_texts_with_end_tokens_share_a_pass_with_their_like(made: Made) -> None:
