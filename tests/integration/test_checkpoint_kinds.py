@@ -67,6 +67,12 @@ def test_masks_where_the_network_does_not_call_its_projection(tmp_path: Path) ->
         assert_alike(served.ask("task", [text])[0], expected(text).ranked[:5])
 
 
+def test_a_network_that_attends_in_chunks_is_found_out(tmp_path: Path) -> None:
+    """Padding changes Reformer's answers to texts of several chunks only."""
+    CASES["reformer-cls"].make(tmp_path)
+    assert Served(tmp_path, {"task": "text-classification"}).load().model.equal_lengths
+
+
 def test_texts_with_end_tokens_share_a_pass_with_their_like(made: Made) -> None:
     """BART takes no batch whose rows have their end token unequally often."""
     folder = made(tiny.bart, "BartForSequenceClassification", num_labels=3)
