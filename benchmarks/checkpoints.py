@@ -141,7 +141,7 @@ def tried(
     """Write a checkpoint, serve it on each backend, and compare its answers.
 
     Return for each backend the verdict, its reason and the backend's name. A default backend that is torch has torch's
-    result, which may be among the `known` ones.
+    result. `known` has the results of an earlier run.
     """
     try:
         case.make(folder)
@@ -164,8 +164,9 @@ def _tried(
     try:
         if backend == "default":
             on = _chosen(case, folder)
-            if on == REFERENCE and "torch" in found:
-                return found["torch"]["verdict"], found["torch"]["reason"], on
+        same = next((result for result in found.values() if result["on"] == str(on)), None)
+        if same:
+            return same["verdict"], same["reason"], on
         served = _served(case, folder, on).load()
     except ConfigurationError as error:
         return "refused_at_load", str(error), on
