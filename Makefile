@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 
 .PHONY: demo test check prose mutation bench plots install clean \
-	test-benchmarks test-celery test-clients test-faults test-gpu test-hostile test-media test-morning test-quiet test-stack test-upgrade
+	test-benchmarks test-celery test-clients test-faults test-folders test-gpu test-hostile test-media test-morning test-quiet test-stack test-upgrade
 
 install: $(INSTALLED)
 
@@ -78,6 +78,10 @@ test-hostile: $(INSTALLED)
 # Ten thousand sounds, videos and pictures each, with damaged headers, against FFmpeg and Pillow: minutes.
 test-media: $(INSTALLED)
 	ARGOSY_MEDIA_SEEDS=10000 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal --timeout 3600 tests/integration/test_damaged_media.py
+
+# Two hundred sentence-transformers folders with modules at random, against sentence-transformers: minutes.
+test-folders: $(INSTALLED)
+	ARGOSY_FOLDER_SEEDS=200 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal tests/integration/test_sentence_transformers.py
 
 # A fleet of an older version, upgraded under load on each store: for changes of messages or of the schema.
 test-upgrade: $(INSTALLED)

@@ -195,7 +195,9 @@ def _videos() -> Iterator[Case]:
     for name, processor, settings in networks:
         row = (name, processor, cropped, settings)
         labels = partial(_make, row, "AutoModelForVideoClassification", num_labels=6)
-        yield Case(f"{name}-videos", "video-classification", labels, {"frame_sampling_rate": 1})
+        yield Case(f"{name}-videos", "video-classification", labels, {"frame_sampling_rate": 1, "top_k": 6})
+        single = partial(_make, row, "AutoModelForVideoClassification", num_labels=1)
+        yield Case(f"{name}-one-label-videos", "video-classification", single, {"frame_sampling_rate": 1})
         yield Case(f"{name}-video-vectors", "video-feature-extraction", partial(_make, row, "AutoModel"))
 
 

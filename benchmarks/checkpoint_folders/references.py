@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.checkpoint_folders.comparison import Boxes, Pixels, Ranking
 from benchmarks.checkpoint_folders.folders import Case
 
 #: The answer to an input.
@@ -55,7 +56,36 @@ def _zero_shot(folder: Path, params: Mapping[str, Any]) -> Answering:
 
 
 def _entities(folder: Path, params: Mapping[str, Any]) -> Answering:
-    return _pipeline("token-classification", folder, **params)
+    """Answer as the pipeline does; without aggregation with the scores of all labels of each token."""
+    pipe = _pipeline("token-classification", folder, **params)
+    if params["aggregation_strategy"] != "none":
+        return pipe
+    import torch
+
+    labels = pipe.model.config.id2label
+
+    def answer(text: str) -> Any:
+        tokens = pipe(text)
+        encoded = pipe.tokenizer(text, return_tensors="pt")
+        with torch.inference_mode():
+            scores = pipe.model(**encoded).logits[0].softmax(-1)
+        return [
+            Ranking(sorted(({**token, "entity": labels[n], "score": float(score)}
+                            for n, score in enumerate(scores[token["index"]])), key=_score), 1)
+            for token in tokens
+        ]  # fmt: skip
+
+    return answer
+
+
+def _score(one: Mapping[str, Any]) -> float:
+    """Return the place of a choice in a ranking, best first."""
+    return -float(one["score"])
+
+
+def _filled(folder: Path, params: Mapping[str, Any]) -> Answering:
+    pipe = _pipeline("fill-mask", folder)
+    return lambda text: Ranking(pipe(text, top_k=len(pipe.tokenizer)), params.get("top_k", 5))
 
 
 def _question(folder: Path, params: Mapping[str, Any]) -> Answering:
@@ -77,14 +107,17 @@ def _question(folder: Path, params: Mapping[str, Any]) -> Answering:
             logits[0].masked_fill(~allowed, -torch.inf).softmax(-1)
             for logits in (output.start_logits, output.end_logits)
         )
-        scores, best = -1.0, (0, 0)
+        spans: dict[tuple[int, int], float] = {}
         for first in [n for n, own in enumerate(inside) if own]:
-            for last in range(first, min(len(inside), first + 15)):
-                if inside[last] and float(starts[first] * ends[last]) > scores:
-                    scores, best = float(starts[first] * ends[last]), (first, last)
-        begin = encoded.word_to_chars(0, encoded.token_to_word(best[0]), 1)[0]
-        end = encoded.word_to_chars(0, encoded.token_to_word(best[1]), 1)[1]
-        return [{"score": scores, "start": begin, "end": end, "answer": context[begin:end]}]
+            for last in [n for n in range(first, min(len(inside), first + 15)) if inside[n]]:
+                begin = encoded.word_to_chars(0, encoded.token_to_word(first), 1)[0]
+                end = encoded.word_to_chars(0, encoded.token_to_word(last), 1)[1]
+                spans[begin, end] = max(spans.get((begin, end), 0.0), float(starts[first] * ends[last]))
+        ranked = [
+            {"score": score, "start": begin, "end": end, "answer": context[begin:end]}
+            for (begin, end), score in spans.items()
+        ]
+        return Ranking(sorted(ranked, key=_score), 1)
 
     return answer
 
@@ -137,12 +170,17 @@ def _generation(folder: Path, params: Mapping[str, Any]) -> Answering:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer, network = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    ends = network.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
 
     def answer(text: str) -> Any:
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             made = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **params)
-        text = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        tokens = made[0, ids.shape[1] :].tolist()
+        if tokens[-1:] and tokens[-1] in ends:  # it ends the text, and is no part of it, special or not
+            tokens.pop()
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
         return {"text": text.replace("\0", "\ufffd")}  # the store cannot hold NUL
 
     return answer
@@ -175,17 +213,39 @@ def _quiet(auto: Any, folder: Path) -> tuple[Any, bool]:
 
 def _detection(folder: Path, params: Mapping[str, Any]) -> Answering:
     pipe = _pipeline("object-detection", folder)
-    return lambda image: sorted(pipe(image, **params), key=lambda one: -one["score"])
+    return lambda image: Boxes(pipe(image, threshold=0.0), params["threshold"])
 
 
 def _segmentation(folder: Path, params: Mapping[str, Any]) -> Answering:
     pipe = _pipeline("image-segmentation", folder)
+    if type(pipe.model).__name__.endswith("ForSemanticSegmentation"):
+        return _pixels(pipe)
 
     def answer(image: Any) -> Any:
         return [
             {"label": one["label"], "score": one["score"], "mask": np.array(one["mask"]) > 0}
             for one in pipe(image, **params)
         ]
+
+    return answer
+
+
+def _pixels(pipe: Any) -> Answering:
+    """Score each pixel of the image, as transformers' image processors do before they take the best label."""
+    import torch
+
+    names = pipe.model.config.id2label
+
+    def answer(image: Any) -> Any:
+        inputs = pipe.image_processor(images=[image], return_tensors="pt")
+        with torch.inference_mode():
+            logits = pipe.model(**inputs).logits
+        size = (image.height, image.width)
+        scores = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
+        best = scores.argmax(0).numpy()
+        for one in pipe(image):
+            assert ((np.array(one["mask"]) > 0) == (best == pipe.model.config.label2id[one["label"]])).all()
+        return Pixels({names[number]: own.numpy() for number, own in enumerate(scores)})
 
     return answer
 
@@ -239,7 +299,7 @@ _BY_NAME: Mapping[str, Callable[[Path, Mapping[str, Any]], Answering]] = {
     "zero-shot-classification": _zero_shot,
     "token-classification": _entities,
     "question-answering": _question,
-    "fill-mask": _plain("fill-mask"),
+    "fill-mask": _filled,
     "feature-extraction": _mean,
     "sentences": _sentences,
     "text2text-generation": _text_to_text,

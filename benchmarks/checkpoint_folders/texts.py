@@ -118,18 +118,61 @@ CLASSIFIERS: tuple[Row, ...] = (
     ("modernbert-decoder", "Roberta", {"local_attention": 16}),
     ("qwen3_moe", "Qwen2", {"decoder_sparse_step": 1}),
     ("mixtral", "Llama", {}),
-)
+    ("arcee", "Llama", {}),
+    ("diffllama", "Llama", {}),
+    ("doge", "Llama", {}),
+    ("exaone4", "GPT2", {"sliding_window": 16}),
+    ("jetmoe", "Llama", {"kv_channels": 8}),
+    ("minicpm3", "Llama", {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}),
+    ("ministral", "Llama", {}),
+    ("ministral3", "Llama", {}),
+    ("nemotron", "Llama", {}),
+    ("olmo", "GPT2", {}),
+    ("olmo3", "GPT2", {"sliding_window": 16}),
+    ("openai-gpt", "GPT2", {}),
+    ("persimmon", "Llama", {}),
+    ("phimoe", "Llama", {}),
+    ("qwen2_moe", "Qwen2", {"shared_expert_intermediate_size": 48}),
+    ("seed_oss", "GPT2", {}),
+    ("hunyuan_v1_dense", "Qwen2", {}),
+    ("hunyuan_v1_moe", "Qwen2", {"num_experts": 2, "moe_topk": 1}),
+    ("ctrl", "GPT2", {"dff": 48}),
+    ("reformer", "Albert", {"attn_layers": ["local", "local"], "axial_pos_shape": [16, 32], "axial_pos_embds_dim": [16, 16]}),
+    ("bigbird_pegasus", "T5", {"attention_type": "original_full"}),
+    ("ultrabert", "Bert", {}),
+    ("esmc", "Bert", {"num_key_value_heads": 4}),
+    ("markuplm", "Roberta", {}),
+    ("jamba", "Llama", {"mamba_d_state": 8, "mamba_dt_rank": 8, "attn_layer_offset": 1, "attn_layer_period": 2}),
+    ("qwen3_next", "Qwen2", {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
+                             "linear_num_value_heads": 4, "shared_expert_intermediate_size": 48}),
+    ("gpt_oss", "GPT2", {"sliding_window": 16}),
+    ("deepseek_v3", "Llama", {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+                              "v_head_dim": 16, "num_key_value_heads": 4, "head_dim": 8, "first_k_dense_replace": 2,
+                              "n_group": 1, "topk_group": 1}),
+)  # fmt: skip
+
+#: Architectures that answer questions, and do not classify.
+OTHER_ANSWERERS: tuple[Row, ...] = (
+    ("led", "LED", {"attention_window": 16, "max_encoder_position_embeddings": 514,
+                    "max_decoder_position_embeddings": 514}),
+    ("splinter", "Bert", {}),
+)  # fmt: skip
 
 #: Architectures of other kinds; their settings are those of `CLASSIFIERS`.
 TAGGERS = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "xlm-roberta", "modernbert", "camembert", "albert",
-           "big_bird", "mpnet", "qwen3", "gpt2", "xlnet", "t5", "layoutlm", "roformer")  # fmt: skip
+           "big_bird", "mpnet", "qwen3", "gpt2", "xlnet", "t5", "layoutlm", "roformer", "deberta", "convbert", "rembert", "luke",
+           "longformer", "funnel", "bloom", "llama", "gemma2", "nomic_bert", "eurobert", "esm", "markuplm", "ultrabert")  # fmt: skip
 ANSWERERS = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "mpnet", "longformer", "bart", "modernbert",
-             "funnel")  # fmt: skip
+             "funnel", "albert", "xlm-roberta", "big_bird", "convbert", "rembert", "roformer", "luke", "xlnet", "t5", "llama",
+             "qwen2", "gpt2", "fnet", "ultrabert")  # fmt: skip
 FILLERS = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "albert", "xlm-roberta", "mpnet", "modernbert",
            "camembert", "longformer", "bart", "squeezebert", "convbert", "rembert", "nomic_bert", "eurobert",
-           "roformer", "fnet", "esm")  # fmt: skip
+           "roformer", "fnet", "esm", "deberta", "big_bird", "funnel", "luke", "mobilebert", "perceiver", "reformer",
+           "ultrabert", "xlm", "flaubert", "mbart", "data2vec-text")  # fmt: skip
 EMBEDDERS = ("bert", "roberta", "modernbert", "mpnet", "xlm-roberta", "distilbert", "electra", "deberta-v2", "qwen3",
-             "t5", "bart", "funnel", "nomic_bert", "gte", "llama", "fnet", "xlnet")  # fmt: skip
+             "t5", "bart", "funnel", "nomic_bert", "gte", "llama", "fnet", "xlnet", "albert", "longformer", "big_bird",
+             "camembert", "eurobert", "jina_embeddings_v3", "gemma3_text", "mistral", "gpt2", "ultrabert", "umt5",
+             "t5gemma")  # fmt: skip
 
 NLI = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
 NLI |= {"label2id": {"contradiction": 0, "neutral": 1, "entailment": 2}}
@@ -186,6 +229,7 @@ def cases() -> Iterator[Case]:
         ("feature-extraction", EMBEDDERS),
     ):
         yield from (of(kind, rows[name]) for name in names)
+    yield from (of("question-answering", row) for row in OTHER_ANSWERERS)
     for name in ("bert", "roberta", "deberta-v2", "bart", "distilbert", "qwen3", "t5"):
         yield of("zero-shot-classification", rows[name])
     yield from _labelled(rows)

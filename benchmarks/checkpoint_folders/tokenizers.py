@@ -34,7 +34,7 @@ _CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "XLMRoberta": ("unigram", ("<s>", "<pad>", "</s>", "<unk>")),
     "Camembert": ("unigram", ("<s>", "<pad>", "</s>", "<unk>")),
     "Albert": ("unigram", ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")),
-    "RemBert": ("unigram", ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")),
+    "RemBert": ("unigram", ("<pad>", "[CLS]", "<unk>", "[SEP]", "[MASK]")),
     "FNet": ("unigram", ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")),
     "BigBird": ("unigram", ("<pad>", "</s>", "<s>", "<unk>", "[SEP]", "[MASK]", "[CLS]")),
     "DebertaV2": ("unigram", ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")),

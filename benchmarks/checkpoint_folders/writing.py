@@ -77,7 +77,56 @@ DECODERS: tuple[Row, ...] = (
     ("rwkv", "GPTNeoX", {}),
     ("xlnet", "XLNet", {}),
     ("bert", "Bert", {"is_decoder": True}),
-)
+    ("roberta", "Roberta", {"is_decoder": True}),
+    ("electra", "Electra", {"is_decoder": True, "embedding_size": 16}),
+    ("rembert", "RemBert", {"is_decoder": True, "input_embedding_size": 16, "output_embedding_size": 24}),
+    ("roformer", "Bert", {"is_decoder": True, "embedding_size": 32}),
+    ("bert-generation", "Bert", {"is_decoder": True}),
+    ("big_bird", "BigBird", {"is_decoder": True, "attention_type": "original_full"}),
+    ("bart", "Bart", {"is_decoder": True, "is_encoder_decoder": False}),
+    ("xglm", "XLMRoberta", {"attention_heads": 4}),
+    ("openai-gpt", "GPT2", {}),
+    ("ctrl", "GPT2", {"dff": 48}),
+    ("gpt_neox_japanese", "GPTNeoX", {}),
+    ("diffllama", "Llama", {}),
+    ("doge", "Llama", {}),
+    ("jetmoe", "Llama", {"kv_channels": 8}),
+    ("jamba", "Llama", {"mamba_d_state": 8, "mamba_dt_rank": 8, "attn_layer_offset": 1, "attn_layer_period": 2}),
+    ("bamba", "Llama", {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1,
+                        "attn_layer_indices": [1]}),
+    ("minicpm3", "Llama", _MLA),
+    ("ministral", "Llama", {"sliding_window": 16}),
+    ("ministral3", "Llama", {}),
+    ("phimoe", "Llama", {}),
+    ("bitnet", "Llama", {}),
+    ("cwm", "Llama", {"sliding_window": 16}),
+    ("ernie4_5_moe", "Llama", {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1}),
+    ("flex_olmo", "GPT2", {}),
+    ("granitemoeshared", "GPT2", {"attention_multiplier": 0.35, "shared_intermediate_size": 48}),
+    ("hunyuan_v1_moe", "Qwen2", {"num_experts": 2, "moe_topk": 1}),
+    ("internlm3", "Llama", {}),
+    ("jais2", "GPT2", {}),
+    ("vaultgemma", "Gemma", {"sliding_window": 16, "query_pre_attn_scalar": 8}),
+    ("glm4_moe", "GPT2", {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}),
+    ("hyperclovax", "GPT2", {}),
+    ("iquestcoder", "Llama", {}),
+    ("youtu", "Llama", _MLA),
+    ("solar_open", "Llama", {"n_group": 1, "topk_group": 1}),
+    ("minimax", "GPT2", {}),
+    ("minimax_m2", "GPT2", {}),
+    ("mellum", "GPT2", {}),
+    ("kolibri1", "GPT2", {}),
+    ("laguna", "GPT2", {}),
+    ("axk1", "Llama", _MLA),
+    ("exaone_moe", "GPT2", {}),
+    ("nemotron_h", "Llama", {}),
+    ("falcon_h1", "Llama", {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1,
+                            "mamba_d_ssm": 64}),
+    ("xlstm", "GPTNeoX", {}),
+    ("llama4_text", "Llama", {"intermediate_size_mlp": 48}),
+    ("reformer", "Albert", {"is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_shape": [16, 32],
+                            "axial_pos_embds_dim": [16, 16]}),
+)  # fmt: skip
 
 #: Decoders with other settings than their own.
 VARIANTS: tuple[tuple[str, Row], ...] = (
@@ -117,7 +166,26 @@ TEXT_TO_TEXT: tuple[Row, ...] = (
 _VARIED = {"max_new_tokens": 16, "no_repeat_ngram_size": 2}
 
 
+#: Settings of a checkpoint's generation, by which its answers differ from the likeliest tokens.
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "penalty": {"repetition_penalty": 1.3},
+    "no-repeat": {"no_repeat_ngram_size": 2},
+    "suppressed": {"suppress_tokens": [*range(40, 90)]},
+    "bad-words": {"bad_words_ids": [[n] for n in range(40, 90)]},
+    "forced-end": {"forced_eos_token_id": 2},
+    "shortest": {"min_length": 40},
+    "several-ends": {"eos_token_id": [2, *range(40, 60)]},
+    "sampled": {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.8},
+}
+
+
 def cases() -> Iterator[Case]:
+    for name, settings in SETTINGS.items():
+        written = partial(_decoder_told, settings)
+        yield Case(f"llama-{name}-writes", "text-generation", written, {"max_new_tokens": 12})
+        if name != "several-ends":
+            told = partial(_text_to_text, TEXT_TO_TEXT[5], settings)
+            yield Case(f"bart-{name}-text", "text2text-generation", told, {"max_new_tokens": 16})
     for row in DECODERS:
         yield Case(f"{row[0]}-writes", "text-generation", partial(_decoder, row), {"max_new_tokens": 12})
     for name, row in VARIANTS:
@@ -142,6 +210,11 @@ def cases() -> Iterator[Case]:
 
 def _decoder(row: Row, folder: Path) -> None:
     texts.make(folder, row=row, auto="AutoModelForCausalLM")
+
+
+def _decoder_told(settings: Mapping[str, Any], folder: Path) -> None:
+    texts.make(folder, row=("llama", "GPT2", {}), auto="AutoModelForCausalLM")
+    _generate_as(folder, settings)
 
 
 def _text_to_text(row: Row, generation: Mapping[str, Any], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from random import Random
@@ -172,6 +173,18 @@ def test_an_adapter_of_another_model_is_refused(merged: dict[str, Any], base: Pa
     other = tiny.distilbert(tmp_path / "other", "DistilBertModel")
     with pytest.raises(ConfigurationError, match=r"options\.adapters: .*was it made for another"):
         Served(other, {"vector": "feature-extraction"}, adapters={"vector": folders(base)["mood"]}).load()
+
+
+def test_a_saved_tensor_of_another_shape_is_refused(merged: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    """As of an adapter whose training added tokens."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(base / "adapters" / "mood", tmp_path / "mood")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = "base_model.model.bert.embeddings.word_embeddings.weight"
+    save_file(tensors | {name: next(iter(tensors.values())).new_zeros(7, 32)}, folder / "adapter_model.safetensors")
+    with pytest.raises(ConfigurationError, match=r"word_embeddings\.weight has the shape \(7, 32\), the model's"):
+        Served(base, {"mood": KINDS["mood"]}, adapters={"mood": str(folder)}).load()
 
 
 def test_mistakes_in_the_settings_are_named(merged: dict[str, Any], base: Path, tmp_path: Path) -> None:

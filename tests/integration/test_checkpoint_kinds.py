@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.checkpoint_folders import references, tokenizers, writing
+from benchmarks.checkpoint_folders import references, texts, tokenizers, writing
 from benchmarks.checkpoint_folders.folders import Case
 from producers.wire.catalogue import Catalogue
 from producers.wire.errors import ConfigurationError
@@ -29,7 +29,7 @@ from workers.models.speech.whisper import LANGUAGES
 
 Made = Callable[..., Path]
 
-CASES = {case.name: case for case in writing.cases()}
+CASES = {case.name: case for case in (*writing.cases(), *texts.cases())}
 
 TEXTS = ["shares fell in london", "a film", "she said that it was not good and he told us where"]
 
@@ -56,6 +56,21 @@ def test_marian_translates(tmp_path: Path) -> None:
     tokenizer_file.keep(Checkpoint(tmp_path, "models.own"), transformers.AutoTokenizer.from_pretrained(tmp_path))
     served = Served(tmp_path, {"task": "translation"}).load()
     assert served.ask("task", TEXTS, **case.params) == [expected(text) for text in TEXTS]
+
+
+def test_masks_where_the_network_does_not_call_its_projection(tmp_path: Path) -> None:
+    """MobileBERT multiplies by the weights themselves."""
+    case = CASES["mobilebert-mlm"]
+    case.make(tmp_path)
+    expected, served = references.of(case, tmp_path), Served(tmp_path, {"task": "fill-mask"}).load()
+    for text in ("the [MASK] was not good", "he told us that she said it is not [MASK] in london"):
+        assert_alike(served.ask("task", [text])[0], expected(text).ranked[:5])
+
+
+def test_a_network_that_attends_in_chunks_is_found_out(tmp_path: Path) -> None:
+    """Padding changes Reformer's answers to texts of several chunks only."""
+    CASES["reformer-cls"].make(tmp_path)
+    assert Served(tmp_path, {"task": "text-classification"}).load().model.equal_lengths
 
 
 def test_texts_with_end_tokens_share_a_pass_with_their_like(made: Made) -> None:
@@ -138,6 +153,9 @@ def test_whisper_obeys_its_generation_config(tmp_path: Path) -> None:
         said.append(Served(folder, {"said": SPEECH}, max_new_tokens=MOST).load().ask("said", SOUNDS[:2]))
         assert_alike(said[-1], [theirs(clip.copy(), generate_kwargs=once) for clip in CLIPS[:2]])
     assert said[0] == said[1]
+    file.write_text(json.dumps(told | {"no_repeat_ngram_size": 3}))
+    with pytest.raises(ConfigurationError, match="the checkpoint sets no_repeat_ngram_size = 3, which is not served"):
+        _ = Served(folder, {"said": SPEECH}).model.revision
 
 
 @pytest.mark.parametrize("kind", ["image-to-text", "text-to-speech", "text-ranking", "mask-generation"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,43 @@ def test_the_repetition_penalty_is_theirs(served: Served, theirs: Any) -> None:
         [answer] = written(served.model, [GenerationRequest(prompt, 20, Sampling(repetition_penalty=1.7))], seed=1)
         expected = generated(theirs, prompt, 20, repetition_penalty=1.7)
         assert answer.text == shown(served, expected)
+
+
+def told(folder: Path, source: Path, **settings: Any) -> Path:
+    """Copy a folder whose generation has these settings, too."""
+    shutil.copytree(source, folder)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | settings), encoding="utf-8")
+    return folder
+
+
+def test_a_repetition_penalty_of_the_checkpoint(folder: Path, theirs: Any, tmp_path: Path) -> None:
+    """As Qwen 2.5 has; a request's own is used instead."""
+    model = Served(told(tmp_path / "told", folder, repetition_penalty=1.3), TASKS).load()
+    for own, penalty in (({}, 1.3), ({"repetition_penalty": 1.0}, 1.0)):
+        tokens = model.model.prompts.text("Once")
+        expected = generated(theirs, tokens, 20, repetition_penalty=penalty)
+        assert model.ask("chat", ["Once"], max_new_tokens=20, **own)[0]["text"] == shown(model, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"no_repeat_ngram_size": 2}, "the checkpoint sets no_repeat_ngram_size = 2, which is not served; remove it"),
+        ({"suppress_tokens": [5, 6]}, r"sets suppress_tokens = \[5, 6\], which is not served"),
+        ({"forced_eos_token_id": 0}, "sets forced_eos_token_id = 0, which is not served"),
+        ({"num_beams": 4}, "sets num_beams = 4, which is not served"),
+        ({"repetition_penalty": "high"}, "repetition_penalty must be between 0.01 and 100, not 'high'"),
+    ],
+)
+def test_other_settings_of_the_checkpoint_are_refused(
+    folder: Path, tmp_path: Path, settings: dict[str, Any], problem: str
+) -> None:
+    """Its answers in transformers are not the likeliest tokens. Settings that change nothing are served."""
+    with pytest.raises(ConfigurationError, match=problem):
+        _ = Served(told(tmp_path / "told", folder, **settings), TASKS).model.revision
+    neutral = {"no_repeat_ngram_size": 0, "num_beams": 1, "bad_words_ids": None, "sequence_bias": [], "min_length": 0}
+    _ = Served(told(tmp_path / "neutral", folder, **neutral), TASKS).model.revision
 
 
 def test_drawn_tokens_do_not_depend_on_neighbours(served: Served) -> None:

@@ -23,7 +23,9 @@ from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInpu
 from tests import tiny_checkpoints as tiny
 from tests.serving import TOLERANCE, Served, answered, assert_alike, pipeline
 from workers.models.backends.choice import Backend
+from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.token_sequences import plan
+from workers.models.huggingface.tokenizing import Tokenizing
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -361,6 +363,45 @@ def test_a_text_over_the_limit_is_cut_only_where_it_may_be(made: Made) -> None:
     assert "over 128" in str(Served(roberta, {"mood": "text-classification"}).refusal("mood", LONG))
 
 
+def test_a_text_is_cut_on_the_folders_side(made: Made, tmp_path: Path) -> None:
+    """By `truncation_side`, or by the truncation in tokenizer.json."""
+    folder = tmp_path / "left"
+    shutil.copytree(made(tiny.bert, "BertForSequenceClassification", num_labels=3), folder)
+    text = "the man is old. " + LONG + "a young woman."
+    [right] = pipeline("text-classification", folder)(text, truncation=True)
+    for file, changes in (
+        ("tokenizer_config.json", {"truncation_side": "left"}),
+        (
+            "tokenizer.json",
+            {"truncation": {"direction": "Left", "max_length": 64, "strategy": "LongestFirst", "stride": 0}},
+        ),
+    ):
+        before = (folder / file).read_text("utf-8")
+        (folder / file).write_text(json.dumps(json.loads(before) | changes), encoding="utf-8")
+        [expected] = pipeline("text-classification", folder)(text, truncation=True)
+        assert expected["score"] != pytest.approx(right["score"], abs=1e-4)
+        served = Served(folder, {"mood": "text-classification"}).load()
+        assert_alike(served.ask("mood", [text], truncation=True), [[expected]])
+        (folder / file).write_text(before, encoding="utf-8")
+
+
+def test_tokens_that_were_added_beside_the_tokenizers_file(made: Made, tmp_path: Path) -> None:
+    """A token of tokenizer_config.json alone is a token; transformers adds it when it reads the folder."""
+    folder = tmp_path / "added"
+    shutil.copytree(made(tiny.bert, "BertForSequenceClassification", num_labels=3), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": False}
+    added = settings.get("added_tokens_decoder", {}) | {"5": {"content": "film was"} | plain}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": added}))
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(folder)("the film was dull")["input_ids"]
+    tokenizing = Tokenizing(Checkpoint(folder, "models.own"))
+    tokenizing.check()
+    assert tokenizing.encode("the film was dull").ids == theirs
+    assert len(theirs) == 5  # with both ends
+
+
 def without_safetensors(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -372,6 +413,19 @@ def pointer(folder: Path) -> None:
 def cut(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def quantised(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.weight"] = tensors["classifier.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def adapted(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
 
 
 def configured(**changes: Any) -> Callable[[Path], None]:
@@ -389,6 +443,10 @@ def configured(**changes: Any) -> Callable[[Path], None]:
         (pointer, "is a Git LFS pointer; fetch the file"),
         (cut, "transformers cannot load .*: SafetensorError.*; its weights are cut off or damaged"),
         (configured(quantization_config={"quant_method": "gptq"}), r"are quantised \(gptq\), which is not served"),
+        (configured(quantization_config={"load_in_4bit": True}), r"are quantised \(quantization_config\)"),
+        (configured(compression_config={"format": "marlin"}), r"are quantised \(marlin\)"),
+        (quantised, r"are quantised \(classifier\.weight is of type F8_E4M3\)"),
+        (adapted, "has an adapter .* beside the model's own weights; move the adapter to a folder of its own"),
         (configured(id2label=["good", "bad"]), "the labels have no numbers"),
         (configured(id2label={"0": "a", "1": "b"}, label2id=None), r"names 2 labels where classifier\.\w+ has 3"),
         (configured(id2label={"0": "a", "1": "b", "3": "c"}), "id2label has 3 labels, and none of the number 2"),

@@ -54,6 +54,14 @@ def test_video_classification(made: Made, tmp_path: Path, name: str) -> None:
         assert_alike(served.ask("action", files, frame_sampling_rate=rate), expected)
 
 
+def test_a_single_label_has_the_score_of_the_pipeline(made: Made, tmp_path: Path) -> None:
+    """Which is 1: transformers' pipelines of texts and images take a sigmoid, those of recordings do not."""
+    folder = made(tiny.videomae, num_labels=1)
+    served = Served(folder, {"action": "video-classification"}).load()
+    expected = by_pipeline(folder, FILES[:1], tmp_path, frame_sampling_rate=1)
+    assert_alike(served.ask("action", FILES[:1], frame_sampling_rate=1), expected)
+
+
 def test_frames_are_spread_over_the_video_unless_told_otherwise(made: Made, tmp_path: Path) -> None:
     """As transformers' video processors do it: the answer is that for a file of just these frames."""
     folder = made(tiny.videomae, num_labels=6)

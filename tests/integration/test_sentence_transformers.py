@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,16 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import CNN, Dropout, LayerNorm, Pooling
 
 from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints as tiny
 from tests.serving import TOLERANCE, Served
 
 TEXTS = ["the film was dull", "shares fell", "a moving film about the final of the cup in Paris", "good"]
+
+#: Folders at random; `make test-folders` has more of them.
+SEEDS = int(os.environ.get("ARGOSY_FOLDER_SEEDS", "4"))
 
 MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -94,6 +99,9 @@ def test_prompts_and_limits(saved: Callable[..., Path]) -> None:
     assert "over 6" in str(model.refusal("vector", TEXTS[2]))
     cut = model.ask("vector", TEXTS, truncation=True, normalize=False)
     np.testing.assert_allclose(cut, expected(folder), atol=TOLERANCE)
+    (folder / "sentence_bert_config.json").rename(folder / "sentence_roberta_config.json")  # as old versions named it
+    assert "over 6" in str(Served(folder, {"vector": "feature-extraction"}).refusal("vector", TEXTS[2]))
+    np.testing.assert_allclose(cut, expected(folder), atol=TOLERANCE)
 
 
 def test_a_width_that_the_folder_says(saved: Callable[..., Path]) -> None:
@@ -142,9 +150,28 @@ def test_sentences_are_compared_by_the_folders_vectors(saved: Callable[..., Path
     np.testing.assert_allclose(found, vectors[1:] @ vectors[0], atol=TOLERANCE)
 
 
+def test_sentences_are_alike_by_the_folders_function(saved: Callable[..., Path]) -> None:
+    folder = saved(Dense(32, 8))
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+    for name in ("dot", "euclidean", "manhattan"):
+        written = json.dumps(settings | {"similarity_fn_name": name})
+        (folder / "config_sentence_transformers.json").write_text(written)
+        theirs = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        vectors = theirs.encode(TEXTS)
+        served = Served(folder, {"alike": "sentence-similarity"}).load()
+        [found] = served.ask("alike", [{"source_sentence": TEXTS[0], "sentences": TEXTS[1:]}])
+        np.testing.assert_allclose(found, theirs.similarity(vectors[:1], vectors[1:])[0], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("file", "change", "problem"),
     [
+        ("modules.json", {0: {"type": "custom_st.Transformer"}}, r"the module custom_st\.Transformer \(the folder"),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 8}}}, "processing_kwargs is not"),
+        ("sentence_bert_config.json", {"config_args": {"is_causal": False}}, r"config_args\.is_causal is not served"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task is not served"),
+        ("sentence_bert_config.json", {"modality_config": {"image": {"method": "forward"}}}, "modality_config is not"),
+        ("config_sentence_transformers.json", {"similarity_fn_name": "maxsim"}, "similarity_fn_name 'maxsim' is not"),
         ("modules.json", {1: {"type": "sentence_transformers.sparse_encoder.models.SpladePooling"}}, "SpladePooling"),
         ("modules.json", {0: {"type": "sentence_transformers.models.WordEmbeddings"}}, "WordEmbeddings"),
         ("modules.json", {0: {"path": "0_Transformer"}}, r"Transformer \(0_Transformer\) of modules.json"),
@@ -176,3 +203,75 @@ def test_a_prompt_that_is_not_pooled_is_refused(saved: Callable[..., Path]) -> N
     np.testing.assert_allclose(served(folder), expected(folder), atol=TOLERANCE)
     with pytest.raises(ConfigurationError, match="pooling leaves the prompt out, which is not served"):
         served(folder, prompt="query")
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_folders_at_random(tmp_path: Path, seed: int) -> None:
+    """Modules in any number and order, in the old and the new form: the vectors of sentence-transformers, or a refusal
+    of what is not served.
+    """
+    random = Random(seed)
+    torch.manual_seed(seed)
+    network = Transformer(str(tiny.bert(tmp_path / "network", "BertModel")))
+    convolves = random.random() < 0.15
+    first = [network, CNN(32, 8, [1, 3])] if convolves else [network]
+    chosen = random.sample(MODES, random.choice([1, 1, 1, 2, 3]))
+    pooling = Pooling(16 if convolves else 32, tuple(chosen) if len(chosen) > 1 else chosen[0])
+    modules = [*first, pooling, *layers_at_random(random, pooling.get_embedding_dimension())]
+    prompts = {"query": "what film: ", "document": "A film: "}
+    model = SentenceTransformer(
+        modules=modules,
+        device="cpu",
+        prompts=prompts,
+        default_prompt_name=random.choice([None, *prompts]),
+        truncate_dim=random.choice([None, 5, 16]),
+        similarity_fn_name=random.choice([None, "dot", "euclidean"]),
+    )
+    folder = tmp_path / "saved"
+    model.save(str(folder), create_model_card=False)
+    if random.random() < 0.5:
+        in_the_earlier_form(random, folder, [] if convolves else chosen)
+    texts = [*TEXTS, "A FILM [SEP] of Paris"]
+    theirs = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    if convolves:
+        with pytest.raises(ConfigurationError, match="the module CNN"):
+            served(folder)
+        return
+    own = Served(folder, {"vector": "feature-extraction", "alike": "sentence-similarity"}).load()
+    vectors = np.array([theirs.encode([text])[0] for text in texts])
+    np.testing.assert_allclose(own.ask("vector", texts, normalize=False, truncation=True), vectors, atol=1e-4)
+    [alike] = own.ask("alike", [{"source_sentence": texts[0], "sentences": texts[1:]}], truncation=True)
+    np.testing.assert_allclose(alike, theirs.similarity(vectors[:1], vectors[1:])[0], rtol=1e-3, atol=1e-4)
+
+
+def layers_at_random(random: Random, width: int) -> list[Any]:
+    layers: list[Any] = []
+    activations = (torch.nn.Tanh, torch.nn.Identity, torch.nn.GELU, torch.nn.ReLU)
+    for _ in range(random.randint(0, 4)):
+        kind = random.choice(["dense", "norm", "normalize", "dropout"])
+        if kind == "dense":
+            narrower = random.choice([8, 24, 40])
+            layers.append(
+                Dense(width, narrower, bias=random.random() < 0.5, activation_function=random.choice(activations)())
+            )
+            width = narrower
+        else:
+            layers.append({"norm": LayerNorm(width), "normalize": Normalize(), "dropout": Dropout(0.5)}[kind])
+    return layers
+
+
+def in_the_earlier_form(random: Random, folder: Path, poolings: list[str]) -> None:
+    """Write the files as sentence-transformers did before 5.4."""
+    modules = json.loads((folder / "modules.json").read_text())
+    for module in modules:
+        module["type"] = f"sentence_transformers.models.{module['type'].rpartition('.')[2]}"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    settings = {"max_seq_length": random.choice([None, 6, 64]), "do_lower_case": random.random() < 0.5}
+    (folder / "sentence_bert_config.json").unlink()
+    (folder / random.choice(["sentence_bert_config.json", "sentence_roberta_config.json"])).write_text(
+        json.dumps(settings)
+    )
+    names = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens"}
+    flags = {f"pooling_mode_{names.get(mode, mode)}": True for mode in poolings}
+    if poolings:
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32} | flags))

@@ -66,14 +66,20 @@ def test_labels_without_numbers_are_refused(tmp_path: Path, settings: dict[str, 
         _ = Checkpoint(tmp_path, "models.x").labels
 
 
+def first(kind: str) -> str:
+    """Return a modules.json that begins with a module."""
+    return json.dumps([{"path": "0_Transformer", "type": kind}])
+
+
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
         ({"adapter_config.json": "{}"}, "is an adapter without its base model; name the base as the source"),
         ({"model_index.json": "{}"}, "is a pipeline of diffusers; give it a task of the kind"),
         ({"model.onnx": ""}, "has no config.json, only an ONNX model; name the folder that it was exported from"),
-        ({"modules.json": '[{"path": "0_Transformer", "type": "a.Transformer"}]'}, "has its network in 0_Transformer"),
-        ({"modules.json": '[{"path": "", "type": "a.StaticEmbedding"}]'}, "begins with the module StaticEmbedding"),
+        ({"modules.json": first("sentence_transformers.models.Transformer")}, "has its network in 0_Transformer"),
+        ({"modules.json": first("sentence_transformers.models.StaticEmbedding")}, "begins with the module StaticEmb"),
+        ({"modules.json": first("custom_st.Transformer")}, r"begins with the module custom_st\.Transformer"),
         ({"modules.json": "[]"}, "config.json: .*pull it"),
         ({}, "config.json: .*pull it"),
     ],

@@ -37,15 +37,16 @@ class TextGenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     The model generates up to `max_new_tokens` tokens (null: as many as fit, 256 at most), or up to a `stop` string,
     which is left out. `temperature` 0 takes the likeliest token each time. Over 0, tokens are sampled from the `top_k`
     likeliest (0: all) and the likeliest that make up `top_p` of the probability; the same `seed` gives the same tokens.
-    A `repetition_penalty` over 1 makes earlier tokens less likely. A text is continued as it is; with `as_message` it
-    is sent as the user's message. `stream` publishes each piece of text while the model writes.
+    A `repetition_penalty` over 1 makes earlier tokens less likely (null: as the checkpoint says, else 1). A text is
+    continued as it is; with `as_message` it is sent as the user's message. `stream` publishes each piece of text while
+    the model writes.
     """
 
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     as_message: bool = False
@@ -61,7 +62,7 @@ class TextGenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
             raise ValueError("`temperature` must be between 0 and 100")
         if not 0 < self.top_p <= 1:
             raise ValueError("`top_p` must be over 0 and at most 1")
-        if not 0.01 <= self.repetition_penalty <= 100:
+        if self.repetition_penalty is not None and not 0.01 <= self.repetition_penalty <= 100:
             raise ValueError("`repetition_penalty` must be between 0.01 and 100")
         if self.seed is not None and self.seed >= 2**63:
             raise ValueError("`seed` must be less than 2 to the power of 63")

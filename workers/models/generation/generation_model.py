@@ -75,6 +75,7 @@ class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
             raise ConfigurationError(f"{self._where}.compile: not supported for text generation; leave it out")
         if self.prompts.chats:
             self.prompts.chats_here()  # report it when the worker starts, not at the first item
+        self.prompts.check_settings()
         backend = self.spec.backend
         parts = [self.spec.revision, *(model_source.folder_revision(one.folder) for one in self.adapters)]
         return "+".join(parts if backend.is_reference else [*parts, str(backend)])
@@ -105,7 +106,10 @@ class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
         if not tokens:
             raise InvalidInput("input", "has no readable characters", "give it some text")
         room = self.prompts.room(tokens, params.max_new_tokens)
-        sampling = Sampling(**{name: getattr(params, name) for name in Sampling.__struct_fields__})
+        asked = {name: getattr(params, name) for name in Sampling.__struct_fields__}
+        if params.repetition_penalty is None:
+            asked["repetition_penalty"] = self.prompts.repetition_penalty
+        sampling = Sampling(**asked)
         if sampling.temperature and sampling.seed is None:
             # drawn in the parent, so that a request restarted after a crash of the device gives the same text
             sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))

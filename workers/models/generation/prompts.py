@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
 from producers.wire.kinds.generation import PLACE
 from producers.wire.messages import MessagesInput
 from workers.models.generation.prefixes import common
+from workers.models.huggingface import generation_settings
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.tokenizing import Tokenizing
 
@@ -88,6 +89,20 @@ class Prompts:
     def chats_here(self) -> None:
         """Raise ConfigurationError if the folder's chat template is invalid, or jinja2 is not installed."""
         _ = self._template
+
+    def check_settings(self) -> None:
+        """Raise ConfigurationError if the checkpoint's own settings of generation are not served."""
+        generation_settings.check(self.checkpoint, obeyed=("repetition_penalty",))
+        penalty: Any = self.repetition_penalty
+        if not isinstance(penalty, int | float) or not 0.01 <= penalty <= 100:
+            problem = f"generation_config.json: repetition_penalty must be between 0.01 and 100, not {penalty!r}"
+            raise ConfigurationError(f"{self.checkpoint.where}: {problem}; correct it")
+
+    @cached_property
+    def repetition_penalty(self) -> float:
+        """The repetition penalty of a request that has none."""
+        found: float | None = generation_settings.read(self.checkpoint).get("repetition_penalty")
+        return 1.0 if found is None else found
 
     @cached_property
     def eos(self) -> list[int]:

@@ -28,6 +28,12 @@ _MOST_LABELS = 100_000
 _MOST_LAYERS = 2000
 
 
+#: The files with sentence-transformers' settings of a network; old versions name them by its architecture.
+_SENTENCE_SETTINGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
 _WEIGHTS = "model.safetensors"
 
 #: The first bytes of a file that Git LFS has not fetched.
@@ -99,9 +105,13 @@ class Checkpoint:
 
     def check_weights(self) -> None:
         """Raise ConfigurationError if the folder has no weights as safetensors: with what it has, and the remedy."""
-        if method := (self.config.get("quantization_config") or {}).get("quant_method"):
+        if method := refused_folders.quantised(self.folder, self.config):
             problem = f"the weights in {self.folder} are quantised ({method}), which is not served"
             raise ConfigurationError(f"{self.where}: {problem}; name the folder of the model before its quantisation")
+        if (self.folder / "adapter_config.json").is_file():
+            problem = f"{self.folder} has an adapter (adapter_config.json) beside the model's own weights"
+            remedy = "move the adapter to a folder of its own, and name that in options.adapters"
+            raise ConfigurationError(f"{self.where}: {problem}; {remedy}")
         files = [self.folder / name for name in (_WEIGHTS, f"{_WEIGHTS}.index.json")]
         there = next((file for file in files if file.is_file()), None)
         if there is None:
@@ -139,6 +149,12 @@ class Checkpoint:
         return "softmax"
 
     @cached_property
+    def function_of_recordings(self) -> str:
+        """The function of transformers' audio and video pipelines, in which a single label is no exception."""
+        problem = self.config.get("problem_type")
+        return {"regression": "none", "multi_label_classification": "sigmoid"}.get(str(problem), "softmax")
+
+    @cached_property
     def pad_id(self) -> int:
         """The padding token. A checkpoint without one is padded with its end token."""
         pad, end = self.config.get("pad_token_id"), self.config.get("eos_token_id")
@@ -146,9 +162,14 @@ class Checkpoint:
         return next((int(one) for one in (pad, end) if isinstance(one, int)), 0)
 
     @cached_property
+    def sentence_settings(self) -> dict[str, Any]:
+        """The settings of sentence-transformers for the network and its tokenizer; empty if there are none."""
+        return next((found for name in _SENTENCE_SETTINGS if (found := self.read_if_there(name))), {})
+
+    @cached_property
     def max_tokens(self) -> int:
         """The longest input in tokens, including the special tokens."""
-        found = [float(self.read_if_there("sentence_bert_config.json").get("max_seq_length") or math.inf)]
+        found = [float(self.sentence_settings.get("max_seq_length") or math.inf)]
         found += [float(self.read_if_there("tokenizer_config.json").get("model_max_length") or math.inf)]
         positions = self.config.get("max_position_embeddings", self.config.get("n_positions"))
         if isinstance(positions, int) and positions > 0:

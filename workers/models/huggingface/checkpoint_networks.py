@@ -227,7 +227,7 @@ def _as_adapted(adapter: Adapter | None) -> dict[str, Any]:
 def _complete(network: Any, adapter: Adapter | None) -> set[str]:
     """Copy an adapter's fully saved tensors into its network, and return their names.
 
-    Raises ConfigurationError if the network lacks a tensor of that name.
+    Raises ConfigurationError if the network lacks a tensor of that name, or has one of another shape.
     """
     if adapter is None or not adapter.saved:
         return set()
@@ -235,6 +235,10 @@ def _complete(network: Any, adapter: Adapter | None) -> set[str]:
 
     own = low_rank.tensors(adapter)
     saved = {name: own[name] for name in adapter.saved}
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if other := [name for name, tensor in saved.items() if shapes.get(name, tensor.shape) != tensor.shape]:
+        problem = f"its {other[0]} has the shape {tuple(saved[other[0]].shape)}, the model's {tuple(shapes[other[0]])}"
+        raise ConfigurationError(f"{adapter.where}: {problem}; was it made for another model?")
     if unknown := network.load_state_dict(saved, strict=False).unexpected_keys:
         raise ConfigurationError(f"{adapter.where}: the model has no {unknown[0]}; was it made for another kind?")
     return set(saved)

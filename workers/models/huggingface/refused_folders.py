@@ -20,6 +20,9 @@ _REASONS = {
     "requires the Torchvision library": "its image processor is only made for torchvision, which is not used here",
 }
 
+#: Types of the tensors of quantised weights.
+_QUANTISED = ("F8_E4M3", "F8_E5M2", "F4", "I8", "U8", "I32")
+
 _SAVED_AGAIN = "load it with transformers and save it again (save_pretrained), which writes safetensors"
 
 #: Other weights than safetensors that a folder may have, by their files, with the remedy.
@@ -31,6 +34,27 @@ OTHER_WEIGHTS = (
     ("Flax weights", "flax_model.msgpack", "name a revision with safetensors"),
     ("a GGUF file", "*.gguf", "name the folder of the model that it was made from"),
 )
+
+
+def quantised(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return the method by which a folder's weights are quantised, or an empty string."""
+    from safetensors import SafetensorError, safe_open
+
+    for name in ("quantization_config", "compression_config"):
+        if told := config.get(name):
+            return str(told.get("quant_method") or told.get("format") or name if isinstance(told, dict) else name)
+    if (folder / "hf_quant_config.json").is_file():
+        return "hf_quant_config.json"
+    for file in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    tensor = opened.get_slice(name)
+                    if "weight" in name and len(tensor.get_shape()) > 1 and tensor.get_dtype() in _QUANTISED:
+                        return f"{name} is of type {tensor.get_dtype()}"
+        except (OSError, SafetensorError):  # reported when the weights are loaded
+            continue
+    return ""
 
 
 def without_weights(folder: Path) -> tuple[str, str]:
@@ -59,11 +83,16 @@ def without_config(folder: Path) -> tuple[str, str] | None:
     return (f"has no config.json{weights[0]}", weights[1]) if weights[0] else None
 
 
+def module_kind(path: str) -> str:
+    """Return the name of a class of sentence-transformers, or the whole path of a class of somebody else's code."""
+    return path.rpartition(".")[2] if path.startswith("sentence_transformers.") else path
+
+
 def _sentence_modules(folder: Path) -> tuple[str, str] | None:
     try:
         first = json.loads((folder / "modules.json").read_text("utf-8"))[0]
-        kind, path = str(first["type"]).rpartition(".")[2], str(first["path"])
-    except (OSError, ValueError, LookupError, TypeError):
+        kind, path = module_kind(first["type"]), str(first["path"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     if kind != "Transformer":
         return f"begins with the module {kind} (modules.json), which is not served", "use one with a Transformer"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: The text to cut if a pair is too long.
 Cut: TypeAlias = Literal["longest_first", "only_first", "only_second"]
 
+#: The most added tokens that are compared.
+_MOST_ADDED = 200
+
 #: Texts on which our tokens must equal those of transformers: words, digits, accents, spaces, other scripts, emoji.
 PROBES = (
     "Hello, World! It's 3.14 o'clock.",
@@ -47,7 +50,15 @@ class Tokenizing:
     @cached_property
     def _cutting(self) -> Tokenizer:
         """The tokenizer whose truncation changes with each call. Callers hold the lock."""
-        return self._read()
+        return self._read(truncating=True)
+
+    @cached_property
+    def _cut_side(self) -> str:
+        """The side on which a long text loses tokens, "right" or "left", as transformers finds it. Callers hold the
+        lock.
+        """
+        side = self.checkpoint.read_if_there("tokenizer_config.json").get("truncation_side")
+        return str(side or (self._cutting.truncation or {}).get("direction", "right")).lower()
 
     def encode(self, text: str, pair: str | None = None) -> Encoding:
         """Return all tokens of a text or a pair. Raises InvalidInput if it is not valid Unicode."""
@@ -58,16 +69,22 @@ class Tokenizing:
         return _encode(self.tokenizer, text, special=False).ids
 
     def cut(self, text: str, pair: str | None, max_tokens: int, strategy: Cut = "longest_first") -> Encoding:
-        """Return the first `max_tokens` tokens of a text or a pair."""
-        return self.windows(text, pair, max_tokens, 0, strategy)[0]
+        """Return the first `max_tokens` tokens of a text or a pair, or the last ones if the folder says so."""
+        return self._truncated(text, pair, max_tokens, 0, strategy)[0]
 
     def windows(
         self, text: str, pair: str | None, max_tokens: int, stride: int, strategy: Cut = "longest_first"
     ) -> list[Encoding]:
         """Return windows of at most `max_tokens` tokens over a long text. Neighbours share `stride` tokens."""
+        return self._truncated(text, pair, max_tokens, stride, strategy, "right")
+
+    def _truncated(
+        self, text: str, pair: str | None, max_tokens: int, stride: int, strategy: Cut, side: str = ""
+    ) -> list[Encoding]:
         with self._lock:
+            own = self._cut_side  # before the truncation changes for the first time
             try:
-                self._cutting.enable_truncation(max_tokens, stride=stride, strategy=strategy)
+                self._cutting.enable_truncation(max_tokens, stride=stride, strategy=strategy, direction=side or own)
                 first = _encode(self._cutting, text, pair)
             except InvalidInput:
                 raise
@@ -123,9 +140,16 @@ class Tokenizing:
     def _difference(self, theirs: Any) -> str:
         """Return a probe for which the file's tokens differ from those of `theirs`, or an empty string."""
         ours = self._read()
-        return next((probe for probe in PROBES if list(theirs(probe)["input_ids"]) != ours.encode(probe).ids), "")
+        probes: list[tuple[str, str | None]] = [(probe, None) for probe in PROBES]
+        if theirs.is_fast:
+            added = sorted(theirs.get_added_vocab(), key=theirs.get_added_vocab().__getitem__)
+            probes += [(PROBES[0], PROBES[1]), (" a ".join(added[:_MOST_ADDED]), None)]
+        for text, pair in probes:
+            if list(theirs(text, pair)["input_ids"]) != ours.encode(text, pair).ids:
+                return text if pair is None else f"{text} and {pair}"
+        return ""
 
-    def _read(self) -> Tokenizer:
+    def _read(self, *, truncating: bool = False) -> Tokenizer:
         from tokenizers import Tokenizer, normalizers
 
         file = tokenizer_file.locate(self.checkpoint)
@@ -134,7 +158,8 @@ class Tokenizing:
         except Exception as error:  # tokenizers raises no narrower class
             raise ConfigurationError(f"{self.checkpoint.where}: {file} cannot be read: {error}") from error
         tokenizer.no_padding()
-        tokenizer.no_truncation()
+        if not truncating:
+            tokenizer.no_truncation()
         if self.lower_case:
             before = [tokenizer.normalizer] if tokenizer.normalizer else []
             tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])

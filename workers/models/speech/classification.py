@@ -52,10 +52,8 @@ class AudioClassification:
 
     @property
     def _function(self) -> str:
-        """The function from raw output to scores, chosen like transformers' audio pipeline."""
-        chosen = self.options.function_to_apply
-        usual = {"regression": "none", "multi_label_classification": "sigmoid"}
-        return str(chosen.get(self.task.name, usual.get(self.checkpoint.config.get("problem_type") or "", "softmax")))
+        """The function from raw output to scores."""
+        return str(self.options.function_to_apply.get(self.task.name, self.checkpoint.function_of_recordings))
 
     def finish(self, output: Array, params: AudioClassificationParams, aside: Any) -> Any:
         return best_labels(self.checkpoint.labels, FUNCTIONS[self._function](output), params.top_k)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.audio import SpeechRecognitionParams
+from workers.models.huggingface import generation_settings
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.interface.model import Array
 from workers.models.interface.options import Count
@@ -64,6 +65,7 @@ class WhisperModel(RecognitionModel):
     # --- in the parent process ---
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> Recognition:
+        generation_settings.check(checkpoint, obeyed=("suppress_tokens", "begin_suppress_tokens"))
         return Recognition(task, checkpoint, "AutoModelForSpeechSeq2Seq", self.BETWEEN)
 
     def settings(self, params: SpeechRecognitionParams) -> dict[str, Any]:

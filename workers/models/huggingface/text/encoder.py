@@ -87,7 +87,7 @@ class EncoderModel(FolderModel[TextHead]):
     @cached_property
     def _lowering(self) -> Tokenizing:
         """The tokenizer of vectors; sentence-transformers can have it write all letters small."""
-        lowers = self.checkpoint.read_if_there("sentence_bert_config.json").get("do_lower_case")
+        lowers = self.checkpoint.sentence_settings.get("do_lower_case")
         return Tokenizing(self.checkpoint, lower_case=True) if lowers else self._tokenizing
 
     # --- in the device process ---

@@ -45,7 +45,9 @@ class Classification(TextHead):
     @property
     def _crossing(self) -> str:
         """The function that sentence-transformers' CrossEncoder applies, or an empty string."""
-        found = (self.checkpoint.config.get("sentence_transformers") or {}).get("activation_fn")
+        config = self.checkpoint.config
+        found = (config.get("sentence_transformers") or {}).get("activation_fn")
+        found = found or config.get("sbert_ce_default_activation_function")  # until version 4
         return {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax"}.get(str(found).rpartition(".")[2], "")
 
     @property

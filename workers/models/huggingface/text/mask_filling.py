@@ -119,18 +119,25 @@ def _narrow(network: Any, projection: Any, mask: int) -> None:
     The output then has the shape `(sequences, most masks, tokens)`: each sequence's masks in their order, then padding
     with arbitrary values.
     """
-    places: dict[str, torch.Tensor] = {}
+    places: list[torch.Tensor] = []  # of the present pass, until they are taken
 
     def note(_: Any, __: Any, given: dict[str, Any]) -> None:
         masked = given["input_ids"] == mask
         most = max(int(masked.sum(1).max()), 1)
         # a stable sort moves the masks to the front and keeps their order
-        places["now"] = masked.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        places[:] = [masked.int().argsort(dim=1, descending=True, stable=True)[:, :most]]
+
+    def taken(values: torch.Tensor) -> torch.Tensor:
+        return values.gather(1, places.pop().unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
     def choose(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, *rest = given
-        index = places["now"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        return (hidden.gather(1, index), *rest)
+        return (taken(hidden), *rest)
+
+    def choose_late(_: Any, __: Any, output: Any) -> None:
+        if places:  # the network has multiplied by the projection's weights itself (MobileBERT)
+            output.logits = taken(output.logits)
 
     network.register_forward_pre_hook(note, with_kwargs=True)
     projection.register_forward_pre_hook(choose)
+    network.register_forward_hook(choose_late)

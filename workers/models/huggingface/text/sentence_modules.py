@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers.wire.errors import ConfigurationError
 from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.refused_folders import module_kind
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,18 @@ POOLINGS = tuple(_EARLIER.values())
 _LAYERS = ("Dense", "LayerNorm", "Normalize", "Dropout")
 
 _ACTIVATIONS = ("torch.nn.modules.activation.", "torch.nn.modules.linear.Identity")
+
+#: The functions of two vectors that say how alike they are.
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+#: Settings of the network in ``sentence_bert_config.json`` that are served with these values only.
+_NETWORK = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings", "processing_kwargs": {}}
+
+#: Arguments in ``sentence_bert_config.json``, in the old and the new form, that change no vector beyond rounding.
+_HARMLESS = (
+    *("dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "use_safetensors", "add_pooling_layer"),
+    *("padding_side", "use_fast", "low_cpu_mem_usage", "device_map"),
+)
 
 #: Settings of a layer that are served with these values only.
 _SERVED = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding", "use_residual": False}
@@ -68,7 +81,7 @@ class PooledLayer:
 @dataclass(frozen=True, slots=True)
 class SentenceModules:
     """The folder's own way from the tokens' vectors to the text's vector. `prompts` are the texts put before a text,
-    `width` is the number of values that are kept.
+    `width` is the number of values that are kept, and `similarity` compares two vectors.
     """
 
     poolings: tuple[str, ...]
@@ -77,11 +90,14 @@ class SentenceModules:
     default_prompt: str | None
     width: int | None
     pools_prompt: bool
+    similarity: str
 
 
 def read(checkpoint: Checkpoint) -> SentenceModules:
     """Read the folder's files. Raises ConfigurationError, which names a module or a setting that is not served."""
     modules = _listed(checkpoint)
+    if modules:
+        _check_network(checkpoint)
     pooling: Mapping[str, Any] = {}
     layers = []
     for place, (kind, path) in enumerate(modules):
@@ -109,6 +125,7 @@ def read(checkpoint: Checkpoint) -> SentenceModules:
         sentences.get("default_prompt_name"),
         sentences.get("truncate_dim"),
         bool(pooling.get("include_prompt", True)),
+        _similarity(sentences, checkpoint.where),
     )
 
 
@@ -173,11 +190,38 @@ def _listed(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         return []
     found = checkpoint.read_json("modules.json")
     try:
-        ordered = sorted(found, key=lambda module: module["idx"])
-        return [(module["type"].rpartition(".")[2], module["path"]) for module in ordered]
+        return [(module_kind(module["type"]), module["path"]) for module in found]
     except (TypeError, KeyError, AttributeError) as error:
         problem = "modules.json is not the list that sentence-transformers writes"
         raise ConfigurationError(f"{checkpoint.where}: {problem} ({type(error).__name__}: {error})") from error
+
+
+def _check_network(checkpoint: Checkpoint) -> None:
+    """Raise ConfigurationError if the folder runs its network, or its tokenizer, in a way that is not served."""
+    settings = checkpoint.sentence_settings
+    changes = [name for name, served in _NETWORK.items() if settings.get(name) not in (None, served)]
+    given = settings.get("modality_config") or {"text": {}}
+    text = given.get("text") if isinstance(given, dict) else None
+    if not isinstance(text, dict) or text.get("method", "forward") != "forward":
+        changes.append("modality_config")
+    for name in (
+        f"{part}_{form}" for part in ("model", "config", "tokenizer", "processor") for form in ("args", "kwargs")
+    ):
+        arguments = settings.get(name) or {}
+        own = arguments if isinstance(arguments, dict) else {"": arguments}
+        changes += [f"{name}.{argument}" for argument in own if argument not in _HARMLESS]
+    if changes:
+        problem = f"sentence_bert_config.json: {changes[0]} is not served"
+        raise ConfigurationError(f"{checkpoint.where}: {problem}; use sentence-transformers itself")
+
+
+def _similarity(settings: Mapping[str, Any], where: str) -> str:
+    name = settings.get("similarity_fn_name") or "cosine"
+    if name not in SIMILARITIES:
+        served = ", ".join(SIMILARITIES)
+        problem = f"config_sentence_transformers.json: similarity_fn_name {name!r} is not served; served are {served}"
+        raise ConfigurationError(f"{where}: {problem}")
+    return str(name)
 
 
 def _poolings(config: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -199,6 +199,7 @@ class Seq2SeqModel(FolderModel[Writing]):
             attention_mask=tensors["mask"],
             do_sample=False,
             num_return_sequences=1,
+            return_dict_in_generate=False,
             **settings,
         )
         tokens: list[list[int]] = made.cpu().tolist()

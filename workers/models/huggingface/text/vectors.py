@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,9 @@ class FeatureExtraction(Vectors):
 
 
 class SentenceSimilarity(Vectors):
-    """The cosines between the source sentence's vector and each other sentence's vector."""
+    """How alike the source sentence's vector and each other sentence's vector are: by the folder's function, which is
+    usually the cosine.
+    """
 
     def read(self, content: Any, params: SentenceSimilarityParams) -> Reading:
         if not isinstance(content, SentencesInput):
@@ -100,8 +102,8 @@ class SentenceSimilarity(Vectors):
         return Reading(tuple(self.one(text, params) for text in texts), aside=len(content.sentences))
 
     def finish(self, output: Array, params: SentenceSimilarityParams, aside: int) -> Any:
-        vectors = _unit(output[: aside + 1])
-        return [rounded(cosine) for cosine in vectors[1:] @ vectors[0]]
+        vectors = output[: aside + 1].astype(np.float32)
+        return [rounded(value) for value in _SIMILARITIES[self.modules.similarity](vectors[1:], vectors[0])]
 
 
 class Similarity(Vectors):
@@ -114,6 +116,15 @@ class Similarity(Vectors):
         vectors = _unit(output[: len(params.candidate_labels) + 1])
         own = likeness.scores(vectors[1:] @ vectors[0], params)
         return best_labels(params.candidate_labels, own, None)
+
+
+#: The functions of sentence-transformers: distances are negative, so that more is more alike.
+_SIMILARITIES: Mapping[str, Callable[[Array, Array], Array]] = {
+    "cosine": lambda vectors, source: np.asarray(_unit(vectors) @ _unit(source)),
+    "dot": lambda vectors, source: np.asarray(vectors @ source),
+    "euclidean": lambda vectors, source: -np.linalg.norm(vectors - source, axis=-1),
+    "manhattan": lambda vectors, source: -np.abs(vectors - source).sum(-1),
+}
 
 
 def _unit(vectors: Array) -> Array:

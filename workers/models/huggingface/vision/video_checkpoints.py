@@ -33,6 +33,10 @@ class VideoClassification(ImageClassification):
 
     auto = "AutoModelForVideoClassification"
 
+    @property
+    def function(self) -> str:
+        return self.options.function_to_apply.get(self.task.name, self.checkpoint.function_of_recordings)
+
 
 class FrameReader(ImageReader):
     """The frame preparation of a checkpoint, like the image preparation of an image model."""
