@@ -8,7 +8,7 @@ from io import BufferedReader
 from typing import Any, cast
 
 from producers.sources.cells import Cell
-from producers.sources.file_reading import Meter, Raw, Reading
+from producers.sources.file_reading import Meter, Raw, Reading, repeated
 from producers.sources.places import Place
 from producers.wire.errors import ConfigurationError, InvalidInput
 
@@ -30,9 +30,11 @@ _FILE_MAGIC = b"ARROW1"
 
 def parquet(reading: Reading) -> Iterator[Raw]:
     """Yield a Parquet file's rows."""
+    if not reading.file.seekable():
+        raise InvalidInput(reading.name, "is Parquet in a compressed file", "unpack it; Parquet is compressed itself")
     with _translated(reading):
-        file = pq.ParquetFile(reading.file, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        reading.columns(file.schema_arrow.names)
+        file = pq.ParquetFile(reading.file, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+        _check_names(reading, file.schema_arrow.names)
         reading.meter.total = file.metadata.num_rows
     yield from _rows(reading, file.iter_batches(batch_size=BATCH_ROWS, use_threads=False))
 
@@ -41,8 +43,15 @@ def ipc(reading: Reading) -> Iterator[Raw]:
     """Yield the rows of an Arrow file or of an Arrow stream."""
     with _translated(reading):
         opened = _opened(reading)
-        reading.columns(opened.schema.names)
+        _check_names(reading, opened.schema.names)
     yield from _rows(reading, _portions(opened))
+
+
+def _check_names(reading: Reading, names: list[str]) -> None:
+    name = repeated(names)
+    if name is not None:
+        raise InvalidInput(reading.name, f"names the column {name!r} twice", "give each column its own name")
+    reading.columns(names)
 
 
 def common_schema(places: Iterable[tuple[Place, str]]) -> Any:
@@ -134,7 +143,8 @@ def _values(column: Any, name: str, bad: dict[int, InvalidInput], reading: Readi
     return values
 
 
-_PLAIN = ("bool", "null", "string", "large_string", "binary", "large_binary", "float", "double", "halffloat")
+_PLAIN = ("bool", "null", "float", "double", "halffloat")
+_PLAIN += ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 
 
 def _is_plain(type_: Any) -> bool:

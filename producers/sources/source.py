@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,13 @@ from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table,
 from producers.sources.file_reading import LINE_BYTES, Meter, Raw, Reader, Reading
 from producers.sources.formats import FORMATS, TEXT_TABLES
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
-from producers.sources.places import STDIN, Folder, LocalFile, Pipe, Place, find, without_query
+from producers.sources.places import STDIN, Folder, LocalFile, Pipe, Place, find, told, without_query
 from producers.sources.unique import Unique
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InvalidInput
+
+#: A separator in the name of a table's only column: the table may have more.
+_SEPARATOR = re.compile(r"[,;|\t:~^\x01\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +154,13 @@ class Source:
             return self._format(place, file)
 
     def _format(self, place: Place, file: BinaryIO) -> str:
-        if self.format is None:
-            known = ", ".join(FORMATS)
-            found = format_by(_head(file), place.suffix, place.name, known)
-            if found == "parquet" and isinstance(place, Pipe) and not place.seekable:
-                raise InvalidInput(place.name, "is Parquet, which cannot be read from a pipe", "add --format parquet")
-            return found
-        if self.format not in FORMATS:
-            raise InvalidInput("format", f"must be one of {', '.join(FORMATS)}, not {self.format!r}")
-        return self.format
+        known = ", ".join(FORMATS)
+        if self.format is not None and self.format not in FORMATS:
+            raise InvalidInput("format", f"must be one of {known}, not {self.format!r}")
+        found = format_by(_head(file), place.suffix, place.name, known, self.format)
+        if found == "parquet" and isinstance(place, Pipe) and not place.seekable:
+            raise InvalidInput(place.name, "is Parquet, which cannot be read from a pipe", "add --format parquet")
+        return found
 
     def _places(self) -> list[Place | Folder]:
         return [place for name in self._names() for place in self._found(name)]
@@ -210,6 +212,7 @@ class Source:
             def accept(names: Sequence[str]) -> None:
                 first, *_ = choose(names, f"{place.name}:1", place.name).inputs
                 if read in TEXT_TABLES and len(names) == 1 and choose.is_guess(first):
+                    _check_header(first, place.name)
                     self.headers[place.name] = first
 
             reading = Reading(place.name, file, meter, accept, self.line_bytes)
@@ -230,6 +233,9 @@ class Source:
                     yield Record(place, origin, row, error=error)
                     continue
                 named = None if choice.key is None else row[choice.key]
+                if self.key_column is not None and named in (None, ""):
+                    yield Record(place, origin, row, error=_no_id(self.key_column, origin))
+                    continue
                 key = str(named) if named is not None else origin if many else str(number)
                 yield Record(place, origin, row, key, value)
 
@@ -270,6 +276,21 @@ class Source:
         return replace(record, error=error)
 
 
+def _check_header(header: str, name: str) -> None:
+    """Raise InvalidInput if the name of a table's only column looks like several names, or like a comment."""
+    found = _SEPARATOR.search(header)
+    if found is not None:
+        remedy = f"put the line 'sep={found[0]}' in front and add --format csv, or name it with --input-column"
+        raise InvalidInput(f"{name}:1", f"has a single column, {header[:60]!r}, which looks like several", remedy)
+    if header.startswith("#"):
+        remedy = "take the comment out, or name the column with --input-column"
+        raise InvalidInput(f"{name}:1", f"has a single column, {header[:60]!r}, which looks like a comment", remedy)
+
+
+def _no_id(column: str, origin: str) -> InvalidInput:
+    return InvalidInput(origin, f"has no id in the column {column!r}", "give each row an id, or leave --id-column out")
+
+
 def _of_file(file: Place) -> Record:
     return Record(file, file.name, {PATH: file.name}, file.name, file)
 
@@ -283,14 +304,15 @@ def _opened(place: Place) -> Iterator[BinaryIO]:
     try:
         file = place.open()
     except OSError as error:
-        what = error.strerror or str(error)
-        raise InvalidInput(place.name, f"cannot be read: {what}", "check the path and its permissions") from error
+        problem = f"cannot be read: {told(error)}"
+        raise InvalidInput(place.name, problem, "check the path and its permissions") from error
     try:
         yield file
-    except BROKEN as error:
-        raise InvalidInput(
-            place.name, f"cannot be unpacked: {error}", "check that it is a complete compressed file"
-        ) from error
+    except (OSError, *BROKEN) as error:
+        problem, remedy = f"cannot be read: {told(error)}", "check that the file is complete"
+        if is_unpacked(file):
+            problem, remedy = f"cannot be unpacked: {told(error)}", "check that it is a complete compressed file"
+        raise InvalidInput(place.name, problem, remedy) from error
     finally:
         if file is not sys.stdin.buffer:
             file.close()

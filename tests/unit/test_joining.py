@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,6 +82,8 @@ UNCHANGED = {
     "dictionary": pa.array([5], pa.timestamp("us")).dictionary_encode(),
     "uuid": pa.ListArray.from_arrays([0, 1], pa.array([bytes(16)], pa.uuid())),
     "decimal": pa.array([Decimal("1.50")]),
+    "unknown zone": pa.array([1], pa.timestamp("us", "Mars/Phobos")),
+    "two fields of one name": pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]),
 }
 
 
@@ -94,6 +97,25 @@ def test_a_column_that_is_not_read_comes_back(tmp_path: Path, name: str, suffix:
     assert write_joined(Source(tmp_path / "in.parquet", "text"), REQUEST, [result(0, "1")], out) == 1
     if suffix == "parquet":
         assert pq.read_table(out)["other"].equals(pq.read_table(tmp_path / "in.parquet")["other"])
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array(["x"], pa.string_view()), pa.array([["x"]], pa.list_(pa.string_view())), pa.array([b"x"])]
+)
+def test_the_texts_of_polars_come_back(tmp_path: Path, column: Any) -> None:
+    """It writes views, on which Arrow computes little."""
+    table = pa.table({"text": ["a"], "other": column})
+    with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert write_joined(Source(tmp_path / "in.arrow", "text"), REQUEST, [result(0, "1")], tmp_path / "o.parquet") == 1
+    assert pq.read_table(tmp_path / "o.parquet")["other"].to_pylist() == column.to_pylist()
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
+    numbers = [float("nan"), float("inf")]
+    pq.write_table(pa.table({"text": ["a"], "n": numbers[:1], "list": [numbers]}), tmp_path / "in.parquet")
+    write_joined(Source(tmp_path / "in.parquet", "text"), REQUEST, [result(0, "1")], tmp_path / "out.jsonl")
+    assert '"n":null,"list":[null,null],' in (tmp_path / "out.jsonl").read_text()
 
 
 def test_the_categories_of_polars_come_back_as_texts(tmp_path: Path) -> None:
