@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from typing import Any, cast
 
@@ -65,6 +65,35 @@ def common_schema(places: Iterable[tuple[Place, str]]) -> Any:
         schema = pa.schema([field.with_type(_stored(field.type)) for field in schema])
         common = schema if common is None else _unified(common, schema, place.name)
     return common
+
+
+def check_values(places: Iterable[tuple[Place, str]], schema: Any) -> None:
+    """Raise InvalidInput, which names file and column, if a value does not fit the type that all files have in common.
+
+    Only columns of another type are read: whole numbers beside others, times of different units.
+    """
+    for place, format_ in places:
+        with place.open() as file:
+            reading = Reading(place.name, file, Meter(), lambda names: None)
+            with _translated(reading):
+                opened = pq.ParquetFile(file) if format_ == "parquet" else _opened(reading)
+                own = opened.schema_arrow if format_ == "parquet" else opened.schema
+                cast_to = {field.name: schema.field(field.name).type for field in own}
+                names = [field.name for field in own if not _stored(field.type).equals(cast_to[field.name])]
+                batches = opened.iter_batches(columns=names) if format_ == "parquet" else _portions(opened)
+                for batch in batches if names else ():
+                    for name in names:
+                        _check_cast(batch.column(name), cast_to[name], f"{place.name}: column {name}")
+
+
+def _check_cast(column: Any, type_: Any, where: str) -> None:
+    decoded = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    try:
+        with suppress(pa.ArrowNotImplementedError):  # the values go through Python
+            decoded.cast(type_)
+    except pa.ArrowInvalid as error:
+        problem = f"does not fit the other files' type {type_}: {' '.join(str(error).split())}"
+        raise InvalidInput(where, problem, "give each column one type in all files") from error
 
 
 def _unified(common: Any, schema: Any, name: str) -> Any:
@@ -143,8 +172,10 @@ def _values(column: Any, name: str, bad: dict[int, InvalidInput], reading: Readi
     return values
 
 
-_PLAIN = ("bool", "null", "float", "double", "halffloat")
-_PLAIN += ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+_PLAIN = (
+    *("bool", "null", "float", "double", "halffloat"),
+    *("string", "large_string", "string_view", "binary", "large_binary", "binary_view"),
+)
 
 
 def _is_plain(type_: Any) -> bool:

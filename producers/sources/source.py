@@ -125,10 +125,11 @@ class Source:
         files = [place.path for place in self._places() if isinstance(place, LocalFile)]
         return path.exists() and any(path.samefile(file) for file in files)
 
-    def arrow_schema(self) -> Any:
+    def arrow_schema(self, *, check: bool = False) -> Any:
         """Return the Arrow schema of the files if all are Parquet or Arrow, else None. Raises InvalidInput.
 
-        None also for series, whose records may be windows of several rows.
+        None also for series, whose records may be windows of several rows. With `check`, also raises InvalidInput if a
+        value of a file does not fit the schema.
         """
         if self.modality == "series":
             return None
@@ -138,7 +139,10 @@ class Source:
             return None
         from producers.sources import arrow
 
-        return arrow.common_schema(zip(places, formats, strict=True))
+        schema = arrow.common_schema(zip(places, formats, strict=True))
+        if check and len(places) > 1:
+            arrow.check_values(zip(places, formats, strict=True), schema)
+        return schema
 
     # --- files ---
 

@@ -111,6 +111,43 @@ def test_the_texts_of_polars_come_back(tmp_path: Path, column: Any) -> None:
     assert pq.read_table(tmp_path / "o.parquet")["other"].to_pylist() == column.to_pylist()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (pa.array(["x"]), pa.array(["y"]).dictionary_encode(), ["x", "y"]),
+        (pa.array(["x"]).dictionary_encode(), pa.array(["y"]), ["x", "y"]),
+        (pa.array([Decimal("1.50")]), pa.array([Decimal("1.5001")]), [Decimal("1.5000"), Decimal("1.5001")]),
+        (pa.nulls(1), pa.array(["y"]).dictionary_encode(), [None, "y"]),
+        (pa.array([1]), pa.array([1.5]), [1.0, 1.5]),
+    ],
+)
+def test_columns_of_several_files_keep_their_values(
+    tmp_path: Path, first: Any, second: Any, expected: list[Any]
+) -> None:
+    """A row group may hold rows of both."""
+    for name, column in (("a", first), ("b", second)):
+        pq.write_table(pa.table({"id": [name], "text": ["t"], "other": column}), tmp_path / f"{name}.parquet")
+    source, out = Source(f"{tmp_path}/?.parquet", "text"), tmp_path / "out.parquet"
+    check_columns(source, out)
+    assert write_joined(source, REQUEST, [result(0, "a"), result(1, "b")], out) == 2
+    assert pq.read_table(out)["other"].to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "type_"),
+    [
+        (pa.array([2**60 + 1]), pa.array([1.5]), "double"),
+        (pa.array([10**12], pa.timestamp("s")), pa.array([1], pa.timestamp("ns")), r"timestamp\[ns\]"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_said_before_the_job(tmp_path: Path, first: Any, second: Any, type_: str) -> None:
+    pq.write_table(pa.table({"text": ["a"], "n": first}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["a"], "n": second}), tmp_path / "b.parquet")
+    message = rf"a\.parquet: column n: does not fit the other files' type {type_}: .*; give each column one type"
+    with pytest.raises(InvalidInput, match=message):
+        check_columns(Source(f"{tmp_path}/?.parquet", "text"), tmp_path / "out.parquet")
+
+
 def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
     numbers = [float("nan"), float("inf")]
     pq.write_table(pa.table({"text": ["a"], "n": numbers[:1], "list": [numbers]}), tmp_path / "in.parquet")
