@@ -242,8 +242,11 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def find(where: str) -> list[Place | Folder]:
-    """Return the files of a path, a pattern or a URL, in the order of their names. Raises InvalidInput."""
+def find(where: str, left_out: Counter[str]) -> list[Place | Folder]:
+    """Return the files of a path, a pattern or a URL, in the order of their names.
+
+    Folders, pipes and devices that a pattern matches are counted in `left_out`. Raises InvalidInput.
+    """
     if "://" in where:
         return _found_elsewhere(where)
     if Path(where).is_dir():
@@ -254,10 +257,22 @@ def find(where: str) -> list[Place | Folder]:
         return [LocalFile(Path(where), readable(where))]
     if not glob.has_magic(where):
         raise InvalidInput(where, "does not exist", "check the path")
-    names = sorted(name for name in glob.glob(where, recursive=True) if Path(name).is_file())  # noqa: PTH207
-    if not names:
+    places = list(_matches(where, left_out))
+    if not places:
         raise InvalidInput(where, "matches no file", "check the pattern, and quote it")
-    return [LocalFile(Path(name), readable(name)) for name in names]
+    return places
+
+
+def _matches(pattern: str, left_out: Counter[str]) -> Iterator[Place | Folder]:
+    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
+        path = Path(name)
+        if path.is_dir():
+            if "**" not in pattern:  # which matches the folder's files, too
+                left_out["folder"] += 1
+        elif path.exists() and not path.is_file():
+            left_out["no file"] += 1
+        else:
+            yield LocalFile(path, readable(name))
 
 
 def _found_elsewhere(url: str) -> list[Place | Folder]:

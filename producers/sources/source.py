@@ -65,6 +65,7 @@ class Source:
     def rows(self) -> Iterator[Row]:
         """Yield the items and the unreadable rows. Raises InvalidInput if a whole file is unusable."""
         item = Media(self.modality, self.limits, self.send_paths).item
+        self._check_files()
         for record in self.records():
             yield record.error or item(record)
 
@@ -74,9 +75,9 @@ class Source:
 
     def records(self) -> Iterator[Record]:
         """Yield every row with its columns, in the same order as `rows`, without reading images and clips."""
+        self.left_out.clear()
         places = self._places()
         self.meters[:] = [Meter() for _ in places]
-        self.left_out.clear()
         unique = Unique()
         empty = True
         try:
@@ -87,7 +88,10 @@ class Source:
         finally:
             unique.close()
         if empty:
-            raise InvalidInput(self.name, "has nothing in it to submit", "check that it is the right file")
+            remedy = "check that it is the right file"
+            if self.left_out:
+                remedy = f"the task does not read the files there: {told_left_out(self.left_out)}"
+            raise InvalidInput(self.name, "has nothing in it to submit", remedy)
 
     @property
     def name(self) -> str:
@@ -146,6 +150,15 @@ class Source:
 
     # --- files ---
 
+    def _check_files(self) -> None:
+        """Raise InvalidInput now if one of several files could not be read later, when rows have been submitted."""
+        places = self._places()
+        for place in places if len(places) > 1 else ():
+            if isinstance(place, LocalFile) and (self.format is not None or not self._is_media(place)):
+                with _opened(place) as file:
+                    _, reading, read = self._reading(place, file, Meter())
+                    next(read(reading), None)
+
     def _names(self) -> list[str]:
         where = [self.where] if isinstance(self.where, str | Path) else self.where
         return [str(one) for one in where]
@@ -171,7 +184,7 @@ class Source:
 
     def _found(self, name: str) -> Sequence[Place | Folder]:
         if name not in self._pipes:
-            found = [Pipe(f".{self.format or 'txt'}")] if name == STDIN else find(name)
+            found = [Pipe(f".{self.format or 'txt'}")] if name == STDIN else find(name, self.left_out)
             if not (len(found) == 1 and isinstance(found[0], Pipe)):
                 return found
             self._pipes[name] = found[0]  # always the same object, because its copy must be
@@ -208,18 +221,9 @@ class Source:
 
     def _table(self, place: Place, meter: Meter, *, many: bool) -> Iterator[Record]:
         columns = columns_of(self.declared)
-        choose = Chooser(self.modality, self._input_columns(), self.key_column, tuple(columns))
         with _opened(place) as file:
             meter.total = 0 if is_unpacked(file) else place.size()
-            read = self._reader(place, file)
-
-            def accept(names: Sequence[str]) -> None:
-                first, *_ = choose(names, f"{place.name}:1", place.name).inputs
-                if read in TEXT_TABLES and len(names) == 1 and choose.is_guess(first):
-                    _check_header(first, place.name)
-                    self.headers[place.name] = first
-
-            reading = Reading(place.name, file, meter, accept, self.line_bytes)
+            choose, reading, read = self._reading(place, file, meter)
             rows, is_text = read(reading), read in TEXT_TABLES
             if self.modality == "series":
                 rows, choose = self._windows(rows, place, choose)
@@ -243,6 +247,19 @@ class Source:
                 key = str(named) if named is not None else origin if many else str(number)
                 yield Record(place, origin, row, key, value)
 
+    def _reading(self, place: Place, file: BinaryIO, meter: Meter) -> tuple[Chooser, Reading, Reader]:
+        """Return the choice of a file's columns, the file as it is read, and the reader of its format."""
+        choose = Chooser(self.modality, self._input_columns(), self.key_column, tuple(columns_of(self.declared)))
+        read = FORMATS[self._format(place, file)]
+
+        def accept(names: Sequence[str]) -> None:
+            first, *_ = choose(names, f"{place.name}:1", place.name).inputs
+            if read in TEXT_TABLES and len(names) == 1 and choose.is_guess(first):
+                _check_header(first, place.name)
+                self.headers[place.name] = first
+
+        return choose, Reading(place.name, file, meter, accept, self.line_bytes), read
+
     def _windows(self, rows: Iterator[Raw], place: Place, choose: Chooser) -> tuple[Iterator[Raw], Chooser]:
         """Return the rows as windows, with the choice of their columns, if each row is a step of a series."""
         channels = choose.inputs or choose.declared
@@ -257,9 +274,6 @@ class Source:
             windows = Windows(place.name, channels, id_column, self.limits.max_text_chars)
             return windows(chain(read, rows)), Chooser(self.modality, channels, id_column or PATH)
         return chain(read, rows), choose
-
-    def _reader(self, place: Place, file: BinaryIO) -> Reader:
-        return FORMATS[self._format(place, file)]
 
     def _input_columns(self) -> Sequence[str]:
         if self.input_column is None:
@@ -293,6 +307,11 @@ def _check_header(header: str, name: str) -> None:
 
 def _no_id(column: str, origin: str) -> InvalidInput:
     return InvalidInput(origin, f"has no id in the column {column!r}", "give each row an id, or leave --id-column out")
+
+
+def told_left_out(left_out: Counter[str]) -> str:
+    """Return the suffixes of files that were left out, with their numbers."""
+    return ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(left_out.items()))
 
 
 def _of_file(file: Place) -> Record:

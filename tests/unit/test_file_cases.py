@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from producers.sources import Source, places
@@ -185,6 +185,7 @@ def test_an_id_in_an_unknown_time_zone_is_an_id(tmp_path: Path) -> None:
 LINES = b"".join(b"text number %d\n" % number for number in range(300))
 
 
+@settings(max_examples=40)
 @given(st.sampled_from(sorted(PACKED)), st.integers(0, len(LINES)), st.integers(1, 60), st.booleans())
 def test_no_row_of_a_compressed_file_is_lost(packed: str, split: int, away: int, damaged: bool) -> None:
     """Of one stream or several; if the end is missing, the file is refused, and if it is damaged, as far as it shows."""
@@ -252,6 +253,45 @@ def test_everything_in_a_folder_is_an_item_or_told(tmp_path: Path) -> None:
     ]
     assert source.left_out == {"link to a folder": 1}
     assert source.fingerprint() == Source(tmp_path / "folder", "image").fingerprint()
+
+
+def test_everything_that_a_pattern_matches_is_read_or_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\none\n")
+    (tmp_path / "b.csv").mkdir()
+    (tmp_path / "b.csv" / "c.csv").write_text("text\ntwo\n")
+    os.mkfifo(tmp_path / "d.csv")
+    source = Source(f"{tmp_path}/*.csv", "text")
+    assert pairs(list(source.rows())) == [("2", "one")]
+    assert source.left_out == {"folder": 1, "no file": 1}
+    (tmp_path / "b.csv" / "e.csv").symlink_to("nowhere")
+    with pytest.raises(InvalidInput, match=r"e\.csv: cannot be read: No such file or directory"):
+        items(f"{tmp_path}/b.csv/*")
+
+
+def test_a_folder_of_other_files_says_which(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(b"x")
+    with pytest.raises(InvalidInput, match=r"has nothing in it to submit; the task does not read .*: \.heic 1"):
+        items(tmp_path, "image")
+
+
+@pytest.mark.parametrize(
+    ("last", "problem"),
+    [
+        (b"PK\x03\x04", "is a zip archive"),
+        (b"x,y\n1,2\n", "does not say which column is the input"),
+        ("text\none\n".encode("utf-16"), "is UTF-16"),
+        (b"text\rone\rtwo\r", "has line ends of CR alone"),
+        (gzip.compress(b"text\none\n")[:-9], "cannot be unpacked"),
+    ],
+)
+def test_a_file_that_is_wrong_as_a_whole_is_refused_before_the_first_row(
+    tmp_path: Path, last: bytes, problem: str
+) -> None:
+    """Else the rows of the files before it would be submitted."""
+    (tmp_path / "a.csv").write_text("text\none\n")
+    (tmp_path / "b.csv").write_bytes(last)
+    with pytest.raises(InvalidInput, match=problem):
+        next(Source(f"{tmp_path}/*.csv", "text").rows())
 
 
 @pytest.mark.parametrize(
