@@ -124,10 +124,8 @@ def _value(text: str | bytes, number: int, reading: Reading, remedy: str = "each
 
 def _repeated_name(text: str, value: Any) -> str | None:
     """Return a name that an object has twice: of these fields, a reader of JSON takes the last one alone."""
-    rows = [row for row in (value if isinstance(value, list) else [value]) if isinstance(row, dict)]
-    if text.count('":') == sum(map(len, rows)):  # neither a repeated name nor a nested object
-        return None
-    if isinstance(value, dict) and all(text.count(f'"{name}"') < 2 for name in value):
+    names = text.count('":') + text.count('" :')
+    if isinstance(value, dict) and names == len(value):
         return None
     found: list[str] = []
 
@@ -137,8 +135,20 @@ def _repeated_name(text: str, value: Any) -> str | None:
             found.append(name)
 
     with suppress(ValueError, RecursionError):
-        python_json.loads(text, object_pairs_hook=check)
+        if names != _names(value) and (isinstance(value, list) or _is_there_twice(text, value)):
+            python_json.loads(text, object_pairs_hook=check)
     return found[0] if found else None
+
+
+def _is_there_twice(text: str, names: Iterable[str]) -> bool:
+    return any(text.count(f'"{name}"') > 1 for name in names)
+
+
+def _names(value: Any) -> int:
+    """Return the number of names in nested objects, or less if a list holds objects beside other values."""
+    if isinstance(value, dict):
+        return len(value) + sum(_names(own) for own in value.values() if isinstance(own, dict | list))
+    return sum(map(_names, value)) if isinstance(value, list) and value and isinstance(value[0], dict | list) else 0
 
 
 def _half_pair(text: str | bytes) -> bool:
