@@ -47,6 +47,8 @@ _MAGIC |= {b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)}
 #: First bytes of tables that know their format whatever their name is.
 _TABLES = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 
+LFS_POINTER = b"version https://git-lfs"
+
 #: First bytes of files that are no rows, with the remedy.
 _OTHERS = {
     b"PK\x03\x04": ("is a zip archive or a spreadsheet", "unpack it, or save the sheet as CSV"),
@@ -58,7 +60,7 @@ _OTHERS = {
     **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF89a"), ("is an image", "submit it to a task for images")),
     b"FEA1": ("is a Feather file of version 1", "write it again with pyarrow.feather.write_feather"),
     b"Obj\x01": ("is an Avro file", "convert it to Parquet or JSON lines"),
-    b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "fetch it: git lfs pull"),
+    LFS_POINTER: ("is a Git LFS pointer, not the file itself", "fetch it: git lfs pull"),
 }
 
 #: The beginnings of marked-up documents, such as a server's error page, with the remedy.
@@ -156,6 +158,8 @@ def format_by(head: bytes, suffix: str, name: str, known: str, given: str | None
         if table is not None and given != "text":
             raise InvalidInput(name, f"is {table}, not {format_}", "leave the format out")
         check_rows(head, name, given)
+    elif table is None:
+        _check_magic(head, name)
     if format_ is None:
         raise InvalidInput(name, f"has the unknown suffix {suffix}", f"name its format with --format: {known}")
     return format_

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from producers.client.request import NewItem
+from producers.sources.detection import LFS_POINTER
 from producers.sources.places import LocalFile, Place, RemoteFile, told
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InputTooLarge, InvalidInput
@@ -93,6 +94,9 @@ class Media:
             if size <= most:  # else it may be a film, and is not read
                 with file.open() as opened:
                     content = opened.read(most + 1)
+                if content.startswith(LFS_POINTER):
+                    problem = f"{_short(file.name)} is a Git LFS pointer, not the file itself"
+                    return InvalidInput(origin, problem, "fetch it: git lfs pull")
                 if len(content) <= most:
                     return NewItem(content, key, origin=origin)
                 size = most + 1

@@ -100,6 +100,8 @@ def test_a_device_is_not_read() -> None:
         ("a.csv", "{\\rtf1\\ansi}\n", "is a document in RTF; save it as plain text"),
         ("a.csv", "id,text\n1,one\n".encode("utf-16-le"), "is UTF-16LE; convert the file: iconv -f UTF-16LE -t UTF-8"),
         ("a.txt", "one\n".encode("utf-16-be"), "is UTF-16BE; convert the file"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the file itself"),
+        ("a.arrow", "<html></html>", "is an HTML page"),
         ("a.csv.gz", gzip.compress(gzip.compress(b"text\none\n")), "is compressed twice; unpack it once"),
         ("a.jsonl", '\n{\n "text": "one"\n}\n', "a.jsonl:2: is neither a JSON list nor JSON Lines; write each item"),
         ("a.json", '[{"text": "one"},', "is not JSON: Input data was truncated; check that the list is complete"),
@@ -228,6 +230,13 @@ def test_no_row_of_a_compressed_file_is_lost(packed: str, split: int, away: int,
 def test_no_secret_of_a_url_is_told(url: str, name: str) -> None:
     assert places.without_query(url) == name
     assert places.told(ValueError(f"403, url='{url}'")) == f"403, url='{name}'"
+
+
+def test_a_pointer_to_a_picture_is_told(tmp_path: Path) -> None:
+    """A folder that was cloned without Git LFS is full of them."""
+    (tmp_path / "a.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    ((_, error),) = items(tmp_path, "image")
+    assert str(error) == "a.png: a.png is a Git LFS pointer, not the file itself; fetch it: git lfs pull"
 
 
 def test_an_error_of_a_row_holds_no_secret(tmp_path: Path) -> None:
