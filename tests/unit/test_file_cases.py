@@ -102,6 +102,7 @@ def test_a_device_is_not_read() -> None:
         ("a.txt", "one\n".encode("utf-16-be"), "is UTF-16BE; convert the file"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the file itself"),
         ("a.arrow", "<html></html>", "is an HTML page"),
+        ("a.feather", b"FEA1" + bytes(40), "is a Feather file of version 1; write it again"),
         ("a.csv.gz", gzip.compress(gzip.compress(b"text\none\n")), "is compressed twice; unpack it once"),
         ("a.jsonl", '\n{\n "text": "one"\n}\n', "a.jsonl:2: is neither a JSON list nor JSON Lines; write each item"),
         ("a.json", '[{"text": "one"},', "is not JSON: Input data was truncated; check that the list is complete"),
