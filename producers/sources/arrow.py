@@ -29,22 +29,22 @@ _FILE_MAGIC = b"ARROW1"
 
 
 def parquet(reading: Reading) -> Iterator[Raw]:
-    """Yield a Parquet file's rows."""
+    """Return a Parquet file's rows, after a check of its columns."""
     if not reading.file.seekable():
         raise InvalidInput(reading.name, "is Parquet in a compressed file", "unpack it; Parquet is compressed itself")
     with _translated(reading):
         file = pq.ParquetFile(reading.file, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
         _check_names(reading, file.schema_arrow.names)
         reading.meter.total = file.metadata.num_rows
-    yield from _rows(reading, file.iter_batches(batch_size=BATCH_ROWS, use_threads=False))
+    return _rows(reading, file.iter_batches(batch_size=BATCH_ROWS, use_threads=False))
 
 
 def ipc(reading: Reading) -> Iterator[Raw]:
-    """Yield the rows of an Arrow file or of an Arrow stream."""
+    """Return the rows of an Arrow file or of an Arrow stream, after a check of its columns."""
     with _translated(reading):
         opened = _opened(reading)
         _check_names(reading, opened.schema.names)
-    yield from _rows(reading, _portions(opened))
+    return _rows(reading, _portions(opened))
 
 
 def _check_names(reading: Reading, names: list[str]) -> None:

@@ -185,6 +185,9 @@ def arrow_ipc(reading: Reading) -> Iterator[Raw]:
 #: The readers whose cells are all texts.
 TEXT_TABLES = (comma_separated, tab_separated)
 
+#: The readers that check the columns before they return the rows.
+ARROW_TABLES = (parquet, arrow_ipc)
+
 #: The readers by the name of their format.
 FORMATS: Mapping[str, Reader] = {
     "text": text,

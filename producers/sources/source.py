@@ -19,7 +19,7 @@ from producers.sources.columns import Chooser
 from producers.sources.declared_columns import Windows, columns_of, is_step, typed_row
 from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table, is_unpacked
 from producers.sources.file_reading import LINE_BYTES, Meter, Raw, Reader, Reading
-from producers.sources.formats import FORMATS, TEXT_TABLES
+from producers.sources.formats import ARROW_TABLES, FORMATS, TEXT_TABLES
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
 from producers.sources.places import STDIN, Folder, LocalFile, Pipe, Place, find, told, without_query
 from producers.sources.unique import Unique
@@ -157,7 +157,9 @@ class Source:
             if isinstance(place, LocalFile) and (self.format is not None or not self._is_media(place)):
                 with _opened(place) as file:
                     _, reading, read = self._reading(place, file, Meter())
-                    next(read(reading), None)
+                    rows = read(reading)
+                    if read not in ARROW_TABLES:  # which have checked their columns
+                        next(rows, None)
 
     def _names(self) -> list[str]:
         where = [self.where] if isinstance(self.where, str | Path) else self.where
