@@ -126,7 +126,7 @@ def submit(**given: Any) -> None:
     -                      standard input: text, or as --format says
 
     SOURCE can be several paths, a quoted pattern ('logs/*.jsonl.gz'), or a URL (s3://bucket/a.parquet, with
-    argosy[fsspec] and the package for that store). gzip, bzip2, xz and zstd files are unpacked.
+    argosy[fsspec] and the package for that store). gzip, bzip2, xz, zstd and lz4 files are unpacked.
 
     The input column is `--input-column`, or the first of these that exists: input, text, sentence, review, content (for
     images and clips: input, image or audio, path, file, url). A result's key comes from the id column (`--id-column`,

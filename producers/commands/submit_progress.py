@@ -141,8 +141,9 @@ def tell_left_out(source: Source) -> None:
             err=True,
         )
     if source.left_out:
-        suffixes = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(source.left_out.items()))
-        say(f"argosy: files left out, which the task does not read: {suffixes}", err=True)
+        from producers.sources.source import told_left_out
+
+        say(f"argosy: left out, as the task does not read them: {told_left_out(source.left_out)}", err=True)
 
 
 def watch(job: Job) -> int:

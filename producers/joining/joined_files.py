@@ -68,7 +68,7 @@ def write_joined(
 
 def check_columns(source: Source, path: Path) -> None:
     """Raise InvalidInput now if the source's columns could not be written later."""
-    schema = source.arrow_schema() if format_of(path) == "parquet" else None
+    schema = source.arrow_schema(check=True) if format_of(path) == "parquet" else None
     if schema is not None:
         from producers.joining.joined_parquet import check_schema
 

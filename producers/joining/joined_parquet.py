@@ -91,11 +91,11 @@ def _given(group: Sequence[Joined], field: Any, type_: str | None) -> Any:
 
 
 def _taken_over(values: Sequence[Any], type_: Any) -> Any:
-    """Return an array of cells and nulls, without a way through Python's values."""
+    """Return an array of cells and other values, of which the cells take no way through Python's values."""
     parts = []
     for column, cells in groupby(values, lambda value: value.column if isinstance(value, Cell) else None):
         if column is None:
-            parts.append(pa.nulls(len(list(cells)), type_))
+            parts.append(pa.array(list(cells), type_))
             continue
         taken = column.take(pa.array([cell.place for cell in cells]))
         if pa.types.is_dictionary(taken.type) and taken.type != type_:

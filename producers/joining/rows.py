@@ -133,7 +133,12 @@ def plain_value(value: Any) -> Any:
 
 
 def as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=plain_value)
+    """Return a value as JSON, with null for the numbers that JSON does not have."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=plain_value, allow_nan=False)
+    except ValueError:
+        whole = json.loads(json.dumps(value, default=plain_value), parse_constant=lambda name: None)
+        return json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
 
 
 def output_of(result: Result | None) -> Any:

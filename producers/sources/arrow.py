@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from typing import Any, cast
 
 from producers.sources.cells import Cell
-from producers.sources.file_reading import Meter, Raw, Reading
+from producers.sources.file_reading import Meter, Raw, Reading, repeated
 from producers.sources.places import Place
 from producers.wire.errors import ConfigurationError, InvalidInput
 
@@ -29,20 +29,29 @@ _FILE_MAGIC = b"ARROW1"
 
 
 def parquet(reading: Reading) -> Iterator[Raw]:
-    """Yield a Parquet file's rows."""
+    """Return a Parquet file's rows, after a check of its columns."""
+    if not reading.file.seekable():
+        raise InvalidInput(reading.name, "is Parquet in a compressed file", "unpack it; Parquet is compressed itself")
     with _translated(reading):
-        file = pq.ParquetFile(reading.file, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        reading.columns(file.schema_arrow.names)
+        file = pq.ParquetFile(reading.file, buffer_size=BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+        _check_names(reading, file.schema_arrow.names)
         reading.meter.total = file.metadata.num_rows
-    yield from _rows(reading, file.iter_batches(batch_size=BATCH_ROWS, use_threads=False))
+    return _rows(reading, file.iter_batches(batch_size=BATCH_ROWS, use_threads=False))
 
 
 def ipc(reading: Reading) -> Iterator[Raw]:
-    """Yield the rows of an Arrow file or of an Arrow stream."""
+    """Return the rows of an Arrow file or of an Arrow stream, after a check of its columns."""
     with _translated(reading):
         opened = _opened(reading)
-        reading.columns(opened.schema.names)
-    yield from _rows(reading, _portions(opened))
+        _check_names(reading, opened.schema.names)
+    return _rows(reading, _portions(opened))
+
+
+def _check_names(reading: Reading, names: list[str]) -> None:
+    name = repeated(names)
+    if name is not None:
+        raise InvalidInput(reading.name, f"names the column {name!r} twice", "give each column its own name")
+    reading.columns(names)
 
 
 def common_schema(places: Iterable[tuple[Place, str]]) -> Any:
@@ -56,6 +65,35 @@ def common_schema(places: Iterable[tuple[Place, str]]) -> Any:
         schema = pa.schema([field.with_type(_stored(field.type)) for field in schema])
         common = schema if common is None else _unified(common, schema, place.name)
     return common
+
+
+def check_values(places: Iterable[tuple[Place, str]], schema: Any) -> None:
+    """Raise InvalidInput, which names file and column, if a value does not fit the type that all files have in common.
+
+    Only columns of another type are read: whole numbers beside others, times of different units.
+    """
+    for place, format_ in places:
+        with place.open() as file:
+            reading = Reading(place.name, file, Meter(), lambda names: None)
+            with _translated(reading):
+                opened = pq.ParquetFile(file) if format_ == "parquet" else _opened(reading)
+                own = opened.schema_arrow if format_ == "parquet" else opened.schema
+                cast_to = {field.name: schema.field(field.name).type for field in own}
+                names = [field.name for field in own if not _stored(field.type).equals(cast_to[field.name])]
+                batches = opened.iter_batches(columns=names) if format_ == "parquet" else _portions(opened)
+                for batch in batches if names else ():
+                    for name in names:
+                        _check_cast(batch.column(name), cast_to[name], f"{place.name}: column {name}")
+
+
+def _check_cast(column: Any, type_: Any, where: str) -> None:
+    decoded = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    try:
+        with suppress(pa.ArrowNotImplementedError):  # the values go through Python
+            decoded.cast(type_)
+    except pa.ArrowInvalid as error:
+        problem = f"does not fit the other files' type {type_}: {' '.join(str(error).split())}"
+        raise InvalidInput(where, problem, "give each column one type in all files") from error
 
 
 def _unified(common: Any, schema: Any, name: str) -> Any:
@@ -134,7 +172,10 @@ def _values(column: Any, name: str, bad: dict[int, InvalidInput], reading: Readi
     return values
 
 
-_PLAIN = ("bool", "null", "string", "large_string", "binary", "large_binary", "float", "double", "halffloat")
+_PLAIN = (
+    *("bool", "null", "float", "double", "halffloat"),
+    *("string", "large_string", "string_view", "binary", "large_binary", "binary_view"),
+)
 
 
 def _is_plain(type_: Any) -> bool:

@@ -51,6 +51,12 @@ def _plain(scalar: Any) -> Any:
         return [_plain(value) for value in scalar.values]
     if kind.startswith("map"):
         return [[_plain(pair[0]), _plain(pair[1])] for pair in scalar.values]
+    return _text(scalar)
+
+
+def _text(scalar: Any) -> str:
     with suppress(Exception):
-        return scalar.cast("string").as_py()
-    return repr(scalar)
+        return str(scalar.cast("string").as_py())
+    with suppress(Exception):  # a time in an unknown zone
+        return f"{scalar.cast(f'timestamp[{scalar.type.unit}]').cast('string').as_py()}Z"
+    return f"a value of the type {scalar.type}"

@@ -88,8 +88,8 @@ class Chooser:
         for name in INPUT_COLUMNS.get(self.modality, INPUT_COLUMNS["text"]):
             if name in columns:
                 return (name,)
-        if len(columns) == 1:
-            return (columns[0],)
+        if len(columns) == 1 and columns[0] not in (*KEY_COLUMNS, self.key) and not self._known:
+            return (columns[0],)  # as in the first row; another one later on may be an error's message
         raise self._none(columns, where)
 
     def _none(self, columns: Sequence[str], where: str) -> InvalidInput:

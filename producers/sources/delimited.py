@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TypeAlias
 
-from producers.sources.file_reading import Raw, Reading
+from producers.sources.file_reading import Raw, Reading, repeated
 from producers.sources.lines import decoded, physical_lines
 from producers.wire.errors import InvalidInput
 
@@ -22,7 +22,7 @@ _Record: TypeAlias = tuple[int, list[str] | InvalidInput]
 _SEPARATORS = ",;|\t"
 
 #: The line that some spreadsheets write before the header.
-_DECLARED = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
+_DECLARED = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"?')
 
@@ -49,7 +49,8 @@ def tab_separated(reading: Reading) -> Iterator[Raw]:
 
     If all of the header's cells are quoted, the cells are quoted as CSV's are. Else a cell counts as quoted if it holds
     doubled marks, a separator or a line end, and any other quotation mark is a character of its cell. Lines that have
-    the header's number of cells each are rows, although a quoted cell could span them.
+    the header's number of cells each are rows, although a quoted cell could span them. In a table of one column nothing
+    tells these apart, and such lines are refused.
     """
     lines = _Lines(reading)
     header = lines.header().rstrip("\r\n")
@@ -65,13 +66,16 @@ def _table(records: Iterator[_Record], reading: Reading) -> Iterator[Raw]:
         return
     if isinstance(columns, InvalidInput):
         raise reading.wrong(number, f"no header can be read: it {columns.problem}", "the first line names the columns")
-    twice = next((name for name in columns if columns.count(name) > 1), None)
+    twice = repeated(columns)
     if twice is not None:
         raise reading.wrong(number, f"names the column {twice!r} twice", "give each column its own name")
     reading.columns(columns)
+    headers = (columns, [f"\ufeff{columns[0]}", *columns[1:]]) if len(columns) > 1 else ()
     for number, cells in records:
         if isinstance(cells, InvalidInput):
             yield number, cells
+        elif cells in headers:
+            yield number, reading.wrong(number, "is the header again, as in joined files", "take the line out")
         elif len(cells) != len(columns):
             counts = f"has {len(cells)} columns where the header has {len(columns)}"
             yield number, reading.wrong(number, counts, "quote cells that contain the separator")
@@ -110,6 +114,9 @@ class _Lines:
                 self.put_back([line])
                 return text
         return ""
+
+    def wrong(self, problem: str, remedy: str) -> InvalidInput:
+        return self._reading.wrong(self.first, problem, remedy)
 
     def put_back(self, lines: Sequence[tuple[int, bytes | InvalidInput]]) -> None:
         self._lines = chain(lines, self._lines)
@@ -199,6 +206,9 @@ def _damaged(lines: _Lines, error: csv.Error, fits: re.Pattern[str], reading: Re
     lines.leave_damage(fits)
     more = lines.last > lines.first
     with_it = f"; lines up to {lines.last:,} may belong to it, and are left out" if more else ""
+    if str(error).startswith("new-line character"):
+        problem = f"has a line end of CR alone, and may be several rows{with_it}"
+        return reading.wrong(lines.first, problem, "quote the cell, or convert the file: tr '\\r' '\\n'")
     return reading.wrong(lines.first, f"is not CSV: {error}{with_it}", _MARKS)
 
 
@@ -232,7 +242,7 @@ def _tab_records(lines: _Lines, width: int) -> Iterator[_Record]:
 def _unquoted(lines: _Lines, text: str, literal: list[str], width: int) -> list[str]:
     """Return the cells of a line with quotation marks, and of the lines after it that belong to its record."""
     if len(literal) == width and all(not cell.startswith('"') or _is_closed(cell) for cell in literal):
-        return [cell[1:-1].replace('""', '"') if _is_closed(cell) and '""' in cell[1:] else cell for cell in literal]
+        return [cell[1:-1].replace('""', '"') if _is_closed(cell) and '""' in cell else cell for cell in literal]
     read: list[tuple[int, bytes | InvalidInput]] = []
 
     def whole() -> Iterator[str]:
@@ -254,6 +264,9 @@ def _unquoted(lines: _Lines, text: str, literal: list[str], width: int) -> list[
         lines.put_back(read)
         return literal
     lines.take(read)
+    if width == 1 and read:
+        problem = f"may be one quoted cell up to line {lines.last:,}, or a row per line"
+        lines.damage = lines.damage or lines.wrong(problem, "quote the header and all cells, or none")
     return cells
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from producers.sources.lines import BYTE_ORDER_MARKS
 from producers.wire.errors import InvalidInput
 
 #: Errors of a compressed file that is cut off, damaged, or not compressed at all.
@@ -37,13 +38,16 @@ SUFFIXES: Mapping[str, str] = {
     ".ipc": "arrow",
 }
 
-_PACKED = {".gz": "gzip", ".gzip": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+_PACKED = {".gz": "gzip", ".gzip": "gzip", ".bz2": "bzip2", ".xz": "xz"}
+_PACKED |= {".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"}
 
-_MAGIC = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAGIC = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 _MAGIC |= {b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)}
 
 #: First bytes of tables that know their format whatever their name is.
 _TABLES = {b"PAR1": "parquet", b"ARROW1": "arrow"}
+
+LFS_POINTER = b"version https://git-lfs"
 
 #: First bytes of files that are no rows, with the remedy.
 _OTHERS = {
@@ -56,11 +60,55 @@ _OTHERS = {
     **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF89a"), ("is an image", "submit it to a task for images")),
     b"FEA1": ("is a Feather file of version 1", "write it again with pyarrow.feather.write_feather"),
     b"Obj\x01": ("is an Avro file", "convert it to Parquet or JSON lines"),
-    b"version https://git-lfs": ("is a Git LFS pointer, not the file itself", "fetch it: git lfs pull"),
+    LFS_POINTER: ("is a Git LFS pointer, not the file itself", "fetch it: git lfs pull"),
+}
+
+#: The beginnings of marked-up documents, such as a server's error page, with the remedy.
+_DOCUMENTS = {
+    (b"<!doctype html", b"<html"): ("is an HTML page", "check the address it came from"),
+    (b"<?xml",): ("is an XML document", "convert it to CSV or JSON lines"),
+    (b"{\\rtf",): ("is a document in RTF", "save it as plain text"),
 }
 
 #: The bytes that tell a format; a tar archive's are at 257.
 HEAD_BYTES = 512
+
+#: Bytes that are unpacked at a time.
+_BLOCK = 64 * 1024
+
+
+class _Members(io.RawIOBase):
+    """The content of compressed streams, one behind another, and of zero bytes as padding.
+
+    bz2's and lzma's own files take a damaged stream behind the first for padding, and its rows are missing then.
+    """
+
+    def __init__(self, packed: Any, stream: Callable[[], Any]) -> None:
+        self._packed = packed
+        self._new = stream
+        self._stream = stream()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        made = b""
+        while not made:
+            packed = b""
+            if self._stream.eof:
+                packed = self._stream.unused_data.lstrip(b"\0")
+                while not packed and (block := self._packed.read(_BLOCK)):
+                    packed = block.lstrip(b"\0")
+                if not packed:
+                    return 0
+                self._stream = self._new()
+            elif self._stream.needs_input:
+                packed = self._packed.read(_BLOCK)
+                if not packed:
+                    raise EOFError("the compressed data breaks off")
+            made = self._stream.decompress(packed, len(buffer))
+        buffer[: len(made)] = made
+        return len(made)
 
 
 class _Unpacked(io.BufferedReader):
@@ -97,14 +145,21 @@ def is_unpacked(file: BinaryIO) -> bool:
     return isinstance(file, _Unpacked)
 
 
-def format_by(head: bytes, suffix: str, name: str, known: str) -> str:
-    """Return the format of a file that begins with `head`. Raises InvalidInput if it is none of the known formats."""
-    for magic, table in _TABLES.items():
-        if head.startswith(magic):
-            return table
-    format_ = SUFFIXES.get(suffix)
+def format_by(head: bytes, suffix: str, name: str, known: str, given: str | None) -> str:
+    """Return the format of a file that begins with `head`, which is the `given` one if any.
+
+    Raises InvalidInput if the file is of none of the known formats.
+    """
+    table = next((table for magic, table in _TABLES.items() if head.startswith(magic)), None)
+    if table is not None and given is None:
+        return table
+    format_ = given or SUFFIXES.get(suffix)
     if format_ not in _TABLES.values():
-        check_rows(head, name)
+        if table is not None and given != "text":
+            raise InvalidInput(name, f"is {table}, not {format_}", "leave the format out")
+        check_rows(head, name, given)
+    elif table is None:
+        _check_magic(head, name)
     if format_ is None:
         raise InvalidInput(name, f"has the unknown suffix {suffix}", f"name its format with --format: {known}")
     return format_
@@ -121,27 +176,48 @@ def is_table(head: bytes, suffix: str) -> bool:
     return suffix in SUFFIXES
 
 
-def check_rows(head: bytes, name: str) -> None:
-    """Raise InvalidInput if a file's first bytes are those of a file without rows."""
+def check_rows(head: bytes, name: str, given: str | None = None) -> None:
+    """Raise InvalidInput if a file's first bytes are those of a file without rows.
+
+    Zero bytes are text in a `given` format, and nearly everything is in the format "text".
+    """
+    if given != "text":
+        _check_magic(head, name)
+    if head.startswith(tuple(BYTE_ORDER_MARKS)):
+        return  # its reader names the encoding
+    for first, encoding in enumerate(("UTF-16BE", "UTF-16LE")):
+        zeros, others = head[first::2].count(0), head[1 - first :: 2].count(0)
+        if zeros > 0.8 * len(head[first::2]) > 1 and not others:
+            raise InvalidInput(name, f"is {encoding}", f"convert the file: iconv -f {encoding} -t UTF-8")
+    if b"\0" in head and given is None:
+        raise InvalidInput(name, "is not text", "check that it is the right file")
+
+
+def _check_magic(head: bytes, name: str) -> None:
     for magic, (problem, remedy) in _OTHERS.items():
         if head.startswith(magic):
             raise InvalidInput(name, problem, remedy)
     if head[257:262] == b"ustar":
         raise InvalidInput(name, "is a tar archive", "unpack it")
-    if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InvalidInput(name, "is not text", "check that it is the right file")
+    if any(map(head.startswith, _MAGIC)):
+        raise InvalidInput(name, "is compressed twice", "unpack it once")
+    begins = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for beginnings, (problem, remedy) in _DOCUMENTS.items():
+        if begins.startswith(beginnings):
+            raise InvalidInput(name, problem, remedy)
 
 
 def _opener(packing: str, name: str) -> Callable[[Any], Any]:
-    if packing == "zstd":
+    if packing in ("zstd", "lz4"):
         try:
             import pyarrow as pa
         except ImportError as error:
-            raise InvalidInput(name, "is packed with zstd", "pip install 'argosy[parquet]', or unpack it") from error
-        return lambda file: pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
+            remedy = "pip install 'argosy[parquet]', or unpack it"
+            raise InvalidInput(name, f"is compressed with {packing}", remedy) from error
+        return lambda file: pa.CompressedInputStream(pa.PythonFile(file, "r"), packing)
     openers: Mapping[str, Callable[[Any], Any]] = {
         "gzip": lambda file: gzip.GzipFile(fileobj=file),
-        "bzip2": bz2.BZ2File,
-        "xz": lzma.LZMAFile,
+        "bzip2": lambda file: _Members(file, bz2.BZ2Decompressor),
+        "xz": lambda file: _Members(file, lzma.LZMADecompressor),
     }
     return openers[packing]

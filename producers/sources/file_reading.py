@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
@@ -39,6 +39,16 @@ class Reading:
 
     def wrong(self, number: int, problem: str, remedy: str) -> InvalidInput:
         return InvalidInput(f"{self.name}:{number}", problem, remedy)
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """Return a name that comes twice, or None."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 Reader: TypeAlias = Callable[[Reading], Iterator[Raw]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json as python_json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from io import BufferedReader
 from itertools import chain
 from typing import Any, cast
@@ -15,15 +16,18 @@ from typing import Any, cast
 import msgspec
 
 from producers.sources.delimited import comma_separated, tab_separated
-from producers.sources.file_reading import Raw, Reader, Reading
+from producers.sources.file_reading import Raw, Reader, Reading, repeated
 from producers.sources.lines import lines
 from producers.wire.errors import InputTooLarge, InvalidInput
 
 #: The largest JSON list, in bytes: it is read as a whole.
 _LIST_BYTES = 256 * 1024 * 1024
 
-#: The most blank bytes before a JSON list.
-_BLANKS = 64
+#: The bytes that may come before a JSON list, and the number of bytes that tell a list from lines.
+_BLANKS, _BEGINNING = b"\xef\xbb\xbf \t\r\n", 4096
+
+_NOT_JSON = "is not JSON: "
+_NEITHER = ("is neither a JSON list nor JSON Lines", "write each item as an element or as a line, e.g. by jq -c .")
 
 #: The numbers that Python's own writers put into JSON.
 _NO_JSON = re.compile(r"-?\bInfinity\b|\bNaN\b")
@@ -42,22 +46,39 @@ def text(reading: Reading) -> Iterator[Raw]:
 
 
 def jsonl(reading: Reading) -> Iterator[Raw]:
-    """Read JSON Lines: an object or a string per line."""
-    return _json_lines(lines(reading), reading)
+    """Read JSON Lines, an object or a string per line, or a JSON list of them: writers mix up the suffixes."""
+    if _is_list(cast(BufferedReader, reading.file).peek(_BEGINNING)):
+        yield from _json_list(reading)
+        return
+    each = (line for line in lines(reading) if isinstance(line[1], InvalidInput) or line[1].strip())
+    first = next(each, None)
+    if first is not None and isinstance(first[1], str) and first[1].strip() in ("{", "["):
+        raise reading.wrong(first[0], *_NEITHER)
+    yield from _json_lines(chain([first] if first else [], each), reading)
 
 
 def json(reading: Reading) -> Iterator[Raw]:
     """Read a JSON list of objects or strings, or JSON Lines: databases write both with this suffix."""
-    if cast(BufferedReader, reading.file).peek(_BLANKS)[:_BLANKS].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        yield from _json_list(reading)
-        return
-    each = lines(reading)
-    first = next(each, None)
+    rows = jsonl(reading)
+    first = next(rows, None)
     if first is None:
         return
-    if isinstance(first[1], str) and isinstance(_value(first[1], first[0], reading), InvalidInput):
-        raise reading.wrong(1, "is neither a JSON list nor JSON Lines", "write each item as an element or as a line")
-    yield from _json_lines(chain([first], each), reading)
+    if isinstance(first[1], InvalidInput) and first[1].problem.startswith(_NOT_JSON):
+        raise reading.wrong(first[0], *_NEITHER)
+    yield from chain([first], rows)
+
+
+def _is_list(beginning: bytes) -> bool:
+    """Return whether a file that begins so is a JSON list, and not lines of which the first is one."""
+    beginning = beginning.lstrip(_BLANKS)
+    line, _, more = beginning.partition(b"\n")
+    if not beginning.startswith(b"[") or not more.strip():
+        return beginning.startswith(b"[")
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        return True
+    return False
 
 
 def _json_list(reading: Reading) -> Iterator[Raw]:
@@ -66,7 +87,7 @@ def _json_list(reading: Reading) -> Iterator[Raw]:
         problem = f"is a JSON list of over {_LIST_BYTES:,} bytes"
         raise InputTooLarge(reading.name, problem, "convert it to JSON Lines: jq -c '.[]'")
     reading.meter.done = len(whole)
-    value = _value(whole.removeprefix(b"\xef\xbb\xbf"), 1, reading)
+    value = _value(whole.lstrip(_BLANKS), 1, reading, "check that the list is complete")
     if isinstance(value, InvalidInput):
         raise value
     for number, element in enumerate(value, 1):
@@ -77,15 +98,15 @@ def _json_lines(each: Iterable[tuple[int, str | InvalidInput]], reading: Reading
     for number, line in each:
         if isinstance(line, InvalidInput):
             yield number, line
-        elif line.strip():
+        else:
             value = _value(line, number, reading)
             yield number, value if isinstance(value, InvalidInput) else _columns(value, number, reading)
 
 
-def _value(text: str | bytes, number: int, reading: Reading) -> Any:
+def _value(text: str | bytes, number: int, reading: Reading, remedy: str = "each line must be one JSON value") -> Any:
     """Return the value of a JSON text, or its error."""
     try:
-        return msgspec.json.decode(text)
+        value = msgspec.json.decode(text)
     except RecursionError:
         return reading.wrong(number, "is JSON nested too deeply", "flatten it")
     except msgspec.DecodeError as error:
@@ -94,7 +115,40 @@ def _value(text: str | bytes, number: int, reading: Reading) -> Any:
         found = _NO_JSON.search(text if isinstance(text, str) else text.decode("utf-8", "replace"))
         if found:
             return reading.wrong(number, f"has {found[0]}, which is not JSON", "write null, or leave the field out")
-        return reading.wrong(number, f"is not JSON: {error}", "each line must be one JSON value")
+        return reading.wrong(number, f"{_NOT_JSON}{error}", remedy)
+    name = _repeated_name(text if isinstance(text, str) else text.decode(), value)
+    if name is None:
+        return value
+    return reading.wrong(number, f"has an object with the field {name!r} twice", "give each field its own name")
+
+
+def _repeated_name(text: str, value: Any) -> str | None:
+    """Return a name that an object has twice: of these fields, a reader of JSON takes the last one alone."""
+    names = text.count('":') + text.count('" :')
+    if isinstance(value, dict) and names == len(value):
+        return None
+    found: list[str] = []
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        name = repeated(name for name, _ in pairs)
+        if name is not None:
+            found.append(name)
+
+    with suppress(ValueError, RecursionError):
+        if names != _names(value) and (isinstance(value, list) or _is_there_twice(text, value)):
+            python_json.loads(text, object_pairs_hook=check)
+    return found[0] if found else None
+
+
+def _is_there_twice(text: str, names: Iterable[str]) -> bool:
+    return any(text.count(f'"{name}"') > 1 for name in names)
+
+
+def _names(value: Any) -> int:
+    """Return the number of names in nested objects, or less if a list holds objects beside other values."""
+    if isinstance(value, dict):
+        return len(value) + sum(_names(own) for own in value.values() if isinstance(own, dict | list))
+    return sum(map(_names, value)) if isinstance(value, list) and value and isinstance(value[0], dict | list) else 0
 
 
 def _half_pair(text: str | bytes) -> bool:
@@ -130,6 +184,9 @@ def arrow_ipc(reading: Reading) -> Iterator[Raw]:
 
 #: The readers whose cells are all texts.
 TEXT_TABLES = (comma_separated, tab_separated)
+
+#: The readers that check the columns before they return the rows.
+ARROW_TABLES = (parquet, arrow_ipc)
 
 #: The readers by the name of their format.
 FORMATS: Mapping[str, Reader] = {

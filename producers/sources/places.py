@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,14 @@ STDIN = "-"
 
 #: Read buffer for remote files, in bytes.
 BUFFER_BYTES = 1024 * 1024
+
+#: The schemes whose URLs have queries. In a key of an object store, a question mark is a character.
+_WITH_QUERIES = ("http", "https", "webhdfs")
+
+#: The beginning of a URL in a chain of fsspec's, such as ``zip://a.csv::https://example.org/a.zip``.
+_LINK = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
+
+_URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+")
 
 
 class Place(Protocol):
@@ -72,7 +81,10 @@ class LocalFile:
         return self.path.stat().st_size
 
     def stamp(self) -> str:
-        state = self.path.stat()
+        try:
+            state = self.path.stat()
+        except OSError as error:  # a link to nowhere: its row is bad
+            return f"{self.path.absolute()} {error.errno}"
         return f"{self.path.absolute()} {state.st_size} {state.st_mtime_ns}"
 
     def beside(self, path: str) -> Place:
@@ -150,11 +162,28 @@ class Pipe:
 
 
 def without_query(url: str) -> str:
-    """Return a web address without password, query and fragment, which may hold a signature; else the path itself."""
-    if not url.startswith(("http://", "https://")):
+    """Return a URL without its password, query and fragment, which may hold a signature; a path as it is."""
+    return "::".join(map(_without_secrets, _LINK.split(url)))
+
+
+def _without_secrets(url: str) -> str:
+    scheme, is_url, _ = url.partition("://")
+    if not is_url:
         return url
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no host is called so
+        return f"{scheme}://..."
+    account, _, host = parts.netloc.rpartition("@")
+    if scheme.lower() in _WITH_QUERIES:
+        return parts._replace(netloc=host, query="", fragment="").geturl()
+    return url.replace(f"{account}@", "", 1) if ":" in account else url  # without a password it may be a container
+
+
+def told(error: Exception) -> str:
+    """Return an error's message without the secrets of its URLs."""
+    message = getattr(error, "strerror", None) or str(error)
+    return _URL.sub(lambda found: without_query(found[0]), message)
 
 
 def readable(name: str | Path) -> str:
@@ -176,7 +205,8 @@ class Folder:
         Hidden files and folders are passed over; other files are counted in `left_out` by their suffix. A local folder
         is listed level by level; a remote file system lists all files at once.
         """
-        for file in _below(Path(self.path), Path(self.path)) if self.fs is None else self._elsewhere(self.fs):
+        folder = Path(self.path)
+        for file in _below(folder, folder, left_out) if self.fs is None else self._elsewhere(self.fs):
             if file.suffix in suffixes:
                 yield file
             else:
@@ -189,15 +219,21 @@ class Folder:
                 yield RemoteFile(fs, path, name)
 
 
-def _below(folder: Path, root: Path) -> Iterator[Place]:
-    with os.scandir(folder) as found:
-        entries = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in found)
-    for name, is_folder, is_file in entries:
+def _below(folder: Path, root: Path, left_out: Counter[str]) -> Iterator[Place]:
+    """Yield everything but folders. Links to folders are left out, since they may lead in circles."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in found)
+    except OSError as error:
+        raise InvalidInput(readable(folder), f"cannot be listed: {told(error)}", "check its permissions") from error
+    for name, is_folder, is_link in entries:
         if _is_hidden(name):
             continue
         if is_folder:
-            yield from _below(folder / name, root)
-        elif is_file:
+            yield from _below(folder / name, root, left_out)
+        elif is_link and (folder / name).is_dir():
+            left_out["link to a folder"] += 1
+        else:
             yield LocalFile(folder / name, readable((folder / name).relative_to(root)))
 
 
@@ -206,8 +242,11 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def find(where: str) -> list[Place | Folder]:
-    """Return the files of a path, a pattern or a URL, in the order of their names. Raises InvalidInput."""
+def find(where: str, left_out: Counter[str]) -> list[Place | Folder]:
+    """Return the files of a path, a pattern or a URL, in the order of their names.
+
+    Folders, pipes and devices that a pattern matches are counted in `left_out`. Raises InvalidInput.
+    """
     if "://" in where:
         return _found_elsewhere(where)
     if Path(where).is_dir():
@@ -218,10 +257,22 @@ def find(where: str) -> list[Place | Folder]:
         return [LocalFile(Path(where), readable(where))]
     if not glob.has_magic(where):
         raise InvalidInput(where, "does not exist", "check the path")
-    names = sorted(name for name in glob.glob(where, recursive=True) if Path(name).is_file())  # noqa: PTH207
-    if not names:
+    places = list(_matches(where, left_out))
+    if not places:
         raise InvalidInput(where, "matches no file", "check the pattern, and quote it")
-    return [LocalFile(Path(name), readable(name)) for name in names]
+    return places
+
+
+def _matches(pattern: str, left_out: Counter[str]) -> Iterator[Place | Folder]:
+    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
+        path = Path(name)
+        if path.is_dir():
+            if "**" not in pattern:  # which matches the folder's files, too
+                left_out["folder"] += 1
+        elif path.exists() and not path.is_file():
+            left_out["no file"] += 1
+        else:
+            yield LocalFile(path, readable(name))
 
 
 def _found_elsewhere(url: str) -> list[Place | Folder]:
@@ -234,7 +285,7 @@ def _found_elsewhere(url: str) -> list[Place | Folder]:
         pattern = pattern and not fs.exists(path)
         paths = sorted(fs.glob(path)) if pattern else [path] if fs.exists(path) else []
     except Exception as error:  # each file system has errors of its own
-        raise InvalidInput(name, f"cannot be listed: {error}", "check the URL and the credentials") from error
+        raise InvalidInput(name, f"cannot be listed: {told(error)}", "check the URL and the credentials") from error
     if not paths:
         raise InvalidInput(name, "does not exist", "check the URL; a pattern must be quoted")
     if not pattern:
@@ -257,6 +308,6 @@ def _filesystem(url: str) -> tuple[AbstractFileSystem, str, str]:
         fs, path = url_to_fs(url)
     except Exception as error:  # a missing package, an unknown scheme, or a server that cannot be reached
         raise InvalidInput(
-            without_query(url), f"cannot be opened: {error}", "check the scheme, and install its package"
+            without_query(url), f"cannot be opened: {told(error)}", "check the scheme, and install its package"
         ) from error
     return fs, path, scheme

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +19,15 @@ from producers.sources.columns import Chooser
 from producers.sources.declared_columns import Windows, columns_of, is_step, typed_row
 from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table, is_unpacked
 from producers.sources.file_reading import LINE_BYTES, Meter, Raw, Reader, Reading
-from producers.sources.formats import FORMATS, TEXT_TABLES
+from producers.sources.formats import ARROW_TABLES, FORMATS, TEXT_TABLES
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
-from producers.sources.places import STDIN, Folder, LocalFile, Pipe, Place, find, without_query
+from producers.sources.places import STDIN, Folder, LocalFile, Pipe, Place, find, told, without_query
 from producers.sources.unique import Unique
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InvalidInput
+
+#: A separator in the name of a table's only column: the table may have more.
+_SEPARATOR = re.compile(r"[,;|\t:~^\x01\x1f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Source:
     def rows(self) -> Iterator[Row]:
         """Yield the items and the unreadable rows. Raises InvalidInput if a whole file is unusable."""
         item = Media(self.modality, self.limits, self.send_paths).item
+        self._check_files()
         for record in self.records():
             yield record.error or item(record)
 
@@ -70,9 +75,9 @@ class Source:
 
     def records(self) -> Iterator[Record]:
         """Yield every row with its columns, in the same order as `rows`, without reading images and clips."""
+        self.left_out.clear()
         places = self._places()
         self.meters[:] = [Meter() for _ in places]
-        self.left_out.clear()
         unique = Unique()
         empty = True
         try:
@@ -83,7 +88,10 @@ class Source:
         finally:
             unique.close()
         if empty:
-            raise InvalidInput(self.name, "has nothing in it to submit", "check that it is the right file")
+            remedy = "check that it is the right file"
+            if self.left_out:
+                remedy = f"the task does not read the files there: {told_left_out(self.left_out)}"
+            raise InvalidInput(self.name, "has nothing in it to submit", remedy)
 
     @property
     def name(self) -> str:
@@ -121,10 +129,11 @@ class Source:
         files = [place.path for place in self._places() if isinstance(place, LocalFile)]
         return path.exists() and any(path.samefile(file) for file in files)
 
-    def arrow_schema(self) -> Any:
+    def arrow_schema(self, *, check: bool = False) -> Any:
         """Return the Arrow schema of the files if all are Parquet or Arrow, else None. Raises InvalidInput.
 
-        None also for series, whose records may be windows of several rows.
+        None also for series, whose records may be windows of several rows. With `check`, also raises InvalidInput if a
+        value of a file does not fit the schema.
         """
         if self.modality == "series":
             return None
@@ -134,9 +143,23 @@ class Source:
             return None
         from producers.sources import arrow
 
-        return arrow.common_schema(zip(places, formats, strict=True))
+        schema = arrow.common_schema(zip(places, formats, strict=True))
+        if check and len(places) > 1:
+            arrow.check_values(zip(places, formats, strict=True), schema)
+        return schema
 
     # --- files ---
+
+    def _check_files(self) -> None:
+        """Raise InvalidInput now if one of several files could not be read later, when rows have been submitted."""
+        places = self._places()
+        for place in places if len(places) > 1 else ():
+            if isinstance(place, LocalFile) and (self.format is not None or not self._is_media(place)):
+                with _opened(place) as file:
+                    _, reading, read = self._reading(place, file, Meter())
+                    rows = read(reading)
+                    if read not in ARROW_TABLES:  # which have checked their columns
+                        next(rows, None)
 
     def _names(self) -> list[str]:
         where = [self.where] if isinstance(self.where, str | Path) else self.where
@@ -150,22 +173,20 @@ class Source:
             return self._format(place, file)
 
     def _format(self, place: Place, file: BinaryIO) -> str:
-        if self.format is None:
-            known = ", ".join(FORMATS)
-            found = format_by(_head(file), place.suffix, place.name, known)
-            if found == "parquet" and isinstance(place, Pipe) and not place.seekable:
-                raise InvalidInput(place.name, "is Parquet, which cannot be read from a pipe", "add --format parquet")
-            return found
-        if self.format not in FORMATS:
-            raise InvalidInput("format", f"must be one of {', '.join(FORMATS)}, not {self.format!r}")
-        return self.format
+        known = ", ".join(FORMATS)
+        if self.format is not None and self.format not in FORMATS:
+            raise InvalidInput("format", f"must be one of {known}, not {self.format!r}")
+        found = format_by(_head(file), place.suffix, place.name, known, self.format)
+        if found == "parquet" and isinstance(place, Pipe) and not place.seekable:
+            raise InvalidInput(place.name, "is Parquet, which cannot be read from a pipe", "add --format parquet")
+        return found
 
     def _places(self) -> list[Place | Folder]:
         return [place for name in self._names() for place in self._found(name)]
 
     def _found(self, name: str) -> Sequence[Place | Folder]:
         if name not in self._pipes:
-            found = [Pipe(f".{self.format or 'txt'}")] if name == STDIN else find(name)
+            found = [Pipe(f".{self.format or 'txt'}")] if name == STDIN else find(name, self.left_out)
             if not (len(found) == 1 and isinstance(found[0], Pipe)):
                 return found
             self._pipes[name] = found[0]  # always the same object, because its copy must be
@@ -202,17 +223,9 @@ class Source:
 
     def _table(self, place: Place, meter: Meter, *, many: bool) -> Iterator[Record]:
         columns = columns_of(self.declared)
-        choose = Chooser(self.modality, self._input_columns(), self.key_column, tuple(columns))
         with _opened(place) as file:
             meter.total = 0 if is_unpacked(file) else place.size()
-            read = self._reader(place, file)
-
-            def accept(names: Sequence[str]) -> None:
-                first, *_ = choose(names, f"{place.name}:1", place.name).inputs
-                if read in TEXT_TABLES and len(names) == 1 and choose.is_guess(first):
-                    self.headers[place.name] = first
-
-            reading = Reading(place.name, file, meter, accept, self.line_bytes)
+            choose, reading, read = self._reading(place, file, meter)
             rows, is_text = read(reading), read in TEXT_TABLES
             if self.modality == "series":
                 rows, choose = self._windows(rows, place, choose)
@@ -230,8 +243,24 @@ class Source:
                     yield Record(place, origin, row, error=error)
                     continue
                 named = None if choice.key is None else row[choice.key]
+                if self.key_column is not None and named in (None, ""):
+                    yield Record(place, origin, row, error=_no_id(self.key_column, origin))
+                    continue
                 key = str(named) if named is not None else origin if many else str(number)
                 yield Record(place, origin, row, key, value)
+
+    def _reading(self, place: Place, file: BinaryIO, meter: Meter) -> tuple[Chooser, Reading, Reader]:
+        """Return the choice of a file's columns, the file as it is read, and the reader of its format."""
+        choose = Chooser(self.modality, self._input_columns(), self.key_column, tuple(columns_of(self.declared)))
+        read = FORMATS[self._format(place, file)]
+
+        def accept(names: Sequence[str]) -> None:
+            first, *_ = choose(names, f"{place.name}:1", place.name).inputs
+            if read in TEXT_TABLES and len(names) == 1 and choose.is_guess(first):
+                _check_header(first, place.name)
+                self.headers[place.name] = first
+
+        return choose, Reading(place.name, file, meter, accept, self.line_bytes), read
 
     def _windows(self, rows: Iterator[Raw], place: Place, choose: Chooser) -> tuple[Iterator[Raw], Chooser]:
         """Return the rows as windows, with the choice of their columns, if each row is a step of a series."""
@@ -247,9 +276,6 @@ class Source:
             windows = Windows(place.name, channels, id_column, self.limits.max_text_chars)
             return windows(chain(read, rows)), Chooser(self.modality, channels, id_column or PATH)
         return chain(read, rows), choose
-
-    def _reader(self, place: Place, file: BinaryIO) -> Reader:
-        return FORMATS[self._format(place, file)]
 
     def _input_columns(self) -> Sequence[str]:
         if self.input_column is None:
@@ -270,6 +296,26 @@ class Source:
         return replace(record, error=error)
 
 
+def _check_header(header: str, name: str) -> None:
+    """Raise InvalidInput if the name of a table's only column looks like several names, or like a comment."""
+    found = _SEPARATOR.search(header)
+    if found is not None:
+        remedy = f"put the line 'sep={found[0]}' in front and add --format csv, or name it with --input-column"
+        raise InvalidInput(f"{name}:1", f"has a single column, {header[:60]!r}, which looks like several", remedy)
+    if header.startswith("#"):
+        remedy = "take the comment out, or name the column with --input-column"
+        raise InvalidInput(f"{name}:1", f"has a single column, {header[:60]!r}, which looks like a comment", remedy)
+
+
+def _no_id(column: str, origin: str) -> InvalidInput:
+    return InvalidInput(origin, f"has no id in the column {column!r}", "give each row an id, or leave --id-column out")
+
+
+def told_left_out(left_out: Counter[str]) -> str:
+    """Return the suffixes of files that were left out, with their numbers."""
+    return ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(left_out.items()))
+
+
 def _of_file(file: Place) -> Record:
     return Record(file, file.name, {PATH: file.name}, file.name, file)
 
@@ -283,14 +329,15 @@ def _opened(place: Place) -> Iterator[BinaryIO]:
     try:
         file = place.open()
     except OSError as error:
-        what = error.strerror or str(error)
-        raise InvalidInput(place.name, f"cannot be read: {what}", "check the path and its permissions") from error
+        problem = f"cannot be read: {told(error)}"
+        raise InvalidInput(place.name, problem, "check the path and its permissions") from error
     try:
         yield file
-    except BROKEN as error:
-        raise InvalidInput(
-            place.name, f"cannot be unpacked: {error}", "check that it is a complete compressed file"
-        ) from error
+    except (OSError, *BROKEN) as error:
+        problem, remedy = f"cannot be read: {told(error)}", "check that the file is complete"
+        if is_unpacked(file):
+            problem, remedy = f"cannot be unpacked: {told(error)}", "check that it is a complete compressed file"
+        raise InvalidInput(place.name, problem, remedy) from error
     finally:
         if file is not sys.stdin.buffer:
             file.close()

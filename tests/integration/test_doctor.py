@@ -196,6 +196,20 @@ def test_an_error_in_one_check_hides_no_other(publisher: Publisher, store: Store
     assert "1 envelopes were given up" in found["dead letters"]
 
 
+@pytest.mark.parametrize(("keys", "ok"), [("~argosy*", False), ("~argosy* ~_kombu* ~unacked*", True)])
+def test_a_user_of_redis_without_all_rights_is_told(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch, keys: str, ok: bool
+) -> None:
+    """Those of docs/operations.md are enough; without the keys of kombu, workers wait."""
+    with Redis.from_url(broker_url) as redis:
+        redis.execute_command("ACL", "SETUSER", "some", *f"reset on >pw {keys} &* +@all -@dangerous +info".split())
+    monkeypatch.setenv("ARGOSY_BROKER_URL", broker_url.replace("redis://", "redis://some:pw@"))
+    found = {finding.about: finding for finding in doctor.examine(None)}
+    assert found["broker"].ok
+    assert found["messages"].ok is ok
+    assert ok or "No permissions to access a key; give its user all commands" in found["messages"].found
+
+
 def test_it_looks_at_the_running_fleet_not_at_the_built_in_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broker_url: str, store_url: str
 ) -> None:

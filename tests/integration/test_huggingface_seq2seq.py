@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,18 @@ def test_what_a_checkpoint_leaves_open_ends_at_the_models_most(made: Made) -> No
     served = Served(folder, {"short": "summarization"}, max_new_tokens=24).load()
     assert served.ask("short", TEXTS[:1]) == [written(folder, TEXTS[0], max_new_tokens=24)]
     assert "over 24" in str(served.refusal("short", TEXTS[0], max_new_tokens=25))
+
+
+def test_a_length_that_a_checkpoint_states_is_kept(made: Made, tmp_path: Path) -> None:
+    """Also 20, which transformers takes for a length that is not set."""
+    folder = tmp_path / "own"
+    shutil.copytree(made(tiny.t5), folder)
+    config = folder / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_length": 20}))
+    served = Served(folder, {"short": "summarization"}, max_new_tokens=256).load()
+    expected = written(folder, TEXTS[0])
+    assert served.ask("short", TEXTS[:1]) == [expected]
+    assert expected != written(folder, TEXTS[0], max_new_tokens=40)
 
 
 def test_what_cannot_be_read_is_refused(made: Made) -> None:

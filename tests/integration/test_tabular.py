@@ -137,7 +137,7 @@ def test_a_table_of_ones_own_with_words_in_it(tmp_path: Path) -> None:
 
 def test_a_table_as_spreadsheets_write_it(tmp_path: Path) -> None:
     """A mark in front, semicolons, an id, unknown numbers, numbers that are words because one of them is."""
-    lines = ["\ufeffcustomer;age;plan;churn"]
+    lines = ["\ufeffsep=;", "customer;age;plan;churn"]
     for number in range(60):
         age, plan = "NA" if number % 7 == 0 else str(20 + number % 9), ("1", "2", "3+")[number % 3]
         lines.append(f"{number};{age};{plan};{'yes' if plan == '3+' else 'no'}")
@@ -174,6 +174,8 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
         ('a,label\n1,"x\n', "row 2: unexpected end of data; check its quotation marks"),
         ("a;label\n1,5;x\n2;y\n", "column 'a' has numbers with commas, like '1,5'; write them with a decimal point"),
         ("\n", "has nothing in it"),
+        ("a,label\n", "has a header and no row below it"),
+        ("a,label\n1,x\na,label\n2,y\n", "row 3: is the header again, as in joined files"),
         ("label\nx\n", "has no column but the label"),
         ("a,label\n1,x\n", "needs two labels"),
     ],

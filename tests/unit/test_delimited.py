@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow.csv import WriteOptions, write_csv
 
 from producers.sources import Source
+from producers.wire.errors import InvalidInput
 from tests.unit.test_sources import pairs, read
 
 CELLS = st.lists(
@@ -33,13 +38,59 @@ def written(rows: list[tuple[str, str]], **dialect: Any) -> bytes:
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
     st.sampled_from(",;|\t"),
     st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["", "\ufeff", "\n\n", "\ufeff\r\n"]),
+    st.booleans(),
 )
-def test_whatever_writes_csv_its_rows_come_back(cells: list[str], quoting: int, separator: str, end: str) -> None:
+def test_whatever_writes_csv_its_rows_come_back(
+    cells: list[str], quoting: int, separator: str, end: str, before: str, ended: bool
+) -> None:
     """No row is lost, joined with another or changed, down to the line ends within a cell."""
     rows = [(str(number), cell) for number, cell in enumerate(cells)]
     with tempfile.TemporaryDirectory() as folder:
-        table = written(rows, quoting=quoting, delimiter=separator, lineterminator=end)
-        assert pairs(read(Path(folder, "a.csv"), table)) == rows
+        table = before.encode() + written(rows, quoting=quoting, delimiter=separator, lineterminator=end)
+        assert pairs(read(Path(folder, "a.csv"), table if ended else table.removesuffix(end.encode()))) == rows
+
+
+@given(
+    st.lists(CELLS, min_size=1, max_size=8),
+    st.sampled_from(["needed", "all_valid"]),
+    st.sampled_from(",;|\t"),
+)
+def test_rows_that_arrow_writes_come_back(cells: list[str], quoting: str, separator: str) -> None:
+    rows = [(str(number), cell) for number, cell in enumerate(cells)]
+    table = pa.table({"id": [key for key, _ in rows], "text": cells})
+    made = io.BytesIO()
+    write_csv(table, made, WriteOptions(quoting_style=quoting, delimiter=separator))
+    with tempfile.TemporaryDirectory() as folder:
+        assert pairs(read(Path(folder, "a.csv"), made.getvalue())) == rows
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "caf\u00e9", "\u65e5\u672c", "\u201cx\u201d", 'a "b"\n\u00e9', "\u20ac, 5"]), min_size=1
+    ),
+    st.sampled_from(
+        ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "shift-jis", "gb18030", "koi8-r"]
+    ),
+    st.sampled_from(["a.csv", "a.tsv", "a.jsonl", "a.txt"]),
+)
+def test_in_no_encoding_a_row_is_read_wrong(cells: list[str], encoding: str, name: str) -> None:
+    """A row is right, or an error that names its line, or the file is refused."""
+    known = (cell.encode(encoding, "replace").decode(encoding) for cell in cells)
+    rows = [(str(number), cell) for number, cell in enumerate(known, 1)]
+    if name == "a.txt":
+        rows = [(key, cell.replace("\n", " ")) for key, cell in rows]
+        text = "".join(f"{cell}\n" for _, cell in rows)
+    elif name == "a.jsonl":
+        text = "".join(f"{json.dumps({'id': key, 'text': cell}, ensure_ascii=False)}\n" for key, cell in rows)
+    else:
+        text = written(rows, delimiter="\t" if name == "a.tsv" else ",").decode()
+    with tempfile.TemporaryDirectory() as folder, suppress(InvalidInput):
+        found = pairs(read(Path(folder, name), text.encode(encoding)))
+        assert [row for row in found if row[0]] == [row for row in rows if row in found]
+        assert len(found) == len(rows)
+        if encoding.startswith("utf-8"):
+            assert found == rows
 
 
 @given(

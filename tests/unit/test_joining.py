@@ -6,6 +6,7 @@ import csv
 import json
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,6 +100,8 @@ UNCHANGED = {
     "dictionary": pa.array([5], pa.timestamp("us")).dictionary_encode(),
     "uuid": pa.ListArray.from_arrays([0, 1], pa.array([bytes(16)], pa.uuid())),
     "decimal": pa.array([Decimal("1.50")]),
+    "unknown zone": pa.array([1], pa.timestamp("us", "Mars/Phobos")),
+    "two fields of one name": pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]),
 }
 
 
@@ -112,6 +115,62 @@ def test_a_column_that_is_not_read_comes_back(tmp_path: Path, name: str, suffix:
     assert write_joined(Source(tmp_path / "in.parquet", "text"), REQUEST, [result(0, "1")], out) == 1
     if suffix == "parquet":
         assert pq.read_table(out)["other"].equals(pq.read_table(tmp_path / "in.parquet")["other"])
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array(["x"], pa.string_view()), pa.array([["x"]], pa.list_(pa.string_view())), pa.array([b"x"])]
+)
+def test_the_texts_of_polars_come_back(tmp_path: Path, column: Any) -> None:
+    """It writes views, on which Arrow computes little."""
+    table = pa.table({"text": ["a"], "other": column})
+    with pa.ipc.new_file(tmp_path / "in.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert write_joined(Source(tmp_path / "in.arrow", "text"), REQUEST, [result(0, "1")], tmp_path / "o.parquet") == 1
+    assert pq.read_table(tmp_path / "o.parquet")["other"].to_pylist() == column.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (pa.array(["x"]), pa.array(["y"]).dictionary_encode(), ["x", "y"]),
+        (pa.array(["x"]).dictionary_encode(), pa.array(["y"]), ["x", "y"]),
+        (pa.array([Decimal("1.50")]), pa.array([Decimal("1.5001")]), [Decimal("1.5000"), Decimal("1.5001")]),
+        (pa.nulls(1), pa.array(["y"]).dictionary_encode(), [None, "y"]),
+        (pa.array([1]), pa.array([1.5]), [1.0, 1.5]),
+    ],
+)
+def test_columns_of_several_files_keep_their_values(
+    tmp_path: Path, first: Any, second: Any, expected: list[Any]
+) -> None:
+    """A row group may hold rows of both."""
+    for name, column in (("a", first), ("b", second)):
+        pq.write_table(pa.table({"id": [name], "text": ["t"], "other": column}), tmp_path / f"{name}.parquet")
+    source, out = Source(f"{tmp_path}/?.parquet", "text"), tmp_path / "out.parquet"
+    check_columns(source, out)
+    assert write_joined(source, REQUEST, [result(0, "a"), result(1, "b")], out) == 2
+    assert pq.read_table(out)["other"].to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "type_"),
+    [
+        (pa.array([2**60 + 1]), pa.array([1.5]), "double"),
+        (pa.array([10**12], pa.timestamp("s")), pa.array([1], pa.timestamp("ns")), r"timestamp\[ns\]"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_said_before_the_job(tmp_path: Path, first: Any, second: Any, type_: str) -> None:
+    pq.write_table(pa.table({"text": ["a"], "n": first}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["a"], "n": second}), tmp_path / "b.parquet")
+    message = rf"a\.parquet: column n: does not fit the other files' type {type_}: .*; give each column one type"
+    with pytest.raises(InvalidInput, match=message):
+        check_columns(Source(f"{tmp_path}/?.parquet", "text"), tmp_path / "out.parquet")
+
+
+def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
+    numbers = [float("nan"), float("inf")]
+    pq.write_table(pa.table({"text": ["a"], "n": numbers[:1], "list": [numbers]}), tmp_path / "in.parquet")
+    write_joined(Source(tmp_path / "in.parquet", "text"), REQUEST, [result(0, "1")], tmp_path / "out.jsonl")
+    assert '"n":null,"list":[null,null],' in (tmp_path / "out.jsonl").read_text()
 
 
 def test_the_categories_of_polars_come_back_as_texts(tmp_path: Path) -> None:

@@ -153,6 +153,8 @@ def test_urls_are_read_through_fsspec(memory: str) -> None:
     put(f"{memory}/b.csv", b"id,text\ny,two\n")
     assert items(f"{memory}/a.csv") == [("x", "one")]
     assert items(f"{memory}/*.csv") == [("x", "one"), ("y", "two")]
+    put(f"{memory}/p[1].csv", b"id,text\nz,three\n")
+    assert items(f"{memory}/p[1].csv") == [("z", "three")]  # as it stands, before it is a pattern
     with pytest.raises(InvalidInput, match="does not exist; check the URL"):
         items(f"{memory}/none.csv")
     with pytest.raises(InvalidInput, match=r"cannot be opened: .*; check the scheme"):

@@ -121,9 +121,13 @@ def test_a_missing_file_and_a_folder_of_texts_are_refused(tmp_path: Path) -> Non
 
 
 def test_utf_16_is_recognised(tmp_path: Path) -> None:
-    """Windows calls it Unicode; its first byte alone would be a riddle."""
-    (row, *_) = read(tmp_path / "a.txt", "one\n".encode("utf-16"))
-    assert str(row).endswith("a.txt:1: is UTF-16; convert the file: iconv -f UTF-16 -t UTF-8")
+    """Windows calls it Unicode. Its other lines would be texts with zero bytes, so the whole file is refused."""
+    for encoding in ("utf-16", "utf-32"):
+        for name, line in (("a.txt", "one\n"), ("a.jsonl", '{"text": "one"}\n')):
+            with pytest.raises(InvalidInput) as caught:
+                read(tmp_path / name, (line * 3).encode(encoding))
+            named = encoding.upper()
+            assert str(caught.value).endswith(f"{name}:1: is {named}; convert the file: iconv -f {named} -t UTF-8")
 
 
 def test_an_endless_line_is_put_aside_unread(tmp_path: Path) -> None:

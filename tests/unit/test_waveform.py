@@ -265,9 +265,21 @@ def test_a_wav_that_holds_mp3() -> None:
     assert len(heard(data)) == pytest.approx(RATE, rel=0.1)
 
 
-def test_g721_is_refused_by_name() -> None:
-    """FFmpeg makes noise of it."""
-    assert "G.721" in str(refusal(encoded(TONES, "WAV", "G721_32")))
+@pytest.mark.parametrize(
+    ("form", "subtype", "name"),
+    [
+        ("WAV", "G721_32", "a WAV in G.721"),
+        *(("WAV", f"NMS_ADPCM_{kbits}", "a WAV in NMS ADPCM") for kbits in (16, 24, 32)),
+        *(("AU", subtype, "AU in G.721 or G.723") for subtype in ("G721_32", "G723_24", "G723_40")),
+    ],
+)
+def test_codecs_that_are_taken_for_others_are_refused_by_name(form: str, subtype: str, name: str) -> None:
+    """FFmpeg makes noise of them: it takes the number of G.721 for G.726's, and that of NMS for AMR's."""
+    assert f"is {name}, which is not read" in str(refusal(encoded(TONES, form, subtype)))
+
+
+def test_amr_in_wav() -> None:
+    assert len(heard(by_ffmpeg("wav", "libopencore_amrnb", rate=8_000))) == pytest.approx(RATE, rel=0.1)
 
 
 @pytest.mark.parametrize(

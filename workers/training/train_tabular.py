@@ -13,6 +13,8 @@ import argparse
 import csv
 import gzip
 import json
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -145,21 +147,33 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     """Return the rows of a CSV file, each with the number of its last line; the header is the first."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            first = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            separator = max(",;|\t", key=first.count)
+            before, first = next(((number, line) for number, line in enumerate(file, 1) if line.strip()), (0, ""))
+            declared = re.match(r'"?sep=(.)"?\s*$', first, re.IGNORECASE)
+            if not declared:
+                before = file.seek(0)
+            separator = declared[1] if declared else max(",;|\t", key=first.count)
+            csv.field_size_limit(sys.maxsize)
             reader = csv.reader(file, delimiter=separator, strict=True)
-            found = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+            found = [(before + reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: is not UTF-8 ({error.reason}); save it as CSV UTF-8") from error
     except csv.Error as error:
-        raise ConfigurationError(f"{path}: row {reader.line_num}: {error}; check its quotation marks") from error
+        raise ConfigurationError(
+            f"{path}: row {before + reader.line_num}: {error}; check its quotation marks"
+        ) from error
     if not found:
         raise ConfigurationError(f"{path}: has nothing in it; the first line names the columns")
     columns = found[0][1]
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:
         raise ConfigurationError(f"{path}: names the column {twice!r} twice; give each column its own name")
+    again = next((number for number, row in found[1:] if row == columns), None)
+    if again is not None:
+        raise ConfigurationError(f"{path}: row {again}: is the header again, as in joined files; take the line out")
+    if not found[1:]:
+        raise ConfigurationError(f"{path}: has a header and no row below it; check that it is the right file")
     return found
 
 

@@ -193,8 +193,9 @@ def _codec(stream: Any, data: bytes) -> Any:
     codec = stream.codec_context
     if codec is None:
         raise InvalidInput("input", "is a recording in an unknown codec", "save it as WAV, FLAC or MP3")
-    if codec.name == "g726" and data[:4] == b"RIFF" and codec.codec_tag[:1] == "@":
-        raise InvalidInput("input", "is a WAV in G.721, which is not read", "save it as PCM")
+    other = _mistaken(codec, data)
+    if other is not None:
+        raise InvalidInput("input", f"is {other}, which is not read", "save it as PCM")
     if data[:4] == b"caff" and codec.name == "alac":
         codec.flags2 |= Flags2.skip_manual  # the last packet has been shortened already
     if data[:4] == b"RIFX" and codec.name.startswith("pcm_") and codec.name.endswith("le"):
@@ -202,6 +203,17 @@ def _codec(stream: Any, data: bytes) -> Any:
         big_endian.sample_rate, big_endian.layout = codec.sample_rate, codec.layout
         return big_endian
     return codec
+
+
+def _mistaken(codec: Any, data: bytes) -> str | None:
+    """Return the name of a codec that FFmpeg takes for another one, and makes noise of."""
+    is_wav = data[:4] == b"RIFF"
+    if codec.name == "g726" and is_wav and codec.codec_tag[:1] == "@":
+        return "a WAV in G.721"
+    if codec.name.startswith("g726") and data[:4] == b".snd":
+        return "AU in G.721 or G.723"
+    bits = data[data.find(b"fmt ") + 22 :][:1]
+    return "a WAV in NMS ADPCM" if codec.name == "amrnb" and is_wav and bits in (b"\2", b"\3", b"\4") else None
 
 
 def _samples(frame: AudioFrame) -> Samples:
