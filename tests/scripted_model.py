@@ -43,7 +43,7 @@ class ScriptedModel(Model):
         if content.startswith("kill while ") and Path(content.removeprefix("kill while ")).exists():
             os.kill(os.getpid(), signal.SIGKILL)
         if content.startswith("thread"):
-            threading.Thread(target=threading.Event().wait).start()
+            threading.Thread(target=threading.Event().wait, daemon=False).start()
         data = np.frombuffer(content.encode(), dtype=np.uint8)
         return Prepared({"text": data}, len(data), hashlib.blake2b(content.encode(), digest_size=16).digest())
 

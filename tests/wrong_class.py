@@ -46,6 +46,12 @@ EXPECTED: Mapping[str, str | None] = {
     "prepare: big-endian": None,
     "prepare: equal digest": None,
     "prepare: NumPy's size": None,
+    "cost: text": r"ModelError: Wrong.cost returned 'many'; give it a whole number, in the unit of `batch_cost`",
+    "cost: raise": r"ModelError: preparation failed: ZeroDivisionError",
+    "collate: nothing": r"ModelError: Wrong.collate returned None in place of the dictionary of arrays",
+    "collate: raise": r"ModelError: ZeroDivisionError: division by zero",
+    "collate: exit": r"ModelError: RuntimeError: SystemExit: 6",
+    "collate: hang": r"ModelError: Wrong.collate returned nothing within 2 s; it hangs",
     "finish: nothing": r"ModelError: Wrong.finish returned for double None; return the answer",
     "finish: infinite": r"ModelError: Wrong.finish returned for double an answer in which twice is inf, not a finite",
     "finish: NaN": r"ModelError: Wrong.finish returned for double an answer in which twice is nan, not a finite",
@@ -130,6 +136,20 @@ class Wrong(Model):
             "prepare: NumPy's size": lambda: Prepared(row, np.int64(1), digest(row)),  # type: ignore[arg-type]
         }.get(content.fault, lambda: Prepared(row, 1, digest(row)))()
 
+    def cost(self, prepared: Prepared) -> Any:
+        fault = _faults([prepared])
+        return "many" if "cost: text" in fault else 1 / 0 if "cost: raise" in fault else super().cost(prepared)
+
+    def collate(self, rows: Sequence[Prepared]) -> Any:
+        wrong = {
+            "collate: nothing": lambda: None,
+            "collate: raise": lambda: 1 / 0,
+            "collate: exit": lambda: sys.exit(6),
+            "collate: hang": lambda: time.sleep(3600),
+        }
+        found = _faults(rows).intersection(wrong)
+        return wrong[found.pop()]() if found else super().collate(rows)
+
     def finish(self, task: Task, output: Array, params: msgspec.Struct, prepared: Prepared) -> Any:
         right = {"twice": float(output[0])}
         odd: Any = SimpleNamespace(a=1)
@@ -189,6 +209,12 @@ class Wrong(Model):
     def samples(self, count: int) -> Sequence[Any]:
         params = {name: task.kind.params() for name, task in self.spec.tasks.items()}
         return [(Asked(number), params) for number in range(count)]
+
+
+def _faults(rows: Sequence[Prepared]) -> set[str]:
+    """Return the faults that rows carry."""
+    marks = [row.arrays["number"].reshape(-1) for row in rows if "number" in row.arrays]
+    return {FAULTS[int(mark[1])] for mark in marks}
 
 
 class Euros(float):

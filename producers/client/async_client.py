@@ -136,7 +136,7 @@ class AsyncClient(OfThisProcess):
     async def _catalogue_for(self, tasks: str | Sequence[str]) -> Catalogue:
         """Return the catalogue, with the schemas of custom tasks if one of `tasks` is custom."""
         catalogue = await self.catalogue()
-        names = (tasks,) if isinstance(tasks, str) else tasks
+        names = (tasks,) if isinstance(tasks, str) else tasks if isinstance(tasks, Sequence) else ()
         if catalogue.custom and time.monotonic() > self._schemas_until and catalogue.custom.intersection(names):
             schemas = await self.ask(lambda store: store.declarations.schemas())
             self._schemas_until = time.monotonic() + SCHEMAS_FOR_S

@@ -65,9 +65,14 @@ class GroupCommit(Generic[T]):
         self._loop = Loop(name, self._turn, failed=self._failed)
         self._name = name
         self._entrance = threading.Lock()  # no item may follow the end mark of `close`
+        self._lock_type: object = threading.Lock
 
     def put(self, item: T) -> None:
         """Add an item to the next group. Raises ConfigurationError after `close`, Overloaded if there is no thread."""
+        if threading.Lock is not self._lock_type:  # its threads and its callers would wait for each other for ever
+            raise ConfigurationError(
+                "gevent has patched this process after this client was made; patch it first, or make a new client"
+            )
         with self._entrance:
             if self._inbox.closed:
                 raise ConfigurationError("this client is closed; make a new client")

@@ -24,11 +24,12 @@ from collections.abc import (
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
+from numbers import Real
 from typing import Any, TypeAlias, TypeVar
 
 from producers.client.concurrency_limit import ConcurrencyLimit
 from producers.client.group_commit import Promise, settle
-from producers.wire.errors import ConfigurationError, Overloaded
+from producers.wire.errors import ConfigurationError, InvalidInput, Overloaded
 from results_store.loops.loop import TICK_S
 
 T = TypeVar("T")
@@ -113,7 +114,9 @@ class Runtime:
 
 
 def _bearable(timeout_s: float | None) -> float | None:
-    """Return a timeout for Python's locks, which take neither negative nor very long ones."""
+    """Return a timeout for Python's locks, which take neither negative nor very long ones. Raises InvalidInput."""
+    if timeout_s is not None and not isinstance(timeout_s, Real):
+        raise InvalidInput("timeout_s", f"must be a number of seconds or None, not {timeout_s!r:.80}")
     return None if timeout_s is None or timeout_s > threading.TIMEOUT_MAX else max(0.0, timeout_s)
 
 

@@ -46,8 +46,10 @@ def status(job: str | None, *, limit: int, search: str, as_json: bool, watched: 
     """
     from producers.client.client import Client
 
-    if watched and as_json:
-        raise click.UsageError("--watch is for people; leave out --json, or repeat the command without --watch")
+    if watched and (as_json or (job is None and not console().is_terminal)):
+        raise click.UsageError(
+            "--watch is for people: name a job, or leave out --json and show the table in a terminal"
+        )
     with Client() as client:
         if job is None:
             _of_all(client, limit, search, as_json=as_json, watched=watched)

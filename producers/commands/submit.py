@@ -163,6 +163,8 @@ def submit(**given: Any) -> None:
     cells = csv_cells(named, escaped=options.spreadsheet)
     if options.output is not None:
         check_output(options.output)
+    elif options.revisions:
+        raise click.UsageError("--revisions is for --output; name a file, or leave the option out")
     with Client() as client:
         source = _source(client, options)
         for option, path in (("--output", options.output), ("--errors", options.errors)):
@@ -172,14 +174,7 @@ def submit(**given: Any) -> None:
                 )
         if options.output is not None:
             check_columns(source, options.output)
-        try:
-            job = _submitted(client, source, options)
-        except KeyOfCancelledJob as error:
-            if options.output is None:
-                error.add_note("`--output FILE` writes the rows with the results that it has")
-                raise
-            say("argosy: the job was cancelled; the rows are written with the results that it has", err=True)
-            job = client.job(error.cancelled)
+        job = _found_or_submitted(client, source, options)
         say(job.id)
         if options.watch or options.output is not None:
             code = watch(job)
@@ -220,6 +215,18 @@ def _declared(client: Client, options: Options) -> Mapping[str, Any]:
             problem = f"has other columns than {tasks[0].name!r}, so a row cannot be the input of both"
             raise InvalidInput(f"task {task.name!r}", problem, "submit the file once for each task")
     return inputs[0]
+
+
+def _found_or_submitted(client: Client, source: Source, options: Options) -> Job:
+    """Submit the source. If it was submitted before and cancelled, return that job for its output."""
+    try:
+        return _submitted(client, source, options)
+    except KeyOfCancelledJob as error:
+        if options.output is None:
+            error.add_note("`--output FILE` writes the rows with the results that it has")
+            raise
+        say("argosy: the job was cancelled; the rows are written with the results that it has", err=True)
+        return client.job(error.cancelled)
 
 
 def _submitted(client: Client, source: Source, options: Options) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +80,11 @@ def check_output(path: Path) -> None:
     """Raise InvalidInput or ConfigurationError now if the output could not be written later."""
     if format_of(path) == "parquet":
         import producers.joining.joined_parquet  # noqa: F401 - raises if pyarrow is missing
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise InvalidInput("output", f"is in {path.parent}, which is not a folder", "make it, or check the path")
+    if not os.access(folder, os.W_OK):
+        raise InvalidInput("output", f"is in {path.parent}, where this user may not write", "name another folder")
 
 
 def _scanned(source: Source) -> Mapping[str, str]:

@@ -22,7 +22,7 @@ from results_store.records import (
     Result,
     ResultState,
 )
-from results_store.sql.columns import among, clock
+from results_store.sql.columns import among, clock, text
 from results_store.sql.schema import DEAD, FAILED, RUNNING, UNFINISHED, envelopes, jobs, payloads, results
 
 _OF_SUBMISSION = frozenset(("idempotency_key", "request", "fingerprint"))
@@ -39,7 +39,7 @@ def found_job(row: RowMapping) -> FoundJob:
 
 
 def job(connection: Connection, id_: str) -> JobStatus:
-    row = connection.execute(select(jobs).where(jobs.c.id == id_)).mappings().one_or_none()
+    row = connection.execute(select(jobs).where(jobs.c.id == text(str(id_)))).mappings().one_or_none()
     if row is None:
         raise UnknownJob(f"no job {id_!r}; `argosy status` lists the jobs")
     return job_status(row)
@@ -51,6 +51,7 @@ _CANDIDATES = 5
 
 
 def job_id(connection: Connection, prefix: str) -> str:
+    prefix = text(str(prefix)) or ""
     found = list(connection.execute(select(jobs.c.id).where(jobs.c.id == prefix)).scalars())
     if not found and len(prefix) >= SHORTEST_PREFIX:
         wanted = select(jobs.c.id).where(jobs.c.id.startswith(prefix, autoescape=True)).order_by(jobs.c.id.desc())

@@ -103,7 +103,7 @@ def neighbours(client: Client) -> Iterator[None]:
 
 
 #: Each takes several limits, or starts of the device.
-SLOW = ("prepare: loop", "forward: death", "forward: hang")
+SLOW = ("prepare: loop", "collate: hang", "forward: death", "forward: hang")
 
 
 @pytest.mark.parametrize(

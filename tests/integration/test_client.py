@@ -362,6 +362,17 @@ def test_a_submission_waits_for_a_full_fleet(
     assert caught.value.retry_after_s == 0.001
 
 
+def test_odd_arguments_are_named(client: Client) -> None:
+    """Each is an error of Argosy's, whatever the caller passes."""
+    with pytest.raises(InvalidInput, match="must be a task's name or several, not NoneType"):
+        client.submit(None, "a")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="must be a number of seconds or None, not '5'"):
+        client.submit("topic", "a").result(timeout_s="5")  # type: ignore[arg-type]
+    for job in ("\ud800", "a\0b", 3, "x" * 26):
+        with pytest.raises(UnknownJob):
+            client.status(job)  # type: ignore[arg-type]
+
+
 def test_no_inputs_make_an_empty_job_that_is_finished(client: Client) -> None:
     """An empty batch is a batch; the code after it needs no special case."""
     assert client.submit_many("topic", []).wait(timeout_s=60).total == 0

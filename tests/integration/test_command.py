@@ -291,6 +291,10 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     result = argosy("results", job, "--output", tmp_path / "none" / "out.csv")
     assert result.exit_code == 1
     assert result.stderr.endswith("No such file or directory; check the path and its permissions\n")
+    refused = argosy("submit", tmp_path / "a.txt", "-t", "topic", "--output", "/proc/sys/out.csv")  # not even root's
+    assert "where this user may not write" in refused.stderr
+    refused = argosy("submit", tmp_path / "a.txt", "-t", "topic", "--revisions")
+    assert (refused.exit_code, "--revisions is for --output" in refused.stderr) == (2, True)
 
 
 def test_jobs_are_listed_for_people_and_for_programs(tmp_path: Path) -> None:
@@ -334,7 +338,8 @@ def test_jobs_are_searched_and_watched(stand_in: StandIn, tmp_path: Path) -> Non
     stand_in.work(2)
     watched = argosy("status", job, "--watch")
     assert (watched.exit_code, "1 succeeded of 1 results" in watched.stderr) == (0, True)
-    assert "leave out --json" in argosy("status", "--watch", "--json").stderr
+    for options in (["--json"], []):
+        assert "in a terminal" in argosy("status", "--watch", *options).stderr
 
 
 def test_the_table_of_jobs_is_watched_until_ctrl_c(tmp_path: Path) -> None:

@@ -39,6 +39,17 @@ def test_what_comes_while_a_group_is_done_goes_together() -> None:
     assert groups == [[0], [1, 2, 3, 4, 5]]
 
 
+def test_a_client_that_was_made_before_gevent_patched_its_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its locks are those of threads, and its new threads would be greenlets: they would wait for each other for ever."""
+    gathering: GroupCommit[int] = GroupCommit("test", lambda _: None, limit=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Lock", threading.RLock)
+        with pytest.raises(ConfigurationError, match="patch it first, or make a new client"):
+            gathering.put(0)
+    gathering.put(1)
+    gathering.close()
+
+
 def test_a_group_has_a_limit_and_closing_does_the_rest() -> None:
     """Memory and transactions stay bounded; nothing that was put in is dropped."""
     groups: list[list[int]] = []

@@ -126,6 +126,6 @@ function card(group, again, caller) {
 function line(row) {
   const when = el("time", { class: "muted", title: moment(row.stored_at) });
   const message = el("td", { class: "why" }, row.error?.message ?? "no error was recorded");
-  const node = el("tr", {}, el("td", { class: "which" }, itemButton(row.job, row.seq, `item ${row.seq}`), row.key !== null && el("span", { class: "muted small-text" }, row.key)), el("td", { class: "task" }, row.tasks.join(", ")), message, el("td", { class: "when" }, when));
+  const node = el("tr", {}, el("td", { class: "which" }, itemButton(row.job, row.seq, `item ${row.seq}`), row.key !== null && el("span", { class: "muted small-text" }, row.key)), el("td", { class: "task" }, [...row.tasks].sort().join(", ")), message, el("td", { class: "when" }, when));
   return { node, update: (found) => say(when, ago(found.stored_at, now())) };
 }
