@@ -16,7 +16,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
-from urllib.parse import urlsplit
 
 from producers.sources.detection import suffix_of, unpacked
 from producers.wire.errors import InvalidInput
@@ -34,6 +33,9 @@ _WITH_QUERIES = ("http", "https", "webhdfs")
 
 #: The beginning of a URL in a chain of fsspec's, such as ``zip://a.csv::https://example.org/a.zip``.
 _LINK = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
+
+#: A user and a password that may hold signs which end it for readers of URLs, but not a host and its port.
+_PASSWORD = re.compile(r"[^/@?#:\[]*:(?!\d*(?:[/?#]|$))[^@]*@")
 
 _URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+")
 
@@ -167,17 +169,19 @@ def without_query(url: str) -> str:
 
 
 def _without_secrets(url: str) -> str:
-    scheme, is_url, _ = url.partition("://")
+    scheme, is_url, rest = url.partition("://")
     if not is_url:
         return url
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # no host is called so
-        return f"{scheme}://..."
-    account, _, host = parts.netloc.rpartition("@")
-    if scheme.lower() in _WITH_QUERIES:
-        return parts._replace(netloc=host, query="", fragment="").geturl()
-    return url.replace(f"{account}@", "", 1) if ":" in account else url  # without a password it may be a container
+    scheme = scheme.lower()
+    password = _PASSWORD.match(rest)
+    if password:
+        rest = rest[password.end() :]
+    if scheme in _WITH_QUERIES:
+        rest = re.split("[?#]", rest, maxsplit=1)[0]
+    host, slash, path = rest.partition("/")
+    if password or scheme in _WITH_QUERIES:  # else it may be a container
+        host = host.rpartition("@")[2]
+    return f"{scheme}://{host}{slash}{path}"
 
 
 def told(error: Exception) -> str:
