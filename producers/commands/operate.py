@@ -165,9 +165,9 @@ def purge(*, older_than_s: float | None, inputs_only: bool, vacuum: bool, yes: b
     connection = Connection()
     with open_store() as store:
         before = None if older_than_s is None else store.now() - older_than_s
-        if not yes and sys.stdin.isatty():
+        if not yes and sys.stdin.isatty() and (due := store.retention.due(before)):
             what = "the inputs" if inputs_only else "all inputs and results"
-            click.confirm(f"Delete {what} of {store.retention.due(before):,} finished jobs?", abort=True)
+            click.confirm(f"Delete {what} of {due:,} finished jobs?", abort=True)
         gone = store.retention.purge(finished_before=before, keep_results=inputs_only)
         blobs = Blobs(connection.blobs).sweep(store.retention.with_inputs)
         files = _sweep_files(connection, store)

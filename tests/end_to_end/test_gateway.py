@@ -336,7 +336,8 @@ def test_a_compressed_body_is_refused(ours: httpx.Client) -> None:
 
 def test_null_is_a_field_that_is_left_out(ours: httpx.Client) -> None:
     nulls = dict.fromkeys(("priority", "durable", "wait_s", "key", "deadline_s", "params"))
-    assert ours.post("/api/items", json={"task": "echo", "input": "x", **nulls}).status_code == 202
+    accepted = ours.post("/api/items", json={"task": "echo", "input": "x", **nulls})
+    assert accepted.status_code in (200, 202), "done already, or not yet"
     nulls = dict.fromkeys(("priority", "on_error", "name", "ttl_s", "idempotency_key"))
     assert ours.post("/api/jobs", json={"task": "echo", "inputs": ["x"], **nulls}).status_code == 202
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import func, select
 
-from results_store.errors import UnknownJob
+from results_store.errors import StoreError, UnknownJob
 from results_store.records import Purged, ResultState, Transaction
 from results_store.sql.database import Database, Weight
 from results_store.sql.retention import FIRST_ITEM_S, STRAY_S, Retention
@@ -167,6 +167,15 @@ def test_results_of_no_job_go_by_themselves_after_a_day(store: Store) -> None:
     assert store.retention.purge(now=NOW + STRAY_S).results == 0
     assert store.retention.purge(now=NOW + STRAY_S + 1) == Purged(results=1)
     assert len(store.results("kept")) == 2
+
+
+def test_only_the_file_of_sqlite_is_vacuumed(store: Store) -> None:
+    """PostgreSQL has its autovacuum, and a command of its own that locks whole tables."""
+    if store._database.sqlite:
+        assert store.retention.vacuum() >= 0
+    else:
+        with pytest.raises(StoreError, match="leave out --vacuum"):
+            store.retention.vacuum()
 
 
 def test_purges_at_the_same_time_share_the_work(store: Store, store_url: str) -> None:
