@@ -253,6 +253,7 @@ def _figures(merged: Mapping[str, Mapping[str, Any]], defaults: Sequence[Mapping
     for verdict in ("equal", "refused_at_load", "wrong", "failed_late"):
         figures[verdict] = sum(result["verdict"] == verdict for result in built)
     chosen = [result["on"] for result in defaults if result["verdict"] == "equal"]
+    figures["tried_on_default_backend"] = sum(result["verdict"] != "unbuilt" for result in defaults)
     return figures | {"equal_on_default_backend": {name: chosen.count(name) for name in sorted(set(chosen))}}
 
 

@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 _LIBRARIES = ("onnxruntime", "openvino", "torch", "transformers")
 
 
-#: The version of the rule of `best_of`: decisions by another rule are not used.
-_RULE = 2
+#: The version of the rule that admits and chooses candidates: decisions by another rule are not used.
+_RULE = 3
 
 #: A less precise candidate must be this many times as fast as a more precise one: its slowest turn against the other's
 #: fastest.

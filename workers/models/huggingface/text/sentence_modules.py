@@ -96,8 +96,6 @@ class SentenceModules:
 def read(checkpoint: Checkpoint) -> SentenceModules:
     """Read the folder's files. Raises ConfigurationError, which names a module or a setting that is not served."""
     modules = _listed(checkpoint)
-    if modules:
-        _check_network(checkpoint)
     pooling: Mapping[str, Any] = {}
     layers = []
     for place, (kind, path) in enumerate(modules):
@@ -115,7 +113,9 @@ def read(checkpoint: Checkpoint) -> SentenceModules:
             raise ConfigurationError(f"{checkpoint.where}: {problem}; {served}")
     if len(modules) == 1:
         raise ConfigurationError(f"{checkpoint.where}: modules.json has no Pooling; set options.pooling and remove it")
-    if not modules:
+    if modules:
+        _check_network(checkpoint)
+    else:
         pooling = checkpoint.read_if_there("1_Pooling/config.json")
     sentences = checkpoint.read_if_there("config_sentence_transformers.json")
     return SentenceModules(
