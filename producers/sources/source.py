@@ -36,13 +36,13 @@ class Source:
 
     `where` are paths, patterns, URLs that fsspec knows, or ``-`` for standard input; several are read in order.
     `format` is a name in `FORMATS`; by default each file's first bytes and its name decide. A given `key_column` must
-    hold a key in each row, and each key once. A line of over `line_bytes` is a bad row. `declared` is the JSON Schema of the model's input, if it declares columns
-    of tables or channels of series.
+    hold a key in each row, and each key once. A line of over `line_bytes` is a bad row. `declared` is the JSON Schema
+    of the model's input, if it declares columns of tables or channels of series.
 
     Image and audio files are read here and sent as bytes, because a worker on another machine cannot read them.
     `send_paths` sends their paths instead, for a shared folder that the workers can read. `left_out` counts the other
-    files of a folder, by suffix, and the folders and pipes that a pattern matches, while `rows` or `records` runs; `headers` has the first line of each table whose only
-    column has an unusual name, as it may be a row.
+    files of a folder, by suffix, and the folders and pipes that a pattern matches, while `rows` or `records` runs.
+    `headers` has the first line of each table whose only column has an unusual name, as it may be a row.
     """
 
     where: str | Path | Sequence[str | Path]
