@@ -68,7 +68,7 @@ def _rows(model: Model) -> list[Prepared]:
     The second one is half of the first if it is a text. Networks that attend in chunks (Reformer) can answer very
     short texts as alone, and others not.
     """
-    items = model.samples(2 * _SAMPLES)
+    items = list(model.samples(2 * _SAMPLES))
     if items and isinstance(text := items[0][0], str):
         items.insert(1, (text[: len(text) // 2], items[0][1]))
     rows: list[tuple[Prepared, Mapping[str, Any]]] = []
