@@ -20,6 +20,7 @@ from producers.wire.messages import Priority, new_id
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import RefusedMessage, refused_messages
 from producers.wire.result_files import ResultFiles
+from producers.wire.validation.struct_types import build_struct_types
 from results_store.errors import StoreUnavailable
 from results_store.records import NewJob, Tenant
 
@@ -70,6 +71,7 @@ class FleetLink:
     """The connections of a client, for threads or asyncio. Thread-safe; opening may wait for the network."""
 
     def __init__(self, connection: Connection, runtime: Runtime, life: Life, *, store_timeout_s: float) -> None:
+        build_struct_types()  # the threads of the client and of its caller read messages
         self.runtime = runtime
         self._life = weakref.ref(life)  # the threads hold this link
         self._connection = connection

@@ -174,7 +174,7 @@ def test_a_reload_under_load(rig: Rig) -> None:
     assert rig.argosy("models", "list").count(f"v{rig.count}@") == 4, "of two models at two workers"
     examined = CliRunner().invoke(main, ["doctor"]).output
     assert examined.count(f"versioned v{rig.count}@") == 2
-    assert "workers have other settings" in examined, "the file still says the old one"
+    assert "served with the settings of the last `argosy models reload`" in examined, "the file still says the old one"
 
 
 def test_a_model_that_reads_its_weights_changes_with_it(rig: Rig) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from producers.wire.command_line import LeaveTextOut
 from producers.wire.errors import ConfigurationError
+from producers.wire.validation.struct_types import build_struct_types
 from results_store.loops.loop import TICK_S, Loop, ThreadProgress, doing, watch_here
 from workers.device.devices import Device
 from workers.models.sources.model_source import cache_folder
@@ -77,6 +78,7 @@ def run(
 
     Raises ConfigurationError if the worker cannot start, or if its device is given up while it runs.
     """
+    build_struct_types()
     faults: list[str] = []
 
     def not_ready() -> None:
@@ -116,6 +118,8 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
     from celery.signals import worker_ready, worker_shutting_down
 
     from workers.consumer.app import create_app
+
+    build_struct_types()  # those of the models' classes and of the consumer as well
 
     def ready(**_: Any) -> None:
         logger.info("%s takes envelopes of %s", node.name, ", ".join(node.models))
