@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,7 +43,10 @@ class Turns:
         if file is not None:
             os.close(file)
 
-    __del__ = close  # as SQLite's own connections, which say nothing either
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        """Close the file without a word, as SQLite's connections do. At the interpreter's end, `os` may be gone."""
+        if self._file is not None:
+            close(self._file)
 
     def _opened(self) -> int | None:
         if self._file is None:
