@@ -213,7 +213,10 @@ class Writer:
                 request.settled.set()
 
     def _with_batches(self, group: list[_Request]) -> list[_Request]:
-        """Add the recorded batches in front: no result is stored before its batch."""
+        """Add the recorded batches in front: this writer stores no result before its batch.
+
+        A writer beside it may have taken the batch for its own transaction, which ends a moment later.
+        """
         recorded: list[Batch] = []
         with suppress(IndexError):  # another writer takes the last
             while self._batches:

@@ -123,7 +123,7 @@ def _value(text: str | bytes, number: int, reading: Reading, remedy: str = "each
 
 
 def _repeated_name(text: str, value: Any) -> str | None:
-    """Return a name that an object has twice: of these fields, a reader of JSON takes the last one alone."""
+    """Return a name that an object has twice: a reader of JSON takes the last of these fields alone."""
     names = text.count('":') + text.count('" :')
     if isinstance(value, dict) and names == len(value):
         return None

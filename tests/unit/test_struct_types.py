@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 #: Eight threads decode their first envelope together, and change over as often as Python lets them.
 _TOGETHER = """
-import sys, threading, time
+import sys, threading
 from producers.wire import messages
 from producers.wire.validation.struct_types import build_struct_types
 {build}
@@ -32,5 +34,10 @@ def ended(build: str) -> int:
     return subprocess.run([sys.executable, "-c", _TOGETHER.format(build=build)], check=False).returncode
 
 
-def test_threads_may_decode_their_first_envelope_together() -> None:
-    assert ended("build_struct_types()") == 0
+#: A client builds the types when it is made, before it connects.
+_CLIENT = "from producers import Client; client = Client('redis://127.0.0.1:1', 'sqlite:////nowhere/a.db')"
+
+
+@pytest.mark.parametrize("build", ["build_struct_types()", _CLIENT], ids=["by itself", "by a client"])
+def test_threads_may_decode_their_first_envelope_together(build: str) -> None:
+    assert ended(build) == 0

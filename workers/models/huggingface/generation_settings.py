@@ -1,6 +1,6 @@
 """A checkpoint's own settings of generation, in ``generation_config.json``, or without that file in ``config.json``.
 
-Some of them choose another token than the likeliest. Those that a decoder of ours does not obey are refused.
+Some of them choose another token than the likeliest. Settings that our decoders do not obey are refused.
 """
 
 from __future__ import annotations
