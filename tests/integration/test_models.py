@@ -26,7 +26,8 @@ from workers.batching.work import Entry
 from workers.models.built_in.multitask.multitask_model import MultiTaskModel
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.built_in.vision.vision_model import VisionModel
-from workers.models.interface.model import Array, ModelSpec, Prepared
+from workers.models.huggingface import tokenizing
+from workers.models.interface.model import Array, ModelSpec, Prepared, tried
 from workers.models.sources.model_source import Pulled
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -241,6 +242,30 @@ def test_what_is_no_image_is_refused(vision: VisionModel) -> None:
     small = VisionModel(spec("vision", Pulled(vision.spec.folder, ""), max_image_pixels=100))
     with pytest.raises(InputTooLarge):
         small.prepare(png(photograph(1)), {})
+
+
+def test_texts_are_prepared_together_as_alone(text: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each text has the row, or the error, that it has alone, whoever its neighbours are."""
+    monkeypatch.setattr(tokenizing, "_TOGETHER", 40)  # several groups
+    contents: list[str | bytes] = [
+        "a good film",
+        "",
+        "half a \ud83d",
+        b"no text",
+        "long " * 600,
+        "Ann met Bob in Oslo.",
+    ]
+    plain = {"sentiment": params("sentiment")}
+    for asked in ([plain] * 6, [plain] * 5 + [{**plain, "entities": params("entities")}]):
+        together = text.prepare_many(contents, asked)
+        for found, content, own in zip(together, contents, asked, strict=True):
+            alone = tried(text.prepare, content, own)
+            assert type(found) is type(alone)
+            if isinstance(found, Prepared):
+                assert (found.content, found.size, found.refused) == (alone.content, alone.size, alone.refused)
+                assert (found.aside or {}).keys() == (alone.aside or {}).keys()
+            else:
+                assert str(found) == str(alone)
 
 
 def test_equal_texts_have_equal_digests(text: TextModel) -> None:

@@ -63,7 +63,10 @@ def given_up(envelope: Envelope, claim: Claim) -> list[Result]:
     return [row for item in envelope.items for row in ended(envelope, item, state)]
 
 
-def result(envelope: Envelope, item: Item, task: str, state: ResultState, error: Error | None = None) -> Result:
+def result(
+    envelope: Envelope, item: Item, task: str, state: ResultState, error: Error | None = None, **computed: Any
+) -> Result:
+    """Return an item's result; `computed` are the fields that only a computed one has."""
     return Result(
         job=envelope.job,
         seq=item.seq,
@@ -74,6 +77,7 @@ def result(envelope: Envelope, item: Item, task: str, state: ResultState, error:
         error=error,
         model=envelope.model,
         queued_at=envelope.queued_at,
+        **computed,
     )
 
 
@@ -134,7 +138,7 @@ def finished(
                 error = {"kind": outcome.kind, "message": outcome.message}
                 if outcome.traceback:
                     error["traceback"] = outcome.traceback
-                yield replace(result(envelope, item, task.name, ResultState.FAILED, error), batch=outcome.batch)
+                yield result(envelope, item, task.name, ResultState.FAILED, error, batch=outcome.batch)
             case Cancelled():
                 yield result(envelope, item, task.name, ResultState.CANCELLED)
             case Expired():
@@ -150,8 +154,24 @@ def _computed(
     task: Task,
     answer: Any,
 ) -> Result:
-    row = replace(
-        result(envelope, item, task.name, ResultState.SUCCEEDED),
+    state, error, output, vector = ResultState.SUCCEEDED, None, None, None
+    try:
+        if isinstance(answer, Exception):
+            raise answer
+        kept = returned.answer(served.model, task, answer)
+        output, vector = (None, kept.tobytes()) if isinstance(kept, np.ndarray) else (kept, None)
+    except Exception as fault:  # noqa: BLE001 - a bug in a model's own code fails this result only
+        where = without_text(fault)  # the text is in the row
+        logger.error("envelope %s, item %s, task %s: finishing failed: %s", envelope.id, item.seq, task.name, where)  # noqa: TRY400
+        state, error = ResultState.FAILED, {"kind": "ModelError", "message": returned.said(fault, "finishing failed")}
+    return result(
+        envelope,
+        item,
+        task.name,
+        state,
+        error,
+        output=output,
+        vector=vector,
         model_revision=served.revision,
         precision=served.precision,
         tokens=prepared.size,
@@ -159,16 +179,6 @@ def _computed(
         batched_at=computed.batched_at,
         computed_at=computed.computed_at,
     )
-    try:
-        if isinstance(answer, Exception):
-            raise answer
-        kept = returned.answer(served.model, task, answer)
-        return replace(row, vector=kept.tobytes()) if isinstance(kept, np.ndarray) else replace(row, output=kept)
-    except Exception as error:  # noqa: BLE001 - a bug in a model's own code fails this result only
-        where = without_text(error)  # the text is in the row
-        logger.error("envelope %s, item %s, task %s: finishing failed: %s", envelope.id, item.seq, task.name, where)  # noqa: TRY400
-        detail = {"kind": "ModelError", "message": returned.said(error, "finishing failed")}
-        return replace(row, state=ResultState.FAILED, error=detail)
 
 
 def storable(row: Result) -> Result:
