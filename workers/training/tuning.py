@@ -55,8 +55,11 @@ SAMPLE, LABELLED_TEXTS = 60, 500
 GPU_SAMPLE, GPU_DOUBLINGS = 1000, 3
 
 #: A large model is measured on fewer inputs, so that a pass over them takes about this long, but on no fewer than this
-#: many; passes that take longer all the same get the least number of turns.
-PASS_S, LEAST_SAMPLE = 3.0, 8
+#: many. A first start takes some forty passes.
+PASS_S, LEAST_SAMPLE = 1.0, 8
+
+#: Candidates whose passes take longer all the same get the least number of turns.
+LONG_PASS_S = 3.0
 
 #: The turns of each candidate after a first, uncounted one. Two are the least that show noise.
 TURNS, LEAST_TURNS = 5, 2
@@ -236,7 +239,7 @@ def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]]) ->
                 candidate.problem = _said(error)
             else:
                 candidate.turns_s += [time.perf_counter() - started] if round_ else []
-        if round_ >= LEAST_TURNS and time.perf_counter() - began > (round_ + 1) * PASS_S * len(runs):
+        if round_ >= LEAST_TURNS and time.perf_counter() - began > (round_ + 1) * LONG_PASS_S * len(runs):
             break
 
 
