@@ -17,6 +17,7 @@ from workers.envelope.inputs import read
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.huggingface import model_for
 from workers.models.interface.model import Model, ModelSpec
+from workers.training.training_batches import all_of
 
 #: What the models under test run on. `make test-gpu` says ``cuda:0``: there too they must answer as transformers does.
 DEVICE = os.environ.get("ARGOSY_TEST_DEVICE", "cpu")
@@ -62,7 +63,7 @@ class Served:
 
 def answered(model: Model, items: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Return each item's answers by task: items are contents with the parameters of the tasks wanted on them."""
-    rows = [model.prepare(content, params) for content, params in items]
+    rows = all_of(model.prepare_many(*zip(*items, strict=True)))  # together, as a worker does
     wanted = {
         task: np.array([n for n, (_, params) in enumerate(items) if task in params], dtype=np.int64)
         for task in model.spec.tasks

@@ -60,6 +60,10 @@ class TextReader(ABC):
         """Raise ConfigurationError if the folder or the options do not fit this kind."""
         tokenizer_file.locate(self.tokenizing.checkpoint)  # reading it waits for the first text: see Tokenizing.check
 
+    def whole(self, text: str) -> str:
+        """Return a text as the network reads it."""
+        return text
+
     def one(self, text: Any, params: Any, pair: str | None = None, cut: Cut = "longest_first") -> TokenSequence:
         """Return a text as a single sequence, cut if `truncation` is set. Raises InputTooLarge, InvalidInput."""
         encoding = self.encode(text, pair)

@@ -24,7 +24,7 @@ from workers.models.huggingface.text import likeness
 from workers.models.huggingface.text.entities import Entities
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface import ragged, sample_inputs
-from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, ModelSpec, Prepared, digest, tried
+from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, ModelSpec, Prepared, digest
 from workers.models.interface.options import Count, Table, Text
 from workers.models.sources import model_source
 
@@ -71,40 +71,29 @@ class TextModel(MultiTaskModel):
         """
         if isinstance(content, bytes):
             raise InvalidInput("input", "must be text, not bytes", "decode it before it is submitted")
-        return self._prepared(content, params, self._tokenizing.encode(content))
-
-    def prepare_many(
-        self, contents: Sequence[str | bytes], params: Sequence[Mapping[str, msgspec.Struct]]
-    ) -> list[Prepared | Exception]:
-        """Tokenise texts together."""
-        if len(contents) == 1 or type(self).prepare is not TextModel.prepare:  # a class of one's own reads otherwise
-            return super().prepare_many(contents, params)
-        offsets = any(isinstance(chosen, TokenClassificationParams) for own in params for chosen in own.values())
-        texts = (content for content in contents if isinstance(content, str))
-        encodings = self._tokenizing.encode_many(texts, offsets=offsets)
-        return [
-            tried(self._prepared, content, own, next(encodings))
-            if isinstance(content, str)
-            else tried(self.prepare, content, own)
-            for content, own in zip(contents, params, strict=True)
-        ]
-
-    def _prepared(self, text: str, params: Mapping[str, msgspec.Struct], encoding: Encoding | Exception) -> Prepared:
-        if isinstance(encoding, Exception):
-            raise encoding
+        encoding = self._tokenizing.encode(content)
         ids = np.asarray(encoding.ids, dtype=np.int32)
         if sum(encoding.special_tokens_mask) == len(ids):
             raise InvalidInput("input", "is empty or has no readable characters", "give it some text")
         refused = self._without_index(params)
-        labelled, asides = token_labelling.read(text, encoding, params, self._entities)
+        labelled, asides = token_labelling.read(content, encoding, params, self._entities)
         if len(ids) > self.max_tokens:
             refused |= self._refusals(len(ids), params)
-            ids = np.asarray(self._cut(text).ids, dtype=np.int32)
+            ids = np.asarray(self._cut(content).ids, dtype=np.int32)
         if refused and len(refused) == len(params):
             raise next(iter(refused.values()))
         arrays = {"ids": ids} | self._hypotheses(params) | retrieval.asked(params) | labelled
         size = len(ids) + sum(len(more) for name, more in labelled.items() if name.startswith("window_ids/"))
         return Prepared(arrays, size, digest(arrays), refused, asides)
+
+    def prepare_many(
+        self, contents: Sequence[str | bytes], params: Sequence[Mapping[str, msgspec.Struct]]
+    ) -> list[Prepared | Exception]:
+        """Tokenise texts together."""
+        texts = [content for content in contents if isinstance(content, str)]
+        offsets = any(isinstance(chosen, TokenClassificationParams) for own in params for chosen in own.values())
+        with self._tokenizing.ahead(texts, offsets=offsets):
+            return super().prepare_many(contents, params)
 
     def _hypotheses(self, params: Mapping[str, msgspec.Struct]) -> Arrays:
         """Return the tokens of the labels that zero-shot tasks compare with the text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,19 @@ class EncoderModel(FolderModel[TextHead]):
         arrays = token_sequences.pack({task: reading.sequences for task, reading in readings.items()})
         asides = {task: reading.aside for task, reading in readings.items()}
         return Prepared(arrays, int(arrays["lengths"].sum()), digest(arrays), refused, asides)
+
+    def prepare_many(
+        self, contents: Sequence[Any], params: Sequence[Mapping[str, msgspec.Struct]]
+    ) -> list[Prepared | Exception]:
+        """Tokenise texts together, once for all of their tasks."""
+        texts: dict[int, tuple[Tokenizing, dict[str, None]]] = {}
+        for content, own in zip(contents, params, strict=True):
+            for head in (self.heads[task] for task in own if isinstance(content, str)):
+                texts.setdefault(id(head.tokenizing), (head.tokenizing, {}))[1][head.whole(content)] = None
+        with ExitStack() as stack:
+            for tokenizing, wanted in texts.values():
+                stack.enter_context(tokenizing.ahead([*wanted]))
+            return super().prepare_many(contents, params)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         """Concatenate the rows' sequences; equal sequences appear once (see `token_sequences`)."""

@@ -54,9 +54,10 @@ class Vectors(TextHead):
             raise ConfigurationError(f"{self.checkpoint.where}: {problem}; use sentence-transformers itself")
 
     def one(self, text: Any, params: Any, pair: str | None = None, cut: Cut = "longest_first") -> TokenSequence:
-        if isinstance(text, str) and text.strip():  # an empty text is refused, with a prompt too
-            text = self._prompt + text
-        return super().one(text, params, pair, cut)
+        return super().one(self.whole(text) if isinstance(text, str) else text, params, pair, cut)
+
+    def whole(self, text: str) -> str:
+        return self._prompt + text if text.strip() else text  # an empty text is refused, with a prompt too
 
     def adapt(self, network: Any) -> None:
         """Load the layers, so that a missing file is found before the first pass."""
