@@ -49,9 +49,6 @@ TABLE = Path(__file__).parents[1] / "docs" / "models.md"
 _QUICK = ("bert-cls", "clip-whole-vectors", "st-bert-dense", "llama-writes", "vit-images")
 _ROUNDS, _INPUTS = 2, 8
 
-#: Backends are measured on so many inputs, in one turn, not as well as by a worker: any that agrees may be the choice.
-_SAMPLE = 16
-
 
 def cases() -> dict[str, Case]:
     """Return all cases by their names."""
@@ -188,7 +185,7 @@ def _served(case: Case, folder: Path, on: Any) -> Served:
 
 
 def _chosen(case: Case, folder: Path) -> Any:
-    """Return the backend that a worker would choose, measured as it does, but in fewer turns."""
+    """Return the backend that a worker would choose: judged as it does, but timed in a single turn."""
     from workers.device.device_process import ModelToLoad
     from workers.models.backends.choice import REFERENCE
     from workers.models.interface.model import ModelSpec
@@ -198,7 +195,7 @@ def _chosen(case: Case, folder: Path) -> Any:
     if not getattr(served.model, "tunable", False):
         return REFERENCE
     served.load()  # a model that is refused is measured nowhere
-    tuning.SAMPLE, tuning.TURNS, tuning.LEAST_TURNS = _SAMPLE, 1, 1
+    tuning.TURNS, tuning.LEAST_TURNS = 1, 1  # any backend that agrees may be the choice
     spec = ModelSpec("own", folder, "1", served.catalogue.tasks, served.model.spec.options)
     wanted = ModelToLoad.from_spec("workers.models.huggingface:model_for", spec)
     with contextlib.redirect_stderr(io.StringIO()):

@@ -54,12 +54,13 @@ SAMPLE, LABELLED_TEXTS = 60, 500
 #: A GPU is timed on more inputs, and on batches larger by this many doublings of a model's largest budget.
 GPU_SAMPLE, GPU_DOUBLINGS = 1000, 3
 
-#: A large model is measured on fewer inputs, so that a pass over them takes about this long, but on no fewer than this
-#: many. A first start takes some forty passes.
-PASS_S, LEAST_SAMPLE = 1.0, 8
+#: A large model is judged on fewer inputs, so that a pass over them takes about this long, but on no fewer than this
+#: many.
+PASS_S, LEAST_SAMPLE = 3.0, 8
 
-#: Candidates whose passes take longer all the same get the least number of turns.
-LONG_PASS_S = 3.0
+#: A turn that is timed takes about this long, on the first of these inputs: a first start takes some forty turns.
+#: Candidates whose turns take `PASS_S` all the same get the least number of them.
+TURN_S = 1.0
 
 #: The turns of each candidate after a first, uncounted one. Two are the least that show noise.
 TURNS, LEAST_TURNS = 5, 2
@@ -104,21 +105,21 @@ def tune(
     """
     began = ProcessorTimes.now()
     reference = _load(wanted, REFERENCE, device)
-    trials = _trials(reference.model, SAMPLE if device == "cpu" else GPU_SAMPLE)
+    trials, timed = _trials(reference.model, SAMPLE if device == "cpu" else GPU_SAMPLE)
     loaded, refused = _all_loaded(wanted, reference, device, labelled=labelled, deadly=deadly or {})
     budgets = _budgets(reference.model, device)
     usual = budgets[len(budgets) // 2]
-    _take_turns([(candidate, _batches(trials, usual)) for candidate in loaded])
+    _take_turns([(candidate, _batches(timed, usual)) for candidate in loaded])
     if reference.problem:
         raise ConfigurationError(f"models.{wanted.name}: {REFERENCE} {reference.problem}")
     judged = _batches(trials[:SAMPLE], usual)
     expected = answered(reference.model, judged)
     labels = _labelled(wanted, reference.model) if labelled else {}
     right = {task: _right(reference.model, task, examples) for task, examples in labels.items()}
-    measured = [_judged(candidate, len(trials), judged, expected, labels, right) for candidate in loaded]
+    measured = [_judged(candidate, len(timed), judged, expected, labels, right) for candidate in loaded]
     best = best_of(measured)
     chosen = next(candidate for candidate in loaded if candidate.backend == best.backend)
-    rates = _rates(chosen, trials, budgets)
+    rates = _rates(chosen, timed, budgets)
     good = [cost for cost, rate in rates.items() if rate >= GOOD_ENOUGH * max(rates.values())]
     return BackendDecision(
         model=wanted.name,
@@ -200,15 +201,16 @@ def _free_bytes() -> float:
     return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
 
 
-def _trials(model: Model, most: int) -> list[Trial]:
-    """Return what candidates are measured on: `most` inputs, fewer where one pass over them would take long."""
+def _trials(model: Model, most: int) -> tuple[list[Trial], list[Trial]]:
+    """Return the inputs on which candidates are judged, `most` or fewer, and the first of them, which are timed."""
     few = _prepared(model, LEAST_SAMPLE)
     run(model, few[:4])  # what sets itself up at its first run does so here
     started = time.perf_counter()
     run(model, few)
     each_s = (time.perf_counter() - started) / len(few)
     count = min(most, int(PASS_S / each_s))
-    return few if count <= LEAST_SAMPLE else _prepared(model, count)
+    trials = few if count <= LEAST_SAMPLE else _prepared(model, count)
+    return trials, trials[: max(LEAST_SAMPLE, int(TURN_S / each_s))]
 
 
 def _prepared(model: Model, count: int) -> list[Trial]:
@@ -239,7 +241,7 @@ def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]]) ->
                 candidate.problem = _said(error)
             else:
                 candidate.turns_s += [time.perf_counter() - started] if round_ else []
-        if round_ >= LEAST_TURNS and time.perf_counter() - began > (round_ + 1) * LONG_PASS_S * len(runs):
+        if round_ >= LEAST_TURNS and time.perf_counter() - began > (round_ + 1) * PASS_S * len(runs):
             break
 
 
