@@ -34,7 +34,9 @@ class GatewayFleet(LocalFleet):
         port = free_port()
         self.gateway_url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "producers.commands.main", "gateway", *gateway]
-        self.gateway = Service("gateway", [*command, "--port", str(port)], {}, home / "logs" / "gateway.log")
+        self.gateway = Service(
+            "gateway", [*command, "--port", str(port)], {}, home / "logs" / "gateway.log", stop_timeout_s=20
+        )
 
     def start_gateway(self) -> None:
         """Start the gateway as a service of the fleet, which starts it again and stops it."""
