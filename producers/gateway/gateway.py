@@ -78,12 +78,13 @@ class Gateway:
         )
 
 
-def gateway_of(request: Request) -> Gateway:
+# FastAPI calls a dependency that is no coroutine in a thread
+async def gateway_of(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
 

@@ -189,14 +189,10 @@ def _is_public(path: str) -> bool:
 
 
 def _check_body(headers: Headers) -> None:
-    """Raise Problem for a compressed body, and for a body of two lengths: a proxy in front may have read the other."""
+    """Raise Problem for a compressed body."""
     if (coding := headers.get("content-encoding", "identity")).lower() != "identity":
         detail, send_plain = f"the body has the Content-Encoding {coding!r}", {"Accept-Encoding": "identity"}
         raise Problem(415, "UnsupportedMediaType", detail, remedy="send it uncompressed", headers=send_plain)
-    lengths = headers.getlist("content-length")
-    if len(lengths) > 1 or (lengths and "transfer-encoding" in headers):
-        close = {"Connection": "close"}
-        raise Problem(400, "AmbiguousLength", "the request gives its length more than once", headers=close)
 
 
 class GuardedBody:

@@ -78,6 +78,7 @@ def config(app: ASGIApp, host: str, port: int, *, lifespan: str = "on") -> uvico
         port=port,
         lifespan=lifespan,  # type: ignore[arg-type] # one of its literals
         http=connections.BoundedConnection,
+        ws="none",
         backlog=connections.ACCEPTED,
         timeout_graceful_shutdown=GRACE_S,
         log_config=None,
