@@ -50,8 +50,8 @@ BACKLOG = 2048
 class BoundedConnection(HttpToolsProtocol):
     """A connection whose headers must arrive in time. At the limit of connections, the one that waits longest goes.
 
-    A request that arrives before the answer to the request before it waits. If both arrive in a single packet, the second
-    one is not read, and the connection ends after the answer, so that the client sends the request again.
+    A request that arrives before the answer to the previous one waits. If both arrive in a single packet, the second
+    request is not read. The connection then ends after the answer, so that the client sends the request again.
     """
 
     #: Connections whose next request has not arrived, the longest waiting first.
