@@ -50,8 +50,8 @@ BACKLOG = 2048
 class BoundedConnection(HttpToolsProtocol):
     """A connection whose headers must arrive in time. At the limit of connections, the one that waits longest goes.
 
-    A request that arrives before the answer to the one before is not read. The connection ends after that answer, so
-    that the client sends the request again.
+    A request that arrives before the answer to the previous one waits. If both arrive in a single packet, the second
+    request is not read. The connection then ends after the answer, so that the client sends the request again.
     """
 
     #: Connections whose next request has not arrived, the longest waiting first.
@@ -61,6 +61,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_made(transport)
         transport.max_size = READ_BYTES  # type: ignore[attr-defined] # asyncio's own is 256 KiB
         self._deaf = False  # nothing more is read
+        self._later = b""  # what came behind a whole request
         self._in_headers = False
         self._again = False  # these headers were read before
         self._beside = 0  # bytes since the headers or a part of the body
@@ -75,6 +76,11 @@ class BoundedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         if self._deaf:
+            return
+        if self._serving and not self.cycle.more_body:  # for later; the end of an answer may not be known here yet
+            self._later += data
+            if len(self._later) > HEADER_BYTES:
+                self._refuse("there are requests behind one that is not answered")
             return
         self._beside += len(data)
         try:
@@ -126,6 +132,12 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        later, self._later = self._later, b""
+        if later and not self._deaf and not self.transport.is_closing():
+            self.data_received(later)
 
     def drop(self, reason: str) -> None:
         """End the connection without an answer."""

@@ -41,6 +41,13 @@ class Echo:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
+        if scope["path"] == "/late":
+            length = (b"content-length", b"4")
+            await send({"type": "http.response.start", "status": 200, "headers": [length]})
+            await send({"type": "http.response.body", "body": b"late", "more_body": True})
+            await asyncio.to_thread(self.release.wait, 30)
+            await send({"type": "http.response.body"})
+            return
         if scope["path"] == "/held":
             message = await self._held(receive)
         if message["type"] == "http.disconnect":
@@ -257,6 +264,20 @@ def test_a_request_behind_another_is_not_read(echo: Echo, address: tuple[str, in
         until(lambda: echo.seen == ["/held"] * 2)
     assert echo.left.wait(30)
     assert "/smuggled" not in echo.seen
+
+
+def test_an_answer_ends_for_the_client_first(echo: Echo, address: tuple[str, int]) -> None:
+    """A client that has all bytes of an answer sends its next request, though the application has not ended the answer."""
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(b"GET /late HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        assert one_answer(connection).endswith(b"late")
+        connection.sendall(HEAD)
+        connection.sendall(b"Content-Length: 4\r\n\r\nbo")
+        assert told(answers(address, HEAD + b"\r\n"))  # by now the server has read all of this
+        echo.release.set()
+        connection.sendall(b"dy")
+        (found,) = told(one_answer(connection))
+    assert found["body"] == "body"
 
 
 def test_a_body_that_breaks_ends_its_request(echo: Echo, address: tuple[str, int]) -> None:
