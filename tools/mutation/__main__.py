@@ -22,8 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tools.mutation.covering import Reached, covering, text_of
-from tools.mutation.judging import judge, tests_of
+from tools.mutation.covering import TestFile, covering, text_of
+from tools.mutation.judging import Judge, judge, tests_of
 from tools.mutation.mutants import Mutant, all_mutants
 
 ROOT = Path(__file__).parents[2]
@@ -66,8 +66,8 @@ def main() -> int:
     KEPT.mkdir(exist_ok=True)
     tests = [str(path.relative_to(ROOT)) for pattern in TESTS for path in sorted(ROOT.glob(pattern))]
     tests = [test for test in tests if _named(test, options.tests)]
-    runs = covering(ROOT, KEPT / "covering.json", tests)
-    _judge_all(chosen, runs, options.jobs, KEPT / "judged.jsonl")
+    files = covering(ROOT, KEPT / "covering", tests, {mutant.path for mutant in everything}, jobs=options.jobs)
+    _judge_all(chosen, files, options.jobs, KEPT / "judged.jsonl")
     return _report(options.seed, len(everything), chosen)
 
 
@@ -86,11 +86,11 @@ def _named(path: str, parts: list[str] | None) -> bool:
     return not parts or any(part in path for part in parts)
 
 
-def _judge_all(chosen: list[Mutant], runs: dict[str, Reached], jobs: int, file: Path) -> None:
+def _judge_all(chosen: list[Mutant], files: dict[str, TestFile], jobs: int, file: Path) -> None:
     kept = _kept(file)
     lock = threading.Lock()
-    tests = {mutant.id: tests_of(mutant, text_of(ROOT / mutant.path), runs) for mutant in chosen}
-    judges = {id_: _judges(own, runs) for id_, own in tests.items()}
+    tests = {mutant.id: tests_of(mutant, text_of(ROOT / mutant.path), files) for mutant in chosen}
+    judges = {id_: _judges(own, files) for id_, own in tests.items()}
     waiting = [mutant for mutant in chosen if not _is_judged(kept.get(_key(mutant)), judges[mutant.id])]
     print(f"{len(waiting)} of {len(chosen)} changes are to be judged", flush=True)
     with tempfile.TemporaryDirectory(prefix="argosy-mutation-") as folder:
@@ -113,9 +113,10 @@ def _judge_all(chosen: list[Mutant], runs: dict[str, Reached], jobs: int, file: 
             list(pool.map(work, waiting))
 
 
-def _judges(tests: list[tuple[str, int]], runs: dict[str, Reached]) -> str:
+def _judges(tests: list[Judge], files: dict[str, TestFile]) -> str:
     """Return a digest of the texts of these tests."""
-    return hashlib.sha256(" ".join(f"{test} {runs[test]['test']}" for test, _ in tests).encode()).hexdigest()[:12]
+    targets = [(target, files[target.partition("::")[0]]["text"]) for own in tests for target in own.targets]
+    return hashlib.sha256(repr(targets).encode()).hexdigest()[:12]
 
 
 def _is_judged(verdict: dict[str, Any] | None, judges: str) -> bool:

@@ -1,7 +1,7 @@
-"""The tests that reach each line, in the test's own process and in the processes that it starts.
+"""The tests that reach each line, in pytest's own process and in the processes that tests start.
 
-Each file of tests runs by itself under coverage, with its name as the context. The environment hands the context on to
-every process that the tests start, so that lines that only workers run have their tests too.
+The suite runs once under coverage (`tools.mutation.recording` names the tests). A line is known by the functions of
+tests that reach it, or by a whole file of tests, if a process that the file started reaches it.
 """
 
 from __future__ import annotations
@@ -12,48 +12,63 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
-_SETTINGS = """
+from tools.mutation import recording
+
+_SETTINGS = f"""
 [run]
 source = producers,workers,results_store
 parallel = true
-context = ${ARGOSY_TEST_FILE}
+context = ${{{recording.FILE}-}}
 patch =
     subprocess
     _exit
 concurrency = thread
 sigterm = true
-data_file = {folder}/data
+data_file = {{folder}}/data
 """
 
-#: Seconds for one file of tests under coverage.
-_LONGEST_S = 900
+#: Lines of a module by the function of a test that reaches them; the name "" stands for the whole file.
+Lines = dict[str, list[int]]
 
 
-class Reached(TypedDict):
-    """A run of a file of tests without a change: its text, its outcome, and the text and lines of each module."""
+class Module(TypedDict):
+    """A module at the time of the run: the digest of its text, and its lines that tests of a file reach."""
 
-    test: str
+    text: str
+    lines: Lines
+
+
+class TestFile(TypedDict):
+    """A file of tests that ran without a change: the digest of its text, the seconds of each function that passed,
+    whether all passed, and the modules that it reaches.
+    """
+
+    text: str
     passed: bool
-    seconds: int
-    modules: dict[str, tuple[str, list[int]]]
+    seconds: dict[str, float]
+    modules: dict[str, Module]
 
 
-def covering(root: Path, file: Path, tests: list[str]) -> dict[str, Reached]:
-    """Return the runs of these files of tests. They are kept in `file`; a file whose text has changed runs again."""
-    kept: dict[str, Reached] = json.loads(file.read_text()) if file.exists() else {}
-    for test in tests:
-        if test not in kept or kept[test]["test"] != text_of(root / test):
-            kept[test] = reached = _reached(root, test)
-            file.write_text(json.dumps(kept))
-            lines = sum(len(found) for _, found in reached["modules"].values())
-            outcome = "" if reached["passed"] else "; it FAILS without a change, and judges nothing"
-            print(f"{test}: {lines} lines, {reached['seconds']} s{outcome}", flush=True)
-    return {test: kept[test] for test in tests}
+def covering(root: Path, folder: Path, tests: list[str], modules: set[str], *, jobs: int) -> dict[str, TestFile]:
+    """Return what these files of tests reach of some modules.
+
+    The result is kept in a folder; files whose text has changed run again, all of them in one run of pytest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {test: folder / f"{test.replace('/', '.')}.json" for test in tests}
+    stale = [test for test in tests if not _holds(kept[test], text_of(root / test))]
+    if stale:
+        print(f"{len(stale)} files of tests run under coverage", flush=True)
+        for test, found in _reached(root, stale, modules, jobs):
+            kept[test].write_text(json.dumps(found))
+            if not found["passed"]:
+                print(f"{test} fails without a change; only its functions that passed judge", flush=True)
+    return {test: json.loads(kept[test].read_text()) for test in tests}
 
 
 def text_of(path: Path) -> str:
@@ -61,41 +76,53 @@ def text_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def _reached(root: Path, test: str) -> Reached:
-    began = time.monotonic()
+def _holds(file: Path, text: str) -> bool:
+    return file.exists() and json.loads(file.read_text())["text"] == text
+
+
+def _reached(root: Path, tests: list[str], modules: set[str], jobs: int) -> Iterator[tuple[str, TestFile]]:
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder, "settings")
         settings.write_text(_SETTINGS.replace("{folder}", folder))
         environment = {
             **os.environ,
-            "ARGOSY_TEST_FILE": test,
+            recording.FOLDER: folder,
             "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH")))),
         }
-        coverage = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m"]
-        command = [*coverage, "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", test]
-        try:
-            ended = subprocess.run(
-                command,
-                cwd=root,
-                env=environment,
-                check=False,
-                timeout=_LONGEST_S,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            passed = ended.returncode == 0
-        except subprocess.TimeoutExpired:
-            passed = False
-        seconds = round(time.monotonic() - began)
-        lines = {path: (text_of(root / path), sorted(found)) for path, found in sorted(_lines(root, folder).items())}
-        return {"test": text_of(root / test), "passed": passed, "seconds": seconds, "modules": lines}
+        command = [
+            sys.executable,
+            "-m",
+            "coverage",
+            "run",
+            f"--rcfile={settings}",
+            "-m",
+            "pytest",
+            "-q",
+            "-W",
+            "default",
+        ]
+        command += ["-p", "no:cacheprovider", "-p", "tools.mutation.recording", "-n", str(jobs), "--dist", "loadfile"]
+        subprocess.run([*command, *tests], cwd=root, env=environment, check=False, stdout=sys.stderr)
+        outcomes = [json.loads(line) for file in Path(folder).glob("*.jsonl") for line in file.open(encoding="utf-8")]
+        lines = _lines(root, Path(folder).glob("data.*"), modules)
+    failed = {told["test"] for told in outcomes if told["outcome"] == "failed"}
+    seconds: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for told in outcomes:
+        file, _, name = told["test"].partition("::")
+        if told["test"] not in failed:
+            seconds[file][name] = seconds[file].get(name, 0.0) + told["seconds"]
+    for test in tests:
+        known = {path: Module(text=text_of(root / path), lines=own) for path, own in lines[test].items()}
+        passed = test in seconds and not any(name.startswith(f"{test}::") for name in failed)
+        yield test, TestFile(text=text_of(root / test), passed=passed, seconds=seconds[test], modules=known)
 
 
-def _lines(root: Path, folder: str) -> dict[str, set[int]]:
+def _lines(root: Path, parts: Iterable[Path], modules: set[str]) -> dict[str, dict[str, Lines]]:
+    """Return the lines by file of tests, module and function of a test."""
     from coverage import CoverageData
 
-    lines: dict[str, set[int]] = defaultdict(set)
-    for part in Path(folder).glob("data.*"):
+    found: defaultdict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for part in parts:
         try:
             data = CoverageData(str(part))
             data.read()
@@ -103,6 +130,12 @@ def _lines(root: Path, folder: str) -> dict[str, set[int]]:
             print(f"{part.name}: {error}")
             continue
         for path in data.measured_files():
-            if Path(path).is_relative_to(root):
-                lines[str(Path(path).relative_to(root))].update(data.lines(path) or ())
+            module = os.path.relpath(path, root)
+            for line, contexts in data.contexts_by_lineno(path).items() if module in modules else ():
+                for context in filter(None, contexts):
+                    test, _, name = context.partition("::")
+                    found[test, module, name].add(line)
+    lines: defaultdict[str, dict[str, Lines]] = defaultdict(dict)
+    for (test, module, name), own in found.items():
+        lines[test].setdefault(module, {})[name] = sorted(own)
     return lines
