@@ -140,12 +140,41 @@ def test_a_repetition_penalty_of_the_checkpoint(folder: Path, theirs: Any, tmp_p
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"suppress_tokens": [5, 6, 7], "begin_suppress_tokens": list(range(8, 200))},
+        {"bad_words_ids": [[9], [5, 6]]},
+        {"forced_eos_token_id": 0},
+        {"min_length": 15, "eos_token_id": list(range(40))},
+        {"min_new_tokens": 12, "eos_token_id": list(range(40))},
+    ],
+    ids="+".join,
+)
+def test_rules_of_the_checkpoint_are_obeyed(
+    folder: Path, theirs: Any, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """By transformers' own processors, so that the answers are those of its `generate`."""
+    served = Served(told(tmp_path / "told", folder, **settings), TASKS).load()
+    for text in ("Once", "The quick brown fox"):
+        expected = generated(theirs, served.model.prompts.text(text), 20, **settings)
+        expected = [token for token in expected if token not in settings.get("eos_token_id", ())]
+        assert served.ask("chat", [text], max_new_tokens=20)[0]["text"] == shown(served, expected)
+
+
+def test_wrong_rules_of_the_checkpoint_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"generation_config.json: `ngram_size` has to be .* correct it"):
+        Served(told(tmp_path / "told", folder, no_repeat_ngram_size="two"), TASKS).load()
+
+
+@pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"no_repeat_ngram_size": 2}, "the checkpoint sets no_repeat_ngram_size = 2, which is not served; remove it"),
-        ({"suppress_tokens": [5, 6]}, r"sets suppress_tokens = \[5, 6\], which is not served"),
-        ({"forced_eos_token_id": 0}, "sets forced_eos_token_id = 0, which is not served"),
-        ({"num_beams": 4}, "sets num_beams = 4, which is not served"),
+        (
+            {"sequence_bias": [[[5], 1.0]]},
+            r"the checkpoint sets sequence_bias = \[\[\[5\], 1.0\]\], which is not served",
+        ),
+        ({"num_beams": 4}, "sets num_beams = 4, which is not served; remove it"),
         ({"repetition_penalty": "high"}, "repetition_penalty must be between 0.01 and 100, not 'high'"),
     ],
 )

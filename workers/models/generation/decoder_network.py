@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ class DecoderNetwork:
             own = torch.cat(self.run(block, [Feed(row[-1:], (0,)) for row in rows]))
             self._model.set_attn_implementation("sdpa")
             with torch.inference_mode():
-                plain = [self._model(input_ids=torch.tensor([row], device=self._device)).logits[:, -1] for row in rows]
+                plain = [self._plain(row) for row in rows]
             self._model.set_attn_implementation(key_value_memory.ATTENTION)
         except Exception as error:  # transformers' networks raise errors of every type
             said = " ".join(str(error).split())[:_LONGEST_REASON]
@@ -118,6 +119,14 @@ class DecoderNetwork:
         if difference > (_MARGIN if self._precision == "fp32" else _ROUGH_MARGIN):
             raise self._unserved(f"its answers in steps differ from those of transformers (by {difference:.2g})")
         self.tokens_read = 0
+
+    def _plain(self, row: Sequence[int]) -> torch.Tensor:
+        """Return the logits after a row, with the positions that transformers' `generate` gives a network."""
+        given = {"input_ids": torch.tensor([row], device=self._device)}
+        if "position_ids" in inspect.signature(self._model.forward).parameters:
+            given["position_ids"] = torch.arange(len(row), device=self._device)[None]
+        logits: torch.Tensor = self._model(**given).logits[:, -1]
+        return logits
 
     def _unserved(self, problem: str) -> ConfigurationError:
         return ConfigurationError(f"{self._where}: {problem}; use a checkpoint of another architecture")

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING
 
+from workers.models.generation.checkpoint_rules import CheckpointRules
 from workers.models.generation.decoder_network import DecoderNetwork, Feed
 from workers.models.generation.generation_request import GenerationRequest
 from workers.models.generation.grammar import Grammars
@@ -43,6 +44,7 @@ class DecodingEngine:
         tokenizer: Tokenizer,
         grammars: Grammars,
         eos: Collection[int],
+        rules: CheckpointRules,
     ) -> None:
         self._network = network
         self._rows = rows
@@ -54,6 +56,7 @@ class DecodingEngine:
         self._tokenizer = tokenizer
         self._grammars = grammars
         self._eos = eos
+        self._rules = rules
         self._joined = 0
 
     def _new_prefixes(self) -> Prefixes:
@@ -65,6 +68,8 @@ class DecodingEngine:
     def join(self, key: Hashable, request: GenerationRequest, *, urgency: int, adapter: int = 0) -> None:
         """Add a request, for the plain network or for an adapter, counted from 1."""
         self._joined += 1
+        # a grammar is not bound by the checkpoint's rules, which might leave it no token
+        rules = () if request.grammar else self._rules.of_request(len(request.tokens), request.max_new_tokens)
         self._lines[key] = GeneratedSequence(
             key=key,
             request=request,
@@ -72,7 +77,7 @@ class DecodingEngine:
             number=self._joined,
             adapter=adapter,
             writer=TextWriter(self._tokenizer, request.stop),
-            sampler=Sampler(request.sampling),
+            sampler=Sampler(request.sampling, rules),
             matcher=self._grammars.matcher(request.grammar) if request.grammar else None,
             eos=self._eos,
             pending=list(request.tokens),

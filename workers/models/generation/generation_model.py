@@ -19,6 +19,7 @@ from producers.wire.kinds.generation import PromptedClassificationParams, Prompt
 from producers.wire.messages import Message, MessagesInput
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.generation import generation_request, grammar
+from workers.models.generation.checkpoint_rules import OBEYED, CheckpointRules
 from workers.models.generation.generation_request import GenerationRequest, Sampling, Written
 from workers.models.generation.prompts import Prompts
 from workers.models.huggingface.checkpoint import Checkpoint
@@ -75,7 +76,7 @@ class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
             raise ConfigurationError(f"{self._where}.compile: not supported for text generation; leave it out")
         if self.prompts.chats:
             self.prompts.chats_here()  # report it when the worker starts, not at the first item
-        self.prompts.check_settings()
+        self.prompts.check_settings(obeyed=OBEYED if self.spec.backend.name == "torch" else ())
         backend = self.spec.backend
         parts = [self.spec.revision, *(model_source.folder_revision(one.folder) for one in self.adapters)]
         return "+".join(parts if backend.is_reference else [*parts, str(backend)])
@@ -226,6 +227,7 @@ class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
             tokenizer=tokenizer,
             grammars=Grammars(tokenizer.to_str(), network.vocabulary, self.prompts.eos),
             eos=self.prompts.eos,
+            rules=CheckpointRules(self.prompts.settings, self.prompts.eos, self._where),
         )
 
     def _vllm(self, device: str) -> VllmEngine:

@@ -5,7 +5,7 @@ Neither transformers nor torch is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -90,18 +90,23 @@ class Prompts:
         """Raise ConfigurationError if the folder's chat template is invalid, or jinja2 is not installed."""
         _ = self._template
 
-    def check_settings(self) -> None:
+    def check_settings(self, *, obeyed: Collection[str]) -> None:
         """Raise ConfigurationError if the checkpoint's own settings of generation are not served."""
-        generation_settings.check(self.checkpoint, obeyed=("repetition_penalty",))
+        generation_settings.check(self.checkpoint, obeyed=("repetition_penalty", *obeyed))
         penalty: Any = self.repetition_penalty
         if not isinstance(penalty, int | float) or not 0.01 <= penalty <= 100:
             problem = f"generation_config.json: repetition_penalty must be between 0.01 and 100, not {penalty!r}"
             raise ConfigurationError(f"{self.checkpoint.where}: {problem}; correct it")
 
     @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """The checkpoint's own settings of generation."""
+        return generation_settings.read(self.checkpoint)
+
+    @cached_property
     def repetition_penalty(self) -> float:
         """The repetition penalty of a request that has none."""
-        found: float | None = generation_settings.read(self.checkpoint).get("repetition_penalty")
+        found: float | None = self.settings.get("repetition_penalty")
         return 1.0 if found is None else found
 
     @cached_property

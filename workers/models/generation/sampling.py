@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from workers.models.generation.checkpoint_rules import Rule
 from workers.models.generation.generation_request import Sampling
 
 #: The lowest effective temperature, to avoid a division by almost 0.
@@ -15,8 +16,9 @@ _COLDEST = 1e-6
 class Sampler:
     """Chooses the tokens of a row. The same seed gives the same tokens, whatever the row's neighbours are."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, rules: Sequence[Rule] = ()) -> None:
         self._sampling = sampling
+        self._rules = rules
         self._generator: torch.Generator | None = None
         if sampling.temperature:
             assert sampling.seed is not None, "the parent draws the seed"
@@ -31,6 +33,11 @@ class Sampler:
         asked = self._sampling
         if asked.repetition_penalty != 1:
             logits = penalised(logits, seen, asked.repetition_penalty)
+        if self._rules:
+            tokens, scores = torch.tensor([seen], device=logits.device), logits[None]
+            for rule in self._rules:
+                scores = rule(tokens, scores)
+            logits = scores[0]
         if allowed is not None:
             logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         if self._generator is None:
