@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was stopped.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Train on it.")
 @click.option("--compare", is_flag=True, help="Also train each task alone, and all on the frozen backbone.")
-def train(recipe: Path, *, resume: bool, compare: bool) -> None:
+def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
     """Train the tasks of RECIPE, a TOML file, on one shared backbone.
 
     \b
@@ -39,7 +40,7 @@ def train(recipe: Path, *, resume: bool, compare: bool) -> None:
     from workers.training.recipes import recipe_file, training_run
 
     file = recipe_file.load(recipe)
-    training = training_run.prepare(file, resume=resume)
+    training = training_run.prepare(file, resume=resume, device=device)
     rows = training.rows
     say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
     if rows.unlabelled:

@@ -203,7 +203,7 @@ class Trainer:
             self.progress.stale += 1
             return accuracies
         self.progress.best, self.progress.best_step, self.progress.stale = mean, step, 0
-        best = {name: layers.whole(tensor) for name, tensor in self.network.state_dict().items()}
+        best = joint_checkpoint.learnt(self.network)
         if self.process.is_first:
             joint_checkpoint.write(best, self.work.out / joint_checkpoint.BEST, {"step": str(step)})
         return accuracies

@@ -59,6 +59,11 @@ def tasks_of(recipe: RecipeFile) -> dict[str, LabelledKind]:
             problem = f"{table.kind!r} is not trained; {known(table.kind, TRAINED)} (docs/training.md)"
             raise ConfigurationError(f"{where}.kind: {problem}")
         found[name] = TRAINED[table.kind](name, table, where)
+    forms = {task.modality: name for name, task in found.items()}
+    if len(forms) > 1:
+        (form, one), (other_form, other) = [*forms.items()][:2]
+        problem = f"reads {other_form}, and {one} reads {form}, which cannot share a backbone; make two recipes"
+        raise ConfigurationError(f"{recipe.path}: tasks.{other}.kind: {problem}")
     for name, table in recipe.tasks.items():
         for one in (name, *table.fusion) if table.fusion else ():
             if found[one].head != "attention":

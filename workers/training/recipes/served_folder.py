@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from producers.wire.atomic_files import atomically
+from producers.wire.catalogue import Task
+from workers.models import huggingface
 from workers.models.huggingface.checkpoint import loading
 from workers.models.huggingface.text import task_heads
-from workers.models.huggingface.text.encoder import EncoderModel
-from workers.models.interface.model import ModelSpec
+from workers.models.interface.model import Model, ModelSpec
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.shared_network import TaskNetwork
 from workers.training.recipes.recipe_file import RecipeFile
@@ -52,12 +53,10 @@ def write_settings(out: Path, backbone: Path, tasks: Sequence[LabelledKind]) -> 
             config.save_pretrained(out / HEADS / task.name)
 
 
-def model(out: Path, name: str, tasks: Sequence[LabelledKind], max_tokens: int) -> EncoderModel:
+def model(out: Path, name: str, tasks: Sequence[LabelledKind], max_tokens: int) -> Model:
     """Return the worker's model of the folder, not loaded."""
-    from producers.wire.catalogue import Task
-
     served = {task.name: Task(task.name, task.kind, name, "") for task in tasks}
-    return EncoderModel(ModelSpec(name, out / BACKBONE, "", served, _options(out / HEADS, tasks, max_tokens)))
+    return huggingface.model_for(ModelSpec(name, out / BACKBONE, "", served, _options(out / HEADS, tasks, max_tokens)))
 
 
 def _options(heads: Path, tasks: Sequence[LabelledKind], max_tokens: int) -> dict[str, Any]:
