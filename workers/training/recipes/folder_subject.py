@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from producers.wire.errors import ConfigurationError, InvalidInput
-from workers.models.huggingface.checkpoint import loading
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.huggingface.checkpoint_networks import replay
 from workers.models.huggingface.text.task_attention import TaskAttention
 from workers.models.interface.model import Array, Arrays
@@ -57,6 +57,11 @@ class TrainedFolder(TrainingSubject):
         self, backbone: Path, out: Path, train: TrainTable, tasks: Sequence[LabelledKind], rows: Mapping[Part, Any]
     ) -> None:
         """`rows` are the labelled rows of each part. Raises BadRows for a row that the worker would refuse."""
+        checkpoint = Checkpoint(backbone, "train.backbone")
+        checkpoint.check_weights()
+        if checkpoint.config.get("is_encoder_decoder"):
+            problem = f"{backbone} is an encoder-decoder, which these kinds do not train"
+            raise ConfigurationError(f"train.backbone: {problem}; name an encoder")
         served_folder.write_settings(out, backbone, tasks)
         self.backbone, self.train, self.kinds = backbone, train, tasks
         self.model: Any = served_folder.model(out, "trained", tasks, train.max_tokens)
@@ -77,6 +82,11 @@ class TrainedFolder(TrainingSubject):
     @property
     def stream_sizes(self) -> tuple[int, ...]:
         return tuple(len(stream) for stream in self.parts["train"])
+
+    @property
+    def stream_tasks(self) -> tuple[tuple[int, ...], ...]:
+        names = [*self.tasks]
+        return tuple(tuple(names.index(task) for task in stream[0].labels) for stream in self.parts["train"])
 
     def examples(self, part: Part, device: str) -> FolderExamples:
         return FolderExamples(self, self.parts[part], device)
@@ -105,15 +115,22 @@ class TrainedFolder(TrainingSubject):
     # --- the network ---
 
     def build(self, recipe: Recipe) -> SharedNetwork:
+        with loading(self.backbone, "train.backbone"):
+            return self._build(recipe)
+
+    def _build(self, recipe: Recipe) -> SharedNetwork:
         import transformers
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        with loading(self.backbone, str(self.backbone)):
-            backbone, report = transformers.AutoModel.from_pretrained(
-                self.backbone, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-                dtype=torch.float32, output_loading_info=True,
-            )  # fmt: skip
+        backbone, report = transformers.AutoModel.from_pretrained(
+            self.backbone,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
         self._complete(backbone, sorted(report["missing_keys"]))
         torch.manual_seed(recipe.seed)
         modules = {kind.name: self._module(kind, backbone.config) for kind in self.kinds}
