@@ -45,9 +45,8 @@ class BadRows(ConfigurationError):
     """Rows that cannot be trained on, each named by file, line and field."""
 
     def __init__(self, errors: Sequence[InvalidInput], more: int) -> None:
-        lines = [str(error) for error in errors]
-        lines += [f"and {more:,} more"] if more else []
-        super().__init__("\n".join(lines))
+        self.lines = [*map(str, errors), *([f"and {more:,} more"] if more else [])]
+        super().__init__("\n".join(self.lines))
 
 
 def tasks_of(recipe: RecipeFile) -> dict[str, LabelledKind]:
@@ -166,6 +165,8 @@ class _Reader:
                     self._note(error)
 
     def _note(self, error: InvalidInput) -> None:
+        if self._bad and str(error) == str(self._bad[-1]):  # the same input of several tasks
+            return
         if len(self._bad) < _MOST_NAMED:
             self._bad.append(error)
         else:
