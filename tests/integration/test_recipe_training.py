@@ -230,7 +230,7 @@ def test_a_folder_with_a_training_is_not_taken(folder: Path, tmp_path: Path) -> 
 @pytest.mark.training
 def test_every_kind_learns(folder: Path, tmp_path: Path) -> None:
     """From rows whose labels are told by single words."""
-    _, card = trained(recipe(folder, tmp_path / "learnt", ALL_KINDS, "steps = 500\nevaluate_every = 50\npatience = 20"))
+    _, card = trained(recipe(folder, tmp_path / "learnt", ALL_KINDS, "steps = 300\nevaluate_every = 50\npatience = 20"))
     scores = {name: training_run.main(task) for name, task in card.tasks.items()}
     assert min(scores.values()) > 0.8, scores
     assert abs(card.tasks["price"].scores["mae"]) < 5
