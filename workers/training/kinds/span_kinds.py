@@ -145,7 +145,7 @@ class AnswerKind(LabelledKind):
 
     @property
     def params(self) -> QuestionAnsweringParams:
-        return QuestionAnsweringParams(handle_impossible_answer=self.impossible, max_answer_len=30)
+        return QuestionAnsweringParams(handle_impossible_answer=self.impossible)
 
     def content(self, row: Mapping[str, Any], origin: str) -> QuestionInput:
         return QuestionInput(*(self._text(row, column, origin) for column in self.columns))
