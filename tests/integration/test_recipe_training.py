@@ -300,6 +300,19 @@ def test_a_training_is_compared_with_others(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.training
+def test_a_backbone_with_a_head_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """A classifier of other labels is a backbone like any other: its labels are not the tasks'."""
+    labels = {0: "a", 1: "b", 2: "c"}
+    config = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
+    tiny_checkpoints.bert(tmp_path / "encoder", "BertForSequenceClassification", **config)
+    (tmp_path / "rows.jsonl").write_bytes((folder / "rows.jsonl").read_bytes())
+    training, card = trained(recipe(tmp_path, tmp_path / "other", ALL_KINDS, "steps = 2"))
+    model = served(training)
+    assert {answer[0]["label"] for answer in answers(model, training, "place")} <= set(PLACES)
+    assert card.tasks["where"].test_rows == len(answers(model, training, "where"))
+
+
+@pytest.mark.training
 def test_two_texts_long_and_short(tmp_path: Path) -> None:
     """A backbone with byte-level tokens and without token types; long texts are cut, or read in windows."""
     tiny_checkpoints.roberta(tmp_path / "encoder", "RobertaModel")

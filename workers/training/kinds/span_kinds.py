@@ -140,6 +140,10 @@ class AnswerKind(LabelledKind):
     metric = "f1"
     heads = ("transformers",)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"num_labels": 2}  # scores of the first and of the last token, whatever the backbone's folder classified
+
     #: Whether a training row has no answer.
     impossible = False
 
