@@ -1,4 +1,4 @@
-"""The commands that need more than the client: `up`, `worker`, `migrate`, `tune`, `doctor`. Each imports heavy
+"""The commands that need more than the client: `up`, `worker`, `migrate`, `tune`, `doctor` …. Each imports heavy
 packages itself.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from producers.wire.command_line import FAILED, console, log_to_stderr, say, visible
-from workers.commands import flight_recorder, models
+from workers.commands import flight_recorder, models, train
 from workers.commands.shared_options import FLEET_FILE
 
 #: A port that a server can be told to use.
@@ -212,4 +212,13 @@ def doctor(config: Path | None) -> None:
         sys.exit(1)
 
 
-COMMANDS: list[click.Command] = [up, worker, migrate, models.models, tune, doctor, *flight_recorder.COMMANDS]
+COMMANDS: list[click.Command] = [
+    up,
+    worker,
+    migrate,
+    models.models,
+    tune,
+    train.train,
+    doctor,
+    *flight_recorder.COMMANDS,
+]
