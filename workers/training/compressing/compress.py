@@ -1,0 +1,265 @@
+"""Run the steps of a recipe on a model, measure the model after each, and write the last good one to serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from producers.wire.atomic_files import atomically
+from producers.wire.errors import ConfigurationError
+from workers.device.device_process import ModelToLoad
+from workers.models.backends.choice import REFERENCE, Backend
+from workers.training.compressing import importance, network_files, smaller_networks, task_networks
+from workers.training.compressing.compress_recipe import Adapt, CompressRecipe, Distill, Export, Int8, Prune, Step
+from workers.training.compressing.labelled_rows import LabelledRow, split
+from workers.training.compressing.lessons import Corpus
+from workers.training.compressing.measured_variants import Figures, Measurement, Variant
+from workers.training.compressing.smaller_networks import Size
+from workers.training.compressing.task_networks import TaskNetworks
+from workers.training.compressing.teaching import Teaching, Watch, teach
+
+SETTINGS, CARD = "fleet.toml", "card.json"
+
+#: The name of the model as it came.
+ORIGINAL = "original"
+
+#: The class of a model that names none; a fleet.toml leaves it out.
+_CHECKPOINT = "workers.models.huggingface:model_for"
+
+
+class CompressionCard(msgspec.Struct, frozen=True, kw_only=True):
+    """The origin of a compressed model: revision of the original, recipe, rows, and the figures of each step.
+
+    `refused` has the reason of each step whose result was not accepted.
+    """
+
+    original: str
+    recipe: CompressRecipe
+    learnt_from: int
+    judged_by: int
+    figures: list[Figures]
+    refused: dict[str, str]
+    chosen: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reports:
+    """Called with a sentence at the start of a step, after each step of a training, and with the figures so far."""
+
+    say: Callable[[str], object]
+    watch: Watch | None
+    show: Callable[[Sequence[Figures], Mapping[str, str]], object]
+
+
+def compress(
+    wanted: ModelToLoad,
+    recipe: CompressRecipe,
+    rows: Sequence[LabelledRow],
+    out: Path,
+    reports: Reports,
+    *,
+    accept_loss: bool = False,
+    threads: int = 1,
+) -> CompressionCard:
+    """Compress a model into the new folder `out`.
+
+    Raises ConfigurationError for a model or a step that cannot be done, and if no step's result is accepted.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigurationError(f"{out}: is not empty; name a new folder, so that no model is replaced unseen")
+    torch.set_num_threads(threads)
+    learnt, judged = split(rows, recipe.held_out)
+    work = _Work(wanted, learnt, out, recipe, reports)
+    with Measurement(judged, threads) as measurement:
+        measurement.add(work.variant)
+        variants, refused, figures = {ORIGINAL: work.variant}, dict[str, str](), list[Figures]()
+        for number, step in enumerate(recipe.steps, 1):
+            work.do(number, step)
+            variants[work.variant.step] = work.variant
+            measurement.add(work.variant)
+            figures = measurement.figures()
+            if (reason := lost(figures, recipe.most_lost)) and not accept_loss:
+                refused[work.variant.step] = reason
+            reports.show(figures, refused)
+    chosen = next(name for name in reversed(variants) if name not in refused)
+    if chosen == ORIGINAL:
+        shutil.rmtree(out)
+        problem = f"every step lost too much ({next(iter(refused.values()))})"
+        raise ConfigurationError(f"{wanted.name}: {problem}; train longer, cut less, or pass --accept-loss")
+    card = CompressionCard(
+        original=work.revision,
+        recipe=recipe,
+        learnt_from=len(learnt),
+        judged_by=len(judged),
+        figures=figures,
+        refused=refused,
+        chosen=chosen,
+    )
+    _write(out, variants, chosen, card)
+    return card
+
+
+def lost(figures: Sequence[Figures], most: float) -> str:
+    """Return the reason against the last variant, or "": the task that lost more than `most` points."""
+    original, last = figures[0].metrics, figures[-1].metrics
+    points = {task: 100 * (original[task] - last[task]) for task in original}
+    worst = max(points, key=lambda task: points[task])
+    return f"{worst} lost {points[worst]:.1f} points" if points[worst] > most else ""
+
+
+class _Work:
+    """The steps' state: the variant that the last step left."""
+
+    def __init__(
+        self, wanted: ModelToLoad, rows: Sequence[LabelledRow], out: Path, recipe: CompressRecipe, reports: Reports
+    ) -> None:
+        self._out, self._recipe, self._reports = out, recipe, reports
+        model = task_networks.served(wanted)
+        self.revision = model.revision
+        self._corpus = Corpus(model, rows)
+        self._teacher = task_networks.load(model)
+        own = {task: str(folder) for task, folder in task_networks.folders(model).items()}
+        self.variant = Variant(step=ORIGINAL, model=wanted, folders=own, size=_size(self._teacher))
+        self._served_by: Int8 | Export | None = None
+
+    def do(self, number: int, step: Step) -> None:
+        """Run a step. Its result is a variant in a folder of its own."""
+        name = str(type(step).__struct_config__.tag)
+        self._reports.say(f"step {number} of {len(self._recipe.steps)}: {name}")
+        folder = self._out / f"{number}-{name}"
+        if isinstance(step, Int8 | Export):
+            self._served_by = step
+            found = {task: folder / task for task in self.variant.folders}
+            for task, before in self.variant.folders.items():
+                shutil.copytree(before, found[task], copy_function=_link, ignore=shutil.ignore_patterns("network*"))
+            size = self.variant.size
+        else:
+            networks = self._trained(step)
+            found = networks.save({task: Path(own) for task, own in self.variant.folders.items()}, folder)
+            size = _size(networks)
+        backend = self._written(_placed(self.variant.model, found, REFERENCE))
+        model = _placed(self.variant.model, found, backend)
+        folders = {task: str(own) for task, own in found.items()}
+        self.variant = Variant(step=folder.name, model=model, folders=folders, size=size)
+
+    def _trained(self, step: Prune | Distill | Adapt) -> TaskNetworks:
+        networks = task_networks.load(
+            task_networks.served(msgspec.structs.replace(self.variant.model, backend=REFERENCE))
+        )
+        if isinstance(step, Adapt):
+            return self._rounded(networks, step)
+        now = Size.of(networks.backbone.config)
+        wanted = _wanted(step, now, Size.of(self._teacher.backbone.config))
+        if wanted != now:
+            smaller_networks.check(networks.backbone.config, wanted)
+            networks = smaller_networks.cut(networks, importance.least_missed(networks, self._corpus, wanted))
+        settings = {name: getattr(step, name) for name in ("temperature", "features", "labels") if hasattr(step, name)}
+        self._teach(networks, Teaching(epochs=step.epochs, rate=step.rate, seed=self._recipe.seed, **settings))
+        return networks
+
+    def _rounded(self, networks: TaskNetworks, step: Adapt) -> TaskNetworks:
+        from workers.training.compressing import rounding
+
+        rounding.begin(networks)
+        self._teach(networks, Teaching(epochs=step.epochs, rate=step.rate, seed=self._recipe.seed))
+        rounding.end(networks)
+        return networks
+
+    def _teach(self, networks: TaskNetworks, settings: Teaching) -> None:
+        if settings.epochs:
+            teach(networks, self._teacher, self._corpus, settings, self._reports.watch)
+
+    def _written(self, model: ModelToLoad) -> Backend:
+        """Write the network's file that the last `int8` or `export` asked for, and return the backend that reads it."""
+        match self._served_by:
+            case Int8(mode="static", backend=backend):
+                network_files.write_static(model, self._corpus)
+                return Backend(backend, "int8")
+            case Int8(backend=backend):
+                network_files.write(model, found := Backend(backend, "int8"))
+                return found
+            case Export(backend=backend, precision=precision):
+                network_files.write(model, found := Backend(backend, precision))
+                return found
+        return self.variant.model.backend
+
+
+def _size(networks: TaskNetworks) -> str:
+    config = networks.backbone.config
+    return str(Size.of(config)) if config.model_type in smaller_networks.LAYOUTS else ""
+
+
+def _wanted(step: Prune | Distill, now: Size, original: Size) -> Size:
+    """Return the size that a step asks for. A step that names none halves the layers, unless they are fewer already."""
+    names = ("layers", "heads", "inner", "width")
+    given = {name: own for name in names if (own := getattr(step, name)) is not None}
+    if not given and now == original:
+        given = {"layers": max(1, now.layers // 2)}
+    return Size(**{name: given.get(name, getattr(now, name)) for name in names})
+
+
+def _placed(model: ModelToLoad, folders: Mapping[str, Path], backend: Backend) -> ModelToLoad:
+    """Return a model with other folders: the first task's is the model's own."""
+    first, *others = folders
+    options = {name: value for name, value in model.options.items() if name != "heads"}
+    if others:
+        options["heads"] = {task: str(folders[task]) for task in others}
+    return msgspec.structs.replace(model, folder=str(folders[first]), options=options, backend=backend)
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file another name; where the file system cannot, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write(out: Path, variants: Mapping[str, Variant], chosen: str, card: CompressionCard) -> None:
+    """Keep the folder of the chosen variant, and write its settings last: they mark the output as complete."""
+    for name in variants.keys() - {chosen, ORIGINAL}:
+        shutil.rmtree(out / name)
+    (out / CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")
+    with atomically(out / SETTINGS) as part:
+        part.write_text(_settings(variants[chosen].model, out), encoding="utf-8")
+
+
+def _settings(model: ModelToLoad, out: Path) -> str:
+    """Return the fleet.toml of a model below `out`, with paths that count from it."""
+
+    def relative(path: str) -> str:
+        return str(Path(path).relative_to(out))
+
+    options = dict(model.options)
+    if "heads" in options:
+        options["heads"] = {task: relative(path) for task, path in options["heads"].items()}
+    lines = [f"[models.{model.name}]"]
+    lines += [f"class = {json.dumps(model.class_)}"] if model.class_ != _CHECKPOINT else []
+    lines += [f"source = {{ path = {json.dumps(relative(model.folder))} }}"]
+    if not model.backend.is_reference:
+        lines += [f'backend = "{model.backend.name}"', f'precision = "{model.backend.precision}"']
+    lines += (
+        ["", f"[models.{model.name}.options]", *(f"{name} = {_toml(own)}" for name, own in options.items())]
+        if options
+        else []
+    )
+    lines += [
+        "",
+        f"[models.{model.name}.tasks]",
+        *(f"{json.dumps(task)} = {json.dumps(kind)}" for task, (kind, _) in model.tasks.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(name)} = {_toml(own)}" for name, own in value.items()) + " }"
+    return json.dumps(value)

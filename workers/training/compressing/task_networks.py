@@ -1,0 +1,121 @@
+"""The networks of a text model for training: a head of transformers for each task, all on one backbone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from producers.wire.errors import ConfigurationError
+from workers.device.device_process import ModelToLoad
+from workers.models.huggingface.checkpoint import loading
+from workers.models.huggingface.network_calls import accepted, call
+from workers.models.huggingface.text.encoder import EncoderModel
+
+#: The kinds whose networks are compressed: their outputs have logits that a student can be taught.
+KINDS = ("text-classification", "token-classification", "question-answering", "zero-shot-classification")
+
+#: Files of a folder that belong to its weights. A folder with other weights gets its own.
+_WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "network-*", "network.*")
+
+
+class TaskNetworks(nn.Module):
+    """A head for each task and the backbone that they share. A pass runs the backbone once, then every head."""
+
+    def __init__(self, heads: Mapping[str, Any]) -> None:
+        super().__init__()
+        backbones = [head.base_model for head in heads.values()]
+        self.backbone: Any = max(backbones, key=lambda backbone: len(backbone.state_dict()))
+        self._computed = _Computed()
+        for head in heads.values():
+            setattr(head, head.base_model_prefix, self._computed)
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], tuple[torch.Tensor, ...]]:
+        """Return each task's output, and the hidden states from the embeddings up."""
+        known = {name: tensor for name, tensor in inputs.items() if name in accepted(self.backbone)}
+        self._computed.output = found = self.backbone(**known, output_hidden_states=True)
+        return {task: call(head, inputs) for task, head in self.heads.items()}, found.hidden_states
+
+    @contextmanager
+    def whole(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the tasks' networks with the backbone inside each."""
+        for head in self.heads.values():
+            setattr(head, head.base_model_prefix, self.backbone)
+        try:
+            yield dict(self.heads.items())
+        finally:
+            for head in self.heads.values():
+                setattr(head, head.base_model_prefix, self._computed)
+
+    def save(self, like: Mapping[str, Path], out: Path) -> dict[str, Path]:
+        """Write a folder for each task below `out`, with the tokenizer and the settings of the folder in `like`."""
+        found = {}
+        with self.whole() as heads:
+            for task, head in heads.items():
+                found[task] = out / task
+                shutil.copytree(like[task], found[task], ignore=shutil.ignore_patterns(*_WEIGHTS), dirs_exist_ok=True)
+                head.save_pretrained(found[task])
+                (found[task] / "model.safetensors").chmod(0o644)  # safetensors writes files that only the owner reads
+        return found
+
+
+class _Computed(nn.Module):
+    """Takes the backbone's place in a head: returns the output that the backbone has computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output: Any = None
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return self.output
+
+
+def served(wanted: ModelToLoad) -> EncoderModel:
+    """Return the parent's side of a model.
+
+    Raises ConfigurationError unless it is a text model that can be compressed.
+    """
+    model = wanted.build()
+    where = f"models.{wanted.name}"
+    if not isinstance(model, EncoderModel):
+        problem = f"{type(model).__name__} is not compressed; only text encoders in transformers' format are"
+        raise ConfigurationError(f"{where}: {problem}")
+    for name, task in model.spec.tasks.items():
+        if task.kind.name not in KINDS:
+            remedy = f"leave it out; known: {', '.join(KINDS)}"
+            raise ConfigurationError(f"{where}.tasks.{name}: {task.kind.name} is not compressed; {remedy}")
+    if model.adapters:
+        remedy = "merge them into folders of their own first (peft's merge_and_unload)"
+        raise ConfigurationError(f"{where}.options.adapters: adapters are not compressed; {remedy}")
+    _ = model.revision  # the checks of a worker's start
+    return model
+
+
+def folders(model: EncoderModel) -> dict[str, Path]:
+    """Return each task's folder."""
+    return {task: head.checkpoint.folder for task, head in model.heads.items()}
+
+
+def load(model: EncoderModel) -> TaskNetworks:
+    """Return the networks of a served model, in fp32 on the CPU, in evaluation mode."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    heads = {}
+    for task, head in model.heads.items():
+        with loading(head.checkpoint.folder, f"models.{model.spec.name}"):
+            heads[task] = getattr(transformers, head.auto).from_pretrained(
+                head.checkpoint.folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+            )
+    return TaskNetworks(heads).eval()
