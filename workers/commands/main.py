@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from producers.wire.command_line import FAILED, console, log_to_stderr, say, visible
-from workers.commands import flight_recorder, models
+from workers.commands import compress, flight_recorder, models
 from workers.commands.shared_options import FLEET_FILE
 
 #: A port that a server can be told to use.
@@ -212,4 +212,13 @@ def doctor(config: Path | None) -> None:
         sys.exit(1)
 
 
-COMMANDS: list[click.Command] = [up, worker, migrate, models.models, tune, doctor, *flight_recorder.COMMANDS]
+COMMANDS: list[click.Command] = [
+    up,
+    worker,
+    migrate,
+    models.models,
+    tune,
+    compress.compress,
+    doctor,
+    *flight_recorder.COMMANDS,
+]

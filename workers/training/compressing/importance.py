@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.training.compressing.lessons import NO_LABEL, Corpus, Lessons, logits, unlike
+from workers.training.compressing.lessons import Lessons, TokenizedRows, surprise, unlike
 from workers.training.compressing.smaller_networks import Kept, Layout, Size, layout_of
 from workers.training.compressing.task_networks import TaskNetworks
 
@@ -22,16 +22,16 @@ from workers.training.compressing.task_networks import TaskNetworks
 FOR_LAYERS, FOR_PARTS = 64, 256
 
 
-def least_missed(networks: TaskNetworks, corpus: Corpus, wanted: Size) -> Kept:
+def least_missed(networks: TaskNetworks, rows: TokenizedRows, wanted: Size) -> Kept:
     """Return the parts to keep of a network for a wanted size."""
     size = Size.of(networks.backbone.config)
     kept = Kept.all_of(size)
-    layers = _layers(networks, corpus, wanted.layers) if wanted.layers < size.layers else list(kept.layers)
+    layers = _layers(networks, rows, wanted.layers) if wanted.layers < size.layers else list(kept.layers)
     if (wanted.heads, wanted.inner, wanted.width) == (size.heads, size.inner, size.width):
         return Kept(layers=layers, heads=kept.heads[: len(layers)], inner=kept.inner[: len(layers)], width=kept.width)
     scores = _Scores(networks, size)
     with _only(networks, layers):
-        scores.measure(corpus)
+        scores.measure(rows)
     return Kept(
         layers=layers,
         heads=[_best(scores.heads[layer], wanted.heads) for layer in layers],
@@ -64,9 +64,9 @@ def _only(networks: TaskNetworks, layers: Sequence[int]) -> Iterator[None]:
         setattr(stack, name, every)
 
 
-def _layers(networks: TaskNetworks, corpus: Corpus, count: int) -> list[int]:
+def _layers(networks: TaskNetworks, rows: TokenizedRows, count: int) -> list[int]:
     """Return the `count` layers without whose fellows the answers change least, found greedily."""
-    lessons = corpus.some(FOR_LAYERS)
+    lessons = rows.some(FOR_LAYERS)
     with torch.inference_mode():
         expected = [networks(own.inputs)[0] for own in lessons]
         kept = list(range(Size.of(networks.backbone.config).layers))
@@ -74,21 +74,21 @@ def _layers(networks: TaskNetworks, corpus: Corpus, count: int) -> list[int]:
             lost = {}
             for layer in kept:
                 with _only(networks, [other for other in kept if other != layer]):
-                    lost[layer] = _lost(networks, corpus, lessons, expected)
+                    lost[layer] = _lost(networks, rows, lessons, expected)
             kept.remove(min(kept, key=lambda layer: lost[layer]))
     return kept
 
 
 def _lost(
-    networks: TaskNetworks, corpus: Corpus, lessons: Sequence[Lessons], expected: Sequence[Mapping[str, Any]]
+    networks: TaskNetworks,
+    rows: TokenizedRows,
+    lessons: Sequence[Lessons],
+    expected: Sequence[Mapping[str, torch.Tensor]],
 ) -> float:
     total = 0.0
     for own, before in zip(lessons, expected, strict=True):
         now, _ = networks(own.inputs)
-        total += sum(
-            float(unlike(now[task], before[task], own, task, function, 1.0))
-            for task, function in corpus.functions.items()
-        )
+        total += sum(float(unlike(now[task], before[task], own, task, form, 1.0)) for task, form in rows.forms.items())
     return total
 
 
@@ -101,15 +101,17 @@ class _Scores:
         self.inner = torch.zeros(size.layers, size.inner)
         self.width = torch.zeros(size.width)
 
-    def measure(self, corpus: Corpus) -> None:
+    def measure(self, rows: TokenizedRows) -> None:
         layout = layout_of(self._networks.backbone.config)
         with ExitStack() as hooks:
             for number, layer in enumerate(getattr(_stack(self._networks), _name(self._networks))):
                 self._watch(hooks, layer, number, layout)
-            for lessons in corpus.some(FOR_PARTS):
+            for lessons in rows.some(FOR_PARTS):
                 self._networks.zero_grad(set_to_none=True)
                 found, _ = self._networks(lessons.inputs)
-                loss = torch.stack([_surprise(found[task], lessons, task) for task in corpus.functions]).sum()
+                loss = torch.stack(
+                    [surprise(found[task], lessons, task, form) for task, form in rows.forms.items()]
+                ).sum()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._add_width()
         self._networks.zero_grad(set_to_none=True)
@@ -136,23 +138,3 @@ class _Scores:
                 for own in (module.weight, module.bias):
                     if own.grad is not None:
                         self.width += (own.detach() * own.grad).abs()
-
-
-def _surprise(output: Any, lessons: Lessons, task: str) -> torch.Tensor:
-    """Return the cross-entropy of a task's sequences with their labels, or with the network's own best answers."""
-    rows = lessons.belongs[task]
-    if not rows.any():
-        return torch.zeros(())
-    parts = []
-    for own in logits(output):
-        if own.shape[-1] == 1:
-            parts.append(own[rows].square().mean())
-            continue
-        labels = own.detach().argmax(-1)
-        if own.ndim == 2 and len(own) == len(lessons.labels[task]):
-            known = lessons.labels[task]
-            labels = torch.where(known == NO_LABEL, labels, known)
-        chosen = own[rows][lessons.mask[rows]] if own.ndim == 3 else own[rows]
-        wanted = labels[rows][lessons.mask[rows]] if own.ndim == 3 else labels[rows]
-        parts.append(nn.functional.cross_entropy(chosen, wanted))
-    return torch.stack(parts).sum()

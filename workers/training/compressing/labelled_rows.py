@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError
 from producers.wire.messages import QuestionInput, decode, decode_bytes
 from results_store.records import ResultState
@@ -32,7 +31,7 @@ class LabelledRow:
         return str(answer[0].get("label", "")) if isinstance(answer, list) and answer else ""
 
 
-def from_file(path: Path, tasks: Mapping[str, Task]) -> list[LabelledRow]:
+def from_file(path: Path, tasks: Collection[str]) -> list[LabelledRow]:
     """Return the rows of a CSV or JSONL file: its column ``text`` (or ``question`` and ``context``), and a column of
     labels for each task that has one.
 
@@ -81,7 +80,7 @@ def _answer(label: Any, where: str) -> Any:
     raise ConfigurationError(f"{where}: is neither a label, labels, a number nor spans with `start` and `end`")
 
 
-def of_job(store: Store, job: str, tasks: Mapping[str, Task]) -> list[LabelledRow]:
+def of_job(store: Store, job: str, tasks: Collection[str]) -> list[LabelledRow]:
     """Return the inputs of a stored job with the fleet's answers to them as labels.
 
     Raises UnknownJob, or ConfigurationError if the job has no texts with answers of these tasks.

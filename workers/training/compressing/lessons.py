@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from workers.models.huggingface.text.answers import QuestionAnswering
 from workers.models.huggingface.text.encoder import EncoderModel
 from workers.models.huggingface.text.label_heads import Classification
+from workers.models.huggingface.text_head import TextHead
 from workers.models.huggingface.token_sequences import Batch
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface.sample_inputs import usual_params
@@ -26,6 +27,17 @@ NO_LABEL = -100
 
 #: The logit of a place without a token.
 _NOWHERE = -1e4
+
+
+#: The form of scores that choose a place in the text for each end of an answer.
+PLACES = "places"
+
+
+def form_of(head: TextHead) -> str:
+    """Return the form of a head's raw scores: PLACES, or the function that turns them into scores."""
+    if isinstance(head, QuestionAnswering):
+        return PLACES
+    return head.function if isinstance(head, Classification) else "softmax"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +54,7 @@ class Lessons:
         return self.inputs["attention_mask"].bool()
 
 
-class Corpus:
+class TokenizedRows:
     """The distinct token sequences of rows, as the served model reads them."""
 
     def __init__(self, model: EncoderModel, rows: Sequence[LabelledRow]) -> None:
@@ -52,10 +64,8 @@ class Corpus:
         self._batch = Batch(model.collate(prepared), model.checkpoint.pad_id)
         typed = Tokenizing(model.checkpoint).check() and model.checkpoint.config.get("type_vocab_size", 2) > 1
         self._names = {"input_ids": "ids", "attention_mask": "mask"} | ({"token_type_ids": "types"} if typed else {})
-        #: The function of each task from logits to scores.
-        self.functions = {
-            task: head.function if isinstance(head, Classification) else "softmax" for task, head in model.heads.items()
-        }
+        #: The form of each task's raw scores.
+        self.forms = {task: form_of(head) for task, head in model.heads.items()}
         count = len(self._batch.sequences)
         self._belongs = {task: np.zeros(count, dtype=np.bool_) for task in tasks}
         self._labels = {task: np.full(count, NO_LABEL) for task in tasks}
@@ -63,7 +73,7 @@ class Corpus:
             numbers = {name: number for number, name in enumerate(head.checkpoint.labels)}
             for row, places in zip(rows, self._batch.of(task, np.arange(len(rows))), strict=True):
                 self._belongs[task][places] = True
-                if isinstance(head, Classification) and self.functions[task] == "softmax":
+                if isinstance(head, Classification) and self.forms[task] == "softmax":
                     self._labels[task][places] = numbers.get(row.best_label(task), NO_LABEL)
 
     def __len__(self) -> int:
@@ -95,45 +105,52 @@ class Corpus:
         )
 
 
-def logits(output: Any) -> list[torch.Tensor]:
-    """Return the logits of a head's output: of labels, or of an answer's first and last token."""
-    return [output[name] for name in ("logits", "start_logits", "end_logits") if name in output]
+def unlike(
+    found: torch.Tensor, expected: torch.Tensor, lessons: Lessons, task: str, form: str, temperature: float
+) -> torch.Tensor:
+    """Return how much a student's raw scores differ from its teacher's on a task's sequences, as a mean.
 
-
-def unlike(student: Any, teacher: Any, lessons: Lessons, task: str, function: str, temperature: float) -> torch.Tensor:
-    """Return how much a student's output differs from its teacher's on a task's sequences, as a mean over them.
-
-    `function` turns logits into scores. Classes are compared by the Kullback-Leibler divergence of the softened
+    `form` is that of the scores (`form_of`). Classes are compared by the Kullback-Leibler divergence of the softened
     probabilities (Hinton, Vinyals and Dean, 2015), times the square of the temperature; independent labels by their
-    cross-entropy; numbers by the squared error.
+    cross-entropy; numbers by the squared error, as a share of their variance.
     """
     rows = lessons.belongs[task]
     if not rows.any():
         return torch.zeros(())
-    mask = lessons.mask[rows]
-    parts = []
-    for own, other in zip(logits(student), logits(teacher), strict=True):
-        mine, theirs = own[rows], other[rows]
-        if mine.ndim == 3:  # labels of tokens
-            mine, theirs = mine[mask], theirs[mask]
-        elif "start_logits" in student:  # places in the text
-            mine, theirs = mine.masked_fill(~mask, _NOWHERE), theirs.masked_fill(~mask, _NOWHERE)
-        parts.append(_distance(mine, theirs, function, temperature))
-    return torch.stack(parts).mean()
-
-
-def _distance(own: torch.Tensor, other: torch.Tensor, function: str, temperature: float) -> torch.Tensor:
-    if function == "none":
-        return functional.mse_loss(own, other)
-    if function == "sigmoid":
+    own, other = _rows(found[rows], lessons.mask[rows], form), _rows(expected[rows], lessons.mask[rows], form)
+    if form == "none":
+        return functional.mse_loss(own, other) / (other.var(correction=0) + 1e-6)
+    if form == "sigmoid":
         return functional.binary_cross_entropy_with_logits(own, other.sigmoid())
     soft, target = (own / temperature).log_softmax(-1), (other / temperature).log_softmax(-1)
     return functional.kl_div(soft, target, log_target=True, reduction="batchmean") * temperature**2
 
 
-def wrong(output: Any, lessons: Lessons, task: str) -> torch.Tensor:
+def _rows(scores: torch.Tensor, mask: torch.Tensor, form: str) -> torch.Tensor:
+    """Return scores as rows of choices: a row for each token if tokens are labelled, or for each end of an answer."""
+    if form == PLACES:
+        return scores.transpose(1, 2).masked_fill(~mask.unsqueeze(1), _NOWHERE).flatten(0, 1)
+    return scores[mask] if scores.ndim == 3 else scores
+
+
+def surprise(scores: torch.Tensor, lessons: Lessons, task: str, form: str) -> torch.Tensor:
+    """Return the mean cross-entropy of a task's sequences with their labels, or with the network's own best answers."""
+    rows = lessons.belongs[task]
+    if not rows.any():
+        return torch.zeros(())
+    own = _rows(scores[rows], lessons.mask[rows], form)
+    if form == "none":
+        return own.square().mean()
+    wanted = own.detach().argmax(-1)
+    if form == "softmax" and scores.ndim == 2:
+        labels = lessons.labels[task][rows]
+        wanted = torch.where(labels == NO_LABEL, wanted, labels)
+    return functional.cross_entropy(own, wanted)
+
+
+def wrong(scores: torch.Tensor, lessons: Lessons, task: str) -> torch.Tensor:
     """Return the mean cross-entropy of a classification's labelled sequences; 0 without any."""
     labels = lessons.labels[task]
     if not (labels != NO_LABEL).any():
         return torch.zeros(())
-    return functional.cross_entropy(logits(output)[0], labels, ignore_index=NO_LABEL)
+    return functional.cross_entropy(scores, labels, ignore_index=NO_LABEL)

@@ -18,7 +18,7 @@ from workers.models.backends.choice import Backend
 from workers.models.backends.compiled_network import NETWORK
 from workers.models.huggingface.text.encoder import EncoderModel
 from workers.training.compressing import task_networks
-from workers.training.compressing.lessons import Corpus
+from workers.training.compressing.lessons import TokenizedRows
 
 if TYPE_CHECKING:
     from workers.models.huggingface.exported import Inputs
@@ -40,8 +40,8 @@ def write(wanted: ModelToLoad, backend: Backend) -> None:
     _Written(model.spec).load("cpu")
 
 
-def write_static(wanted: ModelToLoad, corpus: Corpus) -> None:
-    """Write an int8 network with the ranges of its activations on some sequences of the corpus."""
+def write_static(wanted: ModelToLoad, rows: TokenizedRows) -> None:
+    """Write an int8 network with the ranges of its activations on some sequences of the rows."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -55,7 +55,7 @@ def write_static(wanted: ModelToLoad, corpus: Corpus) -> None:
             quantize_static(
                 simplified,
                 made,
-                _Ranges([_named(own.inputs) for own in corpus.some(FOR_RANGES)]),
+                _Ranges([_named(own.inputs) for own in rows.some(FOR_RANGES)]),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["MatMul", "Gemm"],
                 per_channel=True,

@@ -124,7 +124,7 @@ def cut(networks: TaskNetworks, kept: Kept) -> TaskNetworks:
     """Return smaller networks that have the kept weights. The given ones stay as they are."""
     with networks.whole() as heads:
         smaller = {task: _cut(head, kept) for task, head in heads.items()}
-    return TaskNetworks(smaller).eval()
+    return TaskNetworks(networks.readers, smaller).eval()
 
 
 def _cut(network: Any, kept: Kept) -> Any:

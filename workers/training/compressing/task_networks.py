@@ -16,6 +16,7 @@ from workers.device.device_process import ModelToLoad
 from workers.models.huggingface.checkpoint import loading
 from workers.models.huggingface.network_calls import accepted, call
 from workers.models.huggingface.text.encoder import EncoderModel
+from workers.models.huggingface.text_head import TextHead
 
 #: The kinds whose networks are compressed: their outputs have logits that a student can be taught.
 KINDS = ("text-classification", "token-classification", "question-answering", "zero-shot-classification")
@@ -25,41 +26,47 @@ _WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch
 
 
 class TaskNetworks(nn.Module):
-    """A head for each task and the backbone that they share. A pass runs the backbone once, then every head."""
+    """The networks of all tasks, and the backbone that they share. A pass runs the backbone once, then every head.
 
-    def __init__(self, heads: Mapping[str, Any]) -> None:
+    `readers` are the heads of the served model, which turn outputs into scores.
+    """
+
+    def __init__(self, readers: Mapping[str, TextHead], networks: Mapping[str, Any]) -> None:
         super().__init__()
-        backbones = [head.base_model for head in heads.values()]
+        backbones = [network.base_model for network in networks.values()]
         self.backbone: Any = max(backbones, key=lambda backbone: len(backbone.state_dict()))
+        self.readers = readers
         self._computed = _Computed()
-        for head in heads.values():
-            setattr(head, head.base_model_prefix, self._computed)
-        self.heads = nn.ModuleDict(heads)
+        self.heads = nn.ModuleDict(networks)
+        self._put(self._computed)
 
-    def forward(self, inputs: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], tuple[torch.Tensor, ...]]:
-        """Return each task's output, and the hidden states from the embeddings up."""
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
+        """Return each task's raw scores, and the hidden states from the embeddings up."""
         known = {name: tensor for name, tensor in inputs.items() if name in accepted(self.backbone)}
         self._computed.output = found = self.backbone(**known, output_hidden_states=True)
-        return {task: call(head, inputs) for task, head in self.heads.items()}, found.hidden_states
+        outputs = {task: call(head, inputs) for task, head in self.heads.items()}
+        return {task: self.readers[task].compute(own, inputs) for task, own in outputs.items()}, found.hidden_states
 
     @contextmanager
     def whole(self) -> Iterator[Mapping[str, Any]]:
         """Yield the tasks' networks with the backbone inside each."""
-        for head in self.heads.values():
-            setattr(head, head.base_model_prefix, self.backbone)
+        self._put(self.backbone)
         try:
             yield dict(self.heads.items())
         finally:
-            for head in self.heads.values():
-                setattr(head, head.base_model_prefix, self._computed)
+            self._put(self._computed)
 
-    def save(self, like: Mapping[str, Path], out: Path) -> dict[str, Path]:
-        """Write a folder for each task below `out`, with the tokenizer and the settings of the folder in `like`."""
+    def _put(self, module: nn.Module) -> None:
+        for head in self.heads.values():
+            setattr(head, head.base_model_prefix, module)
+
+    def save(self, out: Path) -> dict[str, Path]:
+        """Write a folder for each task below `out`, with the tokenizer and the settings of the task's folder."""
         found = {}
         with self.whole() as heads:
             for task, head in heads.items():
-                found[task] = out / task
-                shutil.copytree(like[task], found[task], ignore=shutil.ignore_patterns(*_WEIGHTS), dirs_exist_ok=True)
+                found[task], before = out / task, self.readers[task].checkpoint.folder
+                shutil.copytree(before, found[task], ignore=shutil.ignore_patterns(*_WEIGHTS), dirs_exist_ok=True)
                 head.save_pretrained(found[task])
                 (found[task] / "model.safetensors").chmod(0o644)  # safetensors writes files that only the owner reads
         return found
@@ -118,4 +125,4 @@ def load(model: EncoderModel) -> TaskNetworks:
                 trust_remote_code=False,
                 dtype=torch.float32,
             )
-    return TaskNetworks(heads).eval()
+    return TaskNetworks(model.heads, heads).eval()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from workers.training.compressing.lessons import Corpus, Lessons, unlike, wrong
+from workers.training.compressing.lessons import Lessons, TokenizedRows, unlike, wrong
 from workers.training.compressing.task_networks import TaskNetworks
 
 #: Called after each step with its number, the number of all steps, and the loss.
@@ -39,7 +39,7 @@ class Teaching:
 
 
 def teach(
-    student: TaskNetworks, teacher: TaskNetworks, corpus: Corpus, settings: Teaching, watch: Watch | None = None
+    student: TaskNetworks, teacher: TaskNetworks, rows: TokenizedRows, settings: Teaching, watch: Watch | None = None
 ) -> float:
     """Train a student; return the seconds that this took. The teacher's weights stay as they are."""
     began = time.perf_counter()
@@ -47,13 +47,13 @@ def teach(
     features = _Features(student, teacher)
     trained = [*student.parameters(), *features.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.01)
-    steps = max(1, math.ceil(settings.epochs * math.ceil(len(corpus) / settings.rows)))
+    steps = max(1, math.ceil(settings.epochs * math.ceil(len(rows) / settings.rows)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     student.train()
     step = 0
     while step < steps:
-        for lessons in corpus.batches(settings.rows, settings.seed + step):
-            loss = _loss(student, teacher, features, corpus, lessons, settings)
+        for lessons in rows.batches(settings.rows, settings.seed + step):
+            loss = _loss(student, teacher, features, rows, lessons, settings)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -78,7 +78,7 @@ def _loss(
     student: TaskNetworks,
     teacher: TaskNetworks,
     features: _Features,
-    corpus: Corpus,
+    rows: TokenizedRows,
     lessons: Lessons,
     settings: Teaching,
 ) -> torch.Tensor:
@@ -86,8 +86,8 @@ def _loss(
         expected, their_states = teacher(lessons.inputs)
     found, states = student(lessons.inputs)
     loss = settings.features * features(states, their_states, lessons.mask)
-    for task, function in corpus.functions.items():
-        loss = loss + unlike(found[task], expected[task], lessons, task, function, settings.temperature)
+    for task, form in rows.forms.items():
+        loss = loss + unlike(found[task], expected[task], lessons, task, form, settings.temperature)
         loss = loss + settings.labels * wrong(found[task], lessons, task)
     return loss
 

@@ -20,7 +20,7 @@ from workers.models.backends.choice import REFERENCE, Backend
 from workers.training.compressing import importance, network_files, smaller_networks, task_networks
 from workers.training.compressing.compress_recipe import Adapt, CompressRecipe, Distill, Export, Int8, Prune, Step
 from workers.training.compressing.labelled_rows import LabelledRow, split
-from workers.training.compressing.lessons import Corpus
+from workers.training.compressing.lessons import TokenizedRows
 from workers.training.compressing.measured_variants import Figures, Measurement, Variant
 from workers.training.compressing.smaller_networks import Size
 from workers.training.compressing.task_networks import TaskNetworks
@@ -124,7 +124,7 @@ class _Work:
         self._out, self._recipe, self._reports = out, recipe, reports
         model = task_networks.served(wanted)
         self.revision = model.revision
-        self._corpus = Corpus(model, rows)
+        self._rows = TokenizedRows(model, rows)
         self._teacher = task_networks.load(model)
         own = {task: str(folder) for task, folder in task_networks.folders(model).items()}
         self.variant = Variant(step=ORIGINAL, model=wanted, folders=own, size=_size(self._teacher))
@@ -143,7 +143,7 @@ class _Work:
             size = self.variant.size
         else:
             networks = self._trained(step)
-            found = networks.save({task: Path(own) for task, own in self.variant.folders.items()}, folder)
+            found = networks.save(folder)
             size = _size(networks)
         backend = self._written(_placed(self.variant.model, found, REFERENCE))
         model = _placed(self.variant.model, found, backend)
@@ -160,7 +160,7 @@ class _Work:
         wanted = _wanted(step, now, Size.of(self._teacher.backbone.config))
         if wanted != now:
             smaller_networks.check(networks.backbone.config, wanted)
-            networks = smaller_networks.cut(networks, importance.least_missed(networks, self._corpus, wanted))
+            networks = smaller_networks.cut(networks, importance.least_missed(networks, self._rows, wanted))
         settings = {name: getattr(step, name) for name in ("temperature", "features", "labels") if hasattr(step, name)}
         self._teach(networks, Teaching(epochs=step.epochs, rate=step.rate, seed=self._recipe.seed, **settings))
         return networks
@@ -175,13 +175,13 @@ class _Work:
 
     def _teach(self, networks: TaskNetworks, settings: Teaching) -> None:
         if settings.epochs:
-            teach(networks, self._teacher, self._corpus, settings, self._reports.watch)
+            teach(networks, self._teacher, self._rows, settings, self._reports.watch)
 
     def _written(self, model: ModelToLoad) -> Backend:
         """Write the network's file that the last `int8` or `export` asked for, and return the backend that reads it."""
         match self._served_by:
             case Int8(mode="static", backend=backend):
-                network_files.write_static(model, self._corpus)
+                network_files.write_static(model, self._rows)
                 return Backend(backend, "int8")
             case Int8(backend=backend):
                 network_files.write(model, found := Backend(backend, "int8"))
