@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from workers.device.device_process import ModelToLoad
     from workers.settings import Settings
+    from workers.training.compressing.answered_rows import AnsweredRow
     from workers.training.compressing.compress_recipe import CompressRecipe
-    from workers.training.compressing.labelled_rows import LabelledRow
     from workers.training.compressing.measured_variants import Figures
 
 #: The kind of the task of a folder without fleet.toml, by the ending of its architecture's name.
@@ -95,7 +95,7 @@ def compress(
 def _run(
     wanted: ModelToLoad,
     recipe: CompressRecipe,
-    rows: Sequence[LabelledRow],
+    rows: Sequence[AnsweredRow],
     out: Path,
     accept_loss: bool,
     threads: int,
@@ -183,14 +183,14 @@ def _of_folder(whole: Settings, folder: Path) -> tuple[Settings, str]:
     return msgspec.structs.replace(whole, models={**whole.models, name: own}), name
 
 
-def _rows(whole: Settings, wanted: ModelToLoad, rows: Path | None, job: str | None) -> list[LabelledRow]:
+def _rows(whole: Settings, wanted: ModelToLoad, rows: Path | None, job: str | None) -> list[AnsweredRow]:
     from producers.wire.errors import ConfigurationError
     from results_store.store import Store
-    from workers.training.compressing import labelled_rows
+    from workers.training.compressing import answered_rows
 
     if (rows is None) == (job is None):
         raise ConfigurationError("--rows: name a file of rows, or a stored job by --job")
     if rows is not None:
-        return labelled_rows.from_file(rows, wanted.tasks)
+        return answered_rows.from_file(rows, wanted.tasks)
     with Store(whole.connection.store_url) as store:
-        return labelled_rows.of_job(store, str(job), wanted.tasks)
+        return answered_rows.of_job(store, str(job), wanted.tasks)

@@ -30,13 +30,13 @@ class _Sized(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError("`epochs` must be 0 to 1000, and `rate` 0 to 1")
 
 
-class Prune(_Sized, tag_field="do", tag="prune"):
+class Prune(_Sized, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="do", tag="prune"):
     """Cut the parts that matter least, then train a little. Without sizes, half of the layers go."""
 
     epochs: float = 1.0
 
 
-class Distill(_Sized, tag_field="do", tag="distill"):
+class Distill(_Sized, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="do", tag="distill"):
     """Train with the teacher's logits and hidden states; with sizes, a student that is first cut to them.
 
     `features` weighs the hidden states and `labels` the rows' labels against the teacher's answers.

@@ -18,8 +18,8 @@ from producers.wire.errors import ConfigurationError
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.training.compressing import importance, network_files, smaller_networks, task_networks
+from workers.training.compressing.answered_rows import AnsweredRow, split
 from workers.training.compressing.compress_recipe import Adapt, CompressRecipe, Distill, Export, Int8, Prune, Step
-from workers.training.compressing.labelled_rows import LabelledRow, split
 from workers.training.compressing.lessons import TokenizedRows
 from workers.training.compressing.measured_variants import Figures, Measurement, Variant
 from workers.training.compressing.smaller_networks import Size
@@ -62,7 +62,7 @@ class Reports:
 def compress(
     wanted: ModelToLoad,
     recipe: CompressRecipe,
-    rows: Sequence[LabelledRow],
+    rows: Sequence[AnsweredRow],
     out: Path,
     reports: Reports,
     *,
@@ -77,7 +77,7 @@ def compress(
         raise ConfigurationError(f"{out}: is not empty; name a new folder, so that no model is replaced unseen")
     torch.set_num_threads(threads)
     learnt, judged = split(rows, recipe.held_out)
-    work = _Work(wanted, learnt, out, recipe, reports)
+    work = Work(wanted, learnt, out, recipe, reports)
     with Measurement(judged, threads) as measurement:
         measurement.add(work.variant)
         variants, refused, figures = {ORIGINAL: work.variant}, dict[str, str](), list[Figures]()
@@ -115,11 +115,11 @@ def lost(figures: Sequence[Figures], most: float) -> str:
     return f"{worst} lost {points[worst]:.1f} points" if points[worst] > most else ""
 
 
-class _Work:
+class Work:
     """The steps' state: the variant that the last step left."""
 
     def __init__(
-        self, wanted: ModelToLoad, rows: Sequence[LabelledRow], out: Path, recipe: CompressRecipe, reports: Reports
+        self, wanted: ModelToLoad, rows: Sequence[AnsweredRow], out: Path, recipe: CompressRecipe, reports: Reports
     ) -> None:
         self._out, self._recipe, self._reports = out, recipe, reports
         model = task_networks.served(wanted)
@@ -229,10 +229,10 @@ def _write(out: Path, variants: Mapping[str, Variant], chosen: str, card: Compre
         shutil.rmtree(out / name)
     (out / CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")
     with atomically(out / SETTINGS) as part:
-        part.write_text(_settings(variants[chosen].model, out), encoding="utf-8")
+        part.write_text(settings_of(variants[chosen].model, out), encoding="utf-8")
 
 
-def _settings(model: ModelToLoad, out: Path) -> str:
+def settings_of(model: ModelToLoad, out: Path) -> str:
     """Return the fleet.toml of a model below `out`, with paths that count from it."""
 
     def relative(path: str) -> str:

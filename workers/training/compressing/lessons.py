@@ -17,7 +17,7 @@ from workers.models.huggingface.text_head import TextHead
 from workers.models.huggingface.token_sequences import Batch
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface.sample_inputs import usual_params
-from workers.training.compressing.labelled_rows import LabelledRow
+from workers.training.compressing.answered_rows import AnsweredRow
 from workers.training.training_batches import all_of, by_size
 
 Inputs = dict[str, torch.Tensor]
@@ -57,7 +57,7 @@ class Lessons:
 class TokenizedRows:
     """The distinct token sequences of rows, as the served model reads them."""
 
-    def __init__(self, model: EncoderModel, rows: Sequence[LabelledRow]) -> None:
+    def __init__(self, model: EncoderModel, rows: Sequence[AnsweredRow]) -> None:
         tasks = model.spec.tasks
         params = [{task: usual_params(tasks[task]) for task in tasks}] * len(rows)
         prepared = all_of(model.prepare_many([row.content for row in rows], params))

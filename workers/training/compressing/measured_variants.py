@@ -24,7 +24,7 @@ from workers.models.backends.compiled_network import NETWORK
 from workers.models.interface.model import Model
 from workers.models.interface.sample_inputs import usual_params
 from workers.training.agreement import Trial, answered, compare, run
-from workers.training.compressing.labelled_rows import LabelledRow
+from workers.training.compressing.answered_rows import AnsweredRow
 from workers.training.training_batches import all_of, by_size
 
 #: The padded tokens of a batch.
@@ -63,7 +63,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 class Loaded:
     """A variant that is loaded in a process of its own."""
 
-    def __init__(self, variant: Variant, rows: Sequence[LabelledRow], threads: int) -> None:
+    def __init__(self, variant: Variant, rows: Sequence[AnsweredRow], threads: int) -> None:
         self.variant = variant
         # spawned: this process has run torch's threads
         self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _set_up, (threads,))
@@ -85,7 +85,7 @@ class Loaded:
 class Measurement:
     """The variants measured so far, the original first. `close` ends their processes."""
 
-    def __init__(self, rows: Sequence[LabelledRow], threads: int, turns: int = TURNS) -> None:
+    def __init__(self, rows: Sequence[AnsweredRow], threads: int, turns: int = TURNS) -> None:
         self._rows = rows
         self._threads = threads
         self._turns = turns
@@ -178,7 +178,7 @@ def _set_up(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _load(wanted: ModelToLoad, rows: Sequence[LabelledRow]) -> int:
+def _load(wanted: ModelToLoad, rows: Sequence[AnsweredRow]) -> int:
     """Load the model, prepare the rows, and return the bytes that the loaded model takes.
 
     It is loaded twice, since the first time counts the memory of the libraries too.

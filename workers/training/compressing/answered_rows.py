@@ -19,7 +19,7 @@ LEAST_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledRow:
+class AnsweredRow:
     """An input, and by task the right answer, in the form of the fleet's answers. A task may be missing."""
 
     content: str | QuestionInput
@@ -31,7 +31,7 @@ class LabelledRow:
         return str(answer[0].get("label", "")) if isinstance(answer, list) and answer else ""
 
 
-def from_file(path: Path, tasks: Collection[str]) -> list[LabelledRow]:
+def from_file(path: Path, tasks: Collection[str]) -> list[AnsweredRow]:
     """Return the rows of a CSV or JSONL file: its column ``text`` (or ``question`` and ``context``), and a column of
     labels for each task that has one.
 
@@ -45,7 +45,7 @@ def from_file(path: Path, tasks: Collection[str]) -> list[LabelledRow]:
         if not isinstance(content, str | QuestionInput) or not content:
             raise ConfigurationError(f"{where}: text: is missing or no text; name the column of the inputs `text`")
         labels = {task: record[task] for task in tasks if record.get(task) not in (None, "")}
-        found.append(LabelledRow(content, {task: _answer(label, f"{where}: {task}") for task, label in labels.items()}))
+        found.append(AnsweredRow(content, {task: _answer(label, f"{where}: {task}") for task, label in labels.items()}))
     return _enough(found, str(path))
 
 
@@ -80,7 +80,7 @@ def _answer(label: Any, where: str) -> Any:
     raise ConfigurationError(f"{where}: is neither a label, labels, a number nor spans with `start` and `end`")
 
 
-def of_job(store: Store, job: str, tasks: Collection[str]) -> list[LabelledRow]:
+def of_job(store: Store, job: str, tasks: Collection[str]) -> list[AnsweredRow]:
     """Return the inputs of a stored job with the fleet's answers to them as labels.
 
     Raises UnknownJob, or ConfigurationError if the job has no texts with answers of these tasks.
@@ -100,18 +100,18 @@ def of_job(store: Store, job: str, tasks: Collection[str]) -> list[LabelledRow]:
         for row in page:
             if row.state is ResultState.SUCCEEDED and row.task in tasks and row.output:
                 answers.setdefault(row.seq, {})[row.task] = row.output
-    found = [LabelledRow(inputs[seq], own) for seq, own in answers.items() if seq in inputs]
+    found = [AnsweredRow(inputs[seq], own) for seq, own in answers.items() if seq in inputs]
     return _enough(found, f"job {id_}")
 
 
-def _enough(rows: Sequence[LabelledRow], where: str) -> list[LabelledRow]:
+def _enough(rows: Sequence[AnsweredRow], where: str) -> list[AnsweredRow]:
     if len(rows) < LEAST_ROWS:
         problem = f"has {len(rows)} rows of use, fewer than {LEAST_ROWS}"
         raise ConfigurationError(f"{where}: {problem}; take a file, or a job with kept inputs, that has more")
     return list(rows)
 
 
-def split(rows: Sequence[LabelledRow], held_out: float) -> tuple[list[LabelledRow], list[LabelledRow]]:
+def split(rows: Sequence[AnsweredRow], held_out: float) -> tuple[list[AnsweredRow], list[AnsweredRow]]:
     """Return the rows to learn from, and every n-th as the rows to judge by. Equal inputs stay on one side."""
     every = max(2, round(1 / held_out))
     places = {content: n for n, content in enumerate(dict.fromkeys(row.content for row in rows))}

@@ -1,0 +1,274 @@
+"""`argosy compress` on tiny checkpoints: what is cut, taught and quantised is served, and what cannot be is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from producers.wire.errors import ConfigurationError
+from producers.wire.messages import Envelope, Item, Priority, encode
+from results_store.store import Store
+from tests import tiny_checkpoints as tiny
+from tests.integration import rows as stored
+from tests.integration.conftest import Made
+from tests.serving import Served, assert_alike
+from workers import settings
+from workers.device.device_process import ModelToLoad
+from workers.models.backends.choice import Backend
+from workers.training.compressing import (
+    answered_rows,
+    compress_recipe,
+    compression_run,
+    importance,
+    network_files,
+    smaller_networks,
+    task_networks,
+)
+from workers.training.compressing.answered_rows import AnsweredRow
+from workers.training.compressing.lessons import TokenizedRows
+from workers.training.compressing.measured_variants import Figures, score
+from workers.training.compressing.smaller_networks import Kept, Size
+from workers.training.compressing.teaching import Teaching, teach
+
+TEXTS = [" ".join(tiny.WORDS[n : n + 3 + n % 9]) for n in range(40)]
+ROWS = [AnsweredRow(text) for text in TEXTS]
+SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_labels": 3}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(made: Made) -> Path:
+    return made(tiny.bert, **SIZES)
+
+
+def to_load(folder: Path, kind: str = "text-classification", **options: Any) -> ModelToLoad:
+    return ModelToLoad("workers.models.huggingface:model_for", "own", str(folder), "1", {"topic": (kind, "")}, options)
+
+
+def loaded(folder: Path) -> tuple[task_networks.TaskNetworks, TokenizedRows]:
+    model = task_networks.served(to_load(folder))
+    return task_networks.load(model), TokenizedRows(model, ROWS)
+
+
+def scores(networks: task_networks.TaskNetworks, rows: TokenizedRows) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.cat([networks(lessons.inputs)[0]["topic"] for lessons in rows.some(20)])
+
+
+def test_inner_features_without_effect_are_those_that_are_cut(folder: Path, tmp_path: Path) -> None:
+    """A network in which some features have no effect answers the same without them, also when it is served."""
+    networks, rows = loaded(folder)
+    for layer in networks.backbone.encoder.layer:
+        layer.output.dense.weight.data[:, 10:] = 0
+    wanted = Size(layers=3, heads=4, inner=10, width=32)
+    kept = importance.least_missed(networks, rows, wanted)
+    assert [list(own) for own in kept.inner] == [list(range(10))] * 3
+    smaller = smaller_networks.cut(networks, kept)
+    torch.testing.assert_close(scores(smaller, rows), scores(networks, rows))
+    assert Size.of(smaller.backbone.config) == wanted
+    places = smaller.save(tmp_path / "small"), networks.save(tmp_path / "whole")
+    small, whole = (Served(own["topic"], {"topic": "text-classification"}).load() for own in places)
+    assert_alike(small.ask("topic", TEXTS, top_k=None), whole.ask("topic", TEXTS, top_k=None))
+
+
+def test_layers_without_effect_are_those_that_are_cut(folder: Path) -> None:
+    """Skipping them changes no answer, so they go first."""
+    networks, rows = loaded(folder)
+    middle = networks.backbone.encoder.layer[1]
+    for part in (middle.attention.output.dense, middle.output.dense):
+        part.weight.data.zero_()
+        part.bias.data.zero_()
+    kept = importance.least_missed(networks, rows, Size(layers=2, heads=4, inner=48, width=32))
+    assert list(kept.layers) == [0, 2]
+    torch.testing.assert_close(
+        scores(smaller_networks.cut(networks, kept), rows), scores(networks, rows), atol=1e-4, rtol=0
+    )
+
+
+def test_heads_go_with_their_width(folder: Path) -> None:
+    """Every tensor gets smaller, and keeps the values of its kept places."""
+    networks, rows = loaded(folder)
+    wanted = Size(layers=3, heads=2, inner=48, width=16)
+    smaller_networks.check(networks.backbone.config, wanted)
+    kept = importance.least_missed(networks, rows, wanted)
+    smaller = smaller_networks.cut(networks, kept)
+    assert Size.of(smaller.backbone.config) == wanted
+    rows_ = [head * 8 + place for head in kept.heads[1] for place in range(8)]
+    theirs = networks.backbone.encoder.layer[1].attention.self.query.weight
+    assert torch.equal(
+        smaller.backbone.encoder.layer[1].attention.self.query.weight, theirs[rows_][:, list(kept.width)]
+    )
+
+
+@pytest.mark.parametrize("maker", [tiny.distilbert, tiny.roberta])
+def test_other_architectures_are_cut_too(made: Made, maker: Any) -> None:
+    head = "DistilBertForSequenceClassification" if maker is tiny.distilbert else "RobertaForSequenceClassification"
+    networks, rows = loaded(made(maker, head))
+    size = Size.of(networks.backbone.config)
+    whole = smaller_networks.cut(networks, Kept.all_of(size))
+    torch.testing.assert_close(scores(whole, rows), scores(networks, rows))
+    wanted = Size(layers=1, heads=1, inner=size.inner // 2, width=size.width // size.heads)
+    smaller = smaller_networks.cut(networks, importance.least_missed(networks, rows, wanted))
+    assert scores(smaller, rows).shape == scores(networks, rows).shape
+
+
+def test_a_student_comes_nearer_to_its_teacher(folder: Path) -> None:
+    teacher, rows = loaded(folder)
+    student = smaller_networks.cut(
+        teacher, importance.least_missed(teacher, rows, Size(layers=1, heads=4, inner=48, width=32))
+    )
+    before = (scores(student, rows) - scores(teacher, rows)).square().mean()
+    teach(student, teacher, rows, Teaching(epochs=4, rate=2e-3, rows=8))
+    after = (scores(student, rows) - scores(teacher, rows)).square().mean()
+    assert float(after) < float(before) / 2
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_static_network_is_served_from_its_folder(folder: Path, tmp_path: Path, backend: Any) -> None:
+    """The ranges were measured beforehand, and the folder's file is used in place of the cache."""
+    networks, rows = loaded(folder)
+    own = networks.save(tmp_path)["topic"]
+    network_files.write_static(to_load(own), rows)
+    assert [file.name for file in own.glob("*.onnx")] == ["network-int8.onnx"]
+    int8, torch_ = (
+        Served(own, {"topic": "text-classification"}, one).load() for one in (Backend(backend, "int8"), Backend())
+    )
+    assert_alike(int8.ask("topic", TEXTS, top_k=1), torch_.ask("topic", TEXTS, top_k=1), tolerance=0.05)
+    assert not list((tmp_path / "cache").glob("networks/*.onnx"))
+
+
+def test_openvino_names_the_command_without_such_a_network(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="openvino runs int8 networks that are quantised beforehand: argosy"):
+        Served(folder, {"topic": "text-classification"}, Backend("openvino", "int8")).load()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"heads": 2}, "heads: bert's config has no width of a head, .* ask for heads and width in this .*2 and 16"),
+        ({"layers": 4}, "layers: must be 1 to 3, not 4"),
+        ({"inner": 0}, "inner: must be 1 to 48, not 0"),
+    ],
+)
+def test_a_size_that_cannot_be_is_named(folder: Path, wanted: dict[str, int], message: str) -> None:
+    networks, _ = loaded(folder)
+    size = {"layers": 3, "heads": 4, "inner": 48, "width": 32} | wanted
+    with pytest.raises(ConfigurationError, match=message):
+        smaller_networks.check(networks.backbone.config, Size(**size))
+
+
+def test_a_model_that_cannot_be_compressed_is_named(folder: Path, made: Made) -> None:
+    with pytest.raises(ConfigurationError, match=r"models\.own\.tasks\.topic: feature-extraction is not compressed"):
+        task_networks.served(to_load(made(tiny.bert, "BertModel"), "feature-extraction"))
+    with pytest.raises(ConfigurationError, match=r"models\.own: ImageModel is not compressed; only text encoders"):
+        task_networks.served(to_load(made(tiny.vit), "image-classification"))
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "message"),
+    [
+        (["prune", "shrink"], {}, "--steps: no step 'shrink'; the steps are prune, distill, qat, int8, export"),
+        (["int8"], {"backend": "openvino"}, '`backend` "openvino" runs int8 of the mode "static" only'),
+        (["prune"], {"epochs": -1.0}, "`epochs` must be 0 to 1000"),
+    ],
+)
+def test_a_wrong_recipe_is_named(names: list[str], given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        compress_recipe.from_names(names, given)
+
+
+def test_a_recipe_in_a_file_has_settings_for_each_step(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('most_lost = 2\n[[steps]]\ndo = "prune"\nlayers = 3\n[[steps]]\ndo = "int8"\nmode = "static"\n')
+    recipe = compress_recipe.from_file(file)
+    assert recipe.steps == (compress_recipe.Prune(layers=3), compress_recipe.Int8(mode="static"))
+    file.write_text('[[steps]]\ndo = "prune"\nlayer = 3\n')
+    with pytest.raises(ConfigurationError, match=r"recipe\.toml: .*unknown field `layer` - at `\$\.steps\[0\]`"):
+        compress_recipe.from_file(file)
+
+
+def figures(step: str, **metrics: float) -> Figures:
+    sizes = {"disk_mb": 1.0, "memory_mb": 1.0, "items_per_s": 1.0, "slowest": 1.0, "fastest": 1.0}
+    return Figures(step=step, backend="torch-fp32", size="", metrics=metrics, **sizes)
+
+
+def test_a_step_is_left_out_for_its_worst_task() -> None:
+    before, after = figures("original", mood=0.9, topic=0.9), figures("1-prune", mood=0.95, topic=0.885)
+    assert compression_run.lost([before, after], 1.0) == "topic lost 1.5 points"
+    assert compression_run.lost([before, after], 2.0) == ""
+
+
+def test_rows_come_from_a_file_and_wrong_ones_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text,topic\n" + "".join(f"text {n},sport\n" for n in range(8)) + "another,\n")
+    found = answered_rows.from_file(file, ["topic", "mood"])
+    assert found[0] == AnsweredRow("text 0", {"topic": [{"label": "sport", "score": 1.0}]})
+    assert found[8] == AnsweredRow("another", {})
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"text": "fine"}) + "\n" + json.dumps({"title": "none"}) + "\n")
+    with pytest.raises(ConfigurationError, match=r"rows\.jsonl:2: text: is missing or no text"):
+        answered_rows.from_file(file, ["topic"])
+    file.write_text(json.dumps({"text": "fine"}) + "\n")
+    with pytest.raises(ConfigurationError, match="has 1 rows of use, fewer than 8"):
+        answered_rows.from_file(file, ["topic"])
+
+
+def test_a_fleets_own_answers_are_labels(tmp_path: Path) -> None:
+    """The inputs of a stored job, with what the fleet answered; failed items are no rows."""
+    items = tuple(Item(seq=n, input=f"text {n}", tasks=("topic",)) for n in range(10))
+    envelope = Envelope(version=1, id="e0", job="job", model="own", priority=Priority.BULK, queued_at=1.0, items=items)
+    payload, content_type = encode(envelope)
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    Store(url).migrate()
+    with Store(url) as store:
+        store.create_job(stored.new_job())
+        new = stored.new_envelope("e0", items=10, results=10, payload=payload, content_type=content_type)
+        store.add_envelopes([new])
+        answer = [{"label": "sport", "score": 0.75}]
+        store.commit([stored.result(n, output=answer) for n in range(9)], done=["e0"])
+        found = answered_rows.of_job(store, "job", ["topic"])
+    assert found == [AnsweredRow(f"text {n}", {"topic": answer}) for n in range(9)]
+
+
+def test_scores_are_shares_or_explained_variance() -> None:
+    right = [{"label": "a", "score": 1.0}]
+    assert score("text-classification", [(right, right), ([{"label": "b", "score": 0.9}], right)]) == 0.5
+    numbers = [
+        ([{"label": "LABEL_0", "score": own}], [{"label": "", "score": n}]) for n, own in ((1.0, 1.0), (3.0, 2.0))
+    ]
+    assert score("text-classification", numbers) == pytest.approx(0.5)
+
+
+def test_the_written_settings_serve_the_folder(folder: Path, tmp_path: Path) -> None:
+    model = to_load(tmp_path / "1-prune" / "topic", heads={"mood": str(tmp_path / "1-prune" / "mood")}, max_tokens=64)
+    model = ModelToLoad(
+        model.class_,
+        "own",
+        model.folder,
+        "1",
+        model.tasks | {"mood": ("text-classification", "")},
+        model.options,
+        Backend("onnxruntime", "int8"),
+    )
+    file = tmp_path / "fleet.toml"
+    file.write_text(compression_run.settings_of(model, tmp_path))
+    read = settings.load(file).models["own"]
+    assert read.source == {"path": str(tmp_path / "1-prune" / "topic")}
+    assert read.options == {"heads": {"mood": str(tmp_path / "1-prune" / "mood")}, "max_tokens": 64}
+    assert (read.backend, read.precision) == ("onnxruntime", "int8")
+
+
+def test_a_folder_that_has_files_is_not_written_to(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").touch()
+    recipe = compress_recipe.from_names(["prune"], {})
+    reports = compression_run.Reports(say=print, watch=None, show=lambda *_: None)
+    with pytest.raises(ConfigurationError, match="is not empty; name a new folder"):
+        compression_run.compress(to_load(folder), recipe, ROWS, tmp_path, reports)
