@@ -7,11 +7,9 @@ texts in turns, each loaded by the serving code in a process of its own.
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import msgspec
@@ -20,12 +18,9 @@ import torch
 from benchmarks import convention
 from workers.device import devices
 from workers.device.device_process import ModelToLoad
-from workers.models.backends.choice import REFERENCE, Backend
-from workers.training import data, head_features
-from workers.training.compressing import answered_rows
+from workers.models.backends.choice import Backend
 from workers.training.compressing.compress_recipe import CompressRecipe, Distill, Export, Int8, Prune, Step
 from workers.training.compressing.compression_run import ORIGINAL, Reports, Work
-from workers.training.compressing.answered_rows import AnsweredRow
 from workers.training.compressing.measured_variants import Figures, Measurement, Variant
 
 #: The tasks, and their texts to learn from and to judge by.
@@ -36,3 +31,108 @@ MOST_LOST = 2.0
 
 #: The teacher's backends beside torch in fp32; int8 is a step of its own.
 BACKENDS = (Backend("torch", "bf16"), Backend("onnxruntime"), Backend("openvino"), Backend("openvino", "bf16"))
+
+
+#: The combinations: steps after the student, by name.
+COMBINED: Mapping[str, Step] = {
+    "student on openvino-bf16": Export(backend="openvino", precision="bf16"),
+    "student on openvino-int8": Int8(mode="static", backend="openvino"),
+    "student on onnxruntime-int8": Int8(),
+}
+
+
+def main() -> None:
+    parser = convention.parser(__doc__)
+    parser.add_argument("--layers", type=int, default=3, help="of the student (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=3.0, help="of the distillation (default: %(default)s)")
+    asked = parser.parse_args()
+    torch.set_num_threads(devices.available_cores())
+    with tempfile.TemporaryDirectory(prefix="argosy-benchmark-") as folder:
+        bench = Bench(Path(folder), layers=asked.layers, epochs=asked.epochs, quick=asked.quick)
+        figures = bench.figures()
+    convention.report("compress", figures, keep=asked.keep)
+
+
+class Bench:
+    """A teacher, and the variants that steps make of it."""
+
+    def __init__(self, folder: Path, *, layers: int, epochs: float, quick: bool) -> None:
+        self._folder, self._layers, self._quick = folder, layers, quick
+        self._epochs = 0.0 if quick else epochs
+        convention.progress("reading the texts")
+        self._learnt, self._judged = ([row for task in TASKS for row in rows(task, part, quick)] for part in (0, 1))
+        convention.progress("training the teacher")
+        self._teacher = teacher(folder / "teacher", self._learnt, quick=quick)
+
+    def figures(self) -> dict[str, Any]:
+        student = self._made("student", [Distill(layers=self._layers, epochs=self._epochs)])
+        variants = [
+            Variant(step=ORIGINAL, model=self._teacher),
+            *(Variant(step=f"teacher on {own}", model=_on(self._teacher, own)) for own in self._backends),
+            self._made("teacher int8", [Int8()]),
+            self._made("pruned", [Prune(layers=self._layers + 1, epochs=self._epochs / 3)]),
+            student,
+            *(self._made(name, [step], student.model) for name, step in self._combined.items()),
+        ]
+        convention.progress("measuring")
+        with Measurement(self._judged, torch.get_num_threads(), turns=1 if self._quick else 5) as measurement:
+            for variant in variants:
+                measurement.add(variant)
+            found = {own.step: own for own in measurement.figures()}
+        return _summary(found, list(self._combined))
+
+    @property
+    def _backends(self) -> Sequence[Backend]:
+        return BACKENDS[:1] if self._quick else BACKENDS
+
+    @property
+    def _combined(self) -> Mapping[str, Step]:
+        return dict(list(COMBINED.items())[-1:]) if self._quick else COMBINED
+
+    def _made(self, name: str, steps: Sequence[Step], of: ModelToLoad | None = None) -> Variant:
+        recipe = CompressRecipe(steps=tuple(steps))
+        work = Work(
+            of or self._teacher,
+            self._learnt,
+            self._folder / name.replace(" ", "-"),
+            recipe,
+            Reports(say=lambda text: convention.progress(f"{name}: {text}"), watch=None, show=lambda *_: None),
+        )
+        for number, step in enumerate(steps, 1):
+            work.do(number, step)
+        return msgspec.structs.replace(work.variant, step=name)
+
+
+def _on(model: ModelToLoad, backend: Backend) -> ModelToLoad:
+    return msgspec.structs.replace(model, backend=backend)
+
+
+def _summary(found: Mapping[str, Figures], combined: Sequence[str]) -> dict[str, Any]:
+    """Return the figures, with the fastest combination that loses at most `MOST_LOST` points of any task."""
+    original, student = found[ORIGINAL], found["student"]
+    best = max((own for name, own in found.items() if name.startswith(("original", "teacher on"))), key=_rate)
+    good = [found[name] for name in combined if _lost(original, found[name]) <= MOST_LOST]
+    fastest = max(good or [found[name] for name in combined], key=_rate)
+    return {
+        "speedup_student": round(_rate(student) / _rate(original), 2),
+        "points_lost_student": _lost(original, student),
+        "speedup_combined": round(_rate(fastest) / _rate(original), 2),
+        "speedup_combined_over_best": round(_rate(fastest) / _rate(best), 2),
+        "points_lost_combined": _lost(original, fastest),
+        "combined": fastest.step,
+        "best_of_teacher": best.step,
+        "variants": {name: msgspec.to_builtins(own) for name, own in found.items()},
+    }
+
+
+def _rate(figures: Figures) -> float:
+    return figures.items_per_s
+
+
+def _lost(original: Figures, other: Figures) -> float:
+    """Return the points lost on the worst task."""
+    return round(max(100 * (own - other.metrics[task]) for task, own in original.metrics.items()), 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from workers.training.compressing.compress_recipe import Adapt, CompressRecipe, 
 from workers.training.compressing.lessons import TokenizedRows
 from workers.training.compressing.measured_variants import Figures, Measurement, Variant
 from workers.training.compressing.smaller_networks import Size
-from workers.training.compressing.task_networks import TaskNetworks
+from workers.training.compressing.task_networks import BACKBONE, HEADS, TaskNetworks
 from workers.training.compressing.teaching import Teaching, Watch, teach
 
 SETTINGS, CARD = "fleet.toml", "card.json"
@@ -126,8 +125,7 @@ class Work:
         self.revision = model.revision
         self._rows = TokenizedRows(model, rows)
         self._teacher = task_networks.load(model)
-        own = {task: str(folder) for task, folder in task_networks.folders(model).items()}
-        self.variant = Variant(step=ORIGINAL, model=wanted, folders=own, size=_size(self._teacher))
+        self.variant = Variant(step=ORIGINAL, model=wanted, size=_size(self._teacher))
         self._served_by: Int8 | Export | None = None
 
     def do(self, number: int, step: Step) -> None:
@@ -135,25 +133,27 @@ class Work:
         name = str(type(step).__struct_config__.tag)
         self._reports.say(f"step {number} of {len(self._recipe.steps)}: {name}")
         folder = self._out / f"{number}-{name}"
+        networks = self._loaded()
         if isinstance(step, Int8 | Export):
             self._served_by = step
-            found = {task: folder / task for task in self.variant.folders}
-            for task, before in self.variant.folders.items():
-                shutil.copytree(before, found[task], copy_function=_link, ignore=shutil.ignore_patterns("network*"))
-            size = self.variant.size
         else:
-            networks = self._trained(step)
-            found = networks.save(folder)
-            size = _size(networks)
-        backend = self._written(_placed(self.variant.model, found, REFERENCE))
-        model = _placed(self.variant.model, found, backend)
-        folders = {task: str(own) for task, own in found.items()}
-        self.variant = Variant(step=folder.name, model=model, folders=folders, size=size)
-
-    def _trained(self, step: Prune | Distill | Adapt) -> TaskNetworks:
-        networks = task_networks.load(
-            task_networks.served(msgspec.structs.replace(self.variant.model, backend=REFERENCE))
+            networks = self._trained(networks, step)
+        networks.save(Path(self.variant.model.folder), folder)
+        heads = {task: str(folder / HEADS / task) for task in networks.heads}
+        model = msgspec.structs.replace(
+            self.variant.model,
+            folder=str(folder / BACKBONE),
+            options={**self.variant.model.options, "heads": heads},
+            backend=REFERENCE,
         )
+        model = msgspec.structs.replace(model, backend=self._written(model))
+        self.variant = Variant(step=folder.name, model=model, size=_size(networks))
+
+    def _loaded(self) -> TaskNetworks:
+        model = msgspec.structs.replace(self.variant.model, backend=REFERENCE)
+        return task_networks.load(task_networks.served(model))
+
+    def _trained(self, networks: TaskNetworks, step: Prune | Distill | Adapt) -> TaskNetworks:
         if isinstance(step, Adapt):
             return self._rounded(networks, step)
         now = Size.of(networks.backbone.config)
@@ -189,7 +189,7 @@ class Work:
             case Export(backend=backend, precision=precision):
                 network_files.write(model, found := Backend(backend, precision))
                 return found
-        return self.variant.model.backend
+        return REFERENCE
 
 
 def _size(networks: TaskNetworks) -> str:
@@ -204,23 +204,6 @@ def _wanted(step: Prune | Distill, now: Size, original: Size) -> Size:
     if not given and now == original:
         given = {"layers": max(1, now.layers // 2)}
     return Size(**{name: given.get(name, getattr(now, name)) for name in names})
-
-
-def _placed(model: ModelToLoad, folders: Mapping[str, Path], backend: Backend) -> ModelToLoad:
-    """Return a model with other folders: the first task's is the model's own."""
-    first, *others = folders
-    options = {name: value for name, value in model.options.items() if name != "heads"}
-    if others:
-        options["heads"] = {task: str(folders[task]) for task in others}
-    return msgspec.structs.replace(model, folder=str(folders[first]), options=options, backend=backend)
-
-
-def _link(source: str, target: str) -> None:
-    """Give a file another name; where the file system cannot, copy it."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _write(out: Path, variants: Mapping[str, Variant], chosen: str, card: CompressionCard) -> None:

@@ -35,11 +35,10 @@ TURNS = 3
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as a step left it: the folder of each task, and the backend."""
+    """A model as a step left it, and the size of its encoder in words."""
 
     step: str
     model: ModelToLoad
-    folders: dict[str, str]
     size: str = ""
 
 
@@ -155,7 +154,8 @@ def disk_bytes(variant: Variant) -> int:
     suffix = {"onnxruntime": f"-{backend.precision}.onnx", "openvino": ".*"}.get(backend.name)
     if (backend.name, backend.precision) == ("openvino", "int8"):
         suffix = "-int8.onnx"
-    files = [file for folder in variant.folders.values() for file in Path(folder).glob("*.safetensors")]
+    folders = {variant.model.folder, *variant.model.options.get("heads", {}).values()}
+    files = [file for folder in folders for file in Path(folder).glob("*.safetensors")]
     files += Path(variant.model.folder).glob(f"{NETWORK}{suffix}") if suffix else []
     return sum(file.stat().st_size for file in files)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from producers.wire.errors import ConfigurationError
@@ -21,8 +23,17 @@ from workers.models.huggingface.text_head import TextHead
 #: The kinds whose networks are compressed: their outputs have logits that a student can be taught.
 KINDS = ("text-classification", "token-classification", "question-answering", "zero-shot-classification")
 
-#: Files of a folder that belong to its weights. A folder with other weights gets its own.
-_WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "network-*", "network.*")
+#: The folders of a written model.
+BACKBONE, HEADS = "backbone", "heads"
+
+#: The file of a head's own weights.
+_HEAD = "head.safetensors"
+
+#: Files and folders of a model that belong to its weights, which the written model has of its own.
+_WEIGHTS = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*.onnx", "*.bin", "*.h5"),
+    *("*.msgpack", "network.xml", "onnx", "openvino", HEADS, ".git", ".cache"),
+)
 
 
 class TaskNetworks(nn.Module):
@@ -60,16 +71,26 @@ class TaskNetworks(nn.Module):
         for head in self.heads.values():
             setattr(head, head.base_model_prefix, module)
 
-    def save(self, out: Path) -> dict[str, Path]:
-        """Write a folder for each task below `out`, with the tokenizer and the settings of the task's folder."""
-        found = {}
-        with self.whole() as heads:
-            for task, head in heads.items():
-                found[task], before = out / task, self.readers[task].checkpoint.folder
-                shutil.copytree(before, found[task], ignore=shutil.ignore_patterns(*_WEIGHTS), dirs_exist_ok=True)
-                head.save_pretrained(found[task])
-                (found[task] / "model.safetensors").chmod(0o644)  # safetensors writes files that only the owner reads
-        return found
+    def save(self, like: Path, out: Path) -> None:
+        """Write the folders `backbone` and `heads/TASK`, with the tokenizer and the settings of the folder `like`.
+
+        A head's index names the backbone's weights, so that they are stored once.
+        """
+        shutil.copytree(like, out / BACKBONE, ignore=shutil.ignore_patterns(*_WEIGHTS))
+        self.backbone.save_pretrained(out / BACKBONE)
+        shared = out / BACKBONE / "model.safetensors"
+        shared.chmod(0o644)  # safetensors writes files that only the owner reads
+        for task, head in self.heads.items():
+            folder = out / HEADS / task
+            head.config.save_pretrained(folder)
+            own = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
+            save_file(own, folder / _HEAD, {"format": "pt"})
+            (folder / _HEAD).chmod(0o644)
+            names = dict.fromkeys(own, _HEAD) | dict.fromkeys(
+                self.backbone.state_dict(), f"../../{BACKBONE}/{shared.name}"
+            )
+            index = json.dumps({"metadata": {}, "weight_map": names}, indent=1)
+            (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
 
 
 class _Computed(nn.Module):
@@ -102,11 +123,6 @@ def served(wanted: ModelToLoad) -> EncoderModel:
         raise ConfigurationError(f"{where}.options.adapters: adapters are not compressed; {remedy}")
     _ = model.revision  # the checks of a worker's start
     return model
-
-
-def folders(model: EncoderModel) -> dict[str, Path]:
-    """Return each task's folder."""
-    return {task: head.checkpoint.folder for task, head in model.heads.items()}
 
 
 def load(model: EncoderModel) -> TaskNetworks:
