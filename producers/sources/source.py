@@ -93,6 +93,25 @@ class Source:
                 remedy = f"the task does not read the files there: {told_left_out(self.left_out)}"
             raise InvalidInput(self.name, "has nothing in it to submit", remedy)
 
+    def plain_rows(self) -> Iterator[tuple[str, Mapping[str, Any] | InvalidInput]]:
+        """Yield every row's origin and columns, of which none is chosen as the input; an unreadable row is its error.
+
+        A file of a folder has the columns `path` and `folder`, the name of the folder it lies in.
+        """
+        for place in self._places():
+            if isinstance(place, Folder):
+                for medium in self._media_in(place, self.left_out):
+                    yield medium.name, {PATH: medium.name, "folder": Path(medium.name).parent.name}
+                continue
+            with _opened(place) as file:
+                reading = Reading(place.name, file, Meter(), lambda _: None, self.line_bytes)
+                for number, row in FORMATS[self._format(place, file)](reading):
+                    origin = f"{place.name}:{number}"
+                    try:
+                        yield origin, row if isinstance(row, InvalidInput) else input_of(dict(row), origin)
+                    except InvalidInput as error:
+                        yield origin, error
+
     @property
     def name(self) -> str:
         """The source's name for people."""

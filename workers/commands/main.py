@@ -1,4 +1,4 @@
-"""The commands that need more than the client: `up`, `worker`, `migrate`, `tune`, `doctor`. Each imports heavy
+"""The commands that need more than the client: `up`, `worker`, `migrate`, `tune`, `doctor` …. Each imports heavy
 packages itself.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from producers.wire.command_line import FAILED, console, log_to_stderr, say, visible
-from workers.commands import compress, flight_recorder, models
+from workers.commands import compress, flight_recorder, models, train
 from workers.commands.shared_options import FLEET_FILE
 
 #: A port that a server can be told to use.
@@ -219,6 +219,7 @@ COMMANDS: list[click.Command] = [
     models.models,
     tune,
     compress.compress,
+    train.train,
     doctor,
     *flight_recorder.COMMANDS,
 ]

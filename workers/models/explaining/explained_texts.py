@@ -202,7 +202,12 @@ class FolderTexts(TextSubject[EncoderModel]):
         for task, own in rows.items():
             for row in own.tolist():
                 adapters[row] = networks.adapter_number(task)
-        return {task: output.logits for task, output in networks.run(inputs, rows, adapters).items()}
+        return {
+            task: self.model.heads[task].compute(
+                output, {name: tensor.index_select(0, rows[task]) for name, tensor in inputs.items()}
+            )
+            for task, output in networks.run(inputs, rows, adapters).items()
+        }
 
     def _rivals(self, task: str) -> bool:
         head = self.model.heads[task]

@@ -209,7 +209,7 @@ class CheckpointNetworks:
             if difference := _difference(head.base_model, shared):
                 problem = f"the backbone in {network.folder} differs from the model's other heads (in {difference})"
                 raise ConfigurationError(f"{self._where}: {problem}; make it a separate model")
-            setattr(head, head.base_model_prefix, _replay())
+            setattr(head, head.base_model_prefix, replay())
         return shared
 
 
@@ -255,7 +255,8 @@ def _difference(backbone: Any, shared: Any) -> str:
     return ""
 
 
-def _replay() -> Any:
+def replay() -> Any:
+    """Return a module for a backbone's place in a head."""
     from torch import nn
 
     class Replay(nn.Module):

@@ -19,7 +19,7 @@ from producers.wire.command_line import one_line_errors
 from workers.models.sources import model_source
 from workers.training import data, head_features
 from workers.training.data import SEED
-from workers.training.joint import corpus, processes, result, trainer
+from workers.training.joint import corpus, joint_checkpoint, processes, result, trainer
 from workers.training.joint.recipe import Compression, Recipe
 from workers.training.joint.result import Card, TaskCard
 from workers.training.joint.trainer import Work
@@ -40,7 +40,7 @@ def main() -> None:
         joint = result.model(asked.out, list(splits), recipe.max_tokens)
         frozen = head_features.text_model(cache, {task: Catalogue.builtin().tasks[task] for task in splits})
         scores = result.judge(joint, frozen, {task: split.test for task, split in splits.items()})
-        card = Card(encoder.revision, result.best_step(asked.out), recipe, scores)
+        card = Card(encoder.revision, joint_checkpoint.best_step(asked.out), recipe, scores)
         (asked.out / result.CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")
         _show(scores, console)
         console.print(f"wrote {asked.out}; serve it by ARGOSY_FLEET={asked.out / result.SETTINGS} argosy up")

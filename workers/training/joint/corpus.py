@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from producers.wire.kinds.text import TextClassificationParams
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface.model import ModelSpec, Prepared
 from workers.training.data import Example, Split, texts_as_served
+from workers.training.joint import joint_network
+from workers.training.joint.recipe import Recipe
 from workers.training.joint.schedule import Place
+from workers.training.joint.training_subject import Examples, Part, TrainingSubject
 from workers.training.training_batches import all_of
 
 
@@ -26,13 +30,31 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Corpus:
+class Corpus(TrainingSubject):
     """The tasks, with their labels in the order of their scores, and the texts of each."""
 
     encoder: Path
     labels: dict[str, tuple[str, ...]]
     train: list[Texts]
     validation: list[Texts]
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        return list(self.labels)
+
+    @property
+    def stream_sizes(self) -> tuple[int, ...]:
+        return tuple(len(texts.rows) for texts in self.train)
+
+    def build(self, recipe: Recipe) -> nn.Module:
+        counts = {task: len(labels) for task, labels in self.labels.items()}
+        return joint_network.build(self.encoder, counts, recipe.weights, recipe.seed)
+
+    def examples(self, part: Part, device: str) -> Batches:
+        return Batches(self.encoder, self.train if part == "train" else self.validation, device)
+
+    def scores(self, judged: Sequence[torch.Tensor]) -> list[float]:
+        return [right / rows for rows, _, right in torch.stack([*judged]).sum(0).tolist()]
 
 
 def read(encoder: Path, splits: Mapping[str, Split], max_tokens: int) -> Corpus:
@@ -51,7 +73,7 @@ def _texts(model: TextModel, task: str, examples: Sequence[Example], labels: tup
     return Texts(rows, [labels.index(example.label) for example in examples])
 
 
-class Batches:
+class Batches(Examples):
     """Tensors of the network's arguments, from examples by their places."""
 
     def __init__(self, encoder: Path, texts: Sequence[Texts], device: str) -> None:
@@ -68,6 +90,10 @@ class Batches:
         arrays["labels"] = np.array([self._texts[task].labels[number] for task, number in places])
         return {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
 
+    def judged(self, network: joint_network.JointNetwork, places: Sequence[Place]) -> torch.Tensor:
+        """Return each task's rows, loss and right rows."""
+        tallies: torch.Tensor = network(**self.batch(places))[1]
+        return tallies.cpu()
+
     def places(self) -> list[Place]:
-        """Return the places of all texts."""
         return [(task, number) for task, texts in enumerate(self._texts) for number in range(len(texts.rows))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,12 +9,12 @@ import msgspec
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.optim import Optimizer
 
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from workers.training.joint import layers
-from workers.training.joint.joint_network import JointNetwork
 from workers.training.joint.recipe import Recipe
 
 FILE = "checkpoint.safetensors"
@@ -26,12 +25,12 @@ class Progress(msgspec.Struct):
     """The progress of a training: steps done, the best evaluation and its step, and the evaluations since then."""
 
     step: int = 0
-    best: float = -1.0
+    best: float = -1e9
     best_step: int = 0
     stale: int = 0
 
 
-def tensors(network: JointNetwork, optimiser: Optimizer) -> dict[str, torch.Tensor]:
+def tensors(network: nn.Module, optimiser: Optimizer) -> dict[str, torch.Tensor]:
     """Return the state of a training. Where layers are shared out, all processes must call this at the same time."""
     found = {f"network/{name}": layers.whole(tensor) for name, tensor in network.state_dict().items()}
     for name, parameter in network.named_parameters():
@@ -45,7 +44,7 @@ def save(folder: Path, recipe: Recipe, progress: Progress, found: Mapping[str, t
     write(found, folder / FILE, about)
 
 
-def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimizer) -> Progress:
+def load(folder: Path, recipe: Recipe, network: nn.Module, optimiser: Optimizer) -> Progress:
     """Load network and optimiser from a checkpoint, if there is one. Raises ConfigurationError for another recipe.
 
     The error kept by a compression is not saved: a compressed training that was stopped ends a little differently.
@@ -55,7 +54,7 @@ def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimiz
         return Progress()
     with safe_open(path, framework="pt") as file:
         about = file.metadata()
-    if json.loads(about["recipe"]) != json.loads(msgspec.json.encode(recipe)):
+    if msgspec.json.decode(about["recipe"], type=Recipe) != recipe:
         raise ConfigurationError(f"{path}: was made by another recipe; go on with that one, or name another folder")
     found = load_file(path)
     own = network.state_dict()
@@ -68,6 +67,12 @@ def load(folder: Path, recipe: Recipe, network: JointNetwork, optimiser: Optimiz
             key: tensor if key == "step" else layers.part(tensor, parameter) for key, tensor in state.items()
         }
     return msgspec.json.decode(about["progress"], type=Progress)
+
+
+def best_step(folder: Path) -> int:
+    """Return the step of a training's best weights."""
+    with safe_open(folder / BEST, framework="pt") as file:
+        return int(file.metadata()["step"])
 
 
 def write(found: Mapping[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:

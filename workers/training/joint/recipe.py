@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import msgspec
@@ -13,7 +13,9 @@ Compression = Literal["none", "fp16", "bf16", "powersgd", "topk"]
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings that the trained weights depend on, besides the data. `rows` are those of all processes together."""
+    """All settings that the trained weights depend on, besides the data.
+
+    `rows` are those of all processes together."""
 
     steps: int = 1500
     rows: int = 64
@@ -32,12 +34,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     #: The training ends after this many evaluations without a better one.
     patience: int = 5
     seed: int = 20261122
+    #: A digest of all else that the weights depend on: a training that goes on has the same.
+    subject: str = ""
 
-    def check(self, tasks: Mapping[str, object], parts: int) -> None:
+    def check(self, tasks: Collection[str], parts: int) -> None:
         """Raise ConfigurationError unless a step's rows can be divided among `parts` and `weights` name these tasks."""
         if self.rows < parts:
             raise ConfigurationError(f"rows: {self.rows} cannot be dealt to {parts} micro-batches; take more rows")
         if min(self.steps, self.evaluate_every, self.patience) < 1 or self.temperature <= 0:
             raise ConfigurationError("steps, evaluate_every, patience and temperature must be above 0")
-        if self.weights is not None and self.weights.keys() != tasks.keys():
+        if self.weights is not None and self.weights.keys() != set(tasks):
             raise ConfigurationError(f"weights: must name {', '.join(tasks)}, each with its share of the loss")

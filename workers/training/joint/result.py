@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from producers.wire.catalogue import Task
@@ -62,16 +61,11 @@ def write(out: Path, corpus: Corpus, recipe: Recipe) -> None:
         if (corpus.encoder / name).is_file():
             shutil.copyfile(corpus.encoder / name, out / ENCODER / name)
     for task, module in trained.heads.items():
-        about = {"seed": recipe.seed, "step": best_step(out)}
+        about = {"seed": recipe.seed, "step": joint_checkpoint.best_step(out)}
         head_file.save(
             module, out / HEADS / task / head_file.FILE, kind="attention", labels=corpus.labels[task], **about
         )
     (out / SETTINGS).write_text(_settings(out.resolve(), list(corpus.labels), recipe.max_tokens), encoding="utf-8")
-
-
-def best_step(out: Path) -> int:
-    with safe_open(out / joint_checkpoint.BEST, framework="pt") as file:
-        return int(file.metadata()["step"])
 
 
 def _settings(out: Path, tasks: Sequence[str], max_tokens: int) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -18,14 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from producers.wire.errors import ConfigurationError
 from workers.training.joint import compression, joint_checkpoint, layers, schedule
-from workers.training.joint import joint_network as network
 from workers.training.joint.compression import SlowLink, Traffic
-from workers.training.joint.corpus import Batches, Corpus
 from workers.training.joint.joint_checkpoint import Progress
-from workers.training.joint.joint_network import JointNetwork
 from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Recipe
 from workers.training.joint.schedule import Place, Schedule
+from workers.training.joint.training_subject import TrainingSubject
 from workers.training.training_batches import by_size
 
 LOG = "log.jsonl"
@@ -41,7 +40,7 @@ class Work:
     rounding.
     """
 
-    corpus: Corpus
+    corpus: TrainingSubject
     recipe: Recipe
     out: Path
     accumulate: int = 1
@@ -91,7 +90,7 @@ def steps(process: Process, work: Work) -> Iterator[LogLine]:
 
 
 def _check(process: Process, work: Work) -> None:
-    work.recipe.check(work.corpus.labels, process.count * work.accumulate)
+    work.recipe.check(work.corpus.tasks, process.count * work.accumulate)
     if work.split == "layers" and process.count == 1:
         raise ConfigurationError("split: one process has nobody to share layers with; ask for more, or split rows")
     if work.split == "layers" and work.recipe.compression != "none":
@@ -102,8 +101,7 @@ def _check(process: Process, work: Work) -> None:
 
 def prepare(process: Process, work: Work, link: SlowLink | None) -> Trainer:
     """Return a process's part in a training, with networks and averages from the checkpoint, if there is one."""
-    counts = {task: len(labels) for task, labels in work.corpus.labels.items()}
-    built = network.build(work.corpus.encoder, counts, work.recipe.weights, work.recipe.seed).to(process.device)
+    built: Any = work.corpus.build(work.recipe).to(process.device)
     if work.split == "layers":
         layers.split(built.encoder, process.device)
     optimiser = _optimiser(built, work.recipe)
@@ -119,7 +117,7 @@ class Trainer:
         self,
         process: Process,
         work: Work,
-        network: JointNetwork,
+        network: Any,
         replica: torch.nn.Module,
         optimiser: torch.optim.Optimizer,
         progress: Progress,
@@ -130,19 +128,21 @@ class Trainer:
         self.optimiser, self.progress = optimiser, progress
         # of the rows: where layers are shared out, all processes see all rows
         self.rank, self.sharers = (process.rank, process.count) if work.split == "rows" else (0, 1)
-        self.known = Batches(work.corpus.encoder, work.corpus.train, process.device)
-        self.unseen = Batches(work.corpus.encoder, work.corpus.validation, process.device)
+        self.known = work.corpus.examples("train", process.device)
+        self.unseen = work.corpus.examples("validation", process.device)
 
     def run(self) -> Iterator[LogLine]:
-        sizes = tuple(len(texts.rows) for texts in self.work.corpus.train)
-        drawn = Schedule(sizes, self.recipe.rows, self.recipe.temperature, self.recipe.seed)
+        drawn = Schedule(self.work.corpus.stream_sizes, self.recipe.rows, self.recipe.temperature, self.recipe.seed)
         if self.process.is_first:
             _cut(self.work.out / LOG, self.progress.step)
         for places in drawn.steps(self.progress.step, self.recipe.steps):
             if self.progress.stale >= self.recipe.patience:
                 break
             started = time.monotonic()
-            losses = [loss / rows if rows else None for rows, loss, _ in self._step(places).tolist()]
+            losses = [loss / rows if rows else None for rows, loss, *_ in self._step(places).tolist()]
+            if any(loss is not None and not math.isfinite(loss) for loss in losses):
+                problem = f"the loss of step {self.progress.step + 1} is no number: {losses}"
+                raise ConfigurationError(f"{self.work.out}: {problem}; lower the learning rates")
             seconds, sent = time.monotonic() - started, self.traffic.taken()
             self.progress.step += 1
             accuracies = self._evaluation()
@@ -212,11 +212,19 @@ class Trainer:
         self.network.eval()
         places = self.unseen.places()
         batches = list(by_size(self.unseen.lengths(places), _EVALUATED_TOKENS))
-        tallies = torch.zeros(len(self.work.corpus.labels), 3, device=self.process.device)
         with torch.inference_mode():
-            for batch in batches[self.rank :: self.sharers]:
-                tallies += self.network(**self.unseen.batch([places[place] for place in batch]))[1]
-        return [right / rows for rows, _, right in self._summed(tallies).tolist()]
+            own = [
+                self.unseen.judged(self.network, [places[place] for place in batch])
+                for batch in batches[self.rank :: self.sharers]
+            ]
+        return self.work.corpus.scores(self._gathered(own))
+
+    def _gathered(self, own: list[Any]) -> list[Any]:
+        if self.sharers == 1:
+            return own
+        found: list[list[Any]] = [[] for _ in range(self.sharers)]
+        distributed.all_gather_object(found, own)
+        return [judged for part in found for judged in part]
 
     def _keep(self, line: LogLine) -> None:
         done = line.step == self.recipe.steps or self.progress.stale >= self.recipe.patience
@@ -234,9 +242,7 @@ class Trainer:
             joint_checkpoint.save(self.work.out, self.recipe, self.progress, found)
 
 
-def _replicated(
-    network: JointNetwork, process: Process, work: Work, link: SlowLink | None
-) -> tuple[torch.nn.Module, Traffic]:
+def _replicated(network: Any, process: Process, work: Work, link: SlowLink | None) -> tuple[torch.nn.Module, Traffic]:
     if not distributed.is_initialized() or work.split == "layers":
         return network, Traffic()
     replica = DistributedDataParallel(
@@ -248,7 +254,7 @@ def _replicated(
     return replica, compression.attach(replica, work.recipe.compression, link)
 
 
-def _optimiser(network: JointNetwork, recipe: Recipe) -> torch.optim.AdamW:
+def _optimiser(network: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     rates = {"encoder": recipe.encoder_rate, "heads": recipe.head_rate, "weights": recipe.head_rate}
     groups: dict[tuple[str, bool, type], list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():

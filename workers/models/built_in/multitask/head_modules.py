@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from workers.models.huggingface.text.task_attention import QueryAttention
+
 Features = Mapping[str, torch.Tensor]
 
 
@@ -34,23 +36,11 @@ class LayersLinear(nn.Module):
         return scores
 
 
-class TokenAttention(nn.Module):
-    """Attention queries over the tokens, for tasks whose evidence a mean over all tokens would blur.
-
-    The upper half of the backbone's layers, concatenated, is narrowed to `width` for each token; each query takes a
-    weighted mean of the tokens; a linear layer over these means gives the scores. About 2 % of the backbone's work.
-    """
+class TokenAttention(QueryAttention):
+    """A `QueryAttention` over the upper half of the backbone's layers. About 2 % of the backbone's work."""
 
     layers = (3, 4, 5, 6)
     reads = ("mask", *(f"tokens.{number}" for number in layers))
-
-    def __init__(self, inputs: int, labels: int, *, width: int = 128, queries: int = 4, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(inputs)
-        self.narrow = nn.Linear(inputs, width)
-        self.queries = nn.Linear(width, queries)
-        self.out = nn.Linear(width * queries, labels)
-        self.drop = nn.Dropout(dropout)
 
     @classmethod
     def of_shape(cls, tensors: Features) -> Self:
@@ -58,11 +48,7 @@ class TokenAttention(nn.Module):
         return cls(inputs, tensors["out.weight"].shape[0], width=width, queries=tensors["queries.weight"].shape[0])
 
     def forward(self, features: Features) -> torch.Tensor:
-        tokens = torch.cat([features[name] for name in self.reads[1:]], -1)
-        narrow = self.drop(functional.gelu(self.narrow(self.drop(self.norm(tokens)))))
-        weights = self.queries(narrow).masked_fill(~features["mask"].unsqueeze(-1), float("-inf")).softmax(1)
-        scores: torch.Tensor = self.out(self.drop((weights.transpose(1, 2) @ narrow).flatten(1)))
-        return scores
+        return self.attend(torch.cat([features[name] for name in self.reads[1:]], -1), features["mask"])
 
 
 class TokenLabels(nn.Module):

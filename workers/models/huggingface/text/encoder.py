@@ -12,7 +12,7 @@ from producers.wire.catalogue import Task
 from workers.models.huggingface import token_sequences
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
-from workers.models.huggingface.text import answers, entities, label_heads, mask_filling, vectors
+from workers.models.huggingface.text import answers, entities, label_heads, mask_filling, task_heads, vectors
 from workers.models.huggingface.text_head import EncoderOptions, TextHead
 from workers.models.huggingface.token_sequences import Batch, Row
 from workers.models.huggingface.tokenizing import Tokenizing
@@ -72,6 +72,12 @@ class EncoderModel(FolderModel[TextHead]):
                 found.append((content, plain))
             found += [(head.masked(content), {task: params[task]}) for task, head in masking.items() if task in params]
         return found
+
+    def _checkpoint_of(self, task: str) -> Checkpoint:
+        folder = self._own_folders.get(task)
+        if folder is not None and task_heads.is_task_head(folder):
+            return task_heads.TaskCheckpoint(self.spec.folder, self.where, folder)
+        return super()._checkpoint_of(task)
 
     def _head(self, task: Task, checkpoint: Checkpoint) -> TextHead:
         longest = self.checkpoint.max_tokens
@@ -162,6 +168,8 @@ class EncoderModel(FolderModel[TextHead]):
 
 
 def _head_class(task: Task, checkpoint: Checkpoint) -> type[TextHead]:
+    if isinstance(checkpoint, task_heads.TaskCheckpoint):
+        return task_heads.PooledClassification
     if task.kind.name == "zero-shot-classification" and label_heads.entailment_label(checkpoint.labels) is not None:
         return label_heads.Inference
     return HEADS[task.kind.name]

@@ -1,0 +1,77 @@
+"""`argosy train`: train a model on labelled rows, for the fleet to serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from producers.wire.command_line import console, say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from workers.training.joint.trainer import LogLine
+    from workers.training.recipes.training_run import TrainingCard
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was stopped.")
+@click.option("--compare", is_flag=True, help="Also train each task alone, and all on the frozen backbone.")
+def train(recipe: Path, *, resume: bool, compare: bool) -> None:
+    """Train the tasks of RECIPE, a TOML file, on one shared backbone.
+
+    \b
+    All rows are read and checked first; bad rows are named by file, line and field. The
+    result is a folder with fleet.toml, which a worker serves as it is. See docs/training.md.
+
+    \b
+        argosy train reviews.toml
+        ARGOSY_FLEET=reviews/fleet.toml argosy up
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from workers.training.recipes import recipe_file, training_run
+
+    file = recipe_file.load(recipe)
+    training = training_run.prepare(file, resume=resume)
+    rows = training.rows
+    say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
+    if rows.unlabelled:
+        say(f"{rows.unlabelled:,} rows have no label of any task, and are left out")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        card = training_run.run(training, _shown(progress, file.name))
+        if compare:
+            card = training_run.compare(training, card, lambda name: _shown(progress, name))
+    console().print(_table(card))
+    say(f"wrote {file.out}; serve it: ARGOSY_FLEET={file.out / 'fleet.toml'} argosy up")
+
+
+def _shown(progress: Progress, name: str) -> Callable[[LogLine, int], None]:
+    """Return a function that shows the steps of a training with their rate, and its evaluations."""
+    bar = progress.add_task(name, total=None, rate="")
+
+    def show(line: LogLine, steps: int) -> None:
+        progress.update(bar, completed=line.step, total=steps, rate=f"{1 / max(line.seconds, 1e-9):.1f} steps/s")
+        if line.accuracies is not None:
+            scores = "  ".join(f"{score:.3f}" for score in line.accuracies)
+            progress.console.print(f"{name}: step {line.step:,}: validation {scores}", highlight=False)
+
+    return show
+
+
+def _table(card: TrainingCard) -> Table:
+    from rich.table import Table
+
+    table = Table("task", "rows", "metric", "score", "alone", "frozen", "constant", title="Scores on the test part")
+    for name, task in card.tasks.items():
+        (metric, score), *_ = task.scores.items()
+        others = ("" if other is None else f"{other:.3f}" for other in (task.alone, task.frozen, task.baseline))
+        table.add_row(name, f"{task.test_rows:,}", metric, f"{score:.3f}", *others)
+    return table

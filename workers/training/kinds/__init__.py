@@ -1,0 +1,1 @@
+"""The kinds of tasks that `argosy train` trains: labels, losses and metrics."""

@@ -1,0 +1,212 @@
+"""Labels of a whole text: one of several, any of several, or a number."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from producers.wire.errors import InvalidInput
+from producers.wire.kinds.text import TextClassificationParams
+from workers.models.interface.model import Array
+from workers.training.kinds.labelled_kind import LabelledKind, Pair, listed, unknown_label
+
+if TYPE_CHECKING:
+    import torch
+
+_NONE = -100
+
+
+class TextLabels(LabelledKind):
+    """The base of the three; all are served as text classification."""
+
+    served = "text-classification"
+    heads = ("attention", "transformers")
+
+    #: transformers' name of the loss.
+    problem: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**super().config, "problem_type": self.problem}
+
+    def named(self, value: Any, where: str) -> str:
+        """Return a label's name; numbers count in the recipe's `labels`. Raises InvalidInput."""
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, int) and self.table.labels:
+            if not 0 <= value < len(self.table.labels):
+                last = len(self.table.labels) - 1
+                raise InvalidInput(where, f"is {value}", f"it must be 0 to {last}, a place in {self.where}.labels")
+            return self.table.labels[value]
+        if not isinstance(value, str | int):
+            raise InvalidInput(where, f"is {type(value).__name__}, not a label", "write a text or a whole number")
+        name = str(value).strip()
+        if self.table.labels and name not in self.table.labels:
+            raise InvalidInput(where, f"is {name!r}", f"it must be one of {', '.join(self.table.labels)}")
+        return name
+
+    def collect(self, found: set[str], least: int) -> tuple[str, ...]:
+        """Return the labels in order. Raises InvalidInput for too few, or a label of the recipe without rows."""
+        if lacking := [label for label in self.table.labels if label not in found]:
+            raise InvalidInput(
+                f"{self.where}.labels", f"no training row has {lacking[0]!r}", "take it out, or add rows"
+            )
+        if len(found) < least:
+            there = f"only {min(found)!r}" if found else "no label"
+            raise InvalidInput(
+                f"{self.where}.label", f"the training rows have {there}", f"there must be {least} or more"
+            )
+        return self.table.labels or tuple(sorted(found))
+
+
+class ClassificationKind(TextLabels):
+    """Exactly one label applies: softmax and cross-entropy."""
+
+    metric = "accuracy"
+    problem = "single_label_classification"
+
+    def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> str:
+        return self.named(value, where)
+
+    def learn(self, labels: Sequence[str]) -> None:
+        self.labels = self.collect(set(labels), 2)
+
+    def names(self, label: str) -> tuple[str, ...]:
+        return (label,)
+
+    def check(self, label: str, where: str) -> None:
+        if label not in self.labels:
+            raise unknown_label(label, where)
+
+    def targets(self, label: str, aside: Any) -> Array:
+        return np.array([self.labels.index(label)])
+
+    @property
+    def blank(self) -> Array:
+        return np.array([_NONE])
+
+    def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional
+
+        return functional.cross_entropy(values[:, 0], targets, reduction="none", ignore_index=_NONE)
+
+    def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        found = [(answer[0]["label"], wanted) for answer, wanted in pairs]
+        accuracy = sum(label == wanted for label, wanted in found) / len(found)
+        return {"accuracy": accuracy, "macro_f1": float(np.mean([_f1(found, label) for _, label in set(found)]))}
+
+    def baseline(self, labels: Sequence[str], wanted: Sequence[str]) -> float:
+        [(common, _)] = Counter(labels).most_common(1)
+        return sum(label == common for label in wanted) / len(wanted)
+
+
+class MultiLabelKind(TextLabels):
+    """Any number of labels applies: sigmoid and binary cross-entropy. A label is given if its score is over 0.5."""
+
+    metric = "micro_f1"
+    problem = "multi_label_classification"
+
+    @property
+    def params(self) -> TextClassificationParams:
+        return TextClassificationParams(top_k=None)
+
+    def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+        """Read a list, a list as JSON, or a text with semicolons."""
+        if isinstance(value, str) and not value.lstrip().startswith("["):
+            parts: list[Any] = [part for part in value.split(";") if part.strip()]
+        else:
+            parts = listed(value, where)
+        return tuple(sorted({self.named(part, where) for part in parts}))
+
+    def learn(self, labels: Sequence[tuple[str, ...]]) -> None:
+        self.labels = self.collect({name for label in labels for name in label}, 1)
+
+    def names(self, label: tuple[str, ...]) -> tuple[str, ...]:
+        return label
+
+    def check(self, label: tuple[str, ...], where: str) -> None:
+        if unknown := [name for name in label if name not in self.labels]:
+            raise unknown_label(unknown[0], where)
+
+    def targets(self, label: tuple[str, ...], aside: Any) -> Array:
+        return np.array([[name in label for name in self.labels]], dtype=np.float32)
+
+    @property
+    def blank(self) -> Array:
+        return np.zeros((1, len(self.labels)), dtype=np.float32)
+
+    def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional
+
+        return functional.binary_cross_entropy_with_logits(values[:, 0], targets, reduction="none").mean(1)
+
+    def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        found = [({one["label"] for one in answer if one["score"] > 0.5}, set(wanted)) for answer, wanted in pairs]
+        return {
+            "micro_f1": f1(found),
+            "exact": sum(given == wanted for given, wanted in found) / len(found),
+        }
+
+    def baseline(self, labels: Sequence[tuple[str, ...]], wanted: Sequence[tuple[str, ...]]) -> float:
+        """Return the micro-F1 of giving always the labels that more than half of the rows have."""
+        counts = Counter(name for label in labels for name in label)
+        common = {name for name, count in counts.items() if count > len(labels) / 2}
+        return f1([(common, set(label)) for label in wanted])
+
+
+class RegressionKind(TextLabels):
+    """A number: the squared error, in units of the training labels' deviation."""
+
+    metric = "r2"
+    problem = "regression"
+
+    def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(value, bool) or not math.isfinite(number):
+            raise InvalidInput(where, f"is {value!r}, not a number", "write a number like 0.5, or leave the cell empty")
+        return number
+
+    def learn(self, labels: Sequence[float]) -> None:
+        self.labels = (self.name,)
+        self.units = float(np.std(labels)), float(np.mean(labels))
+        if not self.units[0]:
+            problem = f"all training rows have {labels[0]}"
+            raise InvalidInput(f"{self.where}.label", problem, "there must be several values")
+
+    def targets(self, label: float, aside: Any) -> Array:
+        return np.array([label], dtype=np.float32)
+
+    @property
+    def blank(self) -> Array:
+        return np.zeros(1, dtype=np.float32)
+
+    def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        squares: torch.Tensor = ((values[:, 0, 0] - targets) / self.units[0]) ** 2
+        return squares
+
+    def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        found, wanted = np.array([(answer[0]["score"], wanted) for answer, wanted in pairs]).T
+        left, whole = float(((found - wanted) ** 2).sum()), float(((wanted - wanted.mean()) ** 2).sum())
+        return {"r2": 1 - left / whole if whole else 0.0, "mae": float(np.abs(found - wanted).mean())}
+
+    def baseline(self, labels: Sequence[float], wanted: Sequence[float]) -> float:
+        return 0.0
+
+
+def f1(pairs: Sequence[tuple[set[Any], set[Any]]]) -> float:
+    """Return the F1 of sets that were found and wanted, over all pairs together."""
+    right = sum(len(found & wanted) for found, wanted in pairs)
+    every = sum(len(found) + len(wanted) for found, wanted in pairs)
+    return 2 * right / every if every else 1.0
+
+
+def _f1(found: Sequence[tuple[str, str]], label: str) -> float:
+    right = sum(given == wanted == label for given, wanted in found)
+    return 2 * right / sum((given == label) + (wanted == label) for given, wanted in found)

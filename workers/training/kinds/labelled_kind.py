@@ -1,0 +1,171 @@
+"""The interface of a kind of task that is trained: input and label of a row, loss, and metric."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import msgspec
+
+from producers.wire.errors import InvalidInput
+from producers.wire.kinds import KINDS, Kind
+from workers.models.interface.model import Array
+
+if TYPE_CHECKING:
+    import torch
+
+#: An answer as a worker gives it, and the right answer.
+Pair = tuple[Any, Any]
+
+
+class TaskSettings(Protocol):
+    """The fields of a recipe's task table that kinds read."""
+
+    @property
+    def input(self) -> str | tuple[str, ...]: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def head(self) -> str: ...
+    @property
+    def fusion(self) -> tuple[str, ...]: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def negatives(self) -> str | int: ...
+
+
+class LabelledKind(ABC):
+    """A task of a kind. Subclasses read labels and compute loss and metric; input and answer are the worker's own."""
+
+    #: The kind of the served task.
+    served: ClassVar[str]
+
+    #: The columns of input and label, unless the recipe names others.
+    input_columns: ClassVar[tuple[str, ...]] = ("text",)
+    label_column: ClassVar[str] = "label"
+
+    #: The name of the metric that chooses the best weights, higher being better.
+    metric: ClassVar[str]
+
+    #: The heads that the recipe may name, the default first; none for a kind without a head of its own.
+    heads: ClassVar[tuple[str, ...]] = ()
+
+    #: The backbone's inputs that make an example: 2 for two texts that are compared.
+    width: int = 1
+
+    #: The factor and the summand that turn a new head's values into the labels' units.
+    units: tuple[float, float] = (1.0, 0.0)
+
+    def __init__(self, name: str, table: TaskSettings, where: str) -> None:
+        """`where` is the recipe's table. Raises InvalidInput for settings that the kind has not."""
+        self.name, self.table, self.where = name, table, where
+        given = (table.input,) if isinstance(table.input, str) else table.input
+        if given and len(given) != len(self.input_columns):
+            problem = f"must name {len(self.input_columns)} columns, for {' and '.join(self.input_columns)}"
+            raise InvalidInput(f"{where}.input", problem)
+        self.columns = given or self.input_columns
+        self.label_from = table.label or self.label_column
+        if table.head and table.head not in self.heads:
+            known = ", ".join(self.heads) or "none, since the kind has no head of its own"
+            raise InvalidInput(f"{where}.head", f"cannot be {table.head!r}", f"it can be {known}")
+        self.head = table.head or (self.heads[0] if self.heads else "")
+        self.fusion = table.fusion
+        self.labels: tuple[str, ...] = ()
+
+    # --- rows ---
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.served]
+
+    @property
+    def params(self) -> msgspec.Struct:
+        """The parameters with which the served task is judged."""
+        return self.kind.params()
+
+    def content(self, row: Mapping[str, Any], origin: str) -> Any:
+        """Return a row's input, as a worker gets it. Raises InvalidInput."""
+        return self._text(row, self.columns[0], origin)
+
+    def label(self, row: Mapping[str, Any], origin: str) -> Any:
+        """Return a row's label, or None if it has none. Raises InvalidInput."""
+        value = row.get(self.label_from)
+        return None if value is None or value == "" else self.read_label(value, row, f"{origin}: {self.label_from}")
+
+    @abstractmethod
+    def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> Any:
+        """Return the label in a cell. Raises InvalidInput beginning with `where`."""
+
+    def learn(self, labels: Sequence[Any]) -> None:  # noqa: B027 - most kinds need nothing
+        """Collect from the training rows' labels all that the network depends on. Raises InvalidInput."""
+
+    def check(self, label: Any, where: str) -> None:  # noqa: B027 - as above
+        """Raise InvalidInput for a label that no training row has."""
+
+    def names(self, label: Any) -> Collection[str]:
+        """Return the names of labels that a label has, which the training part must have, too."""
+        return ()
+
+    def _text(self, row: Mapping[str, Any], column: str, origin: str) -> str:
+        value = row.get(column)
+        if value is None or column not in row:
+            problem, there = f"has no {column!r}", ", ".join(row)
+            raise InvalidInput(origin, problem, f"name the column in {self.where}.input; columns here: {there}")
+        if not isinstance(value, str) or not value.strip():
+            found = "is empty" if isinstance(value, str) else f"is {type(value).__name__}, not text"
+            raise InvalidInput(f"{origin}: {column}", found, "give it some text, or take the row out")
+        return value
+
+    # --- the network ---
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields of the head's ``config.json``: its labels and their type."""
+        labels = self.labels
+        numbers = {label: number for number, label in enumerate(labels)}
+        return {"id2label": dict(enumerate(labels)), "label2id": numbers} if labels else {}
+
+    @abstractmethod
+    def targets(self, label: Any, aside: Any) -> Array:
+        """Return the targets of a label, `(examples, …)`: usually one, more for a text in windows (`aside`)."""
+
+    @property
+    @abstractmethod
+    def blank(self) -> Array:
+        """A target for an example whose loss does not count, `(1, …)`."""
+
+    @abstractmethod
+    def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return each example's loss, `(examples,)`, from the head's values, `(examples, width, …)`."""
+
+    # --- the metric ---
+
+    @abstractmethod
+    def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """Return the scores of answers, of which `metric` is the first."""
+
+    def baseline(self, labels: Sequence[Any], wanted: Sequence[Any]) -> float | None:
+        """Return the metric of the best constant answer, known from the training labels, or None."""
+        return None
+
+
+def listed(value: Any, where: str) -> list[Any]:
+    """Return a list from a cell: a list, or its text as JSON. Raises InvalidInput."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise InvalidInput(where, f"is not JSON: {error}", "write a list, as JSON") from error
+    if not isinstance(value, list):
+        raise InvalidInput(where, f"is {type(value).__name__}, not a list")
+    return value
+
+
+def unknown_label(label: str, where: str) -> InvalidInput:
+    remedy = "correct it, add training rows with it, or take the row out"
+    return InvalidInput(where, f"is {label!r}, a label that no training row has", remedy)

@@ -1,0 +1,1 @@
+"""``argosy train``: recipes, their rows, and the folders that they come to."""

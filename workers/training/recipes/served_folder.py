@@ -1,0 +1,136 @@
+"""The folder of a training that a worker serves: ``fleet.toml``, ``backbone/``, and ``heads/TASK/``.
+
+Its settings are written before the training, so that rows are read by the worker's own code, and its weights after it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from producers.wire.atomic_files import atomically
+from workers.models.huggingface.checkpoint import loading
+from workers.models.huggingface.text import task_heads
+from workers.models.huggingface.text.encoder import EncoderModel
+from workers.models.interface.model import ModelSpec
+from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.kinds.shared_network import TaskNetwork
+from workers.training.recipes.recipe_file import RecipeFile
+
+BACKBONE, HEADS, SETTINGS = "backbone", "heads", "fleet.toml"
+
+#: Files of a backbone's folder that hold its weights, or the weights of other runtimes.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.onnx")
+_OTHER = ("onnx", "openvino", ".git", ".cache")
+
+
+def write_settings(out: Path, backbone: Path, tasks: Sequence[LabelledKind]) -> None:
+    """Write the folder without weights. Raises ConfigurationError for a backbone that transformers cannot read."""
+    from transformers import AutoConfig
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        if Path(folder) != backbone:
+            return set()
+        return {*shutil.ignore_patterns(*_WEIGHTS, *_OTHER)(folder, names)}
+
+    shutil.copytree(backbone, out / BACKBONE, ignore=left_out, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    for task in tasks:
+        if task.head:
+            with loading(backbone, str(backbone)):
+                config = AutoConfig.from_pretrained(
+                    backbone, local_files_only=True, trust_remote_code=False, **task.config
+                )
+            if task.head == "attention":
+                setattr(config, task_heads.SETTINGS, {"fusion": list(task.fusion)})
+            config.save_pretrained(out / HEADS / task.name)
+
+
+def model(out: Path, name: str, tasks: Sequence[LabelledKind], max_tokens: int) -> EncoderModel:
+    """Return the worker's model of the folder, not loaded."""
+    from producers.wire.catalogue import Task
+
+    served = {task.name: Task(task.name, task.kind, name, "") for task in tasks}
+    return EncoderModel(ModelSpec(name, out / BACKBONE, "", served, _options(out / HEADS, tasks, max_tokens)))
+
+
+def _options(heads: Path, tasks: Sequence[LabelledKind], max_tokens: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"heads": {task.name: str(heads / task.name) for task in tasks if task.head}}
+    return options | ({"max_tokens": max_tokens} if max_tokens else {})
+
+
+def write_weights(out: Path, backbone: Any, tasks: Sequence[TaskNetwork]) -> None:
+    """Write the weights of a trained network, whose backbone has no adapters any more."""
+    backbone.save_pretrained(out / BACKBONE)
+    for path in (out / BACKBONE).glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
+    shards = {name: f"../../{BACKBONE}/{file}" for name, file in _shards(out / BACKBONE)}
+    for task in tasks:
+        if task.module is None:
+            continue
+        folder = out / HEADS / task.kind.name
+        own = {name: tensor.contiguous() for name, tensor in task.module.state_dict().items()}
+        with atomically(folder / task_heads.WEIGHTS, durable=True) as part:
+            save_file(own, part, {"format": "pt"})
+        (folder / task_heads.WEIGHTS).chmod(0o644)
+        if task.kind.head == "transformers":
+            _write_index(folder, task.module, own, shards)
+
+
+def _write_index(folder: Path, module: Any, own: Mapping[str, torch.Tensor], shards: dict[str, str]) -> None:
+    """Let transformers load the head as a checkpoint in several files, of which the backbone's are shared."""
+    index = {"metadata": {}, "weight_map": dict.fromkeys(own, task_heads.WEIGHTS) | shards}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["architectures"] = [type(module).__name__]
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _shards(folder: Path) -> Iterator[tuple[str, str]]:
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            yield from ((name, path.name) for name in file.keys())  # noqa: SIM118 - it is no dict
+
+
+def in_units(module: nn.Module, scale: float, shift: float) -> None:
+    """Let a head of transformers with a single label multiply its output by `scale` and add `shift`."""
+    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.out_features == 1][-1]
+    with torch.no_grad():
+        last.weight.mul_(scale)
+        if last.bias is None:
+            last.bias = nn.Parameter(last.weight.new_zeros(1))
+        last.bias.mul_(scale).add_(shift)
+
+
+def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) -> Path:
+    """Write ``fleet.toml``, by which the folder is served from any place."""
+    name = recipe.name
+    options = _options(Path(HEADS), tasks, recipe.train.max_tokens)
+    lines = [
+        "# Made by `argosy train`. Serve it: ARGOSY_FLEET=this file argosy up",
+        "# Without the table [worker], the built-in models are served, too.",
+        "[worker]",
+        f"models = [{json.dumps(name)}]",
+        "",
+        f"[models.{json.dumps(name)}]",
+        f"source = {{ path = {json.dumps(BACKBONE)} }}",
+        "",
+        f"[models.{json.dumps(name)}.options]",
+        *([f"max_tokens = {options['max_tokens']}"] if "max_tokens" in options else []),
+        *(["heads = { " + ", ".join(f"{task} = {json.dumps(path)}" for task, path in options["heads"].items()) + " }"]),
+        "",
+        f"[models.{json.dumps(name)}.tasks]",
+        *(f"{json.dumps(task.name)} = {json.dumps(task.served)}" for task in tasks),
+    ]
+    path = out / SETTINGS
+    with atomically(path) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

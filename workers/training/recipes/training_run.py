@@ -1,0 +1,243 @@
+"""Train a recipe: rows, steps, the folder that a worker serves, and a card of its scores."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import load_file
+
+from producers.wire.atomic_files import atomically
+from producers.wire.errors import ConfigurationError
+from producers.wire.fleet_file import known
+from workers.models.sources import model_source
+from workers.models.sources.model_source import Pulled
+from workers.settings import built_in_tables
+from workers.training.joint import joint_checkpoint, trainer
+from workers.training.joint.processes import Process
+from workers.training.joint.recipe import Recipe
+from workers.training.joint.trainer import LogLine, Work
+from workers.training.joint.training_subject import Part
+from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.recipes import curves, labelled_rows, served_folder
+from workers.training.recipes.labelled_rows import LabelledRow, LabelledRows
+from workers.training.recipes.recipe_file import RecipeFile
+from workers.training.recipes.text_subject import TrainedTexts
+
+CARD, COMPARED = "card.json", "compare"
+
+_EVALUATIONS = 20
+_JUDGED_TOKENS = 8192
+
+#: Called with each step and the number of all steps.
+Show = Callable[[LogLine, int], None]
+
+
+class TaskResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task's scores on the test part, by metric, the main one first.
+
+    `alone` and `frozen` are the main score of a training of this task alone, and on the frozen backbone.
+    """
+
+    kind: str
+    train_rows: int
+    test_rows: int
+    scores: dict[str, float]
+    baseline: float | None = None
+    alone: float | None = None
+    frozen: float | None = None
+
+
+class TrainingCard(msgspec.Struct, frozen=True):
+    """The origin of a folder's weights, and their scores on held-out rows."""
+
+    backbone: str
+    best_step: int
+    steps: int
+    seconds: float
+    recipe: Recipe
+    tasks: dict[str, TaskResult]
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeTraining:
+    """A training of a recipe, or of a part of it, in a folder."""
+
+    recipe: RecipeFile
+    rows: LabelledRows
+    backbone: Pulled
+    out: Path
+
+    @property
+    def tasks(self) -> list[LabelledKind]:
+        return [*self.rows.tasks.values()]
+
+
+def prepare(recipe: RecipeFile, *, resume: bool) -> RecipeTraining:
+    """Read the rows, and pull the backbone if it is not there. Raises ConfigurationError before any work is done."""
+    if (recipe.out / joint_checkpoint.FILE).is_file() and not resume:
+        problem = f"{recipe.out} has a training; add --resume to go on with it"
+        raise recipe.wrong("train.out", f"{problem}, or name another folder")
+    rows = labelled_rows.read(recipe)
+    return RecipeTraining(recipe, rows, _backbone(recipe), recipe.out)
+
+
+def run(training: RecipeTraining, show: Show) -> TrainingCard:
+    """Train to the end, from the last checkpoint if there is one, and write the folder. Raises ConfigurationError."""
+    subject, recipe = _subject(training), _loop_recipe(training)
+    table = training.recipe.train
+    work = Work(
+        corpus=subject, recipe=recipe, out=training.out, accumulate=table.accumulate,
+        checkpoint_every=table.checkpoint_every,
+    )  # fmt: skip
+    for line in trainer.steps(Process(), work):
+        show(line, recipe.steps)
+    log = list(trainer.read_log(training.out))
+    curves.draw(training.out, log, {task.name: task.metric for task in training.tasks})
+    network = subject.build(recipe)
+    network.load_state_dict(load_file(training.out / joint_checkpoint.BEST))
+    scores = judge(subject, network)
+    served_folder.write_weights(training.out, subject.merged(network), network.tasks)
+    served_folder.write_fleet(training.recipe, training.out, training.tasks)
+    card = TrainingCard(
+        backbone=training.backbone.revision,
+        best_step=joint_checkpoint.best_step(training.out),
+        steps=log[-1].step,
+        seconds=round(sum(line.seconds for line in log), 1),
+        recipe=recipe,
+        tasks={task.name: _result(task, training.rows, own) for task, own in zip(training.tasks, scores, strict=True)},
+    )
+    write_card(training.out, card)
+    return card
+
+
+def compare(training: RecipeTraining, card: TrainingCard, show: Callable[[str], Show]) -> TrainingCard:
+    """Train each task alone, and all on the frozen backbone, with the same rows and steps; return the whole card."""
+    tasks = dict(card.tasks)
+    for task in training.tasks:
+        alone = run(_alone(training, task.name), show(f"{task.name} alone"))
+        tasks[task.name] = msgspec.structs.replace(tasks[task.name], alone=main(alone.tasks[task.name]))
+    if training.recipe.train.sharing != "frozen":
+        frozen = run(_frozen(training), show("frozen backbone"))
+        for name, own in frozen.tasks.items():
+            tasks[name] = msgspec.structs.replace(tasks[name], frozen=main(own))
+    whole = msgspec.structs.replace(card, tasks=tasks)
+    write_card(training.out, whole)
+    return whole
+
+
+def main(result: TaskResult) -> float:
+    """Return a task's main score."""
+    return next(iter(result.scores.values()))
+
+
+def _alone(training: RecipeTraining, name: str) -> RecipeTraining:
+    kind = copy.copy(training.rows.tasks[name])
+    kind.fusion = ()
+    train, validation, test = (
+        [replace(row, labels={name: row.labels[name]}) for row in rows if name in row.labels]
+        for rows in _parts(training.rows).values()
+    )
+    rows = replace(training.rows, tasks={name: kind}, train=train, validation=validation, test=test)
+    return replace(training, rows=rows, out=training.out / COMPARED / name)
+
+
+def _frozen(training: RecipeTraining) -> RecipeTraining:
+    table = msgspec.structs.replace(training.recipe.train, sharing="frozen")
+    recipe = msgspec.structs.replace(training.recipe, train=table)
+    return replace(training, recipe=recipe, out=training.out / COMPARED / "frozen.backbone")
+
+
+def _parts(rows: LabelledRows) -> dict[Part, list[LabelledRow]]:
+    return {"train": rows.train, "validation": rows.validation, "test": rows.test}
+
+
+def _backbone(recipe: RecipeFile) -> Pulled:
+    given = recipe.train.backbone
+    where = f"{recipe.path}: train.backbone"
+    if isinstance(given, str):
+        models = {name: table for name, table in built_in_tables()["models"].items() if "source" in table}
+        if given not in models:
+            raise ConfigurationError(f"{where}: no built-in model {given!r}; {known(given, models)}")
+        given = models[given]["source"]
+    elif isinstance(path := given.get("path"), str):
+        given = {**given, "path": str(recipe.found(path))}
+    return model_source.pull(model_source.parse(given, where=where), model_source.cache_folder())
+
+
+def _subject(training: RecipeTraining) -> TrainedTexts:
+    return TrainedTexts(
+        training.backbone.folder,
+        training.out,
+        training.recipe.train,
+        training.tasks,
+        _parts(training.rows),
+    )
+
+
+def _loop_recipe(training: RecipeTraining) -> Recipe:
+    table, tasks = training.recipe.train, training.tasks
+    steps = table.steps or max(1, math.ceil(table.epochs * len(training.rows.train) / table.rows))
+    weights = None if isinstance(table.weights, str) else {task.name: table.weights[task.name] for task in tasks}
+    return Recipe(
+        steps=steps,
+        rows=table.rows,
+        max_tokens=table.max_tokens,
+        encoder_rate=table.rate,
+        head_rate=table.head_rate,
+        temperature=table.temperature,
+        weights=weights,
+        dropout=table.dropout,
+        precision=table.precision,
+        evaluate_every=table.evaluate_every or max(1, steps // _EVALUATIONS),
+        patience=table.patience,
+        seed=table.seed,
+        subject=_digest(training),
+    )
+
+
+def _digest(training: RecipeTraining) -> str:
+    """Return a digest of the rows, the tasks and the backbone."""
+    digest = hashlib.blake2b(repr((training.backbone.revision, training.recipe.train.sharing)).encode(), digest_size=8)
+    for task in training.tasks:
+        digest.update(repr((task.name, type(task).__name__, task.head, task.fusion, task.config)).encode())
+    for part, rows in _parts(training.rows).items():
+        for row in rows:
+            digest.update(repr((part, row.columns, row.labels)).encode())
+    return digest.hexdigest()
+
+
+def judge(subject: TrainedTexts, network: Any) -> list[dict[str, float]]:
+    """Return each task's scores on the test part."""
+    return subject.all_scores(list(answers(subject, network)))
+
+
+def answers(subject: TrainedTexts, network: Any) -> Iterator[list[tuple[int, Any, Any]]]:
+    """Yield the task's number, answer and label of the test rows, a batch at a time."""
+    from workers.training.training_batches import by_size
+
+    examples = subject.examples("test", "cpu")
+    places = examples.places()
+    network.eval()
+    with torch.inference_mode():
+        for batch in by_size(examples.lengths(places), _JUDGED_TOKENS):
+            yield examples.judged(network, [places[place] for place in batch])
+
+
+def _result(task: LabelledKind, rows: LabelledRows, scores: dict[str, float]) -> TaskResult:
+    parts = (rows.train, rows.test)
+    train, test = ([row.labels[task.name] for row in part if task.name in row.labels] for part in parts)
+    kind = type(task).__name__
+    return TaskResult(kind, len(train), len(test), scores, task.baseline(train, test))
+
+
+def write_card(out: Path, card: TrainingCard) -> None:
+    with atomically(out / CARD) as part:
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")
