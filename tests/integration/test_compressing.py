@@ -20,22 +20,23 @@ from workers import settings
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.training.compressing import (
-    answered_rows,
     compress_recipe,
+    compress_rows,
     compression_run,
     importance,
     network_files,
+    rounding,
     smaller_networks,
     task_networks,
 )
-from workers.training.compressing.answered_rows import AnsweredRow
+from workers.training.compressing.compress_rows import CompressRow, CompressRows
 from workers.training.compressing.lessons import TokenizedRows
-from workers.training.compressing.measured_variants import Figures, score
+from workers.training.compressing.measured_variants import Figures
 from workers.training.compressing.smaller_networks import Kept, Size
 from workers.training.compressing.teaching import Teaching, teach
 
 TEXTS = [" ".join(tiny.WORDS[n : n + 3 + n % 9]) for n in range(40)]
-ROWS = [AnsweredRow(text) for text in TEXTS]
+ROWS = [CompressRow(text, ("topic",)) for text in TEXTS]
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_labels": 3}
 
 
@@ -55,7 +56,7 @@ def to_load(folder: Path, kind: str = "text-classification", **options: Any) -> 
 
 def loaded(folder: Path) -> tuple[task_networks.TaskNetworks, TokenizedRows]:
     model = task_networks.served(to_load(folder))
-    return task_networks.load(model), TokenizedRows(model, ROWS)
+    return task_networks.load(model), TokenizedRows(model, compress_rows.kinds_of(model), ROWS)
 
 
 def served(folder: Path, backend: Backend = REFERENCE) -> Served:
@@ -80,8 +81,8 @@ def test_inner_features_without_effect_are_those_that_are_cut(folder: Path, tmp_
     smaller = smaller_networks.cut(networks, kept)
     torch.testing.assert_close(scores(smaller, rows), scores(networks, rows))
     assert Size.of(smaller.backbone.config) == wanted
-    smaller.save(folder, tmp_path / "small")
-    networks.save(folder, tmp_path / "whole")
+    smaller.save(folder, rows.kinds, tmp_path / "small")
+    networks.save(folder, rows.kinds, tmp_path / "whole")
     small, whole = (served(tmp_path / name) for name in ("small", "whole"))
     assert_alike(small.ask("topic", TEXTS, top_k=None), whole.ask("topic", TEXTS, top_k=None))
 
@@ -143,7 +144,7 @@ def test_a_student_comes_nearer_to_its_teacher(folder: Path) -> None:
 def test_a_static_network_is_served_from_its_folder(folder: Path, tmp_path: Path, backend: Any) -> None:
     """The ranges were measured beforehand, and the folder's file is used in place of the cache."""
     networks, rows = loaded(folder)
-    networks.save(folder, tmp_path)
+    networks.save(folder, rows.kinds, tmp_path)
     own = tmp_path / "backbone"
     network_files.write_static(to_load(own, heads={"topic": str(tmp_path / "heads" / "topic")}), rows)
     assert [file.name for file in own.glob("*.onnx")] == ["network-int8.onnx"]
@@ -213,22 +214,27 @@ def test_a_step_is_left_out_for_its_worst_task() -> None:
     assert compression_run.lost([before, after], 2.0) == ""
 
 
-def test_rows_come_from_a_file_and_wrong_ones_are_named(tmp_path: Path) -> None:
+def test_rows_come_from_a_file_and_wrong_ones_are_named(folder: Path, tmp_path: Path) -> None:
+    model = task_networks.served(to_load(folder))
     file = tmp_path / "rows.csv"
-    file.write_text("text,topic\n" + "".join(f"text {n},sport\n" for n in range(8)) + "another,\n")
-    found = answered_rows.from_file(file, ["topic", "mood"])
-    assert found[0] == AnsweredRow("text 0", {"topic": [{"label": "sport", "score": 1.0}]})
-    assert found[8] == AnsweredRow("another", {})
+    file.write_text("text,topic\n" + "".join(f"text {n},LABEL_{n % 3}\n" for n in range(9)) + "another,\n")
+    found = compress_rows.from_file(file, model, 0.2)
+    first = [CompressRow(f"text {n}", ("topic",), {"topic": f"LABEL_{n % 3}"}) for n in (0, 5)]
+    assert found.judged == first
+    assert found.learnt[-1] == CompressRow("another", ("topic",))
+    file.write_text("text,topic\n" + "fine,sport\n" * 9)
+    with pytest.raises(ConfigurationError, match=r"rows\.csv:2: topic: is 'sport'; it must be one of LABEL_0, LABEL_1"):
+        compress_rows.from_file(file, model, 0.2)
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"text": "fine"}) + "\n" + json.dumps({"title": "none"}) + "\n")
-    with pytest.raises(ConfigurationError, match=r"rows\.jsonl:2: text: is missing or no text"):
-        answered_rows.from_file(file, ["topic"])
-    file.write_text(json.dumps({"text": "fine"}) + "\n")
+    file.write_text(json.dumps({"title": "none"}))
+    with pytest.raises(ConfigurationError, match=r"rows\.jsonl:1: has no text; name the column of the inputs so"):
+        compress_rows.from_file(file, model, 0.2)
+    file.write_text(json.dumps({"text": "fine"}))
     with pytest.raises(ConfigurationError, match="has 1 rows of use, fewer than 8"):
-        answered_rows.from_file(file, ["topic"])
+        compress_rows.from_file(file, model, 0.2)
 
 
-def test_a_fleets_own_answers_are_labels(tmp_path: Path) -> None:
+def test_a_fleets_own_answers_are_labels(folder: Path, tmp_path: Path) -> None:
     """The inputs of a stored job, with what the fleet answered; failed items are no rows."""
     items = tuple(Item(seq=n, input=f"text {n}", tasks=("topic",)) for n in range(10))
     envelope = Envelope(version=1, id="e0", job="job", model="own", priority=Priority.BULK, queued_at=1.0, items=items)
@@ -239,19 +245,25 @@ def test_a_fleets_own_answers_are_labels(tmp_path: Path) -> None:
         store.create_job(stored.new_job())
         new = stored.new_envelope("e0", items=10, results=10, payload=payload, content_type=content_type)
         store.add_envelopes([new])
-        answer = [{"label": "sport", "score": 0.75}]
+        answer = [{"label": "LABEL_1", "score": 0.75}]
         store.commit([stored.result(n, output=answer) for n in range(9)], done=["e0"])
-        found = answered_rows.of_job(store, "job", ["topic"])
-    assert found == [AnsweredRow(f"text {n}", {"topic": answer}) for n in range(9)]
+        found = compress_rows.of_job(store, "job", task_networks.served(to_load(folder)), 0.5)
+    rows = [CompressRow(f"text {n}", ("topic",), {"topic": "LABEL_1"}) for n in range(9)]
+    assert (found.judged, found.learnt) == (rows[::2], rows[1::2])
 
 
-def test_scores_are_shares_or_explained_variance() -> None:
-    right = [{"label": "a", "score": 1.0}]
-    assert score("text-classification", [(right, right), ([{"label": "b", "score": 0.9}], right)]) == 0.5
-    numbers = [
-        ([{"label": "LABEL_0", "score": own}], [{"label": "", "score": n}]) for n, own in ((1.0, 1.0), (3.0, 2.0))
-    ]
-    assert score("text-classification", numbers) == pytest.approx(0.5)
+def test_weights_learn_with_the_rounding_and_are_plain_afterwards(folder: Path) -> None:
+    networks, rows = loaded(folder)
+    before, names = scores(networks, rows), set(networks.state_dict())
+    layer = networks.backbone.encoder.layer[0].output.dense
+    with rounding.rounded(networks.backbone):
+        steps = layer.weight / (layer.weight.abs().amax(1, keepdim=True) / 127)
+        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+        assert 0 < float((scores(networks, rows) - before).abs().max()) < 0.2
+        networks(rows.some(8)[0].inputs)[0]["topic"].sum().backward()
+        assert layer.parametrizations.weight.original.grad.abs().sum() > 0
+    assert set(networks.state_dict()) == names
+    torch.testing.assert_close(scores(networks, rows), before)
 
 
 def test_the_written_settings_serve_the_folder(folder: Path, tmp_path: Path) -> None:
@@ -278,4 +290,4 @@ def test_a_folder_that_has_files_is_not_written_to(folder: Path, tmp_path: Path)
     recipe = compress_recipe.from_names(["prune"], {})
     reports = compression_run.Reports(say=print, watch=None, show=lambda *_: None)
     with pytest.raises(ConfigurationError, match="is not empty; name a new folder"):
-        compression_run.compress(to_load(folder), recipe, ROWS, tmp_path, reports)
+        compression_run.compress(to_load(folder), recipe, CompressRows({}, ROWS, ROWS), tmp_path, reports)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from workers.device.device_process import ModelToLoad
     from workers.settings import Settings
-    from workers.training.compressing.answered_rows import AnsweredRow
     from workers.training.compressing.compress_recipe import CompressRecipe
+    from workers.training.compressing.compress_rows import CompressRows
     from workers.training.compressing.measured_variants import Figures
 
 #: The kind of the task of a folder without fleet.toml, by the ending of its architecture's name.
@@ -89,13 +89,14 @@ def compress(
     chosen = compress_recipe.from_file(recipe) if recipe else compress_recipe.from_names(steps.split(","), given)
     whole, name = _found(config, model)
     wanted = served_models.model_to_load(whole, name)
-    _run(wanted, chosen, _rows(whole, wanted, rows, job), out, accept_loss, threads or devices.available_cores())
+    own = _rows(whole, wanted, rows, job, chosen.held_out)
+    _run(wanted, chosen, own, out, accept_loss, threads or devices.available_cores())
 
 
 def _run(
     wanted: ModelToLoad,
     recipe: CompressRecipe,
-    rows: Sequence[AnsweredRow],
+    rows: CompressRows,
     out: Path,
     accept_loss: bool,
     threads: int,
@@ -183,14 +184,15 @@ def _of_folder(whole: Settings, folder: Path) -> tuple[Settings, str]:
     return msgspec.structs.replace(whole, models={**whole.models, name: own}), name
 
 
-def _rows(whole: Settings, wanted: ModelToLoad, rows: Path | None, job: str | None) -> list[AnsweredRow]:
+def _rows(whole: Settings, wanted: ModelToLoad, rows: Path | None, job: str | None, held_out: float) -> CompressRows:
     from producers.wire.errors import ConfigurationError
     from results_store.store import Store
-    from workers.training.compressing import answered_rows
+    from workers.training.compressing import compress_rows, task_networks
 
     if (rows is None) == (job is None):
         raise ConfigurationError("--rows: name a file of rows, or a stored job by --job")
+    model = task_networks.served(wanted)
     if rows is not None:
-        return answered_rows.from_file(rows, wanted.tasks)
+        return compress_rows.from_file(rows, model, held_out)
     with Store(whole.connection.store_url) as store:
-        return answered_rows.of_job(store, str(job), wanted.tasks)
+        return compress_rows.of_job(store, str(job), model, held_out)

@@ -16,9 +16,9 @@ from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
-from workers.training.compressing import importance, network_files, smaller_networks, task_networks
-from workers.training.compressing.answered_rows import AnsweredRow, split
+from workers.training.compressing import importance, network_files, rounding, smaller_networks, task_networks
 from workers.training.compressing.compress_recipe import Adapt, CompressRecipe, Distill, Export, Int8, Prune, Step
+from workers.training.compressing.compress_rows import CompressRows
 from workers.training.compressing.lessons import TokenizedRows
 from workers.training.compressing.measured_variants import Figures, Measurement, Variant
 from workers.training.compressing.smaller_networks import Size
@@ -61,7 +61,7 @@ class Reports:
 def compress(
     wanted: ModelToLoad,
     recipe: CompressRecipe,
-    rows: Sequence[AnsweredRow],
+    rows: CompressRows,
     out: Path,
     reports: Reports,
     *,
@@ -75,9 +75,8 @@ def compress(
     if out.exists() and any(out.iterdir()):
         raise ConfigurationError(f"{out}: is not empty; name a new folder, so that no model is replaced unseen")
     torch.set_num_threads(threads)
-    learnt, judged = split(rows, recipe.held_out)
-    work = Work(wanted, learnt, out, recipe, reports)
-    with Measurement(judged, threads) as measurement:
+    work = Work(wanted, rows, out, recipe, reports)
+    with Measurement(rows, threads) as measurement:
         measurement.add(work.variant)
         variants, refused, figures = {ORIGINAL: work.variant}, dict[str, str](), list[Figures]()
         for number, step in enumerate(recipe.steps, 1):
@@ -96,8 +95,8 @@ def compress(
     card = CompressionCard(
         original=work.revision,
         recipe=recipe,
-        learnt_from=len(learnt),
-        judged_by=len(judged),
+        learnt_from=len(rows.learnt),
+        judged_by=len(rows.judged),
         figures=figures,
         refused=refused,
         chosen=chosen,
@@ -118,12 +117,12 @@ class Work:
     """The steps' state: the variant that the last step left."""
 
     def __init__(
-        self, wanted: ModelToLoad, rows: Sequence[AnsweredRow], out: Path, recipe: CompressRecipe, reports: Reports
+        self, wanted: ModelToLoad, rows: CompressRows, out: Path, recipe: CompressRecipe, reports: Reports
     ) -> None:
         self._out, self._recipe, self._reports = out, recipe, reports
         model = task_networks.served(wanted)
         self.revision = model.revision
-        self._rows = TokenizedRows(model, rows)
+        self._rows = TokenizedRows(model, rows.kinds, rows.learnt)
         self._teacher = task_networks.load(model)
         self.variant = Variant(step=ORIGINAL, model=wanted, size=_size(self._teacher))
         self._served_by: Int8 | Export | None = None
@@ -138,7 +137,7 @@ class Work:
             self._served_by = step
         else:
             networks = self._trained(networks, step)
-        networks.save(Path(self.variant.model.folder), folder)
+        networks.save(Path(self.variant.model.folder), self._rows.kinds, folder)
         heads = {task: str(folder / HEADS / task) for task in networks.heads}
         model = msgspec.structs.replace(
             self.variant.model,
@@ -155,7 +154,9 @@ class Work:
 
     def _trained(self, networks: TaskNetworks, step: Prune | Distill | Adapt) -> TaskNetworks:
         if isinstance(step, Adapt):
-            return self._rounded(networks, step)
+            with rounding.rounded(networks.backbone):
+                self._teach(networks, Teaching(epochs=step.epochs, rate=step.rate, seed=self._recipe.seed))
+            return networks
         now = Size.of(networks.backbone.config)
         wanted = _wanted(step, now, Size.of(self._teacher.backbone.config))
         if wanted != now:
@@ -163,14 +164,6 @@ class Work:
             networks = smaller_networks.cut(networks, importance.least_missed(networks, self._rows, wanted))
         settings = {name: getattr(step, name) for name in ("temperature", "features", "labels") if hasattr(step, name)}
         self._teach(networks, Teaching(epochs=step.epochs, rate=step.rate, seed=self._recipe.seed, **settings))
-        return networks
-
-    def _rounded(self, networks: TaskNetworks, step: Adapt) -> TaskNetworks:
-        from workers.training.compressing import rounding
-
-        rounding.begin(networks)
-        self._teach(networks, Teaching(epochs=step.epochs, rate=step.rate, seed=self._recipe.seed))
-        rounding.end(networks)
         return networks
 
     def _teach(self, networks: TaskNetworks, settings: Teaching) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.training.compressing.lessons import Lessons, TokenizedRows, surprise, unlike
+from workers.training.compressing.lessons import Lessons, TokenizedRows, surprise, unlike, wrong
 from workers.training.compressing.smaller_networks import Kept, Layout, Size, layout_of
 from workers.training.compressing.task_networks import TaskNetworks
 
@@ -109,9 +109,9 @@ class _Scores:
             for lessons in rows.some(FOR_PARTS):
                 self._networks.zero_grad(set_to_none=True)
                 found, _ = self._networks(lessons.inputs)
-                loss = torch.stack(
-                    [surprise(found[task], lessons, task, form) for task, form in rows.forms.items()]
-                ).sum()
+                losses = [surprise(found[task], lessons, task, form) for task, form in rows.forms.items()]
+                losses += [wrong(found[task], lessons, task, kind) for task, kind in rows.kinds.items()]
+                loss = torch.stack(losses).sum()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._add_width()
         self._networks.zero_grad(set_to_none=True)

@@ -16,18 +16,16 @@ from workers.models.huggingface.text.label_heads import Classification
 from workers.models.huggingface.text_head import TextHead
 from workers.models.huggingface.token_sequences import Batch
 from workers.models.huggingface.tokenizing import Tokenizing
-from workers.models.interface.sample_inputs import usual_params
-from workers.training.compressing.answered_rows import AnsweredRow
+from workers.models.interface.model import Array
+from workers.training.compressing.compress_rows import CompressRow, params_of
+from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.kinds.span_kinds import TokenLabelKind
 from workers.training.training_batches import all_of, by_size
 
 Inputs = dict[str, torch.Tensor]
 
-#: The number of a missing label, which the loss ignores.
-NO_LABEL = -100
-
-#: The logit of a place without a token.
+#: The raw score of a place without a token.
 _NOWHERE = -1e4
-
 
 #: The form of scores that choose a place in the text for each end of an answer.
 PLACES = "places"
@@ -42,11 +40,12 @@ def form_of(head: TextHead) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """Padded sequences. For each task: whether a sequence belongs to it, and the number of its label, or NO_LABEL."""
+    """Padded sequences, and for each task the sequences that it reads, those with labels, and the labels' targets."""
 
     inputs: Inputs
-    belongs: Mapping[str, torch.Tensor]
-    labels: Mapping[str, torch.Tensor]
+    reads: Mapping[str, torch.Tensor]
+    labelled: Mapping[str, torch.Tensor]
+    targets: Mapping[str, torch.Tensor]
 
     @property
     def mask(self) -> torch.Tensor:
@@ -57,24 +56,24 @@ class Lessons:
 class TokenizedRows:
     """The distinct token sequences of rows, as the served model reads them."""
 
-    def __init__(self, model: EncoderModel, rows: Sequence[AnsweredRow]) -> None:
-        tasks = model.spec.tasks
-        params = [{task: usual_params(tasks[task]) for task in tasks}] * len(rows)
+    def __init__(self, model: EncoderModel, kinds: Mapping[str, LabelledKind], rows: Sequence[CompressRow]) -> None:
+        params = [{task: params_of(kinds[task]) for task in row.tasks} for row in rows]
         prepared = all_of(model.prepare_many([row.content for row in rows], params))
         self._batch = Batch(model.collate(prepared), model.checkpoint.pad_id)
         typed = Tokenizing(model.checkpoint).check() and model.checkpoint.config.get("type_vocab_size", 2) > 1
         self._names = {"input_ids": "ids", "attention_mask": "mask"} | ({"token_type_ids": "types"} if typed else {})
+        self.kinds = kinds
         #: The form of each task's raw scores.
         self.forms = {task: form_of(head) for task, head in model.heads.items()}
-        count = len(self._batch.sequences)
-        self._belongs = {task: np.zeros(count, dtype=np.bool_) for task in tasks}
-        self._labels = {task: np.full(count, NO_LABEL) for task in tasks}
-        for task, head in model.heads.items():
-            numbers = {name: number for number, name in enumerate(head.checkpoint.labels)}
-            for row, places in zip(rows, self._batch.of(task, np.arange(len(rows))), strict=True):
-                self._belongs[task][places] = True
-                if isinstance(head, Classification) and self.forms[task] == "softmax":
-                    self._labels[task][places] = numbers.get(row.best_label(task), NO_LABEL)
+        self._reads = {task: np.zeros(len(self), dtype=np.bool_) for task in kinds}
+        self._targets: dict[str, dict[int, Array]] = {task: {} for task in kinds}
+        for task, kind in kinds.items():
+            every = self._batch.of(task, np.arange(len(rows)))
+            for row, own, places in zip(rows, prepared, every, strict=True):
+                self._reads[task][places] = True
+                if task in row.labels and task not in own.refused:
+                    targets = kind.targets(row.labels[task], own.aside[task])
+                    self._targets[task] |= {int(place): targets[n] for n, place in enumerate(places)}
 
     def __len__(self) -> int:
         return len(self._batch.sequences)
@@ -98,11 +97,21 @@ class TokenizedRows:
 
     def _lessons(self, places: Sequence[int]) -> Lessons:
         padded = self._batch.padded(places)
+        known = {task: [place in own for place in places] for task, own in self._targets.items()}
         return Lessons(
             {name: torch.from_numpy(padded[own]) for name, own in self._names.items()},
-            {task: torch.from_numpy(own[places]) for task, own in self._belongs.items()},
-            {task: torch.from_numpy(own[places]) for task, own in self._labels.items()},
+            {task: torch.from_numpy(own[places]) for task, own in self._reads.items()},
+            {task: torch.tensor(own) for task, own in known.items()},
+            {task: self._joined(task, places, padded["ids"].shape[1]) for task in self.kinds},
         )
+
+    def _joined(self, task: str, places: Sequence[int], tokens: int) -> torch.Tensor:
+        """Return the targets of the sequences that have any; those of tokens are padded."""
+        found = [own for place in places if (own := self._targets[task].get(place)) is not None]
+        blank = self.kinds[task].blank
+        if isinstance(self.kinds[task], TokenLabelKind):
+            found = [np.concatenate([own, np.repeat(blank[0], tokens)])[:tokens] for own in found]
+        return torch.from_numpy(np.stack(found) if found else blank[:0])
 
 
 def unlike(
@@ -114,7 +123,7 @@ def unlike(
     probabilities (Hinton, Vinyals and Dean, 2015), times the square of the temperature; independent labels by their
     cross-entropy; numbers by the squared error, as a share of their variance.
     """
-    rows = lessons.belongs[task]
+    rows = lessons.reads[task]
     if not rows.any():
         return torch.zeros(())
     own, other = _rows(found[rows], lessons.mask[rows], form), _rows(expected[rows], lessons.mask[rows], form)
@@ -134,23 +143,15 @@ def _rows(scores: torch.Tensor, mask: torch.Tensor, form: str) -> torch.Tensor:
 
 
 def surprise(scores: torch.Tensor, lessons: Lessons, task: str, form: str) -> torch.Tensor:
-    """Return the mean cross-entropy of a task's sequences with their labels, or with the network's own best answers."""
-    rows = lessons.belongs[task]
+    """Return the mean cross-entropy of a task's sequences with the network's own best answers."""
+    rows = lessons.reads[task]
     if not rows.any():
         return torch.zeros(())
     own = _rows(scores[rows], lessons.mask[rows], form)
-    if form == "none":
-        return own.square().mean()
-    wanted = own.detach().argmax(-1)
-    if form == "softmax" and scores.ndim == 2:
-        labels = lessons.labels[task][rows]
-        wanted = torch.where(labels == NO_LABEL, wanted, labels)
-    return functional.cross_entropy(own, wanted)
+    return own.square().mean() if form == "none" else functional.cross_entropy(own, own.detach().argmax(-1))
 
 
-def wrong(scores: torch.Tensor, lessons: Lessons, task: str) -> torch.Tensor:
-    """Return the mean cross-entropy of a classification's labelled sequences; 0 without any."""
-    labels = lessons.labels[task]
-    if not (labels != NO_LABEL).any():
-        return torch.zeros(())
-    return functional.cross_entropy(scores, labels, ignore_index=NO_LABEL)
+def wrong(scores: torch.Tensor, lessons: Lessons, task: str, kind: LabelledKind) -> torch.Tensor:
+    """Return the mean loss of a task's labelled sequences, as `argosy train` has it; 0 without any."""
+    rows = lessons.labelled[task]
+    return kind.losses(scores[rows].unsqueeze(1), lessons.targets[task]).mean() if rows.any() else torch.zeros(())

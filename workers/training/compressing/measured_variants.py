@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +22,9 @@ from workers.device import device_memory
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.compiled_network import NETWORK
 from workers.models.interface.model import Model
-from workers.models.interface.sample_inputs import usual_params
+from workers.models.interface.sample_inputs import Item
 from workers.training.agreement import Trial, answered, compare, run
-from workers.training.compressing.answered_rows import AnsweredRow
+from workers.training.compressing.compress_rows import CompressRow, CompressRows, params_of
 from workers.training.training_batches import all_of, by_size
 
 #: The padded tokens of a batch.
@@ -62,12 +62,12 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 class Loaded:
     """A variant that is loaded in a process of its own."""
 
-    def __init__(self, variant: Variant, rows: Sequence[AnsweredRow], threads: int) -> None:
+    def __init__(self, variant: Variant, items: Sequence[Item], threads: int) -> None:
         self.variant = variant
         # spawned: this process has run torch's threads
         self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _set_up, (threads,))
         try:
-            self.memory_mb: float = self._process.submit(_load, variant.model, rows).result() / 1e6
+            self.memory_mb: float = self._process.submit(_load, variant.model, items).result() / 1e6
             self.answers: list[dict[str, Any]] = self._process.submit(_answers).result()
         except BaseException:
             self.close()
@@ -84,8 +84,9 @@ class Loaded:
 class Measurement:
     """The variants measured so far, the original first. `close` ends their processes."""
 
-    def __init__(self, rows: Sequence[AnsweredRow], threads: int, turns: int = TURNS) -> None:
-        self._rows = rows
+    def __init__(self, rows: CompressRows, threads: int, turns: int = TURNS) -> None:
+        self._rows, self._kinds = rows.judged, rows.kinds
+        self._items = [(row.content, {task: params_of(rows.kinds[task]) for task in row.tasks}) for row in rows.judged]
         self._threads = threads
         self._turns = turns
         self._loaded: list[Loaded] = []
@@ -101,7 +102,7 @@ class Measurement:
 
     def add(self, variant: Variant) -> None:
         """Load a variant and compute its answers. Raises ConfigurationError if it cannot be served."""
-        self._loaded.append(Loaded(variant, self._rows, self._threads))
+        self._loaded.append(Loaded(variant, self._items, self._threads))
 
     def figures(self) -> list[Figures]:
         """Return the figures of all variants, timed in turns."""
@@ -128,24 +129,24 @@ class Measurement:
         )
 
     def _metrics(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return the mean score of each task on its labelled rows; without labels, against the original's answers."""
+        """Return each task's score on its labelled rows; without labels, its agreement with the original's answers."""
         found = {}
-        for task, (kind, _) in self._loaded[0].variant.model.tasks.items():
-            labelled = any(task in row.answers for row in self._rows)
-            expected = [
-                row.answers if labelled else own for row, own in zip(self._rows, self._loaded[0].answers, strict=True)
+        for task, kind in self._kinds.items():
+            labelled = [(own[task], row.labels[task]) for own, row in self._beside(answers) if task in row.labels]
+            if labelled:
+                found[task] = kind.scores(labelled)[kind.metric]
+                continue
+            before = self._loaded[0].answers
+            same = [
+                compare(kind.served, own[task], one[task])[0]
+                for own, one in zip(answers, before, strict=True)
+                if task in own
             ]
-            pairs = [(own[task], right[task]) for own, right in zip(answers, expected, strict=True) if task in right]
-            found[task] = round(score(kind, pairs), 4)
-        return found
+            found[task] = float(np.mean(same))
+        return {task: round(own, 4) for task, own in found.items()}
 
-
-def score(kind: str, pairs: Sequence[tuple[Any, Any]]) -> float:
-    """Return the score of answers beside the right ones, 0 to 1: the share that is right, or R² of numbers."""
-    if kind == "text-classification" and not pairs[0][1][0]["label"]:
-        found, right = (np.array([answer[0]["score"] for answer in side]) for side in zip(*pairs, strict=True))
-        return float(1 - ((found - right) ** 2).sum() / max(((right - right.mean()) ** 2).sum(), 1e-12))
-    return float(np.mean([compare(kind, found, right)[0] for found, right in pairs]))
+    def _beside(self, answers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], CompressRow]]:
+        return zip(answers, self._rows, strict=True)
 
 
 def disk_bytes(variant: Variant) -> int:
@@ -178,18 +179,16 @@ def _set_up(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _load(wanted: ModelToLoad, rows: Sequence[AnsweredRow]) -> int:
-    """Load the model, prepare the rows, and return the bytes that the loaded model takes.
+def _load(wanted: ModelToLoad, items: Sequence[Item]) -> int:
+    """Load the model, prepare the items, and return the bytes that the loaded model takes.
 
     It is loaded twice, since the first time counts the memory of the libraries too.
     """
     wanted.build().load("cpu")
     device_memory.give_back("cpu")
     model = wanted.build()
-    tasks = model.spec.tasks
-    params = {name: usual_params(task) for name, task in tasks.items()}
-    prepared = all_of(model.prepare_many([row.content for row in rows], [params] * len(rows)))
-    trials = [Trial((row.content, params), own) for row, own in zip(rows, prepared, strict=True)]
+    prepared = all_of(model.prepare_many(*zip(*items, strict=True)))
+    trials = [Trial(item, own) for item, own in zip(items, prepared, strict=True)]
     before = device_memory.resident_bytes("cpu")
     model.load("cpu")
     chosen = list(by_size([own.size for own in prepared], BATCH_COST))

@@ -1,41 +1,41 @@
-"""Quantisation-aware fine-tuning by torchao: matrix products round as in int8, and weights learn to bear it."""
+"""Quantisation-aware fine-tuning: matrix products round as ONNX Runtime's int8 does, and weights learn to bear it."""
 
 from __future__ import annotations
 
-import importlib.util
-import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-
-from producers.wire.errors import ConfigurationError
-from workers.training.compressing.task_networks import TaskNetworks
-
-
-def begin(networks: TaskNetworks) -> None:
-    """Let the backbone's linear layers round: weights by channel, activations by token.
-
-    Raises ConfigurationError without torchao.
-    """
-    if importlib.util.find_spec("torchao") is None:
-        raise ConfigurationError("steps: qat needs torchao; pip install 'argosy[compress]'")
-    _quantize(networks, step="prepare")
+from torch import nn
+from torch.nn.utils import parametrize
 
 
-def end(networks: TaskNetworks) -> None:
-    """Turn the layers back into plain ones, with the weights that they learnt."""
-    _quantize(networks, step="convert")
+class _RoundedWeight(nn.Module):
+    """Rounds a matrix to int8, with a scale for each output. The gradient passes unchanged (Jacob et al., 2018)."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        scale = weight.detach().abs().amax(1).clamp(min=1e-8) / 127
+        zero = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
 
 
-def _quantize(networks: TaskNetworks, *, step: str) -> None:
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns that its CUDA kernels are not for this machine
-    from torchao.quantization import quantize_
-    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+@contextmanager
+def rounded(module: nn.Module) -> Iterator[None]:
+    """Let all linear layers of a module round their weights and inputs; afterwards they keep what they learnt."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    with ExitStack() as left:
+        for layer in layers:
+            parametrize.register_parametrization(layer, "weight", _RoundedWeight())
+            left.callback(partial(parametrize.remove_parametrizations, layer, "weight", leave_parametrized=False))
+            left.callback(layer.register_forward_pre_hook(_round_input).remove)
+        yield
 
-    rounded: Any = {}
-    if step == "prepare":
-        rounded = {
-            "activation_config": IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False),
-            "weight_config": IntxFakeQuantizeConfig(torch.int8, "per_channel"),
-        }
-    quantize_(networks.backbone, QATConfig(**rounded, step=step))
+
+def _round_input(_: nn.Module, given: tuple[Any, ...]) -> tuple[torch.Tensor]:
+    """Round an input to 256 steps between its least and its greatest value, 0 being one of them."""
+    low, high = (own.detach().float() for own in given[0].aminmax())
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1e-8)
+    return (torch.fake_quantize_per_tensor_affine(given[0], scale, (-low / scale).round().int(), 0, 255),)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from producers.wire.errors import ConfigurationError
+from workers.models.huggingface.checkpoint_networks import replay
+from workers.models.huggingface.text.task_attention import TaskAttention
 from workers.training.compressing.task_networks import TaskNetworks
 
 
@@ -122,12 +124,15 @@ class Kept:
 
 def cut(networks: TaskNetworks, kept: Kept) -> TaskNetworks:
     """Return smaller networks that have the kept weights. The given ones stay as they are."""
-    with networks.whole() as heads:
-        smaller = {task: _cut(head, kept) for task, head in heads.items()}
-    return TaskNetworks(networks.readers, smaller).eval()
+    heads = {
+        task: _cut_attention(head, kept) if networks.is_attention(task) else _cut(head, kept)
+        for task, head in networks.heads.items()
+    }
+    return TaskNetworks(networks.readers, _cut(networks.backbone, kept), heads).eval()
 
 
 def _cut(network: Any, kept: Kept) -> Any:
+    """Return a backbone, or a head with its replay, as a smaller network of its class."""
     config = copy.deepcopy(network.config)
     layout, before = layout_of(config), Size.of(config)
     config.num_hidden_layers = len(kept.layers)
@@ -135,8 +140,12 @@ def _cut(network: Any, kept: Kept) -> Any:
     config.hidden_size = len(kept.width)
     setattr(config, layout.inner_size, len(kept.inner[0]))
     smaller = type(network)(config)
+    if network.base_model is not network:
+        setattr(smaller, smaller.base_model_prefix, replay())
+    elif getattr(network, "pooler", None) is None:
+        smaller.pooler = None
     theirs = network.state_dict()
-    layer = re.compile(rf"^(.*\b{re.escape(layout.layers)}\.)(\d+)\.(.*)\.(weight|bias)$")
+    layer = re.compile(rf"^({re.escape(layout.layers)}\.)(\d+)\.(.*)\.(weight|bias)$")
     state = {}
     for name, tensor in smaller.state_dict().items():
         found = layer.match(name)
@@ -148,8 +157,17 @@ def _cut(network: Any, kept: Kept) -> Any:
         axes = _axes(found[3], layout, kept, number, before.width // before.heads)
         state[name] = _taken(source, axes) if axes else _narrowed(source, tensor.shape, kept.width)
     smaller.load_state_dict(state)
-    smaller.tie_weights()
     return smaller.to(torch.float32)
+
+
+def _cut_attention(module: Any, kept: Kept) -> TaskAttention:
+    """Return a head of `argosy train` that reads the kept width."""
+    tensors = dict(module.state_dict())
+    for name, axis in (("norm.weight", 0), ("norm.bias", 0), ("narrow.weight", 1)):
+        tensors[name] = tensors[name].index_select(axis, torch.tensor(list(kept.width)))
+    smaller = TaskAttention.of_shape(tensors)
+    smaller.load_state_dict(tensors)
+    return smaller
 
 
 def _axes(part: str, layout: Layout, kept: Kept, number: int, each: int) -> tuple[Sequence[int], Sequence[int]] | None:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from producers.wire.errors import ConfigurationError
 from workers.device.device_process import ModelToLoad
 from workers.models.huggingface.checkpoint import loading
+from workers.models.huggingface.checkpoint_networks import replay
 from workers.models.huggingface.network_calls import accepted, call
 from workers.models.huggingface.text.encoder import EncoderModel
+from workers.models.huggingface.text.task_heads import PooledClassification
 from workers.models.huggingface.text_head import TextHead
+from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.kinds.shared_network import TaskNetwork
+from workers.training.recipes import served_folder
+from workers.training.recipes.served_folder import BACKBONE, HEADS
 
 #: The kinds whose networks are compressed: their outputs have logits that a student can be taught.
-KINDS = ("text-classification", "token-classification", "question-answering", "zero-shot-classification")
-
-#: The folders of a written model.
-BACKBONE, HEADS = "backbone", "heads"
-
-#: The file of a head's own weights.
-_HEAD = "head.safetensors"
+KINDS = ("text-classification", "token-classification", "question-answering")
 
 #: Files and folders of a model that belong to its weights, which the written model has of its own.
 _WEIGHTS = (
@@ -39,69 +37,60 @@ _WEIGHTS = (
 class TaskNetworks(nn.Module):
     """The networks of all tasks, and the backbone that they share. A pass runs the backbone once, then every head.
 
-    `readers` are the heads of the served model, which turn outputs into scores.
+    `readers` are the heads of the served model, which turn outputs into scores. A head is a network of transformers, in
+    which a replay takes the backbone's place, or the attention of `argosy train`.
     """
 
-    def __init__(self, readers: Mapping[str, TextHead], networks: Mapping[str, Any]) -> None:
+    def __init__(self, readers: Mapping[str, TextHead], backbone: Any, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        backbones = [network.base_model for network in networks.values()]
-        self.backbone: Any = max(backbones, key=lambda backbone: len(backbone.state_dict()))
-        self.readers = readers
-        self._computed = _Computed()
-        self.heads = nn.ModuleDict(networks)
-        self._put(self._computed)
+        self.readers = {task: copy.copy(reader) for task, reader in readers.items()}
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+        for reader in self.readers.values():
+            if isinstance(reader, PooledClassification):  # the tasks that it sees are trained with it
+                seen = (reader.task.name, *reader.checkpoint.fusion)
+                vars(reader)["modules"] = {task: self.heads[task] for task in seen}
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
         """Return each task's raw scores, and the hidden states from the embeddings up."""
         known = {name: tensor for name, tensor in inputs.items() if name in accepted(self.backbone)}
-        self._computed.output = found = self.backbone(**known, output_hidden_states=True)
-        outputs = {task: call(head, inputs) for task, head in self.heads.items()}
-        return {task: self.readers[task].compute(own, inputs) for task, own in outputs.items()}, found.hidden_states
+        features = self.backbone(**known, output_hidden_states=True)
+        found = {task: self._scores(task, features, inputs) for task in self.heads}
+        return found, features.hidden_states
 
-    @contextmanager
-    def whole(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the tasks' networks with the backbone inside each."""
-        self._put(self.backbone)
-        try:
-            yield dict(self.heads.items())
-        finally:
-            self._put(self._computed)
+    def _scores(self, task: str, features: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        head: Any = self.heads[task]
+        if self.is_attention(task):
+            return self.readers[task].compute(features, inputs)
+        getattr(head, head.base_model_prefix).output = features
+        return self.readers[task].compute(call(head, inputs), inputs)
 
-    def _put(self, module: nn.Module) -> None:
-        for head in self.heads.values():
-            setattr(head, head.base_model_prefix, module)
+    def is_attention(self, task: str) -> bool:
+        """Whether a task's head is the attention of `argosy train`."""
+        return isinstance(self.readers[task], PooledClassification)
 
-    def save(self, like: Path, out: Path) -> None:
-        """Write the folders `backbone` and `heads/TASK`, with the tokenizer and the settings of the folder `like`.
-
-        A head's index names the backbone's weights, so that they are stored once.
-        """
+    def save(self, like: Path, kinds: Mapping[str, LabelledKind], out: Path) -> None:
+        """Write the folder as `argosy train` does, with the tokenizer and the settings of the folder `like`."""
         shutil.copytree(like, out / BACKBONE, ignore=shutil.ignore_patterns(*_WEIGHTS))
-        self.backbone.save_pretrained(out / BACKBONE)
-        shared = out / BACKBONE / "model.safetensors"
-        shared.chmod(0o644)  # safetensors writes files that only the owner reads
+        tasks = []
         for task, head in self.heads.items():
-            folder = out / HEADS / task
-            head.config.save_pretrained(folder)
-            own = {name: tensor.contiguous() for name, tensor in head.state_dict().items()}
-            save_file(own, folder / _HEAD, {"format": "pt"})
-            (folder / _HEAD).chmod(0o644)
-            names = dict.fromkeys(own, _HEAD) | dict.fromkeys(
-                self.backbone.state_dict(), f"../../{BACKBONE}/{shared.name}"
-            )
-            index = json.dumps({"metadata": {}, "weight_map": names}, indent=1)
-            (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+            config = self._config(task)
+            config.save_pretrained(out / HEADS / task)
+            kind = copy.copy(kinds[task])
+            kind.head = "attention" if self.is_attention(task) else "transformers"
+            tasks.append(TaskNetwork(kind, self.readers[task], head))
+        served_folder.write_weights(out, self.backbone, tasks)
 
+    def _config(self, task: str) -> Any:
+        if not self.is_attention(task):
+            return self.heads[task].config
+        from transformers import AutoConfig
 
-class _Computed(nn.Module):
-    """Takes the backbone's place in a head: returns the output that the backbone has computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.output: Any = None
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return self.output
+        folder = self.readers[task].checkpoint.head  # type: ignore[attr-defined]
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
+            setattr(config, name, getattr(self.backbone.config, name))
+        return config
 
 
 def served(wanted: ModelToLoad) -> EncoderModel:
@@ -127,18 +116,34 @@ def served(wanted: ModelToLoad) -> EncoderModel:
 
 def load(model: EncoderModel) -> TaskNetworks:
     """Return the networks of a served model, in fp32 on the CPU, in evaluation mode."""
-    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    heads = {}
+    networks = {task: _loaded(head, f"models.{model.spec.name}") for task, head in model.heads.items()}
+    backbones = [network.base_model for network in networks.values()]
+    backbone = max(backbones, key=lambda backbone: len(backbone.state_dict()))
+    heads: dict[str, nn.Module] = {}
     for task, head in model.heads.items():
-        with loading(head.checkpoint.folder, f"models.{model.spec.name}"):
-            heads[task] = getattr(transformers, head.auto).from_pretrained(
-                head.checkpoint.folder,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-            )
-    return TaskNetworks(model.heads, heads).eval()
+        if isinstance(head, PooledClassification):
+            heads[task] = head.modules[task]
+            continue
+        heads[task] = networks[task]
+        setattr(networks[task], networks[task].base_model_prefix, replay())
+    return TaskNetworks(model.heads, backbone, heads).eval()
+
+
+def _loaded(head: TextHead, where: str) -> Any:
+    import transformers
+
+    with loading(head.checkpoint.folder, where):
+        network, report = getattr(transformers, head.auto).from_pretrained(
+            head.checkpoint.folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    if any(name.startswith("pooler.") for name in report["missing_keys"]):
+        network.pooler = None  # transformers would make one of random numbers
+    return network

@@ -88,7 +88,7 @@ def _loss(
     loss = settings.features * features(states, their_states, lessons.mask)
     for task, form in rows.forms.items():
         loss = loss + unlike(found[task], expected[task], lessons, task, form, settings.temperature)
-        loss = loss + settings.labels * wrong(found[task], lessons, task)
+        loss = loss + settings.labels * wrong(found[task], lessons, task, rows.kinds[task])
     return loss
 
 
