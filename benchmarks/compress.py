@@ -7,24 +7,35 @@ texts in turns, each loaded by the serving code in a process of its own.
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
 import torch
 
 from benchmarks import convention
+from workers import settings
+from workers.batching.serving import served_models
 from workers.device import devices
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import Backend
+from workers.models.sources import model_source
+from workers.training import data
+from workers.training.compressing import compress_rows, task_networks
 from workers.training.compressing.compress_recipe import CompressRecipe, Distill, Export, Int8, Prune, Step
 from workers.training.compressing.compression_run import ORIGINAL, Reports, Work
 from workers.training.compressing.measured_variants import Figures, Measurement, Variant
+from workers.training.recipes import recipe_file, training_run
 
-#: The tasks, and their texts to learn from and to judge by.
-TASKS = {"sentiment": (5000, 800), "topic": (1500, 400)}
+#: The tasks, and their texts to train, to validate and to judge.
+TASKS = {"sentiment": (4000, 400, 800), "topic": (1200, 200, 300)}
+
+#: The characters of a text, and the tokens: short texts train in minutes.
+CHARS, TOKENS = 400, 64
 
 #: The points that a combination may lose on any task.
 MOST_LOST = 2.0
@@ -44,11 +55,12 @@ COMBINED: Mapping[str, Step] = {
 def main() -> None:
     parser = convention.parser(__doc__)
     parser.add_argument("--layers", type=int, default=3, help="of the student (default: %(default)s)")
+    parser.add_argument("--inner", type=int, default=1024, help="of the student's layers (default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=3.0, help="of the distillation (default: %(default)s)")
     asked = parser.parse_args()
     torch.set_num_threads(devices.available_cores())
     with tempfile.TemporaryDirectory(prefix="argosy-benchmark-") as folder:
-        bench = Bench(Path(folder), layers=asked.layers, epochs=asked.epochs, quick=asked.quick)
+        bench = Bench(Path(folder), layers=asked.layers, inner=asked.inner, epochs=asked.epochs, quick=asked.quick)
         figures = bench.figures()
     convention.report("compress", figures, keep=asked.keep)
 
@@ -56,16 +68,20 @@ def main() -> None:
 class Bench:
     """A teacher, and the variants that steps make of it."""
 
-    def __init__(self, folder: Path, *, layers: int, epochs: float, quick: bool) -> None:
-        self._folder, self._layers, self._quick = folder, layers, quick
+    def __init__(self, folder: Path, *, layers: int, inner: int, epochs: float, quick: bool) -> None:
+        self._folder, self._layers, self._inner, self._quick = folder, layers, inner, quick
         self._epochs = 0.0 if quick else epochs
         convention.progress("reading the texts")
-        self._learnt, self._judged = ([row for task in TASKS for row in rows(task, part, quick)] for part in (0, 1))
+        recipe = recipe_file.load(_written(folder, quick=quick))
         convention.progress("training the teacher")
-        self._teacher = teacher(folder / "teacher", self._learnt, quick=quick)
+        card = training_run.run(training_run.prepare(recipe, resume=False), lambda *_: None)
+        convention.progress(f"the teacher's scores: {card.tasks}")
+        whole = settings.load(recipe.out / "fleet.toml")
+        self._teacher = served_models.model_to_load(whole, recipe.name)
+        self._rows = compress_rows.from_file(recipe.path, task_networks.served(self._teacher), 0.2)
 
     def figures(self) -> dict[str, Any]:
-        student = self._made("student", [Distill(layers=self._layers, epochs=self._epochs)])
+        student = self._made("student", [Distill(layers=self._layers, inner=self._inner, epochs=self._epochs)])
         variants = [
             Variant(step=ORIGINAL, model=self._teacher),
             *(Variant(step=f"teacher on {own}", model=_on(self._teacher, own)) for own in self._backends),
@@ -75,7 +91,7 @@ class Bench:
             *(self._made(name, [step], student.model) for name, step in self._combined.items()),
         ]
         convention.progress("measuring")
-        with Measurement(self._judged, torch.get_num_threads(), turns=1 if self._quick else 5) as measurement:
+        with Measurement(self._rows, torch.get_num_threads(), turns=1 if self._quick else 5) as measurement:
             for variant in variants:
                 measurement.add(variant)
             found = {own.step: own for own in measurement.figures()}
@@ -93,7 +109,7 @@ class Bench:
         recipe = CompressRecipe(steps=tuple(steps))
         work = Work(
             of or self._teacher,
-            self._learnt,
+            self._rows,
             self._folder / name.replace(" ", "-"),
             recipe,
             Reports(say=lambda text: convention.progress(f"{name}: {text}"), watch=None, show=lambda *_: None),
@@ -101,6 +117,26 @@ class Bench:
         for number, step in enumerate(steps, 1):
             work.do(number, step)
         return msgspec.structs.replace(work.variant, step=name)
+
+
+def _written(folder: Path, *, quick: bool) -> Path:
+    """Write the texts and the recipe of the teacher; return the recipe's path."""
+    for number, part in enumerate(("train", "validation", "test")):
+        with (folder / f"{part}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["text", *TASKS])
+            writer.writeheader()
+            for task, counts in TASKS.items():
+                split = data.split(data.read(task, model_source.cache_folder()), seed=data.SEED)
+                examples = list(getattr(split, part))
+                count = min(len(examples), 40 if quick else counts[number])
+                for example in Random(0).sample(examples, count):
+                    writer.writerow({"text": " ".join(example.text.split())[:CHARS], task: example.label})
+    recipe = folder / "teacher.toml"
+    tasks = "".join(f'[tasks.{task}]\nkind = "classification"\nlabel = "{task}"\n' for task in TASKS)
+    files = "".join(f'{part} = "{part}.csv"\n' for part in ("train", "validation", "test"))
+    train = f"[train]\nmax_tokens = {TOKENS}\n{'steps = 1' if quick else 'epochs = 2'}\n"
+    recipe.write_text(f"{train}[data]\n{files}{tasks}", encoding="utf-8")
+    return recipe
 
 
 def _on(model: ModelToLoad, backend: Backend) -> ModelToLoad:

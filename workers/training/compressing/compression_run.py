@@ -22,8 +22,9 @@ from workers.training.compressing.compress_rows import CompressRows
 from workers.training.compressing.lessons import TokenizedRows
 from workers.training.compressing.measured_variants import Figures, Measurement, Variant
 from workers.training.compressing.smaller_networks import Size
-from workers.training.compressing.task_networks import BACKBONE, HEADS, TaskNetworks
+from workers.training.compressing.task_networks import TaskNetworks
 from workers.training.compressing.teaching import Teaching, Watch, teach
+from workers.training.recipes.served_folder import BACKBONE, HEADS
 
 SETTINGS, CARD = "fleet.toml", "card.json"
 

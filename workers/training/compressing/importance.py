@@ -123,14 +123,16 @@ class _Scores:
             def before(_: Any, given: tuple[torch.Tensor, ...], scores: torch.Tensor = scores) -> None:
                 activation = given[0]
                 own = activation.detach()
-                activation.register_hook(lambda gradient: self._add(scores[number], own * gradient))
+                activation.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient: self._add(scores[number], own * gradient)
+                )
 
             hooks.callback(layer.get_submodule(part).register_forward_pre_hook(before).remove)
 
     @staticmethod
     def _add(scores: torch.Tensor, products: torch.Tensor) -> None:
         by_row = products.flatten(1, -2).sum(1) if products.ndim > 2 else products
-        scores += by_row.unflatten(-1, (len(scores), -1)).sum(-1).abs().sum(0)
+        scores += by_row.reshape(len(by_row), len(scores), -1).sum(-1).abs().sum(0)
 
     def _add_width(self) -> None:
         for module in self._networks.backbone.modules():

@@ -85,7 +85,7 @@ def _loss(
     with torch.no_grad():
         expected, their_states = teacher(lessons.inputs)
     found, states = student(lessons.inputs)
-    loss = settings.features * features(states, their_states, lessons.mask)
+    loss: torch.Tensor = settings.features * features(states, their_states, lessons.mask)
     for task, form in rows.forms.items():
         loss = loss + unlike(found[task], expected[task], lessons, task, form, settings.temperature)
         loss = loss + settings.labels * wrong(found[task], lessons, task, rows.kinds[task])
