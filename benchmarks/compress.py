@@ -27,7 +27,7 @@ from workers.models.sources import model_source
 from workers.training import data
 from workers.training.compressing import compress_rows, task_networks
 from workers.training.compressing.compress_recipe import CompressRecipe, Distill, Export, Int8, Prune, Step
-from workers.training.compressing.compression_run import ORIGINAL, Reports, Work
+from workers.training.compressing.compression_run import ORIGINAL, CompressionSteps, Reports
 from workers.training.compressing.measured_variants import Figures, Measurement, Variant
 from workers.training.recipes import recipe_file, training_run
 
@@ -107,7 +107,7 @@ class Bench:
 
     def _made(self, name: str, steps: Sequence[Step], of: ModelToLoad | None = None) -> Variant:
         recipe = CompressRecipe(steps=tuple(steps))
-        work = Work(
+        work = CompressionSteps(
             of or self._teacher,
             self._rows,
             self._folder / name.replace(" ", "-"),

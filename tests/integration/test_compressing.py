@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -17,6 +20,7 @@ from tests.integration import rows as stored
 from tests.integration.conftest import Made
 from tests.serving import Served, assert_alike
 from workers import settings
+from workers.batching.serving import served_models
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.training.compressing import (
@@ -291,3 +295,38 @@ def test_a_folder_that_has_files_is_not_written_to(folder: Path, tmp_path: Path)
     reports = compression_run.Reports(say=print, watch=None, show=lambda *_: None)
     with pytest.raises(ConfigurationError, match="is not empty; name a new folder"):
         compression_run.compress(to_load(folder), recipe, CompressRows({}, ROWS, ROWS), tmp_path, reports)
+
+
+@pytest.mark.benchmarks
+@pytest.mark.timeout(600)
+def test_the_command_leaves_a_folder_that_is_served(folder: Path, tmp_path: Path) -> None:
+    """As a user runs it; and a loss that is not accepted leaves nothing behind."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text\n" + "".join(f'"{text}"\n' for text in TEXTS))
+    small = tmp_path / "small"
+    command = [sys.executable, "-m", "producers.commands.main", "compress", str(folder), "--rows", str(rows)]
+    command += ["--out", str(small), "--threads", "1"]
+    ran = subprocess.run(
+        [*command, "--steps", "prune,qat,int8", "--accept-loss"], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "3-int8 is in" in ran.stdout
+    card = msgspec.json.decode((small / "card.json").read_bytes(), type=compression_run.CompressionCard)
+    assert [own.step for own in card.figures] == ["original", "1-prune", "2-qat", "3-int8"]
+    assert card.figures[-1].disk_mb > 0
+    chosen = settings.load(small / "fleet.toml")
+    name = folder.name
+    wanted = served_models.model_to_load(chosen, name)
+    assert [path.name for path in small.iterdir() if path.is_dir()] == ["3-int8"]
+    own = Served(Path(wanted.folder), {name: "text-classification"}, Backend("onnxruntime", "int8"), **wanted.options)
+    assert len(own.load().ask(name, TEXTS)) == len(TEXTS)
+    command[command.index(str(small))] = str(tmp_path / "other")
+    ran = subprocess.run(
+        [*command, "--steps", "prune", "--layers", "1", "--epochs", "0", "--most-lost", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "every step lost too much" in ran.stderr
+    assert not (tmp_path / "other").exists()

@@ -76,7 +76,7 @@ def compress(
     if out.exists() and any(out.iterdir()):
         raise ConfigurationError(f"{out}: is not empty; name a new folder, so that no model is replaced unseen")
     torch.set_num_threads(threads)
-    work = Work(wanted, rows, out, recipe, reports)
+    work = CompressionSteps(wanted, rows, out, recipe, reports)
     with Measurement(rows, threads) as measurement:
         measurement.add(work.variant)
         variants, refused, figures = {ORIGINAL: work.variant}, dict[str, str](), list[Figures]()
@@ -114,8 +114,8 @@ def lost(figures: Sequence[Figures], most: float) -> str:
     return f"{worst} lost {points[worst]:.1f} points" if points[worst] > most else ""
 
 
-class Work:
-    """The steps' state: the variant that the last step left."""
+class CompressionSteps:
+    X
 
     def __init__(
         self, wanted: ModelToLoad, rows: CompressRows, out: Path, recipe: CompressRecipe, reports: Reports
