@@ -115,7 +115,7 @@ def lost(figures: Sequence[Figures], most: float) -> str:
 
 
 class CompressionSteps:
-    X
+    """The variant that the last step left, and the steps that change it."""
 
     def __init__(
         self, wanted: ModelToLoad, rows: CompressRows, out: Path, recipe: CompressRecipe, reports: Reports
