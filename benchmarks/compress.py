@@ -106,7 +106,7 @@ class Bench:
         return dict(list(COMBINED.items())[-1:]) if self._quick else COMBINED
 
     def _made(self, name: str, steps: Sequence[Step], of: ModelToLoad | None = None) -> Variant:
-        recipe = CompressRecipe(steps=tuple(steps))
+        recipe = CompressRecipe(steps=tuple(steps), precision="bf16")
         work = CompressionSteps(
             of or self._teacher,
             self._rows,
@@ -134,7 +134,7 @@ def _written(folder: Path, *, quick: bool) -> Path:
     recipe = folder / "teacher.toml"
     tasks = "".join(f'[tasks.{task}]\nkind = "classification"\nlabel = "{task}"\n' for task in TASKS)
     files = "".join(f'{part} = "{part}.csv"\n' for part in ("train", "validation", "test"))
-    train = f"[train]\nmax_tokens = {TOKENS}\n{'steps = 1' if quick else 'epochs = 2'}\n"
+    train = f"[train]\nprecision = 'bf16'\nmax_tokens = {TOKENS}\n{'steps = 1' if quick else 'epochs = 2'}\n"
     recipe.write_text(f"{train}[data]\n{files}{tasks}", encoding="utf-8")
     return recipe
 

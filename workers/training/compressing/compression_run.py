@@ -156,18 +156,19 @@ class CompressionSteps:
     def _trained(self, networks: TaskNetworks, step: Prune | Distill | Adapt) -> TaskNetworks:
         if isinstance(step, Adapt):
             with rounding.rounded(networks.backbone):
-                self._teach(networks, Teaching(epochs=step.epochs, rate=step.rate, seed=self._recipe.seed))
+                self._teach(networks, step)
             return networks
         now = Size.of(networks.backbone.config)
         wanted = _wanted(step, now, Size.of(self._teacher.backbone.config))
         if wanted != now:
             smaller_networks.check(networks.backbone.config, wanted)
             networks = smaller_networks.cut(networks, importance.least_missed(networks, self._rows, wanted))
-        settings = {name: getattr(step, name) for name in ("temperature", "features", "labels") if hasattr(step, name)}
-        self._teach(networks, Teaching(epochs=step.epochs, rate=step.rate, seed=self._recipe.seed, **settings))
+        self._teach(networks, step)
         return networks
 
-    def _teach(self, networks: TaskNetworks, settings: Teaching) -> None:
+    def _teach(self, networks: TaskNetworks, step: Prune | Distill | Adapt) -> None:
+        given = msgspec.structs.asdict(step) | {"seed": self._recipe.seed, "precision": self._recipe.precision}
+        settings = Teaching(**{name: own for name, own in given.items() if name in Teaching.__struct_fields__})
         if settings.epochs:
             teach(networks, self._teacher, self._rows, settings, self._reports.watch)
 

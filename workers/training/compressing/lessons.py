@@ -148,7 +148,11 @@ def surprise(scores: torch.Tensor, lessons: Lessons, task: str, form: str) -> to
     if not rows.any():
         return torch.zeros(())
     own = _rows(scores[rows], lessons.mask[rows], form)
-    return own.square().mean() if form == "none" else functional.cross_entropy(own, own.detach().argmax(-1))
+    if form == "none":
+        return own.square().mean()
+    if form == "sigmoid":
+        return functional.binary_cross_entropy_with_logits(own, (own.detach() > 0).to(own.dtype))
+    return functional.cross_entropy(own, own.detach().argmax(-1))
 
 
 def wrong(scores: torch.Tensor, lessons: Lessons, task: str, kind: LabelledKind) -> torch.Tensor:

@@ -48,7 +48,7 @@ LAYOUTS: Mapping[str, Layout] = {
         "ffn.lin2",
         "hidden_dim",
     ),
-    "electra": _BERT,
+    "electra": Layout(width=False),  # its embeddings have a width of their own
     "mpnet": Layout(
         queries=("attention.attn.q", "attention.attn.k", "attention.attn.v"), attended="attention.attn.o", width=False
     ),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from producers.wire.errors import ConfigurationError
+from workers.batching.serving import served_models
 from workers.device.device_process import ModelToLoad
 from workers.models.huggingface.checkpoint import loading
 from workers.models.huggingface.checkpoint_networks import replay
@@ -98,7 +99,7 @@ def served(wanted: ModelToLoad) -> EncoderModel:
 
     Raises ConfigurationError unless it is a text model that can be compressed.
     """
-    model = wanted.build()
+    model = served_models.build(wanted)
     where = f"models.{wanted.name}"
     if not isinstance(model, EncoderModel):
         problem = f"{type(model).__name__} is not compressed; only text encoders in transformers' format are"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
+import msgspec
 import torch
 from torch import nn
 from torch.nn import functional
@@ -22,11 +21,11 @@ Watch: TypeAlias = Callable[[int, int, float], None]
 _WARM_UP = 0.1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Teaching:
+class Teaching(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a training.
 
-    `features` weighs the hidden states, `labels` the rows' own labels; the teacher's answers weigh 1.
+    `features` weighs the hidden states, `labels` the rows' own labels; the teacher's answers weigh 1. In bf16 passes are
+    rounded, and weights stay in fp32.
     """
 
     epochs: float = 3.0
@@ -36,13 +35,13 @@ class Teaching:
     features: float = 1.0
     labels: float = 0.5
     seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 def teach(
     student: TaskNetworks, teacher: TaskNetworks, rows: TokenizedRows, settings: Teaching, watch: Watch | None = None
-) -> float:
-    """Train a student; return the seconds that this took. The teacher's weights stay as they are."""
-    began = time.perf_counter()
+) -> None:
+    """Train a student. The teacher's weights stay as they are."""
     torch.manual_seed(settings.seed)
     features = _Features(student, teacher)
     trained = [*student.parameters(), *features.parameters()]
@@ -65,7 +64,6 @@ def teach(
             if step == steps:
                 break
     student.eval()
-    return time.perf_counter() - began
 
 
 def _rate(step: int, steps: int) -> float:
@@ -82,9 +80,12 @@ def _loss(
     lessons: Lessons,
     settings: Teaching,
 ) -> torch.Tensor:
-    with torch.no_grad():
-        expected, their_states = teacher(lessons.inputs)
-    found, states = student(lessons.inputs)
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+        with torch.no_grad():
+            expected, their_states = teacher(lessons.inputs)
+        found, states = student(lessons.inputs)
+        # losses are computed in fp32
+        expected, found = ({task: own.float() for task, own in scores.items()} for scores in (expected, found))
     loss: torch.Tensor = settings.features * features(states, their_states, lessons.mask)
     for task, form in rows.forms.items():
         loss = loss + unlike(found[task], expected[task], lessons, task, form, settings.temperature)
@@ -110,7 +111,7 @@ class _Features(nn.Module):
         self, states: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...], mask: torch.Tensor
     ) -> torch.Tensor:
         parts = [
-            functional.mse_loss(self.projection(own[mask]), theirs[place][mask])
+            functional.mse_loss(self.projection(own[mask].float()), theirs[place][mask].float())
             for own, place in zip(states, self._like, strict=True)
         ]
         return torch.stack(parts).mean()
