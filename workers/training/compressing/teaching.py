@@ -24,8 +24,8 @@ _WARM_UP = 0.1
 class Teaching(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a training.
 
-    `features` weighs the hidden states, `labels` the rows' own labels; the teacher's answers weigh 1. In bf16 passes are
-    rounded, and weights stay in fp32.
+    `features` weighs the hidden states, `labels` the rows' own labels; the teacher's answers weigh 1. In bf16, passes
+    are rounded and weights stay in fp32.
     """
 
     epochs: float = 3.0
