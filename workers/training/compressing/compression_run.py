@@ -147,6 +147,9 @@ class CompressionSteps:
             backend=REFERENCE,
         )
         model = msgspec.structs.replace(model, backend=self._written(model))
+        if model.backend.precision == "int8":  # loads compare the network with these, and explanations need them
+            networks.backbone.to(torch.bfloat16)
+            networks.write_weights(self._rows.kinds, folder)
         self.variant = Variant(step=folder.name, model=model, size=_size(networks))
 
     def _loaded(self) -> TaskNetworks:
@@ -216,24 +219,24 @@ def settings_of(model: ModelToLoad, out: Path) -> str:
     def relative(path: str) -> str:
         return str(Path(path).relative_to(out))
 
-    options = dict(model.options)
-    if "heads" in options:
-        options["heads"] = {task: relative(path) for task, path in options["heads"].items()}
-    lines = [f"[models.{model.name}]"]
-    lines += [f"class = {json.dumps(model.class_)}"] if model.class_ != _CHECKPOINT else []
-    lines += [f"source = {{ path = {json.dumps(relative(model.folder))} }}"]
+    heads = {task: relative(path) for task, path in model.options["heads"].items()}
+    table = f"models.{json.dumps(model.name)}"
+    lines = [
+        "# Made by `argosy compress`. Serve it: ARGOSY_FLEET=this file argosy up",
+        "# Without the table [worker], the built-in models are served, too.",
+        "[worker]",
+        f"models = [{json.dumps(model.name)}]",
+        "",
+        f"[{table}]",
+        *([f"class = {json.dumps(model.class_)}"] if model.class_ != _CHECKPOINT else []),
+        f"source = {{ path = {json.dumps(relative(model.folder))} }}",
+    ]
     if not model.backend.is_reference:
         lines += [f'backend = "{model.backend.name}"', f'precision = "{model.backend.precision}"']
-    lines += (
-        ["", f"[models.{model.name}.options]", *(f"{name} = {_toml(own)}" for name, own in options.items())]
-        if options
-        else []
-    )
-    lines += [
-        "",
-        f"[models.{model.name}.tasks]",
-        *(f"{json.dumps(task)} = {json.dumps(kind)}" for task, (kind, _) in model.tasks.items()),
-    ]
+    lines += ["", f"[{table}.options]"]
+    lines += [f"{name} = {_toml(own)}" for name, own in {**model.options, "heads": heads}.items()]
+    lines += ["", f"[{table}.tasks]"]
+    lines += [f"{json.dumps(task)} = {json.dumps(kind)}" for task, (kind, _) in model.tasks.items()]
     return "\n".join(lines) + "\n"
 
 

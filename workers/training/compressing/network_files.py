@@ -57,7 +57,7 @@ def write_static(wanted: ModelToLoad, rows: TokenizedRows) -> None:
                 made,
                 _Ranges([_named(own.inputs) for own in rows.some(FOR_RANGES)]),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["MatMul", "Gemm"],
+                op_types_to_quantize=["Gather", "MatMul", "Gemm"],  # embeddings are half of a small model
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,

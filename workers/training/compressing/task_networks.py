@@ -73,10 +73,14 @@ class TaskNetworks(nn.Module):
     def save(self, like: Path, kinds: Mapping[str, LabelledKind], out: Path) -> None:
         """Write the folder as `argosy train` does, with the tokenizer and the settings of the folder `like`."""
         shutil.copytree(like, out / BACKBONE, ignore=shutil.ignore_patterns(*_WEIGHTS))
+        for task in self.heads:
+            self._config(task).save_pretrained(out / HEADS / task)
+        self.write_weights(kinds, out)
+
+    def write_weights(self, kinds: Mapping[str, LabelledKind], out: Path) -> None:
+        """Write the weights into the folder, in place of those there."""
         tasks = []
         for task, head in self.heads.items():
-            config = self._config(task)
-            config.save_pretrained(out / HEADS / task)
             kind = copy.copy(kinds[task])
             kind.head = "attention" if self.is_attention(task) else "transformers"
             tasks.append(TaskNetwork(kind, self.readers[task], head))
