@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+import transformers
 
 from producers.wire.errors import ConfigurationError
 from producers.wire.messages import Envelope, Item, Priority, encode
@@ -23,6 +24,8 @@ from workers import settings
 from workers.batching.serving import served_models
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
+from workers.models.huggingface.text.encoder import EncoderModel
+from workers.models.huggingface.text.task_attention import TaskAttention
 from workers.training.compressing import (
     compress_recipe,
     compress_rows,
@@ -38,6 +41,10 @@ from workers.training.compressing.lessons import TokenizedRows
 from workers.training.compressing.measured_variants import Figures
 from workers.training.compressing.smaller_networks import Kept, Size
 from workers.training.compressing.teaching import Teaching, teach
+from workers.training.kinds.label_kinds import ClassificationKind
+from workers.training.kinds.shared_network import TaskNetwork
+from workers.training.recipes import served_folder
+from workers.training.recipes.recipe_file import TaskTable
 
 TEXTS = [" ".join(tiny.WORDS[n : n + 3 + n % 9]) for n in range(40)]
 ROWS = [CompressRow(text, ("topic",)) for text in TEXTS]
@@ -69,9 +76,9 @@ def served(folder: Path, backend: Backend = REFERENCE) -> Served:
     return Served(folder / "backbone", {"topic": "text-classification"}, backend, heads=heads).load()
 
 
-def scores(networks: task_networks.TaskNetworks, rows: TokenizedRows) -> torch.Tensor:
+def scores(networks: task_networks.TaskNetworks, rows: TokenizedRows, task: str = "topic") -> torch.Tensor:
     with torch.inference_mode():
-        return torch.cat([networks(lessons.inputs)[0]["topic"] for lessons in rows.some(20)])
+        return torch.cat([networks(lessons.inputs)[0][task] for lessons in rows.some(20)])
 
 
 def test_inner_features_without_effect_are_those_that_are_cut(folder: Path, tmp_path: Path) -> None:
@@ -130,6 +137,39 @@ def test_other_architectures_are_cut_too(made: Made, maker: Any) -> None:
     wanted = Size(layers=1, heads=1, inner=size.inner // 2, width=size.width // size.heads)
     smaller = smaller_networks.cut(networks, importance.least_missed(networks, rows, wanted))
     assert scores(smaller, rows).shape == scores(networks, rows).shape
+
+
+def test_heads_of_argosy_train_are_cut_and_written_with_their_fusion(made: Made, tmp_path: Path) -> None:
+    """A head that sees another head's scores sees those of the compressed one."""
+    backbone = transformers.AutoModel.from_pretrained(whole := made(tiny.bert, "BertModel", **SIZES))
+    tables = {"topic": TaskTable(kind="classification"), "mood": TaskTable(kind="classification", fusion=("topic",))}
+    kinds = {name: ClassificationKind(name, table, name) for name, table in tables.items()}
+    for kind in kinds.values():
+        kind.labels = ("a", "b", "c")
+    served_folder.write_settings(tmp_path / "whole", whole, list(kinds.values()))
+    heads = {name: TaskAttention(32, 3, seen=3 * len(table.fusion)) for name, table in tables.items()}
+    tasks: Any = [TaskNetwork(kinds[name], None, head) for name, head in heads.items()]  # type: ignore[arg-type]
+    served_folder.write_weights(tmp_path / "whole", backbone, tasks)
+
+    def model(folder: Path) -> EncoderModel:
+        places = {name: str(folder / "heads" / name) for name in kinds}
+        kind = ("text-classification", "")
+        class_ = "workers.models.huggingface:model_for"
+        return task_networks.served(
+            ModelToLoad(class_, "own", str(folder / "backbone"), "1", dict.fromkeys(kinds, kind), {"heads": places})
+        )
+
+    networks = task_networks.load(model(tmp_path / "whole"))
+    rows = TokenizedRows(model(tmp_path / "whole"), kinds, [CompressRow(text, ("topic", "mood")) for text in TEXTS])
+    smaller = smaller_networks.cut(networks, Kept.all_of(Size.of(backbone.config)))
+    torch.testing.assert_close(scores(smaller, rows, "mood"), scores(networks, rows, "mood"))
+    kept = importance.least_missed(networks, rows, Size(layers=2, heads=2, inner=24, width=16))
+    smaller = smaller_networks.cut(networks, kept)
+    smaller.save(tmp_path / "whole" / "backbone", kinds, tmp_path / "small")
+    again = task_networks.load(model(tmp_path / "small"))
+    torch.testing.assert_close(scores(again, rows, "mood"), scores(smaller, rows, "mood"))
+    again.heads["topic"].out.bias.data += torch.tensor([0.0, 9.0, 0.0])
+    assert not torch.allclose(scores(again, rows, "mood"), scores(smaller, rows, "mood"))
 
 
 def test_a_student_comes_nearer_to_its_teacher(folder: Path) -> None:

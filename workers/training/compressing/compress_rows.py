@@ -133,12 +133,12 @@ def of_job(store: Store, job: str, model: EncoderModel, held_out: float) -> Comp
         inputs |= {item.seq: item.input for item in items if isinstance(item.input, str | QuestionInput)}
         for row in page:
             if row.state is ResultState.SUCCEEDED and row.task in kinds and row.output:
-                labels.setdefault(row.seq, {})[row.task] = _label(kinds[row.task], row.output)
+                labels.setdefault(row.seq, {})[row.task] = label_of(kinds[row.task], row.output)
     rows = [CompressRow(inputs[seq], tuple(own), own) for seq, own in labels.items() if seq in inputs]
     return _parted(kinds, rows, held_out, f"job {id_}")
 
 
-def _label(kind: LabelledKind, answer: Any) -> Any:
+def label_of(kind: LabelledKind, answer: Any) -> Any:
     """Return the label that an answer gives."""
     if isinstance(kind, RegressionKind):
         return float(answer[0]["score"])

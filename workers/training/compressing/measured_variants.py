@@ -9,22 +9,21 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-import numpy as np
 
 from workers.device import device_memory
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.compiled_network import NETWORK
 from workers.models.interface.model import Model
 from workers.models.interface.sample_inputs import Item
-from workers.training.agreement import Trial, answered, compare, run
-from workers.training.compressing.compress_rows import CompressRow, CompressRows, params_of
+from workers.training.agreement import Trial, answered, run
+from workers.training.compressing.compress_rows import CompressRows, label_of, params_of
 from workers.training.training_batches import all_of, by_size
 
 #: The padded tokens of a batch.
@@ -129,24 +128,17 @@ class Measurement:
         )
 
     def _metrics(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return each task's score on its labelled rows; without labels, its agreement with the original's answers."""
+        """Return each task's score on its labelled rows; without labels, beside the original's answers."""
         found = {}
         for task, kind in self._kinds.items():
-            labelled = [(own[task], row.labels[task]) for own, row in self._beside(answers) if task in row.labels]
-            if labelled:
-                found[task] = kind.scores(labelled)[kind.metric]
-                continue
-            before = self._loaded[0].answers
-            same = [
-                compare(kind.served, own[task], one[task])[0]
-                for own, one in zip(answers, before, strict=True)
-                if task in own
+            labelled = any(task in row.labels for row in self._rows)
+            pairs = [
+                (own[task], row.labels[task] if labelled else label_of(kind, before[task]))
+                for own, before, row in zip(answers, self._loaded[0].answers, self._rows, strict=True)
+                if task in (row.labels if labelled else own)
             ]
-            found[task] = float(np.mean(same))
-        return {task: round(own, 4) for task, own in found.items()}
-
-    def _beside(self, answers: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], CompressRow]]:
-        return zip(answers, self._rows, strict=True)
+            found[task] = round(kind.scores(pairs)[kind.metric], 4)
+        return found
 
 
 def disk_bytes(variant: Variant) -> int:
