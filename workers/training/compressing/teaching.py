@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from contextlib import AbstractContextManager
+from random import Random
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import torch
@@ -16,6 +18,9 @@ from workers.training.compressing.task_networks import TaskNetworks
 
 #: Called after each step with its number, the number of all steps, and the loss.
 Watch: TypeAlias = Callable[[int, int, float], None]
+
+#: The memory for what the teacher has computed.
+MOST_KEPT_BYTES = 2**30
 
 #: The share of all steps in which the rate of learning rises; it falls in the others.
 _WARM_UP = 0.1
@@ -43,26 +48,25 @@ def teach(
 ) -> None:
     """Train a student. The teacher's weights stay as they are."""
     torch.manual_seed(settings.seed)
-    features = _Features(student, teacher)
-    trained = [*student.parameters(), *features.parameters()]
+    lesson = _Lesson(student, teacher, rows, settings)
+    trained = [*student.parameters(), *lesson.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=settings.rate, weight_decay=0.01)
-    steps = max(1, math.ceil(settings.epochs * math.ceil(len(rows) / settings.rows)))
+    batches = list(rows.batches(settings.rows, settings.seed))
+    steps = max(1, math.ceil(settings.epochs * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     student.train()
-    step = 0
-    while step < steps:
-        for lessons in rows.batches(settings.rows, settings.seed + step):
-            loss = _loss(student, teacher, features, rows, lessons, settings)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            schedule.step()
-            step += 1
-            if watch:
-                watch(step, steps, float(loss.detach()))
-            if step == steps:
-                break
+    for step in range(steps):
+        if step % len(batches) == 0:
+            order = Random(settings.seed + step).sample(range(len(batches)), len(batches))  # noqa: S311 - repeatable
+        number = order[step % len(batches)]
+        loss = lesson(number, batches[number])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        if watch:
+            watch(step + 1, steps, float(loss.detach()))
     student.eval()
 
 
@@ -72,46 +76,52 @@ def _rate(step: int, steps: int) -> float:
     return (step + 1) / rising if step < rising else max(0.0, (steps - step) / max(1, steps - rising))
 
 
-def _loss(
-    student: TaskNetworks,
-    teacher: TaskNetworks,
-    features: _Features,
-    rows: TokenizedRows,
-    lessons: Lessons,
-    settings: Teaching,
-) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-        with torch.no_grad():
-            expected, their_states = teacher(lessons.inputs)
-        found, states = student(lessons.inputs)
-        # losses are computed in fp32
-        expected, found = ({task: own.float() for task, own in scores.items()} for scores in (expected, found))
-    loss: torch.Tensor = settings.features * features(states, their_states, lessons.mask)
-    for task, form in rows.forms.items():
-        loss = loss + unlike(found[task], expected[task], lessons, task, form, settings.temperature)
-        loss = loss + settings.labels * wrong(found[task], lessons, task, rows.kinds[task])
-    return loss
+class _Lesson(nn.Module):
+    """The loss of a student on a batch, and what it needs: a projection, if hidden states have another width.
 
-
-class _Features(nn.Module):
-    """The mean squared difference of the hidden states, layer by layer (Jiao et al., 2020).
-
-    The student's layers are spread evenly over the teacher's. States of another width are first projected.
+    Hidden states are compared layer by layer by their squared difference (Jiao et al., 2020); the student's layers are
+    spread evenly over the teacher's. The teacher's part of a batch is computed once, and kept while memory is left.
     """
 
-    def __init__(self, student: TaskNetworks, teacher: TaskNetworks) -> None:
+    def __init__(self, student: TaskNetworks, teacher: TaskNetworks, rows: TokenizedRows, settings: Teaching) -> None:
         super().__init__()
+        self._pair = (student, teacher)  # in a tuple: their parameters are not this module's
+        self._rows, self._settings = rows, settings
         own, theirs = student.backbone.config, teacher.backbone.config
         count = own.num_hidden_layers
         self._like = [round(n * theirs.num_hidden_layers / count) for n in range(count + 1)]
         same = own.hidden_size == theirs.hidden_size
         self.projection = nn.Identity() if same else nn.Linear(own.hidden_size, theirs.hidden_size)
+        self._known: dict[int, tuple[dict[str, torch.Tensor], list[torch.Tensor]]] = {}
+        self._left_bytes = MOST_KEPT_BYTES
 
-    def forward(
-        self, states: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...], mask: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, number: int, lessons: Lessons) -> torch.Tensor:
+        expected, their_states = self._expected(number, lessons)
+        with self._rounding():
+            found, states = self._pair[0](lessons.inputs)
+        mask = lessons.mask
         parts = [
-            functional.mse_loss(self.projection(own[mask].float()), theirs[place][mask].float())
-            for own, place in zip(states, self._like, strict=True)
+            functional.mse_loss(self.projection(own[mask].float()), other[mask].float())
+            for own, other in zip(states, their_states, strict=True)
         ]
-        return torch.stack(parts).mean()
+        loss = self._settings.features * torch.stack(parts).mean()
+        for task, form in self._rows.forms.items():
+            scores = found[task].float()
+            loss = loss + unlike(scores, expected[task], lessons, task, form, self._settings.temperature)
+            loss = loss + self._settings.labels * wrong(scores, lessons, task, self._rows.kinds[task])
+        return loss
+
+    def _rounding(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self._settings.precision == "bf16")
+
+    def _expected(self, number: int, lessons: Lessons) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        """Return the teacher's raw scores of a batch, and its hidden states in bf16."""
+        if number in self._known:
+            return self._known[number]
+        with torch.no_grad(), self._rounding():
+            scores, states = self._pair[1](lessons.inputs)
+        found = {task: own.float() for task, own in scores.items()}, [states[n].bfloat16() for n in self._like]
+        self._left_bytes -= sum(state.nbytes for state in found[1])
+        if self._left_bytes > 0:
+            self._known[number] = found
+        return found
