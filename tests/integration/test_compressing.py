@@ -99,14 +99,17 @@ def test_inner_features_without_effect_are_those_that_are_cut(folder: Path, tmp_
 
 
 def test_layers_without_effect_are_those_that_are_cut(folder: Path) -> None:
-    """Skipping them changes no answer, so they go first."""
+    """Skipping them changes no answer, so they go first; features are then ranked in the layers that are left."""
     networks, rows = loaded(folder)
     middle = networks.backbone.encoder.layer[1]
     for part in (middle.attention.output.dense, middle.output.dense):
         part.weight.data.zero_()
         part.bias.data.zero_()
-    kept = importance.least_missed(networks, rows, Size(layers=2, heads=4, inner=48, width=32))
+    networks.backbone.encoder.layer[0].output.dense.weight.data[:, 10:] = 0
+    networks.backbone.encoder.layer[2].output.dense.weight.data[:, :-10] = 0
+    kept = importance.least_missed(networks, rows, Size(layers=2, heads=4, inner=10, width=32))
     assert list(kept.layers) == [0, 2]
+    assert [list(own) for own in kept.inner] == [list(range(10)), list(range(38, 48))]
     torch.testing.assert_close(
         scores(smaller_networks.cut(networks, kept), rows), scores(networks, rows), atol=1e-4, rtol=0
     )

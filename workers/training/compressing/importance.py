@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,13 +30,13 @@ def least_missed(networks: TaskNetworks, rows: TokenizedRows, wanted: Size) -> K
     layers = _layers(networks, rows, wanted.layers) if wanted.layers < size.layers else list(kept.layers)
     if (wanted.heads, wanted.inner, wanted.width) == (size.heads, size.inner, size.width):
         return Kept(layers=layers, heads=kept.heads[: len(layers)], inner=kept.inner[: len(layers)], width=kept.width)
-    scores = _Scores(networks, size)
+    scores = _Scores(networks, replace(size, layers=len(layers)))
     with _only(networks, layers):
         scores.measure(rows)
     return Kept(
         layers=layers,
-        heads=[_best(scores.heads[layer], wanted.heads) for layer in layers],
-        inner=[_best(scores.inner[layer], wanted.inner) for layer in layers],
+        heads=[_best(own, wanted.heads) for own in scores.heads],
+        inner=[_best(own, wanted.inner) for own in scores.inner],
         width=_best(scores.width, wanted.width),
     )
 
