@@ -29,6 +29,9 @@ from workers.training.training_batches import all_of, by_size
 #: The padded tokens of a batch.
 BATCH_COST = 1024
 
+#: Modules that take seconds to import, once for the processes of all variants.
+_PRELOADED = ["torch", "transformers.modeling_utils", __name__]
+
 #: Timed turns of each variant, after a first one that is not counted.
 TURNS = 3
 
@@ -63,8 +66,10 @@ class Loaded:
 
     def __init__(self, variant: Variant, items: Sequence[Item], threads: int) -> None:
         self.variant = variant
-        # spawned: this process has run torch's threads
-        self._process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _set_up, (threads,))
+        # forked from a server that has imported the libraries: this process has run torch's threads
+        processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload(_PRELOADED)
+        self._process = ProcessPoolExecutor(1, processes, _set_up, (threads,))
         try:
             self.memory_mb: float = self._process.submit(_load, variant.model, items).result() / 1e6
             self.answers: list[dict[str, Any]] = self._process.submit(_answers).result()
