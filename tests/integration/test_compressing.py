@@ -192,12 +192,21 @@ def test_a_student_comes_nearer_to_its_teacher(folder: Path) -> None:
 def test_a_static_network_is_served_from_its_folder(folder: Path, tmp_path: Path, backend: Any) -> None:
     """The ranges were measured beforehand, and the folder's file is used in place of the cache."""
     networks, rows = loaded(folder)
+    layer = networks.backbone.encoder.layer[1]
+    layer.intermediate.dense.bias.data[0] = 1000.0  # int8 over such a range would leave nothing of the other features
+    layer.output.dense.weight.data[:, 0] = 0.0
+    batches = [lessons.inputs for lessons in rows.some(20)]
+    assert rounding.coarse_layers(networks.backbone, batches) == ["encoder.layer.1.output.dense"]
     networks.save(folder, rows.kinds, tmp_path)
     own = tmp_path / "backbone"
     network_files.write_static(to_load(own, heads={"topic": str(tmp_path / "heads" / "topic")}), rows)
     assert [file.name for file in own.glob("*.onnx")] == ["network-int8.onnx"]
     int8, fp32 = served(tmp_path, Backend(backend, "int8")), served(tmp_path)
-    assert_alike(int8.ask("topic", TEXTS, top_k=1), fp32.ask("topic", TEXTS, top_k=1), tolerance=0.05)
+    found, expected = (
+        [{one["label"]: one["score"] for one in answer} for answer in model.ask("topic", TEXTS, top_k=None)]
+        for model in (int8, fp32)
+    )
+    assert_alike(found, expected, tolerance=0.06)
     assert not list((tmp_path / "cache").glob("networks/*.onnx"))
 
 

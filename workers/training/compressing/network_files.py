@@ -6,6 +6,7 @@ The serving code exports, quantises and compares; the file is checked against to
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import Backend
 from workers.models.backends.compiled_network import NETWORK
 from workers.models.huggingface.text.encoder import EncoderModel
-from workers.training.compressing import task_networks
+from workers.training.compressing import rounding, task_networks
 from workers.training.compressing.lessons import TokenizedRows
 
 if TYPE_CHECKING:
@@ -41,10 +42,17 @@ def write(wanted: ModelToLoad, backend: Backend) -> None:
 
 
 def write_static(wanted: ModelToLoad, rows: TokenizedRows) -> None:
-    """Write an int8 network with the ranges of its activations on some sequences of the rows."""
+    """Write an int8 network with the ranges of its activations on some sequences of the rows.
+
+    Layers whose inputs int8 would round too coarsely stay in fp32, and so do the outputs of all layers: those of a
+    transformer have a few places with very large values.
+    """
+    import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    batches = [lessons.inputs for lessons in rows.some(FOR_RANGES)]
+    coarse = rounding.coarse_layers(task_networks.load(task_networks.served(wanted)).backbone, batches)
     write(wanted, Backend("onnxruntime", "fp32"))
     folder = Path(wanted.folder)
     exported, made = folder / f"{NETWORK}-fp32.onnx", folder / f"{NETWORK}-int8.onnx"
@@ -52,20 +60,32 @@ def write_static(wanted: ModelToLoad, rows: TokenizedRows) -> None:
     try:
         with _quiet():
             quant_pre_process(exported, simplified, skip_symbolic_shape=True)
+            graph = onnx.load(simplified, load_external_data=False).graph
+            nodes = [node.name for node in graph.node if any(_is_of(node.name, layer) for layer in coarse)]
             quantize_static(
                 simplified,
                 made,
-                _Ranges([_named(own.inputs) for own in rows.some(FOR_RANGES)]),
+                _Ranges([_named(inputs) for inputs in batches]),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Gather", "MatMul", "Gemm"],  # embeddings are half of a small model
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                extra_options={"MatMulConstBOnly": True},  # not the products of activations in the attention
+                nodes_to_exclude=nodes,
+                extra_options={
+                    "MatMulConstBOnly": True,  # not the products of activations in the attention
+                    "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+                },
             )
     finally:
         for file in (exported, simplified):
             file.unlink(missing_ok=True)
+
+
+def _is_of(node: str, layer: str) -> bool:
+    """Whether a node of the exported graph is a layer's matrix product: ``…/layer.0/output/dense/MatMul``."""
+    path = re.sub(r"[.](?!\d)", "/", layer)
+    return node.endswith((f"/{path}/MatMul", f"/{path}/Gemm"))
 
 
 def _named(inputs: Inputs) -> dict[str, Any]:
