@@ -119,7 +119,7 @@ def test_heads_go_with_their_width(folder: Path) -> None:
     """Every tensor gets smaller, and keeps the values of its kept places."""
     networks, rows = loaded(folder)
     wanted = Size(layers=3, heads=2, inner=48, width=16)
-    smaller_networks.check(networks.backbone.config, wanted)
+    smaller_networks.check(networks.backbone.config, Size.of(networks.backbone.config), wanted)
     kept = importance.least_missed(networks, rows, wanted)
     smaller = smaller_networks.cut(networks, kept)
     assert Size.of(smaller.backbone.config) == wanted
@@ -227,7 +227,7 @@ def test_a_size_that_cannot_be_is_named(folder: Path, wanted: dict[str, int], me
     networks, _ = loaded(folder)
     size = {"layers": 3, "heads": 4, "inner": 48, "width": 32} | wanted
     with pytest.raises(ConfigurationError, match=message):
-        smaller_networks.check(networks.backbone.config, Size(**size))
+        smaller_networks.check(networks.backbone.config, Size.of(networks.backbone.config), Size(**size))
 
 
 def test_a_model_that_cannot_be_compressed_is_named(folder: Path, made: Made) -> None:
@@ -350,6 +350,16 @@ def test_a_folder_that_has_files_is_not_written_to(folder: Path, tmp_path: Path)
         compression_run.compress(to_load(folder), recipe, CompressRows({}, ROWS, ROWS), tmp_path, reports)
 
 
+def test_a_wrong_size_is_named_before_any_step(folder: Path, tmp_path: Path) -> None:
+    """Also that of a later step: an hour of training would be lost."""
+    steps = (compress_recipe.Prune(layers=2), compress_recipe.Distill(layers=3))
+    recipe = compress_recipe.CompressRecipe(steps=steps)
+    reports = compression_run.Reports(say=print, watch=None, show=lambda *_: None)
+    rows = CompressRows(compress_rows.kinds_of(task_networks.served(to_load(folder))), ROWS, ROWS)
+    with pytest.raises(ConfigurationError, match="layers: must be 1 to 2, not 3"):
+        compression_run.compress(to_load(folder), recipe, rows, tmp_path / "out", reports)
+
+
 @pytest.mark.benchmarks
 @pytest.mark.timeout(600)
 def test_the_command_leaves_a_folder_that_is_served(folder: Path, tmp_path: Path) -> None:
@@ -381,5 +391,5 @@ def test_the_command_leaves_a_folder_that_is_served(folder: Path, tmp_path: Path
         check=False,
     )
     assert ran.returncode == 1
-    assert "every step lost too much" in ran.stderr
+    assert "every step is left out" in ran.stderr
     assert not (tmp_path / "other").exists()

@@ -71,7 +71,8 @@ def compress(
 ) -> CompressionCard:
     """Compress a model into the new folder `out`.
 
-    Raises ConfigurationError for a model or a step that cannot be done, and if no step's result is accepted.
+    A step whose result loses too much, or cannot be served, is left out. Raises ConfigurationError for a model that is
+    not compressed, for a size that cannot be, and if every step is left out.
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigurationError(f"{out}: is not empty; name a new folder, so that no model is replaced unseen")
@@ -81,17 +82,22 @@ def compress(
         measurement.add(work.variant)
         variants, refused, figures = {ORIGINAL: work.variant}, dict[str, str](), list[Figures]()
         for number, step in enumerate(recipe.steps, 1):
-            work.do(number, step)
+            try:
+                work.do(number, step)
+                measurement.add(work.variant)
+            except ConfigurationError as error:  # the network's file differs too much from torch, or does not load
+                refused[work.name(number)] = str(error)
+                continue
             variants[work.variant.step] = work.variant
-            measurement.add(work.variant)
             figures = measurement.figures()
             if (reason := lost(figures, recipe.most_lost)) and not accept_loss:
                 refused[work.variant.step] = reason
             reports.show(figures, refused)
     chosen = next(name for name in reversed(variants) if name not in refused)
     if chosen == ORIGINAL:
-        shutil.rmtree(out)
-        problem = f"every step lost too much ({next(iter(refused.values()))})"
+        shutil.rmtree(out, ignore_errors=True)
+        reasons = "; ".join(f"{step}: {reason}" for step, reason in refused.items())
+        problem = f"every step is left out ({reasons})"
         raise ConfigurationError(f"{wanted.name}: {problem}; train longer, cut less, or pass --accept-loss")
     card = CompressionCard(
         original=work.revision,
@@ -127,16 +133,33 @@ class CompressionSteps:
         self._teacher = task_networks.load(model)
         self.variant = Variant(step=ORIGINAL, model=wanted, size=_size(self._teacher))
         self._served_by: Int8 | Export | None = None
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Raise ConfigurationError for a size that cannot be, before the first step takes its time."""
+        config = self._teacher.backbone.config
+        steps = [step for step in self._recipe.steps if isinstance(step, Prune | Distill)]
+        now = original = Size.of(config) if steps else None
+        for step in steps:
+            assert now is not None
+            assert original is not None
+            smaller_networks.check(config, now, wanted := _wanted(step, now, original))
+            now = wanted
+
+    def name(self, number: int) -> str:
+        """Return the name of the variant that a step makes."""
+        return f"{number}-{type(self._recipe.steps[number - 1]).__struct_config__.tag}"
 
     def do(self, number: int, step: Step) -> None:
-        """Run a step. Its result is a variant in a folder of its own."""
-        name = str(type(step).__struct_config__.tag)
-        self._reports.say(f"step {number} of {len(self._recipe.steps)}: {name}")
-        folder = self._out / f"{number}-{name}"
+        """Run a step. Its result is a variant in a folder of its own.
+
+        Raises ConfigurationError for a network's file that does not answer like torch.
+        """
+        self._reports.say(f"step {number} of {len(self._recipe.steps)}: {self.name(number)}")
+        folder = self._out / self.name(number)
         networks = self._loaded()
-        if isinstance(step, Int8 | Export):
-            self._served_by = step
-        else:
+        served_by = step if isinstance(step, Int8 | Export) else self._served_by
+        if not isinstance(step, Int8 | Export):
             networks = self._trained(networks, step)
         networks.save(Path(self.variant.model.folder), self._rows.kinds, folder)
         heads = {task: str(folder / HEADS / task) for task in networks.heads}
@@ -146,11 +169,11 @@ class CompressionSteps:
             options={**self.variant.model.options, "heads": heads},
             backend=REFERENCE,
         )
-        model = msgspec.structs.replace(model, backend=self._written(model))
+        model = msgspec.structs.replace(model, backend=self._written(model, served_by))
         if model.backend.precision == "int8":  # loads compare the network with these, and explanations need them
             networks.backbone.to(torch.bfloat16)
             networks.write_weights(self._rows.kinds, folder)
-        self.variant = Variant(step=folder.name, model=model, size=_size(networks))
+        self.variant, self._served_by = Variant(step=folder.name, model=model, size=_size(networks)), served_by
 
     def _loaded(self) -> TaskNetworks:
         model = msgspec.structs.replace(self.variant.model, backend=REFERENCE)
@@ -164,7 +187,6 @@ class CompressionSteps:
         now = Size.of(networks.backbone.config)
         wanted = _wanted(step, now, Size.of(self._teacher.backbone.config))
         if wanted != now:
-            smaller_networks.check(networks.backbone.config, wanted)
             networks = smaller_networks.cut(networks, importance.least_missed(networks, self._rows, wanted))
         self._teach(networks, step)
         return networks
@@ -175,9 +197,9 @@ class CompressionSteps:
         if settings.epochs:
             teach(networks, self._teacher, self._rows, settings, self._reports.watch)
 
-    def _written(self, model: ModelToLoad) -> Backend:
-        """Write the network's file that the last `int8` or `export` asked for, and return the backend that reads it."""
-        match self._served_by:
+    def _written(self, model: ModelToLoad, served_by: Int8 | Export | None) -> Backend:
+        """Write the network's file that an `int8` or `export` asked for, and return the backend that reads it."""
+        match served_by:
             case Int8(mode="static", backend=backend):
                 network_files.write_static(model, self._rows)
                 return Backend(backend, "int8")
@@ -206,8 +228,9 @@ def _wanted(step: Prune | Distill, now: Size, original: Size) -> Size:
 
 def _write(out: Path, variants: Mapping[str, Variant], chosen: str, card: CompressionCard) -> None:
     """Keep the folder of the chosen variant, and write its settings last: they mark the output as complete."""
-    for name in variants.keys() - {chosen, ORIGINAL}:
-        shutil.rmtree(out / name)
+    for folder in out.iterdir():
+        if folder.name != chosen:
+            shutil.rmtree(folder)
     (out / CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")
     with atomically(out / SETTINGS) as part:
         part.write_text(settings_of(variants[chosen].model, out), encoding="utf-8")

@@ -84,11 +84,10 @@ def layout_of(config: Any) -> Layout:
     return LAYOUTS[config.model_type]
 
 
-def check(config: Any, wanted: Size) -> None:
+def check(config: Any, now: Size, wanted: Size) -> None:
     """Raise ConfigurationError, by the name of the field, for a size that the config cannot express or that is not
-    smaller.
+    smaller than it is now.
     """
-    now = Size.of(config)
     for name in ("layers", "heads", "inner", "width"):
         if not 1 <= getattr(wanted, name) <= getattr(now, name):
             raise ConfigurationError(f"{name}: must be 1 to {getattr(now, name)}, not {getattr(wanted, name)}")
