@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from producers.wire.command_line import console, say
+from producers.wire.command_line import FAILED, console, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
     from workers.training.joint.trainer import LogLine
-    from workers.training.recipes.training_run import TrainingCard
+    from workers.training.recipes.training_run import RecipeTraining, TrainingCard
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was stopped.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Train on it.")
 @click.option("--compare", is_flag=True, help="Also train each task alone, and all on the frozen backbone.")
-def train(recipe: Path, *, resume: bool, compare: bool) -> None:
+def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
     """Train the tasks of RECIPE, a TOML file, on one shared backbone.
 
     \b
@@ -33,32 +35,49 @@ def train(recipe: Path, *, resume: bool, compare: bool) -> None:
         argosy train reviews.toml
         ARGOSY_FLEET=reviews/fleet.toml argosy up
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from workers.training.recipes import recipe_file, training_run
+    from workers.training.recipes.labelled_rows import BadRows
 
     file = recipe_file.load(recipe)
-    training = training_run.prepare(file, resume=resume)
-    rows = training.rows
-    say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
-    if rows.unlabelled:
-        say(f"{rows.unlabelled:,} rows have no label of any task, and are left out")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        card = training_run.run(training, _shown(progress, file.name))
-        if compare:
-            card = training_run.compare(training, card, lambda name: _shown(progress, name))
+    try:
+        training = training_run.prepare(file, resume=resume, device=device)
+        rows = training.rows
+        say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
+        if rows.unlabelled:
+            say(f"{rows.unlabelled:,} rows have no label of any task, and are left out")
+        card = _trained(training, compare=compare)
+    except BadRows as error:
+        for line in error.lines:
+            say(line, err=True)
+        sys.exit(FAILED)
     console().print(_table(card))
     say(f"wrote {file.out}; serve it: ARGOSY_FLEET={file.out / 'fleet.toml'} argosy up")
 
 
+def _trained(training: RecipeTraining, *, compare: bool) -> TrainingCard:
+    """Train, and show the steps with their rate and the time that is left."""
+    from rich import progress as bars
+    from rich.console import Console
+    from rich.text import Text
+
+    from workers.training.recipes import training_run
+
+    class Rate(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
+
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(), Rate())
+    with bars.Progress(*columns, bars.TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        card = training_run.run(training, _shown(progress, training.recipe.name))
+        return training_run.compare(training, card, lambda name: _shown(progress, name)) if compare else card
+
+
 def _shown(progress: Progress, name: str) -> Callable[[LogLine, int], None]:
-    """Return a function that shows the steps of a training with their rate, and its evaluations."""
-    bar = progress.add_task(name, total=None, rate="")
+    """Return a function that shows the steps of a training and its evaluations."""
+    bar = progress.add_task(name, total=None)
 
     def show(line: LogLine, steps: int) -> None:
-        progress.update(bar, completed=line.step, total=steps, rate=f"{1 / max(line.seconds, 1e-9):.1f} steps/s")
+        progress.update(bar, completed=line.step, total=steps)
         if line.accuracies is not None:
             scores = "  ".join(f"{score:.3f}" for score in line.accuracies)
             progress.console.print(f"{name}: step {line.step:,}: validation {scores}", highlight=False)

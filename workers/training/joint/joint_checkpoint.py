@@ -32,11 +32,17 @@ class Progress(msgspec.Struct):
 
 def tensors(network: nn.Module, optimiser: Optimizer) -> dict[str, torch.Tensor]:
     """Return the state of a training. Where layers are shared out, all processes must call this at the same time."""
-    found = {f"network/{name}": layers.whole(tensor) for name, tensor in network.state_dict().items()}
+    found = {f"network/{name}": tensor for name, tensor in learnt(network).items()}
     for name, parameter in network.named_parameters():
         state = optimiser.state.get(parameter, {})
         found |= {f"optimiser/{name}/{key}": layers.whole(tensor) for key, tensor in state.items()}
     return found
+
+
+def learnt(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return whole the tensors of a network that a training changes: all but its frozen parameters."""
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    return {name: layers.whole(tensor) for name, tensor in network.state_dict().items() if name not in frozen}
 
 
 def save(folder: Path, recipe: Recipe, progress: Progress, found: Mapping[str, torch.Tensor]) -> None:
@@ -58,7 +64,8 @@ def load(folder: Path, recipe: Recipe, network: nn.Module, optimiser: Optimizer)
         raise ConfigurationError(f"{path}: was made by another recipe; go on with that one, or name another folder")
     found = load_file(path)
     own = network.state_dict()
-    network.load_state_dict({name: layers.part(found[f"network/{name}"], tensor) for name, tensor in own.items()})
+    kept = {name.removeprefix("network/"): tensor for name, tensor in found.items() if name.startswith("network/")}
+    network.load_state_dict({name: layers.part(tensor, own[name]) for name, tensor in kept.items()}, strict=False)
     for name, parameter in network.named_parameters():
         prefix = f"optimiser/{name}/"
         state = {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
@@ -67,6 +74,11 @@ def load(folder: Path, recipe: Recipe, network: nn.Module, optimiser: Optimizer)
             key: tensor if key == "step" else layers.part(tensor, parameter) for key, tensor in state.items()
         }
     return msgspec.json.decode(about["progress"], type=Progress)
+
+
+def load_best(folder: Path, network: nn.Module) -> None:
+    """Load the best weights of a training into its network, as it was built."""
+    network.load_state_dict(load_file(folder / BEST), strict=False)  # frozen parameters are as they were built
 
 
 def best_step(folder: Path) -> int:

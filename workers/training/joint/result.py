@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-from safetensors.torch import load_file
 
 from producers.wire.catalogue import Task
 from producers.wire.kinds import KINDS
@@ -54,7 +53,7 @@ def write(out: Path, corpus: Corpus, recipe: Recipe) -> None:
     """
     counts = {task: len(labels) for task, labels in corpus.labels.items()}
     trained = joint_network.build(corpus.encoder, counts, recipe.weights, recipe.seed)
-    trained.load_state_dict(load_file(out / joint_checkpoint.BEST))
+    joint_checkpoint.load_best(out, trained)
     trained.encoder.backbone.save_pretrained(out / ENCODER)
     (out / ENCODER / "model.safetensors").chmod(0o644)  # safetensors writes files readable by their owner alone
     for name in _TOKENIZER:

@@ -132,7 +132,8 @@ class Trainer:
         self.unseen = work.corpus.examples("validation", process.device)
 
     def run(self) -> Iterator[LogLine]:
-        drawn = Schedule(self.work.corpus.stream_sizes, self.recipe.rows, self.recipe.temperature, self.recipe.seed)
+        corpus, recipe = self.work.corpus, self.recipe
+        drawn = Schedule(corpus.stream_sizes, recipe.rows, recipe.temperature, recipe.seed, corpus.stream_tasks)
         if self.process.is_first:
             _cut(self.work.out / LOG, self.progress.step)
         for places in drawn.steps(self.progress.step, self.recipe.steps):
@@ -203,7 +204,7 @@ class Trainer:
             self.progress.stale += 1
             return accuracies
         self.progress.best, self.progress.best_step, self.progress.stale = mean, step, 0
-        best = {name: layers.whole(tensor) for name, tensor in self.network.state_dict().items()}
+        best = joint_checkpoint.learnt(self.network)
         if self.process.is_first:
             joint_checkpoint.write(best, self.work.out / joint_checkpoint.BEST, {"step": str(step)})
         return accuracies

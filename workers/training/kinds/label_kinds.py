@@ -37,6 +37,8 @@ class TextLabels(LabelledKind):
         """Return a label's name; numbers count in the recipe's `labels`. Raises InvalidInput."""
         if isinstance(value, bool):
             return str(value).lower()
+        if isinstance(value, str) and value.strip().isdecimal() and value.strip() not in self.table.labels:
+            value = int(value) if self.table.labels else value  # a CSV has only texts
         if isinstance(value, int) and self.table.labels:
             if not 0 <= value < len(self.table.labels):
                 last = len(self.table.labels) - 1

@@ -42,6 +42,9 @@ class TaskSettings(Protocol):
 class LabelledKind(ABC):
     """A task of a kind. Subclasses read labels and compute loss and metric; input and answer are the worker's own."""
 
+    #: The form of the inputs: all tasks of a recipe share a backbone, and so a form.
+    modality: ClassVar[str] = "text"
+
     #: The kind of the served task.
     served: ClassVar[str]
 

@@ -45,9 +45,8 @@ class BadRows(ConfigurationError):
     """Rows that cannot be trained on, each named by file, line and field."""
 
     def __init__(self, errors: Sequence[InvalidInput], more: int) -> None:
-        lines = [str(error) for error in errors]
-        lines += [f"and {more:,} more"] if more else []
-        super().__init__("\n".join(lines))
+        self.lines = [*map(str, errors), *([f"and {more:,} more"] if more else [])]
+        super().__init__("\n".join(self.lines))
 
 
 def tasks_of(recipe: RecipeFile) -> dict[str, LabelledKind]:
@@ -59,6 +58,11 @@ def tasks_of(recipe: RecipeFile) -> dict[str, LabelledKind]:
             problem = f"{table.kind!r} is not trained; {known(table.kind, TRAINED)} (docs/training.md)"
             raise ConfigurationError(f"{where}.kind: {problem}")
         found[name] = TRAINED[table.kind](name, table, where)
+    forms = {task.modality: name for name, task in found.items()}
+    if len(forms) > 1:
+        (form, one), (other_form, other) = [*forms.items()][:2]
+        problem = f"reads {other_form}, and {one} reads {form}, which cannot share a backbone; make two recipes"
+        raise ConfigurationError(f"{recipe.path}: tasks.{other}.kind: {problem}")
     for name, table in recipe.tasks.items():
         for one in (name, *table.fusion) if table.fusion else ():
             if found[one].head != "attention":
@@ -109,19 +113,22 @@ class _Reader:
 
     def read(self, files: str | tuple[str, ...], setting: str) -> list[LabelledRow]:
         """Return a part's rows that have labels."""
-        paths = [str(self.recipe.found(file)) for file in ((files,) if isinstance(files, str) else files)]
+        paths = self.recipe.files(files)
         found: list[LabelledRow] = []
         columns: set[str] = set()
         source = Source(paths, "text", format=self.recipe.data.format)
-        for origin, row in source.plain_rows() if paths else ():
-            if isinstance(row, InvalidInput):
-                self._note(row)
-                continue
-            columns.update(row)
-            labels = self._labels(row, origin)
-            self.unlabelled += not labels
-            if labels:
-                found.append(LabelledRow(origin, row, labels))
+        try:
+            for origin, row in source.plain_rows() if paths else ():
+                if isinstance(row, InvalidInput):
+                    self._note(row)
+                    continue
+                columns.update(row)
+                labels = self._labels(row, origin)
+                self.unlabelled += not labels
+                if labels:
+                    found.append(LabelledRow(origin, row, labels))
+        except InvalidInput as error:  # a file as a whole
+            raise self.recipe.wrong(setting, str(error)) from error
         for name, task in self.tasks.items() if paths else ():
             if task.label_from not in columns:
                 there = ", ".join(sorted(columns)) or "none"
@@ -158,6 +165,8 @@ class _Reader:
                     self._note(error)
 
     def _note(self, error: InvalidInput) -> None:
+        if self._bad and str(error) == str(self._bad[-1]):  # the same input of several tasks
+            return
         if len(self._bad) < _MOST_NAMED:
             self._bad.append(error)
         else:

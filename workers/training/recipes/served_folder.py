@@ -16,19 +16,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from producers.wire.atomic_files import atomically
+from producers.wire.catalogue import Task
+from workers.models import huggingface
 from workers.models.huggingface.checkpoint import loading
 from workers.models.huggingface.text import task_heads
-from workers.models.huggingface.text.encoder import EncoderModel
-from workers.models.interface.model import ModelSpec
+from workers.models.interface.model import Model, ModelSpec
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.shared_network import TaskNetwork
 from workers.training.recipes.recipe_file import RecipeFile
 
 BACKBONE, HEADS, SETTINGS = "backbone", "heads", "fleet.toml"
 
-#: Files of a backbone's folder that hold its weights, or the weights of other runtimes.
+#: Files of a backbone's folder that hold its weights, other weights, or the weights of other runtimes.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.onnx")
-_OTHER = ("onnx", "openvino", ".git", ".cache")
+_OTHER = ("adapter_*", "onnx", "openvino", ".git", ".cache")
 
 
 def write_settings(out: Path, backbone: Path, tasks: Sequence[LabelledKind]) -> None:
@@ -52,12 +53,10 @@ def write_settings(out: Path, backbone: Path, tasks: Sequence[LabelledKind]) -> 
             config.save_pretrained(out / HEADS / task.name)
 
 
-def model(out: Path, name: str, tasks: Sequence[LabelledKind], max_tokens: int) -> EncoderModel:
+def model(out: Path, name: str, tasks: Sequence[LabelledKind], max_tokens: int) -> Model:
     """Return the worker's model of the folder, not loaded."""
-    from producers.wire.catalogue import Task
-
     served = {task.name: Task(task.name, task.kind, name, "") for task in tasks}
-    return EncoderModel(ModelSpec(name, out / BACKBONE, "", served, _options(out / HEADS, tasks, max_tokens)))
+    return huggingface.model_for(ModelSpec(name, out / BACKBONE, "", served, _options(out / HEADS, tasks, max_tokens)))
 
 
 def _options(heads: Path, tasks: Sequence[LabelledKind], max_tokens: int) -> dict[str, Any]:
@@ -114,6 +113,7 @@ def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) ->
     """Write ``fleet.toml``, by which the folder is served from any place."""
     name = recipe.name
     options = _options(Path(HEADS), tasks, recipe.train.max_tokens)
+    heads = ", ".join(f"{json.dumps(task)} = {json.dumps(path)}" for task, path in options["heads"].items())
     lines = [
         "# Made by `argosy train`. Serve it: ARGOSY_FLEET=this file argosy up",
         "# Without the table [worker], the built-in models are served, too.",
@@ -125,7 +125,7 @@ def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) ->
         "",
         f"[models.{json.dumps(name)}.options]",
         *([f"max_tokens = {options['max_tokens']}"] if "max_tokens" in options else []),
-        *(["heads = { " + ", ".join(f"{task} = {json.dumps(path)}" for task, path in options["heads"].items()) + " }"]),
+        f"heads = {{ {heads} }}",
         "",
         f"[models.{json.dumps(name)}.tasks]",
         *(f"{json.dumps(task.name)} = {json.dumps(task.served)}" for task in tasks),

@@ -1,266 +1,49 @@
-"""The subject of a recipe on texts: rows as the worker reads them, and one text backbone with a head for each task."""
+"""Texts as the worker's encoder reads them, for a text backbone."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
-import numpy as np
-import torch
 
-from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface import token_sequences
-from workers.models.huggingface.checkpoint import loading
-from workers.models.huggingface.checkpoint_networks import replay
-from workers.models.huggingface.text.encoder import EncoderModel
-from workers.models.huggingface.text.task_attention import TaskAttention
-from workers.models.interface.model import Array, Arrays
-from workers.training.joint.recipe import Recipe
-from workers.training.joint.schedule import Place
-from workers.training.joint.training_subject import Examples, Part, TrainingSubject
+from workers.models.interface.model import Arrays
 from workers.training.kinds.labelled_kind import LabelledKind
-from workers.training.kinds.shared_network import COUNTS, INPUT, OF, TO, Backbone, SharedNetwork, TaskNetwork
-from workers.training.recipes import served_folder
-from workers.training.recipes.labelled_rows import BadRows, LabelledRow
-from workers.training.recipes.recipe_file import TrainTable
-
-_MOST_NAMED = 10
+from workers.training.recipes.folder_subject import ReadRow, TrainedFolder
+from workers.training.recipes.labelled_rows import LabelledRow
 
 
-@dataclass(frozen=True, slots=True)
-class TextRow:
-    """A row as the worker's heads read it: its sequences, and for each labelled task targets, `aside` and label."""
+class TrainedTexts(TrainedFolder):
+    """Token sequences; long texts are cut, or read in windows."""
 
-    arrays: Arrays
-    size: int
-    targets: Mapping[str, Array]
-    asides: Mapping[str, Any]
-    labels: Mapping[str, Any]
+    def read(self, row: LabelledRow, kinds: Sequence[LabelledKind]) -> ReadRow:
+        heads = self.model.heads
+        readings = {
+            kind.name: heads[kind.name].read(kind.content(row.columns, row.origin), _cutting(kind.params))
+            for kind in kinds
+        }
+        arrays = token_sequences.pack({name: reading.sequences for name, reading in readings.items()})
+        asides = {name: reading.aside for name, reading in readings.items()}
+        inputs = {name: len(reading.sequences) for name, reading in readings.items()}
+        targets = {kind.name: kind.targets(row.labels[kind.name], asides[kind.name]) for kind in kinds}
+        return ReadRow(arrays, int(arrays["lengths"].sum()), inputs, targets, asides, row.labels)
 
-
-class TrainedTexts(TrainingSubject):
-    """Texts for one backbone. A stream holds the rows that have labels of the same tasks."""
-
-    def __init__(
-        self, backbone: Path, out: Path, train: TrainTable, tasks: Sequence[LabelledKind], rows: Mapping[Part, Any]
-    ) -> None:
-        """`rows` are the labelled rows of both parts. Raises BadRows for a row that the worker would refuse."""
-        served_folder.write_settings(out, backbone, tasks)
-        self.backbone, self.train = backbone, train
-        self.kinds = tasks
-        self.model = served_folder.model(out, "trained", tasks, train.max_tokens)
-        self.gives_types = next(iter(self.model.heads.values())).tokenizing.check()
-        self.parts = {part: _streams(read_rows(self.model, tasks, own)) for part, own in rows.items()}
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        return [task.name for task in self.kinds]
-
-    @property
-    def stream_sizes(self) -> tuple[int, ...]:
-        return tuple(len(stream) for stream in self.parts["train"])
-
-    def examples(self, part: Part, device: str) -> TextExamples:
-        return TextExamples(self, self.parts[part], device)
-
-    def scores(self, judged: Sequence[Sequence[tuple[int, Any, Any]]]) -> list[float]:
-        return [scores[kind.metric] for kind, scores in zip(self.kinds, self.all_scores(judged), strict=True)]
-
-    def all_scores(self, judged: Sequence[Sequence[tuple[int, Any, Any]]]) -> list[dict[str, float]]:
-        """Return each task's scores from answers and right answers."""
-        pairs: dict[int, list[tuple[Any, Any]]] = defaultdict(list)
-        for task, answer, label in (one for part in judged for one in part):
-            pairs[task].append((answer, label))
-        return [kind.scores(pairs[number]) for number, kind in enumerate(self.kinds)]
-
-    # --- the network ---
-
-    def build(self, recipe: Recipe) -> SharedNetwork:
-        import transformers
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        with loading(self.backbone, str(self.backbone)):
-            backbone, report = transformers.AutoModel.from_pretrained(
-                self.backbone, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-                dtype=torch.float32, output_loading_info=True,
-            )  # fmt: skip
-        self._complete(backbone, sorted(report["missing_keys"]))
-        torch.manual_seed(recipe.seed)
-        modules = {kind.name: self._module(kind, backbone.config) for kind in self.kinds}
-        for kind in self.kinds:
-            if kind.head == "attention":
-                seen = {name: modules[name] for name in (kind.name, *kind.fusion)}
-                vars(self.model.heads[kind.name])["modules"] = seen  # these learn; a worker reads its own from files
-        if self.train.sharing == "lora":
-            _add_lora(backbone, self.train.lora_rank)
-        elif self.train.sharing == "frozen":
-            backbone.requires_grad_(requires_grad=False)
-        encoder = Backbone(backbone, frozen=self.train.sharing == "frozen")
-        tasks = [TaskNetwork(kind, self.model.heads[kind.name], modules[kind.name]) for kind in self.kinds]
-        network = SharedNetwork(encoder, tasks, recipe.weights)
-        self._freeze_unused(network)
-        return network
-
-    def _complete(self, backbone: Any, missing: Sequence[str]) -> None:
-        """Take away a pooler without weights that no head reads. Raises ConfigurationError for others."""
-        if not missing:
-            return
-        if all(name.startswith("pooler.") for name in missing) and all(k.head != "transformers" for k in self.kinds):
-            backbone.pooler = None
-        elif self.train.sharing != "full":
-            problem = f"{self.backbone} has no weights for {missing[0]}, which {self.train.sharing} does not train"
-            raise ConfigurationError(f'train.sharing: {problem}; use "full"')
-
-    def _module(self, kind: LabelledKind, config: Any) -> Any:
-        if kind.head == "attention":
-            seen = sum(len(other.labels) for other in self.kinds if other.name in kind.fusion)
-            module = TaskAttention(config.hidden_size, len(kind.labels), seen=seen)
-            module.scale.fill_(kind.units[0])
-            module.shift.fill_(kind.units[1])
-            return module
-        if kind.head == "transformers":
-            return _new_head(self.model.heads[kind.name].auto, self.model.heads[kind.name].checkpoint.folder)
-        return None
-
-    def _freeze_unused(self, network: SharedNetwork) -> None:
-        """Let parameters that no loss depends on require no gradient: DDP waits for all others."""
-        examples = self.examples("train", "cpu")
-        places = [(stream, 0) for stream in range(len(self.stream_sizes))]
-        network.eval()
-        network(**examples.batch(places))[0].backward()
-        for parameter in network.parameters():
-            if parameter.grad is None:
-                parameter.requires_grad_(False)
-        network.zero_grad()
-
-    def merged(self, network: SharedNetwork) -> Any:
-        """Return the trained backbone without adapters, and turn heads of transformers into the labels' units."""
-        backbone = network.encoder.backbone
-        for task in network.tasks:
-            if task.kind.head == "transformers" and task.kind.units != (1.0, 0.0) and task.module is not None:
-                served_folder.in_units(task.module, *task.kind.units)
-        return _without_lora(backbone) if self.train.sharing == "lora" else backbone
-
-
-class TextExamples(Examples):
-    """Rows of texts as tensors."""
-
-    def __init__(self, subject: TrainedTexts, streams: Sequence[Sequence[TextRow]], device: str) -> None:
-        self._subject, self._streams, self._device = subject, streams, device
-
-    def places(self) -> list[Place]:
-        return [(stream, number) for stream, rows in enumerate(self._streams) for number in range(len(rows))]
-
-    def lengths(self, places: Sequence[Place]) -> list[int]:
-        return [self._streams[stream][number].size for stream, number in places]
-
-    def batch(self, places: Sequence[Place]) -> dict[str, torch.Tensor]:
-        rows = [self._streams[stream][number] for stream, number in places]
-        subject = self._subject
-        arrays = token_sequences.collate([row.arrays for row in rows], subject.tasks)
-        batch = token_sequences.Batch(arrays, subject.model.checkpoint.pad_id)
+    def collate(self, rows: Sequence[ReadRow]) -> tuple[Arrays, Arrays]:
+        arrays = token_sequences.collate([row.arrays for row in rows], self.tasks)
+        batch = token_sequences.Batch(arrays, self.model.checkpoint.pad_id)
         padded = batch.padded(range(len(batch.sequences)))
-        found = {f"{INPUT}input_ids": padded["ids"], f"{INPUT}attention_mask": padded["mask"]}
-        if subject.gives_types:
-            found[f"{INPUT}token_type_ids"] = padded["types"]
-        for kind in subject.kinds:
-            own = [row.targets[kind.name] for row in rows if kind.name in row.targets]
-            of = arrays[f"of/{kind.name}"].astype(np.int64).reshape(-1, kind.width)
-            found[f"{OF}{kind.name}"] = of if own else np.zeros((1, kind.width), dtype=np.int64)
-            found[f"{TO}{kind.name}"] = _joined(own or [kind.blank])
-            found[f"{COUNTS}{kind.name}"] = np.full(len(found[f"{TO}{kind.name}"]), float(bool(own)), dtype=np.float32)
-        return {name: torch.from_numpy(array).to(self._device) for name, array in found.items()}
+        inputs = {"input_ids": padded["ids"], "attention_mask": padded["mask"]}
+        if self._gives_types:
+            inputs["token_type_ids"] = padded["types"]
+        return inputs, {task: arrays[f"of/{task}"] for task in self.tasks}
 
-    def judged(self, network: Any, places: Sequence[Place]) -> list[tuple[int, Any, Any]]:
-        """Return the task's number, the worker's answer and the label, for each row and each of its labels."""
-        rows = [self._streams[stream][number] for stream, number in places]
-        values = network.values(self.batch(places))
-        found = []
-        for number, (kind, own) in enumerate(zip(self._subject.kinds, values, strict=True)):
-            outputs, start = own.flatten(0, 1).cpu().numpy(), 0
-            for row in rows:
-                if kind.name in row.labels:
-                    end = start + len(row.arrays[f"of/{kind.name}"])
-                    head = self._subject.model.heads[kind.name]
-                    answer = head.finish(outputs[start:end], kind.params, row.asides[kind.name])
-                    found.append((number, answer, row.labels[kind.name]))
-                    start = end
+    @cached_property
+    def _gives_types(self) -> bool:
+        found: bool = next(iter(self.model.heads.values())).tokenizing.check()
         return found
-
-
-def read_rows(model: EncoderModel, tasks: Sequence[LabelledKind], rows: Sequence[LabelledRow]) -> list[TextRow]:
-    """Return rows as the worker reads them; long texts are cut. Raises BadRows."""
-    found, bad = [], []
-    for row in rows:
-        try:
-            found.append(_read(model, tasks, row))
-        except InvalidInput as error:
-            bad.append(InvalidInput(row.origin, str(error)))
-    if bad:
-        raise BadRows(bad[:_MOST_NAMED], max(0, len(bad) - _MOST_NAMED))
-    return found
-
-
-def _read(model: EncoderModel, tasks: Sequence[LabelledKind], row: LabelledRow) -> TextRow:
-    own = [task for task in tasks if task.name in row.labels]
-    readings = {
-        task.name: model.heads[task.name].read(task.content(row.columns, row.origin), _cutting(task.params))
-        for task in own
-    }
-    arrays = token_sequences.pack({name: reading.sequences for name, reading in readings.items()})
-    asides = {name: reading.aside for name, reading in readings.items()}
-    targets = {task.name: task.targets(row.labels[task.name], asides[task.name]) for task in own}
-    return TextRow(arrays, int(arrays["lengths"].sum()), targets, asides, row.labels)
 
 
 def _cutting(params: Any) -> Any:
     return msgspec.structs.replace(params, truncation=True) if hasattr(params, "truncation") else params
-
-
-def _streams(rows: Sequence[TextRow]) -> list[list[TextRow]]:
-    streams: dict[tuple[str, ...], list[TextRow]] = {}
-    for row in rows:
-        streams.setdefault(tuple(row.labels), []).append(row)
-    return list(streams.values())
-
-
-def _joined(targets: Sequence[Array]) -> Array:
-    """Concatenate targets; those of tokens are padded with a target that has no loss."""
-    if targets[0].ndim < 2 or len({own.shape[1] for own in targets}) == 1:
-        return np.concatenate(targets)
-    longest = max(own.shape[1] for own in targets)
-    return np.concatenate([np.pad(own, ((0, 0), (0, longest - own.shape[1])), constant_values=-100) for own in targets])
-
-
-def _new_head(auto: str, folder: Path) -> Any:
-    """Return a head of transformers with random weights, without its backbone."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    module = getattr(transformers, auto).from_config(config, dtype=torch.float32)
-    setattr(module, module.base_model_prefix, replay())
-    return module
-
-
-def _add_lora(backbone: Any, rank: int) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules="all-linear")
-    inject_adapter_in_model(config, backbone)
-
-
-def _without_lora(backbone: Any) -> Any:
-    """Add the low-rank matrices to the weights, and take their layers away."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, layer in list(backbone.named_modules()):
-        if isinstance(layer, LoraLayer):
-            layer.merge()
-            parent, _, last = name.rpartition(".")
-            setattr(backbone.get_submodule(parent), last, layer.get_base_layer())
-    return backbone

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from safetensors.torch import load_file
 
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
@@ -27,14 +26,19 @@ from workers.training.joint.trainer import LogLine, Work
 from workers.training.joint.training_subject import Part
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.recipes import curves, labelled_rows, served_folder
+from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.recipes.labelled_rows import LabelledRow, LabelledRows
 from workers.training.recipes.recipe_file import RecipeFile
 from workers.training.recipes.text_subject import TrainedTexts
+from workers.training.training_batches import by_size
 
 CARD, COMPARED = "card.json", "compare"
 
 _EVALUATIONS = 20
 _JUDGED_TOKENS = 8192
+
+#: The subject of each form of input: its rows as the worker reads them, and the network.
+SUBJECTS: Mapping[str, type[TrainedFolder]] = {"text": TrainedTexts}
 
 #: Called with each step and the number of all steps.
 Show = Callable[[LogLine, int], None]
@@ -74,37 +78,38 @@ class RecipeTraining:
     rows: LabelledRows
     backbone: Pulled
     out: Path
+    device: str = "cpu"
 
     @property
     def tasks(self) -> list[LabelledKind]:
         return [*self.rows.tasks.values()]
 
 
-def prepare(recipe: RecipeFile, *, resume: bool) -> RecipeTraining:
+def prepare(recipe: RecipeFile, *, resume: bool, device: str = "cpu") -> RecipeTraining:
     """Read the rows, and pull the backbone if it is not there. Raises ConfigurationError before any work is done."""
     if (recipe.out / joint_checkpoint.FILE).is_file() and not resume:
         problem = f"{recipe.out} has a training; add --resume to go on with it"
         raise recipe.wrong("train.out", f"{problem}, or name another folder")
     rows = labelled_rows.read(recipe)
-    return RecipeTraining(recipe, rows, _backbone(recipe), recipe.out)
+    return RecipeTraining(recipe, rows, _backbone(recipe), recipe.out, device)
 
 
 def run(training: RecipeTraining, show: Show) -> TrainingCard:
     """Train to the end, from the last checkpoint if there is one, and write the folder. Raises ConfigurationError."""
-    subject, recipe = _subject(training), _loop_recipe(training)
+    subject, recipe = subject_of(training), loop_recipe(training)
     table = training.recipe.train
     work = Work(
         corpus=subject, recipe=recipe, out=training.out, accumulate=table.accumulate,
         checkpoint_every=table.checkpoint_every,
     )  # fmt: skip
-    for line in trainer.steps(Process(), work):
+    for line in trainer.steps(Process(device=training.device), work):
         show(line, recipe.steps)
     log = list(trainer.read_log(training.out))
     curves.draw(training.out, log, {task.name: task.metric for task in training.tasks})
     network = subject.build(recipe)
-    network.load_state_dict(load_file(training.out / joint_checkpoint.BEST))
-    scores = judge(subject, network)
-    served_folder.write_weights(training.out, subject.merged(network), network.tasks)
+    joint_checkpoint.load_best(training.out, network)
+    scores = subject.all_scores(list(answers(subject, network.to(training.device), training.device)))
+    served_folder.write_weights(training.out, subject.merged(network.cpu()), network.tasks)
     served_folder.write_fleet(training.recipe, training.out, training.tasks)
     card = TrainingCard(
         backbone=training.backbone.revision,
@@ -112,7 +117,7 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
         steps=log[-1].step,
         seconds=round(sum(line.seconds for line in log), 1),
         recipe=recipe,
-        tasks={task.name: _result(task, training.rows, own) for task, own in zip(training.tasks, scores, strict=True)},
+        tasks={task.name: _result(training, task, own) for task, own in zip(training.tasks, scores, strict=True)},
     )
     write_card(training.out, card)
     return card
@@ -172,17 +177,14 @@ def _backbone(recipe: RecipeFile) -> Pulled:
     return model_source.pull(model_source.parse(given, where=where), model_source.cache_folder())
 
 
-def _subject(training: RecipeTraining) -> TrainedTexts:
-    return TrainedTexts(
-        training.backbone.folder,
-        training.out,
-        training.recipe.train,
-        training.tasks,
-        _parts(training.rows),
-    )
+def subject_of(training: RecipeTraining) -> TrainedFolder:
+    """Return the subject of a training, by the form of its tasks' inputs."""
+    modality = next(iter(training.tasks)).modality
+    rows = _parts(training.rows)
+    return SUBJECTS[modality](training.backbone.folder, training.out, training.recipe.train, training.tasks, rows)
 
 
-def _loop_recipe(training: RecipeTraining) -> Recipe:
+def loop_recipe(training: RecipeTraining) -> Recipe:
     table, tasks = training.recipe.train, training.tasks
     steps = table.steps or max(1, math.ceil(table.epochs * len(training.rows.train) / table.rows))
     weights = None if isinstance(table.weights, str) else {task.name: table.weights[task.name] for task in tasks}
@@ -214,16 +216,9 @@ def _digest(training: RecipeTraining) -> str:
     return digest.hexdigest()
 
 
-def judge(subject: TrainedTexts, network: Any) -> list[dict[str, float]]:
-    """Return each task's scores on the test part."""
-    return subject.all_scores(list(answers(subject, network)))
-
-
-def answers(subject: TrainedTexts, network: Any) -> Iterator[list[tuple[int, Any, Any]]]:
+def answers(subject: TrainedFolder, network: Any, device: str = "cpu") -> Iterator[list[tuple[int, Any, Any]]]:
     """Yield the task's number, answer and label of the test rows, a batch at a time."""
-    from workers.training.training_batches import by_size
-
-    examples = subject.examples("test", "cpu")
+    examples = subject.examples("test", device)
     places = examples.places()
     network.eval()
     with torch.inference_mode():
@@ -231,10 +226,10 @@ def answers(subject: TrainedTexts, network: Any) -> Iterator[list[tuple[int, Any
             yield examples.judged(network, [places[place] for place in batch])
 
 
-def _result(task: LabelledKind, rows: LabelledRows, scores: dict[str, float]) -> TaskResult:
-    parts = (rows.train, rows.test)
+def _result(training: RecipeTraining, task: LabelledKind, scores: dict[str, float]) -> TaskResult:
+    parts = (training.rows.train, training.rows.test)
     train, test = ([row.labels[task.name] for row in part if task.name in row.labels] for part in parts)
-    kind = type(task).__name__
+    kind = training.recipe.tasks[task.name].kind
     return TaskResult(kind, len(train), len(test), scores, task.baseline(train, test))
 
 
