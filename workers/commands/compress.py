@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from producers.wire.command_line import Finite, console, say
+from producers.wire.command_line import FAILED, Finite, console, say
 from workers.commands.shared_options import FLEET_FILE
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def compress(
     from workers.batching.serving import served_models
     from workers.device import devices
     from workers.training.compressing import compress_recipe
+    from workers.training.recipes.labelled_rows import BadRows
 
     given = {name: value for name, value in settings.items() if value is not None}
     if recipe and given:
@@ -90,7 +92,12 @@ def compress(
     chosen = compress_recipe.from_file(recipe) if recipe else compress_recipe.from_names(steps.split(","), given)
     whole, name = _found(config, model)
     wanted = served_models.model_to_load(whole, name)
-    own = _rows(whole, wanted, rows, job, chosen.held_out)
+    try:
+        own = _rows(whole, wanted, rows, job, chosen.held_out)
+    except BadRows as error:
+        for line in error.lines:
+            say(line, err=True)
+        sys.exit(FAILED)
     _run(wanted, chosen, own, out, accept_loss, threads or devices.available_cores())
 
 
