@@ -153,10 +153,13 @@ def label_of(kind: LabelledKind, answer: Any) -> Any:
 def _parted(
     kinds: Mapping[str, LabelledKind], rows: Sequence[CompressRow], held_out: float, where: str
 ) -> CompressRows:
-    """Let every n-th row judge. Equal inputs stay on one side."""
+    """Let every n-th row judge. Equal inputs stay on one side. Raises InvalidInput for a label without a place."""
     if len(rows) < LEAST_ROWS:
         problem = f"has {len(rows)} rows of use, fewer than {LEAST_ROWS}"
         raise ConfigurationError(f"{where}: {problem}; take a file, or a job with kept inputs, that has more")
+    for row in rows:
+        for name, label in row.labels.items():
+            kinds[name].check(label, f"{where}: {name}")
     every = max(2, round(1 / held_out))
     places = {content: n for n, content in enumerate(dict.fromkeys(row.content for row in rows))}
     judged = [row for row in rows if places[row.content] % every == 0]
