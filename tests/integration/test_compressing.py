@@ -210,6 +210,16 @@ def test_a_static_network_is_served_from_its_folder(folder: Path, tmp_path: Path
     assert not list((tmp_path / "cache").glob("networks/*.onnx"))
 
 
+def test_a_network_without_types_of_tokens_is_quantised_too(made: Made, tmp_path: Path) -> None:
+    """Its tokenizer gives types, which the network does not read."""
+    folder = made(tiny.distilbert, "DistilBertForSequenceClassification")
+    networks, rows = loaded(folder)
+    networks.save(folder, rows.kinds, tmp_path)
+    heads = {"topic": str(tmp_path / "heads" / "topic")}
+    network_files.write_static(to_load(tmp_path / "backbone", heads=heads), rows)
+    assert len(served(tmp_path, Backend("onnxruntime", "int8")).ask("topic", TEXTS)) == len(TEXTS)
+
+
 def test_openvino_names_the_command_without_such_a_network(folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="openvino runs int8 networks that are quantised beforehand: argosy"):
         Served(folder, {"topic": "text-classification"}, Backend("openvino", "int8")).load()

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from workers.device.device_process import ModelToLoad
+from workers.models.backends.build import require
 from workers.models.backends.choice import Backend
 from workers.models.backends.compiled_network import NETWORK
+from workers.models.huggingface.network_calls import accepted
 from workers.models.huggingface.text.encoder import EncoderModel
 from workers.training.compressing import rounding, task_networks
 from workers.training.compressing.lessons import TokenizedRows
@@ -47,12 +49,17 @@ def write_static(wanted: ModelToLoad, rows: TokenizedRows) -> None:
     Layers whose inputs int8 would round too coarsely stay in fp32, and so do the outputs of all layers: those of a
     transformer have a few places with very large values.
     """
+    require(Backend("onnxruntime", "int8"))
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    batches = [lessons.inputs for lessons in rows.some(FOR_RANGES)]
-    coarse = rounding.coarse_layers(task_networks.load(task_networks.served(wanted)).backbone, batches)
+    backbone = task_networks.load(task_networks.served(wanted)).backbone
+    known = accepted(backbone)
+    batches = [
+        {name: own for name, own in lessons.inputs.items() if name in known} for lessons in rows.some(FOR_RANGES)
+    ]
+    coarse = rounding.coarse_layers(backbone, batches)
     write(wanted, Backend("onnxruntime", "fp32"))
     folder = Path(wanted.folder)
     exported, made = folder / f"{NETWORK}-fp32.onnx", folder / f"{NETWORK}-int8.onnx"

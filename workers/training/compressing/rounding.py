@@ -13,8 +13,6 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from workers.models.huggingface.network_calls import call
-
 #: The change of a layer's output by which its input counts as too coarse, as a share of the output.
 MOST_CHANGED = 0.06
 
@@ -63,7 +61,7 @@ def coarse_layers(module: nn.Module, batches: Sequence[Mapping[str, torch.Tensor
             for name, layer in layers.items():
                 left.callback(getattr(layer, register)(partial(hook, name)).remove)
             for inputs in batches:
-                call(module, inputs)
+                module(**inputs)
     return [name for name, own in changes.items() if torch.cat(own).median() > MOST_CHANGED]
 
 
