@@ -188,7 +188,7 @@ def test_a_student_comes_nearer_to_its_teacher(folder: Path) -> None:
     assert float(after) < 0.75 * float(before)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.benchmarks)])
 def test_a_static_network_is_served_from_its_folder(folder: Path, tmp_path: Path, backend: Any) -> None:
     """The ranges were measured beforehand, and the folder's file is used in place of the cache."""
     networks, rows = loaded(folder)
@@ -210,6 +210,7 @@ def test_a_static_network_is_served_from_its_folder(folder: Path, tmp_path: Path
     assert not list((tmp_path / "cache").glob("networks/*.onnx"))
 
 
+@pytest.mark.benchmarks
 def test_a_network_without_types_of_tokens_is_quantised_too(made: Made, tmp_path: Path) -> None:
     """Its tokenizer gives types, which the network does not read."""
     folder = made(tiny.distilbert, "DistilBertForSequenceClassification")
