@@ -110,7 +110,7 @@ class Bench:
         return dict(list(COMBINED.items())[-1:]) if self._quick else COMBINED
 
     def _made(self, name: str, steps: Sequence[Step], of: ModelToLoad | None = None) -> Variant:
-        recipe = CompressRecipe(steps=tuple(steps), precision="bf16")
+        recipe = CompressRecipe(steps=tuple(steps), training_precision="bf16")
         work = CompressionSteps(
             of or self._teacher,
             self._rows,

@@ -253,6 +253,11 @@ def test_a_model_that_cannot_be_compressed_is_named(folder: Path, made: Made) ->
     [
         (["prune", "shrink"], {}, "--steps: no step 'shrink'; the steps are prune, distill, qat, int8, export"),
         (["int8"], {"backend": "openvino"}, '`backend` "openvino" runs int8 of the mode "static" only'),
+        (
+            ["export"],
+            {"backend": "onnxruntime", "precision": "bf16"},
+            '`precision` "bf16" is for the `backend` "openvino"',
+        ),
         (["prune"], {"epochs": -1.0}, "`epochs` must be 0 to 1000"),
     ],
 )

@@ -49,7 +49,9 @@ _KINDS = {
 @click.option("--heads", type=click.IntRange(1), help="Attention heads to keep, with --width.")
 @click.option("--width", type=click.IntRange(1), help="Width to keep.")
 @click.option("--epochs", type=Finite(0), help="Passes over the rows in each training.  [default: the step's]")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Of the trainings' passes.  [default: fp32]")
+@click.option(
+    "--training-precision", type=click.Choice(["fp32", "bf16"]), help="Of the trainings' passes.  [default: fp32]"
+)
 @click.option("--mode", type=click.Choice(["dynamic", "static"]), help="Of int8: ranges as they come, or measured.")
 @click.option("--backend", type=click.Choice(["onnxruntime", "openvino"]), help="Of int8 and export.")
 @click.option("--most-lost", type=Finite(0), help="Points that a task may lose.  [default: 1]")

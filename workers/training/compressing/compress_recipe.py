@@ -75,6 +75,10 @@ class Export(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     backend: Literal["onnxruntime", "openvino"] = "openvino"
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    def __post_init__(self) -> None:
+        if (self.backend, self.precision) == ("onnxruntime", "bf16"):
+            raise ValueError('`precision` "bf16" is for the `backend` "openvino"')
+
 
 Step: TypeAlias = Prune | Distill | Adapt | Int8 | Export
 
@@ -85,13 +89,13 @@ STEPS: Mapping[str, type[Step]] = {"prune": Prune, "distill": Distill, "qat": Ad
 class CompressRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The steps, in their order. `most_lost` is the loss of a task, in points, that is still accepted.
 
-    `held_out` is the share of the rows that judge; the others teach. `precision` is that of the trainings' passes.
+    `held_out` is the share of the rows that judge; the others teach. `training_precision` is that of the trainings' passes.
     """
 
     steps: tuple[Step, ...]
     most_lost: float = 1.0
     held_out: float = 0.2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    training_precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:

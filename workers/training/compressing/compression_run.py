@@ -192,7 +192,7 @@ class CompressionSteps:
         return networks
 
     def _teach(self, networks: TaskNetworks, step: Prune | Distill | Adapt) -> None:
-        given = msgspec.structs.asdict(step) | {"seed": self._recipe.seed, "precision": self._recipe.precision}
+        given = msgspec.structs.asdict(step) | {"seed": self._recipe.seed, "precision": self._recipe.training_precision}
         settings = Teaching(**{name: own for name, own in given.items() if name in Teaching.__struct_fields__})
         if settings.epochs:
             teach(networks, self._teacher, self._rows, settings, self._reports.watch)
