@@ -89,7 +89,7 @@ STEPS: Mapping[str, type[Step]] = {"prune": Prune, "distill": Distill, "qat": Ad
 class CompressRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The steps, in their order. `most_lost` is the loss of a task, in points, that is still accepted.
 
-    `held_out` is the share of the rows that judge; the others teach. `training_precision` is that of the trainings' passes.
+    `held_out` is the share of the rows that judge; the others teach. Trainings' passes are in `training_precision`.
     """
 
     steps: tuple[Step, ...]
