@@ -53,6 +53,7 @@ def topics(count: int) -> list[dict[str, Any]]:
         (TOPIC + "head = 'transformers'\nfusion = ['b']\n[tasks.b]\nkind = 'regression'\n", "has no attention"),
         ("[tasks.a]\nkind = 'token-labels'\nhead = 'attention'\n", "cannot be 'attention'; it can be transformers"),
         ("[tasks.a]\nkind = 'answers'\ninput = 'text'\n", "must name 2 columns, for question and context"),
+        ("[tasks.a]\nkind = 'regression'\nscale = 5\n", "tasks.a.scale: regression has no such setting"),
         ("[train]\nweights = { other = 1.0 }\n" + TOPIC, "train.weights: no task 'other'"),
     ],
 )

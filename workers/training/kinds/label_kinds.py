@@ -70,6 +70,7 @@ class ClassificationKind(TextLabels):
 
     metric = "accuracy"
     problem = "single_label_classification"
+    settings = ("labels",)
 
     def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> str:
         return self.named(value, where)
@@ -111,6 +112,7 @@ class MultiLabelKind(TextLabels):
 
     metric = "micro_f1"
     problem = "multi_label_classification"
+    settings = ("labels",)
 
     @property
     def params(self) -> TextClassificationParams:

@@ -90,6 +90,8 @@ def prepare(recipe: RecipeFile, *, resume: bool, device: str = "cpu") -> RecipeT
     if (recipe.out / joint_checkpoint.FILE).is_file() and not resume:
         problem = f"{recipe.out} has a training; add --resume to go on with it"
         raise recipe.wrong("train.out", f"{problem}, or name another folder")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device: this machine has no GPU that torch can use; train on the CPU: --device cpu")
     rows = labelled_rows.read(recipe)
     return RecipeTraining(recipe, rows, _backbone(recipe), recipe.out, device)
 
@@ -98,10 +100,8 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
     """Train to the end, from the last checkpoint if there is one, and write the folder. Raises ConfigurationError."""
     subject, recipe = subject_of(training), loop_recipe(training)
     table = training.recipe.train
-    work = Work(
-        corpus=subject, recipe=recipe, out=training.out, accumulate=table.accumulate,
-        checkpoint_every=table.checkpoint_every,
-    )  # fmt: skip
+    every, parts = table.checkpoint_every, table.accumulate
+    work = Work(corpus=subject, recipe=recipe, out=training.out, accumulate=parts, checkpoint_every=every)
     for line in trainer.steps(Process(device=training.device), work):
         show(line, recipe.steps)
     log = list(trainer.read_log(training.out))
@@ -124,7 +124,7 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
 
 
 def compare(training: RecipeTraining, card: TrainingCard, show: Callable[[str], Show]) -> TrainingCard:
-    """Train each task alone, and all on the frozen backbone, with the same rows and steps; return the whole card."""
+    """Train each task alone, and all on the frozen backbone, with the same rows and settings; return the whole card."""
     tasks = dict(card.tasks)
     for task in training.tasks:
         alone = run(_alone(training, task.name), show(f"{task.name} alone"))
