@@ -188,6 +188,58 @@ def test_a_student_comes_nearer_to_its_teacher(folder: Path) -> None:
     assert float(after) < 0.75 * float(before)
 
 
+IOB = {0: "O", 1: "B-WHO", 2: "I-WHO"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "config", "label"),
+    [
+        ("text-classification", "Sequence", {"num_labels": 3, "problem_type": "multi_label_classification"}, "LABEL_1"),
+        ("text-classification", "Sequence", {"num_labels": 1, "problem_type": "regression"}, 2.5),
+        ("token-classification", "Token", {"id2label": IOB}, [{"start": 0, "end": 3, "label": "WHO"}]),
+        ("question-answering", "QuestionAnswering", {}, "lives at"),
+    ],
+)
+def test_each_kind_is_judged_and_taught(
+    made: Made, tmp_path: Path, kind: str, head: str, config: dict[str, Any], label: Any
+) -> None:
+    """A student of another size learns from the teacher's scores of this form, and from labels of this kind."""
+    model = task_networks.served(
+        to_load(made(tiny.bert, f"BertFor{head}{'Classification' * (head[0] != 'Q')}", **config), kind)
+    )
+    file = tmp_path / "rows.jsonl"
+    inputs = {"text": "she lives at paris", "question": "where", "context": "she lives at paris"}
+    inputs.pop("text" if kind == "question-answering" else "question")
+    record = {**inputs, "topic": label}
+    lines = [
+        {**record, "text": f"{record['text']} {n}"} if "text" in record else {**record, "question": f"where {n}"}
+        for n in range(10)
+    ]
+    file.write_text("\n".join(map(json.dumps, [*lines, {**lines[0], "topic": None}])))
+    found = compress_rows.from_file(file, model, 0.5)
+    rows = TokenizedRows(model, found.kinds, found.learnt)
+    assert all(bool(lessons.labelled["topic"].all()) for lessons in rows.some(4))
+    teacher = task_networks.load(model)
+    wanted = Size(layers=1, heads=2, inner=24, width=32)
+    student = smaller_networks.cut(teacher, importance.least_missed(teacher, rows, wanted))
+    losses = list[float]()
+    settings_ = Teaching(epochs=12, rate=2e-3, rows=5, precision="bf16")
+    teach(student, teacher, rows, settings_, lambda step, steps, loss: losses.append(loss))
+    assert losses[-1] < losses[0]
+    answer = (
+        Served(teacher.readers["topic"].checkpoint.folder, {"topic": kind})
+        .load()
+        .ask("topic", [_given(found, n) for n in (0, 1)])
+    )
+    own = found.kinds["topic"]
+    assert own.scores([(one, compress_rows.label_of(own, one)) for one in answer])[own.metric] >= 0
+
+
+def _given(found: CompressRows, number: int) -> Any:
+    content = found.judged[number].content
+    return content if isinstance(content, str) else msgspec.structs.asdict(content)
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.benchmarks)])
 def test_a_static_network_is_served_from_its_folder(folder: Path, tmp_path: Path, backend: Any) -> None:
     """The ranges were measured beforehand, and the folder's file is used in place of the cache."""

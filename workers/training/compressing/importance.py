@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.training.compressing.lessons import Lessons, TokenizedRows, surprise, unlike, wrong
+from workers.training.compressing.lessons import Lessons, TokenizedRows, surprise, wrong
 from workers.training.compressing.smaller_networks import Kept, Layout, Size, layout_of
 from workers.training.compressing.task_networks import TaskNetworks
 
@@ -89,7 +89,7 @@ def _lost(
     total = 0.0
     for own, before in zip(lessons, expected, strict=True):
         now, _ = networks(own.inputs)
-        total += sum(float(unlike(now[task], before[task], own, task, form, 1.0)) for task, form in rows.forms.items())
+        total += sum(float(rows.unlike(task, now[task], before[task], own, 1.0)) for task in rows.kinds)
     return total
 
 

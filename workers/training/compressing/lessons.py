@@ -95,6 +95,26 @@ class TokenizedRows:
         groups = by_size(lengths, rows * max(lengths), most_rows=rows)
         return [self._lessons([places[n] for n in own]) for own in groups]
 
+    def unlike(
+        self, task: str, found: torch.Tensor, expected: torch.Tensor, lessons: Lessons, temperature: float
+    ) -> torch.Tensor:
+        """Return how much a student's raw scores differ from its teacher's on a task's sequences, as a mean.
+
+        Classes are compared by the Kullback-Leibler divergence of the softened probabilities (Hinton, Vinyals and Dean,
+        2015), times the square of the temperature; independent labels by their cross-entropy; numbers by the squared
+        error, in units of the labels' deviation.
+        """
+        rows, form = lessons.reads[task], self.forms[task]
+        if not rows.any():
+            return torch.zeros(())
+        own, other = (_rows(scores[rows], lessons.mask[rows], form) for scores in (found, expected))
+        if form == "none":
+            return functional.mse_loss(own, other) / self.kinds[task].units[0] ** 2
+        if form == "sigmoid":
+            return functional.binary_cross_entropy_with_logits(own, other.sigmoid())
+        soft, target = (own / temperature).log_softmax(-1), (other / temperature).log_softmax(-1)
+        return functional.kl_div(soft, target, log_target=True, reduction="batchmean") * temperature**2
+
     def _lessons(self, places: Sequence[int]) -> Lessons:
         padded = self._batch.padded(places)
         known = {task: [place in own for place in places] for task, own in self._targets.items()}
@@ -112,27 +132,6 @@ class TokenizedRows:
         if isinstance(self.kinds[task], TokenLabelKind):
             found = [np.concatenate([own, np.repeat(blank[0], tokens)])[:tokens] for own in found]
         return torch.from_numpy(np.stack(found) if found else blank[:0])
-
-
-def unlike(
-    found: torch.Tensor, expected: torch.Tensor, lessons: Lessons, task: str, form: str, temperature: float
-) -> torch.Tensor:
-    """Return how much a student's raw scores differ from its teacher's on a task's sequences, as a mean.
-
-    `form` is that of the scores (`form_of`). Classes are compared by the Kullback-Leibler divergence of the softened
-    probabilities (Hinton, Vinyals and Dean, 2015), times the square of the temperature; independent labels by their
-    cross-entropy; numbers by the squared error, as a share of their variance.
-    """
-    rows = lessons.reads[task]
-    if not rows.any():
-        return torch.zeros(())
-    own, other = _rows(found[rows], lessons.mask[rows], form), _rows(expected[rows], lessons.mask[rows], form)
-    if form == "none":
-        return functional.mse_loss(own, other) / (other.var(correction=0) + 1e-6)
-    if form == "sigmoid":
-        return functional.binary_cross_entropy_with_logits(own, other.sigmoid())
-    soft, target = (own / temperature).log_softmax(-1), (other / temperature).log_softmax(-1)
-    return functional.kl_div(soft, target, log_target=True, reduction="batchmean") * temperature**2
 
 
 def _rows(scores: torch.Tensor, mask: torch.Tensor, form: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from workers.training.compressing.lessons import Lessons, TokenizedRows, unlike, wrong
+from workers.training.compressing.lessons import Lessons, TokenizedRows, wrong
 from workers.training.compressing.task_networks import TaskNetworks
 
 #: Called after each step with its number, the number of all steps, and the loss.
@@ -105,10 +105,10 @@ class _Lesson(nn.Module):
             for own, other in zip(states, their_states, strict=True)
         ]
         loss = self._settings.features * torch.stack(parts).mean()
-        for task, form in self._rows.forms.items():
+        for task, kind in self._rows.kinds.items():
             scores = found[task].float()
-            loss = loss + unlike(scores, expected[task], lessons, task, form, self._settings.temperature)
-            loss = loss + self._settings.labels * wrong(scores, lessons, task, self._rows.kinds[task])
+            loss = loss + self._rows.unlike(task, scores, expected[task], lessons, self._settings.temperature)
+            loss = loss + self._settings.labels * wrong(scores, lessons, task, kind)
         return loss
 
     def _rounding(self) -> AbstractContextManager[Any]:
