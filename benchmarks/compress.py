@@ -90,7 +90,7 @@ class Bench:
             student,
         ]
         convention.progress("measuring")
-        with Measurement(self._rows, torch.get_num_threads(), turns=1 if self._quick else 5) as measurement:
+        with Measurement(self._rows, torch.get_num_threads(), turns=1 if self._quick else 3) as measurement:
             for variant in variants:
                 measurement.add(variant)
             for name, step in self._combined.items():
@@ -138,7 +138,7 @@ def _written(folder: Path, *, quick: bool) -> Path:
     recipe = folder / "teacher.toml"
     tasks = "".join(f'[tasks.{task}]\nkind = "classification"\nlabel = "{task}"\n' for task in TASKS)
     files = "".join(f'{part} = "{part}.csv"\n' for part in ("train", "validation", "test"))
-    train = f"[train]\nprecision = 'bf16'\nmax_tokens = {TOKENS}\n{'steps = 1' if quick else 'epochs = 2'}\n"
+    train = f"[train]\nprecision = 'bf16'\nmax_tokens = {TOKENS}\nevaluate_every = 80\n{'steps = 1' if quick else 'epochs = 2'}\n"
     recipe.write_text(f"{train}[data]\n{files}{tasks}", encoding="utf-8")
     return recipe
 
