@@ -87,9 +87,7 @@ class RecipeTraining:
 
 def prepare(recipe: RecipeFile, *, resume: bool, device: str = "cpu") -> RecipeTraining:
     """Read the rows, and pull the backbone if it is not there. Raises ConfigurationError before any work is done."""
-    if (recipe.out / joint_checkpoint.FILE).is_file() and not resume:
-        problem = f"{recipe.out} has a training; add --resume to go on with it"
-        raise recipe.wrong("train.out", f"{problem}, or name another folder")
+    served_folder.check_free(recipe, resume=resume)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device: this machine has no GPU that torch can use; train on the CPU: --device cpu")
     rows = labelled_rows.read(recipe)
