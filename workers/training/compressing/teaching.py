@@ -19,7 +19,7 @@ from workers.training.compressing.task_networks import TaskNetworks
 #: Called after each step with its number, the number of all steps, and the loss.
 Watch: TypeAlias = Callable[[int, int, float], None]
 
-#: The memory for what the teacher has computed.
+#: The memory for the teacher's hidden states.
 MOST_KEPT_BYTES = 2**30
 
 #: The share of all steps in which the rate of learning rises; it falls in the others.
@@ -77,7 +77,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 class _Lesson(nn.Module):
-    """The loss of a student on a batch, and what it needs: a projection, if hidden states have another width.
+    """The loss of a student on a batch. It has a projection of its own if hidden states have another width.
 
     Hidden states are compared layer by layer by their squared difference (Jiao et al., 2020); the student's layers are
     spread evenly over the teacher's. The teacher's part of a batch is computed once, and kept while memory is left.
