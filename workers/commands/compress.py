@@ -165,7 +165,7 @@ def _found(config: Path | None, model: str) -> tuple[Settings, str]:
         names = list(read_toml(file).get("models", {}))
         if len(names) != 1:
             problem = f"{file} names {len(names)} models ({', '.join(names)})"
-            raise ConfigurationError(f"{problem}; give one's name, with --config {file}")
+            raise ConfigurationError(f"{problem}; give the name of a model, with --config {file}")
         return settings.load(file), names[0]
     if (folder / "config.json").is_file():
         return _of_folder(settings.load(config), folder)

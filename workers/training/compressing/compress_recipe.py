@@ -15,7 +15,7 @@ from producers.wire.errors import ConfigurationError
 class _Sized(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The wanted size of the encoder. None keeps a size. `width` goes with `heads`, whose own width stays.
 
-    `epochs` over the rows train what is left to answer like the original; `rate` is the rate of learning.
+    The rest is trained for `epochs` over the rows, at the rate of learning `rate`, to answer like the original.
     """
 
     layers: int | None = None

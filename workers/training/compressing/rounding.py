@@ -28,7 +28,7 @@ class _RoundedWeight(nn.Module):
 
 @contextmanager
 def rounded(module: nn.Module) -> Iterator[None]:
-    """Let all linear layers of a module round their weights and inputs; afterwards they keep what they learnt."""
+    """Let all linear layers of a module round their weights and inputs; afterwards they keep the weights that they learnt."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     with ExitStack() as left:
         for layer in layers:
