@@ -28,7 +28,7 @@ class _RoundedWeight(nn.Module):
 
 @contextmanager
 def rounded(module: nn.Module) -> Iterator[None]:
-    """Let all linear layers of a module round their weights and inputs; afterwards they keep the weights that they learnt."""
+    """Let all linear layers of a module round their weights and inputs; afterwards they are plain, with new weights."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     with ExitStack() as left:
         for layer in layers:
