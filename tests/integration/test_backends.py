@@ -171,7 +171,7 @@ def test_older_networks_of_a_model_go_and_those_that_run_go_on(tmp_path: Path) -
     ("fields", "message"),
     [
         ({"name": "tensorrt"}, "backend: must be one of torch, onnxruntime, openvino, vllm"),
-        ({"name": "openvino", "precision": "int8"}, "precision: openvino runs fp32, bf16, fp16, not 'int8'"),
+        ({"name": "torch", "precision": "int8"}, "precision: torch runs fp32, bf16, fp16, not 'int8'"),
         ({"name": "onnxruntime", "compiled": True}, "compile: needs the backend 'torch'"),
     ],
 )

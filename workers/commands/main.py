@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from producers.wire.command_line import FAILED, console, log_to_stderr, say, visible
-from workers.commands import flight_recorder, models, train
+from workers.commands import compress, flight_recorder, models, train
 from workers.commands.shared_options import FLEET_FILE
 
 #: A port that a server can be told to use.
@@ -218,6 +218,7 @@ COMMANDS: list[click.Command] = [
     migrate,
     models.models,
     tune,
+    compress.compress,
     train.train,
     doctor,
     *flight_recorder.COMMANDS,

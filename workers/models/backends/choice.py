@@ -10,11 +10,12 @@ from producers.wire.errors import ConfigurationError
 Name: TypeAlias = Literal["torch", "onnxruntime", "openvino", "vllm"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 
-#: The precisions of each backend. int8 is dynamic: weights are quantised per channel, activations at run time.
+#: The precisions of each backend. int8 quantises weights per channel. Activations are quantised at run time, or if
+#: the model's folder has a network with their ranges (`argosy compress`), by these; OpenVINO needs such a network.
 PRECISIONS: Final[dict[Name, tuple[Precision, ...]]] = {
     "torch": ("fp32", "bf16", "fp16"),
     "onnxruntime": ("fp32", "int8"),
-    "openvino": ("fp32", "bf16", "fp16"),
+    "openvino": ("fp32", "bf16", "fp16", "int8"),
     "vllm": ("fp32", "bf16", "fp16"),
 }
 

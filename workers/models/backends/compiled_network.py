@@ -15,6 +15,9 @@ Tensors = Mapping[str, torch.Tensor]
 #: A result with this prefix has an axis of tokens after the axis of rows.
 TOKENS = "tokens"
 
+#: The name without suffix of a network's files in a model's folder.
+NETWORK = "network"
+
 
 class Network(Protocol):
     """Named tensors in and out, batch axis first. The next call may overwrite the result."""
@@ -29,12 +32,20 @@ class Source:
     `module` builds the module in evaluation mode, in fp32, on the CPU; it takes the tensors of `example` by name and
     returns tensors by name. Inputs with two axes vary in both (rows and tokens), all others in the first only. `cache`
     is a path without suffix for the backend's files (see `kept`), different for every module. A backend with cached
-    files does not build the module, which would take seconds.
+    files does not build the module, which would take seconds. `folder` is the model's: a network's file in it, which
+    `argosy compress` wrote, is used in place of the cache.
     """
 
     module: Callable[[], nn.Module]
     example: Tensors
     cache: Path
+    folder: Path | None = None
+
+    def file(self, suffix: str) -> Path:
+        """Return the file of a backend: in the model's folder if it is there, or else in the cache."""
+        own = None if self.folder is None else self.folder / f"{NETWORK}{suffix}"
+        # a model's name, and so the cache's, may have dots
+        return own if own and own.is_file() else self.cache.with_name(f"{self.cache.name}{suffix}")
 
     @property
     def inputs(self) -> tuple[str, ...]:

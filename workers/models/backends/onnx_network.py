@@ -28,7 +28,7 @@ class OnnxNetwork:
     def __init__(self, backend: Backend, source: Source) -> None:
         import onnxruntime
 
-        file = source.cache.with_name(f"{source.cache.name}-{backend.precision}.onnx")
+        file = source.file(f"-{backend.precision}.onnx")
         if not file.is_file():
             with kept.made_beside(file) as made:
                 _export(source, made)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from producers.wire.errors import ConfigurationError
 from workers.models.backends import kept
 from workers.models.backends.choice import Backend
 from workers.models.backends.compiled_network import Positional, Source, Tensors
@@ -17,7 +18,8 @@ from workers.models.backends.compiled_network import Positional, Source, Tensors
 # `openvino_telemetry` it uses a stub. A user's class that imports OpenVINO before this line is not covered.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None is how Python says "not to be imported"
 
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+#: The precision of each layer, of those that are not quantised for int8.
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
 
 class OpenVinoNetwork:
@@ -26,9 +28,7 @@ class OpenVinoNetwork:
     def __init__(self, backend: Backend, source: Source) -> None:
         import openvino
 
-        file = source.cache.with_name(f"{source.cache.name}.xml")  # a model's name may have dots
-        if not file.is_file():
-            _export(source, file)
+        file = _file(backend, source)
         core = openvino.Core()
         compiled = core.compile_model(
             core.read_model(file),
@@ -47,6 +47,27 @@ class OpenVinoNetwork:
         arrays = [inputs[name].numpy() for name in self._inputs]
         results = self._request.infer(arrays, share_inputs=True, share_outputs=True)
         return {name: torch.from_numpy(results[place]) for place, name in enumerate(self._outputs)}
+
+
+def _file(backend: Backend, source: Source) -> Path:
+    if backend.precision == "int8":
+        file = source.file("-int8.onnx")
+        if not file.is_file() or not _is_static(file):
+            problem = "openvino runs int8 networks that are quantised beforehand"
+            raise ConfigurationError(f"precision: {problem}: argosy compress (docs/compression.md)")
+        return file
+    file = source.file(".xml")
+    if not file.is_file():
+        _export(source, file)
+    return file
+
+
+def _is_static(file: Path) -> bool:
+    """Whether the ranges of a network's activations are part of its file."""
+    import onnx
+
+    nodes = onnx.load(file, load_external_data=False).graph.node
+    return not any(node.op_type.startswith("DynamicQuantize") for node in nodes)
 
 
 def _export(source: Source, file: Path) -> None:

@@ -176,7 +176,7 @@ class FolderModel(Model, Generic[H]):
             if device != "cpu":
                 raise ConfigurationError(f"{self.where}.backend: {backend.name} runs on CPUs only; use 'torch'")
             example, other = self._examples()
-            self._loaded.export(example, other, self._cache_file(example))
+            self._loaded.export(example, other, self._cache_file(example), self.spec.folder)
 
     def try_out(self) -> None:
         """Try samples once for these weights, this code and this backend (`trial`).

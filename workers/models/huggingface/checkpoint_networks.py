@@ -85,15 +85,15 @@ class CheckpointNetworks:
             self._shares = True
             self._adapt()
 
-    def export(self, example: Inputs, other: Inputs, cache: Path) -> None:
+    def export(self, example: Inputs, other: Inputs, cache: Path, folder: Path | None = None) -> None:
         """Move the part that runs once per batch, the backbone or the only network, to the backend.
 
-        `example` and `other` are two batches of different shapes. Raises ConfigurationError if the backend cannot run
-        it.
+        `example` and `other` are two batches of different shapes. `folder` may have the backend's file already. Raises
+        ConfigurationError if the backend cannot run it.
         """
         from workers.models.huggingface.exported import Exported
 
-        self._stand_in = Exported(self._first, self._backend, example, other, cache, self._where)
+        self._stand_in = Exported(self._first, self._backend, example, other, cache, self._where, folder)
         self._backbone = None  # the backend now owns its weights
 
     def capture(self) -> None:

@@ -31,15 +31,27 @@ _LEAST_ALIKE = 0.98
 class Exported:
     """A traced network. It replaces the original network in a pass."""
 
-    def __init__(self, module: Any, backend: Backend, example: Inputs, other: Inputs, cache: Path, where: str) -> None:
-        """Trace `example`, then compare on `other`, which has more rows, more tokens, or both."""
+    def __init__(
+        self,
+        module: Any,
+        backend: Backend,
+        example: Inputs,
+        other: Inputs,
+        cache: Path,
+        where: str,
+        folder: Path | None = None,
+    ) -> None:
+        """Trace `example`, then compare on `other`, which has more rows, more tokens, or both.
+
+        `folder` may have the network's file already.
+        """
         example = {name: tensor for name, tensor in example.items() if name in accepted(module)}
         with torch.inference_mode():
             self._template = call(module, example)
         try:
             flat = _flat(module, next(iter(example.values())).shape[1])
             self._names = list(example)
-            self._network = build(backend, Source(lambda: flat, example, cache), "cpu")
+            self._network = build(backend, Source(lambda: flat, example, cache, folder), "cpu")
             problem = self._difference(module, other)
         except ConfigurationError:
             raise

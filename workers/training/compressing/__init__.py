@@ -1,0 +1,1 @@
+"""Make a served model smaller and faster: prune, distil, quantise, and measure each step (`argosy compress`)."""
