@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import get_args
 import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.distributed import GradBucket
+from torch.distributed import GradBucket, checkpoint
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.futures import Future
 from torch.multiprocessing.spawn import ProcessException
 
@@ -27,11 +28,12 @@ from tests.conftest import free_port
 from workers import settings
 from workers.batching.serving import served_models
 from workers.training.data import Example, Split
-from workers.training.joint import compression, corpus, joint_checkpoint, joint_network, processes, result, trainer
+from workers.training.joint import corpus, joint_checkpoint, joint_network, processes, result, trainer
 from workers.training.joint.corpus import Corpus
 from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Compression, Recipe
 from workers.training.joint.trainer import LogLine, Work
+from workers.training.splits import compression
 from workers.training.training_batches import best_labels
 
 STEPS = 12
@@ -81,12 +83,25 @@ def one_thread() -> Iterator[None]:
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     """Return all that the last checkpoint has of a training: its weights, and the optimiser's averages."""
-    return load_file(out / joint_checkpoint.FILE)
+    saved = joint_checkpoint.read(out)
+    assert saved is not None
+    return whole_tensors(out / saved.folder)
+
+
+def whole_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's tensors, put together from the parts of its processes."""
+    reader = HuggingFaceStorageReader(str(folder))
+    found = {name: torch.empty(about.size) for name, about in reader.read_metadata().state_dict_metadata.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is one process
+        checkpoint.load(found, storage_reader=reader, no_dist=True)
+    return found
 
 
 def furthest(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> float:
+    """Return the largest difference of two weights, as a share of their tensor's largest value."""
     assert some.keys() == others.keys()
-    return max(float((tensor - others[name]).abs().max()) for name, tensor in some.items())
+    return max(float((own - others[name]).abs().max() / max(own.abs().max(), 1e-3)) for name, own in some.items())
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +129,14 @@ def together(alone: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     works["accumulated"] = replace(alone, out=out / "accumulated", accumulate=3, bucket_mb=0.05)
     works["slow link"] = replace(alone, out=out / "slow link", link_bytes_per_s=1e9)
     works["layers"] = replace(alone, out=out / "layers", split="layers")
+    works["states"] = replace(alone, out=out / "states", split="states", accumulate=2)
     # half of it by one process, the rest by two, each with its part of what the checkpoint has
-    halfway = replace(alone, out=out / "halfway", split="layers", checkpoint_every=STEPS // 2)
-    stopped_at(STEPS // 2, halfway)
-    processes.run(one_by_one, [*works.values(), halfway], count=2, device="cpu")
-    return {name: work.out for name, work in (works | {"halfway": halfway}).items()}
+    for split in ("layers", "states"):
+        halfway = replace(alone, out=out / f"halfway {split}", split=split, checkpoint_every=STEPS // 2)
+        stopped_at(STEPS // 2, halfway)
+        works[halfway.out.name] = halfway
+    processes.run(one_by_one, [*works.values()], count=2, device="cpu")
+    return {name: work.out for name, work in works.items()}
 
 
 def stopped_at(step: int, work: Work) -> None:
@@ -128,7 +146,7 @@ def stopped_at(step: int, work: Work) -> None:
             return
 
 
-@pytest.mark.parametrize("name", ["none", "accumulated", "slow link", "layers", "halfway"])
+@pytest.mark.parametrize("name", ["none", "accumulated", "slow link", "layers", "halfway layers", "states", "halfway states"])
 def test_two_processes_come_to_what_one_comes_to(name: str, alone: Work, together: Mapping[str, Path]) -> None:
     """Each has half of every step's rows, or half of every layer."""
     assert furthest(weights(alone.out), weights(together[name])) < TOLERANCE

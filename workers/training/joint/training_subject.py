@@ -11,12 +11,16 @@ from torch import nn
 
 from workers.training.joint.recipe import Recipe
 from workers.training.joint.schedule import Place
+from workers.training.splits.layouts import NetworkShape
 
 Part = Literal["train", "validation", "test"]
 
 
 class Examples(ABC):
     """The examples of a part, by their places, as tensors on a device."""
+
+    #: The bytes of all rows that this process has decoded from files.
+    decoded_bytes: int = 0
 
     @abstractmethod
     def places(self) -> list[Place]:
@@ -50,6 +54,11 @@ class TrainingSubject(ABC):
     @abstractmethod
     def stream_sizes(self) -> tuple[int, ...]:
         """The number of training examples in each stream."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> NetworkShape:
+        """The facts by which a split is refused."""
 
     @abstractmethod
     def build(self, recipe: Recipe) -> nn.Module:

@@ -25,6 +25,7 @@ from workers.training.kinds.shared_network import COUNTS, INPUT, OF, TO, Backbon
 from workers.training.recipes import served_folder
 from workers.training.recipes.labelled_rows import BadRows, LabelledRow
 from workers.training.recipes.recipe_file import TrainTable
+from workers.training.splits.layouts import NetworkShape
 
 _MOST_NAMED = 10
 
@@ -104,18 +105,22 @@ class TrainedFolder(TrainingSubject):
 
     # --- the network ---
 
+    @property
+    def shape(self) -> NetworkShape:
+        return NetworkShape.of(self.backbone, self.train.sharing)
+
     def build(self, recipe: Recipe) -> SharedNetwork:
         import transformers
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        torch.manual_seed(recipe.seed)  # also for weights that the backbone lacks: all processes have the same
         with loading(self.backbone, str(self.backbone)):
             backbone, report = transformers.AutoModel.from_pretrained(
                 self.backbone, local_files_only=True, use_safetensors=True, trust_remote_code=False,
                 dtype=torch.float32, output_loading_info=True,
             )  # fmt: skip
         self._complete(backbone, sorted(report["missing_keys"]))
-        torch.manual_seed(recipe.seed)
         modules = {kind.name: self._module(kind, backbone.config) for kind in self.kinds}
         for kind in self.kinds:
             if kind.head == "attention":
