@@ -35,7 +35,16 @@ def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
         ARGOSY_FLEET=reviews/fleet.toml argosy up
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
     from workers.training.recipes import recipe_file, training_run
 
@@ -45,8 +54,13 @@ def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
     say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
     if rows.unlabelled:
         say(f"{rows.unlabelled:,} rows have no label of any task, and are left out")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         card = training_run.run(training, _shown(progress, file.name))
         if compare:
             card = training_run.compare(training, card, lambda name: _shown(progress, name))
@@ -56,10 +70,10 @@ def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
 
 def _shown(progress: Progress, name: str) -> Callable[[LogLine, int], None]:
     """Return a function that shows the steps of a training with their rate, and its evaluations."""
-    bar = progress.add_task(name, total=None, rate="")
+    bar = progress.add_task(name, total=None)
 
     def show(line: LogLine, steps: int) -> None:
-        progress.update(bar, completed=line.step, total=steps, rate=f"{1 / max(line.seconds, 1e-9):.1f} steps/s")
+        progress.update(bar, completed=line.step, total=steps)
         if line.accuracies is not None:
             scores = "  ".join(f"{score:.3f}" for score in line.accuracies)
             progress.console.print(f"{name}: step {line.step:,}: validation {scores}", highlight=False)

@@ -1,0 +1,317 @@
+"""Recipes trained on tiny encoders with random weights, and the folders that they come to, by the worker's code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from producers.wire.errors import ConfigurationError
+from tests import tiny_checkpoints
+from workers import settings
+from workers.batching.serving import served_models
+from workers.models.interface.model import Model
+from workers.training.joint import joint_checkpoint, trainer
+from workers.training.recipes import recipe_file, training_run
+from workers.training.recipes.training_run import RecipeTraining, TrainingCard
+from workers.training.training_batches import all_of
+
+FILLING = ("the", "a", "film", "was", "said", "it", "of", "team", "year")
+PLACES = ("berlin", "london", "paris")
+
+ALL_KINDS = """
+[tasks.mood]
+kind = "classification"
+label = "mood"
+[tasks.place]
+kind = "classification"
+label = "place"
+head = "transformers"
+[tasks.stars]
+kind = "regression"
+label = "stars"
+fusion = ["mood"]
+[tasks.price]
+kind = "regression"
+label = "stars"
+head = "transformers"
+[tasks.about]
+kind = "multi-label"
+label = "about"
+fusion = ["mood", "stars"]
+[tasks.places]
+kind = "token-labels"
+label = "entities"
+[tasks.where]
+kind = "answers"
+[tasks.alike]
+kind = "similarity"
+scale = 5
+[tasks.find]
+kind = "ranking"
+negatives = 2
+"""
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    """Return texts with a telling word for each label, among words that tell nothing."""
+    random = Random(1)
+    return [_row(random, number) for number in range(count)]
+
+
+def _row(random: Random, number: int) -> dict[str, Any]:
+    good, place = random.random() < 0.5, random.choice(PLACES)
+    words = [random.choice(FILLING) for _ in range(random.randint(2, 8))]
+    words += [random.choice(("good", "fine") if good else ("bad", "dull")), place]
+    random.shuffle(words)
+    text = " ".join(words)
+    start, other = text.index(place), random.choice(PLACES)
+    return {
+        "text": text,
+        "mood": ("good" if good else "bad") if number % 3 else None,
+        "place": place,
+        "stars": 100 + 20 * good + random.random(),
+        "about": [word for word in ("film", "team") if word in words],
+        "entities": [{"start": start, "end": start + len(place), "label": "LOC"}],
+        "question": "where is it ?",
+        "context": text,
+        "answer": place,
+        "sentence1": f"{place} the film",
+        "sentence2": f"a team {other}",
+        "score": 5.0 * (place == other),
+        "query": f"{place} said",
+        "positive": f"{place} {random.choice(FILLING)} {random.choice(FILLING)}",
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder and 240 rows."""
+    path = tmp_path_factory.mktemp("recipes")
+    tiny_checkpoints.bert(path / "encoder", "BertModel")
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(240)), encoding="utf-8")
+    return path
+
+
+def recipe(folder: Path, out: Path, tasks: str, train: str = "") -> Path:
+    path = out.with_suffix(".toml")
+    path.write_text(
+        f'[train]\nbackbone = {{ path = "{folder}/encoder" }}\nout = "{out}"\nrows = 16\nrate = 1e-3\n{train}\n'
+        f'[data]\ntrain = "{folder}/rows.jsonl"\n{tasks}',
+        encoding="utf-8",
+    )
+    return path
+
+
+def trained(path: Path, *, resume: bool = False) -> tuple[RecipeTraining, TrainingCard]:
+    training = training_run.prepare(recipe_file.load(path), resume=resume)
+    return training, training_run.run(training, lambda *_: None)
+
+
+def served(training: RecipeTraining) -> Model:
+    """Return the model of the folder's own settings, loaded and tried out as in a worker."""
+    chosen = settings.load(training.out / "fleet.toml", environment={})
+    model = served_models.build(served_models.model_to_load(chosen, training.recipe.name))
+    assert model.revision
+    model.load("cpu")
+    model.try_out()
+    return model
+
+
+def answers(model: Model, training: RecipeTraining, name: str) -> list[Any]:
+    """Return the served answers to a task's test rows."""
+    kind, task = training.rows.tasks[name], model.spec.tasks[name]
+    own = [row for row in training.rows.test if name in row.labels]
+    params = [kind.params] * len(own)
+    prepared = all_of(
+        model.prepare_many([kind.content(row.columns, "") for row in own], [{name: kind.params} for _ in own])
+    )
+    outputs = model.forward(model.collate(prepared), {name: np.arange(len(own))})[name]
+    return all_of(model.finish_many(task, outputs, params, prepared))
+
+
+def test_the_served_answers_are_those_of_the_training(folder: Path, tmp_path: Path) -> None:
+    """Of every kind, by the folder's own settings, in one pass of the backbone."""
+    training, card = trained(recipe(folder, tmp_path / "all", ALL_KINDS, "steps = 8\nevaluate_every = 4"))
+    subject = training_run.subject_of(training)
+    network = subject.build(card.recipe)
+    joint_checkpoint.load_best(training.out, network)
+    expected: dict[int, list[Any]] = {}
+    for number, answer, _ in (one for part in training_run.answers(subject, network) for one in part):
+        expected.setdefault(number, []).append(answer)
+    model = served(training)
+    for number, name in enumerate(training.rows.tasks):
+        found = sorted(answers(model, training, name), key=repr)
+        assert_close(found, sorted(expected[number], key=repr))
+    assert set(card.tasks) == set(training.rows.tasks)
+
+    content = next(row.columns["text"] for row in training.rows.test)
+    tasks = [name for name, task in model.spec.tasks.items() if task.kind.modality == "text"]
+    params = {name: model.spec.tasks[name].kind.params() for name in tasks}
+    passes = model.passes
+    model.forward(model.collate([model.prepare(content, params)]), {name: np.arange(1) for name in tasks})
+    assert model.passes == passes + 1
+    head = transformers.AutoModelForTokenClassification.from_pretrained(training.out / "heads" / "places")
+    own = load_file(training.out / "backbone" / "model.safetensors")
+    assert torch.equal(head.bert.embeddings.word_embeddings.weight, own["embeddings.word_embeddings.weight"])
+
+
+def assert_close(some: Any, others: Any) -> None:
+    """Numbers that passed through other sums may differ in their last digits."""
+    if isinstance(some, float | np.floating):
+        assert some == pytest.approx(others, abs=2e-5)
+    elif isinstance(some, list | dict):
+        assert len(some) == len(others)
+        pairs = zip(some, others, strict=True) if isinstance(some, list) else ((v, others[k]) for k, v in some.items())
+        for one, other in pairs:
+            assert_close(one, other)
+    else:
+        assert some == others
+
+
+def test_losses_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
+    """A row's loss is what transformers computes for this row alone."""
+    path = recipe(folder, tmp_path / "losses", ALL_KINDS)
+    training = training_run.prepare(recipe_file.load(path), resume=False)
+    subject = training_run.subject_of(training)
+    recipe_ = msgspec.structs.replace(training_run.loop_recipe(training), weights=dict.fromkeys(subject.tasks, 1.0))
+    network = subject.build(recipe_).eval()
+    examples = subject.examples("train", "cpu")
+    batch = examples.batch(examples.places()[:1])
+    with torch.no_grad():
+        tallies = dict(zip(subject.tasks, network(**batch)[1].tolist(), strict=True))
+    inputs = {name.removeprefix("input/"): tensor for name, tensor in batch.items() if name.startswith("input/")}
+    for number, (name, labels) in enumerate(_labels(batch).items()):
+        task = network.tasks[list(subject.tasks).index(name)]
+        module: Any = task.module
+        module.bert = network.encoder.backbone
+        rows_ = batch[f"of/{name}"].flatten()
+        own = {key: tensor[rows_][:, : _length(tensor[rows_], labels)] for key, tensor in inputs.items()}
+        with torch.no_grad():
+            assert float(module(**own, **labels).loss) == pytest.approx(tallies[name][1], rel=1e-4), number
+
+
+def _labels(batch: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    first, last = batch["to/where"].unbind(1)
+    return {
+        "place": {"labels": batch["to/place"]},
+        "places": {"labels": batch["to/places"]},
+        "where": {"start_positions": first, "end_positions": last},
+    }
+
+
+def _length(tensor: torch.Tensor, labels: dict[str, torch.Tensor]) -> int:
+    return labels["labels"].shape[1] if labels.get("labels", torch.zeros(1)).ndim == 2 else tensor.shape[1]
+
+
+def test_a_folder_with_a_training_is_not_taken(folder: Path, tmp_path: Path) -> None:
+    """Another training would overwrite it, or go on with other rows."""
+    path = recipe(folder, tmp_path / "twice", '[tasks.mood]\nkind = "classification"\nlabel = "mood"\n', "steps = 1")
+    trained(path)
+    with pytest.raises(ConfigurationError, match="has a training; add --resume"):
+        training_run.prepare(recipe_file.load(path), resume=False)
+    path.write_text(path.read_text().replace("rows = 16", "rows = 8"))
+    with pytest.raises(ConfigurationError, match="made by another recipe"):
+        trained(path, resume=True)
+
+
+@pytest.mark.training
+def test_every_kind_learns(folder: Path, tmp_path: Path) -> None:
+    """From rows whose labels are told by single words."""
+    _, card = trained(recipe(folder, tmp_path / "learnt", ALL_KINDS, "steps = 500\nevaluate_every = 50\npatience = 20"))
+    scores = {name: training_run.main(task) for name, task in card.tasks.items()}
+    assert min(scores.values()) > 0.8, scores
+    assert abs(card.tasks["price"].scores["mae"]) < 5
+
+
+@pytest.mark.training
+@pytest.mark.parametrize(
+    "train",
+    [
+        "sharing = 'lora'\nhead_rate = 5e-3",
+        "sharing = 'frozen'\nhead_rate = 5e-3",
+        "precision = 'bf16'",
+        "accumulate = 4",
+        "weights = { mood = 2.0 }",
+    ],
+)
+def test_every_way_of_training_learns(folder: Path, tmp_path: Path, train: str) -> None:
+    """And its folder is served."""
+    tasks = '[tasks.mood]\nkind = "classification"\nlabel = "mood"\n'
+    training, card = trained(recipe(folder, tmp_path / "way", tasks, f"steps = 100\npatience = 20\n{train}"))
+    assert card.tasks["mood"].scores["accuracy"] > 0.8
+    found = [answer[0]["label"] for answer in answers(served(training), training, "mood")]
+    labels = [row.labels["mood"] for row in training.rows.test if "mood" in row.labels]
+    right = sum(one == other for one, other in zip(found, labels, strict=True))
+    assert right / len(labels) == pytest.approx(card.tasks["mood"].scores["accuracy"])
+    start = transformers.AutoModel.from_pretrained(folder / "encoder").state_dict()
+    backbone = load_file(training.out / "backbone" / "model.safetensors")
+    same = all(torch.equal(tensor, start[name]) for name, tensor in backbone.items())
+    assert same is ("frozen" in train)
+    assert not [name for name in backbone if "lora" in name]
+
+
+@pytest.mark.training
+def test_a_killed_training_comes_to_the_same(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL between two checkpoints: `--resume` takes the steps again, and the scores are those of a whole one."""
+    train = "steps = 60\nevaluate_every = 10\ncheckpoint_every = 10"
+    whole, killed = (recipe(folder, tmp_path / name, ALL_KINDS, train) for name in ("whole", "killed"))
+    command = [sys.executable, "-m", "producers.commands.main", "train", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path / "killed" / trainer.LOG
+    while process.poll() is None and (not log.is_file() or log.read_bytes().count(b"\n") < 25):
+        signal.sigtimedwait([], 0.05)
+    process.kill()
+    process.wait()
+    assert 25 <= log.read_bytes().count(b"\n") < 60
+    _, expected = trained(whole)
+    _, card = trained(killed, resume=True)
+    assert [line.step for line in trainer.read_log(tmp_path / "killed")] == [*range(1, 61)]
+    assert_close([*_scores(card)], [*_scores(expected)])
+    for name, tensor in load_file(tmp_path / "whole" / joint_checkpoint.BEST).items():
+        assert torch.allclose(tensor, load_file(tmp_path / "killed" / joint_checkpoint.BEST)[name], atol=1e-6)
+
+
+def _scores(card: TrainingCard) -> Sequence[float]:
+    return [score for task in card.tasks.values() for score in task.scores.values()]
+
+
+@pytest.mark.training
+def test_a_training_is_compared_with_others(folder: Path, tmp_path: Path) -> None:
+    """Each task alone, and all on the frozen backbone: on the same rows."""
+    tasks = "".join(f'[tasks.{name}]\nkind = "classification"\nlabel = "{name}"\n' for name in ("mood", "place"))
+    path = recipe(folder, tmp_path / "compared", tasks + 'fusion = ["mood"]\n', "steps = 100\npatience = 20")
+    training, card = trained(path)
+    whole = training_run.compare(training, card, lambda _: lambda *_: None)
+    for task in whole.tasks.values():
+        assert task.alone is not None
+        assert task.frozen is not None
+        assert task.alone > task.frozen >= (task.baseline or 0) - 0.2
+    assert msgspec.json.decode((tmp_path / "compared" / "card.json").read_bytes(), type=TrainingCard) == whole
+
+
+@pytest.mark.training
+def test_two_texts_long_and_short(tmp_path: Path) -> None:
+    """A backbone with byte-level tokens and without token types; long texts are cut, or read in windows."""
+    tiny_checkpoints.roberta(tmp_path / "encoder", "RobertaModel")
+    long = [dict(row, text=f"{row['text']} " * 8, entities=row["entities"]) for row in rows(60)]
+    long = [
+        dict(row, context=row["text"], answer={"text": row["place"], "start": row["text"].index(row["place"])})
+        for row in long
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long), encoding="utf-8")
+    training, card = trained(recipe(tmp_path, tmp_path / "long", ALL_KINDS, "steps = 4\nmax_tokens = 48"))
+    model = served(training)
+    assert {len(answers(model, training, name)) for name in ("places", "where")} == {card.tasks["where"].test_rows}
