@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import signal
 import statistics
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,14 @@ from typing import get_args
 import msgspec
 import pytest
 import torch
-from torch.distributed import GradBucket, checkpoint
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed import GradBucket
 from torch.futures import Future
 from torch.multiprocessing.spawn import ProcessException
 
 from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints
 from tests.conftest import free_port
+from tests.training_checkpoints import TOLERANCE, furthest, last
 from workers import settings
 from workers.batching.serving import served_models
 from workers.training.data import Example, Split
@@ -38,9 +37,6 @@ from workers.training.training_batches import best_labels
 
 STEPS = 12
 RECIPE = Recipe(steps=STEPS, rows=12, max_tokens=32, encoder_rate=1e-3, dropout=False, evaluate_every=6)
-
-#: By how much weights may differ after `STEPS` steps in which the same numbers were added up in another order.
-TOLERANCE = 1e-5
 
 WORDS = {
     "mood": {"negative": ("bad", "dull"), "positive": ("good", "fine", "moving")},
@@ -79,29 +75,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    """Return all that the last checkpoint has of a training: its weights, and the optimiser's averages."""
-    saved = joint_checkpoint.read(out)
-    assert saved is not None
-    return whole_tensors(out / saved.folder)
-
-
-def whole_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return a checkpoint's tensors, put together from the parts of its processes."""
-    reader = HuggingFaceStorageReader(str(folder))
-    found = {name: torch.empty(about.size) for name, about in reader.read_metadata().state_dict_metadata.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # there is one process
-        checkpoint.load(found, storage_reader=reader, no_dist=True)
-    return found
-
-
-def furthest(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> float:
-    """Return the largest difference of two weights, as a share of their tensor's largest value."""
-    assert some.keys() == others.keys()
-    return max(float((own - others[name]).abs().max() / max(own.abs().max(), 1e-3)) for name, own in some.items())
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +119,18 @@ def stopped_at(step: int, work: Work) -> None:
             return
 
 
-@pytest.mark.parametrize("name", ["none", "accumulated", "slow link", "layers", "halfway layers", "states", "halfway states"])
+@pytest.mark.parametrize(
+    "name", ["none", "accumulated", "slow link", "layers", "halfway layers", "states", "halfway states"]
+)
 def test_two_processes_come_to_what_one_comes_to(name: str, alone: Work, together: Mapping[str, Path]) -> None:
     """Each has half of every step's rows, or half of every layer."""
-    assert furthest(weights(alone.out), weights(together[name])) < TOLERANCE
+    assert furthest(last(alone.out), last(together[name]))[0] < TOLERANCE
 
 
 def test_micro_batches_come_to_what_one_batch_comes_to(alone: Work, tmp_path: Path) -> None:
     """Their gradients add up, so a step's rows may be more than memory holds at a time."""
     trainer.train(Process(), replace(alone, out=tmp_path, accumulate=4))
-    assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
+    assert furthest(last(alone.out), last(tmp_path))[0] < TOLERANCE
 
 
 @pytest.mark.parametrize(("bucket_mb", "hidden"), [(0.05, True), (1000.0, False)])
@@ -200,7 +175,7 @@ def test_torchrun_says_who_is_who(alone: Work, tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv(name, value)
     processes.run(trainer.train, replace(alone, out=tmp_path), count=2, device="cpu")
     assert next(trainer.read_log(tmp_path)).given_bytes > 0
-    assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
+    assert furthest(last(alone.out), last(tmp_path))[0] < TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "most_share"), [("fp16", 0.5), ("bf16", 0.5), ("powersgd", 0.4), ("topk", 0.03)])
@@ -241,7 +216,7 @@ def test_a_killed_training_goes_on(alone: Work, tmp_path: Path) -> None:
     again = trainer.train(Process(), work)
     assert [line.step for line in again] == [*range(5, STEPS + 1)]
     assert [line.step for line in trainer.read_log(tmp_path)] == [*range(1, STEPS + 1)]
-    assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
+    assert furthest(last(alone.out), last(tmp_path))[0] < TOLERANCE
 
 
 def killed_at_six(process: Process, work: Work) -> None:

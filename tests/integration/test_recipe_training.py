@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import load_file
 
 from producers.wire.errors import ConfigurationError
-from tests import tiny_checkpoints
+from tests import tiny_checkpoints, training_checkpoints
 from workers import settings
 from workers.batching.serving import served_models
 from workers.models.interface.model import Model
@@ -198,7 +198,8 @@ def test_losses_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
         module: Any = task.module
         module.bert = network.encoder.backbone
         rows_ = batch[f"of/{name}"].flatten()
-        own = {key: tensor[rows_][:, : _length(tensor[rows_], labels)] for key, tensor in inputs.items()}
+        length = int(inputs["attention_mask"][rows_].sum())  # of the only row, without padding
+        own = {key: tensor[rows_][:, :length] for key, tensor in inputs.items()}
         with torch.no_grad():
             assert float(module(**own, **labels).loss) == pytest.approx(tallies[name][1], rel=1e-4), number
 
@@ -210,10 +211,6 @@ def _labels(batch: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]
         "places": {"labels": batch["to/places"]},
         "where": {"start_positions": first, "end_positions": last},
     }
-
-
-def _length(tensor: torch.Tensor, labels: dict[str, torch.Tensor]) -> int:
-    return labels["labels"].shape[1] if labels.get("labels", torch.zeros(1)).ndim == 2 else tensor.shape[1]
 
 
 def test_a_folder_with_a_training_is_not_taken(folder: Path, tmp_path: Path) -> None:
@@ -280,8 +277,9 @@ def test_a_killed_training_comes_to_the_same(folder: Path, tmp_path: Path) -> No
     _, card = trained(killed, resume=True)
     assert [line.step for line in trainer.read_log(tmp_path / "killed")] == [*range(1, 61)]
     assert_close([*_scores(card)], [*_scores(expected)])
-    for name, tensor in load_file(tmp_path / "whole" / joint_checkpoint.BEST).items():
-        assert torch.allclose(tensor, load_file(tmp_path / "killed" / joint_checkpoint.BEST)[name], atol=1e-6)
+    best, again = (training_checkpoints.best(tmp_path / name) for name in ("whole", "killed"))
+    for name, tensor in best.items():
+        assert torch.allclose(tensor, again[name], atol=1e-6)
 
 
 def _scores(card: TrainingCard) -> Sequence[float]:

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from producers.wire.command_line import console, say
+from producers.wire.command_line import console, one_line_errors, say
+from producers.wire.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
+    from workers.training.joint.processes import Process
+    from workers.training.joint.recipe import Split
     from workers.training.joint.trainer import LogLine
+    from workers.training.recipes.recipe_file import RecipeFile
     from workers.training.recipes.training_run import TrainingCard
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The command's options, as its processes get them."""
+
+    recipe: RecipeFile
+    resume: bool
+    compare: bool
+    split: Split
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was stopped.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Train on it.")
+@click.option(
+    "--processes",
+    "count",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Train together; not with torchrun.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["rows", "layers", "states", "stages"]),
+    default="rows",
+    show_default=True,
+    help="Share out among processes: rows of a step (DDP), matrices of layers (tensor parallel), weights and their "
+    "states (FSDP), or stages of layers (pipeline).",
+)
 @click.option("--compare", is_flag=True, help="Also train each task alone, and all on the frozen backbone.")
-def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
+def train(recipe: Path, *, resume: bool, device: str, count: int, split: Split, compare: bool) -> None:
     """Train the tasks of RECIPE, a TOML file, on one shared backbone.
 
     \b
@@ -33,7 +65,36 @@ def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
     \b
         argosy train reviews.toml
         ARGOSY_FLEET=reviews/fleet.toml argosy up
+        argosy train reviews.toml --processes 2 --split states
+        torchrun --nproc-per-node 4 --no-python argosy train reviews.toml --device cuda
     """
+    from torch.multiprocessing.spawn import ProcessExitedException
+
+    from workers.training.joint import processes
+    from workers.training.recipes import recipe_file
+
+    asked = _Asked(recipe_file.load(recipe), resume or processes.restarted(), compare, split)
+    try:
+        processes.run(_take_part, asked, count=count, device=device)
+    except ProcessExitedException as error:
+        if error.exit_code > 0:  # the process has told why
+            sys.exit(error.exit_code)
+        raise ConfigurationError(f"{error}; go on from the last checkpoint by --resume") from error
+
+
+def _take_part(process: Process, asked: _Asked) -> None:
+    from workers.training.joint import processes
+    from workers.training.recipes import training_run
+
+    with one_line_errors():
+        if process.is_first:
+            _train(process, asked)
+            processes.tell(None)
+        else:
+            training_run.follow(process)
+
+
+def _train(process: Process, asked: _Asked) -> None:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -46,10 +107,10 @@ def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
     )
     from rich.text import Text
 
-    from workers.training.recipes import recipe_file, training_run
+    from workers.training.recipes import training_run
 
-    file = recipe_file.load(recipe)
-    training = training_run.prepare(file, resume=resume, device=device)
+    file = asked.recipe
+    training = training_run.prepare(file, resume=asked.resume, process=process, split=asked.split)
     rows = training.rows
     say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
     if rows.unlabelled:
@@ -62,7 +123,7 @@ def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         card = training_run.run(training, _shown(progress, file.name))
-        if compare:
+        if asked.compare:
             card = training_run.compare(training, card, lambda name: _shown(progress, name))
     console().print(_table(card))
     say(f"wrote {file.out}; serve it: ARGOSY_FLEET={file.out / 'fleet.toml'} argosy up")

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ from producers.wire.errors import ConfigurationError
 from workers.device import devices
 
 Work = TypeVar("Work")
+
+#: How long a process waits for another one, which may read rows or judge a test part meanwhile.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,24 @@ def launched_by_torchrun() -> bool:
 def is_first() -> bool:
     """Return whether this process, outside of `run`, writes the result: of torchrun's processes, the first."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def restarted() -> bool:
+    """Return whether torchrun has started its processes again, after some of them failed or left."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def tell(work: object) -> None:
+    """Send a pickled object from the first process to all others, which wait for it in `told`."""
+    if distributed.is_initialized():
+        distributed.broadcast_object_list([work], src=0)
+
+
+def told() -> Any:
+    """Return the next object that the first process sends."""
+    found: list[Any] = [None]
+    distributed.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def run(do: Callable[[Process, Work], object], work: Work, *, count: int, device: str, group: bool = False) -> None:
@@ -93,6 +115,7 @@ def _group(process: Process, meeting: str) -> Iterator[Process]:
         init_method=meeting,
         rank=process.rank,
         world_size=process.count,
+        timeout=_PATIENCE,
         device_id=torch.device(process.device) if cuda else None,
     )
     try:

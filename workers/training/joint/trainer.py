@@ -58,7 +58,7 @@ class Work:
 
 class LogLine(msgspec.Struct, frozen=True):
     """One step in the log. Losses and evaluations are by task, in the corpus's order; an evaluation is of the
-    validation part. `decoded_bytes` are of all training rows that the first process has decoded since its start.
+    validation part.
     """
 
     step: int
@@ -67,7 +67,6 @@ class LogLine(msgspec.Struct, frozen=True):
     given_bytes: int
     uncompressed_bytes: int
     accuracies: list[float] | None = None
-    decoded_bytes: int = 0
 
 
 def train(process: Process, work: Work) -> list[LogLine]:
@@ -91,7 +90,7 @@ def steps(process: Process, work: Work) -> Iterator[LogLine]:
 
 
 def _check(process: Process, work: Work) -> None:
-    layouts.check(work.split, process.count, work.corpus.shape, work.recipe)
+    layouts.check(work.split, process.count, work.corpus.shape, work.recipe.compression)
     work.recipe.check(work.corpus.tasks, process.count * work.accumulate)
 
 
@@ -141,8 +140,8 @@ class Trainer:
                 self.progress.step += 1
                 if coming is not None:
                     wait([coming])  # a tokenizer serves one thread at a time
-                given, whole, decoded = sent.given_bytes, sent.uncompressed_bytes, self.known.decoded_bytes
-                line = LogLine(self.progress.step, seconds, losses, given, whole, self._evaluation(), decoded)
+                given, whole = sent.given_bytes, sent.uncompressed_bytes
+                line = LogLine(self.progress.step, seconds, losses, given, whole, self._evaluation())
                 self._keep(line)
                 yield line
 

@@ -49,7 +49,11 @@ class TaskNetwork:
         module: Any = self.module
         getattr(module, module.base_model_prefix).output = features
         scale, shift = self.kind.units
-        return self.head.compute(call(module, inputs), inputs).float() * scale + shift
+        found = self.head.compute(call(module, inputs), inputs).float() * scale + shift
+        if not self.head.by_token:
+            return found
+        # a softmax over tokens must not depend on the padding, and so on the other rows of the batch
+        return found.masked_fill(~inputs["attention_mask"].bool().unsqueeze(-1), torch.finfo(found.dtype).min)
 
 
 class SharedNetwork(nn.Module):

@@ -1,4 +1,4 @@
-"""The rows of a training's part in an Arrow file: mapped into memory, and decoded row by row where they are computed."""
+"""The rows of a training's part in an Arrow file: mapped into memory, and decoded where they are computed."""
 
 from __future__ import annotations
 

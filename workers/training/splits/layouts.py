@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from producers.wire.errors import ConfigurationError
-from workers.training.joint.recipe import Recipe, Split
+from workers.training.joint.recipe import Compression, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,13 @@ class NetworkShape:
         return cls(config.model_type, layers, heads, inner, sharing, lower_layers)
 
 
-def check(split: Split, processes: int, shape: NetworkShape, recipe: Recipe) -> None:
+def check(split: Split, processes: int, shape: NetworkShape, compression: Compression) -> None:
     """Raise ConfigurationError for a combination that PyTorch does not split; see docs/training.md."""
     if split == "rows":
         return
     if processes == 1:
         raise _refused(f"one process has nobody to share {split} with; ask for more")
-    if recipe.compression != "none":
+    if compression != "none":
         problem = f"is of gradients that whole networks exchange; with --split {split} there are none; use none"
         raise ConfigurationError(f"compression: {problem}")
     if split == "layers":
