@@ -47,7 +47,9 @@ def _whole(folder: Path) -> dict[str, torch.Tensor]:
 def furthest(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> tuple[float, str]:
     """Return the largest difference of two trainings' weights, as a share of a tensor's largest value, and its name."""
     assert some.keys() == others.keys()
-    return max((_difference(name, own, others[name]), name) for name, own in some.items() if name.startswith("network/"))
+    return max(
+        (_difference(name, own, others[name]), name) for name, own in some.items() if name.startswith("network/")
+    )
 
 
 def _difference(name: str, own: torch.Tensor, other: torch.Tensor) -> float:

@@ -4,6 +4,7 @@ its weights are random; dropout is off where trainings are compared.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import statistics
@@ -16,6 +17,7 @@ from typing import get_args
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.distributed import GradBucket
 from torch.futures import Future
 from torch.multiprocessing.spawn import ProcessException
@@ -23,15 +25,18 @@ from torch.multiprocessing.spawn import ProcessException
 from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints
 from tests.conftest import free_port
+from tests.integration import test_recipe_training
 from tests.training_checkpoints import TOLERANCE, furthest, last
 from workers import settings
 from workers.batching.serving import served_models
 from workers.training.data import Example, Split
-from workers.training.joint import corpus, joint_checkpoint, joint_network, processes, result, trainer
+from workers.training.joint import corpus, joint_network, processes, result, trainer
 from workers.training.joint.corpus import Corpus
 from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Compression, Recipe
 from workers.training.joint.trainer import LogLine, Work
+from workers.training.recipes import recipe_file, training_run
+from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.splits import compression
 from workers.training.training_batches import best_labels
 
@@ -85,14 +90,65 @@ def alone(texts: Corpus, tmp_path_factory: pytest.TempPathFactory, one_thread: N
     return work
 
 
-def one_by_one(process: Process, works: Sequence[Work]) -> None:
-    """In one group, as starting processes takes longer than these trainings."""
-    for work in works:
-        trainer.train(process, work)
+SPLITS = ("rows", "layers", "states", "stages")
+
+SHARED_KINDS = """
+[tasks.mood]
+kind = "classification"
+label = "mood"
+[tasks.stars]
+kind = "regression"
+label = "stars"
+fusion = ["mood"]
+[tasks.places]
+kind = "token-labels"
+label = "entities"
+[tasks.where]
+kind = "answers"
+[tasks.find]
+kind = "ranking"
+negatives = 2
+"""
+
+
+def recipe_work(folder: Path, tasks: str, train: str = "") -> Work:
+    """Return the training of a recipe of `argosy train`, on a tiny encoder whose biases are not 0."""
+    encoder = tiny_checkpoints.bert(folder / "encoder", "BertModel")
+    tensors = load_file(encoder / "model.safetensors")
+    for name, tensor in tensors.items():
+        tensor.add_(0.05 * torch.randn(tensor.shape) if name.endswith("bias") else 0)
+    save_file(tensors, encoder / "model.safetensors", {"format": "pt"})
+    rows = test_recipe_training.rows(240)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings_ = f"steps = {STEPS}\nevaluate_every = {STEPS}\ndropout = false\n{train}"
+    path = test_recipe_training.recipe(folder, folder / "alone", tasks, settings_)
+    training = training_run.prepare(recipe_file.load(path), resume=False)
+    subject = training_run.subject_of(training)
+    return Work(corpus=subject, recipe=training_run.loop_recipe(training), out=training.out)
 
 
 @pytest.fixture(scope="module")
-def together(alone: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Work:
+    """A recipe's training by this very process."""
+    work = recipe_work(tmp_path_factory.mktemp("shared"), SHARED_KINDS)
+    trainer.train(Process(), work)
+    return work
+
+
+def one_by_one(process: Process, works: Sequence[Work]) -> None:
+    """In one group, as starting processes takes longer than these trainings."""
+    for work in works:
+        if work.out.name == "first half":  # the rest is another test's
+            stopped_at(STEPS // 2, work, process)
+        else:
+            trainer.train(process, work)
+        if isinstance(work.corpus, TrainedFolder):
+            (work.out / f"decoded-{process.rank}").write_text(str(work.corpus.parts["train"].decoded_bytes))
+            work.corpus.parts["train"].decoded_bytes = 0
+
+
+@pytest.fixture(scope="module")
+def together(alone: Work, shared: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of trainings by two processes, by what was special about them."""
     out = tmp_path_factory.mktemp("together")
     works = {
@@ -102,29 +158,54 @@ def together(alone: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     works["accumulated"] = replace(alone, out=out / "accumulated", accumulate=3, bucket_mb=0.05)
     works["slow link"] = replace(alone, out=out / "slow link", link_bytes_per_s=1e9)
     works["layers"] = replace(alone, out=out / "layers", split="layers")
-    works["states"] = replace(alone, out=out / "states", split="states", accumulate=2)
     # half of it by one process, the rest by two, each with its part of what the checkpoint has
     for split in ("layers", "states"):
         halfway = replace(alone, out=out / f"halfway {split}", split=split, checkpoint_every=STEPS // 2)
-        stopped_at(STEPS // 2, halfway)
+        stopped_at(STEPS // 2, replace(halfway, split="rows"), Process())
         works[halfway.out.name] = halfway
+    for split in SPLITS:
+        works[f"shared {split}"] = replace(shared, out=out / f"shared {split}", split=split)
+    works["first half"] = replace(shared, out=out / "first half", split="stages", checkpoint_every=STEPS // 2)
     processes.run(one_by_one, [*works.values()], count=2, device="cpu")
     return {name: work.out for name, work in works.items()}
 
 
-def stopped_at(step: int, work: Work) -> None:
-    """Take steps in this process until there is a checkpoint at `step`, and no further."""
-    for line in trainer.steps(Process(), replace(work, split="rows")):
+def stopped_at(step: int, work: Work, process: Process) -> None:
+    """Take steps until there is a checkpoint at `step`, and no further."""
+    for line in trainer.steps(process, work):
         if line.step == step:
             return
 
 
-@pytest.mark.parametrize(
-    "name", ["none", "accumulated", "slow link", "layers", "halfway layers", "states", "halfway states"]
-)
+@pytest.mark.parametrize("name", ["none", "accumulated", "slow link", "layers", "halfway layers", "halfway states"])
 def test_two_processes_come_to_what_one_comes_to(name: str, alone: Work, together: Mapping[str, Path]) -> None:
     """Each has half of every step's rows, or half of every layer."""
     assert furthest(last(alone.out), last(together[name]))[0] < TOLERANCE
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_comes_to_what_one_process_comes_to(split: str, shared: Work, together: Mapping[str, Path]) -> None:
+    """Of a recipe's tasks with heads of their own and of transformers, in fp32 and without dropout."""
+    assert furthest(last(shared.out), last(together[f"shared {split}"]))[0] < TOLERANCE
+    lines, others = (list(trainer.read_log(out))[-1] for out in (shared.out, together[f"shared {split}"]))
+    assert lines.accuracies == pytest.approx(others.accuracies, abs=1e-3)
+
+
+def test_one_process_goes_on_from_the_stages_of_two(shared: Work, together: Mapping[str, Path]) -> None:
+    """Each stage has written its own layers, and their averages."""
+    lines = trainer.train(Process(), replace(shared, out=together["first half"]))
+    assert [line.step for line in lines] == [*range(STEPS // 2 + 1, STEPS + 1)]
+    assert furthest(last(shared.out), last(together["first half"]))[0] < TOLERANCE
+
+
+@pytest.mark.parametrize("split", ["rows", "states"])
+def test_a_process_decodes_only_its_rows(split: str, shared: Work, together: Mapping[str, Path]) -> None:
+    """The steps are one epoch: each of two processes decodes half of it."""
+    assert isinstance(shared.corpus, TrainedFolder)
+    whole = shared.corpus.parts["train"].bytes * STEPS * shared.recipe.rows / sum(shared.corpus.stream_sizes)
+    for rank in range(2):
+        decoded = int((together[f"shared {split}"] / f"decoded-{rank}").read_text())
+        assert 0.8 / 2 * whole < decoded < 1.2 / 2 * whole
 
 
 def test_micro_batches_come_to_what_one_batch_comes_to(alone: Work, tmp_path: Path) -> None:
@@ -210,7 +291,9 @@ def test_what_is_not_sent_is_kept_for_later() -> None:
 def test_a_killed_training_goes_on(alone: Work, tmp_path: Path) -> None:
     """SIGKILL between two checkpoints: what was done since the last one is done again, and comes out the same."""
     work = replace(alone, out=tmp_path, checkpoint_every=4)
-    with pytest.raises(ProcessException):  # of the killed one, or of the other, whose exchange broke off
+    with pytest.raises(
+        (ProcessException, ConfigurationError)
+    ):  # of the killed one, or of the other, whose exchange broke off
         processes.run(killed_at_six, work, count=2, device="cpu")
     assert [line.step for line in trainer.read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
     again = trainer.train(Process(), work)
@@ -266,8 +349,9 @@ def test_rows_must_go_round(alone: Work, tmp_path: Path) -> None:
 
 
 def test_layers_need_somebody_to_share_them(alone: Work, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="one process has nobody"):
-        trainer.train(Process(), replace(alone, out=tmp_path, split="layers"))
+    for split in ("layers", "states", "stages"):
+        with pytest.raises(ConfigurationError, match=f"one process has nobody to share {split}"):
+            trainer.train(Process(), replace(alone, out=tmp_path, split=split))
 
 
 def test_weights_must_name_the_tasks(alone: Work, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from producers.wire.command_line import console, one_line_errors, say
-from producers.wire.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _TrainingOptions:
     """The command's options, as its processes get them."""
 
     recipe: RecipeFile
@@ -68,21 +66,14 @@ def train(recipe: Path, *, resume: bool, device: str, count: int, split: Split, 
         argosy train reviews.toml --processes 2 --split states
         torchrun --nproc-per-node 4 --no-python argosy train reviews.toml --device cuda
     """
-    from torch.multiprocessing.spawn import ProcessExitedException
-
     from workers.training.joint import processes
     from workers.training.recipes import recipe_file
 
-    asked = _Asked(recipe_file.load(recipe), resume or processes.restarted(), compare, split)
-    try:
-        processes.run(_take_part, asked, count=count, device=device)
-    except ProcessExitedException as error:
-        if error.exit_code > 0:  # the process has told why
-            sys.exit(error.exit_code)
-        raise ConfigurationError(f"{error}; go on from the last checkpoint by --resume") from error
+    asked = _TrainingOptions(recipe_file.load(recipe), resume or processes.restarted(), compare, split)
+    processes.run(_take_part, asked, count=count, device=device)
 
 
-def _take_part(process: Process, asked: _Asked) -> None:
+def _take_part(process: Process, asked: _TrainingOptions) -> None:
     from workers.training.joint import processes
     from workers.training.recipes import training_run
 
@@ -94,7 +85,7 @@ def _take_part(process: Process, asked: _Asked) -> None:
             training_run.follow(process)
 
 
-def _train(process: Process, asked: _Asked) -> None:
+def _train(process: Process, asked: _TrainingOptions) -> None:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

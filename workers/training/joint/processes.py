@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed, multiprocessing
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from producers.wire.errors import ConfigurationError
 from workers.device import devices
@@ -67,7 +69,8 @@ def run(do: Callable[[Process, Work], object], work: Work, *, count: int, device
     """Let `count` processes do `work`, and return when all are done. A single process, or one of torchrun's, runs it
     here.
 
-    A `group` of one runs torch.distributed too, only to test it. An exception in one process ends all.
+    A `group` of one runs torch.distributed too, only to test it. An exception in one process ends all. Raises
+    ConfigurationError if one of them was killed.
     """
     if launched_by_torchrun():
         with _group(_of_torchrun(device), "env://") as process:
@@ -80,8 +83,16 @@ def run(do: Callable[[Process, Work], object], work: Work, *, count: int, device
             if count == 1:
                 _member(0, do, work, 1, device, meeting)
             else:
-                arguments = (do, work, count, device, meeting)
-                multiprocessing.start_processes(_member, arguments, count, start_method="spawn")  # type: ignore[attr-defined, no-untyped-call]
+                _start((do, work, count, device, meeting), count)
+
+
+def _start(arguments: tuple[Any, ...], count: int) -> None:
+    try:
+        multiprocessing.start_processes(_member, arguments, count, start_method="spawn")  # type: ignore[attr-defined, no-untyped-call]
+    except ProcessExitedException as error:
+        if error.exit_code > 0:  # the process has told why
+            sys.exit(error.exit_code)
+        raise ConfigurationError(f"{error}; go on from the last checkpoint") from error
 
 
 def _of_torchrun(device: str) -> Process:

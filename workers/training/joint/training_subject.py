@@ -19,9 +19,6 @@ Part = Literal["train", "validation", "test"]
 class Examples(ABC):
     """The examples of a part, by their places, as tensors on a device."""
 
-    #: The bytes of all rows that this process has decoded from files.
-    decoded_bytes: int = 0
-
     @abstractmethod
     def places(self) -> list[Place]:
         """Return the places of all examples."""

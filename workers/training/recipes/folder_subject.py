@@ -220,11 +220,7 @@ class FolderExamples(Examples):
         return self._tensors(self._read(places))
 
     def _read(self, places: Sequence[Place]) -> list[ReadRow]:
-        found = []
-        for origin, columns, size in self._rows.at(places):
-            self.decoded_bytes += size
-            found.append(self._subject.read_columns(columns, origin))
-        return found
+        return [self._subject.read_columns(columns, origin) for origin, columns in self._rows.at(places)]
 
     def _tensors(self, rows: Sequence[ReadRow]) -> dict[str, torch.Tensor]:
         arguments, of = self._subject.collate(rows)

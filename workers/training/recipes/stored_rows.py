@@ -19,21 +19,26 @@ _CHUNK = 1024
 
 
 class StoredRows:
-    """Rows in a file. A stream has the rows with labels of the same tasks. Only the file's name is pickled."""
+    """Rows in a file. A stream has the rows with labels of the same tasks. Only the file's name is pickled.
+
+    `decoded_bytes` are the bytes of all rows that this process has decoded.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.decoded_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "decoded_bytes": 0}
 
-    def at(self, places: Sequence[Place]) -> Iterator[tuple[str, dict[str, Any], int]]:
-        """Yield each row's origin, columns and bytes."""
+    def at(self, places: Sequence[Place]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each row's origin and columns."""
         origins, rows = self._table.column("origin"), self._table.column("row")
         for stream, number in places:
             place = int(self.streams[stream][number])
             encoded = rows[place].as_buffer()
-            yield origins[place].as_py(), msgspec.msgpack.decode(encoded), encoded.size
+            self.decoded_bytes += encoded.size
+            yield origins[place].as_py(), msgspec.msgpack.decode(encoded)
 
     def sizes(self, places: Sequence[Place]) -> list[int]:
         """Return the rows' costs, without reading the rows."""

@@ -12,7 +12,7 @@ from workers.training.splits.compression import SlowLink
 from workers.training.splits.layers import Layers
 from workers.training.splits.rows import Rows
 from workers.training.splits.splitting import Splitting
-from workers.training.splits.stages import Stages
+from workers.training.splits.stages import PipelineStages
 from workers.training.splits.states import States
 
 
@@ -24,5 +24,5 @@ def split_network(
         if not distributed.is_initialized():
             return Splitting(network, process, recipe)
         return Rows(network, process, recipe, bucket_mb, link)
-    kinds = {"layers": Layers, "states": States, "stages": Stages}
+    kinds = {"layers": Layers, "states": States, "stages": PipelineStages}
     return kinds[split](network, process, recipe)

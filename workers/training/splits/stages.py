@@ -24,7 +24,7 @@ from workers.training.splits.layouts import LAYOUTS
 from workers.training.splits.splitting import Batch, Splitting
 
 
-class Stages(Splitting):
+class PipelineStages(Splitting):
     """A step has as many micro-batches as stages, or a multiple: one forward, one backward (Narayanan et al., 2019)."""
 
     def __init__(self, network: Any, process: Process, recipe: Recipe) -> None:
@@ -98,7 +98,7 @@ class Stages(Splitting):
 class _Part(nn.Module):
     """A stage as torch's pipelining calls it: with a micro-batch's number, and the output of the stage before."""
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: PipelineStages) -> None:
         super().__init__()
         self.network = stages.network
         vars(self)["stages"] = stages
@@ -109,7 +109,7 @@ class _Part(nn.Module):
         self.tallies: list[torch.Tensor] = []
 
     def forward(self, received: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
-        stages: Stages = vars(self)["stages"]
+        stages: PipelineStages = vars(self)["stages"]
         stages._received.tensor = received  # noqa: SLF001 - of the same file
         batch = self.batches[int(received if numbers is None else numbers)]
         with stages.autocast():
