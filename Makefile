@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 
 .PHONY: demo test check prose mutation bench plots install clean \
-	test-benchmarks test-celery test-clients test-faults test-folders test-gpu test-hostile test-media test-morning test-quiet test-stack test-upgrade
+	test-benchmarks test-celery test-clients test-faults test-folders test-gpu test-hostile test-media test-morning test-quiet test-stack test-training test-upgrade
 
 install: $(INSTALLED)
 
@@ -66,6 +66,10 @@ test-benchmarks: $(INSTALLED)
 # Threads that hang, links that go silent, processes that die again and again: minutes.
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m faults
+
+# Recipes of every kind: trained, killed, compared, and put into service: minutes.
+test-training: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m training
 
 # Every network call of a fleet, read by strace, while each built-in model answers (an hour: benchmarks/quiet.py).
 test-quiet: $(INSTALLED)

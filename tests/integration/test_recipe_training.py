@@ -144,7 +144,7 @@ def answers(model: Model, training: RecipeTraining, name: str) -> list[Any]:
 
 def test_the_served_answers_are_those_of_the_training(folder: Path, tmp_path: Path) -> None:
     """Of every kind, by the folder's own settings, in one pass of the backbone."""
-    training, card = trained(recipe(folder, tmp_path / "all", ALL_KINDS, "steps = 8\nevaluate_every = 4"))
+    training, card = trained(recipe(folder, tmp_path / "all", ALL_KINDS, "steps = 2\nevaluate_every = 1"))
     subject = training_run.subject_of(training)
     network = subject.build(card.recipe)
     joint_checkpoint.load_best(training.out, network)

@@ -49,7 +49,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(folder: Path, tmp_path: Path
     _, told = process.communicate()
     assert process.returncode == 0, told.decode()
     assert [line.step for line in trainer.read_log(tmp_path / "killed")] == [*range(1, 61)]
-    training, card = trained(whole)
+    _, card = trained(whole)
     scores = json.loads((tmp_path / "killed" / "card.json").read_bytes())["tasks"]["mood"]["scores"]
     assert scores == card.tasks["mood"].scores
     found, expected = (training_checkpoints.last(tmp_path / name) for name in ("killed", "whole"))

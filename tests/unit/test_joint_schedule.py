@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import chain
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,3 +52,11 @@ def test_shares_make_up_the_step(lengths: list[int], processes: int, accumulate:
     for parts in zip(*shares, strict=True):
         sizes = [len(part) for part in parts]
         assert max(sizes) - min(sizes) <= 1
+
+
+def test_streams_of_several_tasks_keep_their_share() -> None:
+    """Rows in which labels are missing by chance must not come more often because such rows are rare."""
+    by_chance = Schedule((80, 8, 8), rows=16, temperature=2.0, seed=1, tasks=((0, 1), (0,), (1,)))
+    assert by_chance.chances() == pytest.approx([80 / 96, 8 / 96, 8 / 96])
+    apart = Schedule((81, 9), rows=16, temperature=2.0, seed=1)
+    assert apart.chances() == pytest.approx([9 / 12, 3 / 12])

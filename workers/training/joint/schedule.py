@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,15 +17,24 @@ Place = tuple[int, int]
 class Schedule:
     """Steps of `rows` examples. A task's chance is its size to the power of 1 / `temperature`; its examples come
     in shuffled epochs, each example once per epoch.
+
+    `sizes` are those of streams of examples, and `tasks` has the tasks that each stream has labels of: by default, each
+    stream is a task. The chance of a stream with several is the mean of its examples' chances as examples of each task.
     """
 
     sizes: tuple[int, ...]
     rows: int
     temperature: float
     seed: int
+    tasks: tuple[tuple[int, ...], ...] = ()
 
     def chances(self) -> NDArray[np.float64]:
-        powers = np.array(self.sizes, dtype=np.float64) ** (1 / self.temperature)
+        own = self.tasks or tuple((number,) for number in range(len(self.sizes)))
+        counts: Counter[int] = Counter()
+        for size, tasks in zip(self.sizes, own, strict=True):
+            counts.update(dict.fromkeys(tasks, size))
+        each = [np.mean([counts[task] ** (1 / self.temperature - 1) for task in tasks]) for tasks in own]
+        powers = np.array(self.sizes) * np.array(each)
         chances: NDArray[np.float64] = powers / powers.sum()
         return chances
 

@@ -121,7 +121,8 @@ class Trainer:
         self.unseen = work.corpus.examples("validation", process.device)
 
     def run(self) -> Iterator[LogLine]:
-        drawn = Schedule(self.work.corpus.stream_sizes, self.recipe.rows, self.recipe.temperature, self.recipe.seed)
+        corpus, recipe = self.work.corpus, self.recipe
+        drawn = Schedule(corpus.stream_sizes, recipe.rows, recipe.temperature, recipe.seed, corpus.stream_tasks)
         if self.process.is_first:
             _cut(self.work.out / LOG, self.progress.step)
         steps = drawn.steps(self.progress.step, self.recipe.steps)

@@ -57,6 +57,11 @@ class TrainingSubject(ABC):
     def shape(self) -> NetworkShape:
         """The facts by which a split is refused."""
 
+    @property
+    def stream_tasks(self) -> tuple[tuple[int, ...], ...]:
+        """The tasks' numbers of each stream: by default, a stream for each task."""
+        return tuple((number,) for number in range(len(self.stream_sizes)))
+
     @abstractmethod
     def build(self, recipe: Recipe) -> nn.Module:
         """Return the network on the CPU: `encoder`, `heads`, and `weights` of the losses.

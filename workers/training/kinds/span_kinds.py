@@ -242,7 +242,7 @@ def _placed(text: str, context: str, start: int | None, where: str) -> LabelledS
             found = "is not in the context" if not count else f"is in the context {count} times"
             raise InvalidInput(where, f"{text[:60]!r} {found}", 'name its place: {"text": …, "start": …}')
         start = context.index(text)
-    if context[start : start + len(text)] != text:
+    if start < 0 or context[start : start + len(text)] != text:
         there = context[start : start + len(text)]
         raise InvalidInput(where, f"{text[:60]!r} is not at character {start}, but {there[:60]!r}", "correct the start")
     return LabelledSpan(start, start + len(text), text)

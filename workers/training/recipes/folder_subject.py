@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from producers.wire.errors import ConfigurationError, InvalidInput
-from workers.models.huggingface.checkpoint import loading
+from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.huggingface.checkpoint_networks import replay
 from workers.models.huggingface.text.task_attention import TaskAttention
 from workers.models.interface.model import Array, Arrays
@@ -66,6 +66,11 @@ class TrainedFolder(TrainingSubject):
 
         Raises BadRows for a row that the worker would refuse.
         """
+        checkpoint = Checkpoint(backbone, "train.backbone")
+        checkpoint.check_weights()
+        if checkpoint.config.get("is_encoder_decoder"):
+            problem = f"{backbone} is an encoder-decoder, which these kinds do not train"
+            raise ConfigurationError(f"train.backbone: {problem}; name an encoder")
         served_folder.write_settings(out, backbone, tasks)
         self.backbone, self.out, self.train, self.kinds = backbone, out, train, tasks
         self.parts: Mapping[Part, StoredRows] = {
@@ -96,6 +101,11 @@ class TrainedFolder(TrainingSubject):
     @property
     def stream_sizes(self) -> tuple[int, ...]:
         return tuple(len(stream) for stream in self.parts["train"].streams)
+
+    @property
+    def stream_tasks(self) -> tuple[tuple[int, ...], ...]:
+        names = [*self.tasks]
+        return tuple(tuple(names.index(task) for task in tasks) for tasks in self.parts["train"].tasks)
 
     def examples(self, part: Part, device: str) -> FolderExamples:
         return FolderExamples(self, self.parts[part], device)
@@ -136,16 +146,23 @@ class TrainedFolder(TrainingSubject):
         return NetworkShape.of(self.backbone, self.train.sharing)
 
     def build(self, recipe: Recipe) -> SharedNetwork:
+        with loading(self.backbone, "train.backbone"):
+            return self._build(recipe)
+
+    def _build(self, recipe: Recipe) -> SharedNetwork:
         import transformers
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         torch.manual_seed(recipe.seed)  # also for weights that the backbone lacks: all processes have the same
-        with loading(self.backbone, str(self.backbone)):
-            backbone, report = transformers.AutoModel.from_pretrained(
-                self.backbone, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-                dtype=torch.float32, output_loading_info=True,
-            )  # fmt: skip
+        backbone, report = transformers.AutoModel.from_pretrained(
+            self.backbone,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
         self._complete(backbone, sorted(report["missing_keys"]))
         modules = {kind.name: self._module(kind, backbone.config) for kind in self.kinds}
         for kind in self.kinds:

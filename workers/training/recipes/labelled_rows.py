@@ -114,19 +114,22 @@ class _Reader:
 
     def read(self, files: str | tuple[str, ...], setting: str) -> list[LabelledRow]:
         """Return a part's rows that have labels."""
-        paths = [str(self.recipe.found(file)) for file in ((files,) if isinstance(files, str) else files)]
+        paths = self.recipe.files(files)
         found: list[LabelledRow] = []
         columns: set[str] = set()
         source = Source(paths, "text", format=self.recipe.data.format)
-        for origin, row in source.plain_rows() if paths else ():
-            if isinstance(row, InvalidInput):
-                self._note(row)
-                continue
-            columns.update(row)
-            labels = self._labels(row, origin)
-            self.unlabelled += not labels
-            if labels:
-                found.append(LabelledRow(origin, row, labels))
+        try:
+            for origin, row in source.plain_rows() if paths else ():
+                if isinstance(row, InvalidInput):
+                    self._note(row)
+                    continue
+                columns.update(row)
+                labels = self._labels(row, origin)
+                self.unlabelled += not labels
+                if labels:
+                    found.append(LabelledRow(origin, row, labels))
+        except InvalidInput as error:  # a file as a whole
+            raise self.recipe.wrong(setting, str(error)) from error
         for name, task in self.tasks.items() if paths else ():
             if task.label_from not in columns:
                 there = ", ".join(sorted(columns)) or "none"

@@ -142,6 +142,11 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True):
         """Return a path of the file's, which counts from its folder."""
         return self.path.absolute().parent / Path(path).expanduser()
 
+    def files(self, given: str | tuple[str, ...]) -> list[str]:
+        """Return the paths, patterns and URLs of labelled rows."""
+        each = (given,) if isinstance(given, str) else given
+        return [name if "://" in name else str(self.found(name)) for name in each]
+
     def wrong(self, setting: str, problem: str) -> ConfigurationError:
         return ConfigurationError(f"{self.path}: {setting}: {problem}")
 

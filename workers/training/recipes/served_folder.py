@@ -27,9 +27,9 @@ from workers.training.recipes.recipe_file import RecipeFile
 
 BACKBONE, HEADS, SETTINGS = "backbone", "heads", "fleet.toml"
 
-#: Files of a backbone's folder that hold its weights, or the weights of other runtimes.
+#: Files of a backbone's folder that hold its weights, other weights, or the weights of other runtimes.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.onnx")
-_OTHER = ("onnx", "openvino", ".git", ".cache")
+_OTHER = ("adapter_*", "onnx", "openvino", ".git", ".cache")
 
 
 def write_settings(out: Path, backbone: Path, tasks: Sequence[LabelledKind]) -> None:
@@ -113,6 +113,7 @@ def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) ->
     """Write ``fleet.toml``, by which the folder is served from any place."""
     name = recipe.name
     options = _options(Path(HEADS), tasks, recipe.train.max_tokens)
+    heads = ", ".join(f"{json.dumps(task)} = {json.dumps(path)}" for task, path in options["heads"].items())
     lines = [
         "# Made by `argosy train`. Serve it: ARGOSY_FLEET=this file argosy up",
         "# Without the table [worker], the built-in models are served, too.",
@@ -124,7 +125,7 @@ def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) ->
         "",
         f"[models.{json.dumps(name)}.options]",
         *([f"max_tokens = {options['max_tokens']}"] if "max_tokens" in options else []),
-        *(["heads = { " + ", ".join(f"{task} = {json.dumps(path)}" for task, path in options["heads"].items()) + " }"]),
+        f"heads = {{ {heads} }}",
         "",
         f"[models.{json.dumps(name)}.tasks]",
         *(f"{json.dumps(task.name)} = {json.dumps(task.served)}" for task in tasks),

@@ -16,6 +16,7 @@ from workers.training.joint.schedule import Place
 from workers.training.recipes.labelled_rows import LabelledRow
 
 _CHUNK = 1024
+_TASKS = b"tasks"
 
 
 class StoredRows:
@@ -51,6 +52,11 @@ class StoredRows:
         return [np.flatnonzero(numbers == number) for number in range(int(numbers.max(initial=-1)) + 1)]
 
     @property
+    def tasks(self) -> list[list[str]]:
+        """The tasks of each stream."""
+        return msgspec.json.decode(self._table.schema.metadata[_TASKS], type=list[list[str]])
+
+    @property
     def bytes(self) -> int:
         """The bytes of all rows."""
         import pyarrow.compute
@@ -74,8 +80,9 @@ def write(path: Path, rows: Sequence[LabelledRow], sizes: Sequence[int]) -> Stor
     import pyarrow
 
     types = {"origin": pyarrow.string(), "row": pyarrow.large_binary(), "size": pyarrow.int64()}
-    schema = pyarrow.schema([*types.items(), ("stream", pyarrow.int32())])
-    streams: dict[tuple[str, ...], int] = {}
+    names = list(dict.fromkeys(tuple(row.labels) for row in rows))
+    streams = {tasks: number for number, tasks in enumerate(names)}
+    schema = pyarrow.schema([*types.items(), ("stream", pyarrow.int32())], {_TASKS: msgspec.json.encode(names)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomically(path) as part, pyarrow.OSFile(str(part), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as file:
         for start in range(0, len(rows), _CHUNK):
@@ -84,7 +91,7 @@ def write(path: Path, rows: Sequence[LabelledRow], sizes: Sequence[int]) -> Stor
                 [row.origin for row in some],
                 [msgspec.msgpack.encode(row.columns) for row in some],
                 sizes[start : start + _CHUNK],
-                [streams.setdefault(tuple(row.labels), len(streams)) for row in some],
+                [streams[tuple(row.labels)] for row in some],
             )
             arrays = [pyarrow.array(own, field.type) for own, field in zip(columns, schema, strict=True)]
             file.write_batch(pyarrow.record_batch(arrays, schema=schema))

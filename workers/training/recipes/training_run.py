@@ -135,7 +135,7 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
         steps=log[-1].step,
         seconds=round(sum(line.seconds for line in log), 1),
         recipe=recipe,
-        tasks={task.name: _result(task, training.rows, own) for task, own in zip(training.tasks, scores, strict=True)},
+        tasks={task.name: _result(training, task, own) for task, own in zip(training.tasks, scores, strict=True)},
     )
     write_card(training.out, card)
     return card
@@ -245,10 +245,10 @@ def answers(subject: TrainedFolder, network: Any, device: str = "cpu") -> Iterat
             yield examples.judged(network, [places[place] for place in batch])
 
 
-def _result(task: LabelledKind, rows: LabelledRows, scores: dict[str, float]) -> TaskResult:
-    parts = (rows.train, rows.test)
+def _result(training: RecipeTraining, task: LabelledKind, scores: dict[str, float]) -> TaskResult:
+    parts = (training.rows.train, training.rows.test)
     train, test = ([row.labels[task.name] for row in part if task.name in row.labels] for part in parts)
-    kind = type(task).__name__
+    kind = training.recipe.tasks[task.name].kind
     return TaskResult(kind, len(train), len(test), scores, task.baseline(train, test))
 
 
